@@ -1,0 +1,78 @@
+"""How many weights each layer keeps."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from ecoflap.errors import UserError, nearest
+from ecoflap.models.towers import Tower
+
+
+@dataclass(frozen=True)
+class Allocation:
+    """Integer counts, exact in total.
+
+    Attributes:
+        keep: {layer: weights to keep}, in pruning order.
+        sizes: {layer: weights}.
+        target: the sparsity that was asked for.
+        granularity: what shares one sparsity.
+    """
+
+    keep: dict[str, int]
+    sizes: dict[str, int]
+    target: float
+    granularity: str
+
+    @property
+    def sparsity(self) -> float:
+        """Realised sparsity over all layers."""
+        return 1 - sum(self.keep.values()) / sum(self.sizes.values())
+
+    def sparsity_of(self, layers: list[str]) -> float:
+        """Realised sparsity over some layers."""
+        return 1 - sum(self.keep[name] for name in layers) / sum(self.sizes[name] for name in layers)
+
+
+def keep_total(sizes: list[int], sparsity: float) -> int:
+    """floor(sum of sizes x (1 - sparsity)), with the sparsity read as the decimal that was written: 1 - 0.6 is 2/5, not 0.4 and a bit."""
+    return int(sum(sizes) * (1 - Fraction(str(sparsity))))
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Refuse a target outside [0, 1).
+
+    Raises:
+        UserError: so it is.
+    """
+    if not 0 <= sparsity < 1:
+        raise UserError(f"sparsity={sparsity} is outside [0, 1); it is the share of prunable weights to remove, such as 0.6")
+
+
+def read_allocation(path: str, towers: tuple[Tower, ...]) -> Allocation:
+    """An allocation that an earlier run saved, checked against the model.
+
+    Raises:
+        UserError: no such file, not an allocation, or made for other layers.
+    """
+    file = Path(path).expanduser()
+    try:
+        value = json.loads(file.read_text())
+        allocation = Allocation(value["keep"], value["sizes"], value["target"], value["granularity"])
+    except FileNotFoundError:
+        raise UserError(f"allocation.path={path}: there is no such file; each run with the allocate step writes allocation.json into its folder") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"allocation.path={path} is not an allocation file ({type(error).__name__}: {error})") from None
+    sizes = {layer.name: layer.size for tower in towers for layer in tower.layers}
+    for name, size in sizes.items():
+        if name not in allocation.keep:
+            raise UserError(f"allocation.path={path} has no entry for {name}; it was made for other layers (nearest: {nearest(name, allocation.keep)})")
+        if allocation.sizes.get(name) != size or not 0 <= allocation.keep[name] <= size:
+            raise UserError(f"allocation.path={path}: {name} keeps {allocation.keep[name]} of {allocation.sizes.get(name)}, but has {size} weights here")
+    unknown = next((name for name in allocation.keep if name not in sizes), None)
+    if unknown is not None:
+        raise UserError(f"allocation.path={path}: {unknown} is not a layer to prune here (nearest: {nearest(unknown, sizes)}); check towers and skip_layers")
+    return Allocation({name: allocation.keep[name] for name in sizes}, sizes, allocation.target, allocation.granularity)

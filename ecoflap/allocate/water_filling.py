@@ -1,0 +1,105 @@
+"""From scores to one sparsity per group, and from groups to layers, with exact totals (ECoFLaP's allocation rule, without its rounding defects).
+
+Each group keeps a floor of its weights (the cap on sparsity), and the rest of the budget is shared in proportion to the groups' scores:
+keep_g = min(N_g, floor_g + lambda S_g).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
+from ecoflap.errors import UserError
+from ecoflap.models.layers import Layer
+from ecoflap.models.towers import Tower
+from ecoflap.ops import proportional, water_fill
+from ecoflap.score.scores import Scores
+
+GRANULARITIES = ("layer", "block", "tower", "model")
+AGGREGATES = ("sum", "average")
+SCOPES = ("model", "tower")
+
+
+def _choose(option: str, asked: str, valid: tuple[str, ...]) -> None:
+    if asked not in valid:
+        raise UserError(f"allocation.{option}={asked} is not known; choose {', '.join(valid)}")
+
+
+@dataclass(frozen=True)
+class WaterFilling:
+    """Share the budget by score; uniform where there are no scores.
+
+    Attributes:
+        granularity: what shares one sparsity: layer, block, tower or model.
+        aggregate: a group's score is the sum of its layers' scores, or that sum per weight (average).
+        cap: the largest sparsity of any group; null for sparsity + 0.1, the paper's rule.
+        scope: one budget for the whole model, or each tower reaches the target by itself.
+        name: for people and result files.
+    """
+
+    granularity: str = "block"
+    aggregate: str = "sum"
+    cap: float | None = None
+    scope: str = "model"
+    name: str = "water_filling"
+    needs_scores: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _choose("granularity", self.granularity, GRANULARITIES)
+        _choose("aggregate", self.aggregate, AGGREGATES)
+        _choose("scope", self.scope, SCOPES)
+
+    def check(self, sparsity: float) -> None:
+        """Refuse an impossible target before any work is done.
+
+        Raises:
+            UserError: the target is outside [0, 1), or the cap below it.
+        """
+        check_sparsity(sparsity)
+        if self.cap is not None and not sparsity <= self.cap <= 1:
+            raise UserError(f"allocation.cap={self.cap} with sparsity={sparsity}: the cap is the largest sparsity of any group, between sparsity and 1")
+
+    def __call__(self, towers: tuple[Tower, ...], scores: Scores | None, sparsity: float) -> Allocation:
+        """Decide what each layer keeps.
+
+        Raises:
+            UserError: see ``check``; or all scores of a budget are zero.
+        """
+        self.check(sparsity)
+        granularity = self.granularity if scores is not None else "model"
+        keep: dict[str, int] = {}
+        for part in [towers] if self.scope == "model" else [(tower,) for tower in towers]:
+            layers = [layer for tower in part for layer in tower.layers]
+            if not layers:
+                continue
+            total = keep_total([layer.size for layer in layers], sparsity)
+            if scores is None or granularity == "model" or self.cap == sparsity:  # a cap at the target leaves nothing to share
+                keep |= _split(layers, total)
+            else:
+                keep |= self._share(self._groups(part), scores, total, sparsity)
+        return Allocation(keep, {layer.name: layer.size for tower in towers for layer in tower.layers}, sparsity, granularity)
+
+    def _groups(self, towers: tuple[Tower, ...]) -> list[list[Layer]]:
+        if self.granularity == "tower":
+            groups = [tower.layers for tower in towers]
+        elif self.granularity == "block":
+            groups = [list(block.layers) for tower in towers for block in tower.blocks]
+        else:
+            groups = [[layer] for tower in towers for layer in tower.layers]
+        return [group for group in groups if group]
+
+    def _share(self, groups: list[list[Layer]], scores: Scores, total: int, sparsity: float) -> dict[str, int]:
+        sizes = [sum(layer.size for layer in group) for group in groups]
+        sums = [sum(scores.importance[layer.name] for layer in group) for group in groups]
+        values = sums if self.aggregate == "sum" else [score / size for score, size in zip(sums, sizes, strict=True)]
+        if not any(values):
+            raise UserError(f"all scores are zero, from {groups[0][0].name} on: the loss does not depend on these layers; use score=none for a uniform sparsity")
+        cap = self.cap if self.cap is not None else min(1.0, round(sparsity + 0.1, 10))
+        kept = water_fill(sizes, values, total, cap)
+        return {name: count for group, budget in zip(groups, kept, strict=True) for name, count in _split(group, budget).items()}
+
+
+def _split(layers: list[Layer], budget: int) -> dict[str, int]:
+    """The same sparsity for every layer of a group, to the last weight."""
+    return dict(zip([layer.name for layer in layers], proportional([layer.size for layer in layers], budget), strict=True))

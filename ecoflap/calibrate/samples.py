@@ -1,0 +1,67 @@
+"""A calibration set: samples drawn once, kept on the CPU, and read by every later step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Sample = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Frozen model inputs.
+
+    Attributes:
+        name: for people and result files.
+        samples: one dict of tensors per sample, without a batch dimension.
+    """
+
+    name: str
+    samples: tuple[Sample, ...]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, count: int) -> CalibrationSet:
+        """The first ``count`` samples."""
+        return CalibrationSet(self.name, self.samples[:count])
+
+    def batches(self, size: int) -> list[dict[str, Tensor]]:
+        """The samples in batches of at most ``size``, each of one shape.
+
+        Samples of different lengths are never padded to one length: a padding token would count in every statistic, and the result would
+        depend on which samples share a batch.
+        """
+        groups: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
+        for sample in self.samples:
+            groups.setdefault(tuple(tuple(tensor.shape) for tensor in sample.values()), []).append(sample)
+        return [_stack(part) for shape in sorted(groups) for part in _split(groups[shape], size)]
+
+    def fingerprint(self) -> str:
+        """A hash of every value of every sample."""
+        digest = hashlib.blake2b(digest_size=16)
+        for sample in self.samples:
+            for name, tensor in sample.items():
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def _split(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]
+
+
+def _stack(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def draw(total: int, count: int, seed: int) -> list[int]:
+    """``count`` different indices below ``total``, the same for the same seed; all of them when there are no more."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return order[:count].tolist()

@@ -1,0 +1,73 @@
+"""Run the end of a model again and again on stored inputs: the blocks before the one that is probed return what they returned once."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.models.prunable import Batch, PrunableModel
+
+
+class SuffixRunner:
+    """Forward passes of one batch that recompute only the blocks from a given one on.
+
+    A probe in a later tower skips the earlier towers whole. Several copies of the batch, each with its own probe, share one pass.
+    """
+
+    def __init__(self, model: PrunableModel, batch: Batch) -> None:
+        """Run the batch once and store every block's output, on the model's device."""
+        self.model, self.batch = model, batch
+        self.samples = next(iter(batch.values())).shape[0]
+        self.outputs: dict[nn.Module, list[Any]] = defaultdict(list)
+        self.order: list[nn.Module] = []
+        handles = [block.module.register_forward_hook(self._store) for block in model.blocks]
+        try:
+            with torch.no_grad():
+                self.losses = model.loss(batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _store(self, module: nn.Module, _: Any, output: Any) -> None:
+        if module not in self.outputs:
+            self.order.append(module)
+        self.outputs[module].append(output)
+
+    @torch.no_grad()
+    def losses_from(self, block: nn.Module, copies: int) -> Tensor:
+        """Losses [copies, batch] of ``copies`` replicas of the batch, recomputed from ``block`` on."""
+        batch = {name: _repeat(tensor, copies) for name, tensor in self.batch.items()}
+        with self._replaying(self.order[: self.order.index(block)], copies):
+            return self.model.loss(batch).view(copies, self.samples)
+
+    @contextmanager
+    def _replaying(self, prefix: list[nn.Module], copies: int) -> Iterator[None]:
+        """Let the blocks of the prefix return their stored outputs instead of computing."""
+        try:
+            for module in prefix:
+                module.forward = self._player(self.outputs[module], copies)
+            yield
+        finally:
+            for module in prefix:
+                module.__dict__.pop("forward", None)
+
+    def _player(self, outputs: list[Any], copies: int) -> Callable[..., Any]:
+        turn = iter(outputs)
+        return lambda *_, **__: self._expand(next(turn), copies)
+
+    def _expand(self, output: Any, copies: int) -> Any:
+        """Repeat everything in a block's output that has one entry per sample; a mask or bias shared by all samples stays as it is."""
+        if isinstance(output, Tensor):
+            return _repeat(output, copies) if output.ndim > 2 and output.shape[0] == self.samples else output
+        if isinstance(output, tuple | list):
+            return type(output)(self._expand(item, copies) for item in output)
+        return output
+
+
+def _repeat(tensor: Tensor, copies: int) -> Tensor:
+    return tensor.repeat(copies, *[1] * (tensor.ndim - 1)) if copies > 1 else tensor

@@ -1,0 +1,159 @@
+"""Calibration text for language models: windows of tokens from a file, a data set, or a tensor of token ids."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoflap.calibrate.samples import CalibrationSet, draw
+from ecoflap.errors import UserError, nearest
+from ecoflap.models.prunable import PrunableModel
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """Where a text comes from: a local file, or else a split of a data set of the hub.
+
+    Attributes:
+        path: a UTF-8 text file; null for the hub.
+        dataset: hub id.
+        config: configuration of the hub data set.
+        split: its split.
+        column: the column that holds text.
+        revision: its revision.
+    """
+
+    path: str | None = None
+    dataset: str = "Salesforce/wikitext"
+    config: str = "wikitext-2-raw-v1"
+    split: str = "test"
+    column: str = "text"
+    revision: str | None = None
+
+    def read_text(self, option: str) -> str:
+        """The whole text.
+
+        Args:
+            option: the config group that asks, for the message.
+
+        Raises:
+            UserError: the file or the data set isn't there.
+        """
+        if self.path is not None:
+            return _read_file(self.path, option)
+        import datasets
+
+        try:
+            rows = datasets.load_dataset(self.dataset, self.config, split=self.split, revision=self.revision)
+        except Exception as error:
+            raise UserError(
+                f"{option}: the data set {self.dataset} ({self.config}, {self.split}) could not be read from the hub ({type(error).__name__}); "
+                f"give a local text file with {option}.path=FILE, or unset HF_HUB_OFFLINE while online"
+            ) from error
+        # WikiText keeps its line ends in the rows; perplexity tables join them with blank lines.
+        return "\n\n".join(rows[self.column])
+
+
+def _read_file(path: str, option: str) -> str:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        beside = sorted(entry.name for entry in file.parent.iterdir()) if file.parent.is_dir() else []
+        hint = f"in that folder: {nearest(file.name, beside)}" if beside else f"there is no folder {file.parent}"
+        raise UserError(f"{option}.path={path}: there is no such file; {hint}")
+    return file.read_text(encoding="utf-8")
+
+
+def tokenize(tokenizer: Any, text: str) -> Tensor:
+    """The text as one row of token ids, [tokens], without special tokens."""
+    return tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
+
+
+def windows(tokens: Tensor, length: int, option: str) -> Tensor:
+    """Cut [tokens] into non-overlapping rows [rows, length]; what is left over is dropped.
+
+    Raises:
+        UserError: the text is shorter than one row.
+    """
+    rows = len(tokens) // length
+    if rows == 0:
+        raise UserError(f"{option}.sequence_length={length} is more than the {len(tokens)} tokens of the text; give a longer text or a smaller length")
+    return tokens[: rows * length].view(rows, length)
+
+
+def read_token_rows(path: str, key: str, option: str, vocabulary: int) -> Tensor:
+    """An integer tensor [rows, tokens] from a safetensors file.
+
+    Raises:
+        UserError: no such file or key, the wrong type or rank, or a token outside the vocabulary.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"{option}.path={path}: there is no such file; give a safetensors file with an integer tensor [rows, tokens]")
+    try:
+        with safe_open(file, "pt") as content:
+            keys = list(content.keys())
+            if key not in keys:
+                raise UserError(f"{option}.key={key}: {path} holds {nearest(key, keys)}")
+            tokens = content.get_tensor(key)
+    except SafetensorError as error:
+        raise UserError(f"{option}.path={path} is not a safetensors file ({error})") from None
+    if tokens.ndim != 2 or tokens.is_floating_point():
+        raise UserError(f"{option}.key={key} is {tokens.dtype} {list(tokens.shape)}; token ids are an integer tensor [rows, tokens]")
+    if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
+        raise UserError(f"{option}.key={key} holds ids from {int(tokens.min())} to {int(tokens.max())}; the model has a vocabulary of {vocabulary}")
+    return tokens.long()
+
+
+def vocabulary_of(model: PrunableModel) -> int:
+    """Number of token ids that the model's input embedding knows."""
+    return model.module.get_input_embeddings().num_embeddings
+
+
+@dataclass(frozen=True)
+class Text(TextSource):
+    """Random windows of a text.
+
+    Attributes:
+        samples: number of windows.
+        sequence_length: tokens per window.
+        name: for people and result files.
+    """
+
+    split: str = "train"
+    samples: int = 128
+    sequence_length: int = 512
+    name: str = "text"
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw the windows."""
+        rows = windows(tokenize(model.processor, self.read_text("calibration")), self.sequence_length, "calibration")
+        chosen = rows[draw(len(rows), self.samples, seed)]
+        return CalibrationSet(self.name, tuple({"input_ids": row} for row in chosen))
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """Rows of token ids that somebody has already drawn.
+
+    Attributes:
+        path: a safetensors file.
+        key: the name of an integer tensor [rows, tokens] in it.
+        samples: how many rows, from the first; null for all.
+        name: for people and result files.
+    """
+
+    path: str
+    key: str
+    samples: int | None = None
+    name: str = "token_file"
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Read the rows, in their order: a frozen draw is not drawn again."""
+        rows = read_token_rows(self.path, self.key, "calibration", vocabulary_of(model))
+        return CalibrationSet(self.name, tuple({"input_ids": row} for row in rows[: self.samples].contiguous()))

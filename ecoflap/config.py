@@ -1,0 +1,92 @@
+"""The run's config: typed, checked before any work, and light to import (no torch), so that ``--help`` answers at once."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ecoflap.errors import UserError, nearest
+
+STEPS = ("calibrate", "score", "allocate", "prune", "evaluate")
+
+
+@dataclass
+class RunConfig:
+    """What ``main.py`` runs; the groups (model, score, ...) are the dataclasses that their ``_target_`` names.
+
+    Attributes:
+        sparsity: share of the prunable weights to remove, in [0, 1).
+        seed: of every random draw.
+        towers: the towers to prune; null for all but the Q-Former.
+        skip_layers: regular expressions of layers to leave dense.
+        steps: which steps to run, in order.
+        batch_size: samples per forward pass of the fine stage.
+        device: auto, cpu, cuda, cuda:1, ...
+        inspect: only print what would be pruned.
+        cache: folder of the stage store.
+        cache_mode: use, refresh, readonly or off.
+    """
+
+    model: Any = MISSING
+    calibration: Any = MISSING
+    score: Any = MISSING
+    allocation: Any = MISSING
+    pruner: Any = MISSING
+    task: Any = MISSING
+    tracking: Any = MISSING
+    sparsity: float = MISSING
+    seed: int = 0
+    towers: list[str] | None = None
+    skip_layers: list[str] = field(default_factory=list)
+    steps: list[str] = field(default_factory=lambda: list(STEPS))
+    batch_size: int = 16
+    device: str = "auto"
+    inspect: bool = False
+    cache: str = "outputs/cache"
+    cache_mode: str = "use"
+
+
+def register() -> None:
+    """Make ``run_config`` and the ``package_file`` resolver known to Hydra."""
+    ConfigStore.instance().store(name="run_config", node=RunConfig)
+    OmegaConf.register_new_resolver("package_file", package_file, replace=True)
+
+
+def package_file(path: str) -> str:
+    """The place of a file or folder that ships inside the package."""
+    return str(Path(str(files("ecoflap"))) / path)
+
+
+def build(group: str, node: DictConfig) -> Any:
+    """Make the object that a config group describes, its values checked against the types of the dataclass that it names.
+
+    Raises:
+        UserError: an unknown key, a missing value or a wrong type; names the full key.
+    """
+    module_name, _, class_name = str(node._target_).rpartition(".")
+    target = getattr(importlib.import_module(module_name), class_name)
+    schema = OmegaConf.structured(target)
+    OmegaConf.set_readonly(schema, False)  # frozen dataclasses give read-only configs; this one is a form to fill in
+    values = OmegaConf.to_container(node, resolve=True)
+    assert isinstance(values, dict)
+    del values["_target_"]
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(schema, values))
+    except OmegaConfBaseException as error:
+        raise UserError(_explain(group, error, [str(key) for key in schema])) from None
+
+
+def _explain(group: str, error: OmegaConfBaseException, keys: list[str]) -> str:
+    key, first = f"{group}.{error.full_key}" if error.full_key else group, str(error.msg or error).splitlines()[0]
+    if "mandatory" in first:
+        return f"{key} is required: add {key}=VALUE"
+    if "not in" in first:
+        return f"{key} is no option of {group}; there are {nearest(str(error.key), keys)}"
+    return f"{key}: {first}"

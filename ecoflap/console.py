@@ -1,0 +1,111 @@
+"""What a person sees: a live progress line, log lines that do not tear it, and aligned tables.
+
+Bars and log lines share one console on stderr; tables go to stdout, so that they can be piped. Without a terminal there are no bars at all.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Item = TypeVar("Item")
+
+WIDTH_WITHOUT_TERMINAL = 240
+"""Columns for a table in a file or a pipe, where rich would assume 80 and cut the cells."""
+
+
+@cache
+def shared_console() -> Console:
+    """The one console for bars and log lines; it finds ``sys.stderr`` anew at every write."""
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
+    """Pass items through and show a live line with counts, elapsed time and time left.
+
+    Args:
+        iterable: What to go through.
+        description: What is being done, at the start of the line.
+        total: Number of items; ``len(iterable)`` where it has one, otherwise unknown.
+
+    Yields:
+        The items, unchanged. Nothing is shown when stderr is not a terminal.
+    """
+    if not sys.stderr.isatty() or shared_console().is_dumb_terminal:
+        yield from iterable
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    # Output that the user sent to a file stays there; on the same terminal it is routed around the bar.
+    with Progress(*columns, console=shared_console(), redirect_stdout=sys.stdout.isatty()) as progress:
+        yield from progress.track(iterable, total=total, description=description)
+
+
+def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Print an aligned table to stdout: numbers to the right, floats with four decimals, None as a dash.
+
+    Args:
+        title: Heading above the table.
+        columns: Heading of each column.
+        rows: One cell per column.
+    """
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    cells = [list(row) for row in rows]
+    grid = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
+    for index, column in enumerate(columns):
+        numeric = all(isinstance(row[index], int | float | None) for row in cells)
+        grid.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
+    for row in cells:
+        grid.add_row(*(Text(_cell(value)) for value in row))
+    Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL).print(grid)
+
+
+def _cell(value: Any) -> str:
+    """One cell as text."""
+    if value is None:
+        return "-"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def install_logging(level: int | str = logging.INFO) -> None:
+    """Send log lines through the shared console, so that they appear above a live bar.
+
+    Plain console handlers of the root logger are replaced, or each line would be printed twice; file handlers and their levels are left alone.
+
+    Args:
+        level: Lowest level to print, as ``logging`` takes it.
+    """
+    root = logging.getLogger()
+    for handler in list(root.handlers):
+        if type(handler) is logging.StreamHandler or isinstance(handler, ConsoleHandler):
+            root.removeHandler(handler)
+    console = ConsoleHandler(level)
+    root.addHandler(console)
+    # Only ever lowered: a file handler may want more than the screen does.
+    root.setLevel(min(root.level, console.level))
+
+
+class ConsoleHandler(logging.Handler):
+    """Prints the message alone for INFO and ``level: message`` for everything else."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Print one record on the shared console, unwrapped and without markup."""
+        try:
+            prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
+            shared_console().print(prefix + self.format(record), markup=False, highlight=False, soft_wrap=True)
+        except Exception:
+            # logging's own rule: a line that cannot be printed must not stop the program.
+            self.handleError(record)

@@ -1,0 +1,1 @@
+"""Model adapters: load, towers, loss per sample, save. One file per family."""

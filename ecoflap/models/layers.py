@@ -1,0 +1,61 @@
+"""A layer: one prunable weight matrix, seen as [rows, cols] = [outputs, inputs] however its module stores it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One weight matrix inside a block, named by its parameter name.
+
+    ``nn.Linear`` stores [rows, cols]; GPT-2's ``Conv1D`` stores the transpose. Everything above this class sees [rows, cols] only.
+    """
+
+    name: str
+    module: nn.Module
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """The parameter as the module stores it."""
+        weight = self.module.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the module stores [cols, rows]."""
+        return isinstance(self.module, Conv1D)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(rows, cols)."""
+        first, second = self.weight.shape
+        return (second, first) if self.transposed else (first, second)
+
+    @property
+    def size(self) -> int:
+        """Number of weights."""
+        return self.weight.numel()
+
+    def matrix(self) -> Tensor:
+        """A view of the weights, [rows, cols], without gradient."""
+        return self.oriented(self.weight.detach())
+
+    def oriented(self, stored: Tensor) -> Tensor:
+        """Turn a tensor between the stored orientation and [rows, cols]; its own inverse."""
+        return stored.t() if self.transposed else stored
+
+    @torch.no_grad()
+    def write(self, matrix: Tensor) -> None:
+        """Replace the weights by ``matrix`` [rows, cols], cast to the stored dtype."""
+        self.weight.copy_(self.oriented(matrix))
+
+
+def is_layer(module: nn.Module) -> bool:
+    """Whether the module holds one weight matrix that a pruner understands."""
+    return isinstance(module, nn.Linear | Conv1D) and isinstance(getattr(module, "weight", None), nn.Parameter)

@@ -1,0 +1,125 @@
+"""What all model families share when they load: dtype, device, memory check, towers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from torch import Tensor, nn
+
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.prunable import Batch, PrunableModel
+from ecoflap.models.towers import find_towers, select, skipped_weights
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Which towers and layers are pruned: the options that stand beside the model in a run's config."""
+
+    towers: list[str] | None = None
+    skip_layers: list[str] = field(default_factory=list)
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is the accelerator where there is one, else the CPU.
+
+    Raises:
+        UserError: no such device.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        torch.empty(0, device=name)
+        return torch.device(name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} is not usable here ({str(error).splitlines()[0]}); device=auto or device=cpu is") from None
+
+
+def resolve_dtype(name: str) -> torch.dtype | str:
+    """The dtype to load weights in; ``auto`` is the checkpoint's own.
+
+    Raises:
+        UserError: no such dtype.
+    """
+    if name != "auto" and name not in DTYPES:
+        raise UserError(f"model.dtype={name} is not known; choose auto, {', '.join(DTYPES)}")
+    return DTYPES.get(name, "auto")
+
+
+def require_folder(path: str, option: str = "model.path") -> str:
+    """The path, when it is a hub id or an existing folder.
+
+    Raises:
+        UserError: it looks like a folder, and isn't there.
+    """
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if looks_local and not Path(path).expanduser().is_dir():
+        raise UserError(f"{option}={path}: there is no such folder; give a folder that save_pretrained wrote, or a hub id such as org/name")
+    return str(Path(path).expanduser()) if looks_local else path
+
+
+def from_hub(load: Callable[[], Any], path: str) -> Any:
+    """Run a ``from_pretrained`` call and turn its many failures into one message that says where it looked.
+
+    Raises:
+        UserError: nothing loadable at the path.
+    """
+    try:
+        return load()
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"model.path={path} could not be loaded: {first}. Give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)") from error
+
+
+def check_fits(parameters: int, dtype: torch.dtype | str, device: torch.device) -> None:
+    """Compare the weights' bytes with free memory before anything is read.
+
+    Raises:
+        UserError: the weights alone don't fit.
+    """
+    width = dtype.itemsize if isinstance(dtype, torch.dtype) else 2
+    needed = parameters * width
+    free = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    if needed > free:
+        raise UserError(
+            f"the weights need {needed / 2**30:.1f} GiB ({parameters:,} parameters of {width} bytes) and {device} has {free / 2**30:.1f} GiB free; "
+            "use model.dtype=bfloat16, another device, or a smaller model"
+        )
+
+
+def parameters_of(model_class: Any, config: Any) -> int:
+    """Number of parameters of a config, counted on the meta device: no memory, no weights."""
+    build = getattr(model_class, "_from_config", None) or model_class.from_config
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in build(config).parameters())
+
+
+def prunable(
+    name: str,
+    module: nn.Module,
+    processor: Any,
+    loss: Callable[[nn.Module, Batch], Tensor],
+    selection: Selection,
+    towers: Mapping[str, str] | None = None,
+    prompt: str = "{}",
+) -> PrunableModel:
+    """Assemble the model that the steps work on, and refuse weights that are not finite.
+
+    Raises:
+        UserError: a tower or pattern doesn't exist.
+        NumericalError: a weight is NaN or infinite.
+    """
+    every = find_towers(module, towers)
+    chosen = select(every, selection.towers, selection.skip_layers)
+    for parameter_name, parameter in module.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise NumericalError(f"{parameter_name} of {name} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned")
+    skipped = tuple(skipped_weights(module, every, chosen))
+    return PrunableModel(name, module.eval(), every, chosen, skipped, loss, processor, prompt)

@@ -1,0 +1,104 @@
+"""What every later step sees of a model: its towers, a loss per sample, and how to save it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.models.layers import Layer
+from ecoflap.models.towers import Block, Skipped, Tower
+
+Batch = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class PrunableModel:
+    """A model with the parts that are pruned.
+
+    Attributes:
+        name: for people and result files.
+        module: the transformers model.
+        every_tower: all towers that the model has, pruned or not, in pruning order.
+        towers: the towers to prune, in pruning order.
+        skipped: the weights that stay dense, with reasons.
+        loss_function: (module, batch) -> one loss per sample, [batch].
+        processor: the tokenizer or processor that makes model inputs.
+        prompt: template of a question, with one ``{}``, for models that answer questions.
+    """
+
+    name: str
+    module: nn.Module
+    every_tower: tuple[Tower, ...]
+    towers: tuple[Tower, ...]
+    skipped: tuple[Skipped, ...]
+    loss_function: Callable[[nn.Module, Batch], Tensor]
+    processor: Any
+    prompt: str = "{}"
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers to prune, in pruning order."""
+        return [layer for tower in self.towers for layer in tower.layers]
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Every block of the model, whether it is pruned or not."""
+        return [block for tower in self.every_tower for block in tower.blocks]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.module.parameters()).device
+
+    def loss(self, batch: Batch) -> Tensor:
+        """One loss per sample, [batch], in fp32."""
+        return self.loss_function(self.module, {name: tensor.to(self.device) for name, tensor in batch.items()}).float()
+
+    def parameter_count(self) -> int:
+        """All parameters, shared ones once."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    def fingerprint(self) -> str:
+        """A hash of all weights, bit for bit."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, tensor in self.module.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint that ``from_pretrained`` loads."""
+        self.module.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+@contextmanager
+def quiet_forward(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no key-value cache and no gradients asked of any weight; everything is put back afterwards.
+
+    A cache object handed from block to block would grow at each replay and change the result.
+    """
+    training = {child: child.training for child in module.modules()}
+    gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    configs = {id(config): config for child in module.modules() if (config := getattr(child, "config", None)) is not None}
+    caching = [(config, config.use_cache) for config in configs.values() if getattr(config, "use_cache", None) is not None]
+    try:
+        module.eval()
+        module.requires_grad_(False)
+        for config, _ in caching:
+            config.use_cache = False
+        yield
+    finally:
+        for child, flag in training.items():
+            child.training = flag
+        for parameter, flag in gradients:
+            parameter.requires_grad_(flag)
+        for config, flag in caching:
+            config.use_cache = flag

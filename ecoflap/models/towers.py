@@ -1,0 +1,172 @@
+"""Find the towers of a model in its module tree, and say what is left out and why.
+
+Block paths move between releases of transformers, so nothing is hard-coded: a tower is a list of modules that hold linear weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ecoflap.errors import UserError, nearest
+from ecoflap.models.layers import Layer, is_layer
+
+ORDER = ("vision", "text", "encoder", "decoder", "language", "qformer")
+# The paper leaves the Q-Former dense: 5 % of the weights, and all information passes through it.
+LEFT_DENSE = ("qformer",)
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block: the unit that is run, pruned and cached."""
+
+    name: str
+    module: nn.Module
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """An ordered list of blocks fed by one input."""
+
+    name: str
+    path: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers of all blocks, in order."""
+        return [layer for block in self.blocks for layer in block.layers]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A weight of two or more dimensions that is not pruned, and the reason."""
+
+    name: str
+    size: int
+    reason: str
+
+
+def block_lists(module: nn.Module) -> dict[str, nn.ModuleList]:
+    """Every outermost list of modules that hold linear weights, by path."""
+    found: dict[str, nn.ModuleList] = {}
+    for path, child in module.named_modules():
+        inside = any(path.startswith(f"{outer}.") for outer in found)
+        if isinstance(child, nn.ModuleList) and len(child) and not inside and any(is_layer(part) for part in child[0].modules()):
+            found[path] = child
+    return found
+
+
+def name_towers(paths: Sequence[str]) -> dict[str, str]:
+    """Give each block list a tower name from its path: {tower: path}, in pruning order."""
+    both = any("encoder" in path.split(".") for path in paths) and any("decoder" in path.split(".") for path in paths)
+    names: dict[str, str] = {}
+    for path in paths:
+        parts = path.split(".")
+        if "qformer" in parts:
+            name = "qformer"
+        elif re.search("vision|visual", path):
+            name = "vision"
+        elif both and "decoder" in parts:
+            name = "decoder"
+        elif both and "encoder" in parts:
+            name = "encoder"
+        elif len(paths) > 1 and re.search("text_model|text_encoder", path):
+            name = "text"
+        else:
+            name = "language"
+        names[path if name in names else name] = path
+    return dict(sorted(names.items(), key=lambda item: ORDER.index(item[0]) if item[0] in ORDER else len(ORDER)))
+
+
+def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> tuple[Tower, ...]:
+    """All towers of a model, in pruning order.
+
+    Args:
+        module: the model.
+        wanted: {tower: path of its block list} where a config names them; found from the tree otherwise.
+
+    Raises:
+        UserError: a named path is no list of blocks, or the model has none.
+    """
+    lists = block_lists(module)
+    if not lists:
+        raise UserError(f"no towers found: {type(module).__name__} has no list of blocks that hold linear weights")
+    for tower, path in (wanted or {}).items():
+        if path not in lists:
+            raise UserError(f"model.towers.{tower}={path} is not a list of blocks of {type(module).__name__}; found: {nearest(path, lists)}")
+    seen: set[int] = set()
+    return tuple(_tower(name, path, lists[path], seen) for name, path in dict(wanted or name_towers(list(lists))).items())
+
+
+def _tower(name: str, path: str, blocks: nn.ModuleList, seen: set[int]) -> Tower:
+    """Collect the layers of each block; a weight that an earlier layer already owns is not a layer of its own."""
+    found = []
+    for index, block in enumerate(blocks):
+        layers = []
+        for child_name, child in block.named_modules():
+            if is_layer(child) and id(child.weight) not in seen:
+                seen.add(id(child.weight))
+                layers.append(Layer(f"{path}.{index}.{child_name}.weight", child))
+        found.append(Block(f"{path}.{index}", block, tuple(layers)))
+    return Tower(name, path, tuple(found))
+
+
+def select(towers: Sequence[Tower], names: Sequence[str] | None, skip_layers: Sequence[str] = ()) -> tuple[Tower, ...]:
+    """The towers to prune, without the layers whose name matches a ``skip_layers`` pattern.
+
+    Raises:
+        UserError: a tower is unknown, a pattern matches nothing or is no pattern, or nothing is left.
+    """
+    by_name = {tower.name: tower for tower in towers}
+    for name in names or ():
+        if name not in by_name:
+            raise UserError(f"towers={list(names or ())}: there is no tower {name!r}; this model has {', '.join(by_name)}")
+    chosen = [by_name[name] for name in by_name if (name in names if names is not None else name not in LEFT_DENSE)]
+    all_names = [layer.name for tower in chosen for layer in tower.layers]
+    for pattern in skip_layers:
+        try:
+            matched = any(re.search(pattern, name) for name in all_names)
+        except re.error as error:
+            raise UserError(f"skip_layers: {pattern!r} is not a regular expression ({error})") from None
+        if not matched:
+            raise UserError(f"skip_layers: {pattern!r} matches none of the {len(all_names)} layers; the nearest: {nearest(pattern, all_names)}")
+    result = tuple(_without(tower, skip_layers) for tower in chosen)
+    if not any(tower.layers for tower in result):
+        raise UserError(f"towers={names}, skip_layers={list(skip_layers)} leave no layer to prune")
+    return result
+
+
+def _without(tower: Tower, patterns: Sequence[str]) -> Tower:
+    keep = lambda layer: not any(re.search(pattern, layer.name) for pattern in patterns)  # noqa: E731
+    return Tower(tower.name, tower.path, tuple(Block(b.name, b.module, tuple(filter(keep, b.layers))) for b in tower.blocks))
+
+
+def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[Tower]) -> list[Skipped]:
+    """Each weight of two or more dimensions that is not pruned, with the reason."""
+    pruned = {id(layer.weight) for tower in chosen for layer in tower.layers}
+    left = {id(layer.weight): tower.name for tower in every for layer in tower.layers}
+    chosen_names = {tower.name for tower in chosen}
+    owners: dict[int, nn.Module] = {}
+    for child in module.modules():
+        for parameter in child.parameters(recurse=False):
+            owners.setdefault(id(parameter), child)
+    result = []
+    for name, parameter in module.named_parameters():
+        if parameter.ndim < 2 or id(parameter) in pruned:
+            continue
+        tower, owner = left.get(id(parameter)), owners[id(parameter)]
+        if tower is not None:
+            reason = "matches skip_layers" if tower in chosen_names else f"tower {tower} is left dense"
+        elif isinstance(owner, nn.Embedding):
+            reason = "embedding"
+        elif is_layer(owner):
+            reason = "outside the blocks"
+        else:
+            reason = type(owner).__name__
+        result.append(Skipped(name, parameter.numel(), reason))
+    return result

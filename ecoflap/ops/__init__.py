@@ -1,0 +1,28 @@
+"""The mathematics of pruning as pure functions on tensors: masks with exact counts, the Wanda metric, the SparseGPT solve and the factored Hessian it
+needs, the water-filling of a budget of weights, and noise with a purpose. Nothing here reads config or files, logs, or knows what a model is, so each
+file can be read, used and tested by itself.
+"""
+
+from ecoflap.ops.hessian import InverseFactor, NotPositiveDefiniteError, inverse_factor
+from ecoflap.ops.noise import gaussian, seed_for
+from ecoflap.ops.selection import select_in_matrix, select_in_rows, select_n_of_m
+from ecoflap.ops.sparsegpt import Solution, solve_with_factor, sparsegpt_solve
+from ecoflap.ops.wanda import wanda_metric
+from ecoflap.ops.water_filling import proportional, water_fill
+
+__all__ = [
+    "InverseFactor",
+    "NotPositiveDefiniteError",
+    "Solution",
+    "gaussian",
+    "inverse_factor",
+    "proportional",
+    "seed_for",
+    "select_in_matrix",
+    "select_in_rows",
+    "select_n_of_m",
+    "solve_with_factor",
+    "sparsegpt_solve",
+    "wanda_metric",
+    "water_fill",
+]

@@ -1,0 +1,100 @@
+"""Damping and factoring the layer Hessian H = c X^T X that SparseGPT needs, once for all layers that read the same input X [tokens, cols].
+
+SparseGPT uses the upper factor U of the inverse, inv(H) = U^T U (Frantar and Alistarh 2023, section 3.3). Row j of U holds what the solve needs when
+columns 0..j-1 are already final: U_jj^2 is the j-th diagonal of the inverse of the trailing Hessian.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+SMALLEST_ESCALATION = 1e-4  # where escalation starts when no damping was asked for: ten times zero is still zero
+LARGEST_DAMPING = 1.0  # beyond the mean diagonal the damping, not the data, decides
+
+
+class NotPositiveDefiniteError(ValueError):
+    """The Hessian could not be factored at any damping."""
+
+
+class InverseFactor(NamedTuple):
+    """The factored inverse of one damped Hessian.
+
+    Attributes:
+        upper: U [cols, cols], upper triangular fp32, with inv(H + damping * mean(diag H) * I) = U^T U.
+        dead: columns whose input is always zero [cols], boolean.
+        damping: the damping used, a fraction of the mean diagonal; larger than asked when the first factorisation failed.
+    """
+
+    upper: Tensor
+    dead: Tensor
+    damping: float
+
+
+def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
+    """Damp a Hessian and factor its inverse, with more damping each time that fails.
+
+    Dead columns (zero diagonal) get a diagonal of 1, and count as such in the mean, as in the published code. A failed factorisation is tried again
+    with ten times the damping, until one attempt at 1 or more has failed too.
+
+    Args:
+        hessian: symmetric positive semi-definite [cols, cols], any floating dtype; its scale does not matter.
+        damping: fraction of the mean diagonal added to the diagonal, 0 or more.
+
+    Returns:
+        The factor, the dead columns and the damping that was used.
+
+    Raises:
+        ValueError: the Hessian is not square or not finite, or the damping is negative or not finite.
+        NotPositiveDefiniteError: no damping on the way up to 1 made the Hessian positive definite.
+    """
+    _check(hessian, damping)
+    diagonal = hessian.diagonal().to(torch.float32)
+    dead = diagonal == 0
+    diagonal = diagonal.masked_fill(dead, 1.0)
+    for attempt in _escalation(damping):
+        upper = _upper_inverse_factor(hessian, diagonal + attempt * diagonal.mean())
+        if upper is not None:
+            return InverseFactor(upper, dead, attempt)
+    raise NotPositiveDefiniteError(
+        f"the Hessian [{len(hessian)}, {len(hessian)}] is not positive definite even with damping {attempt:g} of its mean diagonal "
+        f"{float(diagonal.mean()):.3g}; check that it is a symmetric Gram matrix accumulated in fp32, or use more calibration tokens"
+    )
+
+
+def _upper_inverse_factor(hessian: Tensor, diagonal: Tensor) -> Tensor | None:
+    """Factor the inverse of `hessian` [cols, cols] with its diagonal replaced by `diagonal` [cols]; None if that is not positive definite.
+
+    With the order of the columns reversed, H = L L^T gives inv(H) = inv(L)^T inv(L), and reversing inv(L) back makes it upper triangular.
+    One Cholesky and one triangular inverse instead of Cholesky, inverse, Cholesky: cheaper, and the inverse is never formed and so never indefinite.
+    """
+    reversed_hessian = hessian.to(torch.float32).flip(0, 1)  # a copy: the caller's Hessian stays as it is
+    reversed_hessian.diagonal().copy_(diagonal.flip(0))
+    lower, failed_at = torch.linalg.cholesky_ex(reversed_hessian)
+    if failed_at.item():
+        return None
+    identity = torch.eye(len(hessian), dtype=torch.float32, device=hessian.device)
+    upper = torch.linalg.solve_triangular(lower, identity, upper=False).flip(0, 1)
+    return upper if upper.isfinite().all() else None
+
+
+def _escalation(damping: float) -> Iterator[float]:
+    """The dampings to try, ascending: tenfold steps that end with the first one of at least LARGEST_DAMPING."""
+    yield damping
+    while damping < LARGEST_DAMPING:
+        damping = max(10 * damping, SMALLEST_ESCALATION)
+        yield damping
+
+
+def _check(hessian: Tensor, damping: float) -> None:
+    if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1] or hessian.numel() == 0:
+        raise ValueError(f"a Hessian must be a square matrix [cols, cols]; found shape {tuple(hessian.shape)}")
+    if not (math.isfinite(damping) and damping >= 0):
+        raise ValueError(f"damping is a fraction of the mean diagonal, 0 or more (0.01 is usual); found {damping}")
+    if not hessian.isfinite().all():
+        raise ValueError(
+            f"{int((~hessian.isfinite()).sum())} of {hessian.numel()} entries of the Hessian are NaN or infinite; "
+            "check the layer's calibration inputs and accumulate in fp32"
+        )

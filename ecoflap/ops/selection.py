@@ -1,0 +1,134 @@
+"""Which weights stay: masks with exact counts, identical to a stable ascending sort but without the sort.
+
+A metric ranks the weights, and the lowest are pruned. Among equal scores the lowest index is pruned first, so a count is met exactly however many
+scores tie; dead input columns and zero weights make ties common. One rule serves matrices, rows and n:m groups: find the largest pruned score,
+prune everything strictly below it, and fill the rest of the count with the first entries that equal it.
+
+Throughout, True in a mask means that the weight is kept.
+"""
+
+import torch
+from torch import Tensor
+
+
+def select_in_matrix(metric: Tensor, keep: int) -> Tensor:
+    """Keep the `keep` highest scores of the whole matrix.
+
+    Args:
+        metric: scores [rows, cols], any real dtype; infinities are ordinary scores.
+        keep: number of weights that stay, 0 to rows * cols.
+
+    Returns:
+        Boolean mask [rows, cols] with exactly `keep` True entries.
+
+    Raises:
+        ValueError: the metric is not a matrix or holds NaN, or `keep` is out of range.
+    """
+    _check_metric(metric)
+    _check_keep(metric, keep)
+    return _keep_highest(metric.reshape(1, -1), metric.numel() - keep).reshape(metric.shape)
+
+
+def select_in_rows(metric: Tensor, keep: int) -> Tensor:
+    """Keep the highest scores of each row, `keep` in total, with counts that differ by at most one between rows.
+
+    Every row keeps keep // rows. The keep % rows weights left over go, one each, to the rows whose best pruned score is highest (ties: lowest row).
+    When nothing is left over this is the per-row rule of Wanda (Sun et al. 2024, section 3).
+
+    Args:
+        metric: scores [rows, cols], any real dtype; infinities are ordinary scores.
+        keep: number of weights of the whole matrix that stay, 0 to rows * cols.
+
+    Returns:
+        Boolean mask [rows, cols] with exactly `keep` True entries.
+
+    Raises:
+        ValueError: the metric is not a matrix or holds NaN, or `keep` is out of range.
+    """
+    _check_metric(metric)
+    _check_keep(metric, keep)
+    rows, cols = metric.shape
+    each, extra = divmod(keep, rows)
+    return _keep_highest(metric, cols - each, spared_groups=extra)
+
+
+def select_n_of_m(metric: Tensor, n: int, m: int) -> Tensor:
+    """Keep the n highest scores in every m consecutive columns of each row.
+
+    Args:
+        metric: scores [rows, cols], any real dtype; infinities are ordinary scores.
+        n: weights kept per group, 1 to m.
+        m: columns per group; divides cols.
+
+    Returns:
+        Boolean mask [rows, cols] with exactly rows * cols * n / m True entries.
+
+    Raises:
+        ValueError: the metric is not a matrix or holds NaN, n is not in 1..m, or m does not divide cols.
+    """
+    _check_metric(metric)
+    check_n_of_m(metric.shape[1], n, m)
+    return _keep_highest(metric.reshape(-1, m), m - n).reshape(metric.shape)
+
+
+def check_n_of_m(cols: int, n: int, m: int) -> None:
+    """Refuse an n:m pattern that does not exist or does not fit a matrix.
+
+    Args:
+        cols: columns of the matrix.
+        n: weights kept per group.
+        m: columns per group.
+
+    Raises:
+        ValueError: n is not in 1..m, or m does not divide cols.
+    """
+    if not 0 < n <= m:
+        raise ValueError(f"asked to keep {n} of every {m} columns; n must be between 1 and m (2:4 and 4:8 are usual)")
+    if cols % m:
+        raise ValueError(f"asked for groups of {m} columns in a matrix of {cols} columns, which leaves {cols % m} over; m must divide {cols}")
+
+
+def _keep_highest(scores: Tensor, prune: int, spared_groups: int = 0) -> Tensor:
+    """Prune the `prune` lowest scores of each group, and one fewer in the `spared_groups` groups that would lose the most.
+
+    Args:
+        scores: [groups, items].
+        prune: items to prune per group, at least 1 when groups are spared.
+        spared_groups: number of groups that prune one item fewer.
+
+    Returns:
+        Boolean mask [groups, items], True for the items that stay.
+    """
+    if prune == 0:
+        return torch.ones_like(scores, dtype=torch.bool)
+    threshold = _order_statistic(scores, prune)
+    below = scores < threshold
+    ties_to_prune = prune - below.sum(dim=1, keepdim=True)
+    if spared_groups:
+        # At least one pruned item equals the threshold, so one fewer tie is still a valid count.
+        ties_to_prune[threshold.flatten().sort(descending=True, stable=True).indices[:spared_groups]] -= 1
+    ties = scores == threshold
+    return ~(below | (ties & (ties.cumsum(dim=1, dtype=torch.int32) <= ties_to_prune)))
+
+
+def _order_statistic(scores: Tensor, rank: int) -> Tensor:
+    """The rank-th smallest score of each group (rank from 1): scores [groups, items] -> [groups, 1].
+
+    `topk` from the nearer end; unlike `kthvalue` it is also allowed under torch.use_deterministic_algorithms on CUDA.
+    """
+    from_top = scores.shape[1] - rank + 1
+    if rank <= from_top:
+        return scores.topk(rank, dim=1, largest=False, sorted=False).values.amax(dim=1, keepdim=True)
+    return scores.topk(from_top, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+
+
+def _check_metric(metric: Tensor) -> None:
+    if metric.ndim != 2 or metric.numel() == 0:
+        raise ValueError(f"a metric must be a non-empty matrix [rows, cols]; found shape {tuple(metric.shape)}")
+    if metric.isnan().any():
+        raise ValueError(f"{int(metric.isnan().sum())} of {metric.numel()} scores are NaN; check the weight and the calibration statistics for NaN")
+
+
+def _check_keep(metric: Tensor, keep: int) -> None:
+    if not 0 <= keep <= metric.numel():
+        raise ValueError(f"asked to keep {keep} weights of a {tuple(metric.shape)} matrix; valid counts are 0 to {metric.numel()}")

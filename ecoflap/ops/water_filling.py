@@ -1,0 +1,123 @@
+"""ECoFLaP's coarse allocation: one budget of kept weights, shared among groups in proportion to their scores (Sung et al. 2024, section 3.2).
+
+Picture tanks of volume N_g, each filled to floor_g beforehand because no group may lose more than the cap; the rest of the budget flows in at rates
+proportional to the scores, and tanks that are full take no more. All arithmetic is on integers, so totals are exact for any number of weights.
+"""
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+LARGEST_DENOMINATOR = 10**9  # reads 0.7 + 0.1 = 0.7999999999999999 as 4/5, and changes no float by more than its rounding error
+
+
+def water_fill(sizes: Sequence[int], scores: Sequence[float], total: int, cap: float) -> list[int]:
+    """Share `total` kept weights among groups: keep_g = min(N_g, floor_g + lambda * S_g), with lambda such that the sum is `total`.
+
+    Fractions of a weight go to the largest remainders (ties: the lowest index). Once every group with a positive score is full, what is left goes to
+    the groups with score zero in proportion to their remaining room.
+
+    Args:
+        sizes: weights per group N_g.
+        scores: importance per group S_g, finite, 0 or more, not all zero; only their ratios matter.
+        total: weights to keep in all groups together.
+        cap: largest sparsity of any group, 0 to 1; floor_g = ceil(N_g * (1 - cap)).
+
+    Returns:
+        Weights to keep per group, floor_g <= keep_g <= N_g, with sum exactly `total`.
+
+    Raises:
+        ValueError: lengths differ, a score is unusable, the cap is not in 0..1, or the total cannot be met.
+    """
+    _check_sizes(sizes, total)
+    _check_scores(sizes, scores)
+    floors = _floors(sizes, total, cap)
+    rooms = [size - floor for size, floor in zip(sizes, floors, strict=True)]
+    extras = _fill(rooms, _as_integers(scores), total - sum(floors))
+    return [floor + extra for floor, extra in zip(floors, extras, strict=True)]
+
+
+def proportional(sizes: Sequence[int], total: int) -> list[int]:
+    """Share `total` among groups in proportion to their sizes: total * N_g / sum(N), rounded by largest remainder (ties: the lowest index).
+
+    Args:
+        sizes: weights per group N_g.
+        total: weights to keep in all groups together, at most sum(sizes).
+
+    Returns:
+        Weights to keep per group, at most N_g each, with sum exactly `total`.
+
+    Raises:
+        ValueError: there is no group, a size is negative, or the total is not in 0..sum(sizes).
+    """
+    _check_sizes(sizes, total)
+    return _share(sizes, total)
+
+
+def _fill(rooms: Sequence[int], rates: Sequence[int], budget: int) -> list[int]:
+    """Pour `budget` into groups at the given rates, none above its room: min(room_g, lambda * rate_g) in integers."""
+    extras = [0] * len(rooms)
+    filling = sorted((g for g, rate in enumerate(rates) if rate), key=lambda g: Fraction(rooms[g], rates[g]))
+    flow = sum(rates)
+    # Groups fill up in the order of room / rate. Each that does leaves a larger share for the rest, so one pass finds all of them.
+    while filling and budget * rates[filling[0]] >= rooms[filling[0]] * flow:
+        full = filling.pop(0)
+        extras[full] = rooms[full]
+        budget -= rooms[full]
+        flow -= rates[full]
+    not_full = sorted(filling) or [g for g, rate in enumerate(rates) if not rate]
+    weights = [rates[g] if filling else rooms[g] for g in not_full]
+    for g, share in zip(not_full, _share(weights, budget), strict=True):
+        extras[g] = share
+    return extras
+
+
+def _share(weights: Sequence[int], total: int) -> list[int]:
+    """Split `total` in proportion to integer weights by largest remainder; a zero weight gets nothing."""
+    whole = sum(weights)
+    if total == 0:
+        return [0] * len(weights)
+    shares = [total * weight // whole for weight in weights]
+    by_remainder = sorted(range(len(weights)), key=lambda g: -(total * weights[g] % whole))  # stable: ties stay in index order
+    for g in by_remainder[: total - sum(shares)]:
+        shares[g] += 1
+    return shares
+
+
+def _floors(sizes: Sequence[int], total: int, cap: float) -> list[int]:
+    """The fewest weights that each group must keep; an error if they alone exceed the total."""
+    if not 0 <= cap <= 1:
+        raise ValueError(f"the cap is the largest sparsity of any group, 0 to 1; found {cap}")
+    dense_part = 1 - Fraction(cap).limit_denominator(LARGEST_DENOMINATOR)
+    floors = [math.ceil(size * dense_part) for size in sizes]
+    if sum(floors) > total:
+        target = 1 - total / sum(sizes)
+        raise ValueError(
+            f"cap {cap:g} makes the groups keep {sum(floors)} weights, but the target sparsity {target:.6g} leaves only {total}; "
+            "raise the cap above the target (target + 0.1 is usual), lower the target, or allocate uniformly"
+        )
+    return floors
+
+
+def _as_integers(scores: Sequence[float]) -> list[int]:
+    """Scale scores by a power of two that makes all of them integers, without rounding."""
+    exact = [Fraction(float(score)) for score in scores]
+    scale = max(score.denominator for score in exact)
+    return [int(score * scale) for score in exact]
+
+
+def _check_sizes(sizes: Sequence[int], total: int) -> None:
+    if not sizes or min(sizes) < 0:
+        raise ValueError(f"need at least one group and no negative size; found sizes {list(sizes)}")
+    if not 0 <= total <= sum(sizes):
+        raise ValueError(f"asked to keep {total} weights, but the groups hold {sum(sizes)}; valid totals are 0 to {sum(sizes)}")
+
+
+def _check_scores(sizes: Sequence[int], scores: Sequence[float]) -> None:
+    if len(sizes) != len(scores):
+        raise ValueError(f"every group needs one size and one score; found {len(sizes)} sizes and {len(scores)} scores")
+    for index, score in enumerate(scores):
+        if not (math.isfinite(score) and score >= 0):
+            raise ValueError(f"score {index} is {score}; scores must be finite and 0 or more; check the loss on the calibration data")
+    if not any(scores):
+        raise ValueError(f"all {len(scores)} scores are 0, so there is nothing to allocate by; check the scoring step or allocate uniformly")

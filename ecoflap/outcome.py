@@ -1,0 +1,77 @@
+"""From a finished run to its record: count what was really removed, save the checkpoint, write the result, show it to the tracker."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from ecoflap.checkpoint import save_checkpoint
+from ecoflap.errors import NumericalError
+from ecoflap.models.prunable import PrunableModel
+from ecoflap.plan import Plan
+from ecoflap.prune.driver import PruneReport
+from ecoflap.results import FILE_NAME, LayerCount, Result, environment, sparsity_section
+from ecoflap.tracking import Tracker
+
+if TYPE_CHECKING:
+    from ecoflap.pipeline import Progress
+
+
+def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
+    """Verify the realised sparsity, save what was asked for, and write ``result.json`` last."""
+    counts = count_layers(model, progress.report)
+    target = None if progress.allocation is None else progress.allocation.target
+    saved = save_checkpoint(model, progress.report.masks, plan.folder) if plan.loader.save and progress.report is not None else None
+    surroundings = environment()
+    result = Result(
+        config=plan.config,
+        versions=surroundings["versions"],
+        git=surroundings["git"],
+        model={
+            "name": model.name,
+            "fingerprint": progress.fingerprint,
+            "parameters": model.parameter_count(),
+            "prunable": sum(layer.size for layer in model.layers),
+        },
+        data=_data(progress),
+        metrics=progress.metrics,
+        sparsity=sparsity_section(counts, target, model.parameter_count()),
+        steps=progress.costs,
+        checkpoint=saved,
+    )
+    result.write(plan.folder / FILE_NAME)
+    return result
+
+
+def count_layers(model: PrunableModel, report: PruneReport | None) -> dict[str, LayerCount]:
+    """Recount every layer from its weights.
+
+    Raises:
+        NumericalError: a weight that was removed is not zero.
+    """
+    counts = {}
+    for tower in model.towers:
+        for layer in tower.layers:
+            zeros, kept, error = int((layer.weight == 0).sum()), layer.size, None
+            if report is not None and layer.name in report.masks:
+                mask = report.masks[layer.name].to(layer.weight.device)
+                kept, error = int(mask.sum()), report.errors[layer.name]
+                if bool((layer.weight[~mask] != 0).any()):
+                    raise NumericalError(f"{layer.name}: weights that the mask removes are not zero; nothing was saved")
+            counts[layer.name] = LayerCount(tower.name, layer.size, kept, zeros, error)
+    return counts
+
+
+def _data(progress: Progress) -> dict[str, Any]:
+    if progress.calibration is None:
+        return {}
+    return {"calibration": {"name": progress.calibration.name, "samples": len(progress.calibration), "fingerprint": progress.calibration.fingerprint()}}
+
+
+def show_in_tracker(tracker: Tracker, result: Result) -> None:
+    """One table per step that has rows to show, and the figures of the run as its summary."""
+    tracker.log_table("steps", ["step", "seconds", "peak_memory_bytes"], [(step, *cost.values()) for step, cost in result.steps.items()])
+    layers = result.sparsity["layers"]
+    columns = ["tower", "size", "kept", "zeros", "sparsity", "error"]
+    tracker.log_table("layers", ["layer", *columns], [(name, *(layer[column] for column in columns)) for name, layer in layers.items()])
+    sparsity = {name: value for name, value in result.sparsity.items() if name != "layers"}
+    tracker.summary({"metrics": result.metrics, "sparsity": sparsity, "model": result.model})

@@ -1,0 +1,143 @@
+"""The five steps in order: calibrate, score, allocate, prune, evaluate."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from ecoflap.allocate.allocation import Allocation
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.errors import UserError
+from ecoflap.models.loading import resolve_device
+from ecoflap.models.prunable import PrunableModel
+from ecoflap.outcome import conclude, show_in_tracker
+from ecoflap.plan import Plan, make_plan
+from ecoflap.prune.driver import PruneReport, prune
+from ecoflap.report.lines import show_allocation, show_block, show_layers, show_metrics, show_model
+from ecoflap.results import Result
+from ecoflap.score.scores import Scores
+from ecoflap.store import write_json
+from ecoflap.telemetry import measure
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """What the steps of a run have made so far; each is null until its step has run."""
+
+    fingerprint: str
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    calibration: CalibrationSet | None = None
+    scores: Scores | None = None
+    allocation: Allocation | None = None
+    report: PruneReport | None = None
+
+
+def run(config: DictConfig, folder: Path) -> Result | None:
+    """Run the steps that the config asks for, and write ``result.json`` into the folder.
+
+    Returns:
+        The result, or null when the run only inspects the model.
+
+    Raises:
+        UserError: the config asks for something that can't be done.
+        NumericalError: a NaN or an infinity appeared.
+    """
+    plan = make_plan(config, folder)
+    if config.inspect:
+        show_layers(_load(plan, {}))
+        return None
+    tracker = plan.tracking.start(plan.config, plan.name, folder)
+    failed = True
+    try:
+        result = _work(plan)
+        show_in_tracker(tracker, result)
+        failed = False
+    finally:
+        tracker.close(failed)
+    log.info("result: %s", folder / "result.json")
+    return result
+
+
+def _work(plan: Plan) -> Result:
+    """The steps. Nothing in the run's folder counts before ``result.json``, which is written last and whole."""
+    costs: dict[str, dict[str, Any]] = {}
+    model = _load(plan, costs)
+    progress = Progress(model.fingerprint(), costs)
+    evaluation = plan.task.load(model) if "evaluate" in plan.steps else None
+    if "calibrate" in plan.steps:
+        _calibrate(plan, model, progress)
+    if evaluation is not None:
+        _evaluate_dense(plan, model, evaluation, progress)
+    if "score" in plan.steps and plan.scorer is not None:
+        _score(plan, model, progress)
+    if "allocate" in plan.steps:
+        _allocate(plan, model, progress)
+    if "prune" in plan.steps:
+        _prune(plan, model, progress)
+    if "prune" in plan.steps and evaluation is not None:
+        with measure(costs, "evaluate"):
+            progress.metrics["pruned"] = {plan.task.name: evaluation(model)}
+    result = conclude(plan, model, progress)
+    if evaluation is not None:
+        show_metrics(f"{model.name} on {plan.task.name}", *(by_task[plan.task.name] for by_task in progress.metrics.values()))
+    return result
+
+
+def _load(plan: Plan, costs: dict[str, dict[str, Any]]) -> PrunableModel:
+    with measure(costs, "load"):
+        model: PrunableModel = plan.loader.load(resolve_device(plan.config["device"]), plan.selection)
+    show_model(model)
+    plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None)
+    return model
+
+
+def _calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+    with measure(progress.costs, "calibrate"):
+        progress.calibration = plan.calibrator.load(model, plan.config["seed"])
+    if not len(progress.calibration):
+        raise UserError(f"calibration={plan.calibrator.name} gave no samples; calibration.samples must be at least 1")
+    log.info("calibrate: %d samples of %s", len(progress.calibration), progress.calibration.name)
+
+
+def _evaluate_dense(plan: Plan, model: PrunableModel, evaluation: Any, progress: Progress) -> None:
+    key = {"version": 1, "model": progress.fingerprint, "task": evaluation.identity()}
+    with measure(progress.costs, "evaluate_dense"):
+        dense, _ = plan.store.get_or_compute("dense_metrics", key, lambda: evaluation(model))
+    progress.metrics["dense"] = {plan.task.name: dense}
+
+
+def _score(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+    assert progress.calibration is not None
+    calibration, seed = progress.calibration, plan.config["seed"]
+    key = {
+        "version": 1,
+        "model": progress.fingerprint,
+        "layers": [layer.name for layer in model.layers],
+        "calibration": calibration.take(plan.scorer.samples).fingerprint(),
+        "score": plan.scorer.identity(),
+        "seed": seed,
+    }
+    with measure(progress.costs, "score"):
+        value, _ = plan.store.get_or_compute("scores", key, lambda: plan.scorer(model, calibration, seed).to_json())
+    progress.scores = Scores.from_json(value)
+    write_json(plan.folder / "scores.json", value)
+
+
+def _allocate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+    with measure(progress.costs, "allocate"):
+        progress.allocation = plan.allocator(model.towers, progress.scores, plan.config["sparsity"])
+    write_json(plan.folder / "allocation.json", asdict(progress.allocation))
+    show_allocation(model, progress.allocation)
+
+
+def _prune(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+    assert progress.allocation is not None
+    with measure(progress.costs, "prune"):
+        progress.report = prune(model, progress.calibration, plan.pruner, progress.allocation, plan.config["batch_size"], show_block)

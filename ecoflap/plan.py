@@ -1,0 +1,126 @@
+"""A run before it starts: every part built from its config group, everything refused that can be refused without the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ecoflap.allocate.allocation import check_sparsity
+from ecoflap.config import STEPS, build
+from ecoflap.errors import UserError
+from ecoflap.models.loading import Selection
+from ecoflap.prune.pruners import LayerPruner
+from ecoflap.store import Store
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The parts of a run.
+
+    Attributes:
+        config: the resolved config as plain dicts and lists.
+        folder: where the run writes.
+        loader: makes the model.
+        calibrator: draws the calibration set.
+        scorer: measures the layers; null for ``score=none`` or where the allocation needs no scores.
+        allocator: turns scores into counts.
+        pruner: decides inside a layer.
+        task: measures the model.
+        tracking: starts the tracker.
+        store: stage cache.
+    """
+
+    config: dict[str, Any]
+    folder: Path
+    loader: Any
+    calibrator: Any
+    scorer: Any
+    allocator: Any
+    pruner: LayerPruner
+    task: Any
+    tracking: Any
+    store: Store
+
+    @property
+    def steps(self) -> list[str]:
+        """The steps to run, in order."""
+        return list(self.config["steps"])
+
+    @property
+    def selection(self) -> Selection:
+        """Which towers and layers are pruned."""
+        return Selection(self.config["towers"], self.config["skip_layers"])
+
+    @property
+    def name(self) -> str:
+        """A name that a person can read: model/pruner/score/sparsity/seed."""
+        scorer = self.scorer.name if self.scorer is not None else "none"
+        return f"{self.loader.name}/{self.pruner.name}/{scorer}/s{self.config['sparsity']:g}/seed{self.config['seed']}"
+
+
+def make_plan(config: DictConfig, folder: Path) -> Plan:
+    """Build the parts.
+
+    Raises:
+        UserError: a value is impossible, whatever the model.
+    """
+    values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    parts = {group: build(group, config[group]) for group in ("model", "calibration", "allocation", "pruner", "task", "tracking")}
+    allocator = parts["allocation"]
+    check_sparsity(config.sparsity)
+    allocator.check(config.sparsity)
+    if config.batch_size < 1:
+        raise UserError(f"batch_size={config.batch_size} must be at least 1")
+    plan = Plan(
+        config=values,
+        folder=folder,
+        loader=parts["model"],
+        calibrator=parts["calibration"],
+        scorer=build("score", config.score) if "_target_" in config.score and allocator.needs_scores else None,
+        allocator=allocator,
+        pruner=parts["pruner"],
+        task=parts["task"],
+        tracking=parts["tracking"],
+        store=make_store(config.cache, config.cache_mode),
+    )
+    check_steps(plan)
+    return plan
+
+
+def make_store(folder: str, mode: str) -> Store:
+    """The stage cache.
+
+    Raises:
+        UserError: no such mode.
+    """
+    try:
+        return Store(Path(folder), mode)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(f"cache_mode={mode}: {error}") from None
+
+
+def check_steps(plan: Plan) -> None:
+    """Refuse steps that are unknown, out of order, or lack what they read.
+
+    Raises:
+        UserError: so they are.
+    """
+    steps = plan.steps
+    for step in steps:
+        if step not in STEPS:
+            raise UserError(f"steps={steps}: there is no step {step!r}; the steps are {', '.join(STEPS)}")
+    if not steps or steps != [step for step in STEPS if step in steps]:
+        raise UserError(f"steps={steps} must be some of {', '.join(STEPS)}, each once and in this order")
+    needs = {
+        "score": "calibrate" if plan.scorer is not None else None,
+        "allocate": "score" if plan.scorer is not None else None,
+        "prune": "allocate",
+    }
+    for step, needed in needs.items():
+        if step in steps and needed is not None and needed not in steps:
+            raise UserError(f"steps={steps}: {step} needs {needed}; add it (or use score=none, or allocation=file with an earlier run's allocation.json)")
+    if "prune" in steps and plan.pruner.statistic is not None and "calibrate" not in steps:
+        raise UserError(f"steps={steps}: pruner={plan.pruner.name} looks at data, so prune needs calibrate; add it")

@@ -1,0 +1,1 @@
+"""The fine stage: remove weights, layer by layer, at the allocated counts."""

@@ -1,0 +1,156 @@
+"""Prune block by block: each block sees inputs from its pruned predecessors, and its own layers are measured while it is still dense."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ecoflap.allocate.allocation import Allocation
+from ecoflap.calibrate.capture import Stream, advance, capture
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.console import track
+from ecoflap.errors import NumericalError
+from ecoflap.models.layers import Layer
+from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.models.towers import Block, Tower
+from ecoflap.prune.pruners import LayerPruner, Pruned
+from ecoflap.prune.statistics import InputStatistics, Statistic
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """What happened to one block, for the line that is printed.
+
+    Attributes:
+        tower: its tower.
+        block: its name.
+        sparsity: realised.
+        error: relative output error, mean over its layers; null without data.
+        seconds: spent on it.
+    """
+
+    tower: str
+    block: str
+    sparsity: float
+    error: float | None
+    seconds: float
+
+
+@dataclass
+class PruneReport:
+    """What was removed.
+
+    Attributes:
+        masks: {layer: mask as the parameter is stored, True where kept}, on the CPU.
+        errors: {layer: sqrt(||(W' - W) X||^2 / ||W X||^2)}. Exact where a Gram matrix was gathered; for Wanda, columns are taken as uncorrelated;
+            null where no data was looked at.
+        blocks: one report per block.
+    """
+
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    errors: dict[str, float | None] = field(default_factory=dict)
+    blocks: list[BlockReport] = field(default_factory=list)
+
+
+@torch.no_grad()
+def prune(
+    model: PrunableModel,
+    calibration: CalibrationSet | None,
+    pruner: LayerPruner,
+    allocation: Allocation,
+    batch_size: int,
+    on_block: Callable[[BlockReport], None] = lambda _: None,
+) -> PruneReport:
+    """Prune every tower of the model in order, in place.
+
+    Args:
+        model: dense.
+        calibration: the samples; not needed by a pruner that looks at no data.
+        pruner: decides inside a layer.
+        allocation: how many weights each layer keeps.
+        batch_size: samples per forward pass; changes nothing beyond rounding.
+        on_block: called after each block.
+
+    Raises:
+        NumericalError: a weight or a hidden state is not finite, or a mask misses its count.
+    """
+    report = PruneReport()
+    batches = calibration.batches(batch_size) if calibration is not None and pruner.statistic is not None else []
+    work = [(tower, index) for tower in model.towers if tower.layers for index in range(len(tower.blocks))]
+    streams: list[Stream] = []
+    with quiet_forward(model.module):
+        for tower, index in track(work, "prune", total=len(work)):
+            if index == 0:
+                streams = []  # let go of the last tower's states before the next one's are made
+                streams = capture(model, tower, batches)
+            summary = _prune_block(tower, index, streams, pruner, allocation, report)
+            report.blocks.append(summary)
+            on_block(summary)
+    return report
+
+
+def _prune_block(
+    tower: Tower, index: int, streams: Sequence[Stream], pruner: LayerPruner, allocation: Allocation, report: PruneReport
+) -> BlockReport:
+    started, block = time.perf_counter(), tower.blocks[index]
+    statistics = _measure(block, index, streams, pruner)
+    for layer in block.layers:
+        _prune_layer(layer, statistics[layer] if statistics else None, pruner, allocation.keep[layer.name], report)
+    advance(block, index, streams)
+    if not all(torch.isfinite(stream.hidden).all() for stream in streams):
+        raise NumericalError(f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or a larger pruner.damping")
+    names = [layer.name for layer in block.layers]
+    errors = [error for name in names if (error := report.errors[name]) is not None]
+    return BlockReport(
+        tower.name,
+        block.name,
+        allocation.sparsity_of(names) if names else 0.0,
+        sum(errors) / len(errors) if errors else None,
+        time.perf_counter() - started,
+    )
+
+
+def _measure(block: Block, index: int, streams: Sequence[Stream], pruner: LayerPruner) -> InputStatistics | None:
+    """Run the dense block once over all batches and gather what the pruner needs."""
+    if pruner.statistic is None or not block.layers:
+        return None
+    statistics = InputStatistics(pruner.statistic)
+    with statistics.gathering(block.layers):
+        for stream in streams:
+            stream.calls[index].run(block.module, stream.hidden)
+    return statistics
+
+
+def _prune_layer(layer: Layer, statistic: Statistic | None, pruner: LayerPruner, keep: int, report: PruneReport) -> None:
+    dense = layer.matrix().clone()
+    try:
+        pruned = pruner(dense, statistic, keep)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise NumericalError(f"{layer.name}: {error}") from error
+    if pruned.note:
+        log.warning("%s: %s", layer.name, pruned.note)
+    _check(layer, pruned, keep)
+    layer.write(pruned.weight)
+    report.masks[layer.name] = layer.oriented(pruned.mask).contiguous().cpu()
+    report.errors[layer.name] = None if statistic is None else _relative_error(statistic, dense, layer.matrix())
+
+
+def _check(layer: Layer, pruned: Pruned, keep: int) -> None:
+    kept = int(pruned.mask.sum())
+    if kept != keep:
+        raise NumericalError(f"{layer.name}: the mask keeps {kept} weights and the allocation says {keep}")
+    if not torch.isfinite(pruned.weight).all():
+        raise NumericalError(f"{layer.name}: pruning made weights that are not finite; use more calibration samples or a larger pruner.damping")
+
+
+def _relative_error(statistic: Statistic, dense: Tensor, pruned: Tensor) -> float:
+    energy = statistic.output_energy(dense)
+    return math.sqrt(max(statistic.output_energy(pruned.float() - dense.float()), 0.0) / energy) if energy > 0 else 0.0

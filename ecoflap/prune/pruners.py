@@ -1,0 +1,133 @@
+"""Layer pruners: (weight, statistic of the inputs, weights to keep) -> (pruned weight, mask)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+from torch import Tensor
+
+from ecoflap.errors import UserError
+from ecoflap.ops import solve_with_factor, wanda_metric
+from ecoflap.prune.masks import MaskRule
+from ecoflap.prune.statistics import Gram, MeanSquare
+
+
+class Pruned(NamedTuple):
+    """A pruned layer.
+
+    Attributes:
+        weight: [rows, cols], exactly zero where pruned.
+        mask: [rows, cols], True where kept.
+        note: something that a person should know, or null.
+    """
+
+    weight: Tensor
+    mask: Tensor
+    note: str | None = None
+
+
+class LayerPruner(Protocol):
+    """One way to remove weights from a layer."""
+
+    name: str
+    statistic: ClassVar[type[MeanSquare] | type[Gram] | None]
+
+    @property
+    def rule(self) -> MaskRule:
+        """The mask rule."""
+
+    def __call__(self, weight: Tensor, statistic: MeanSquare | Gram | None, keep: int) -> Pruned:
+        """Prune a weight [rows, cols] to ``keep`` weights."""
+
+
+@dataclass(frozen=True)
+class Magnitude:
+    """Remove the smallest weights by absolute value; looks at no data.
+
+    Attributes:
+        mask: matrix, row or N:M.
+        name: for people and result files.
+    """
+
+    mask: str = "matrix"
+    name: str = "magnitude"
+    statistic: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        _ = self.rule
+
+    @property
+    def rule(self) -> MaskRule:
+        """The mask rule."""
+        return MaskRule.parse(self.mask, ("row", "matrix"))
+
+    def __call__(self, weight: Tensor, statistic: MeanSquare | Gram | None, keep: int) -> Pruned:
+        """Prune a weight [rows, cols]."""
+        mask = self.rule.select(weight.float().abs(), keep)
+        return Pruned(weight * mask, mask)
+
+
+@dataclass(frozen=True)
+class Wanda:
+    """Remove the weights of smallest |w| times the norm of their input column (Sun et al. 2024).
+
+    Attributes:
+        mask: row (as published), matrix or N:M.
+        name: for people and result files.
+    """
+
+    mask: str = "row"
+    name: str = "wanda"
+    statistic: ClassVar[type[MeanSquare]] = MeanSquare
+
+    def __post_init__(self) -> None:
+        _ = self.rule
+
+    @property
+    def rule(self) -> MaskRule:
+        """The mask rule."""
+        return MaskRule.parse(self.mask, ("row", "matrix"))
+
+    def __call__(self, weight: Tensor, statistic: MeanSquare | Gram | None, keep: int) -> Pruned:
+        """Prune a weight [rows, cols]."""
+        assert isinstance(statistic, MeanSquare)
+        mask = self.rule.select(wanda_metric(weight, statistic.value), keep)
+        return Pruned(weight * mask, mask)
+
+
+@dataclass(frozen=True)
+class SparseGPT:
+    """Remove weights and correct the ones that stay for the error (Frantar and Alistarh 2023).
+
+    Attributes:
+        mask: matrix (as published: chosen over all rows of each block of columns) or N:M.
+        damping: share of the mean diagonal that is added to the Hessian's diagonal.
+        block: columns per mask decision.
+        name: for people and result files.
+    """
+
+    mask: str = "matrix"
+    damping: float = 0.01
+    block: int = 128
+    name: str = "sparsegpt"
+    statistic: ClassVar[type[Gram]] = Gram
+
+    def __post_init__(self) -> None:
+        if self.damping < 0 or self.block < 1:
+            raise UserError(f"pruner.damping={self.damping}, pruner.block={self.block}: damping is at least 0 and block at least 1 (published: 0.01 and 128)")
+        _ = self.rule
+
+    @property
+    def rule(self) -> MaskRule:
+        """The mask rule."""
+        return MaskRule.parse(self.mask, ("matrix",))
+
+    def __call__(self, weight: Tensor, statistic: MeanSquare | Gram | None, keep: int) -> Pruned:
+        """Prune a weight [rows, cols]."""
+        assert isinstance(statistic, Gram)
+        factor = statistic.factor(self.damping)
+        n_of_m = self.rule.n_of_m
+        solution = solve_with_factor(weight, factor, None if n_of_m else keep, n_of_m, self.block)
+        note = f"damping raised from {self.damping:g} to {solution.damping:g}" if solution.damping > self.damping else None
+        return Pruned(solution.weight, solution.mask, note)

@@ -1,0 +1,126 @@
+"""What a pruner needs to know about the inputs of a layer, gathered while its block is dense.
+
+Layers that read the same tensor (q, k and v; gate and up) share one statistic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.errors import UserError
+from ecoflap.models.layers import Layer
+from ecoflap.ops import InverseFactor, inverse_factor
+
+
+class Statistic(Protocol):
+    """Gathered from inputs [tokens, cols], batch by batch."""
+
+    def update(self, inputs: Tensor) -> None:
+        """Take the inputs [tokens, cols] of one more batch."""
+
+    def output_energy(self, weight: Tensor) -> float:
+        """Mean over tokens of ||W x||^2 for a weight [rows, cols]; what the relative error is measured in."""
+
+
+class MeanSquare:
+    """Mean square of each input column, [cols]: the diagonal of the Gram matrix, all that Wanda needs."""
+
+    def __init__(self, cols: int, device: torch.device) -> None:
+        self.sum = torch.zeros(cols, device=device)
+        self.tokens = 0
+
+    def update(self, inputs: Tensor) -> None:
+        """Add the squares of inputs [tokens, cols]."""
+        self.sum += torch.linalg.vector_norm(inputs, dim=0, dtype=torch.float32).square()
+        self.tokens += len(inputs)
+
+    @property
+    def value(self) -> Tensor:
+        """Mean over tokens, [cols]."""
+        return self.sum / self.tokens
+
+    def output_energy(self, weight: Tensor) -> float:
+        """Mean of ||W x||^2 as if the columns of x were uncorrelated."""
+        return float((weight.float().square() @ self.value).sum())
+
+
+class Gram:
+    """Mean of x x^T over all tokens, [cols, cols], in fp32: SparseGPT's Hessian up to a factor that cancels."""
+
+    def __init__(self, cols: int, device: torch.device) -> None:
+        self.sum = torch.zeros(cols, cols, device=device)
+        self.tokens = 0
+        self._factor: InverseFactor | None = None
+
+    def update(self, inputs: Tensor) -> None:
+        """Add the outer products of inputs [tokens, cols]."""
+        inputs = inputs.float()
+        self.sum.addmm_(inputs.t(), inputs)
+        self.tokens += len(inputs)
+
+    @property
+    def value(self) -> Tensor:
+        """Mean over tokens, [cols, cols]."""
+        return self.sum / self.tokens
+
+    def factor(self, damping: float) -> InverseFactor:
+        """The factored inverse, computed once for all layers that share the input."""
+        if self._factor is None:
+            self._factor = inverse_factor(self.value, damping)
+        return self._factor
+
+    def output_energy(self, weight: Tensor) -> float:
+        """Mean of ||W x||^2, exactly."""
+        weight = weight.float()
+        return float(((weight @ self.value) * weight).sum())
+
+
+class InputStatistics:
+    """Statistics of the layers of one block, filled while the block runs under ``gathering``."""
+
+    def __init__(self, kind: type[MeanSquare] | type[Gram]) -> None:
+        self.kind = kind
+        self.of: dict[Layer, MeanSquare | Gram] = {}
+        self._leaders: set[Layer] = set()
+
+    @contextmanager
+    def gathering(self, layers: Sequence[Layer]) -> Iterator[None]:
+        """Watch the inputs of the layers."""
+        seen: list[tuple[Tensor, Layer]] = []
+
+        def watch(layer: Layer) -> Any:
+            def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+                self._see(layer, arguments[0], seen)
+
+            return hook
+
+        handles = [layer.module.register_forward_pre_hook(watch(layer)) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _see(self, layer: Layer, inputs: Tensor, seen: list[tuple[Tensor, Layer]]) -> None:
+        """Assign the layer to a statistic on its first run, and add the inputs once per statistic.
+
+        ``seen`` holds the tensors of the first run alive, so that identity means the same input and not a reused address.
+        """
+        if layer not in self.of:
+            leader = next((other for tensor, other in seen if tensor is inputs), None)
+            self.of[layer] = self.of[leader] if leader is not None else self.kind(layer.shape[1], inputs.device)
+            seen.append((inputs, layer))
+            if leader is None:
+                self._leaders.add(layer)
+        if layer in self._leaders:
+            self.of[layer].update(inputs.detach().reshape(-1, inputs.shape[-1]))
+
+    def __getitem__(self, layer: Layer) -> MeanSquare | Gram:
+        if layer not in self.of:
+            raise UserError(f"{layer.name} never ran on the calibration data, so nothing is known of its inputs; leave it out with skip_layers")
+        return self.of[layer]

@@ -1,0 +1,69 @@
+"""What a person sees while a run goes on: what will be pruned, a line per block, the sparsity per tower, dense beside pruned."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Mapping
+
+from ecoflap.allocate.allocation import Allocation
+from ecoflap.console import table
+from ecoflap.models.prunable import PrunableModel
+from ecoflap.prune.driver import BlockReport
+from ecoflap.telemetry import peak_memory_bytes
+
+log = logging.getLogger(__name__)
+
+Metrics = Mapping[str, float]
+
+
+def show_model(model: PrunableModel) -> None:
+    """The towers with their matched layers, and what is left out and why."""
+    total = model.parameter_count()
+    prunable = sum(layer.size for layer in model.layers)
+    rows = [(tower.name, tower.path, len(tower.blocks), len(tower.layers), sum(layer.size for layer in tower.layers)) for tower in model.towers]
+    title = f"{model.name}: {total:,} parameters, {prunable:,} prunable ({100 * prunable / total:.1f} %)"
+    table(title, ["tower", "blocks of", "blocks", "layers", "weights"], [(*row[:4], f"{row[4]:,}") for row in rows])
+    weights, matrices = Counter[str](), Counter[str]()
+    for skipped in model.skipped:
+        weights[skipped.reason] += skipped.size
+        matrices[skipped.reason] += 1
+    if weights:
+        table("left dense", ["reason", "tensors", "weights"], [(reason, matrices[reason], f"{size:,}") for reason, size in weights.most_common()])
+
+
+def show_layers(model: PrunableModel) -> None:
+    """Every layer with its shape, for ``inspect=true``."""
+    rows = [(tower.name, layer.name, *layer.shape, f"{layer.size:,}") for tower in model.towers for layer in tower.layers]
+    table("layers", ["tower", "layer", "rows", "cols", "weights"], rows)
+    table(
+        "left dense, one by one", ["tensor", "weights", "reason"], [(skipped.name, f"{skipped.size:,}", skipped.reason) for skipped in model.skipped]
+    )
+
+
+def show_block(block: BlockReport) -> None:
+    """One line per pruned block."""
+    error = "" if block.error is None else f"  error {block.error:.3f}"
+    log.info(
+        "%-10s %-40s sparsity %.3f%s  %.2f s  %.2f GiB", block.tower, block.block, block.sparsity, error, block.seconds, peak_memory_bytes() / 2**30
+    )
+
+
+def show_allocation(model: PrunableModel, allocation: Allocation) -> None:
+    """The allocated sparsity of each tower, with the range over its blocks."""
+    rows = []
+    for tower in model.towers:
+        if not tower.layers:
+            continue
+        blocks = [allocation.sparsity_of([layer.name for layer in block.layers]) for block in tower.blocks if block.layers]
+        rows.append((tower.name, allocation.sparsity_of([layer.name for layer in tower.layers]), min(blocks), max(blocks)))
+    rows.append(("all", allocation.sparsity, min(row[2] for row in rows), max(row[3] for row in rows)))
+    table(f"sparsity (target {allocation.target:g}, per {allocation.granularity})", ["tower", "sparsity", "least block", "most block"], rows)
+
+
+def show_metrics(task: str, dense: Metrics, pruned: Metrics | None) -> None:
+    """The result: one row per metric."""
+    if pruned is None:
+        table(task, ["metric", "dense"], list(dense.items()))
+    else:
+        table(task, ["metric", "dense", "pruned"], [(name, value, pruned[name]) for name, value in dense.items()])

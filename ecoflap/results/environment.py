@@ -1,0 +1,70 @@
+"""Where a result comes from: library versions and the commit, and a config that is safe to publish."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PACKAGES = ("ecoflap", "torch", "transformers", "tokenizers", "safetensors", "datasets", "hydra-core", "omegaconf", "numpy", "wandb")
+PROJECT = Path(__file__).resolve().parents[2]
+REDACTED = "<redacted>"
+
+# ``key`` alone is not a secret: configs name tensors with it.
+_SECRET = re.compile(r".*token|(.*[_-])?(api[_-]?key|password|secret)", re.IGNORECASE)
+
+
+def environment() -> dict[str, Any]:
+    """The ``versions`` and ``git`` fields of a result: ``Result(**environment(), ...)``."""
+    return {"versions": versions(), "git": git_state(PROJECT)}
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of every library that can change a number; None for one that is not installed."""
+    return {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}}
+
+
+def git_state(project: Path) -> dict[str, Any] | None:
+    """The commit of the project's own checkout and whether any file differs from it.
+
+    Returns:
+        ``{"commit": str, "dirty": bool}``; None outside a checkout, before the first commit, without git, and when the package is merely installed
+        somewhere inside another project's checkout.
+    """
+    top = _git(project, "rev-parse", "--show-toplevel")
+    if top is None or Path(top).resolve() != project.resolve():
+        return None
+    commit, changes = _git(project, "rev-parse", "--verify", "--quiet", "HEAD"), _git(project, "status", "--porcelain")
+    return None if commit is None else {"commit": commit, "dirty": changes != ""}
+
+
+def redact(config: Any) -> Any:
+    """A copy of a config in which the values of ``api_key``, ``*token``, ``password`` and ``secret`` are replaced; empty values and flags stay."""
+    if isinstance(config, dict):
+        return {name: REDACTED if _is_secret(name, value) else redact(value) for name, value in config.items()}
+    return [redact(value) for value in config] if isinstance(config, list) else config
+
+
+def _is_secret(name: object, value: Any) -> bool:
+    """Whether a config entry holds a secret."""
+    return value not in (None, "") and not isinstance(value, bool) and _SECRET.fullmatch(str(name)) is not None
+
+
+def _version(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(project: Path, *arguments: str) -> str | None:
+    """Output of a git command, or None when it fails; takes no lock, so that concurrent jobs do not disturb each other or the user."""
+    try:
+        command = ["git", "--no-optional-locks", "-C", str(project), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,109 @@
+"""First-order scores, from one backward pass per batch: each gradient is reduced to a number and freed as soon as it exists.
+
+With g_b the gradient of the mean loss of batch b with respect to a layer W, summed over the layer's weights w:
+
+    gradient_norm           mean_b ||g_b||
+    gradient                mean_b sum |g_b|
+    weight_gradient         mean_b sum |w| |g_b|
+    weight_gradient_square  mean_b sum w^2 g_b^2
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.console import track
+from ecoflap.errors import NumericalError, UserError, nearest
+from ecoflap.models.layers import Layer
+from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.score.scores import Average, Scores, collect
+
+MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gradient_norm": lambda w, g: g.norm(),
+    "gradient": lambda w, g: g.abs().sum(),
+    "weight_gradient": lambda w, g: (w * g).abs().sum(),
+    "weight_gradient_square": lambda w, g: (w * g).square().sum(),
+}
+
+
+@dataclass(frozen=True)
+class FirstOrder:
+    """Score every layer from its gradient.
+
+    Attributes:
+        measure: gradient_norm, gradient, weight_gradient or weight_gradient_square.
+        samples: how many samples of the calibration set are used, from the first.
+        batch_size: samples whose mean loss is differentiated; part of the score, as in the paper.
+        name: for people and result files.
+    """
+
+    measure: str = "gradient"
+    samples: int = 128
+    batch_size: int = 8
+    name: str = "first_order"
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise UserError(f"score.measure={self.measure} is not known; choose {nearest(self.measure, MEASURES)}")
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the numbers depend on."""
+        return {"name": self.name, "measure": self.measure, "samples": self.samples, "batch_size": self.batch_size}
+
+    def __call__(self, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:
+        """Measure every layer of the model's towers.
+
+        Raises:
+            NumericalError: a loss or a score is not finite.
+        """
+        averages = {layer.name: Average() for layer in model.layers}
+        batches = calibration.take(self.samples).batches(self.batch_size)
+        with quiet_forward(model.module):
+            for index, batch in enumerate(track(batches, "score", total=len(batches))):
+                count = next(iter(batch.values())).shape[0]
+
+                def reduce(layer: Layer, value: Tensor, index: int = index, count: int = count) -> None:
+                    averages[layer.name].add(value.item(), count, f"{layer.name} (batch {index})")
+
+                with streaming_gradients(model.layers, MEASURES[self.measure], reduce):
+                    loss = model.loss(batch).mean()
+                    if not torch.isfinite(loss):
+                        raise NumericalError(f"the loss of calibration batch {index} is {loss.item()}; the model or the data are damaged, or the dtype overflows")
+                    loss.backward()
+        untouched = [name for name, average in averages.items() if not average.values]
+        if untouched:
+            raise UserError(f"the loss does not depend on {len(untouched)} layers, such as {untouched[0]}; leave them out with skip_layers=['^{untouched[0]}$']")
+        return collect(self.name, averages, self.identity())
+
+
+@contextmanager
+def streaming_gradients(
+    layers: list[Layer], measure: Callable[[Tensor, Tensor], Tensor], reduce: Callable[[Layer, Tensor], None]
+) -> Iterator[None]:
+    """Ask autograd for the gradients of the layers, and hand each one's measure to ``reduce`` inside the backward pass, then free it."""
+
+    def hook(layer: Layer) -> Callable[[Tensor], None]:
+        def accumulate(weight: Tensor) -> None:
+            assert weight.grad is not None
+            reduce(layer, measure(weight.detach().float(), weight.grad.float()))
+            weight.grad = None
+
+        return accumulate
+
+    handles = [layer.weight.register_post_accumulate_grad_hook(hook(layer)) for layer in layers]
+    try:
+        for layer in layers:
+            layer.weight.requires_grad_(True)
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        for layer in layers:
+            layer.weight.grad = None

@@ -1,0 +1,71 @@
+"""What a step costs: wall-clock seconds and peak memory.
+
+With an accelerator in use the peak is the most memory that its allocator handed out; otherwise it is the process's largest resident set. Linux can
+forget the past peak, so each step gets its own figure; elsewhere the figure is the largest since the process began.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+_PROC = Path("/proc/self")
+
+
+@contextmanager
+def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[None]:
+    """Measure the body and write ``steps[step] = {"seconds": float, "peak_memory_bytes": int}``, also when the body raises.
+
+    Measures cannot be nested: an inner one forgets the peak of the outer one.
+    """
+    reset_peak_memory()
+    start = time.perf_counter()
+    try:
+        yield
+    finally:
+        steps[step] = {"seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory_bytes()}
+
+
+def reset_peak_memory() -> None:
+    """Start a new peak, on the host where Linux allows it and on the accelerator if there is one."""
+    # "5" resets VmHWM to the current resident set; see proc(5). Sandboxes may forbid it, and then the old peak stands.
+    with suppress(OSError):
+        (_PROC / "clear_refs").write_text("5")
+    if (allocator := _accelerator()) is not None:
+        allocator.reset_peak_memory_stats()
+
+
+def peak_memory_bytes() -> int:
+    """The peak since the last reset: the accelerator's if one was used, otherwise the host's."""
+    allocator = _accelerator()
+    on_accelerator = 0 if allocator is None else int(allocator.max_memory_allocated())
+    return on_accelerator or _host_peak_bytes()
+
+
+def _host_peak_bytes() -> int:
+    """The largest resident set of this process, in bytes."""
+    try:
+        line = next(line for line in (_PROC / "status").read_text().splitlines() if line.startswith("VmHWM:"))
+        return int(line.split()[1]) * 1024
+    except (OSError, StopIteration):
+        import resource
+        import sys
+
+        # KiB everywhere but on macOS, which counts bytes.
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _accelerator() -> Any | None:
+    """The torch module of the accelerator's allocator (``torch.cuda``, ``torch.xpu``, ...); None without one that keeps a peak and is in use."""
+    import torch
+
+    accelerator = getattr(torch, "accelerator", None)
+    if accelerator is None or not accelerator.is_available():
+        return None
+    module = torch.get_device_module(accelerator.current_accelerator())
+    # Before its first use a device has no statistics, and resetting them is an error.
+    in_use = getattr(module, "is_initialized", lambda: True)()
+    return module if in_use and hasattr(module, "reset_peak_memory_stats") else None

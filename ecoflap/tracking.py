@@ -1,0 +1,155 @@
+"""Experiment tracking: a view of the result record, in W&B or nowhere.
+
+A config group picks a factory (``Nothing`` or ``Wandb``); ``start`` makes the tracker inside the running job, never at import. The pipeline closes
+the tracker in a ``finally`` block.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ecoflap.results.environment import redact
+
+log = logging.getLogger(__name__)
+
+VOLATILE = ("tracking", "store", "output", "paths", "hydra", "device", "verbose")
+"""Config groups that change where or how a run happens, but not what it computes."""
+
+
+class Tracker(Protocol):
+    """Where a run's numbers are shown while and after it runs."""
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show one table."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Show the final figures of the run; nested mappings are allowed."""
+
+    def close(self, failed: bool) -> None:
+        """End the run, marked as failed or finished."""
+
+
+class NoTracker:
+    """Tracks nothing; the result record has it all."""
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Ignore a table."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Ignore the figures."""
+
+    def close(self, failed: bool) -> None:
+        """Nothing to end."""
+
+
+class WandbTracker:
+    """One W&B run: few, whole tables and a summary instead of thousands of steps."""
+
+    def __init__(
+        self,
+        project: str,
+        mode: str = "offline",
+        group: str | None = None,
+        name: str | None = None,
+        tags: Sequence[str] = (),
+        id: str | None = None,
+        config: dict[str, Any] | None = None,
+        folder: Path = Path("."),
+    ) -> None:
+        """Start the run, or take up the run with the same id: a requeued job goes on in its old place.
+
+        Args:
+            project: W&B project.
+            mode: ``offline`` (files only), ``online`` or ``disabled``.
+            group: Name shared by the runs of a sweep.
+            name: Name of this run.
+            tags: Labels to filter by.
+            id: Deterministic id, see ``run_id``.
+            config: The resolved config; secrets are redacted.
+            folder: Where the ``wandb`` folder is made.
+
+        Raises:
+            RuntimeError: W&B is not installed or could not start.
+        """
+        # W&B quietly writes to the system's temporary folder when this one does not exist.
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        try:
+            import wandb
+
+            # Annotated as Any: W&B's types name the modes one by one, and it checks them better itself.
+            where: dict[str, Any] = {"project": project, "mode": mode, "group": group, "dir": str(folder)}
+            settings = wandb.Settings(silent=True, console="off", disable_code=True)
+            what = {"id": id, "name": name, "tags": list(tags), "config": redact(config or {})}
+            self._table = wandb.Table
+            self._run = wandb.init(**where, **what, resume="allow", reinit="finish_previous", settings=settings)
+        except Exception as error:  # wandb, pydantic, protobuf and the operating system all raise their own
+            raise RuntimeError(
+                f"W&B could not start (project {project!r}, mode {mode!r}): {error}. "
+                "Run without it: tracking=none. Without a network or a login: tracking.mode=offline"
+            ) from error
+        self._mode = mode
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log one table; a column may mix numbers and empty cells."""
+        self._run.log({name: self._table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)})
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Set the run's summary figures."""
+        self._run.summary.update(dict(values))
+
+    def close(self, failed: bool) -> None:
+        """Finish the run with exit code 1 when it failed, and say where it can be seen."""
+        self._run.finish(exit_code=int(failed))
+        if self._mode == "offline":
+            log.info("W&B run kept offline; upload it with: wandb sync %s", Path(self._run.dir).parent)
+        elif self._mode == "online":
+            log.info("W&B run: %s", self._run.url)
+
+
+@dataclass
+class Nothing:
+    """Factory of ``tracking=none``."""
+
+    def start(self, config: dict[str, Any], name: str, folder: Path) -> Tracker:
+        """A tracker that does nothing."""
+        return NoTracker()
+
+
+@dataclass
+class Wandb:
+    """Factory of ``tracking=wandb``.
+
+    Attributes:
+        project: W&B project.
+        mode: ``offline`` (files only; the default, since compute nodes rarely have a network), ``online`` or ``disabled``.
+        group: Name shared by the runs of a sweep.
+        tags: Labels to filter by.
+    """
+
+    project: str = "ecoflap"
+    mode: str = "offline"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+    def start(self, config: dict[str, Any], name: str, folder: Path) -> Tracker:
+        """Start a W&B run whose id follows from the group and the config, so that a repeated job updates its run instead of adding one."""
+        identity = run_id({**config, "group": self.group})
+        return WandbTracker(self.project, self.mode, self.group, name, self.tags, identity, config, folder)
+
+
+def run_id(config: Mapping[str, Any], volatile: Collection[str] = VOLATILE) -> str:
+    """A deterministic id of 16 hexadecimal digits.
+
+    Args:
+        config: The resolved config, as JSON.
+        volatile: Top-level keys that do not count.
+    """
+    stable = {name: value for name, value in config.items() if name not in volatile}
+    canonical = json.dumps(stable, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -1,0 +1,38 @@
+"""Prune a model: python main.py [group=option ...] [key=value ...]; --help lists them."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from ecoflap import config as run_config
+from ecoflap.errors import NumericalError, UserError
+
+run_config.register()
+log = logging.getLogger(__name__)
+
+
+@hydra.main(version_base="1.3", config_path="conf", config_name="config")
+def main(config: DictConfig) -> float | None:
+    """Run one job; returns the headline metric of the pruned model, for sweepers that search."""
+    from ecoflap import console, pipeline
+
+    console.install_logging()
+    try:
+        result = pipeline.run(config, Path(HydraConfig.get().runtime.output_dir))
+    except (UserError, NumericalError) as error:
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise
+        log.error("%s", error)  # the message is the whole story, a traceback would bury it
+        sys.exit(2)
+    return result.headline() if result is not None else None
+
+
+if __name__ == "__main__":
+    main()
