@@ -86,7 +86,7 @@ class Store:
             # The value is in hand, so a full or read-only disk costs a later job some time but must not cost this one its run.
             if not self._write_failed:
                 log.warning(
-                    "cannot write to the store %s (%s): going on without it. Set store.root to a writable folder or store.mode=off", self.root, error
+                    "cannot write to the store %s (%s): going on without it. Set cache to a writable folder or cache_mode=off", self.root, error
                 )
             self._write_failed = True
             return text

@@ -18,8 +18,8 @@ from ecoflap.results.environment import redact
 
 log = logging.getLogger(__name__)
 
-VOLATILE = ("tracking", "store", "output", "paths", "hydra", "device", "verbose")
-"""Config groups that change where or how a run happens, but not what it computes."""
+VOLATILE = ("tracking", "cache", "cache_mode", "device", "inspect")
+"""Config keys that change where or how a run happens, but not what it computes."""
 
 
 class Tracker(Protocol):

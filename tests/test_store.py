@@ -111,7 +111,7 @@ def test_root_that_cannot_be_written_costs_one_warning(tmp_path: Path, caplog: p
         assert store.get_or_compute("score", KEY, lambda: 1) == (1, False)
         assert store.get_or_compute("score", {**KEY, "seed": 1}, lambda: 2) == (2, False)
     assert len(caplog.messages) == 1
-    assert "store.mode=off" in caplog.messages[0]
+    assert "cache_mode=off" in caplog.messages[0]
 
 
 def test_failure_of_the_computation_is_the_callers_and_leaves_nothing(tmp_path: Path) -> None:

@@ -120,7 +120,7 @@ def test_nothing_tracks_nothing(tmp_path: Path) -> None:
 
 
 def test_run_id_counts_what_is_computed_and_nothing_else() -> None:
-    assert run_id(CONFIG) == run_id({**dict(reversed(CONFIG.items())), "tracking": {"mode": "online"}, "store": {"root": "/elsewhere"}})
+    assert run_id(CONFIG) == run_id({**dict(reversed(CONFIG.items())), "tracking": {"mode": "online"}, "cache": "/elsewhere"})
     assert run_id(CONFIG) != run_id({**CONFIG, "seed": 1})
     assert run_id({"a": 1, "b": 2}, volatile=["b"]) == run_id({"a": 1}, volatile=[])
     assert len(run_id(CONFIG)) == 16

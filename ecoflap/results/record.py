@@ -54,6 +54,11 @@ class Result:
     steps: dict[str, dict[str, Any]]
     checkpoint: str | None = None
 
+    def headline(self) -> float | None:
+        """The first metric of the first task, of the pruned model, or of the dense one where nothing was pruned."""
+        by_task = self.metrics.get("pruned") or self.metrics.get("dense") or {}
+        return next((value for values in by_task.values() for value in values.values()), None)
+
     def to_json(self) -> dict[str, Any]:
         """The record as strict JSON: fields in their order, secrets redacted, NaN and infinities as strings."""
         fields = {**vars(self), "config": redact(self.config)}
