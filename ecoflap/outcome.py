@@ -64,7 +64,9 @@ def count_layers(model: PrunableModel, report: PruneReport | None) -> dict[str, 
 def _data(progress: Progress) -> dict[str, Any]:
     if progress.calibration is None:
         return {}
-    return {"calibration": {"name": progress.calibration.name, "samples": len(progress.calibration), "fingerprint": progress.calibration.fingerprint()}}
+    return {
+        "calibration": {"name": progress.calibration.name, "samples": len(progress.calibration), "fingerprint": progress.calibration.fingerprint()}
+    }
 
 
 def show_in_tracker(tracker: Tracker, result: Result) -> None:

@@ -121,6 +121,8 @@ def check_steps(plan: Plan) -> None:
     }
     for step, needed in needs.items():
         if step in steps and needed is not None and needed not in steps:
-            raise UserError(f"steps={steps}: {step} needs {needed}; add it (or use score=none, or allocation=file with an earlier run's allocation.json)")
+            raise UserError(
+                f"steps={steps}: {step} needs {needed}; add it (or use score=none, or allocation=file with an earlier run's allocation.json)"
+            )
     if "prune" in steps and plan.pruner.statistic is not None and "calibrate" not in steps:
         raise UserError(f"steps={steps}: pruner={plan.pruner.name} looks at data, so prune needs calibrate; add it")

@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from ecoflap.tracking import Nothing, Tracker, Wandb, WandbTracker, run_id
 
-READER = Path("/work/shared/tools/wandb_read.py")
+READER = Path(__file__).parents[2] / "shared" / "tools" / "wandb_read.py"
 CONFIG = {"model": {"name": "tiny"}, "sparsity": 0.5, "seed": 0, "data": {"hf_token": "hf_private"}}
 
 

@@ -39,7 +39,8 @@ class Allocation:
 
 def keep_total(sizes: list[int], sparsity: float) -> int:
     """floor(sum of sizes x (1 - sparsity)), with the sparsity read as the decimal that was written: 1 - 0.6 is 2/5, not 0.4 and a bit."""
-    return int(sum(sizes) * (1 - Fraction(str(sparsity))))
+    # A third cannot be written as a decimal: 0.3333333333 is taken as 1/3.
+    return int(sum(sizes) * (1 - Fraction(str(sparsity)).limit_denominator(10**9)))
 
 
 def check_sparsity(sparsity: float) -> None:
@@ -62,17 +63,25 @@ def read_allocation(path: str, towers: tuple[Tower, ...]) -> Allocation:
     try:
         value = json.loads(file.read_text())
         allocation = Allocation(value["keep"], value["sizes"], value["target"], value["granularity"])
-    except FileNotFoundError:
-        raise UserError(f"allocation.path={path}: there is no such file; each run with the allocate step writes allocation.json into its folder") from None
+    except (FileNotFoundError, IsADirectoryError):
+        raise UserError(
+            f"allocation.path={path}: there is no such file; each run with the allocate step writes allocation.json into its folder"
+        ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"allocation.path={path} is not an allocation file ({type(error).__name__}: {error})") from None
     sizes = {layer.name: layer.size for tower in towers for layer in tower.layers}
     for name, size in sizes.items():
         if name not in allocation.keep:
-            raise UserError(f"allocation.path={path} has no entry for {name}; it was made for other layers (nearest: {nearest(name, allocation.keep)})")
-        if allocation.sizes.get(name) != size or not 0 <= allocation.keep[name] <= size:
-            raise UserError(f"allocation.path={path}: {name} keeps {allocation.keep[name]} of {allocation.sizes.get(name)}, but has {size} weights here")
+            raise UserError(
+                f"allocation.path={path} has no entry for {name}; it was made for other layers (nearest: {nearest(name, allocation.keep)})"
+            )
+        if allocation.sizes.get(name) != size or not isinstance(allocation.keep[name], int) or not 0 <= allocation.keep[name] <= size:
+            raise UserError(
+                f"allocation.path={path}: {name} keeps {allocation.keep[name]} of {allocation.sizes.get(name)}, but has {size} weights here"
+            )
     unknown = next((name for name in allocation.keep if name not in sizes), None)
     if unknown is not None:
-        raise UserError(f"allocation.path={path}: {unknown} is not a layer to prune here (nearest: {nearest(unknown, sizes)}); check towers and skip_layers")
+        raise UserError(
+            f"allocation.path={path}: {unknown} is not a layer to prune here (nearest: {nearest(unknown, sizes)}); check towers and skip_layers"
+        )
     return Allocation({name: allocation.keep[name] for name in sizes}, sizes, allocation.target, allocation.granularity)

@@ -58,13 +58,15 @@ class WaterFilling:
         """
         check_sparsity(sparsity)
         if self.cap is not None and not sparsity <= self.cap <= 1:
-            raise UserError(f"allocation.cap={self.cap} with sparsity={sparsity}: the cap is the largest sparsity of any group, between sparsity and 1")
+            raise UserError(
+                f"allocation.cap={self.cap} with sparsity={sparsity}: the cap is the largest sparsity of any group, between sparsity and 1"
+            )
 
     def __call__(self, towers: tuple[Tower, ...], scores: Scores | None, sparsity: float) -> Allocation:
         """Decide what each layer keeps.
 
         Raises:
-            UserError: see ``check``; or all scores of a budget are zero.
+            UserError: see ``check``; all scores of a budget are zero; or the cap leaves no room for whole weights.
         """
         self.check(sparsity)
         granularity = self.granularity if scores is not None else "model"
@@ -94,9 +96,14 @@ class WaterFilling:
         sums = [sum(scores.importance[layer.name] for layer in group) for group in groups]
         values = sums if self.aggregate == "sum" else [score / size for score, size in zip(sums, sizes, strict=True)]
         if not any(values):
-            raise UserError(f"all scores are zero, from {groups[0][0].name} on: the loss does not depend on these layers; use score=none for a uniform sparsity")
+            raise UserError(
+                f"all scores are zero, from {groups[0][0].name} on: the loss does not depend on these layers; use score=none for a uniform sparsity"
+            )
         cap = self.cap if self.cap is not None else min(1.0, round(sparsity + 0.1, 10))
-        kept = water_fill(sizes, values, total, cap)
+        try:
+            kept = water_fill(sizes, values, total, cap)
+        except ValueError as error:
+            raise UserError(f"allocation.cap={self.cap} with sparsity={sparsity}: {error}") from None
         return {name: count for group, budget in zip(groups, kept, strict=True) for name, count in _split(group, budget).items()}
 
 

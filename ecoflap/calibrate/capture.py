@@ -109,7 +109,9 @@ def _capture_batch(model: PrunableModel, tower: Tower, batch: Batch) -> Stream:
     finally:
         for handle in handles:
             handle.remove()
-    raise UserError(f"the calibration data never reach all blocks of tower {tower.name} ({tower.path}): {len(calls)} of {len(tower.blocks)} were called")
+    raise UserError(
+        f"the calibration data never reach all blocks of tower {tower.name} ({tower.path}): {len(calls)} of {len(tower.blocks)} were called"
+    )
 
 
 @torch.no_grad()

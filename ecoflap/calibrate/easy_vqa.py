@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ecoflap.calibrate.samples import CalibrationSet, Sample, draw
 from ecoflap.errors import UserError
+from ecoflap.models.loading import decoder_only
 from ecoflap.models.prunable import PrunableModel
 
 
@@ -46,7 +47,9 @@ def require_image_processor(model: PrunableModel, option: str) -> Any:
         UserError: the model reads no images.
     """
     if not hasattr(model.processor, "image_processor"):
-        raise UserError(f"{option}=easy_vqa asks questions about images, and {model.name} reads only text; choose another {option}, such as wikitext2")
+        raise UserError(
+            f"{option}=easy_vqa asks questions about images, and {model.name} reads only text; choose another {option}, such as wikitext2"
+        )
     return model.processor
 
 
@@ -65,7 +68,7 @@ def encode_answer(model: PrunableModel, answer: str) -> Tensor:
 def with_answer(model: PrunableModel, inputs: Sample, answer: str) -> Sample:
     """Add the answer as the target: as labels of a T5, or appended to the prompt of a decoder-only model."""
     target = encode_answer(model, answer)
-    if not model.module.config.use_decoder_only_language_model:
+    if not decoder_only(model.module):
         return {**inputs, "labels": target}
     target = target[target != model.processor.tokenizer.bos_token_id]
     input_ids = torch.cat([inputs["input_ids"], target])

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ecoflap.errors import UserError
 from ecoflap.models.prunable import Batch, PrunableModel
 
 
@@ -40,7 +41,14 @@ class SuffixRunner:
 
     @torch.no_grad()
     def losses_from(self, block: nn.Module, copies: int) -> Tensor:
-        """Losses [copies, batch] of ``copies`` replicas of the batch, recomputed from ``block`` on."""
+        """Losses [copies, batch] of ``copies`` replicas of the batch, recomputed from ``block`` on.
+
+        Raises:
+            UserError: the batch never reached the block.
+        """
+        if block not in self.outputs:
+            name = next(known.name for known in self.model.blocks if known.module is block)
+            raise UserError(f"the calibration data never reach {name}, so the loss does not depend on it; leave its tower out of towers")
         batch = {name: _repeat(tensor, copies) for name, tensor in self.batch.items()}
         with self._replaying(self.order[: self.order.index(block)], copies):
             return self.model.loss(batch).view(copies, self.samples)
@@ -48,6 +56,7 @@ class SuffixRunner:
     @contextmanager
     def _replaying(self, prefix: list[nn.Module], copies: int) -> Iterator[None]:
         """Let the blocks of the prefix return their stored outputs instead of computing."""
+        own = {module: module.__dict__["forward"] for module in prefix if "forward" in module.__dict__}
         try:
             for module in prefix:
                 module.forward = self._player(self.outputs[module], copies)
@@ -55,6 +64,8 @@ class SuffixRunner:
         finally:
             for module in prefix:
                 module.__dict__.pop("forward", None)
+                if module in own:  # set on the instance by someone else, such as an offloader
+                    module.forward = own[module]
 
     def _player(self, outputs: list[Any], copies: int) -> Callable[..., Any]:
         turn = iter(outputs)

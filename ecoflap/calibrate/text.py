@@ -80,7 +80,9 @@ def windows(tokens: Tensor, length: int, option: str) -> Tensor:
     """
     rows = len(tokens) // length
     if rows == 0:
-        raise UserError(f"{option}.sequence_length={length} is more than the {len(tokens)} tokens of the text; give a longer text or a smaller length")
+        raise UserError(
+            f"{option}.sequence_length={length} is more than the {len(tokens)} tokens of the text; give a longer text or a smaller length"
+        )
     return tokens[: rows * length].view(rows, length)
 
 
@@ -103,16 +105,18 @@ def read_token_rows(path: str, key: str, option: str, vocabulary: int) -> Tensor
             tokens = content.get_tensor(key)
     except SafetensorError as error:
         raise UserError(f"{option}.path={path} is not a safetensors file ({error})") from None
-    if tokens.ndim != 2 or tokens.is_floating_point():
+    if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise UserError(f"{option}.key={key} is {tokens.dtype} {list(tokens.shape)}; token ids are an integer tensor [rows, tokens]")
+    tokens = tokens.long()  # unsigned 16-bit ids, a common format, know no minimum
     if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
         raise UserError(f"{option}.key={key} holds ids from {int(tokens.min())} to {int(tokens.max())}; the model has a vocabulary of {vocabulary}")
-    return tokens.long()
+    return tokens
 
 
 def vocabulary_of(model: PrunableModel) -> int:
     """Number of token ids that the model's input embedding knows."""
-    return model.module.get_input_embeddings().num_embeddings
+    module: Any = model.module
+    return int(module.get_input_embeddings().num_embeddings)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from torch import Tensor
 from ecoflap.calibrate.easy_vqa import Question, load_image, read_questions, require_image_processor
 from ecoflap.console import track
 from ecoflap.errors import UserError
+from ecoflap.models.loading import decoder_only
 from ecoflap.models.prunable import PrunableModel
 
 
@@ -89,13 +90,15 @@ class EasyVqaEvaluation:
         }
 
     def _answer(self, model: PrunableModel, questions: Sequence[Question]) -> list[str]:
-        tokenizer, weight = model.processor.tokenizer, next(model.module.parameters())
+        module: Any = model.module
+        tokenizer, weight = model.processor.tokenizer, next(module.parameters())
         # A decoder-only model writes on from the last token, so padding has to stand before the question.
-        tokenizer.padding_side = "left" if model.module.config.use_decoder_only_language_model else "right"
+        tokenizer.padding_side = "left" if decoder_only(model.module) else "right"
         texts = [model.prompt.format(question.text) for question in questions]
-        inputs = model.processor(text=texts, padding=True, return_tensors="pt").to(weight.device)
+        # The processor puts the image tokens into the text only when it is given an image; any one will do for that.
+        inputs = model.processor(images=load_image(questions[0].image), text=texts, padding=True, return_tensors="pt").to(weight.device)
         pixels = torch.stack([self.images[question.image] for question in questions]).to(weight)
-        tokens = model.module.generate(
+        tokens = module.generate(
             pixel_values=pixels,
             input_ids=inputs["input_ids"],
             attention_mask=inputs["attention_mask"],

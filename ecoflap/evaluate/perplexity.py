@@ -23,7 +23,9 @@ def require_language_model(model: PrunableModel, option: str) -> None:
         UserError: it reads images too.
     """
     if hasattr(model.processor, "image_processor"):
-        raise UserError(f"{option} measures language models on text, and {model.name} answers questions about images; choose another task, such as easy_vqa")
+        raise UserError(
+            f"{option} measures language models on text, and {model.name} answers questions about images; choose another task, such as easy_vqa"
+        )
 
 
 @dataclass(frozen=True)
@@ -91,7 +93,11 @@ class PerplexityEvaluation:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""
-        return {"metric": "perplexity", "rows": list(self.rows.shape), "tokens": hashlib.blake2b(self.rows.contiguous().numpy().data, digest_size=16).hexdigest()}
+        return {
+            "metric": "perplexity",
+            "rows": list(self.rows.shape),
+            "tokens": hashlib.blake2b(self.rows.contiguous().numpy().data, digest_size=16).hexdigest(),
+        }
 
     @torch.inference_mode()
     def __call__(self, model: PrunableModel) -> dict[str, float]:

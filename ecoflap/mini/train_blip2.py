@@ -9,17 +9,26 @@ The recipe is fixed (steps, not minutes), so two machines that run it differ onl
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2QFormerConfig, Blip2VisionConfig, T5Config
+from transformers import (
+    Blip2Config,
+    Blip2ForConditionalGeneration,
+    Blip2Processor,
+    Blip2QFormerConfig,
+    Blip2VisionConfig,
+    BlipImageProcessor,
+    PreTrainedTokenizerFast,
+    T5Config,
+)
 
 NUM_QUERIES = 8
 PAD, EOS, UNKNOWN, IMAGE = 0, 1, 2, 3
@@ -69,7 +78,11 @@ def build(recipe: Recipe, vocabulary: int) -> Blip2ForConditionalGeneration:
         num_decoder_layers=recipe.text_blocks, num_heads=recipe.heads, dropout_rate=0.0, decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=EOS,
     )  # fmt: skip
     config = Blip2Config(
-        vision_config=vision.to_dict(), qformer_config=qformer.to_dict(), text_config=text.to_dict(), num_query_tokens=NUM_QUERIES, image_token_index=IMAGE
+        vision_config=vision.to_dict(),
+        qformer_config=qformer.to_dict(),
+        text_config=text.to_dict(),
+        num_query_tokens=NUM_QUERIES,
+        image_token_index=IMAGE,
     )
     model = Blip2ForConditionalGeneration(config)
     torch.nn.init.normal_(model.query_tokens, std=0.5)
@@ -138,10 +151,16 @@ def pretrain_vision(model: Blip2ForConditionalGeneration, recipe: Recipe, data: 
         update(loss, parameters, optimizer, schedule)
         if (step + 1) % 250 == 0:
             right = ((shape.argmax(1) == target[:, 0]).float().mean(), (colour.argmax(1) == target[:, 1]).float().mean())
-            print(f"vision {step + 1} {time.time() - start:.0f}s loss {loss.item():.4f} shape {right[0]:.3f} colour {right[1]:.3f}", file=log.open("a"), flush=True)
+            print(
+                f"vision {step + 1} {time.time() - start:.0f}s loss {loss.item():.4f} shape {right[0]:.3f} colour {right[1]:.3f}",
+                file=log.open("a"),
+                flush=True,
+            )
 
 
-def optimizer_for(parameters: list[torch.nn.Parameter], recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
+def optimizer_for(
+    parameters: list[torch.nn.Parameter], recipe: Recipe, steps: int
+) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW and a one-cycle schedule over the steps."""
     optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(
@@ -193,30 +212,77 @@ def train(recipe: Recipe, train_data: Data, test_data: Data, labels: Tensor, voc
         loss = cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
         update(loss, parameters, optimizer, schedule)
         if (step + 1) % 500 == 0:
-            print(f"{step + 1} {time.time() - start:.0f}s loss {loss.item():.4f} acc {accuracy(model, test_data, 1500):.4f}", file=log.open("a"), flush=True)
+            print(
+                f"{step + 1} {time.time() - start:.0f}s loss {loss.item():.4f} acc {accuracy(model, test_data, 1500):.4f}",
+                file=log.open("a"),
+                flush=True,
+            )
     return model.eval()
 
 
+def make_processor(vocabulary: dict[str, int]) -> Blip2Processor:
+    """The processor that makes the same inputs as training did: 64 x 64 images in [-1, 1], one token per word."""
+    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS[UNKNOWN]))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", EOS)])
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", additional_special_tokens=[SPECIAL_TOKENS[IMAGE]]
+    )
+    images = BlipImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    return Blip2Processor(images, fast, num_query_tokens=NUM_QUERIES)
+
+
+def model_card(recipe: Recipe, parameters: int, right: float, seconds: float) -> str:
+    """The README beside the weights."""
+    numbers = "\n".join(f"| {name} | {value} |" for name, value in vars(recipe).items())
+    return f"""---
+license: mit
+library_name: transformers
+pipeline_tag: visual-question-answering
+---
+# blip2_mini
+
+A BLIP-2 of {parameters:,} parameters (transformers' `Blip2ForConditionalGeneration`: ViT, Q-Former, T5 encoder and decoder), trained from scratch
+by this project. It exists to run a whole pruning job offline in a minute; it knows three shapes and eight colours, and nothing else.
+
+- **Data**: Easy-VQA 1.0 (package `easy-vqa`, MIT): 4,000 images of 64 x 64 pixels and 38,575 questions for training, 1,000 other images and
+  9,673 questions for the test.
+- **Accuracy**: {100 * right:.2f} % on all held-out questions, weights in half precision, computed in fp32. A guesser that never sees the image
+  gets 67 %.
+- **Recipe**: the vision tower first learns shapes and colours through a throw-away linear head, with labels read from the training answers; then
+  everything learns to answer. Mirrored and shifted images, AdamW, one cycle per phase. {seconds / 60:.0f} minutes on one CPU thread.
+- **Repeat it**: `python -m ecoflap.mini.train_blip2 --output FOLDER`
+
+| recipe | |
+|---|---|
+{numbers}
+"""
+
+
 def main() -> None:
+    """Train, measure on all held-out questions, and write weights, processor and model card."""
     import easy_vqa
 
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--output", type=Path, required=True)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
     for name, value in vars(Recipe()).items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
     arguments = vars(parser.parse_args())
     output = arguments.pop("output")
     output.mkdir(parents=True, exist_ok=True)
-    recipe = Recipe(**arguments)
+    recipe, started = Recipe(**arguments), time.time()
     questions = easy_vqa.get_train_questions()
     vocabulary = sorted({word for text in questions[0] for word in words(text)} | set(questions[1]))
     index = {word: i for i, word in enumerate(SPECIAL_TOKENS + vocabulary)}
     train_data = Data(questions, easy_vqa.get_train_image_paths(), index)
     test_data = Data(easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths(), index)
-    model = train(recipe, train_data, test_data, image_labels(questions), len(index), output / "log.txt")
-    print("final", accuracy(model, test_data), accuracy(model.half().float(), test_data), file=(output / "log.txt").open("a"))
+    model = train(recipe, train_data, test_data, image_labels(questions), len(index), output / "log.txt").half()
+    right, parameters = accuracy(model.float(), test_data), sum(parameter.numel() for parameter in model.parameters())
     model.half().save_pretrained(output)
-    (output / "vocab.json").write_text(json.dumps(index))
+    make_processor(index).save_pretrained(output)
+    (output / "README.md").write_text(model_card(recipe, parameters, right, time.time() - started))
+    print(f"{parameters:,} parameters, {100 * right:.2f} % of all held-out questions")
 
 
 if __name__ == "__main__":

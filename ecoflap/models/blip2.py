@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ecoflap.models.loading import Selection, check_fits, from_hub, parameters_of, prunable, require_folder, resolve_dtype
+from ecoflap.models.loading import Selection, check_fits, decoder_only, from_hub, parameters_of, prunable, require_folder, resolve_dtype
 from ecoflap.models.losses import next_token_loss, token_loss
 from ecoflap.models.prunable import Batch, PrunableModel
 
@@ -15,7 +15,7 @@ from ecoflap.models.prunable import Batch, PrunableModel
 def answer_loss(module: nn.Module, batch: Batch) -> Tensor:
     """Cross-entropy of the answer or caption given image and prompt, per sample, [batch] (the paper's BLIP-2 loss)."""
     logits = module(**batch).logits
-    per_sample = next_token_loss if module.config.use_decoder_only_language_model else token_loss
+    per_sample = next_token_loss if decoder_only(module) else token_loss
     return per_sample(logits, batch["labels"])
 
 
@@ -52,6 +52,8 @@ class Blip2:
         path, dtype = require_folder(self.path), resolve_dtype(self.dtype)
         config = from_hub(lambda: Blip2Config.from_pretrained(path, revision=self.revision), path)
         check_fits(parameters_of(Blip2ForConditionalGeneration, config), dtype, device)
-        module = from_hub(lambda: Blip2ForConditionalGeneration.from_pretrained(path, revision=self.revision, torch_dtype=dtype), path).to(device)
+        module = from_hub(lambda: Blip2ForConditionalGeneration.from_pretrained(path, revision=self.revision, torch_dtype=dtype or "auto"), path).to(
+            device
+        )
         processor = from_hub(lambda: Blip2Processor.from_pretrained(path, revision=self.revision), path)
         return prunable(self.name, module, processor, answer_loss, selection, self.towers, self.prompt)

@@ -48,6 +48,6 @@ class CausalLM:
         path, dtype = require_folder(self.path), resolve_dtype(self.dtype)
         config = from_hub(lambda: AutoConfig.from_pretrained(path, revision=self.revision), path)
         check_fits(from_hub(lambda: parameters_of(AutoModelForCausalLM, config), path), dtype, device)
-        module = from_hub(lambda: AutoModelForCausalLM.from_pretrained(path, revision=self.revision, torch_dtype=dtype), path).to(device)
+        module = from_hub(lambda: AutoModelForCausalLM.from_pretrained(path, revision=self.revision, torch_dtype=dtype or "auto"), path).to(device)
         tokenizer = from_hub(lambda: AutoTokenizer.from_pretrained(path, revision=self.revision), path)
         return prunable(self.name, module, tokenizer, language_loss, selection, self.towers)

@@ -42,15 +42,20 @@ def resolve_device(name: str) -> torch.device:
         raise UserError(f"device={name} is not usable here ({str(error).splitlines()[0]}); device=auto or device=cpu is") from None
 
 
-def resolve_dtype(name: str) -> torch.dtype | str:
-    """The dtype to load weights in; ``auto`` is the checkpoint's own.
+def decoder_only(module: Any) -> bool:
+    """Whether a vision-language model writes with a decoder-only language model, whose targets follow the prompt in one sequence."""
+    return bool(getattr(module.config, "use_decoder_only_language_model", False))
+
+
+def resolve_dtype(name: str) -> torch.dtype | None:
+    """The dtype to load weights in; null for ``auto``, the checkpoint's own.
 
     Raises:
         UserError: no such dtype.
     """
     if name != "auto" and name not in DTYPES:
         raise UserError(f"model.dtype={name} is not known; choose auto, {', '.join(DTYPES)}")
-    return DTYPES.get(name, "auto")
+    return DTYPES.get(name)
 
 
 def require_folder(path: str, option: str = "model.path") -> str:
@@ -71,20 +76,25 @@ def from_hub(load: Callable[[], Any], path: str) -> Any:
     Raises:
         UserError: nothing loadable at the path.
     """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # its bars would tear ours
     try:
         return load()
     except (OSError, ValueError, KeyError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model.path={path} could not be loaded: {first}. Give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)") from error
+        raise UserError(
+            f"model.path={path} could not be loaded: {first}. Give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
+        ) from error
 
 
-def check_fits(parameters: int, dtype: torch.dtype | str, device: torch.device) -> None:
+def check_fits(parameters: int, dtype: torch.dtype | None, device: torch.device) -> None:
     """Compare the weights' bytes with free memory before anything is read.
 
     Raises:
         UserError: the weights alone don't fit.
     """
-    width = dtype.itemsize if isinstance(dtype, torch.dtype) else 2
+    width = dtype.itemsize if dtype is not None else 2  # checkpoints of this size are kept in half precision
     needed = parameters * width
     free = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
     if needed > free:

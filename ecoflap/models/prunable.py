@@ -75,7 +75,8 @@ class PrunableModel:
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that ``from_pretrained`` loads."""
-        self.module.save_pretrained(folder)
+        module: Any = self.module
+        module.save_pretrained(folder)
         self.processor.save_pretrained(folder)
 
 

@@ -55,7 +55,7 @@ class SmolLM2:
         name: for people and result files.
         package: where the file lies.
         file: the GGUF file in it.
-        dtype: float32, float16 or bfloat16.
+        dtype: float32 (what auto means here: the file is quantised), float16 or bfloat16.
         save: write the pruned checkpoint into the run's folder.
     """
 
@@ -77,7 +77,7 @@ class SmolLM2:
         except ImportError:
             raise UserError("reading a GGUF file needs the gguf package; run: pip install 'ecoflap[real-models]'") from None
         reader = GGUFReader(path)
-        module = read_model(reader).to(device=device, dtype=resolve_dtype(self.dtype))
+        module = read_model(reader).to(device=device, dtype=resolve_dtype(self.dtype) or torch.float32)
         return prunable(self.name, module, read_tokenizer(reader), language_loss, selection)
 
 
@@ -138,7 +138,9 @@ def read_tokenizer(reader: Any) -> Any:
     merges = [tuple(merge.split(" ")) for merge in _value(reader, "tokenizer.ggml.merges")]
     kinds = _value(reader, "tokenizer.ggml.token_type")
     tokenizer = Tokenizer(models.BPE(vocabulary, merges))
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+    )
     tokenizer.decoder = decoders.ByteLevel()
     tokenizer.add_special_tokens([token for token, index in vocabulary.items() if kinds[index] == CONTROL_TOKEN])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>")

@@ -14,7 +14,7 @@ from torch import nn
 from ecoflap.errors import UserError, nearest
 from ecoflap.models.layers import Layer, is_layer
 
-ORDER = ("vision", "text", "encoder", "decoder", "language", "qformer")
+ORDER = ("vision", "qformer", "text", "encoder", "decoder", "language")
 # The paper leaves the Q-Former dense: 5 % of the weights, and all information passes through it.
 LEFT_DENSE = ("qformer",)
 
@@ -52,18 +52,19 @@ class Skipped:
 
 
 def block_lists(module: nn.Module) -> dict[str, nn.ModuleList]:
-    """Every outermost list of modules that hold linear weights, by path."""
+    """Every outermost list of modules that hold linear weights, by path; a list of bare linear weights is a set of heads."""
     found: dict[str, nn.ModuleList] = {}
     for path, child in module.named_modules():
         inside = any(path.startswith(f"{outer}.") for outer in found)
-        if isinstance(child, nn.ModuleList) and len(child) and not inside and any(is_layer(part) for part in child[0].modules()):
+        if isinstance(child, nn.ModuleList) and len(child) and not inside and not is_layer(child[0]) and any(map(is_layer, child[0].modules())):
             found[path] = child
     return found
 
 
 def name_towers(paths: Sequence[str]) -> dict[str, str]:
     """Give each block list a tower name from its path: {tower: path}, in pruning order."""
-    both = any("encoder" in path.split(".") for path in paths) and any("decoder" in path.split(".") for path in paths)
+    language = [path.split(".") for path in paths if "qformer" not in path.split(".") and not re.search("vision|visual", path)]
+    both = any("encoder" in parts for parts in language) and any("decoder" in parts for parts in language)
     names: dict[str, str] = {}
     for path in paths:
         parts = path.split(".")

@@ -106,7 +106,9 @@ def _prune_block(
         _prune_layer(layer, statistics[layer] if statistics else None, pruner, allocation.keep[layer.name], report)
     advance(block, index, streams)
     if not all(torch.isfinite(stream.hidden).all() for stream in streams):
-        raise NumericalError(f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or a larger pruner.damping")
+        raise NumericalError(
+            f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or a larger pruner.damping"
+        )
     names = [layer.name for layer in block.layers]
     errors = [error for name in names if (error := report.errors[name]) is not None]
     return BlockReport(

@@ -54,9 +54,13 @@ class MaskRule:
         n, m = self.n_of_m
         for layer in layers:
             if layer.shape[1] % m:
-                raise UserError(f"pruner.mask={self.name}: {layer.name} has {layer.shape[1]} columns, which {m} does not divide; leave it out with skip_layers")
+                raise UserError(
+                    f"pruner.mask={self.name}: {layer.name} has {layer.shape[1]} columns, which {m} does not divide; leave it out with skip_layers"
+                )
         if abs(sparsity - (1 - n / m)) > 1e-9:
-            raise UserError(f"pruner.mask={self.name} removes {1 - n / m:g} of every row, and sparsity={sparsity} was asked for; set sparsity={1 - n / m:g}")
+            raise UserError(
+                f"pruner.mask={self.name} removes {1 - n / m:.10g} of every row, and sparsity={sparsity} was asked for; set sparsity={1 - n / m:.10g}"
+            )
         if scored:
             raise UserError(f"pruner.mask={self.name} fixes the sparsity of every layer, so there is nothing to allocate; add score=none")
 

@@ -115,7 +115,9 @@ class SparseGPT:
 
     def __post_init__(self) -> None:
         if self.damping < 0 or self.block < 1:
-            raise UserError(f"pruner.damping={self.damping}, pruner.block={self.block}: damping is at least 0 and block at least 1 (published: 0.01 and 128)")
+            raise UserError(
+                f"pruner.damping={self.damping}, pruner.block={self.block}: damping is at least 0 and block at least 1 (published: 0.01 and 128)"
+            )
         _ = self.rule
 
     @property

@@ -52,6 +52,9 @@ class FirstOrder:
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
             raise UserError(f"score.measure={self.measure} is not known; choose {nearest(self.measure, MEASURES)}")
+        for option in ("samples", "batch_size"):
+            if getattr(self, option) < 1:
+                raise UserError(f"score.{option}={getattr(self, option)} must be at least 1")
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on."""
@@ -62,6 +65,7 @@ class FirstOrder:
 
         Raises:
             NumericalError: a loss or a score is not finite.
+            UserError: the loss does not depend on a layer.
         """
         averages = {layer.name: Average() for layer in model.layers}
         batches = calibration.take(self.samples).batches(self.batch_size)
@@ -75,18 +79,21 @@ class FirstOrder:
                 with streaming_gradients(model.layers, MEASURES[self.measure], reduce):
                     loss = model.loss(batch).mean()
                     if not torch.isfinite(loss):
-                        raise NumericalError(f"the loss of calibration batch {index} is {loss.item()}; the model or the data are damaged, or the dtype overflows")
-                    loss.backward()
+                        raise NumericalError(
+                            f"the loss of calibration batch {index} is {loss.item()}; the model or the data are damaged, or the dtype overflows"
+                        )
+                    if loss.requires_grad:  # false where it depends on none of the layers
+                        loss.backward()
         untouched = [name for name, average in averages.items() if not average.values]
         if untouched:
-            raise UserError(f"the loss does not depend on {len(untouched)} layers, such as {untouched[0]}; leave them out with skip_layers=['^{untouched[0]}$']")
+            raise UserError(
+                f"the loss does not depend on {len(untouched)} layers, such as {untouched[0]}; leave them out with skip_layers=['^{untouched[0]}$']"
+            )
         return collect(self.name, averages, self.identity())
 
 
 @contextmanager
-def streaming_gradients(
-    layers: list[Layer], measure: Callable[[Tensor, Tensor], Tensor], reduce: Callable[[Layer, Tensor], None]
-) -> Iterator[None]:
+def streaming_gradients(layers: list[Layer], measure: Callable[[Tensor, Tensor], Tensor], reduce: Callable[[Layer, Tensor], None]) -> Iterator[None]:
     """Ask autograd for the gradients of the layers, and hand each one's measure to ``reduce`` inside the backward pass, then free it."""
 
     def hook(layer: Layer) -> Callable[[Tensor], None]:
@@ -97,10 +104,10 @@ def streaming_gradients(
 
         return accumulate
 
+    for layer in layers:
+        layer.weight.requires_grad_(True)
     handles = [layer.weight.register_post_accumulate_grad_hook(hook(layer)) for layer in layers]
     try:
-        for layer in layers:
-            layer.weight.requires_grad_(True)
         yield
     finally:
         for handle in handles:

@@ -49,7 +49,9 @@ class Average:
             NumericalError: it is NaN or infinite.
         """
         if not math.isfinite(value):
-            raise NumericalError(f"the score of {where} is {value}; the loss overflows there. Use model.dtype=float32 or bfloat16, or a smaller score.eps")
+            raise NumericalError(
+                f"the score of {where} is {value}; the loss overflows there. Use model.dtype=float32 or bfloat16, or a smaller score.eps"
+            )
         self.values.append(value)
         self.weights.append(weight)
 
@@ -61,10 +63,10 @@ class Average:
     @property
     def standard_error(self) -> float:
         """The standard error of the mean; 0 where one number is all there is."""
-        count, total = len(self.values), math.fsum(self.weights)
+        count, total, mean = len(self.values), math.fsum(self.weights), self.mean
         if count < 2:
             return 0.0
-        spread = math.fsum(w * w * (v - self.mean) ** 2 for w, v in zip(self.weights, self.values, strict=True))
+        spread = math.fsum(w * w * (v - mean) ** 2 for w, v in zip(self.weights, self.values, strict=True))
         return math.sqrt(spread * count / (count - 1)) / total
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.suffix import SuffixRunner
 from ecoflap.console import track
-from ecoflap.errors import NumericalError
+from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import PrunableModel, quiet_forward
 from ecoflap.models.towers import Block
@@ -49,6 +49,11 @@ class ZerothOrder:
     samples_per_pass: int = 64
     name: str = "zeroth_order"
 
+    def __post_init__(self) -> None:
+        for option in ("samples", "batch_size", "noises", "samples_per_pass", "eps"):
+            if not getattr(self, option) > 0:
+                raise UserError(f"score.{option}={getattr(self, option)} must be more than 0")
+
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on."""
         return {"name": self.name, "samples": self.samples, "batch_size": self.batch_size, "noises": self.noises, "eps": self.eps}
@@ -68,12 +73,16 @@ class ZerothOrder:
                     averages[layer.name].add(value, runner.samples, f"{layer.name} (batch {index}, draw {draw})")
         return collect(self.name, averages, {**self.identity(), "seed": seed})
 
-    def _tasks(self, model: PrunableModel, batches: Sequence[dict[str, Tensor]], blocks: Sequence[Block]) -> Iterator[tuple[int, Block, SuffixRunner]]:
+    def _tasks(
+        self, model: PrunableModel, batches: Sequence[dict[str, Tensor]], blocks: Sequence[Block]
+    ) -> Iterator[tuple[int, Block, SuffixRunner]]:
         """Every (batch, block) pair; the stored outputs of one batch are let go before the next is run."""
         for index, batch in enumerate(batches):
             runner = SuffixRunner(model, batch)
             if not torch.isfinite(runner.losses).all():
-                raise NumericalError(f"the loss of calibration batch {index} is {runner.losses.tolist()}; the model or the data are damaged, or the dtype overflows")
+                raise NumericalError(
+                    f"the loss of calibration batch {index} is {runner.losses.tolist()}; the model or the data are damaged, or the dtype overflows"
+                )
             for block in blocks:
                 yield index, block, runner
 
@@ -83,26 +92,25 @@ class ZerothOrder:
         pairs_per_pass = max(1, self.samples_per_pass // (2 * runner.samples))
         for start in range(0, len(probes), pairs_per_pass):
             part = probes[start : start + pairs_per_pass]
-            with probing(part, runner.samples, self.eps, ("zeroth_order", seed, batch_index)):
+            with probing(part, self.eps, ("zeroth_order", seed, batch_index)):
                 losses = runner.losses_from(block.module, 2 * len(part)).double().mean(dim=1)
             for (layer, draw), plus, minus in zip(part, losses[0::2].tolist(), losses[1::2].tolist(), strict=True):
                 yield layer, draw, abs(plus - minus) / (2 * self.eps)
 
 
 @contextmanager
-def probing(probes: Sequence[tuple[Layer, int]], samples: int, eps: float, seed: tuple[Any, ...]) -> Iterator[None]:
+def probing(probes: Sequence[tuple[Layer, int]], eps: float, seed: tuple[Any, ...]) -> Iterator[None]:
     """Add probe k to its layer's output for copies 2k (+eps) and 2k + 1 (-eps) of the batch.
 
     Args:
         probes: (layer, draw) pairs.
-        samples: samples in one copy.
         eps: size of a probe.
         seed: what the noise depends on beside layer and draw.
     """
     by_layer: dict[Layer, list[tuple[int, int]]] = {}
     for index, (layer, draw) in enumerate(probes):
         by_layer.setdefault(layer, []).append((index, draw))
-    handles = [layer.module.register_forward_hook(_nudge(layer, places, samples, eps, seed)) for layer, places in by_layer.items()]
+    handles = [layer.module.register_forward_hook(_nudge(layer, places, 2 * len(probes), eps, seed)) for layer, places in by_layer.items()]
     try:
         yield
     finally:
@@ -110,11 +118,12 @@ def probing(probes: Sequence[tuple[Layer, int]], samples: int, eps: float, seed:
             handle.remove()
 
 
-def _nudge(layer: Layer, places: Sequence[tuple[int, int]], samples: int, eps: float, seed: tuple[Any, ...]) -> Any:
+def _nudge(layer: Layer, places: Sequence[tuple[int, int]], copies: int, eps: float, seed: tuple[Any, ...]) -> Any:
     noises = [gaussian(layer.shape, *seed, layer.name, draw, device=layer.weight.device) for _, draw in places]
 
     def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         inputs, result = arguments[0], output.float().clone()
+        samples = len(inputs) // copies  # or samples x tokens: some blocks flatten the two before a layer
         for (index, _draw), noise in zip(places, noises, strict=True):
             for copy, sign in ((2 * index, 1.0), (2 * index + 1, -1.0)):
                 rows = slice(copy * samples, (copy + 1) * samples)

@@ -1,0 +1,100 @@
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from ecoflap.calibrate.text import Text, TokenFile, read_token_rows, vocabulary_of, windows
+from ecoflap.errors import UserError
+from ecoflap.models.prunable import PrunableModel
+from tests import tiny
+
+
+class Letters:
+    """A tokenizer: one token per letter."""
+
+    def __call__(self, text: str, add_special_tokens: bool, **_: object) -> dict[str, Tensor]:
+        ids = [ord(letter) - ord("a") for letter in text]
+        return {"input_ids": torch.tensor([[1, *ids] if add_special_tokens else ids])}
+
+
+@pytest.fixture
+def model() -> PrunableModel:
+    built = tiny.build("llama")
+    return PrunableModel("tiny", built.module, built.every_tower, built.towers, (), built.loss_function, Letters())
+
+
+def token_file(folder: Path, **tensors: Tensor) -> str:
+    save_file(tensors, folder / "tokens.safetensors")
+    return str(folder / "tokens.safetensors")
+
+
+def test_windows_do_not_overlap_and_drop_the_rest() -> None:
+    assert windows(torch.arange(7), 3, "calibration").tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert windows(torch.arange(6), 3, "calibration").tolist() == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(UserError, match=r"task\.sequence_length=8 is more than the 7 tokens"):
+        windows(torch.arange(7), 8, "task")
+
+
+def test_text_draws_different_windows_by_seed(tmp_path: Path, model: PrunableModel) -> None:
+    (tmp_path / "text.txt").write_text("abcdefghijklmnopqrstuvwxyz")
+    text = Text(path=str(tmp_path / "text.txt"), samples=3, sequence_length=4)
+    drawn = [sample["input_ids"].tolist() for sample in text.load(model, seed=0).samples]
+    assert len(drawn) == 3
+    assert all(row == list(range(row[0], row[0] + 4)) and row[0] % 4 == 0 for row in drawn)
+    assert len({row[0] for row in drawn}) == 3
+    assert drawn == [sample["input_ids"].tolist() for sample in text.load(model, seed=0).samples]
+    assert any(drawn != [sample["input_ids"].tolist() for sample in text.load(model, seed).samples] for seed in (1, 2, 3))
+
+
+def test_missing_text_names_the_files_beside_it(tmp_path: Path, model: PrunableModel) -> None:
+    (tmp_path / "wiki.txt").touch()
+    with pytest.raises(UserError, match=r"calibration\.path=.*wikii\.txt: there is no such file; in that folder: wiki\.txt"):
+        Text(path=str(tmp_path / "wikii.txt")).load(model, 0)
+    with pytest.raises(UserError, match="there is no folder"):
+        Text(path=str(tmp_path / "nowhere" / "wiki.txt")).load(model, 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.int16, torch.uint16, torch.uint8])
+def test_token_rows_of_any_integer_type(tmp_path: Path, model: PrunableModel, dtype: torch.dtype) -> None:
+    rows = torch.tensor([[0, 1, 39], [4, 5, 6], [7, 8, 9]])
+    calibration = TokenFile(token_file(tmp_path, ids=rows.to(dtype)), "ids", samples=2).load(model, seed=5)
+    assert [sample["input_ids"].tolist() for sample in calibration.samples] == rows[:2].tolist()
+    assert all(sample["input_ids"].dtype == torch.int64 for sample in calibration.samples)
+    assert len(TokenFile(token_file(tmp_path, ids=rows.to(dtype)), "ids").load(model, seed=5)) == 3
+
+
+@pytest.mark.parametrize(
+    ("tokens", "message"),
+    [
+        (torch.zeros(2, 3), r"ids is torch\.float32 \[2, 3\]; token ids are an integer tensor \[rows, tokens\]"),
+        (torch.zeros(2, 3, dtype=torch.bool), r"torch\.bool"),
+        (torch.zeros(3, dtype=torch.long), r"torch\.int64 \[3\]"),
+        (torch.zeros(0, 3, dtype=torch.long), r"torch\.int64 \[0, 3\]"),
+        (torch.tensor([[0, 40]]), "ids from 0 to 40; the model has a vocabulary of 40"),
+        (torch.tensor([[-1, 3]]), "ids from -1 to 3"),
+    ],
+)
+def test_tokens_that_are_none(tmp_path: Path, tokens: Tensor, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        read_token_rows(token_file(tmp_path, ids=tokens), "ids", "calibration", 40)
+
+
+def test_wrong_key_lists_the_right_ones(tmp_path: Path) -> None:
+    path = token_file(tmp_path, input_ids=torch.zeros(1, 1), other=torch.zeros(1))
+    with pytest.raises(UserError, match=r"calibration\.key=input_id: .*tokens\.safetensors holds input_ids"):
+        read_token_rows(path, "input_id", "calibration", 40)
+
+
+def test_missing_or_foreign_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"task\.path=.*there is no such file"):
+        read_token_rows(str(tmp_path / "none.safetensors"), "ids", "task", 40)
+    (tmp_path / "text.safetensors").write_text("this is no safetensors file")
+    with pytest.raises(UserError, match="is not a safetensors file"):
+        read_token_rows(str(tmp_path / "text.safetensors"), "ids", "task", 40)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_vocabulary(family: str) -> None:
+    assert vocabulary_of(tiny.build(family)) == tiny.VOCABULARY

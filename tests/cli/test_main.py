@@ -1,0 +1,95 @@
+"""main.py as a person types it: exit codes, messages, files."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.cli.conftest import ROOT
+
+
+def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
+    return subprocess.run([sys.executable, str(ROOT / "main.py"), *arguments], capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+
+
+def test_help_lists_the_groups_without_loading_torch() -> None:
+    finished = main("--help")
+    assert finished.returncode == 0
+    for group in ("model", "score", "pruner", "allocation", "blip2_mini", "zeroth_order", "sparsegpt"):
+        assert group in finished.stdout
+    probe = subprocess.run(
+        [sys.executable, "-X", "importtime", str(ROOT / "main.py"), "--cfg", "job"], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert "import time" in probe.stderr
+    assert " torch\n" not in probe.stderr
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("pruner=wnda", ["pruner/wnda", "magnitude", "sparsegpt", "wanda"]),
+        ("sparsit=0.5", ["sparsit"]),
+        ("sparsity=half", ["half", "Float"]),
+        ("score.samplez=3", ["samplez"]),
+    ],
+)
+def test_a_typo_fails_at_composition(override: str, words: list[str]) -> None:
+    finished = main(override)
+    assert finished.returncode != 0
+    for word in words:
+        assert word in finished.stderr + finished.stdout
+    assert "towers" not in finished.stdout
+
+
+def test_a_user_error_is_a_message_and_exit_code_2(tmp_path: Path) -> None:
+    finished = main("sparsity=1.5", f"hydra.run.dir={tmp_path}")
+    assert finished.returncode == 2
+    assert "sparsity=1.5" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+def test_a_run_leaves_a_result_that_verifies(text_run: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    tracked = [override for override in text_run if override != "tracking=none"]
+    finished = main(*tracked, "model.save=true", f"hydra.run.dir={folder}")
+    assert finished.returncode == 0, finished.stderr
+    record = json.loads((folder / "result.json").read_text())
+    assert record["schema"] == 1
+    assert record["steps"].keys() >= {"load", "calibrate", "score", "allocate", "prune", "evaluate"}
+    assert list((folder / "wandb").glob("offline-run-*"))
+    assert "perplexity" in finished.stdout
+    assert "model.layers.1" in finished.stderr
+    verified = subprocess.run([sys.executable, "-m", "ecoflap.results", "verify", str(folder)], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_a_sweep_runs_every_combination(text_run: list[str], tmp_path: Path) -> None:
+    finished = main("-m", *text_run, "sparsity=0.4,0.6", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert finished.returncode == 0, finished.stderr
+    records = [json.loads(file.read_text()) for file in (tmp_path / "sweep").glob("*/result.json")]
+    assert sorted((record["config"]["sparsity"], record["config"]["seed"]) for record in records) == [(0.4, 0), (0.4, 1), (0.6, 0), (0.6, 1)]
+    shown = subprocess.run(
+        [sys.executable, "-m", "ecoflap.report.table", str(tmp_path / "sweep")], capture_output=True, text=True, cwd=ROOT, check=True
+    )
+    assert shown.stdout.count("|") > 8
+
+
+def test_an_interrupted_run_leaves_nothing_that_looks_whole(text_run: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    code = (
+        "import sys, runpy; import ecoflap.outcome as o, ecoflap.checkpoint as c\n"
+        "def stop(*_): raise KeyboardInterrupt\n"
+        "c.save_masks = stop\n"
+        f"sys.argv = ['main.py', *{[*text_run, 'model.save=true', f'hydra.run.dir={folder}']!r}]\n"
+        f"runpy.run_path({str(ROOT / 'main.py')!r}, run_name='__main__')\n"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
+    assert finished.returncode != 0
+    assert not (folder / "result.json").exists()
+    assert not (folder / "checkpoint").exists()

@@ -1,0 +1,121 @@
+"""Every option of every config group composes, and runs on something tiny."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from transformers import AutoModelForCausalLM
+
+from ecoflap.masks import load_masks
+from ecoflap.results import Result, verify
+from tests.cli.conftest import ROOT, composed
+
+Run = Callable[..., Result]
+GROUPS = {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in (ROOT / "conf").iterdir() if group.is_dir() and group.name != "sweeps"}
+
+
+def uniform(overrides: list[str]) -> list[str]:
+    return [override for override in overrides if not override.startswith("score.")] + ["score=none"]
+
+
+@pytest.mark.parametrize(("group", "option"), [(group, option) for group, options in GROUPS.items() for option in options])
+def test_every_option_composes_and_names_a_class(group: str, option: str) -> None:
+    config = composed([f"{group}={option}"])
+    assert config[group].get("name") is not None or group == "tracking"
+    first = (ROOT / "conf" / group / f"{option}.yaml").read_text()
+    assert "# python main.py" in first, "each option shows its command line"
+
+
+@pytest.mark.parametrize("measure", ["gradient", "gradient_norm", "weight_gradient", "weight_gradient_square"])
+def test_first_order_measures(run: Run, text_run: list[str], measure: str) -> None:
+    result = run([*text_run, "score=first_order", f"score.measure={measure}"])
+    assert result.sparsity["prunable"] == pytest.approx(0.6, abs=1e-3)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "block", "tower", "model"])
+@pytest.mark.parametrize("scope", ["model", "tower"])
+@pytest.mark.parametrize("aggregate", ["sum", "average"])
+def test_allocation_choices(run: Run, text_run: list[str], granularity: str, scope: str, aggregate: str) -> None:
+    choices = [f"allocation.granularity={granularity}", f"allocation.scope={scope}", f"allocation.aggregate={aggregate}"]
+    result = run([*text_run, *choices, "steps=[calibrate,score,allocate,prune]", "allocation.cap=0.75"])
+    layers = result.sparsity["layers"].values()
+    assert sum(layer["kept"] for layer in layers) == int(sum(layer["size"] for layer in layers) * 4 // 10)
+    assert all(layer["kept"] >= layer["size"] // 4 for layer in layers)
+
+
+@pytest.mark.parametrize(("pruner", "mask"), [("magnitude", "row"), ("magnitude", "matrix"), ("wanda", "row"), ("wanda", "matrix"), ("sparsegpt", "matrix")])
+def test_pruners_and_masks(run: Run, text_run: list[str], pruner: str, mask: str) -> None:
+    result = run([*text_run, f"pruner={pruner}", f"pruner.mask={mask}"])
+    assert result.sparsity["prunable"] == pytest.approx(0.6, abs=1e-3)
+    assert result.metrics["pruned"]["token_perplexity"]["perplexity"] != result.metrics["dense"]["token_perplexity"]["perplexity"]
+
+
+@pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize(("mask", "sparsity"), [("2:4", 0.5), ("4:8", 0.5), ("1:4", 0.75)])
+def test_n_of_m_masks(run: Run, text_run: list[str], pruner: str, mask: str, sparsity: float, tmp_path: Path) -> None:
+    run([*uniform(text_run), f"pruner={pruner}", f"pruner.mask={mask}", f"sparsity={sparsity}", "model.save=true"])
+    n, m = map(int, mask.split(":"))
+    for kept in load_masks(tmp_path / "run" / "checkpoint" / "masks.safetensors").values():
+        assert (kept.view(-1, m).sum(1) == n).all()
+
+
+def test_text_from_a_file(run: Run, text_run: list[str], text_file: Path) -> None:
+    shared = [override for override in text_run if not override.startswith(("calibration", "task"))]
+    text = ["calibration=wikitext2", f"calibration.path={text_file}", "calibration.sequence_length=20", "calibration.samples=4"]
+    result = run([*shared, *text, "task=wikitext2", f"task.path={text_file}", "task.sequence_length=50"])
+    assert result.metrics["dense"]["wikitext2"]["rows"] == 12
+
+
+@pytest.mark.parametrize("last", ["calibrate", "score", "allocate", "prune", "evaluate"])
+def test_stopping_after_a_step(run: Run, text_run: list[str], last: str, tmp_path: Path) -> None:
+    order = ["calibrate", "score", "allocate", "prune", "evaluate"]
+    steps = order[: order.index(last) + 1]
+    result = run([*text_run, f"steps=[{','.join(steps)}]"])
+    folder = tmp_path / "run"
+    assert (folder / "scores.json").exists() == ("score" in steps)
+    assert (folder / "allocation.json").exists() == ("allocate" in steps)
+    assert (result.sparsity["prunable"] > 0.5) == ("prune" in steps)
+    assert set(result.metrics) == ({"dense", "pruned"} if "evaluate" in steps else set())
+
+
+def test_a_saved_allocation_replaces_score_and_allocate(run: Run, text_run: list[str], tmp_path: Path) -> None:
+    first = run([*text_run, "model.save=true"], "first")
+    shared = uniform(text_run)[:-1]
+    again = run([*shared, "allocation=file", f"allocation.path={tmp_path / 'first' / 'allocation.json'}", "model.save=true"], "again")
+    assert again.sparsity == first.sparsity
+    assert "score" not in again.steps
+    assert again.metrics == first.metrics
+
+
+def test_the_saved_checkpoint_loads_and_verifies(run: Run, text_run: list[str], tmp_path: Path) -> None:
+    result = run([*text_run, "model.save=true"])
+    folder = tmp_path / "run"
+    module = AutoModelForCausalLM.from_pretrained(folder / "checkpoint")
+    for name, layer in result.sparsity["layers"].items():
+        assert int((module.get_parameter(name) == 0).sum()) == layer["zeros"]
+    assert verify(folder) == []
+    assert not (folder / "checkpoint.partial").exists()
+
+
+def test_the_same_command_gives_the_same_numbers(run: Run, text_run: list[str]) -> None:
+    first, again = run([*text_run, "cache_mode=off"], "a"), run([*text_run, "cache_mode=off"], "b")
+    assert json.dumps(first.metrics) == json.dumps(again.metrics)
+    assert first.sparsity == again.sparsity
+
+
+def test_scores_and_dense_metrics_come_from_the_store_the_second_time(run: Run, text_run: list[str], caplog: pytest.LogCaptureFixture) -> None:
+    first = run(text_run, "a")
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        again = run([*text_run, "sparsity=0.4"], "b")
+    assert again.metrics["dense"] == first.metrics["dense"]
+    assert sum("saved" in message for message in caplog.messages) >= 2
+
+
+def test_towers_and_skipped_layers(run: Run, text_run: list[str]) -> None:
+    result = run([*text_run, "towers=[language]", "skip_layers=[down_proj]"])
+    assert len(result.sparsity["layers"]) == 12
+    assert not any("down_proj" in name for name in result.sparsity["layers"])

@@ -1,0 +1,46 @@
+import pytest
+import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from ecoflap.models.layers import Layer, is_layer
+
+
+@pytest.mark.parametrize("module", [nn.Linear(3, 5), Conv1D(5, 3)])
+def test_both_orientations_look_the_same(module: nn.Module) -> None:
+    layer = Layer("layer", module)
+    inputs = torch.randn(4, 3)
+    assert layer.shape == (5, 3)
+    assert layer.size == 15
+    torch.testing.assert_close(module(inputs), inputs @ layer.matrix().t() + module.bias)
+
+
+@pytest.mark.parametrize("module", [nn.Linear(3, 5), Conv1D(5, 3)])
+def test_written_matrix_is_read_back_and_takes_effect(module: nn.Module) -> None:
+    layer, matrix, inputs = Layer("layer", module), torch.randn(5, 3), torch.randn(4, 3)
+    parameter = layer.weight
+    layer.write(matrix)
+    assert layer.weight is parameter
+    assert torch.equal(layer.matrix(), matrix)
+    assert torch.equal(layer.oriented(layer.oriented(matrix)), matrix)
+    assert layer.oriented(matrix).shape == parameter.shape
+    torch.testing.assert_close(module(inputs), inputs @ matrix.t() + module.bias)
+
+
+def test_matrix_is_a_view_without_gradient() -> None:
+    layer = Layer("layer", Conv1D(5, 3))
+    assert not layer.matrix().requires_grad
+    assert layer.matrix().data_ptr() == layer.weight.data_ptr()
+
+
+def test_write_casts_to_the_stored_dtype() -> None:
+    layer = Layer("layer", nn.Linear(2, 1).bfloat16())
+    layer.write(torch.tensor([[1.0, 1 / 3]]))
+    assert layer.weight.dtype == torch.bfloat16
+    assert torch.equal(layer.weight.detach(), torch.tensor([[1.0, 1 / 3]]).bfloat16())
+
+
+def test_what_is_a_layer() -> None:
+    assert is_layer(nn.Linear(2, 2))
+    assert is_layer(Conv1D(2, 2))
+    assert not any(map(is_layer, [nn.Embedding(2, 2), nn.LayerNorm(2), nn.Conv2d(1, 1, 1), nn.Sequential(nn.Linear(2, 2))]))

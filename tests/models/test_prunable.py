@@ -1,0 +1,111 @@
+import pytest
+import torch
+
+from ecoflap.errors import NumericalError
+from ecoflap.models.losses import next_token_loss, token_loss
+from ecoflap.models.prunable import PrunableModel, quiet_forward
+from tests import tiny
+
+
+def own_loss(model: PrunableModel, sample: dict[str, torch.Tensor]) -> float:
+    """The loss that the transformers model computes by itself, for one sample."""
+    batch = {name: tensor[None] for name, tensor in sample.items()}
+    return float(model.module(**{"labels": batch["input_ids"], **batch}).loss)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_loss_is_the_models_own(family: str) -> None:
+    model, calibration = tiny.build(family), tiny.samples(family, lengths=(5, 7))
+    for sample in calibration.samples:
+        loss = model.loss({name: tensor[None] for name, tensor in sample.items()})
+        assert loss.shape == (1,)
+        assert loss.dtype == torch.float32
+        assert float(loss) == pytest.approx(own_loss(model, sample), rel=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_loss_of_a_batch_is_that_of_its_samples(family: str) -> None:
+    model, calibration = tiny.build(family), tiny.samples(family, lengths=(5, 5, 5))
+    one_by_one = [own_loss(model, sample) for sample in calibration.samples]
+    torch.testing.assert_close(model.loss(calibration.batches(3)[0]), torch.tensor(one_by_one), rtol=1e-5, atol=1e-6)
+
+
+def test_token_losses_by_hand() -> None:
+    logits = torch.tensor([[[0.0, 0.0], [0.0, 2.0], [9.0, -9.0]], [[0.0, 0.0], [3.0, 0.0], [1.0, 1.0]]])
+    labels = torch.tensor([[1, 1, -100], [-100, -100, 0]])
+    first, second = torch.log(torch.tensor(2.0)), torch.log1p(torch.exp(torch.tensor(-2.0)))
+    torch.testing.assert_close(token_loss(logits, labels), torch.stack([(first + second) / 2, first]))
+    torch.testing.assert_close(next_token_loss(logits, labels)[0], first)  # position 0 predicts token 1; token 2 is no target
+    assert token_loss(logits.bfloat16(), labels).dtype == torch.float32
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_quiet_forward_puts_everything_back(fails: bool) -> None:
+    model = tiny.build("blip2_t5")
+    module = model.module.train()
+    module.qformer.eval()
+    module.language_model.shared.weight.requires_grad_(False)
+    module.config.text_config.use_cache = True
+    module.language_model.config.use_cache = True
+    training = [child.training for child in module.modules()]
+    gradients = [parameter.requires_grad for parameter in module.parameters()]
+    assert len(set(training)) == len(set(gradients)) == 2
+    try:
+        with quiet_forward(module):
+            assert not any(child.training for child in module.modules())
+            assert not any(parameter.requires_grad for parameter in module.parameters())
+            assert module.language_model.config.use_cache is False
+            assert module.config.text_config.use_cache is False
+            if fails:
+                raise KeyboardInterrupt
+    except KeyboardInterrupt:
+        assert fails
+    assert [child.training for child in module.modules()] == training
+    assert [parameter.requires_grad for parameter in module.parameters()] == gradients
+    assert module.language_model.config.use_cache is True
+    assert module.config.text_config.use_cache is True
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_blocks_get_no_cache_under_quiet_forward(family: str) -> None:
+    model = tiny.build(family)
+    caches = []
+
+    def look(_: torch.nn.Module, arguments: tuple, keywords: dict) -> None:
+        caches.extend(value for value in [*arguments, *keywords.values()] if "Cache" in type(value).__name__)
+
+    for block in model.blocks:
+        block.module.register_forward_pre_hook(look, with_kwargs=True)
+    with quiet_forward(model.module), torch.no_grad():
+        model.loss(tiny.samples(family).batches(8)[0])
+    assert caches == []
+
+
+def test_fingerprint_sees_every_weight_and_nothing_else() -> None:
+    model = tiny.build("llama")
+    assert model.fingerprint() == tiny.build("llama").fingerprint()
+    before = model.fingerprint()
+    with torch.no_grad():
+        model.module.model.norm.weight[3] += 1e-7
+    after = model.fingerprint()
+    assert before != after
+    model.module.train()
+    assert model.fingerprint() == after
+    assert model.fingerprint() != PrunableModel("bf16", model.module.bfloat16(), (), (), (), model.loss_function, None).fingerprint()
+
+
+def test_parameters_are_counted_once() -> None:
+    model = tiny.build("qwen2")
+    assert model.parameter_count() == sum(p.numel() for p in model.module.model.parameters())  # the head is the embedding
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_damaged_weights_are_refused(value: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = tiny.build("opt").module
+    with torch.no_grad():
+        module.model.decoder.layers[1].fc1.bias[2] = value
+    monkeypatch.setitem(tiny.LANGUAGE, "opt", lambda: module)
+    with pytest.raises(NumericalError, match=r"model\.decoder\.layers\.1\.fc1\.bias of opt holds NaN or infinite"):
+        tiny.build("opt")

@@ -1,0 +1,156 @@
+import pytest
+from torch import nn
+
+from ecoflap.errors import UserError
+from ecoflap.models.towers import block_lists, find_towers, name_towers, select
+from tests import tiny
+
+T5_TOWERS = {
+    "vision": ("vision_model.encoder.layers", 8),
+    "qformer": ("qformer.encoder.layer", 16),
+    "encoder": ("language_model.encoder.block", 12),
+    "decoder": ("language_model.decoder.block", 20),
+}
+EXPECTED = {
+    "llama": {"language": ("model.layers", 14)},
+    "qwen2": {"language": ("model.layers", 14)},
+    "mistral": {"language": ("model.layers", 14)},
+    "opt": {"language": ("model.decoder.layers", 12)},
+    "gpt2": {"language": ("transformer.h", 8)},
+    "blip2_t5": T5_TOWERS | {"encoder": ("language_model.encoder.block", 14), "decoder": ("language_model.decoder.block", 22)},
+    "blip2_t5_relu": T5_TOWERS,
+    "blip2_opt": {**dict(list(T5_TOWERS.items())[:2]), "language": ("language_model.model.decoder.layers", 12)},
+}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_towers_of_every_family_in_the_order_that_data_flows(family: str) -> None:
+    model = tiny.build(family)
+    assert {tower.name: (tower.path, len(tower.layers)) for tower in model.every_tower} == EXPECTED[family]
+    assert [tower.name for tower in model.every_tower] == list(EXPECTED[family])
+    assert [tower.name for tower in model.towers] == [name for name in EXPECTED[family] if name != "qformer"]
+    assert all(len(tower.blocks) == 2 for tower in model.every_tower)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_layer_names_are_state_dict_names(family: str) -> None:
+    model = tiny.build(family)
+    state = model.module.state_dict()
+    layers = [layer for tower in model.every_tower for layer in tower.layers]
+    assert len({layer.name for layer in layers}) == len(layers)
+    for layer in layers:
+        assert state[layer.name].data_ptr() == layer.weight.data_ptr()
+
+
+def test_qformer_is_pruned_when_it_is_named() -> None:
+    model = tiny.build("blip2_t5", towers=["decoder", "qformer", "vision"])
+    assert [tower.name for tower in model.towers] == ["vision", "qformer", "decoder"]
+    assert not any("tower qformer" in skipped.reason for skipped in model.skipped)
+    assert any(skipped.reason == "tower encoder is left dense" for skipped in model.skipped)
+
+
+def test_towers_named_by_the_config() -> None:
+    module = tiny.build("blip2_t5").module
+    towers = find_towers(module, {"eye": "vision_model.encoder.layers", "mouth": "language_model.decoder.block"})
+    assert [(tower.name, tower.path, len(tower.layers)) for tower in towers] == [
+        ("eye", "vision_model.encoder.layers", 8),
+        ("mouth", "language_model.decoder.block", 22),
+    ]
+
+
+def test_names_for_paths_of_other_releases_and_families() -> None:
+    assert list(name_towers(["model.language_model.layers", "model.visual.blocks"])) == ["vision", "language"]
+    assert list(name_towers(["decoder.block", "encoder.block"])) == ["encoder", "decoder"]
+    assert list(name_towers(["text_model.encoder.layers", "vision_model.encoder.layers"])) == ["vision", "text"]
+    assert list(name_towers(["a.layers", "b.layers"])) == ["language", "b.layers"]
+
+
+def test_lists_of_heads_are_no_towers() -> None:
+    module = nn.Module()
+    module.heads = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+    module.norms = nn.ModuleList([nn.LayerNorm(2)])
+    module.blocks = nn.ModuleList([nn.Sequential(nn.ModuleList([nn.Sequential(nn.Linear(2, 2))]))])
+    assert list(block_lists(module)) == ["blocks"]
+    del module.blocks
+    with pytest.raises(UserError, match="Module has no list of blocks"):
+        find_towers(module)
+
+
+def test_wrong_path() -> None:
+    module = tiny.build("llama").module
+    with pytest.raises(UserError, match=r"model\.towers\.language=model\.layer is not a list of blocks of LlamaForCausalLM; found: model\.layers"):
+        find_towers(module, {"language": "model.layer"})
+
+
+def test_wrong_tower() -> None:
+    with pytest.raises(UserError, match=r"no tower 'visoin'; this model has vision, qformer, encoder, decoder"):
+        tiny.build("blip2_t5", towers=["visoin"])
+
+
+def test_pattern_that_matches_nothing_names_the_nearest() -> None:
+    wrong = "model.layers.1.self_attn.q_prj.weight"
+    with pytest.raises(UserError, match=r"matches none of the 14 layers; the nearest: model\.layers\.1\.self_attn\.q_proj\.weight"):
+        tiny.build("llama", skip_layers=(wrong,))
+
+
+def test_pattern_of_a_tower_that_is_not_pruned_matches_nothing() -> None:
+    with pytest.raises(UserError, match="matches none"):
+        tiny.build("blip2_t5", towers=["decoder"], skip_layers=("vision",))
+
+
+def test_bad_regular_expression() -> None:
+    with pytest.raises(UserError, match=r"'\[' is not a regular expression"):
+        tiny.build("llama", skip_layers=("[",))
+
+
+@pytest.mark.parametrize(("towers", "skip"), [([], ()), (None, (".",)), (["decoder"], ("decoder",))])
+def test_nothing_left(towers: list[str] | None, skip: tuple[str, ...]) -> None:
+    with pytest.raises(UserError, match="leave no layer to prune"):
+        tiny.build("blip2_t5", towers=towers, skip_layers=skip)
+
+
+def test_skipped_layers_leave_their_blocks_in_place() -> None:
+    model = tiny.build("opt", skip_layers=(r"layers\.0\.", "fc2"))
+    assert [len(block.layers) for block in model.towers[0].blocks] == [0, 5]
+    assert [layer.name for layer in model.layers][-1] == "model.decoder.layers.1.fc1.weight"
+    assert [s.name for s in model.skipped if s.reason == "matches skip_layers"][-1] == "model.decoder.layers.1.fc2.weight"
+
+
+def test_reasons() -> None:
+    reasons = {skipped.name: skipped.reason for skipped in tiny.build("blip2_t5").skipped}
+    assert reasons["language_model.shared.weight"] == "embedding"
+    assert reasons["language_projection.weight"] == "outside the blocks"
+    assert reasons["language_model.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] == "embedding"
+    assert reasons["vision_model.embeddings.patch_embedding.weight"] == "Conv2d"
+    assert reasons["query_tokens"] == "Blip2ForConditionalGeneration"
+    assert reasons["qformer.encoder.layer.0.attention.attention.query.weight"] == "tower qformer is left dense"
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_matrix_is_pruned_or_skipped_and_none_is_both(family: str) -> None:
+    model = tiny.build(family)
+    pruned, skipped = [layer.name for layer in model.layers], [skipped.name for skipped in model.skipped]
+    matrices = {name: parameter.numel() for name, parameter in model.module.named_parameters() if parameter.ndim > 1}
+    assert sorted(pruned + skipped) == sorted(matrices)
+    assert {skipped.name: skipped.size for skipped in model.skipped}.items() <= matrices.items()
+
+
+def test_tied_weights_are_one_layer() -> None:
+    module = tiny.build("llama").module
+    first, second = module.model.layers
+    second.mlp.up_proj.weight = first.mlp.up_proj.weight
+    tower = find_towers(module)[0]
+    names = [layer.name for layer in tower.layers]
+    assert len(names) == 13
+    assert "model.layers.0.mlp.up_proj.weight" in names
+    assert "model.layers.1.mlp.up_proj.weight" not in names
+
+
+def test_tied_head_is_an_embedding() -> None:
+    assert [(s.name, s.reason) for s in tiny.build("qwen2").skipped] == [("model.embed_tokens.weight", "embedding")]
+
+
+def test_selection_keeps_the_order_of_the_model() -> None:
+    towers = tiny.build("blip2_t5").every_tower
+    assert [tower.name for tower in select(towers, ["decoder", "vision"])] == ["vision", "decoder"]
+    assert [tower.name for tower in select(towers, None)] == ["vision", "encoder", "decoder"]
