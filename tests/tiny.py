@@ -27,6 +27,8 @@ from ecoflap.models.causal_lm import language_loss
 from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import PrunableModel
 
+torch.set_num_threads(1)  # at this size threads wait for each other, and on a busy machine for a hundred times the work
+
 VOCABULARY = 40
 IMAGE_TOKEN = 39
 QUERIES = 3
