@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -57,11 +59,19 @@ def register() -> None:
     """Make ``run_config`` and the ``package_file`` resolver known to Hydra."""
     ConfigStore.instance().store(name="run_config", node=RunConfig)
     OmegaConf.register_new_resolver("package_file", package_file, replace=True)
+    OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
 
 
 def package_file(path: str) -> str:
     """The place of a file or folder that ships inside the package."""
     return str(Path(str(files("ecoflap"))) / path)
+
+
+def sweep_name() -> str | None:
+    """The name of the sweep's folder in a multirun, null in a single run."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).name
 
 
 def build(group: str, node: DictConfig) -> Any:
@@ -88,5 +98,5 @@ def _explain(group: str, error: OmegaConfBaseException, keys: list[str]) -> str:
     if "mandatory" in first:
         return f"{key} is required: add {key}=VALUE"
     if "not in" in first:
-        return f"{key} is no option of {group}; there are {nearest(str(error.key), keys)}"
+        return f"{key} is no option of this {group}; it has {nearest(str(error.key), keys) or 'none'}"
     return f"{key}: {first}"
