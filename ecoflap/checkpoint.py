@@ -25,6 +25,8 @@ def save_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor], run_folde
     partial.mkdir(parents=True)
     model.save(partial)
     save_masks(partial / MASKS, masks)
+    for file in partial.glob("*.safetensors"):  # their writer makes them private, whatever the umask says
+        shutil.copymode(partial / "config.json", file)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     return FOLDER

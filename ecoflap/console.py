@@ -64,13 +64,15 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     from rich.text import Text
 
     cells = [list(row) for row in rows]
-    grid = Table(title=Text(title), title_justify="left", box=SIMPLE_HEAD)
+    grid = Table(box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
         numeric = all(isinstance(row[index], int | float | None) for row in cells)
         grid.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         grid.add_row(*(Text(_cell(value)) for value in row))
-    Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL).print(grid)
+    console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
+    console.print(Text(title, style="bold"))  # a title inside the grid would be wrapped to its width
+    console.print(grid)
 
 
 def _cell(value: Any) -> str:

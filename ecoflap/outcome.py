@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from dataclasses import astuple, fields
+from typing import Any
 
 from ecoflap.checkpoint import save_checkpoint
 from ecoflap.errors import NumericalError
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.plan import Plan
-from ecoflap.prune.driver import PruneReport
+from ecoflap.progress import Progress
+from ecoflap.prune.driver import BlockReport, PruneReport
 from ecoflap.results import FILE_NAME, LayerCount, Result, environment, sparsity_section
 from ecoflap.tracking import Tracker
-
-if TYPE_CHECKING:
-    from ecoflap.pipeline import Progress
 
 
 def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
@@ -32,7 +31,7 @@ def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
             "parameters": model.parameter_count(),
             "prunable": sum(layer.size for layer in model.layers),
         },
-        data=_data(progress),
+        data=_data(plan, progress),
         metrics=progress.metrics,
         sparsity=sparsity_section(counts, target, model.parameter_count()),
         steps=progress.costs,
@@ -61,19 +60,30 @@ def count_layers(model: PrunableModel, report: PruneReport | None) -> dict[str, 
     return counts
 
 
-def _data(progress: Progress) -> dict[str, Any]:
-    if progress.calibration is None:
-        return {}
-    return {
-        "calibration": {"name": progress.calibration.name, "samples": len(progress.calibration), "fingerprint": progress.calibration.fingerprint()}
-    }
+def _data(plan: Plan, progress: Progress) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    if progress.calibration is not None:
+        calibration = progress.calibration
+        data["calibration"] = {"name": calibration.name, "samples": len(calibration), "fingerprint": calibration.fingerprint()}
+    if progress.task is not None:
+        data["task"] = {"name": plan.task.name, **progress.task}
+    return data
 
 
-def show_in_tracker(tracker: Tracker, result: Result) -> None:
-    """One table per step that has rows to show, and the figures of the run as its summary."""
-    tracker.log_table("steps", ["step", "seconds", "peak_memory_bytes"], [(step, *cost.values()) for step, cost in result.steps.items()])
-    layers = result.sparsity["layers"]
-    columns = ["tower", "size", "kept", "zeros", "sparsity", "error"]
-    tracker.log_table("layers", ["layer", *columns], [(name, *(layer[column] for column in columns)) for name, layer in layers.items()])
+def show_in_tracker(tracker: Tracker, result: Result, progress: Progress) -> None:
+    """One table per step that has run, and the figures of the run as its summary."""
+    if progress.scores is not None:
+        rows = [(name, value, progress.scores.standard_error[name]) for name, value in progress.scores.importance.items()]
+        tracker.log_table("score", ["layer", "importance", "standard_error"], rows)
+    if progress.allocation is not None:
+        sizes = progress.allocation.sizes
+        kept = [(name, sizes[name], keep, 1 - keep / sizes[name]) for name, keep in progress.allocation.keep.items()]
+        tracker.log_table("allocate", ["layer", "size", "keep", "sparsity"], kept)
+    if progress.report is not None:
+        tracker.log_table("prune", [f.name for f in fields(BlockReport)], [astuple(block) for block in progress.report.blocks])
+    for when, by_task in result.metrics.items():
+        figures = [(task, metric, value) for task, values in by_task.items() for metric, value in values.items()]
+        tracker.log_table(f"evaluate_{when}", ["task", "metric", "value"], figures)
+    tracker.log_table("cost", ["step", "seconds", "peak_memory_bytes"], [(step, *cost.values()) for step, cost in result.steps.items()])
     sparsity = {name: value for name, value in result.sparsity.items() if name != "layers"}
     tracker.summary({"metrics": result.metrics, "sparsity": sparsity, "model": result.model})

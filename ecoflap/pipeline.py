@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from ecoflap.allocate.allocation import Allocation
-from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.models.loading import resolve_device
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.outcome import conclude, show_in_tracker
 from ecoflap.plan import Plan, make_plan
-from ecoflap.prune.driver import PruneReport, prune
+from ecoflap.progress import Progress
+from ecoflap.prune.driver import prune
 from ecoflap.report.lines import show_allocation, show_block, show_layers, show_metrics, show_model
 from ecoflap.results import Result
 from ecoflap.score.scores import Scores
@@ -24,19 +23,6 @@ from ecoflap.store import write_json
 from ecoflap.telemetry import measure
 
 log = logging.getLogger(__name__)
-
-
-@dataclass
-class Progress:
-    """What the steps of a run have made so far; each is null until its step has run."""
-
-    fingerprint: str
-    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    calibration: CalibrationSet | None = None
-    scores: Scores | None = None
-    allocation: Allocation | None = None
-    report: PruneReport | None = None
 
 
 def run(config: DictConfig, folder: Path) -> Result | None:
@@ -56,8 +42,8 @@ def run(config: DictConfig, folder: Path) -> Result | None:
     tracker = plan.tracking.start(plan.config, plan.name, folder)
     failed = True
     try:
-        result = _work(plan)
-        show_in_tracker(tracker, result)
+        result, progress = _work(plan)
+        show_in_tracker(tracker, result, progress)
         failed = False
     finally:
         tracker.close(failed)
@@ -65,7 +51,7 @@ def run(config: DictConfig, folder: Path) -> Result | None:
     return result
 
 
-def _work(plan: Plan) -> Result:
+def _work(plan: Plan) -> tuple[Result, Progress]:
     """The steps. Nothing in the run's folder counts before ``result.json``, which is written last and whole."""
     costs: dict[str, dict[str, Any]] = {}
     model = _load(plan, costs)
@@ -87,7 +73,7 @@ def _work(plan: Plan) -> Result:
     result = conclude(plan, model, progress)
     if evaluation is not None:
         show_metrics(f"{model.name} on {plan.task.name}", *(by_task[plan.task.name] for by_task in progress.metrics.values()))
-    return result
+    return result, progress
 
 
 def _load(plan: Plan, costs: dict[str, dict[str, Any]]) -> PrunableModel:
@@ -107,7 +93,8 @@ def _calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
 
 
 def _evaluate_dense(plan: Plan, model: PrunableModel, evaluation: Any, progress: Progress) -> None:
-    key = {"version": 1, "model": progress.fingerprint, "task": evaluation.identity()}
+    progress.task = evaluation.identity()
+    key = {"version": 1, "model": progress.fingerprint, "task": progress.task}
     with measure(progress.costs, "evaluate_dense"):
         dense, _ = plan.store.get_or_compute("dense_metrics", key, lambda: evaluation(model))
     progress.metrics["dense"] = {plan.task.name: dense}

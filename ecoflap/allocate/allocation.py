@@ -62,7 +62,7 @@ def read_allocation(path: str, towers: tuple[Tower, ...]) -> Allocation:
     file = Path(path).expanduser()
     try:
         value = json.loads(file.read_text())
-        allocation = Allocation(value["keep"], value["sizes"], value["target"], value["granularity"])
+        allocation = Allocation(dict(value["keep"]), dict(value["sizes"]), value["target"], value["granularity"])
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
             f"allocation.path={path}: there is no such file; each run with the allocate step writes allocation.json into its folder"

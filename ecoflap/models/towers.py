@@ -165,9 +165,11 @@ def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[
             reason = "matches skip_layers" if tower in chosen_names else f"tower {tower} is left dense"
         elif isinstance(owner, nn.Embedding):
             reason = "embedding"
+        elif isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+            reason = "convolution"
         elif is_layer(owner):
             reason = "outside the blocks"
         else:
-            reason = type(owner).__name__
+            reason = f"parameter of {type(owner).__name__}"
         result.append(Skipped(name, parameter.numel(), reason))
     return result

@@ -61,7 +61,7 @@ def show_allocation(model: PrunableModel, allocation: Allocation) -> None:
     table(f"sparsity (target {allocation.target:g}, per {allocation.granularity})", ["tower", "sparsity", "least block", "most block"], rows)
 
 
-def show_metrics(task: str, dense: Metrics, pruned: Metrics | None) -> None:
+def show_metrics(task: str, dense: Metrics, pruned: Metrics | None = None) -> None:
     """The result: one row per metric."""
     if pruned is None:
         table(task, ["metric", "dense"], list(dense.items()))

@@ -16,7 +16,7 @@ from ecoflap import pipeline
 from ecoflap.results import Result
 
 ROOT = Path(__file__).parents[2]
-WORDS = "the a cat dog sees likes house tree small old and or not in on under with red blue green".split()
+WORDS = tuple("the a cat dog sees likes house tree small old and or not in on under with red blue green".split())
 
 
 @pytest.fixture(scope="session")

@@ -89,7 +89,9 @@ def test_an_interrupted_run_leaves_nothing_that_looks_whole(text_run: list[str],
         f"sys.argv = ['main.py', *{[*text_run, 'model.save=true', f'hydra.run.dir={folder}']!r}]\n"
         f"runpy.run_path({str(ROOT / 'main.py')!r}, run_name='__main__')\n"
     )
-    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False)
+    finished = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False
+    )
     assert finished.returncode != 0
     assert not (folder / "result.json").exists()
     assert not (folder / "checkpoint").exists()

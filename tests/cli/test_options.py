@@ -14,7 +14,9 @@ from ecoflap.results import Result, verify
 from tests.cli.conftest import ROOT, composed
 
 Run = Callable[..., Result]
-GROUPS = {group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in (ROOT / "conf").iterdir() if group.is_dir() and group.name != "sweeps"}
+GROUPS = {
+    group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in (ROOT / "conf").iterdir() if group.is_dir() and group.name != "sweeps"
+}
 
 
 def uniform(overrides: list[str]) -> list[str]:
@@ -46,7 +48,9 @@ def test_allocation_choices(run: Run, text_run: list[str], granularity: str, sco
     assert all(layer["kept"] >= layer["size"] // 4 for layer in layers)
 
 
-@pytest.mark.parametrize(("pruner", "mask"), [("magnitude", "row"), ("magnitude", "matrix"), ("wanda", "row"), ("wanda", "matrix"), ("sparsegpt", "matrix")])
+@pytest.mark.parametrize(
+    ("pruner", "mask"), [("magnitude", "row"), ("magnitude", "matrix"), ("wanda", "row"), ("wanda", "matrix"), ("sparsegpt", "matrix")]
+)
 def test_pruners_and_masks(run: Run, text_run: list[str], pruner: str, mask: str) -> None:
     result = run([*text_run, f"pruner={pruner}", f"pruner.mask={mask}"])
     assert result.sparsity["prunable"] == pytest.approx(0.6, abs=1e-3)

@@ -1,0 +1,36 @@
+"""What the steps of a run have made so far."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ecoflap.allocate.allocation import Allocation
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.prune.driver import PruneReport
+from ecoflap.score.scores import Scores
+
+
+@dataclass
+class Progress:
+    """The products of the steps; each is null or empty until its step has run.
+
+    Attributes:
+        fingerprint: hash of the dense weights.
+        costs: step -> seconds and peak memory.
+        metrics: dense and pruned -> task -> metric -> value.
+        task: what the metrics depend on beside the model.
+        calibration: the samples.
+        scores: importance of each layer.
+        allocation: weights that each layer keeps.
+        report: what was removed.
+    """
+
+    fingerprint: str
+    costs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    task: dict[str, Any] | None = None
+    calibration: CalibrationSet | None = None
+    scores: Scores | None = None
+    allocation: Allocation | None = None
+    report: PruneReport | None = None

@@ -1,0 +1,78 @@
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ecoflap.allocate.from_file import FromFile
+from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.errors import UserError
+from ecoflap.models.prunable import PrunableModel
+from tests import tiny
+
+Q, K = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def model() -> PrunableModel:
+    return tiny.build("llama")
+
+
+def saved(folder: Path, model: PrunableModel, change: Callable[[dict[str, Any]], Any] = lambda value: value) -> str:
+    value = asdict(WaterFilling()(model.towers, None, 0.6))
+    (folder / "allocation.json").write_text(json.dumps(change(value) or value))
+    return str(folder / "allocation.json")
+
+
+def test_round_trip(tmp_path: Path, model: PrunableModel) -> None:
+    assert FromFile(saved(tmp_path, model))(model.towers, None, 0.9) == WaterFilling()(model.towers, None, 0.6)
+
+
+def test_order_is_the_models(tmp_path: Path, model: PrunableModel) -> None:
+    path = saved(tmp_path, model, lambda value: {**value, "keep": dict(reversed(value["keep"].items()))})
+    assert list(FromFile(path)(model.towers, None, 0.6).keep) == [layer.name for layer in model.layers]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda value: value["keep"].pop(Q), r"has no entry for model\.layers\.0\.self_attn\.q_proj\.weight; it was made for other layers \(nearest"),
+        (lambda value: value["keep"].update(extra=1), r"extra is not a layer to prune here .* check towers and skip_layers"),
+        (lambda value: value["sizes"].update({Q: 3}), r"q_proj\.weight keeps 102 of 3, but has 256 weights here"),
+        (lambda value: value["sizes"].pop(Q), "of None, but has 256"),
+        (lambda value: value["keep"].update({Q: 257}), "keeps 257 of 256"),
+        (lambda value: value["keep"].update({Q: -1}), "keeps -1 of 256"),
+        (lambda value: value["keep"].update({Q: 1.5}), r"keeps 1\.5 of 256"),
+        (lambda value: value["keep"].update({Q: "1"}), "keeps 1 of 256"),
+        (lambda value: value.pop("target") and None, "is not an allocation file"),
+        (lambda value: [value], "is not an allocation file"),
+        (lambda value: {**value, "keep": [1, 2]}, "is not an allocation file"),
+        (lambda value: {**value, "sizes": None}, "is not an allocation file"),
+    ],
+)
+def test_refusals(tmp_path: Path, model: PrunableModel, change: Callable[[dict[str, Any]], Any], message: str) -> None:
+    def edit(value: dict[str, Any]) -> Any:
+        result = change(value)
+        return result if isinstance(result, dict | list) else None
+
+    with pytest.raises(UserError, match=message):
+        FromFile(saved(tmp_path, model, edit))(model.towers, None, 0.6)
+
+
+def test_no_json(tmp_path: Path, model: PrunableModel) -> None:
+    (tmp_path / "allocation.json").write_text("keep: 3")
+    with pytest.raises(UserError, match=r"is not an allocation file \(JSONDecodeError"):
+        FromFile(str(tmp_path / "allocation.json"))(model.towers, None, 0.6)
+
+
+@pytest.mark.parametrize("name", ["none.json", "."])
+def test_no_file(tmp_path: Path, model: PrunableModel, name: str) -> None:
+    with pytest.raises(UserError, match="there is no such file; each run with the allocate step writes"):
+        FromFile(str(tmp_path / name))(model.towers, None, 0.6)
+
+
+def test_other_model(tmp_path: Path, model: PrunableModel) -> None:
+    with pytest.raises(UserError, match=rf"has no entry for .*decoder\.layers\.0\.self_attn\..*nearest: .*{K[-14:]}"):
+        FromFile(saved(tmp_path, model))(tiny.build("opt").towers, None, 0.6)

@@ -1,0 +1,118 @@
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.causal_lm import language_loss
+from ecoflap.models.loading import Selection, prunable
+from ecoflap.models.prunable import PrunableModel
+from ecoflap.score.first_order import MEASURES, FirstOrder
+from tests import tiny
+
+BY_HAND = {
+    "gradient_norm": lambda w, g: math.sqrt(sum(x * x for x in g)),
+    "gradient": lambda w, g: sum(abs(x) for x in g),
+    "weight_gradient": lambda w, g: sum(abs(x * y) for x, y in zip(w, g, strict=True)),
+    "weight_gradient_square": lambda w, g: sum((x * y) ** 2 for x, y in zip(w, g, strict=True)),
+}
+
+
+def gradients_per_batch(model: PrunableModel, calibration: CalibrationSet, batch_size: int) -> list[tuple[int, tuple[Tensor, ...]]]:
+    """(samples, gradient of the mean loss for every layer) of each batch, from plain autograd."""
+    weights = [layer.weight for layer in model.layers]
+    batches = calibration.batches(batch_size)
+    return [(len(batch["input_ids"]), torch.autograd.grad(model.loss(batch).mean(), weights)) for batch in batches]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_measures_equal_plain_autograd(family: str) -> None:
+    model, calibration = tiny.build(family), tiny.samples(family)
+    batches = gradients_per_batch(model, calibration, 2)
+    assert [count for count, _ in batches] == [2, 1, 2]
+    for measure, by_hand in BY_HAND.items():
+        scores = FirstOrder(measure, samples=5, batch_size=2)(model, calibration, 0)
+        assert list(scores.importance) == [layer.name for layer in model.layers]
+        for place, layer in enumerate(model.layers):
+            weight = layer.weight.flatten().tolist()
+            expected = sum(count * by_hand(weight, gradients[place].flatten().tolist()) for count, gradients in batches) / 5
+            assert scores.importance[layer.name] == pytest.approx(expected, rel=1e-4), (measure, layer.name)
+    assert set(BY_HAND) == set(MEASURES)
+
+
+def test_only_the_first_samples_are_used() -> None:
+    model, calibration = tiny.build("opt"), tiny.samples("opt")
+    few = FirstOrder(samples=2, batch_size=1)(model, calibration, 0)
+    assert few == FirstOrder(samples=2, batch_size=1)(model, calibration.take(2), 0)
+    assert few.importance != FirstOrder(samples=3, batch_size=1)(model, calibration, 0).importance
+
+
+@pytest.mark.parametrize("family", ["llama", "blip2_t5"])
+def test_the_model_is_left_as_it_was(family: str) -> None:
+    model, calibration = tiny.build(family), tiny.samples(family)
+    model.module.train()
+    model.layers[0].weight.requires_grad_(False)
+    before = model.fingerprint()
+    requires = [parameter.requires_grad for parameter in model.module.parameters()]
+    FirstOrder()(model, calibration, 0)
+    assert model.fingerprint() == before
+    assert [parameter.requires_grad for parameter in model.module.parameters()] == requires
+    assert all(parameter.grad is None for parameter in model.module.parameters())
+    assert not any(parameter._post_accumulate_grad_hooks for parameter in model.module.parameters())
+    assert model.module.training
+
+
+def test_each_gradient_is_gone_before_the_next_exists() -> None:
+    model, calibration = tiny.build("llama"), tiny.samples("llama")
+    held = []
+    handles = [
+        layer.weight.register_hook(lambda _: held.append(sum(other.weight.grad is not None for other in model.layers))) for layer in model.layers
+    ]
+    FirstOrder(batch_size=5)(model, calibration, 0)
+    assert len(held) == 2 * len(handles)
+    assert max(held) == 0
+
+
+@pytest.mark.parametrize("towers", [["vision"], ["decoder"], ["qformer", "encoder"]])
+def test_restricted_towers_get_the_same_scores(towers: list[str]) -> None:
+    calibration = tiny.samples("blip2_t5")
+    whole = FirstOrder()(tiny.build("blip2_t5", towers=["vision", "qformer", "encoder", "decoder"]), calibration, 0)
+    part = FirstOrder()(tiny.build("blip2_t5", towers=towers), calibration, 0)
+    assert len(part.importance) < len(whole.importance)
+    for name, score in part.importance.items():
+        assert score == pytest.approx(whole.importance[name], rel=1e-6)
+        assert part.standard_error[name] == pytest.approx(whole.standard_error[name], rel=1e-5)
+
+
+@pytest.mark.parametrize("skip", [[], ["proj"]])  # with and without other layers that the loss does depend on
+def test_layer_that_the_loss_does_not_depend_on(skip: list[str]) -> None:
+    module = tiny.build("llama").module
+    module.model.layers[1].spare = nn.Linear(4, 4)
+    model = prunable("tiny", module, None, language_loss, Selection(None, skip))
+    with pytest.raises(UserError, match=r"does not depend on 1 layers, such as model\.layers\.1\.spare\.weight; .*skip_layers=\['\^model"):
+        FirstOrder()(model, tiny.samples("llama"), 0)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_damaged_weight(value: float) -> None:
+    model = tiny.build("llama")
+    with torch.no_grad():
+        model.layers[3].weight[0, 0] = value
+    with pytest.raises(NumericalError, match="the loss of calibration batch 0 is nan"):
+        FirstOrder()(model, tiny.samples("llama"), 0)
+    assert all(parameter.requires_grad for parameter in model.module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"measure": "gradient_nrm"}, r"score\.measure=gradient_nrm is not known; choose gradient_norm"),
+        ({"samples": 0}, "samples=0"),
+        ({"batch_size": 0}, "batch_size=0"),
+    ],
+)
+def test_refusals(arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        FirstOrder(**arguments)

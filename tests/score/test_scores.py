@@ -1,0 +1,41 @@
+import json
+import math
+
+import pytest
+import torch
+
+from ecoflap.errors import NumericalError
+from ecoflap.score.scores import Average, Scores, collect
+
+
+def average(values: list[float], weights: list[float]) -> Average:
+    result = Average()
+    for value, weight in zip(values, weights, strict=True):
+        result.add(value, weight, "layer")
+    return result
+
+
+def test_equal_weights_give_the_textbook_standard_error() -> None:
+    values = torch.randn(10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    result = average(values.tolist(), [3.0] * 10)
+    assert result.mean == pytest.approx(float(values.mean()))
+    assert result.standard_error == pytest.approx(float(values.std() / math.sqrt(10)))
+
+
+def test_weights_count() -> None:
+    assert average([1.0, 4.0], [2.0, 1.0]).mean == 2.0
+    assert average([5.0], [2.0]).standard_error == 0.0
+    assert average([3.0, 3.0, 3.0], [1.0, 2.0, 3.0]).standard_error == 0.0
+    # sum w^2 (v - mean)^2 = 4 + 4, times n / (n - 1), over (sum w)^2
+    assert average([1.0, 4.0], [2.0, 1.0]).standard_error == pytest.approx(math.sqrt(8 * 2) / 3)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_values_that_are_not_finite(value: float) -> None:
+    with pytest.raises(NumericalError, match=r"the score of layer is -?(nan|inf); the loss overflows there"):
+        average([1.0, value], [1.0, 1.0])
+
+
+def test_json_round_trip_is_exact() -> None:
+    scores = collect("method", {"a": average([1 / 3, 0.1], [1.0, 2.0]), "b": average([1e-300], [1.0])}, {"samples": 2, "seed": 0})
+    assert Scores.from_json(json.loads(json.dumps(scores.to_json()))) == scores

@@ -1,0 +1,143 @@
+import math
+
+import pytest
+import torch
+
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.prunable import PrunableModel
+from ecoflap.ops import gaussian
+from ecoflap.score.first_order import FirstOrder
+from ecoflap.score.scores import Scores
+from ecoflap.score.zeroth_order import ZerothOrder
+from tests import tiny
+
+
+@torch.no_grad()
+def two_forward_passes_per_probe(model: PrunableModel, calibration: CalibrationSet, scorer: ZerothOrder, seed: int) -> dict[str, float]:
+    """The same estimate, the slow way: add eps z to the weight, run the model, subtract it, run the model."""
+    sums = dict.fromkeys((layer.name for layer in model.layers), 0.0)
+    for index, batch in enumerate(calibration.take(scorer.samples).batches(scorer.batch_size)):
+        for layer in model.layers:
+            dense = layer.matrix().clone()
+            for draw in range(scorer.noises):
+                step = scorer.eps * gaussian(layer.shape, "zeroth_order", seed, index, layer.name, draw)
+                layer.write(dense + step)
+                plus = model.loss(batch).double().mean()
+                layer.write(dense - step)
+                minus = model.loss(batch).double().mean()
+                layer.write(dense)
+                sums[layer.name] += len(batch["input_ids"]) * abs(float(plus - minus)) / (2 * scorer.eps)
+    return {name: total / len(calibration.take(scorer.samples)) / scorer.noises for name, total in sums.items()}
+
+
+# With a large eps the difference of two losses stands well above their rounding; both sides take the same difference.
+LARGE = {"samples": 4, "batch_size": 2, "noises": 2, "eps": 0.05}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_equals_really_moving_the_weights(family: str) -> None:
+    model, calibration = tiny.build(family), tiny.samples(family)
+    before = model.fingerprint()
+    scores = ZerothOrder(**LARGE)(model, calibration, seed=7)
+    assert model.fingerprint() == before
+    expected = two_forward_passes_per_probe(model, calibration, ZerothOrder(**LARGE), seed=7)
+    assert scores.importance == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert list(scores.importance) == list(expected)
+
+
+@pytest.mark.parametrize("family", ["opt", "blip2_t5"])
+def test_samples_per_pass_changes_nothing(family: str) -> None:
+    model, calibration = tiny.build(family), tiny.samples(family)
+    reference = ZerothOrder(**LARGE, samples_per_pass=1)(model, calibration, 0)
+    for size in (7, 1000):
+        scores = ZerothOrder(**LARGE, samples_per_pass=size)(model, calibration, 0)
+        assert scores.importance == pytest.approx(reference.importance, rel=1e-3, abs=1e-4)
+        assert scores.standard_error == pytest.approx(reference.standard_error, rel=1e-3, abs=1e-4)
+        assert scores.details == reference.details
+
+
+def test_restricted_towers_get_the_same_scores() -> None:
+    calibration = tiny.samples("blip2_t5")
+    whole = ZerothOrder(**LARGE)(tiny.build("blip2_t5"), calibration, 0).importance
+    part = ZerothOrder(**LARGE)(tiny.build("blip2_t5", towers=["decoder"], skip_layers=("wi_0",)), calibration, 0).importance
+    assert part == pytest.approx({name: whole[name] for name in part}, rel=1e-3, abs=1e-4)
+
+
+def test_seeds() -> None:
+    model, calibration = tiny.build("llama"), tiny.samples("llama")
+    torch.manual_seed(0)
+    first = ZerothOrder()(model, calibration, 0)
+    torch.manual_seed(1)
+    assert ZerothOrder()(model, calibration, 0) == first
+    assert ZerothOrder()(model, calibration, 1).importance != first.importance
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "blip2_opt"])
+def test_expectation_is_the_gradient_norm(family: str) -> None:
+    """|<z, g>| has expectation sqrt(2 / pi) ||g||, and its relative deviation is sqrt(pi / 2 - 1)."""
+    model, calibration = tiny.build(family, skip_layers=(r"layers\.0\.",) if family != "gpt2" else (r"h\.0\.",)), tiny.samples(family, lengths=(5, 5))
+    draws = 400
+    scores = ZerothOrder(batch_size=2, noises=draws, samples_per_pass=1600)(model, calibration, 0)
+    norms = FirstOrder("gradient_norm", batch_size=2)(model, calibration, 0).importance
+    for name, norm in norms.items():
+        expected, deviation = math.sqrt(2 / math.pi) * norm, math.sqrt((1 - 2 / math.pi) / draws) * norm
+        assert abs(scores.importance[name] - expected) < 4 * deviation, name
+        assert scores.standard_error[name] == pytest.approx(deviation, rel=0.2)  # 5 deviations of a sample deviation from 400 draws
+        assert abs(scores.importance[name] - expected) < 4 * scores.standard_error[name], name
+
+
+def block_scores(model: PrunableModel, scores: Scores) -> torch.Tensor:
+    return torch.tensor([sum(scores.importance[layer.name] for layer in block.layers) for tower in model.towers for block in tower.blocks])
+
+
+def spearman(first: torch.Tensor, second: torch.Tensor) -> float:
+    ranks = torch.stack([first.argsort().argsort(), second.argsort().argsort()]).double()
+    return float(torch.corrcoef(ranks)[0, 1])
+
+
+def test_more_draws_rank_the_blocks_more_like_their_gradients() -> None:
+    towers = ["vision", "qformer", "encoder", "decoder"]
+    model, calibration = tiny.build("blip2_t5", towers=towers), tiny.samples("blip2_t5", lengths=(5, 5))
+    exact = block_scores(model, FirstOrder("gradient_norm", batch_size=2)(model, calibration, 0))
+    correlation = {}
+    for draws in (1, 64):
+        scorer = ZerothOrder(batch_size=2, noises=draws, samples_per_pass=1024)
+        correlation[draws] = sum(spearman(block_scores(model, scorer(model, calibration, seed)), exact) for seed in range(3)) / 3
+    assert correlation[1] < correlation[64]
+
+
+def test_one_probe_has_no_standard_error() -> None:
+    scores = ZerothOrder(noises=1, batch_size=8)(tiny.build("llama"), tiny.samples("llama", lengths=(5, 5)), 0)
+    assert set(scores.standard_error.values()) == {0.0}
+    assert all(score > 0 for score in scores.importance.values())
+
+
+def test_the_model_is_left_as_it_was() -> None:
+    model = tiny.build("blip2_t5")
+    model.module.train()
+    requires = [parameter.requires_grad for parameter in model.module.parameters()]
+    ZerothOrder()(model, tiny.samples("blip2_t5"), 0)
+    assert model.module.training
+    assert [parameter.requires_grad for parameter in model.module.parameters()] == requires
+    assert not any(module._forward_hooks or "forward" in module.__dict__ for module in model.module.modules())
+
+
+def test_damaged_weight_names_the_batch() -> None:
+    model = tiny.build("llama")
+    with torch.no_grad():
+        model.layers[3].weight[0, 0] = math.nan
+    with pytest.raises(NumericalError, match=r"the loss of calibration batch 0 is \[nan"):
+        ZerothOrder()(model, tiny.samples("llama"), 0)
+
+
+def test_overflow_names_the_layer() -> None:
+    model = tiny.build("opt", skip_layers=("attn", r"\.0\."))
+    with pytest.raises(NumericalError, match=r"the score of model\.decoder\.layers\.1\.fc1\.weight \(batch 0, draw 0\) is nan"):
+        ZerothOrder(eps=1e38)(model, tiny.samples("opt"), 0)
+
+
+@pytest.mark.parametrize("option", ["samples", "batch_size", "noises", "eps", "samples_per_pass"])
+def test_refusals(option: str) -> None:
+    with pytest.raises(UserError, match=rf"score\.{option}=0 must be more than 0"):
+        ZerothOrder(**{option: 0})
