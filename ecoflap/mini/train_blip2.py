@@ -2,94 +2,27 @@
 
     python -m ecoflap.mini.train_blip2 --output ecoflap/mini/blip2
 
-The model is transformers' own BLIP-2 (ViT, Q-Former, T5), shrunk until a hundred thousand weights have to
-work for their answers, so that pruning them shows.
+The model is transformers' own BLIP-2 (ViT, Q-Former, T5), shrunk until a hundred thousand weights have to work for their
+answers, so that pruning them shows.
 The recipe is fixed (steps, not minutes), so two machines that run it differ only by rounding.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import (
-    Blip2Config,
-    Blip2ForConditionalGeneration,
-    Blip2Processor,
-    Blip2QFormerConfig,
-    Blip2VisionConfig,
-    BlipImageProcessor,
-    PreTrainedTokenizerFast,
-    T5Config,
-)
+from transformers import Blip2ForConditionalGeneration
 
-NUM_QUERIES = 8
-PAD, EOS, UNKNOWN, IMAGE = 0, 1, 2, 3
+from ecoflap.mini.blip2_model import EOS, IMAGE, NUM_QUERIES, PAD, SPECIAL_TOKENS, UNKNOWN, Recipe, build, make_processor, words
+
 SHAPES = ["circle", "rectangle", "triangle"]
 COLOURS = ["black", "blue", "brown", "gray", "green", "red", "teal", "yellow"]
-SPECIAL_TOKENS = ["<pad>", "</s>", "<unk>", "<image>"]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """Every number that the trained weights depend on."""
-
-    width: int = 32
-    mlp: int = 64
-    heads: int = 4
-    vision_blocks: int = 2
-    qformer_blocks: int = 2
-    text_blocks: int = 2
-    vision_steps: int = 1500
-    steps: int = 5000
-    batch: int = 128
-    learning_rate: float = 3e-3
-    warmup: int = 300
-    weight_decay: float = 0.01
-    seed: int = 0
-
-
-def words(text: str) -> list[str]:
-    """Split a question into the words of the mini vocabulary."""
-    return re.findall(r"[a-z]+|\?", text.lower())
-
-
-def build(recipe: Recipe, vocabulary: int) -> Blip2ForConditionalGeneration:
-    """A randomly initialised BLIP-2 with the recipe's sizes.
-
-    ``Blip2VisionConfig.initializer_range`` defaults to 1e-10 and the query, class and position embeddings start at zero; a model trained from
-    scratch needs a real spread in all of them or it never learns to look at the image.
-    """
-    size = {"hidden_size": recipe.width, "intermediate_size": recipe.mlp, "num_attention_heads": recipe.heads, "initializer_range": 0.06}
-    vision = Blip2VisionConfig(**size, num_hidden_layers=recipe.vision_blocks, image_size=64, patch_size=8)
-    qformer = Blip2QFormerConfig(
-        **size, vocab_size=vocabulary, num_hidden_layers=recipe.qformer_blocks, encoder_hidden_size=recipe.width,
-        cross_attention_frequency=1, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
-    text = T5Config(
-        vocab_size=vocabulary, d_model=recipe.width, d_kv=recipe.width // recipe.heads, d_ff=recipe.mlp, num_layers=recipe.text_blocks,
-        num_decoder_layers=recipe.text_blocks, num_heads=recipe.heads, dropout_rate=0.0, decoder_start_token_id=PAD, pad_token_id=PAD, eos_token_id=EOS,
-    )  # fmt: skip
-    config = Blip2Config(
-        vision_config=vision.to_dict(),
-        qformer_config=qformer.to_dict(),
-        text_config=text.to_dict(),
-        num_query_tokens=NUM_QUERIES,
-        image_token_index=IMAGE,
-    )
-    model = Blip2ForConditionalGeneration(config)
-    torch.nn.init.normal_(model.query_tokens, std=0.5)
-    torch.nn.init.normal_(model.vision_model.embeddings.position_embedding, std=0.3)
-    torch.nn.init.normal_(model.vision_model.embeddings.class_embedding, std=0.3)
-    return model
 
 
 class Data:
@@ -219,19 +152,6 @@ def train(recipe: Recipe, train_data: Data, test_data: Data, labels: Tensor, voc
                 flush=True,
             )
     return model.eval()
-
-
-def make_processor(vocabulary: dict[str, int]) -> Blip2Processor:
-    """The processor that makes the same inputs as training did: 64 x 64 images in [-1, 1], one token per word."""
-    tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS[UNKNOWN]))
-    tokenizer.normalizer = normalizers.Lowercase()
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", EOS)])
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", additional_special_tokens=[SPECIAL_TOKENS[IMAGE]]
-    )
-    images = BlipImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
-    return Blip2Processor(images, fast, num_query_tokens=NUM_QUERIES)
 
 
 def model_card(recipe: Recipe, parameters: int, right: float, seconds: float) -> str:

@@ -27,7 +27,7 @@ def scored(model: PrunableModel, score: Callable[[Layer], float] | None = None) 
 def groups(model: PrunableModel, granularity: str) -> list[list[str]]:
     layers = [[layer.name for layer in tower.layers] for tower in model.towers]
     if granularity == "model":
-        return [sum(layers, [])]
+        return [[name for names in layers for name in names]]
     if granularity == "tower":
         return layers
     if granularity == "block":

@@ -1,0 +1,66 @@
+"""Pruning the slow and obvious way: one layer at a time, each with plain forward passes of the whole model, one sample at a time."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.models.layers import Layer
+from ecoflap.models.prunable import PrunableModel
+from tests.ops import reference as ops
+
+PruneLayer = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+
+
+def magnitude(weight: Tensor, _: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    mask = ops.matrix_mask(weight.abs(), keep)
+    return weight * mask, mask
+
+
+def wanda(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    mask = ops.row_mask(weight.abs() * inputs.double().norm(dim=0), keep)
+    return weight * mask, mask
+
+
+def wanda_2_4(weight: Tensor, inputs: Tensor, _: int) -> tuple[Tensor, Tensor]:
+    mask = ops.n_of_m_mask(weight.abs() * inputs.double().norm(dim=0), 2, 4)
+    return weight * mask, mask
+
+
+def gram(inputs: Tensor) -> Tensor:
+    """The mean of x x^T: with dead columns, whose diagonal becomes 1, the scale of the Hessian counts."""
+    return inputs.double().t() @ inputs.double() / len(inputs)
+
+
+def sparsegpt(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    return ops.sparsegpt(weight, gram(inputs), [weight.numel() - keep])
+
+
+def sparsegpt_4_8(weight: Tensor, inputs: Tensor, _: int) -> tuple[Tensor, Tensor]:
+    return ops.sparsegpt(weight, gram(inputs), n_of_m=(4, 8))
+
+
+def inputs_of(model: PrunableModel, layer: Layer, calibration: CalibrationSet) -> Tensor:
+    """Everything that the layer reads, [tokens, cols]."""
+    seen: list[Tensor] = []
+    handle = layer.module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].reshape(-1, layer.shape[1])))
+    for sample in calibration.samples:
+        model.loss({name: tensor[None] for name, tensor in sample.items()})
+    handle.remove()
+    return torch.cat(seen)
+
+
+@torch.no_grad()
+def prune(model: PrunableModel, calibration: CalibrationSet, prune_layer: PruneLayer, keep: dict[str, int]) -> dict[str, Tensor]:
+    """Prune in place and return the masks [rows, cols]: a layer's inputs come from pruned earlier blocks and towers and its own block dense."""
+    masks = {}
+    for tower in model.towers:
+        for block in tower.blocks:
+            weights = {}
+            for layer in block.layers:
+                inputs = inputs_of(model, layer, calibration)
+                weights[layer], masks[layer.name] = prune_layer(layer.matrix().clone(), inputs, keep[layer.name])
+            for layer, weight in weights.items():
+                layer.write(weight)
+    return masks

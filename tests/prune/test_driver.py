@@ -1,0 +1,187 @@
+import logging
+import math
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ecoflap.allocate.allocation import Allocation
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.loading import Selection, prunable
+from ecoflap.models.prunable import PrunableModel
+from ecoflap.prune.driver import BlockReport, prune
+from ecoflap.prune.pruners import LayerPruner, Magnitude, Pruned, SparseGPT, Wanda
+from ecoflap.prune.statistics import Gram, InputStatistics, MeanSquare
+from tests import tiny
+
+from . import reference
+from .test_families import uniform
+
+
+class Mlp(nn.Module):
+    """A block: features -> hidden -> features, and a layer that is never run unless asked."""
+
+    def __init__(self, hidden: int, spare: bool = False) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(8, hidden), nn.Linear(hidden, 8)
+        if spare:
+            self.spare = nn.Linear(4, 4)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.down(self.up(hidden).relu())
+
+
+def toy(hidden: int = 6, spare: bool = False) -> PrunableModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Module()
+        module.blocks = nn.ModuleList([Mlp(hidden), Mlp(hidden, spare)])
+
+    def loss(module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+        hidden = batch["x"]
+        for block in module.blocks:
+            hidden = block(hidden)
+        return hidden.square().mean(dim=(1, 2))
+
+    return prunable("toy", module, None, loss, Selection())
+
+
+def data(samples: int = 4, tokens: int = 10, dead: int = 0) -> CalibrationSet:
+    rows = torch.randn(samples, tokens, 8, generator=torch.Generator().manual_seed(1))
+    rows[..., :dead] = 0
+    return CalibrationSet("toy", tuple({"x": row} for row in rows))
+
+
+@pytest.mark.parametrize(("pruner", "by_hand"), [(Wanda(), reference.wanda), (SparseGPT(), reference.sparsegpt), (Magnitude(), reference.magnitude)])
+def test_layers_of_one_row_and_one_column(pruner: LayerPruner, by_hand: reference.PruneLayer) -> None:
+    model, other = toy(hidden=1), toy(hidden=1)
+    assert [layer.shape for layer in model.layers] == [(1, 8), (8, 1)] * 2
+    allocation = uniform(model)
+    report = prune(model, data(), pruner, allocation, 2)
+    masks = reference.prune(other, data(), by_hand, allocation.keep)
+    assert all(torch.equal(report.masks[name], mask) for name, mask in masks.items())
+
+
+@pytest.mark.parametrize("keep", [0, 1, 47, 48])
+@pytest.mark.parametrize("pruner", [Wanda(), SparseGPT(), Magnitude(), Wanda("matrix"), Magnitude("row")])
+def test_counts_at_both_ends(pruner: LayerPruner, keep: int) -> None:
+    model, dense = toy(), toy()
+    sizes = {layer.name: layer.size for layer in model.layers}
+    report = prune(model, data(dead=2), pruner, Allocation(dict.fromkeys(sizes, keep), sizes, 0.5, "model"), 3)
+    assert {name: int(mask.sum()) for name, mask in report.masks.items()} == dict.fromkeys(sizes, keep)
+    assert all(math.isfinite(error) for error in report.errors.values() if error is not None)
+    if keep == 48:
+        assert all(torch.equal(layer.weight, before.weight) for layer, before in zip(model.layers, dense.layers, strict=True))
+
+
+@pytest.mark.parametrize("pruner", [Wanda(), SparseGPT()])
+def test_dead_inputs_go_first(pruner: LayerPruner) -> None:
+    model = toy()
+    report = prune(model, data(dead=3), pruner, uniform(model), 2)
+    assert not report.masks["blocks.0.up.weight"][:, :3].any()
+
+
+@pytest.mark.parametrize("pruner", [Wanda(), SparseGPT()])
+def test_layer_that_never_runs(pruner: LayerPruner) -> None:
+    model = toy(spare=True)
+    with pytest.raises(UserError, match=r"blocks\.1\.spare\.weight never ran on the calibration data, .* leave it out with skip_layers"):
+        prune(model, data(), pruner, uniform(model), 2)
+    assert not any(module._forward_pre_hooks for module in model.module.modules())
+    assert all(parameter.requires_grad for parameter in model.module.parameters())
+
+
+@pytest.mark.parametrize("pruner", [Wanda(), Wanda("2:4"), SparseGPT(), SparseGPT("2:4"), Magnitude(), Magnitude("2:4")])
+def test_nan_names_the_layer(pruner: LayerPruner) -> None:
+    model = tiny.build("llama")
+    with torch.no_grad():
+        model.module.model.layers[1].self_attn.v_proj.weight[1, 2] = math.nan
+    with pytest.raises(NumericalError, match=r"^model\.layers\.1\.self_attn\.v_proj\.weight: .*NaN"):
+        prune(model, tiny.samples("llama"), pruner, uniform(model), 2)
+
+
+@pytest.mark.parametrize("pruner", [Wanda(), SparseGPT(), Magnitude()])
+def test_infinite_weights_name_the_layer(pruner: LayerPruner) -> None:
+    model = toy()
+    with torch.no_grad():
+        model.module.blocks[0].up.weight[1, 2] = math.inf
+    with pytest.raises(NumericalError, match=r"^blocks\.0\.up\.weight: .*(not finite|infinite)"):
+        prune(model, data(), pruner, uniform(model), 2)
+
+
+def test_output_that_overflows_names_the_block() -> None:
+    model = toy()
+    with torch.no_grad():
+        model.module.blocks[1].down.bias[3] = math.inf
+    with pytest.raises(NumericalError, match=r"the output of blocks\.1 is not finite after pruning"):
+        prune(model, data(), Wanda(), uniform(model), 2)
+
+
+def test_raised_damping_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    model, few = toy(), data(samples=1, tokens=2)
+    with caplog.at_level(logging.WARNING):
+        prune(model, few, SparseGPT(damping=0.0), uniform(model), 1)
+    assert "blocks.0.up.weight: damping raised from 0 to 0.0001" in caplog.messages
+    caplog.clear()
+    prune(toy(), few, SparseGPT(), uniform(model), 1)
+    assert caplog.messages == []
+
+
+def test_a_mask_that_misses_its_count_is_refused() -> None:
+    class Greedy(Magnitude):
+        def __call__(self, weight: Tensor, statistic: object, keep: int) -> Pruned:
+            return super().__call__(weight, statistic, keep - 1)
+
+    with pytest.raises(NumericalError, match=r"blocks\.0\.up\.weight: the mask keeps 23 weights and the allocation says 24"):
+        prune(toy(), None, Greedy(), uniform(toy()), 1)
+
+
+def test_each_block_is_reported_when_it_is_done() -> None:
+    model, seen = toy(), []
+
+    def look(report: BlockReport) -> None:
+        seen.append((report, int((model.module.blocks[0].up.weight == 0).sum()), int((model.module.blocks[1].up.weight == 0).sum())))
+
+    report = prune(model, data(), Wanda(), uniform(model), 2, look)
+    assert [block for block, *_ in seen] == report.blocks
+    assert [zeros for _, *zeros in seen] == [[24, 0], [24, 24]]
+    errors = [report.errors[f"blocks.0.{name}.weight"] for name in ("up", "down")]
+    assert report.blocks[0].error == pytest.approx(sum(errors) / 2)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [MeanSquare, Gram])
+@pytest.mark.parametrize(
+    ("family", "shared"),
+    [
+        ("llama", [{"q_proj", "k_proj", "v_proj"}, {"o_proj"}, {"gate_proj", "up_proj"}, {"down_proj"}]),
+        ("opt", [{"q_proj", "k_proj", "v_proj"}, {"out_proj"}, {"fc1"}, {"fc2"}]),
+    ],
+)
+def test_layers_that_read_the_same_tensor_share_a_statistic(family: str, shared: list[set[str]], kind: type[MeanSquare] | type[Gram]) -> None:
+    model, calibration = tiny.build(family), tiny.samples(family)
+    layers = model.towers[0].blocks[1].layers
+    statistics = InputStatistics(kind)
+    with statistics.gathering(layers):
+        for batch in calibration.batches(2):
+            model.loss(batch)
+    groups: dict[int, set[str]] = {}
+    for layer in layers:
+        groups.setdefault(id(statistics[layer]), set()).add(layer.name.split(".")[-2])
+    assert sorted(map(sorted, groups.values())) == sorted(map(sorted, shared))
+    for layer in layers:
+        inputs = reference.inputs_of(model, layer, calibration)
+        gram = inputs.t() @ inputs / len(inputs)
+        assert statistics[layer].tokens == len(inputs) == 29
+        torch.testing.assert_close(statistics[layer].value, gram if kind is Gram else gram.diagonal(), rtol=1e-4, atol=1e-5)
+        weight = torch.randn(3, layer.shape[1])
+        energy = float((weight @ gram * weight).sum()) if kind is Gram else float((weight.square() @ gram.diagonal()).sum())
+        assert statistics[layer].output_energy(weight) == pytest.approx(energy, rel=1e-3)
+
+
+def test_half_precision_statistics_are_gathered_in_fp32() -> None:
+    inputs = torch.full((5000, 2), 300.0, dtype=torch.float16)  # its square alone overflows
+    for kind in (MeanSquare, Gram):
+        statistic = kind(2, torch.device("cpu"))
+        statistic.update(inputs)
+        torch.testing.assert_close(statistic.value, torch.full_like(statistic.value, 90000.0), rtol=1e-3, atol=0)
