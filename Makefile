@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 OVERRIDES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test check format lint types real-models clean
+.PHONY: help run test test-golden check format lint types real-models clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -20,7 +20,10 @@ run: $(READY) ## set up and run the main job, offline: prune the embedded BLIP-2
 	HF_HUB_OFFLINE=1 $(BIN)/python main.py $(OVERRIDES)
 
 test: $(READY) ## set up and run the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not slow'
+
+test-golden: real-models ## check SmolLM2 against the published perplexities (seven runs, about 15 minutes)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/real -m '' -s
 
 check: format lint types test ## format, lint, types and tests
 

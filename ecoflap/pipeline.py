@@ -80,7 +80,7 @@ def _load(plan: Plan, costs: dict[str, dict[str, Any]]) -> PrunableModel:
     with measure(costs, "load"):
         model: PrunableModel = plan.loader.load(resolve_device(plan.config["device"]), plan.selection)
     show_model(model)
-    plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None)
+    plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores)
     return model
 
 
@@ -89,6 +89,9 @@ def _calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
         progress.calibration = plan.calibrator.load(model, plan.config["seed"])
     if not len(progress.calibration):
         raise UserError(f"calibration={plan.calibrator.name} gave no samples; calibration.samples must be at least 1")
+    asked = plan.calibrator.samples
+    if asked is not None and asked > len(progress.calibration):
+        log.warning("calibration.samples=%d was asked for and there are only %d", asked, len(progress.calibration))
     log.info("calibrate: %d samples of %s", len(progress.calibration), progress.calibration.name)
 
 

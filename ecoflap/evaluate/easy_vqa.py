@@ -74,7 +74,7 @@ class EasyVqaEvaluation:
         generation = {"beams": self.task.beams, "max_new_tokens": self.task.max_new_tokens, "length_penalty": self.task.length_penalty}
         return {"metric": "exact match", "questions": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), **generation}
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, model: PrunableModel) -> dict[str, float]:
         """Accuracy in percent: over all questions, over yes/no questions, over the others; and the number of questions."""
         model.module.eval()

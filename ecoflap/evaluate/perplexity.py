@@ -99,7 +99,7 @@ class PerplexityEvaluation:
             "tokens": hashlib.blake2b(self.rows.contiguous().numpy().data, digest_size=16).hexdigest(),
         }
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, model: PrunableModel) -> dict[str, float]:
         """Perplexity, the loss behind it in nats per token, and the number of rows."""
         model.module.eval()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
@@ -102,3 +104,15 @@ def make_processor(vocabulary: dict[str, int]) -> Blip2Processor:
     )
     images = BlipImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     return Blip2Processor(images, fast, num_query_tokens=NUM_QUERIES)
+
+
+def save_processor(processor: Blip2Processor, folder: Path) -> None:
+    """Write the processor in the layout that transformers 4 and 5 both read; what 5 writes by itself, 4 refuses."""
+    processor.image_processor.save_pretrained(folder)
+    processor.tokenizer.save_pretrained(folder)
+    (folder / "processor_config.json").write_text(json.dumps({"num_query_tokens": NUM_QUERIES, "processor_class": "Blip2Processor"}, indent=2) + "\n")
+    file = folder / "tokenizer_config.json"
+    described = json.loads(file.read_text())
+    described |= {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "Blip2Processor"}
+    described["additional_special_tokens"] = described.pop("extra_special_tokens", [SPECIAL_TOKENS[IMAGE]])
+    file.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")

@@ -19,7 +19,7 @@ from torch.nn.functional import cross_entropy
 from tqdm import tqdm
 from transformers import Blip2ForConditionalGeneration
 
-from ecoflap.mini.blip2_model import EOS, IMAGE, NUM_QUERIES, PAD, SPECIAL_TOKENS, UNKNOWN, Recipe, build, make_processor, words
+from ecoflap.mini.blip2_model import EOS, IMAGE, NUM_QUERIES, PAD, SPECIAL_TOKENS, UNKNOWN, Recipe, build, make_processor, save_processor, words
 
 SHAPES = ["circle", "rectangle", "triangle"]
 COLOURS = ["black", "blue", "brown", "gray", "green", "red", "teal", "yellow"]
@@ -201,7 +201,7 @@ def main() -> None:
     model = train(recipe, train_data, test_data, image_labels(questions), len(index), output / "log.txt").half()
     right, parameters = accuracy(model.float(), test_data), sum(parameter.numel() for parameter in model.parameters())
     model.half().save_pretrained(output)
-    make_processor(index).save_pretrained(output)
+    save_processor(make_processor(index), output)
     (output / "README.md").write_text(model_card(recipe, parameters, right, time.time() - started))
     print(f"{parameters:,} parameters, {100 * right:.2f} % of all held-out questions")
 

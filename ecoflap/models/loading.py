@@ -96,7 +96,7 @@ def check_fits(parameters: int, dtype: torch.dtype | None, device: torch.device)
     """
     width = dtype.itemsize if dtype is not None else 2  # checkpoints of this size are kept in half precision
     needed = parameters * width
-    free = psutil.virtual_memory().available if device.type == "cpu" else torch.cuda.mem_get_info(device)[0]
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
         raise UserError(
             f"the weights need {needed / 2**30:.1f} GiB ({parameters:,} parameters of {width} bytes) and {device} has {free / 2**30:.1f} GiB free; "

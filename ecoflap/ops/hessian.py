@@ -36,7 +36,8 @@ class InverseFactor(NamedTuple):
 def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
     """Damp a Hessian and factor its inverse, with more damping each time that fails.
 
-    Dead columns (zero diagonal) get a diagonal of 1, and count as such in the mean, as in the published code. A failed factorisation is tried again
+    Dead columns (zero diagonal) touch no other column, so any positive diagonal serves; they count as zeros in the mean. (The published code gives
+    them 1 before the mean, which is next to nothing at its scale and would decide everything at another.) A failed factorisation is tried again
     with ten times the damping, until one attempt at 1 or more has failed too.
 
     Args:
@@ -53,14 +54,15 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
     _check(hessian, damping)
     diagonal = hessian.diagonal().to(torch.float32)
     dead = diagonal == 0
-    diagonal = diagonal.masked_fill(dead, 1.0)
+    mean = diagonal.mean() if not dead.all() else diagonal.new_ones(())
+    diagonal = torch.where(dead, mean, diagonal)
     for attempt in _escalation(damping):
-        upper = _upper_inverse_factor(hessian, diagonal + attempt * diagonal.mean())
+        upper = _upper_inverse_factor(hessian, diagonal + attempt * mean)
         if upper is not None:
             return InverseFactor(upper, dead, attempt)
     raise NotPositiveDefiniteError(
         f"the Hessian [{len(hessian)}, {len(hessian)}] is not positive definite even with damping {attempt:g} of its mean diagonal "
-        f"{float(diagonal.mean()):.3g}; check that it is a symmetric Gram matrix accumulated in fp32, or use more calibration tokens"
+        f"{float(mean):.3g}; check that it is a symmetric Gram matrix accumulated in fp32, or use more calibration tokens"
     )
 
 

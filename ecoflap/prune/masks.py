@@ -62,7 +62,9 @@ class MaskRule:
                 f"pruner.mask={self.name} removes {1 - n / m:.10g} of every row, and sparsity={sparsity} was asked for; set sparsity={1 - n / m:.10g}"
             )
         if scored:
-            raise UserError(f"pruner.mask={self.name} fixes the sparsity of every layer, so there is nothing to allocate; add score=none")
+            raise UserError(
+                f"pruner.mask={self.name} fixes the sparsity of every layer, so there is nothing to allocate; use score=none and allocation=water_filling"
+            )
 
     def select(self, metric: Tensor, keep: int) -> Tensor:
         """The mask [rows, cols], True where a weight stays, of the best ``keep`` weights under the rule."""

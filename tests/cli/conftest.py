@@ -16,7 +16,8 @@ from ecoflap import pipeline
 from ecoflap.results import Result
 
 ROOT = Path(__file__).parents[2]
-WORDS = tuple("the a cat dog sees likes house tree small old and or not in on under with red blue green".split())
+SENTENCE = "the a cat dog sees likes house tree small old and or not in on under with red blue green"
+WORDS = tuple(SENTENCE.split())
 
 
 @pytest.fixture(scope="session")

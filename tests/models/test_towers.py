@@ -122,7 +122,7 @@ def test_reasons() -> None:
     assert reasons["language_projection.weight"] == "outside the blocks"
     assert reasons["language_model.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] == "embedding"
     assert reasons["vision_model.embeddings.patch_embedding.weight"] == "convolution"
-    assert reasons["query_tokens"] == "Blip2ForConditionalGeneration"
+    assert reasons["query_tokens"] == "parameter of Blip2ForConditionalGeneration"
     assert reasons["qformer.encoder.layer.0.attention.attention.query.weight"] == "tower qformer is left dense"
 
 

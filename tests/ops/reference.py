@@ -41,11 +41,12 @@ def sparsegpt(
     """SparseGPT column by column in fp64, with the Cholesky of an explicit inverse; returns (weight, mask)."""
     weight, hessian = weight.double().clone(), hessian.double().clone()
     cols = weight.shape[1]
+    mean = hessian.diagonal().mean()
     for column in range(cols):
         if hessian[column, column] == 0:
             hessian[column, column] = 1
             weight[:, column] = 0
-    hessian += damping * hessian.diagonal().mean() * torch.eye(cols)
+    hessian += damping * mean * torch.eye(cols)
     upper = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True)
     mask = torch.ones(weight.shape, dtype=torch.bool)
     for column in range(cols):

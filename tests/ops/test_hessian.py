@@ -27,12 +27,12 @@ def test_factor_of_the_damped_inverse(cols: int, tokens: int) -> None:
     assert torch.equal(hessian, before)
 
 
-def test_dead_columns_have_diagonal_one_before_the_mean() -> None:
-    hessian = torch.diag(torch.tensor([3.0, 0.0, 5.0, 0.0]))
+@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
+def test_dead_columns_count_as_zeros_in_the_mean_at_any_scale(scale: float) -> None:
+    hessian = scale * torch.diag(torch.tensor([3.0, 0.0, 5.0, 0.0]))
     factor = inverse_factor(hessian, 0.1)
     assert factor.dead.tolist() == [False, True, False, True]
-    mean = (3 + 1 + 5 + 1) / 4
-    expected = [(diagonal + 0.1 * mean) ** -0.5 for diagonal in (3.0, 1.0, 5.0, 1.0)]
+    expected = [(scale * (diagonal + 0.1 * 2)) ** -0.5 for diagonal in (3.0, 2.0, 5.0, 2.0)]
     torch.testing.assert_close(factor.upper, torch.diag(torch.tensor(expected)))
 
 

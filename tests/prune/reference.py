@@ -29,7 +29,7 @@ def wanda_2_4(weight: Tensor, inputs: Tensor, _: int) -> tuple[Tensor, Tensor]:
 
 
 def gram(inputs: Tensor) -> Tensor:
-    """The mean of x x^T: with dead columns, whose diagonal becomes 1, the scale of the Hessian counts."""
+    """The mean of x x^T."""
     return inputs.double().t() @ inputs.double() / len(inputs)
 
 

@@ -32,7 +32,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.mark.real
 @pytest.mark.parametrize(
     ("method", "sparsity"),
     [pytest.param(*case, marks=[] if case in IN_EVERY_TEST_RUN else [pytest.mark.slow]) for case in EVERY_RUN],
