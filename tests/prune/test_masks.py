@@ -50,7 +50,7 @@ def test_contradicting_sparsity_and_the_value_that_is_offered(rule: str, right: 
 
 
 def test_nothing_to_allocate() -> None:
-    with pytest.raises(UserError, match="nothing to allocate; use score=none"):
+    with pytest.raises(UserError, match="there is nothing to allocate; use score=none"):
         MaskRule.parse("2:4", ()).check([], 0.5, scored=True)
     MaskRule.parse("row", ("row",)).check([], 0.6, scored=True)
 
