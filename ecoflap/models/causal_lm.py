@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ecoflap.models.loading import Selection, check_fits, from_hub, parameters_of, prunable, require_folder, resolve_dtype
+from ecoflap.models.loading import Pretrained, Selection, prunable
 from ecoflap.models.losses import next_token_loss
 from ecoflap.models.prunable import Batch, PrunableModel
 
@@ -18,24 +18,10 @@ def language_loss(module: nn.Module, batch: Batch) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CausalLM:
-    """A decoder LM from a hub id or a folder that ``save_pretrained`` wrote.
+class CausalLM(Pretrained):
+    """A decoder LM; see ``Pretrained`` for its options."""
 
-    Attributes:
-        name: for people and result files.
-        path: hub id or folder.
-        dtype: auto (the checkpoint's), float32, float16 or bfloat16.
-        revision: hub revision.
-        towers: {tower: path of its block list}, where it should not be found from the tree.
-        save: write the pruned checkpoint into the run's folder.
-    """
-
-    path: str
     name: str = "causal_lm"
-    dtype: str = "auto"
-    revision: str | None = None
-    towers: dict[str, str] | None = None
-    save: bool = False
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and tokenizer.
@@ -45,9 +31,5 @@ class CausalLM:
         """
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-        path, dtype = require_folder(self.path), resolve_dtype(self.dtype)
-        config = from_hub(lambda: AutoConfig.from_pretrained(path, revision=self.revision), path)
-        check_fits(from_hub(lambda: parameters_of(AutoModelForCausalLM, config), path), dtype, device)
-        module = from_hub(lambda: AutoModelForCausalLM.from_pretrained(path, revision=self.revision, torch_dtype=dtype or "auto"), path).to(device)
-        tokenizer = from_hub(lambda: AutoTokenizer.from_pretrained(path, revision=self.revision), path)
+        module, tokenizer = self.read(AutoConfig, AutoModelForCausalLM, AutoTokenizer, device)
         return prunable(self.name, module, tokenizer, language_loss, selection, self.towers)

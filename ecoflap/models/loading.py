@@ -133,3 +133,36 @@ def prunable(
             raise NumericalError(f"{parameter_name} of {name} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned")
     skipped = tuple(skipped_weights(module, every, chosen))
     return PrunableModel(name, module.eval(), every, chosen, skipped, loss, processor, prompt)
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model from a hub id or from a folder that ``save_pretrained`` wrote; each family adds its classes and its loss.
+
+    Attributes:
+        path: hub id or folder.
+        name: for people and result files.
+        dtype: auto (the checkpoint's), float32, float16 or bfloat16.
+        revision: hub revision.
+        towers: {tower: path of its block list}, where it should not be found from the tree.
+        save: write the pruned checkpoint into the run's folder.
+    """
+
+    path: str
+    name: str = "pretrained"
+    dtype: str = "auto"
+    revision: str | None = None
+    towers: dict[str, str] | None = None
+    save: bool = False
+
+    def read(self, config_class: Any, model_class: Any, processor_class: Any, device: torch.device) -> tuple[nn.Module, Any]:
+        """Read config, weights and processor with the given classes of transformers.
+
+        Raises:
+            UserError: nothing loadable there, or it doesn't fit.
+        """
+        path, dtype = require_folder(self.path), resolve_dtype(self.dtype)
+        config = from_hub(lambda: config_class.from_pretrained(path, revision=self.revision), path)
+        check_fits(from_hub(lambda: parameters_of(model_class, config), path), dtype, device)
+        module = from_hub(lambda: model_class.from_pretrained(path, revision=self.revision, torch_dtype=dtype or "auto"), path).to(device)
+        return module, from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path)

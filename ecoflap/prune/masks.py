@@ -63,7 +63,7 @@ class MaskRule:
             )
         if scored:
             raise UserError(
-                f"pruner.mask={self.name} fixes the sparsity of every layer: there is nothing to allocate; use score=none and allocation=water_filling"
+                f"pruner.mask={self.name} fixes every layer's sparsity: there is nothing to allocate; use score=none and allocation=water_filling"
             )
 
     def select(self, metric: Tensor, keep: int) -> Tensor:
