@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
 
 from ecoflap.errors import UserError
@@ -37,7 +38,7 @@ def run(config: DictConfig, folder: Path) -> Result | None:
     """
     plan = make_plan(config, folder)
     if config.inspect:
-        show_layers(_load(plan, {}))
+        show_layers(_load(plan, {}, torch.device("meta")))
         return None
     tracker = plan.tracking.start(plan.config, plan.name, folder)
     failed = True
@@ -54,7 +55,7 @@ def run(config: DictConfig, folder: Path) -> Result | None:
 def _work(plan: Plan) -> tuple[Result, Progress]:
     """The steps. Nothing in the run's folder counts before ``result.json``, which is written last and whole."""
     costs: dict[str, dict[str, Any]] = {}
-    model = _load(plan, costs)
+    model = _load(plan, costs, resolve_device(plan.config["device"]))
     progress = Progress(model.fingerprint(), costs)
     evaluation = plan.task.load(model) if "evaluate" in plan.steps else None
     if "calibrate" in plan.steps:
@@ -76,9 +77,9 @@ def _work(plan: Plan) -> tuple[Result, Progress]:
     return result, progress
 
 
-def _load(plan: Plan, costs: dict[str, dict[str, Any]]) -> PrunableModel:
+def _load(plan: Plan, costs: dict[str, dict[str, Any]], device: torch.device) -> PrunableModel:
     with measure(costs, "load"):
-        model: PrunableModel = plan.loader.load(resolve_device(plan.config["device"]), plan.selection)
+        model: PrunableModel = plan.loader.load(device, plan.selection)
     show_model(model)
     plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores)
     return model

@@ -104,11 +104,12 @@ def check_fits(parameters: int, dtype: torch.dtype | None, device: torch.device)
         )
 
 
-def parameters_of(model_class: Any, config: Any) -> int:
-    """Number of parameters of a config, counted on the meta device: no memory, no weights."""
+def skeleton(model_class: Any, config: Any) -> nn.Module:
+    """The model of a config on the meta device: names and shapes, no weights and no memory."""
     build = getattr(model_class, "_from_config", None) or model_class.from_config
     with torch.device("meta"):
-        return sum(parameter.numel() for parameter in build(config).parameters())
+        module: nn.Module = build(config)
+    return module
 
 
 def prunable(
@@ -129,7 +130,7 @@ def prunable(
     every = find_towers(module, towers)
     chosen = select(every, selection.towers, selection.skip_layers)
     for parameter_name, parameter in module.named_parameters():
-        if not torch.isfinite(parameter).all():
+        if parameter.device.type != "meta" and not torch.isfinite(parameter).all():
             raise NumericalError(f"{parameter_name} of {name} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned")
     skipped = tuple(skipped_weights(module, every, chosen))
     return PrunableModel(name, module.eval(), every, chosen, skipped, loss, processor, prompt)
@@ -156,13 +157,16 @@ class Pretrained:
     save: bool = False
 
     def read(self, config_class: Any, model_class: Any, processor_class: Any, device: torch.device) -> tuple[nn.Module, Any]:
-        """Read config, weights and processor with the given classes of transformers.
+        """Read config, weights and processor with the given classes of transformers; on the meta device, only the config.
 
         Raises:
             UserError: nothing loadable there, or it doesn't fit.
         """
         path, dtype = require_folder(self.path), resolve_dtype(self.dtype)
         config = from_hub(lambda: config_class.from_pretrained(path, revision=self.revision), path)
-        check_fits(from_hub(lambda: parameters_of(model_class, config), path), dtype, device)
+        shape = from_hub(lambda: skeleton(model_class, config), path)
+        if device.type == "meta":
+            return shape, None
+        check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype, device)
         module = from_hub(lambda: model_class.from_pretrained(path, revision=self.revision, torch_dtype=dtype or "auto"), path).to(device)
         return module, from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path)

@@ -77,7 +77,9 @@ class SmolLM2:
         except ImportError:
             raise UserError("reading a GGUF file needs the gguf package; run: pip install 'ecoflap[real-models]'") from None
         reader = GGUFReader(path)
-        module = read_model(reader).to(device=device, dtype=resolve_dtype(self.dtype) or torch.float32)
+        module = read_model(reader).to(resolve_dtype(self.dtype) or torch.float32)
+        if device.type != "meta":  # only inspected: it is small enough to stay where it is
+            module = module.to(device)
         return prunable(self.name, module, read_tokenizer(reader), language_loss, selection)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from transformers import AutoModelForCausalLM
 
+from ecoflap import pipeline
 from ecoflap.masks import load_masks
 from ecoflap.results import Result, verify
 from tests.cli.conftest import ROOT, composed
@@ -123,3 +125,12 @@ def test_towers_and_skipped_layers(run: Run, text_run: list[str]) -> None:
     result = run([*text_run, "towers=[language]", "skip_layers=[down_proj]"])
     assert len(result.sparsity["layers"]) == 12
     assert not any("down_proj" in name for name in result.sparsity["layers"])
+
+
+def test_inspect_needs_no_weights(tiny_llama: Path, text_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    shutil.copy(tiny_llama / "config.json", tmp_path)
+    assert pipeline.run(composed([*text_run, f"model.path={tmp_path}", "inspect=true", "skip_layers=[v_proj]"]), tmp_path) is None
+    shown = capsys.readouterr().out
+    for word in ("model.layers.1.mlp.down_proj.weight", "matches skip_layers", "embedding", "language"):
+        assert word in shown
+    assert not (tmp_path / "result.json").exists()
