@@ -27,12 +27,19 @@ def main(config: DictConfig) -> float | None:
     try:
         result = pipeline.run(config, Path(HydraConfig.get().runtime.output_dir))
     except (UserError, NumericalError) as error:
-        if HydraConfig.get().mode == RunMode.MULTIRUN:
-            raise
         log.error("%s", error)  # the message is the whole story, a traceback would bury it
+        if HydraConfig.get().mode == RunMode.MULTIRUN:
+            raise  # the sweep goes on with the next job and fails at the end
         sys.exit(2)
+    except KeyboardInterrupt:
+        log.error(
+            "interrupted: no result was written; scores and dense metrics that were finished are in the cache, so the same command goes on from there"
+        )
+        sys.exit(130)
     return result.headline() if result is not None else None
 
 
 if __name__ == "__main__":
+    if complaint := run_config.unknown_keys(sys.argv[1:]):
+        sys.exit(f"error: {complaint}")
     main()

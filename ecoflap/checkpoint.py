@@ -8,11 +8,11 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ecoflap.masks import FILE_NAME as MASKS
 from ecoflap.masks import save_masks
 from ecoflap.models.prunable import PrunableModel
 
 FOLDER = "checkpoint"
-MASKS = "masks.safetensors"
 
 
 def save_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor], run_folder: Path) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,16 @@ def register() -> None:
     ConfigStore.instance().store(name="run_config", node=RunConfig)
     OmegaConf.register_new_resolver("package_file", package_file, replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+
+
+def unknown_keys(arguments: list[str]) -> str | None:
+    """A message about the first override whose top-level key does not exist, with the nearest that do; Hydra's own names no choices."""
+    known = [entry.name for entry in fields(RunConfig)]
+    for argument in arguments:
+        match = re.match(r"([A-Za-z_]\w*)(?:\.[\w.]+)?=", argument)
+        if match and match[1] not in (*known, "hydra"):
+            return f"{argument}: there is no option {match[1]!r}; did you mean {nearest(match[1], known)}? python main.py --help lists all"
+    return None
 
 
 def package_file(path: str) -> str:

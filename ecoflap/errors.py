@@ -14,6 +14,23 @@ class NumericalError(Exception):
     """A NaN or an infinity appeared; the message names where."""
 
 
+def require_positive(group: str, part: object, *options: str) -> None:
+    """Refuse counts below one.
+
+    Args:
+        group: the config group, for the message.
+        part: the object that holds the options.
+        options: their names; null is allowed where it means all.
+
+    Raises:
+        UserError: one of them is below one.
+    """
+    for option in options:
+        value = getattr(part, option)
+        if value is not None and value < 1:
+            raise UserError(f"{group}.{option}={value} must be at least 1")
+
+
 def nearest(asked: str, valid: Iterable[str], count: int = 3) -> str:
     """The valid names most like the one asked for, as words for a message."""
     names = list(valid)

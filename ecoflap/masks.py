@@ -17,6 +17,7 @@ from ecoflap.store import replacing
 if TYPE_CHECKING:
     from torch import Tensor
 
+FILE_NAME = "masks.safetensors"
 FORMAT = "ecoflap-masks-1"
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import astuple, fields
+from pathlib import Path
 from typing import Any
 
+from ecoflap.checkpoint import FOLDER as CHECKPOINT
 from ecoflap.checkpoint import save_checkpoint
 from ecoflap.errors import NumericalError
 from ecoflap.models.prunable import PrunableModel
@@ -13,6 +16,13 @@ from ecoflap.progress import Progress
 from ecoflap.prune.driver import BlockReport, PruneReport
 from ecoflap.results import FILE_NAME, LayerCount, Result, environment, sparsity_section
 from ecoflap.tracking import Tracker
+
+
+def discard_earlier(folder: Path) -> None:
+    """Remove what an earlier run left in the folder, the record first: what stands there later is this run's or nothing."""
+    for name in (FILE_NAME, "scores.json", "allocation.json"):
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
 
 
 def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:

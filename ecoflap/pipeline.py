@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from omegaconf import DictConfig
 
 from ecoflap.errors import UserError
 from ecoflap.models.loading import resolve_device
 from ecoflap.models.prunable import PrunableModel
-from ecoflap.outcome import conclude, show_in_tracker
+from ecoflap.outcome import conclude, discard_earlier, show_in_tracker
 from ecoflap.plan import Plan, make_plan
 from ecoflap.progress import Progress
 from ecoflap.prune.driver import prune
@@ -40,6 +41,7 @@ def run(config: DictConfig, folder: Path) -> Result | None:
     if config.inspect:
         show_layers(_load(plan, {}, torch.device("meta")))
         return None
+    discard_earlier(folder)
     tracker = plan.tracking.start(plan.config, plan.name, folder)
     failed = True
     try:
@@ -98,7 +100,7 @@ def _calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
 
 def _evaluate_dense(plan: Plan, model: PrunableModel, evaluation: Any, progress: Progress) -> None:
     progress.task = evaluation.identity()
-    key = {"version": 1, "model": progress.fingerprint, "task": progress.task}
+    key = {"version": 1, "transformers": transformers.__version__, "model": progress.fingerprint, "task": progress.task}
     with measure(progress.costs, "evaluate_dense"):
         dense, _ = plan.store.get_or_compute("dense_metrics", key, lambda: evaluation(model))
     progress.metrics["dense"] = {plan.task.name: dense}
@@ -109,6 +111,7 @@ def _score(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     calibration, seed = progress.calibration, plan.config["seed"]
     key = {
         "version": 1,
+        "transformers": transformers.__version__,
         "model": progress.fingerprint,
         "layers": [layer.name for layer in model.layers],
         "calibration": calibration.take(plan.scorer.samples).fingerprint(),

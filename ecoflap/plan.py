@@ -57,8 +57,8 @@ class Plan:
     @property
     def name(self) -> str:
         """A name that a person can read: model/pruner/score/sparsity/seed."""
-        scorer = self.scorer.name if self.scorer is not None else "none"
-        return f"{self.loader.name}/{self.pruner.name}/{scorer}/s{self.config['sparsity']:g}/seed{self.config['seed']}"
+        coarse = self.scorer.name if self.scorer is not None else "none" if self.allocator.needs_scores else self.allocator.name
+        return f"{self.loader.name}/{self.pruner.name}/{coarse}/s{self.config['sparsity']:g}/seed{self.config['seed']}"
 
 
 def make_plan(config: DictConfig, folder: Path) -> Plan:
@@ -122,7 +122,7 @@ def check_steps(plan: Plan) -> None:
     for step, needed in needs.items():
         if step in steps and needed is not None and needed not in steps:
             raise UserError(
-                f"steps={steps}: {step} needs {needed}; add it (or use score=none, or allocation=file with an earlier run's allocation.json)"
+                f"steps={steps}: {step} needs {needed}; add it, or take an earlier run's with allocation=file allocation.path=RUN/allocation.json"
             )
     if "prune" in steps and plan.pruner.statistic is not None and "calibrate" not in steps:
         raise UserError(f"steps={steps}: pruner={plan.pruner.name} looks at data, so prune needs calibrate; add it")

@@ -69,7 +69,7 @@ class Store:
             log.info("%s: read from the store, %.1f s saved", stage, found["meta"]["seconds"])
             return found["value"], True
         if self.mode != "off":
-            log.info("%s: computing, not read from the store (cache_mode=%s)", stage, self.mode)
+            log.info("%s: computing, for the cache too", stage)
         start = time.perf_counter()
         text = json.dumps(compute())
         seconds = time.perf_counter() - start

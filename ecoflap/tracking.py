@@ -14,10 +14,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from ecoflap.errors import UserError
 from ecoflap.results.environment import redact
 
 log = logging.getLogger(__name__)
 
+MODES = ("offline", "online", "disabled")
 VOLATILE = ("tracking", "cache", "cache_mode", "device", "inspect")
 """Config keys that change where or how a run happens, but not what it computes."""
 
@@ -75,7 +77,7 @@ class WandbTracker:
             folder: Where the ``wandb`` folder is made.
 
         Raises:
-            RuntimeError: W&B is not installed or could not start.
+            UserError: W&B is not installed or could not start.
         """
         # W&B quietly writes to the system's temporary folder when this one does not exist.
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -89,7 +91,7 @@ class WandbTracker:
             self._table = wandb.Table
             self._run = wandb.init(**where, **what, resume="allow", reinit="finish_previous", settings=settings)
         except Exception as error:  # wandb, pydantic, protobuf and the operating system all raise their own
-            raise RuntimeError(
+            raise UserError(
                 f"W&B could not start (project {project!r}, mode {mode!r}): {error}. "
                 "Run without it: tracking=none. Without a network or a login: tracking.mode=offline"
             ) from error
@@ -136,6 +138,10 @@ class Wandb:
     mode: str = "offline"
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UserError(f"tracking.mode={self.mode} is not known; choose {', '.join(MODES)}")
 
     def start(self, config: dict[str, Any], name: str, folder: Path) -> Tracker:
         """Start a W&B run whose id follows from the group and the config, so that a repeated job updates its run instead of adding one."""

@@ -14,6 +14,7 @@ import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from ecoflap.errors import UserError
 from ecoflap.tracking import Nothing, Tracker, Wandb, WandbTracker, run_id
 
 READER = Path(__file__).parents[2] / "shared" / "tools" / "wandb_read.py"
@@ -107,7 +108,7 @@ def test_disabled_mode_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixtu
 
 
 def test_failure_to_start_names_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeError, match="tracking=none"):
+    with pytest.raises(UserError, match="tracking=none"):
         WandbTracker("test", mode="sideways", folder=tmp_path)
 
 

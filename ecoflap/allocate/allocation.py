@@ -53,22 +53,31 @@ def check_sparsity(sparsity: float) -> None:
         raise UserError(f"sparsity={sparsity} is outside [0, 1); it is the share of prunable weights to remove, such as 0.6")
 
 
-def read_allocation(path: str, towers: tuple[Tower, ...]) -> Allocation:
-    """An allocation that an earlier run saved, checked against the model.
+def read_file(path: str) -> Allocation:
+    """An allocation that an earlier run saved.
 
     Raises:
-        UserError: no such file, not an allocation, or made for other layers.
+        UserError: no such file, or not an allocation.
     """
     file = Path(path).expanduser()
     try:
         value = json.loads(file.read_text())
-        allocation = Allocation(dict(value["keep"]), dict(value["sizes"]), value["target"], value["granularity"])
+        return Allocation(dict(value["keep"]), dict(value["sizes"]), float(value["target"]), value["granularity"])
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
             f"allocation.path={path}: there is no such file; each run with the allocate step writes allocation.json into its folder"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"allocation.path={path} is not an allocation file ({type(error).__name__}: {error})") from None
+
+
+def read_allocation(path: str, towers: tuple[Tower, ...]) -> Allocation:
+    """An allocation that an earlier run saved, checked against the model.
+
+    Raises:
+        UserError: no such file, not an allocation, or made for other layers.
+    """
+    allocation = read_file(path)
     sizes = {layer.name: layer.size for tower in towers for layer in tower.layers}
     for name, size in sizes.items():
         if name not in allocation.keep:

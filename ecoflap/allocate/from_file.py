@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from ecoflap.allocate.allocation import Allocation, read_allocation
+from ecoflap.allocate.allocation import Allocation, read_allocation, read_file
+from ecoflap.errors import UserError
 from ecoflap.models.towers import Tower
 from ecoflap.score.scores import Scores
 
@@ -24,7 +25,16 @@ class FromFile:
     needs_scores: ClassVar[bool] = False
 
     def check(self, sparsity: float) -> None:
-        """The file decides, so there is nothing to check before the model is known."""
+        """Refuse a file that isn't there or has another target, before any work is done.
+
+        Raises:
+            UserError: so it is.
+        """
+        target = read_file(self.path).target
+        if abs(target - sparsity) > 1e-9:
+            raise UserError(
+                f"allocation.path={self.path} was made for sparsity={target:g}, and sparsity={sparsity:g} was asked for; set sparsity={target:g}"
+            )
 
     def __call__(self, towers: tuple[Tower, ...], scores: Scores | None, sparsity: float) -> Allocation:
         """Read and check the counts.

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.calibrate.samples import CalibrationSet, Sample, draw
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, require_positive
 from ecoflap.models.loading import decoder_only
 from ecoflap.models.prunable import PrunableModel
 
@@ -87,6 +87,9 @@ class EasyVqa:
 
     samples: int = 128
     name: str = "easy_vqa"
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples")
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw questions and make model inputs of them."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.calibrate.samples import CalibrationSet, draw
-from ecoflap.errors import UserError, nearest
+from ecoflap.errors import UserError, nearest, require_positive
 from ecoflap.models.prunable import PrunableModel
 
 
@@ -107,6 +107,8 @@ def read_token_rows(path: str, key: str, option: str, vocabulary: int) -> Tensor
         raise UserError(f"{option}.path={path} is not a safetensors file ({error})") from None
     if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise UserError(f"{option}.key={key} is {tokens.dtype} {list(tokens.shape)}; token ids are an integer tensor [rows, tokens]")
+    if tokens.shape[1] < 2:
+        raise UserError(f"{option}.key={key} has rows of one token; a language model is measured on the next token, so a row needs two or more")
     tokens = tokens.long()  # unsigned 16-bit ids, a common format, know no minimum
     if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
         raise UserError(f"{option}.key={key} holds ids from {int(tokens.min())} to {int(tokens.max())}; the model has a vocabulary of {vocabulary}")
@@ -117,6 +119,18 @@ def vocabulary_of(model: PrunableModel) -> int:
     """Number of token ids that the model's input embedding knows."""
     module: Any = model.module
     return int(module.get_input_embeddings().num_embeddings)
+
+
+def require_language_model(model: PrunableModel, option: str) -> None:
+    """Refuse a model that reads more than text.
+
+    Raises:
+        UserError: it reads images.
+    """
+    if hasattr(model.processor, "image_processor"):
+        raise UserError(
+            f"{option} measures language models on text, and {model.name} answers questions about images; choose another task, such as easy_vqa"
+        )
 
 
 @dataclass(frozen=True)
@@ -134,8 +148,12 @@ class Text(TextSource):
     sequence_length: int = 512
     name: str = "text"
 
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples", "sequence_length")
+
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw the windows."""
+        require_language_model(model, f"calibration={self.name}")
         rows = windows(tokenize(model.processor, self.read_text("calibration")), self.sequence_length, "calibration")
         chosen = rows[draw(len(rows), self.samples, seed)]
         return CalibrationSet(self.name, tuple({"input_ids": row} for row in chosen))
@@ -157,7 +175,11 @@ class TokenFile:
     samples: int | None = None
     name: str = "token_file"
 
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples")
+
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Read the rows, in their order: a frozen draw is not drawn again."""
+        require_language_model(model, f"calibration={self.name}")
         rows = read_token_rows(self.path, self.key, "calibration", vocabulary_of(model))
         return CalibrationSet(self.name, tuple({"input_ids": row} for row in rows[: self.samples].contiguous()))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ecoflap.calibrate.easy_vqa import Question, load_image, read_questions, require_image_processor
 from ecoflap.console import track
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, require_positive
 from ecoflap.models.loading import decoder_only
 from ecoflap.models.prunable import PrunableModel
 
@@ -37,6 +37,9 @@ class EasyVqa:
     length_penalty: float = 1.0
     name: str = "easy_vqa"
 
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
+
     def load(self, model: PrunableModel) -> EasyVqaEvaluation:
         """Read the questions and prepare the images once for dense and pruned model.
 
@@ -45,11 +48,11 @@ class EasyVqa:
         """
         processor = require_image_processor(model, "task")
         questions = read_questions("test")
-        if self.limit is not None and not 0 < self.limit <= len(questions):
+        if self.limit is not None and self.limit > len(questions):
             raise UserError(f"task.limit={self.limit}: there are {len(questions)} questions; choose 1 to {len(questions)}, or null for all")
         count = self.limit or len(questions)
         chosen = [questions[index * len(questions) // count] for index in range(count)]
-        return EasyVqaEvaluation(self, chosen, _prepare_images(processor, chosen))
+        return EasyVqaEvaluation(self, chosen, _prepare_images(processor, chosen), model.prompt)
 
 
 def _prepare_images(processor: Any, questions: Sequence[Question]) -> dict[str, Tensor]:
@@ -66,13 +69,17 @@ class EasyVqaEvaluation:
     task: EasyVqa
     questions: list[Question]
     images: dict[str, Tensor]
+    prompt: str
     predictions: list[str] = field(default_factory=list)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""
-        text = "\n".join(f"{question.text}\t{question.answer}" for question in self.questions)
+        digest = hashlib.blake2b(digest_size=16)
+        for question in self.questions:
+            digest.update(f"{self.prompt.format(question.text)}\t{question.answer}\n".encode())
+            digest.update(self.images[question.image].numpy().tobytes())
         generation = {"beams": self.task.beams, "max_new_tokens": self.task.max_new_tokens, "length_penalty": self.task.length_penalty}
-        return {"metric": "exact match", "questions": hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), **generation}
+        return {"metric": "exact match", "inputs": digest.hexdigest(), **generation}
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel) -> dict[str, float]:
@@ -86,7 +93,7 @@ class EasyVqaEvaluation:
             "accuracy": _percent(right),
             "accuracy_yes_no": _percent([r for r, c in zip(right, closed, strict=True) if c]),
             "accuracy_open": _percent([r for r, c in zip(right, closed, strict=True) if not c]),
-            "questions": float(len(right)),
+            "questions": len(right),
         }
 
     def _answer(self, model: PrunableModel, questions: Sequence[Question]) -> list[str]:

@@ -10,22 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecoflap.calibrate.text import TextSource, read_token_rows, tokenize, vocabulary_of, windows
+from ecoflap.calibrate.text import TextSource, read_token_rows, require_language_model, tokenize, vocabulary_of, windows
 from ecoflap.console import track
-from ecoflap.errors import UserError
+from ecoflap.errors import NumericalError, require_positive
 from ecoflap.models.prunable import PrunableModel
-
-
-def require_language_model(model: PrunableModel, option: str) -> None:
-    """Refuse a model whose loss is not a next-token loss over text.
-
-    Raises:
-        UserError: it reads images too.
-    """
-    if hasattr(model.processor, "image_processor"):
-        raise UserError(
-            f"{option} measures language models on text, and {model.name} answers questions about images; choose another task, such as easy_vqa"
-        )
 
 
 @dataclass(frozen=True)
@@ -43,6 +31,9 @@ class TextPerplexity(TextSource):
     limit: int | None = None
     batch_size: int = 4
     name: str = "wikitext2"
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "sequence_length", "limit", "batch_size")
 
     def load(self, model: PrunableModel) -> PerplexityEvaluation:
         """Read and tokenise the text.
@@ -72,6 +63,9 @@ class TokenPerplexity:
     limit: int | None = None
     batch_size: int = 4
     name: str = "token_perplexity"
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size")
 
     def load(self, model: PrunableModel) -> PerplexityEvaluation:
         """Read the rows.
@@ -106,4 +100,6 @@ class PerplexityEvaluation:
         parts = self.rows.split(self.batch_size)
         losses = torch.cat([model.loss({"input_ids": part}).double().cpu() for part in track(parts, "evaluate", total=len(parts))])
         loss = losses.mean().item()
-        return {"perplexity": math.exp(loss) if loss < 700 else math.inf, "loss": loss, "rows": float(len(self.rows))}
+        if math.isnan(loss):
+            raise NumericalError(f"the loss of {model.name} on this task is NaN; use model.dtype=float32 or bfloat16, or prune less")
+        return {"perplexity": math.exp(loss) if loss < 700 else math.inf, "loss": loss, "rows": len(self.rows)}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ecoflap.errors import UserError
 from ecoflap.models.loading import Pretrained, Selection, decoder_only, prunable
 from ecoflap.models.losses import next_token_loss, token_loss
 from ecoflap.models.prunable import Batch, PrunableModel
@@ -29,6 +30,10 @@ class Blip2(Pretrained):
 
     name: str = "blip2"
     prompt: str = "Question: {} Short answer:"
+
+    def __post_init__(self) -> None:
+        if self.prompt.count("{}") != 1 or self.prompt.replace("{}", "").count("{") + self.prompt.replace("{}", "").count("}"):
+            raise UserError(f"model.prompt={self.prompt!r} must hold {{}} once, where the question goes")
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and processor.

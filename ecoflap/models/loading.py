@@ -9,6 +9,7 @@ from typing import Any
 
 import psutil
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from ecoflap.errors import NumericalError, UserError
@@ -36,6 +37,8 @@ def resolve_device(name: str) -> torch.device:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
     try:
+        if torch.device(name).type == "meta":
+            raise RuntimeError("it holds no weights")
         torch.empty(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
@@ -81,7 +84,7 @@ def from_hub(load: Callable[[], Any], path: str) -> Any:
     disable_progress_bar()  # its bars would tear ours
     try:
         return load()
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"model.path={path} could not be loaded: {first}. Give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
@@ -94,7 +97,7 @@ def check_fits(parameters: int, dtype: torch.dtype | None, device: torch.device)
     Raises:
         UserError: the weights alone don't fit.
     """
-    width = dtype.itemsize if dtype is not None else 2  # checkpoints of this size are kept in half precision
+    width = (dtype or torch.float32).itemsize
     needed = parameters * width
     free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
     if needed > free:
@@ -167,6 +170,13 @@ class Pretrained:
         shape = from_hub(lambda: skeleton(model_class, config), path)
         if device.type == "meta":
             return shape, None
-        check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype, device)
-        module = from_hub(lambda: model_class.from_pretrained(path, revision=self.revision, torch_dtype=dtype or "auto"), path).to(device)
-        return module, from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path)
+        check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype or getattr(config, "torch_dtype", None), device)
+        module, report = from_hub(
+            lambda: model_class.from_pretrained(path, revision=self.revision, torch_dtype=dtype or "auto", output_loading_info=True), path
+        )
+        lost = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
+        if lost:
+            raise UserError(
+                f"model.path={path} lacks {len(lost)} weights of its model, such as {lost[0]}; the checkpoint is damaged or of another model"
+            )
+        return module.to(device), from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,6 +17,14 @@ from ecoflap.models.layers import Layer
 from ecoflap.models.towers import Block, Skipped, Tower
 
 Batch = Mapping[str, Tensor]
+ORIGIN = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
+
+
+def _without_origin(settings: Any) -> Any:
+    """Settings without the entries that say where a checkpoint came from; two loads of the same model agree."""
+    if isinstance(settings, dict):
+        return {str(name): _without_origin(value) for name, value in settings.items() if name not in ORIGIN}
+    return settings
 
 
 @dataclass(frozen=True)
@@ -66,18 +75,38 @@ class PrunableModel:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def fingerprint(self) -> str:
-        """A hash of all weights, bit for bit."""
+        """A hash of all weights, bit for bit, and of the module's settings."""
         digest = hashlib.blake2b(digest_size=16)
         for name, tensor in self.module.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(json.dumps(self._settings(), sort_keys=True, default=str).encode())
         return digest.hexdigest()
+
+    def _settings(self) -> list[Any]:
+        """What the module computes with beside its weights: epsilons, activations, rotary scaling, generation defaults."""
+        configs = [getattr(self.module, name, None) for name in ("config", "generation_config")]
+        return [_without_origin(config.to_dict()) for config in configs if config is not None]
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that ``from_pretrained`` loads."""
         module: Any = self.module
         module.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+
+@contextmanager
+def in_float32(module: nn.Module) -> Iterator[None]:
+    """Hold every half-precision weight and buffer in fp32; afterwards they are what they were, bit for bit (widening loses nothing)."""
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.dtype in (torch.float16, torch.bfloat16)]
+    dtypes = [tensor.dtype for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = tensor.data.float()
+        yield
+    finally:
+        for tensor, dtype in zip(tensors, dtypes, strict=True):
+            tensor.data = tensor.data.to(dtype)
 
 
 @contextmanager

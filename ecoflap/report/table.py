@@ -86,7 +86,8 @@ def to_run(result: Result) -> Run:
     config = result.config
     task, metrics = next(iter(result.metrics["pruned"].items()))
     metric, value = next(iter(metrics.items()))
-    method = Method(config["model"]["name"], config["pruner"]["name"], config["score"]["name"], f"{task}/{metric}")
+    coarse = "file" if config.get("allocation", {}).get("name") == "file" else config["score"]["name"]
+    method = Method(config["model"]["name"], config["pruner"]["name"], coarse, f"{task}/{metric}")
     dense = result.metrics.get("dense", {}).get(task, {}).get(metric)
     return Run(method, float(config["sparsity"]), config["seed"], value, dense)
 

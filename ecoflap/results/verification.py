@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ecoflap.masks import FILE_NAME as MASKS
 from ecoflap.masks import MaskFile
 from ecoflap.results.checkpoint import Checkpoint
 from ecoflap.results.record import FILE_NAME, Result
@@ -14,8 +15,6 @@ from ecoflap.results.sparsity import LayerCount, read_layers, sparsity_section
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-MASKS = "masks.safetensors"
 
 
 def verify(run_folder: Path) -> list[str]:

@@ -89,7 +89,7 @@ class FirstOrder:
             raise UserError(
                 f"the loss does not depend on {len(untouched)} layers, such as {untouched[0]}; leave them out with skip_layers=['^{untouched[0]}$']"
             )
-        return collect(self.name, averages, self.identity())
+        return collect(self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration))})
 
 
 @contextmanager

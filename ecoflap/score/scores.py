@@ -49,9 +49,7 @@ class Average:
             NumericalError: it is NaN or infinite.
         """
         if not math.isfinite(value):
-            raise NumericalError(
-                f"the score of {where} is {value}; the loss overflows there. Use model.dtype=float32 or bfloat16, or a smaller score.eps"
-            )
+            raise NumericalError(f"the score of {where} is {value}; the loss overflows there. Use model.dtype=float32, or a smaller score.eps")
         self.values.append(value)
         self.weights.append(weight)
 

@@ -6,6 +6,8 @@ For each layer W, batch b and draw r, with z ~ N(0, I) of W's shape,
 
 To first order in eps its expectation is sqrt(2 / pi) times the norm of the gradient of L_b. The nudge is added to the layer's output
 (eps x z^T), so the weights themselves are never touched, and only the blocks from the nudged one on are computed.
+
+A nudge of 1e-3 drowns in the rounding of half precision, so half-precision weights are held in fp32 while they are probed.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ from ecoflap.calibrate.suffix import SuffixRunner
 from ecoflap.console import track
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.layers import Layer
-from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.models.prunable import PrunableModel, in_float32, quiet_forward
 from ecoflap.models.towers import Block
 from ecoflap.ops import gaussian
 from ecoflap.score.scores import Average, Scores, collect
@@ -67,11 +69,11 @@ class ZerothOrder:
         averages = {layer.name: Average() for layer in model.layers}
         batches = calibration.take(self.samples).batches(self.batch_size)
         blocks = [block for tower in model.towers for block in tower.blocks if block.layers]
-        with quiet_forward(model.module):
+        with quiet_forward(model.module), in_float32(model.module):
             for index, block, runner in track(self._tasks(model, batches, blocks), "score", total=len(batches) * len(blocks)):
                 for layer, draw, value in self._probe_block(block, runner, index, seed):
                     averages[layer.name].add(value, runner.samples, f"{layer.name} (batch {index}, draw {draw})")
-        return collect(self.name, averages, {**self.identity(), "seed": seed})
+        return collect(self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration)), "seed": seed})
 
     def _tasks(
         self, model: PrunableModel, batches: Sequence[dict[str, Tensor]], blocks: Sequence[Block]

@@ -34,7 +34,7 @@ def test_help_lists_the_groups_without_loading_torch() -> None:
     ("override", "words"),
     [
         ("pruner=wnda", ["pruner/wnda", "magnitude", "sparsegpt", "wanda"]),
-        ("sparsit=0.5", ["sparsit"]),
+        ("sparsit=0.5", ["sparsit", "sparsity"]),
         ("sparsity=half", ["half", "Float"]),
         ("score.samplez=3", ["samplez"]),
     ],

@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoModelForCausalLM
 
 from ecoflap import pipeline
+from ecoflap.config import package_file
 from ecoflap.masks import load_masks
 from ecoflap.results import Result, verify
 from tests.cli.conftest import ROOT, composed
@@ -134,3 +135,16 @@ def test_inspect_needs_no_weights(tiny_llama: Path, text_run: list[str], tmp_pat
     for word in ("model.layers.1.mlp.down_proj.weight", "matches skip_layers", "embedding", "language"):
         assert word in shown
     assert not (tmp_path / "result.json").exists()
+
+
+def test_the_cache_knows_the_prompt_and_the_settings_of_the_model(run: Run, tmp_path: Path) -> None:
+    shared = ["tracking=none", "steps=[evaluate]", "task.limit=60", f"cache={tmp_path / 'cache'}"]
+    odd = run([*shared, "model.prompt='what is {}'"], "odd").metrics["dense"]["easy_vqa"]
+    plain = run(shared, "plain").metrics["dense"]["easy_vqa"]
+    assert plain["accuracy"] > odd["accuracy"]
+    folder = shutil.copytree(package_file("mini/blip2"), tmp_path / "other")
+    settings = json.loads((folder / "config.json").read_text())
+    settings["vision_config"]["layer_norm_eps"] = 10.0
+    (folder / "config.json").write_text(json.dumps(settings))
+    other = run([*shared, f"model.path={folder}"], "other").metrics["dense"]["easy_vqa"]
+    assert other["accuracy"] < plain["accuracy"]

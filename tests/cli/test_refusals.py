@@ -53,13 +53,18 @@ Run = Callable[..., Result]
         (["score.samples=0"], ["score.samples=0"]),
         (["score.batch_size=0"], ["score.batch_size=0"]),
         (["score.eps=0"], ["score.eps=0"]),
-        (["calibration.samples=0"], ["calibration"]),
+        (["calibration.samples=0"], ["calibration.samples=0"]),
+        (["calibration.samples=-1"], ["calibration.samples=-1"]),
+        (["task.limit=0"], ["task.limit=0"]),
+        (["task.batch_size=0"], ["task.batch_size=0"]),
+        (["device=meta"], ["device=meta"]),
+        (["calibration=easy_vqa"], ["calibration=easy_vqa", "reads only text"]),
+        (["tracking=wandb", "tracking.mode=loud"], ["tracking.mode=loud", "offline"]),
     ],
 )
 def test_one_clear_error(run: Run, text_run: list[str], overrides: list[str], words: list[str], tmp_path: Path) -> None:
-    shared = text_run
-    if any(override.startswith("task=") for override in overrides):
-        shared = [override for override in text_run if not override.startswith("task")]
+    replaced = tuple(override.split("=")[0] for override in overrides if override.startswith(("task=", "calibration=")))
+    shared = [override for override in text_run if not (replaced and override.startswith(replaced))]
     with pytest.raises(UserError) as caught:
         run([*shared, *overrides])
     for word in words:
@@ -117,3 +122,45 @@ def test_the_loss_overflows(run: Run, text_run: list[str], tiny_llama: Path, tmp
     save_file(state, huge / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(NumericalError, match="loss"):
         run([*text_run, f"model.path={huge}", "steps=[calibrate,score]"])
+
+
+def test_a_checkpoint_that_lacks_weights(run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path) -> None:
+    cut = shutil.copytree(tiny_llama, tmp_path / "cut")
+    state = load_file(cut / "model.safetensors")
+    del state["model.layers.1.mlp.up_proj.weight"]
+    save_file(state, cut / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"lacks 1 weights of its model, such as model.layers\.1\.mlp\.up_proj"):
+        run([*text_run, f"model.path={cut}"])
+
+
+def test_a_weight_file_that_is_cut_off(run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path) -> None:
+    cut = shutil.copytree(tiny_llama, tmp_path / "cut")
+    content = (cut / "model.safetensors").read_bytes()
+    (cut / "model.safetensors").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match="could not be loaded"):
+        run([*text_run, f"model.path={cut}"])
+
+
+def test_an_allocation_for_another_sparsity(run: Run, text_run: list[str], tmp_path: Path) -> None:
+    run([*text_run, "steps=[calibrate,score,allocate]"], "first")
+    with pytest.raises(UserError, match=r"set sparsity=0\.6"):
+        run([*text_run, "allocation=file", f"allocation.path={tmp_path / 'first' / 'allocation.json'}", "sparsity=0.3"])
+
+
+def test_a_prompt_without_a_place_for_the_question(run: Run) -> None:
+    for prompt in ("hello", "{} {}", "{name}"):
+        with pytest.raises(UserError, match=r"model\.prompt"):
+            run([f"model.prompt='{prompt}'", "tracking=none"])
+
+
+def test_text_calibration_of_a_model_that_reads_images(run: Run, text_file: Path) -> None:
+    with pytest.raises(UserError, match="calibration=wikitext2"):
+        run(["calibration=wikitext2", f"calibration.path={text_file}", "tracking=none", "task.limit=10", "cache_mode=off"])
+
+
+def test_a_failing_run_leaves_no_earlier_result_in_its_folder(run: Run, text_run: list[str], tmp_path: Path) -> None:
+    run([*text_run, "model.save=true"])
+    with pytest.raises(UserError, match="vision"):
+        run([*text_run, "towers=[vision]"])
+    assert not list((tmp_path / "run").glob("*.json"))
+    assert not (tmp_path / "run" / "checkpoint").exists()

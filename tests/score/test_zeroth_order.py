@@ -141,3 +141,16 @@ def test_overflow_names_the_layer() -> None:
 def test_refusals(option: str) -> None:
     with pytest.raises(UserError, match=rf"score\.{option}=0 must be more than 0"):
         ZerothOrder(**{option: 0})
+
+
+@pytest.mark.parametrize("family", ["llama", "blip2_t5"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_weights_are_probed_in_fp32(family: str, dtype: torch.dtype) -> None:
+    model, calibration = tiny.build(family), tiny.samples(family)
+    model.module.to(dtype)
+    before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    half = ZerothOrder()(model, calibration, 0).importance
+    after = model.module.state_dict()
+    assert all(after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items())
+    model.module.float()
+    assert half == pytest.approx(ZerothOrder()(model, calibration, 0).importance, rel=1e-6)
