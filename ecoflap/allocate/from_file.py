@@ -33,7 +33,7 @@ class FromFile:
         target = read_file(self.path).target
         if abs(target - sparsity) > 1e-9:
             raise UserError(
-                f"allocation.path={self.path} was made for sparsity={target:g}, and sparsity={sparsity:g} was asked for; set sparsity={target:g}"
+                f"allocation.path={self.path} was made for sparsity={target}, and sparsity={sparsity} was asked for; set sparsity={target}"
             )
 
     def __call__(self, towers: tuple[Tower, ...], scores: Scores | None, sparsity: float) -> Allocation:
