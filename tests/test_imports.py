@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SHARED = {"errors", "console", "store", "telemetry", "masks"}
+SHARED = {"errors", "console", "store", "telemetry", "masks", "shards"}
 STEPS = {"score", "allocate", "prune", "evaluate"}
 BELOW_STEPS = {"ops", "models", "calibrate"}
 # What each part may import beside itself and SHARED.

@@ -2,11 +2,15 @@
 
 Every argument is recorded as it comes and replayed unchanged, without naming it: masks, position biases, rotary embeddings and encoder states
 reach each block whatever the release of transformers calls them. Only the hidden states (the first tensor) are replaced from block to block.
+
+Where a model changes the hidden states between two blocks, so that a block's output is not the next one's input, each block's inputs are
+captured anew by a forward pass through the pruned blocks before it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.errors import UserError
+from ecoflap.models.losses import counted_tokens
 from ecoflap.models.prunable import Batch, PrunableModel
-from ecoflap.models.towers import Block, Tower
+from ecoflap.models.towers import Tower
 
 
 @dataclass(frozen=True)
@@ -41,18 +46,25 @@ class BlockCall:
             keywords[self.place] = hidden
         return first_tensor(block(*arguments, **keywords))
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The tensors that the block gets beside the hidden states, such as the states that a cross-attention reads."""
+        return [value for value in (*self.arguments, *self.keywords.values()) if isinstance(value, Tensor)]
+
 
 @dataclass
 class Stream:
-    """One pass of one batch through a tower.
+    """One pass through a tower; a batch that a model sends through it several times (texts alone, then with images) makes several.
 
     Attributes:
         hidden: what goes into the block whose turn it is, [batch, tokens, features].
         calls: the other arguments of each block.
+        counted: which tokens are real, [batch, tokens], for the sequence and its parts; none where all are.
     """
 
     hidden: Tensor
     calls: list[BlockCall]
+    counted: tuple[Tensor, ...] = ()
 
     @property
     def samples(self) -> int:
@@ -79,43 +91,111 @@ def _take_out_hidden(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tu
     raise UserError("a block was called without any tensor; model.towers names something that is not a list of transformer blocks")
 
 
-@torch.no_grad()
-def capture(model: PrunableModel, tower: Tower, batches: Sequence[Batch]) -> list[Stream]:
-    """Run each batch up to the end of a tower, through the model as it is now, and record what its blocks are called with.
+class Flow:
+    """The batches on their way through a tower, block by block.
 
-    Raises:
-        UserError: the forward pass never reaches the tower.
+    Attributes:
+        streams: one per batch and pass, at the block whose turn it is.
+        chained: each block reads what the block before it put out.
     """
-    return [_capture_batch(model, tower, batch) for batch in batches]
+
+    @torch.no_grad()
+    def __init__(self, model: PrunableModel, tower: Tower, batches: Sequence[Batch]) -> None:
+        """Run each batch up to the end of the tower, through the model as it is now.
+
+        Raises:
+            UserError: the forward pass never reaches the tower.
+        """
+        self.model, self.tower, self.batches = model, tower, batches
+        self.streams: list[Stream] = []
+        self.chained, self._passes = True, 0
+        for batch in batches:
+            self.streams += self._capture(batch)
+
+    def _capture(self, batch: Batch, start: int = 0) -> list[Stream]:
+        """The streams of one batch, at block ``start``. How often a batch passes the tower is learnt from the first one, which runs to its end."""
+        recorder = _Recorder(self.tower, self._passes)
+        with recorder.watching(), suppress(_Captured):
+            self.model.loss(batch)
+        if not self._passes:
+            self._passes = recorder.passes()
+            self.chained = recorder.chained
+        return recorder.streams(start)
+
+    @torch.no_grad()
+    def enter(self, index: int) -> list[Stream]:
+        """The streams at a block, whose predecessors may have been pruned."""
+        if index and not self.chained:
+            self.streams = [stream for batch in self.batches for stream in self._capture(batch, index)]
+        return self.streams
+
+    @torch.no_grad()
+    def leave(self, index: int) -> None:
+        """Replace each stream's hidden states by the block's output on them."""
+        for stream in self.streams:
+            stream.hidden = stream.calls[index].run(self.tower.blocks[index].module, stream.hidden)
 
 
-def _capture_batch(model: PrunableModel, tower: Tower, batch: Batch) -> Stream:
-    calls: list[BlockCall] = []
-    inputs: list[Tensor] = []
+class _Recorder:
+    """Records the calls of a tower's blocks during one forward pass, and ends the pass when the last one is known."""
 
-    def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        call, hidden = _take_out_hidden(arguments, keywords)
-        if not calls:
-            inputs.append(hidden)
-        calls.append(call)
-        if len(calls) == len(tower.blocks):
-            raise _Captured
+    def __init__(self, tower: Tower, passes: int) -> None:
+        """``passes``: how often the tower is run; 0 where that isn't known yet."""
+        self.tower, self.expected = tower, passes
+        self.calls: list[list[tuple[BlockCall, Tensor, tuple[Tensor, ...]]]] = [[] for _ in tower.blocks]
+        self.chained = True
+        self._last: Tensor | None = None
 
-    handles = [block.module.register_forward_pre_hook(record, with_kwargs=True) for block in tower.blocks]
-    try:
-        model.loss(batch)
-    except _Captured:
-        return Stream(inputs[0], calls)
-    finally:
-        for handle in handles:
-            handle.remove()
-    raise UserError(
-        f"the calibration data never reach all blocks of tower {tower.name} ({tower.path}): {len(calls)} of {len(tower.blocks)} were called"
-    )
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        handles = []
+        for index, block in enumerate(self.tower.blocks):
+            handles.append(block.module.register_forward_pre_hook(self._before(index), with_kwargs=True))
+            handles.append(block.module.register_forward_hook(self._after))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
+    def _before(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
+        def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+            call, hidden = _take_out_hidden(arguments, keywords)
+            if index and self._last is not None and hidden is not self._last and not torch.equal(hidden, self._last):
+                self.chained = False
+            self.calls[index].append((call, hidden, counted_tokens()))
+            if index == len(self.calls) - 1 and len(self.calls[index]) == self.expected:
+                raise _Captured
 
-@torch.no_grad()
-def advance(block: Block, index: int, streams: Sequence[Stream]) -> None:
-    """Replace each stream's hidden states by the block's output on them."""
-    for stream in streams:
-        stream.hidden = stream.calls[index].run(block.module, stream.hidden)
+        return record
+
+    def _after(self, _: nn.Module, __: Any, output: Any) -> None:
+        self._last = first_tensor(output)
+
+    def passes(self) -> int:
+        """How often each block was called.
+
+        Raises:
+            UserError: some more often than others, or never.
+        """
+        counts = [len(calls) for calls in self.calls]
+        if min(counts) == 0:
+            reached = sum(map(bool, counts))
+            raise UserError(
+                f"the calibration data never reach all blocks of tower {self.tower.name} ({self.tower.path}): "
+                f"{reached} of {len(counts)} were called; leave it out of towers"
+            )
+        if len(set(counts)) > 1:
+            raise UserError(
+                f"the blocks of tower {self.tower.name} ({self.tower.path}) are called {min(counts)} to {max(counts)} times per batch; "
+                "name lists of blocks that always run together with model.towers"
+            )
+        return counts[0]
+
+    def streams(self, start: int) -> list[Stream]:
+        """One stream per pass, its hidden states those that block ``start`` got."""
+        streams = []
+        for calls in zip(*self.calls, strict=True):
+            _, hidden, counted = calls[start]
+            streams.append(Stream(hidden, [call for call, _, _ in calls], counted))
+        return streams

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-Sample = dict[str, Tensor]
+from ecoflap.models.prunable import Sample
 
 
 @dataclass(frozen=True)

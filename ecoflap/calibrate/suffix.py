@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -35,8 +35,7 @@ class SuffixRunner:
                 handle.remove()
 
     def _store(self, module: nn.Module, _: Any, output: Any) -> None:
-        if module not in self.outputs:
-            self.order.append(module)
+        self.order.append(module)
         self.outputs[module].append(output)
 
     @torch.no_grad()
@@ -50,16 +49,16 @@ class SuffixRunner:
             name = next(known.name for known in self.model.blocks if known.module is block)
             raise UserError(f"the calibration data never reach {name}, so the loss does not depend on it; leave its tower out of towers")
         batch = {name: _repeat(tensor, copies) for name, tensor in self.batch.items()}
-        with self._replaying(self.order[: self.order.index(block)], copies):
-            return self.model.loss(batch).view(copies, self.samples)
+        with self._replaying(Counter(self.order[: self.order.index(block)]), copies):
+            return self.model.loss(batch, copies).view(copies, self.samples)
 
     @contextmanager
-    def _replaying(self, prefix: list[nn.Module], copies: int) -> Iterator[None]:
-        """Let the blocks of the prefix return their stored outputs instead of computing."""
+    def _replaying(self, prefix: Counter[nn.Module], copies: int) -> Iterator[None]:
+        """Let the first so many calls of each block of the prefix return their stored outputs instead of computing."""
         own = {module: module.__dict__["forward"] for module in prefix if "forward" in module.__dict__}
         try:
-            for module in prefix:
-                module.forward = self._player(self.outputs[module], copies)
+            for module, calls in prefix.items():
+                module.forward = self._player(self.outputs[module][:calls], module.forward, copies)
             yield
         finally:
             for module in prefix:
@@ -67,17 +66,27 @@ class SuffixRunner:
                 if module in own:  # set on the instance by someone else, such as an offloader
                     module.forward = own[module]
 
-    def _player(self, outputs: list[Any], copies: int) -> Callable[..., Any]:
+    def _player(self, outputs: list[Any], forward: Callable[..., Any], copies: int) -> Callable[..., Any]:
+        """A forward that plays the stored outputs; a call after them (the tower's next pass) may depend on the probe, and is computed."""
         turn = iter(outputs)
-        return lambda *_, **__: self._expand(next(turn), copies)
+
+        def play(*arguments: Any, **keywords: Any) -> Any:
+            stored = next(turn, None)
+            return forward(*arguments, **keywords) if stored is None else self._expand(stored, copies)
+
+        return play
 
     def _expand(self, output: Any, copies: int) -> Any:
-        """Repeat everything in a block's output that has one entry per sample; a mask or bias shared by all samples stays as it is."""
+        """Repeat a block's hidden states, and what else in its output has one entry per sample; a mask or bias shared by all stays as it is."""
         if isinstance(output, Tensor):
-            return _repeat(output, copies) if output.ndim > 2 and output.shape[0] == self.samples else output
-        if isinstance(output, tuple | list):
-            return type(output)(self._expand(item, copies) for item in output)
-        return output
+            return _repeat(output, copies)
+        hidden, *rest = output
+        return type(output)((_repeat(hidden, copies), *(self._expand_rest(item, copies) for item in rest)))
+
+    def _expand_rest(self, item: Any, copies: int) -> Any:
+        if isinstance(item, Tensor):
+            return _repeat(item, copies) if item.ndim > 2 and item.shape[0] == self.samples else item
+        return type(item)(self._expand_rest(inner, copies) for inner in item) if isinstance(item, tuple | list) else item
 
 
 def _repeat(tensor: Tensor, copies: int) -> Tensor:

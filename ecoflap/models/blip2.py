@@ -2,22 +2,62 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ecoflap.errors import UserError
-from ecoflap.models.loading import Pretrained, Selection, decoder_only, prunable
-from ecoflap.models.losses import next_token_loss, token_loss
-from ecoflap.models.prunable import Batch, PrunableModel
+from ecoflap.models.examples import Example, Generation
+from ecoflap.models.loading import Pretrained, Selection, check_prompt, decoder_only, prunable
+from ecoflap.models.losses import find_loss, next_token_loss, token_loss
+from ecoflap.models.pictures import Pixels, load_image
+from ecoflap.models.prunable import Batch, PrunableModel, Sample
 
 
-def answer_loss(module: nn.Module, batch: Batch) -> Tensor:
+def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the answer or caption given image and prompt, per sample, [batch] (the paper's BLIP-2 loss)."""
     logits = module(**batch).logits
     per_sample = next_token_loss if decoder_only(module) else token_loss
     return per_sample(logits, batch["labels"])
+
+
+class Blip2Interface:
+    """Questions about pictures, and their answers."""
+
+    def __init__(self, module: Any, processor: Any, prompt: str) -> None:
+        self.module, self.processor, self.prompt = module, processor, prompt
+        self.pixels = Pixels.of(processor.image_processor)
+
+    def encode(self, example: Example) -> Sample:
+        """Inputs and labels of one question: labels apart for a T5, after the prompt for a decoder-only model."""
+        inputs = self.processor(images=load_image(example.image or ""), text=self.prompt.format(example.text), return_tensors="pt")
+        sample = {name: tensor[0] for name, tensor in inputs.items()}
+        target = self.processor.tokenizer(example.target, return_tensors="pt")["input_ids"][0]
+        if not decoder_only(self.module):
+            return {**sample, "labels": target}
+        target = target[target != self.processor.tokenizer.bos_token_id]
+        input_ids = torch.cat([sample["input_ids"], target])
+        labels = torch.cat([torch.full_like(sample["input_ids"], -100), target])
+        return {**sample, "input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
+
+    def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
+        """The answer to each question."""
+        module: Any = model.module
+        tokenizer, weight = self.processor.tokenizer, next(module.parameters())
+        # A decoder-only model writes on from the last token, so padding has to stand before the question.
+        tokenizer.padding_side = "left" if decoder_only(module) else "right"
+        texts = [self.prompt.format(example.text) for example in examples]
+        # The processor puts the image tokens into the text only when it is given an image; any one will do for that.
+        inputs = self.processor(images=load_image(examples[0].image or ""), text=texts, padding=True, return_tensors="pt").to(weight.device)
+        tokens = module.generate(
+            pixel_values=self.pixels([example.image or "" for example in examples]).to(weight),
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            **generation.options(),
+        )
+        return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
 @dataclass(frozen=True)
@@ -26,14 +66,15 @@ class Blip2(Pretrained):
 
     Attributes:
         prompt: how a question is put to the model, with one ``{}``.
+        loss: answer, or a function by its dotted path.
     """
 
     name: str = "blip2"
     prompt: str = "Question: {} Short answer:"
+    loss: str = "answer"
 
     def __post_init__(self) -> None:
-        if self.prompt.count("{}") != 1 or self.prompt.replace("{}", "").count("{") + self.prompt.replace("{}", "").count("}"):
-            raise UserError(f"model.prompt={self.prompt!r} must hold {{}} once, where the question goes")
+        check_prompt(self.prompt)
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and processor.
@@ -43,5 +84,7 @@ class Blip2(Pretrained):
         """
         from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
 
+        loss = find_loss(self.loss, {"answer": answer_loss})
         module, processor = self.read(Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, device)
-        return prunable(self.name, module, processor, answer_loss, selection, self.towers, self.prompt)
+        interface = Blip2Interface(module, processor, self.prompt) if processor is not None else None
+        return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -12,7 +12,7 @@ from ecoflap.models.losses import next_token_loss
 from ecoflap.models.prunable import Batch, PrunableModel
 
 
-def language_loss(module: nn.Module, batch: Batch) -> Tensor:
+def language_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Next-token cross-entropy of each row, [batch]."""
     return next_token_loss(module(**batch, use_cache=False).logits, batch["input_ids"])
 

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from ecoflap.models.attention import OpenAttention
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -59,3 +61,10 @@ class Layer:
 def is_layer(module: nn.Module) -> bool:
     """Whether the module holds one weight matrix that a pruner understands."""
     return isinstance(module, nn.Linear | Conv1D) and isinstance(getattr(module, "weight", None), nn.Parameter)
+
+
+def weights_of(module: nn.Module) -> dict[str, nn.Module]:
+    """The prunable matrices that a module itself owns: {parameter: the module that is called with that matrix's inputs}."""
+    if isinstance(module, OpenAttention):
+        return dict(module.projections)
+    return {"weight": module} if is_layer(module) else {}

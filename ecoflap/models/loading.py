@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 from safetensors import SafetensorError
-from torch import Tensor, nn
+from torch import nn
 
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.models.prunable import Batch, PrunableModel
+from ecoflap.models.attention import open_attention
+from ecoflap.models.prunable import Loss, PrunableModel
 from ecoflap.models.towers import find_towers, select, skipped_weights
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -48,6 +50,17 @@ def resolve_device(name: str) -> torch.device:
 def decoder_only(module: Any) -> bool:
     """Whether a vision-language model writes with a decoder-only language model, whose targets follow the prompt in one sequence."""
     return bool(getattr(module.config, "use_decoder_only_language_model", False))
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse a template that a question can't be put into.
+
+    Raises:
+        UserError: so it is.
+    """
+    rest = prompt.replace("{}", "")
+    if prompt.count("{}") != 1 or "{" in rest or "}" in rest:
+        raise UserError(f"model.prompt={prompt!r} must hold {{}} once, where the question goes")
 
 
 def resolve_dtype(name: str) -> torch.dtype | None:
@@ -115,14 +128,32 @@ def skeleton(model_class: Any, config: Any) -> nn.Module:
     return module
 
 
+def described(config_class: Any, architecture: Mapping[str, Any]) -> Any:
+    """The config that ``model.architecture`` describes; ``AutoConfig`` is told the kind by its ``model_type``.
+
+    Raises:
+        UserError: the installed transformers does not know the kind of model.
+    """
+    settings = dict(architecture)
+    if not hasattr(config_class, "for_model"):
+        return config_class(**settings)
+    kind = settings.pop("model_type", "")
+    try:
+        return config_class.for_model(kind, **settings)
+    except ValueError as error:
+        raise UserError(
+            f"model.architecture.model_type={kind!r} is not known to transformers {version('transformers')}; install a newer one"
+        ) from error
+
+
 def prunable(
     name: str,
     module: nn.Module,
     processor: Any,
-    loss: Callable[[nn.Module, Batch], Tensor],
+    loss: Loss,
     selection: Selection,
     towers: Mapping[str, str] | None = None,
-    prompt: str = "{}",
+    interface: Any = None,
 ) -> PrunableModel:
     """Assemble the model that the steps work on, and refuse weights that are not finite.
 
@@ -130,13 +161,14 @@ def prunable(
         UserError: a tower or pattern doesn't exist.
         NumericalError: a weight is NaN or infinite.
     """
+    open_attention(module)
     every = find_towers(module, towers)
     chosen = select(every, selection.towers, selection.skip_layers)
     for parameter_name, parameter in module.named_parameters():
         if parameter.device.type != "meta" and not torch.isfinite(parameter).all():
             raise NumericalError(f"{parameter_name} of {name} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned")
     skipped = tuple(skipped_weights(module, every, chosen))
-    return PrunableModel(name, module.eval(), every, chosen, skipped, loss, processor, prompt)
+    return PrunableModel(name, module.eval(), every, chosen, skipped, loss, processor, interface)
 
 
 @dataclass(frozen=True)
@@ -150,6 +182,7 @@ class Pretrained:
         revision: hub revision.
         towers: {tower: path of its block list}, where it should not be found from the tree.
         save: write the pruned checkpoint into the run's folder.
+        architecture: the settings of the real model, so that ``inspect`` needs no download; read for that alone.
     """
 
     path: str
@@ -158,6 +191,7 @@ class Pretrained:
     revision: str | None = None
     towers: dict[str, str] | None = None
     save: bool = False
+    architecture: dict[str, Any] | None = None
 
     def read(self, config_class: Any, model_class: Any, processor_class: Any, device: torch.device) -> tuple[nn.Module, Any]:
         """Read config, weights and processor with the given classes of transformers; on the meta device, only the config.
@@ -165,6 +199,8 @@ class Pretrained:
         Raises:
             UserError: nothing loadable there, or it doesn't fit.
         """
+        if device.type == "meta" and self.architecture is not None:
+            return skeleton(model_class, described(config_class, self.architecture)), None
         path, dtype = require_folder(self.path), resolve_dtype(self.dtype)
         config = from_hub(lambda: config_class.from_pretrained(path, revision=self.revision), path)
         shape = from_hub(lambda: skeleton(model_class, config), path)

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
+
+from ecoflap.errors import UserError, nearest
+from ecoflap.models.prunable import Loss
 
 IGNORED = -100
 
@@ -27,3 +35,69 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """``token_loss`` of a decoder-only model, whose logits at one position predict the next token."""
     return token_loss(logits[:, :-1], labels[:, 1:])
+
+
+def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy of the right class of each sample, [batch].
+
+    Args:
+        logits: [batch, classes].
+        labels: [batch].
+    """
+    return cross_entropy(logits.float(), labels, reduction="none")
+
+
+def contrastive_loss(first: Tensor, second: Tensor, scale: Tensor | float, copies: int = 1) -> Tensor:
+    """Symmetric in-batch cross-entropy between two views of the same samples (CLIP's loss), [batch].
+
+    Args:
+        first: normalised features, [batch, features].
+        second: normalised features of the other view, [batch, features].
+        scale: what the cosine is multiplied with: one over the temperature.
+        copies: replicas that the batch is made of; samples are compared inside a replica only.
+    """
+    one, other = (features.float().unflatten(0, (copies, -1)) for features in (first, second))
+    logits = scale * one @ other.transpose(1, 2)  # [copies, samples, samples]
+    right = torch.arange(logits.shape[1], device=logits.device).expand(copies, -1)
+    across, down = (cross_entropy(table.transpose(1, 2), right, reduction="none") for table in (logits, logits.transpose(1, 2)))
+    return (across + down).flatten() / 2
+
+
+def find_loss(name: str, known: Mapping[str, Loss]) -> Loss:
+    """The loss of a ``model.loss``: one of the family's own, or any function by its dotted path.
+
+    Raises:
+        UserError: there is no such loss.
+    """
+    if name in known:
+        return known[name]
+    module, _, function = name.rpartition(".")
+    try:
+        loss: Loss = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError, ValueError):
+        raise UserError(
+            f"model.loss={name} is not known; choose {nearest(name, known)}, or give module.function of your own: (module, batch, copies) -> [batch]"
+        ) from None
+    return loss
+
+
+_counted: ContextVar[tuple[Tensor, ...]] = ContextVar("counted", default=())
+
+
+@contextmanager
+def counting(*tokens: Tensor) -> Iterator[None]:
+    """Say, around a forward pass over padded texts, which tokens are real; padding then counts in no statistic.
+
+    Args:
+        tokens: [batch, tokens], nonzero where a token is real; one more for each part of the sequence that some layers read alone.
+    """
+    token = _counted.set(tuple(mask.bool() for mask in tokens))
+    try:
+        yield
+    finally:
+        _counted.reset(token)
+
+
+def counted_tokens() -> tuple[Tensor, ...]:
+    """The masks of the innermost ``counting``, [batch, tokens] each; none where all tokens count."""
+    return _counted.get()

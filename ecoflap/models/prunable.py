@@ -16,7 +16,9 @@ from torch import Tensor, nn
 from ecoflap.models.layers import Layer
 from ecoflap.models.towers import Block, Skipped, Tower
 
+Sample = dict[str, Tensor]  # model inputs of one sample
 Batch = Mapping[str, Tensor]
+Loss = Callable[[nn.Module, Batch, int], Tensor]
 ORIGIN = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
 
 
@@ -37,9 +39,9 @@ class PrunableModel:
         every_tower: all towers that the model has, pruned or not, in pruning order.
         towers: the towers to prune, in pruning order.
         skipped: the weights that stay dense, with reasons.
-        loss_function: (module, batch) -> one loss per sample, [batch].
+        loss_function: (module, batch, copies) -> one loss per sample, [batch]; see ``loss``.
         processor: the tokenizer or processor that makes model inputs.
-        prompt: template of a question, with one ``{}``, for models that answer questions.
+        interface: what the family can do with raw examples: some of the protocols in ``ecoflap.models.examples``.
     """
 
     name: str
@@ -47,9 +49,9 @@ class PrunableModel:
     every_tower: tuple[Tower, ...]
     towers: tuple[Tower, ...]
     skipped: tuple[Skipped, ...]
-    loss_function: Callable[[nn.Module, Batch], Tensor]
-    processor: Any
-    prompt: str = "{}"
+    loss_function: Loss
+    processor: Any = None
+    interface: Any = None
 
     @property
     def layers(self) -> list[Layer]:
@@ -66,9 +68,14 @@ class PrunableModel:
         """Where the weights are."""
         return next(self.module.parameters()).device
 
-    def loss(self, batch: Batch) -> Tensor:
-        """One loss per sample, [batch], in fp32."""
-        return self.loss_function(self.module, {name: tensor.to(self.device) for name, tensor in batch.items()}).float()
+    def loss(self, batch: Batch, copies: int = 1) -> Tensor:
+        """One loss per sample, [batch], in fp32.
+
+        Args:
+            batch: the inputs; the first dimension of each tensor is samples.
+            copies: the batch is this many replicas of one batch, one after the other; a loss that compares samples does so inside a replica.
+        """
+        return self.loss_function(self.module, {name: tensor.to(self.device) for name, tensor in batch.items()}, copies).float()
 
     def parameter_count(self) -> int:
         """All parameters, shared ones once."""
@@ -113,19 +120,23 @@ def in_float32(module: nn.Module) -> Iterator[None]:
 def quiet_forward(module: nn.Module) -> Iterator[None]:
     """Evaluation mode, no key-value cache and no gradients asked of any weight; everything is put back afterwards.
 
-    A cache object handed from block to block would grow at each replay and change the result.
+    A cache object handed from block to block would grow at each replay and change the result; PyTorch's fused encoder layer would keep its
+    weights out of sight.
     """
     training = {child: child.training for child in module.modules()}
     gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
     configs = {id(config): config for child in module.modules() if (config := getattr(child, "config", None)) is not None}
     caching = [(config, config.use_cache) for config in configs.values() if getattr(config, "use_cache", None) is not None]
+    fused = torch.backends.mha.get_fastpath_enabled()
     try:
+        torch.backends.mha.set_fastpath_enabled(False)
         module.eval()
         module.requires_grad_(False)
         for config, _ in caching:
             config.use_cache = False
         yield
     finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
         for child, flag in training.items():
             child.training = flag
         for parameter, flag in gradients:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from ecoflap.errors import UserError, nearest
-from ecoflap.models.layers import Layer, is_layer
+from ecoflap.models.layers import Layer, weights_of
 
 ORDER = ("vision", "qformer", "text", "encoder", "decoder", "language")
 # The paper leaves the Q-Former dense: 5 % of the weights, and all information passes through it.
@@ -51,37 +51,57 @@ class Skipped:
     reason: str
 
 
-def block_lists(module: nn.Module) -> dict[str, nn.ModuleList]:
-    """Every outermost list of modules that hold linear weights, by path; a list of bare linear weights is a set of heads."""
-    found: dict[str, nn.ModuleList] = {}
+def block_lists(module: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
+    """Every outermost list of blocks, by path; a list of bare linear weights is a set of heads or a small MLP."""
+    found: dict[str, nn.ModuleList | nn.Sequential] = {}
     for path, child in module.named_modules():
         inside = any(path.startswith(f"{outer}.") for outer in found)
-        if isinstance(child, nn.ModuleList) and len(child) and not inside and not is_layer(child[0]) and any(map(is_layer, child[0].modules())):
+        if not inside and isinstance(child, nn.ModuleList | nn.Sequential) and _are_blocks(child):
             found[path] = child
     return found
 
 
-def name_towers(paths: Sequence[str]) -> dict[str, str]:
-    """Give each block list a tower name from its path: {tower: path}, in pruning order."""
-    language = [path.split(".") for path in paths if "qformer" not in path.split(".") and not re.search("vision|visual", path)]
-    both = any("encoder" in parts for parts in language) and any("decoder" in parts for parts in language)
+def _are_blocks(modules: nn.ModuleList | nn.Sequential) -> bool:
+    """Whether a list holds blocks; a sequence (CLIP's, torchvision's) only when its members are all of one kind."""
+    if not len(modules) or weights_of(modules[0]) or not any(map(weights_of, modules[0].modules())):
+        return False
+    return isinstance(modules, nn.ModuleList) or len({type(member) for member in modules}) == 1
+
+
+def name_towers(paths: Sequence[str], reads_images: bool = False) -> dict[str, str]:
+    """Give each block list a tower name from its path: {tower: path}, in pruning order.
+
+    Args:
+        paths: paths of the block lists.
+        reads_images: the model's main input is an image, so a nameless list is a vision tower.
+    """
+    both = any(map(_is_encoder, paths)) and any(map(_is_decoder, paths))
     names: dict[str, str] = {}
     for path in paths:
-        parts = path.split(".")
-        if "qformer" in parts:
+        if re.search("qformer", path, re.IGNORECASE):
             name = "qformer"
-        elif re.search("vision|visual", path):
+        elif re.search("vision|visual", path) or (reads_images and len(paths) == 1):
             name = "vision"
-        elif both and "decoder" in parts:
+        elif _is_decoder(path) and (both or "text_decoder" in path):
             name = "decoder"
-        elif both and "encoder" in parts:
+        elif _is_encoder(path) and both:
             name = "encoder"
-        elif len(paths) > 1 and re.search("text_model|text_encoder", path):
+        elif re.search(r"text_encoder|text_model\.encoder|^text\.", path) or _is_encoder(path):
             name = "text"
         else:
             name = "language"
         names[path if name in names else name] = path
     return dict(sorted(names.items(), key=lambda item: ORDER.index(item[0]) if item[0] in ORDER else len(ORDER)))
+
+
+def _is_encoder(path: str) -> bool:
+    """Whether a path that is no vision tower's is a text encoder's; BLIP's BERT calls its decoder an encoder too."""
+    other = re.search("vision|visual|qformer|decoder", path, re.IGNORECASE)
+    return not other and bool(re.search(r"(^|[._])encoder\.", f"{path}."))
+
+
+def _is_decoder(path: str) -> bool:
+    return not re.search("vision|visual|qformer", path, re.IGNORECASE) and bool(re.search(r"(^|[._])decoder\.", f"{path}."))
 
 
 def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> tuple[Tower, ...]:
@@ -101,19 +121,22 @@ def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> t
         if path not in lists:
             raise UserError(f"model.towers.{tower}={path} is not a list of blocks of {type(module).__name__}; found: {nearest(path, lists)}")
     seen: set[int] = set()
-    return tuple(_tower(name, path, lists[path], seen) for name, path in dict(wanted or name_towers(list(lists))).items())
+    names = wanted or name_towers(list(lists), getattr(module, "main_input_name", None) == "pixel_values")
+    return tuple(_tower(name, path, lists[path], seen) for name, path in dict(names).items())
 
 
-def _tower(name: str, path: str, blocks: nn.ModuleList, seen: set[int]) -> Tower:
+def _tower(name: str, path: str, blocks: nn.ModuleList | nn.Sequential, seen: set[int]) -> Tower:
     """Collect the layers of each block; a weight that an earlier layer already owns is not a layer of its own."""
     found = []
-    for index, block in enumerate(blocks):
+    for block_name, block in blocks.named_children():
         layers = []
         for child_name, child in block.named_modules():
-            if is_layer(child) and id(child.weight) not in seen:
-                seen.add(id(child.weight))
-                layers.append(Layer(f"{path}.{index}.{child_name}.weight", child))
-        found.append(Block(f"{path}.{index}", block, tuple(layers)))
+            for parameter, reader in weights_of(child).items():
+                weight = getattr(child, parameter)
+                if id(weight) not in seen:
+                    seen.add(id(weight))
+                    layers.append(Layer(f"{path}.{block_name}.{child_name}.{parameter}", reader))
+        found.append(Block(f"{path}.{block_name}", block, tuple(layers)))
     return Tower(name, path, tuple(found))
 
 
@@ -167,7 +190,7 @@ def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[
             reason = "embedding"
         elif isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
             reason = "convolution"
-        elif is_layer(owner):
+        elif weights_of(owner):
             reason = "outside the blocks"
         else:
             reason = f"parameter of {type(owner).__name__}"

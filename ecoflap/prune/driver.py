@@ -5,20 +5,19 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.calibrate.capture import Stream, advance, capture
+from ecoflap.calibrate.capture import Flow
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.console import track
 from ecoflap.errors import NumericalError
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import PrunableModel, quiet_forward
-from ecoflap.models.towers import Block, Tower
 from ecoflap.prune.pruners import LayerPruner, Pruned
 from ecoflap.prune.statistics import InputStatistics, Statistic
 
@@ -85,34 +84,33 @@ def prune(
     report = PruneReport()
     batches = calibration.batches(batch_size) if calibration is not None and pruner.statistic is not None else []
     work = [(tower, index) for tower in model.towers if tower.layers for index in range(len(tower.blocks))]
-    streams: list[Stream] = []
+    flow: Flow | None = None
     with quiet_forward(model.module):
         for tower, index in track(work, "prune", total=len(work)):
             if index == 0:
-                streams = []  # let go of the last tower's states before the next one's are made
-                streams = capture(model, tower, batches)
-            summary = _prune_block(tower, index, streams, pruner, allocation, report)
+                flow = None  # let go of the last tower's states before the next one's are made
+                flow = Flow(model, tower, batches)
+            assert flow is not None
+            summary = _prune_block(flow, index, pruner, allocation, report)
             report.blocks.append(summary)
             on_block(summary)
     return report
 
 
-def _prune_block(
-    tower: Tower, index: int, streams: Sequence[Stream], pruner: LayerPruner, allocation: Allocation, report: PruneReport
-) -> BlockReport:
-    started, block = time.perf_counter(), tower.blocks[index]
-    statistics = _measure(block, index, streams, pruner)
+def _prune_block(flow: Flow, index: int, pruner: LayerPruner, allocation: Allocation, report: PruneReport) -> BlockReport:
+    started, block = time.perf_counter(), flow.tower.blocks[index]
+    statistics = _measure(flow, index, pruner)
     for layer in block.layers:
         _prune_layer(layer, statistics[layer] if statistics else None, pruner, allocation.keep[layer.name], report)
-    advance(block, index, streams)
-    if not all(torch.isfinite(stream.hidden).all() for stream in streams):
+    flow.leave(index)
+    if not all(torch.isfinite(stream.hidden).all() for stream in flow.streams):
         raise NumericalError(
             f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or a larger pruner.damping"
         )
     names = [layer.name for layer in block.layers]
     errors = [error for name in names if (error := report.errors[name]) is not None]
     return BlockReport(
-        tower.name,
+        flow.tower.name,
         block.name,
         allocation.sparsity_of(names) if names else 0.0,
         sum(errors) / len(errors) if errors else None,
@@ -120,14 +118,17 @@ def _prune_block(
     )
 
 
-def _measure(block: Block, index: int, streams: Sequence[Stream], pruner: LayerPruner) -> InputStatistics | None:
+def _measure(flow: Flow, index: int, pruner: LayerPruner) -> InputStatistics | None:
     """Run the dense block once over all batches and gather what the pruner needs."""
+    streams, block = flow.enter(index), flow.tower.blocks[index]
     if pruner.statistic is None or not block.layers:
         return None
     statistics = InputStatistics(pruner.statistic)
     with statistics.gathering(block.layers):
         for stream in streams:
-            stream.calls[index].run(block.module, stream.hidden)
+            call = stream.calls[index]
+            statistics.look_at(stream.counted, call.tensors)
+            call.run(block.module, stream.hidden)
     return statistics
 
 

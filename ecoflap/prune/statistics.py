@@ -86,11 +86,13 @@ class InputStatistics:
     def __init__(self, kind: type[MeanSquare] | type[Gram]) -> None:
         self.kind = kind
         self.of: dict[Layer, MeanSquare | Gram] = {}
+        self._counted: tuple[Tensor, ...] = ()
+        self._foreign: list[Tensor] = []
         self._leaders: set[Layer] = set()
 
     @contextmanager
     def gathering(self, layers: Sequence[Layer]) -> Iterator[None]:
-        """Watch the inputs of the layers."""
+        """Watch the inputs of the layers while the block runs."""
         seen: list[tuple[Tensor, Layer]] = []
 
         def watch(layer: Layer) -> Any:
@@ -106,6 +108,15 @@ class InputStatistics:
             for handle in handles:
                 handle.remove()
 
+    def look_at(self, counted: tuple[Tensor, ...], foreign: list[Tensor]) -> None:
+        """Say, before each run of the block, which tokens are real.
+
+        Args:
+            counted: [batch, tokens], for the sequence and for parts of it that some layers read alone; none where all are real.
+            foreign: what comes from outside the tower, where this tower's padding means nothing.
+        """
+        self._counted, self._foreign = counted, foreign
+
     def _see(self, layer: Layer, inputs: Tensor, seen: list[tuple[Tensor, Layer]]) -> None:
         """Assign the layer to a statistic on its first run, and add the inputs once per statistic.
 
@@ -118,7 +129,15 @@ class InputStatistics:
             if leader is None:
                 self._leaders.add(layer)
         if layer in self._leaders:
-            self.of[layer].update(inputs.detach().reshape(-1, inputs.shape[-1]))
+            self.of[layer].update(self._real(inputs).detach())
+
+    def _real(self, inputs: Tensor) -> Tensor:
+        """The inputs of real tokens, [tokens, cols]."""
+        tokens = inputs.reshape(-1, inputs.shape[-1])
+        mask = next((mask for mask in self._counted if mask.numel() == len(tokens)), None)
+        if mask is None or any(inputs is other for other in self._foreign):
+            return tokens
+        return tokens[mask.flatten()]
 
     def __getitem__(self, layer: Layer) -> MeanSquare | Gram:
         if layer not in self.of:

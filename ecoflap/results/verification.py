@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from ecoflap.masks import FILE_NAME as MASKS
 from ecoflap.masks import MaskFile
-from ecoflap.results.checkpoint import Checkpoint
 from ecoflap.results.record import FILE_NAME, Result
 from ecoflap.results.sparsity import LayerCount, read_layers, sparsity_section
+from ecoflap.shards import Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,6 +10,7 @@ With g_b the gradient of the mean loss of batch b with respect to a layer W, sum
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ from ecoflap.errors import NumericalError, UserError, nearest
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import PrunableModel, quiet_forward
 from ecoflap.score.scores import Average, Scores, collect
+
+log = logging.getLogger(__name__)
 
 MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "gradient_norm": lambda w, g: g.norm(),
@@ -65,7 +68,7 @@ class FirstOrder:
 
         Raises:
             NumericalError: a loss or a score is not finite.
-            UserError: the loss does not depend on a layer.
+            UserError: the loss depends on none of the layers.
         """
         averages = {layer.name: Average() for layer in model.layers}
         batches = calibration.take(self.samples).batches(self.batch_size)
@@ -85,10 +88,12 @@ class FirstOrder:
                     if loss.requires_grad:  # false where it depends on none of the layers
                         loss.backward()
         untouched = [name for name, average in averages.items() if not average.values]
+        if len(untouched) == len(averages):
+            raise UserError("the loss depends on none of the layers; leave their towers out of towers, or choose another model.loss")
         if untouched:
-            raise UserError(
-                f"the loss does not depend on {len(untouched)} layers, such as {untouched[0]}; leave them out with skip_layers=['^{untouched[0]}$']"
-            )
+            log.warning("score: the loss does not depend on %d layers, such as %s: their importance is 0", len(untouched), untouched[0])
+            for name in untouched:
+                averages[name].add(0.0, 1.0, name)
         return collect(self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration))})
 
 

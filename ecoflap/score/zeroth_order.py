@@ -12,10 +12,11 @@ A nudge of 1e-3 drowns in the rounding of half precision, so half-precision weig
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -26,9 +27,21 @@ from ecoflap.console import track
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import PrunableModel, in_float32, quiet_forward
-from ecoflap.models.towers import Block
+from ecoflap.models.towers import Block, Tower
 from ecoflap.ops import gaussian
 from ecoflap.score.scores import Average, Scores, collect
+
+log = logging.getLogger(__name__)
+
+Noise = tuple[str | int, ...]
+
+
+class Probe(NamedTuple):
+    """One nudge of one layer: +eps z or -eps z of one draw of z."""
+
+    layer: Layer
+    draw: int
+    sign: float
 
 
 @dataclass(frozen=True)
@@ -68,16 +81,20 @@ class ZerothOrder:
         """
         averages = {layer.name: Average() for layer in model.layers}
         batches = calibration.take(self.samples).batches(self.batch_size)
-        blocks = [block for tower in model.towers for block in tower.blocks if block.layers]
+        work = [(tower, block) for tower in model.towers for block in tower.blocks if block.layers]
+        stackable: dict[str, bool] = {}
         with quiet_forward(model.module), in_float32(model.module):
-            for index, block, runner in track(self._tasks(model, batches, blocks), "score", total=len(batches) * len(blocks)):
-                for layer, draw, value in self._probe_block(block, runner, index, seed):
+            for index, tower, block, runner in track(self._tasks(model, batches, work), "score", total=len(batches) * len(work)):
+                noise = ("zeroth_order", seed, index)
+                if tower.name not in stackable:
+                    stackable[tower.name] = self._stacks(tower, block, runner, noise)
+                for layer, draw, value in self._probe_block(block, runner, stackable[tower.name], noise):
                     averages[layer.name].add(value, runner.samples, f"{layer.name} (batch {index}, draw {draw})")
         return collect(self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration)), "seed": seed})
 
     def _tasks(
-        self, model: PrunableModel, batches: Sequence[dict[str, Tensor]], blocks: Sequence[Block]
-    ) -> Iterator[tuple[int, Block, SuffixRunner]]:
+        self, model: PrunableModel, batches: Sequence[dict[str, Tensor]], work: Sequence[tuple[Tower, Block]]
+    ) -> Iterator[tuple[int, Tower, Block, SuffixRunner]]:
         """Every (batch, block) pair; the stored outputs of one batch are let go before the next is run."""
         for index, batch in enumerate(batches):
             runner = SuffixRunner(model, batch)
@@ -85,34 +102,57 @@ class ZerothOrder:
                 raise NumericalError(
                     f"the loss of calibration batch {index} is {runner.losses.tolist()}; the model or the data are damaged, or the dtype overflows"
                 )
-            for block in blocks:
-                yield index, block, runner
+            for tower, block in work:
+                yield index, tower, block, runner
 
-    def _probe_block(self, block: Block, runner: SuffixRunner, batch_index: int, seed: int) -> Iterator[tuple[Layer, int, float]]:
+    def _stacks(self, tower: Tower, block: Block, runner: SuffixRunner, noise: Noise) -> bool:
+        """Whether probes can share a pass: two in one pass move the losses as they do one by one.
+
+        Not so where samples are not the first dimension inside a tower, or are interleaved there (two images per sample, one after the other).
+        """
+        probes = [Probe(block.layers[-1], 0, sign) for sign in (1.0, -1.0)]
+        together = self._losses(probes, block, runner, True, noise)
+        apart = self._losses(probes, block, runner, False, noise)
+        effect = (apart - runner.losses).abs().max()
+        same = bool((together - apart).abs().max() <= 0.05 * effect + 1e-5 * apart.abs().max())
+        if not same:
+            log.info("score: %s is probed with one probe per pass; it does not keep samples apart along the first dimension", tower.name)
+        return same
+
+    def _losses(self, probes: Sequence[Probe], block: Block, runner: SuffixRunner, stack: bool, noise: Noise) -> Tensor:
+        """Losses [probes, batch], in one pass or in one pass each."""
+        parts = [list(probes)] if stack else [[probe] for probe in probes]
+        losses = []
+        for part in parts:
+            with probing(part, self.eps, noise):
+                losses.append(runner.losses_from(block.module, len(part)))
+        return torch.cat(losses)
+
+    def _probe_block(self, block: Block, runner: SuffixRunner, stack: bool, noise: Noise) -> Iterator[tuple[Layer, int, float]]:
         """All probes of a block's layers on one batch, as many in one pass as fit."""
-        probes = [(layer, draw) for layer in block.layers for draw in range(self.noises)]
+        pairs = [(layer, draw) for layer in block.layers for draw in range(self.noises)]
         pairs_per_pass = max(1, self.samples_per_pass // (2 * runner.samples))
-        for start in range(0, len(probes), pairs_per_pass):
-            part = probes[start : start + pairs_per_pass]
-            with probing(part, self.eps, ("zeroth_order", seed, batch_index)):
-                losses = runner.losses_from(block.module, 2 * len(part)).double().mean(dim=1)
+        for start in range(0, len(pairs), pairs_per_pass):
+            part = pairs[start : start + pairs_per_pass]
+            probes = [Probe(layer, draw, sign) for layer, draw in part for sign in (1.0, -1.0)]
+            losses = self._losses(probes, block, runner, stack, noise).double().mean(dim=1)
             for (layer, draw), plus, minus in zip(part, losses[0::2].tolist(), losses[1::2].tolist(), strict=True):
                 yield layer, draw, abs(plus - minus) / (2 * self.eps)
 
 
 @contextmanager
-def probing(probes: Sequence[tuple[Layer, int]], eps: float, seed: tuple[Any, ...]) -> Iterator[None]:
-    """Add probe k to its layer's output for copies 2k (+eps) and 2k + 1 (-eps) of the batch.
+def probing(probes: Sequence[Probe], eps: float, noise: Noise) -> Iterator[None]:
+    """Add probe k to its layer's output for copy k of the batch.
 
     Args:
-        probes: (layer, draw) pairs.
+        probes: one per copy.
         eps: size of a probe.
-        seed: what the noise depends on beside layer and draw.
+        noise: what the draws depend on beside layer and draw.
     """
-    by_layer: dict[Layer, list[tuple[int, int]]] = {}
-    for index, (layer, draw) in enumerate(probes):
-        by_layer.setdefault(layer, []).append((index, draw))
-    handles = [layer.module.register_forward_hook(_nudge(layer, places, 2 * len(probes), eps, seed)) for layer, places in by_layer.items()]
+    by_layer: dict[Layer, list[tuple[int, Probe]]] = {}
+    for copy, probe in enumerate(probes):
+        by_layer.setdefault(probe.layer, []).append((copy, probe))
+    handles = [layer.module.register_forward_hook(_nudge(layer, places, len(probes), eps, noise)) for layer, places in by_layer.items()]
     try:
         yield
     finally:
@@ -120,16 +160,15 @@ def probing(probes: Sequence[tuple[Layer, int]], eps: float, seed: tuple[Any, ..
             handle.remove()
 
 
-def _nudge(layer: Layer, places: Sequence[tuple[int, int]], copies: int, eps: float, seed: tuple[Any, ...]) -> Any:
-    noises = [gaussian(layer.shape, *seed, layer.name, draw, device=layer.weight.device) for _, draw in places]
+def _nudge(layer: Layer, places: Sequence[tuple[int, Probe]], copies: int, eps: float, noise: Noise) -> Any:
+    draws = {probe.draw: gaussian(layer.shape, *noise, layer.name, probe.draw, device=layer.weight.device) for _, probe in places}
 
     def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         inputs, result = arguments[0], output.float().clone()
         samples = len(inputs) // copies  # or samples x tokens: some blocks flatten the two before a layer
-        for (index, _draw), noise in zip(places, noises, strict=True):
-            for copy, sign in ((2 * index, 1.0), (2 * index + 1, -1.0)):
-                rows = slice(copy * samples, (copy + 1) * samples)
-                result[rows] += sign * eps * (inputs[rows].float() @ noise.t())
+        for copy, probe in places:
+            rows = slice(copy * samples, (copy + 1) * samples)
+            result[rows] += probe.sign * eps * (inputs[rows].float() @ draws[probe.draw].t())
         return result.to(output.dtype)
 
     return hook

@@ -2,21 +2,26 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.calibrate.capture import advance, capture, first_tensor
+from ecoflap.calibrate.capture import Flow, first_tensor
 from ecoflap.errors import UserError
+from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward
 from ecoflap.models.towers import Block, Tower
 from tests import tiny
 
 
-def outputs_of_blocks(model: PrunableModel, blocks: list[nn.Module], batch: Batch) -> list[Tensor]:
-    """What blocks put out in a plain forward pass of the whole model."""
-    outputs: dict[nn.Module, Tensor] = {}
-    handles = [block.register_forward_hook(lambda module, _, output: outputs.update({module: first_tensor(output).clone()})) for block in blocks]
+def outputs_of_blocks(model: PrunableModel, blocks: list[nn.Module], batch: Batch) -> list[list[Tensor]]:
+    """What blocks put out in a plain forward pass of the whole model: per block, one output per pass through its tower."""
+    outputs: dict[nn.Module, list[Tensor]] = {block: [] for block in blocks}
+    handles = [block.register_forward_hook(lambda module, _, output: outputs[module].append(first_tensor(output).clone())) for block in blocks]
     model.loss(batch)
     for handle in handles:
         handle.remove()
     return [outputs[block] for block in blocks]
+
+
+def modules_of(tower: Tower) -> list[nn.Module]:
+    return [block.module for block in tower.blocks]
 
 
 @torch.no_grad()
@@ -25,13 +30,14 @@ def test_replay_reproduces_the_forward_pass(family: str) -> None:
     model, batches = tiny.build(family), tiny.samples(family).batches(2)
     with quiet_forward(model.module):
         for tower in model.every_tower:
-            streams = capture(model, tower, batches)
-            expected = [outputs_of_blocks(model, [block.module for block in tower.blocks], batch) for batch in batches]
-            assert [stream.samples for stream in streams] == [2, 1, 2]
-            for index, block in enumerate(tower.blocks):
-                advance(block, index, streams)
-                for stream, outputs in zip(streams, expected, strict=True):
-                    assert torch.equal(stream.hidden, outputs[index])
+            flow = Flow(model, tower, batches)
+            assert flow.chained
+            per_block = zip(*(outputs_of_blocks(model, modules_of(tower), batch) for batch in batches), strict=True)
+            for index, of_batches in enumerate(per_block):
+                flow.leave(index)
+                expected = [output for of_batch in of_batches for output in of_batch]
+                assert len(flow.streams) == len(expected)
+                assert all(torch.equal(stream.hidden, output) for stream, output in zip(flow.streams, expected, strict=True))
 
 
 @torch.no_grad()
@@ -41,15 +47,54 @@ def test_replay_of_a_changed_block_reproduces_the_changed_model(family: str) -> 
     model, batch = tiny.build(family), tiny.samples(family).batches(2)[0]
     with quiet_forward(model.module):
         for tower in model.every_tower:
-            streams = capture(model, tower, [batch])
-            dense = streams[0].hidden
+            flow = Flow(model, tower, [batch])
             for layer in tower.blocks[0].layers:
                 layer.write(layer.matrix() * (layer.matrix().abs() > 0.1))
-            expected = outputs_of_blocks(model, [block.module for block in tower.blocks], batch)
-            for index, block in enumerate(tower.blocks):
-                advance(block, index, streams)
-                assert torch.equal(streams[0].hidden, expected[index])
-            assert not torch.equal(capture(model, tower, [batch])[0].calls[1].run(tower.blocks[1].module, dense), expected[1])
+            for index, outputs in enumerate(outputs_of_blocks(model, modules_of(tower), batch)):
+                flow.leave(index)
+                assert all(torch.equal(stream.hidden, output) for stream, output in zip(flow.streams, outputs, strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("family", "tower", "passes"), [("blip_retrieval", "text", 3), ("blip2_itm", "qformer", 4), ("clip", "text", 1)])
+def test_every_pass_of_a_batch_is_captured(family: str, tower: str, passes: int) -> None:
+    """Text alone, the pair, and the text with a wrong picture; BLIP-2's Q-Former reads the picture alone as well."""
+    model = tiny.build(family)
+    wanted = next(one for one in model.every_tower if one.name == tower)
+    assert len(Flow(model, wanted, tiny.samples(family).batches(2)[:1]).streams) == passes
+
+
+class Bumpy(nn.Module):
+    """Something is added to the hidden states between its blocks, as deepstack models add picture features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Sequential(nn.Linear(4, 4, bias=False), nn.Tanh()) for _ in range(3)])
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        for block in self.blocks:
+            hidden = block(hidden) + 1
+        return hidden
+
+
+@torch.no_grad()
+def test_hidden_states_that_change_between_blocks() -> None:
+    torch.manual_seed(0)
+    model = prunable("bumpy", Bumpy(), None, lambda module, batch, _: module(batch["hidden"]).mean(dim=(1, 2)), Selection())
+    batches = [{"hidden": torch.randn(2, 3, 4)} for _ in range(2)]
+    tower = model.towers[0]
+    flow = Flow(model, tower, batches)
+    assert not flow.chained
+    for index, block in enumerate(tower.blocks):
+        block.layers[0].write(block.layers[0].matrix() * (block.layers[0].matrix() > 0))
+        streams = flow.enter(index + 1) if index + 1 < len(tower.blocks) else []
+        inputs: list[Tensor] = []
+        following = tower.blocks[(index + 1) % 3].module
+        handle = following.register_forward_pre_hook(lambda _, arguments, inputs=inputs: inputs.append(arguments[0].clone()))
+        for batch in batches:
+            model.loss(batch)
+        handle.remove()
+        assert all(torch.equal(stream.hidden, expected) for stream, expected in zip(streams, inputs, strict=False))
 
 
 @torch.no_grad()
@@ -58,9 +103,9 @@ def test_t5_position_bias_of_the_first_block_reaches_the_later_ones(name: str) -
     model, batch = tiny.build("blip2_t5"), tiny.samples("blip2_t5").batches(2)[0]
     tower = next(tower for tower in model.every_tower if tower.name == name)
     with quiet_forward(model.module):
-        before = capture(model, tower, [batch])[0]
+        before = Flow(model, tower, [batch]).streams[0]
         tower.blocks[0].module.layer[0].SelfAttention.relative_attention_bias.weight.mul_(-3)
-        after = capture(model, tower, [batch])[0]
+        after = Flow(model, tower, [batch]).streams[0]
         second = tower.blocks[1].module
         assert torch.equal(before.hidden, after.hidden)
         assert not torch.allclose(before.calls[1].run(second, before.hidden), after.calls[1].run(second, after.hidden))
@@ -72,8 +117,9 @@ def test_capture_stops_before_the_rest_of_the_model_and_leaves_no_hooks() -> Non
     ran = []
     model.towers[1].blocks[0].module.register_forward_pre_hook(lambda *_: ran.append("encoder"))
     hooks = [dict(module._forward_pre_hooks) for module in model.module.modules()]
-    capture(model, model.towers[0], tiny.samples("blip2_t5").batches(2))
-    assert ran == []
+    batches = tiny.samples("blip2_t5").batches(2)
+    Flow(model, model.towers[0], batches)
+    assert len(ran) == 1, "the first batch runs to its end, so that every pass is known; the others stop"
     assert [dict(module._forward_pre_hooks) for module in model.module.modules()] == hooks
 
 
@@ -82,9 +128,9 @@ def test_tower_that_is_never_reached() -> None:
     first, stranger = model.towers[0].blocks[0], other.towers[0].blocks[0]
     batches = tiny.samples("llama").batches(2)
     with pytest.raises(UserError, match=r"never reach all blocks of tower text \(some\.path\): 0 of 1 were called"):
-        capture(model, Tower("text", "some.path", (stranger,)), batches)
+        Flow(model, Tower("text", "some.path", (stranger,)), batches)
     with pytest.raises(UserError, match="1 of 2 were called"):
-        capture(model, Tower("text", "some.path", (first, stranger)), batches)
+        Flow(model, Tower("text", "some.path", (first, stranger)), batches)
     assert not any(module._forward_pre_hooks for module in model.module.modules())
 
 
@@ -100,6 +146,6 @@ def test_block_without_tensors() -> None:
 
     module = Model()
     tower = Tower("language", "blocks", (Block("blocks.0", module.blocks[0], ()),))
-    model = PrunableModel("tiny", module, (tower,), (tower,), (), lambda module, _: module(), None)
+    model = PrunableModel("tiny", module, (tower,), (tower,), (), lambda module, *_: module(), None)
     with pytest.raises(UserError, match="called without any tensor"):
-        capture(model, tower, [{}])
+        Flow(model, tower, [{}])

@@ -19,7 +19,7 @@ def test_losses_from_any_block_are_those_of_a_plain_pass(family: str, samples: i
         runner = SuffixRunner(model, batch)
         assert torch.equal(runner.losses, expected)
         for block in model.blocks:
-            for copies in (1, 3):
+            for copies in (1,) if family in tiny.UNSTACKABLE else (1, 3):
                 torch.testing.assert_close(runner.losses_from(block.module, copies), expected.expand(copies, -1), rtol=1e-5, atol=1e-6)
 
 
@@ -29,15 +29,20 @@ def test_a_change_in_the_suffix_counts_and_one_in_the_prefix_does_not(family: st
     model, batch = tiny.build(family), tiny.samples(family).batches(2)[0]
     with quiet_forward(model.module):
         runner = SuffixRunner(model, batch)
-        order = [block for module in runner.order for block in model.blocks if block.module is module]
+        order = [block for module in dict.fromkeys(runner.order) for block in model.blocks if block.module is module]
         assert len(order) == len(model.blocks)
+        copies = 1 if family in tiny.UNSTACKABLE else 2
         for place, block in enumerate(order[:-1]):
             weight = block.layers[-1].weight
             weight.mul_(1.5)
             changed = model.loss(batch)
-            torch.testing.assert_close(runner.losses_from(block.module, 2), changed.expand(2, -1), rtol=1e-5, atol=1e-6)
-            torch.testing.assert_close(runner.losses_from(order[place + 1].module, 2), runner.losses.expand(2, -1), rtol=1e-5, atol=1e-6)
-            assert not torch.equal(changed, runner.losses)
+            torch.testing.assert_close(runner.losses_from(block.module, copies), changed.expand(copies, -1), rtol=1e-5, atol=1e-6)
+            if family not in tiny.MATCHING:  # there a tower runs several times, and only what stands before the block's first run is replayed
+                torch.testing.assert_close(
+                    runner.losses_from(order[place + 1].module, copies), runner.losses.expand(copies, -1), rtol=1e-5, atol=1e-6
+                )
+            if block.name not in tiny.WITHOUT_EFFECT:
+                assert not torch.equal(changed, runner.losses)
             weight.div_(1.5)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.models.layers import Layer
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.prunable import Batch, PrunableModel
 from tests.ops import reference as ops
 
 PruneLayer = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -41,25 +41,29 @@ def sparsegpt_4_8(weight: Tensor, inputs: Tensor, _: int) -> tuple[Tensor, Tenso
     return ops.sparsegpt(weight, gram(inputs), n_of_m=(4, 8))
 
 
-def inputs_of(model: PrunableModel, layer: Layer, calibration: CalibrationSet) -> Tensor:
-    """Everything that the layer reads, [tokens, cols]."""
+def inputs_of(model: PrunableModel, layer: Layer, calibration: CalibrationSet, batches: list[Batch] | None = None) -> Tensor:
+    """Everything that the layer reads, [tokens, cols], one sample at a time unless other batches are given."""
     seen: list[Tensor] = []
     handle = layer.module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].reshape(-1, layer.shape[1])))
-    for sample in calibration.samples:
-        model.loss({name: tensor[None] for name, tensor in sample.items()})
+    torch.backends.mha.set_fastpath_enabled(False)  # PyTorch's fused encoder layer would call no layer
+    for batch in batches or [{name: tensor[None] for name, tensor in sample.items()} for sample in calibration.samples]:
+        model.loss(batch)
+    torch.backends.mha.set_fastpath_enabled(True)
     handle.remove()
     return torch.cat(seen)
 
 
 @torch.no_grad()
-def prune(model: PrunableModel, calibration: CalibrationSet, prune_layer: PruneLayer, keep: dict[str, int]) -> dict[str, Tensor]:
+def prune(
+    model: PrunableModel, calibration: CalibrationSet, prune_layer: PruneLayer, keep: dict[str, int], batches: list[Batch] | None = None
+) -> dict[str, Tensor]:
     """Prune in place and return the masks [rows, cols]: a layer's inputs come from pruned earlier blocks and towers and its own block dense."""
     masks = {}
     for tower in model.towers:
         for block in tower.blocks:
             weights = {}
             for layer in block.layers:
-                inputs = inputs_of(model, layer, calibration)
+                inputs = inputs_of(model, layer, calibration, batches)
                 weights[layer], masks[layer.name] = prune_layer(layer.matrix().clone(), inputs, keep[layer.name])
             for layer, weight in weights.items():
                 layer.write(weight)

@@ -38,7 +38,7 @@ def toy(hidden: int = 6, spare: bool = False) -> PrunableModel:
         module = nn.Module()
         module.blocks = nn.ModuleList([Mlp(hidden), Mlp(hidden, spare)])
 
-    def loss(module: nn.Module, batch: dict[str, Tensor]) -> Tensor:
+    def loss(module: nn.Module, batch: dict[str, Tensor], copies: int = 1) -> Tensor:
         hidden = batch["x"]
         for block in module.blocks:
             hidden = block(hidden)

@@ -27,7 +27,7 @@ def two_forward_passes_per_probe(model: PrunableModel, calibration: CalibrationS
                 layer.write(dense - step)
                 minus = model.loss(batch).double().mean()
                 layer.write(dense)
-                sums[layer.name] += len(batch["input_ids"]) * abs(float(plus - minus)) / (2 * scorer.eps)
+                sums[layer.name] += len(next(iter(batch.values()))) * abs(float(plus - minus)) / (2 * scorer.eps)
     return {name: total / len(calibration.take(scorer.samples)) / scorer.noises for name, total in sums.items()}
 
 
@@ -44,6 +44,13 @@ def test_equals_really_moving_the_weights(family: str) -> None:
     expected = two_forward_passes_per_probe(model, calibration, ZerothOrder(**LARGE), seed=7)
     assert scores.importance == pytest.approx(expected, rel=1e-3, abs=1e-4)
     assert list(scores.importance) == list(expected)
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_probes_share_a_pass_where_samples_stay_apart(family: str, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level("INFO"):
+        ZerothOrder(samples=2, batch_size=2)(tiny.build(family), tiny.samples(family, lengths=(5, 5)), 0)
+    assert ("one probe per pass" in caplog.text) == (family in tiny.UNSTACKABLE)
 
 
 @pytest.mark.parametrize("family", ["opt", "blip2_t5"])

@@ -1,0 +1,191 @@
+"""Easy-VQA's held-out pictures: which of 24 things do they show? Answered by classes, by captions, or by finding picture and text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoflap.calibrate.easy_pictures import NAMES, check_templates, read_pictures
+from ecoflap.console import track
+from ecoflap.errors import UserError, require_positive
+from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
+from ecoflap.models.clip import class_features
+from ecoflap.models.examples import Answers, Classes, Classifies, Embeds, Example, Generation, Matches, require
+from ecoflap.models.prunable import PrunableModel
+
+
+@dataclass
+class PictureEvaluation:
+    """A task with its pictures in memory; call it with a model."""
+
+    task: Any
+    pictures: list[Example]
+    interface: Any
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the numbers depend on beside the model."""
+        return {"inputs": fingerprint(self.pictures, self.interface), **{key: value for key, value in vars(self.task).items() if key != "batch_size"}}
+
+    @torch.no_grad()
+    def __call__(self, model: PrunableModel) -> dict[str, float]:
+        """The task's metrics, in percent, and the number of pictures."""
+        model.module.eval()
+        return {**self.task.measure(model, self.pictures, self.interface), "pictures": len(self.pictures)}
+
+
+@dataclass(frozen=True)
+class EasyClassification:
+    """Top-1 and top-5 accuracy, of a classifier's own classes or, zero-shot, of a text tower's.
+
+    Attributes:
+        limit: number of pictures, evenly spaced; null for all.
+        batch_size: pictures per forward pass.
+        templates: prompts of the text classifier, each with one ``{}``.
+        name: for people and result files.
+    """
+
+    limit: int | None = None
+    batch_size: int = 128
+    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
+    name: str = "easy_classification"
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size")
+        check_templates(self.templates, "task.templates")
+
+    def load(self, model: PrunableModel) -> PictureEvaluation:
+        """Read the pictures.
+
+        Raises:
+            UserError: the model classifies no pictures, or the limit is out of range.
+        """
+        interface = model.interface if isinstance(model.interface, Classifies) else require(model, Embeds, f"task={self.name}")
+        return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), interface)
+
+    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any) -> dict[str, float]:
+        """Accuracy in percent."""
+        batches, own = parts(pictures, self.batch_size), isinstance(interface, Classifies)
+        names = list(interface.names if own else NAMES)
+        texts = None if own else class_features(interface, model, Classes(NAMES, tuple(self.templates)))
+        logits = []
+        for batch in track(batches, "evaluate", total=len(batches)):
+            if texts is None:
+                logits.append(interface.classify(model, batch))
+            else:
+                logits.append(similarity(interface.embed_images(model, [one.image or "" for one in batch]), texts))
+        right = torch.tensor([names.index(one.target) for one in pictures])
+        best = torch.cat(logits).topk(5, dim=-1).indices == right[:, None]
+        return {"accuracy": percent(best[:, 0].tolist()), "top_5": percent(best.any(dim=-1).tolist())}
+
+
+@dataclass(frozen=True)
+class EasyCaptions:
+    """Share of captions that name shape and colour right.
+
+    Attributes:
+        limit: number of pictures, evenly spaced; null for all.
+        batch_size: pictures per generation.
+        beams: beam width.
+        max_new_tokens: longest caption.
+        name: for people and result files.
+    """
+
+    limit: int | None = None
+    batch_size: int = 128
+    beams: int = 1
+    max_new_tokens: int = 8
+    name: str = "easy_captions"
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
+
+    def load(self, model: PrunableModel) -> PictureEvaluation:
+        """Read the pictures.
+
+        Raises:
+            UserError: the model writes no text, or the limit is out of range.
+        """
+        interface = require(model, Answers, f"task={self.name}")
+        return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), interface)
+
+    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any) -> dict[str, float]:
+        """Accuracy in percent."""
+        generation, batches = Generation(self.beams, self.max_new_tokens), parts(pictures, self.batch_size)
+        captions = [text.lower() for batch in track(batches, "evaluate", total=len(batches)) for text in interface.answer(model, batch, generation)]
+        return {"accuracy": percent([f" {one.target}" in f" {text}" for one, text in zip(pictures, captions, strict=True)])}
+
+
+@dataclass(frozen=True)
+class EasyRetrieval:
+    """Recall at 1 from pictures to the 24 captions, and from a caption to the pictures, first apart (contrast), then together (match).
+
+    Attributes:
+        limit: number of pictures, evenly spaced; null for all.
+        batch_size: pictures or pairs per forward pass.
+        caption: made of a picture's name, which goes where ``{}`` stands.
+        rerank: how many of the best are looked at together; 0 for none.
+        name: for people and result files.
+    """
+
+    limit: int | None = None
+    batch_size: int = 128
+    caption: str = "a photo of a {}."
+    rerank: int = 8
+    name: str = "easy_retrieval"
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size")
+        check_templates([self.caption], "task.caption")
+        if not 0 <= self.rerank <= len(NAMES):
+            raise UserError(f"task.rerank={self.rerank} must be 0 to {len(NAMES)}, the number of captions")
+
+    def load(self, model: PrunableModel) -> PictureEvaluation:
+        """Read the pictures.
+
+        Raises:
+            UserError: the model finds no pictures, or the limit is out of range.
+        """
+        interface = require(model, Embeds, f"task={self.name}")
+        return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), interface)
+
+    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any) -> dict[str, float]:
+        """Recall in percent. A picture is found when the best one for a caption shows what it says."""
+        captions, paths = [self.caption.format(name) for name in NAMES], [one.image or "" for one in pictures]
+        texts = interface.embed_texts(model, captions)
+        scores = torch.cat([similarity(interface.embed_images(model, part), texts) for part in parts(paths, self.batch_size)])
+        labels = torch.tensor([one.label for one in pictures])
+        found = {"text_recall_1": _text_recall(scores, labels), "image_recall_1": _image_recall(scores, labels)}
+        if not self.rerank or not isinstance(interface, Matches):
+            return found
+        rows, columns = self._closest(scores)
+        logits: list[Tensor] = []
+        pairs = parts(list(zip(rows, columns, strict=True)), self.batch_size)
+        for part in track(pairs, "evaluate", total=len(pairs)):
+            logits.append(interface.match(model, [paths[row] for row, _ in part], [captions[column] for _, column in part]))
+        scores[rows, columns] += 1e3 + torch.cat(logits)  # above everything that was not looked at
+        return found | {"text_recall_1_match": _text_recall(scores, labels), "image_recall_1_match": _image_recall(scores, labels)}
+
+    def _closest(self, scores: Tensor) -> tuple[list[int], list[int]]:
+        """(pictures, captions) of the pairs that are looked at together: the best captions of each picture."""
+        columns = scores.topk(self.rerank, dim=1).indices
+        return [row for row in range(len(scores)) for _ in range(self.rerank)], columns.flatten().tolist()
+
+
+def similarity(images: Tensor, texts: Tensor) -> Tensor:
+    """Cosine of each picture with each text, [images, texts]; of its best query where a picture has several."""
+    if images.dim() == 2:
+        return images @ texts.t()
+    return (images @ texts.t()).max(dim=1).values
+
+
+def _text_recall(scores: Tensor, labels: Tensor) -> float:
+    return percent((scores.argmax(dim=1) == labels).tolist())
+
+
+def _image_recall(scores: Tensor, labels: Tensor) -> float:
+    asked = [label for label in range(scores.shape[1]) if (labels == label).any()]
+    return percent([bool(labels[scores[:, label].argmax()] == label) for label in asked])

@@ -1,0 +1,50 @@
+"""What tasks on raw examples share: how many, in which batches, and what their numbers depend on."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ecoflap.errors import UserError
+from ecoflap.models.examples import Example
+
+Item = TypeVar("Item")
+
+
+def spread(items: Sequence[Item], limit: int | None, noun: str) -> list[Item]:
+    """``limit`` items, evenly spaced over all; all where it is null.
+
+    Raises:
+        UserError: there are not so many.
+    """
+    if limit is None:
+        return list(items)
+    if limit > len(items):
+        raise UserError(f"task.limit={limit}: there are {len(items)} {noun}; choose 1 to {len(items)}, or null for all")
+    return [items[index * len(items) // limit] for index in range(limit)]
+
+
+def parts(items: Sequence[Item], size: int) -> list[list[Item]]:
+    """The items in batches of at most ``size``."""
+    return [list(items[start : start + size]) for start in range(0, len(items), size)]
+
+
+def percent(right: Sequence[bool]) -> float:
+    """Share of true values, in percent."""
+    return 100 * sum(right) / len(right) if right else float("nan")
+
+
+def fingerprint(examples: Sequence[Example], interface: Any) -> str:
+    """A hash of the examples, their pictures included, and of how the model is asked (its prompt)."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(f"{getattr(interface, 'prompt', None)!r}\n".encode())
+    seen: set[str] = set()
+    for example in examples:
+        digest.update(f"{example.text!r} {example.target!r} {example.label}\n".encode())
+        for path in filter(None, (example.image, example.second_image)):
+            if path not in seen:
+                seen.add(path)
+                digest.update(Path(path).read_bytes())
+    return digest.hexdigest()

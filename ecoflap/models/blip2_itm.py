@@ -1,0 +1,181 @@
+"""BLIP-2 of transformers as a retriever, its vision tower possibly one that was pruned inside another BLIP-2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate, normalize
+
+from ecoflap.errors import UserError
+from ecoflap.models.clip import DualInterface
+from ecoflap.models.loading import Pretrained, Selection, prunable, require_folder
+from ecoflap.models.losses import class_loss, contrastive_loss, counting, find_loss
+from ecoflap.models.pictures import Pixels
+from ecoflap.models.prunable import Batch, PrunableModel
+
+TEMPERATURE = 0.07  # BLIP-2 learns it from here on; the checkpoints of transformers leave it out
+POSITIONS = "vision_model.embeddings.position_embedding"
+
+
+def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+    """Symmetric in-batch contrast (ITC): the query that fits a text best speaks for the picture. Per sample, [batch]."""
+    queries = _query_features(module, _image_states(module, batch["pixel_values"]))
+    texts = _text_features(module, batch["input_ids"], batch["attention_mask"])
+    return _contrast(queries, texts, copies)
+
+
+def match_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+    """Do picture and text belong together (ITM)? Each text with its own picture and with the next sample's. Per sample, [batch]."""
+    return _match(module, batch, _image_states(module, batch["pixel_values"]), copies)
+
+
+def match_and_contrastive_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+    """The sum of both; the vision tower runs once."""
+    states = _image_states(module, batch["pixel_values"])
+    texts = _text_features(module, batch["input_ids"], batch["attention_mask"])
+    return _contrast(_query_features(module, states), texts, copies) + _match(module, batch, states, copies)
+
+
+def _contrast(queries: Tensor, texts: Tensor, copies: int) -> Tensor:
+    """``contrastive_loss`` with the best of several queries [batch, queries, features] chosen per text."""
+    one, other = queries.unflatten(0, (copies, -1)), texts.unflatten(0, (copies, -1))
+    best = torch.einsum("cnqf,cmf->cnmq", one, other).max(dim=-1).values  # [copies, images, texts]
+    identity = torch.eye(best.shape[1], device=best.device, dtype=best.dtype).expand(copies, -1, -1)
+    return contrastive_loss(best.flatten(0, 1), identity.flatten(0, 1), 1 / TEMPERATURE, copies)
+
+
+def _match(module: Any, batch: Batch, states: Tensor, copies: int) -> Tensor:
+    right = _match_logits(module, batch["input_ids"], batch["attention_mask"], states)
+    positive = class_loss(right, torch.ones(len(right), dtype=torch.long, device=right.device))
+    if len(right) == copies:  # one sample has no other
+        return positive
+    others = states.unflatten(0, (copies, -1)).roll(1, dims=1).flatten(0, 1)
+    wrong = _match_logits(module, batch["input_ids"], batch["attention_mask"], others)
+    return (positive + class_loss(wrong, torch.zeros(len(wrong), dtype=torch.long, device=wrong.device))) / 2
+
+
+def _image_states(module: Any, pixels: Tensor) -> Tensor:
+    """Output of the vision tower, [images, tokens, features]."""
+    states: Tensor = module.vision_model(pixel_values=pixels.to(next(module.vision_model.parameters()).dtype))[0]
+    return states
+
+
+def _cross_attended(states: Tensor) -> dict[str, Tensor]:
+    return {"encoder_hidden_states": states, "encoder_attention_mask": states.new_ones(states.shape[:2], dtype=torch.long)}
+
+
+def _query_features(module: Any, states: Tensor) -> Tensor:
+    """Normalised features of the queries, [images, queries, features]."""
+    queries = module.query_tokens.expand(len(states), -1, -1)
+    output = module.qformer(query_embeds=queries, **_cross_attended(states)).last_hidden_state
+    return normalize(module.vision_projection(output.to(module.vision_projection.weight.dtype)), dim=-1)
+
+
+def _text_features(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Normalised features of texts that the Q-Former reads alone, [texts, features]."""
+    embedded = module.embeddings(input_ids=input_ids)
+    with counting(attention_mask):
+        output = module.qformer(query_embeds=embedded, query_length=0, attention_mask=attention_mask).last_hidden_state
+    return normalize(module.text_projection(output[:, 0].to(module.text_projection.weight.dtype)), dim=-1)
+
+
+def _match_logits(module: Any, input_ids: Tensor, attention_mask: Tensor, states: Tensor) -> Tensor:
+    """[pairs, 2]: apart, together; the mean over the queries."""
+    queries = module.query_tokens.expand(len(states), -1, -1)
+    count = queries.shape[1]
+    mask = torch.cat([attention_mask.new_ones(len(states), count), attention_mask], dim=1)
+    embedded = module.embeddings(input_ids=input_ids, query_embeds=queries)
+    with counting(mask, attention_mask):
+        output = module.qformer(query_embeds=embedded, query_length=count, attention_mask=mask, **_cross_attended(states)).last_hidden_state
+    logits: Tensor = module.itm_head(output[:, :count].to(module.itm_head.weight.dtype)).mean(dim=1)
+    return logits
+
+
+class ItmInterface(DualInterface):
+    """Pictures and captions, apart and together."""
+
+    def image_features(self, module: Any, pixels: Tensor) -> Tensor:
+        """Normalised features of each query, [images, queries, features]."""
+        return _query_features(module, _image_states(module, pixels))
+
+    def text_features(self, module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Normalised features, [texts, features]."""
+        return _text_features(module, input_ids, attention_mask)
+
+    @torch.no_grad()
+    def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
+        """Logit of "they belong together" for each pair, [pairs]."""
+        module: Any = model.module
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(model.device)
+        states = _image_states(module, self.pixels(images).to(model.device))
+        return _match_logits(module, tokens["input_ids"], tokens["attention_mask"], states)[:, 1].float().cpu()
+
+
+LOSSES = {"match_and_contrastive": match_and_contrastive_loss, "match": match_loss, "contrastive": itc_loss}
+
+
+def take_vision_tower(module: Any, folder: str) -> None:
+    """Replace the vision tower by that of another BLIP-2's checkpoint, its positions resized (bicubic) to this model's picture size.
+
+    Raises:
+        UserError: the checkpoint has no such tower.
+    """
+    from ecoflap.shards import Checkpoint
+
+    own = {name: tensor for name, tensor in module.state_dict().items() if name.startswith("vision_model.")}
+    with Checkpoint(Path(require_folder(folder, "model.vision_from"))) as checkpoint:
+        try:
+            taken = {name: checkpoint.tensor(name) for name in own}
+        except KeyError as error:
+            raise UserError(f"model.vision_from={folder} has no {error}; give the checkpoint folder of a BLIP-2 run") from None
+    taken[POSITIONS] = resized_positions(taken[POSITIONS], own[POSITIONS].shape[1])
+    wrong = [name for name, tensor in taken.items() if tensor.shape != own[name].shape]
+    if wrong:
+        raise UserError(f"model.vision_from={folder}: {wrong[0]} is {list(taken[wrong[0]].shape)} there and {list(own[wrong[0]].shape)} here")
+    module.load_state_dict(taken, strict=False)
+
+
+def resized_positions(positions: Tensor, tokens: int) -> Tensor:
+    """Position embeddings [1, 1 + side^2, features] for a picture of another size, [1, tokens, features]."""
+    if positions.shape[1] == tokens:
+        return positions
+    sides = [int((count - 1) ** 0.5) for count in (positions.shape[1], tokens)]
+    grid = positions[:, 1:].float().unflatten(1, (sides[0], sides[0])).permute(0, 3, 1, 2)
+    resized = interpolate(grid, size=(sides[1], sides[1]), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    return torch.cat([positions[:, :1], resized.to(positions.dtype)], dim=1)
+
+
+@dataclass(frozen=True)
+class Blip2Itm(Pretrained):
+    """BLIP-2's first stage: vision tower and Q-Former, which find pictures and texts. See ``Pretrained`` for its other options.
+
+    Attributes:
+        loss: match_and_contrastive, match, contrastive, or a function by its dotted path.
+        vision_from: checkpoint folder of another BLIP-2 whose (pruned) vision tower is taken over.
+    """
+
+    name: str = "blip2_itm"
+    loss: str = "match_and_contrastive"
+    vision_from: str | None = None
+
+    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
+        """Load weights and processor.
+
+        Raises:
+            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+        """
+        from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor
+
+        module, processor = self.read(Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor, device)
+        interface = None
+        if processor is not None:
+            tokenizer = processor.tokenizer
+            interface = ItmInterface(Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, False)
+            if self.vision_from is not None:
+                take_vision_tower(module, self.vision_from)
+        return prunable(self.name, module, processor, find_loss(self.loss, LOSSES), selection, self.towers, interface)

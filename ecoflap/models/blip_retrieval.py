@@ -1,0 +1,121 @@
+"""BLIP of transformers as a retriever: pictures and texts apart (contrast) and together (match)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ecoflap.models.blip import image_states
+from ecoflap.models.clip import DualInterface
+from ecoflap.models.loading import Pretrained, Selection, prunable
+from ecoflap.models.losses import class_loss, contrastive_loss, counting, find_loss
+from ecoflap.models.pictures import Pixels
+from ecoflap.models.prunable import Batch, PrunableModel
+
+TEMPERATURE = 0.07  # BLIP learns it from here on; the checkpoints of transformers leave it out
+
+
+def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+    """Symmetric in-batch contrast of the class tokens (ITC), per sample, [batch]."""
+    states = image_states(module, batch["pixel_values"])["encoder_hidden_states"]
+    return _contrast(module, batch, states, copies)
+
+
+def match_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+    """Do picture and text belong together (ITM)? Per sample, [batch]; see ``_match``."""
+    return _match(module, batch, image_states(module, batch["pixel_values"]), copies)
+
+
+def match_and_contrastive_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+    """The sum of both, as BLIP is trained; the text tower runs alone and with pictures."""
+    states = image_states(module, batch["pixel_values"])
+    return _contrast(module, batch, states["encoder_hidden_states"], copies) + _match(module, batch, states, copies)
+
+
+def _contrast(module: Any, batch: Batch, image_states: Tensor, copies: int) -> Tensor:
+    with counting(batch["attention_mask"]):
+        texts = module.text_encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])[0]
+    images = normalize(module.vision_proj(image_states[:, 0]), dim=-1)
+    return contrastive_loss(images, normalize(module.text_proj(texts[:, 0]), dim=-1), 1 / TEMPERATURE, copies)
+
+
+def _match(module: Any, batch: Batch, image: dict[str, Tensor], copies: int) -> Tensor:
+    """Mean of the loss of each text with its own picture and with the next sample's: each text and each picture has one wrong partner.
+
+    BLIP draws the wrong partner by similarity; a draw would make the loss jump while weights are probed.
+    """
+    right = _match_logits(module, batch["input_ids"], batch["attention_mask"], image)
+    positive = class_loss(right, torch.ones(len(right), dtype=torch.long, device=right.device))
+    if len(right) == copies:  # one sample has no other
+        return positive
+    others = {name: tensor.unflatten(0, (copies, -1)).roll(1, dims=1).flatten(0, 1) for name, tensor in image.items()}
+    wrong = _match_logits(module, batch["input_ids"], batch["attention_mask"], others)
+    return (positive + class_loss(wrong, torch.zeros(len(wrong), dtype=torch.long, device=wrong.device))) / 2
+
+
+def _match_logits(module: Any, input_ids: Tensor, attention_mask: Tensor, image: dict[str, Tensor]) -> Tensor:
+    """[pairs, 2]: apart, together."""
+    with counting(attention_mask):
+        states = module.text_encoder(input_ids=input_ids, attention_mask=attention_mask, **image)[0]
+    logits: Tensor = module.itm_head(states[:, 0])
+    return logits
+
+
+LOSSES = {
+    "match_and_contrastive": match_and_contrastive_loss,
+    "match": match_loss,
+    "contrastive": itc_loss,
+}
+
+
+class RetrievalInterface(DualInterface):
+    """Pictures and captions, apart and together."""
+
+    def image_features(self, module: Any, pixels: Tensor) -> Tensor:
+        """Normalised features of pixel values, [images, features]."""
+        return normalize(module.vision_proj(image_states(module, pixels)["encoder_hidden_states"][:, 0]), dim=-1)
+
+    def text_features(self, module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Normalised features of tokens, [texts, features]."""
+        states = module.text_encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
+        return normalize(module.text_proj(states[:, 0]), dim=-1)
+
+    @torch.no_grad()
+    def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
+        """Logit of "they belong together" for each pair, [pairs]."""
+        module: Any = model.module
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(model.device)
+        states = image_states(module, self.pixels(images).to(model.device))
+        return _match_logits(module, tokens["input_ids"], tokens["attention_mask"], states)[:, 1].float().cpu()
+
+
+@dataclass(frozen=True)
+class BlipRetrieval(Pretrained):
+    """BLIP that finds pictures and texts; see ``Pretrained`` for its other options.
+
+    Attributes:
+        loss: match_and_contrastive, match (the paper's), contrastive, or a function by its dotted path.
+    """
+
+    name: str = "blip_retrieval"
+    loss: str = "match_and_contrastive"
+
+    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
+        """Load weights and processor.
+
+        Raises:
+            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+        """
+        from transformers import BlipConfig, BlipForImageTextRetrieval, BlipProcessor
+
+        module, processor = self.read(BlipConfig, BlipForImageTextRetrieval, BlipProcessor, device)
+        interface = None
+        if processor is not None:
+            tokenizer = processor.tokenizer
+            interface = RetrievalInterface(Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, False)
+        return prunable(self.name, module, processor, find_loss(self.loss, LOSSES), selection, self.towers, interface)

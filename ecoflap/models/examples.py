@@ -1,0 +1,174 @@
+"""What a data set says before a model's processor makes tensors of it, and what a model can do with it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from ecoflap.errors import UserError
+from ecoflap.models.prunable import PrunableModel, Sample
+
+
+@dataclass(frozen=True)
+class Example:
+    """One raw example of any data set.
+
+    Attributes:
+        text: the question, or whatever the model reads beside the picture.
+        target: the answer, caption or continuation that it should write.
+        image: path of the picture.
+        second_image: path of another picture, where a question is about two.
+        label: index of the right class.
+    """
+
+    text: str = ""
+    target: str = ""
+    image: str | None = None
+    second_image: str | None = None
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Classes:
+    """The classes of a data set, as a text tower reads them.
+
+    Attributes:
+        names: in the order of the labels.
+        templates: each with one ``{}`` for a name; a class is the mean over them.
+    """
+
+    names: tuple[str, ...]
+    templates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How answers are generated.
+
+    Attributes:
+        beams: beam width.
+        max_new_tokens: longest answer.
+        min_new_tokens: shortest answer.
+        length_penalty: of the beam search.
+    """
+
+    beams: int = 1
+    max_new_tokens: int = 10
+    min_new_tokens: int = 0
+    length_penalty: float = 1.0
+
+    def options(self) -> dict[str, Any]:
+        """As arguments of transformers' ``generate``."""
+        options: dict[str, Any] = {"num_beams": self.beams, "max_new_tokens": self.max_new_tokens, "do_sample": False}
+        if self.min_new_tokens:
+            options["min_new_tokens"] = self.min_new_tokens
+        return options | ({"length_penalty": self.length_penalty} if self.beams > 1 else {})
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """Makes calibration samples: inputs and targets of the loss that the model is scored with.
+
+    An interface with a ``pad_token_id`` wants its texts at one length, because its loss compares samples with each other. One with a
+    ``set_classes(model, classes)`` may score by classification, and has to know the classes first.
+    """
+
+    def encode(self, example: Example) -> Sample:
+        """Model inputs of one example, without a batch dimension."""
+
+
+@runtime_checkable
+class Answers(Protocol):
+    """Writes text about pictures or texts."""
+
+    def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
+        """The text that the model writes for each example, in one batch."""
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """Puts pictures and texts into one space, where the cosine says how well they fit."""
+
+    def embed_images(self, model: PrunableModel, paths: Sequence[str]) -> Tensor:
+        """Normalised features, [images, features]."""
+
+    def embed_texts(self, model: PrunableModel, texts: Sequence[str]) -> Tensor:
+        """Normalised features, [texts, features]."""
+
+
+@runtime_checkable
+class Matches(Embeds, Protocol):
+    """Can also look at a picture and a text together."""
+
+    def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
+        """Logit of "they belong together" for each pair, [pairs]."""
+
+
+@runtime_checkable
+class Classifies(Protocol):
+    """Says which class a picture, or a picture with a text, belongs to."""
+
+    def classify(self, model: PrunableModel, examples: Sequence[Example]) -> Tensor:
+        """Logits, [examples, classes]."""
+
+
+@runtime_checkable
+class Chooses(Protocol):
+    """Says how likely each of some continuations is."""
+
+    def choose(self, model: PrunableModel, texts: Sequence[str], choices: Sequence[str]) -> Tensor:
+        """Log-probability of the first token of each choice after each text, [texts, choices]."""
+
+    def length(self, text: str) -> int:
+        """Number of tokens that the model would read."""
+
+
+def require(model: PrunableModel, skill: Any, option: str) -> Any:
+    """The model's interface, when it can do what a data set or task needs: one of the protocols here.
+
+    Raises:
+        UserError: it can't.
+    """
+    if not isinstance(model.interface, skill):
+        able = [known.__name__.lower() for known in (Encodes, Answers, Embeds, Matches, Classifies, Chooses) if isinstance(model.interface, known)]
+        raise UserError(
+            f"{option} needs a model that {skill.__name__.lower()}, and {model.name} {', '.join(able) or 'only reads text'}; "
+            f"choose another {option.split('=')[0]}, or another model"
+        )
+    return model.interface
+
+
+def encode_all(model: PrunableModel, examples: Sequence[Example], option: str, classes: Classes | None = None) -> tuple[Sample, ...]:
+    """Calibration samples of raw examples.
+
+    Args:
+        model: whose interface encodes.
+        examples: as the data set has them.
+        option: what asks, such as ``calibration=easy_vqa``, for the message.
+        classes: of the data set, where it has classes.
+
+    Raises:
+        UserError: the model can't make use of such examples.
+    """
+    interface: Any = require(model, Encodes, option)
+    if classes is not None and hasattr(interface, "set_classes"):
+        interface.set_classes(model, classes)
+    samples = tuple(interface.encode(example) for example in examples)
+    return _pad_together(samples, interface.pad_token_id) if hasattr(interface, "pad_token_id") else samples
+
+
+def _pad_together(samples: Sequence[Sample], pad: int) -> tuple[Sample, ...]:
+    """Bring ``input_ids`` and ``attention_mask`` of all samples to the longest one's length."""
+    longest = max((len(sample["input_ids"]) for sample in samples if "input_ids" in sample), default=0)
+    fills = {"input_ids": pad, "attention_mask": 0}
+
+    def lengthened(name: str, tensor: Tensor) -> Tensor:
+        if name not in fills:
+            return tensor
+        return torch.cat([tensor, tensor.new_full((longest - len(tensor),), fills[name])])
+
+    return tuple({name: lengthened(name, tensor) for name, tensor in sample.items()} for sample in samples)

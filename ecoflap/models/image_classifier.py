@@ -1,0 +1,68 @@
+"""Image classifiers of transformers: ViT, DeiT, BEiT, DINOv2, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.models.examples import Example
+from ecoflap.models.loading import Pretrained, Selection, prunable
+from ecoflap.models.losses import class_loss, find_loss
+from ecoflap.models.pictures import Pixels
+from ecoflap.models.prunable import Batch, PrunableModel, Sample
+
+
+def classification_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+    """Cross-entropy of the right class, per sample, [batch]."""
+    return class_loss(module(pixel_values=batch["pixel_values"]).logits, batch["labels"])
+
+
+class ClassifierInterface:
+    """Pictures and their classes."""
+
+    def __init__(self, pixels: Pixels, names: Sequence[str]) -> None:
+        """``names``: of the classes, in the order of the logits."""
+        self.pixels, self.names = pixels, list(names)
+
+    def encode(self, example: Example) -> Sample:
+        """A picture and its class, by name where the example has one."""
+        label = self.names.index(example.target) if example.target in self.names else example.label
+        return {"pixel_values": self.pixels([example.image or ""])[0], "labels": torch.tensor(label)}
+
+    @torch.no_grad()
+    def classify(self, model: PrunableModel, examples: Sequence[Example]) -> Tensor:
+        """Logits, [examples, classes]."""
+        pixels = self.pixels([example.image or "" for example in examples])
+        return model.module(pixel_values=pixels.to(next(model.module.parameters()))).logits.float().cpu()
+
+
+@dataclass(frozen=True)
+class ImageClassifier(Pretrained):
+    """An image classifier; see ``Pretrained`` for its other options.
+
+    Attributes:
+        loss: classification, or a function by its dotted path.
+    """
+
+    name: str = "image_classifier"
+    loss: str = "classification"
+
+    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
+        """Load weights and image processor.
+
+        Raises:
+            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+        """
+        from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+        loss = find_loss(self.loss, {"classification": classification_loss})
+        module, processor = self.read(AutoConfig, AutoModelForImageClassification, AutoImageProcessor, device)
+        interface: Any = None
+        if processor is not None:
+            names = getattr(module.config, "id2label", {})
+            interface = ClassifierInterface(Pixels.of(processor), [names[index] for index in sorted(names)])
+        return prunable(self.name, module, processor, loss, selection, self.towers, interface)

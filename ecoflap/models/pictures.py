@@ -1,0 +1,55 @@
+"""Pictures from files, prepared for a model once and kept for the next question about them."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoflap.errors import UserError
+
+KEPT = 512
+
+
+def load_image(path: str) -> Any:
+    """An RGB picture.
+
+    Raises:
+        UserError: the file is missing or no picture.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except OSError as error:
+        raise UserError(f"the picture {path} cannot be read ({error}); check the folder that holds the data set's images") from None
+
+
+class Pixels:
+    """Pixel values by path; the last few hundred pictures are remembered, because data sets ask many questions about each."""
+
+    def __init__(self, prepare: Callable[[Any], Tensor]) -> None:
+        """``prepare`` makes one picture's pixel values [3, height, width]."""
+        self.prepare = prepare
+        self._kept: OrderedDict[str, Tensor] = OrderedDict()
+
+    @classmethod
+    def of(cls, image_processor: Any) -> Pixels:
+        """Pixels as an image processor of transformers makes them."""
+        return cls(lambda image: image_processor(images=image, return_tensors="pt")["pixel_values"][0])
+
+    def __call__(self, paths: Sequence[str]) -> Tensor:
+        """[pictures, 3, height, width]."""
+        return torch.stack([self._one(path) for path in paths])
+
+    def _one(self, path: str) -> Tensor:
+        if path not in self._kept:
+            self._kept[path] = self.prepare(load_image(path))
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
+        self._kept.move_to_end(path)
+        return self._kept[path]
