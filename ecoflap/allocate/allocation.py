@@ -71,13 +71,12 @@ def read_file(path: str) -> Allocation:
         raise UserError(f"allocation.path={path} is not an allocation file ({type(error).__name__}: {error})") from None
 
 
-def read_allocation(path: str, towers: tuple[Tower, ...]) -> Allocation:
-    """An allocation that an earlier run saved, checked against the model.
+def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str) -> Allocation:
+    """An allocation that was read from ``path``, checked against the model.
 
     Raises:
-        UserError: no such file, not an allocation, or made for other layers.
+        UserError: it was made for other layers.
     """
-    allocation = read_file(path)
     sizes = {layer.name: layer.size for tower in towers for layer in tower.layers}
     for name, size in sizes.items():
         if name not in allocation.keep:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar
 
-from ecoflap.allocate.allocation import Allocation, read_allocation, read_file
+from ecoflap.allocate.allocation import Allocation, fitted, read_file
 from ecoflap.errors import UserError
 from ecoflap.models.towers import Tower
 from ecoflap.score.scores import Scores
@@ -24,22 +25,27 @@ class FromFile:
     name: str = "file"
     needs_scores: ClassVar[bool] = False
 
+    @cached_property
+    def allocation(self) -> Allocation:
+        """What the file says, read once: a run into the folder of the run that wrote it replaces the file."""
+        return read_file(self.path)
+
     def check(self, sparsity: float) -> None:
         """Refuse a file that isn't there or has another target, before any work is done.
 
         Raises:
             UserError: so it is.
         """
-        target = read_file(self.path).target
+        target = self.allocation.target
         if abs(target - sparsity) > 1e-9:
             raise UserError(
                 f"allocation.path={self.path} was made for sparsity={target}, and sparsity={sparsity} was asked for; set sparsity={target}"
             )
 
     def __call__(self, towers: tuple[Tower, ...], scores: Scores | None, sparsity: float) -> Allocation:
-        """Read and check the counts.
+        """Check the counts against the model.
 
         Raises:
-            UserError: the file isn't there or does not fit the model.
+            UserError: they do not fit.
         """
-        return read_allocation(self.path, towers)
+        return fitted(self.allocation, towers, self.path)

@@ -6,6 +6,8 @@ same thing step by step. It is put under existing modules in place; parameters a
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, scaled_dot_product_attention
@@ -120,7 +122,8 @@ def open_attention(module: nn.Module) -> None:
 
     ``nn.MultiheadAttention`` becomes an ``OpenAttention``. timm's EVA and BEiT have a switch for it: their fused qkv is otherwise a function call.
     """
-    for child in module.modules():
+    children: list[Any] = list(module.modules())
+    for child in children:
         if type(child) is nn.MultiheadAttention:
             child.__class__ = OpenAttention
         elif hasattr(child, "qkv_bias_separate"):

@@ -97,6 +97,12 @@ def test_a_saved_allocation_replaces_score_and_allocate(run: Run, text_run: list
     assert again.metrics == first.metrics
 
 
+def test_an_allocation_can_be_used_again_in_its_own_folder(run: Run, text_run: list[str], tmp_path: Path) -> None:
+    first = run(text_run, "same")
+    again = run([*uniform(text_run)[:-1], "allocation=file", f"allocation.path={tmp_path / 'same' / 'allocation.json'}"], "same")
+    assert again.sparsity == first.sparsity
+
+
 def test_the_saved_checkpoint_loads_and_verifies(run: Run, text_run: list[str], tmp_path: Path) -> None:
     result = run([*text_run, "model.save=true"])
     folder = tmp_path / "run"

@@ -1,0 +1,107 @@
+"""Multiple-choice questions in MMLU's folder layout: ``<split>/<subject>_<split>.csv``, rows of question, four options and a letter."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ecoflap.calibrate.samples import CalibrationSet, draw
+from ecoflap.errors import UserError, require_positive
+from ecoflap.models.examples import Example, encode_all
+from ecoflap.models.prunable import PrunableModel
+
+LETTERS = ("A", "B", "C", "D")
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        text: the question.
+        options: the four answers, A to D.
+        answer: the right letter.
+    """
+
+    text: str
+    options: tuple[str, ...]
+    answer: str
+
+    def asked(self) -> str:
+        """Question and options, up to where the letter goes."""
+        options = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=True))
+        return f"{self.text}{options}\nAnswer:"
+
+
+def prompt(subject: str, shots: Sequence[Question], question: Question) -> str:
+    """The prompt of the MMLU harness: a heading, answered examples, and the question. Its double space before the subject is kept."""
+    heading = f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
+    return heading + "".join(f"{shot.asked()} {shot.answer}\n\n" for shot in shots) + question.asked()
+
+
+def read_subjects(folder: str, split: str, option: str) -> dict[str, list[Question]]:
+    """{subject: its questions} of a split, by name of subject.
+
+    Args:
+        folder: what holds the splits.
+        split: dev, val, test, ...
+        option: the config group that asks, for messages.
+
+    Raises:
+        UserError: the folder has no such split, or a row is no question.
+    """
+    files = sorted((Path(folder).expanduser() / split).glob(f"*_{split}.csv"))
+    if not files:
+        raise UserError(
+            f"{option}.path={folder} has no {split}/*_{split}.csv; give MMLU's data folder (data.tar of the MMLU repository, unpacked) or one of its layout"
+        )
+    return {file.name.removesuffix(f"_{split}.csv"): _read_file(file) for file in files}
+
+
+def _read_file(file: Path) -> list[Question]:
+    questions = []
+    with file.open(newline="", encoding="utf-8") as lines:
+        for number, row in enumerate(csv.reader(lines), start=1):
+            if len(row) != 6 or row[5] not in LETTERS:
+                raise UserError(f"{file}, row {number}: expected question, four options and a letter A to D, found {len(row)} columns: {row}")
+            questions.append(Question(row[0], tuple(row[1:5]), row[5]))
+    return questions
+
+
+@dataclass(frozen=True)
+class Mmlu:
+    """Questions with their letters, of a split that is not the test's.
+
+    Attributes:
+        path: folder in MMLU's layout.
+        split: which of its splits.
+        shots: answered examples of the dev split before each question.
+        samples: number of questions.
+        name: for people and result files.
+    """
+
+    path: str
+    split: str = "val"
+    shots: int = 0
+    samples: int = 128
+    name: str = "mmlu"
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples")
+        if self.split == "test":
+            raise UserError("calibration.split=test: the test questions are what the model is measured on; choose val, dev or train")
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw questions over all subjects.
+
+        Raises:
+            UserError: no questions there, or the model reads no text with a target.
+        """
+        subjects = read_subjects(self.path, self.split, "calibration")
+        dev = read_subjects(self.path, "dev", "calibration") if self.shots else {}
+        questions = [(subject, question) for subject, all_of_it in subjects.items() for question in all_of_it]
+        chosen = [questions[index] for index in draw(len(questions), self.samples, seed)]
+        examples = [Example(prompt(subject, dev.get(subject, [])[: self.shots], one), one.answer) for subject, one in chosen]
+        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"))

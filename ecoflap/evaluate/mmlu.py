@@ -1,0 +1,104 @@
+"""MMLU: which of four letters does the model find most likely after the question?"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ecoflap.calibrate.mmlu import LETTERS, Question, prompt, read_subjects
+from ecoflap.console import track
+from ecoflap.errors import UserError, require_positive
+from ecoflap.evaluate.inputs import parts, percent, spread
+from ecoflap.models.examples import Chooses, require
+from ecoflap.models.prunable import PrunableModel
+
+
+@dataclass(frozen=True)
+class Mmlu:
+    """Accuracy over all test questions and per subject.
+
+    Attributes:
+        path: folder in MMLU's layout.
+        shots: answered examples of the dev split before each question; fewer where the prompt would not fit.
+        max_tokens: longest prompt.
+        limit: questions per subject, evenly spaced; null for all.
+        batch_size: questions per forward pass.
+        name: for people and result files.
+    """
+
+    path: str
+    shots: int = 5
+    max_tokens: int = 2048
+    limit: int | None = None
+    batch_size: int = 8
+    name: str = "mmlu"
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size", "max_tokens")
+        if self.shots < 0:
+            raise UserError(f"task.shots={self.shots} must be at least 0")
+
+    def load(self, model: PrunableModel) -> MmluEvaluation:
+        """Read the questions and write the prompts.
+
+        Raises:
+            UserError: no questions there, or the model can't choose.
+        """
+        interface = require(model, Chooses, f"task={self.name}")
+        dev = read_subjects(self.path, "dev", "task") if self.shots else {}
+        asked = []
+        for subject, questions in read_subjects(self.path, "test", "task").items():
+            limit = None if self.limit is None else min(self.limit, len(questions))
+            for question in spread(questions, limit, "questions"):
+                text = fitting_prompt(interface, subject, dev.get(subject, [])[: self.shots], question, self.max_tokens)
+                asked.append(Asked(subject, text, question.answer))
+        return MmluEvaluation(self, asked, interface)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A question as the model reads it."""
+
+    subject: str
+    text: str
+    answer: str
+
+
+def fitting_prompt(interface: Any, subject: str, shots: Sequence[Question], question: Question, max_tokens: int) -> str:
+    """The prompt with as many of the first shots as fit into ``max_tokens``; without any where even the question alone is longer."""
+    for count in range(len(shots), 0, -1):
+        text = prompt(subject, shots[:count], question)
+        if interface.length(text) <= max_tokens:
+            return text
+    return prompt(subject, [], question)
+
+
+@dataclass
+class MmluEvaluation:
+    """The task with its prompts; call it with a model."""
+
+    task: Mmlu
+    asked: list[Asked]
+    interface: Any
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the numbers depend on beside the model."""
+        digest = hashlib.blake2b(repr(self.asked).encode(), digest_size=16)
+        return {"metric": "accuracy of the likeliest letter", "inputs": digest.hexdigest()}
+
+    @torch.no_grad()
+    def __call__(self, model: PrunableModel) -> dict[str, float]:
+        """Accuracy in percent: over all questions, and per subject; and the number of questions."""
+        model.module.eval()
+        batches, right = parts(self.asked, self.task.batch_size), []
+        for batch in track(batches, "evaluate", total=len(batches)):
+            chosen = self.interface.choose(model, [one.text for one in batch], LETTERS).argmax(dim=-1).tolist()
+            right += [LETTERS[index] == one.answer for index, one in zip(chosen, batch, strict=True)]
+        by_subject: dict[str, list[bool]] = {}
+        for one, correct in zip(self.asked, right, strict=True):
+            by_subject.setdefault(one.subject, []).append(correct)
+        return {"accuracy": percent(right), **{subject: percent(of_it) for subject, of_it in by_subject.items()}, "questions": len(right)}
