@@ -21,22 +21,24 @@ FILE_NAME = "masks.safetensors"
 FORMAT = "ecoflap-masks-1"
 
 
-def save_masks(path: Path, masks: Mapping[str, Tensor]) -> None:
+def save_masks(path: Path, masks: Mapping[str, Tensor], names: Mapping[str, str] | None = None) -> None:
     """Write masks to one file, whole or not at all.
 
     Args:
         path: The file to write; its folder is made.
         masks: Parameter name -> bool tensor in the shape and orientation of the saved parameter, True where the weight is kept.
+        names: Parameter name -> its name in the checkpoint, where that is another one; the masks go by those.
 
     Raises:
         TypeError: A mask is not a bool tensor.
     """
     from safetensors.torch import save_file
 
-    packed = {name: _pack(name, mask) for name, mask in masks.items()}
-    shapes = {name: list(mask.shape) for name, mask in masks.items()}
+    names = dict(names or {})
+    packed = {names.get(name, name): _pack(name, mask) for name, mask in masks.items()}
+    shapes = {names.get(name, name): list(mask.shape) for name, mask in masks.items()}
     with replacing(Path(path)) as beside:
-        save_file(packed, beside, metadata={"format": FORMAT, "shapes": json.dumps(shapes)})
+        save_file(packed, beside, metadata={"format": FORMAT, "shapes": json.dumps(shapes), "names": json.dumps(names)})
 
 
 def load_masks(path: Path) -> dict[str, Tensor]:
@@ -54,7 +56,8 @@ class MaskFile:
     """An open mask file that unpacks one mask at a time, for models whose masks do not fit in memory together.
 
     Attributes:
-        shapes: Parameter name -> shape of its mask.
+        shapes: Parameter name in the checkpoint -> shape of its mask.
+        names: Parameter name in the model -> its name in the checkpoint, where that is another one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,6 +79,7 @@ class MaskFile:
         if metadata.get("format") != FORMAT:
             raise ValueError(f"{path} is not a mask file of this version: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
         self.shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
+        self.names: dict[str, str] = json.loads(metadata.get("names", "{}"))
 
     def __getitem__(self, name: str) -> Tensor:
         """The bool mask of one parameter, in the parameter's shape."""

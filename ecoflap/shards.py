@@ -48,6 +48,10 @@ class Checkpoint:
         tensor: Tensor = file.get_tensor(name)
         return tensor
 
+    def names(self) -> list[str]:
+        """The names of all tensors."""
+        return sorted(self._shards) if self._shards else sorted(self._file(self._single or "").keys())
+
     def _file(self, shard: str) -> Any:
         """The open handle of one file."""
         from safetensors import safe_open

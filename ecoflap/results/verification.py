@@ -39,8 +39,10 @@ def verify(run_folder: Path) -> list[str]:
     layers = read_layers(result.sparsity)
     with Checkpoint(folder) as checkpoint, MaskFile(folder / MASKS) as masks:
         for name, layer in layers.items():
-            differences += (f"{name}: {difference}" for difference in _layer_differences(name, layer, checkpoint, masks))
-        differences += (f"{name}: has a mask but is not in the record" for name in masks.shapes if name not in layers)
+            saved = masks.names.get(name, name)
+            differences += (f"{name}: {difference}" for difference in _layer_differences(saved, layer, checkpoint, masks))
+        known = {masks.names.get(name, name) for name in layers}
+        differences += (f"{name}: has a mask but is not in the record" for name in masks.shapes if name not in known)
     return differences
 
 
