@@ -1,0 +1,62 @@
+"""The page "Add a model", followed word by word with tiny models in place of the named ones."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import BertConfig, BertForMaskedLM, GPTNeoXConfig, GPTNeoXForCausalLM
+
+from tests.cli.conftest import ROOT, WORDS
+
+PAGE = (ROOT / "docs" / "add_a_model.md").read_text()
+SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": len(WORDS) + 2}
+
+
+@pytest.fixture
+def followed(tmp_path: Path) -> Path:
+    """A folder with the page's files in it, each under the name in its first line."""
+    for block in re.findall(r"```(?:yaml|python)\n(.*?)```", PAGE, re.DOTALL):
+        name, _, content = block.partition("\n")
+        file = tmp_path / name.removeprefix("# ")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(content)
+    return tmp_path
+
+
+def save(module: torch.nn.Module, tokenizer: Path, folder: Path) -> Path:
+    module.save_pretrained(folder)  # type: ignore[operator]
+    for file in tokenizer.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+def run(folder: Path, *overrides: str) -> str:
+    command = [sys.executable, str(ROOT / "main.py"), "--config-dir", "my_conf", *overrides, "tracking=none", "device=cpu"]
+    environment = {**os.environ, "PYTHONPATH": f".{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_a_name_in_ten_lines(followed: Path, tiny_llama: Path, text_file: Path) -> None:
+    torch.manual_seed(0)
+    model = save(GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES)), tiny_llama, followed / "pythia")
+    data = [f"calibration.path={text_file}", f"task.path={text_file}", "calibration.sequence_length=16", "task.sequence_length=16", "score=first_order"]
+    printed = run(followed, "model=pythia", f"model.path={model}", "sparsity=0.5", *data)
+    assert "gpt_neox.layers" in printed
+    assert "pythia on wikitext2" in printed
+
+
+def test_an_adapter_of_forty_lines(followed: Path, tiny_llama: Path, text_file: Path) -> None:
+    torch.manual_seed(0)
+    model = save(BertForMaskedLM(BertConfig(**SIZES)), tiny_llama, followed / "bert")
+    data = [f"calibration.path={text_file}", f"task.path={text_file}", "calibration.sequence_length=16", "task.sequence_length=16"]
+    assert "bert.encoder.layer" in run(followed, "model=masked_lm", f"model.path={model}", "inspect=true")
+    assert "masked_lm on wikitext2" in run(followed, "model=masked_lm", f"model.path={model}", *data, "score.samples=8")
