@@ -18,6 +18,8 @@ from ecoflap.models.attention import open_attention
 from ecoflap.models.prunable import Loss, PrunableModel
 from ecoflap.models.towers import find_towers, select, skipped_weights
 
+# The former name makes the fifth release complain at each load; releases before 4.56 know no other.
+DTYPE_OPTION = "torch_dtype" if version("transformers").startswith("4.") else "dtype"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
@@ -206,9 +208,9 @@ class Pretrained:
         shape = from_hub(lambda: skeleton(model_class, config), path)
         if device.type == "meta":
             return shape, None
-        check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype or getattr(config, "torch_dtype", None), device)
+        check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype or getattr(config, DTYPE_OPTION, None), device)
         module, report = from_hub(
-            lambda: model_class.from_pretrained(path, revision=self.revision, torch_dtype=dtype or "auto", output_loading_info=True), path
+            lambda: model_class.from_pretrained(path, revision=self.revision, output_loading_info=True, **{DTYPE_OPTION: dtype or "auto"}), path
         )
         lost = sorted(map(str, (*report["missing_keys"], *report["mismatched_keys"])))
         if lost:

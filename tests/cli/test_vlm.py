@@ -31,7 +31,8 @@ def tokenizer() -> Any:
     made = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     made.pre_tokenizer = pre_tokenizers.Whitespace()
     special = {"pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
-    return hf.PreTrainedTokenizerFast(tokenizer_object=made, additional_special_tokens=SPECIAL[4:], **special)
+    names = ["input_ids", "attention_mask"]
+    return hf.PreTrainedTokenizerFast(tokenizer_object=made, additional_special_tokens=SPECIAL[4:], model_input_names=names, **special)
 
 
 def language(vocabulary: int) -> dict[str, Any]:

