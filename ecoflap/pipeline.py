@@ -11,8 +11,9 @@ import torch
 import transformers
 from omegaconf import DictConfig
 
+from ecoflap.config import build
 from ecoflap.errors import UserError
-from ecoflap.models.loading import resolve_device
+from ecoflap.models.loading import Selection, resolve_device
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.outcome import conclude, discard_earlier, show_in_tracker
 from ecoflap.plan import Plan, make_plan
@@ -37,10 +38,10 @@ def run(config: DictConfig, folder: Path) -> Result | None:
         UserError: the config asks for something that can't be done.
         NumericalError: a NaN or an infinity appeared.
     """
-    plan = make_plan(config, folder)
     if config.inspect:
-        show_layers(_load(plan, {}, torch.device("meta")))
+        inspect(config)
         return None
+    plan = make_plan(config, folder)
     discard_earlier(folder)
     tracker = plan.tracking.start(plan.config, plan.name, folder)
     failed = True
@@ -52,6 +53,17 @@ def run(config: DictConfig, folder: Path) -> Result | None:
         tracker.close(failed)
     log.info("result: %s", folder / "result.json")
     return result
+
+
+def inspect(config: DictConfig) -> None:
+    """Show what would be pruned, from the model's shapes alone; neither weights nor data are read.
+
+    Raises:
+        UserError: there is no such model, tower or layer.
+    """
+    model: PrunableModel = build("model", config.model).load(torch.device("meta"), Selection(config.towers, list(config.skip_layers)))
+    show_model(model)
+    show_layers(model)
 
 
 def _work(plan: Plan) -> tuple[Result, Progress]:

@@ -135,9 +135,11 @@ def require(model: PrunableModel, skill: Any, option: str) -> Any:
     """
     if not isinstance(model.interface, skill):
         able = [known.__name__.lower() for known in (Encodes, Answers, Embeds, Matches, Classifies, Chooses) if isinstance(model.interface, known)]
+        group = option.split("=")[0]
+        what = f"only {' and '.join(able)}" if able else "reads only text"
+        such = "" if able else ", such as wikitext2"
         raise UserError(
-            f"{option} needs a model that {skill.__name__.lower()}, and {model.name} {', '.join(able) or 'only reads text'}; "
-            f"choose another {option.split('=')[0]}, or another model"
+            f"{option} needs a model that {skill.__name__.lower()}, and {model.name} {what}; choose another {group}{such}, or another model"
         )
     return model.interface
 

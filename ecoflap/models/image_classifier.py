@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecoflap.models.examples import Example
+from ecoflap.errors import UserError, nearest
+from ecoflap.models.examples import Classes, Example
 from ecoflap.models.loading import Pretrained, Selection, prunable
 from ecoflap.models.losses import class_loss, find_loss
 from ecoflap.models.pictures import Pixels
@@ -27,10 +28,24 @@ class ClassifierInterface:
     def __init__(self, pixels: Pixels, names: Sequence[str]) -> None:
         """``names``: of the classes, in the order of the logits."""
         self.pixels, self.names = pixels, list(names)
+        self.index_of: dict[int, int] = {}
+
+    def set_classes(self, model: PrunableModel, classes: Classes) -> None:
+        """Find the data set's classes among the model's, by name.
+
+        Raises:
+            UserError: one is not among them.
+        """
+        strange = [name for name in classes.names if name not in self.names]
+        if strange:
+            raise UserError(
+                f"{model.name} has no class {strange[0]!r} (nearest: {nearest(strange[0], self.names)}); choose a calibration set of its own classes"
+            )
+        self.index_of = {label: self.names.index(name) for label, name in enumerate(classes.names)}
 
     def encode(self, example: Example) -> Sample:
-        """A picture and its class, by name where the example has one."""
-        label = self.names.index(example.target) if example.target in self.names else example.label
+        """A picture and its class."""
+        label = self.index_of.get(example.label or 0, example.label)
         return {"pixel_values": self.pixels([example.image or ""])[0], "labels": torch.tensor(label)}
 
     @torch.no_grad()

@@ -99,7 +99,7 @@ def from_hub(load: Callable[[], Any], path: str) -> Any:
     disable_progress_bar()  # its bars would tear ours
     try:
         return load()
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
             f"model.path={path} could not be loaded: {first}. Give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
@@ -184,7 +184,7 @@ class Pretrained:
         revision: hub revision.
         towers: {tower: path of its block list}, where it should not be found from the tree.
         save: write the pruned checkpoint into the run's folder.
-        architecture: the settings of the real model, so that ``inspect`` needs no download; read for that alone.
+        architecture: the settings of the real model, so that ``inspect`` needs no download; a local folder's own settings come first.
     """
 
     path: str
@@ -201,7 +201,7 @@ class Pretrained:
         Raises:
             UserError: nothing loadable there, or it doesn't fit.
         """
-        if device.type == "meta" and self.architecture is not None:
+        if device.type == "meta" and self.architecture is not None and not Path(self.path).expanduser().is_dir():
             return skeleton(model_class, described(config_class, self.architecture)), None
         path, dtype = require_folder(self.path), resolve_dtype(self.dtype)
         config = from_hub(lambda: config_class.from_pretrained(path, revision=self.revision), path)

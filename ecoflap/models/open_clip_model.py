@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -18,6 +17,8 @@ from ecoflap.models.loading import Selection, check_fits, from_hub, prunable, re
 from ecoflap.models.losses import counting
 from ecoflap.models.pictures import Pixels
 from ecoflap.models.prunable import PrunableModel, Sample
+from ecoflap.models.state_dict import SavesStateDict
+from ecoflap.models.towers import block_lists
 
 
 class OpenClipInterface(DualInterface):
@@ -78,32 +79,22 @@ class OpenClip:
                 f"model.architecture={self.architecture} is not known to open_clip; choose {nearest(self.architecture, open_clip.list_models())}"
             )
         with torch.device("meta"):
-            shape = open_clip.create_model(self.architecture, pretrained=None, load_weights=False)
+            shape = open_clip.create_model(self.architecture, pretrained=None, load_weights=False, device="meta")
         if device.type == "meta":
-            return prunable(self.name, shape, None, dual_loss(self.loss, None), selection, self.towers)
+            return prunable(self.name, shape, None, dual_loss(self.loss, None), selection, self.towers or _towers(shape))
         dtype = resolve_dtype(self.dtype)
         check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype, device)
         source = str(Path(self.pretrained).expanduser()) if Path(self.pretrained).expanduser().is_file() else self.pretrained
         module, _, transform = from_hub(lambda: open_clip.create_model_and_transforms(self.architecture, pretrained=source), source)
         interface = OpenClipInterface(Pixels(transform), open_clip.get_tokenizer(self.architecture), 0, self.loss == "classification")
-        return open_clip_model(self.name, module.to(device, dtype), interface, self.loss, selection, self.towers)
+        module.to(device, dtype)
+        model = prunable(self.name, module, None, dual_loss(self.loss, interface), selection, self.towers or _towers(module), interface)
+        return SavesStateDict(**vars(model))
 
 
-def open_clip_model(
-    name: str, module: Any, interface: OpenClipInterface, loss: str, selection: Selection, towers: dict[str, str] | None = None
-) -> PrunableModel:
-    """The prunable model around an open_clip module, which is saved as one safetensors file of its state dict."""
-    model = prunable(name, module, None, dual_loss(loss, interface), selection, towers, interface)
-    return SavesStateDict(**vars(model))
-
-
-@dataclass(frozen=True)
-class SavesStateDict(PrunableModel):
-    """A model whose library has no checkpoint folder of its own."""
-
-    def save(self, folder: Path) -> None:
-        """Write ``model.safetensors`` with the state dict, which ``model.pretrained=FILE`` reads."""
-        save_file({name: tensor.contiguous().clone() for name, tensor in self.module.state_dict().items()}, folder / "model.safetensors")
+def _towers(module: Any) -> dict[str, str]:
+    """{tower: path}; the text tower's blocks lie at the top of some of open_clip's classes."""
+    return {"vision" if path.startswith("visual") else "text": path for path in block_lists(module)}
 
 
 def _package() -> Any:

@@ -106,5 +106,5 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"law_test\.csv, row 1: expected question, four options and a letter A to D, found 4 columns"):
         Mmlu(str(folder)).load(model({}))
     deaf = PrunableModel("deaf", nn.Module(), (), (), (), lambda *_: torch.zeros(1))
-    with pytest.raises(UserError, match="task=mmlu needs a model that chooses, and deaf only reads text"):
+    with pytest.raises(UserError, match="task=mmlu needs a model that chooses, and deaf reads only text"):
         Mmlu(str(folder)).load(deaf)

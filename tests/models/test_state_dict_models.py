@@ -1,0 +1,128 @@
+"""Models that are one file of weights: torchvision's and open_clip's, from a local file through calibration, pruning and saving."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.calibrate.easy_pictures import NAMES, EasyPictures, read_pictures
+from ecoflap.errors import UserError
+from ecoflap.evaluate.easy_pictures import EasyClassification
+from ecoflap.models.image_classifier import ClassifierInterface
+from ecoflap.models.loading import Selection
+from ecoflap.models.open_clip_model import OpenClip
+from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.torchvision_model import Torchvision
+from ecoflap.prune.driver import prune
+from ecoflap.prune.pruners import Wanda
+
+CPU, META = torch.device("cpu"), torch.device("meta")
+
+
+@pytest.fixture(scope="session")
+def vit_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real ViT-B/32 of torchvision with random weights."""
+    from torchvision import models
+
+    torch.manual_seed(0)
+    file = tmp_path_factory.mktemp("torchvision") / "vit_b_32.pth"
+    torch.save(models.get_model("vit_b_32", weights=None).state_dict(), file)
+    return file
+
+
+def pruned(model: PrunableModel, samples: int = 2) -> PrunableModel:
+    if isinstance(model.interface, ClassifierInterface):  # the pictures' classes are not ImageNet's
+        model.interface.names[: len(NAMES)] = NAMES
+    calibration = EasyPictures(samples=samples).load(model, 0)
+    prune(model, calibration, Wanda(), WaterFilling()(model.towers, None, 0.5), 2)
+    return model
+
+
+def test_torchvision_from_a_file(vit_file: Path, tmp_path: Path) -> None:
+    model = Torchvision("vit_b_32", str(vit_file)).load(CPU, Selection(skip_layers=[r"encoder_layer_([1-9]|10|11)\."]))
+    assert [tower.name for tower in model.towers] == ["vision"]
+    names = [layer.name for layer in model.layers]
+    prefix = "encoder.layers.encoder_layer_0."
+    assert names == [
+        f"{prefix}{name}" for name in ("self_attention.in_proj_weight", "self_attention.out_proj.weight", "mlp.0.weight", "mlp.3.weight")
+    ]
+    pruned(model).save(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+    assert all((saved[name] == 0).float().mean() == pytest.approx(0.5, abs=1e-3) for name in names)
+    again = Torchvision("vit_b_32", str(tmp_path / "model.safetensors")).load(CPU, Selection())
+    assert again.fingerprint() == model.fingerprint()
+    assert again.interface.classify(again, read_pictures("test")[:1]).shape == (1, 1000)
+
+
+def test_torchvision_inspects_without_weights() -> None:
+    model = Torchvision("vit_b_16").load(META, Selection())
+    assert sum(layer.size for layer in model.layers) == 12 * 12 * 768**2
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda file: Torchvision("vit_b_61"), r"model\.architecture=vit_b_61 is not known to torchvision; choose vit_b_16"),
+        (lambda file: Torchvision("vit_b_32", "NEWEST"), r"model\.weights=NEWEST is neither a file nor one of torchvision's tags \(IMAGENET1K_V1\)"),
+        (lambda file: Torchvision("vit_b_16", str(file)), "is of another model"),
+    ],
+)
+def test_torchvision_refusals(make: Callable[[Path], Torchvision], message: str, vit_file: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        make(vit_file).load(CPU, Selection())
+
+
+open_clip = pytest.importorskip("open_clip", reason="open_clip is not installed")
+
+
+@pytest.fixture(scope="session")
+def clip_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
+    """A small architecture that open_clip learns to know, and a checkpoint of it."""
+    import json
+
+    folder = tmp_path_factory.mktemp("open_clip")
+    vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
+    text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
+    (folder / "tiny-clip.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
+    open_clip.add_model_config(folder / "tiny-clip.json")
+    torch.manual_seed(0)
+    save_file(open_clip.create_model("tiny-clip").state_dict(), folder / "tiny-clip.safetensors")
+    return "tiny-clip", folder / "tiny-clip.safetensors"
+
+
+@pytest.mark.parametrize("loss", ["classification", "contrastive"])
+def test_open_clip_from_a_file(clip_file: tuple[str, Path], tmp_path: Path, loss: str) -> None:
+    name, file = clip_file
+    towers = ["vision"] if loss == "classification" else None
+    model = OpenClip(name, str(file), loss=loss).load(CPU, Selection(towers))
+    assert [tower.name for tower in model.every_tower] == ["vision", "text"]
+    text = copy.deepcopy({name: tensor for name, tensor in model.module.state_dict().items() if not name.startswith("visual")})
+    pruned(model, samples=8).save(tmp_path)
+    again = OpenClip(name, str(tmp_path / "model.safetensors"), loss=loss).load(CPU, Selection())
+    assert again.fingerprint() == model.fingerprint()
+    unchanged = all(torch.equal(tensor, text[name]) for name, tensor in model.module.state_dict().items() if name in text)
+    assert unchanged == (loss == "classification")
+    task = EasyClassification(limit=30).load(again)
+    assert task(again) == task(model)
+
+
+def test_classification_is_at_the_true_temperature(clip_file: tuple[str, Path]) -> None:
+    model = OpenClip(clip_file[0], str(clip_file[1])).load(CPU, Selection(["vision"]))
+    batch = EasyPictures(samples=3).load(model, 0).batches(3)[0]
+    features = model.interface.image_features(model.module, batch["pixel_values"])
+    logits = model.module.logit_scale.exp() * features @ model.interface.classes.t()
+    torch.testing.assert_close(model.loss(batch), torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none"))
+    assert float(model.module.logit_scale.exp()) > 10
+
+
+def test_open_clip_refusals(clip_file: tuple[str, Path]) -> None:
+    with pytest.raises(UserError, match=r"model\.architecture=EVA01-g-41 is not known to open_clip; choose EVA01-g-14"):
+        OpenClip("EVA01-g-41", "x").load(META, Selection())
+    with pytest.raises(UserError, match="could not be loaded"):
+        OpenClip(clip_file[0], "no_such_tag").load(CPU, Selection())
