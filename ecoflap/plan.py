@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from ecoflap.allocate.allocation import check_sparsity
 from ecoflap.config import STEPS, build
 from ecoflap.errors import UserError
+from ecoflap.evaluate.task import Task
 from ecoflap.models.loading import Selection
 from ecoflap.prune.pruners import LayerPruner
 from ecoflap.store import Store
@@ -28,7 +29,7 @@ class Plan:
         scorer: measures the layers; null for ``score=none`` or where the allocation needs no scores.
         allocator: turns scores into counts.
         pruner: decides inside a layer.
-        task: measures the model.
+        tasks: {name: task}, each measures the model.
         tracking: starts the tracker.
         store: stage cache.
     """
@@ -40,7 +41,7 @@ class Plan:
     scorer: Any
     allocator: Any
     pruner: LayerPruner
-    task: Any
+    tasks: dict[str, Task]
     tracking: Any
     store: Store
 
@@ -68,7 +69,7 @@ def make_plan(config: DictConfig, folder: Path) -> Plan:
         UserError: a value is impossible, whatever the model.
     """
     values: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-    parts = {group: build(group, config[group]) for group in ("model", "calibration", "allocation", "pruner", "task", "tracking")}
+    parts = {group: build(group, config[group]) for group in ("model", "calibration", "allocation", "pruner", "tracking")}
     allocator = parts["allocation"]
     check_sparsity(config.sparsity)
     allocator.check(config.sparsity)
@@ -82,12 +83,26 @@ def make_plan(config: DictConfig, folder: Path) -> Plan:
         scorer=build("score", config.score) if "_target_" in config.score and allocator.needs_scores else None,
         allocator=allocator,
         pruner=parts["pruner"],
-        task=parts["task"],
+        tasks=build_tasks(config.task),
         tracking=parts["tracking"],
         store=make_store(config.cache, config.cache_mode),
     )
     check_steps(plan)
     return plan
+
+
+def build_tasks(node: DictConfig) -> dict[str, Task]:
+    """The task of a config, or the several of a suite, by name.
+
+    Raises:
+        UserError: a value is impossible.
+    """
+    if "tasks" not in node:
+        task = build("task", node)
+        return {task.name: task}
+    if not node.tasks:
+        raise UserError("task.tasks is empty: a suite needs at least one task, such as easy_vqa@tasks.easy_vqa in its defaults")
+    return {str(name): build(f"task.tasks.{name}", member) for name, member in node.tasks.items()}
 
 
 def make_store(folder: str, mode: str) -> Store:

@@ -19,7 +19,7 @@ class Progress:
         fingerprint: hash of the dense weights.
         costs: step -> seconds and peak memory.
         metrics: dense and pruned -> task -> metric -> value.
-        task: what the metrics depend on beside the model.
+        tasks: task -> what its metrics depend on beside the model.
         calibration: the samples.
         scores: importance of each layer.
         allocation: weights that each layer keeps.
@@ -29,7 +29,7 @@ class Progress:
     fingerprint: str
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
-    task: dict[str, Any] | None = None
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibration: CalibrationSet | None = None
     scores: Scores | None = None
     allocation: Allocation | None = None

@@ -1,4 +1,4 @@
-"""Reading a saved model one tensor at a time, from one safetensors file or from shards."""
+"""Reading a saved model one tensor at a time, from one safetensors file, from shards, or from a file in LAVIS' format."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+LAVIS = "model.pth"
+
+
 class Checkpoint:
-    """An open checkpoint folder, as ``save_pretrained`` writes it. Files are opened when first needed; a tensor is read when asked for.
+    """An open checkpoint folder, as ``save_pretrained`` or LAVIS writes it. Files are opened when first needed; a tensor is read when asked for.
 
     Attributes:
         folder: The checkpoint's folder.
@@ -22,7 +25,7 @@ class Checkpoint:
         """Find the file of every tensor.
 
         Raises:
-            FileNotFoundError: The folder holds no safetensors model.
+            FileNotFoundError: The folder holds no model.
         """
         self.folder = Path(folder)
         self._open: dict[str, Any] = {}
@@ -30,9 +33,10 @@ class Checkpoint:
         index = self.folder / "model.safetensors.index.json"
         # transformers prefers the single file too, when both are there.
         self._single = "model.safetensors" if (self.folder / "model.safetensors").is_file() else None
-        if self._single is None and not index.is_file():
+        self._mapped = _map_lavis(self.folder / LAVIS) if self._single is None and not index.is_file() else None
+        if self._single is None and self._mapped is None and not index.is_file():
             raise FileNotFoundError(f"no model.safetensors and no {index.name} in {self.folder}: the run's checkpoint was moved or never saved")
-        self._shards: dict[str, str] = {} if self._single else json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        self._shards: dict[str, str] = {} if self._single or self._mapped else json.loads(index.read_text(encoding="utf-8"))["weight_map"]
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor to the CPU.
@@ -42,6 +46,8 @@ class Checkpoint:
             FileNotFoundError: A shard is missing.
             safetensors.SafetensorError: A file is damaged.
         """
+        if self._mapped is not None:
+            return self._mapped[name]
         file = self._file(self._single or self._shards[name])
         if name not in file.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
             raise KeyError(name)
@@ -50,6 +56,8 @@ class Checkpoint:
 
     def names(self) -> list[str]:
         """The names of all tensors."""
+        if self._mapped is not None:
+            return sorted(self._mapped)
         return sorted(self._shards) if self._shards else sorted(self._file(self._single or "").keys())
 
     def _file(self, shard: str) -> Any:
@@ -67,3 +75,13 @@ class Checkpoint:
     def __exit__(self, *_: object) -> None:
         """Close every file."""
         self._stack.close()
+
+
+def _map_lavis(file: Path) -> dict[str, Tensor] | None:
+    """The tensors of a file in LAVIS' format, each read from the disk when it is looked at; null where there is no such file."""
+    if not file.is_file():
+        return None
+    import torch
+
+    state: dict[str, Tensor] = torch.load(file, map_location="cpu", mmap=True, weights_only=True)["model"]
+    return state

@@ -54,9 +54,7 @@ def read_subjects(folder: str, split: str, option: str) -> dict[str, list[Questi
     """
     files = sorted((Path(folder).expanduser() / split).glob(f"*_{split}.csv"))
     if not files:
-        raise UserError(
-            f"{option}.path={folder} has no {split}/*_{split}.csv; give MMLU's data folder (its data.tar, unpacked) or one of its layout"
-        )
+        raise UserError(f"{option}.path={folder} has no {split}/*_{split}.csv; give MMLU's data folder (its data.tar, unpacked) or one of its layout")
     return {file.name.removesuffix(f"_{split}.csv"): _read_file(file) for file in files}
 
 

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ecoflap.calibrate.easy_pictures import NAMES, check_templates, read_pictures
-from ecoflap.console import track
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
+from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.models.clip import class_features
 from ecoflap.models.examples import Answers, Classes, Classifies, Embeds, Example, Generation, Matches, require
 from ecoflap.models.prunable import PrunableModel
@@ -31,10 +31,10 @@ class PictureEvaluation:
         return {"inputs": fingerprint(self.pictures, self.interface), **{key: value for key, value in vars(self.task).items() if key != "batch_size"}}
 
     @torch.no_grad()
-    def __call__(self, model: PrunableModel) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
         """The task's metrics, in percent, and the number of pictures."""
         model.module.eval()
-        return {**self.task.measure(model, self.pictures, self.interface), "pictures": len(self.pictures)}
+        return {**self.task.measure(model, self.pictures, self.interface, journal), "pictures": len(self.pictures)}
 
 
 @dataclass(frozen=True)
@@ -66,19 +66,19 @@ class EasyClassification:
         interface = model.interface if isinstance(model.interface, Classifies) else require(model, Embeds, f"task={self.name}")
         return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), interface)
 
-    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any) -> dict[str, float]:
+    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:
         """Accuracy in percent."""
         batches, own = parts(pictures, self.batch_size), isinstance(interface, Classifies)
         names = list(interface.names if own else NAMES)
         texts = None if own else class_features(interface, model, Classes(NAMES, tuple(self.templates)))
-        logits = []
-        for batch in track(batches, "evaluate", total=len(batches)):
-            if texts is None:
-                logits.append(interface.classify(model, batch))
-            else:
-                logits.append(similarity(interface.embed_images(model, [one.image or "" for one in batch]), texts))
+
+        def best_five(batch: list[Example]) -> list[list[int]]:
+            paths = [one.image or "" for one in batch]
+            logits = interface.classify(model, batch) if texts is None else similarity(interface.embed_images(model, paths), texts)
+            return logits.topk(5, dim=-1).indices.tolist()
+
         right = torch.tensor([names.index(one.target) for one in pictures])
-        best = torch.cat(logits).topk(5, dim=-1).indices == right[:, None]
+        best = torch.tensor(journal.run(batches, best_five)) == right[:, None]
         return {"accuracy": percent(best[:, 0].tolist()), "top_5": percent(best.any(dim=-1).tolist())}
 
 
@@ -112,11 +112,11 @@ class EasyCaptions:
         interface = require(model, Answers, f"task={self.name}")
         return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), interface)
 
-    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any) -> dict[str, float]:
+    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:
         """Accuracy in percent."""
         generation, batches = Generation(self.beams, self.max_new_tokens), parts(pictures, self.batch_size)
-        captions = [text.lower() for batch in track(batches, "evaluate", total=len(batches)) for text in interface.answer(model, batch, generation)]
-        return {"accuracy": percent([f" {one.target}" in f" {text}" for one, text in zip(pictures, captions, strict=True)])}
+        captions = journal.run(batches, lambda batch: interface.answer(model, batch, generation))
+        return {"accuracy": percent([f" {one.target}" in f" {text.lower()}" for one, text in zip(pictures, captions, strict=True)])}
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ class EasyRetrieval:
         interface = require(model, Embeds, f"task={self.name}")
         return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), interface)
 
-    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any) -> dict[str, float]:
+    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:
         """Recall in percent. A picture is found when the best one for a caption shows what it says."""
         captions, paths = [self.caption.format(name) for name in NAMES], [one.image or "" for one in pictures]
         texts = interface.embed_texts(model, captions)
@@ -162,11 +162,9 @@ class EasyRetrieval:
         if not self.rerank or not isinstance(interface, Matches):
             return found
         rows, columns = self._closest(scores)
-        logits: list[Tensor] = []
         pairs = parts(list(zip(rows, columns, strict=True)), self.batch_size)
-        for part in track(pairs, "evaluate", total=len(pairs)):
-            logits.append(interface.match(model, [paths[row] for row, _ in part], [captions[column] for _, column in part]))
-        scores[rows, columns] += 1e3 + torch.cat(logits)  # above everything that was not looked at
+        logits = journal.run(pairs, lambda part: interface.match(model, [paths[row] for row, _ in part], [captions[c] for _, c in part]).tolist())
+        scores[rows, columns] += 1e3 + torch.tensor(logits)  # above everything that was not looked at
         return found | {"text_recall_1_match": _text_recall(scores, labels), "image_recall_1_match": _image_recall(scores, labels)}
 
     def _closest(self, scores: Tensor) -> tuple[list[int], list[int]]:

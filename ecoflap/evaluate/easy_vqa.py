@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ecoflap.calibrate.easy_vqa import read_questions
-from ecoflap.console import track
 from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
+from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.models.examples import Answers, Example, Generation, require
 from ecoflap.models.prunable import PrunableModel
 
@@ -56,7 +56,6 @@ class EasyVqaEvaluation:
     task: EasyVqa
     questions: list[Example]
     interface: Any
-    predictions: list[str] = field(default_factory=list)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""
@@ -64,15 +63,13 @@ class EasyVqaEvaluation:
         return {"metric": "exact match", "inputs": fingerprint(self.questions, self.interface), **generation}
 
     @torch.no_grad()
-    def __call__(self, model: PrunableModel) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
         """Accuracy in percent: over all questions, over yes/no questions, over the others; and the number of questions."""
         model.module.eval()
         generation = Generation(self.task.beams, self.task.max_new_tokens, length_penalty=self.task.length_penalty)
         batches = parts(self.questions, self.task.batch_size)
-        self.predictions = []
-        for batch in track(batches, "evaluate", total=len(batches)):
-            self.predictions += [answer.lower() for answer in self.interface.answer(model, batch, generation)]
-        return _accuracies(self.predictions, self.questions)
+        answers = journal.run(batches, lambda batch: self.interface.answer(model, batch, generation))
+        return _accuracies([answer.lower() for answer in answers], self.questions)
 
 
 def _accuracies(predictions: Sequence[str], questions: Sequence[Example]) -> dict[str, float]:

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 
 from ecoflap.calibrate.mmlu import LETTERS, Question, prompt, read_subjects
-from ecoflap.console import track
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import parts, percent, spread
+from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.models.examples import Chooses, require
 from ecoflap.models.prunable import PrunableModel
 
@@ -91,13 +91,12 @@ class MmluEvaluation:
         return {"metric": "accuracy of the likeliest letter", "inputs": digest.hexdigest()}
 
     @torch.no_grad()
-    def __call__(self, model: PrunableModel) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
         """Accuracy in percent: over all questions, and per subject; and the number of questions."""
         model.module.eval()
-        batches, right = parts(self.asked, self.task.batch_size), []
-        for batch in track(batches, "evaluate", total=len(batches)):
-            chosen = self.interface.choose(model, [one.text for one in batch], LETTERS).argmax(dim=-1).tolist()
-            right += [LETTERS[index] == one.answer for index, one in zip(chosen, batch, strict=True)]
+        batches = parts(self.asked, self.task.batch_size)
+        found = torch.tensor(journal.run(batches, lambda batch: self.interface.choose(model, [one.text for one in batch], LETTERS).tolist()))
+        right = [LETTERS[index] == one.answer for index, one in zip(found.argmax(dim=-1).tolist(), self.asked, strict=True)]
         by_subject: dict[str, list[bool]] = {}
         for one, correct in zip(self.asked, right, strict=True):
             by_subject.setdefault(one.subject, []).append(correct)

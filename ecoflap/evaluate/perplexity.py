@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ecoflap.calibrate.text import TextSource, read_token_rows, require_language_model, tokenize, vocabulary_of, windows
-from ecoflap.console import track
 from ecoflap.errors import NumericalError, require_positive
+from ecoflap.evaluate.inputs import parts
+from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.models.prunable import PrunableModel
 
 
@@ -94,12 +95,12 @@ class PerplexityEvaluation:
         }
 
     @torch.no_grad()
-    def __call__(self, model: PrunableModel) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
         """Perplexity, the loss behind it in nats per token, and the number of rows."""
         model.module.eval()
-        parts = self.rows.split(self.batch_size)
-        losses = torch.cat([model.loss({"input_ids": part}).double().cpu() for part in track(parts, "evaluate", total=len(parts))])
-        loss = losses.mean().item()
+        batches = parts(list(self.rows), self.batch_size)
+        losses = journal.run(batches, lambda rows: model.loss({"input_ids": torch.stack(rows)}).double().tolist())
+        loss = math.fsum(losses) / len(losses)
         if math.isnan(loss):
             raise NumericalError(f"the loss of {model.name} on this task is NaN; use model.dtype=float32 or bfloat16, or prune less")
         return {"perplexity": math.exp(loss) if loss < 700 else math.inf, "loss": loss, "rows": len(self.rows)}

@@ -9,7 +9,6 @@ The recipe is fixed (steps, not minutes), so two machines that run it differ onl
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
 
@@ -20,19 +19,16 @@ from tqdm import tqdm
 from transformers import Blip2ForConditionalGeneration
 
 from ecoflap.mini.blip2_model import EOS, IMAGE, NUM_QUERIES, PAD, SPECIAL_TOKENS, UNKNOWN, Recipe, build, make_processor, save_processor, words
-
-SHAPES = ["circle", "rectangle", "triangle"]
-COLOURS = ["black", "blue", "brown", "gray", "green", "red", "teal", "yellow"]
+from ecoflap.mini.pictures import Questions, augment, image_labels, load_images
+from ecoflap.mini.training import command_line, note, optimizer_for, pretrain_vision, recipe_table, update
 
 
 class Data:
     """Easy-VQA as tensors: images [count, 3, 64, 64] in [-1, 1], questions [count, tokens], answers [count, 2]."""
 
-    def __init__(self, questions: tuple[list[str], list[str], list[int]], paths: dict[int, str], vocabulary: dict[str, int]) -> None:
-        from torchvision.io import ImageReadMode, decode_image
-
+    def __init__(self, questions: Questions, paths: dict[int, str], vocabulary: dict[str, int]) -> None:
         texts, answers, images = questions
-        self.images = torch.stack([decode_image(paths[i], ImageReadMode.RGB) for i in range(len(paths))]).float() / 127.5 - 1
+        self.images = load_images(paths)
         rows = [[IMAGE] * NUM_QUERIES + [vocabulary.get(word, UNKNOWN) for word in words(text)] + [EOS] for text in texts]
         longest = max(map(len, rows))
         self.input_ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
@@ -49,69 +45,6 @@ class Data:
             "attention_mask": (input_ids != PAD).long(),
             "labels": self.labels[rows],
         }
-
-
-def image_labels(questions: tuple[list[str], list[str], list[int]]) -> Tensor:
-    """What the training answers say of each image: [images, 2], the index of its shape and of its colour."""
-    texts, answers, images = questions
-    named = {(image, answer) for text, answer, image in zip(texts, answers, images, strict=True) if text.startswith("what")}
-    rows = [[-1, -1] for _ in range(max(images) + 1)]
-    for image, answer in named:
-        column = 0 if answer in SHAPES else 1
-        rows[image][column] = (SHAPES if column == 0 else COLOURS).index(answer)
-    return torch.tensor(rows)
-
-
-def augment(images: Tensor) -> Tensor:
-    """Mirror each image left to right at random and shift it by up to 4 pixels; [batch, 3, 64, 64]. Neither changes an answer."""
-    flipped = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
-    padded = torch.nn.functional.pad(flipped, (4, 4, 4, 4), mode="replicate")
-    offsets = torch.randint(0, 9, (len(images), 2)).tolist()
-    return torch.stack([image[:, y : y + 64, x : x + 64] for image, (y, x) in zip(padded, offsets, strict=True)])
-
-
-def pretrain_vision(model: Blip2ForConditionalGeneration, recipe: Recipe, data: Data, labels: Tensor, log: Path) -> None:
-    """Teach the vision tower shapes and colours with a throw-away linear head, as BLIP-2's own ViT was trained before it met a language model."""
-    head = torch.nn.Linear(recipe.width, len(SHAPES) + len(COLOURS))
-    parameters = [*model.vision_model.parameters(), *head.parameters()]
-    optimizer, schedule = optimizer_for(parameters, recipe, recipe.vision_steps)
-    start = time.time()
-    for step in tqdm(range(recipe.vision_steps), disable=None, desc="vision"):
-        rows = torch.randint(0, len(labels), (recipe.batch,))
-        logits = head(model.vision_model(augment(data.images[rows])).last_hidden_state.mean(1))
-        shape, colour = logits.split([len(SHAPES), len(COLOURS)], dim=1)
-        target = labels[rows]
-        loss = cross_entropy(shape, target[:, 0], ignore_index=-1) + cross_entropy(colour, target[:, 1], ignore_index=-1)
-        update(loss, parameters, optimizer, schedule)
-        if (step + 1) % 250 == 0:
-            right = ((shape.argmax(1) == target[:, 0]).float().mean(), (colour.argmax(1) == target[:, 1]).float().mean())
-            print(
-                f"vision {step + 1} {time.time() - start:.0f}s loss {loss.item():.4f} shape {right[0]:.3f} colour {right[1]:.3f}",
-                file=log.open("a"),
-                flush=True,
-            )
-
-
-def optimizer_for(
-    parameters: list[torch.nn.Parameter], recipe: Recipe, steps: int
-) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
-    """AdamW and a one-cycle schedule over the steps."""
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=steps, pct_start=recipe.warmup / steps, cycle_momentum=False
-    )
-    return optimizer, schedule
-
-
-def update(
-    loss: Tensor, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
-) -> None:
-    """One clipped step."""
-    optimizer.zero_grad()
-    loss.backward()
-    torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-    optimizer.step()
-    schedule.step()
 
 
 @torch.inference_mode()
@@ -132,8 +65,7 @@ def train(recipe: Recipe, train_data: Data, test_data: Data, labels: Tensor, voc
     torch.manual_seed(recipe.seed)
     model = build(recipe, vocabulary)
     parameters = list(model.parameters())
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters", file=log.open("a"))
-    pretrain_vision(model, recipe, train_data, labels, log)
+    pretrain_vision(model.vision_model, recipe, train_data.images, labels, log)
     optimizer, schedule = optimizer_for(parameters, recipe, recipe.steps)
     order, start = torch.empty(0, dtype=torch.long), time.time()
     for step in tqdm(range(recipe.steps), disable=None):
@@ -146,17 +78,12 @@ def train(recipe: Recipe, train_data: Data, test_data: Data, labels: Tensor, voc
         loss = cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
         update(loss, parameters, optimizer, schedule)
         if (step + 1) % 500 == 0:
-            print(
-                f"{step + 1} {time.time() - start:.0f}s loss {loss.item():.4f} acc {accuracy(model, test_data, 1500):.4f}",
-                file=log.open("a"),
-                flush=True,
-            )
+            note(log, start, step, f"loss {loss.item():.4f} acc {accuracy(model, test_data, 1500):.4f}")
     return model.eval()
 
 
 def model_card(recipe: Recipe, parameters: int, right: float, seconds: float) -> str:
     """The README beside the weights."""
-    numbers = "\n".join(f"| {name} | {value} |" for name, value in vars(recipe).items())
     return f"""---
 license: mit
 library_name: transformers
@@ -175,24 +102,14 @@ by this project. It exists to run a whole pruning job offline in a minute; it kn
   everything learns to answer. Mirrored and shifted images, AdamW, one cycle per phase. {seconds / 60:.0f} minutes on one CPU thread.
 - **Repeat it**: `python -m ecoflap.mini.train_blip2 --output FOLDER`
 
-| recipe | |
-|---|---|
-{numbers}
-"""
+{recipe_table(recipe)}"""
 
 
 def main() -> None:
     """Train, measure on all held-out questions, and write weights, processor and model card."""
     import easy_vqa
 
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
-    for name, value in vars(Recipe()).items():
-        parser.add_argument(f"--{name}", type=type(value), default=value)
-    arguments = vars(parser.parse_args())
-    output = arguments.pop("output")
-    output.mkdir(parents=True, exist_ok=True)
-    recipe, started = Recipe(**arguments), time.time()
+    (recipe, output), started = command_line(Recipe, __doc__), time.time()
     questions = easy_vqa.get_train_questions()
     vocabulary = sorted({word for text in questions[0] for word in words(text)} | set(questions[1]))
     index = {word: i for i, word in enumerate(SPECIAL_TOKENS + vocabulary)}

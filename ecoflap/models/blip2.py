@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ecoflap.errors import UserError
 from ecoflap.models.examples import Example, Generation
+from ecoflap.models.lavis_keys import read_lavis_checkpoint, to_lavis, to_transformers
 from ecoflap.models.loading import Pretrained, Selection, check_prompt, decoder_only, prunable
 from ecoflap.models.losses import find_loss, next_token_loss, token_loss
 from ecoflap.models.pictures import Pixels, load_image
 from ecoflap.models.prunable import Batch, PrunableModel, Sample
+
+log = logging.getLogger(__name__)
 
 
 def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
@@ -60,6 +66,30 @@ class Blip2Interface:
         return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
+def take_lavis_weights(module: nn.Module, file: str) -> None:
+    """Replace weights by those of a file in LAVIS' format.
+
+    Raises:
+        UserError: the file is of another model.
+    """
+    state, own = to_transformers(read_lavis_checkpoint(file, "model.lavis_checkpoint")), module.state_dict()
+    wrong = [name for name, tensor in state.items() if name not in own or own[name].shape != tensor.shape]
+    if wrong:
+        raise UserError(f"model.lavis_checkpoint={file} does not fit model.path: {len(wrong)} weights are other ones here, such as {wrong[0]}")
+    module.load_state_dict(state, strict=False)
+    log.info("%s: %d of %d tensors replaced", file, len(state), len(own))
+
+
+@dataclass(frozen=True)
+class SavesLavis(PrunableModel):
+    """A BLIP-2 that is saved in both formats."""
+
+    def save(self, folder: Path) -> None:
+        """Write what ``from_pretrained`` reads, and ``lavis.pth``."""
+        super().save(folder)
+        torch.save({"model": to_lavis(self.module.state_dict())}, folder / "lavis.pth")
+
+
 @dataclass(frozen=True)
 class Blip2(Pretrained):
     """A BLIP-2; see ``Pretrained`` for its other options.
@@ -67,11 +97,15 @@ class Blip2(Pretrained):
     Attributes:
         prompt: how a question is put to the model, with one ``{}``.
         loss: answer, or a function by its dotted path.
+        lavis_checkpoint: a file in LAVIS' format whose weights, all or some, replace those of ``path``: a pruned model of the paper's authors.
+        save_lavis: write the pruned weights in LAVIS' format too, as ``lavis.pth`` beside the checkpoint's other files.
     """
 
     name: str = "blip2"
     prompt: str = "Question: {} Short answer:"
     loss: str = "answer"
+    lavis_checkpoint: str | None = None
+    save_lavis: bool = False
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
@@ -87,4 +121,7 @@ class Blip2(Pretrained):
         loss = find_loss(self.loss, {"answer": answer_loss})
         module, processor = self.read(Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, device)
         interface = Blip2Interface(module, processor, self.prompt) if processor is not None else None
-        return prunable(self.name, module, processor, loss, selection, self.towers, interface)
+        if processor is not None and self.lavis_checkpoint is not None:
+            take_lavis_weights(module, self.lavis_checkpoint)
+        model = prunable(self.name, module, processor, loss, selection, self.towers, interface)
+        return SavesLavis(**vars(model)) if self.save_lavis else model

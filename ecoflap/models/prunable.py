@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ecoflap.errors import UserError
 from ecoflap.models.layers import Layer
 from ecoflap.models.towers import Block, Skipped, Tower
 
@@ -74,8 +75,19 @@ class PrunableModel:
         Args:
             batch: the inputs; the first dimension of each tensor is samples.
             copies: the batch is this many replicas of one batch, one after the other; a loss that compares samples does so inside a replica.
+
+        Raises:
+            UserError: the loss needs something that the data don't have.
         """
-        return self.loss_function(self.module, {name: tensor.to(self.device) for name, tensor in batch.items()}, copies).float()
+        moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
+        try:
+            return self.loss_function(self.module, moved, copies).float()
+        except KeyError as error:
+            if error.args[0] in moved:
+                raise
+            raise UserError(
+                f"{self.name} is scored on {error}, and these data have {', '.join(moved)}; choose another calibration or task"
+            ) from error
 
     def parameter_count(self) -> int:
         """All parameters, shared ones once."""

@@ -5,9 +5,7 @@ The package ships its weights as a Q4_1 GGUF file. It is never imported (its own
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +13,7 @@ from torch import Tensor
 
 from ecoflap.errors import UserError
 from ecoflap.models.causal_lm import language_loss
+from ecoflap.models.installed import installed_file
 from ecoflap.models.loading import Selection, prunable, resolve_dtype
 from ecoflap.models.prunable import PrunableModel
 
@@ -31,20 +30,6 @@ IN_BLOCK = {
     "ffn_norm": "post_attention_layernorm",
 }
 CONTROL_TOKEN = 3  # GGUF's token type of special tokens
-
-
-def package_file(package: str, file: str, install: str) -> Path:
-    """A data file inside an installed package, without importing it.
-
-    Raises:
-        UserError: the package is not installed, or has no such file.
-    """
-    spec = importlib.util.find_spec(package)
-    folders = list(spec.submodule_search_locations or []) if spec else []
-    path = Path(folders[0]) / file if folders else None
-    if path is None or not path.is_file():
-        raise UserError(f"the weights of this model are in the package {package}, which is not installed; run: {install}")
-    return path
 
 
 @dataclass(frozen=True)
@@ -71,7 +56,7 @@ class SmolLM2:
         Raises:
             UserError: the package or the ``gguf`` reader is missing, or a tower is unknown.
         """
-        path = package_file(self.package, self.file, "make real-models")
+        path = installed_file(self.package, self.file, "make real-models")
         try:
             from gguf import GGUFReader
         except ImportError:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import nn
 
 from ecoflap.errors import UserError
 from ecoflap.models.prunable import PrunableModel
@@ -23,17 +25,16 @@ class SavesStateDict(PrunableModel):
         save_file({name: tensor.contiguous().clone() for name, tensor in self.module.state_dict().items()}, folder / "model.safetensors")
 
 
-def read_state(file: Path, option: str) -> dict[str, Tensor]:
-    """A state dict from a safetensors file, or from a PyTorch file read without unpickling objects.
+def read_tensors(file: Path, option: str) -> Any:
+    """What a safetensors file holds, or a PyTorch file read without unpickling anything but tensors.
 
     Raises:
         UserError: the file is neither.
     """
     try:
-        state: Any = load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise UserError(f"{option}={file} can't be read as weights ({str(error).splitlines()[0]}); give a .safetensors or .pth file") from error
-    return dict(state)
+        return load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{option}={file} can't be read ({str(error).splitlines()[0]}); it is damaged, or holds other things than tensors") from None
 
 
 def read_weights(module: nn.Module, file: Path, option: str) -> None:
@@ -42,7 +43,7 @@ def read_weights(module: nn.Module, file: Path, option: str) -> None:
     Raises:
         UserError: the file can't be read, or is of another model.
     """
-    state, own = read_state(file, option), module.state_dict()
+    state, own = dict(read_tensors(file, option)), module.state_dict()
     wrong = sorted(set(own) ^ set(state)) + [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
     if wrong:
         raise UserError(f"{option}={file} is of another model: {len(wrong)} weights do not fit, such as {wrong[0]}")

@@ -48,7 +48,13 @@ def run(folder: Path, *overrides: str) -> str:
 def test_a_name_in_ten_lines(followed: Path, tiny_llama: Path, text_file: Path) -> None:
     torch.manual_seed(0)
     model = save(GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES)), tiny_llama, followed / "pythia")
-    data = [f"calibration.path={text_file}", f"task.path={text_file}", "calibration.sequence_length=16", "task.sequence_length=16", "score=first_order"]
+    data = [
+        f"calibration.path={text_file}",
+        f"task.path={text_file}",
+        "calibration.sequence_length=16",
+        "task.sequence_length=16",
+        "score=first_order",
+    ]
     printed = run(followed, "model=pythia", f"model.path={model}", "sparsity=0.5", *data)
     assert "gpt_neox.layers" in printed
     assert "pythia on wikitext2" in printed

@@ -1,0 +1,31 @@
+"""What a task is: it reads its data once and measures the dense and the pruned model on them."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from ecoflap.evaluate.journal import IN_MEMORY, Journal
+from ecoflap.models.prunable import PrunableModel
+
+
+class Evaluation(Protocol):
+    """A task with its data in memory."""
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the numbers depend on beside the model."""
+
+    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+        """The model's metrics; the first one is the headline."""
+
+
+class Task(Protocol):
+    """Measures a model."""
+
+    name: str
+
+    def load(self, model: PrunableModel) -> Evaluation:
+        """Read the data.
+
+        Raises:
+            UserError: they are not there, or the model can't do what the task needs.
+        """
