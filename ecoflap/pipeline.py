@@ -22,6 +22,7 @@ from ecoflap.outcome import conclude, discard_earlier, show_in_tracker
 from ecoflap.plan import Plan, make_plan
 from ecoflap.progress import Progress
 from ecoflap.prune.driver import prune
+from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_allocation, show_block, show_layers, show_metrics, show_model
 from ecoflap.results import Result
 from ecoflap.score.scores import Scores
@@ -80,10 +81,11 @@ def _work(plan: Plan) -> tuple[Result, Progress]:
     _evaluate_dense(plan, model, evaluations, progress)
     if "score" in plan.steps and plan.scorer is not None:
         _score(plan, model, progress)
-    if "allocate" in plan.steps:
+    whole_model = isinstance(plan.pruner, WholeModelPruner)
+    if "allocate" in plan.steps and not whole_model:
         _allocate(plan, model, progress)
     if "prune" in plan.steps:
-        _prune(plan, model, progress)
+        (_prune_whole_model if whole_model else _prune)(plan, model, progress)
     if "prune" in plan.steps and evaluations:
         fingerprint = model.fingerprint()
         with measure(costs, "evaluate"):
@@ -100,7 +102,8 @@ def _load(plan: Plan, costs: dict[str, dict[str, Any]], device: torch.device) ->
     with measure(costs, "load"):
         model: PrunableModel = plan.loader.load(device, plan.selection)
     show_model(model)
-    plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores)
+    if not isinstance(plan.pruner, WholeModelPruner):
+        plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores)
     return model
 
 
@@ -161,5 +164,14 @@ def _allocate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
 
 def _prune(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     assert progress.allocation is not None
+    assert not isinstance(plan.pruner, WholeModelPruner)
     with measure(progress.costs, "prune"):
         progress.report = prune(model, progress.calibration, plan.pruner, progress.allocation, plan.config["batch_size"], show_block)
+
+
+def _prune_whole_model(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+    assert isinstance(plan.pruner, WholeModelPruner)
+    with measure(progress.costs, "prune"):
+        progress.allocation, progress.report = plan.pruner.prune(model, progress.calibration, plan.config["sparsity"], show_block)
+    write_json(plan.folder / "allocation.json", asdict(progress.allocation))
+    show_allocation(model, progress.allocation)

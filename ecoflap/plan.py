@@ -14,6 +14,7 @@ from ecoflap.errors import UserError
 from ecoflap.evaluate.task import Task
 from ecoflap.models.loading import Selection
 from ecoflap.prune.pruners import LayerPruner
+from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.store import Store
 
 
@@ -28,7 +29,7 @@ class Plan:
         calibrator: draws the calibration set.
         scorer: measures the layers; null for ``score=none`` or where the allocation needs no scores.
         allocator: turns scores into counts.
-        pruner: decides inside a layer.
+        pruner: decides inside a layer, or over the whole model.
         tasks: {name: task}, each measures the model.
         tracking: starts the tracker.
         store: stage cache.
@@ -40,7 +41,7 @@ class Plan:
     calibrator: Any
     scorer: Any
     allocator: Any
-    pruner: LayerPruner
+    pruner: LayerPruner | WholeModelPruner
     tasks: dict[str, Task]
     tracking: Any
     store: Store
@@ -129,6 +130,9 @@ def check_steps(plan: Plan) -> None:
             raise UserError(f"steps={steps}: there is no step {step!r}; the steps are {', '.join(STEPS)}")
     if not steps or steps != [step for step in STEPS if step in steps]:
         raise UserError(f"steps={steps} must be some of {', '.join(STEPS)}, each once and in this order")
+    if isinstance(plan.pruner, WholeModelPruner):
+        _check_whole_model(plan, plan.pruner)
+        return
     needs = {
         "score": "calibrate" if plan.scorer is not None else None,
         "allocate": "score" if plan.scorer is not None else None,
@@ -141,3 +145,17 @@ def check_steps(plan: Plan) -> None:
             )
     if "prune" in steps and plan.pruner.statistic is not None and "calibrate" not in steps:
         raise UserError(f"steps={steps}: pruner={plan.pruner.name} looks at data, so prune needs calibrate; add it")
+
+
+def _check_whole_model(plan: Plan, pruner: WholeModelPruner) -> None:
+    """A pruner over the whole model neither takes scores nor an allocation.
+
+    Raises:
+        UserError: it is given some, or lacks its data.
+    """
+    if plan.scorer is not None:
+        raise UserError(f"pruner={pruner.name} compares all weights by itself, so score={plan.scorer.name} would change nothing; use score=none")
+    if not plan.allocator.needs_scores:
+        raise UserError(f"pruner={pruner.name} compares all weights by itself; allocation={plan.allocator.name} would change nothing, leave it out")
+    if "prune" in plan.steps and pruner.looks_at_data and "calibrate" not in plan.steps:
+        raise UserError(f"steps={plan.steps}: pruner={pruner.name} looks at data, so prune needs calibrate; add it")

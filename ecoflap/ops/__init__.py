@@ -3,6 +3,7 @@ needs, the water-filling of a budget of weights, and noise with a purpose. Nothi
 file can be read, used and tested by itself.
 """
 
+from ecoflap.ops.global_selection import select_globally
 from ecoflap.ops.hessian import InverseFactor, NotPositiveDefiniteError, inverse_factor
 from ecoflap.ops.noise import gaussian, seed_for
 from ecoflap.ops.selection import select_in_matrix, select_in_rows, select_n_of_m
@@ -18,6 +19,7 @@ __all__ = [
     "inverse_factor",
     "proportional",
     "seed_for",
+    "select_globally",
     "select_in_matrix",
     "select_in_rows",
     "select_n_of_m",

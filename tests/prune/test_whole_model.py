@@ -1,0 +1,91 @@
+"""Global pruners against sorting all weights of the model in one list."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.prunable import PrunableModel
+from ecoflap.prune.whole_model import GlobalGradient, GlobalMagnitude
+from tests import tiny
+
+
+def smallest(scores: dict[str, Tensor], remove: int) -> dict[str, Tensor]:
+    """Masks, True where kept, of removing the ``remove`` smallest of all entries."""
+    flat = torch.cat([score.flatten() for score in scores.values()])
+    mask = torch.ones_like(flat, dtype=torch.bool)
+    mask[flat.argsort(stable=True)[:remove]] = False
+    parts = mask.split([score.numel() for score in scores.values()])
+    return {name: part.view_as(score) for part, (name, score) in zip(parts, scores.items(), strict=True)}
+
+
+def groups(model: PrunableModel, scope: str) -> list[list]:
+    return [model.layers] if scope == "model" else [tower.layers for tower in model.towers]
+
+
+@pytest.mark.parametrize("scope", ["model", "tower"])
+@pytest.mark.parametrize("family", ["gpt2", "blip2_t5", "clip"])
+def test_magnitude_removes_the_smallest_of_all(family: str, scope: str) -> None:
+    if family not in tiny.FAMILIES:
+        pytest.skip(f"{family} is not in the installed transformers")
+    model = tiny.build(family)
+    expected = {}
+    for layers in groups(model, scope):
+        scores = {layer.name: layer.weight.detach().abs() for layer in layers}
+        total = sum(score.numel() for score in scores.values())
+        expected |= smallest(scores, total - total * 4 // 10)
+    allocation, report = GlobalMagnitude(scope).prune(model, None, 0.6, lambda _: None)
+    assert all(torch.equal(report.masks[name], mask) for name, mask in expected.items())
+    assert all(torch.equal(layer.weight != 0, expected[layer.name]) for layer in model.layers)
+    assert allocation.keep == {name: int(mask.sum()) for name, mask in expected.items()}
+
+
+@pytest.mark.parametrize(("scope", "iterations"), [("tower", 1), ("tower", 3), ("model", 2)])
+def test_gradient_is_measured_anew_at_each_step(scope: str, iterations: int) -> None:
+    family = "t5"
+    model, other, calibration = tiny.build(family), tiny.build(family), tiny.samples(family)
+    masks = {layer.name: torch.ones_like(layer.weight, dtype=torch.bool) for layer in other.layers}
+    for step in range(1, iterations + 1):
+        weights = [layer.weight for layer in other.layers]
+        means = [torch.zeros_like(weight) for weight in weights]
+        for sample in calibration.samples:
+            loss = other.loss({name: tensor[None] for name, tensor in sample.items()}).mean()
+            for mean, gradient in zip(means, torch.autograd.grad(loss, weights), strict=True):
+                mean += gradient.abs() / len(calibration)
+        for layers in groups(other, scope):
+            scores = {layer.name: (layer.weight.detach().abs() * means[other.layers.index(layer)]) * masks[layer.name] for layer in layers}
+            kept = int(sum(score.numel() for score in scores.values()) * (1 - 0.5 ** (iterations / step)) + 1e-9)
+            masks |= smallest(scores, sum(score.numel() for score in scores.values()) - kept)
+        with torch.no_grad():
+            for layer in other.layers:
+                layer.weight.mul_(masks[layer.name])
+    _, report = GlobalGradient(scope, iterations, samples=5, batch_size=1).prune(model, calibration, 0.5, lambda _: None)
+    for name, mask in masks.items():
+        assert (report.masks[name] != mask).float().mean() < 0.01, name  # the sum's order moves a few near the threshold
+    assert sum(int(mask.sum()) for mask in report.masks.values()) == sum(int(mask.sum()) for mask in masks.values())
+
+
+def test_a_removed_weight_never_comes_back() -> None:
+    model, calibration = tiny.build("llama"), tiny.samples("llama")
+    _, first = GlobalGradient("model", 1).prune(tiny.build("llama"), calibration, 0.5**3, lambda _: None)
+    _, third = GlobalGradient("model", 3).prune(model, calibration, 0.5, lambda _: None)
+    assert not any((third.masks[name] & ~mask).any() for name, mask in first.masks.items())
+
+
+def test_blocks_are_reported() -> None:
+    seen: list[str] = []
+    model = tiny.build("llama", skip_layers=(r"layers\.0\.",))
+    GlobalMagnitude().prune(model, None, 0.5, lambda block: seen.append(block.block))
+    assert seen == ["model.layers.0", "model.layers.1"]
+
+
+def test_refusals() -> None:
+    with pytest.raises(UserError, match=r"pruner\.scope=block is not known; choose model or tower"):
+        GlobalMagnitude("block")
+    with pytest.raises(UserError, match=r"pruner\.iterations"):
+        GlobalGradient(iterations=0)
+    model = tiny.build("llama")
+    with torch.no_grad():
+        model.layers[0].weight[0, 0] = float("nan")
+    with pytest.raises(NumericalError, match="NaN or infinite"):
+        GlobalMagnitude().prune(model, None, 0.5, lambda _: None)
