@@ -38,7 +38,7 @@ class Blip2Interface:
 
     def encode(self, example: Example) -> Sample:
         """Inputs and labels of one question: labels apart for a T5, after the prompt for a decoder-only model."""
-        inputs = self.processor(images=load_image(example.image or ""), text=self.prompt.format(example.text), return_tensors="pt")
+        inputs = self.processor(images=load_image(example.image or ""), text=example.worded(self.prompt), return_tensors="pt")
         sample = {name: tensor[0] for name, tensor in inputs.items()}
         target = self.processor.tokenizer(example.target, return_tensors="pt")["input_ids"][0]
         if not decoder_only(self.module):
@@ -54,7 +54,7 @@ class Blip2Interface:
         tokenizer, weight = self.processor.tokenizer, next(module.parameters())
         # A decoder-only model writes on from the last token, so padding has to stand before the question.
         tokenizer.padding_side = "left" if decoder_only(module) else "right"
-        texts = [self.prompt.format(example.text) for example in examples]
+        texts = [example.worded(self.prompt) for example in examples]
         # The processor puts the image tokens into the text only when it is given an image; any one will do for that.
         inputs = self.processor(images=load_image(examples[0].image or ""), text=texts, padding=True, return_tensors="pt").to(weight.device)
         tokens = module.generate(

@@ -23,6 +23,7 @@ class Example:
         image: path of the picture.
         second_image: path of another picture, where a question is about two.
         label: index of the right class.
+        bare: the text is no question but what the model reads as it stands (the beginning of a caption), without its prompt.
     """
 
     text: str = ""
@@ -30,6 +31,11 @@ class Example:
     image: str | None = None
     second_image: str | None = None
     label: int | None = None
+    bare: bool = False
+
+    def worded(self, prompt: str) -> str:
+        """The text put into a model's prompt, which has one ``{}`` for it."""
+        return self.text if self.bare else prompt.format(self.text)
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -65,7 +65,7 @@ class LavisBlip2Interface:
         return [answer.strip() for answer in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
     def _ask(self, example: Example) -> str:
-        return self.prompt.format(self.question(example.text))
+        return replace(example, text=self.question(example.text)).worded(self.prompt)
 
     def _tokens(self, texts: Sequence[str]) -> Any:
         return self.tokenizer(list(texts), padding="longest", truncation=True, max_length=LONGEST, return_tensors="pt")
