@@ -45,7 +45,7 @@ class VlmInterface:
 
     def encode(self, example: Example) -> Sample:
         """Inputs and labels of one question, with the leading dimension that the processor gives."""
-        image, text = load_image(example.image or ""), example.worded(self.prompt)
+        image, text = load_image(example.image or ""), self.prompt.format(example.text)
         question = self.processor(images=image, text=text, return_tensors="pt")
         if not writes_after_prompt(self.module):
             return {**question, "labels": self.processor.tokenizer(example.target, return_tensors="pt")["input_ids"]}
@@ -64,7 +64,7 @@ class VlmInterface:
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left" if writes_after_prompt(module) else "right"
         images = [load_image(example.image or "") for example in examples]
-        texts = [example.worded(self.prompt) for example in examples]
+        texts = [self.prompt.format(example.text) for example in examples]
         inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt").to(model.device, next(module.parameters()).dtype)
         tokens = module.generate(**inputs, **generation.options())
         written = tokens[:, inputs["input_ids"].shape[1] :] if writes_after_prompt(module) else tokens
