@@ -10,7 +10,7 @@ import pytest
 from tests.cli.conftest import ROOT, composed
 
 SHOWN = [ROOT / "README.md", *sorted((ROOT / "conf").rglob("*.yaml")), *sorted((ROOT / "sweeps").rglob("*.yaml"))]
-COMMAND = re.compile(r"python main\.py(?: -m)?((?: +\+?[\w/.]+=\S+)+)")
+COMMAND = re.compile(r"python main\.py(?: -m)?((?: +\+?[\w/.]+=[^\s`]+)+)")
 
 
 def commands() -> list[tuple[str, str]]:
