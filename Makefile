@@ -41,13 +41,13 @@ run: $(READY) ## set up and run the main job, offline: prune the embedded BLIP-2
 	HF_HUB_OFFLINE=1 $(BIN)/python main.py $(OVERRIDES)
 
 test: $(READY) ## set up and run the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto -m 'not slow'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
 
 test-lavis: $(LAVIS)/.ready ## set up salesforce-lavis and test beside it, on the oldest transformers (Python 3.10 or 3.11)
-	HF_HUB_OFFLINE=1 $(LAVIS)/bin/python -m pytest -n auto -W ignore tests/lavis tests/ops $(PORTABLE)
+	HF_HUB_OFFLINE=1 $(LAVIS)/bin/python -m pytest -n auto --dist worksteal -W ignore tests/lavis tests/ops $(PORTABLE)
 
 test-mixed: $(MIXED)/.ready ## set up salesforce-lavis beside a transformers that has BLIP-2 too, and compare the two
-	HF_HUB_OFFLINE=1 $(MIXED)/bin/python -m pytest -n auto -W ignore tests/lavis $(PORTABLE)
+	HF_HUB_OFFLINE=1 $(MIXED)/bin/python -m pytest -n auto --dist worksteal -W ignore tests/lavis $(PORTABLE)
 
 test-golden: real-models ## check SmolLM2 against the published perplexities (seven runs, about 15 minutes)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/real -m '' -s
