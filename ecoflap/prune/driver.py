@@ -19,7 +19,7 @@ from ecoflap.errors import NumericalError
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import PrunableModel, quiet_forward
 from ecoflap.prune.pruners import LayerPruner, Pruned
-from ecoflap.prune.statistics import InputStatistics, Statistic
+from ecoflap.calibrate.statistics import InputStatistics, Statistic
 
 log = logging.getLogger(__name__)
 

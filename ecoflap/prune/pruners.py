@@ -10,7 +10,7 @@ from torch import Tensor
 from ecoflap.errors import UserError
 from ecoflap.ops import solve_with_factor, wanda_metric
 from ecoflap.prune.masks import MaskRule
-from ecoflap.prune.statistics import Gram, MeanSquare
+from ecoflap.calibrate.statistics import Gram, MeanSquare
 
 
 class Pruned(NamedTuple):

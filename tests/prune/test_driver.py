@@ -12,7 +12,7 @@ from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.prune.driver import BlockReport, prune
 from ecoflap.prune.pruners import LayerPruner, Magnitude, Pruned, SparseGPT, Wanda
-from ecoflap.prune.statistics import Gram, InputStatistics, MeanSquare
+from ecoflap.calibrate.statistics import Gram, InputStatistics, MeanSquare
 from tests import tiny
 
 from . import reference

@@ -10,7 +10,7 @@ from ecoflap.models.prunable import PrunableModel
 from ecoflap.ops import gaussian
 from ecoflap.prune.driver import prune
 from ecoflap.prune.pruners import LayerPruner, Magnitude, SparseGPT, Wanda
-from ecoflap.prune.statistics import MeanSquare
+from ecoflap.calibrate.statistics import MeanSquare
 from ecoflap.score.scores import Scores
 from tests import tiny
 

@@ -1,0 +1,89 @@
+"""Local scores: what the fine stage thinks of a layer from its weights and inputs alone; the paper's counterexample to global scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoflap.calibrate.capture import Flow
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.calibrate.statistics import Gram, InputStatistics, MeanSquare
+from ecoflap.console import track
+from ecoflap.errors import UserError, nearest, require_positive
+from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.ops import wanda_metric
+from ecoflap.score.scores import Average, Scores, collect
+
+DAMPING = 0.01
+
+
+def wanda_sum(weight: Tensor, statistic: MeanSquare | Gram) -> Tensor:
+    """Sum of |w| times the norm of its input column."""
+    assert isinstance(statistic, MeanSquare)
+    return wanda_metric(weight, statistic.value).sum()
+
+
+def sparsegpt_sum(weight: Tensor, statistic: MeanSquare | Gram) -> Tensor:
+    """Sum of w^2 over the squared diagonal of the inverse Hessian's factor, with SparseGPT's damping."""
+    assert isinstance(statistic, Gram)
+    factor = statistic.factor(DAMPING)
+    return (weight.float().square() / factor.upper.diagonal().square())[:, ~factor.dead].sum()
+
+
+MEASURES: dict[str, tuple[type[MeanSquare] | type[Gram], Callable[[Tensor, MeanSquare | Gram], Tensor]]] = {
+    "wanda": (MeanSquare, wanda_sum),
+    "sparsegpt": (Gram, sparsegpt_sum),
+}
+
+
+@dataclass(frozen=True)
+class Local:
+    """Score every layer by the sum of its fine-stage metric, on the dense model.
+
+    Attributes:
+        measure: wanda or sparsegpt.
+        samples: how many samples of the calibration set are used, from the first.
+        batch_size: samples per forward pass; changes nothing beyond rounding.
+        name: for people and result files.
+    """
+
+    measure: str = "wanda"
+    samples: int = 128
+    batch_size: int = 8
+    name: str = "local"
+
+    def __post_init__(self) -> None:
+        if self.measure not in MEASURES:
+            raise UserError(f"score.measure={self.measure} is not known; choose {nearest(self.measure, MEASURES)}")
+        require_positive("score", self, "samples", "batch_size")
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the numbers depend on."""
+        return {"name": self.name, "measure": self.measure, "samples": self.samples}
+
+    @torch.no_grad()
+    def __call__(self, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:
+        """Measure every layer of the model's towers.
+
+        Raises:
+            NumericalError: a score is not finite.
+        """
+        kind, measure = MEASURES[self.measure]
+        averages = {layer.name: Average() for layer in model.layers}
+        batches = calibration.take(self.samples).batches(self.batch_size)
+        with quiet_forward(model.module):
+            for tower in track(model.towers, "score", total=len(model.towers)):
+                flow = Flow(model, tower, batches)
+                for index, block in enumerate(tower.blocks):
+                    statistics = InputStatistics(kind)
+                    with statistics.gathering(block.layers):
+                        for stream in flow.enter(index):
+                            statistics.look_at(stream.counted, stream.calls[index].tensors)
+                            stream.hidden = stream.calls[index].run(block.module, stream.hidden)
+                    for layer in block.layers:
+                        averages[layer.name].add(measure(layer.matrix(), statistics[layer]).item(), 1.0, layer.name)
+        return collect(self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration))})

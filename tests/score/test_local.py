@@ -1,0 +1,34 @@
+import pytest
+import torch
+
+from ecoflap.errors import UserError
+from ecoflap.score.local import Local
+from tests import tiny
+from tests.prune import reference
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "clip"])
+@pytest.mark.parametrize("measure", ["wanda", "sparsegpt"])
+def test_equals_the_metric_on_all_inputs(family: str, measure: str) -> None:
+    if family not in tiny.FAMILIES:
+        pytest.skip(f"{family} is not in the installed transformers")
+    model, calibration = tiny.build(family), tiny.samples(family)
+    scores = Local(measure, batch_size=2)(model, calibration, 0)
+    batches = tiny.one_by_one(family, calibration, 2)
+    for layer in model.layers:
+        inputs = reference.inputs_of(model, layer, calibration, batches).double()
+        weight = layer.matrix().double()
+        if measure == "wanda":
+            expected = (weight.abs() * inputs.square().mean(dim=0).sqrt()).sum()
+        else:
+            gram = inputs.t() @ inputs / len(inputs)
+            damped = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
+            factor = torch.linalg.cholesky(torch.linalg.inv(damped), upper=True)
+            expected = (weight.square() / factor.diagonal().square()).sum()
+        assert scores.importance[layer.name] == pytest.approx(float(expected), rel=2e-3)
+
+
+def test_refusals() -> None:
+    with pytest.raises(UserError, match=r"score\.measure=gradient is not known; choose wanda, sparsegpt"):
+        Local("gradient")
