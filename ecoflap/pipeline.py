@@ -89,11 +89,10 @@ def _work(plan: Plan) -> tuple[Result, Progress]:
     if "prune" in plan.steps and evaluations:
         fingerprint = model.fingerprint()
         with measure(costs, "evaluate"):
-            progress.metrics["pruned"] = {
-                name: evaluation(model, _journal(plan, name, "pruned", fingerprint, evaluation)) for name, evaluation in evaluations.items()
-            }
+            pruned = {name: evaluation(model, _journal(plan, name, "pruned", fingerprint, evaluation)) for name, evaluation in evaluations.items()}
+        progress.metrics["pruned"] = with_mean(pruned, plan.mean)
     result = conclude(plan, model, progress)
-    for name in evaluations:
+    for name in progress.metrics.get("dense", {}):
         show_metrics(f"{model.name} on {name}", *(by_task[name] for by_task in progress.metrics.values()))
     return result, progress
 
@@ -123,13 +122,29 @@ def _evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Eva
     if not evaluations:
         return
     with measure(progress.costs, "evaluate_dense"):
-        progress.metrics["dense"] = {}
+        metrics: dict[str, dict[str, float]] = {}
         for name, evaluation in evaluations.items():
             progress.tasks[name] = evaluation.identity()
             key = {"version": 2, "transformers": transformers.__version__, "model": progress.fingerprint, "task": progress.tasks[name]}
             journal = _journal(plan, name, "dense", progress.fingerprint, evaluation)
             dense, _ = plan.store.get_or_compute("dense_metrics", key, partial(evaluation, model, journal))
-            progress.metrics["dense"][name] = dense
+            metrics[name] = dense
+    progress.metrics["dense"] = with_mean(metrics, plan.mean)
+
+
+def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[str, dict[str, float]]:
+    """The metrics of several tasks, led by the mean of one that all have, where it is asked for.
+
+    Raises:
+        UserError: a task has no such metric.
+    """
+    if metric is None:
+        return metrics
+    for task, values in metrics.items():
+        if metric not in values:
+            raise UserError(f"task.mean={metric}: {task} has no such metric; it has {', '.join(values)}")
+    mean = sum(values[metric] for values in metrics.values()) / len(metrics)
+    return {"mean": {metric: mean, "tasks": float(len(metrics))}, **metrics}
 
 
 def _journal(plan: Plan, task: str, which: str, fingerprint: str, evaluation: Evaluation) -> Journal:

@@ -31,6 +31,7 @@ class Plan:
         allocator: turns scores into counts.
         pruner: decides inside a layer, or over the whole model.
         tasks: {name: task}, each measures the model.
+        mean: the metric of a suite's tasks whose mean is reported; null for none.
         tracking: starts the tracker.
         store: stage cache.
     """
@@ -43,6 +44,7 @@ class Plan:
     allocator: Any
     pruner: LayerPruner | WholeModelPruner
     tasks: dict[str, Task]
+    mean: str | None
     tracking: Any
     store: Store
 
@@ -85,6 +87,7 @@ def make_plan(config: DictConfig, folder: Path) -> Plan:
         allocator=allocator,
         pruner=parts["pruner"],
         tasks=build_tasks(config.task),
+        mean=config.task.get("mean") if "tasks" in config.task else None,
         tracking=parts["tracking"],
         store=make_store(config.cache, config.cache_mode),
     )

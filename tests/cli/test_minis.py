@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from ecoflap.errors import UserError
+from ecoflap.pipeline import with_mean
 from ecoflap.results import Result, verify
 
 # model: (least dense figure, what a guesser gets, options that keep it short)
@@ -52,3 +54,13 @@ def test_a_suite_measures_several_tasks_and_keeps_their_predictions(run: Callabl
     assert set(result.data["tasks"]) == set(result.metrics["dense"])
     written = {file.name for file in (tmp_path / "run" / "predictions").iterdir()}
     assert {"easy_classification_dense.jsonl", "easy_classification_pruned.jsonl"} <= written
+
+
+def test_the_mean_of_a_suite_comes_first(run: Callable[..., Result], short: list[str]) -> None:
+    limits = [f"task.tasks.{name}.limit=50" for name in ("easy_classification", "easy_retrieval")]
+    with pytest.raises(UserError, match=r"task\.mean=accuracy: easy_retrieval has no such metric"):
+        run([*short, *limits, "model=clip_mini", "task=easy_suite", "score=none", "+task.mean=accuracy"])
+    metrics = {"one": {"accuracy": 50.0, "top_5": 60.0}, "other": {"accuracy": 70.0}}
+    assert with_mean(metrics, "accuracy") == {"mean": {"accuracy": 60.0, "tasks": 2.0}, **metrics}
+    assert list(with_mean(metrics, "accuracy"))[0] == "mean"
+    assert with_mean(metrics, None) == metrics

@@ -1,0 +1,91 @@
+"""Training splits of VQAv2 and NLVR2 as calibration data. The evaluations' splits hold other pictures, so the two can't overlap."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from ecoflap.calibrate.samples import CalibrationSet, draw
+from ecoflap.data.nlvr2 import OBTAIN, read_pairs
+from ecoflap.data.vqa import VQAV2, clean_question, read_coco_questions, require_images
+from ecoflap.errors import UserError, require_positive
+from ecoflap.models.examples import Classifies, encode_all, require
+from ecoflap.models.prunable import PrunableModel
+
+
+def require_train(split: str) -> None:
+    """Refuse to calibrate on what a model is measured on.
+
+    Raises:
+        UserError: the split is not the training split.
+    """
+    if split != "train":
+        raise UserError(f"calibration.split={split}: models are measured on the other splits; choose train, whose pictures are in none of them")
+
+
+@dataclass(frozen=True)
+class VqaV2:
+    """Questions about COCO's train2014 with the answer that most annotators gave.
+
+    Attributes:
+        path: folder with the published files and pictures; null names what is needed.
+        split: train; no other one is taken.
+        clean: ask in lower case and without most punctuation, as ``task=vqav2`` does.
+        samples: number of questions.
+        name: for people and result files.
+    """
+
+    path: str | None = None
+    split: str = "train"
+    clean: bool = True
+    samples: int = 128
+    name: str = "vqav2"
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples")
+        require_train(self.split)
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw questions and make model inputs of them.
+
+        Raises:
+            UserError: files or pictures are missing, or the model reads no questions.
+        """
+        questions = read_coco_questions(VQAV2, self.path, self.split, "calibration")
+        chosen = [questions[index].example() for index in draw(len(questions), self.samples, seed)]
+        require_images((one.image or "" for one in chosen), f"calibration={self.name}", VQAV2.obtain)
+        asked = [replace(one, text=clean_question(one.text)) for one in chosen] if self.clean else chosen
+        return CalibrationSet(self.name, encode_all(model, asked, f"calibration={self.name}"))
+
+
+@dataclass(frozen=True)
+class Nlvr2:
+    """Sentences about two pictures, and whether they are true.
+
+    Attributes:
+        path: folder with the published files and pictures; null names what is needed.
+        split: train; no other one is taken.
+        samples: number of sentences.
+        name: for people and result files.
+    """
+
+    path: str | None = None
+    split: str = "train"
+    samples: int = 128
+    name: str = "nlvr2"
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples")
+        require_train(self.split)
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw sentences and make model inputs of them.
+
+        Raises:
+            UserError: files or pictures are missing, or the model does not classify.
+        """
+        require(model, Classifies, f"calibration={self.name}")  # a model that writes would silently look at the first picture only
+        pairs = read_pairs(self.path, self.split, "calibration")
+        chosen = [pairs[index] for index in draw(len(pairs), self.samples, seed)]
+        images = [image for one in chosen for image in (one.image, one.second_image) if image is not None]
+        require_images(images, f"calibration={self.name}", OBTAIN)
+        return CalibrationSet(self.name, encode_all(model, chosen, f"calibration={self.name}"))

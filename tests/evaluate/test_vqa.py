@@ -1,0 +1,156 @@
+"""VQAv2, OK-VQA and GQA, with an interface that knows some answers; their calibration split."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ecoflap.calibrate.vqa import VqaV2 as VqaV2Calibration
+from ecoflap.data.vqa import OKVQA, VQAV2
+from ecoflap.errors import UserError
+from ecoflap.evaluate.journal import Journal
+from ecoflap.evaluate.vqa import Gqa, OkVqa, PublishedQuestions, VqaV2
+from ecoflap.evaluate.vqa_accuracy import lemmatizer
+from ecoflap.models.examples import Example, Generation
+from ecoflap.models.prunable import PrunableModel
+from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa
+
+
+class Answerer:
+    """Says yes to every question; or the right answer, which it finds in the example."""
+
+    prompt = "Question: {} Short answer:"
+
+    def __init__(self, knows: bool = False) -> None:
+        self.knows = knows
+        self.seen: list[Example] = []
+        self.generation = Generation()
+
+    def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
+        self.seen += examples
+        self.generation = generation
+        return [f"The {example.target}." if self.knows else "Yes" for example in examples]
+
+    def encode(self, example: Example) -> dict[str, Tensor]:
+        return {"input_ids": torch.tensor([ord(letter) for letter in example.text]), "labels": torch.tensor([len(example.target)])}
+
+
+def model(interface: object) -> PrunableModel:
+    return PrunableModel("tiny", nn.Module(), (), (), (), lambda *_: torch.zeros(1), None, interface)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for split in ("train", "val"):
+        write_coco_questions(tmp_path, VQAV2, split)
+    write_coco_questions(tmp_path, OKVQA, "val", KINDS)
+    write_gqa(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize("task", [VqaV2, OkVqa, Gqa])
+def test_accuracy_over_all_and_by_type(folder: Path, task: type[PublishedQuestions]) -> None:
+    knows, says_yes = model(Answerer(knows=True)), model(Answerer())
+    assert task(str(folder), batch_size=5).load(knows)(knows)["accuracy"] == 100
+    found = task(str(folder), batch_size=5).load(says_yes)(says_yes)
+    questions = task(str(folder)).read()
+    yes = sum(question.answers[-1] == "yes" for question in questions)
+    closed = sum(question.answers[-1] in ("yes", "no") for question in questions)
+    assert found["accuracy"] == pytest.approx(100 * yes / len(questions))
+    shut, opened, of_type = {
+        "vqav2": ("accuracy_yes_no", "accuracy_other", "what is"),
+        "okvqa": ("accuracy_yes_no", "accuracy_other", "Shapes and Colours"),
+        "gqa": ("accuracy_binary", "accuracy_open", "query"),
+    }[task(None).name]
+    assert found[shut] == pytest.approx(100 * yes / closed)
+    assert found[opened] == found[of_type] == 0
+    assert next(iter(found)) == "accuracy"
+    assert found["questions"] == len(questions)
+
+
+def test_asked_as_blip2_was(folder: Path) -> None:
+    interface = Answerer()
+    VqaV2(str(folder)).load(model(interface))(model(interface))
+    assert interface.generation == Generation(beams=5, max_new_tokens=10, length_penalty=-1.0)
+    assert all(example.text == example.text.lower() for example in interface.seen)
+    VqaV2(str(folder), clean=False).load(model(interface))(model(interface))
+    assert interface.seen[-1].text[0].isupper()
+
+
+def test_limit_is_spread_over_the_file_and_only_its_pictures_are_needed(folder: Path) -> None:
+    asked = VqaV2(str(folder), limit=3).load(model(Answerer())).questions
+    assert [question.id for question in asked] == ["0", "40", "80"]
+    for picture in (folder / "val2014").iterdir():
+        if str(picture) not in {question.image for question in asked}:
+            picture.unlink()
+    VqaV2(str(folder), limit=3).load(model(Answerer()))
+    with pytest.raises(UserError, match=r"task=vqav2: \d+ of \d+ pictures are missing, such as .*COCO_val2014_\d{12}\.jpg\. VQAv2's questions"):
+        VqaV2(str(folder)).load(model(Answerer()))
+
+
+def test_an_interrupted_evaluation_goes_on(folder: Path, tmp_path: Path) -> None:
+    class Stops(Answerer):
+        def answer(self, *arguments: object) -> list[str]:
+            if len(self.seen) == 8:
+                raise KeyboardInterrupt
+            return super().answer(*arguments)  # type: ignore[arg-type]
+
+    first, second, file = model(Stops()), model(Answerer()), tmp_path / "predictions.jsonl"
+    evaluation = VqaV2(str(folder), batch_size=4).load(first)
+    with pytest.raises(KeyboardInterrupt):
+        evaluation(first, Journal(file, evaluation.identity()))
+    again = VqaV2(str(folder), batch_size=4).load(second)
+    assert again(second, Journal(file, again.identity()))["questions"] == 12
+    assert len(second.interface.seen) == 4
+
+
+def test_identity_changes_with_what_the_numbers_depend_on(folder: Path) -> None:
+    asks = model(Answerer())
+    identity = VqaV2(str(folder)).load(asks).identity()
+    moved = folder.rename(folder.with_name("moved"))
+    assert identity == VqaV2(str(moved), batch_size=3).load(asks).identity()
+    assert identity != VqaV2(str(moved), limit=11).load(asks).identity()
+    assert identity != VqaV2(str(moved), beams=1).load(asks).identity()
+    assert identity != VqaV2(str(moved), clean=False).load(asks).identity()
+    other = Answerer()
+    other.prompt = "{}"
+    assert identity != VqaV2(str(moved)).load(model(other)).identity()
+    picture = next((moved / "val2014").iterdir())
+    picture.write_bytes(picture.read_bytes() + b" ")
+    assert identity != VqaV2(str(moved)).load(asks).identity()
+
+
+def test_okvqa_with_lemmas_needs_spacy_before_anything_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "spacy", None)
+    lemmatizer.cache_clear()
+    with pytest.raises(UserError, match=r"task\.lemmatize=true needs spaCy"):
+        OkVqa(str(folder), lemmatize=True).load(model(Answerer()))
+
+
+def test_calibration_takes_training_questions(folder: Path) -> None:
+    drawn = VqaV2Calibration(str(folder), samples=5).load(model(Answerer()), 0)
+    texts = ["".join(map(chr, sample["input_ids"].tolist())) for sample in drawn.samples]
+    assert len(texts) == 5
+    assert all(text == text.lower() and text.endswith("?") for text in texts)
+    kept = VqaV2Calibration(str(folder), samples=5, clean=False).load(model(Answerer()), 0)
+    assert chr(int(kept.samples[0]["input_ids"][0])).isupper()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VqaV2(None).load(model(Answerer())), r"task=vqav2 needs the data set's folder: task\.path=FOLDER.*visualqa\.org"),
+        (lambda: Gqa(None).load(model(None)), "task=gqa needs a model that answers, and tiny reads only text"),
+        (lambda: OkVqa(beams=0), r"task\.beams=0 must be at least 1"),
+        (lambda: VqaV2Calibration(split="val"), r"calibration\.split=val: models are measured on the other splits; choose train"),
+        (lambda: VqaV2Calibration().load(model(Answerer()), 0), r"calibration=vqav2 needs the data set's folder: calibration\.path=FOLDER"),
+    ],
+)
+def test_refusals(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make()

@@ -1,0 +1,37 @@
+"""Whole runs on VQAv2, OK-VQA and GQA in their published layouts: the mini models know Easy-VQA's questions, of which the folders are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ecoflap.data.vqa import OKVQA, VQAV2
+from ecoflap.results import Result
+from tests.cli.conftest import run  # noqa: F401 - a fixture
+from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for split in ("train", "val"):
+        write_coco_questions(folder, VQAV2, split)
+    write_coco_questions(folder, OKVQA, "val", KINDS)
+    write_gqa(folder)
+    return folder
+
+
+@pytest.mark.parametrize("model", ["blip2_mini", "blip_vqa_mini"])
+@pytest.mark.parametrize("task", ["vqav2", "okvqa", "gqa"])
+def test_dense_and_pruned(run: Callable[..., Result], folder: Path, tmp_path: Path, model: str, task: str) -> None:  # noqa: F811
+    calibration = ["calibration=vqav2", f"calibration.path={folder}", "calibration.samples=8"]
+    options = ["score=none", "tracking=none", "device=cpu", f"cache={tmp_path / 'cache'}", "sparsity=0.5"]
+    result = run([f"model={model}", *calibration, f"task={task}", f"task.path={folder}", "task.limit=6", *options])
+    dense, pruned = (result.metrics[which][task] for which in ("dense", "pruned"))
+    assert next(iter(dense)) == "accuracy"
+    assert dense["accuracy"] > 80
+    assert set(pruned) == set(dense)
+    assert pruned["questions"] == 6
