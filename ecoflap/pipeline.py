@@ -156,9 +156,10 @@ def _score(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     assert progress.calibration is not None
     calibration, seed = progress.calibration, plan.config["seed"]
     key = {
-        "version": 1,
+        "version": 2,
         "transformers": transformers.__version__,
         "model": progress.fingerprint,
+        "loss": model.loss_identity(plan.config["model"].get("loss")),
         "layers": [layer.name for layer in model.layers],
         "calibration": calibration.take(plan.scorer.samples).fingerprint(),
         "score": plan.scorer.identity(),

@@ -107,13 +107,14 @@ class Flow:
             UserError: the forward pass never reaches the tower.
         """
         self.model, self.tower, self.batches = model, tower, batches
-        self.streams: list[Stream] = []
         self.chained, self._passes = True, 0
-        for batch in batches:
-            self.streams += self._capture(batch)
+        # The largest batch first: a loss may send a single sample through a tower less often than samples that have each other.
+        order = sorted(range(len(batches)), key=lambda index: -_size(batches[index]))
+        captured = {index: self._capture(batches[index]) for index in order}
+        self.streams = [stream for index in range(len(batches)) for stream in captured[index]]
 
     def _capture(self, batch: Batch, start: int = 0) -> list[Stream]:
-        """The streams of one batch, at block ``start``. How often a batch passes the tower is learnt from the first one, which runs to its end."""
+        """The streams of one batch, at block ``start``. How often batches pass the tower is learnt from the largest, which runs to its end."""
         recorder = _Recorder(self.tower, self._passes)
         with recorder.watching(), suppress(_Captured):
             self.model.loss(batch)
@@ -134,6 +135,11 @@ class Flow:
         """Replace each stream's hidden states by the block's output on them."""
         for stream in self.streams:
             stream.hidden = stream.calls[index].run(self.tower.blocks[index].module, stream.hidden)
+
+
+def _size(batch: Batch) -> int:
+    """Number of samples."""
+    return len(next(iter(batch.values()), ()))
 
 
 class _Recorder:

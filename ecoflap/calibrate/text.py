@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,61 +11,9 @@ import torch
 from torch import Tensor
 
 from ecoflap.calibrate.samples import CalibrationSet, draw
+from ecoflap.calibrate.text_source import TextSource
 from ecoflap.errors import UserError, nearest, require_positive
 from ecoflap.models.prunable import PrunableModel
-
-
-@dataclass(frozen=True)
-class TextSource:
-    """Where a text comes from: a local file, or else a split of a data set of the hub.
-
-    Attributes:
-        path: a UTF-8 text file; null for the hub.
-        dataset: hub id.
-        config: configuration of the hub data set.
-        split: its split.
-        column: the column that holds text.
-        revision: its revision.
-    """
-
-    path: str | None = None
-    dataset: str = "Salesforce/wikitext"
-    config: str = "wikitext-2-raw-v1"
-    split: str = "test"
-    column: str = "text"
-    revision: str | None = None
-
-    def read_text(self, option: str) -> str:
-        """The whole text.
-
-        Args:
-            option: the config group that asks, for the message.
-
-        Raises:
-            UserError: the file or the data set isn't there.
-        """
-        if self.path is not None:
-            return _read_file(self.path, option)
-        import datasets
-
-        try:
-            rows = datasets.load_dataset(self.dataset, self.config, split=self.split, revision=self.revision)
-        except Exception as error:
-            raise UserError(
-                f"{option}: the data set {self.dataset} ({self.config}, {self.split}) could not be read from the hub ({type(error).__name__}); "
-                f"give a local text file with {option}.path=FILE, or unset HF_HUB_OFFLINE while online"
-            ) from error
-        # WikiText keeps its line ends in the rows; perplexity tables join them with blank lines.
-        return "\n\n".join(rows[self.column])
-
-
-def _read_file(path: str, option: str) -> str:
-    file = Path(path).expanduser()
-    if not file.is_file():
-        beside = sorted(entry.name for entry in file.parent.iterdir()) if file.parent.is_dir() else []
-        hint = f"in that folder: {nearest(file.name, beside)}" if beside else f"there is no folder {file.parent}"
-        raise UserError(f"{option}.path={path}: there is no such file; {hint}")
-    return file.read_text(encoding="utf-8")
 
 
 def tokenize(tokenizer: Any, text: str) -> Tensor:
@@ -72,18 +21,17 @@ def tokenize(tokenizer: Any, text: str) -> Tensor:
     return tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
 
 
-def windows(tokens: Tensor, length: int, option: str) -> Tensor:
-    """Cut [tokens] into non-overlapping rows [rows, length]; what is left over is dropped.
+def windows(tokens: Tensor, length: int, option: str, stride: int | None = None) -> Tensor:
+    """Cut [tokens] into rows [rows, length] that start every ``stride`` tokens; null: without overlap. What is left over is dropped.
 
     Raises:
         UserError: the text is shorter than one row.
     """
-    rows = len(tokens) // length
-    if rows == 0:
+    if len(tokens) < length:
         raise UserError(
             f"{option}.sequence_length={length} is more than the {len(tokens)} tokens of the text; give a longer text or a smaller length"
         )
-    return tokens[: rows * length].view(rows, length)
+    return tokens.unfold(0, length, stride or length)
 
 
 def read_token_rows(path: str, key: str, option: str, vocabulary: int) -> Tensor:
@@ -157,6 +105,47 @@ class Text(TextSource):
         rows = windows(tokenize(model.processor, self.read_text("calibration")), self.sequence_length, "calibration")
         chosen = rows[draw(len(rows), self.samples, seed)]
         return CalibrationSet(self.name, tuple({"input_ids": row} for row in chosen))
+
+
+@dataclass(frozen=True)
+class Documents(TextSource):
+    """Random windows of documents, one of each, as Wanda and SparseGPT take them from C4: only a document longer than a window counts.
+
+    Attributes:
+        samples: number of windows; fewer where there are not so many long documents.
+        sequence_length: tokens per window.
+        name: for people and result files.
+    """
+
+    split: str = "train"
+    samples: int = 128
+    sequence_length: int = 2048
+    name: str = "documents"
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples", "sequence_length", "documents")
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw documents, and a window of each.
+
+        Raises:
+            UserError: the model is no language model, the documents aren't there, or all are too short.
+        """
+        require_language_model(model, f"calibration={self.name}")
+        documents = self.read_documents("calibration")
+        place, rows = random.Random(seed), []
+        for index in draw(len(documents), len(documents), seed):
+            tokens = tokenize(model.processor, documents[index])
+            if len(tokens) > self.sequence_length:
+                start = place.randint(0, len(tokens) - self.sequence_length)
+                rows.append(tokens[start : start + self.sequence_length])
+            if len(rows) == self.samples:
+                break
+        if not rows:
+            raise UserError(
+                f"calibration.sequence_length={self.sequence_length}: none of the {len(documents)} documents has more tokens; choose a smaller length"
+            )
+        return CalibrationSet(self.name, tuple({"input_ids": row} for row in rows))
 
 
 @dataclass(frozen=True)

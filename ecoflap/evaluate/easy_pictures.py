@@ -14,7 +14,7 @@ from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.models.clip import class_features
-from ecoflap.models.examples import Answers, Classes, Classifies, Embeds, Example, Generation, Matches, require
+from ecoflap.models.examples import Classes, Classifies, Describes, Embeds, Example, Generation, Matches, require
 from ecoflap.models.prunable import PrunableModel
 
 
@@ -109,7 +109,7 @@ class EasyCaptions:
         Raises:
             UserError: the model writes no text, or the limit is out of range.
         """
-        interface = require(model, Answers, f"task={self.name}")
+        interface = require(model, Describes, f"task={self.name}")
         return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), interface)
 
     def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:

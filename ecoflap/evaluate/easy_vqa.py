@@ -12,7 +12,7 @@ from ecoflap.calibrate.easy_vqa import read_questions
 from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
-from ecoflap.models.examples import Answers, Example, Generation, require
+from ecoflap.models.examples import Describes, Example, Generation, require
 from ecoflap.models.prunable import PrunableModel
 
 
@@ -45,7 +45,7 @@ class EasyVqa:
         Raises:
             UserError: the model answers no questions, or the limit is out of range.
         """
-        interface = require(model, Answers, f"task={self.name}")
+        interface = require(model, Describes, f"task={self.name}")
         return EasyVqaEvaluation(self, spread(read_questions("test"), self.limit, "questions"), interface)
 
 

@@ -11,15 +11,19 @@ import torch
 
 from ecoflap.calibrate.mmlu import LETTERS, Question, prompt, read_subjects
 from ecoflap.errors import UserError, require_positive
+from ecoflap.evaluate.calibration_error import expected_calibration_error, rms_calibration_error
 from ecoflap.evaluate.inputs import parts, percent, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
+from ecoflap.evaluate.mmlu_categories import GROUPS
 from ecoflap.models.examples import Chooses, require
 from ecoflap.models.prunable import PrunableModel
 
 
 @dataclass(frozen=True)
 class Mmlu:
-    """Accuracy over all test questions and per subject.
+    """Accuracy over all test questions, per category, subcategory and subject, and how well the model knows what it knows.
+
+    A mean is always over questions. Subjects that are not MMLU's belong to no category.
 
     Attributes:
         path: folder in MMLU's layout.
@@ -92,12 +96,27 @@ class MmluEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
-        """Accuracy in percent: over all questions, and per subject; and the number of questions."""
+        """Accuracy and calibration errors in percent, and the number of questions."""
         model.module.eval()
         batches = parts(self.asked, self.task.batch_size)
         found = torch.tensor(journal.run(batches, lambda batch: self.interface.choose(model, [one.text for one in batch], LETTERS).tolist()))
-        right = [LETTERS[index] == one.answer for index, one in zip(found.argmax(dim=-1).tolist(), self.asked, strict=True)]
-        by_subject: dict[str, list[bool]] = {}
+        confidence, choice = found.double().softmax(dim=-1).max(dim=-1)
+        right = [LETTERS[index] == one.answer for index, one in zip(choice.tolist(), self.asked, strict=True)]
+        return {
+            "accuracy": percent(right),
+            **self._by_group(right),
+            "rms_calibration_error": rms_calibration_error(confidence, torch.tensor(right)),
+            "expected_calibration_error": expected_calibration_error(confidence, torch.tensor(right)),
+            "questions": len(right),
+        }
+
+    def _by_group(self, right: list[bool]) -> dict[str, float]:
+        """Accuracy of each category, then of each subcategory, then of each subject."""
+        groups: tuple[dict[str, list[bool]], ...] = ({}, {}, {})
         for one, correct in zip(self.asked, right, strict=True):
-            by_subject.setdefault(one.subject, []).append(correct)
-        return {"accuracy": percent(right), **{subject: percent(of_it) for subject, of_it in by_subject.items()}, "questions": len(right)}
+            category, subcategory = GROUPS.get(one.subject, (None, None))
+            names = (category and f"category/{category}", subcategory and f"subcategory/{subcategory}", one.subject)
+            for group, name in zip(groups, names, strict=True):
+                if name is not None:
+                    group.setdefault(name, []).append(correct)
+        return {name: percent(of_it) for group in groups for name, of_it in group.items()}

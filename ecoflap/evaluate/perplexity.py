@@ -10,31 +10,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecoflap.calibrate.text import TextSource, read_token_rows, require_language_model, tokenize, vocabulary_of, windows
-from ecoflap.errors import NumericalError, require_positive
+from ecoflap.calibrate.text import read_token_rows, require_language_model, tokenize, vocabulary_of, windows
+from ecoflap.calibrate.text_source import TextSource
+from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.inputs import parts
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
+from ecoflap.models.losses import IGNORED, next_token_loss
 from ecoflap.models.prunable import PrunableModel
 
 
 @dataclass(frozen=True)
 class TextPerplexity(TextSource):
-    """Perplexity on non-overlapping windows of a text.
+    """Perplexity on windows of a text.
+
+    Without a stride, windows don't overlap and all tokens of a window but its first count, as the papers on pruning language models measure.
+    Their C4 is the first 1100 documents of the first validation shard with spaces between them, of which the first 256 windows count; their Penn
+    Treebank is the sentences of the test split with spaces between them. No token for a text's beginning is added.
 
     Attributes:
         sequence_length: tokens per window.
+        stride: tokens between the starts of two windows; only the last so many tokens of a window count, all of the first window's but its first.
+            The smaller, the more context a token has, and the more windows there are. Null: windows don't overlap.
         limit: number of windows, from the first; null for all.
         batch_size: windows per forward pass; changes nothing beyond rounding.
         name: for people and result files.
     """
 
     sequence_length: int = 2048
+    stride: int | None = None
     limit: int | None = None
     batch_size: int = 4
     name: str = "wikitext2"
 
     def __post_init__(self) -> None:
-        require_positive("task", self, "sequence_length", "limit", "batch_size")
+        require_positive("task", self, "sequence_length", "stride", "limit", "batch_size", "documents")
+        if self.sequence_length < 2:
+            raise UserError("task.sequence_length=1: a language model is measured on the next token, so a window needs two or more")
+        if self.stride is not None and self.stride >= self.sequence_length:
+            raise UserError(
+                f"task.stride={self.stride} must be less than task.sequence_length={self.sequence_length}; null is for windows that don't overlap"
+            )
 
     def load(self, model: PrunableModel) -> PerplexityEvaluation:
         """Read and tokenise the text.
@@ -43,8 +58,8 @@ class TextPerplexity(TextSource):
             UserError: the text isn't there, or the model is no language model.
         """
         require_language_model(model, f"task={self.name}")
-        rows = windows(tokenize(model.processor, self.read_text("task")), self.sequence_length, "task")
-        return PerplexityEvaluation(rows[: self.limit], self.batch_size)
+        rows = windows(tokenize(model.processor, self.read_text("task")), self.sequence_length, "task", self.stride)
+        return PerplexityEvaluation(rows[: self.limit], self.batch_size, self.stride)
 
 
 @dataclass(frozen=True)
@@ -81,10 +96,17 @@ class TokenPerplexity:
 
 @dataclass
 class PerplexityEvaluation:
-    """Rows of tokens [rows, tokens] in memory; call it with a model."""
+    """Rows of tokens [rows, tokens] in memory; call it with a model.
+
+    Attributes:
+        rows: what the model reads.
+        batch_size: rows per forward pass.
+        stride: how many of a row's last tokens count, in all rows but the first; null: all but a row's first token.
+    """
 
     rows: Tensor
     batch_size: int
+    stride: int | None = None
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""
@@ -92,15 +114,27 @@ class PerplexityEvaluation:
             "metric": "perplexity",
             "rows": list(self.rows.shape),
             "tokens": hashlib.blake2b(self.rows.contiguous().numpy().data, digest_size=16).hexdigest(),
+            "stride": self.stride,
         }
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
         """Perplexity, the loss behind it in nats per token, and the number of rows."""
         model.module.eval()
-        batches = parts(list(self.rows), self.batch_size)
-        losses = journal.run(batches, lambda rows: model.loss({"input_ids": torch.stack(rows)}).double().tolist())
-        loss = math.fsum(losses) / len(losses)
+        batches = parts(range(len(self.rows)), self.batch_size)
+        losses = journal.run(batches, lambda places: self._losses(model, places).double().tolist())
+        counted = [self.rows.shape[1] - 1 if self.stride is None or place == 0 else self.stride for place in range(len(losses))]
+        loss = math.fsum(mean * tokens for mean, tokens in zip(losses, counted, strict=True)) / sum(counted)
         if math.isnan(loss):
             raise NumericalError(f"the loss of {model.name} on this task is NaN; use model.dtype=float32 or bfloat16, or prune less")
         return {"perplexity": math.exp(loss) if loss < 700 else math.inf, "loss": loss, "rows": len(self.rows)}
+
+    def _losses(self, model: PrunableModel, places: list[int]) -> Tensor:
+        """Mean loss of the tokens that count in each of the rows, [rows]."""
+        rows = self.rows[places]
+        if self.stride is None:
+            return model.loss({"input_ids": rows})
+        labels = rows.clone()
+        labels[torch.tensor(places) > 0, : -self.stride] = IGNORED
+        module: Any = model.module
+        return next_token_loss(module(input_ids=rows.to(model.device), use_cache=False).logits, labels.to(model.device))

@@ -16,7 +16,7 @@ from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import parts, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.evaluate.vqa_accuracy import exact_match, lemmatized, lemmatizer, vqa_accuracy
-from ecoflap.models.examples import Answers, Generation, require
+from ecoflap.models.examples import Describes, Generation, require
 from ecoflap.models.prunable import PrunableModel
 
 
@@ -56,7 +56,7 @@ class PublishedQuestions:
         Raises:
             UserError: files or pictures are missing, the model answers no questions, or the limit is out of range.
         """
-        interface = require(model, Answers, f"task={self.name}")
+        interface = require(model, Describes, f"task={self.name}")
         questions = spread(self.read(), self.limit, "questions")
         require_images((one.image for one in questions), f"task={self.name}", self.obtain)
         asked = [replace(one, text=clean_question(one.text)) for one in questions] if self.clean else questions

@@ -40,6 +40,8 @@ def caption_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
 class VqaInterface:
     """Questions about pictures."""
 
+    sees = True
+
     def __init__(self, module: Any, processor: Any) -> None:
         self.module, self.processor = module, processor
         self.pixels = Pixels.of(processor.image_processor)
@@ -66,6 +68,8 @@ class VqaInterface:
 
 class CaptionInterface:
     """Pictures and their captions."""
+
+    sees = True
 
     def __init__(self, module: Any, processor: Any, prompt: str) -> None:
         self.module, self.processor, self.prompt = module, processor, prompt
@@ -122,9 +126,10 @@ class BlipVqa(Pretrained):
         """
         from transformers import BlipConfig, BlipForQuestionAnswering, BlipProcessor
 
+        loss = find_loss(self.loss, {"answer": vqa_loss})
         module, processor = self.read(BlipConfig, BlipForQuestionAnswering, BlipProcessor, device)
         interface = VqaInterface(module, processor) if processor is not None else None
-        return prunable(self.name, module, processor, find_loss(self.loss, {"answer": vqa_loss}), selection, self.towers, interface)
+        return prunable(self.name, module, processor, loss, selection, self.towers, interface)
 
 
 @dataclass(frozen=True)
@@ -148,6 +153,7 @@ class BlipCaption(Pretrained):
         """
         from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 
+        loss = find_loss(self.loss, {"caption": caption_loss})
         module, processor = self.read(BlipConfig, BlipForConditionalGeneration, BlipProcessor, device)
         interface = CaptionInterface(module, processor, self.prompt) if processor is not None else None
-        return prunable(self.name, module, processor, find_loss(self.loss, {"caption": caption_loss}), selection, self.towers, interface)
+        return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -24,13 +24,17 @@ log = logging.getLogger(__name__)
 
 def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the answer or caption given image and prompt, per sample, [batch] (the paper's BLIP-2 loss)."""
-    logits = module(**batch).logits
-    per_sample = next_token_loss if decoder_only(module) else token_loss
-    return per_sample(logits, batch["labels"])
+    labels = batch["labels"]
+    if not decoder_only(module):
+        return token_loss(module(**batch).logits, labels)
+    # Given labels, the model would compute a loss of its own over all tokens.
+    return next_token_loss(module(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits, labels)
 
 
 class Blip2Interface:
     """Questions about pictures, and their answers."""
+
+    sees = True
 
     def __init__(self, module: Any, processor: Any, prompt: str) -> None:
         self.module, self.processor, self.prompt = module, processor, prompt
@@ -40,10 +44,11 @@ class Blip2Interface:
         """Inputs and labels of one question: labels apart for a T5, after the prompt for a decoder-only model."""
         inputs = self.processor(images=load_image(example.image or ""), text=example.worded(self.prompt), return_tensors="pt")
         sample = {name: tensor[0] for name, tensor in inputs.items()}
-        target = self.processor.tokenizer(example.target, return_tensors="pt")["input_ids"][0]
+        tokenizer = self.processor.tokenizer
         if not decoder_only(self.module):
-            return {**sample, "labels": target}
-        target = target[target != self.processor.tokenizer.bos_token_id]
+            return {**sample, "labels": tokenizer(example.target, return_tensors="pt")["input_ids"][0]}
+        # A word of its own, and the line end that BLIP-2 was taught to stop with.
+        target = torch.tensor(tokenizer(f" {example.target}\n", add_special_tokens=False)["input_ids"])
         input_ids = torch.cat([sample["input_ids"], target])
         labels = torch.cat([torch.full_like(sample["input_ids"], -100), target])
         return {**sample, "input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
@@ -123,5 +128,7 @@ class Blip2(Pretrained):
         interface = Blip2Interface(module, processor, self.prompt) if processor is not None else None
         if processor is not None and self.lavis_checkpoint is not None:
             take_lavis_weights(module, self.lavis_checkpoint)
+        if self.save_lavis and decoder_only(module):
+            raise UserError("model.save_lavis=true writes BLIP-2 with a T5, and this one has a decoder-only language model; leave it out")
         model = prunable(self.name, module, processor, loss, selection, self.towers, interface)
         return SavesLavis(**vars(model)) if self.save_lavis else model

@@ -88,6 +88,8 @@ def _match_logits(module: Any, input_ids: Tensor, attention_mask: Tensor, states
     """[pairs, 2]: apart, together; the mean over the queries."""
     queries = module.query_tokens.expand(len(states), -1, -1)
     count = queries.shape[1]
+    if input_ids.shape[1] == count:  # one more token of padding: statistics tell queries from text by their number
+        input_ids, attention_mask = (torch.nn.functional.pad(tensor, (0, 1)) for tensor in (input_ids, attention_mask))
     mask = torch.cat([attention_mask.new_ones(len(states), count), attention_mask], dim=1)
     embedded = module.embeddings(input_ids=input_ids, query_embeds=queries)
     with counting(mask, attention_mask):
@@ -171,6 +173,7 @@ class Blip2Itm(Pretrained):
         """
         from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor
 
+        loss = find_loss(self.loss, LOSSES)
         module, processor = self.read(Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor, device)
         interface = None
         if processor is not None:
@@ -178,4 +181,4 @@ class Blip2Itm(Pretrained):
             interface = ItmInterface(Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, False)
             if self.vision_from is not None:
                 take_vision_tower(module, self.vision_from)
-        return prunable(self.name, module, processor, find_loss(self.loss, LOSSES), selection, self.towers, interface)
+        return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -113,9 +113,10 @@ class BlipRetrieval(Pretrained):
         """
         from transformers import BlipConfig, BlipForImageTextRetrieval, BlipProcessor
 
+        loss = find_loss(self.loss, LOSSES)
         module, processor = self.read(BlipConfig, BlipForImageTextRetrieval, BlipProcessor, device)
         interface = None
         if processor is not None:
             tokenizer = processor.tokenizer
             interface = RetrievalInterface(Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, False)
-        return prunable(self.name, module, processor, find_loss(self.loss, LOSSES), selection, self.towers, interface)
+        return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ecoflap.models.language_interface import LanguageInterface
 from ecoflap.models.loading import Pretrained, Selection, prunable
-from ecoflap.models.losses import next_token_loss
+from ecoflap.models.losses import find_loss, next_token_loss
 from ecoflap.models.prunable import Batch, PrunableModel
 
 
@@ -19,9 +20,14 @@ def language_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
 
 @dataclass(frozen=True)
 class CausalLM(Pretrained):
-    """A decoder LM; see ``Pretrained`` for its options."""
+    """A decoder LM; see ``Pretrained`` for its other options.
+
+    Attributes:
+        loss: next_token, or a function by its dotted path.
+    """
 
     name: str = "causal_lm"
+    loss: str = "next_token"
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and tokenizer.
@@ -31,5 +37,7 @@ class CausalLM(Pretrained):
         """
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+        loss = find_loss(self.loss, {"next_token": language_loss})
         module, tokenizer = self.read(AutoConfig, AutoModelForCausalLM, AutoTokenizer, device)
-        return prunable(self.name, module, tokenizer, language_loss, selection, self.towers)
+        interface = LanguageInterface(tokenizer) if tokenizer is not None else None
+        return prunable(self.name, module, tokenizer, loss, selection, self.towers, interface)

@@ -28,6 +28,8 @@ class DualInterface:
         classes: features of the classes [classes, features], where the loss is classification.
     """
 
+    sees = True
+
     def __init__(self, pixels: Pixels, tokenizer: Any, pad_token_id: int, classification: bool) -> None:
         self.pixels, self.tokenizer, self.pad_token_id = pixels, tokenizer, pad_token_id
         self.classification = classification
@@ -90,9 +92,10 @@ def dual_loss(name: str, interface: DualInterface | None) -> Loss:
 
     def contrastive(module: Any, batch: Batch, copies: int = 1) -> Tensor:
         assert interface is not None
-        pixels = batch["pixel_values"].to(next(module.parameters()).dtype)
+        # Pictures first: a probe of the text tower then finds the vision tower's outputs stored.
+        images = interface.image_features(module, batch["pixel_values"].to(next(module.parameters()).dtype))
         texts = interface.text_features(module, batch["input_ids"], batch["attention_mask"])
-        return contrastive_loss(interface.image_features(module, pixels), texts, module.logit_scale.exp(), copies)
+        return contrastive_loss(images, texts, module.logit_scale.exp(), copies)
 
     def classification(module: Any, batch: Batch, copies: int = 1) -> Tensor:
         assert interface is not None

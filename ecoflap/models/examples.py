@@ -96,6 +96,17 @@ class Answers(Protocol):
 
 
 @runtime_checkable
+class Describes(Answers, Protocol):
+    """Writes text about pictures.
+
+    Attributes:
+        sees: the pictures of examples are looked at.
+    """
+
+    sees: bool
+
+
+@runtime_checkable
 class Embeds(Protocol):
     """Puts pictures and texts into one space, where the cosine says how well they fit."""
 
@@ -140,7 +151,11 @@ def require(model: PrunableModel, skill: Any, option: str) -> Any:
         UserError: it can't.
     """
     if not isinstance(model.interface, skill):
-        able = [known.__name__.lower() for known in (Encodes, Answers, Embeds, Matches, Classifies, Chooses) if isinstance(model.interface, known)]
+        able = [
+            known.__name__.lower()
+            for known in (Encodes, Answers, Describes, Embeds, Matches, Classifies, Chooses)
+            if isinstance(model.interface, known)
+        ]
         group = option.split("=")[0]
         what = f"only {' and '.join(able)}" if able else "reads only text"
         such = "" if able else ", such as wikitext2"
@@ -163,6 +178,8 @@ def encode_all(model: PrunableModel, examples: Sequence[Example], option: str, c
         UserError: the model can't make use of such examples.
     """
     interface: Any = require(model, Encodes, option)
+    if any(example.image for example in examples) and not getattr(interface, "sees", False):
+        raise UserError(f"{option} shows pictures, and {model.name} reads only text; choose another calibration, such as wikitext2, or another model")
     if classes is not None and hasattr(interface, "set_classes"):
         interface.set_classes(model, classes)
     samples = tuple(interface.encode(example) for example in examples)

@@ -19,11 +19,14 @@ from ecoflap.models.prunable import Batch, PrunableModel, Sample
 
 def classification_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the right class, per sample, [batch]."""
-    return class_loss(module(pixel_values=batch["pixel_values"]).logits, batch["labels"])
+    pixels = batch["pixel_values"].to(next(module.parameters()).dtype)
+    return class_loss(module(pixel_values=pixels).logits, batch["labels"])
 
 
 class ClassifierInterface:
     """Pictures and their classes."""
+
+    sees = True
 
     def __init__(self, pixels: Pixels, names: Sequence[str]) -> None:
         """``names``: of the classes, in the order of the logits."""
@@ -44,8 +47,14 @@ class ClassifierInterface:
         self.index_of = {label: self.names.index(name) for label, name in enumerate(classes.names)}
 
     def encode(self, example: Example) -> Sample:
-        """A picture and its class."""
-        label = self.index_of.get(example.label or 0, example.label)
+        """A picture and its class.
+
+        Raises:
+            UserError: the example has no class.
+        """
+        if example.label is None:
+            raise UserError("a classifier is scored on labelled pictures, and these have no label; choose another calibration set")
+        label = self.index_of.get(example.label, example.label)
         return {"pixel_values": self.pixels([example.image or ""])[0], "labels": torch.tensor(label)}
 
     @torch.no_grad()

@@ -41,6 +41,8 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
 class LavisBlip2Interface:
     """Questions about pictures, and their answers, through LAVIS' processors."""
 
+    sees = True
+
     def __init__(self, tokenizer: Any, image_size: int, prompt: str) -> None:
         from lavis.processors.blip_processors import BlipCaptionProcessor, BlipImageEvalProcessor, BlipQuestionProcessor
 

@@ -47,6 +47,8 @@ def truth_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
 class NlvrInterface:
     """Two pictures, a sentence about them, and whether it is true (label 1), through LAVIS' processors."""
 
+    sees = True
+
     def __init__(self, tokenizer: Any, image_size: int) -> None:
         from lavis.processors.blip_processors import BlipCaptionProcessor, BlipImageEvalProcessor
 

@@ -127,7 +127,16 @@ def skeleton(model_class: Any, config: Any) -> nn.Module:
     build = getattr(model_class, "_from_config", None) or model_class.from_config
     with torch.device("meta"):
         module: nn.Module = build(config)
+        _untie_t5(module)
     return module
+
+
+def _untie_t5(module: nn.Module) -> None:
+    """Give a T5 its own head again: the fifth release of transformers ties every new one, whatever its config says (a loaded one is right)."""
+    for child in module.modules():
+        head: Any = getattr(child, "lm_head", None)
+        if head is not None and getattr(getattr(child, "config", None), "scale_decoder_outputs", True) is False:
+            head.weight = nn.Parameter(torch.empty_like(head.weight))
 
 
 def described(config_class: Any, architecture: Mapping[str, Any]) -> Any:
@@ -165,7 +174,8 @@ def prunable(
     """
     open_attention(module)
     every = find_towers(module, towers)
-    chosen = select(every, selection.towers, selection.skip_layers)
+    # Every tower is known, so that its outputs can be stored; a config that names some prunes those.
+    chosen = select(every, selection.towers if selection.towers is not None else list(towers) if towers else None, selection.skip_layers)
     for parameter_name, parameter in module.named_parameters():
         if parameter.device.type != "meta" and not torch.isfinite(parameter).all():
             raise NumericalError(f"{parameter_name} of {name} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned")

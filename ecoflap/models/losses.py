@@ -72,12 +72,13 @@ def find_loss(name: str, known: Mapping[str, Loss]) -> Loss:
     if name in known:
         return known[name]
     module, _, function = name.rpartition(".")
+    own = "module.function of your own: (module, batch, copies) -> [batch]"
+    if not module:
+        raise UserError(f"model.loss={name} is not known; choose {nearest(name, known)}, or give {own}")
     try:
         loss: Loss = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError, ValueError):
-        raise UserError(
-            f"model.loss={name} is not known; choose {nearest(name, known)}, or give module.function of your own: (module, batch, copies) -> [batch]"
-        ) from None
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"model.loss={name} can't be loaded ({error}); choose {nearest(name, known)}, or give {own}") from error
     return loss
 
 

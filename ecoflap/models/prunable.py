@@ -30,6 +30,18 @@ def _without_origin(settings: Any) -> Any:
     return settings
 
 
+class Inputs(dict[str, Tensor]):
+    """A batch on the model's device, which says what to change when it lacks what a loss asks for."""
+
+    def __missing__(self, name: str) -> Tensor:
+        """Refuse.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"the model is scored on {name!r}, and these data have {', '.join(self)}; choose another calibration or task")
+
+
 @dataclass(frozen=True)
 class PrunableModel:
     """A model with the parts that are pruned.
@@ -77,17 +89,25 @@ class PrunableModel:
             copies: the batch is this many replicas of one batch, one after the other; a loss that compares samples does so inside a replica.
 
         Raises:
-            UserError: the loss needs something that the data don't have.
+            UserError: the loss needs something that the data don't have, or is not one number per sample.
         """
-        moved = {name: tensor.to(self.device) for name, tensor in batch.items()}
-        try:
-            return self.loss_function(self.module, moved, copies).float()
-        except KeyError as error:
-            if error.args[0] in moved:
-                raise
-            raise UserError(
-                f"{self.name} is scored on {error}, and these data have {', '.join(moved)}; choose another calibration or task"
-            ) from error
+        inputs = Inputs({name: tensor.to(self.device) for name, tensor in batch.items()})
+        samples = len(next(iter(batch.values()), ()))
+        loss = self.loss_function(self.module, inputs, copies).float()
+        if batch and loss.shape != (samples,):
+            raise UserError(f"the loss of {self.name} has shape {list(loss.shape)} for {samples} samples; model.loss must give one number per sample")
+        return loss
+
+    def loss_identity(self, name: str | None) -> dict[str, Any]:
+        """What scores depend on beside weights and samples: the loss by name, the file of a loss of one's own, and the text classifier."""
+        code = getattr(self.loss_function, "__code__", None)
+        file = Path(code.co_filename) if code is not None else None
+        classes = getattr(self.interface, "classes", None)
+        return {
+            "name": name or getattr(self.loss_function, "__qualname__", ""),
+            "source": hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None,
+            "classes": None if classes is None else hashlib.sha256(classes.cpu().float().numpy().tobytes()).hexdigest(),
+        }
 
     def parameter_count(self) -> int:
         """All parameters, shared ones once."""

@@ -17,7 +17,8 @@ from ecoflap.models.prunable import Batch, PrunableModel, Sample
 
 def continuation_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the target given the text, per sample, [batch] (the paper's T5 loss: prefix language modelling)."""
-    return token_loss(module(**batch, use_cache=False).logits, batch["labels"])
+    labels = batch["labels"]
+    return token_loss(module(**batch, use_cache=False).logits, labels)
 
 
 class Seq2SeqInterface:

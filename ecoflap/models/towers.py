@@ -109,7 +109,7 @@ def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> t
 
     Args:
         module: the model.
-        wanted: {tower: path of its block list} where a config names them; found from the tree otherwise.
+        wanted: {tower: path of its block list} where a config names some; the others are found from the tree.
 
     Raises:
         UserError: a named path is no list of blocks, or the model has none.
@@ -121,8 +121,11 @@ def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> t
         if path not in lists:
             raise UserError(f"model.towers.{tower}={path} is not a list of blocks of {type(module).__name__}; found: {nearest(path, lists)}")
     seen: set[int] = set()
-    names = wanted or name_towers(list(lists), getattr(module, "main_input_name", None) == "pixel_values")
-    return tuple(_tower(name, path, lists[path], seen) for name, path in dict(names).items())
+    found = name_towers(list(lists), getattr(module, "main_input_name", None) == "pixel_values")
+    rest = {name if name not in (wanted or {}) else path: path for name, path in found.items() if path not in (wanted or {}).values()}
+    names = {**(wanted or {}), **rest}
+    ordered = sorted(names, key=lambda name: list(lists).index(names[name])) if wanted else list(names)
+    return tuple(_tower(name, names[name], lists[names[name]], seen) for name in ordered)
 
 
 def _tower(name: str, path: str, blocks: nn.ModuleList | nn.Sequential, seen: set[int]) -> Tower:

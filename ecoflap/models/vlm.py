@@ -31,32 +31,45 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     behind the other along it, as every such model expects.
     """
     inputs = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
-    logits = module(**inputs).logits
-    per_sample = next_token_loss if writes_after_prompt(module) else token_loss
-    return per_sample(logits, inputs["labels"])
+    if not writes_after_prompt(module):
+        return token_loss(module(**inputs).logits, inputs["labels"])
+    labels = inputs.pop("labels")  # given labels, the model would compute a loss of its own over all tokens
+    return next_token_loss(module(**inputs).logits, labels)
 
 
 class VlmInterface:
     """Questions about pictures, and their answers."""
+
+    sees = True
 
     def __init__(self, module: Any, processor: Any, prompt: str | None) -> None:
         self.module, self.processor = module, processor
         self.prompt = prompt or _chat_prompt(processor)
 
     def encode(self, example: Example) -> Sample:
-        """Inputs and labels of one question, with the leading dimension that the processor gives."""
-        image, text = load_image(example.image or ""), self.prompt.format(example.text)
-        question = self.processor(images=image, text=text, return_tensors="pt")
+        """Inputs and labels of one question, with the leading dimension that the processor gives.
+
+        The answer's tokens are put behind the question's, so that nothing else of the model's input (the text that a Q-Former reads, what the
+        processor writes after a prompt) can see the answer.
+        """
+        tokenizer = self.processor.tokenizer
+        text = self.prompt.format(example.text)
+        question = dict(self.processor(images=load_image(example.image or ""), text=text, return_tensors="pt"))
         if not writes_after_prompt(self.module):
-            return {**question, "labels": self.processor.tokenizer(example.target, return_tensors="pt")["input_ids"]}
-        end = self.processor.tokenizer.eos_token or ""
-        inputs = dict(self.processor(images=image, text=f"{text} {example.target}{end}", return_tensors="pt"))
-        asked = question["input_ids"].shape[1]
-        labels = inputs["input_ids"].clone()
-        labels[:, :asked] = -100
-        if "token_type_ids" in inputs:  # PaliGemma: what is written attends to what stands before it only
-            inputs["token_type_ids"][:, asked:] = 1
-        return {**inputs, "labels": labels}
+            return {**question, "labels": tokenizer(example.target, return_tensors="pt")["input_ids"]}
+        space = "" if text[-1:].isspace() or self._is_paligemma else " "
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        answer = torch.tensor([tokenizer(space + example.target, add_special_tokens=False)["input_ids"] + end])
+        asked = question["input_ids"]
+        fills = {"attention_mask": 1, "token_type_ids": int(self._is_paligemma), "mm_token_type_ids": 0}
+        longer = {name: torch.cat([question[name], torch.full_like(answer, fill)], dim=1) for name, fill in fills.items() if name in question}
+        labels = torch.cat([torch.full_like(asked, -100), answer], dim=1)
+        return {**question, **longer, "input_ids": torch.cat([asked, answer], dim=1), "labels": labels}
+
+    @property
+    def _is_paligemma(self) -> bool:
+        """PaliGemma ends its prompts with a line end of its own, and marks what is written by token type 1; in Gemma 3 that marks images."""
+        return bool(self.module.config.model_type == "paligemma")
 
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
         """The answer to each question."""
@@ -65,10 +78,17 @@ class VlmInterface:
         tokenizer.padding_side = "left" if writes_after_prompt(module) else "right"
         images = [load_image(example.image or "") for example in examples]
         texts = [self.prompt.format(example.text) for example in examples]
-        inputs = self.processor(images=images, text=texts, padding=True, return_tensors="pt").to(model.device, next(module.parameters()).dtype)
+        inputs = self._batch(images, texts).to(model.device, next(module.parameters()).dtype)
         tokens = module.generate(**inputs, **generation.options())
         written = tokens[:, inputs["input_ids"].shape[1] :] if writes_after_prompt(module) else tokens
         return [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+    def _batch(self, images: list[Any], texts: list[str]) -> Any:
+        """Inputs of several questions. Some processors take a flat list of pictures for those of one question, others refuse any but a flat one."""
+        try:
+            return self.processor(images=images, text=texts, padding=True, return_tensors="pt")
+        except ValueError:
+            return self.processor(images=[[image] for image in images], text=texts, padding=True, return_tensors="pt")
 
 
 def _chat_prompt(processor: Any) -> str:

@@ -14,12 +14,12 @@ from torch import Tensor
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.calibrate.capture import Flow
 from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.calibrate.statistics import InputStatistics, Statistic
 from ecoflap.console import track
 from ecoflap.errors import NumericalError
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import PrunableModel, quiet_forward
 from ecoflap.prune.pruners import LayerPruner, Pruned
-from ecoflap.calibrate.statistics import InputStatistics, Statistic
 
 log = logging.getLogger(__name__)
 

@@ -7,10 +7,10 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
+from ecoflap.calibrate.statistics import Gram, MeanSquare
 from ecoflap.errors import UserError
 from ecoflap.ops import solve_with_factor, wanda_metric
 from ecoflap.prune.masks import MaskRule
-from ecoflap.calibrate.statistics import Gram, MeanSquare
 
 
 class Pruned(NamedTuple):

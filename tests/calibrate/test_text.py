@@ -1,14 +1,21 @@
+import gzip
+import json
 from pathlib import Path
+from typing import Any
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ecoflap.calibrate.text import Text, TokenFile, read_token_rows, vocabulary_of, windows
+from ecoflap.calibrate.text import Documents, Text, TokenFile, read_token_rows, vocabulary_of, windows
+from ecoflap.calibrate.text_source import TextSource
+from ecoflap.config import build
 from ecoflap.errors import UserError
 from ecoflap.models.prunable import PrunableModel
 from tests import tiny
+from tests.cli.conftest import composed
 
 
 class Letters:
@@ -35,6 +42,89 @@ def test_windows_do_not_overlap_and_drop_the_rest() -> None:
     assert windows(torch.arange(6), 3, "calibration").tolist() == [[0, 1, 2], [3, 4, 5]]
     with pytest.raises(UserError, match=r"task\.sequence_length=8 is more than the 7 tokens"):
         windows(torch.arange(7), 8, "task")
+
+
+def test_windows_that_overlap() -> None:
+    assert windows(torch.arange(7), 4, "task", 2).tolist() == [[0, 1, 2, 3], [2, 3, 4, 5]]
+    assert windows(torch.arange(6), 4, "task", 1).tolist() == [[0, 1, 2, 3], [1, 2, 3, 4], [2, 3, 4, 5]]
+
+
+def json_lines(file: Path, *texts: str) -> str:
+    content = "".join(json.dumps({"text": text, "url": "u"}) + "\n" for text in texts)
+    file.write_bytes(gzip.compress(content.encode()) if file.suffix == ".gz" else content.encode())
+    return str(file)
+
+
+@pytest.mark.parametrize("name", ["c4.jsonl", "c4.json", "c4.json.gz"])
+def test_json_lines_are_documents_or_one_text(tmp_path: Path, name: str) -> None:
+    path = json_lines(tmp_path / name, "a\n\nb", "c", "d")
+    assert TextSource(path).read_documents("task") == ["a\n\nb", "c", "d"]
+    assert TextSource(path, separator=" ").read_text("task") == "a\n\nb c d"
+    assert TextSource(path, documents=2).read_text("task") == "a\n\nb\n\nc"
+    assert TextSource(path, column="url").read_documents("task") == ["u"] * 3
+    with pytest.raises(UserError, match=r"line 1: expected a JSON object whose 'sentence' is a text \(task\.column names it\)"):
+        TextSource(path, column="sentence").read_text("task")
+
+
+def test_text_file_is_taken_as_it_is_or_cut_at_blank_lines(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a\nb\n\n\nc\n")
+    source = TextSource(str(tmp_path / "text.txt"), documents=1, separator="x")
+    assert source.read_text("task") == "a\nb\n\n\nc\n"
+    assert source.read_documents("task") == ["a\nb", "\nc\n"]
+
+
+def test_line_that_is_no_json(tmp_path: Path) -> None:
+    (tmp_path / "text.jsonl").write_text('{"text": "a"}\nb\n')
+    with pytest.raises(UserError, match=r"calibration\.path=.*text\.jsonl, line 2: expected a JSON object"):
+        TextSource(str(tmp_path / "text.jsonl")).read_documents("calibration")
+
+
+def test_hub_is_asked_for_one_file_and_its_first_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+
+    def load_dataset(*names: str | None, **options: Any) -> datasets.Dataset:
+        asked.append((names, options))
+        return datasets.Dataset.from_dict({"sentence": ["a", "b", "c"]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = TextSource(None, "allenai/c4", None, "validation", "sentence", None, "en/first.json.gz", 2, " ")
+    assert source.read_text("task") == "a b"
+    assert list(source.read_documents("task")) == ["a", "b"]
+    assert asked[0] == (("allenai/c4", None), {"split": "validation", "revision": None, "data_files": {"validation": "en/first.json.gz"}})
+    assert TextSource(column="sentence", documents=9).read_text("task") == "a\n\nb\n\nc"
+    assert asked[-1][1]["data_files"] is None
+
+
+def test_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load_dataset(*_: Any, **__: Any) -> None:
+        raise ConnectionError
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    message = r"task: the data set allenai/c4 \(one\.json\.gz, test\) could not be read from the hub \(ConnectionError\); give a local text file"
+    with pytest.raises(UserError, match=message):
+        TextSource(None, "allenai/c4", None, data_files="one.json.gz").read_text("task")
+
+
+def test_one_window_of_each_long_document(tmp_path: Path, model: PrunableModel) -> None:
+    path = json_lines(tmp_path / "c4.jsonl", "abcdefgh", "ijkl", "mnopqrst", "uvw", "nopqrstu")
+    draws = [Documents(path=path, samples=2, sequence_length=4).load(model, seed).samples for seed in range(20)]
+    rows = [[sample["input_ids"].tolist() for sample in samples] for samples in draws]
+    assert all(len(row) == 4 and row == list(range(row[0], row[0] + 4)) for drawn in rows for row in drawn)
+    starts = {row[0] for drawn in rows for row in drawn}
+    assert starts <= {*range(0, 5), *range(12, 17), *range(13, 18)}
+    assert len(starts) > 8
+    assert draws[0][0]["input_ids"].tolist() == Documents(path=path, samples=2, sequence_length=4).load(model, 0).samples[0]["input_ids"].tolist()
+    assert len(Documents(path=path, sequence_length=4).load(model, 0)) == 3
+    with pytest.raises(UserError, match=r"calibration\.sequence_length=8: none of the 5 documents has more tokens"):
+        Documents(path=path, sequence_length=8).load(model, 0)
+
+
+@pytest.mark.parametrize("name", ["c4", "ptb", "wikitext2"])
+def test_configs_read_local_files(tmp_path: Path, model: PrunableModel, name: str) -> None:
+    (tmp_path / "text.txt").write_text("abcdefghijklmnopqrstuvw")
+    overrides = [f"calibration={name}", f"calibration.path={tmp_path / 'text.txt'}", "calibration.sequence_length=5"]
+    source = build("calibration", composed(overrides).calibration)
+    assert {len(sample["input_ids"]) for sample in source.load(model, 0).samples} == {5}
 
 
 def test_text_draws_different_windows_by_seed(tmp_path: Path, model: PrunableModel) -> None:

@@ -62,5 +62,5 @@ def test_the_mean_of_a_suite_comes_first(run: Callable[..., Result], short: list
         run([*short, *limits, "model=clip_mini", "task=easy_suite", "score=none", "+task.mean=accuracy"])
     metrics = {"one": {"accuracy": 50.0, "top_5": 60.0}, "other": {"accuracy": 70.0}}
     assert with_mean(metrics, "accuracy") == {"mean": {"accuracy": 60.0, "tasks": 2.0}, **metrics}
-    assert list(with_mean(metrics, "accuracy"))[0] == "mean"
+    assert next(iter(with_mean(metrics, "accuracy"))) == "mean"
     assert with_mean(metrics, None) == metrics

@@ -58,7 +58,8 @@ def test_contrastive_loss_is_clips_own() -> None:
 def test_blip_losses_by_transformers_own_heads() -> None:
     """Word by word from the models' own logits, without the label smoothing that transformers adds."""
     model, batch = tiny.build("blip_caption"), tiny.samples("blip_caption").batches(2)[0]
-    logits = model.module(pixel_values=batch["pixel_values"], input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    output = model.module(pixel_values=batch["pixel_values"], input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
+    logits = output.logits if hasattr(output, "logits") else output.decoder_logits  # as the first releases called them
     torch.testing.assert_close(model.loss(batch), next_token_loss(logits, batch["labels"]))
     model, batch = tiny.build("blip_retrieval"), tiny.samples("blip_retrieval").batches(2)[0]
     score = lambda pixels: model.module(pixel_values=pixels, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).itm_score  # noqa: E731

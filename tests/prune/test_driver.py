@@ -7,12 +7,12 @@ from torch import Tensor, nn
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.calibrate.statistics import Gram, InputStatistics, MeanSquare
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.prune.driver import BlockReport, prune
 from ecoflap.prune.pruners import LayerPruner, Magnitude, Pruned, SparseGPT, Wanda
-from ecoflap.calibrate.statistics import Gram, InputStatistics, MeanSquare
 from tests import tiny
 
 from . import reference

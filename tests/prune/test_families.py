@@ -6,11 +6,11 @@ import torch
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.calibrate.statistics import MeanSquare
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.ops import gaussian
 from ecoflap.prune.driver import prune
 from ecoflap.prune.pruners import LayerPruner, Magnitude, SparseGPT, Wanda
-from ecoflap.calibrate.statistics import MeanSquare
 from ecoflap.score.scores import Scores
 from tests import tiny
 

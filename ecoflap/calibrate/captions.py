@@ -1,0 +1,47 @@
+"""Pictures with captions as calibration data: a caption to write, to find, or to go on with after its beginning."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from ecoflap.calibrate.samples import CalibrationSet, draw
+from ecoflap.data.captions import CaptionSource, clean
+from ecoflap.errors import UserError, require_positive
+from ecoflap.models.examples import Example, encode_all
+from ecoflap.models.prunable import PrunableModel
+
+
+@dataclass(frozen=True)
+class Captions(CaptionSource):
+    """Pictures of a training split, each with one of its captions; see ``CaptionSource`` for where they come from.
+
+    Attributes:
+        samples: number of pictures.
+        prefix: cut each caption after a random word of its first half; the model reads the beginning and writes the rest.
+    """
+
+    samples: int = 128
+    prefix: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples")
+        if self.split in ("val", "validation", "test"):
+            raise UserError(f"calibration.split={self.split}: models are measured on these pictures; choose train")
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw pictures and captions, and make model inputs of them.
+
+        Raises:
+            UserError: the data set isn't there, is measured on, or the model reads no pictures with captions.
+        """
+        pictures, choice = self.pictures("calibration", apart=True), random.Random(seed)
+        examples: list[Example] = []
+        for index in draw(len(pictures), len(pictures), seed):
+            words = clean(choice.choice(pictures[index].captions)).split()
+            if len(words) >= (2 if self.prefix else 1):
+                cut = choice.randint(1, len(words) // 2) if self.prefix else 0
+                examples.append(Example(" ".join(words[:cut]), " ".join(words[cut:]), pictures[index].image))
+            if len(examples) == self.samples:
+                break
+        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"))

@@ -1,0 +1,71 @@
+"""Training pictures of a classification set, with captions made from the names of their classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ecoflap.calibrate.easy_pictures import check_templates
+from ecoflap.calibrate.samples import CalibrationSet, draw
+from ecoflap.data.class_names import own_labels
+from ecoflap.data.classification import PictureSource
+from ecoflap.errors import UserError, require_positive
+from ecoflap.models.examples import Classes, Classifies, Encodes, Example, encode_all, require
+from ecoflap.models.prunable import PrunableModel
+
+HELD_OUT = ("val", "test")
+
+
+@dataclass(frozen=True)
+class Classification(PictureSource):
+    """Pictures of the training split; see ``PictureSource`` for the other options.
+
+    Attributes:
+        samples: number of pictures.
+        caption: made of a class's name, which goes where ``{}`` stands; null for the set's prompt.
+        name: for people and result files.
+    """
+
+    samples: int = 128
+    caption: str | None = None
+    name: str = "classification"
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples")
+        self.facts("calibration")
+        check_templates(self.written_templates(), "calibration.templates")
+        check_templates([] if self.caption is None else [self.caption], "calibration.caption")
+        if self.split in HELD_OUT:
+            raise UserError(f"calibration.split={self.split}: those pictures are what models are measured on; choose train")
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw pictures over all classes and make model inputs of them.
+
+        Raises:
+            UserError: no pictures there, or the model reads none.
+        """
+        option, facts = f"calibration={self.name}", self.facts("calibration")
+        interface = require(model, Encodes, option)
+        own = isinstance(interface, Classifies)
+        pictures = self.read("calibration", named=not (own and facts.indexed))
+        chosen = draw_over_classes(pictures.examples, self.samples, seed)
+        if own:
+            labels = own_labels(interface.names, pictures.names, option, facts.indexed)
+            return CalibrationSet(self.name, encode_all(model, [replace(one, label=labels[one.label or 0]) for one in chosen], option))
+        caption = facts.prompt if self.caption is None else self.caption
+        captioned = [replace(one, target=caption.format(one.target)) for one in chosen]
+        return CalibrationSet(self.name, encode_all(model, captioned, option, Classes(pictures.names, self.prompts("calibration"))))
+
+
+def draw_over_classes(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """``count`` examples in rounds, each with one example of every class that has more.
+
+    Classes repeat as late as can be: a contrastive loss takes every other caption of a batch for a wrong one, the same caption too.
+    """
+    rounds, seen = [], Counter[int | None]()
+    for index in draw(len(examples), len(examples), seed):
+        label = examples[index].label
+        rounds.append((seen[label], index))
+        seen[label] += 1
+    return [examples[index] for _, index in sorted(rounds, key=lambda pair: pair[0])[:count]]

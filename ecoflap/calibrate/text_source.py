@@ -1,0 +1,111 @@
+"""Where a text comes from: a local file, or a data set of the hub; as one text, or document by document."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from ecoflap.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class TextSource:
+    """A text: a local file, or else a split of a data set of the hub.
+
+    Attributes:
+        path: a UTF-8 text file, or JSON lines (.jsonl, .json, also with .gz); null for the hub.
+        dataset: hub id.
+        config: configuration of the hub data set.
+        split: its split.
+        column: the column, or the key of each JSON line, that holds text.
+        revision: its revision.
+        data_files: the only file of the data set to read.
+        documents: how many rows or JSON lines are read, from the first; null for all. A text file is taken as it is.
+        separator: what stands between rows or JSON lines when they are made one text.
+    """
+
+    path: str | None = None
+    dataset: str = "Salesforce/wikitext"
+    config: str | None = "wikitext-2-raw-v1"
+    split: str = "test"
+    column: str = "text"
+    revision: str | None = None
+    data_files: str | None = None
+    documents: int | None = None
+    separator: str = "\n\n"  # WikiText keeps its line ends in the rows; perplexity tables join them with blank lines
+
+    def read_text(self, option: str) -> str:
+        """The whole text.
+
+        Args:
+            option: the config group that asks, for the message.
+
+        Raises:
+            UserError: the file or the data set isn't there, or a line holds no text.
+        """
+        if self.path is not None and not _holds_json(self.path):
+            return _existing(self.path, option).read_text(encoding="utf-8")
+        return self.separator.join(self.read_documents(option))
+
+    def read_documents(self, option: str) -> Sequence[str]:
+        """The text document by document; a text file has blank lines between them.
+
+        Args:
+            option: the config group that asks, for the message.
+
+        Raises:
+            UserError: the file or the data set isn't there, or a line holds no text.
+        """
+        if self.path is None:
+            return self._read_hub(option)
+        file = _existing(self.path, option)
+        if _holds_json(self.path):
+            return list(islice(_json_texts(file, self.column, option), self.documents))
+        return [part for part in file.read_text(encoding="utf-8").split("\n\n") if part.strip()]
+
+    def _read_hub(self, option: str) -> Sequence[str]:
+        import datasets
+
+        files = None if self.data_files is None else {self.split: self.data_files}
+        try:
+            rows = datasets.load_dataset(self.dataset, self.config, split=self.split, revision=self.revision, data_files=files)
+        except Exception as error:
+            which = ", ".join(filter(None, (self.config, self.data_files, self.split)))
+            raise UserError(
+                f"{option}: the data set {self.dataset} ({which}) could not be read from the hub ({type(error).__name__}); "
+                f"give a local text file with {option}.path=FILE, or unset HF_HUB_OFFLINE while online"
+            ) from error
+        if self.documents is not None:
+            rows = rows.select(range(min(self.documents, len(rows))))
+        texts: Sequence[str] = rows[self.column]
+        return texts
+
+
+def _holds_json(path: str) -> bool:
+    return path.removesuffix(".gz").endswith((".jsonl", ".json"))
+
+
+def _existing(path: str, option: str) -> Path:
+    file = Path(path).expanduser()
+    if not file.is_file():
+        beside = sorted(entry.name for entry in file.parent.iterdir()) if file.parent.is_dir() else []
+        hint = f"in that folder: {nearest(file.name, beside)}" if beside else f"there is no folder {file.parent}"
+        raise UserError(f"{option}.path={path}: there is no such file; {hint}")
+    return file
+
+
+def _json_texts(file: Path, column: str, option: str) -> Iterator[str]:
+    """The texts of JSON lines, read as they are asked for: a shard of C4 has hundreds of thousands."""
+    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = json.loads(line)[column]
+            except (ValueError, KeyError, TypeError):
+                text = None
+            if not isinstance(text, str):
+                raise UserError(f"{option}.path={file}, line {number}: expected a JSON object whose {column!r} is a text ({option}.column names it)")
+            yield text

@@ -1,0 +1,143 @@
+"""The layouts that pictures with captions come in: Karpathy's splits of COCO and Flickr30k, NoCaps, Conceptual Captions, and a plain folder."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ecoflap.data.folder import read_json
+from ecoflap.errors import UserError
+
+COCO_FILE = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture with all its captions.
+
+    Attributes:
+        image: its file; below the data set's folder, until it is looked for.
+        captions: as people wrote them.
+        split: of the data set.
+        domain: NoCaps' in, near or out.
+        key: what the picture is called wherever it appears: COCO's number, or else the file below the data set's folder.
+    """
+
+    image: str
+    captions: tuple[str, ...]
+    split: str
+    domain: str | None = None
+    key: str = ""
+
+    @classmethod
+    def of(cls, image: str, captions: list[str], split: str, domain: str | None = None) -> Picture:
+        """A picture that is called after its file."""
+        numbered = COCO_FILE.fullmatch(Path(image).name)
+        return cls(image, tuple(captions), split, domain, str(int(numbered[1])) if numbered else image)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where a data set keeps what.
+
+    Attributes:
+        wanted: its list of captions, as a pattern below its folder.
+        folders: below its folder, where the pictures may be, beside the folder itself and ``images``.
+        obtain: how to get it, as sentences.
+        rows: the pictures that one such list names; its arguments are the list's file and the data set's folder.
+    """
+
+    wanted: str
+    folders: tuple[str, ...]
+    obtain: str
+    rows: Callable[[Path, Path], Iterator[Picture]]
+
+    def read(self, root: Path) -> list[Picture]:
+        """All pictures that have captions.
+
+        Raises:
+            UserError: a list is not what it should be.
+        """
+        pictures: list[Picture] = []
+        for file in sorted(root.glob(self.wanted)):
+            try:
+                pictures += self.rows(file, root)
+            except (KeyError, TypeError, ValueError, AttributeError) as error:
+                raise UserError(f"{file} is not in the layout that was expected ({type(error).__name__}: {error}). {self.obtain}") from None
+        return [one for one in pictures if one.captions]
+
+
+def _karpathy(file: Path, root: Path) -> Iterator[Picture]:
+    """Karpathy's train and restval are what everybody trains on, and train here."""
+    for row in read_json(file)["images"]:
+        split = "train" if row["split"] == "restval" else row["split"]
+        yield Picture.of(str(Path(row.get("filepath", "")) / row["filename"]), [sentence["raw"] for sentence in row["sentences"]], split)
+
+
+def _nocaps(file: Path, root: Path) -> Iterator[Picture]:
+    data = read_json(file)
+    captions: dict[int, list[str]] = defaultdict(list)
+    for row in data["annotations"]:
+        captions[row["image_id"]].append(row["caption"])
+    for row in data["images"]:
+        yield Picture.of(row["file_name"], captions[row["id"]], "val", row["domain"].removesuffix("-domain"))
+
+
+def _cc3m(file: Path, root: Path) -> Iterator[Picture]:
+    for row in read_json(file):
+        yield Picture.of(row["image"], [row["caption"]], "train")
+
+
+def _cc3m_tsv(file: Path, root: Path) -> Iterator[Picture]:
+    for line in file.read_text(encoding="utf-8").splitlines():
+        caption, image = line.split("\t")[:2]
+        yield Picture.of(image, [caption], "train")
+
+
+def _folder(file: Path, root: Path) -> Iterator[Picture]:
+    """Each folder with a metadata.jsonl is a split of that name; one without folders is all train, as ``datasets`` reads it."""
+    place = file.parent.relative_to(root)
+    captions: dict[str, list[str]] = defaultdict(list)
+    for line in file.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        captions[row["file_name"]] += [row["text"]] if isinstance(row["text"], str) else row["text"]
+    for name, texts in captions.items():
+        yield Picture.of(str(place / name), texts, place.parts[0] if place.parts else "train")
+
+
+KARPATHY = "{} is in the caption_datasets.zip that Karpathy published with his splits"
+CC3M = "Conceptual Captions gives addresses: download the pictures, and list those that came"
+
+LAYOUTS = {
+    "coco": Layout(
+        "dataset_coco.json",
+        (),
+        f"{KARPATHY.format('dataset_coco.json')}; the pictures are COCO's train2014 and val2014.",
+        _karpathy,
+    ),
+    "flickr30k": Layout(
+        "dataset_flickr30k.json",
+        ("flickr30k-images", "flickr30k_images"),
+        f"{KARPATHY.format('dataset_flickr30k.json')}; the pictures are given for non-commercial research on asking the University of Illinois, "
+        "with the form on the data set's page.",
+        _karpathy,
+    ),
+    "nocaps": Layout(
+        "nocaps_val_4500_captions.json",
+        ("val", "images/val", "validation"),
+        "nocaps_val_4500_captions.json is on the page of NoCaps; the pictures are of Open Images' validation set, at the addresses that it lists.",
+        _nocaps,
+    ),
+    "cc3m": Layout("cc3m.json", (), f'{CC3M} in cc3m.json: [{{"image": FILE, "caption": TEXT}}, ...].', _cc3m),
+    "cc3m_tsv": Layout("cc3m.tsv", (), f"{CC3M} in cc3m.tsv: caption, tab, file.", _cc3m_tsv),
+    "folder": Layout(
+        "**/metadata.jsonl",
+        (),
+        'Give a folder, or one per split, with pictures and a metadata.jsonl of {"file_name": FILE, "text": CAPTION OR LIST OF CAPTIONS} lines.',
+        _folder,
+    ),
+}

@@ -1,0 +1,105 @@
+"""How the classes of a picture set are called, and where a classifier has them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ecoflap.errors import UserError, nearest
+
+OPENAI = "openai"
+PACKAGES = ("open_clip", "torchvision")
+
+
+def openai_templates(option: str) -> list[str]:
+    """OpenAI's 80 prompts for ImageNet, from the open_clip package.
+
+    Raises:
+        UserError: the package isn't installed.
+    """
+    return [template("{}") for template in _open_clip(f"{option}.templates=[{OPENAI}]").OPENAI_IMAGENET_TEMPLATES]
+
+
+def imagenet_names(package: str, option: str) -> list[str]:
+    """ImageNet's 1000 class names in the order of its sorted folders: OpenAI's in open_clip, WordNet's in torchvision.
+
+    Raises:
+        UserError: the package isn't installed.
+    """
+    if package == "torchvision":
+        from torchvision.models import ViT_B_16_Weights
+
+        return list(ViT_B_16_Weights.IMAGENET1K_V1.meta["categories"])
+    return list(_open_clip(f"{option}.classes=open_clip").IMAGENET_CLASSNAMES)
+
+
+def _open_clip(asked: str) -> Any:
+    try:
+        import open_clip
+    except ImportError:
+        raise UserError(f"{asked} needs the open_clip package: pip install 'ecoflap[open-clip]'; or give names and templates of your own") from None
+    return open_clip
+
+
+def class_lines(classes: str, option: str) -> list[str]:
+    """The lines that name the classes: a package's, or a file's.
+
+    Raises:
+        UserError: it is neither, or the package isn't installed.
+    """
+    if classes in PACKAGES:
+        return imagenet_names(classes, option)
+    file = Path(classes).expanduser()
+    if not file.is_file():
+        raise UserError(f"{option}.classes={classes} is neither a file nor one of {', '.join(PACKAGES)}")
+    return text_lines(file)
+
+
+def name_classes(found: Sequence[str], lines: Sequence[str], asked: str) -> tuple[list[str], list[int]]:
+    """The names of the classes, and which of them each class that was found has.
+
+    Lines that start with what was found ("n01440764 tench") may name more classes; others name one each, in the same order.
+
+    Raises:
+        UserError: there are more or fewer names than classes.
+    """
+    pairs = [line.partition(" ") for line in lines]
+    order = {key: index for index, (key, _, _) in enumerate(pairs)}
+    if len({bool(name) for _, _, name in pairs}) == 1 and set(found) <= set(order):
+        return [spaced(name or key) for key, _, name in pairs], [order[key] for key in found]
+    if len(lines) != len(found):
+        raise UserError(f"{asked} has {len(lines)} names, and the pictures have {len(found)} classes; give a file with a line for each class")
+    return [spaced(line) for line in lines], list(range(len(found)))
+
+
+def own_labels(own: Sequence[str], names: Sequence[str], asked: str, indexed: bool) -> list[int]:
+    """Where each class of a set stands among a classifier's own.
+
+    Args:
+        own: names of the classifier's classes.
+        names: of the set's classes.
+        asked: the option that asks, for messages.
+        indexed: whether both have the same order, whatever the names.
+
+    Raises:
+        UserError: the classifier has other classes.
+    """
+    if indexed:
+        if len(own) != len(names):
+            raise UserError(f"{asked} has {len(names)} classes, and the model has {len(own)}; choose another {asked.split('=')[0]}, or another model")
+        return list(range(len(own)))
+    index_of = {spaced(name): index for index, name in reversed(list(enumerate(own)))}
+    if strange := [name for name in names if name not in index_of]:
+        raise UserError(f"{asked}: the model has no class {strange[0]!r} (nearest: {nearest(strange[0], index_of)}); choose a set of its own classes")
+    return [index_of[name] for name in names]
+
+
+def spaced(name: str) -> str:
+    """A class name as it is read: with spaces where files have underscores."""
+    return name.replace("_", " ")
+
+
+def text_lines(file: Path) -> list[str]:
+    """The lines of a text file, without the empty ones."""
+    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]

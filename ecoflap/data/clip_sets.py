@@ -1,0 +1,58 @@
+"""Facts about the picture sets that CLIP is measured on: where CoOp puts their files, and its prompt for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ecoflap.errors import UserError, nearest
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """One set.
+
+    Attributes:
+        folder: of the set, below the folder that holds all sets.
+        images: folder of the pictures, below the set's.
+        splits: file with the pictures of each split, or of one where it has ``{split}``; null for a folder per split and class.
+        prompt: of a class, whose name goes where ``{}`` stands.
+        indexed: classifiers of the set number its classes as the sorted folders do, whatever they call them.
+    """
+
+    folder: str
+    images: str
+    splits: str | None
+    prompt: str = "a photo of a {}."
+    indexed: bool = False
+
+
+# Layouts: DATASETS.md of CoOp (https://github.com/KaiyangZhou/CoOp). Prompts: those of its zero-shot CLIP.
+SETS = {
+    "caltech101": PictureSet("caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json"),
+    "dtd": PictureSet("dtd", "images", "split_zhou_DescribableTextures.json", "{} texture."),
+    "eurosat": PictureSet("eurosat", "2750", "split_zhou_EuroSAT.json", "a centered satellite photo of {}."),
+    "fgvc_aircraft": PictureSet("fgvc_aircraft", "images", "images_variant_{split}.txt", "a photo of a {}, a type of aircraft."),
+    "food101": PictureSet("food-101", "images", "split_zhou_Food101.json", "a photo of {}, a type of food."),
+    "image_folder": PictureSet(".", ".", None),
+    "imagenet": PictureSet("imagenet", "images", None, indexed=True),
+    "oxford_flowers": PictureSet("oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json", "a photo of a {}, a type of flower."),
+    "oxford_pets": PictureSet("oxford_pets", "images", "split_zhou_OxfordPets.json", "a photo of a {}, a type of pet."),
+    "stanford_cars": PictureSet("stanford_cars", ".", "split_zhou_StanfordCars.json"),
+    "sun397": PictureSet("sun397", "SUN397", "split_zhou_SUN397.json"),
+    "ucf101": PictureSet("ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", "a photo of a person doing {}."),
+}
+
+
+def find_set(name: str, option: str) -> PictureSet:
+    """The facts of a set.
+
+    Args:
+        name: of the set.
+        option: the config group that asks, for the message.
+
+    Raises:
+        UserError: no such set.
+    """
+    if name not in SETS:
+        raise UserError(f"{option}.dataset={name} is not known; choose {nearest(name, SETS)}, or image_folder for pictures of your own")
+    return SETS[name]

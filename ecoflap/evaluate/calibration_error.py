@@ -1,0 +1,49 @@
+"""How far a model's confidence is from how often it is right: root-mean-square and expected calibration error."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+ADAPTIVE = 100  # answers per bin
+FIXED = 15  # bins of one width
+
+
+def rms_calibration_error(confidence: Tensor, right: Tensor, size: int = ADAPTIVE) -> float:
+    """Root of the mean squared gap between accuracy and confidence, in percent, over adaptive bins.
+
+    The answers are sorted by confidence and cut into bins of ``size``, so that each bin is as reliable as the next; the last one takes what is
+    left over, and with fewer answers there is one bin. Every bin counts by its number of answers.
+
+    Args:
+        confidence: probability of each answer, [answers].
+        right: whether it is right, [answers].
+        size: answers per bin.
+    """
+    order = confidence.argsort(stable=True)
+    bins = torch.arange(len(order)).div(size, rounding_mode="floor").clamp(max=max(len(order) // size - 1, 0))
+    gaps, shares = _gaps(confidence[order], right[order], bins)
+    return 100 * float((shares * gaps**2).sum().sqrt())
+
+
+def expected_calibration_error(confidence: Tensor, right: Tensor, count: int = FIXED) -> float:
+    """Mean absolute gap between accuracy and confidence, in percent, over fixed bins.
+
+    The bins are ``count`` intervals of one width, open at the left and closed at the right. Every bin counts by its number of answers.
+
+    Args:
+        confidence: probability of each answer, [answers].
+        right: whether it is right, [answers].
+        count: number of bins.
+    """
+    bins = (confidence.double() * count).ceil().long().sub(1).clamp(0, count - 1)
+    gaps, shares = _gaps(confidence, right, bins)
+    return 100 * float((shares * gaps).sum())
+
+
+def _gaps(confidence: Tensor, right: Tensor, bins: Tensor) -> tuple[Tensor, Tensor]:
+    """|accuracy - confidence| of each bin that has answers, and its share of them."""
+    every, place, sizes = bins.unique(return_inverse=True, return_counts=True)
+    difference = right.double() - confidence.double()
+    sums = torch.zeros(len(every), dtype=torch.double).index_add(0, place, difference)
+    return (sums / sizes).abs(), sizes / len(bins)

@@ -1,0 +1,132 @@
+"""CIDEr, BLEU, METEOR, ROUGE-L and SPICE by the scorers that captioning papers use (package ``pycocoevalcap``), times 100 as they print them.
+
+METEOR and SPICE are Java programs and left out where they can't run. The words are those of Stanford's tokenizer, which is one as well; without
+Java a short one of this module takes its place, which finds the same words in captions but knows few abbreviations.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from ecoflap.errors import UserError
+
+log = logging.getLogger(__name__)
+
+Words = dict[int, list[str]]
+Scorer = tuple[tuple[str, ...], Callable[[Words, Words], tuple[Any, Any]]]  # the names of its metrics, and what computes them
+BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
+SPICE_MODEL = "stanford-corenlp-3.6.0-models.jar"
+
+WORD = re.compile(
+    r"""
+    (?:(?<![^\W_])[^\W\d_]\.)(?:[^\W\d_]\.)*                    # u.s.
+    | (?:mr|mrs|ms|dr|st|jr|sr|vs|etc)\.
+    | \d+(?:[.,:/]\d+)+                                         # 3,000 and 10:30
+    | [^\W_]+?(?=n['’]t\b) | n['’]t\b                           # do n't
+    | ['’](?:s|m|d|ll|re|ve)\b                                  # it 's
+    | [^\W_]+(?:(?:[-/&]|(?<!\d)['’](?!(?:s|m|d|ll|re|ve)\b))[^\W_]+)* # long-haired
+    | [!?]+ | [^\w\s]
+    """,
+    re.VERBOSE,
+)
+APART = {"cannot": "can not", "gonna": "gon na", "gotta": "got ta", "wanna": "wan na"}
+BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-"}
+DROPPED = frozenset("'`’‘\"“”.?!,:-–—…;")
+
+
+@dataclass(frozen=True)
+class CaptionMetrics:
+    """The metrics that this machine can compute.
+
+    Attributes:
+        java: whether Java programs run.
+        spice: whether SPICE's model has been downloaded too.
+    """
+
+    java: bool
+    spice: bool
+
+    @classmethod
+    def here(cls, option: str) -> CaptionMetrics:
+        """See what there is, and say what is left out.
+
+        Raises:
+            UserError: the scorers are not installed.
+        """
+        found = importlib.util.find_spec("pycocoevalcap")
+        if found is None or not found.submodule_search_locations:
+            raise UserError(f"{option} needs the package pycocoevalcap: pip install 'ecoflap[captions]'")
+        folder = Path(next(iter(found.submodule_search_locations)))
+        java = shutil.which("java") is not None and os.access(folder / "tokenizer", os.W_OK)  # the tokenizer writes beside itself
+        spice = java and (folder / "spice" / "lib" / SPICE_MODEL).is_file()
+        if not java:
+            log.info("%s: no METEOR and SPICE, and words by a tokenizer of ours: java is not installed, or %s can't be written to", option, folder)
+        elif not spice:
+            log.info("%s: no SPICE, its model has not been downloaded (python -m pycocoevalcap.spice.get_stanford_models)", option)
+        return cls(java, spice)
+
+    def identity(self) -> dict[str, Any]:
+        """What the numbers depend on."""
+        return {"tokenizer": "ptb" if self.java else "own", "metrics": ["cider", "bleu", "rouge_l", *["meteor"] * self.java, *["spice"] * self.spice]}
+
+    def words(self, captions: Sequence[Sequence[str]]) -> Words:
+        """The captions of each picture as the scorers want them: lower-case words, no punctuation."""
+        if not self.java:
+            return {index: [simple_words(text) for text in texts] for index, texts in enumerate(captions)}
+        from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
+
+        # One line each, and no empty one: the tokenizer reads lines, and a full stop becomes nothing again.
+        rows = {index: [{"caption": " ".join(text.split()) or "."} for text in texts] for index, texts in enumerate(captions)}
+        words: Words = PTBTokenizer().tokenize(rows)
+        return words
+
+    def scorers(self) -> list[Scorer]:
+        """The scorers, CIDEr's first; METEOR's program starts once for all that is asked of it."""
+        from pycocoevalcap.bleu.bleu import Bleu
+        from pycocoevalcap.cider.cider import Cider
+        from pycocoevalcap.rouge.rouge import Rouge
+
+        found: list[Scorer] = [(("cider",), Cider().compute_score), (BLEU, partial(Bleu(4).compute_score, verbose=0))]
+        if self.java:
+            from pycocoevalcap.meteor.meteor import Meteor
+
+            found.append((("meteor",), Meteor().compute_score))
+        found.append((("rouge_l",), Rouge().compute_score))
+        return [*found, (("spice",), _spice)] if self.spice else found
+
+
+def scores(scorers: Sequence[Scorer], references: Words, predictions: Words) -> dict[str, float]:
+    """Each metric over all pictures, times 100; one that could not be computed is left out."""
+    found: dict[str, float] = {}
+    for names, score in scorers:
+        value = score(references, predictions)[0]
+        found |= {name: 100 * float(one) for name, one in zip(names, value if isinstance(value, list) else [value], strict=True) if one is not None}
+    return found
+
+
+def _spice(references: Words, predictions: Words) -> tuple[float | None, Any]:
+    """SPICE, or null where its old program does not run on this Java; the other numbers must not be lost for it."""
+    from pycocoevalcap.spice.spice import Spice
+
+    try:
+        found: tuple[float, Any] = Spice().compute_score(references, predictions)
+    except (subprocess.CalledProcessError, OSError) as error:
+        log.warning("no SPICE: its program failed (%s); it is made for Java 8", error)
+        return None, None
+    return found
+
+
+def simple_words(caption: str) -> str:
+    """The caption's words, as Stanford's tokenizer finds them in captions."""
+    words = (BRACKETS.get(word, APART.get(word, word)) for word in WORD.findall(caption.lower()) if word not in DROPPED)
+    return " ".join(words).replace("’", "'")

@@ -1,0 +1,160 @@
+"""Any task of EleutherAI's lm-evaluation-harness, on the model in memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from ecoflap.errors import UserError, require_positive
+from ecoflap.evaluate.journal import IN_MEMORY, Journal
+from ecoflap.evaluate.lm_eval_tasks import fingerprint, read_task, task_manager
+from ecoflap.models.prunable import PrunableModel
+
+
+@dataclass(frozen=True)
+class LmEval:
+    """Tasks or groups of the harness, or of the user's own YAML files.
+
+    Attributes:
+        harness_tasks: their names, such as hellaswag.
+        num_fewshot: answered examples before each question; null for each task's own number. A task whose own number is 0 keeps it.
+        limit: examples per task, from the first; null for all.
+        include_path: folder with YAML tasks of one's own.
+        batch_size: requests per forward pass.
+        name: for people and result files.
+    """
+
+    harness_tasks: list[str]
+    num_fewshot: int | None = None
+    limit: int | None = None
+    include_path: str | None = None
+    batch_size: int = 8
+    name: str = "lm_eval"
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size")
+        if not self.harness_tasks:
+            raise UserError("task.harness_tasks is empty; name tasks of the harness, such as [hellaswag,piqa]")
+        if self.num_fewshot is not None and self.num_fewshot < 0:
+            raise UserError(f"task.num_fewshot={self.num_fewshot} must be at least 0")
+        if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
+            raise UserError(f"task.include_path={self.include_path}: there is no such folder")
+
+    def load(self, model: PrunableModel) -> LmEvalEvaluation:
+        """Find the tasks and read their data.
+
+        Raises:
+            UserError: the harness is not installed, it has no such task, its data are not there, or the model can't be asked.
+        """
+        manager = task_manager(self.include_path)
+        if not reads_text(model):
+            raise UserError(f"task={self.name} asks models that read and write text, and {model.name} doesn't; choose another task")
+        tasks = {name: read_task(manager, name) for name in self.harness_tasks}
+        with_pictures = {name for name, members in tasks.items() if any(getattr(member, "MULTIMODAL", False) for member in members.values())}
+        if with_pictures and not reads_pictures(model):
+            raise UserError(f"task.harness_tasks: {', '.join(sorted(with_pictures))} has pictures, and {model.name} can't be asked about them")
+        return LmEvalEvaluation(self, manager, with_pictures, fingerprint(tasks, self.num_fewshot))
+
+
+def reads_text(model: PrunableModel) -> bool:
+    """Whether the model writes text after a text, with or without pictures in it."""
+    from transformers import PreTrainedTokenizerBase
+
+    is_tokenizer = isinstance(model.processor, PreTrainedTokenizerBase)
+    return (is_tokenizer or reads_pictures(model)) and getattr(model.module, "can_generate", bool)()
+
+
+def reads_pictures(model: PrunableModel) -> bool:
+    """Whether the model has a token for the place of a picture, which is how the harness asks about one."""
+    config: Any = getattr(model.module, "config", None)
+    tokens = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
+    return hasattr(model.processor, "image_processor") and any(token is not None for token in tokens)
+
+
+@dataclass
+class LmEvalEvaluation:
+    """The tasks; call it with a model.
+
+    Attributes:
+        task: its options.
+        manager: the harness's index.
+        with_pictures: the tasks that have pictures.
+        inputs: hash of what is asked.
+    """
+
+    task: LmEval
+    manager: Any
+    with_pictures: set[str]
+    inputs: str
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the numbers depend on beside the model."""
+        options = {name: value for name, value in asdict(self.task).items() if name not in ("include_path", "batch_size", "name")}
+        return {"metric": "lm-evaluation-harness", "version": version("lm_eval"), "inputs": self.inputs, **options}
+
+    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+        """{task/metric: value}, on the harness's own scales; where each of several tasks has an accuracy, their mean comes first."""
+        names = self.task.harness_tasks
+        found = journal.run([[name] for name in names], lambda batch: [self._measure(model, name) for name in batch])
+        every = {name: value for metrics in found for name, value in metrics.items()}
+        accuracies = [every[f"{name}/acc"] for name in names if f"{name}/acc" in every]
+        mean = {"mean/acc": sum(accuracies) / len(names)} if len(accuracies) == len(names) > 1 else {}
+        return mean | every
+
+    def _measure(self, model: PrunableModel, name: str) -> dict[str, float]:
+        """Metrics of one task or group, without standard errors."""
+        from lm_eval import simple_evaluate
+
+        found = simple_evaluate(
+            harness_model(model, name in self.with_pictures, self.task.batch_size),
+            tasks=[name],
+            num_fewshot=self.task.num_fewshot,
+            limit=self.task.limit,
+            task_manager=self.manager,
+            bootstrap_iters=0,
+            log_samples=False,
+        )
+        return flatten(found["results"])
+
+
+def flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """{task/metric: value} of the harness's {task: {"metric,filter": value}}; a filter is named where there is one."""
+    flat = {}
+    for task, metrics in results.items():
+        for key, value in metrics.items():
+            metric, _, rule = key.partition(",")
+            if rule and isinstance(value, int | float) and not metric.endswith("_stderr"):
+                flat[f"{task}/{metric}" if rule == "none" else f"{task}/{metric},{rule}"] = float(value)
+    return flat
+
+
+def harness_model(model: PrunableModel, pictures: bool, batch_size: int) -> Any:
+    """The model as the harness asks it: through its class for models that read pictures, or by text alone."""
+    from lm_eval.models.hf_vlms import HFMultimodalLM
+    from lm_eval.models.huggingface import HFLM
+
+    class Multimodal(HFMultimodalLM):
+        """Takes the processor in memory; the harness would look for it where the model came from."""
+
+        def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **_: Any) -> None:
+            self.processor, self.tokenizer = tokenizer, tokenizer.tokenizer
+
+    logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)  # it warns of every model that is already in memory
+    processor = model.processor if pictures else getattr(model.processor, "tokenizer", model.processor)
+    with untied(model.module):
+        return (Multimodal if pictures else HFLM)(pretrained=model.module, tokenizer=processor, batch_size=batch_size)
+
+
+@contextmanager
+def untied(module: Any) -> Iterator[None]:
+    """Keep the harness from tying weights again, which would overwrite an output layer whose checkpoint holds it apart from the embedding."""
+    module.tie_weights = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        del module.tie_weights

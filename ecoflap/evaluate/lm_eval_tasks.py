@@ -1,0 +1,65 @@
+"""Tasks of EleutherAI's lm-evaluation-harness: found by name, read, and hashed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from ecoflap.errors import UserError, nearest
+
+
+def task_manager(include_path: str | None) -> Any:
+    """The harness's index of tasks.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        from lm_eval.models import huggingface  # noqa: F401
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UserError(f"task=lm_eval needs lm-evaluation-harness ({error}); pip install 'ecoflap[lm-eval]'") from error
+    return TaskManager(include_path=None if include_path is None else str(Path(include_path).expanduser()))
+
+
+def read_task(manager: Any, name: str) -> dict[str, Any]:
+    """{name: task} of a task, or of the members of a group, with their data.
+
+    Raises:
+        UserError: there is no such task, or its data are not there.
+    """
+    if name not in manager.all_tasks:
+        raise UserError(f"task.harness_tasks: the harness has no {name}; it has {nearest(name, manager.all_tasks)}")
+    try:
+        members: dict[str, Any] = manager.load([name])["tasks"]
+    except Exception as error:
+        raise UserError(
+            f"task.harness_tasks: {name} could not be read ({type(error).__name__}: {error}); unset HF_HUB_OFFLINE while online, or choose tasks "
+            "whose data are here"
+        ) from error
+    return members
+
+
+def fingerprint(tasks: Mapping[str, Mapping[str, Any]], num_fewshot: int | None) -> str:
+    """A hash of all that the tasks ask, with the examples that answers are shown of."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, task in chain.from_iterable(members.items() for members in tasks.values()):
+        digest.update(f"{name} {task.VERSION} {task.OUTPUT_TYPE}\n".encode())
+        shots = task.get_config("num_fewshot") if num_fewshot is None else num_fewshot
+        for document in chain(task.eval_docs, task.fewshot_docs() if shots else ()):
+            choices = task.doc_to_choice(document) if task.OUTPUT_TYPE == "multiple_choice" else None
+            digest.update(f"{task.doc_to_text(document)!r} {task.doc_to_target(document)!r} {choices!r}\n".encode())
+            for image in pictures_of(task, document):
+                digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+def pictures_of(task: Any, document: Any) -> list[Any]:
+    """The pictures of one of a task's documents."""
+    found = task.doc_to_image(document) if getattr(task, "MULTIMODAL", False) else None
+    if found is None:
+        return []
+    return found if isinstance(found, list) else [found]

@@ -1,0 +1,135 @@
+"""Every experiment and every sweep of the paper, with a mini model and small folders in the data sets' published layouts under it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from ecoflap.data.clip_sets import SETS
+from ecoflap.data.vqa import OKVQA, VQAV2
+from ecoflap.results import Result
+from tests.cli.conftest import ROOT, WORDS, composed
+from tests.data import caption_folders, picture_sets
+from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa
+
+EXPERIMENTS = sorted(str(file.relative_to(ROOT / "conf/experiment").with_suffix("")) for file in (ROOT / "conf/experiment").rglob("*.yaml"))
+SWEEPS = sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml") if file.stem != "readme_table")
+# BLIP-NLVR is LAVIS' own model: tests/lavis runs it.
+RUN_HERE = [name for name in EXPERIMENTS if "nlvr2" not in name]
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder per data set."""
+    root = tmp_path_factory.mktemp("data")
+    for name in ("vqa", "coco", "flickr30k", "cc3m"):
+        (root / name).mkdir()
+    for split in ("train", "val"):
+        write_coco_questions(root / "vqa", VQAV2, split)
+    write_coco_questions(root / "vqa", OKVQA, "val", KINDS)
+    write_gqa(root / "vqa")
+    caption_folders.karpathy(root / "coco")
+    caption_folders.karpathy(root / "flickr30k", "flickr30k")
+    caption_folders.cc3m(root / "cc3m")
+    for name in picture_sets.COOP:
+        picture_sets.write_set(root, name)
+    documents = [" ".join(itertools.islice(itertools.cycle(WORDS[start:] + WORDS[:start]), 60)) for start in range(12)]
+    (root / "c4.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    return root
+
+
+# What is put under the experiments of each folder: a model that runs here, its data, and short everything.
+SHORT = ["calibration.samples=8", "tracking=none", "device=cpu"]
+
+
+def under(experiment: str, data: Path, llama: Path) -> list[str]:
+    """Overrides that let an experiment run here in seconds."""
+    family = experiment.split("/")[0]
+    if family == "blip2":
+        vqa = [f"task.tasks.{name}.{option}" for name in ("vqav2", "okvqa", "gqa") for option in (f"path={data / 'vqa'}", "limit=3")]
+        return ["model=blip2_mini", *vqa, *([] if "global_magnitude" in experiment else [f"calibration.path={data / 'cc3m'}"])]
+    if family == "blip":
+        return _blip(experiment, data)
+    if family == "flan_t5":
+        return ["model=t5_mini", "calibration=quiz", "task=quiz", "task.limit=2"]
+    if family == "llama":
+        text = [f"model.path={llama}", "model=causal_lm", f"calibration.path={data / 'c4.jsonl'}", f"task.path={data / 'c4.jsonl'}"]
+        return [*text, "calibration.sequence_length=16", "task.sequence_length=16", "task.limit=4"]
+    classes = [f"{group}.{option}=null" for group in ("task", "calibration") for option in ("classes", "templates")]
+    pictures = [f"task.path={data}", f"calibration.path={data}", "task.limit=12", "model=clip_mini"]
+    return [*pictures, *classes] if family == "eva_clip" else pictures
+
+
+def _blip(experiment: str, data: Path) -> list[str]:
+    task = experiment.split("/")[1]
+    folder, model = {"coco": ("coco", "blip_caption_mini"), "flickr": ("flickr30k", "blip_retrieval_mini"), "vqa": ("vqa", "blip_vqa_mini")}[task]
+    return [f"model={model}", f"task.path={data / folder}", f"calibration.path={data / folder}", "task.limit=8"]
+
+
+def shortened(overrides: list[str]) -> list[str]:
+    """Fewer samples in the coarse stage, which an experiment without one has no option for."""
+    config = composed(overrides)
+    has = [f"{group}.samples=4" for group in ("score", "pruner") if OmegaConf.is_dict(config[group]) and config[group].get("samples")]
+    return [*overrides, *has]
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_an_experiment_composes_as_published(experiment: str) -> None:
+    config = composed([f"+experiment={experiment}"])
+    assert config.sparsity in (0.4, 0.5, 0.6)
+    if "ecoflap" in experiment and config.score.name == "zeroth_order":
+        assert (config.score.samples, config.score.noises, config.score.eps) == (32, 1, 1e-3)
+        assert (config.allocation.granularity, config.allocation.cap) == ("block", None)
+    first = (ROOT / "conf/experiment" / f"{experiment}.yaml").read_text()
+    assert f"# python main.py +experiment={experiment}" in first
+
+
+@pytest.mark.parametrize("experiment", RUN_HERE)
+def test_an_experiment_runs(run: Callable[..., Result], data: Path, tiny_llama: Path, tmp_path: Path, experiment: str) -> None:
+    overrides = [f"+experiment={experiment}", *under(experiment, data, tiny_llama)]
+    overrides += [override for override in SHORT if "samples" not in override or "global_magnitude" not in experiment]
+    result = run([*shortened(overrides), f"cache={tmp_path / 'cache'}"])
+    config = composed([f"+experiment={experiment}"])
+    assert result.sparsity["prunable"] == pytest.approx(config.sparsity, abs=2e-3)
+    assert result.metrics["pruned"]
+    blocks = {layer["sparsity"] for layer in result.sparsity["layers"].values()}
+    if "ecoflap" in experiment or "local" in experiment:
+        assert max(blocks) - min(blocks) > 0.01, "the coarse stage gave blocks different sparsities"
+
+
+def jobs_of(sweep: str) -> list[list[str]]:
+    """The overrides of every job of a sweep."""
+    params = OmegaConf.to_container(OmegaConf.load(ROOT / "sweeps" / f"{sweep}.yaml").hydra.sweeper.params)
+    assert isinstance(params, dict)
+    return [list(job) for job in itertools.product(*([f"{key}={value}" for value in str(values).split(",")] for key, values in params.items()))]
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_every_job_of_a_sweep_composes(sweep: str) -> None:
+    jobs = jobs_of(sweep)
+    assert len(jobs) > 2
+    for job in jobs[:12] + jobs[-2:]:
+        composed(job)
+
+
+@pytest.mark.parametrize("sweep", SWEEPS)
+def test_first_and_last_job_of_a_sweep_run(run: Callable[..., Result], data: Path, tiny_llama: Path, tmp_path: Path, sweep: str) -> None:
+    jobs = jobs_of(sweep)
+    for number, job in enumerate((jobs[0], jobs[-1])):
+        experiment = job[0].removeprefix("+experiment=")
+        overrides = [*job, *under(experiment, data, tiny_llama)]
+        overrides += [override for override in SHORT if "samples" not in override or "global_magnitude" not in experiment]
+        swept = {override.split("=")[0] for override in job}
+        short = [override for override in shortened(overrides) if override.split("=")[0] not in swept or override in job]
+        mask = next((override for override in job if override.startswith("pruner.mask")), None)
+        result = run([*short, f"cache={tmp_path / 'cache'}"], f"job{number}")
+        assert result.metrics["pruned"], mask
+
+
+def test_the_sets_of_clips_table_are_coops() -> None:
+    assert {job[1].removeprefix("+sweeps/case=clip_") for job in jobs_of("clip_table2")} == set(SETS) - {"image_folder"}

@@ -1,0 +1,191 @@
+"""lm-evaluation-harness on models in memory, with tasks of local files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ecoflap.errors import UserError
+from ecoflap.evaluate.journal import Journal
+from ecoflap.evaluate.lm_eval_harness import LmEval, flatten, untied
+from ecoflap.models.causal_lm import CausalLM
+from ecoflap.models.loading import Selection
+from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.vlm import VisionLanguage
+from tests import tiny
+from tests.cli.conftest import WORDS, tiny_llama  # noqa: F401
+from tests.cli.test_vlm import save_llava
+
+HARNESS = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed: extra lm-eval")
+TASK = """
+task: {name}
+dataset_path: json
+dataset_kwargs: {{data_files: {{train: {folder}/lines.jsonl, test: {folder}/lines.jsonl}}}}
+training_split: train
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{question}}}}"
+doc_to_choice: "{{{{choices}}}}"
+doc_to_target: "{{{{answer}}}}"
+metric_list: [{{metric: acc}}, {{metric: acc_norm}}]
+"""
+PICTURES = """
+task: shapes
+dataset_path: imagefolder
+dataset_kwargs: {{data_dir: {folder}/pictures}}
+test_split: train
+output_type: generate_until
+doc_to_image: [image]
+doc_to_text: "USER: <image> what shape is this ? ASSISTANT:"
+doc_to_target: "{{{{answer}}}}"
+generation_kwargs: {{until: ["</s>"], max_gen_toks: 3, do_sample: false}}
+metric_list: [{{metric: exact_match}}]
+"""
+
+
+def questions() -> list[dict[str, Any]]:
+    picks = torch.randint(len(WORDS), (12, 6), generator=torch.Generator().manual_seed(5)).tolist()
+    rows = [[WORDS[pick] for pick in row] for row in picks]
+    return [{"question": " ".join(row[:4]), "choices": [row[4], row[5]], "answer": index % 2} for index, row in enumerate(rows)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "lines.jsonl").write_text("".join(json.dumps(question) + "\n" for question in questions()))
+    for name in ("one", "other"):
+        (tmp_path / f"{name}.yaml").write_text(TASK.format(name=name, folder=tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def own_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a test's own tasks: the harness's index has thousands, and building it takes seconds."""
+    from lm_eval import tasks
+
+    monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
+
+
+@pytest.fixture
+def llama(tiny_llama: Path) -> PrunableModel:  # noqa: F811
+    model = CausalLM(str(tiny_llama)).load(torch.device("cpu"), Selection(None, []))
+    model.processor.bos_token = "<pad>"  # what the harness puts before a text without any
+    return model
+
+
+@torch.no_grad()
+def accuracy(model: PrunableModel) -> float:
+    """Of the likelier continuation, one question at a time."""
+    module: Any = model.module
+    right = []
+    for question in questions():
+        ids = model.processor(question["question"], return_tensors="pt")["input_ids"]
+        choices = [model.processor(choice)["input_ids"][0] for choice in question["choices"]]
+        right.append(int(module(ids).logits[0, -1, choices].argmax()) == question["answer"])
+    return sum(right) / len(right)
+
+
+@HARNESS
+def test_accuracy_of_own_tasks_on_the_model_in_memory(folder: Path, llama: PrunableModel) -> None:
+    evaluation = LmEval(["one"], include_path=str(folder), batch_size=5).load(llama)
+    dense = accuracy(llama)
+    assert evaluation(llama) == pytest.approx({"one/acc": dense, "one/acc_norm": dense})  # choices of one word; the norm is of their letters
+    with torch.no_grad():
+        llama.module.model.layers[0].mlp.down_proj.weight.mul_(-3)
+        llama.module.lm_head.weight.mul_(-1)
+    pruned = accuracy(llama)
+    assert pruned != dense
+    assert evaluation(llama)["one/acc"] == pytest.approx(pruned)
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+def test_several_tasks_their_mean_first_and_a_journal(folder: Path, llama: PrunableModel, tmp_path: Path) -> None:
+    task = LmEval(["one", "other"], num_fewshot=1, limit=3, include_path=str(folder))
+    evaluation = task.load(llama)
+    found = evaluation(llama, Journal(tmp_path / "tasks.jsonl", "key"))
+    assert list(found) == ["mean/acc", "one/acc", "one/acc_norm", "other/acc", "other/acc_norm"]
+    assert found["mean/acc"] == pytest.approx((found["one/acc"] + found["other/acc"]) / 2)
+    assert found["one/acc"] in (0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)
+    assert task.load(llama)(llama) == found, "the shots are the same each time"
+    evaluation._measure = lambda *_: pytest.fail("both are in the journal")  # type: ignore[method-assign]
+    assert evaluation(llama, Journal(tmp_path / "tasks.jsonl", "key")) == found
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+def test_identity_changes_with_what_the_numbers_depend_on(folder: Path, llama: PrunableModel) -> None:
+    identity = LmEval(["one"], include_path=str(folder)).load(llama).identity()
+    assert json.loads(json.dumps(identity)) == identity
+    assert identity == LmEval(["one"], include_path=str(folder), batch_size=1).load(llama).identity()
+    assert identity != LmEval(["one"], include_path=str(folder), limit=3).load(llama).identity()
+    changed = [{**questions()[0], "choices": ["cat", "dog"]}, *questions()[1:]]
+    (folder / "lines.jsonl").write_text("".join(json.dumps(question) + "\n" for question in changed))
+    assert identity != LmEval(["one"], include_path=str(folder)).load(llama).identity()
+
+
+def test_weights_are_left_as_they_are() -> None:
+    model = tiny.build("t5")
+    module: Any = model.module
+    module.lm_head.weight = nn.Parameter(torch.randn_like(module.shared.weight))
+    module.config.tie_word_embeddings = True  # as a checkpoint's settings can say although it holds both
+    with untied(module):
+        module.tie_weights()
+    assert module.lm_head.weight is not module.shared.weight
+    assert "tie_weights" not in vars(module)
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+def test_pictures_through_the_processor_in_memory(folder: Path) -> None:
+    from PIL import Image
+
+    (folder / "pictures").mkdir()
+    for name, colour in (("a", "red"), ("b", "blue")):
+        Image.new("RGB", (8, 8), colour).save(folder / "pictures" / f"{name}.png")
+    lines = [{"file_name": "a.png", "answer": "circle"}, {"file_name": "b.png", "answer": "triangle"}]
+    (folder / "pictures" / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (folder / "shapes.yaml").write_text(PICTURES.format(folder=folder))
+    torch.manual_seed(0)
+    save_llava(folder / "llava")
+    model = VisionLanguage(str(folder / "llava"), prompt="USER: <image> {} ASSISTANT:").load(torch.device("cpu"), Selection(None, []))
+    model.module.config._name_or_path = "nowhere"
+    found = LmEval(["shapes", "one"], include_path=str(folder)).load(model)(model)
+    assert list(found) == ["shapes/exact_match", "one/acc", "one/acc_norm"]
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+def test_refusals(folder: Path, llama: PrunableModel) -> None:
+    with pytest.raises(UserError, match=r"task\.harness_tasks: the harness has no oner; it has one"):
+        LmEval(["oner"], include_path=str(folder)).load(llama)
+    with pytest.raises(UserError, match="asks models that read and write text, and vit doesn't"):
+        LmEval(["one"], include_path=str(folder)).load(tiny.build("vit"))
+    (folder / "lines.jsonl").unlink()
+    with pytest.raises(UserError, match="one could not be read"):
+        LmEval(["one"], include_path=str(folder)).load(llama)
+
+
+def test_options_that_are_refused_without_the_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match=r"task\.harness_tasks is empty"):
+        LmEval([])
+    with pytest.raises(UserError, match=r"task\.num_fewshot=-1"):
+        LmEval(["one"], num_fewshot=-1)
+    with pytest.raises(UserError, match=r"task\.include_path=.*nowhere: there is no such folder"):
+        LmEval(["one"], include_path=str(tmp_path / "nowhere"))
+    for name in ("lm_eval", *(name for name in sys.modules if name.startswith("lm_eval."))):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(UserError, match=r"task=lm_eval needs lm-evaluation-harness .*pip install 'ecoflap\[lm-eval\]'"):
+        LmEval(["one"]).load(tiny.build("llama"))
+
+
+def test_flatten_names_filters_and_leaves_standard_errors_out() -> None:
+    metrics = {"alias": "one", "acc,none": 0.5, "acc_stderr,none": 0.1, "acc_norm,none": "N/A", "exact_match,strict-match": 1}
+    assert flatten({"one": metrics}) == {"one/acc": 0.5, "one/exact_match,strict-match": 1.0}
