@@ -97,7 +97,8 @@ class WaterFilling:
         values = sums if self.aggregate == "sum" else [score / size for score, size in zip(sums, sizes, strict=True)]
         if not any(values):
             raise UserError(
-                f"all scores are zero, from {groups[0][0].name} on: the loss does not depend on these layers; use score=none for a uniform sparsity"
+                f"all scores are zero, from {groups[0][0].name} on: the loss does not depend on these layers. "
+                "One that compares samples needs score.batch_size=2 or more; score=none gives a uniform sparsity"
             )
         cap = self.cap if self.cap is not None else min(1.0, round(sparsity + 0.1, 10))
         try:

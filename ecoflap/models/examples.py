@@ -151,14 +151,10 @@ def require(model: PrunableModel, skill: Any, option: str) -> Any:
         UserError: it can't.
     """
     if not isinstance(model.interface, skill):
-        able = [
-            known.__name__.lower()
-            for known in (Encodes, Answers, Describes, Embeds, Matches, Classifies, Chooses)
-            if isinstance(model.interface, known)
-        ]
-        group = option.split("=")[0]
-        what = f"only {' and '.join(able)}" if able else "reads only text"
-        such = "" if able else ", such as wikitext2"
+        able = [known for known in (Encodes, Answers, Describes, Embeds, Matches, Classifies, Chooses) if isinstance(model.interface, known)]
+        group, what, such = option.split("=")[0], "reads only text", ", such as wikitext2"
+        if set(able) - {Answers, Chooses}:
+            what, such = f"only {' and '.join(known.__name__.lower() for known in able)}", ""
         raise UserError(
             f"{option} needs a model that {skill.__name__.lower()}, and {model.name} {what}; choose another {group}{such}, or another model"
         )

@@ -60,9 +60,9 @@ def under(experiment: str, data: Path, llama: Path) -> list[str]:
     if family == "llama":
         text = [f"model.path={llama}", "model=causal_lm", f"calibration.path={data / 'c4.jsonl'}", f"task.path={data / 'c4.jsonl'}"]
         return [*text, "calibration.sequence_length=16", "task.sequence_length=16", "task.limit=4"]
-    classes = [f"{group}.{option}=null" for group in ("task", "calibration") for option in ("classes", "templates")]
+    names = [f"{group}.{option}" for group in ("task", "calibration") for option in (f"classes={data}/imagenet/classnames.txt", "templates=null")]
     pictures = [f"task.path={data}", f"calibration.path={data}", "task.limit=12", "model=clip_mini"]
-    return [*pictures, *classes] if family == "eva_clip" else pictures
+    return [*pictures, *names] if family == "eva_clip" else pictures
 
 
 def _blip(experiment: str, data: Path) -> list[str]:

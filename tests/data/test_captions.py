@@ -24,6 +24,8 @@ COCO_MINI = Path(__file__).parents[3] / "shared" / "data" / "coco_mini"
 class Remembers:
     """Keeps the examples that it was given."""
 
+    sees = True
+
     def __init__(self) -> None:
         self.examples: list[Example] = []
 

@@ -39,6 +39,7 @@ class Writes:
     """Writes one of each picture's captions, or nothing good."""
 
     prompt = "a picture of"
+    sees = True
 
     def __init__(self, folder: Path, right: bool = True) -> None:
         pictures = CaptionSource(str(folder), "nocaps", "val").pictures("task")
@@ -181,7 +182,7 @@ def test_identity_changes_with_what_the_numbers_depend_on(tmp_path: Path) -> Non
 def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match=r"task\.min_new_tokens=9 must be 0 to 8"):
         nocaps(tmp_path, min_new_tokens=9, max_new_tokens=8)
-    with pytest.raises(UserError, match="task=nocaps needs a model that answers"):
+    with pytest.raises(UserError, match="task=nocaps needs a model that describes"):
         nocaps(tmp_path).load(model(None))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"task=nocaps needs the package pycocoevalcap: pip install 'ecoflap\[captions\]'"):

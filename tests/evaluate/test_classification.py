@@ -33,6 +33,7 @@ class Classifier:
     """Its classes are in another order than the set's, and it has one more."""
 
     names = ("nothing", *reversed(NAMES))
+    sees = True
 
     def classify(self, model: PrunableModel, examples: Sequence[Example]) -> Tensor:
         return torch.eye(25)[[24 - seen(one.image) for one in examples]]
@@ -50,6 +51,8 @@ class Ordered(Classifier):
 
 class Towers:
     """Reads every prompt that names a class; keeps what it read."""
+
+    sees = True
 
     def __init__(self, factor: float = 1.0) -> None:
         self.read: list[str] = []

@@ -34,6 +34,7 @@ class Classifier:
 
 class Captioner:
     prompt = "a picture of"
+    sees = True
 
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
         return [f"A {NAMES[seen(example.image or '')]}" for example in examples]
@@ -126,8 +127,8 @@ def test_shared_pieces() -> None:
         (lambda: EasyRetrieval(rerank=25), r"task\.rerank=25 must be 0 to 24"),
         (lambda: EasyClassification(templates=["{} {}"]), r"task\.templates"),
         (lambda: EasyPictures(caption="{} {}"), r"calibration\.caption"),
-        (lambda: EasyClassification().load(model(Captioner())), "task=easy_classification needs a model that embeds, and tiny only answers"),
-        (lambda: EasyVqa().load(model(Classifier())), "task=easy_vqa needs a model that answers, and tiny only classifies"),
+        (lambda: EasyClassification().load(model(Captioner())), "task=easy_classification needs a model that embeds, and tiny only answers and describes"),
+        (lambda: EasyVqa().load(model(Classifier())), "task=easy_vqa needs a model that describes, and tiny only classifies"),
         (lambda: EasyRetrieval().load(model(Classifier())), "needs a model that embeds"),
         (lambda: EasyPictures().load(model(Classifier()), 0), "calibration=easy_pictures needs a model that encodes"),
     ],

@@ -25,6 +25,7 @@ class Answerer:
     """Says yes to every question; or the right answer, which it finds in the example."""
 
     prompt = "Question: {} Short answer:"
+    sees = True
 
     def __init__(self, knows: bool = False) -> None:
         self.knows = knows
@@ -145,7 +146,7 @@ def test_calibration_takes_training_questions(folder: Path) -> None:
     ("make", "message"),
     [
         (lambda: VqaV2(None).load(model(Answerer())), r"task=vqav2 needs the data set's folder: task\.path=FOLDER.*visualqa\.org"),
-        (lambda: Gqa(None).load(model(None)), "task=gqa needs a model that answers, and tiny reads only text"),
+        (lambda: Gqa(None).load(model(None)), "task=gqa needs a model that describes, and tiny reads only text"),
         (lambda: OkVqa(beams=0), r"task\.beams=0 must be at least 1"),
         (lambda: VqaV2Calibration(split="val"), r"calibration\.split=val: models are measured on the other splits; choose train"),
         (lambda: VqaV2Calibration().load(model(Answerer()), 0), r"calibration=vqav2 needs the data set's folder: calibration\.path=FOLDER"),

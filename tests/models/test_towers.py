@@ -80,11 +80,13 @@ def test_qformer_is_pruned_when_it_is_named() -> None:
     assert any(skipped.reason == "tower encoder is left dense" for skipped in model.skipped)
 
 
-def test_towers_named_by_the_config() -> None:
+def test_a_config_may_name_some_of_the_towers() -> None:
     module = tiny.build("blip2_t5").module
     towers = find_towers(module, {"eye": "vision_model.encoder.layers", "mouth": "language_model.decoder.block"})
     assert [(tower.name, tower.path, len(tower.layers)) for tower in towers] == [
         ("eye", "vision_model.encoder.layers", 8),
+        ("qformer", "qformer.encoder.layer", 16),
+        ("encoder", "language_model.encoder.block", 14),
         ("mouth", "language_model.decoder.block", 22),
     ]
 
