@@ -127,7 +127,10 @@ def test_shared_pieces() -> None:
         (lambda: EasyRetrieval(rerank=25), r"task\.rerank=25 must be 0 to 24"),
         (lambda: EasyClassification(templates=["{} {}"]), r"task\.templates"),
         (lambda: EasyPictures(caption="{} {}"), r"calibration\.caption"),
-        (lambda: EasyClassification().load(model(Captioner())), "task=easy_classification needs a model that embeds, and tiny only answers and describes"),
+        (
+            lambda: EasyClassification().load(model(Captioner())),
+            "task=easy_classification needs a model that embeds, and tiny only answers and describes",
+        ),
         (lambda: EasyVqa().load(model(Classifier())), "task=easy_vqa needs a model that describes, and tiny only classifies"),
         (lambda: EasyRetrieval().load(model(Classifier())), "needs a model that embeds"),
         (lambda: EasyPictures().load(model(Classifier()), 0), "calibration=easy_pictures needs a model that encodes"),
