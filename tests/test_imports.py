@@ -26,6 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "report": BELOW_STEPS | STEPS | {"results"},
     "plan": BELOW_STEPS | STEPS | {"config", "results"},
+    "cache": set(),  # a command line over the store
     "progress": BELOW_STEPS | STEPS,
     "outcome": BELOW_STEPS | STEPS | {"plan", "progress", "results", "tracking", "checkpoint"},
     "pipeline": BELOW_STEPS | STEPS | {"plan", "progress", "outcome", "report", "results", "tracking", "checkpoint", "config"},

@@ -1,0 +1,80 @@
+"""Files and folders that appear whole or not at all, on any file system with an atomic rename."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeAlias
+
+JSON: TypeAlias = Any
+"""What ``json.dumps`` takes; floats come back bit for bit, and NaN and infinities too."""
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Write a file whole or not at all: yields a path beside ``path``, which takes its place once it is on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = beside(path)
+    try:
+        yield temporary
+        flush(temporary)
+        os.replace(temporary, path)
+        flush(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: JSON) -> None:
+    """Write a value that people read too, whole or not at all."""
+    with replacing(Path(path)) as temporary:
+        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> JSON | None:
+    """The value of a JSON file; null where it is absent or damaged."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def discard(folder: Path) -> None:
+    """Take a folder out of the way in one rename, so that no reader meets half of it, then delete it."""
+    aside = beside(folder)
+    if rename(folder, aside):
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def rename(source: Path, target: Path) -> bool:
+    """Rename a folder; False when another job was faster: the target is there already, or the source is gone."""
+    try:
+        source.rename(target)
+    except OSError:
+        if target.exists() or not source.exists():
+            return False
+        raise
+    flush(target.parent)
+    return True
+
+
+def beside(path: Path) -> Path:
+    """A name next to ``path`` that no other host, process or thread uses."""
+    return path.with_name(f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
+
+
+TEMPORARY = ".tmp-"
+
+
+def flush(path: Path) -> None:
+    """Force a file or a folder to the disk, so that a rename never survives a crash that its content does not."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,144 @@
+"""The right to do something that one process at a time should do, on a file system shared by many hosts and without reliable locks.
+
+A lease is a file that only one process can create. Its owner writes a new beat into it every few seconds, and a process that waits for it watches the
+beats with its own clock, so hosts need not agree on the time. An owner whose beats stop, or whose process is gone from this host, is dead, and the
+first that notices takes over. In the worst race two processes may hold a lease for a moment; work under it must be harmless when done twice.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+log = logging.getLogger(__name__)
+
+BEAT = 5.0  # seconds
+DEAD_AFTER = 60.0  # seconds without a beat: many times longer than a shared file system keeps old content
+
+
+class Lease:
+    """One file, held or waited for.
+
+    Attributes:
+        path: of the file.
+        owner: what the file of the owner says, as last read.
+    """
+
+    def __init__(self, path: Path, beat: float = BEAT, dead_after: float = DEAD_AFTER) -> None:
+        """``beat``: seconds between signs of life; ``dead_after``: seconds without one after which the owner counts as dead."""
+        self.path, self.beat, self.dead_after = Path(path), beat, dead_after
+        self.owner: dict[str, Any] = {}
+        self._token = secrets.token_hex(8)
+        self._last: tuple[str, float] = ("", time.monotonic())
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def acquire(self) -> bool:
+        """Take the lease if it is free or its owner is dead; the holder has to ``release`` it.
+
+        Raises:
+            OSError: the file can't be written.
+        """
+        if not self._create():
+            if self._owner_lives():
+                return False
+            log.info("%s: its owner %s is gone, taking over", self.path, self.describe_owner())
+            self._remove_dead()
+            if not self._create():
+                return False
+        self._thread = threading.Thread(target=self._keep_beating, daemon=True)
+        self._thread.start()
+        return True
+
+    def release(self) -> None:
+        """Let go of a lease that is held."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join()
+        if _read(self.path).get("token") == self._token:
+            self.path.unlink(missing_ok=True)
+
+    def describe_owner(self) -> str:
+        """Who holds the lease, for people."""
+        return f"{self.owner.get('host', 'unknown')}:{self.owner.get('pid', '?')}"
+
+    def _create(self) -> bool:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+        except FileExistsError:
+            return False
+        with os.fdopen(descriptor, "w") as file:
+            file.write(self._text(0))
+        return True
+
+    def _text(self, beat: int) -> str:
+        return json.dumps({"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "token": self._token, "beat": beat})
+
+    def _keep_beating(self) -> None:
+        beat = 0
+        while not self._stop.wait(self.beat):
+            beat += 1
+            try:
+                if _read(self.path).get("token") != self._token:
+                    return  # taken over, while this process slept too long
+                self.path.write_text(self._text(beat))
+            except OSError:
+                continue  # a full disk passes; a beat that is missing is no harm
+
+    def _owner_lives(self) -> bool:
+        """Whether the owner is at work, as far as can be known by now."""
+        self.owner = _read(self.path)
+        seen = json.dumps(self.owner, sort_keys=True)
+        if seen != self._last[0]:
+            self._last = (seen, time.monotonic())
+        if self.owner.get("machine") == _machine() and not _runs(int(self.owner["pid"])):
+            return False
+        return time.monotonic() - self._last[1] < self.dead_after
+
+    def _remove_dead(self) -> None:
+        """Move the dead owner's file away; one that another process has put there in the meantime is put back."""
+        aside = self.path.with_name(f"{self.path.name}.{self._token}")
+        try:
+            self.path.rename(aside)
+            if _read(aside).get("token") not in (self.owner.get("token"), None):
+                os.link(aside, self.path)
+        except (FileNotFoundError, FileExistsError):
+            return
+        finally:
+            aside.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What the file says; empty when it is gone or is just being written."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _machine() -> str:
+    """What tells one running kernel and set of process ids from another; empty where that can't be known."""
+    try:
+        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return ""
+
+
+def _runs(pid: int) -> bool:
+    """Whether there is such a process on this host; one that has ended and was not waited for counts as gone."""
+    try:
+        os.kill(pid, 0)
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
