@@ -35,6 +35,7 @@ class RunConfig:
         inspect: only print what would be pruned.
         cache: folder of the stage store.
         cache_mode: use, refresh, readonly or off.
+        resume: go on from what a run of the same config left in this folder; false removes it.
     """
 
     model: Any = MISSING
@@ -54,6 +55,7 @@ class RunConfig:
     inspect: bool = False
     cache: str = "outputs/cache"
     cache_mode: str = "use"
+    resume: bool = True
 
 
 def register() -> None:
@@ -83,6 +85,11 @@ def sweep_name() -> str | None:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     return Path(HydraConfig.get().sweep.dir).name
+
+
+def runs_follow() -> bool:
+    """Whether this process does the runs of a sweep one after the other."""
+    return sweep_name() is not None and str(HydraConfig.get().launcher._target_).endswith(".BasicLauncher")
 
 
 def build(group: str, node: DictConfig) -> Any:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -28,8 +29,22 @@ def shared_console() -> Console:
     return Console(stderr=True)
 
 
+Watcher = Callable[[str, int, int | None], None]
+_watchers: list[Watcher] = []
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """Tell somebody, inside the ``with`` block, how far every tracked loop is: its description, items done, total."""
+    _watchers.append(watcher)
+    try:
+        yield
+    finally:
+        _watchers.remove(watcher)
+
+
 def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Pass items through and show a live line with counts, elapsed time and time left.
+    """Pass items through, show a live line with counts, elapsed time and time left, and tell the watchers.
 
     Args:
         iterable: What to go through.
@@ -39,15 +54,24 @@ def track(iterable: Iterable[Item], description: str, total: int | None = None) 
     Yields:
         The items, unchanged. Nothing is shown when stderr is not a terminal.
     """
+    size = len(iterable) if total is None and isinstance(iterable, Sized) else total
+    items = _watched(iterable, description, size)
     if not sys.stderr.isatty() or shared_console().is_dumb_terminal:
-        yield from iterable
+        yield from items
         return
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     # Output that the user sent to a file stays there; on the same terminal it is routed around the bar.
     with Progress(*columns, console=shared_console(), redirect_stdout=sys.stdout.isatty()) as progress:
-        yield from progress.track(iterable, total=total, description=description)
+        yield from progress.track(items, total=size, description=description)
+
+
+def _watched(iterable: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
+    for done, item in enumerate(iterable):
+        for watcher in _watchers:
+            watcher(description, done, total)
+        yield item
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:

@@ -35,7 +35,7 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], names: Mapping[str, str]
     from safetensors.torch import save_file
 
     names = dict(names or {})
-    packed = {names.get(name, name): _pack(name, mask) for name, mask in masks.items()}
+    packed = {names.get(name, name): pack(name, mask) for name, mask in masks.items()}
     shapes = {names.get(name, name): list(mask.shape) for name, mask in masks.items()}
     with replacing(Path(path)) as beside:
         save_file(packed, beside, metadata={"format": FORMAT, "shapes": json.dumps(shapes), "names": json.dumps(names)})
@@ -83,7 +83,7 @@ class MaskFile:
 
     def __getitem__(self, name: str) -> Tensor:
         """The bool mask of one parameter, in the parameter's shape."""
-        return _unpack(self._file.get_tensor(name), self.shapes[name])
+        return unpack(self._file.get_tensor(name), self.shapes[name])
 
     def __enter__(self) -> MaskFile:
         """Keep the file open for the length of a ``with`` block."""
@@ -94,7 +94,7 @@ class MaskFile:
         self._file.__exit__(None, None, None)
 
 
-def _pack(name: str, mask: Tensor) -> Tensor:
+def pack(name: str, mask: Tensor) -> Tensor:
     """A bool mask of any shape -> uint8 [ceil(weights / 8)]."""
     import numpy as np
     import torch
@@ -104,7 +104,7 @@ def _pack(name: str, mask: Tensor) -> Tensor:
     return torch.from_numpy(np.packbits(mask.detach().cpu().flatten().numpy()))
 
 
-def _unpack(packed: Tensor, shape: list[int]) -> Tensor:
+def unpack(packed: Tensor, shape: list[int]) -> Tensor:
     """uint8 [ceil(weights / 8)] -> bool mask of the given shape."""
     import numpy as np
     import torch

@@ -4,25 +4,33 @@ from __future__ import annotations
 
 import shutil
 from dataclasses import astuple, fields
-from pathlib import Path
 from typing import Any
 
-from ecoflap.checkpoint import FOLDER as CHECKPOINT
 from ecoflap.checkpoint import save_checkpoint
 from ecoflap.errors import NumericalError
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.plan import Plan
 from ecoflap.progress import Progress
 from ecoflap.prune.driver import BlockReport, PruneReport
+from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.results import FILE_NAME, LayerCount, Result, environment, sparsity_section
+from ecoflap.run_folder import BLOCKS
+from ecoflap.store import key_hash
 from ecoflap.tracking import Tracker
 
 
-def discard_earlier(folder: Path) -> None:
-    """Remove what an earlier run left in the folder, the record first: what stands there later is this run's or nothing."""
-    for name in (FILE_NAME, "scores.json", "allocation.json"):
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
+def finished_blocks(plan: Plan, progress: Progress) -> FinishedBlocks | None:
+    """Where blocks are kept until the run ends, with all that their weights depend on; null where the run is not to be resumed."""
+    if not plan.config["resume"]:
+        return None
+    depends = {
+        "model": progress.fingerprint,
+        "calibration": None if progress.calibration is None else progress.calibration.fingerprint(),
+        "pruner": plan.config["pruner"],
+        "keep": None if progress.allocation is None else progress.allocation.keep,
+        "batch_size": plan.config["batch_size"],
+    }
+    return FinishedBlocks(plan.folder / BLOCKS, key_hash(depends))
 
 
 def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
@@ -48,6 +56,7 @@ def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
         checkpoint=saved,
     )
     result.write(plan.folder / FILE_NAME)
+    shutil.rmtree(plan.folder / BLOCKS, ignore_errors=True)
     return result
 
 

@@ -12,19 +12,22 @@ import torch
 import transformers
 from omegaconf import DictConfig
 
-from ecoflap.config import build
+from ecoflap import warm_model
+from ecoflap.calibrate.stored import stored_calibration
+from ecoflap.config import build, runs_follow
 from ecoflap.errors import UserError
 from ecoflap.evaluate.journal import Journal
 from ecoflap.evaluate.task import Evaluation
 from ecoflap.models.loading import Selection, resolve_device
 from ecoflap.models.prunable import PrunableModel
-from ecoflap.outcome import conclude, discard_earlier, show_in_tracker
+from ecoflap.outcome import conclude, finished_blocks, show_in_tracker
 from ecoflap.plan import Plan, make_plan
 from ecoflap.progress import Progress
 from ecoflap.prune.driver import prune
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_allocation, show_block, show_layers, show_metrics, show_model
-from ecoflap.results import Result
+from ecoflap.results import FILE_NAME, Result
+from ecoflap.run_folder import claimed
 from ecoflap.score.scores import Scores
 from ecoflap.store import write_json
 from ecoflap.telemetry import measure
@@ -46,8 +49,16 @@ def run(config: DictConfig, folder: Path) -> Result | None:
         inspect(config)
         return None
     plan = make_plan(config, folder)
-    discard_earlier(folder)
-    tracker = plan.tracking.start(plan.config, plan.name, folder)
+    with claimed(folder, plan.config, plan.config["resume"]) as earlier:
+        if earlier is not None:
+            log.info("finished already: %s; resume=false runs it anew", folder / FILE_NAME)
+            return earlier
+        return _run(plan)
+
+
+def _run(plan: Plan) -> Result:
+    """The steps, followed by the tracker."""
+    tracker = plan.tracking.start(plan.config, plan.name, plan.folder)
     failed = True
     try:
         result, progress = _work(plan)
@@ -55,7 +66,7 @@ def run(config: DictConfig, folder: Path) -> Result | None:
         failed = False
     finally:
         tracker.close(failed)
-    log.info("result: %s", folder / "result.json")
+    log.info("result: %s", plan.folder / FILE_NAME)
     return result
 
 
@@ -99,7 +110,7 @@ def _work(plan: Plan) -> tuple[Result, Progress]:
 
 def _load(plan: Plan, costs: dict[str, dict[str, Any]], device: torch.device) -> PrunableModel:
     with measure(costs, "load"):
-        model: PrunableModel = plan.loader.load(device, plan.selection)
+        model = warm_model.load(plan.loader, device, plan.selection, keep=runs_follow())
     show_model(model)
     if not isinstance(plan.pruner, WholeModelPruner):
         plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores)
@@ -108,7 +119,11 @@ def _load(plan: Plan, costs: dict[str, dict[str, Any]], device: torch.device) ->
 
 def _calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     with measure(progress.costs, "calibrate"):
-        progress.calibration = plan.calibrator.load(model, plan.config["seed"])
+        group = plan.config["model"]
+        processor = {name: value for name, value in group.items() if name not in ("name", "save")}
+        progress.calibration = stored_calibration(
+            plan.store, plan.calibrator, model, progress.fingerprint, plan.config["calibration"], processor, plan.config["seed"]
+        )
     if not len(progress.calibration):
         raise UserError(f"calibration={plan.calibrator.name} gave no samples; calibration.samples must be at least 1")
     asked = plan.calibrator.samples
@@ -181,8 +196,9 @@ def _allocate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
 def _prune(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     assert progress.allocation is not None
     assert not isinstance(plan.pruner, WholeModelPruner)
+    batch_size, finished = plan.config["batch_size"], finished_blocks(plan, progress)
     with measure(progress.costs, "prune"):
-        progress.report = prune(model, progress.calibration, plan.pruner, progress.allocation, plan.config["batch_size"], show_block)
+        progress.report = prune(model, progress.calibration, plan.pruner, progress.allocation, batch_size, show_block, finished)
 
 
 def _prune_whole_model(plan: Plan, model: PrunableModel, progress: Progress) -> None:

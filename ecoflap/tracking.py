@@ -6,22 +6,19 @@ the tracker in a ``finally`` block.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from ecoflap.errors import UserError
 from ecoflap.results.environment import redact
+from ecoflap.results.identity import run_id
 
 log = logging.getLogger(__name__)
 
 MODES = ("offline", "online", "disabled")
-VOLATILE = ("tracking", "cache", "cache_mode", "device", "inspect")
-"""Config keys that change where or how a run happens, but not what it computes."""
 
 
 class Tracker(Protocol):
@@ -147,15 +144,3 @@ class Wandb:
         """Start a W&B run whose id follows from the group and the config, so that a repeated job updates its run instead of adding one."""
         identity = run_id({**config, "group": self.group})
         return WandbTracker(self.project, self.mode, self.group, name, self.tags, identity, config, folder)
-
-
-def run_id(config: Mapping[str, Any], volatile: Collection[str] = VOLATILE) -> str:
-    """A deterministic id of 16 hexadecimal digits.
-
-    Args:
-        config: The resolved config, as JSON.
-        volatile: Top-level keys that do not count.
-    """
-    stable = {name: value for name, value in config.items() if name not in volatile}
-    canonical = json.dumps(stable, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()[:16]

@@ -19,6 +19,8 @@ from ecoflap.console import track
 from ecoflap.errors import NumericalError
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.models.towers import Tower
+from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.pruners import LayerPruner, Pruned
 
 log = logging.getLogger(__name__)
@@ -67,6 +69,7 @@ def prune(
     allocation: Allocation,
     batch_size: int,
     on_block: Callable[[BlockReport], None] = lambda _: None,
+    finished: FinishedBlocks | None = None,
 ) -> PruneReport:
     """Prune every tower of the model in order, in place.
 
@@ -77,6 +80,7 @@ def prune(
         allocation: how many weights each layer keeps.
         batch_size: samples per forward pass; changes nothing beyond rounding.
         on_block: called after each block.
+        finished: where blocks are kept as soon as they are pruned, and read from when the run was stopped after them.
 
     Raises:
         NumericalError: a weight or a hidden state is not finite, or a mask misses its count.
@@ -86,18 +90,26 @@ def prune(
     work = [(tower, index) for tower in model.towers if tower.layers for index in range(len(tower.blocks))]
     flow: Flow | None = None
     with quiet_forward(model.module):
-        for tower, index in track(work, "prune", total=len(work)):
+        for number, (tower, index) in enumerate(track(work, "prune", total=len(work))):
             if index == 0:
                 flow = None  # let go of the last tower's states before the next one's are made
                 flow = Flow(model, tower, batches)
             assert flow is not None
-            summary = _prune_block(flow, index, pruner, allocation, report)
-            report.blocks.append(summary)
-            on_block(summary)
+            flow.enter(index)
+            seconds = None if finished is None else finished.read(number, tower.blocks[index].layers, report)
+            if seconds is not None:
+                flow.leave(index)
+            else:
+                seconds = _prune_block(flow, index, pruner, allocation, report)
+                if finished is not None:
+                    finished.write(number, tower.blocks[index].layers, report, seconds)
+            report.blocks.append(_summary(tower, index, allocation, report, seconds))
+            on_block(report.blocks[-1])
     return report
 
 
-def _prune_block(flow: Flow, index: int, pruner: LayerPruner, allocation: Allocation, report: PruneReport) -> BlockReport:
+def _prune_block(flow: Flow, index: int, pruner: LayerPruner, allocation: Allocation, report: PruneReport) -> float:
+    """Prune the block whose turn it is, and move on through it; returns the seconds that it took."""
     started, block = time.perf_counter(), flow.tower.blocks[index]
     statistics = _measure(flow, index, pruner)
     for layer in block.layers:
@@ -107,20 +119,20 @@ def _prune_block(flow: Flow, index: int, pruner: LayerPruner, allocation: Alloca
         raise NumericalError(
             f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or a larger pruner.damping"
         )
+    return time.perf_counter() - started
+
+
+def _summary(tower: Tower, index: int, allocation: Allocation, report: PruneReport, seconds: float) -> BlockReport:
+    block = tower.blocks[index]
     names = [layer.name for layer in block.layers]
     errors = [error for name in names if (error := report.errors[name]) is not None]
-    return BlockReport(
-        flow.tower.name,
-        block.name,
-        allocation.sparsity_of(names) if names else 0.0,
-        sum(errors) / len(errors) if errors else None,
-        time.perf_counter() - started,
-    )
+    mean_error = sum(errors) / len(errors) if errors else None
+    return BlockReport(tower.name, block.name, allocation.sparsity_of(names) if names else 0.0, mean_error, seconds)
 
 
 def _measure(flow: Flow, index: int, pruner: LayerPruner) -> InputStatistics | None:
     """Run the dense block once over all batches and gather what the pruner needs."""
-    streams, block = flow.enter(index), flow.tower.blocks[index]
+    streams, block = flow.streams, flow.tower.blocks[index]
     if pruner.statistic is None or not block.layers:
         return None
     statistics = InputStatistics(pruner.statistic)

@@ -38,7 +38,7 @@ class Codec:
 def _tensors_to_bytes(tensors: Any) -> bytes:
     from safetensors.torch import save
 
-    return save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    return save({name: tensor.contiguous().clone() for name, tensor in tensors.items()})
 
 
 def _tensors_from_bytes(content: bytes) -> Any:

@@ -100,7 +100,7 @@ def test_a_saved_allocation_replaces_score_and_allocate(run: Run, text_run: list
 
 def test_an_allocation_can_be_used_again_in_its_own_folder(run: Run, text_run: list[str], tmp_path: Path) -> None:
     first = run(text_run, "same")
-    again = run([*uniform(text_run)[:-1], "allocation=file", f"allocation.path={tmp_path / 'same' / 'allocation.json'}"], "same")
+    again = run([*uniform(text_run)[:-1], "allocation=file", f"allocation.path={tmp_path / 'same' / 'allocation.json'}", "resume=false"], "same")
     assert again.sparsity == first.sparsity
 
 

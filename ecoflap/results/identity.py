@@ -1,0 +1,42 @@
+"""What makes two runs the same run: everything in their config that can change a number."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator, Mapping
+from typing import Any
+
+VOLATILE = ("tracking", "cache", "cache_mode", "device", "inspect", "resume")
+"""Config keys that change where or how a run happens, but not what it computes."""
+
+
+def run_id(config: Mapping[str, Any], volatile: Collection[str] = VOLATILE) -> str:
+    """A deterministic id of 16 hexadecimal digits.
+
+    Args:
+        config: The resolved config, as JSON.
+        volatile: Top-level keys that do not count.
+    """
+    canonical = json.dumps(stable(config, volatile), sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(canonical.encode()).hexdigest()[:16]
+
+
+def stable(config: Mapping[str, Any], volatile: Collection[str] = VOLATILE) -> dict[str, Any]:
+    """The config without its volatile keys."""
+    return {name: value for name, value in config.items() if name not in volatile}
+
+
+def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+    """``key: one's value -> other's value`` for every value in which two configs differ, volatile keys aside."""
+    left, right = dict(_leaves(stable(one))), dict(_leaves(stable(other)))
+    return [f"{key}: {left.get(key)} -> {right.get(key)}" for key in {**left, **right} if left.get(key) != right.get(key)]
+
+
+def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of nested dicts, by its dotted key; a list is one value."""
+    if not isinstance(value, Mapping):
+        yield path, value
+        return
+    for name, inner in value.items():
+        yield from _leaves(inner, f"{path}.{name}" if path else str(name))

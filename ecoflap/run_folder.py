@@ -1,0 +1,177 @@
+"""A run's folder: whose it is, how far the run is, and whether what an earlier run left there can be gone on from.
+
+``status.json`` says for people and for ``ecoflap.status`` what the run does; ``.lease`` proves that it lives. A run that is started again with the
+same config in the same folder goes on where the last one stopped, and does nothing when that one had finished.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ecoflap import console
+from ecoflap.checkpoint import FOLDER as CHECKPOINT
+from ecoflap.errors import UserError
+from ecoflap.results import FILE_NAME, Result
+from ecoflap.results.environment import versions
+from ecoflap.results.identity import differences, run_id
+from ecoflap.store import Lease, read_json, write_json
+
+log = logging.getLogger(__name__)
+
+STATUS = "status.json"
+LEASE = ".lease"
+BLOCKS = "blocks"
+PREDICTIONS = "predictions"
+PRODUCTS = (FILE_NAME, "scores.json", "allocation.json", CHECKPOINT, BLOCKS, PREDICTIONS)
+WRITE_EVERY = 2.0  # seconds between two looks at the progress
+PATIENCE = 90.0  # seconds that a run waits for one that is being ended in the same folder: more than a dead owner's lease lasts
+
+
+@dataclass
+class Status:
+    """What ``status.json`` holds.
+
+    Attributes:
+        state: running, done, failed or stopped.
+        key: of the config and the library versions.
+        step: what is being done.
+        done: items of it that are done.
+        total: items of it; null where unknown.
+        reason: why it failed or stopped.
+        started: seconds since the epoch.
+        updated: the same, of this file.
+        starts: how often the run was started.
+        host: where it runs.
+        pid: its process.
+        job: its Slurm job.
+    """
+
+    state: str = "running"
+    key: str = ""
+    step: str = "start"
+    done: int = 0
+    total: int | None = None
+    reason: str | None = None
+    started: float = field(default_factory=time.time)
+    updated: float = field(default_factory=time.time)
+    starts: int = 1
+    host: str = field(default_factory=socket.gethostname)
+    pid: int = field(default_factory=os.getpid)
+    job: str | None = field(default_factory=lambda: slurm_job())
+
+
+def slurm_job() -> str | None:
+    """The id of this Slurm job, as squeue shows it; null outside Slurm."""
+    array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
+
+
+@contextmanager
+def claimed(folder: Path, config: Mapping[str, Any], resume: bool, patience: float = PATIENCE) -> Iterator[Result | None]:
+    """Claim the folder for one run, keep its status, and yield the result of an equal run that finished there before; null where none has.
+
+    Args:
+        folder: of the run; made if need be.
+        config: resolved.
+        resume: go on from what an equal run left; otherwise everything there is removed.
+        patience: seconds to wait for another run that is there now.
+
+    Raises:
+        UserError: another run is at work there, or a run of another config finished there.
+    """
+    lease = Lease(folder / LEASE)
+    _take(lease, folder, patience)
+    try:
+        key, earlier = run_id({**config, "versions": versions()}), read_json(folder / STATUS) or {}
+        finished = _finished(folder, config) if resume else None
+        if finished is None and not (resume and earlier.get("key") == key):
+            discard_products(folder)
+        elif finished is None:
+            log.info("going on with the run in %s", folder)
+        status = Status(key=key, starts=int(earlier.get("starts", 0)) + 1 if earlier.get("key") == key else 1)
+        with _kept(folder / STATUS, status):
+            yield finished
+    finally:
+        lease.release()
+
+
+def _take(lease: Lease, folder: Path, patience: float) -> None:
+    """Get the lease; a run that Slurm ends and starts again may meet its own last moments.
+
+    Raises:
+        UserError: the other run goes on and on.
+    """
+    start, told = time.monotonic(), False
+    while not lease.acquire():
+        if time.monotonic() - start > patience:
+            raise UserError(f"{folder}: the run of {lease.describe_owner()} is at work there; wait for it, or choose another hydra.run.dir")
+        if not told:
+            log.info("%s: waiting up to %.0f s for the run of %s to end", folder, patience, lease.describe_owner())
+        told = True
+        time.sleep(0.5)
+
+
+def _finished(folder: Path, config: Mapping[str, Any]) -> Result | None:
+    """The result that stands in the folder, if it is whole.
+
+    Raises:
+        UserError: it is of another config.
+    """
+    try:
+        result = Result.read(folder / FILE_NAME)
+    except (FileNotFoundError, ValueError):
+        return None
+    if differing := differences(result.config, config):
+        shown = "; ".join(differing[:3]) + ("; ..." if len(differing) > 3 else "")
+        raise UserError(
+            f"{folder} holds the result of another config ({shown}); choose another hydra.run.dir or hydra.sweep.dir, or replace it with resume=false"
+        )
+    return result
+
+
+def discard_products(folder: Path) -> None:
+    """Remove what an earlier run left, the record first: what stands there later is this run's or nothing."""
+    for name in PRODUCTS:
+        (folder / name).unlink(missing_ok=True) if not (folder / name).is_dir() else shutil.rmtree(folder / name, ignore_errors=True)
+
+
+@contextmanager
+def _kept(file: Path, status: Status) -> Iterator[None]:
+    """Write the status now, whenever the progress has moved, and at the end with how it ended."""
+    last = 0.0
+
+    def write(**changes: Any) -> None:
+        nonlocal last
+        for name, value in changes.items():
+            setattr(status, name, value)
+        if "state" in changes or time.monotonic() - last > WRITE_EVERY:
+            last, status.updated = time.monotonic(), time.time()
+            _try_to_write(file, status)
+
+    write(state="running")
+    try:
+        with console.watching(lambda step, done, total: write(step=step, done=done, total=total)):
+            yield
+    except Exception as error:
+        write(state="failed", reason=str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        raise
+    except BaseException as error:  # Ctrl-C, or Slurm's signal that the job is ended and will be started again
+        write(state="stopped", reason="interrupted" if isinstance(error, KeyboardInterrupt) else "ended from outside")
+        raise
+    write(state="done", step="done", reason=None)
+
+
+def _try_to_write(file: Path, status: Status) -> None:
+    try:
+        write_json(file, asdict(status))
+    except OSError as error:
+        log.warning("cannot write %s (%s)", file, error)

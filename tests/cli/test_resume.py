@@ -1,0 +1,217 @@
+"""A run that was stopped, however and whenever, goes on when it is started again, and ends with the same weights."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from omegaconf import DictConfig
+from safetensors.torch import load_file
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from ecoflap import pipeline
+from ecoflap.errors import UserError
+from ecoflap.prune import driver
+from ecoflap.results import Result
+from ecoflap.run_folder import LEASE, claimed
+from tests.cli.conftest import composed
+
+Run = Callable[..., Result]
+
+
+def weights(folder: Path) -> str:
+    """A hash of every tensor of the saved model and of its masks; the files' own headers have no fixed order."""
+    digest, files = hashlib.sha256(), sorted((folder / "checkpoint").glob("*.safetensors"))
+    assert files
+    for file in files:
+        for name, tensor in sorted(load_file(file).items()):
+            digest.update(name.encode())
+            digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def status(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((folder / "status.json").read_text())
+    return found
+
+
+def test_a_finished_run_is_not_done_again(run: Run, text_run: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = run(text_run)
+    assert status(tmp_path / "run")["state"] == "done"
+    stamp = (tmp_path / "run" / "result.json").stat().st_mtime_ns
+    with caplog.at_level(logging.INFO):
+        second = run([*text_run, "cache_mode=readonly"])  # where values are kept is no difference
+    assert second.to_json() == first.to_json()
+    assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == stamp
+    assert any("finished already" in message for message in caplog.messages)
+    assert not (tmp_path / "run" / LEASE).exists()
+
+
+def test_another_config_is_refused_and_can_replace(run: Run, text_run: list[str], tmp_path: Path) -> None:
+    run(text_run)
+    with pytest.raises(UserError, match=r"sparsity: 0\.6 -> 0\.5.*resume=false"):
+        run([*text_run, "sparsity=0.5"])
+    assert Result.read(tmp_path / "run" / "result.json").config["sparsity"] == 0.6
+    run([*text_run, "sparsity=0.5", "resume=false"])
+    assert Result.read(tmp_path / "run" / "result.json").config["sparsity"] == 0.5
+
+
+def test_two_runs_never_share_a_folder(text_run: list[str], tmp_path: Path) -> None:
+    config: Any = {"sparsity": 0.5}
+    with (
+        claimed(tmp_path, config, resume=True),
+        pytest.raises(UserError, match=r"is at work there.*hydra\.run\.dir"),
+        claimed(tmp_path, config, resume=True, patience=0.1),
+    ):
+        pass
+
+
+class Stop(BaseException):
+    """Ends a run like a signal would."""
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, target: Any, name: str, calls: int) -> None:
+    """Let a function run so many times, then stop the run."""
+    real, seen = getattr(target, name), [0]
+
+    def counting(*arguments: Any, **keywords: Any) -> Any:
+        seen[0] += 1
+        if seen[0] > calls:
+            raise Stop
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(target, name, counting)
+
+
+def calls_of(monkeypatch: pytest.MonkeyPatch, target: Any, name: str) -> list[int]:
+    """Count how often a function runs."""
+    real, seen = getattr(target, name), [0]
+
+    def counting(*arguments: Any, **keywords: Any) -> Any:
+        seen[0] += 1
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(target, name, counting)
+    return seen
+
+
+def stopped(run: Run, monkeypatch: pytest.MonkeyPatch, overrides: list[str], target: Any, name: str, calls: int) -> None:
+    """A run that is stopped when a function has run so many times."""
+    with monkeypatch.context() as patch:
+        stop_after(patch, target, name, calls)
+        with pytest.raises(Stop):
+            run(overrides)
+
+
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+def test_pruned_blocks_are_not_pruned_again(run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pruner: str) -> None:
+    overrides = [*text_run, f"pruner={pruner}", "model.save=true"]
+    run(overrides, "whole")
+    stopped(run, monkeypatch, overrides, driver, "_prune_block", 1)
+    assert status(tmp_path / "run")["state"] == "stopped"
+    assert len(list((tmp_path / "run" / "blocks").iterdir())) == 1
+    pruned = calls_of(monkeypatch, driver, "_prune_block")
+    result = run(overrides)
+    assert pruned == [1]
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+    assert result.sparsity == Result.read(tmp_path / "whole" / "result.json").sparsity
+    assert not (tmp_path / "run" / "blocks").exists()
+    assert status(tmp_path / "run")["starts"] == 2
+
+
+@pytest.mark.parametrize("damage", ["cut off", "edited", "of another run"])
+def test_a_damaged_block_is_pruned_again(run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+    overrides = [*text_run, "model.save=true"]
+    run(overrides, "whole")
+    other = [*overrides, "seed=1"] if damage == "of another run" else overrides
+    stopped(run, monkeypatch, other, driver, "_prune_block", 1)
+    (file,) = (tmp_path / "run" / "blocks").iterdir()
+    content = file.read_bytes()
+    if damage == "cut off":
+        file.write_bytes(content[: len(content) // 2])
+    elif damage == "edited":
+        file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    run(overrides)
+    assert weights(tmp_path / "run") == weights(tmp_path / "whole")
+
+
+def test_an_evaluation_goes_on_from_its_predictions(run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+
+    overrides = [*text_run, "task.batch_size=1"]
+    whole = run(overrides, "whole")
+    lines = (tmp_path / "whole" / "predictions" / "token_perplexity_pruned.jsonl").read_text().splitlines()
+    stopped(run, monkeypatch, overrides, pipeline, "conclude", 0)
+    file = tmp_path / "run" / "predictions" / "token_perplexity_pruned.jsonl"
+    file.write_text("\n".join(file.read_text().splitlines()[:3]) + "\n")
+    again = run(overrides)
+    assert again.metrics == whole.metrics
+    assert file.read_text().splitlines() == lines
+
+
+def child(config: DictConfig, folder: Path) -> None:
+    torch.set_num_threads(1)
+    pipeline.run(config, folder)
+
+
+def test_killed_at_any_moment_it_ends_the_same(text_run: list[str], tiny_llama: Path, tmp_path: Path) -> None:
+    """kill -9 at 20 random moments of one run."""
+    deep = tmp_path / "deep"
+    torch.manual_seed(0)
+    config = LlamaConfig.from_pretrained(tiny_llama)
+    config.num_hidden_layers = 12
+    LlamaForCausalLM(config).save_pretrained(deep)
+    for file in tiny_llama.glob("tokenizer*"):
+        (deep / file.name).write_bytes(file.read_bytes())
+    overrides = [override for override in text_run if not override.startswith("cache=")]
+    overrides += [f"model.path={deep}", "model.save=true", "pruner=sparsegpt", "task.batch_size=1"]
+    context, moments = multiprocessing.get_context("fork"), random.Random(0)
+
+    def start(name: str) -> multiprocessing.process.BaseProcess:
+        process = context.Process(target=child, args=(composed([*overrides, f"cache={tmp_path / name / 'cache'}"]), tmp_path / name))
+        process.start()
+        return process
+
+    began = time.monotonic()
+    whole = start("whole")
+    whole.join(timeout=120)
+    took, expected, states = time.monotonic() - began, weights(tmp_path / "whole"), set()
+    for number in range(20):
+        name = f"run{number}"
+        first = start(name)
+        first.join(timeout=moments.uniform(0.05, 1.0) * took)
+        assert first.pid is not None
+        if first.is_alive():
+            os.kill(first.pid, signal.SIGKILL)
+        first.join(timeout=60)
+        step = status(tmp_path / name)["step"] if (tmp_path / name / "status.json").is_file() else "before"
+        states.add(f"{step} {len(list((tmp_path / name / 'blocks').glob('*.safetensors')))}")
+        second = start(name)
+        second.join(timeout=120)
+        assert second.exitcode == 0
+        assert weights(tmp_path / name) == expected
+        assert status(tmp_path / name)["state"] == "done"
+    assert len(states) > 2, f"the kills hit only {states}"
+
+
+def test_resume_off_keeps_no_blocks(run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    stopped(run, monkeypatch, [*text_run, "resume=false"], driver, "_prune_block", 1)
+    assert not (tmp_path / "run" / "blocks").exists()
+
+
+def test_a_failure_is_named_in_the_status(run: Run, text_run: list[str], tmp_path: Path) -> None:
+    with pytest.raises(UserError):
+        run([*text_run, "towers=[vision]"])
+    found = status(tmp_path / "run")
+    assert found["state"] == "failed"
+    assert "vision" in found["reason"]
