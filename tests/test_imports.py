@@ -24,10 +24,10 @@ ALLOWED: dict[str, set[str]] = {
     "tracking": {"results"},
     "checkpoint": {"models"},
     "config": set(),
-    "report": BELOW_STEPS | STEPS | {"results"},
+    "report": BELOW_STEPS | STEPS | {"results", "tracking"},
     "plan": BELOW_STEPS | STEPS | {"config", "results"},
     "progress": BELOW_STEPS | STEPS,
-    "outcome": BELOW_STEPS | STEPS | {"plan", "progress", "results", "tracking", "checkpoint"},
+    "outcome": BELOW_STEPS | STEPS | {"plan", "progress", "report", "results", "tracking", "checkpoint"},
     "pipeline": BELOW_STEPS | STEPS | {"plan", "progress", "outcome", "report", "results", "tracking", "checkpoint", "config"},
     "mini": BELOW_STEPS | STEPS,  # a script that trains a model; nothing imports it
     **{name: {"masks": {"store"}}.get(name, set()) for name in SHARED},

@@ -11,7 +11,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ecoflap.report.allocations import Line, Lines, block_counts
-from ecoflap.report.style import INK, WIDTH, legend_below, look, new_figure, styled, wrapped
+from ecoflap.report.blocks import block_sparsities
+from ecoflap.report.style import INK, WIDTH, legend_below, look, new_figure, png, styled, wrapped
 
 FEW = 5
 """The most allocations that can be told apart as lines over dozens of blocks; more are shown as maps."""
@@ -21,10 +22,26 @@ FEW = 5
 def plot_allocation(title: str, lines: Lines) -> Figure:
     """Sparsity of every block in pruning order: lines where there are few, maps where there are many."""
     counts = block_counts(lines)
-    few = max(map(len, lines.values())) <= FEW
-    figure = (_draw_lines if few else _draw_maps)(lines, counts)
+    figure = (_draw_lines if are_few(lines) else _draw_maps)(lines, counts)
     figure.suptitle(wrapped(title, 80), x=0.01, ha="left", fontsize=11)
     return figure
+
+
+def are_few(lines: Lines) -> bool:
+    """Whether allocations are shown as lines."""
+    return max(map(len, lines.values()), default=0) <= FEW
+
+
+def allocation_png(model: str, layers: Mapping[str, Mapping[str, Any]], kept: Mapping[str, int], target: float) -> bytes:
+    """One run's allocation as a picture.
+
+    Args:
+        model: its name.
+        layers: {layer: its ``tower`` and ``size``}.
+        kept: {layer: weights that it keeps}.
+        target: the sparsity that was asked for.
+    """
+    return png(plot_allocation(model, {target: [Line("", 0, [block_sparsities(layers, kept)])]}))
 
 
 def _draw_lines(lines: Lines, counts: Mapping[str, int]) -> Figure:

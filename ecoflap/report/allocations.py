@@ -39,20 +39,18 @@ Lines = Mapping[float, Sequence[Line]]
 
 
 def lines_of(section: Section, ranks: Mapping[Method, int]) -> dict[float, list[Line]]:
-    """The allocations of a section. Methods that gave every block the same at all targets share a line: a fine stage doesn't change an allocation."""
-    given: dict[Method, dict[float, dict[int, Blocks]]] = {}
+    """The allocations of a section. Methods that give every block the same share a line: a fine stage doesn't change what the coarse one decided."""
+    given: dict[float, dict[Method, dict[int, Blocks]]] = {}
     for method, runs in section.by_method.items():
         for run in runs:
             if blocks := allocated(run):
-                given.setdefault(method, {}).setdefault(run.sparsity, {})[run.seed] = blocks
-    groups: list[list[Method]] = []
-    for method in given:
-        same = next((group for group in groups if given[group[0]] == given[method]), None)
-        groups.append([method]) if same is None else same.append(method)
-    lines: dict[float, list[Line]] = {target: [] for target in sorted({target for rows in given.values() for target in rows})}
-    for name, group in zip(_names(groups), groups, strict=True):
-        for target, seeds in given[group[0]].items():
-            lines[target].append(Line(name, ranks[group[0]], list(seeds.values())))
+                given.setdefault(run.sparsity, {}).setdefault(method, {})[run.seed] = blocks
+    colours: dict[str, int] = {}  # a name keeps its colour where its first method has no run
+    lines = {}
+    for target, allocations in sorted(given.items()):
+        groups = _alike(allocations)
+        named = zip(_names(groups), groups, strict=True)
+        lines[target] = [Line(name, colours.setdefault(name, ranks[group[0]]), list(allocations[group[0]].values())) for name, group in named]
     return lines
 
 
@@ -64,6 +62,15 @@ def block_counts(lines: Lines) -> dict[str, int]:
             for tower in dict.fromkeys(tower for blocks in line.seeds for tower in blocks):
                 counts[tower] = max(counts.get(tower, 0), len(line.block_values(tower)))
     return counts
+
+
+def _alike(allocations: Mapping[Method, dict[int, Blocks]]) -> list[list[Method]]:
+    """Methods with equal allocations together."""
+    groups: list[list[Method]] = []
+    for method, seeds in allocations.items():
+        same = next((group for group in groups if allocations[group[0]] == seeds), None)
+        groups.append([method]) if same is None else same.append(method)
+    return groups
 
 
 def _names(groups: Sequence[Sequence[Method]]) -> list[str]:

@@ -36,19 +36,25 @@ class Method:
     settings: tuple[tuple[str, str], ...] = ()
 
     @property
-    def coarse(self) -> str:
-        """The method's name without the fine stage."""
-        return ", ".join(filter(None, [COARSE.get(self.score, self.score.replace("_", " ")), self.setting]))
-
-    @property
     def label(self) -> str:
         """The method's name."""
-        return ", ".join(filter(None, [self.pruner, self.coarse]))
+        return ", ".join(filter(None, [self.pruner, self._coarse_word, self.setting]))
+
+    @property
+    def coarse(self) -> str:
+        """The name of what decides the block sparsities: the coarse stage, or a pruner that has none."""
+        if self.score == "global":
+            return self.label
+        return ", ".join(filter(None, [self._coarse_word, _overrides(one for one in self.settings if not one[0].startswith("pruner."))]))
 
     @property
     def setting(self) -> str:
         """The further keys as overrides."""
-        return " ".join(f"{key}={value}" for key, value in self.settings)
+        return _overrides(self.settings)
+
+    @property
+    def _coarse_word(self) -> str:
+        return COARSE.get(self.score, self.score.replace("_", " "))
 
     @property
     def order(self) -> tuple[Any, ...]:
@@ -114,6 +120,10 @@ def is_path(key: str, value: Any) -> bool:
 def shown(value: Any) -> str:
     """A config value as a person would type it."""
     return value if isinstance(value, str) else json.dumps(value)
+
+
+def _overrides(settings: Iterable[tuple[str, str]]) -> str:
+    return " ".join(f"{key}={value}" for key, value in settings)
 
 
 def _coarse(config: Mapping[str, Any]) -> str:

@@ -22,7 +22,7 @@ def plot_metric(table: MetricTable, ranks: dict[Any, int]) -> Figure:
         ranks: {method: number that its colour goes by}.
     """
     figure = (_against_sparsity if len(table.sparsities) > 1 else _by_method)(table, ranks)
-    figure.axes[0].set_title(wrapped(f"{table.model} on {table.task}", 80))
+    figure.axes[0].set_title(wrapped(table.title, 80))
     return figure
 
 

@@ -49,6 +49,13 @@ class MetricTable:
         return self.section.model
 
     @property
+    def title(self) -> str:
+        """What was measured on what."""
+        if self.task == "mean" and len(self.section.tasks) > 1:
+            return f"{self.model}, mean of {len(self.section.tasks) - 1} tasks"
+        return f"{self.model} on {self.task}"
+
+    @property
     def name(self) -> str:
         """``task/metric``."""
         return f"{self.task}/{self.metric}"

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from ecoflap.report.allocation_plot import plot_allocation
+from ecoflap.report.allocation_plot import are_few, plot_allocation
 from ecoflap.report.allocations import lines_of
 from ecoflap.report.cost_plot import costs_of, plot_costs
 from ecoflap.report.methods import AXES, differences
@@ -100,6 +100,7 @@ def _section(section: Section, tables: Sequence[MetricTable], plots: Plots) -> d
             for table in tables
         ],
         "allocation": plots(plot_allocation(section.title, lines), section.title, "allocation") if lines else None,
+        "few": are_few(lines),
         "cost": plots(plot_costs(section.title, costs), section.title, "cost"),
         "costs": [(method.label, step, cost) for method, row in costs.items() for step, cost in row.items()],
     }
@@ -132,8 +133,10 @@ def _part(key: str, sections: Sequence[Section]) -> str:
     """What a key that differs between runs is to the report; nothing where it goes along with a key that is named."""
     if key in AXES:
         return "the axis" if key == "sparsity" else "averaged over"
-    named = {"pruner.name", "score.name", "model.name"} | {name for section in sections for method in section.methods for name, _ in method.settings}
-    return "named" if key in named else ""
+    if key == "model.name":
+        return "names models"
+    named = {"pruner.name", "score.name"} | {name for section in sections for method in section.methods for name, _ in method.settings}
+    return "names methods" if key in named else ""
 
 
 def _commit(run: Run) -> str:

@@ -37,6 +37,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "legend.fontsize": 9,
     "errorbar.capsize": 3,
+    "text.parse_math": False,  # names may hold a dollar sign
     "svg.fonttype": "none",  # text that can be searched and follows the page's font
     "savefig.dpi": 160,
     **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
@@ -93,9 +94,9 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     return svg.replace(INK, "currentColor")
 
 
+@styled
 def png(figure: Figure) -> bytes:
     """The figure as a PNG file in memory."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure.savefig(buffer, format="png")
+    figure.savefig(buffer, format="png")
     return buffer.getvalue()

@@ -16,8 +16,8 @@ for (const heading of document.querySelectorAll("table.sortable th")) {
     const sign = heading.getAttribute("aria-sort") === "ascending" ? -1 : 1;
     const table = heading.closest("table");
     const rows = [...table.tBodies[0].rows].map((row) => [worth(row.cells[heading.cellIndex]), row]);
-    const filled = rows.filter(([value]) => value !== "" && value !== "None");
-    const empty = rows.filter(([value]) => value === "" || value === "None");
+    const filled = rows.filter(([value]) => value !== "");
+    const empty = rows.filter(([value]) => value === "");
     filled.sort(([one], [other]) => sign * compare(one, other));
     for (const other of table.querySelectorAll("th")) other.removeAttribute("aria-sort");
     heading.setAttribute("aria-sort", sign === 1 ? "ascending" : "descending");
