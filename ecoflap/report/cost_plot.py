@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from ecoflap.report.methods import Method
 from ecoflap.report.runs import Run
 from ecoflap.report.sections import Section
-from ecoflap.report.style import COLOURS, WIDTH, legend_below, new_figure, styled, wrapped
+from ecoflap.report.style import COLOURS, WIDTH, legend_below, new_figure, rows_height, styled, wrapped
 
 GREY = "#8a8d92"
 BLUE, ORANGE, TEAL, RED, PERIWINKLE, VIOLET = COLOURS
@@ -40,7 +40,7 @@ def plot_costs(title: str, costs: Costs) -> Figure:
     """One bar of steps per method; the memory of each step as a dot of its colour, the first step on top."""
     steps = _in_order({step for row in costs.values() for step in row})
     labels = [wrapped(method.label, 30) for method in costs]
-    figure = new_figure(WIDTH, 1.3 + 0.32 * sum(1 + 0.6 * label.count("\n") for label in labels))
+    figure = new_figure(WIDTH, 1.3 + rows_height(labels))
     time, memory = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     handles: dict[str, Any] = {}
     for place, row in enumerate(costs.values()):

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ecoflap.report.metrics import MetricTable, pruned, statistics
-from ecoflap.report.style import INK, WIDTH, legend_below, look, new_figure, styled, wrapped
+from ecoflap.report.style import INK, WIDTH, legend_below, look, new_figure, rows_height, styled, wrapped
 
 
 @styled
@@ -50,7 +50,7 @@ def _against_sparsity(table: MetricTable, ranks: dict[Any, int]) -> Figure:
 
 def _by_method(table: MetricTable, ranks: dict[Any, int]) -> Figure:
     labels = [wrapped(method.label, 44) for method in table.cells]
-    figure = new_figure(WIDTH, 1.3 + 0.3 * sum(1 + 0.6 * label.count("\n") for label in labels))
+    figure = new_figure(WIDTH, 1.3 + rows_height(labels))
     axes = figure.add_subplot()
     for place, (method, row) in enumerate(table.cells.items()):
         means, deviations = _finite(row)

@@ -66,6 +66,11 @@ def wrapped(text: str, width: int) -> str:
     return "\n".join(textwrap.wrap(text, width, break_on_hyphens=False)) or text
 
 
+def rows_height(labels: Sequence[str]) -> float:
+    """Inches that a chart with one row per label takes; all rows are as high as the label of most lines needs."""
+    return len(labels) * max(0.32, *(0.08 + 0.17 * (1 + label.count("\n")) for label in labels))
+
+
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
     """A legend under the axes, in as many columns as its longest label allows; the figure grows by its height."""
     width, height = figure.get_size_inches()
@@ -85,6 +90,7 @@ def save(figure: Figure, folder: Path, name: str) -> str:
         The figure as an SVG element for a page: the text's colour is the page's, ids that would clash with other figures' are gone.
     """
     figure.savefig(folder / f"{name}.png")
+    figure.set_layout_engine("none")  # everything has its place now; finding it takes as long as drawing
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):  # ids that are the figure's own, and the same each time
