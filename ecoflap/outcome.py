@@ -6,6 +6,7 @@ import shutil
 from dataclasses import astuple, fields
 from typing import Any
 
+from ecoflap.allocate.allocation import Allocation
 from ecoflap.checkpoint import save_checkpoint
 from ecoflap.errors import NumericalError
 from ecoflap.models.prunable import PrunableModel
@@ -94,10 +95,11 @@ def show_in_tracker(tracker: Tracker, result: Result, progress: Progress) -> Non
     if progress.scores is not None:
         rows = [(name, value, progress.scores.standard_error[name]) for name, value in progress.scores.importance.items()]
         tracker.log_table("score", ["layer", "importance", "standard_error"], rows)
-    if progress.allocation is not None:
-        sizes = progress.allocation.sizes
-        kept = [(name, sizes[name], keep, 1 - keep / sizes[name]) for name, keep in progress.allocation.keep.items()]
+    if (allocation := progress.allocation) is not None:
+        sizes = allocation.sizes
+        kept = [(name, sizes[name], keep, 1 - keep / sizes[name]) for name, keep in allocation.keep.items()]
         tracker.log_table("allocate", ["layer", "size", "keep", "sparsity"], kept)
+        tracker.log_image("allocation", lambda: _draw_allocation(result, allocation))
     if progress.report is not None:
         tracker.log_table("prune", [f.name for f in fields(BlockReport)], [astuple(block) for block in progress.report.blocks])
     for when, by_task in result.metrics.items():
@@ -106,3 +108,9 @@ def show_in_tracker(tracker: Tracker, result: Result, progress: Progress) -> Non
     tracker.log_table("cost", ["step", "seconds", "peak_memory_bytes"], [(step, *cost.values()) for step, cost in result.steps.items()])
     sparsity = {name: value for name, value in result.sparsity.items() if name != "layers"}
     tracker.summary({"metrics": result.metrics, "sparsity": sparsity, "model": result.model})
+
+
+def _draw_allocation(result: Result, allocation: Allocation) -> bytes:
+    from ecoflap.report.allocation_plot import allocation_png  # the plots' library takes a second to load
+
+    return allocation_png(result.model["name"], result.sparsity["layers"], allocation.keep, allocation.target)

@@ -6,8 +6,9 @@ the tracker in a ``finally`` block.
 
 from __future__ import annotations
 
+import io
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -27,6 +28,9 @@ class Tracker(Protocol):
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Show one table."""
 
+    def log_image(self, name: str, draw: Callable[[], bytes]) -> None:
+        """Show one picture; ``draw`` makes a PNG file, and only where it is shown."""
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Show the final figures of the run; nested mappings are allowed."""
 
@@ -39,6 +43,9 @@ class NoTracker:
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Ignore a table."""
+
+    def log_image(self, name: str, draw: Callable[[], bytes]) -> None:
+        """Ignore a picture."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Ignore the figures."""
@@ -85,7 +92,7 @@ class WandbTracker:
             where: dict[str, Any] = {"project": project, "mode": mode, "group": group, "dir": str(folder)}
             settings = wandb.Settings(silent=True, console="off", disable_code=True)
             what = {"id": id, "name": name, "tags": list(tags), "config": redact(config or {})}
-            self._table = wandb.Table
+            self._table, self._image = wandb.Table, wandb.Image
             self._run = wandb.init(**where, **what, resume="allow", reinit="finish_previous", settings=settings)
         except Exception as error:  # wandb, pydantic, protobuf and the operating system all raise their own
             raise UserError(
@@ -97,6 +104,12 @@ class WandbTracker:
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log one table; a column may mix numbers and empty cells."""
         self._run.log({name: self._table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)})
+
+    def log_image(self, name: str, draw: Callable[[], bytes]) -> None:
+        """Log one picture."""
+        from PIL import Image
+
+        self._run.log({name: self._image(Image.open(io.BytesIO(draw())))})
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set the run's summary figures."""

@@ -30,10 +30,8 @@ ALLOWED: dict[str, set[str]] = {
     "run_folder": {"checkpoint", "results"},
     "warm_model": {"models"},
     "progress": BELOW_STEPS | STEPS,
-    "outcome": BELOW_STEPS | STEPS | {"plan", "progress", "results", "tracking", "checkpoint", "run_folder"},
-    "pipeline": BELOW_STEPS
-    | STEPS
-    | {"plan", "progress", "outcome", "report", "results", "tracking", "checkpoint", "config", "run_folder", "warm_model"},
+    "outcome": BELOW_STEPS | STEPS | {"plan", "progress", "report", "results", "tracking", "checkpoint", "run_folder"},
+    "pipeline": BELOW_STEPS | STEPS | {"plan", "progress", "outcome", "report", "results", "tracking", "config", "run_folder", "warm_model"},
     "mini": BELOW_STEPS | STEPS,  # a script that trains a model; nothing imports it
     **{name: {"masks": {"store"}}.get(name, set()) for name in SHARED},
 }

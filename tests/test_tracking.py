@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import io
 import logging
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
+from PIL import Image
 
 from ecoflap.errors import UserError
 from ecoflap.tracking import Nothing, Tracker, Wandb, WandbTracker, run_id
@@ -43,6 +45,17 @@ def load_reader() -> Any:
     return reader
 
 
+def picture() -> bytes:
+    """A PNG file of one grey dot."""
+    buffer = io.BytesIO()
+    Image.new("L", (1, 1), 128).save(buffer, "png")
+    return buffer.getvalue()
+
+
+def no_picture() -> bytes:
+    raise AssertionError("nobody looks at this picture, so nobody should draw it")
+
+
 def exit_codes(reader: Any, file: Path) -> list[int]:
     """Exit codes in a run's file; W&B's own process may write the end of the file a moment after ``finish`` returns."""
     deadline = time.monotonic() + 20
@@ -59,6 +72,7 @@ def track_a_run(folder: Path, failed: bool) -> None:
     tracker = Wandb(project="test", group="sweep", tags=["tiny"]).start(CONFIG, "tiny/wanda", folder)
     try:
         tracker.log_table("blocks", ["block", "sparsity", "error"], [["layers.0", 0.5, 1], ["layers.1", 0.5, None], ["layers.2", 0.5, 0.25]])
+        tracker.log_image("allocation", picture)
         tracker.summary({"pruned": {"task": {"accuracy": 0.75}}, "n": 3})
     finally:
         tracker.close(failed)
@@ -72,6 +86,8 @@ def test_offline_run_holds_config_table_and_summary(tmp_path: Path, capfd: pytes
     assert run_id({**CONFIG, "group": "sweep"}) in file.name
     assert f"wandb sync {file.parent}" in caplog.text
     assert list(file.parent.glob("files/media/table/*.json"))
+    (image,) = file.parent.glob("files/media/images/allocation_*.png")
+    assert Image.open(image).getpixel((0, 0)) == 128
     reader = load_reader()
     assert exit_codes(reader, file) == [0]
     assert b"hf_private" not in file.read_bytes()
@@ -79,6 +95,8 @@ def test_offline_run_holds_config_table_and_summary(tmp_path: Path, capfd: pytes
     assert read["config"]["model"] == {"name": "tiny"}
     assert read["config"]["data"] == {"hf_token": "<redacted>"}
     assert read["summary"]["n"] == 3
+    (logged,) = [row for row in read["history"] if any(key.startswith("allocation") for key in row)]
+    assert image.name in str(logged)
     assert 0.75 in str_values(read["summary"])
 
 
@@ -115,6 +133,7 @@ def test_failure_to_start_names_the_way_out(tmp_path: Path) -> None:
 def test_nothing_tracks_nothing(tmp_path: Path) -> None:
     tracker: Tracker = Nothing().start(CONFIG, "name", tmp_path)
     tracker.log_table("blocks", ["a"], [[1]])
+    tracker.log_image("allocation", no_picture)
     tracker.summary({"a": 1})
     tracker.close(failed=True)
     assert not list(tmp_path.iterdir())

@@ -1,1 +1,1 @@
-"""Tables and plots made from result records."""
+"""Tables and plots made from result records: ``python -m ecoflap.report outputs/<sweep>``."""

@@ -62,7 +62,7 @@ def test_a_run_leaves_a_result_that_verifies(text_run: list[str], tmp_path: Path
     record = json.loads((folder / "result.json").read_text())
     assert record["schema"] == 1
     assert record["steps"].keys() >= {"load", "calibrate", "score", "allocate", "prune", "evaluate"}
-    assert list((folder / "wandb").glob("offline-run-*"))
+    assert list((folder / "wandb").glob("offline-run-*/files/media/images/allocation_*.png"))
     assert "perplexity" in finished.stdout
     assert "model.layers.1" in finished.stderr
     verified = subprocess.run([sys.executable, "-m", "ecoflap.results", "verify", str(folder)], capture_output=True, text=True, cwd=ROOT, check=False)
@@ -74,10 +74,12 @@ def test_a_sweep_runs_every_combination(text_run: list[str], tmp_path: Path) -> 
     assert finished.returncode == 0, finished.stderr
     records = [json.loads(file.read_text()) for file in (tmp_path / "sweep").glob("*/result.json")]
     assert sorted((record["config"]["sparsity"], record["config"]["seed"]) for record in records) == [(0.4, 0), (0.4, 1), (0.6, 0), (0.6, 1)]
-    shown = subprocess.run(
-        [sys.executable, "-m", "ecoflap.report.table", str(tmp_path / "sweep")], capture_output=True, text=True, cwd=ROOT, check=True
-    )
-    assert shown.stdout.count("|") > 8
+    command = [sys.executable, "-m", "ecoflap.report", str(tmp_path / "sweep")]
+    shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    assert shown.stdout.count("(n=2)") == 2
+    page = (tmp_path / "sweep" / "report" / "index.html").read_text()
+    assert "language, 2 blocks" in page
+    assert "4 runs in" in page
 
 
 def test_an_interrupted_run_leaves_nothing_that_looks_whole(text_run: list[str], tmp_path: Path) -> None:
