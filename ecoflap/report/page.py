@@ -145,7 +145,10 @@ def _commit(run: Run) -> str:
     return "" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else "")
 
 
-def _origins(runs: Sequence[Run]) -> list[tuple[str, int, str]]:
-    """Commit, number of runs and library versions of each surrounding that runs were made in."""
-    versions = [", ".join(f"{name} {version}" for name, version in run.result.versions.items() if version) for run in runs]
-    return [(commit, count, text) for (commit, text), count in Counter(zip(map(_commit, runs), versions, strict=True)).most_common()]
+def _origins(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """The library versions that runs were made with, each with its commits and their numbers of runs."""
+    commits: dict[str, Counter[str]] = {}
+    for run in runs:
+        versions = ", ".join(f"{name} {version}" for name, version in run.result.versions.items() if version)
+        commits.setdefault(versions, Counter())[_commit(run)] += 1
+    return [(versions, counts.most_common()) for versions, counts in commits.items()]
