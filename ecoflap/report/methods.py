@@ -73,10 +73,10 @@ def name_methods(runs: Sequence[Run]) -> list[Method]:
         methods = _split(methods, key, [shown(config.get(key)) for config in configs], set(methods))
     for key in sorted({key for config in configs for key in config if is_path(key, config[key]) and not key.startswith("model.")}, key=_rank):
         counts = Counter((method, run.sparsity, run.seed) for method, run in zip(methods, runs, strict=True))
-        short = _short(str(config.get(key)) for config in configs)
-        methods = _split(
-            methods, key, [short[str(config.get(key))] for config in configs], {name for (name, *_), count in counts.items() if count > 1}
-        )
+        alike = {method for (method, *_), count in counts.items() if count > 1}
+        paths = [shown(config.get(key)) for config in configs]
+        short = {"null": "null", **_short(path for path in paths if path != "null")}
+        methods = _split(methods, key, [short[path] for path in paths], alike)
     return methods
 
 
@@ -93,10 +93,10 @@ def name_models(runs: Sequence[Run]) -> list[str]:
     return names
 
 
-def differences(runs: Sequence[Run]) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """The config keys that have one value in all runs, and those that have several; neither paths nor ``BESIDE``."""
+def differences(runs: Sequence[Run], named: Collection[str] = ()) -> tuple[dict[str, str], dict[str, list[str]]]:
+    """The config keys that have one value in all runs, and those that have several; no ``BESIDE``, and of paths only those that name methods."""
     configs = [flatten(run.config) for run in runs]
-    keys = dict.fromkeys(key for config in configs for key in config if not any(is_path(key, one.get(key)) for one in configs))
+    keys = dict.fromkeys(key for config in configs for key in config if key in named or not any(is_path(key, one.get(key)) for one in configs))
     values = {key: sorted({shown(config.get(key)) for config in configs}, key=_number_first) for key in keys}
     return {key: found[0] for key, found in values.items() if len(found) == 1}, {key: found for key, found in values.items() if len(found) > 1}
 

@@ -39,8 +39,8 @@ def _against_sparsity(table: MetricTable, ranks: dict[Any, int]) -> Figure:
     for method, row in table.cells.items():
         means, deviations = _finite(row)
         handles.append(axes.errorbar(list(row), means, deviations, **look(ranks[method]))[0])
-    _scale(axes, table, "y")
     _dense_line(axes, table, "y")
+    _scale(axes, table, "y")
     axes.set_xticks(table.sparsities, [f"{sparsity:g}" for sparsity in table.sparsities])
     axes.set_xlabel(_with_unshown("sparsity: share of the prunable weights removed", table))
     axes.set_ylabel(f"{table.metric} ({table.direction})")
@@ -57,8 +57,8 @@ def _by_method(table: MetricTable, ranks: dict[Any, int]) -> Figure:
         axes.errorbar(means, [place], xerr=deviations, **look(ranks[method]))
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)  # first method on top, as in the table
-    _scale(axes, table, "x")
     _dense_line(axes, table, "x")
+    _scale(axes, table, "x")
     axes.set_xlabel(_with_unshown(f"{table.metric} at sparsity {table.sparsities[0]:g} ({table.direction})", table))
     return figure
 

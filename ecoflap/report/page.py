@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,8 @@ def write_page(
     """
     folder.mkdir(parents=True, exist_ok=True)
     runs = [run for section in sections for run in section.runs]
-    constant, varying = differences(runs)
+    named = {key for section in sections for method in section.methods for key, _ in method.settings}
+    constant, varying = differences(runs, named)
     plots = Plots(folder)
     environment = Environment(
         loader=PackageLoader("ecoflap.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -74,7 +75,7 @@ def write_page(
         sections=[_section(section, [table for table in tables if table.section is section], plots) for section in sections],
         unfinished=unfinished,
         constant=constant,
-        varying=[(key, values, _part(key, sections)) for key, values in varying.items()],
+        varying=[(key, values, _part(key, named)) for key, values in varying.items()],
         origins=_origins(runs),
         metrics=list(dict.fromkeys(table.name for table in tables)),
         rows=[row for section in sections for row in _rows(section, [table for table in tables if table.section is section])],
@@ -129,14 +130,13 @@ def _rows(section: Section, tables: Sequence[MetricTable]) -> Iterator[dict[str,
         }
 
 
-def _part(key: str, sections: Sequence[Section]) -> str:
+def _part(key: str, named: Collection[str]) -> str:
     """What a key that differs between runs is to the report; nothing where it goes along with a key that is named."""
     if key in AXES:
         return "the axis" if key == "sparsity" else "averaged over"
     if key == "model.name":
         return "names models"
-    named = {"pruner.name", "score.name"} | {name for section in sections for method in section.methods for name, _ in method.settings}
-    return "names methods" if key in named else ""
+    return "names methods" if key in {"pruner.name", "score.name", *named} else ""
 
 
 def _commit(run: Run) -> str:
@@ -145,7 +145,10 @@ def _commit(run: Run) -> str:
     return "" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else "")
 
 
-def _origins(runs: Sequence[Run]) -> list[tuple[str, int, str]]:
-    """Commit, number of runs and library versions of each surrounding that runs were made in."""
-    versions = [", ".join(f"{name} {version}" for name, version in run.result.versions.items() if version) for run in runs]
-    return [(commit, count, text) for (commit, text), count in Counter(zip(map(_commit, runs), versions, strict=True)).most_common()]
+def _origins(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """The library versions that runs were made with, each with its commits and their numbers of runs."""
+    commits: dict[str, Counter[str]] = {}
+    for run in runs:
+        versions = ", ".join(f"{name} {version}" for name, version in run.result.versions.items() if version)
+        commits.setdefault(versions, Counter())[_commit(run)] += 1
+    return [(versions, counts.most_common()) for versions, counts in commits.items()]

@@ -30,6 +30,7 @@ STYLE: Any = {
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.grid": True,
+    "axes.axisbelow": True,
     "grid.color": "#8a8d92",
     "grid.alpha": 0.25,
     "lines.linewidth": 1.6,

@@ -78,8 +78,9 @@ def test_allocation_files_count_only_where_they_tell_runs_apart(tmp_path: Path) 
     file = lambda run: {"name": "file", "path": f"/runs/{run}/allocation.json"}  # noqa: E731
     per_sparsity = labels(tmp_path / "one", {"allocation": file("a"), "sparsity": 0.5}, {"allocation": file("b"), "sparsity": 0.6})
     assert per_sparsity == ["wanda, from a file"] * 2
-    compared = labels(tmp_path / "two", {"allocation": file("a")}, {"allocation": file("b")})
-    assert compared == ["wanda, from a file, allocation.path=a", "wanda, from a file, allocation.path=b"]
+    compared = labels(tmp_path / "two", {"allocation": file("a")}, {"allocation": file("b")}, {})
+    assert compared == ["wanda, from a file, allocation.path=a", "wanda, from a file, allocation.path=b", "wanda, zeroth order"]
+    assert "allocation.path" in differences(read_runs(tmp_path / "two"), named=["allocation.path"])[1]
 
 
 def test_one_name_for_several_weights_is_told_apart_by_its_path(tmp_path: Path) -> None:

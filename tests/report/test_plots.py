@@ -62,6 +62,7 @@ def test_perplexities_over_decades_are_on_a_log_axis(tmp_path: Path, worst: floa
     axes = metric_figure(tmp_path).axes[0]
     assert axes.get_yscale() == scale
     assert "lower is better" in axes.get_ylabel()
+    assert axes.get_ylim()[0] < 8.0 < worst < axes.get_ylim()[1]
     if scale == "log":
         assert axes.get_ylim()[0] > 1
 
