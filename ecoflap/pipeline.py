@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import transformers
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from ecoflap import warm_model
 from ecoflap.calibrate.stored import stored_calibration
@@ -27,7 +27,7 @@ from ecoflap.prune.driver import prune
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_allocation, show_block, show_layers, show_metrics, show_model
 from ecoflap.results import FILE_NAME, Result
-from ecoflap.run_folder import claimed
+from ecoflap.run_folder import claimed, discard_products
 from ecoflap.score.scores import Scores
 from ecoflap.store import write_json
 from ecoflap.telemetry import measure
@@ -48,11 +48,16 @@ def run(config: DictConfig, folder: Path) -> Result | None:
     if config.inspect:
         inspect(config)
         return None
-    plan = make_plan(config, folder)
-    with claimed(folder, plan.config, plan.config["resume"]) as earlier:
-        if earlier is not None:
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    with claimed(folder, values, config.resume) as earlier:
+        if earlier.result is not None:
             log.info("finished already: %s; resume=false runs it anew", folder / FILE_NAME)
-            return earlier
+            return earlier.result
+        plan = make_plan(config, folder)
+        if earlier.unfinished:
+            log.info("going on with the run in %s", folder)
+        else:
+            discard_products(folder)
         return _run(plan)
 
 

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ecoflap import console
 from ecoflap.checkpoint import FOLDER as CHECKPOINT
@@ -75,14 +75,26 @@ def slurm_job() -> str | None:
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
 
+class Found(NamedTuple):
+    """What an earlier run left in a folder.
+
+    Attributes:
+        result: of an equal run that finished; null where none has.
+        unfinished: an equal run was stopped there, and can be gone on from.
+    """
+
+    result: Result | None
+    unfinished: bool
+
+
 @contextmanager
-def claimed(folder: Path, config: Mapping[str, Any], resume: bool, patience: float = PATIENCE) -> Iterator[Result | None]:
-    """Claim the folder for one run, keep its status, and yield the result of an equal run that finished there before; null where none has.
+def claimed(folder: Path, config: Mapping[str, Any], resume: bool, patience: float = PATIENCE) -> Iterator[Found]:
+    """Claim the folder for one run, keep its status, and yield what an earlier run left there.
 
     Args:
         folder: of the run; made if need be.
         config: resolved.
-        resume: go on from what an equal run left; otherwise everything there is removed.
+        resume: go on from what an equal run left; otherwise nothing there counts.
         patience: seconds to wait for another run that is there now.
 
     Raises:
@@ -92,14 +104,10 @@ def claimed(folder: Path, config: Mapping[str, Any], resume: bool, patience: flo
     _take(lease, folder, patience)
     try:
         key, earlier = run_id({**config, "versions": versions()}), read_json(folder / STATUS) or {}
-        finished = _finished(folder, config) if resume else None
-        if finished is None and not (resume and earlier.get("key") == key):
-            discard_products(folder)
-        elif finished is None:
-            log.info("going on with the run in %s", folder)
-        status = Status(key=key, starts=int(earlier.get("starts", 0)) + 1 if earlier.get("key") == key else 1)
+        result, unfinished = finished(folder, config) if resume else None, resume and earlier.get("key") == key
+        status = Status(key=key, starts=int(earlier.get("starts", 0)) + 1 if unfinished else 1)
         with _kept(folder / STATUS, status):
-            yield finished
+            yield Found(result, unfinished)
     finally:
         lease.release()
 
@@ -120,7 +128,7 @@ def _take(lease: Lease, folder: Path, patience: float) -> None:
         time.sleep(0.5)
 
 
-def _finished(folder: Path, config: Mapping[str, Any]) -> Result | None:
+def finished(folder: Path, config: Mapping[str, Any]) -> Result | None:
     """The result that stands in the folder, if it is whole.
 
     Raises:

@@ -24,8 +24,10 @@ ALLOWED: dict[str, set[str]] = {
     "tracking": {"results"},
     "checkpoint": {"models"},
     "config": set(),
+    "cluster": {"results", "run_folder"},
     "report": BELOW_STEPS | STEPS | {"results"},
     "plan": BELOW_STEPS | STEPS | {"config", "results"},
+    "status": {"cluster", "results"},
     "cache": set(),  # a command line over the store
     "run_folder": {"checkpoint", "results"},
     "warm_model": {"models"},

@@ -9,8 +9,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ecoflap.store import read_json
+
 PACKAGES = ("ecoflap", "torch", "transformers", "tokenizers", "safetensors", "datasets", "hydra-core", "omegaconf", "numpy", "wandb")
 PROJECT = Path(__file__).resolve().parents[2]
+SNAPSHOT = "snapshot.json"
+"""In a copy of the code that queued jobs run: where it was copied from, and its commit then."""
 REDACTED = "<redacted>"
 
 # ``key`` alone is not a secret: configs name tensors with it.
@@ -28,17 +32,29 @@ def versions() -> dict[str, str | None]:
 
 
 def git_state(project: Path) -> dict[str, Any] | None:
-    """The commit of the project's own checkout and whether any file differs from it.
+    """The commit of the project's own checkout and whether any file differs from it; of a copy, the commit that it was copied at.
 
     Returns:
         ``{"commit": str, "dirty": bool}``; None outside a checkout, before the first commit, without git, and when the package is merely installed
         somewhere inside another project's checkout.
     """
-    top = _git(project, "rev-parse", "--show-toplevel")
-    if top is None or Path(top).resolve() != project.resolve():
+    if (snapshot := read_json(project / SNAPSHOT)) is not None:
+        git: dict[str, Any] | None = snapshot["git"]
+        return git
+    if not _is_checkout(project):
         return None
     commit, changes = _git(project, "rev-parse", "--verify", "--quiet", "HEAD"), _git(project, "status", "--porcelain")
     return None if commit is None else {"commit": commit, "dirty": changes != ""}
+
+
+def git_diff(project: Path) -> str:
+    """What the project's own checkout has beyond its commit, in files that git knows; empty outside a checkout."""
+    return (_git(project, "diff", "HEAD") or "") if _is_checkout(project) else ""
+
+
+def _is_checkout(project: Path) -> bool:
+    top = _git(project, "rev-parse", "--show-toplevel")
+    return top is not None and Path(top).resolve() == project.resolve()
 
 
 def redact(config: Any) -> Any:

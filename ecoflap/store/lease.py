@@ -116,6 +116,17 @@ class Lease:
             aside.unlink(missing_ok=True)
 
 
+def lives(path: Path, dead_after: float) -> bool:
+    """Whether a lease is held, at one glance: its owner runs on this host, or its last beat is not long ago by the clock of the file system."""
+    owner = _read(path)
+    if owner.get("machine") == _machine():
+        return _runs(int(owner["pid"]))
+    try:
+        return time.time() - path.stat().st_mtime < dead_after
+    except OSError:
+        return False
+
+
 def _read(path: Path) -> dict[str, Any]:
     """What the file says; empty when it is gone or is just being written."""
     try:

@@ -1,0 +1,1 @@
+"""Many runs at once: processes on this machine, or jobs of Slurm, through submitit."""

@@ -1,0 +1,32 @@
+"""The first thing that a job runs: it puts the code that was submitted before all other on the path, and only then loads what was pickled.
+
+This module is pickled whole into each job, so it imports nothing of this project.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+
+class Bootstrap:
+    """One job of a sweep, pickled, and the code that it belongs to."""
+
+    def __init__(self, code: str | None, job: bytes) -> None:
+        """``code``: folder of a snapshot; null for the code that is installed. ``job``: a function and its arguments, pickled."""
+        self.code, self.job = code, job
+
+    def __call__(self) -> Any:
+        """Run the job."""
+        import cloudpickle
+
+        if self.code is not None:
+            sys.path.insert(0, self.code)
+        function, arguments = cloudpickle.loads(self.job)
+        return function(*arguments)
+
+    def checkpoint(self) -> Any:
+        """What is queued again when Slurm ends the job early: the same, since a run goes on from what it finds in its folder."""
+        from submitit.helpers import DelayedSubmission
+
+        return DelayedSubmission(self)

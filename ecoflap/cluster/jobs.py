@@ -1,0 +1,63 @@
+"""The jobs of a sweep: what they are, where they write, which have finished, and the list of them in the sweep's folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import HydraContext
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+JOBS = "jobs.json"
+
+
+class Job(NamedTuple):
+    """One job.
+
+    Attributes:
+        number: its place in the sweep.
+        overrides: of the config.
+    """
+
+    number: int
+    overrides: list[str]
+
+    def __hash__(self) -> int:
+        return hash(self.number)
+
+
+def finished_value(context: HydraContext, config: DictConfig, job: Job) -> float | None:
+    """The headline metric of a job that has finished before, in the folder that it would write to; null where it has to run.
+
+    Raises:
+        UserError: the result of another config stands there.
+    """
+    composed = context.config_loader.load_sweep_config(config, list(job.overrides))
+    with open_dict(composed.hydra.job):
+        composed.hydra.job.num = job.number
+    earlier = HydraConfig.instance().cfg
+    try:
+        HydraConfig.instance().set_config(composed)
+        folder = Path(str(composed.hydra.sweep.dir)) / str(composed.hydra.sweep.subdir)
+        if not composed.resume or not (folder / "result.json").is_file():
+            return None
+        with open_dict(composed):
+            del composed["hydra"]
+        values: Any = OmegaConf.to_container(composed, resolve=True)
+    finally:
+        HydraConfig.instance().cfg = earlier
+    from ecoflap.run_folder import finished
+
+    result = finished(folder, values)
+    return None if result is None else result.headline()
+
+
+def record_jobs(folder: Path, launcher: str, ids: Mapping[Job, str | None]) -> None:
+    """Write which jobs the sweep has and what the queue calls them, for ``ecoflap.status``; those of an earlier submission stay in the list."""
+    from ecoflap.store import read_json, write_json
+
+    known = {job["number"]: job for job in (read_json(folder / JOBS) or {}).get("jobs", [])}
+    known |= {job.number: {"number": job.number, "overrides": job.overrides, "id": id} for job, id in ids.items()}
+    write_json(folder / JOBS, {"launcher": launcher, "jobs": [known[number] for number in sorted(known)]})

@@ -1,0 +1,57 @@
+"""A copy of the code as it is when jobs are submitted, so that whatever is edited meanwhile changes no queued job."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from pathlib import Path
+
+from ecoflap.results.environment import PROJECT, SNAPSHOT, git_diff, git_state
+from ecoflap.store import write_json
+from ecoflap.store.files import beside, rename
+
+PARTS = ("main.py", "conf", "sweeps", "ecoflap", "hydra_plugins")
+# Weights are read from where the code was copied from: they are no code, and large.
+WEIGHTS = "*.safetensors"
+
+
+def take_snapshot(folder: Path, project: Path = PROJECT) -> Path:
+    """Copy the code into a folder of its own below ``folder``, named by its content; one that is there already is used again.
+
+    Returns:
+        The copy's folder.
+    """
+    target = folder / f"code-{_hash(project)[:12]}"
+    if target.is_dir():
+        return target
+    folder.mkdir(parents=True, exist_ok=True)
+    copy = beside(target)
+    try:
+        copy.mkdir()
+        for part in PARTS:
+            _copy(project / part, copy / part)
+        write_json(copy / SNAPSHOT, {"origin": str(project), "git": git_state(project)})
+        if diff := git_diff(project):
+            (copy / "code.diff").write_text(diff, encoding="utf-8")
+        rename(copy, target)
+    finally:
+        shutil.rmtree(copy, ignore_errors=True)
+    return target
+
+
+def _copy(source: Path, target: Path) -> None:
+    if source.is_dir():
+        shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", WEIGHTS))
+    elif source.is_file():
+        shutil.copy2(source, target)
+
+
+def _hash(project: Path) -> str:
+    """A hash of every file that is copied."""
+    digest = hashlib.sha256()
+    for part in PARTS:
+        files = sorted((project / part).rglob("*")) if (project / part).is_dir() else [project / part]
+        for file in files:
+            if file.is_file() and "__pycache__" not in file.parts and not file.match(WEIGHTS):
+                digest.update(f"{file.relative_to(project)}\n".encode() + file.read_bytes())
+    return digest.hexdigest()

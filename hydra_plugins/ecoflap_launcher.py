@@ -1,0 +1,19 @@
+"""Hydra looks for launchers in this namespace only; the launchers themselves are in ``ecoflap.cluster``."""
+
+from __future__ import annotations
+
+from hydra.core.config_store import ConfigStore
+
+from ecoflap.cluster import launcher, options
+
+
+class LocalLauncher(launcher.LocalLauncher):
+    """``hydra/launcher=ecoflap_local``."""
+
+
+class SlurmLauncher(launcher.SlurmLauncher):
+    """``hydra/launcher=ecoflap_slurm``."""
+
+
+ConfigStore.instance().store(group="hydra/launcher", name="ecoflap_local", node=options.LocalOptions, provider="ecoflap")
+ConfigStore.instance().store(group="hydra/launcher", name="ecoflap_slurm", node=options.SlurmOptions, provider="ecoflap")
