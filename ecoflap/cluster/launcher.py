@@ -99,7 +99,7 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
 
         search, live = ConfigSearchPathImpl(), Path(__file__).parents[2] / "conf"
         for element in self.hydra_context.config_loader.get_search_path().get_path():
-            ours = element.path.startswith("file://") and Path(element.path.removeprefix("file://")).resolve() == live.resolve()
+            ours = Path(element.path.removeprefix("file://")).resolve() == live.resolve()
             search.config_search_path.append(SearchPathElement(element.provider, f"file://{code / 'conf'}") if ours else element)
         other = type(self)(**self.params)
         other.setup(
@@ -176,7 +176,7 @@ def scoring_jobs(jobs: Sequence[Job]) -> list[Job]:
     for job in jobs:
         relevant = tuple(override for override in job.overrides if not override.lstrip("+~").startswith(AFTER_SCORES))
         if relevant not in kept and "score=none" not in relevant:
-            overrides = [*job.overrides, "steps=[calibrate,score]", "tracking=none"]
+            overrides = [*job.overrides, "steps=[calibrate,score]", "tracking=none", f"hydra.sweep.subdir=scores/{len(kept)}"]
             kept[relevant] = Job(-1 - len(kept), overrides)
     return list(kept.values())
 

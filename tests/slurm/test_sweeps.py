@@ -1,0 +1,123 @@
+"""Sweeps on a real Slurm: work that is shared, jobs that fail, code that is edited meanwhile."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ecoflap import status
+from ecoflap.cluster.snapshot import PARTS
+from ecoflap.results import Result
+from ecoflap.store import read_json
+from tests.cli.conftest import ROOT
+from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.conftest import Sweep, ended
+
+
+def logs(folder: Path) -> str:
+    """What all jobs of a sweep have printed."""
+    return "".join(file.read_text() for file in sorted(folder.glob(".submitit/*/*_log.*")))
+
+
+def results(folder: Path) -> dict[int, Result]:
+    """{job: result} of a sweep."""
+    return {int(file.parent.name): Result.read(file) for file in folder.glob("*/result.json")}
+
+
+def wait_until_ended(slurm: Cluster, ids: list[str]) -> None:
+    """Results are there a moment before Slurm knows."""
+    over = {"COMPLETED", "FAILED", "CANCELLED"}
+    wait_for(f"the end of {ids}", lambda: len(known := slurm.accounting(",".join(ids))) >= len(ids) and set(known.values()) <= over, 120)
+
+
+def states(slurm: Cluster, folder: Path) -> list[str]:
+    """Slurm's state of each job of a sweep, in order."""
+    ids = [job["id"] for job in read_json(folder / "jobs.json")["jobs"]]
+    wait_until_ended(slurm, ids)
+    known = slurm.accounting(",".join(ids))
+    return [known[one] for one in ids]
+
+
+def test_twelve_jobs_at_once_score_once(slurm: Cluster, sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "sweep"
+    printed = ended(sweep("sparsity=0.4,0.5,0.6", "pruner=wanda,sparsegpt", "allocation.granularity=layer,block"))
+    found = results(folder)
+    assert sorted(found) == list(range(12)), printed
+    assert len({(run.config["sparsity"], run.config["pruner"]["name"], run.config["allocation"]["granularity"]) for run in found.values()}) == 12
+    assert states(slurm, folder) == ["COMPLETED"] * 12
+    text = logs(folder)
+    for stage in ("calibration", "dense_metrics", "scores"):
+        assert text.count(f"{stage}: computing") == 1, stage
+        assert text.count(f"{stage}: read from the store") == 11, stage
+    assert status.main([str(folder)]) == 0
+    assert "12 done" in capsys.readouterr().out
+    report = subprocess.run([sys.executable, "-m", "ecoflap.report", str(folder)], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert report.returncode == 0, report.stderr
+    assert (folder / "report" / "index.html").is_file()
+
+
+def test_scores_first(sweep: Sweep, tmp_path: Path) -> None:
+    folder = tmp_path / "sweep"
+    printed = ended(sweep("sparsity=0.4,0.5", "score=none,first_order", "hydra.launcher.scores_first=true"))
+    assert sorted(results(folder)) == [0, 1, 2, 3], printed
+    assert "1 jobs compute scores first" in printed
+    text = logs(folder)
+    assert (folder / "scores" / "0" / "scores.json").is_file()
+    assert text.count("scores: computing") == 1
+    assert text.count("scores: read from the store") == 2
+
+
+def test_one_job_of_a_sweep_fails(slurm: Cluster, sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "sweep"
+    process = sweep("sparsity=0.4,2.0,0.6")
+    printed = ended(process)
+    assert process.returncode == 1
+    assert "job 1" in printed
+    assert "sparsity=2.0 is outside" in printed
+    assert sorted(results(folder)) == [0, 2]
+    assert states(slurm, folder) == ["COMPLETED", "FAILED", "COMPLETED"]
+    own = next(file for file in folder.glob(".submitit/*/*_log.err") if "Traceback" in file.read_text())
+    assert "sparsity=2.0 is outside" in own.read_text()
+    capsys.readouterr()
+    assert status.main([str(folder)]) == 1
+    shown = capsys.readouterr().out
+    assert "2 done, 1 failed" in shown
+    assert "sparsity=2.0 is outside" in shown
+
+
+def test_code_that_is_edited_meanwhile_changes_no_queued_job(slurm: Cluster, sweep: Sweep, tmp_path: Path) -> None:
+    project = tmp_path / "project"
+    project.mkdir()
+    for part in PARTS:
+        if (ROOT / part).is_dir():
+            shutil.copytree(ROOT / part, project / part, symlinks=True)
+        else:
+            shutil.copy2(ROOT / part, project / part)
+    before = slurm.run("sbatch", "--parsable", "--wrap", "sleep 600").stdout.strip()
+    process = sweep("sparsity=0.5", f"hydra.launcher.dependency=afterany:{before}", "hydra.launcher.wait=false", project=project)
+    printed = ended(process)
+    assert process.returncode == 0, printed
+    (project / "ecoflap" / "pipeline.py").write_text("raise RuntimeError('edited')\n")
+    (project / "conf" / "config.yaml").write_text("edited: true\n")
+    slurm.run("scancel", before)
+    folder = tmp_path / "sweep"
+    (job,) = json.loads((folder / "jobs.json").read_text())["jobs"]
+    wait_until_ended(slurm, [job["id"]])
+    assert sorted(results(folder)) == [0], logs(folder)
+    assert (next(folder.glob("code-*")) / "snapshot.json").is_file()
+
+
+def test_gpus_and_wrong_options(slurm: Cluster, sweep: Sweep, tmp_path: Path) -> None:
+    process = sweep("sparsity=0.5", "hydra.launcher.partitio=main")
+    assert "Key 'partitio' not in 'SlurmOptions'" in ended(process)
+    assert process.returncode == 1
+    assert not (tmp_path / "sweep" / "jobs.json").exists()
+    printed = ended(sweep("sparsity=0.5", "hydra.launcher.gres=gpu:1", "hydra.launcher.partition=main"))
+    assert sorted(results(tmp_path / "sweep")) == [0], printed
+    (job,) = json.loads((tmp_path / "sweep" / "jobs.json").read_text())["jobs"]
+    assert "gres/gpu=1" in slurm.run("sacct", "-X", "-n", "-P", "-o", "AllocTRES", "-j", job["id"]).stdout
