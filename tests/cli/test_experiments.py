@@ -18,7 +18,7 @@ from tests.data import caption_folders, picture_sets
 from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa
 
 EXPERIMENTS = sorted(str(file.relative_to(ROOT / "conf/experiment").with_suffix("")) for file in (ROOT / "conf/experiment").rglob("*.yaml"))
-SWEEPS = sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml") if file.stem != "readme_table")
+SWEEPS = sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml") if file.stem not in ("readme_table", "search"))
 # BLIP-NLVR is LAVIS' own model: tests/lavis runs it.
 RUN_HERE = [name for name in EXPERIMENTS if "nlvr2" not in name]
 

@@ -1,0 +1,68 @@
+"""Sweeps as they are typed: in this process, as processes, by Optuna; what they refuse, and that they change no result."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ecoflap.results import Result
+from tests.cli.conftest import ROOT
+
+
+def sweep(*overrides: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "main.py", *overrides], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+
+
+def layers(file: Path) -> dict[str, object]:
+    result = Result.read(file)
+    return {"metrics": result.metrics, "layers": result.sparsity["layers"]}
+
+
+def test_one_load_for_many_runs_gives_the_results_of_separate_processes(text_run: list[str], tmp_path: Path) -> None:
+    axes = ["sparsity=0.4,0.6", "pruner=wanda,sparsegpt"]
+    here = sweep("-m", *text_run, *axes, f"hydra.sweep.dir={tmp_path / 'here'}")
+    assert here.returncode == 0, here.stderr
+    assert here.stderr.count("is still in memory") == 3
+    apart = sweep("-m", *text_run, *axes, "cache_mode=off", "cluster=local", f"hydra.sweep.dir={tmp_path / 'apart'}")
+    assert apart.returncode == 0, apart.stderr
+    for number in range(4):
+        assert layers(tmp_path / "here" / str(number) / "result.json") == layers(tmp_path / "apart" / str(number) / "result.json")
+    again = sweep("-m", *text_run, *axes, "cache_mode=off", "cluster=local", f"hydra.sweep.dir={tmp_path / 'apart'}")
+    assert again.returncode == 0
+    assert "4 of 4 jobs have finished before" in again.stdout + again.stderr
+
+
+def test_a_failing_process_does_not_stop_the_others(text_run: list[str], tmp_path: Path) -> None:
+    done = sweep("-m", *text_run, "sparsity=2.0,0.5", "cluster=local", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert done.returncode == 1
+    assert "job 0" in done.stderr + done.stdout
+    assert "sparsity=2.0 is outside" in done.stderr
+    assert [file.parent.name for file in (tmp_path / "sweep").glob("*/result.json")] == ["1"]
+    assert json.loads((tmp_path / "sweep" / "0" / "status.json").read_text())["state"] == "failed"
+
+
+@pytest.mark.parametrize("cluster", ["slurm", "local"])
+def test_a_single_run_is_not_submitted(text_run: list[str], cluster: str) -> None:
+    done = sweep(*text_run, f"cluster={cluster}")
+    assert done.returncode == 2
+    assert "add -m" in done.stderr
+
+
+@pytest.mark.parametrize(("override", "words"), [("partitio=x", "Key 'partitio' not in 'SlurmOptions'"), ("timeout_min=soon", "timeout_min")])
+def test_wrong_slurm_options_fail_before_a_job_is_queued(override: str, words: str) -> None:
+    done = sweep("-m", "cluster=slurm", f"hydra.launcher.{override}")
+    assert done.returncode == 1
+    assert words in done.stderr
+
+
+def test_optuna_searches(text_run: list[str], tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
+    fixed = ["hydra.sweeper.n_trials=2", "hydra.sweeper.direction=minimize", f"hydra.sweep.dir={tmp_path / 'search'}"]
+    done = sweep("-m", "+sweeps=search", *text_run, *fixed)
+    assert done.returncode == 0, done.stderr
+    assert "Best value" in done.stdout + done.stderr
+    assert len(list((tmp_path / "search").glob("*/result.json"))) == 2
