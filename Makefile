@@ -12,7 +12,7 @@ SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 OVERRIDES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-golden test-lavis test-mixed check format lint types real-models clean
+.PHONY: help run test test-slurm test-golden test-lavis test-mixed check format lint types real-models clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -41,7 +41,10 @@ run: $(READY) ## set up and run the main job, offline: prune the embedded BLIP-2
 	HF_HUB_OFFLINE=1 $(BIN)/python main.py $(OVERRIDES)
 
 test: $(READY) ## set up and run the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow'
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow' --ignore=tests/slurm
+
+test-slurm: $(READY) ## test sweeps on a Slurm of four nodes on this machine (as root; skipped where Slurm is not installed)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/slurm
 
 test-lavis: $(LAVIS)/.ready ## set up salesforce-lavis and test beside it, on the oldest transformers (Python 3.10 or 3.11)
 	HF_HUB_OFFLINE=1 $(LAVIS)/bin/python -m pytest -n auto --dist worksteal -W ignore tests/lavis tests/ops $(PORTABLE)
@@ -52,7 +55,7 @@ test-mixed: $(MIXED)/.ready ## set up salesforce-lavis beside a transformers tha
 test-golden: real-models ## check SmolLM2 against the published perplexities (seven runs, about 15 minutes)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/real -m '' -s
 
-check: format lint types test ## format, lint, types and tests
+check: format lint types test test-slurm ## format, lint, types and tests
 
 format: $(READY) ## format the code
 	$(BIN)/ruff format .
