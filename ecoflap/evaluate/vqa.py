@@ -13,7 +13,7 @@ import torch
 
 from ecoflap.data.vqa import GQA_OBTAIN, OKVQA, VQAV2, Question, clean_question, read_coco_questions, read_gqa, require_images
 from ecoflap.errors import require_positive
-from ecoflap.evaluate.inputs import parts, spread
+from ecoflap.evaluate.inputs import how_asked, parts, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.evaluate.vqa_accuracy import exact_match, lemmatized, lemmatizer, vqa_accuracy
 from ecoflap.models.examples import Describes, Generation, require
@@ -163,14 +163,14 @@ def _means(kinds: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
 
 
 def fingerprint_by_size(rows: Iterable[Any], images: Iterable[str], interface: Any) -> str:
-    """A hash of what is asked and of how (the prompt), and of the pictures' names and sizes: to read all of COCO would take minutes.
+    """A hash of what is asked and of how, and of the pictures' names and sizes: to read all of COCO would take minutes.
 
     Args:
         rows: what is asked and what is right, as values with a ``repr`` that says everything.
         images: paths; the folder they are in does not count.
         interface: of the model.
     """
-    digest = hashlib.blake2b(f"{getattr(interface, 'prompt', None)!r}\n".encode(), digest_size=16)
+    digest = hashlib.blake2b(how_asked(interface), digest_size=16)
     for row in rows:
         digest.update(f"{row!r}\n".encode())
     for image in dict.fromkeys(images):
