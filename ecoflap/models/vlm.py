@@ -84,7 +84,7 @@ class VlmInterface:
         return [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
 
     def _ask(self, example: Example) -> str:
-        """The example in the prompt. A bare text is the beginning of what is written: nothing is asked, and what marks the picture stays before it."""
+        """The example in the prompt. A bare text begins what is written: nothing is asked, and only the picture's place stays before it."""
         if not example.bare or str(getattr(self.processor, "image_token", "<image>")) not in self.prompt:
             return example.worded(self.prompt)
         opened = self.prompt.format("")

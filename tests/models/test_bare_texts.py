@@ -48,7 +48,8 @@ def test_calibration_reads_the_beginning_of_a_caption_alone(model: PrunableModel
     calibration = Captions(str(tmp_path), "cc3m", samples=6, prefix=True, name="cc3m").load(model, 0)
     assert len(cut) == 6
     for example, sample in zip(cut, calibration.samples, strict=True):
-        assert example.text and example.target
+        assert example.text
+        assert example.target
         assert words(model, sample["input_ids"]) == read(model, example.text)
 
 
