@@ -36,7 +36,7 @@ def _take(module: Any, folder: str, prefix: str, option: str) -> None:
     own = {name: tensor for name, tensor in module.named_parameters() if name.startswith(prefix)}
     try:
         with Checkpoint(Path(require_folder(folder, option))) as checkpoint:
-            taken = {name: checkpoint.tensor(name) for name in own}
+            taken = {name: checkpoint.tensor(name).to(tensor.dtype) for name, tensor in own.items()}
     except FileNotFoundError as error:
         raise UserError(f"{option}={folder}: {error}; give the checkpoint folder of a run with model.save=true") from None
     except KeyError as error:

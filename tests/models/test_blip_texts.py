@@ -118,7 +118,7 @@ def slow_losses(model: PrunableModel, question: Example, answers: list[str]) -> 
 @torch.no_grad()
 @pytest.mark.parametrize("k", [1, 3, 128])
 def test_ranked_answers_are_those_of_a_slow_search(k: int) -> None:
-    model, questions = load("vqa", encoder_token=None), read_questions("test")[:24:2]
+    model, questions = load("vqa", encoder_token=None), read_questions("test")[:6]
     answers = ["yes", "no", "circle", "red circle", "blue", "blue yes circle", "triangle red", "green"]
     expected = []
     for question in questions:
@@ -126,14 +126,14 @@ def test_ranked_answers_are_those_of_a_slow_search(k: int) -> None:
         candidates = sorted(range(len(answers)), key=lambda row: -first[row])[:k]
         expected.append(answers[min(candidates, key=lambda row: whole[row])])
     assert model.interface.rank(model, questions, answers, k) == expected
-    assert len(set(expected)) > 2
+    assert len(set(expected)) > 1
 
 
 def test_a_trained_model_ranks_the_right_answer_first() -> None:
-    model, questions = load("vqa", encoder_token=None), read_questions("test")[:60]
+    model, questions = load("vqa", encoder_token=None), read_questions("test")[:30]
     answers = sorted({question.target for question in read_questions("train")})
     found = model.interface.rank(model, questions, answers, 128)
-    assert sum(answer == question.target for answer, question in zip(found, questions, strict=True)) > 50
+    assert sum(answer == question.target for answer, question in zip(found, questions, strict=True)) > 25
 
 
 def test_larger_pictures() -> None:
