@@ -164,8 +164,11 @@ def test_the_carrying_sweeps_take_the_jobs_of_table_1_in_order() -> None:
     expected = ["null", *(f"outputs/sweeps/blip2_table1/{number}/checkpoint" for number in range(len(pruning)))]
     for task in ("nocaps", "flickr30k"):
         jobs = jobs_of(f"blip2_table1_{task}")
-        assert [job[1].removeprefix("model.vision_from=") for job in jobs] == expected
-        config = composed(jobs[-1])
+        assert [job[0].removeprefix("model.vision_from=") for job in jobs] == expected
+        config = composed([f"+sweeps=blip2_table1_{task}", "task.path=FOLDER", *jobs[-1]])
+        assert (config.task.name, config.task.path, config.steps) == (task, "FOLDER", ["evaluate"])
         assert config.model.vision_from == expected[-1]
         assert config.model.get("language_from", expected[-1]) == expected[-1]
-    assert all("model.save=true" in job or "model.save=True" in job for job in pruning)
+    for job in pruning:
+        config = composed([*job, "+calibration.path=PICTURES", "+task.path=QUESTIONS"])
+        assert (config.model.save, config.calibration.path, config.task.tasks.okvqa.path) == (True, "PICTURES", "QUESTIONS")

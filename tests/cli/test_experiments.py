@@ -116,7 +116,7 @@ def jobs_of(sweep: str) -> list[list[str]]:
     return [list(job) for job in itertools.product(*([f"{key}={value}" for value in str(values).split(",")] for key, values in params.items()))]
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("sweep", [name for name in SWEEPS if not name.startswith("blip2_table1_")])
 def test_every_job_of_a_sweep_composes(sweep: str) -> None:
     jobs = jobs_of(sweep)
     assert len(jobs) > 1
