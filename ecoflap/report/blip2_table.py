@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ecoflap.checkpoint import FOLDER as CHECKPOINT
 from ecoflap.results.record import FILE_NAME, Result
 
 # A column is a task and the first of these metrics that it has.
@@ -67,7 +66,7 @@ def collect(records: Iterable[Path]) -> dict[str, Row]:
     for path in records:
         result = Result.read(path)
         if "pruned" in result.metrics:
-            checkpoint = (path.parent / CHECKPOINT).resolve()
+            checkpoint = (path.parent / (result.checkpoint or "")).resolve()
             names[checkpoint] = _name(result)
             found[checkpoint] |= figures(result.metrics["pruned"])
             found[None] |= figures(result.metrics.get("dense", {}))
