@@ -41,7 +41,7 @@ class Captions(CaptionSource):
             words = clean(choice.choice(pictures[index].captions)).split()
             if len(words) >= (2 if self.prefix else 1):
                 cut = choice.randint(1, len(words) // 2) if self.prefix else 0
-                examples.append(Example(" ".join(words[:cut]), " ".join(words[cut:]), pictures[index].image))
+                examples.append(Example(" ".join(words[:cut]), " ".join(words[cut:]), pictures[index].image, bare=True))
             if len(examples) == self.samples:
                 break
         return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"))

@@ -22,7 +22,7 @@ class Question:
         id: as the data set has it.
         text: what is asked.
         image: path of the picture.
-        answers: of all annotators, or the only one.
+        answers: of all annotators, or the only one; none where they are not public.
         question_type: such as "what is the" (VQAv2), "Plants and Animals" (OK-VQA) or "query" (GQA).
         answer_type: yes/no, number or other; of GQA binary or open.
     """
@@ -36,7 +36,8 @@ class Question:
 
     def example(self) -> Example:
         """As a model reads it; the target is what most annotators said."""
-        return Example(self.text, Counter(self.answers).most_common(1)[0][0], self.image)
+        most = Counter(self.answers).most_common(1)
+        return Example(self.text, most[0][0] if most else "", self.image)
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class CocoQuestions:
     obtain: str
 
 
-PICTURES = "Its pictures are COCO's: unpack train2014.zip and val2014.zip of cocodataset.org there"
+PICTURES = "Its pictures are COCO's: unpack train2014.zip and val2014.zip (test2015.zip for test questions) of cocodataset.org there"
 VQAV2 = CocoQuestions(
     "vqav2",
     "v2_OpenEnded_mscoco_{split}2014_questions.json",
@@ -69,8 +70,28 @@ OKVQA = CocoQuestions(
     "mscoco_{split}2014_annotations.json",
     f"OK-VQA's questions and annotations are at okvqa.allenai.org/download.html. {PICTURES}.",
 )
+ANSWERS_OBTAIN = "BLIP's list of answers is at storage.googleapis.com/sfr-vision-language-research/datasets/answer_list.json."
 GQA_QUESTIONS = "testdev_balanced_questions.json"
 GQA_OBTAIN = "GQA's questions1.2.zip and images.zip are at cs.stanford.edu/people/dorarad/gqa/download.html."
+
+
+def read_answer_list(folder: str, file: str) -> tuple[str, ...]:
+    """Answers to choose from.
+
+    Args:
+        folder: of the data set.
+        file: a JSON list of answers in it, or anywhere as a whole path.
+
+    Raises:
+        UserError: the file is not there or no list of different answers.
+    """
+    path = Path(folder).expanduser() / file
+    if not path.is_file():
+        raise UserError(f"task.answer_list={file}: there is no {path}. {ANSWERS_OBTAIN}")
+    answers = read_json(path)
+    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) and answer for answer in answers):
+        raise UserError(f'task.answer_list={file} must be a JSON list of answers, such as ["yes", "no"]')
+    return tuple(dict.fromkeys(answers))
 
 
 def clean_question(text: str) -> str:
@@ -102,12 +123,38 @@ def read_coco_questions(source: CocoQuestions, folder: str | None, split: str, o
         raise _unlike(f"{asked} and {said.name}", error, source.obtain) from None
 
 
+def read_test_questions(source: CocoQuestions, folder: str | None, split: str, option: str) -> list[Question]:
+    """All questions of a split of 2015 whose answers are not public, in the file's order.
+
+    Args:
+        source: which data set.
+        folder: with its file and with COCO's pictures in ``test2015``.
+        split: test-dev or test.
+        option: the config group that asks, for messages.
+
+    Raises:
+        UserError: the file is not there or not as it is published.
+    """
+    name = source.questions.format(split=split).replace("2014", "2015")
+    file = require_files(folder, name, option, source.name, source.obtain) / name
+    pictures = file.parent / "test2015"
+    try:
+        asked = read_json(file)["questions"]
+        return [Question(str(one["question_id"]), one["question"], _picture(pictures, one["image_id"]), (), "", "") for one in asked]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _unlike(str(file), error, source.obtain) from None
+
+
+def _picture(folder: Path, number: int) -> str:
+    return str(folder / f"COCO_{folder.name}_{number:012d}.jpg")
+
+
 def _coco_question(entry: dict[str, Any], annotation: dict[str, Any], pictures: Path, kinds: dict[str, str]) -> Question:
     kind = annotation["question_type"]
     return Question(
         id=str(entry["question_id"]),
         text=entry["question"],
-        image=str(pictures / f"COCO_{pictures.name}_{entry['image_id']:012d}.jpg"),
+        image=_picture(pictures, entry["image_id"]),
         answers=tuple(answer["answer"] for answer in annotation["answers"]),
         question_type=kinds.get(kind, kind),
         answer_type=annotation["answer_type"],

@@ -25,7 +25,7 @@ class Captioning(CaptionSource):
 
     Attributes:
         split: of the data set.
-        prompt: what the model is asked, or the beginning of what it writes; BLIP has its own, ``model.prompt``.
+        prompt: the beginning of every caption, which the model reads as it stands; BLIP has its own, ``model.prompt``.
         limit: number of pictures, evenly spaced over the split; null for all.
         batch_size: pictures per generation; changes nothing beyond rounding.
         beams: beam width.
@@ -68,7 +68,7 @@ class CaptioningEvaluation:
     interface: Any
 
     def _examples(self) -> list[Example]:
-        return [Example(self.task.prompt, "\n".join(one.captions), one.image) for one in self.pictures]
+        return [Example(self.task.prompt, "\n".join(one.captions), one.image, bare=True) for one in self.pictures]
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""

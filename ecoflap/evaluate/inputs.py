@@ -36,13 +36,18 @@ def percent(right: Sequence[bool]) -> float:
     return 100 * sum(right) / len(right) if right else float("nan")
 
 
+def how_asked(interface: Any) -> bytes:
+    """What a model's interface adds to whatever it is asked: its prompt, the token that a text begins with."""
+    return f"{getattr(interface, 'prompt', None)!r} {getattr(interface, 'encoder_token', None)}\n".encode()
+
+
 def fingerprint(examples: Sequence[Example], interface: Any) -> str:
-    """A hash of the examples, their pictures included, and of how the model is asked (its prompt)."""
+    """A hash of the examples, their pictures included, and of how the model is asked."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(f"{getattr(interface, 'prompt', None)!r}\n".encode())
+    digest.update(how_asked(interface))
     seen: set[str] = set()
     for example in examples:
-        digest.update(f"{example.text!r} {example.target!r} {example.label}\n".encode())
+        digest.update(f"{example.text!r} {example.target!r} {example.label} {example.bare}\n".encode())
         for path in filter(None, (example.image, example.second_image)):
             if path not in seen:
                 seen.add(path)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -11,13 +13,40 @@ from typing import Any, ClassVar
 
 import torch
 
-from ecoflap.data.vqa import GQA_OBTAIN, OKVQA, VQAV2, Question, clean_question, read_coco_questions, read_gqa, require_images
-from ecoflap.errors import require_positive
-from ecoflap.evaluate.inputs import parts, spread
+from ecoflap.data.vqa import (
+    GQA_OBTAIN,
+    OKVQA,
+    VQAV2,
+    Question,
+    clean_question,
+    read_answer_list,
+    read_coco_questions,
+    read_gqa,
+    read_test_questions,
+    require_images,
+)
+from ecoflap.errors import UserError, require_positive
+from ecoflap.evaluate.inputs import how_asked, parts, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.evaluate.vqa_accuracy import exact_match, lemmatized, lemmatizer, vqa_accuracy
-from ecoflap.models.examples import Describes, Generation, require
+from ecoflap.models.examples import Describes, Generation, Ranks, require
 from ecoflap.models.prunable import PrunableModel
+
+log = logging.getLogger(__name__)
+SPLITS = ("val", "test-dev", "test")
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Answers that a model chooses from.
+
+    Attributes:
+        answers: all of them.
+        k: how many are looked at to their end.
+    """
+
+    answers: tuple[str, ...]
+    k: int
 
 
 @dataclass(frozen=True)
@@ -57,10 +86,14 @@ class PublishedQuestions:
             UserError: files or pictures are missing, the model answers no questions, or the limit is out of range.
         """
         interface = require(model, Describes, f"task={self.name}")
-        questions = spread(self.read(), self.limit, "questions")
+        questions, choices = spread(self.read(), self.limit, "questions"), self.choices(model)
         require_images((one.image for one in questions), f"task={self.name}", self.obtain)
         asked = [replace(one, text=clean_question(one.text)) for one in questions] if self.clean else questions
-        return QuestionsEvaluation(self, asked, interface)
+        return QuestionsEvaluation(self, asked, interface, choices)
+
+    def choices(self, model: PrunableModel) -> Choices | None:
+        """The answers that the model chooses from; null where it writes its own."""
+        return None
 
     def read(self) -> list[Question]:
         """All questions of the split that is measured on."""
@@ -73,15 +106,46 @@ class PublishedQuestions:
 
 @dataclass(frozen=True)
 class VqaV2(PublishedQuestions):
-    """VQAv2's validation split; see ``PublishedQuestions`` for the options."""
+    """VQAv2; see ``PublishedQuestions`` for the other options.
 
+    Attributes:
+        split: val, or test-dev or test, whose answers are not public: the run writes a file for the EvalAI server instead of an accuracy.
+        answer_list: a JSON list of answers in the folder, of which the model chooses (how BLIP is measured); null lets it write its own.
+        k_test: how many of these are looked at to their end: those with the likeliest first tokens.
+    """
+
+    split: str = "val"
+    answer_list: str | None = None
+    k_test: int = 128
     name: str = "vqav2"
 
     obtain = VQAV2.obtain
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("task", self, "k_test")
+        if self.split not in SPLITS:
+            raise UserError(f"task.split={self.split}: VQAv2 is measured on {', '.join(SPLITS)}")
+
     def read(self) -> list[Question]:
-        """The 214,354 questions of val."""
-        return read_coco_questions(VQAV2, self.path, "val", "task")
+        """The 214,354 questions of val, the 107,394 of test-dev or the 447,793 of test."""
+        return (
+            read_coco_questions(VQAV2, self.path, "val", "task") if self.split == "val" else read_test_questions(VQAV2, self.path, self.split, "task")
+        )
+
+    def choices(self, model: PrunableModel) -> Choices | None:
+        """The answers of the list.
+
+        Raises:
+            UserError: there is no such list, or the model can't choose.
+        """
+        if self.answer_list is None:
+            return None
+        if not isinstance(model.interface, Ranks):
+            raise UserError(
+                f"task.answer_list={self.answer_list}: {model.name} can't choose of a list; leave it out, or take a BLIP, such as blip_vqa"
+            )
+        return Choices(read_answer_list(self.path or "", self.answer_list), self.k_test)
 
 
 @dataclass(frozen=True)
@@ -133,25 +197,50 @@ class QuestionsEvaluation:
     task: PublishedQuestions
     questions: list[Question]
     interface: Any
+    choices: Choices | None = None
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""
         asked = [(one.id, one.text, one.answers, one.question_type, one.answer_type) for one in self.questions]
         inputs = fingerprint_by_size(asked, (one.image for one in self.questions), self.interface)
-        options = {key: value for key, value in vars(self.task).items() if key not in ("path", "limit", "batch_size", "clean")}
-        return {"metric": self.task.metric, "inputs": inputs, **options}
+        elsewhere = ("path", "limit", "batch_size", "clean", "answer_list", "k_test")
+        options = {key: value for key, value in vars(self.task).items() if key not in elsewhere}
+        choices = None if self.choices is None else hashlib.blake2b(repr(self.choices).encode(), digest_size=16).hexdigest()
+        return {"metric": self.task.metric, "inputs": inputs, "choices": choices, **options}
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
-        """Accuracy in percent: over all questions, per answer type and per question type; and the number of questions."""
+        """Accuracy in percent: over all questions, per answer type and per question type; and the number of questions.
+
+        Where the right answers are not public, the number alone; the answers then go into a file.
+        """
         model.module.eval()
-        generation = Generation(self.task.beams, self.task.max_new_tokens, length_penalty=self.task.length_penalty)
-        batches = parts(self.questions, self.task.batch_size)
-        answers = journal.run(batches, lambda batch: self.interface.answer(model, [one.example() for one in batch], generation))
+        answers = journal.run(parts(self.questions, self.task.batch_size), lambda batch: self._ask(model, batch))
+        if not any(one.answers for one in self.questions):
+            self._write_for_evalai(answers, journal)
+            return {"questions": len(answers)}
         scores = [self.task.score(answer, one) for answer, one in zip(answers, self.questions, strict=True)]
         by_answer = _means([f"accuracy_{one.answer_type.replace('/', '_')}" for one in self.questions], scores)
         by_question = _means([one.question_type for one in self.questions], scores)
         return {"accuracy": 100 * fmean(scores), **by_answer, **by_question, "questions": len(scores)}
+
+    def _ask(self, model: PrunableModel, questions: Sequence[Question]) -> list[str]:
+        examples = [one.example() for one in questions]
+        if self.choices is not None:
+            chosen: list[str] = self.interface.rank(model, examples, self.choices.answers, self.choices.k)
+            return chosen
+        generation = Generation(self.task.beams, self.task.max_new_tokens, length_penalty=self.task.length_penalty)
+        written: list[str] = self.interface.answer(model, examples, generation)
+        return written
+
+    def _write_for_evalai(self, answers: Sequence[str], journal: Journal) -> None:
+        """``[{"question_id": ..., "answer": ...}]`` beside the journal, as the evaluation server takes it."""
+        if journal.file is None:
+            return
+        file = journal.file.with_name(f"{journal.file.stem}_evalai.json")
+        rows = [{"question_id": int(one.id), "answer": answer} for one, answer in zip(self.questions, answers, strict=True)]
+        file.write_text(json.dumps(rows), encoding="utf-8")
+        log.info("%s: its answers are not public; EvalAI scores %s", self.task.name, file)
 
 
 def _means(kinds: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
@@ -163,14 +252,14 @@ def _means(kinds: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
 
 
 def fingerprint_by_size(rows: Iterable[Any], images: Iterable[str], interface: Any) -> str:
-    """A hash of what is asked and of how (the prompt), and of the pictures' names and sizes: to read all of COCO would take minutes.
+    """A hash of what is asked and of how, and of the pictures' names and sizes: to read all of COCO would take minutes.
 
     Args:
         rows: what is asked and what is right, as values with a ``repr`` that says everything.
         images: paths; the folder they are in does not count.
         interface: of the model.
     """
-    digest = hashlib.blake2b(f"{getattr(interface, 'prompt', None)!r}\n".encode(), digest_size=16)
+    digest = hashlib.blake2b(how_asked(interface), digest_size=16)
     for row in rows:
         digest.update(f"{row!r}\n".encode())
     for image in dict.fromkeys(images):

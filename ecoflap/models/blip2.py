@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.errors import UserError
+from ecoflap.models.carried_towers import take_language_model, take_vision_tower
 from ecoflap.models.examples import Example, Generation
 from ecoflap.models.lavis_keys import read_lavis_checkpoint, to_lavis, to_transformers
 from ecoflap.models.loading import Pretrained, Selection, check_prompt, decoder_only, prunable
@@ -103,6 +104,8 @@ class Blip2(Pretrained):
         prompt: how a question is put to the model, with one ``{}``.
         loss: answer, or a function by its dotted path.
         lavis_checkpoint: a file in LAVIS' format whose weights, all or some, replace those of ``path``: a pruned model of the paper's authors.
+        vision_from: checkpoint folder of another BLIP-2 whose (pruned) vision tower is taken over.
+        language_from: checkpoint folder of another BLIP-2 whose (pruned) language model is taken over.
         save_lavis: write the pruned weights in LAVIS' format too, as ``lavis.pth`` beside the checkpoint's other files.
     """
 
@@ -110,6 +113,8 @@ class Blip2(Pretrained):
     prompt: str = "Question: {} Short answer:"
     loss: str = "answer"
     lavis_checkpoint: str | None = None
+    vision_from: str | None = None
+    language_from: str | None = None
     save_lavis: bool = False
 
     def __post_init__(self) -> None:
@@ -128,6 +133,10 @@ class Blip2(Pretrained):
         interface = Blip2Interface(module, processor, self.prompt) if processor is not None else None
         if processor is not None and self.lavis_checkpoint is not None:
             take_lavis_weights(module, self.lavis_checkpoint)
+        if processor is not None and self.vision_from is not None:
+            take_vision_tower(module, self.vision_from)
+        if processor is not None and self.language_from is not None:
+            take_language_model(module, self.language_from)
         if self.save_lavis and decoder_only(module):
             raise UserError("model.save_lavis=true writes BLIP-2 with a T5, and this one has a decoder-only language model; leave it out")
         model = prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -4,22 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import interpolate, normalize
+from torch.nn.functional import normalize
 
-from ecoflap.errors import UserError
+from ecoflap.models.carried_towers import take_vision_tower
 from ecoflap.models.clip import DualInterface
-from ecoflap.models.loading import Pretrained, Selection, prunable, require_folder
+from ecoflap.models.loading import Pretrained, Selection, prunable
 from ecoflap.models.losses import class_loss, contrastive_loss, counting, find_loss
 from ecoflap.models.pictures import Pixels
 from ecoflap.models.prunable import Batch, PrunableModel
 
 TEMPERATURE = 0.07  # BLIP-2 learns it from here on; the checkpoints of transformers leave it out
-POSITIONS = "vision_model.embeddings.position_embedding"
 
 
 def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
@@ -101,6 +99,8 @@ def _match_logits(module: Any, input_ids: Tensor, attention_mask: Tensor, states
 class ItmInterface(DualInterface):
     """Pictures and captions, apart and together."""
 
+    longest = 35  # as BLIP-2 is measured
+
     def image_features(self, module: Any, pixels: Tensor) -> Tensor:
         """Normalised features of each query, [images, queries, features]."""
         return _query_features(module, _image_states(module, pixels))
@@ -113,43 +113,12 @@ class ItmInterface(DualInterface):
     def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
         """Logit of "they belong together" for each pair, [pairs]."""
         module: Any = model.module
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(model.device)
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt").to(model.device)
         states = _image_states(module, self.pixels(images).to(model.device))
         return _match_logits(module, tokens["input_ids"], tokens["attention_mask"], states)[:, 1].float().cpu()
 
 
 LOSSES = {"match_and_contrastive": match_and_contrastive_loss, "match": match_loss, "contrastive": itc_loss}
-
-
-def take_vision_tower(module: Any, folder: str) -> None:
-    """Replace the vision tower by that of another BLIP-2's checkpoint, its positions resized (bicubic) to this model's picture size.
-
-    Raises:
-        UserError: the checkpoint has no such tower.
-    """
-    from ecoflap.shards import Checkpoint
-
-    own = {name: tensor for name, tensor in module.state_dict().items() if name.startswith("vision_model.")}
-    with Checkpoint(Path(require_folder(folder, "model.vision_from"))) as checkpoint:
-        try:
-            taken = {name: checkpoint.tensor(name) for name in own}
-        except KeyError as error:
-            raise UserError(f"model.vision_from={folder} has no {error}; give the checkpoint folder of a BLIP-2 run") from None
-    taken[POSITIONS] = resized_positions(taken[POSITIONS], own[POSITIONS].shape[1])
-    wrong = [name for name, tensor in taken.items() if tensor.shape != own[name].shape]
-    if wrong:
-        raise UserError(f"model.vision_from={folder}: {wrong[0]} is {list(taken[wrong[0]].shape)} there and {list(own[wrong[0]].shape)} here")
-    module.load_state_dict(taken, strict=False)
-
-
-def resized_positions(positions: Tensor, tokens: int) -> Tensor:
-    """Position embeddings [1, 1 + side^2, features] for a picture of another size, [1, tokens, features]."""
-    if positions.shape[1] == tokens:
-        return positions
-    sides = [int((count - 1) ** 0.5) for count in (positions.shape[1], tokens)]
-    grid = positions[:, 1:].float().unflatten(1, (sides[0], sides[0])).permute(0, 3, 1, 2)
-    resized = interpolate(grid, size=(sides[1], sides[1]), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
-    return torch.cat([positions[:, :1], resized.to(positions.dtype)], dim=1)
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ecoflap.models.blip import image_states
+from ecoflap.models.blip import ENC, LONGEST, check_encoder_token, image_states
 from ecoflap.models.clip import DualInterface
+from ecoflap.models.examples import Example
 from ecoflap.models.loading import Pretrained, Selection, prunable
 from ecoflap.models.losses import class_loss, contrastive_loss, counting, find_loss
 from ecoflap.models.pictures import Pixels
-from ecoflap.models.prunable import Batch, PrunableModel
+from ecoflap.models.prunable import Batch, PrunableModel, Sample
 
 TEMPERATURE = 0.07  # BLIP learns it from here on; the checkpoints of transformers leave it out
 
@@ -49,13 +50,19 @@ def _match(module: Any, batch: Batch, image: dict[str, Tensor], copies: int) -> 
 
     BLIP draws the wrong partner by similarity; a draw would make the loss jump while weights are probed.
     """
-    right = _match_logits(module, batch["input_ids"], batch["attention_mask"], image)
+    input_ids = _for_pairs(batch["input_ids"], batch.get("encoder_token"))
+    right = _match_logits(module, input_ids, batch["attention_mask"], image)
     positive = class_loss(right, torch.ones(len(right), dtype=torch.long, device=right.device))
     if len(right) == copies:  # one sample has no other
         return positive
     others = {name: tensor.unflatten(0, (copies, -1)).roll(1, dims=1).flatten(0, 1) for name, tensor in image.items()}
-    wrong = _match_logits(module, batch["input_ids"], batch["attention_mask"], others)
+    wrong = _match_logits(module, input_ids, batch["attention_mask"], others)
     return (positive + class_loss(wrong, torch.zeros(len(wrong), dtype=torch.long, device=wrong.device))) / 2
+
+
+def _for_pairs(input_ids: Tensor, encoder_token: Tensor | None) -> Tensor:
+    """Tokens of texts as they are read with a picture, [texts, tokens]: ``encoder_token`` [texts] in the place of [CLS], if given."""
+    return input_ids if encoder_token is None else torch.cat([encoder_token[:, None], input_ids[:, 1:]], dim=1)
 
 
 def _match_logits(module: Any, input_ids: Tensor, attention_mask: Tensor, image: dict[str, Tensor]) -> Tensor:
@@ -74,7 +81,18 @@ LOSSES = {
 
 
 class RetrievalInterface(DualInterface):
-    """Pictures and captions, apart and together."""
+    """Pictures and captions, apart and together; together they begin with ``encoder_token``, where null leaves the tokenizer's [CLS]."""
+
+    longest = LONGEST
+
+    def __init__(self, pixels: Pixels, tokenizer: Any, encoder_token: int | None) -> None:
+        super().__init__(pixels, tokenizer, tokenizer.pad_token_id, False)
+        self.encoder_token = encoder_token
+
+    def encode(self, example: Example) -> Sample:
+        """A picture with its caption, and what the caption begins with beside a picture."""
+        sample = super().encode(example)
+        return sample if self.encoder_token is None else {**sample, "encoder_token": torch.tensor(self.encoder_token)}
 
     def image_features(self, module: Any, pixels: Tensor) -> Tensor:
         """Normalised features of pixel values, [images, features]."""
@@ -89,9 +107,10 @@ class RetrievalInterface(DualInterface):
     def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
         """Logit of "they belong together" for each pair, [pairs]."""
         module: Any = model.module
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt").to(model.device)
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt").to(model.device)
+        first = None if self.encoder_token is None else torch.full((len(texts),), self.encoder_token, device=model.device)
         states = image_states(module, self.pixels(images).to(model.device))
-        return _match_logits(module, tokens["input_ids"], tokens["attention_mask"], states)[:, 1].float().cpu()
+        return _match_logits(module, _for_pairs(tokens["input_ids"], first), tokens["attention_mask"], states)[:, 1].float().cpu()
 
 
 @dataclass(frozen=True)
@@ -99,11 +118,13 @@ class BlipRetrieval(Pretrained):
     """BLIP that finds pictures and texts; see ``Pretrained`` for its other options.
 
     Attributes:
-        loss: match_and_contrastive, match (the paper's), contrastive, or a function by its dotted path.
+        loss: match_and_contrastive, match, contrastive, or a function by its dotted path.
+        encoder_token: id of the token that a caption begins with when it is read with a picture, as in ``BlipVqa``.
     """
 
     name: str = "blip_retrieval"
     loss: str = "match_and_contrastive"
+    encoder_token: int | None = ENC
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and processor.
@@ -115,8 +136,8 @@ class BlipRetrieval(Pretrained):
 
         loss = find_loss(self.loss, LOSSES)
         module, processor = self.read(BlipConfig, BlipForImageTextRetrieval, BlipProcessor, device)
+        check_encoder_token(self.encoder_token, module)
         interface = None
         if processor is not None:
-            tokenizer = processor.tokenizer
-            interface = RetrievalInterface(Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, False)
+            interface = RetrievalInterface(Pixels.of(processor.image_processor), processor.tokenizer, self.encoder_token)
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)

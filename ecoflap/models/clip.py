@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +24,13 @@ class DualInterface:
     """Pictures and captions of a model with two towers; the functions that embed them are the family's.
 
     Attributes:
+        longest: most tokens of a text; null for the tokenizer's own limit.
         pad_token_id: what shorter texts are filled up with. Padding stands behind the end of the text and counts nowhere.
         classes: features of the classes [classes, features], where the loss is classification.
     """
 
     sees = True
+    longest: ClassVar[int | None] = None
 
     def __init__(self, pixels: Pixels, tokenizer: Any, pad_token_id: int, classification: bool) -> None:
         self.pixels, self.tokenizer, self.pad_token_id = pixels, tokenizer, pad_token_id
@@ -55,7 +57,7 @@ class DualInterface:
 
     def _tokens(self, texts: Sequence[str]) -> list[Sample]:
         """Tokens of each text, cut to what the tower can read."""
-        encoded = [self.tokenizer(text, return_tensors="pt", truncation=True) for text in texts]
+        encoded = [self.tokenizer(text, return_tensors="pt", truncation=True, max_length=self.longest) for text in texts]
         return [{name: inputs[name][0] for name in ("input_ids", "attention_mask")} for inputs in encoded]
 
     @torch.no_grad()

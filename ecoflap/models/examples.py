@@ -107,6 +107,14 @@ class Describes(Answers, Protocol):
 
 
 @runtime_checkable
+class Ranks(Protocol):
+    """Chooses answers out of a list."""
+
+    def rank(self, model: PrunableModel, examples: Sequence[Example], answers: Sequence[str], k: int) -> list[str]:
+        """The likeliest answer to each question, among the ``k`` that begin with the likeliest tokens."""
+
+
+@runtime_checkable
 class Embeds(Protocol):
     """Puts pictures and texts into one space, where the cosine says how well they fit."""
 

@@ -53,7 +53,7 @@ class VlmInterface:
         processor writes after a prompt) can see the answer.
         """
         tokenizer = self.processor.tokenizer
-        text = self.prompt.format(example.text)
+        text = self._ask(example)
         question = dict(self.processor(images=load_image(example.image or ""), text=text, return_tensors="pt"))
         if not writes_after_prompt(self.module):
             return {**question, "labels": tokenizer(example.target, return_tensors="pt")["input_ids"]}
@@ -77,11 +77,19 @@ class VlmInterface:
         tokenizer = self.processor.tokenizer
         tokenizer.padding_side = "left" if writes_after_prompt(module) else "right"
         images = [load_image(example.image or "") for example in examples]
-        texts = [self.prompt.format(example.text) for example in examples]
+        texts = [self._ask(example) for example in examples]
         inputs = self._batch(images, texts).to(model.device, next(module.parameters()).dtype)
         tokens = module.generate(**inputs, **generation.options())
         written = tokens[:, inputs["input_ids"].shape[1] :] if writes_after_prompt(module) else tokens
         return [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+    def _ask(self, example: Example) -> str:
+        """The example in the prompt. A bare text begins what is written: nothing is asked, and only the picture's place stays before it."""
+        if not example.bare or str(getattr(self.processor, "image_token", "<image>")) not in self.prompt:
+            return example.worded(self.prompt)
+        opened = self.prompt.format("")
+        space = "" if opened[-1:].isspace() or not example.text else " "
+        return opened + space + example.text
 
     def _batch(self, images: list[Any], texts: list[str]) -> Any:
         """Inputs of several questions. Some processors take a flat list of pictures for those of one question, others refuse any but a flat one."""

@@ -8,19 +8,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
+from ecoflap.config import build
 from ecoflap.data.clip_sets import SETS
 from ecoflap.data.vqa import OKVQA, VQAV2
+from ecoflap.models.loading import Selection
 from ecoflap.results import Result
 from tests.cli.conftest import ROOT, WORDS, composed
 from tests.data import caption_folders, picture_sets
-from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa
+from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa, write_test_questions
 
 EXPERIMENTS = sorted(str(file.relative_to(ROOT / "conf/experiment").with_suffix("")) for file in (ROOT / "conf/experiment").rglob("*.yaml"))
 SWEEPS = sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml") if file.stem not in ("readme_table", "search"))
-# BLIP-NLVR is LAVIS' own model: tests/lavis runs it.
-RUN_HERE = [name for name in EXPERIMENTS if "nlvr2" not in name]
+# These carry towers that another experiment pruned into another model: tests/cli/test_carried_towers.py runs them.
+CARRIED = ["blip2/flickr30k", "blip2/nocaps"]
+# BLIP-NLVR is LAVIS' own model, which needs an environment of its own.
+RUN_HERE = [name for name in EXPERIMENTS if "nlvr2" not in name and name not in CARRIED]
+SWEEPS_HERE = [name for name in SWEEPS if name not in ("blip_table_nlvr2", "blip2_table1_nocaps", "blip2_table1_flickr30k")]
 
 
 @pytest.fixture(scope="session")
@@ -32,6 +38,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for split in ("train", "val"):
         write_coco_questions(root / "vqa", VQAV2, split)
     write_coco_questions(root / "vqa", OKVQA, "val", KINDS)
+    write_test_questions(root / "vqa", VQAV2)
     write_gqa(root / "vqa")
     caption_folders.karpathy(root / "coco")
     caption_folders.karpathy(root / "flickr30k", "flickr30k")
@@ -51,7 +58,7 @@ def under(experiment: str, data: Path, llama: Path) -> list[str]:
     """Overrides that let an experiment run here in seconds."""
     family = experiment.split("/")[0]
     if family == "blip2":
-        vqa = [f"task.tasks.{name}.{option}" for name in ("vqav2", "okvqa", "gqa") for option in (f"path={data / 'vqa'}", "limit=3")]
+        vqa = [f"task.path={data / 'vqa'}", "task.limit=3", "task.tasks.okvqa.lemmatize=false"]
         return ["model=blip2_mini", *vqa, *([] if "global_magnitude" in experiment else [f"calibration.path={data / 'cc3m'}"])]
     if family == "blip":
         return _blip(experiment, data)
@@ -78,7 +85,7 @@ def shortened(overrides: list[str]) -> list[str]:
     return [*overrides, *has]
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in CARRIED])
 def test_an_experiment_composes_as_published(experiment: str) -> None:
     config = composed([f"+experiment={experiment}"])
     assert config.sparsity in (0.4, 0.5, 0.6)
@@ -109,15 +116,15 @@ def jobs_of(sweep: str) -> list[list[str]]:
     return [list(job) for job in itertools.product(*([f"{key}={value}" for value in str(values).split(",")] for key, values in params.items()))]
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("sweep", [name for name in SWEEPS if not name.startswith("blip2_table1_")])
 def test_every_job_of_a_sweep_composes(sweep: str) -> None:
     jobs = jobs_of(sweep)
-    assert len(jobs) > 2
+    assert len(jobs) > 1
     for job in jobs[:12] + jobs[-2:]:
         composed(job)
 
 
-@pytest.mark.parametrize("sweep", SWEEPS)
+@pytest.mark.parametrize("sweep", SWEEPS_HERE)
 def test_first_and_last_job_of_a_sweep_run(run: Callable[..., Result], data: Path, tiny_llama: Path, tmp_path: Path, sweep: str) -> None:
     jobs = jobs_of(sweep)
     for number, job in enumerate((jobs[0], jobs[-1])):
@@ -133,3 +140,42 @@ def test_first_and_last_job_of_a_sweep_run(run: Callable[..., Result], data: Pat
 
 def test_the_sets_of_clips_table_are_coops() -> None:
     assert {job[1].removeprefix("+sweeps/case=clip_") for job in jobs_of("clip_table2")} == set(SETS) - {"image_folder"}
+
+
+def test_blips_checkpoints_are_the_papers() -> None:
+    flickr, vqa = composed(["+experiment=blip/flickr/ecoflap"]).model, composed(["+experiment=blip/vqa/ecoflap"])
+    assert (flickr.path, flickr.loss) == ("Salesforce/blip-itm-base-flickr", "match_and_contrastive")
+    assert (vqa.model.path, vqa.model.image_size) == ("Salesforce/blip-vqa-capfilt-large", 480)
+    assert (vqa.task.split, vqa.task.answer_list, vqa.task.k_test) == ("test-dev", "answer_list.json", 128)
+
+
+def test_retrieval_is_calibrated_with_and_without_pictures(data: Path) -> None:
+    """The original's flickr run never showed the text tower a caption alone."""
+    config = composed(["+experiment=blip/flickr/wanda", *_blip("blip/flickr/wanda", data), "calibration.samples=4"])
+    model = build("model", config.model).load(torch.device("cpu"), Selection())
+    calibration, passes = build("calibration", config.calibration).load(model, 0), []
+    model.module.text_encoder.register_forward_pre_hook(
+        lambda _, args, inputs: passes.append("pictures" if inputs.get("encoder_hidden_states") is not None else "alone"), with_kwargs=True
+    )
+    model.loss(calibration.batches(4)[0])
+    assert passes == ["alone", "pictures", "pictures"]
+
+
+def test_more_noises_take_fewer_samples() -> None:
+    scores = [composed(job).score for job in jobs_of("ablation_noises")]
+    assert [(score.noises, score.samples) for score in scores] == [(1, 32), (2, 16), (4, 8), (8, 4)]
+
+
+def test_table_1_is_lemmatised_and_its_questions_share_a_folder_and_a_limit() -> None:
+    tasks = composed(["+experiment=blip2/wanda", "task.path=DATA", "task.limit=3", "task.batch_size=2", "task.tasks.gqa.path=GQA"]).task.tasks
+    assert {name: (task.path, task.limit, task.batch_size) for name, task in tasks.items()} == {
+        "vqav2": ("DATA", 3, 2),
+        "okvqa": ("DATA", 3, 2),
+        "gqa": ("GQA", 3, 2),
+    }
+    assert tasks.okvqa.lemmatize
+
+
+def test_blips_table_has_four_columns() -> None:
+    ran = {job[0].split("/")[1] for sweep in ("blip_table", "blip_table_nlvr2") for job in jobs_of(sweep)}
+    assert ran == {"vqa", "flickr", "nlvr2", "coco"}

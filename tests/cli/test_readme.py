@@ -21,7 +21,7 @@ def commands() -> list[tuple[str, str]]:
 @pytest.mark.parametrize(("file", "command"), commands())
 def test_a_shown_command_composes(file: str, command: str) -> None:
     first = [re.sub(r"(=[^,\[\]]+),.*", r"\1", word) for word in command.split()]  # of a sweep, one job
-    assert composed(first).sparsity == pytest.approx(0.6, abs=0.2)
+    assert 0 <= composed(first).sparsity < 1
 
 
 def test_there_are_commands_to_check() -> None:

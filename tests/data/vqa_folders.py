@@ -48,6 +48,18 @@ def write_coco_questions(folder: Path, source: CocoQuestions, split: str, kinds:
     return questions
 
 
+def write_test_questions(folder: Path, source: CocoQuestions, split: str = "test-dev") -> list[Example]:
+    """Questions without answers, and a list of answers to choose from."""
+    questions, asked = easy_questions("test"), []
+    for number, question in enumerate(questions):
+        copy_picture(question, folder / "test2015" / f"COCO_test2015_{number_of(question):012d}.jpg")
+        asked.append({"image_id": number_of(question), "question": question.text.capitalize(), "question_id": 10 * number})
+    (folder / source.questions.replace("2014", "2015").format(split=split)).write_text(json.dumps({"questions": asked}))
+    answers = {question.target for question in read_questions("train")}
+    (folder / "answer_list.json").write_text(json.dumps(sorted(answers)))
+    return questions
+
+
 def write_gqa(folder: Path) -> list[Example]:
     questions, entries = easy_questions("test"), {}
     for number, question in enumerate(questions):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from ecoflap.evaluate.vqa import Gqa, OkVqa, PublishedQuestions, VqaV2
 from ecoflap.evaluate.vqa_accuracy import lemmatizer
 from ecoflap.models.examples import Example, Generation
 from ecoflap.models.prunable import PrunableModel
-from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa
+from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa, write_test_questions
 
 
 class Answerer:
@@ -124,6 +126,55 @@ def test_identity_changes_with_what_the_numbers_depend_on(folder: Path) -> None:
     picture = next((moved / "val2014").iterdir())
     picture.write_bytes(picture.read_bytes() + b" ")
     assert identity != VqaV2(str(moved)).load(asks).identity()
+
+
+class Ranker(Answerer):
+    """Takes the last of the answers that it may look at."""
+
+    def rank(self, model: PrunableModel, examples: Sequence[Example], answers: Sequence[str], k: int) -> list[str]:
+        return [answers[:k][-1] for _ in examples]
+
+
+def test_an_answer_is_chosen_from_a_list(folder: Path) -> None:
+    (folder / "answer_list.json").write_text(json.dumps(["yes", "no", "yes", "circle"]))
+    ranks = model(Ranker())
+    chooses = {k: VqaV2(str(folder), answer_list="answer_list.json", k_test=k).load(ranks) for k in (1, 2, 128)}
+    right = Counter(question.answers[-1] for question in chooses[1].questions)
+    for k, answer in ((1, "yes"), (2, "no"), (128, "circle")):
+        assert chooses[k](ranks)["accuracy"] == pytest.approx(100 * right[answer] / 12)
+    written = VqaV2(str(folder)).load(ranks).identity()
+    assert len({json.dumps(identity) for identity in (written, *(one.identity() for one in chooses.values()))}) == 4
+    assert written == VqaV2(str(folder), k_test=3).load(ranks).identity(), "k_test means nothing without a list"
+
+
+def test_answers_that_are_not_public_go_to_evalai(folder: Path, tmp_path: Path) -> None:
+    write_test_questions(folder, VQAV2)
+    asks, file = model(Answerer()), tmp_path / "predictions" / "vqav2_pruned.jsonl"
+    evaluation = VqaV2(str(folder), split="test-dev", limit=5).load(asks)
+    assert evaluation(asks, Journal(file, "key")) == {"questions": 5}
+    assert json.loads((file.parent / "vqav2_pruned_evalai.json").read_text()) == [
+        {"question_id": number, "answer": "Yes"} for number in (0, 20, 40, 70, 90)
+    ]
+    assert all(example.image is not None and "COCO_test2015_" in example.image for example in asks.interface.seen)
+    assert evaluation.identity() != VqaV2(str(folder), limit=5).load(asks).identity()
+    assert evaluation(asks) == {"questions": 5}, "without a file, nothing is written"
+
+
+def test_splits_and_lists_that_are_not_there(folder: Path) -> None:
+    with pytest.raises(UserError, match=r"task\.split=train: VQAv2 is measured on val, test-dev, test"):
+        VqaV2(str(folder), split="train")
+    with pytest.raises(UserError, match=r"v2_OpenEnded_mscoco_test2015_questions\.json is not in"):
+        VqaV2(str(folder), split="test").load(model(Answerer()))
+    with pytest.raises(UserError, match=r"task\.answer_list=list\.json: tiny can't choose of a list; leave it out, or take a BLIP"):
+        VqaV2(str(folder), answer_list="list.json").load(model(Answerer()))
+    with pytest.raises(UserError, match=r"task\.answer_list=list\.json: there is no .*list\.json\. BLIP's list of answers is at"):
+        VqaV2(str(folder), answer_list="list.json").load(model(Ranker()))
+    for wrong in ({"yes": 1}, [], [1], [""]):
+        (folder / "list.json").write_text(json.dumps(wrong))
+        with pytest.raises(UserError, match=r"task\.answer_list=list\.json must be a JSON list of answers"):
+            VqaV2(str(folder), answer_list="list.json").load(model(Ranker()))
+    with pytest.raises(UserError, match=r"task\.k_test=0"):
+        VqaV2(str(folder), k_test=0)
 
 
 def test_okvqa_with_lemmas_needs_spacy_before_anything_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from ecoflap.data.vqa import OKVQA, VQAV2
 from ecoflap.results import Result
 from tests.cli.conftest import run  # noqa: F401 - a fixture
-from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa
+from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa, write_test_questions
 
 
 @pytest.fixture
@@ -35,3 +36,15 @@ def test_dense_and_pruned(run: Callable[..., Result], folder: Path, tmp_path: Pa
     assert dense["accuracy"] > 80
     assert set(pruned) == set(dense)
     assert pruned["questions"] == 6
+
+
+def test_blips_answers_of_a_list_for_evalai(run: Callable[..., Result], folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    questions = write_test_questions(folder, VQAV2)
+    options = ["score=none", "tracking=none", "device=cpu", f"cache={tmp_path / 'cache'}", "sparsity=0.1", "calibration.samples=8"]
+    task = ["task=vqav2", f"task.path={folder}", "task.split=test-dev", "task.answer_list=answer_list.json", "task.batch_size=5"]
+    result = run(["model=blip_vqa_mini", *task, *options])
+    assert result.metrics["dense"] == result.metrics["pruned"] == {"vqav2": {"questions": 12}}
+    for which in ("dense", "pruned"):
+        rows = json.loads((tmp_path / "run" / "predictions" / f"vqav2_{which}_evalai.json").read_text())
+        assert [row["question_id"] for row in rows] == [10 * number for number in range(12)]
+        assert sum(row["answer"] == question.target for row, question in zip(rows, questions, strict=True)) > 9

@@ -31,6 +31,7 @@ CLASSES = {  # what each loader needs of transformers
 # Parameters in all, as published; and the size of a language model's head where some releases of transformers tie it to the embedding.
 TOTALS = {
     "blip2_flan_t5_xl": (3_942_446_592, 32128 * 2048),
+    "blip2_flan_t5_xl_coco": (3_943_037_952, 32128 * 2048),
     "blip2_flan_t5_xxl": (12_229_596_672, 32128 * 4096),
     "blip2_opt_2_7b": (3_744_761_856, 0),
     "blip2_opt_6_7b": (7_752_869_376, 0),
@@ -45,8 +46,10 @@ TOTALS = {
     "clip_vit_b32": (151_277_313, 0),
     "clip_vit_l14": (427_616_513, 0),
     "blip_vqa": (384_672_572, 30524 * 768),
+    "blip_vqa_capfilt_large": (384_921_404, 30524 * 768),
     "blip_caption": (247_414_076, 30524 * 768),
     "blip_retrieval": (223_744_258, 0),
+    "blip_retrieval_flickr": (223_744_258, 0),
     "vit": (86_567_656, 0),
     "llama_7b": (6_738_415_616, 0),
     "llama_13b": (13_015_864_320, 0),
