@@ -12,9 +12,11 @@ import torch
 import transformers
 from omegaconf import DictConfig
 
+from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.config import build
 from ecoflap.errors import UserError
 from ecoflap.evaluate.journal import Journal
+from ecoflap.evaluate.overlap import refuse_overlap
 from ecoflap.evaluate.task import Evaluation
 from ecoflap.models.loading import Selection, resolve_device
 from ecoflap.models.prunable import PrunableModel
@@ -77,7 +79,7 @@ def _work(plan: Plan) -> tuple[Result, Progress]:
     progress = Progress(model.fingerprint(), costs)
     evaluations = {name: task.load(model) for name, task in plan.tasks.items()} if "evaluate" in plan.steps else {}
     if "calibrate" in plan.steps:
-        _calibrate(plan, model, progress)
+        refuse_overlap(_calibrate(plan, model, progress), evaluations)
     _evaluate_dense(plan, model, evaluations, progress)
     if "score" in plan.steps and plan.scorer is not None:
         _score(plan, model, progress)
@@ -106,7 +108,7 @@ def _load(plan: Plan, costs: dict[str, dict[str, Any]], device: torch.device) ->
     return model
 
 
-def _calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+def _calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> CalibrationSet:
     with measure(progress.costs, "calibrate"):
         progress.calibration = plan.calibrator.load(model, plan.config["seed"])
     if not len(progress.calibration):
@@ -115,6 +117,7 @@ def _calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     if asked is not None and asked > len(progress.calibration):
         log.warning("calibration.samples=%d was asked for and there are only %d", asked, len(progress.calibration))
     log.info("calibrate: %d samples of %s", len(progress.calibration), progress.calibration.name)
+    return progress.calibration
 
 
 def _evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], progress: Progress) -> None:

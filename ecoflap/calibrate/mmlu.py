@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +39,11 @@ def prompt(subject: str, shots: Sequence[Question], question: Question) -> str:
     """The prompt of the MMLU harness: a heading, answered examples, and the question. Its double space before the subject is kept."""
     heading = f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
     return heading + "".join(f"{shot.asked()} {shot.answer}\n\n" for shot in shots) + question.asked()
+
+
+def question_sources(questions: Iterable[Question]) -> frozenset[str]:
+    """A name for each question: its words, whichever file it stands in."""
+    return frozenset(f"the question {one.asked()!r}" for one in questions)
 
 
 def read_subjects(folder: str, split: str, option: str) -> dict[str, list[Question]]:
@@ -101,5 +106,7 @@ class Mmlu:
         dev = read_subjects(self.path, "dev", "calibration") if self.shots else {}
         questions = [(subject, question) for subject, all_of_it in subjects.items() for question in all_of_it]
         chosen = [questions[index] for index in draw(len(questions), self.samples, seed)]
-        examples = [Example(prompt(subject, dev.get(subject, [])[: self.shots], one), one.answer) for subject, one in chosen]
-        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"))
+        shots = {subject: dev.get(subject, [])[: self.shots] for subject in subjects}
+        examples = [Example(prompt(subject, shots[subject], one), one.answer) for subject, one in chosen]
+        read = [one for subject, asked in chosen for one in (asked, *shots[subject])]
+        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"), question_sources(read))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,17 +19,19 @@ class CalibrationSet:
     Attributes:
         name: for people and result files.
         samples: one dict of tensors per sample, without a batch dimension.
+        sources: names of the pictures or texts that they were made of, see ``ecoflap.data.sources``; tasks that read them are refused.
     """
 
     name: str
     samples: tuple[Sample, ...]
+    sources: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def take(self, count: int) -> CalibrationSet:
         """The first ``count`` samples."""
-        return CalibrationSet(self.name, self.samples[:count])
+        return replace(self, samples=self.samples[:count])
 
     def batches(self, size: int) -> list[dict[str, Tensor]]:
         """The samples in batches of at most ``size``, each of one shape.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.calibrate.easy_pictures import NAMES, check_templates, read_pictures
+from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
@@ -25,6 +26,11 @@ class PictureEvaluation:
     task: Any
     pictures: list[Example]
     interface: Any
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(one.image for one in self.pictures)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ecoflap.calibrate.text import read_token_rows, require_language_model, tokenize, vocabulary_of, windows
 from ecoflap.calibrate.text_source import TextSource
+from ecoflap.data.sources import file_source
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.inputs import parts
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
@@ -59,7 +60,7 @@ class TextPerplexity(TextSource):
         """
         require_language_model(model, f"task={self.name}")
         rows = windows(tokenize(model.processor, self.read_text("task")), self.sequence_length, "task", self.stride)
-        return PerplexityEvaluation(rows[: self.limit], self.batch_size, self.stride)
+        return PerplexityEvaluation(rows[: self.limit], self.batch_size, self.stride, self.sources)
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class TokenPerplexity:
         """
         require_language_model(model, f"task={self.name}")
         rows = read_token_rows(self.path, self.key, "task", vocabulary_of(model))
-        return PerplexityEvaluation(rows[: self.limit], self.batch_size)
+        return PerplexityEvaluation(rows[: self.limit], self.batch_size, sources=file_source(self.path, self.key))
 
 
 @dataclass
@@ -102,11 +103,13 @@ class PerplexityEvaluation:
         rows: what the model reads.
         batch_size: rows per forward pass.
         stride: how many of a row's last tokens count, in all rows but the first; null: all but a row's first token.
+        sources: the text's name, see ``ecoflap.data.sources``.
     """
 
     rows: Tensor
     batch_size: int
     stride: int | None = None
+    sources: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""

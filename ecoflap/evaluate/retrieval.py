@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ecoflap.console import track
 from ecoflap.data.captions import CaptionSource, clean
+from ecoflap.data.sources import picture_sources
 from ecoflap.errors import NumericalError, require_positive
 from ecoflap.evaluate.easy_pictures import similarity
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
@@ -52,7 +53,7 @@ class Retrieval(CaptionSource):
             UserError: the model finds no pictures, the data set is not there, or the limit is out of range.
         """
         interface = require(model, Embeds, f"task={self.name}")
-        pictures = spread(self.pictures("task"), self.limit, "pictures")
+        pictures = self.present(spread(self.pictures("task"), self.limit, "pictures"), "task")
         owner = [index for index, one in enumerate(pictures) for _ in one.captions]
         texts = [clean(caption) for one in pictures for caption in one.captions]
         return RetrievalEvaluation(self, [one.image for one in pictures], texts, torch.tensor(owner), interface)
@@ -119,6 +120,11 @@ class RetrievalEvaluation:
     texts: list[str]
     owner: Tensor
     interface: Any
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(self.images)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""

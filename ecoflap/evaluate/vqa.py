@@ -11,7 +11,9 @@ from typing import Any, ClassVar
 
 import torch
 
-from ecoflap.data.vqa import GQA_OBTAIN, OKVQA, VQAV2, Question, clean_question, read_coco_questions, read_gqa, require_images
+from ecoflap.data.folder import require_files, require_images
+from ecoflap.data.sources import picture_sources
+from ecoflap.data.vqa import GQA_OBTAIN, GQA_QUESTIONS, OKVQA, VQAV2, Question, clean_question, read_coco_questions, read_gqa
 from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import parts, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
@@ -46,6 +48,7 @@ class PublishedQuestions:
 
     metric: ClassVar[str] = "VQA accuracy"
     obtain: ClassVar[str]
+    questions: ClassVar[str]
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
@@ -66,6 +69,14 @@ class PublishedQuestions:
         """All questions of the split that is measured on."""
         raise NotImplementedError
 
+    def locate(self, option: str) -> Path:
+        """The data set's folder, when its questions are in it.
+
+        Raises:
+            UserError: they aren't.
+        """
+        return require_files(self.path, self.questions, option, self.name, self.obtain)
+
     def score(self, answer: str, question: Question) -> float:
         """How right an answer is, from 0 to 1."""
         return vqa_accuracy(answer, question.answers)
@@ -77,7 +88,7 @@ class VqaV2(PublishedQuestions):
 
     name: str = "vqav2"
 
-    obtain = VQAV2.obtain
+    obtain, questions = VQAV2.obtain, VQAV2.questions.format(split="val")
 
     def read(self) -> list[Question]:
         """The 214,354 questions of val."""
@@ -95,7 +106,7 @@ class OkVqa(PublishedQuestions):
     lemmatize: bool = False
     name: str = "okvqa"
 
-    obtain = OKVQA.obtain
+    obtain, questions = OKVQA.obtain, OKVQA.questions.format(split="val")
 
     def read(self) -> list[Question]:
         """The 5,046 questions of val. The lemmatiser is looked for now, not after hours of answers."""
@@ -115,7 +126,7 @@ class Gqa(PublishedQuestions):
     name: str = "gqa"
 
     metric = "exact match"
-    obtain = GQA_OBTAIN
+    obtain, questions = GQA_OBTAIN, GQA_QUESTIONS
 
     def read(self) -> list[Question]:
         """The 12,578 balanced questions of testdev."""
@@ -133,6 +144,11 @@ class QuestionsEvaluation:
     task: PublishedQuestions
     questions: list[Question]
     interface: Any
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(one.image for one in self.questions)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""
