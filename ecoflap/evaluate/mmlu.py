@@ -26,7 +26,7 @@ class Mmlu:
     A mean is always over questions. Subjects that are not MMLU's belong to no category.
 
     Attributes:
-        path: folder in MMLU's layout.
+        path: folder in MMLU's layout; null for MMLU from the hub.
         shots: answered examples of the dev split before each question; fewer where the prompt would not fit.
         max_tokens: longest prompt.
         limit: questions per subject, evenly spaced; null for all.
@@ -34,7 +34,7 @@ class Mmlu:
         name: for people and result files.
     """
 
-    path: str
+    path: str | None = None
     shots: int = 5
     max_tokens: int = 2048
     limit: int | None = None
