@@ -132,6 +132,7 @@ def _evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Eva
             journal = _journal(plan, name, "dense", progress.fingerprint, evaluation)
             dense, _ = plan.store.get_or_compute("dense_metrics", key, partial(evaluation, model, journal))
             metrics[name] = dense
+            with_mean({name: dense}, plan.mean)  # refused now, not after the other tasks
     progress.metrics["dense"] = with_mean(metrics, plan.mean)
 
 

@@ -92,6 +92,7 @@ def make_plan(config: DictConfig, folder: Path) -> Plan:
         store=make_store(config.cache, config.cache_mode),
     )
     check_steps(plan)
+    check_mean(plan.tasks, plan.mean)
     locate_data(plan)
     return plan
 
@@ -107,6 +108,18 @@ def locate_data(plan: Plan) -> None:
     for task in plan.tasks.values() if "evaluate" in plan.steps else ():
         if hasattr(task, "locate"):
             task.locate("task")
+
+
+def check_mean(tasks: dict[str, Task], mean: str | None) -> None:
+    """Refuse the mean of a metric that a task is known not to give; of tasks that say nothing it is found out when they are measured.
+
+    Raises:
+        UserError: so it is.
+    """
+    for name, task in tasks.items():
+        given = getattr(task, "metrics", None)
+        if mean is not None and given is not None and mean not in given:
+            raise UserError(f"task.mean={mean}: {name} has no such metric; it has {', '.join(given)}")
 
 
 def build_tasks(node: DictConfig) -> dict[str, Task]:

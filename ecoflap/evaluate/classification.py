@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -39,6 +39,8 @@ class Classification(PictureSource):
     limit: int | None = None
     batch_size: int = 128
     name: str = "classification"
+
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "top_5", "macro_f1", "images")
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -59,6 +59,8 @@ class EasyClassification:
     templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
     name: str = "easy_classification"
 
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "top_5", "pictures")
+
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")
         check_templates(self.templates, "task.templates")
@@ -106,6 +108,8 @@ class EasyCaptions:
     max_new_tokens: int = 8
     name: str = "easy_captions"
 
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "pictures")
+
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
 
@@ -142,6 +146,8 @@ class EasyRetrieval:
     caption: str = "a photo of a {}."
     rerank: int = 8
     name: str = "easy_retrieval"
+
+    metrics: ClassVar[tuple[str, ...]] = ("text_recall_1", "image_recall_1", "text_recall_1_match", "image_recall_1_match", "pictures")
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")

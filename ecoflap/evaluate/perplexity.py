@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,6 +42,8 @@ class TextPerplexity(TextSource):
     limit: int | None = None
     batch_size: int = 4
     name: str = "wikitext2"
+
+    metrics: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "rows")
 
     def __post_init__(self) -> None:
         require_positive("task", self, "sequence_length", "stride", "limit", "batch_size", "documents")
@@ -80,6 +82,8 @@ class TokenPerplexity:
     limit: int | None = None
     batch_size: int = 4
     name: str = "token_perplexity"
+
+    metrics: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "rows")
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")

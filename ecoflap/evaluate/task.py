@@ -22,7 +22,10 @@ class Evaluation(Protocol):
 
 
 class Task(Protocol):
-    """Measures a model."""
+    """Measures a model.
+
+    It may have ``metrics``, the names of all that it can give, and ``locate(group)``, which refuses data that are not there before a model is loaded.
+    """
 
     name: str
 
