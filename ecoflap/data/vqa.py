@@ -121,12 +121,13 @@ def read_gqa(folder: str | None) -> list[Question]:
     """
     file = require_files(folder, GQA_QUESTIONS, "task", "gqa", GQA_OBTAIN) / GQA_QUESTIONS
     try:
-        return [_gqa_question(key, entry, file.parent / "images") for key, entry in read_json(file).items()]
+        return [gqa_question(key, entry, file.parent / "images") for key, entry in read_json(file).items()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _unlike(str(file), error, GQA_OBTAIN) from None
 
 
-def _gqa_question(key: str, entry: dict[str, Any], pictures: Path) -> Question:
+def gqa_question(key: str, entry: dict[str, Any], pictures: Path) -> Question:
+    """A question as GQA has it, whose pictures are in a folder; everything but a query is binary in its balanced testdev."""
     kind = entry["types"]["structural"]
     image = str(pictures / f"{entry['imageId']}.jpg")
     return Question(key, entry["question"], image, (entry["answer"],), kind, "open" if kind == "query" else "binary")

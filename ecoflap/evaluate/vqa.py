@@ -14,6 +14,7 @@ import torch
 from ecoflap.data.folder import require_files, require_images
 from ecoflap.data.sources import picture_sources
 from ecoflap.data.vqa import GQA_OBTAIN, GQA_QUESTIONS, OKVQA, VQAV2, Question, clean_question, read_coco_questions, read_gqa
+from ecoflap.data.vqa_hub import HUB, HubQuestions
 from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import parts, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
@@ -27,7 +28,7 @@ class PublishedQuestions:
     """What the three data sets share; the defaults are those that BLIP-2 was published with.
 
     Attributes:
-        path: folder with the published files and pictures; null names what is needed.
+        path: folder with the published files and pictures; null for the hub.
         limit: number of questions, evenly spaced; null for all.
         batch_size: questions per generation; changes nothing beyond rounding.
         beams: beam width.
@@ -49,6 +50,7 @@ class PublishedQuestions:
     metric: ClassVar[str] = "VQA accuracy"
     obtain: ClassVar[str]
     questions: ClassVar[str]
+    hub: ClassVar[HubQuestions]
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
@@ -61,6 +63,8 @@ class PublishedQuestions:
         """
         interface = require(model, Describes, f"task={self.name}")
         questions = spread(self.read(), self.limit, "questions")
+        if self.path is None:
+            self.hub.write_pictures(questions, f"task={self.name}")
         require_images((one.image for one in questions), f"task={self.name}", self.obtain)
         asked = [replace(one, text=clean_question(one.text)) for one in questions] if self.clean else questions
         return QuestionsEvaluation(self, asked, interface)
@@ -69,13 +73,13 @@ class PublishedQuestions:
         """All questions of the split that is measured on."""
         raise NotImplementedError
 
-    def locate(self, option: str) -> Path:
-        """The data set's folder, when its questions are in it.
+    def locate(self, option: str) -> Path | None:
+        """The data set's folder, when its questions are in it; null for the hub.
 
         Raises:
             UserError: they aren't.
         """
-        return require_files(self.path, self.questions, option, self.name, self.obtain)
+        return None if self.path is None else require_files(self.path, self.questions, option, self.name, self.obtain)
 
     def score(self, answer: str, question: Question) -> float:
         """How right an answer is, from 0 to 1."""
@@ -88,11 +92,11 @@ class VqaV2(PublishedQuestions):
 
     name: str = "vqav2"
 
-    obtain, questions = VQAV2.obtain, VQAV2.questions.format(split="val")
+    obtain, questions, hub = VQAV2.obtain, VQAV2.questions.format(split="val"), HUB["vqav2"]
 
     def read(self) -> list[Question]:
         """The 214,354 questions of val."""
-        return read_coco_questions(VQAV2, self.path, "val", "task")
+        return self.hub.read("task=vqav2") if self.path is None else read_coco_questions(VQAV2, self.path, "val", "task")
 
 
 @dataclass(frozen=True)
@@ -106,13 +110,13 @@ class OkVqa(PublishedQuestions):
     lemmatize: bool = False
     name: str = "okvqa"
 
-    obtain, questions = OKVQA.obtain, OKVQA.questions.format(split="val")
+    obtain, questions, hub = OKVQA.obtain, OKVQA.questions.format(split="val"), HUB["okvqa"]
 
     def read(self) -> list[Question]:
         """The 5,046 questions of val. The lemmatiser is looked for now, not after hours of answers."""
         if self.lemmatize:
             lemmatizer()
-        return read_coco_questions(OKVQA, self.path, "val", "task")
+        return self.hub.read("task=okvqa") if self.path is None else read_coco_questions(OKVQA, self.path, "val", "task")
 
     def score(self, answer: str, question: Question) -> float:
         """How right an answer is, from 0 to 1."""
@@ -126,11 +130,11 @@ class Gqa(PublishedQuestions):
     name: str = "gqa"
 
     metric = "exact match"
-    obtain, questions = GQA_OBTAIN, GQA_QUESTIONS
+    obtain, questions, hub = GQA_OBTAIN, GQA_QUESTIONS, HUB["gqa"]
 
     def read(self) -> list[Question]:
         """The 12,578 balanced questions of testdev."""
-        return read_gqa(self.path)
+        return self.hub.read("task=gqa") if self.path is None else read_gqa(self.path)
 
     def score(self, answer: str, question: Question) -> float:
         """1 for the right answer, else 0."""

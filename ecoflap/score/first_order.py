@@ -44,7 +44,7 @@ class FirstOrder:
     Attributes:
         measure: gradient_norm, gradient, weight_gradient or weight_gradient_square.
         samples: how many samples of the calibration set are used, from the first.
-        batch_size: samples whose mean loss is differentiated; part of the score, as in the paper.
+        batch_size: samples whose mean loss is differentiated; part of the score, as in the paper. See ``loss_batches`` for texts of other lengths.
         name: for people and result files.
     """
 

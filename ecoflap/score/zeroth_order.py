@@ -51,7 +51,7 @@ class ZerothOrder:
 
     Attributes:
         samples: how many samples of the calibration set are used, from the first.
-        batch_size: samples whose mean loss one probe moves; part of the estimate, as in the paper.
+        batch_size: samples whose mean loss one probe moves; part of the estimate, as in the paper. See ``loss_batches`` for texts of other lengths.
         noises: independent draws of z per layer and batch.
         eps: size of a probe.
         samples_per_pass: samples that share one forward pass, probes included; bounds the memory and changes nothing else.

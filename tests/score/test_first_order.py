@@ -75,7 +75,7 @@ def test_each_gradient_is_gone_before_the_next_exists() -> None:
     handles = [
         layer.weight.register_hook(lambda _: held.append(sum(other.weight.grad is not None for other in model.layers))) for layer in model.layers
     ]
-    FirstOrder(batch_size=5)(model, calibration, 0)
+    FirstOrder(batch_size=3)(model, calibration, 0)
     assert len(held) == 2 * len(handles)
     assert max(held) == 0
 
