@@ -43,6 +43,7 @@ def main(config: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
+    sys.argv[1:] = run_config.with_suites(sys.argv[1:])
     if complaint := run_config.unknown_keys(sys.argv[1:]):
         sys.exit(f"error: {complaint}")
     main()

@@ -76,6 +76,26 @@ def unknown_keys(arguments: list[str]) -> str | None:
     return None
 
 
+def with_suites(arguments: list[str]) -> list[str]:
+    """Command-line arguments with ``task=[one,other]`` as a suite of these tasks; Hydra would merge their options into one task."""
+    written = []
+    for argument in arguments:
+        several = re.fullmatch(r"task=\[([\w,\s]+)\]", argument)
+        names = [name.strip() for name in several[1].split(",")] if several else []
+        written += ["task=suite", *(f"+task@task.tasks.{name}={name}" for name in names)] if names else [argument]
+    return written
+
+
+def check_merged() -> None:
+    """Refuse a list of tasks that Hydra has merged into one, from a file or a sweep.
+
+    Raises:
+        UserError: so it is.
+    """
+    if HydraConfig.initialized() and HydraConfig.get().runtime.choices.get("task") is None:
+        raise UserError("a list of tasks is understood as task=[one,other] on the command line only; elsewhere, name a suite such as task=easy_suite")
+
+
 def package_file(path: str) -> str:
     """The place of a file or folder that ships inside the package; a copy of the code leaves these where it was copied from."""
     package = Path(str(files("ecoflap")))

@@ -13,10 +13,12 @@ import transformers
 from omegaconf import DictConfig, OmegaConf
 
 from ecoflap import warm_model
+from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.stored import stored_calibration
 from ecoflap.config import build, runs_follow
 from ecoflap.errors import UserError
 from ecoflap.evaluate.journal import Journal
+from ecoflap.evaluate.overlap import refuse_overlap
 from ecoflap.evaluate.task import Evaluation
 from ecoflap.models.loading import Selection, resolve_device
 from ecoflap.models.prunable import PrunableModel
@@ -93,7 +95,7 @@ def _work(plan: Plan) -> tuple[Result, Progress]:
     progress = Progress(model.fingerprint(), costs)
     evaluations = {name: task.load(model) for name, task in plan.tasks.items()} if "evaluate" in plan.steps else {}
     if "calibrate" in plan.steps:
-        _calibrate(plan, model, progress)
+        refuse_overlap(_calibrate(plan, model, progress), evaluations)
     _evaluate_dense(plan, model, evaluations, progress)
     if "score" in plan.steps and plan.scorer is not None:
         _score(plan, model, progress)
@@ -122,7 +124,7 @@ def _load(plan: Plan, costs: dict[str, dict[str, Any]], device: torch.device) ->
     return model
 
 
-def _calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+def _calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> CalibrationSet:
     with measure(progress.costs, "calibrate"):
         group = plan.config["model"]
         processor = {name: value for name, value in group.items() if name not in ("name", "save")}
@@ -135,6 +137,7 @@ def _calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     if asked is not None and asked > len(progress.calibration):
         log.warning("calibration.samples=%d was asked for and there are only %d", asked, len(progress.calibration))
     log.info("calibrate: %d samples of %s", len(progress.calibration), progress.calibration.name)
+    return progress.calibration
 
 
 def _evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], progress: Progress) -> None:
@@ -149,6 +152,7 @@ def _evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Eva
             journal = _journal(plan, name, "dense", progress.fingerprint, evaluation)
             dense, _ = plan.store.get_or_compute("dense_metrics", key, partial(evaluation, model, journal))
             metrics[name] = dense
+            with_mean({name: dense}, plan.mean)  # refused now, not after the other tasks
     progress.metrics["dense"] = with_mean(metrics, plan.mean)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from ecoflap.allocate.allocation import check_sparsity
-from ecoflap.config import STEPS, build
+from ecoflap.config import STEPS, build, check_merged
 from ecoflap.errors import UserError
 from ecoflap.evaluate.task import Task
 from ecoflap.models.loading import Selection
@@ -92,7 +92,34 @@ def make_plan(config: DictConfig, folder: Path) -> Plan:
         store=make_store(config.cache, config.cache_mode),
     )
     check_steps(plan)
+    check_mean(plan.tasks, plan.mean)
+    locate_data(plan)
     return plan
+
+
+def locate_data(plan: Plan) -> None:
+    """Look for the files of the data sets that the steps read, before a model is loaded for them.
+
+    Raises:
+        UserError: some are not there.
+    """
+    if "calibrate" in plan.steps and hasattr(plan.calibrator, "locate"):
+        plan.calibrator.locate("calibration")
+    for task in plan.tasks.values() if "evaluate" in plan.steps else ():
+        if hasattr(task, "locate"):
+            task.locate("task")
+
+
+def check_mean(tasks: dict[str, Task], mean: str | None) -> None:
+    """Refuse the mean of a metric that a task is known not to give; of tasks that say nothing it is found out when they are measured.
+
+    Raises:
+        UserError: so it is.
+    """
+    for name, task in tasks.items():
+        given = getattr(task, "metrics", None)
+        if mean is not None and given is not None and mean not in given:
+            raise UserError(f"task.mean={mean}: {name} has no such metric; it has {', '.join(given)}")
 
 
 def build_tasks(node: DictConfig) -> dict[str, Task]:
@@ -101,11 +128,14 @@ def build_tasks(node: DictConfig) -> dict[str, Task]:
     Raises:
         UserError: a value is impossible.
     """
+    check_merged()
     if "tasks" not in node:
         task = build("task", node)
         return {task.name: task}
     if not node.tasks:
-        raise UserError("task.tasks is empty: a suite needs at least one task, such as easy_vqa@tasks.easy_vqa in its defaults")
+        raise UserError("task.tasks is empty: a suite needs at least one task: task=[easy_vqa], or easy_vqa@tasks.easy_vqa in a file's defaults")
+    if inner := [name for name, member in node.tasks.items() if "tasks" in member]:
+        raise UserError(f"task: {inner[0]} is a suite itself and can't be one task of another; name its tasks, or run it by itself")
     return {str(name): build(f"task.tasks.{name}", member) for name, member in node.tasks.items()}
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from ecoflap.calibrate.samples import CalibrationSet, draw
 from ecoflap.data.captions import CaptionSource, clean
+from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.examples import Example, encode_all
 from ecoflap.models.prunable import PrunableModel
@@ -44,4 +45,4 @@ class Captions(CaptionSource):
                 examples.append(Example(" ".join(words[:cut]), " ".join(words[cut:]), pictures[index].image, bare=True))
             if len(examples) == self.samples:
                 break
-        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"))
+        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"), picture_sources(one.image for one in examples))

@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 
 from ecoflap.calibrate.easy_pictures import check_templates
 from ecoflap.calibrate.samples import CalibrationSet, draw
-from ecoflap.data.class_names import own_labels
+from ecoflap.data.class_names import OPENAI, own_labels
 from ecoflap.data.classification import PictureSource
+from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.examples import Classes, Classifies, Encodes, Example, encode_all, require
 from ecoflap.models.prunable import PrunableModel
@@ -34,8 +35,10 @@ class Classification(PictureSource):
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")
         self.facts("calibration")
-        check_templates(self.written_templates(), "calibration.templates")
-        check_templates([] if self.caption is None else [self.caption], "calibration.caption")
+        if self.templates is not None:
+            check_templates(self.templates, "calibration.templates", (OPENAI,))
+        if self.caption is not None:
+            check_templates([self.caption], "calibration.caption")
         if self.split in HELD_OUT:
             raise UserError(f"calibration.split={self.split}: those pictures are what models are measured on; choose train")
 
@@ -50,12 +53,13 @@ class Classification(PictureSource):
         own = isinstance(interface, Classifies)
         pictures = self.read("calibration", named=not (own and facts.indexed))
         chosen = draw_over_classes(pictures.examples, self.samples, seed)
+        sources = picture_sources(one.image for one in chosen)
         if own:
             labels = own_labels(interface.names, pictures.names, option, facts.indexed)
-            return CalibrationSet(self.name, encode_all(model, [replace(one, label=labels[one.label or 0]) for one in chosen], option))
+            return CalibrationSet(self.name, encode_all(model, [replace(one, label=labels[one.label or 0]) for one in chosen], option), sources)
         caption = facts.prompt if self.caption is None else self.caption
         captioned = [replace(one, target=caption.format(one.target)) for one in chosen]
-        return CalibrationSet(self.name, encode_all(model, captioned, option, Classes(pictures.names, self.prompts("calibration"))))
+        return CalibrationSet(self.name, encode_all(model, captioned, option, Classes(pictures.names, self.prompts("calibration"))), sources)
 
 
 def draw_over_classes(examples: Sequence[Example], count: int, seed: int) -> list[Example]:

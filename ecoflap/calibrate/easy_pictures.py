@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from ecoflap.calibrate.easy_vqa import read_questions
 from ecoflap.calibrate.samples import CalibrationSet, draw
+from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.examples import Classes, Example, encode_all
 from ecoflap.models.prunable import PrunableModel
@@ -31,13 +33,20 @@ def _name(answers: set[str]) -> str | None:
     return f"{colours.pop()} {shapes.pop()}" if colours and shapes else None
 
 
-def check_templates(templates: list[str], option: str) -> None:
+def check_templates(templates: list[str], option: str, names: Collection[str] = ()) -> None:
     """Refuse caption templates that no name can be put into.
 
+    Args:
+        templates: as the config has them.
+        option: that holds them, for the message.
+        names: what may stand for templates of its own.
+
     Raises:
-        UserError: so they are.
+        UserError: so they are, or there are none.
     """
-    for template in templates:
+    if not templates:
+        raise UserError(f"{option}=[] must hold at least one template, with {{}} where the name goes; null, where it is allowed, is the set's own")
+    for template in set(templates) - set(names):
         if template.count("{}") != 1:
             raise UserError(f"{option}={template!r} must hold {{}} once, where the name goes")
 
@@ -73,4 +82,4 @@ class EasyPictures:
         chosen = [pictures[index] for index in draw(len(pictures), self.samples, seed)]
         captioned = [Example(target=self.caption.format(one.target), image=one.image, label=one.label) for one in chosen]
         samples = encode_all(model, captioned, f"calibration={self.name}", Classes(NAMES, tuple(self.templates)))
-        return CalibrationSet(self.name, samples)
+        return CalibrationSet(self.name, samples, picture_sources(one.image for one in chosen))

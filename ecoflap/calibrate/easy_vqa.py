@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ecoflap.calibrate.samples import CalibrationSet, draw
+from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
 from ecoflap.models.examples import Example, encode_all
 from ecoflap.models.prunable import PrunableModel
@@ -42,4 +43,4 @@ class EasyVqa:
         """
         questions = read_questions("train")
         chosen = [questions[index] for index in draw(len(questions), self.samples, seed)]
-        return CalibrationSet(self.name, encode_all(model, chosen, f"calibration={self.name}"))
+        return CalibrationSet(self.name, encode_all(model, chosen, f"calibration={self.name}"), picture_sources(one.image for one in chosen))

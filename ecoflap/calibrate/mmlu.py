@@ -1,9 +1,12 @@
-"""Multiple-choice questions in MMLU's folder layout: ``<split>/<subject>_<split>.csv``, rows of question, four options and a letter."""
+"""Multiple-choice questions: MMLU's own from the hub, or any in its folder layout.
+
+The layout is ``<split>/<subject>_<split>.csv``, with rows of question, four options and a letter.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +16,12 @@ from ecoflap.models.examples import Example, encode_all
 from ecoflap.models.prunable import PrunableModel
 
 LETTERS = ("A", "B", "C", "D")
+HUB = "cais/mmlu"
+HUB_SPLITS = {"val": "validation", "train": "auxiliary_train"}  # the others are called there as in the folders
+OBTAIN = (
+    f"MMLU (MIT licence) is {HUB} on the Hugging Face hub, which is read without a path while online; its folders are in data.tar, at the address "
+    "that github.com/hendrycks/test gives."
+)
 
 
 @dataclass(frozen=True)
@@ -41,21 +50,44 @@ def prompt(subject: str, shots: Sequence[Question], question: Question) -> str:
     return heading + "".join(f"{shot.asked()} {shot.answer}\n\n" for shot in shots) + question.asked()
 
 
-def read_subjects(folder: str, split: str, option: str) -> dict[str, list[Question]]:
+def question_sources(questions: Iterable[Question]) -> frozenset[str]:
+    """A name for each question: its words, whichever file it stands in."""
+    return frozenset(f"the question {one.asked()!r}" for one in questions)
+
+
+def read_subjects(folder: str | None, split: str, option: str) -> dict[str, list[Question]]:
     """{subject: its questions} of a split, by name of subject.
 
     Args:
-        folder: what holds the splits.
+        folder: what holds the splits; null for MMLU from the hub.
         split: dev, val, test, ...
         option: the config group that asks, for messages.
 
     Raises:
         UserError: the folder has no such split, or a row is no question.
     """
+    if folder is None:
+        return _read_hub(split, option)
     files = sorted((Path(folder).expanduser() / split).glob(f"*_{split}.csv"))
     if not files:
-        raise UserError(f"{option}.path={folder} has no {split}/*_{split}.csv; give MMLU's data folder (its data.tar, unpacked) or one of its layout")
+        raise UserError(f"{option}.path={folder} has no {split}/*_{split}.csv; give MMLU's data folder or one of its layout. {OBTAIN}")
     return {file.name.removesuffix(f"_{split}.csv"): _read_file(file) for file in files}
+
+
+def _read_hub(split: str, option: str) -> dict[str, list[Question]]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(HUB, "all", split=HUB_SPLITS.get(split, split))
+    except Exception as error:  # whatever a hub, a proxy or a broken cache makes of it
+        raise UserError(
+            f"{option}: {HUB} ({split}) could not be read from the hub ({type(error).__name__}); give MMLU's data folder with {option}.path=FOLDER, "
+            f"or unset HF_HUB_OFFLINE while online. {OBTAIN}"
+        ) from error
+    subjects: dict[str, list[Question]] = {}
+    for row in rows:
+        subjects.setdefault(row["subject"], []).append(Question(row["question"], tuple(row["choices"]), LETTERS[row["answer"]]))
+    return dict(sorted(subjects.items()))
 
 
 def _read_file(file: Path) -> list[Question]:
@@ -73,14 +105,14 @@ class Mmlu:
     """Questions with their letters, of a split that is not the test's.
 
     Attributes:
-        path: folder in MMLU's layout.
+        path: folder in MMLU's layout; null for MMLU from the hub.
         split: which of its splits.
         shots: answered examples of the dev split before each question.
         samples: number of questions.
         name: for people and result files.
     """
 
-    path: str
+    path: str | None = None
     split: str = "val"
     shots: int = 0
     samples: int = 128
@@ -101,5 +133,7 @@ class Mmlu:
         dev = read_subjects(self.path, "dev", "calibration") if self.shots else {}
         questions = [(subject, question) for subject, all_of_it in subjects.items() for question in all_of_it]
         chosen = [questions[index] for index in draw(len(questions), self.samples, seed)]
-        examples = [Example(prompt(subject, dev.get(subject, [])[: self.shots], one), one.answer) for subject, one in chosen]
-        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"))
+        shots = {subject: dev.get(subject, [])[: self.shots] for subject in subjects}
+        examples = [Example(prompt(subject, shots[subject], one), one.answer) for subject, one in chosen]
+        read = [one for subject, asked in chosen for one in (asked, *shots[subject])]
+        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"), question_sources(read))

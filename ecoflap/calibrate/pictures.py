@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.calibrate.samples import CalibrationSet, draw
+from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.installed import installed_file
 from ecoflap.models.pictures import load_image
@@ -94,6 +95,8 @@ class Pictures:
         """
         require_saliency_model(model, f"calibration={self.name}")
         files = picture_files(self.path, CALIBRATION, "calibration")
-        pixels = read_pixels(model, [files[index] for index in draw(len(files), self.samples, seed)])
+        chosen = [files[index] for index in draw(len(files), self.samples, seed)]
+        pixels = read_pixels(model, chosen)
         labels = saliency_maps(model, pixels, batch_size=8) > 0.5
-        return CalibrationSet(self.name, tuple({"pixel_values": image, "labels": label} for image, label in zip(pixels, labels, strict=True)))
+        samples = tuple({"pixel_values": image, "labels": label} for image, label in zip(pixels, labels, strict=True))
+        return CalibrationSet(self.name, samples, picture_sources(map(str, chosen)))

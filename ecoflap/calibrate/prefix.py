@@ -54,7 +54,7 @@ class PrefixText(TextSource):
             words = long_enough[index].split()[: self.max_words]
             place = cut.randint(1, len(words) // 2)
             examples.append(Example(" ".join(words[:place]), " ".join(words[place:])))
-        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"))
+        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"), self.sources)
 
 
 @dataclass(frozen=True)

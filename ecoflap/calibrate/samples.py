@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -19,28 +19,30 @@ class CalibrationSet:
     Attributes:
         name: for people and result files.
         samples: one dict of tensors per sample, without a batch dimension.
+        sources: names of the pictures or texts that they were made of, see ``ecoflap.data.sources``; tasks that read them are refused.
     """
 
     name: str
     samples: tuple[Sample, ...]
+    sources: frozenset[str] = frozenset()
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def take(self, count: int) -> CalibrationSet:
         """The first ``count`` samples."""
-        return CalibrationSet(self.name, self.samples[:count])
+        return replace(self, samples=self.samples[:count])
 
     def batches(self, size: int) -> list[dict[str, Tensor]]:
         """The samples in batches of at most ``size``, each of one shape.
 
         Samples of different lengths are never padded to one length: a padding token would count in every statistic, and the result would
-        depend on which samples share a batch.
+        depend on which samples share a batch. Scores, for which the size of a batch matters, have ``padding.loss_batches``.
         """
         groups: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
         for sample in self.samples:
             groups.setdefault(tuple(tuple(tensor.shape) for tensor in sample.values()), []).append(sample)
-        return [_stack(part) for shape in sorted(groups) for part in _split(groups[shape], size)]
+        return [stack(part) for shape in sorted(groups) for part in split(groups[shape], size)]
 
     def fingerprint(self) -> str:
         """A hash of every value of every sample."""
@@ -52,12 +54,14 @@ class CalibrationSet:
         return digest.hexdigest()
 
 
-def _split(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+def split(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+    """The samples in parts of at most ``size``."""
     for start in range(0, len(samples), size):
         yield samples[start : start + size]
 
 
-def _stack(samples: Sequence[Sample]) -> dict[str, Tensor]:
+def stack(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """Samples of one shape as a batch."""
     return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
 
 

@@ -79,4 +79,4 @@ class Sentences(TextSource):
         every = passages(self.read_text("calibration"), "calibration")
         encoded = encode_halves(model, [every[index] for index in draw(len(every), self.samples, seed)], self.sequence_length)
         rows = zip(*encoded.values(), strict=True)
-        return CalibrationSet(self.name, tuple(dict(zip(encoded, map(torch.clone, row), strict=True)) for row in rows))
+        return CalibrationSet(self.name, tuple(dict(zip(encoded, map(torch.clone, row), strict=True)) for row in rows), self.sources)

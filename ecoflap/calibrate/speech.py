@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ecoflap.calibrate.samples import CalibrationSet, Sample, draw
 from ecoflap.calibrate.speaking import record, sentences
+from ecoflap.data.sources import file_source
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.losses import IGNORED
 from ecoflap.models.prunable import PrunableModel
@@ -78,6 +79,11 @@ def recordings(path: str, option: str) -> list[tuple[Path, str]]:
     return [(file, file.with_suffix(".txt").read_text(encoding="utf-8").strip()) for file in files]
 
 
+def recording_sources(files: Sequence[tuple[Path, str]]) -> frozenset[str]:
+    """A name for each recording: its file, links followed."""
+    return frozenset().union(*(file_source(str(file)) for file, _ in files))
+
+
 def read_recording(file: Path, text: str) -> Utterance:
     """A wav file of 16-bit samples; several channels are mixed into one.
 
@@ -138,11 +144,9 @@ class Speech:
             UserError: the model hears nothing, or there are no recordings.
         """
         require_speech_model(model, f"calibration={self.name}")
-        utterances = self._draw(seed)
-        return CalibrationSet(self.name, tuple(encode(model, utterance) for utterance in utterances))
-
-    def _draw(self, seed: int) -> Sequence[Utterance]:
         if self.path is None:
-            return spoken(False, self.samples, seed)
+            return CalibrationSet(self.name, tuple(encode(model, one) for one in spoken(False, self.samples, seed)))
         files = recordings(self.path, "calibration")
-        return [read_recording(*files[index]) for index in draw(len(files), self.samples, seed)]
+        chosen = [files[index] for index in draw(len(files), self.samples, seed)]
+        samples = tuple(encode(model, read_recording(file, text)) for file, text in chosen)
+        return CalibrationSet(self.name, samples, recording_sources(chosen))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.store import AS_TENSORS, Store
 
+SOURCES = "sources"
 LISTED = 20_000  # files of a data folder whose size and time count
 
 
@@ -42,25 +44,30 @@ def stored_calibration(
         "version": 1,
         "transformers": transformers.__version__,
         "torch": torch.__version__,
-        "calibration": _located(config),
-        "processor": _located(processor),
+        "calibration": dict(config),
+        "processor": dict(processor),
+        "files": _files([config, processor]),
         "model": fingerprint,
         "seed": seed,
     }
-    name = calibrator.name
+    tensors, _ = store.get_or_compute("calibration", key, lambda: _to_tensors(calibrator.load(model, seed)), AS_TENSORS)
+    sources = json.loads(bytes(tensors.pop(SOURCES).tolist()))
+    return CalibrationSet(calibrator.name, tuple(_samples(tensors)), frozenset(sources))
 
-    def draw() -> dict[str, Tensor]:
-        samples = calibrator.load(model, seed).samples
-        return {
-            f"{index:06d}/{place:02d}/{field}": tensor for index, sample in enumerate(samples) for place, (field, tensor) in enumerate(sample.items())
-        }
 
-    tensors, _ = store.get_or_compute("calibration", key, draw, AS_TENSORS)
-    return CalibrationSet(name, tuple(_samples(tensors)))
+def _to_tensors(drawn: CalibrationSet) -> dict[str, Tensor]:
+    """The samples' tensors, named number/place/field, and the names of their sources as the bytes of a JSON list."""
+    sources = torch.tensor(list(json.dumps(sorted(drawn.sources)).encode()), dtype=torch.uint8)
+    samples = {
+        f"{index:06d}/{place:02d}/{field}": tensor
+        for index, sample in enumerate(drawn.samples)
+        for place, (field, tensor) in enumerate(sample.items())
+    }
+    return {SOURCES: sources, **samples}
 
 
 def _samples(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
-    """The samples, in order, of tensors named number/place/field."""
+    """The samples, in order."""
     by_number: dict[str, dict[str, Tensor]] = {}
     for name in sorted(tensors):
         number, _, field = name.split("/", 2)
@@ -68,14 +75,15 @@ def _samples(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
     yield from by_number.values()
 
 
-def _located(value: Any) -> Any:
-    """A config in which the name of a file or folder that is there is replaced by a hash of what it holds."""
-    if isinstance(value, Mapping):
-        return {name: _located(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_located(inner) for inner in value]
+def _files(value: Any) -> dict[str, str]:
+    """{name: hash of what it holds} of every file or folder that a config names and that is there."""
+    if isinstance(value, Mapping | list):
+        found: dict[str, str] = {}
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            found |= _files(inner)
+        return found
     there = isinstance(value, str) and 0 < len(value) < 4096 and Path(value).expanduser().exists()
-    return _files_hash(Path(value).expanduser()) if there else value
+    return {value: _files_hash(Path(value).expanduser())} if there else {}
 
 
 def _files_hash(path: Path) -> str:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ecoflap.calibrate.samples import CalibrationSet, draw
 from ecoflap.calibrate.text_source import TextSource
+from ecoflap.data.sources import file_source
 from ecoflap.errors import UserError, nearest, require_positive
 from ecoflap.models.prunable import PrunableModel
 
@@ -104,7 +105,7 @@ class Text(TextSource):
         require_language_model(model, f"calibration={self.name}")
         rows = windows(tokenize(model.processor, self.read_text("calibration")), self.sequence_length, "calibration")
         chosen = rows[draw(len(rows), self.samples, seed)]
-        return CalibrationSet(self.name, tuple({"input_ids": row} for row in chosen))
+        return CalibrationSet(self.name, tuple({"input_ids": row} for row in chosen), self.sources)
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ class Documents(TextSource):
             raise UserError(
                 f"calibration.sequence_length={self.sequence_length}: none of the {len(documents)} documents has more tokens; choose a smaller length"
             )
-        return CalibrationSet(self.name, tuple({"input_ids": row} for row in rows))
+        return CalibrationSet(self.name, tuple({"input_ids": row} for row in rows), self.sources)
 
 
 @dataclass(frozen=True)
@@ -171,4 +172,5 @@ class TokenFile:
         """Read the rows, in their order: a frozen draw is not drawn again."""
         require_language_model(model, f"calibration={self.name}")
         rows = read_token_rows(self.path, self.key, "calibration", vocabulary_of(model))
-        return CalibrationSet(self.name, tuple({"input_ids": row} for row in rows[: self.samples].contiguous()))
+        samples = tuple({"input_ids": row} for row in rows[: self.samples].contiguous())
+        return CalibrationSet(self.name, samples, file_source(self.path, self.key))

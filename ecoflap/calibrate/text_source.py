@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from ecoflap.data.sources import file_source
 from ecoflap.errors import UserError, nearest
 
 
@@ -37,6 +38,13 @@ class TextSource:
     data_files: str | None = None
     documents: int | None = None
     separator: str = "\n\n"  # WikiText keeps its line ends in the rows; perplexity tables join them with blank lines
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The name of the file, or of the split or file of the hub's data set."""
+        if self.path is not None:
+            return file_source(self.path)
+        return frozenset([" ".join(filter(None, (self.dataset, self.config, self.data_files or self.split)))])
 
     def read_text(self, option: str) -> str:
         """The whole text.

@@ -1,12 +1,15 @@
-"""Training splits of VQAv2 and NLVR2 as calibration data. The evaluations' splits hold other pictures, so the two can't overlap."""
+"""Training splits of VQAv2 and NLVR2 as calibration data; their own other splits hold other pictures."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from ecoflap.calibrate.samples import CalibrationSet, draw
+from ecoflap.data.folder import require_files, require_images
 from ecoflap.data.nlvr2 import OBTAIN, read_pairs
-from ecoflap.data.vqa import VQAV2, clean_question, read_coco_questions, require_images
+from ecoflap.data.sources import picture_sources
+from ecoflap.data.vqa import VQAV2, clean_question, read_coco_questions
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.examples import Classifies, encode_all, require
 from ecoflap.models.prunable import PrunableModel
@@ -44,6 +47,14 @@ class VqaV2:
         require_positive("calibration", self, "samples")
         require_train(self.split)
 
+    def locate(self, option: str) -> Path:
+        """The data set's folder, when its questions are in it.
+
+        Raises:
+            UserError: they aren't.
+        """
+        return require_files(self.path, VQAV2.questions.format(split=self.split), option, self.name, VQAV2.obtain)
+
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw questions and make model inputs of them.
 
@@ -54,7 +65,7 @@ class VqaV2:
         chosen = [questions[index].example() for index in draw(len(questions), self.samples, seed)]
         require_images((one.image or "" for one in chosen), f"calibration={self.name}", VQAV2.obtain)
         asked = [replace(one, text=clean_question(one.text)) for one in chosen] if self.clean else chosen
-        return CalibrationSet(self.name, encode_all(model, asked, f"calibration={self.name}"))
+        return CalibrationSet(self.name, encode_all(model, asked, f"calibration={self.name}"), picture_sources(one.image for one in chosen))
 
 
 @dataclass(frozen=True)
@@ -77,6 +88,14 @@ class Nlvr2:
         require_positive("calibration", self, "samples")
         require_train(self.split)
 
+    def locate(self, option: str) -> Path:
+        """The data set's folder, when its sentences are in it.
+
+        Raises:
+            UserError: they aren't.
+        """
+        return require_files(self.path, f"{self.split}.json", option, self.name, OBTAIN)
+
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw sentences and make model inputs of them.
 
@@ -88,4 +107,4 @@ class Nlvr2:
         chosen = [pairs[index] for index in draw(len(pairs), self.samples, seed)]
         images = [image for one in chosen for image in (one.image, one.second_image) if image is not None]
         require_images(images, f"calibration={self.name}", OBTAIN)
-        return CalibrationSet(self.name, encode_all(model, chosen, f"calibration={self.name}"))
+        return CalibrationSet(self.name, encode_all(model, chosen, f"calibration={self.name}"), picture_sources(images))

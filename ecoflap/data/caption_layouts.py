@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ecoflap.data.folder import read_json
+from ecoflap.data.sources import coco_number
 from ecoflap.errors import UserError
-
-COCO_FILE = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")
 
 
 @dataclass(frozen=True)
@@ -36,8 +34,8 @@ class Picture:
     @classmethod
     def of(cls, image: str, captions: list[str], split: str, domain: str | None = None) -> Picture:
         """A picture that is called after its file."""
-        numbered = COCO_FILE.fullmatch(Path(image).name)
-        return cls(image, tuple(captions), split, domain, str(int(numbered[1])) if numbered else image)
+        number = coco_number(image)
+        return cls(image, tuple(captions), split, domain, image if number is None else str(number))
 
 
 @dataclass(frozen=True)

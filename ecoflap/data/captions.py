@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ecoflap.data.caption_layouts import LAYOUTS, Picture
-from ecoflap.data.folder import require_files
+from ecoflap.data.folder import require_files, require_images
 from ecoflap.errors import UserError, nearest
 
 MARKS = re.compile(r'[.!"()*#:;~]')
@@ -41,17 +41,34 @@ class CaptionSource:
         Raises:
             UserError: the data set, the split or its pictures are not there.
         """
-        if self.layout not in LAYOUTS:
-            raise UserError(f"{group}.layout={self.layout} is no layout of captions; it can be {nearest(self.layout, LAYOUTS)}")
-        layout = LAYOUTS[self.layout]
-        root = require_files(self.path, layout.wanted, group, self.name, layout.obtain)
-        listed = layout.read(root)
+        root = self.locate(group)
+        listed = LAYOUTS[self.layout].read(root)
         chosen = [one for one in listed if one.split == self.split]
         if not chosen:
             raise UserError(f"{group}.split={self.split}: {self.path} has {', '.join(sorted({one.split for one in listed})) or 'no captions'}")
         if apart:
             require_apart(chosen, (one for one in listed if one.split != self.split), f"{group}={self.name}")
         return self._located(chosen, root, group)
+
+    def locate(self, group: str) -> Path:
+        """The data set's folder, when its list of captions is in it.
+
+        Raises:
+            UserError: it isn't, or there is no such layout.
+        """
+        if self.layout not in LAYOUTS:
+            raise UserError(f"{group}.layout={self.layout} is no layout of captions; it can be {nearest(self.layout, LAYOUTS)}")
+        layout = LAYOUTS[self.layout]
+        return require_files(self.path, layout.wanted, group, self.name, layout.obtain)
+
+    def present(self, pictures: list[Picture], group: str) -> list[Picture]:
+        """The pictures, when all of their files are there.
+
+        Raises:
+            UserError: some are missing.
+        """
+        require_images((one.image for one in pictures), f"{group}={self.name}", LAYOUTS[self.layout].obtain)
+        return pictures
 
     def _located(self, pictures: list[Picture], root: Path, group: str) -> list[Picture]:
         """The pictures with their whole paths; the first one's folder is taken for all."""

@@ -17,6 +17,11 @@ from ecoflap.models.examples import Example
 
 OBTAIN = "DATASETS.md of CoOp (https://github.com/KaiyangZhou/CoOp) says where to get its files."
 ARRANGE = "A split is a folder with a folder of pictures per class in it."
+IMAGENET = (
+    "ImageNet is given for non-commercial research, after signing in, at image-net.org (ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar). "
+    "Unpack it as imagenet/images/train and imagenet/images/val with a folder per class (n01440764, ...); torchvision.datasets.ImageNet sorts the "
+    "validation pictures so."
+)
 
 
 @dataclass(frozen=True)
@@ -69,9 +74,13 @@ class PictureSource:
         """
         return find_set(self.dataset, option)
 
-    def written_templates(self) -> list[str]:
-        """The templates that the options spell out."""
-        return [template for template in self.templates or [] if template != OPENAI]
+    def locate(self, option: str) -> Path:
+        """The folder or the file that lists the split.
+
+        Raises:
+            UserError: it isn't there.
+        """
+        return self._split_folder(option) if self.facts(option).splits is None else self._coop_files(option)[0]
 
     def prompts(self, option: str) -> tuple[str, ...]:
         """All templates, OpenAI's included.
@@ -111,16 +120,20 @@ class PictureSource:
         """A folder per split and class, as torchvision reads it."""
         from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
 
-        facts = self.facts(option)
-        inside = Path(facts.folder) / facts.images / self.split
-        place = next((one for one in (inside, Path(facts.images) / self.split, Path(self.split)) if self._has(one)), inside)
-        root = require_files(self.path, str(place), option, self.dataset, ARRANGE) / place
+        root = self._split_folder(option)
         try:
             classes, index_of = find_classes(str(root))
             files = make_dataset(str(root), index_of, IMG_EXTENSIONS)
         except FileNotFoundError as error:
             raise UserError(f"{option}={self.dataset}: {error}. {ARRANGE}") from None
         return Found(root, [(os.path.relpath(file, root), label) for file, label in files], classes)
+
+    def _split_folder(self, option: str) -> Path:
+        """The folder with the folder of each class."""
+        facts = self.facts(option)
+        inside = Path(facts.folder) / facts.images / self.split
+        place = next((one for one in (inside, Path(facts.images) / self.split, Path(self.split)) if self._has(one)), inside)
+        return require_files(self.path, str(place), option, self.dataset, IMAGENET if self.dataset == "imagenet" else ARRANGE) / place
 
     def _split_file(self, option: str) -> Found:
         """CoOp's JSON file: {split: [[picture, label, class], ...]}."""

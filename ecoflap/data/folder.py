@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,23 @@ def require_files(folder: str | None, wanted: str, option: str, name: str, obtai
         found = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) if root.is_dir() else "no such folder"
         raise UserError(f"{option}={name}: {wanted} is not in {option}.path={folder} ({found}). {obtain}")
     return root
+
+
+def require_images(images: Iterable[str], option: str, obtain: str) -> None:
+    """Refuse examples whose pictures are not there, before a model is asked about the others for hours.
+
+    Args:
+        images: paths.
+        option: what asks, such as ``task=vqav2``.
+        obtain: where they are to be had.
+
+    Raises:
+        UserError: some are missing.
+    """
+    asked: Sequence[str] = list(dict.fromkeys(images))
+    missing = [image for image in asked if not Path(image).is_file()]
+    if missing:
+        raise UserError(f"{option}: {len(missing)} of {len(asked)} pictures are missing, such as {missing[0]}. {obtain}")
 
 
 def read_json(file: Path) -> Any:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,7 +117,7 @@ def read_coco_questions(source: CocoQuestions, folder: str | None, split: str, o
         annotations = {entry["question_id"]: entry for entry in content["annotations"]}
         kinds = content.get("question_types", {})  # OK-VQA's annotations only hold the keys of its categories
         pictures = said.parent / f"{split}2014"
-        return [_coco_question(entry, annotations[entry["question_id"]], pictures, kinds) for entry in read_json(asked)["questions"]]
+        return _answered([_coco_question(entry, annotations[entry["question_id"]], pictures, kinds) for entry in read_json(asked)["questions"]], said)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _unlike(f"{asked} and {said.name}", error, source.obtain) from None
 
@@ -169,33 +168,28 @@ def read_gqa(folder: str | None) -> list[Question]:
     """
     file = require_files(folder, GQA_QUESTIONS, "task", "gqa", GQA_OBTAIN) / GQA_QUESTIONS
     try:
-        return [_gqa_question(key, entry, file.parent / "images") for key, entry in read_json(file).items()]
+        return [gqa_question(key, entry, file.parent / "images") for key, entry in read_json(file).items()]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _unlike(str(file), error, GQA_OBTAIN) from None
 
 
-def _gqa_question(key: str, entry: dict[str, Any], pictures: Path) -> Question:
+def gqa_question(key: str, entry: dict[str, Any], pictures: Path) -> Question:
+    """A question as GQA has it, whose pictures are in a folder; everything but a query is binary in its balanced testdev."""
     kind = entry["types"]["structural"]
     image = str(pictures / f"{entry['imageId']}.jpg")
     return Question(key, entry["question"], image, (entry["answer"],), kind, "open" if kind == "query" else "binary")
 
 
-def _unlike(files: str, error: Exception, obtain: str) -> UserError:
-    return UserError(f"{files}: not as published ({type(error).__name__}: {error}). {obtain}")
-
-
-def require_images(images: Iterable[str], option: str, obtain: str) -> None:
-    """Refuse examples whose pictures are not there, before a model is asked about the others for hours.
-
-    Args:
-        images: paths.
-        option: what asks, such as ``task=vqav2``.
-        obtain: where they are to be had.
+def _answered(questions: list[Question], file: Path) -> list[Question]:
+    """The questions, when every one of them has an answer.
 
     Raises:
-        UserError: some are missing.
+        UserError: one has none, so nothing could be right.
     """
-    asked: Sequence[str] = list(dict.fromkeys(images))
-    missing = [image for image in asked if not Path(image).is_file()]
-    if missing:
-        raise UserError(f"{option}: {len(missing)} of {len(asked)} pictures are missing, such as {missing[0]}. {obtain}")
+    if silent := [one.id for one in questions if not one.answers]:
+        raise UserError(f"{file}: {len(silent)} questions have no answers, such as {silent[0]}; take them out, or download the file again")
+    return questions
+
+
+def _unlike(files: str, error: Exception, obtain: str) -> UserError:
+    return UserError(f"{files}: not as published ({type(error).__name__}: {error}). {obtain}")

@@ -9,6 +9,7 @@ import torch
 
 from ecoflap.data.caption_layouts import Picture
 from ecoflap.data.captions import CaptionSource
+from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.caption_metrics import CaptionMetrics, scores
 from ecoflap.evaluate.inputs import fingerprint, parts, spread
@@ -55,7 +56,8 @@ class Captioning(CaptionSource):
         """
         interface = require(model, Describes, f"task={self.name}")
         metrics = CaptionMetrics.here(f"task={self.name}")
-        return CaptioningEvaluation(self, spread(self.pictures("task"), self.limit, "pictures"), metrics, interface)
+        pictures = self.present(spread(self.pictures("task"), self.limit, "pictures"), "task")
+        return CaptioningEvaluation(self, pictures, metrics, interface)
 
 
 @dataclass
@@ -69,6 +71,11 @@ class CaptioningEvaluation:
 
     def _examples(self) -> list[Example]:
         return [Example(self.task.prompt, "\n".join(one.captions), one.image, bare=True) for one in self.pictures]
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(one.image for one in self.pictures)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""

@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ecoflap.calibrate.easy_pictures import check_templates
-from ecoflap.data.class_names import own_labels
+from ecoflap.data.class_names import OPENAI, own_labels
 from ecoflap.data.classification import Pictures, PictureSource
+from ecoflap.data.sources import picture_sources
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.easy_pictures import similarity
 from ecoflap.evaluate.inputs import parts, percent, spread
@@ -39,10 +40,13 @@ class Classification(PictureSource):
     batch_size: int = 128
     name: str = "classification"
 
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "top_5", "macro_f1", "images")
+
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")
         self.facts("task")
-        check_templates(self.written_templates(), "task.templates")
+        if self.templates is not None:
+            check_templates(self.templates, "task.templates", (OPENAI,))
 
     def load(self, model: PrunableModel) -> ClassificationEvaluation:
         """List the pictures; they are read batch by batch.
@@ -77,6 +81,11 @@ class ClassificationEvaluation:
     right: list[int]
     classes: Classes | None
     inputs: str
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(one.image for one in self.pictures.examples)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ecoflap.calibrate.easy_pictures import NAMES, check_templates, read_pictures
+from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
@@ -25,6 +26,11 @@ class PictureEvaluation:
     task: Any
     pictures: list[Example]
     interface: Any
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(one.image for one in self.pictures)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""
@@ -52,6 +58,8 @@ class EasyClassification:
     batch_size: int = 128
     templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
     name: str = "easy_classification"
+
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "top_5", "pictures")
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")
@@ -100,6 +108,8 @@ class EasyCaptions:
     max_new_tokens: int = 8
     name: str = "easy_captions"
 
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "pictures")
+
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
 
@@ -136,6 +146,8 @@ class EasyRetrieval:
     caption: str = "a photo of a {}."
     rerank: int = 8
     name: str = "easy_retrieval"
+
+    metrics: ClassVar[tuple[str, ...]] = ("text_recall_1", "image_recall_1", "text_recall_1_match", "image_recall_1_match", "pictures")
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")

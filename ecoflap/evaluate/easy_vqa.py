@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ecoflap.calibrate.easy_vqa import read_questions
+from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
@@ -56,6 +57,11 @@ class EasyVqaEvaluation:
     task: EasyVqa
     questions: list[Example]
     interface: Any
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(one.image for one in self.questions)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""

@@ -17,8 +17,10 @@ def spread(items: Sequence[Item], limit: int | None, noun: str) -> list[Item]:
     """``limit`` items, evenly spaced over all; all where it is null.
 
     Raises:
-        UserError: there are not so many.
+        UserError: there are none, or not so many.
     """
+    if not items:
+        raise UserError(f"task: the data hold no {noun}; look at the files that task.path names, and at task.split where there is one")
     if limit is None:
         return list(items)
     if limit > len(items):

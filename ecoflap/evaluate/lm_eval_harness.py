@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -98,16 +99,19 @@ class LmEvalEvaluation:
         return {"metric": "lm-evaluation-harness", "version": version("lm_eval"), "inputs": self.inputs, **options}
 
     def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
-        """{task/metric: value}, on the harness's own scales; where each of several tasks has an accuracy, their mean comes first."""
+        """{task/metric: value}, on the harness's own scales, and {task/samples: number measured}.
+
+        Where each of several tasks has an accuracy, their mean comes first.
+        """
         names = self.task.harness_tasks
         found = journal.run([[name] for name in names], lambda batch: [self._measure(model, name) for name in batch])
-        every = {name: value for metrics in found for name, value in metrics.items()}
+        every = {name: value for measured in found for name, value in measured["metrics"].items()}
         accuracies = [every[f"{name}/acc"] for name in names if f"{name}/acc" in every]
         mean = {"mean/acc": sum(accuracies) / len(names)} if len(accuracies) == len(names) > 1 else {}
         return mean | every
 
-    def _measure(self, model: PrunableModel, name: str) -> dict[str, float]:
-        """Metrics of one task or group, without standard errors."""
+    def _measure(self, model: PrunableModel, name: str) -> dict[str, Any]:
+        """``metrics`` of one task or group, without standard errors and with the number of examples, and ``samples``: what was answered to each."""
         from lm_eval import simple_evaluate
 
         found = simple_evaluate(
@@ -117,9 +121,18 @@ class LmEvalEvaluation:
             limit=self.task.limit,
             task_manager=self.manager,
             bootstrap_iters=0,
-            log_samples=False,
+            log_samples=True,
         )
-        return flatten(found["results"])
+        samples = {task: [kept(sample) for sample in of_it] for task, of_it in found["samples"].items()}
+        counts = {f"{task}/samples": float(len({sample["doc_id"] for sample in of_it})) for task, of_it in samples.items()}
+        return {"metrics": flatten(found["results"]) | counts, "samples": samples}
+
+
+def kept(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """What is written down about one example, as plain JSON values."""
+    values = {name: sample.get(name) for name in ("doc_id", "filter", "target", "filtered_resps")}
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
 
 
 def flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from ecoflap.calibrate.mmlu import LETTERS, Question, prompt, read_subjects
+from ecoflap.calibrate.mmlu import LETTERS, Question, prompt, question_sources, read_subjects
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.calibration_error import expected_calibration_error, rms_calibration_error
 from ecoflap.evaluate.inputs import parts, percent, spread
@@ -26,7 +26,7 @@ class Mmlu:
     A mean is always over questions. Subjects that are not MMLU's belong to no category.
 
     Attributes:
-        path: folder in MMLU's layout.
+        path: folder in MMLU's layout; null for MMLU from the hub.
         shots: answered examples of the dev split before each question; fewer where the prompt would not fit.
         max_tokens: longest prompt.
         limit: questions per subject, evenly spaced; null for all.
@@ -34,7 +34,7 @@ class Mmlu:
         name: for people and result files.
     """
 
-    path: str
+    path: str | None = None
     shots: int = 5
     max_tokens: int = 2048
     limit: int | None = None
@@ -54,13 +54,14 @@ class Mmlu:
         """
         interface = require(model, Chooses, f"task={self.name}")
         dev = read_subjects(self.path, "dev", "task") if self.shots else {}
-        asked = []
+        asked, read = [], []
         for subject, questions in read_subjects(self.path, "test", "task").items():
             limit = None if self.limit is None else min(self.limit, len(questions))
             for question in spread(questions, limit, "questions"):
                 text = fitting_prompt(interface, subject, dev.get(subject, [])[: self.shots], question, self.max_tokens)
                 asked.append(Asked(subject, text, question.answer))
-        return MmluEvaluation(self, asked, interface)
+                read += [question, *dev.get(subject, [])[: self.shots]]
+        return MmluEvaluation(self, asked, interface, question_sources(read))
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,7 @@ class MmluEvaluation:
     task: Mmlu
     asked: list[Asked]
     interface: Any
+    sources: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""

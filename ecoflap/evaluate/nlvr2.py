@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from ecoflap.data.folder import require_files, require_images
 from ecoflap.data.nlvr2 import OBTAIN, check_splits, read_pairs
-from ecoflap.data.vqa import require_images
+from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import parts, percent, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
@@ -40,6 +42,15 @@ class Nlvr2:
         require_positive("task", self, "limit", "batch_size")
         check_splits(self.splits, "task.splits")
 
+    def locate(self, option: str) -> Path:
+        """The data set's folder, when its sentences are in it.
+
+        Raises:
+            UserError: they aren't.
+        """
+        root, *_ = (require_files(self.path, f"{split}.json", option, self.name, OBTAIN) for split in self.splits)
+        return root
+
     def load(self, model: PrunableModel) -> Nlvr2Evaluation:
         """Read the sentences.
 
@@ -59,6 +70,11 @@ class Nlvr2Evaluation:
     task: Nlvr2
     pairs: dict[str, list[Example]]
     interface: Any
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(_images(self._everything()))
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""

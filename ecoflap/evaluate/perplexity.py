@@ -5,13 +5,14 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ecoflap.calibrate.text import read_token_rows, require_language_model, tokenize, vocabulary_of, windows
 from ecoflap.calibrate.text_source import TextSource
+from ecoflap.data.sources import file_source
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.inputs import parts
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
@@ -42,6 +43,8 @@ class TextPerplexity(TextSource):
     batch_size: int = 4
     name: str = "wikitext2"
 
+    metrics: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "rows")
+
     def __post_init__(self) -> None:
         require_positive("task", self, "sequence_length", "stride", "limit", "batch_size", "documents")
         if self.sequence_length < 2:
@@ -59,7 +62,7 @@ class TextPerplexity(TextSource):
         """
         require_language_model(model, f"task={self.name}")
         rows = windows(tokenize(model.processor, self.read_text("task")), self.sequence_length, "task", self.stride)
-        return PerplexityEvaluation(rows[: self.limit], self.batch_size, self.stride)
+        return PerplexityEvaluation(rows[: self.limit], self.batch_size, self.stride, self.sources)
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,8 @@ class TokenPerplexity:
     batch_size: int = 4
     name: str = "token_perplexity"
 
+    metrics: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "rows")
+
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")
 
@@ -91,7 +96,7 @@ class TokenPerplexity:
         """
         require_language_model(model, f"task={self.name}")
         rows = read_token_rows(self.path, self.key, "task", vocabulary_of(model))
-        return PerplexityEvaluation(rows[: self.limit], self.batch_size)
+        return PerplexityEvaluation(rows[: self.limit], self.batch_size, sources=file_source(self.path, self.key))
 
 
 @dataclass
@@ -102,11 +107,13 @@ class PerplexityEvaluation:
         rows: what the model reads.
         batch_size: rows per forward pass.
         stride: how many of a row's last tokens count, in all rows but the first; null: all but a row's first token.
+        sources: the text's name, see ``ecoflap.data.sources``.
     """
 
     rows: Tensor
     batch_size: int
     stride: int | None = None
+    sources: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""

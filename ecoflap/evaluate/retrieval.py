@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from ecoflap.console import track
 from ecoflap.data.captions import CaptionSource, clean
+from ecoflap.data.sources import picture_sources
 from ecoflap.errors import NumericalError, require_positive
 from ecoflap.evaluate.easy_pictures import similarity
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
@@ -52,7 +54,7 @@ class Retrieval(CaptionSource):
             UserError: the model finds no pictures, the data set is not there, or the limit is out of range.
         """
         interface = require(model, Embeds, f"task={self.name}")
-        pictures = spread(self.pictures("task"), self.limit, "pictures")
+        pictures = self.present(spread(self.pictures("task"), self.limit, "pictures"), "task")
         owner = [index for index, one in enumerate(pictures) for _ in one.captions]
         texts = [clean(caption) for one in pictures for caption in one.captions]
         return RetrievalEvaluation(self, [one.image for one in pictures], texts, torch.tensor(owner), interface)
@@ -120,6 +122,11 @@ class RetrievalEvaluation:
     owner: Tensor
     interface: Any
 
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(self.images)
+
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""
         captions: list[list[str]] = [[] for _ in self.images]
@@ -142,6 +149,7 @@ class RetrievalEvaluation:
         k, sizes = max(self.task.k_test, 1), [max(1, BLOCK // (queries * len(others))) for others in (texts, images)]
         by_image = search(lambda rows: similarity(images[rows], texts), pictures, self.owner, k, sizes[0])
         by_text = search(lambda rows: similarity(images, texts[rows]).t(), self.owner, pictures, k, sizes[1])
+        self._write_down(journal, by_image.best, by_text.best)
         found = {**_recalls(by_image.ranks, by_text.ranks, ""), "pictures": len(images), "captions": len(texts)}
         if not self.task.k_test or not isinstance(self.interface, Matches):
             return found
@@ -151,6 +159,14 @@ class RetrievalEvaluation:
     def _features(self, items: Sequence[str], embed: Callable[[list[str]], Tensor]) -> Tensor:
         batches = parts(items, self.task.batch_size)
         return _finite(torch.cat([embed(batch) for batch in track(batches, "embed", total=len(batches))]))
+
+    def _write_down(self, journal: Journal, texts: Tensor, images: Tensor) -> None:
+        """What was found apart, beside the journal: the nearest captions of each picture and pictures of each caption, by their numbers."""
+        if journal.file is not None:
+            names = [Path(image).name for image in self.images]
+            rows = [{"picture": name, "captions": best} for name, best in zip(names, texts[:, : RANKS[-1]].tolist(), strict=True)]
+            rows += [{"caption": text, "pictures": best} for text, best in zip(self.texts, images[:, : RANKS[-1]].tolist(), strict=True)]
+            Journal(journal.file.with_name(f"{journal.file.stem}_nearest.jsonl"), journal.key).run([rows], list)
 
     def _match(self, model: PrunableModel, journal: Journal, texts: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the candidates of both directions.

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.calibrate.pictures import HELD_OUT, picture_files, read_pixels, require_saliency_model, saliency_maps
+from ecoflap.data.sources import picture_sources
 from ecoflap.errors import NumericalError, require_positive
 from ecoflap.evaluate.inputs import spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
@@ -42,8 +43,9 @@ class Saliency:
             UserError: the model makes no saliency maps, or there are no pictures.
         """
         require_saliency_model(model, f"task={self.name}")
-        pixels = read_pixels(model, spread(picture_files(self.path, HELD_OUT, "task"), self.limit, "pictures"))
-        return SaliencyEvaluation(pixels, saliency_maps(model, pixels, self.batch_size), self.batch_size)
+        files = spread(picture_files(self.path, HELD_OUT, "task"), self.limit, "pictures")
+        pixels = read_pixels(model, files)
+        return SaliencyEvaluation(pixels, saliency_maps(model, pixels, self.batch_size), self.batch_size, picture_sources(map(str, files)))
 
 
 @dataclass
@@ -53,6 +55,7 @@ class SaliencyEvaluation:
     pixels: Tensor
     dense: Tensor
     batch_size: int
+    sources: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""

@@ -50,7 +50,7 @@ class SentenceRetrieval(TextSource):
         """
         require_sentence_encoder(model, f"task={self.name}")
         found = spread(passages(self.read_text("task"), "task"), self.limit, "passages")
-        return SentenceRetrievalEvaluation(**encode_halves(model, found, self.sequence_length), batch_size=self.batch_size)
+        return SentenceRetrievalEvaluation(**encode_halves(model, found, self.sequence_length), batch_size=self.batch_size, sources=self.sources)
 
 
 @dataclass
@@ -60,6 +60,7 @@ class SentenceRetrievalEvaluation:
     input_ids: Tensor
     attention_mask: Tensor
     batch_size: int
+    sources: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""

@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from ecoflap.calibrate.samples import Sample
-from ecoflap.calibrate.speech import encode, read_recording, recordings, require_speech_model, spoken
+from ecoflap.calibrate.speech import encode, read_recording, recording_sources, recordings, require_speech_model, spoken
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.inputs import parts, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
@@ -50,11 +50,10 @@ class Speech:
         """
         require_speech_model(model, f"task={self.name}")
         word_error_rate(["a"], ["a"])  # to learn now, and not after the pruning, whether the package is there
-        if self.path is None:
-            utterances = spoken(True, self.limit or SPOKEN, seed=0)
-        else:
-            utterances = [read_recording(*each) for each in spread(recordings(self.path, "task"), self.limit, "recordings")]
-        return SpeechEvaluation(self, [utterance.text for utterance in utterances], [encode(model, utterance) for utterance in utterances])
+        files = None if self.path is None else spread(recordings(self.path, "task"), self.limit, "recordings")
+        utterances = spoken(True, self.limit or SPOKEN, seed=0) if files is None else [read_recording(*each) for each in files]
+        texts, samples = [one.text for one in utterances], [encode(model, one) for one in utterances]
+        return SpeechEvaluation(self, texts, samples, sources=recording_sources(files or []))
 
 
 @dataclass
@@ -65,6 +64,7 @@ class SpeechEvaluation:
     texts: list[str]
     samples: list[Sample]
     transcripts: list[str] = field(default_factory=list)
+    sources: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""

@@ -9,7 +9,10 @@ from ecoflap.models.prunable import PrunableModel
 
 
 class Evaluation(Protocol):
-    """A task with its data in memory."""
+    """A task with its data in memory.
+
+    It may have ``sources``: names of what it reads, see ``ecoflap.data.sources``; a calibration set with one of them is refused.
+    """
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""
@@ -19,7 +22,10 @@ class Evaluation(Protocol):
 
 
 class Task(Protocol):
-    """Measures a model."""
+    """Measures a model.
+
+    It may have ``metrics``, the names of all that it can give, and ``locate(group)``, which refuses data that are not there before a model is loaded.
+    """
 
     name: str
 

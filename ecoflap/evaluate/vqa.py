@@ -13,8 +13,11 @@ from typing import Any, ClassVar
 
 import torch
 
+from ecoflap.data.folder import require_files, require_images
+from ecoflap.data.sources import picture_sources
 from ecoflap.data.vqa import (
     GQA_OBTAIN,
+    GQA_QUESTIONS,
     OKVQA,
     VQAV2,
     Question,
@@ -23,8 +26,8 @@ from ecoflap.data.vqa import (
     read_coco_questions,
     read_gqa,
     read_test_questions,
-    require_images,
 )
+from ecoflap.data.vqa_hub import HUB, HubQuestions
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import how_asked, parts, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
@@ -54,7 +57,7 @@ class PublishedQuestions:
     """What the three data sets share; the defaults are those that BLIP-2 was published with.
 
     Attributes:
-        path: folder with the published files and pictures; null names what is needed.
+        path: folder with the published files and pictures; null for the hub.
         limit: number of questions, evenly spaced; null for all.
         batch_size: questions per generation; changes nothing beyond rounding.
         beams: beam width.
@@ -75,6 +78,8 @@ class PublishedQuestions:
 
     metric: ClassVar[str] = "VQA accuracy"
     obtain: ClassVar[str]
+    questions: ClassVar[str]
+    hub: ClassVar[HubQuestions]
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
@@ -87,6 +92,8 @@ class PublishedQuestions:
         """
         interface = require(model, Describes, f"task={self.name}")
         questions, choices = spread(self.read(), self.limit, "questions"), self.choices(model)
+        if self.path is None:
+            self.hub.write_pictures(questions, f"task={self.name}")
         require_images((one.image for one in questions), f"task={self.name}", self.obtain)
         asked = [replace(one, text=clean_question(one.text)) for one in questions] if self.clean else questions
         return QuestionsEvaluation(self, asked, interface, choices)
@@ -98,6 +105,14 @@ class PublishedQuestions:
     def read(self) -> list[Question]:
         """All questions of the split that is measured on."""
         raise NotImplementedError
+
+    def locate(self, option: str) -> Path | None:
+        """The data set's folder, when its questions are in it; null for the hub.
+
+        Raises:
+            UserError: they aren't.
+        """
+        return None if self.path is None else require_files(self.path, self.questions, option, self.name, self.obtain)
 
     def score(self, answer: str, question: Question) -> float:
         """How right an answer is, from 0 to 1."""
@@ -119,7 +134,7 @@ class VqaV2(PublishedQuestions):
     k_test: int = 128
     name: str = "vqav2"
 
-    obtain = VQAV2.obtain
+    obtain, questions, hub = VQAV2.obtain, VQAV2.questions.format(split="val"), HUB["vqav2"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,9 +144,9 @@ class VqaV2(PublishedQuestions):
 
     def read(self) -> list[Question]:
         """The 214,354 questions of val, the 107,394 of test-dev or the 447,793 of test."""
-        return (
-            read_coco_questions(VQAV2, self.path, "val", "task") if self.split == "val" else read_test_questions(VQAV2, self.path, self.split, "task")
-        )
+        if self.split != "val":
+            return read_test_questions(VQAV2, self.path, self.split, "task")
+        return self.hub.read("task=vqav2") if self.path is None else read_coco_questions(VQAV2, self.path, "val", "task")
 
     def choices(self, model: PrunableModel) -> Choices | None:
         """The answers of the list.
@@ -159,13 +174,13 @@ class OkVqa(PublishedQuestions):
     lemmatize: bool = False
     name: str = "okvqa"
 
-    obtain = OKVQA.obtain
+    obtain, questions, hub = OKVQA.obtain, OKVQA.questions.format(split="val"), HUB["okvqa"]
 
     def read(self) -> list[Question]:
         """The 5,046 questions of val. The lemmatiser is looked for now, not after hours of answers."""
         if self.lemmatize:
             lemmatizer()
-        return read_coco_questions(OKVQA, self.path, "val", "task")
+        return self.hub.read("task=okvqa") if self.path is None else read_coco_questions(OKVQA, self.path, "val", "task")
 
     def score(self, answer: str, question: Question) -> float:
         """How right an answer is, from 0 to 1."""
@@ -179,11 +194,11 @@ class Gqa(PublishedQuestions):
     name: str = "gqa"
 
     metric = "exact match"
-    obtain = GQA_OBTAIN
+    obtain, questions, hub = GQA_OBTAIN, GQA_QUESTIONS, HUB["gqa"]
 
     def read(self) -> list[Question]:
         """The 12,578 balanced questions of testdev."""
-        return read_gqa(self.path)
+        return self.hub.read("task=gqa") if self.path is None else read_gqa(self.path)
 
     def score(self, answer: str, question: Question) -> float:
         """1 for the right answer, else 0."""
@@ -198,6 +213,11 @@ class QuestionsEvaluation:
     questions: list[Question]
     interface: Any
     choices: Choices | None = None
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(one.image for one in self.questions)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""

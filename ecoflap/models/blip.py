@@ -46,7 +46,7 @@ def vqa_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the answer that the decoder writes about picture and question, per sample, [batch]."""
     mask = batch["attention_mask"]
     states = module.text_encoder(input_ids=batch["input_ids"], attention_mask=mask, **image_states(module, batch["pixel_values"]))[0]
-    logits = module.text_decoder(input_ids=batch["labels"], encoder_hidden_states=states, encoder_attention_mask=mask).logits
+    logits = module.text_decoder(input_ids=batch["labels"].clamp(min=0), encoder_hidden_states=states, encoder_attention_mask=mask).logits
     return next_token_loss(logits, batch["labels"])
 
 

@@ -9,13 +9,16 @@ from torch import Tensor, nn
 
 from ecoflap.models.language_interface import LanguageInterface
 from ecoflap.models.loading import Pretrained, Selection, prunable
-from ecoflap.models.losses import find_loss, next_token_loss
+from ecoflap.models.losses import IGNORED, find_loss, next_token_loss
 from ecoflap.models.prunable import Batch, PrunableModel
 
 
 def language_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """Next-token cross-entropy of each row, [batch]."""
-    return next_token_loss(module(**batch, use_cache=False).logits, batch["input_ids"])
+    """Next-token cross-entropy of each row, [batch]; rows with an ``attention_mask`` are padded behind their end."""
+    labels = batch["input_ids"]
+    if "attention_mask" in batch:
+        labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORED)
+    return next_token_loss(module(**batch, use_cache=False).logits, labels)
 
 
 @dataclass(frozen=True)

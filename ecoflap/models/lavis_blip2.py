@@ -30,12 +30,15 @@ def encoder_inputs(module: Any, pixels: Tensor, input_ids: Tensor) -> Tensor:
 def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the answer or caption given image and prompt, per sample, [batch] (the paper's BLIP-2 loss).
 
-    LAVIS' own forward gives one loss for the whole batch, and pads.
+    LAVIS' own forward gives one loss for the whole batch.
     """
     model: Any = module
     inputs, labels = encoder_inputs(model, batch["pixel_values"], batch["input_ids"]), batch["labels"]
+    mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
+    mask = nn.functional.pad(mask, (inputs.shape[1] - mask.shape[1], 0), value=1)
     decoder_input_ids = model.t5_model._shift_right(labels)
-    return token_loss(model.t5_model(inputs_embeds=inputs, decoder_input_ids=decoder_input_ids, return_dict=True).logits, labels)
+    output = model.t5_model(inputs_embeds=inputs, attention_mask=mask, decoder_input_ids=decoder_input_ids, return_dict=True)
+    return token_loss(output.logits, labels)
 
 
 class LavisBlip2Interface:

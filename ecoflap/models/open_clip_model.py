@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,18 +80,30 @@ class OpenClip:
             raise UserError(
                 f"model.architecture={self.architecture} is not known to open_clip; choose {nearest(self.architecture, open_clip.list_models())}"
             )
-        with torch.device("meta"):
+        with torch.device("meta"), quiet(logging.WARNING):  # it would warn that no weights are loaded
             shape = open_clip.create_model(self.architecture, pretrained=None, load_weights=False, device="meta")
         if device.type == "meta":
             return prunable(self.name, shape, None, dual_loss(self.loss, None), selection, self.towers or _towers(shape))
         dtype = resolve_dtype(self.dtype)
         check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype, device)
         source = str(Path(self.pretrained).expanduser()) if Path(self.pretrained).expanduser().is_file() else self.pretrained
-        module, _, transform = from_hub(lambda: open_clip.create_model_and_transforms(self.architecture, pretrained=source), source)
+        with quiet(logging.INFO):
+            module, _, transform = from_hub(lambda: open_clip.create_model_and_transforms(self.architecture, pretrained=source), source)
         interface = OpenClipInterface(Pixels(transform), open_clip.get_tokenizer(self.architecture), 0, self.loss == "classification")
         module.to(device, dtype)
         model = prunable(self.name, module, None, dual_loss(self.loss, interface), selection, self.towers or _towers(module), interface)
         return SavesStateDict(**vars(model))
+
+
+@contextmanager
+def quiet(level: int) -> Iterator[None]:
+    """Keep open_clip, which logs through the root logger, from saying anything of this level or below."""
+    before = logging.root.manager.disable
+    logging.disable(level)
+    try:
+        yield
+    finally:
+        logging.disable(before)
 
 
 def _towers(module: Any) -> dict[str, str]:

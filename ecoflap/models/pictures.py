@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,9 +25,16 @@ def load_image(path: str) -> Any:
 
     try:
         with Image.open(path) as file:
-            return file.convert("RGB")
-    except OSError as error:
+            return (_eight_bits(file) if file.mode.startswith("I") else file).convert("RGB")
+    except Exception as error:  # damaged files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, DecompressionBombError
         raise UserError(f"the picture {path} cannot be read ({error}); check the folder that holds the data set's images") from None
+
+
+def _eight_bits(picture: Any) -> Any:
+    """A picture of 16-bit grey in 8 bits; Pillow would show everything above 255 as white."""
+    from PIL import Image
+
+    return Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
 
 
 class Pixels:

@@ -15,19 +15,12 @@ from torch import Tensor, nn
 
 from ecoflap.errors import UserError
 from ecoflap.models.layers import Layer
+from ecoflap.models.preparation import preparation, without_origin
 from ecoflap.models.towers import Block, Skipped, Tower
 
 Sample = dict[str, Tensor]  # model inputs of one sample
 Batch = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Batch, int], Tensor]
-ORIGIN = ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures")
-
-
-def _without_origin(settings: Any) -> Any:
-    """Settings without the entries that say where a checkpoint came from; two loads of the same model agree."""
-    if isinstance(settings, dict):
-        return {str(name): _without_origin(value) for name, value in settings.items() if name not in ORIGIN}
-    return settings
 
 
 class Inputs(dict[str, Tensor]):
@@ -114,18 +107,19 @@ class PrunableModel:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def fingerprint(self) -> str:
-        """A hash of all weights, bit for bit, and of the module's settings."""
+        """A hash of all weights, bit for bit, of the module's settings, and of how its inputs are made."""
         digest = hashlib.blake2b(digest_size=16)
         for name, tensor in self.module.state_dict().items():
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-        digest.update(json.dumps(self._settings(), sort_keys=True, default=str).encode())
+        settings = [*self._settings(), *preparation(self.processor, self.interface)]
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         return digest.hexdigest()
 
     def _settings(self) -> list[Any]:
         """What the module computes with beside its weights: epsilons, activations, rotary scaling, generation defaults."""
         configs = [getattr(self.module, name, None) for name in ("config", "generation_config")]
-        return [_without_origin(config.to_dict()) for config in configs if config is not None]
+        return [without_origin(config.to_dict()) for config in configs if config is not None]
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint that ``from_pretrained`` loads."""

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation, keep_total
+from ecoflap.calibrate.padding import loss_batches
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.console import track
 from ecoflap.errors import NumericalError, UserError, require_positive
@@ -97,7 +98,7 @@ class GlobalGradient:
         assert calibration is not None
         masks: dict[str, Tensor] = {}
         for step in range(1, self.iterations + 1):
-            gradients = mean_gradients(model, calibration.take(self.samples).batches(self.batch_size))
+            gradients = mean_gradients(model, loss_batches(model, calibration.take(self.samples), self.batch_size))
             reached = sparsity if step == self.iterations else sparsity ** (self.iterations / step)
 
             def metric(layer: Layer, gradients: dict[str, Tensor] = gradients, removed: dict[str, Tensor] = masks) -> Tensor:

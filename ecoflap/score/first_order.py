@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecoflap.calibrate.padding import loss_batches
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.console import track
 from ecoflap.errors import NumericalError, UserError, nearest
@@ -43,7 +44,7 @@ class FirstOrder:
     Attributes:
         measure: gradient_norm, gradient, weight_gradient or weight_gradient_square.
         samples: how many samples of the calibration set are used, from the first.
-        batch_size: samples whose mean loss is differentiated; part of the score, as in the paper.
+        batch_size: samples whose mean loss is differentiated; part of the score, as in the paper. See ``loss_batches`` for texts of other lengths.
         name: for people and result files.
     """
 
@@ -61,7 +62,7 @@ class FirstOrder:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on."""
-        return {"name": self.name, "measure": self.measure, "samples": self.samples, "batch_size": self.batch_size}
+        return {"name": self.name, "version": 2, "measure": self.measure, "samples": self.samples, "batch_size": self.batch_size}
 
     def __call__(self, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:
         """Measure every layer of the model's towers.
@@ -71,7 +72,7 @@ class FirstOrder:
             UserError: the loss depends on none of the layers.
         """
         averages = {layer.name: Average() for layer in model.layers}
-        batches = calibration.take(self.samples).batches(self.batch_size)
+        batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
         with quiet_forward(model.module):
             for index, batch in enumerate(track(batches, "score", total=len(batches))):
                 count = next(iter(batch.values())).shape[0]
@@ -94,7 +95,7 @@ class FirstOrder:
             log.warning("score: the loss does not depend on %d layers, such as %s: their importance is 0", len(untouched), untouched[0])
             for name in untouched:
                 averages[name].add(0.0, 1.0, name)
-        return collect(self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration))})
+        return collect(self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration)), "batches": len(batches)})
 
 
 @contextmanager

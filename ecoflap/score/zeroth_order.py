@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from ecoflap.calibrate.padding import loss_batches
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.suffix import SuffixRunner
 from ecoflap.console import track
@@ -50,7 +51,7 @@ class ZerothOrder:
 
     Attributes:
         samples: how many samples of the calibration set are used, from the first.
-        batch_size: samples whose mean loss one probe moves; part of the estimate, as in the paper.
+        batch_size: samples whose mean loss one probe moves; part of the estimate, as in the paper. See ``loss_batches`` for texts of other lengths.
         noises: independent draws of z per layer and batch.
         eps: size of a probe.
         samples_per_pass: samples that share one forward pass, probes included; bounds the memory and changes nothing else.
@@ -71,7 +72,7 @@ class ZerothOrder:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on."""
-        return {"name": self.name, "samples": self.samples, "batch_size": self.batch_size, "noises": self.noises, "eps": self.eps}
+        return {"name": self.name, "version": 2, "samples": self.samples, "batch_size": self.batch_size, "noises": self.noises, "eps": self.eps}
 
     def __call__(self, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:
         """Measure every layer of the model's towers.
@@ -80,17 +81,19 @@ class ZerothOrder:
             NumericalError: a loss or a score is not finite.
         """
         averages = {layer.name: Average() for layer in model.layers}
-        batches = calibration.take(self.samples).batches(self.batch_size)
         work = [(tower, block) for tower in model.towers for block in tower.blocks if block.layers]
         stackable: dict[str, bool] = {}
         with quiet_forward(model.module), in_float32(model.module):
+            batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
             for index, tower, block, runner in track(self._tasks(model, batches, work), "score", total=len(batches) * len(work)):
                 noise = ("zeroth_order", seed, index)
                 if tower.name not in stackable:
                     stackable[tower.name] = self._stacks(tower, block, runner, noise)
                 for layer, draw, value in self._probe_block(block, runner, stackable[tower.name], noise):
                     averages[layer.name].add(value, runner.samples, f"{layer.name} (batch {index}, draw {draw})")
-        return collect(self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration)), "seed": seed})
+        return collect(
+            self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration)), "batches": len(batches), "seed": seed}
+        )
 
     def _tasks(
         self, model: PrunableModel, batches: Sequence[dict[str, Tensor]], work: Sequence[tuple[Tower, Block]]

@@ -26,7 +26,8 @@ class Counts:
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         self.drawn += 1
         rows = torch.arange(11 * 3).view(11, 3) + seed
-        return CalibrationSet(self.name, tuple({"z": row, "a": torch.tensor(float(index))} for index, row in enumerate(rows)))
+        samples = tuple({"z": row, "a": torch.tensor(float(index))} for index, row in enumerate(rows))
+        return CalibrationSet(self.name, samples, frozenset({"one picture", "ein zweites: ü"}))
 
 
 def model(interface: object = None) -> PrunableModel:
@@ -43,6 +44,7 @@ def test_a_hit_is_the_set_that_was_drawn(tmp_path: Path) -> None:
     for mode in ("off", "use", "use", "readonly"):
         found = load(Store(tmp_path, mode), counts, {"samples": 11})  # type: ignore[arg-type]
         assert found.fingerprint() == plain.fingerprint()
+        assert found.sources == plain.sources
         assert [list(sample) for sample in found.samples] == [["z", "a"]] * 11
     assert counts.drawn == 3  # here, without the store, and once for it
 
@@ -60,17 +62,6 @@ def test_what_a_set_depends_on(tmp_path: Path) -> None:
     data.write_text("another text")
     load(store, counts, config)
     assert counts.drawn == 6
-
-
-def test_the_same_files_elsewhere_are_the_same_data(tmp_path: Path) -> None:
-    counts, store = Counts(), Store(tmp_path / "store")
-    first, second = tmp_path / "first", tmp_path / "second"
-    first.mkdir()
-    (first / "x.txt").write_text("one")
-    load(store, counts, {"path": str(first)})
-    first.rename(second)
-    load(store, counts, {"path": str(second)})
-    assert counts.drawn == 1
 
 
 def test_a_model_that_is_told_its_classes_is_told_each_time(tmp_path: Path) -> None:

@@ -48,9 +48,10 @@ def run(folder: Path, *overrides: str) -> str:
 def test_a_name_in_ten_lines(followed: Path, tiny_llama: Path, text_file: Path) -> None:
     torch.manual_seed(0)
     model = save(GPTNeoXForCausalLM(GPTNeoXConfig(**SIZES)), tiny_llama, followed / "pythia")
+    held_out = shutil.copy(text_file, followed / "held_out.txt")
     data = [
         f"calibration.path={text_file}",
-        f"task.path={text_file}",
+        f"task.path={held_out}",
         "calibration.sequence_length=16",
         "task.sequence_length=16",
         "score=first_order",
@@ -63,6 +64,7 @@ def test_a_name_in_ten_lines(followed: Path, tiny_llama: Path, text_file: Path) 
 def test_an_adapter_of_forty_lines(followed: Path, tiny_llama: Path, text_file: Path) -> None:
     torch.manual_seed(0)
     model = save(BertForMaskedLM(BertConfig(**SIZES)), tiny_llama, followed / "bert")
-    data = [f"calibration.path={text_file}", f"task.path={text_file}", "calibration.sequence_length=16", "task.sequence_length=16"]
+    held_out = shutil.copy(text_file, followed / "held_out.txt")
+    data = [f"calibration.path={text_file}", f"task.path={held_out}", "calibration.sequence_length=16", "task.sequence_length=16"]
     assert "bert.encoder.layer" in run(followed, "model=masked_lm", f"model.path={model}", "inspect=true")
     assert "masked_lm on wikitext2" in run(followed, "model=masked_lm", f"model.path={model}", *data, "score.samples=8")

@@ -46,7 +46,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in picture_sets.COOP:
         picture_sets.write_set(root, name)
     documents = [" ".join(itertools.islice(itertools.cycle(WORDS[start:] + WORDS[:start]), 60)) for start in range(12)]
-    (root / "c4.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
+    for name in ("train", "test"):
+        (root / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     return root
 
 
@@ -65,7 +66,7 @@ def under(experiment: str, data: Path, llama: Path) -> list[str]:
     if family == "flan_t5":
         return ["model=t5_mini", "calibration=quiz", "task=quiz", "task.limit=2"]
     if family == "llama":
-        text = [f"model.path={llama}", "model=causal_lm", f"calibration.path={data / 'c4.jsonl'}", f"task.path={data / 'c4.jsonl'}"]
+        text = [f"model.path={llama}", "model=causal_lm", f"calibration.path={data / 'train.jsonl'}", f"task.path={data / 'test.jsonl'}"]
         return [*text, "calibration.sequence_length=16", "task.sequence_length=16", "task.limit=4"]
     names = [f"{group}.{option}" for group in ("task", "calibration") for option in (f"classes={data}/imagenet/classnames.txt", "templates=null")]
     pictures = [f"task.path={data}", f"calibration.path={data}", "task.limit=12", "model=clip_mini"]

@@ -97,3 +97,26 @@ def test_an_interrupted_run_leaves_nothing_that_looks_whole(text_run: list[str],
     assert finished.returncode != 0
     assert not (folder / "result.json").exists()
     assert not (folder / "checkpoint").exists()
+
+
+def test_several_tasks_are_all_measured(tmp_path: Path) -> None:
+    short = ["task.tasks.easy_classification.limit=20", "task.tasks.easy_retrieval.limit=20", "tracking=none", "device=cpu", "cache_mode=off"]
+    finished = main("model=clip_mini", "task=[easy_classification,easy_retrieval]", *short, "steps=[evaluate]", f"hydra.run.dir={tmp_path}")
+    assert finished.returncode == 0, finished.stderr
+    assert list(json.loads((tmp_path / "result.json").read_text())["metrics"]["dense"]) == ["easy_classification", "easy_retrieval"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["-m", "task=[easy_classification,easy_retrieval],[easy_retrieval]"], ["task=[one,other] on the command line only"]),
+        (["task=[easy_suite,easy_vqa]"], ["easy_suite is a suite itself"]),
+        (["task=suite"], ["task.tasks is empty"]),
+        (["task=[easy_suit]"], ["task/easy_suit"]),
+    ],
+)
+def test_lists_of_tasks_that_are_refused(overrides: list[str], words: list[str], tmp_path: Path) -> None:
+    finished = main(*overrides, "model=clip_mini", "tracking=none", f"hydra.run.dir={tmp_path}", f"hydra.sweep.dir={tmp_path}")
+    assert finished.returncode != 0
+    for word in words:
+        assert word in finished.stderr + finished.stdout

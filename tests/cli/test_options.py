@@ -70,10 +70,11 @@ def test_n_of_m_masks(run: Run, text_run: list[str], pruner: str, mask: str, spa
         assert (kept.view(-1, m).sum(1) == n).all()
 
 
-def test_text_from_a_file(run: Run, text_run: list[str], text_file: Path) -> None:
+def test_text_from_a_file(run: Run, text_run: list[str], text_file: Path, tmp_path: Path) -> None:
     shared = [override for override in text_run if not override.startswith(("calibration", "task"))]
     text = ["calibration=wikitext2", f"calibration.path={text_file}", "calibration.sequence_length=20", "calibration.samples=4"]
-    result = run([*shared, *text, "task=wikitext2", f"task.path={text_file}", "task.sequence_length=50"])
+    held_out = Path(shutil.copy(text_file, tmp_path / "held_out.txt"))
+    result = run([*shared, *text, "task=wikitext2", f"task.path={held_out}", "task.sequence_length=50"])
     assert result.metrics["dense"]["wikitext2"]["rows"] == 12
 
 

@@ -135,7 +135,7 @@ def numbered(root: Path, name: str) -> PictureSource:
     [
         (lambda root: source("dtd", None), r"task=dtd needs the data set's folder: task\.path=FOLDER with dtd/split_zhou_Desc.*DATASETS\.md"),
         (lambda root: source("dtd", root), r"dtd/split_zhou_DescribableTextures\.json is not in task\.path="),
-        (lambda root: source("imagenet", root, "val"), r"imagenet/images/val is not in task\.path=.*a folder of pictures per class"),
+        (lambda root: source("imagenet", root, "val"), r"imagenet/images/val is not in task\.path=.*a folder per class"),
         (lambda root: source("dtd", (write_set(root, "dtd"), root)[1], "valid"), r"task\.split=valid is not in split_zhou.*train, val, test"),
         (lambda root: broken(root, lambda splits: splits["train"].append(["x.jpg", 99, "x"])), "its labels are not 0 to 24"),
         (lambda root: broken(root, lambda splits: splits.update(test=[["x.jpg", 1]])), "holds no rows of picture, label and class"),

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from ecoflap.data.folder import require_images
 from ecoflap.data.nlvr2 import check_splits, read_pairs
-from ecoflap.data.vqa import OKVQA, VQAV2, Question, clean_question, read_coco_questions, read_gqa, require_images
+from ecoflap.data.vqa import OKVQA, VQAV2, Question, clean_question, read_coco_questions, read_gqa
 from ecoflap.errors import UserError
 from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa, write_nlvr2
 

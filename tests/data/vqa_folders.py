@@ -12,6 +12,7 @@ from ecoflap.calibrate.easy_vqa import read_questions
 from ecoflap.data.vqa import CocoQuestions
 from ecoflap.models.examples import Example
 
+VAL = 100_000  # added to the numbers of val's pictures: no two pictures of COCO have the same
 KINDS = {"one": "Shapes and Colours", "two": "Yes and No"}
 
 
@@ -36,8 +37,9 @@ def write_coco_questions(folder: Path, source: CocoQuestions, split: str, kinds:
     questions, asked, said = easy_questions(split), [], []
     for number, question in enumerate(questions):
         closed = question.target in ("yes", "no")
-        copy_picture(question, folder / f"{split}2014" / f"COCO_{split}2014_{number_of(question):012d}.jpg")
-        asked.append({"image_id": number_of(question), "question": question.text.capitalize(), "question_id": 10 * number})
+        image_id = number_of(question) + VAL * (split == "val")
+        copy_picture(question, folder / f"{split}2014" / f"COCO_{split}2014_{image_id:012d}.jpg")
+        asked.append({"image_id": image_id, "question": question.text.capitalize(), "question_id": 10 * number})
         answers = [{"answer": "nothing", "answer_id": 1}] + [{"answer": question.target, "answer_id": other} for other in range(2, 11)]
         kind = ("two" if closed else "one") if kinds else " ".join(question.text.split()[:2])
         annotation = {"question_id": 10 * number, "question_type": kind, "answer_type": "yes/no" if closed else "other", "answers": answers}

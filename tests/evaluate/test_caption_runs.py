@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -40,6 +41,11 @@ def test_retrieval_on_flickr30k(run: Callable[..., Result], tmp_path: Path, mode
     assert next(iter(dense)) == ("text_recall_1_match" if model == "blip_retrieval_mini" else "text_recall_1")
     assert dense["recall_mean"] > 80
     assert dense["recall_mean"] > pruned["recall_mean"] + 5
+    nearest = (tmp_path / "run" / "predictions" / "flickr30k_dense_nearest.jsonl").read_text().splitlines()
+    rows = json.loads(nearest[1])
+    hits = [any(caption // 5 == picture for caption in row["captions"][:1]) for picture, row in enumerate(rows[:24])]
+    assert 100 * sum(hits) / 24 == pytest.approx(dense["text_recall_1"])
+    assert len(rows) == 24 + 24 * 5
 
 
 @pytest.mark.parametrize("name", ["coco_retrieval", "nocaps"])

@@ -96,7 +96,8 @@ def accuracy(model: PrunableModel) -> float:
 def test_accuracy_of_own_tasks_on_the_model_in_memory(folder: Path, llama: PrunableModel) -> None:
     evaluation = LmEval(["one"], include_path=str(folder), batch_size=5).load(llama)
     dense = accuracy(llama)
-    assert evaluation(llama) == pytest.approx({"one/acc": dense, "one/acc_norm": dense})  # choices of one word; the norm is of their letters
+    # Choices of one word; the norm is of their letters.
+    assert evaluation(llama) == pytest.approx({"one/acc": dense, "one/acc_norm": dense, "one/samples": 12})
     with torch.no_grad():
         llama.module.model.layers[0].mlp.down_proj.weight.mul_(-3)
         llama.module.lm_head.weight.mul_(-1)
@@ -111,9 +112,13 @@ def test_several_tasks_their_mean_first_and_a_journal(folder: Path, llama: Pruna
     task = LmEval(["one", "other"], num_fewshot=1, limit=3, include_path=str(folder))
     evaluation = task.load(llama)
     found = evaluation(llama, Journal(tmp_path / "tasks.jsonl", "key"))
-    assert list(found) == ["mean/acc", "one/acc", "one/acc_norm", "other/acc", "other/acc_norm"]
+    assert list(found) == ["mean/acc", "one/acc", "one/acc_norm", "one/samples", "other/acc", "other/acc_norm", "other/samples"]
+    assert found["one/samples"] == found["other/samples"] == 3  # the limit
     assert found["mean/acc"] == pytest.approx((found["one/acc"] + found["other/acc"]) / 2)
     assert found["one/acc"] in (0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)
+    lines = [json.loads(line) for line in (tmp_path / "tasks.jsonl").read_text().splitlines()[1:]]
+    assert [[sample["doc_id"] for sample in line[0]["samples"][name]] for line, name in zip(lines, ("one", "other"), strict=True)] == [[0, 1, 2]] * 2
+    assert all(len(sample["filtered_resps"]) == 2 for sample in lines[0][0]["samples"]["one"])
     assert task.load(llama)(llama) == found, "the shots are the same each time"
     evaluation._measure = lambda *_: pytest.fail("both are in the journal")  # type: ignore[method-assign]
     assert evaluation(llama, Journal(tmp_path / "tasks.jsonl", "key")) == found
@@ -158,7 +163,7 @@ def test_pictures_through_the_processor_in_memory(folder: Path) -> None:
     model = VisionLanguage(str(folder / "llava"), prompt="USER: <image> {} ASSISTANT:").load(torch.device("cpu"), Selection(None, []))
     model.module.config._name_or_path = "nowhere"
     found = LmEval(["shapes", "one"], include_path=str(folder)).load(model)(model)
-    assert list(found) == ["shapes/exact_match", "one/acc", "one/acc_norm"]
+    assert list(found) == ["shapes/exact_match", "shapes/samples", "one/acc", "one/acc_norm", "one/samples"]
 
 
 @HARNESS

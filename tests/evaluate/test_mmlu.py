@@ -176,3 +176,23 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     deaf = PrunableModel("deaf", nn.Module(), (), (), (), lambda *_: torch.zeros(1))
     with pytest.raises(UserError, match="task=mmlu needs a model that chooses, and deaf reads only text"):
         Mmlu(str(folder)).load(deaf)
+
+
+def test_mmlu_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    asked = []
+
+    def load_dataset(name: str, config: str, split: str) -> datasets.Dataset:
+        asked.append((name, config, split))
+        subjects, choices = ["virology", "anatomy", "virology"], [["w", "x", "y", "z"]] * 3
+        return datasets.Dataset.from_dict({"question": ["one", "two", "three"], "subject": subjects, "choices": choices, "answer": [0, 3, 1]})
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert read_subjects(None, "test", "task") == {
+        "anatomy": [Question("two", ("w", "x", "y", "z"), "D")],
+        "virology": [Question("one", ("w", "x", "y", "z"), "A"), Question("three", ("w", "x", "y", "z"), "B")],
+    }
+    read_subjects(None, "val", "calibration")
+    read_subjects(None, "train", "calibration")
+    assert asked == [("cais/mmlu", "all", "test"), ("cais/mmlu", "all", "validation"), ("cais/mmlu", "all", "auxiliary_train")]

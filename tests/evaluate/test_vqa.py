@@ -196,7 +196,10 @@ def test_calibration_takes_training_questions(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: VqaV2(None).load(model(Answerer())), r"task=vqav2 needs the data set's folder: task\.path=FOLDER.*visualqa\.org"),
+        (
+            lambda: VqaV2(None).load(model(Answerer())),
+            r"task=vqav2: lmms-lab/VQAv2 .*from the hub.*task\.path=FOLDER.*visualqa\.org",
+        ),
         (lambda: Gqa(None).load(model(None)), "task=gqa needs a model that describes, and tiny reads only text"),
         (lambda: OkVqa(beams=0), r"task\.beams=0 must be at least 1"),
         (lambda: VqaV2Calibration(split="val"), r"calibration\.split=val: models are measured on the other splits; choose train"),

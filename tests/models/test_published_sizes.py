@@ -151,3 +151,10 @@ def test_blip_base_has_84_9_million_weights_in_its_vision_tower() -> None:
 
 def test_llama_7b_has_224_layers() -> None:
     assert counts("llama_7b") == {"language": (32, 224, 32 * (4 * 4096**2 + 3 * 4096 * 11008))}
+
+
+def test_open_clip_says_nothing_about_weights_that_nobody_asked_for(caplog: pytest.LogCaptureFixture) -> None:
+    pytest.importorskip("open_clip", reason="pip install 'ecoflap[open-clip]'")
+    with caplog.at_level("INFO"):
+        build("model", composed(["model=eva_clip_g"]).model).load(torch.device("meta"), Selection(["vision"], []))
+    assert caplog.messages == []

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ecoflap.calibrate.padding import loss_batches
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.causal_lm import language_loss
@@ -23,7 +24,7 @@ BY_HAND = {
 def gradients_per_batch(model: PrunableModel, calibration: CalibrationSet, batch_size: int) -> list[tuple[int, tuple[Tensor, ...]]]:
     """(samples, gradient of the mean loss for every layer) of each batch, from plain autograd."""
     weights = [layer.weight for layer in model.layers]
-    batches = calibration.batches(batch_size)
+    batches = loss_batches(model, calibration, batch_size)
     result = []
     for batch in batches:
         gradients = torch.autograd.grad(model.loss(batch).mean(), weights, allow_unused=True)
@@ -36,8 +37,6 @@ def gradients_per_batch(model: PrunableModel, calibration: CalibrationSet, batch
 def test_measures_equal_plain_autograd(family: str) -> None:
     model, calibration = tiny.build(family), tiny.samples(family)
     batches = gradients_per_batch(model, calibration, 2)
-    one_length = family in tiny.COMPARING or family in tiny.CLASSIFIER
-    assert [count for count, _ in batches] == [2, 2, 1] if one_length else [2, 1, 2]
     for measure, by_hand in BY_HAND.items():
         scores = FirstOrder(measure, samples=5, batch_size=2)(model, calibration, 0)
         assert list(scores.importance) == [layer.name for layer in model.layers]
@@ -76,7 +75,7 @@ def test_each_gradient_is_gone_before_the_next_exists() -> None:
     handles = [
         layer.weight.register_hook(lambda _: held.append(sum(other.weight.grad is not None for other in model.layers))) for layer in model.layers
     ]
-    FirstOrder(batch_size=5)(model, calibration, 0)
+    FirstOrder(batch_size=3)(model, calibration, 0)
     assert len(held) == 2 * len(handles)
     assert max(held) == 0
 

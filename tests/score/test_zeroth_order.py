@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 
+from ecoflap.calibrate.padding import loss_batches
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.prunable import PrunableModel
@@ -17,7 +18,7 @@ from tests import tiny
 def two_forward_passes_per_probe(model: PrunableModel, calibration: CalibrationSet, scorer: ZerothOrder, seed: int) -> dict[str, float]:
     """The same estimate, the slow way: add eps z to the weight, run the model, subtract it, run the model."""
     sums = dict.fromkeys((layer.name for layer in model.layers), 0.0)
-    for index, batch in enumerate(calibration.take(scorer.samples).batches(scorer.batch_size)):
+    for index, batch in enumerate(loss_batches(model, calibration.take(scorer.samples), scorer.batch_size)):
         for layer in model.layers:
             dense = layer.matrix().clone()
             for draw in range(scorer.noises):

@@ -1,0 +1,54 @@
+"""How a model's inputs are made: the settings of its tokenizer and of its picture processor, wherever they were loaded from."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+ORIGIN = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "processor_class", "_processor_class")
+PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
+PARTS = ("tokenizer", "image_processor", "video_processor", "feature_extractor", "qformer_tokenizer")
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def without_origin(settings: Any) -> Any:
+    """Settings without the entries that say where a checkpoint came from; two loads of the same model agree."""
+    if isinstance(settings, dict):
+        return {str(name): without_origin(value) for name, value in settings.items() if name not in ORIGIN}
+    return settings
+
+
+def preparation(processor: Any, interface: Any) -> list[Any]:
+    """The settings as plain values.
+
+    Args:
+        processor: a tokenizer, an image processor, or what holds several of them; null for none.
+        interface: of the model; a picture transform of torchvision or open_clip is known by what it prints.
+    """
+    transform = getattr(getattr(interface, "pixels", None), "prepare", None)
+    shown = [] if transform is None or hasattr(transform, "__code__") else [ADDRESS.sub("", repr(transform))]
+    return [*([] if processor is None else _settings(processor)), *shown]
+
+
+def _settings(processor: Any) -> list[Any]:
+    if hasattr(processor, "get_vocab"):
+        return [_tokenizer(processor)]
+    parts = [part for name in PARTS if (part := getattr(processor, name, None)) is not None]
+    if not parts:
+        return [without_origin(processor.to_dict())] if hasattr(processor, "to_dict") else []
+    own = {name: value for name, value in vars(processor).items() if isinstance(value, PLAIN) and not name.startswith("_")}
+    return [without_origin(own), *(settings for part in parts for settings in _settings(part))]
+
+
+def _tokenizer(tokenizer: Any) -> dict[str, Any]:
+    """Vocabulary and rules; padding and truncation are set anew at each call and left out."""
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    rules = {name: value for name, value in json.loads(backend.to_str()).items() if name not in ("padding", "truncation")} if backend else {}
+    return {
+        "class": type(tokenizer).__name__,
+        "rules": rules or tokenizer.get_vocab(),
+        "special": {name: str(token) for name, token in tokenizer.special_tokens_map.items()},
+        "longest": tokenizer.model_max_length,
+        "chat": getattr(tokenizer, "chat_template", None),
+    }

@@ -1,0 +1,92 @@
+"""A run that would measure a model on what it was calibrated with is refused before anything is measured."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ecoflap.data.sources import picture_sources
+from ecoflap.data.vqa import VQAV2
+from ecoflap.errors import UserError
+from ecoflap.results import Result
+from tests.data import caption_folders, picture_sets
+from tests.data.vqa_folders import write_coco_questions
+
+Run = Callable[..., Result]
+SHORT = ["score=none", "tracking=none", "device=cpu", "cache_mode=off", "calibration.samples=100"]
+
+
+def refused(run: Run, overrides: list[str], words: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"(?s){words}.*calibration\\.path or task\\.path.*calibration\\.split or task\\.split"):
+        run(overrides)
+    assert not (tmp_path / "run" / "predictions").exists()
+
+
+def text(text_run: list[str], calibration: str, path: Path, *task: str) -> list[str]:
+    shared = [override for override in text_run if not override.startswith(("calibration", "task"))]
+    return [*shared, f"calibration={calibration}", f"calibration.path={path}", "calibration.sequence_length=10", *task]
+
+
+def test_one_text_for_both(run: Run, text_run: list[str], text_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.txt").symlink_to(text_file)
+    task = ["task=wikitext2", "task.sequence_length=10", "task.limit=2"]
+    for calibration, path in (("wikitext2", text_file), ("wikitext2", tmp_path / "link.txt"), ("c4", text_file)):
+        overrides = text(text_run, calibration, text_file, *task, f"task.path={path}")
+        refused(run, overrides, f"calibration={calibration} and task=wikitext2 both read", tmp_path)
+    other = Path(shutil.copy(text_file, tmp_path / "other.txt"))
+    assert run(text(text_run, "wikitext2", text_file, *task, f"task.path={other}")).metrics["pruned"]
+
+
+def test_one_split_of_the_hub_for_both(run: Run, text_run: list[str], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"text": [text_file.read_text()]}))
+    shared = [override for override in text_run if not override.startswith(("calibration", "task"))]
+    options = ["calibration.sequence_length=10", "task.sequence_length=10", "task.limit=2"]
+    refused(run, [*shared, *options, "calibration.split=test"], "both read Salesforce/wikitext wikitext-2-raw-v1 test", tmp_path)
+    assert run([*shared, *options]).metrics["pruned"]
+
+
+def test_one_tensor_of_tokens_for_both(run: Run, text_run: list[str], tmp_path: Path) -> None:
+    refused(run, [*text_run, "task.key=calibration"], "both read .*calibration", tmp_path)
+
+
+def test_one_split_of_pictures_for_both(run: Run, tmp_path: Path) -> None:
+    picture_sets.write_set(tmp_path, "food101")
+    options = ["model=clip_mini", "calibration=food101", "task=food101", f"calibration.path={tmp_path}", f"task.path={tmp_path}"]
+    refused(run, [*SHORT, *options, "task.split=train"], "calibration=food101 and task=food101 both read .*train_", tmp_path)
+
+
+def test_one_split_of_captions_for_both(run: Run, tmp_path: Path) -> None:
+    data = caption_folders.karpathy(tmp_path / "flickr30k", "flickr30k")
+    options = ["model=clip_mini", "calibration=flickr30k", "task=flickr30k", f"calibration.path={data}", f"task.path={data}"]
+    refused(run, [*SHORT, *options, "task.split=train"], "calibration=flickr30k and task=flickr30k both read", tmp_path)
+
+
+def test_restval_of_coco_is_what_vqa_measures_on(run: Run, tmp_path: Path) -> None:
+    coco, vqa = caption_folders.karpathy(tmp_path / "coco"), tmp_path / "vqa"
+    vqa.mkdir()
+    write_coco_questions(vqa, VQAV2, "val")
+    options = ["model=blip2_mini", "calibration=coco", "task=vqav2", f"calibration.path={coco}", f"task.path={vqa}"]
+    questions = vqa / VQAV2.questions.format(split="val")
+    questions.write_text(re.sub(r'"image_id": \d+', '"image_id": 1', questions.read_text()))
+    shutil.copy(coco / "val2014" / "COCO_val2014_000000000001.jpg", vqa / "val2014")  # of restval
+    refused(run, [*SHORT, *options], "calibration=coco and task=vqav2 both read COCO's picture", tmp_path)
+
+
+def test_shots_are_not_for_calibration(run: Run, tmp_path: Path) -> None:
+    options = ["model=t5_mini", "calibration.split=dev", "task=quiz", "task.limit=2"]
+    refused(run, [*SHORT, *options, "task.shots=2"], "calibration=quiz and task=quiz both read the question", tmp_path)
+    assert run([*SHORT, *options, "task.shots=0"]).metrics["pruned"]
+
+
+def test_pictures_are_known_by_number_or_by_file(tmp_path: Path) -> None:
+    (tmp_path / "one.png").write_bytes(b"")
+    (tmp_path / "link.png").symlink_to(tmp_path / "one.png")
+    assert picture_sources([str(tmp_path / "one.png")]) == picture_sources([str(tmp_path / "link.png"), None])
+    assert picture_sources(["a/COCO_val2014_000000000042.jpg"]) == picture_sources(["b/000000000042.jpg"]) == {"COCO's picture 42"}
+    assert not picture_sources(["a/1.jpg"]) & picture_sources(["b/1.jpg"])

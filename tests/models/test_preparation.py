@@ -1,0 +1,71 @@
+"""The model's fingerprint knows how its inputs are made, wherever it was loaded from."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from ecoflap.config import package_file
+from ecoflap.models.blip2 import Blip2
+from ecoflap.models.clip import Clip
+from ecoflap.models.examples import Example, Generation
+from ecoflap.models.image_classifier import ImageClassifier
+from ecoflap.models.loading import Selection
+from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.seq2seq import Seq2Seq
+
+LOADERS: dict[str, Any] = {"clip": Clip, "blip2": Blip2, "vit": ImageClassifier, "t5": Seq2Seq}
+
+
+def load(name: str, folder: Path | str) -> PrunableModel:
+    try:
+        return LOADERS[name](str(folder)).load(torch.device("cpu"), Selection())
+    except ImportError:
+        pytest.skip(f"transformers has no {name}")
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_equal_from_different_folders(name: str, tmp_path: Path) -> None:
+    model = load(name, package_file(f"mini/{name}"))
+    copy = load(name, shutil.copytree(package_file(f"mini/{name}"), tmp_path / "copy"))
+    assert model.fingerprint() == copy.fingerprint()
+    assert model.fingerprint() != PrunableModel(**{**vars(model), "processor": None}).fingerprint()
+
+
+def edited(file: str, change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def edit(folder: Path) -> None:
+        content = json.loads((folder / file).read_text())
+        change(content)
+        (folder / file).write_text(json.dumps(content))
+
+    return edit
+
+
+CHANGES = {
+    "image_std": ("vit", edited("preprocessor_config.json", lambda content: content.update(image_std=[5, 5, 5]))),
+    "a word": ("t5", edited("tokenizer.json", lambda content: content.update(normalizer={"type": "Lowercase"}))),
+    "longest": ("t5", edited("tokenizer_config.json", lambda content: content.update(model_max_length=7))),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_every_change_is_seen(change: str, tmp_path: Path) -> None:
+    name, edit = CHANGES[change]
+    folder = shutil.copytree(package_file(f"mini/{name}"), tmp_path / "copy")
+    before = load(name, folder).fingerprint()
+    edit(folder)
+    assert load(name, folder).fingerprint() != before
+
+
+def test_asking_the_model_changes_nothing() -> None:
+    model = load("t5", package_file("mini/t5"))
+    before = model.fingerprint()
+    model.interface.answer(model, [Example("one"), Example("one two three")], Generation(max_new_tokens=1))
+    model.processor("one", truncation=True, max_length=1)
+    assert model.fingerprint() == before
