@@ -27,6 +27,11 @@ def loader(family: str, folder: Path, **options: Any) -> LavisBlip2 | LavisNlvr:
     return LavisNlvr("nlvr", str(tiny.bert_tokenizer(folder / "bert")), architecture=tiny.NLVR, **options)
 
 
+def weights(model: PrunableModel) -> str:
+    """A hash without the tokenizer, which the tiny models lack."""
+    return PrunableModel(**{**vars(model), "processor": None, "interface": None}).fingerprint()
+
+
 def load(family: str, folder: Path, state: dict[str, Tensor], **options: Any) -> PrunableModel:
     torch.save({"model": state}, folder / "given.pth")
     return loader(family, folder, checkpoint=str(folder / "given.pth"), **options).load(CPU, Selection())
@@ -53,7 +58,7 @@ def test_we_read_what_lavis_holds(family: str, tmp_path: Path) -> None:
     module = tiny.module(family)
     model = load(family, tmp_path, module.state_dict())
     assert not model.module.training
-    assert model.fingerprint() == tiny.build(family).fingerprint()
+    assert weights(model) == weights(tiny.build(family))
     batch = tiny.samples(family).batches(2)[0]
     assert torch.equal(model.loss(batch), tiny.build(family).loss(batch))
     model.save(tmp_path / "again")
@@ -88,7 +93,7 @@ def test_tied_names_may_be_left_out(tmp_path: Path) -> None:
     state = tiny.module("blip2").state_dict()
     for name in ("t5_model.encoder.embed_tokens.weight", "t5_model.decoder.embed_tokens.weight", "Qformer.bert.embeddings.position_ids"):
         del state[name]
-    assert load("blip2", tmp_path, state).fingerprint() == tiny.build("blip2").fingerprint()
+    assert weights(load("blip2", tmp_path, state)) == weights(tiny.build("blip2"))
 
 
 @pytest.mark.parametrize("family", tiny.MODULES)
@@ -97,7 +102,7 @@ def test_weights_that_lavis_downloads(family: str, tmp_path: Path, monkeypatch: 
 
     kind = {"blip2": Blip2T5, "nlvr": BlipNLVR}[family]
     monkeypatch.setattr(kind, "from_pretrained", classmethod(lambda cls, model_type: copy.deepcopy(tiny.module(family))))
-    assert loader(family, tmp_path).load(CPU, Selection()).fingerprint() == tiny.build(family).fingerprint()
+    assert weights(loader(family, tmp_path).load(CPU, Selection())) == weights(tiny.build(family))
 
     def offline(cls: Any, model_type: str) -> Any:
         raise OSError("no route to host")

@@ -28,6 +28,10 @@ def load(name: str, folder: Path | str) -> PrunableModel:
         return LOADERS[name](str(folder)).load(torch.device("cpu"), Selection())
     except ImportError:
         pytest.skip(f"transformers has no {name}")
+    except Exception as error:
+        if "data did not match any variant" not in str(error):
+            raise
+        pytest.skip("this release of tokenizers can't read files of newer ones")
 
 
 @pytest.mark.parametrize("name", LOADERS)
