@@ -36,7 +36,7 @@ def main(config: DictConfig) -> float | None:
         sys.exit(2)
     except KeyboardInterrupt:
         log.error(
-            "interrupted: no result was written; scores and dense metrics that were finished are in the cache, so the same command goes on from there"
+            "interrupted: no result was written; the same command with hydra.run.dir=%s goes on from here", HydraConfig.get().runtime.output_dir
         )
         sys.exit(130)
     return result.headline() if result is not None else None

@@ -65,7 +65,7 @@ def test_the_target_is_the_most_common_answer() -> None:
     [
         (lambda folder: read_coco_questions(VQAV2, None, "val", "task"), r"task=vqav2 needs the data set's folder: task\.path=FOLDER with v2_Open"),
         (lambda folder: read_coco_questions(VQAV2, folder, "train", "calibration"), r"calibration=vqav2: v2_OpenEnded.*train.*\(no such folder\)"),
-        (lambda folder: read_coco_questions(OKVQA, None, "val", "task"), r"okvqa\.allenai\.org.*val2014\.zip of cocodataset\.org"),
+        (lambda folder: read_coco_questions(OKVQA, None, "val", "task"), r"okvqa\.allenai\.org.*val2014\.zip.* of cocodataset\.org"),
         (lambda folder: read_gqa(None), r"task=gqa needs .* with testdev_balanced_questions\.json in it\. GQA's questions1\.2\.zip and images\.zip"),
         (lambda folder: read_pairs(None, "dev", "task"), r"task=nlvr2 needs .* with dev\.json in it\..*for research only"),
         (
