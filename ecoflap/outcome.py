@@ -20,7 +20,7 @@ from ecoflap.tracking import Tracker
 
 def discard_earlier(folder: Path) -> None:
     """Remove what an earlier run left in the folder, the record first: what stands there later is this run's or nothing."""
-    for name in (FILE_NAME, "scores.json", "allocation.json"):
+    for name in (FILE_NAME, "scores.json", "allocation.json", "finetune.json"):
         (folder / name).unlink(missing_ok=True)
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
 
@@ -75,6 +75,8 @@ def _data(plan: Plan, progress: Progress) -> dict[str, Any]:
     if progress.calibration is not None:
         calibration = progress.calibration
         data["calibration"] = {"name": calibration.name, "samples": len(calibration), "fingerprint": calibration.fingerprint()}
+    if progress.training is not None:
+        data["finetune"] = progress.training.data
     if progress.tasks:
         data["tasks"] = progress.tasks
     return data

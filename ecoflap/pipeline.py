@@ -1,4 +1,4 @@
-"""The five steps in order: calibrate, score, allocate, prune, evaluate."""
+"""The steps in order: calibrate, score, allocate, prune, fine-tune where it is asked for, evaluate."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from ecoflap.config import build
 from ecoflap.errors import UserError
 from ecoflap.evaluate.journal import Journal
 from ecoflap.evaluate.task import Evaluation
+from ecoflap.finetune.distributed import agree, is_first, joined, shared_folder
+from ecoflap.finetune.job import Job, masks_fingerprint
 from ecoflap.models.loading import Selection, resolve_device
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.outcome import conclude, discard_earlier, show_in_tracker
@@ -28,6 +30,7 @@ from ecoflap.results import Result
 from ecoflap.score.scores import Scores
 from ecoflap.store import write_json
 from ecoflap.telemetry import measure
+from ecoflap.tracking import NoTracker, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -45,17 +48,21 @@ def run(config: DictConfig, folder: Path) -> Result | None:
     if config.inspect:
         inspect(config)
         return None
-    plan = make_plan(config, folder)
-    discard_earlier(folder)
-    tracker = plan.tracking.start(plan.config, plan.name, folder)
+    with joined(folder, config.device) as own:
+        return _run(make_plan(config, own))
+
+
+def _run(plan: Plan) -> Result:
+    discard_earlier(plan.folder)
+    tracker = plan.tracking.start(plan.config, plan.name, plan.folder) if is_first() else NoTracker()
     failed = True
     try:
-        result, progress = _work(plan)
+        result, progress = _work(plan, tracker)
         show_in_tracker(tracker, result, progress)
         failed = False
     finally:
         tracker.close(failed)
-    log.info("result: %s", folder / "result.json")
+    log.info("result: %s", plan.folder / "result.json")
     return result
 
 
@@ -70,7 +77,7 @@ def inspect(config: DictConfig) -> None:
     show_layers(model)
 
 
-def _work(plan: Plan) -> tuple[Result, Progress]:
+def _work(plan: Plan, tracker: Tracker) -> tuple[Result, Progress]:
     """The steps. Nothing in the run's folder counts before ``result.json``, which is written last and whole."""
     costs: dict[str, dict[str, Any]] = {}
     model = _load(plan, costs, resolve_device(plan.config["device"]))
@@ -86,14 +93,13 @@ def _work(plan: Plan) -> tuple[Result, Progress]:
         _allocate(plan, model, progress)
     if "prune" in plan.steps:
         (_prune_whole_model if whole_model else _prune)(plan, model, progress)
-    if "prune" in plan.steps and evaluations:
-        fingerprint = model.fingerprint()
-        with measure(costs, "evaluate"):
-            pruned = {name: evaluation(model, _journal(plan, name, "pruned", fingerprint, evaluation)) for name, evaluation in evaluations.items()}
-        progress.metrics["pruned"] = with_mean(pruned, plan.mean)
+        _evaluate(plan, model, evaluations, progress, "pruned")
+    if plan.finetuner is not None:
+        _finetune(plan, model, progress, tracker)
+        _evaluate(plan, model, evaluations, progress, "finetuned")
     result = conclude(plan, model, progress)
     for name in progress.metrics.get("dense", {}):
-        show_metrics(f"{model.name} on {name}", *(by_task[name] for by_task in progress.metrics.values()))
+        show_metrics(f"{model.name} on {name}", {when: by_task[name] for when, by_task in progress.metrics.items()})
     return result, progress
 
 
@@ -130,6 +136,16 @@ def _evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Eva
             dense, _ = plan.store.get_or_compute("dense_metrics", key, partial(evaluation, model, journal))
             metrics[name] = dense
     progress.metrics["dense"] = with_mean(metrics, plan.mean)
+
+
+def _evaluate(plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], progress: Progress, when: str) -> None:
+    """Measure the model as it is now on each task."""
+    if not evaluations:
+        return
+    fingerprint = model.fingerprint()
+    with measure(progress.costs, "evaluate" if when == "pruned" else f"evaluate_{when}"):
+        metrics = {name: evaluation(model, _journal(plan, name, when, fingerprint, evaluation)) for name, evaluation in evaluations.items()}
+    progress.metrics[when] = with_mean(metrics, plan.mean)
 
 
 def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[str, dict[str, float]]:
@@ -191,3 +207,26 @@ def _prune_whole_model(plan: Plan, model: PrunableModel, progress: Progress) -> 
         progress.allocation, progress.report = plan.pruner.prune(model, progress.calibration, plan.config["sparsity"], show_block)
     write_json(plan.folder / "allocation.json", asdict(progress.allocation))
     show_allocation(model, progress.allocation)
+
+
+def _finetune(plan: Plan, model: PrunableModel, progress: Progress, tracker: Tracker) -> None:
+    assert plan.finetuner is not None
+    assert progress.report is not None
+    masks, device = progress.report.masks, model.device
+    agree(model, masks)
+    job = Job(
+        model=model,
+        masks=masks,
+        reader=plan.calibrator,
+        calibration=progress.calibration,
+        dense=lambda: plan.loader.load(device, plan.selection),
+        batch_size=plan.config["batch_size"],
+        seed=plan.config["seed"],
+        folder=shared_folder(plan.folder) / "finetune",
+        identity={"model": progress.fingerprint, "method": plan.finetuner.name, "masks": masks_fingerprint(masks)},
+        show=partial(tracker.log_point, "finetune"),
+    )
+    with measure(progress.costs, "finetune"):
+        progress.training = plan.finetuner.finetune(job)
+    agree(model, masks)
+    write_json(plan.folder / "finetune.json", asdict(progress.training))

@@ -30,6 +30,9 @@ class Tracker(Protocol):
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Show one table."""
 
+    def log_point(self, curve: str, point: Mapping[str, float]) -> None:
+        """Show the next point of the curves of one kind, over ``point["step"]``."""
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Show the final figures of the run; nested mappings are allowed."""
 
@@ -43,6 +46,9 @@ class NoTracker:
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Ignore a table."""
 
+    def log_point(self, curve: str, point: Mapping[str, float]) -> None:
+        """Ignore a point."""
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Ignore the figures."""
 
@@ -51,7 +57,7 @@ class NoTracker:
 
 
 class WandbTracker:
-    """One W&B run: few, whole tables and a summary instead of thousands of steps."""
+    """One W&B run: few, whole tables and a summary, and curves where something is trained."""
 
     def __init__(
         self,
@@ -100,6 +106,11 @@ class WandbTracker:
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log one table; a column may mix numbers and empty cells."""
         self._run.log({name: self._table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)})
+
+    def log_point(self, curve: str, point: Mapping[str, float]) -> None:
+        """Log one point of live curves, named ``curve/figure``."""
+        self._run.define_metric(f"{curve}/*", step_metric=f"{curve}/step")
+        self._run.log({f"{curve}/{name}": value for name, value in point.items()})
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set the run's summary figures."""

@@ -22,7 +22,7 @@ class CalibrationSet:
     """
 
     name: str
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
 
     def __len__(self) -> int:
         return len(self.samples)
