@@ -10,6 +10,7 @@ from typing import Any
 from ecoflap.checkpoint import FOLDER as CHECKPOINT
 from ecoflap.checkpoint import save_checkpoint
 from ecoflap.errors import NumericalError
+from ecoflap.finetune.distributed import is_first
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.plan import Plan
 from ecoflap.progress import Progress
@@ -29,7 +30,8 @@ def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
     """Verify the realised sparsity, save what was asked for, and write ``result.json`` last."""
     counts = count_layers(model, progress.report)
     target = None if progress.allocation is None else progress.allocation.target
-    saved = save_checkpoint(model, progress.report.masks, plan.folder) if plan.loader.save and progress.report is not None else None
+    report = progress.report if plan.loader.save and is_first() else None
+    saved = save_checkpoint(model, report.masks, plan.folder) if report is not None else None
     surroundings = environment()
     result = Result(
         config=plan.config,
