@@ -46,10 +46,9 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
         torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-6, msg=name)
 
 
-@pytest.mark.parametrize("method", ["full"])
+@pytest.mark.parametrize("method", ["full", "lora"])
 def test_the_loss_falls_and_zeros_stay_in_the_saved_file(training: list[str], run: Run, tmp_path: Path, method: str) -> None:
-    overrides = [override for override in training if "batch_size" not in override or method != "reconstruct"]
-    result = run([*overrides, f"finetune={method}", "finetune.steps=12"])
+    result = run([*training, f"finetune={method}", "finetune.steps=12"])
     points = curve(tmp_path / "run")
     assert points[-1]["loss"] < points[0]["loss"]
     assert result.metrics.keys() == {"dense", "pruned", "finetuned"}
@@ -164,3 +163,10 @@ def test_two_processes_are_one_with_twice_the_batch(training: list[str], run: Ru
         assert ours == pytest.approx(theirs, rel=1e-4)
     assert verify(tmp_path / "two") == []
     assert not (tmp_path / "two" / "processes").exists()
+
+
+def test_reconstruction_goes_through_the_pipeline(text_run: list[str], run: Run, tmp_path: Path) -> None:
+    result = run([*text_run, STEPS, "score=none", "model.save=true", "finetune=reconstruct"])
+    assert [point["step"] for point in curve(tmp_path / "run")] == [1.0, 2.0]
+    assert verify(tmp_path / "run") == []
+    assert result.metrics["finetuned"] != result.metrics["pruned"]
