@@ -18,6 +18,7 @@ from ecoflap.evaluate.journal import Journal
 from ecoflap.evaluate.task import Evaluation
 from ecoflap.finetune.distributed import agree, is_first, joined, shared_folder
 from ecoflap.finetune.job import Job, masks_fingerprint
+from ecoflap.finetune.training_set import read_everything
 from ecoflap.models.loading import Selection, resolve_device
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.outcome import conclude, discard_earlier, show_in_tracker
@@ -204,7 +205,8 @@ def _prune(plan: Plan, model: PrunableModel, progress: Progress) -> None:
 def _prune_whole_model(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     assert isinstance(plan.pruner, WholeModelPruner)
     with measure(progress.costs, "prune"):
-        progress.allocation, progress.report = plan.pruner.prune(model, progress.calibration, plan.config["sparsity"], show_block)
+        samples = read_everything(plan.calibrator, model, plan.config["seed"]) if plan.pruner.trains else progress.calibration
+        progress.allocation, progress.report = plan.pruner.prune(model, samples, plan.config["sparsity"], show_block)
     write_json(plan.folder / "allocation.json", asdict(progress.allocation))
     show_allocation(model, progress.allocation)
 

@@ -18,7 +18,7 @@ ALLOWED: dict[str, set[str]] = {
     "calibrate": {"ops", "models", "data"},
     "score": BELOW_STEPS,
     "allocate": BELOW_STEPS | {"score"},  # an allocation is made of scores
-    "prune": BELOW_STEPS | {"allocate", "score"},  # and pruning of an allocation; global pruning of gradients
+    "prune": BELOW_STEPS | {"allocate", "score", "finetune"},  # and pruning of an allocation; global pruning of gradients
     "evaluate": BELOW_STEPS,
     "finetune": BELOW_STEPS,  # of any pruned model, whoever pruned it
     "results": set(),

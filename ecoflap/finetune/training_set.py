@@ -46,8 +46,21 @@ class Split:
     held_out: TrainingSet
 
 
+def read_everything(reader: Any, model: PrunableModel, seed: int, samples: int | None = None) -> CalibrationSet:
+    """Everything that the calibration's reader draws from, in a drawn order; encoded when it is asked for.
+
+    Raises:
+        UserError: the data have no labels of their own.
+    """
+    if isinstance(reader, Pictures):
+        raise UserError(f"calibration={reader.name} has no labels but the dense model's own maps; use finetune=reconstruct, which needs none")
+    with encoding_on_demand():
+        everything: CalibrationSet = replace(reader, samples=sys.maxsize if samples is None else samples).load(model, seed)
+    return everything
+
+
 def read_split(reader: Any, model: PrunableModel, seed: int, samples: int | None, held_out: int) -> Split:
-    """Everything that the calibration's reader draws from, in a drawn order: the last ``held_out`` samples are kept from training.
+    """``read_everything``, the last ``held_out`` samples kept from training.
 
     Args:
         reader: the run's calibration.
@@ -59,11 +72,7 @@ def read_split(reader: Any, model: PrunableModel, seed: int, samples: int | None
     Raises:
         UserError: the data have no labels of their own, or nothing is left to train on.
     """
-    if isinstance(reader, Pictures):
-        raise UserError(f"calibration={reader.name} has no labels but the dense model's own maps; use finetune=reconstruct, which needs none")
-    with encoding_on_demand():
-        everything = replace(reader, samples=sys.maxsize if samples is None else samples).load(model, seed)
-    return divide(everything, held_out)
+    return divide(read_everything(reader, model, seed, samples), held_out)
 
 
 def divide(everything: CalibrationSet, held_out: int) -> Split:
