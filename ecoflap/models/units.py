@@ -77,17 +77,50 @@ class Units:
 
     @torch.no_grad()
     def cut(self, keep: Tensor) -> None:
-        """Remove the units that a bool tensor [units] doesn't keep; at least one has to stay."""
+        """Keep the units [kept] of these indices, at least one."""
         for linear, copies in self.writers:
-            rows = keep.repeat(copies)
+            rows = self._places(keep, copies)
             linear.weight = nn.Parameter(linear.weight[rows])
             if linear.bias is not None:
                 linear.bias = nn.Parameter(linear.bias[rows])
-            linear.out_features = len(linear.weight)
+            linear.out_features = len(rows)
         linear, copies = self.reader
-        linear.weight = nn.Parameter(linear.weight[:, keep.repeat(copies)].contiguous())
+        linear.weight = nn.Parameter(linear.weight[:, self._places(keep, copies)].contiguous())
         linear.in_features = linear.weight.shape[1]
-        self.resize(int(keep.sum()))
+        self.resize(len(keep))
+
+    def _places(self, keep: Tensor, copies: int) -> Tensor:
+        """Rows or columns of units in ``copies`` runs, [copies x kept]."""
+        return (torch.arange(copies, device=keep.device)[:, None] * self.count + keep).flatten()
+
+
+def cut_all(module: nn.Module, units: Sequence[Units], keep: Sequence[Tensor]) -> None:
+    """Keep some of the units of each attention and MLP, and write down in the module's config how many, for ``narrowed``.
+
+    Args:
+        module: the transformers model.
+        units: of it.
+        keep: indices of the units that stay, [kept] each.
+    """
+    for one, indices in zip(units, keep, strict=True):
+        one.cut(indices)
+    settings: Any = module.config
+    settings.kept_units = {one.name: len(indices) for one, indices in zip(units, keep, strict=True)}
+
+
+def narrowed(model_class: Any, config: Any) -> Any:
+    """The class that a checkpoint belongs to, its attentions and MLPs as narrow as the config of a cut model says."""
+    kept: dict[str, int] = config.kept_units
+
+    class Narrow(model_class):  # type: ignore[misc]
+        def __init__(self, config: Any) -> None:
+            super().__init__(config)
+            for one in list(_units_in("", self)):
+                if one.name in kept:
+                    one.cut(torch.arange(kept[one.name]))
+
+    Narrow.__name__ = Narrow.__qualname__ = model_class.__name__
+    return Narrow
 
 
 def find_units(model: PrunableModel) -> list[Units]:
@@ -96,7 +129,7 @@ def find_units(model: PrunableModel) -> list[Units]:
     Raises:
         UserError: a layer is no part of an attention or MLP of transformers' BLIP, or only a part of one is to be pruned.
     """
-    found = [units for tower in model.towers for block in tower.blocks for units in _of_block(block.name, block.module)]
+    found = [units for tower in model.towers for block in tower.blocks for units in _units_in(block.name, block.module)]
     covered = {id(linear) for units in found for linear, _ in (*units.writers, units.reader)}
     missing = next((layer for layer in model.layers if id(layer.module) not in covered), None)
     chosen = {id(layer.module) for layer in model.layers}
@@ -106,14 +139,13 @@ def find_units(model: PrunableModel) -> list[Units]:
     return found
 
 
-def _of_block(name: str, block: nn.Module) -> Iterator[Units]:
-    for path, child in block.named_modules():
+def _units_in(name: str, part: nn.Module) -> Iterator[Units]:
+    for path, child in part.named_modules():
         inner: Any = child
-        full = f"{name}.{path}" if path else name
+        full = ".".join(filter(None, (name, path)))
         if isinstance(child, BlipAttention):
-            yield Units(
-                full, "attention", inner.head_dim, ((inner.qkv, 3 * inner.num_heads),), (inner.projection, inner.num_heads), _image_heads(inner)
-            )
+            heads = inner.num_heads
+            yield Units(full, "attention", inner.head_dim, ((inner.qkv, 3 * heads),), (inner.projection, heads), _image_heads(inner))
         elif type(child).__name__ == "BlipTextAttention":
             heads = inner.self.num_attention_heads
             writers = tuple((linear, heads) for linear in (inner.self.query, inner.self.key, inner.self.value))

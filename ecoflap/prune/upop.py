@@ -35,7 +35,7 @@ from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.finetune.trainer import Learner
 from ecoflap.finetune.training_set import Collator, TrainingSet
 from ecoflap.models.prunable import PrunableModel, in_float32
-from ecoflap.models.units import Units, find_units, total_cost
+from ecoflap.models.units import Units, cut_all, find_units, total_cost
 from ecoflap.prune.driver import BlockReport, PruneReport
 from ecoflap.prune.whole_model import OnBlock
 
@@ -83,8 +83,7 @@ class UPop:
         units = find_units(model)
         with in_float32(model.module):
             gates = self._search(model, calibration, units, sparsity)
-        for one, gate in zip(units, gates, strict=True):
-            one.cut(gate > 0)
+        cut_all(model.module, units, [gate.nonzero().flatten() for gate in gates])
         masks = {layer.name: torch.ones(layer.weight.shape, dtype=torch.bool) for layer in model.layers}
         allocation = Allocation({layer.name: layer.size for layer in model.layers}, sizes, sparsity, "model")
         report = PruneReport(masks, dict.fromkeys(masks))

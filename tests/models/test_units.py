@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from ecoflap.errors import UserError
-from ecoflap.models.units import find_units, total_cost
+from ecoflap.models.units import cut_all, find_units, narrowed, total_cost
 from tests.tiny import BLIP, FAMILIES, build, samples
 
 OURS = [family for family in BLIP if family in FAMILIES and family != "blip2_itm"]
@@ -27,8 +29,7 @@ def test_a_cut_model_is_the_gated_one(family: str) -> None:
         for one, kept in zip(units, keep, strict=True):
             stack.enter_context(one.gated(kept.float()))
         gated = model.loss(batch)
-    for one, kept in zip(units, keep, strict=True):
-        one.cut(kept)
+    cut_all(model.module, units, [kept.nonzero().flatten() for kept in keep])
     with torch.no_grad():
         torch.testing.assert_close(model.loss(batch), gated, rtol=1e-4, atol=1e-5)
     assert not torch.allclose(dense, gated)
@@ -61,3 +62,19 @@ def test_another_family_is_refused() -> None:
 def test_parts_of_an_attention_are_refused() -> None:
     with pytest.raises(UserError, match="skip_layers"):
         find_units(build("blip_vqa", skip_layers=("query",)))
+
+
+def test_a_saved_cut_model_is_loaded_at_its_size(tmp_path: Path) -> None:
+    model = build("blip_vqa")
+    units = find_units(model)
+    cut_all(model.module, units, [torch.arange(0, one.count, 2) for one in units])
+    module: Any = model.module
+    module.save_pretrained(tmp_path)
+    config = type(module.config).from_pretrained(tmp_path)
+    again = narrowed(type(module), config).from_pretrained(tmp_path)
+    assert {name: tuple(value.shape) for name, value in again.state_dict().items()} == {
+        name: tuple(value.shape) for name, value in module.state_dict().items()
+    }
+    batch = samples("blip_vqa", (6, 6)).batches(2)[0]
+    with torch.no_grad():
+        torch.testing.assert_close(model.loss_function(again.eval(), batch, 1), model.loss(batch))
