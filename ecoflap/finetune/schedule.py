@@ -19,6 +19,7 @@ class Schedule:
     """How long, how fast and on what.
 
     Attributes:
+        loss: a function of one's own by its dotted path, (module, batch, copies) -> [batch]; null for the one that the model is scored with.
         data: training (the whole split behind the calibration set) or calibration (the run's own few samples).
         samples: how many of the training split; null for all.
         held_out: how many of them are not trained on; their loss is in the curve and decides which checkpoint is best.
@@ -38,6 +39,7 @@ class Schedule:
         workers: processes that read samples.
     """
 
+    loss: str | None = None
     data: str = "training"
     samples: int | None = None
     held_out: int = 0

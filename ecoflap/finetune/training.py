@@ -7,7 +7,7 @@ import logging
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from ecoflap.finetune.job import Job, Point
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.trainer import Curve, Learner, PrunedTrainer, to_point
 from ecoflap.finetune.training_set import Collator, Split, divide, read_split
+from ecoflap.models.losses import find_loss
 from ecoflap.store import write_json
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,9 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
     Returns:
         The curve, with the points of the part before a resumption.
     """
-    device = job.model.device
+    device, model = job.model.device, job.model
+    if schedule.loss is not None:
+        model = replace(model, loss_function=find_loss(schedule.loss, {}))
     processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     arguments = TrainingArguments(**schedule.arguments(job.folder, job.seed, device, len(split.train), processes))
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several accelerators in one process would be nn.DataParallel
@@ -55,9 +58,9 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
     if schedule.patience is not None:
         callbacks.append(EarlyStoppingCallback(schedule.patience))
     trainer = PrunedTrainer(
-        model=Learner(job.model),
+        model=Learner(model),
         args=arguments,
-        data_collator=Collator(job.model),
+        data_collator=Collator(model),
         train_dataset=split.train,
         eval_dataset=split.held_out if schedule.held_out else None,
         callbacks=callbacks,
