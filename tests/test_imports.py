@@ -25,7 +25,7 @@ ALLOWED: dict[str, set[str]] = {
     "tracking": {"results"},
     "checkpoint": {"models"},
     "config": set(),
-    "report": BELOW_STEPS | STEPS | {"results"},
+    "report": BELOW_STEPS | STEPS | {"results", "config"},  # config: a record says how its model is loaded
     "plan": BELOW_STEPS | STEPS | {"config", "results"},
     "progress": BELOW_STEPS | STEPS,
     "outcome": BELOW_STEPS | STEPS | {"plan", "progress", "results", "tracking", "checkpoint"},
