@@ -59,6 +59,8 @@ def track_a_run(folder: Path, failed: bool) -> None:
     tracker = Wandb(project="test", group="sweep", tags=["tiny"]).start(CONFIG, "tiny/wanda", folder)
     try:
         tracker.log_table("blocks", ["block", "sparsity", "error"], [["layers.0", 0.5, 1], ["layers.1", 0.5, None], ["layers.2", 0.5, 0.25]])
+        tracker.log_point("finetune", {"step": 50.0, "loss": 0.5})
+        tracker.log_point("finetune", {"step": 100.0, "loss": 0.125})
         tracker.summary({"pruned": {"task": {"accuracy": 0.75}}, "n": 3})
     finally:
         tracker.close(failed)
@@ -80,6 +82,8 @@ def test_offline_run_holds_config_table_and_summary(tmp_path: Path, capfd: pytes
     assert read["config"]["data"] == {"hf_token": "<redacted>"}
     assert read["summary"]["n"] == 3
     assert 0.75 in str_values(read["summary"])
+    curve = [row["finetune/loss"] for row in read["history"] if "finetune/loss" in row]
+    assert curve == [0.5, 0.125]
 
 
 def str_values(nested: Any) -> list[Any]:
@@ -101,6 +105,7 @@ def test_two_runs_in_one_process_stay_apart(tmp_path: Path) -> None:
 def test_disabled_mode_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tracker = Wandb(mode="disabled").start(CONFIG, "name", tmp_path)
     tracker.log_table("blocks", ["a"], [[1]])
+    tracker.log_point("finetune", {"step": 1.0})
     tracker.summary({"a": 1})
     tracker.close(failed=False)
     assert not list(tmp_path.iterdir())

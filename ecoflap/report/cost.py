@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median, quantiles
+from statistics import median
 from typing import Any
 
 import torch
@@ -41,7 +41,7 @@ class Cost:
         operations: floating-point operations of a pass as it is computed: a zero in a matrix is multiplied like any other number.
         without_zeros: the same, were no removed weight multiplied; a kernel for sparse matrices could come down to this.
         milliseconds: of a pass, median.
-        spread: upper less lower quartile of the milliseconds.
+        least: of the milliseconds; on a machine with other work, the figure that this work disturbs least.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Cost:
     operations: int
     without_zeros: int
     milliseconds: float
-    spread: float
+    least: float
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -65,8 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     except (FileNotFoundError, ValueError, UserError) as error:
         print(f"nothing measured: {error}", file=sys.stderr)
         return 2
-    columns = ["model", "parameters", "nonzero", "operations", "without zeros", "ms", "spread"]
-    rows = [(c.name, f"{c.parameters:,}", f"{c.nonzero:,}", f"{c.operations:,}", f"{c.without_zeros:,}", c.milliseconds, c.spread) for c in costs]
+    columns = ["model", "parameters", "nonzero", "operations", "without zeros", "ms", "least ms"]
+    rows = [(c.name, f"{c.parameters:,}", f"{c.nonzero:,}", f"{c.operations:,}", f"{c.without_zeros:,}", c.milliseconds, c.least) for c in costs]
     table(f"a forward pass of {options.batch_size} on {resolve_device('auto')}, {torch.get_num_threads()} threads", columns, rows)
     return 0
 
@@ -140,8 +140,7 @@ def _cost(name: str, model: PrunableModel, batches: Sequence[dict[str, Tensor]],
     parameters = list(model.module.parameters())
     nonzero = sum(int((parameter != 0).sum()) for parameter in parameters)
     total = int(counter.get_total_flops())
-    low, _, high = quantiles(times, n=4)
-    return Cost(name, model.parameter_count(), nonzero, total, total - idle, median(times), high - low)
+    return Cost(name, model.parameter_count(), nonzero, total, total - idle, median(times), min(times))
 
 
 if __name__ == "__main__":
