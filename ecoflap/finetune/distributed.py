@@ -22,7 +22,7 @@ from ecoflap.models.prunable import PrunableModel
 
 def is_first() -> bool:
     """Whether this process is the only one or the first."""
-    return int(os.environ.get("RANK", "0")) == 0
+    return not distributed.is_initialized() or distributed.get_rank() == 0
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def joined(folder: Path, device: str) -> Iterator[Path]:
     Yields:
         The first process's folder to the first process, and a folder below it to each other one.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not os.environ.keys() >= {"RANK", "LOCAL_RANK", "MASTER_ADDR"}:
         yield folder
         return
     accelerated = device != "cpu" and torch.accelerator.is_available()

@@ -16,30 +16,10 @@ from transformers import Trainer, TrainerCallback
 from ecoflap.console import track
 from ecoflap.errors import NumericalError
 from ecoflap.finetune.job import Point
-from ecoflap.models.prunable import PrunableModel
 
 log = logging.getLogger(__name__)
 
 VALUES = "trained.safetensors"
-
-
-class Learner(nn.Module):
-    """A model whose forward pass is its loss, so that a wrapper for many processes sees one call from inputs to loss."""
-
-    def __init__(self, model: PrunableModel) -> None:
-        super().__init__()
-        self.module = model.module
-        self.model = (model,)  # in a tuple: it is no submodule
-
-    def forward(self, rows: Tensor, groups: list[dict[str, Tensor]]) -> Tensor:
-        """Mean loss over the samples of all groups.
-
-        Args:
-            rows: [batch], one entry per sample.
-            groups: model inputs, one batch per shape.
-        """
-        losses = [self.model[0].loss(group).sum() for group in groups]
-        return torch.stack(losses).sum() / len(rows)
 
 
 class PrunedTrainer(Trainer):

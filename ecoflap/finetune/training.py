@@ -12,14 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import get_last_checkpoint
 
 from ecoflap.errors import UserError
+from ecoflap.finetune.distributed import is_first
 from ecoflap.finetune.job import Job, Point
+from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.schedule import Schedule
-from ecoflap.finetune.trainer import Curve, Learner, PrunedTrainer, to_point
+from ecoflap.finetune.trainer import Curve, PrunedTrainer, to_point
 from ecoflap.finetune.training_set import Collator, Split, divide, read_split
 from ecoflap.models.losses import find_loss
 from ecoflap.store import write_json
@@ -47,7 +50,13 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
 
     Returns:
         The curve, with the points of the part before a resumption.
+
+    Raises:
+        UserError: the installed transformers is too old.
+        NumericalError: a loss is NaN or infinite.
     """
+    if not hasattr(TrainingArguments, "eval_strategy"):
+        raise UserError(f"fine-tuning needs transformers 4.46 or newer, and {transformers.__version__} is installed here; install a newer one")
     device, model = job.model.device, job.model
     if schedule.loss is not None:
         model = replace(model, loss_function=find_loss(schedule.loss, {}))
@@ -102,7 +111,7 @@ def _training_mode(module: nn.Module, schedule: Schedule) -> Iterator[None]:
 
 def last_checkpoint(folder: Path, identity: dict[str, Any]) -> str | None:
     """The newest checkpoint in a folder; those of another training are removed first, by the first process."""
-    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    first = is_first()
     file = folder / IDENTITY
     plain = json.loads(json.dumps(identity))
     if first and (not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != plain):

@@ -25,14 +25,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, distributed
 from torch.utils.data import DataLoader
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.console import track
 from ecoflap.errors import NumericalError, UserError, require_positive
-from ecoflap.finetune.trainer import Learner
+from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.training_set import Collator, TrainingSet
 from ecoflap.models.prunable import PrunableModel, in_float32
 from ecoflap.models.units import Units, cut_all, find_units, total_cost
@@ -75,10 +75,12 @@ class UPop:
         """Search and cut, in place.
 
         Raises:
-            UserError: the model is no BLIP of transformers.
+            UserError: the model is no BLIP of transformers, or several processes would search at once.
             NumericalError: a loss is NaN or infinite.
         """
         assert calibration is not None
+        if distributed.is_initialized():
+            raise UserError(f"pruner={self.name} searches in one process, and would find another model in each; start it without torchrun")
         started, sizes = time.perf_counter(), {layer.name: layer.size for layer in model.layers}
         units = find_units(model)
         with in_float32(model.module):
