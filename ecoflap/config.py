@@ -18,7 +18,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ecoflap.errors import UserError, nearest
 
-STEPS = ("calibrate", "score", "allocate", "prune", "evaluate")
+STEPS = ("calibrate", "score", "allocate", "prune", "finetune", "evaluate")
+OPTIONAL_STEPS = ("finetune",)
 
 
 @dataclass
@@ -44,13 +45,14 @@ class RunConfig:
     score: Any = MISSING
     allocation: Any = MISSING
     pruner: Any = MISSING
+    finetune: Any = MISSING
     task: Any = MISSING
     tracking: Any = MISSING
     sparsity: float = MISSING
     seed: int = 0
     towers: list[str] | None = None
     skip_layers: list[str] = field(default_factory=list)
-    steps: list[str] = field(default_factory=lambda: list(STEPS))
+    steps: list[str] = field(default_factory=lambda: [step for step in STEPS if step not in OPTIONAL_STEPS])
     batch_size: int = 16
     device: str = "auto"
     inspect: bool = False

@@ -9,6 +9,7 @@ from typing import Any
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.checkpoint import save_checkpoint
 from ecoflap.errors import NumericalError
+from ecoflap.finetune.distributed import is_first
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.plan import Plan
 from ecoflap.progress import Progress
@@ -38,7 +39,8 @@ def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
     """Verify the realised sparsity, save what was asked for, and write ``result.json`` last."""
     counts = count_layers(model, progress.report)
     target = None if progress.allocation is None else progress.allocation.target
-    saved = save_checkpoint(model, progress.report.masks, plan.folder) if plan.loader.save and progress.report is not None else None
+    report = progress.report if plan.loader.save and is_first() else None
+    saved = save_checkpoint(model, report.masks, plan.folder) if report is not None else None
     surroundings = environment()
     result = Result(
         config=plan.config,
@@ -85,6 +87,8 @@ def _data(plan: Plan, progress: Progress) -> dict[str, Any]:
     if progress.calibration is not None:
         calibration = progress.calibration
         data["calibration"] = {"name": calibration.name, "samples": len(calibration), "fingerprint": calibration.fingerprint()}
+    if progress.training is not None:
+        data["finetune"] = progress.training.data
     if progress.tasks:
         data["tasks"] = progress.tasks
     return data

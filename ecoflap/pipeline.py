@@ -1,4 +1,4 @@
-"""The five steps in order: calibrate, score, allocate, prune, evaluate."""
+"""The steps in order: calibrate, score, allocate, prune, fine-tune where it is asked for, evaluate."""
 
 from __future__ import annotations
 
@@ -20,6 +20,9 @@ from ecoflap.errors import UserError
 from ecoflap.evaluate.journal import Journal
 from ecoflap.evaluate.overlap import refuse_overlap
 from ecoflap.evaluate.task import Evaluation
+from ecoflap.finetune.distributed import agree, is_first, joined, shared_folder
+from ecoflap.finetune.job import Job, masks_fingerprint
+from ecoflap.finetune.training_set import read_everything
 from ecoflap.models.loading import Selection, resolve_device
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.outcome import conclude, finished_blocks, show_in_tracker
@@ -33,6 +36,7 @@ from ecoflap.run_folder import claimed, discard_products
 from ecoflap.score.scores import Scores
 from ecoflap.store import write_json
 from ecoflap.telemetry import measure
+from ecoflap.tracking import NoTracker, Tracker
 
 log = logging.getLogger(__name__)
 
@@ -51,24 +55,24 @@ def run(config: DictConfig, folder: Path) -> Result | None:
         inspect(config)
         return None
     values: Any = OmegaConf.to_container(config, resolve=True)
-    with claimed(folder, values, config.resume) as earlier:
+    with joined(folder, config.device) as own, claimed(own, values, config.resume, shared_folder(own)) as earlier:
         if earlier.result is not None:
             log.info("finished already: %s; resume=false runs it anew", folder / FILE_NAME)
             return earlier.result
-        plan = make_plan(config, folder)
+        plan = make_plan(config, own)
         if earlier.unfinished:
-            log.info("going on with the run in %s", folder)
+            log.info("going on with the run in %s", own)
         else:
-            discard_products(folder)
+            discard_products(own)
         return _run(plan)
 
 
 def _run(plan: Plan) -> Result:
     """The steps, followed by the tracker."""
-    tracker = plan.tracking.start(plan.config, plan.name, plan.folder)
+    tracker = plan.tracking.start(plan.config, plan.name, plan.folder) if is_first() else NoTracker()
     failed = True
     try:
-        result, progress = _work(plan)
+        result, progress = _work(plan, tracker)
         show_in_tracker(tracker, result, progress)
         failed = False
     finally:
@@ -88,7 +92,7 @@ def inspect(config: DictConfig) -> None:
     show_layers(model)
 
 
-def _work(plan: Plan) -> tuple[Result, Progress]:
+def _work(plan: Plan, tracker: Tracker) -> tuple[Result, Progress]:
     """The steps. Nothing in the run's folder counts before ``result.json``, which is written last and whole."""
     costs: dict[str, dict[str, Any]] = {}
     model = _load(plan, costs, resolve_device(plan.config["device"]))
@@ -104,14 +108,13 @@ def _work(plan: Plan) -> tuple[Result, Progress]:
         _allocate(plan, model, progress)
     if "prune" in plan.steps:
         (_prune_whole_model if whole_model else _prune)(plan, model, progress)
-    if "prune" in plan.steps and evaluations:
-        fingerprint = model.fingerprint()
-        with measure(costs, "evaluate"):
-            pruned = {name: evaluation(model, _journal(plan, name, "pruned", fingerprint, evaluation)) for name, evaluation in evaluations.items()}
-        progress.metrics["pruned"] = with_mean(pruned, plan.mean)
+        _evaluate(plan, model, evaluations, progress, "pruned")
+    if plan.finetuner is not None:
+        _finetune(plan, model, progress, tracker)
+        _evaluate(plan, model, evaluations, progress, "finetuned")
     result = conclude(plan, model, progress)
     for name in progress.metrics.get("dense", {}):
-        show_metrics(f"{model.name} on {name}", *(by_task[name] for by_task in progress.metrics.values()))
+        show_metrics(f"{model.name} on {name}", {when: by_task[name] for when, by_task in progress.metrics.items()})
     return result, progress
 
 
@@ -154,6 +157,16 @@ def _evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Eva
             metrics[name] = dense
             with_mean({name: dense}, plan.mean)  # refused now, not after the other tasks
     progress.metrics["dense"] = with_mean(metrics, plan.mean)
+
+
+def _evaluate(plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], progress: Progress, when: str) -> None:
+    """Measure the model as it is now on each task."""
+    if not evaluations:
+        return
+    fingerprint = model.fingerprint()
+    with measure(progress.costs, "evaluate" if when == "pruned" else f"evaluate_{when}"):
+        metrics = {name: evaluation(model, _journal(plan, name, when, fingerprint, evaluation)) for name, evaluation in evaluations.items()}
+    progress.metrics[when] = with_mean(metrics, plan.mean)
 
 
 def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[str, dict[str, float]]:
@@ -213,6 +226,30 @@ def _prune(plan: Plan, model: PrunableModel, progress: Progress) -> None:
 def _prune_whole_model(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     assert isinstance(plan.pruner, WholeModelPruner)
     with measure(progress.costs, "prune"):
-        progress.allocation, progress.report = plan.pruner.prune(model, progress.calibration, plan.config["sparsity"], show_block)
+        samples = read_everything(plan.calibrator, model, plan.config["seed"]) if plan.pruner.trains else progress.calibration
+        progress.allocation, progress.report = plan.pruner.prune(model, samples, plan.config["sparsity"], show_block)
     write_json(plan.folder / "allocation.json", asdict(progress.allocation))
     show_allocation(model, progress.allocation)
+
+
+def _finetune(plan: Plan, model: PrunableModel, progress: Progress, tracker: Tracker) -> None:
+    assert plan.finetuner is not None
+    assert progress.report is not None
+    masks, device = progress.report.masks, model.device
+    agree(model, masks)
+    job = Job(
+        model=model,
+        masks=masks,
+        reader=plan.calibrator,
+        calibration=progress.calibration,
+        dense=lambda: plan.loader.load(device, plan.selection),
+        batch_size=plan.config["batch_size"],
+        seed=plan.config["seed"],
+        folder=shared_folder(plan.folder) / "finetune",
+        identity={"model": progress.fingerprint, "method": plan.finetuner.name, "masks": masks_fingerprint(masks)},
+        show=partial(tracker.log_point, "finetune"),
+    )
+    with measure(progress.costs, "finetune"):
+        progress.training = plan.finetuner.finetune(job)
+    agree(model, masks)
+    write_json(plan.folder / "finetune.json", asdict(progress.training))

@@ -12,6 +12,7 @@ from ecoflap.allocate.allocation import check_sparsity
 from ecoflap.config import STEPS, build, check_merged
 from ecoflap.errors import UserError
 from ecoflap.evaluate.task import Task
+from ecoflap.finetune.job import Finetuner
 from ecoflap.models.loading import Selection
 from ecoflap.prune.pruners import LayerPruner
 from ecoflap.prune.whole_model import WholeModelPruner
@@ -30,6 +31,7 @@ class Plan:
         scorer: measures the layers; null for ``score=none`` or where the allocation needs no scores.
         allocator: turns scores into counts.
         pruner: decides inside a layer, or over the whole model.
+        finetuner: trains the pruned model; null where the steps don't.
         tasks: {name: task}, each measures the model.
         mean: the metric of a suite's tasks whose mean is reported; null for none.
         tracking: starts the tracker.
@@ -43,6 +45,7 @@ class Plan:
     scorer: Any
     allocator: Any
     pruner: LayerPruner | WholeModelPruner
+    finetuner: Finetuner | None
     tasks: dict[str, Task]
     mean: str | None
     tracking: Any
@@ -86,6 +89,7 @@ def make_plan(config: DictConfig, folder: Path) -> Plan:
         scorer=build("score", config.score) if "_target_" in config.score and allocator.needs_scores else None,
         allocator=allocator,
         pruner=parts["pruner"],
+        finetuner=build("finetune", config.finetune) if "finetune" in config.steps else None,
         tasks=build_tasks(config.task),
         mean=config.task.get("mean") if "tasks" in config.task else None,
         tracking=parts["tracking"],
@@ -163,6 +167,8 @@ def check_steps(plan: Plan) -> None:
             raise UserError(f"steps={steps}: there is no step {step!r}; the steps are {', '.join(STEPS)}")
     if not steps or steps != [step for step in STEPS if step in steps]:
         raise UserError(f"steps={steps} must be some of {', '.join(STEPS)}, each once and in this order")
+    if "finetune" in steps and "prune" not in steps:
+        raise UserError(f"steps={steps}: finetune needs prune, whose zeros it keeps; add it")
     if isinstance(plan.pruner, WholeModelPruner):
         _check_whole_model(plan, plan.pruner)
         return

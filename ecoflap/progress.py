@@ -7,6 +7,7 @@ from typing import Any
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.finetune.job import Training
 from ecoflap.prune.driver import PruneReport
 from ecoflap.score.scores import Scores
 
@@ -18,12 +19,13 @@ class Progress:
     Attributes:
         fingerprint: hash of the dense weights.
         costs: step -> seconds and peak memory.
-        metrics: dense and pruned -> task -> metric -> value.
+        metrics: dense, pruned and finetuned -> task -> metric -> value.
         tasks: task -> what its metrics depend on beside the model.
         calibration: the samples.
         scores: importance of each layer.
         allocation: weights that each layer keeps.
         report: what was removed.
+        training: how the pruned model was fine-tuned.
     """
 
     fingerprint: str
@@ -34,3 +36,4 @@ class Progress:
     scores: Scores | None = None
     allocation: Allocation | None = None
     report: PruneReport | None = None
+    training: Training | None = None

@@ -31,7 +31,7 @@ STATUS = "status.json"
 LEASE = ".lease"
 BLOCKS = "blocks"
 PREDICTIONS = "predictions"
-PRODUCTS = (FILE_NAME, "scores.json", "allocation.json", CHECKPOINT, BLOCKS, PREDICTIONS)
+PRODUCTS = (FILE_NAME, "scores.json", "allocation.json", "finetune.json", "finetune", CHECKPOINT, BLOCKS, PREDICTIONS)
 WRITE_EVERY = 2.0  # seconds between two looks at the progress
 PATIENCE = 90.0  # seconds that a run waits for one that is being ended in the same folder: more than a dead owner's lease lasts
 
@@ -88,13 +88,16 @@ class Found(NamedTuple):
 
 
 @contextmanager
-def claimed(folder: Path, config: Mapping[str, Any], resume: bool, patience: float = PATIENCE) -> Iterator[Found]:
+def claimed(
+    folder: Path, config: Mapping[str, Any], resume: bool, results: Path | None = None, patience: float = PATIENCE
+) -> Iterator[Found]:
     """Claim the folder for one run, keep its status, and yield what an earlier run left there.
 
     Args:
         folder: of the run; made if need be.
         config: resolved.
         resume: go on from what an equal run left; otherwise nothing there counts.
+        results: folder where the result of an equal run would stand, where that is another one.
         patience: seconds to wait for another run that is there now.
 
     Raises:
@@ -104,7 +107,7 @@ def claimed(folder: Path, config: Mapping[str, Any], resume: bool, patience: flo
     _take(lease, folder, patience)
     try:
         key, earlier = run_id({**config, "versions": versions()}), read_json(folder / STATUS) or {}
-        result, unfinished = finished(folder, config) if resume else None, resume and earlier.get("key") == key
+        result, unfinished = finished(results or folder, config) if resume else None, resume and earlier.get("key") == key
         status = Status(key=key, starts=int(earlier.get("starts", 0)) + 1 if unfinished else 1)
         with _kept(folder / STATUS, status):
             yield Found(result, unfinished)

@@ -31,6 +31,9 @@ class Tracker(Protocol):
     def log_image(self, name: str, draw: Callable[[], bytes]) -> None:
         """Show one picture; ``draw`` makes a PNG file, and only where it is shown."""
 
+    def log_point(self, curve: str, point: Mapping[str, float]) -> None:
+        """Show the next point of the curves of one kind, over ``point["step"]``."""
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Show the final figures of the run; nested mappings are allowed."""
 
@@ -47,6 +50,9 @@ class NoTracker:
     def log_image(self, name: str, draw: Callable[[], bytes]) -> None:
         """Ignore a picture."""
 
+    def log_point(self, curve: str, point: Mapping[str, float]) -> None:
+        """Ignore a point."""
+
     def summary(self, values: Mapping[str, Any]) -> None:
         """Ignore the figures."""
 
@@ -55,7 +61,7 @@ class NoTracker:
 
 
 class WandbTracker:
-    """One W&B run: few, whole tables and a summary instead of thousands of steps."""
+    """One W&B run: few, whole tables and a summary, and curves where something is trained."""
 
     def __init__(
         self,
@@ -110,6 +116,11 @@ class WandbTracker:
         from PIL import Image
 
         self._run.log({name: self._image(Image.open(io.BytesIO(draw())))})
+
+    def log_point(self, curve: str, point: Mapping[str, float]) -> None:
+        """Log one point of live curves, named ``curve/figure``."""
+        self._run.define_metric(f"{curve}/*", step_metric=f"{curve}/step")
+        self._run.log({f"{curve}/{name}": value for name, value in point.items()})
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Set the run's summary figures."""

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SHARED = {"errors", "console", "store", "telemetry", "masks", "shards"}
-STEPS = {"score", "allocate", "prune", "evaluate"}
+STEPS = {"score", "allocate", "prune", "evaluate", "finetune"}
 BELOW_STEPS = {"ops", "models", "data", "calibrate"}
 # What each part may import beside itself and SHARED.
 ALLOWED: dict[str, set[str]] = {
@@ -18,14 +18,15 @@ ALLOWED: dict[str, set[str]] = {
     "calibrate": {"ops", "models", "data"},
     "score": BELOW_STEPS,
     "allocate": BELOW_STEPS | {"score"},  # an allocation is made of scores
-    "prune": BELOW_STEPS | {"allocate", "score"},  # and pruning of an allocation; global pruning of gradients
+    "prune": BELOW_STEPS | {"allocate", "score", "finetune"},  # and pruning of an allocation; global pruning of gradients
     "evaluate": BELOW_STEPS,
+    "finetune": BELOW_STEPS,  # of any pruned model, whoever pruned it
     "results": set(),
     "tracking": {"results"},
     "checkpoint": {"models"},
     "config": set(),
     "cluster": {"results", "run_folder"},
-    "report": BELOW_STEPS | STEPS | {"results"},
+    "report": BELOW_STEPS | STEPS | {"results", "config"},  # config: a record says how its model is loaded
     "plan": BELOW_STEPS | STEPS | {"config", "results"},
     "status": {"cluster", "results"},
     "cache": set(),  # a command line over the store

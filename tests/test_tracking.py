@@ -73,6 +73,8 @@ def track_a_run(folder: Path, failed: bool) -> None:
     try:
         tracker.log_table("blocks", ["block", "sparsity", "error"], [["layers.0", 0.5, 1], ["layers.1", 0.5, None], ["layers.2", 0.5, 0.25]])
         tracker.log_image("allocation", picture)
+        tracker.log_point("finetune", {"step": 50.0, "loss": 0.5})
+        tracker.log_point("finetune", {"step": 100.0, "loss": 0.125})
         tracker.summary({"pruned": {"task": {"accuracy": 0.75}}, "n": 3})
     finally:
         tracker.close(failed)
@@ -98,6 +100,8 @@ def test_offline_run_holds_config_table_and_summary(tmp_path: Path, capfd: pytes
     (logged,) = [row for row in read["history"] if any(key.startswith("allocation") for key in row)]
     assert image.name in str(logged)
     assert 0.75 in str_values(read["summary"])
+    curve = [row["finetune/loss"] for row in read["history"] if "finetune/loss" in row]
+    assert curve == [0.5, 0.125]
 
 
 def str_values(nested: Any) -> list[Any]:
@@ -119,6 +123,7 @@ def test_two_runs_in_one_process_stay_apart(tmp_path: Path) -> None:
 def test_disabled_mode_writes_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     tracker = Wandb(mode="disabled").start(CONFIG, "name", tmp_path)
     tracker.log_table("blocks", ["a"], [[1]])
+    tracker.log_point("finetune", {"step": 1.0})
     tracker.summary({"a": 1})
     tracker.close(failed=False)
     assert not list(tmp_path.iterdir())

@@ -23,7 +23,7 @@ class CalibrationSet:
     """
 
     name: str
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample]
     sources: frozenset[str] = frozenset()
 
     def __len__(self) -> int:

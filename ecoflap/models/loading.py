@@ -215,6 +215,10 @@ class Pretrained:
             return skeleton(model_class, described(config_class, self.architecture)), None
         path, dtype = require_folder(self.path), resolve_dtype(self.dtype)
         config = from_hub(lambda: config_class.from_pretrained(path, revision=self.revision), path)
+        if getattr(config, "kept_units", None):
+            from ecoflap.models.units import narrowed
+
+            model_class = narrowed(model_class, config)
         shape = from_hub(lambda: skeleton(model_class, config), path)
         if device.type == "meta":
             return shape, None

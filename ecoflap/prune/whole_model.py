@@ -35,6 +35,7 @@ class WholeModelPruner(Protocol):
 
     name: str
     looks_at_data: ClassVar[bool]
+    trains: ClassVar[bool]  # on the training split behind the calibration set, instead of looking at that
 
     def prune(self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock) -> tuple[Allocation, PruneReport]:
         """Remove the share ``sparsity`` of the weights."""
@@ -52,6 +53,7 @@ class GlobalMagnitude:
     scope: str = "model"
     name: str = "global_magnitude"
     looks_at_data: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_scope(self.scope)
@@ -84,6 +86,7 @@ class GlobalGradient:
     batch_size: int = 1
     name: str = "global_gradient"
     looks_at_data: ClassVar[bool] = True
+    trains: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_scope(self.scope)

@@ -61,9 +61,7 @@ def show_allocation(model: PrunableModel, allocation: Allocation) -> None:
     table(f"sparsity (target {allocation.target:g}, per {allocation.granularity})", ["tower", "sparsity", "least block", "most block"], rows)
 
 
-def show_metrics(task: str, dense: Metrics, pruned: Metrics | None = None) -> None:
-    """The result: one row per metric."""
-    if pruned is None:
-        table(task, ["metric", "dense"], list(dense.items()))
-    else:
-        table(task, ["metric", "dense", "pruned"], [(name, value, pruned[name]) for name, value in dense.items()])
+def show_metrics(task: str, metrics: Mapping[str, Metrics]) -> None:
+    """The result: one row per metric, one column per state of the model (dense, pruned, finetuned)."""
+    rows = [(name, *(values[name] for values in metrics.values())) for name in next(iter(metrics.values()))]
+    table(task, ["metric", *metrics], rows)

@@ -36,7 +36,7 @@ class Result:
         git: ``{"commit": str, "dirty": bool}`` of the project's own checkout, or None outside one.
         model: ``name``, ``fingerprint`` (hash of the dense weights), ``parameters`` and ``prunable`` (counts).
         data: Fingerprints of the calibration set and whatever else identifies the data.
-        metrics: ``{"dense": {task: {metric: float}}, "pruned": {...}}``; the first metric of the first task is the headline.
+        metrics: ``{"dense": {task: {metric: float}}, "pruned": {...}, "finetuned": {...}}``; the first metric of the first task is the headline.
         sparsity: The figures of ``sparsity_section``, from the zeros counted in the pruned weights.
         steps: Step -> ``{"seconds": float, "peak_memory_bytes": int}``, in the order they ran.
         checkpoint: Folder of the saved model relative to the run's folder, or None when none was saved.
@@ -55,8 +55,8 @@ class Result:
     checkpoint: str | None = None
 
     def headline(self) -> float | None:
-        """The first metric of the first task, of the pruned model, or of the dense one where nothing was pruned."""
-        by_task = self.metrics.get("pruned") or self.metrics.get("dense") or {}
+        """The first metric of the first task, of the fine-tuned model, else of the pruned one, else of the dense one."""
+        by_task = self.metrics.get("finetuned") or self.metrics.get("pruned") or self.metrics.get("dense") or {}
         return next((value for values in by_task.values() for value in values.values()), None)
 
     def to_json(self) -> dict[str, Any]:

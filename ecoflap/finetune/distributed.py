@@ -1,0 +1,74 @@
+"""One run by many processes, as torchrun starts them: on one node, or on several of a Slurm job.
+
+Every process prunes for itself, which takes no longer than when one does; then the first one's weights and masks are given to all, because two
+accelerators need not agree to the last bit. Only the fine-tuning is shared out. Only the first process writes what counts: the others get a
+folder of their own, which is removed at the end.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from torch import Tensor, distributed
+
+from ecoflap.models.prunable import PrunableModel
+
+
+def is_first() -> bool:
+    """Whether this process is the only one or the first."""
+    return not distributed.is_initialized() or distributed.get_rank() == 0
+
+
+@contextmanager
+def joined(folder: Path, device: str) -> Iterator[Path]:
+    """Join the other processes of the run, where torchrun (or a launcher that sets the same variables) has started several.
+
+    Args:
+        folder: where this process would write.
+        device: of the run's config.
+
+    Yields:
+        The first process's folder to the first process, and a folder below it to each other one.
+    """
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not os.environ.keys() >= {"RANK", "LOCAL_RANK", "MASTER_ADDR"}:
+        yield folder
+        return
+    accelerated = device != "cpu" and torch.accelerator.is_available()
+    if accelerated:
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+    if not distributed.is_initialized():  # a sweep's next run finds the group of the one before
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if accelerated and torch.cuda.is_available() else "gloo")
+    shared = [str(folder)]
+    distributed.broadcast_object_list(shared, src=0)
+    own = Path(shared[0]) if is_first() else Path(shared[0]) / "processes" / os.environ["RANK"]
+    own.mkdir(parents=True, exist_ok=True)
+    if not is_first():
+        logging.getLogger().setLevel(logging.WARNING)
+    try:
+        yield own
+        distributed.barrier()
+    finally:
+        if is_first():
+            shutil.rmtree(folder / "processes", ignore_errors=True)
+
+
+def shared_folder(folder: Path) -> Path:
+    """The first process's folder, of any process's own."""
+    return folder if is_first() else folder.parents[1]
+
+
+@torch.no_grad()
+def agree(model: PrunableModel, masks: Mapping[str, Tensor]) -> None:
+    """Give the first process's weights and masks to all, in place."""
+    if not distributed.is_initialized():
+        return
+    for tensor in (*model.module.state_dict().values(), *masks.values()):
+        shared = tensor.detach().to(device="cpu", copy=True).contiguous()
+        distributed.broadcast(shared, src=0)
+        tensor.copy_(shared)

@@ -1,0 +1,36 @@
+"""Train all weights that are left, on the training split of the run's data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ecoflap.finetune.job import Job, Training
+from ecoflap.finetune.kept import count_trained, only_kept_weights
+from ecoflap.finetune.schedule import Schedule
+from ecoflap.finetune.training import split_of, train
+from ecoflap.models.prunable import in_float32
+
+
+@dataclass(frozen=True)
+class Full(Schedule):
+    """Every parameter of the model is trained, of pruned weights only those that were kept; see ``Schedule`` for its other options.
+
+    Attributes:
+        name: for people and result files.
+    """
+
+    name: str = "full"
+
+    def finetune(self, job: Job) -> Training:
+        """Train in place.
+
+        Raises:
+            UserError: the options don't fit the model or the data.
+            NumericalError: a loss is NaN or infinite.
+        """
+        split = split_of(self, job)
+        layers = [layer for layer in job.model.layers if layer.name in job.masks]
+        with in_float32(job.model.module), only_kept_weights(job.model.module, layers, job.masks):
+            trained = count_trained(job.model.module)
+            curve = train(self, job, split)
+        return Training(self.name, {"name": split.name, "samples": len(split.train), "held_out": len(split.held_out)}, trained, curve)

@@ -1,0 +1,85 @@
+"""What every way to fine-tune is given, and what it gives back."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.models.prunable import PrunableModel
+
+Point = dict[str, float]  # figures of one step of a curve
+
+
+@dataclass(frozen=True)
+class Job:
+    """A pruned model and what a run knows about it.
+
+    Attributes:
+        model: pruned; changed in place.
+        masks: {layer: bool mask as the parameter is stored, True where kept}.
+        reader: the run's calibration, which reads the training split.
+        calibration: the run's calibration samples; null where it took none.
+        dense: loads the model as it was before pruning.
+        batch_size: samples per forward pass of the run's fine stage.
+        seed: of the order of the samples, of new weights and of dropout.
+        folder: where checkpoints to resume from are kept.
+        identity: what a checkpoint depends on beside the method's own options.
+        show: called with each point of the curve.
+    """
+
+    model: PrunableModel
+    masks: Mapping[str, Tensor]
+    reader: Any
+    calibration: CalibrationSet | None
+    dense: Callable[[], PrunableModel]
+    batch_size: int
+    seed: int
+    folder: Path
+    identity: dict[str, Any] = field(default_factory=dict)
+    show: Callable[[Point], None] = lambda _: None
+
+
+@dataclass(frozen=True)
+class Training:
+    """What was done, as it is written beside the result.
+
+    Attributes:
+        method: its name.
+        data: what was trained on: name and number of samples.
+        trained: number of values that were changed.
+        curve: losses as they were logged, by step, or by block where blocks are trained one by one.
+    """
+
+    method: str
+    data: dict[str, Any]
+    trained: int
+    curve: list[Point]
+
+
+def masks_fingerprint(masks: Mapping[str, Tensor]) -> str:
+    """A hash of every mask and its name."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, mask in masks.items():
+        digest.update(name.encode())
+        digest.update(mask.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+class Finetuner(Protocol):
+    """Trains a pruned model in place; what the masks remove stays zero."""
+
+    name: str
+
+    def finetune(self, job: Job) -> Training:
+        """Train.
+
+        Raises:
+            UserError: the options don't fit the model or the data.
+            NumericalError: a loss is NaN or infinite.
+        """

@@ -1,0 +1,27 @@
+"""A model as a trainer sees it: inputs in, loss out."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.models.prunable import PrunableModel
+
+
+class Learner(nn.Module):
+    """A model whose forward pass is its loss, so that a wrapper for many processes sees one call from inputs to loss."""
+
+    def __init__(self, model: PrunableModel) -> None:
+        super().__init__()
+        self.module = model.module
+        self.model = (model,)  # in a tuple: it is no submodule
+
+    def forward(self, rows: Tensor, groups: list[dict[str, Tensor]]) -> Tensor:
+        """Mean loss over the samples of all groups.
+
+        Args:
+            rows: [batch], one entry per sample.
+            groups: model inputs, one batch per shape.
+        """
+        losses = [self.model[0].loss(group).sum() for group in groups]
+        return torch.stack(losses).sum() / len(rows)

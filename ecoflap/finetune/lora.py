@@ -1,0 +1,120 @@
+"""LoRA (Hu et al., ICLR 2022) under the mask: a low-rank update that changes kept weights only, and is part of them afterwards.
+
+    W' = W + M * (alpha / r) B A
+
+The product is masked while it is trained, not only when it is merged: a model that was trained with an unmasked update is another model than the
+one that is left when the mask has cut it. peft makes, places and scales the factors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import LoraConfig, inject_adapter_in_model
+from peft.tuners.lora import Linear
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from ecoflap.errors import UserError, require_positive
+from ecoflap.finetune.job import Job, Training
+from ecoflap.finetune.kept import count_trained
+from ecoflap.finetune.schedule import Schedule
+from ecoflap.finetune.training import split_of, train
+from ecoflap.models.layers import Layer, is_layer
+from ecoflap.models.prunable import in_float32
+
+ADAPTER = "default"
+
+
+class MaskedLinear(Linear):
+    """peft's LoRA layer with a mask over the update; put under an existing one in place."""
+
+    mask: Tensor
+
+    def get_delta_weight(self, adapter: str) -> Tensor:
+        """The masked update, in the mask's shape."""
+        delta: Tensor = super().get_delta_weight(adapter)
+        return delta * self.mask
+
+    def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
+        """The layer with its weights as they will be merged, inputs [..., cols] -> [..., rows]."""
+        base: Any = self.get_base_layer()
+        weight = base.weight + self.get_delta_weight(ADAPTER)
+        return linear(x, weight.t() if self.fan_in_fan_out else weight, base.bias)
+
+
+@dataclass(frozen=True)
+class Lora(Schedule):
+    """Low-rank updates of the pruned weights, merged under their masks; see ``Schedule`` for its other options.
+
+    Attributes:
+        rank: r, columns of B and rows of A.
+        alpha: the update is scaled by alpha / r.
+        name: for people and result files.
+    """
+
+    rank: int = 8
+    alpha: int = 16
+    name: str = "lora"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_positive("finetune", self, "rank")
+
+    def finetune(self, job: Job) -> Training:
+        """Train the updates and merge them, in place.
+
+        Raises:
+            UserError: the options don't fit the model or the data, or peft can't place an update in a layer.
+            NumericalError: a loss is NaN or infinite.
+        """
+        split = split_of(self, job)
+        with in_float32(job.model.module), self._updates(job):
+            trained = count_trained(job.model.module)
+            curve = train(self, job, split)
+        return Training(self.name, {"name": split.name, "samples": len(split.train), "held_out": len(split.held_out)}, trained, curve)
+
+    @contextmanager
+    def _updates(self, job: Job) -> Iterator[None]:
+        """Updates of all masked layers, alone trained; afterwards they are merged, or dropped where the training failed."""
+        module, layers = job.model.module, [layer for layer in job.model.layers if layer.name in job.masks]
+        places = {layer.name: _place(layer, module) for layer in layers}
+        gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+        with torch.random.fork_rng():
+            torch.manual_seed(job.seed)
+            pattern = "|".join(name.replace(".", r"\.") for name in places.values())
+            transposed = any(layer.transposed for layer in layers)
+            config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=f"({pattern})", lora_dropout=0.0, fan_in_fan_out=transposed)
+            inject_adapter_in_model(config, module, ADAPTER)
+        for layer in layers:
+            update: Any = module.get_submodule(places[layer.name])
+            update.__class__ = MaskedLinear
+            update.register_buffer("mask", job.masks[layer.name].to(layer.weight.device), persistent=False)
+        try:
+            yield
+            with torch.no_grad():
+                for layer in layers:
+                    update = module.get_submodule(places[layer.name])
+                    layer.weight.add_(update.get_delta_weight(ADAPTER))
+        finally:
+            for layer in layers:
+                parent, _, child = places[layer.name].rpartition(".")
+                setattr(module.get_submodule(parent), child, layer.module)
+            for parameter, flag in gradients:
+                parameter.requires_grad_(flag)
+
+
+def _place(layer: Layer, module: nn.Module) -> str:
+    """The path of the module that an update goes around.
+
+    Raises:
+        UserError: the weight is a part of a larger module, such as the packed projections of ``nn.MultiheadAttention``.
+    """
+    path = layer.name.removesuffix(".weight")
+    if path == layer.name or not is_layer(module.get_submodule(path)):
+        raise UserError(f"finetune=lora can't update {layer.name}, which no linear module owns alone; use finetune=full, or skip_layers")
+    return path

@@ -1,0 +1,160 @@
+"""Train block by block towards what the dense model's blocks put out; no labels are needed, and no gradient leaves a block.
+
+Two streams of the same calibration samples run through the tower side by side: one through the dense model, one through the pruned one, whose
+blocks before the current one are already trained. A block B with weights W learns to undo what its predecessors and its own mask have done,
+
+    min over the kept W:  sum over samples of ||B(x'; W) - y||^2 / ||y||^2,
+
+where y is the dense block's output on the dense stream and x' the pruned stream. Biases and norms of the block are trained too. What later
+blocks are given beside the hidden states (a table of position biases in a block, for example) is not: it was computed before.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import mse_loss
+
+from ecoflap.calibrate.capture import Flow, Stream
+from ecoflap.console import track
+from ecoflap.errors import NumericalError, UserError, require_positive
+from ecoflap.finetune.job import Job, Point, Training
+from ecoflap.finetune.kept import only_kept_weights
+from ecoflap.models.prunable import in_float32, quiet_forward
+from ecoflap.models.towers import Block, Tower
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Reconstruct:
+    """Layer-wise reconstruction.
+
+    Attributes:
+        samples: how many of the run's calibration samples are used, from the first; null for all.
+        epochs: passes of each block over the samples.
+        learning_rate: of Adam; it falls as a half cosine to zero over the block's steps.
+        name: for people and result files.
+    """
+
+    samples: int | None = None
+    epochs: int = 10
+    learning_rate: float = 2e-4
+    name: str = "reconstruct"
+
+    def __post_init__(self) -> None:
+        require_positive("finetune", self, "samples", "epochs")
+        if self.learning_rate <= 0:
+            raise UserError(f"finetune.learning_rate={self.learning_rate} must be above 0")
+
+    def finetune(self, job: Job) -> Training:
+        """Train each block of the pruned towers in place.
+
+        Raises:
+            UserError: the run took no calibration samples.
+            NumericalError: a loss is NaN or infinite.
+        """
+        if job.calibration is None:
+            raise UserError("finetune=reconstruct looks at the calibration samples; add calibrate to steps")
+        calibration = job.calibration.take(self.samples or len(job.calibration))
+        batches, dense = calibration.batches(job.batch_size), job.dense()
+        work = [(tower, index) for tower in job.model.towers if tower.layers for index in range(len(tower.blocks))]
+        curve: list[Point] = []
+        trained = 0
+        with quiet_forward(job.model.module), quiet_forward(dense.module), in_float32(job.model.module), in_float32(dense.module):
+            for step, (tower, index) in enumerate(track(work, "reconstruct", total=len(work)), start=1):
+                if index == 0:
+                    pair = _Pair(Flow(dense, _same(dense.every_tower, tower), batches), Flow(job.model, tower, batches))
+                point, count = self._train_block(job, pair, index, step)
+                curve.append(point)
+                trained += count
+                job.show(point)
+        return Training(self.name, {"name": calibration.name, "samples": len(calibration), "held_out": 0}, trained, curve)
+
+    def _train_block(self, job: Job, pair: _Pair, index: int, step: int) -> tuple[Point, int]:
+        """Train one block; returns its errors and the number of values that were trained."""
+        block, streams = pair.pruned.tower.blocks[index], pair.pruned.enter(index)
+        targets, trained = pair.targets(index), 0
+        before = after = _error(block, index, streams, targets)
+        if block.layers:
+            masked = [layer for layer in block.layers if layer.name in job.masks]
+            saved = copy.deepcopy(block.module.state_dict())
+            with only_kept_weights(job.model.module, masked, job.masks), _gradients(block.module) as values:
+                trained = sum(value.numel() for value in values)
+                self._minimise(values, block, index, streams, targets)
+            after = _error(block, index, streams, targets)
+            if not after < before:  # the steps were too large for this block: what pruning left is better
+                block.module.load_state_dict(saved)
+                after = before
+        pair.pruned.leave(index)
+        log.info("%-10s %-40s error %.4f -> %.4f", pair.pruned.tower.name, block.name, before, after)
+        return {"step": float(step), "error_before": before, "error": after}, trained
+
+    def _minimise(self, values: list[nn.Parameter], block: Block, index: int, streams: Sequence[Stream], targets: Sequence[Tensor]) -> None:
+        """Adam over the streams, again and again."""
+        optimizer = torch.optim.Adam(values, lr=self.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * len(streams))
+        for _ in range(self.epochs):
+            for stream, target in zip(streams, targets, strict=True):
+                optimizer.zero_grad()
+                loss = _distance(block, index, stream, target)
+                if not torch.isfinite(loss):
+                    raise NumericalError(f"{block.name}: the reconstruction error is {loss.item()}; use a smaller finetune.learning_rate")
+                loss.backward()
+                optimizer.step()
+                schedule.step()
+
+
+@dataclass
+class _Pair:
+    """The same samples on their way through the same tower of two models."""
+
+    dense: Flow
+    pruned: Flow
+
+    def targets(self, index: int) -> list[Tensor]:
+        """What the dense block makes of each dense stream, which moves on."""
+        self.dense.enter(index)
+        self.dense.leave(index)
+        return [stream.hidden for stream in self.dense.streams]
+
+
+def _same(towers: Sequence[Tower], wanted: Tower) -> Tower:
+    return next(tower for tower in towers if tower.path == wanted.path)
+
+
+@contextmanager
+def _gradients(module: nn.Module) -> Iterator[list[nn.Parameter]]:
+    """Ask gradients of a block's kept weights, biases and norms, all vectors; larger tensors (tables of positions) stay as they are."""
+    chosen = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
+    for parameter in chosen:
+        parameter.requires_grad_(True)
+    try:
+        with torch.enable_grad():
+            yield chosen
+    finally:
+        for parameter in chosen:
+            parameter.requires_grad_(False)
+            parameter.grad = None
+
+
+def _distance(block: Block, index: int, stream: Stream, target: Tensor) -> Tensor:
+    """||output - target||^2 / ||target||^2 over the tokens that count."""
+    output = stream.calls[index].run(block.module, stream.hidden)
+    real = next((mask for mask in stream.counted if mask.shape == target.shape[:2]), None)
+    if real is not None:
+        output, target = output[real], target[real]
+    return mse_loss(output, target) / target.square().mean()
+
+
+@torch.no_grad()
+def _error(block: Block, index: int, streams: Sequence[Stream], targets: Sequence[Tensor]) -> float:
+    """Mean distance over the streams."""
+    distances = [_distance(block, index, stream, target) for stream, target in zip(streams, targets, strict=True)]
+    return float(torch.stack(distances).mean())

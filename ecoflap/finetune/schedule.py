@@ -1,0 +1,120 @@
+"""The options that every training with labels has, and how transformers' Trainer calls them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ecoflap.errors import UserError, require_positive
+
+DATA = ("training", "calibration")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long, how fast and on what.
+
+    Attributes:
+        loss: a function of one's own by its dotted path, (module, batch, copies) -> [batch]; null for the one that the model is scored with.
+        data: training (the whole split behind the calibration set) or calibration (the run's own few samples).
+        samples: how many of the training split; null for all.
+        held_out: how many of them are not trained on; their loss is in the curve and decides which checkpoint is best.
+        epochs: passes over the samples.
+        steps: optimizer steps; null leaves it to ``epochs``.
+        batch_size: samples per step, process and accumulated part.
+        accumulation: parts whose gradients are summed up for one step.
+        learning_rate: the highest one.
+        warmup: share of the steps on the way up to it; from there it falls as a half cosine to zero.
+        weight_decay: of AdamW, decoupled.
+        clip: largest norm of the gradient.
+        precision: auto (bfloat16 where the accelerator has it, else float32), float32, bfloat16 or float16; weights are held in fp32 throughout.
+        recompute: recompute activations in the backward pass instead of keeping them.
+        every: steps between two checkpoints, each with a held-out loss; null for one per epoch.
+        patience: stop after so many checkpoints without a better held-out loss; null to go on to the end.
+        log_every: steps between two points of the curve.
+        workers: processes that read samples.
+    """
+
+    loss: str | None = None
+    data: str = "training"
+    samples: int | None = None
+    held_out: int = 0
+    epochs: float = 1.0
+    steps: int | None = None
+    batch_size: int = 32
+    accumulation: int = 1
+    learning_rate: float = 1e-5
+    warmup: float = 0.0
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    precision: str = "auto"
+    recompute: bool = False
+    every: int | None = None
+    patience: int | None = None
+    log_every: int = 50
+    workers: int = 0
+
+    def __post_init__(self) -> None:
+        require_positive("finetune", self, "samples", "steps", "batch_size", "accumulation", "every", "patience", "log_every")
+        for option, known in (("data", DATA), ("precision", PRECISIONS)):
+            if getattr(self, option) not in known:
+                raise UserError(f"finetune.{option}={getattr(self, option)} is not known; choose {', '.join(known)}")
+        if self.epochs <= 0 or self.learning_rate <= 0 or self.clip <= 0:
+            raise UserError("finetune.epochs, finetune.learning_rate and finetune.clip must be above 0")
+        if not 0 <= self.warmup < 1 or self.weight_decay < 0 or self.held_out < 0 or self.workers < 0:
+            raise UserError("finetune.warmup must be in [0, 1), and finetune.weight_decay, finetune.held_out and finetune.workers at least 0")
+        if self.patience is not None and not self.held_out:
+            raise UserError(f"finetune.patience={self.patience} needs samples to look at; set finetune.held_out to their number")
+
+    def mixed_precision(self, device: torch.device) -> str:
+        """The precision that matrix products are computed in.
+
+        Raises:
+            UserError: float16 on a CPU, where its gradients would not be scaled.
+        """
+        if self.precision == "auto":
+            return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
+        if self.precision == "float16" and device.type == "cpu":
+            raise UserError("finetune.precision=float16 needs an accelerator; on a CPU use float32 or bfloat16")
+        return self.precision
+
+    def arguments(self, folder: Path, seed: int, device: torch.device, samples: int, processes: int) -> dict[str, Any]:
+        """The options as transformers' ``TrainingArguments`` names them."""
+        steps = self.steps or max(1, round(self.epochs * -(-samples // (self.batch_size * self.accumulation * processes))))
+        when = {"strategy": "epoch"} if self.every is None else {"strategy": "steps", "steps": self.every}
+        saving = {f"save_{name}": value for name, value in when.items()}
+        looking = {f"eval_{name}": value for name, value in when.items()} if self.held_out else {"eval_strategy": "no"}
+        precision = self.mixed_precision(device)
+        return {
+            "output_dir": str(folder),
+            "per_device_train_batch_size": self.batch_size,
+            "per_device_eval_batch_size": self.batch_size,
+            "gradient_accumulation_steps": self.accumulation,
+            "max_steps": steps,
+            "learning_rate": self.learning_rate,
+            "lr_scheduler_type": "cosine",
+            "warmup_steps": round(self.warmup * steps),
+            "weight_decay": self.weight_decay,
+            "max_grad_norm": self.clip,
+            "bf16": precision == "bfloat16",
+            "fp16": precision == "float16",
+            "use_cpu": device.type == "cpu",
+            "seed": seed,
+            "logging_steps": self.log_every,
+            **saving,
+            **looking,
+            "save_total_limit": 2 if self.held_out else 1,
+            "load_best_model_at_end": bool(self.held_out),
+            "metric_for_best_model": "loss" if self.held_out else None,
+            "greater_is_better": False if self.held_out else None,
+            "dataloader_num_workers": self.workers,
+            "dataloader_pin_memory": device.type != "cpu",
+            "remove_unused_columns": False,
+            "label_names": [],
+            "report_to": [],
+            "disable_tqdm": True,
+        }

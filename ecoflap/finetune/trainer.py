@@ -1,0 +1,105 @@
+"""transformers' Trainer around a pruned model: it steps, accumulates, distributes, saves and resumes; the loss is the family's own."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback
+
+from ecoflap.console import track
+from ecoflap.errors import NumericalError
+from ecoflap.finetune.job import Point
+
+log = logging.getLogger(__name__)
+
+VALUES = "trained.safetensors"
+
+
+class PrunedTrainer(Trainer):
+    """Trains a ``Learner``; its checkpoints hold the trained values and nothing else of the model."""
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+        """The loss of a batch.
+
+        Raises:
+            NumericalError: it is NaN or infinite.
+        """
+        loss = model(**inputs)
+        if not torch.isfinite(loss):
+            raise NumericalError(
+                f"the loss is {loss.item()} at step {self.state.global_step}; use a smaller finetune.learning_rate, or finetune.precision=float32"
+            )
+        return (loss, None) if return_outputs else loss
+
+    @torch.no_grad()
+    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Tensor, None, None]:
+        """The loss of a batch that is not trained on."""
+        inputs = self._prepare_inputs(inputs)
+        with self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs).detach(), None, None
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        folder = Path(output_dir or self.args.output_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.detach().contiguous() for name, value in self._trained().items()}, folder / VALUES)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        saved = load_file(Path(resume_from_checkpoint) / VALUES)
+        with torch.no_grad():
+            for name, value in self._trained().items():
+                value.copy_(saved[name])
+
+    def _load_best_model(self) -> None:
+        self._load_from_checkpoint(str(self.state.best_model_checkpoint))
+
+    def _trained(self) -> dict[str, nn.Parameter]:
+        """The trained values by name, shared ones once."""
+        assert self.model is not None
+        return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
+
+
+class Curve(TrainerCallback):
+    """Shows one line of progress, and the losses as they come."""
+
+    def __init__(self, show: Callable[[Point], None]) -> None:
+        self.show = show
+        self._line: Any = None
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Start the line; a resumed training starts it where it stopped."""
+        self._line = iter(track(range(state.max_steps + 1), "finetune", total=state.max_steps))
+        for _step in range(state.global_step + 1):
+            next(self._line, None)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """One step further."""
+        next(self._line, None)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Finish the line."""
+        self._line.close()
+
+    def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Show the newest point, if it is one of the curve and not the summary at the end."""
+        if not state.is_world_process_zero or (point := to_point(state.log_history[-1])) is None:
+            return
+        figures = "  ".join(f"{name} {value:.4g}" for name, value in point.items() if name not in ("step", "epoch"))
+        log.info("finetune   step %d of %d  epoch %.2f  %s", point["step"], state.max_steps, point["epoch"], figures)
+        self.show(point)
+
+
+NAMES = {"step": "step", "epoch": "epoch", "loss": "loss", "learning_rate": "learning_rate", "eval_loss": "held_out_loss"}
+
+
+def to_point(entry: dict[str, Any]) -> Point | None:
+    """The losses of an entry of the Trainer's history; null for one without any."""
+    if "loss" not in entry and "eval_loss" not in entry:
+        return None
+    return {NAMES[name]: float(entry[name]) for name in NAMES if name in entry and math.isfinite(float(entry[name]))}

@@ -1,0 +1,126 @@
+"""One training with labels, whatever part of the model it changes."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import get_last_checkpoint
+
+from ecoflap.errors import UserError
+from ecoflap.finetune.distributed import is_first
+from ecoflap.finetune.job import Job, Point
+from ecoflap.finetune.learner import Learner
+from ecoflap.finetune.schedule import Schedule
+from ecoflap.finetune.trainer import Curve, PrunedTrainer, to_point
+from ecoflap.finetune.training_set import Collator, Split, divide, read_split
+from ecoflap.models.losses import find_loss
+from ecoflap.store import write_json
+
+log = logging.getLogger(__name__)
+
+IDENTITY = "identity.json"
+
+
+def split_of(schedule: Schedule, job: Job) -> Split:
+    """What a schedule trains on.
+
+    Raises:
+        UserError: the run has no such data.
+    """
+    if schedule.data == "calibration":
+        if job.calibration is None:
+            raise UserError("finetune.data=calibration needs the calibrate step; add it to steps, or use finetune.data=training")
+        return divide(job.calibration.take(schedule.samples or len(job.calibration)), schedule.held_out)
+    return read_split(job.reader, job.model, job.seed, schedule.samples, schedule.held_out)
+
+
+def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
+    """Train what requires gradients, from the last checkpoint in the job's folder where there is one of the same training.
+
+    Returns:
+        The curve, with the points of the part before a resumption.
+
+    Raises:
+        UserError: the installed transformers is too old.
+        NumericalError: a loss is NaN or infinite.
+    """
+    if not hasattr(TrainingArguments, "eval_strategy"):
+        raise UserError(f"fine-tuning needs transformers 4.46 or newer, and {transformers.__version__} is installed here; install a newer one")
+    device, model = job.model.device, job.model
+    if schedule.loss is not None:
+        model = replace(model, loss_function=find_loss(schedule.loss, {}))
+    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
+    arguments = TrainingArguments(**schedule.arguments(job.folder, job.seed, device, len(split.train), processes))
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several accelerators in one process would be nn.DataParallel
+    callbacks: list[TrainerCallback] = [Curve(job.show)]
+    if schedule.patience is not None:
+        callbacks.append(EarlyStoppingCallback(schedule.patience))
+    trainer = PrunedTrainer(
+        model=Learner(model),
+        args=arguments,
+        data_collator=Collator(model),
+        train_dataset=split.train,
+        eval_dataset=split.held_out if schedule.held_out else None,
+        callbacks=callbacks,
+    )
+    for callback in ("PrinterCallback", "ProgressCallback"):
+        for known in [one for one in trainer.callback_handler.callbacks if type(one).__name__ == callback]:
+            trainer.remove_callback(known)
+    last = last_checkpoint(job.folder, {**job.identity, "schedule": asdict(schedule), "samples": len(split.train), "seed": job.seed})
+    if last is not None:
+        log.info("finetune: goes on from %s", last)
+    with _training_mode(job.model.module, schedule):
+        trainer.train(resume_from_checkpoint=last)
+    return [point for entry in trainer.state.log_history if (point := to_point(entry)) is not None]
+
+
+@contextmanager
+def _training_mode(module: nn.Module, schedule: Schedule) -> Iterator[None]:
+    """No key-value cache, and activations recomputed where that is asked for; evaluation mode afterwards.
+
+    Raises:
+        UserError: the model can't recompute activations.
+    """
+    switched: Any = module
+    configs = {id(config): config for child in module.modules() if (config := getattr(child, "config", None)) is not None}
+    with ExitStack() as afterwards:
+        afterwards.callback(module.eval)
+        for config in configs.values():
+            if getattr(config, "use_cache", None):
+                config.use_cache = False
+                afterwards.callback(setattr, config, "use_cache", True)
+        if schedule.recompute:
+            try:
+                switched.gradient_checkpointing_enable({"use_reentrant": False})
+            except (AttributeError, ValueError) as error:
+                raise UserError(f"finetune.recompute=true: {type(module).__name__} can't recompute activations ({error}); set it to false") from None
+            afterwards.callback(switched.gradient_checkpointing_disable)
+        yield
+
+
+def last_checkpoint(folder: Path, identity: dict[str, Any]) -> str | None:
+    """The newest checkpoint in a folder; those of another training are removed first, by the first process."""
+    first = is_first()
+    file = folder / IDENTITY
+    plain = json.loads(json.dumps(identity))
+    if first and (not file.is_file() or json.loads(file.read_text(encoding="utf-8")) != plain):
+        if any(folder.glob("checkpoint-*")):
+            log.warning("%s holds checkpoints of another training; they are removed", folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        write_json(file, plain)
+    if torch.distributed.is_initialized():
+        torch.distributed.barrier()
+    last: str | None = get_last_checkpoint(str(folder))
+    return last

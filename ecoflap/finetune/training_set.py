@@ -1,0 +1,110 @@
+"""The training split behind a run's calibration set, and its batches."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from ecoflap.calibrate.pictures import Pictures
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.errors import UserError
+from ecoflap.models.examples import encoding_on_demand, pad_together
+from ecoflap.models.prunable import PrunableModel, Sample
+
+
+class TrainingSet(Dataset[Sample]):
+    """Samples, encoded when they are asked for where their reader can do so."""
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self.samples[index]
+
+
+@dataclass(frozen=True)
+class Split:
+    """What is trained on, and what is only looked at.
+
+    Attributes:
+        name: of the data set.
+        train: samples of the training.
+        held_out: samples whose loss says when to stop; empty for none.
+    """
+
+    name: str
+    train: TrainingSet
+    held_out: TrainingSet
+
+
+def read_everything(reader: Any, model: PrunableModel, seed: int, samples: int | None = None) -> CalibrationSet:
+    """Everything that the calibration's reader draws from, in a drawn order; encoded when it is asked for.
+
+    Raises:
+        UserError: the data have no labels of their own.
+    """
+    if isinstance(reader, Pictures):
+        raise UserError(f"calibration={reader.name} has no labels but the dense model's own maps; use finetune=reconstruct, which needs none")
+    with encoding_on_demand():
+        everything: CalibrationSet = replace(reader, samples=sys.maxsize if samples is None else samples).load(model, seed)
+    return everything
+
+
+def read_split(reader: Any, model: PrunableModel, seed: int, samples: int | None, held_out: int) -> Split:
+    """``read_everything``, the last ``held_out`` samples kept from training.
+
+    Args:
+        reader: the run's calibration.
+        model: makes model inputs of the samples.
+        seed: of the order.
+        samples: how many, from the first; null for all.
+        held_out: how many of them are not trained on.
+
+    Raises:
+        UserError: the data have no labels of their own, or nothing is left to train on.
+    """
+    return divide(read_everything(reader, model, seed, samples), held_out)
+
+
+def divide(everything: CalibrationSet, held_out: int) -> Split:
+    """Keep the last samples of a set from training.
+
+    Raises:
+        UserError: nothing is left to train on.
+    """
+    if held_out >= len(everything):
+        raise UserError(f"finetune.held_out={held_out} leaves nothing to train on: there are {len(everything)} samples of {everything.name}")
+    border = len(everything) - held_out
+    return Split(everything.name, TrainingSet(everything.samples[:border]), TrainingSet(everything.samples[border:]))
+
+
+@dataclass(frozen=True)
+class Collator:
+    """Puts samples into one batch: a batch of groups, each of samples of one shape.
+
+    Texts are not filled up to one length: which inputs may be padded, and with what, is a matter of the family, and a group gives each sample
+    exactly the loss that it has alone. Families that compare the samples of a batch bring them to one length themselves, so they get one group.
+    """
+
+    model: PrunableModel
+
+    def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
+        """``rows`` [batch] counts the samples; ``groups`` are the model inputs."""
+        groups: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
+        for sample in pad_together(self.model, samples):
+            groups.setdefault(tuple(tuple(tensor.shape) for tensor in sample.values()), []).append(sample)
+        return {"rows": torch.arange(len(samples)), "groups": [stack(group) for group in groups.values()]}
+
+
+def stack(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """Samples of one shape -> model inputs, [samples, ...] each."""
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}

@@ -1,0 +1,172 @@
+"""The finetune step through the pipeline and through main.py: zeros stay, runs resume, two processes are as good as one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.masks import load_masks
+from ecoflap.results import Result
+from ecoflap.results.verification import verify
+from tests.cli.conftest import ROOT
+
+STEPS = "steps=[calibrate,score,allocate,prune,finetune,evaluate]"
+Run = Callable[..., Result]
+QUICK = [STEPS, "score=none", "model.save=true", "finetune.learning_rate=0.01", "finetune.log_every=1", "finetune.batch_size=2"]
+
+
+@pytest.fixture
+def training(text_run: list[str]) -> list[str]:
+    """Overrides of a run that fine-tunes the tiny language model on its six rows of tokens."""
+    return [*text_run, *QUICK]
+
+
+def curve(folder: Path) -> list[dict[str, Any]]:
+    points: list[dict[str, Any]] = json.loads((folder / "finetune.json").read_text())["curve"]
+    return points
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "checkpoint" / "model.safetensors")
+
+
+def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name in one:
+        torch.testing.assert_close(one[name], other[name], rtol=1e-4, atol=1e-6, msg=name)
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_loss_falls_and_zeros_stay_in_the_saved_file(training: list[str], run: Run, tmp_path: Path, method: str) -> None:
+    result = run([*training, f"finetune={method}", "finetune.steps=12"])
+    points = curve(tmp_path / "run")
+    assert points[-1]["loss"] < points[0]["loss"]
+    assert result.metrics.keys() == {"dense", "pruned", "finetuned"}
+    assert result.headline() == result.metrics["finetuned"]["token_perplexity"]["perplexity"]
+    assert verify(tmp_path / "run") == []
+    saved, masks = weights(tmp_path / "run"), load_masks(tmp_path / "run" / "checkpoint" / "masks.safetensors")
+    assert masks
+    for name, mask in masks.items():
+        assert not saved[name][~mask].any()
+        assert saved[name][mask].any()
+    assert result.data["finetune"] == {"name": "token_file", "samples": 6, "held_out": 0}
+
+
+def test_accumulated_parts_are_one_batch(training: list[str], run: Run, tmp_path: Path) -> None:
+    run([*training, "finetune.steps=4", "finetune.batch_size=4"], "whole")
+    run([*training, "finetune.steps=4", "finetune.batch_size=2", "finetune.accumulation=2"], "parts")
+    close(weights(tmp_path / "whole"), weights(tmp_path / "parts"))
+
+
+def test_recomputed_activations_change_nothing(training: list[str], run: Run, tmp_path: Path) -> None:
+    run([*training, "finetune.steps=3"], "kept")
+    run([*training, "finetune.steps=3", "finetune.recompute=true"], "recomputed")
+    close(weights(tmp_path / "kept"), weights(tmp_path / "recomputed"))
+
+
+def test_bfloat16_products_leave_fp32_weights(training: list[str], run: Run, tmp_path: Path) -> None:
+    run([*training, "finetune.steps=8", "finetune.precision=bfloat16"])
+    points = curve(tmp_path / "run")
+    assert points[-1]["loss"] < points[0]["loss"]
+    assert {tensor.dtype for tensor in weights(tmp_path / "run").values()} == {torch.float32}
+
+
+def test_it_stops_early_and_keeps_the_best(training: list[str], run: Run, tmp_path: Path) -> None:
+    result = run([*training, "finetune.held_out=2", "finetune.every=1", "finetune.patience=2", "finetune.steps=200", "finetune.learning_rate=0.3"])
+    points = curve(tmp_path / "run")
+    held_out = {point["step"]: point["held_out_loss"] for point in points if "held_out_loss" in point}
+    assert max(held_out) < 200
+    best = min(held_out, key=lambda step: (held_out[step], step))
+    assert max(held_out) - best == 2
+    assert result.data["finetune"]["samples"] == 4
+
+
+class Killed(BaseException):
+    pass
+
+
+def test_a_killed_run_resumes_to_the_same_curve(training: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    overrides = [*training, "finetune.steps=8", "finetune.every=2", "finetune.held_out=2"]
+    run(overrides, "whole")
+    from ecoflap.finetune.trainer import Curve
+
+    def die(self: Any, args: Any, state: Any, *_: Any, **__: Any) -> None:
+        if state.global_step == 5:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Curve, "on_step_end", die)
+        with pytest.raises(Killed):
+            run(overrides, "killed")
+    assert not (tmp_path / "killed" / "result.json").exists()
+    run(overrides, "killed")
+    assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
+    for name, weight in weights(tmp_path / "whole").items():
+        assert torch.equal(weight, weights(tmp_path / "killed")[name])
+
+
+def test_checkpoints_of_another_training_are_not_resumed(training: list[str], run: Run, tmp_path: Path) -> None:
+    run([*training, "finetune.steps=4", "sparsity=0.5"])
+    run([*training, "finetune.steps=4", "sparsity=0.7"])
+    run([*training, "finetune.steps=4", "sparsity=0.7"], "fresh")
+    assert curve(tmp_path / "run") == curve(tmp_path / "fresh")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["steps=[finetune]"], ["finetune needs prune"]),
+        (["finetune.patience=1"], ["finetune.patience=1", "held_out"]),
+        (["finetune.precision=half"], ["finetune.precision=half", "bfloat16"]),
+        (["finetune.data=test"], ["finetune.data=test", "calibration"]),
+        (["finetune.held_out=6"], ["finetune.held_out=6", "6 samples"]),
+        (["finetune.precision=float16"], ["finetune.precision=float16", "accelerator"]),
+        (["finetune.batch_size=0"], ["finetune.batch_size=0"]),
+        (["finetune.learning_rate=0"], ["finetune.learning_rate"]),
+        (["pruner=magnitude", "steps=[allocate,prune,finetune]", "finetune.data=calibration"], ["calibrate"]),
+    ],
+)
+def test_what_cannot_be_is_refused(training: list[str], run: Run, overrides: list[str], words: list[str]) -> None:
+    with pytest.raises(UserError) as refused:
+        run([*training, "finetune.steps=1", *overrides])
+    for word in words:
+        assert word in str(refused.value)
+
+
+def test_a_loss_that_explodes_ends_the_run(training: list[str], run: Run, tmp_path: Path) -> None:
+    with pytest.raises(NumericalError, match="learning_rate"):
+        run([*training, "finetune.steps=8", "finetune.learning_rate=1e30", "finetune.clip=1e30"])
+    assert not (tmp_path / "run" / "result.json").exists()
+
+
+def test_two_processes_are_one_with_twice_the_batch(training: list[str], run: Run, tmp_path: Path) -> None:
+    run([*training, "finetune.steps=3", "finetune.batch_size=2", "finetune.held_out=2", "finetune.every=3"], "one")
+    both = [*training, "finetune.steps=3", "finetune.batch_size=1", "finetune.held_out=2", "finetune.every=3", f"hydra.run.dir={tmp_path / 'two'}"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    finished = subprocess.run([*launcher, str(ROOT / "main.py"), *both], capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    assert finished.returncode == 0, finished.stderr
+    close(weights(tmp_path / "one"), weights(tmp_path / "two"))
+    one, two = curve(tmp_path / "one"), curve(tmp_path / "two")
+    assert [point.keys() for point in one] == [point.keys() for point in two]
+    for ours, theirs in zip(one, two, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    assert verify(tmp_path / "two") == []
+    assert not (tmp_path / "two" / "processes").exists()
+
+
+def test_reconstruction_goes_through_the_pipeline(text_run: list[str], run: Run, tmp_path: Path) -> None:
+    result = run([*text_run, STEPS, "score=none", "model.save=true", "finetune=reconstruct"])
+    assert [point["step"] for point in curve(tmp_path / "run")] == [1.0, 2.0]
+    assert verify(tmp_path / "run") == []
+    assert result.metrics["finetuned"] != result.metrics["pruned"]

@@ -1,0 +1,68 @@
+"""LoRA under the mask: what is trained is what is merged, and the rest of the model stays as it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.errors import UserError
+from ecoflap.finetune.job import Job
+from ecoflap.finetune.lora import ADAPTER, Lora
+from tests.finetune.test_kept import pruned
+from tests.tiny import FAMILIES, samples
+
+
+def job(family: str, folder: Path) -> Job:
+    model, masks = pruned(family)
+    return Job(model, masks, None, samples(family), lambda: model, 2, 0, folder)
+
+
+LORA = Lora(data="calibration", epochs=4, batch_size=3, learning_rate=0.02, rank=2)
+
+
+@pytest.mark.parametrize("family", [family for family in ("llama", "gpt2", "t5", "blip_vqa") if family in FAMILIES])
+def test_the_loss_falls_and_only_kept_weights_change(family: str, tmp_path: Path) -> None:
+    task = job(family, tmp_path)
+    names, before = list(task.model.module.state_dict()), {name: value.clone() for name, value in task.model.module.state_dict().items()}
+    batch = task.calibration.take(1).batches(1)[0] if task.calibration else {}
+    training = LORA.finetune(task)
+    assert list(task.model.module.state_dict()) == names
+    assert all(parameter.requires_grad for parameter in task.model.module.parameters())
+    layers = {layer.name: layer for layer in task.model.layers}
+    assert training.trained == sum(2 * sum(layer.shape) for layer in layers.values())
+    changed = {name for name, value in task.model.module.state_dict().items() if not torch.equal(value, before[name])}
+    assert changed <= layers.keys()
+    assert changed
+    for name, layer in layers.items():
+        assert not layer.weight[~task.masks[name]].any()
+    assert task.model.loss(batch).isfinite().all()
+    assert sum(point["loss"] for point in training.curve) > 0 or not training.curve
+
+
+def test_the_merged_model_is_the_trained_one(tmp_path: Path) -> None:
+    task = job("llama", tmp_path)
+    assert isinstance(task.calibration, CalibrationSet)
+    batch = task.calibration.batches(4)[0]
+    with LORA._updates(task), torch.no_grad():
+        for name, parameter in task.model.module.named_parameters():
+            if f"lora_B.{ADAPTER}" in name:
+                parameter.normal_(generator=torch.Generator().manual_seed(len(name)))
+        trained = task.model.loss(batch)
+    torch.testing.assert_close(task.model.loss(batch), trained)
+
+
+def test_a_failed_training_leaves_the_pruned_model(tmp_path: Path) -> None:
+    task = job("llama", tmp_path)
+    fingerprint = task.model.fingerprint()
+    with pytest.raises(RuntimeError), LORA._updates(task):
+        raise RuntimeError
+    assert task.model.fingerprint() == fingerprint
+
+
+@pytest.mark.skipif("open_clip" not in FAMILIES, reason="no open_clip")
+def test_packed_projections_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="in_proj_weight"):
+        LORA.finetune(job("open_clip", tmp_path))

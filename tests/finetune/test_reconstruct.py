@@ -1,0 +1,73 @@
+"""Block-wise reconstruction: each block comes closer to the dense model's, whatever the family, and zeros stay."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ecoflap.errors import UserError
+from ecoflap.finetune.job import Job
+from ecoflap.finetune.reconstruct import Reconstruct
+from ecoflap.models.prunable import PrunableModel
+from tests.finetune.test_kept import pruned
+from tests.tiny import FAMILIES, build, samples
+
+SLOWLY = ["t5", "blip_vqa", "blip_retrieval", "clip", "llama", "gpt2", "vit"]
+
+
+def job(family: str) -> Job:
+    model, masks = pruned(family)
+    return Job(model, masks, None, samples(family), lambda: build(family), 2, 0, Path())
+
+
+def block_outputs(model: PrunableModel, block: nn.Module, family: str) -> torch.Tensor:
+    """What a block puts out in a whole forward pass, over all batches, flattened."""
+    outputs: list[torch.Tensor] = []
+
+    def keep(_: nn.Module, __: object, output: object) -> None:
+        outputs.append((output if isinstance(output, torch.Tensor) else output[0]).flatten())  # type: ignore[index]
+
+    handle = block.register_forward_hook(keep)
+    with torch.no_grad():
+        for batch in samples(family).batches(1):
+            model.loss(batch)
+    handle.remove()
+    return torch.cat(outputs)
+
+
+@pytest.mark.parametrize("family", [family for family in SLOWLY if family in FAMILIES])
+def test_every_block_comes_closer_and_zeros_stay(family: str) -> None:
+    task = job(family)
+    training = Reconstruct(epochs=4, learning_rate=3e-3).finetune(task)
+    assert len(training.curve) == sum(len(tower.blocks) for tower in task.model.towers if tower.layers)
+    assert all(point["error"] <= point["error_before"] for point in training.curve)
+    assert sum(point["error"] < point["error_before"] for point in training.curve) > len(training.curve) / 2
+    for layer in task.model.layers:
+        assert not layer.weight[~task.masks[layer.name]].any()
+    assert all(parameter.requires_grad for parameter in task.model.module.parameters())
+
+
+def test_the_errors_are_those_of_a_whole_forward_pass() -> None:
+    task, dense = job("llama"), build("llama")
+    training = Reconstruct(epochs=3, learning_rate=3e-3).finetune(task)
+    for point, ours, theirs in zip(training.curve, task.model.blocks, dense.blocks, strict=True):
+        output, target = block_outputs(task.model, ours.module, "llama"), block_outputs(dense, theirs.module, "llama")
+        # The mean over batches of two lengths is not quite the mean over all tokens.
+        assert float((output - target).square().sum() / target.square().sum()) == pytest.approx(point["error"], rel=0.1)
+
+
+def test_steps_that_make_it_worse_are_undone() -> None:
+    task = job("llama")
+    fingerprint = task.model.fingerprint()
+    training = Reconstruct(epochs=1, learning_rate=10.0).finetune(task)
+    assert task.model.fingerprint() == fingerprint
+    assert all(point["error"] == point["error_before"] for point in training.curve)
+
+
+def test_it_needs_calibration_samples() -> None:
+    model, masks = pruned("llama")
+    with pytest.raises(UserError, match="calibrate"):
+        Reconstruct().finetune(Job(model, masks, None, None, lambda: model, 2, 0, Path()))

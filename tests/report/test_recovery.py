@@ -1,0 +1,41 @@
+"""The table of what fine-tuning brought back, from records with known figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ecoflap.report.recovery import main
+from ecoflap.results import Result, sparsity_section
+from ecoflap.results.record import FILE_NAME
+
+
+def write(folder: Path, seed: int, figures: dict[str, float]) -> None:
+    config = {"model": {"name": "m"}, "pruner": {"name": "wanda"}, "score": {"name": "none"}, "finetune": {"name": "full"}, "sparsity": 0.5}
+    metrics = {state: {"vqa": {"accuracy": value, "count": 3.0}} for state, value in figures.items()}
+    section = sparsity_section({}, 0.5, 10)
+    folder.mkdir(parents=True)
+    Result(config={**config, "seed": seed}, versions={}, git=None, model={}, data={}, metrics=metrics, sparsity=section, steps={}).write(
+        folder / FILE_NAME
+    )
+
+
+def test_means_over_seeds_and_the_recovered_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "0", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 80.0})
+    write(tmp_path / "1", 1, {"dense": 90.0, "pruned": 70.0, "finetuned": 85.0})
+    write(tmp_path / "2", 2, {"dense": 90.0, "pruned": 10.0})  # was not fine-tuned
+    assert main([str(tmp_path)]) == 0
+    row = capsys.readouterr().out.splitlines()[2]
+    assert row == "| m | wanda | none | full | accuracy | 0.5 | 2 | 90 | 65 ± 7.1 | 82.5 ± 3.5 | 70% |"
+
+
+def test_nothing_lost_is_nothing_to_recover(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "0", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 80.0})
+    assert main([str(tmp_path), "--metric", "count"]) == 0
+    assert "nothing lost" in capsys.readouterr().out
+
+
+def test_a_folder_without_runs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
