@@ -88,9 +88,7 @@ class Found(NamedTuple):
 
 
 @contextmanager
-def claimed(
-    folder: Path, config: Mapping[str, Any], resume: bool, results: Path | None = None, patience: float = PATIENCE
-) -> Iterator[Found]:
+def claimed(folder: Path, config: Mapping[str, Any], resume: bool, results: Path | None = None, patience: float = PATIENCE) -> Iterator[Found]:
     """Claim the folder for one run, keep its status, and yield what an earlier run left there.
 
     Args:
