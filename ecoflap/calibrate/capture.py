@@ -4,7 +4,8 @@ Every argument is recorded as it comes and replayed unchanged, without naming it
 reach each block whatever the release of transformers calls them. Only the hidden states (the first tensor) are replaced from block to block.
 
 Where a model changes the hidden states between two blocks, so that a block's output is not the next one's input, each block's inputs are
-captured anew by a forward pass through the pruned blocks before it.
+captured anew by a forward pass through the pruned blocks before it. Elsewhere the blocks themselves are left out of all forward passes but the
+first: what is wanted of them is their arguments.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ecoflap.calibrate.shortcut import Shortcut, shortcut, taking
 from ecoflap.errors import UserError
 from ecoflap.models.losses import counted_tokens
 from ecoflap.models.prunable import Batch, PrunableModel
@@ -108,20 +110,31 @@ class Flow:
         """
         self.model, self.tower, self.batches = model, tower, batches
         self.chained, self._passes = True, 0
+        self._shortcuts: dict[nn.Module, Shortcut] = {}
         # The largest batch first: a loss may send a single sample through a tower less often than samples that have each other.
         order = sorted(range(len(batches)), key=lambda index: -_size(batches[index]))
-        captured = {index: self._capture(batches[index]) for index in order}
+        captured = {index: self._capture(batches[index]) for index in order[:1]}
+        if self.chained and len(order) > 1:
+            self._check_shortcuts(batches[order[0]], captured[order[0]])
+        captured |= {index: self._capture(batches[index]) for index in order[1:]}
         self.streams = [stream for index in range(len(batches)) for stream in captured[index]]
 
     def _capture(self, batch: Batch, start: int = 0) -> list[Stream]:
         """The streams of one batch, at block ``start``. How often batches pass the tower is learnt from the largest, which runs to its end."""
         recorder = _Recorder(self.tower, self._passes)
-        with recorder.watching(), suppress(_Captured):
+        with recorder.watching(), taking(self._shortcuts), suppress(_Captured):
             self.model.loss(batch)
         if not self._passes:
             self._passes = recorder.passes()
             self.chained = recorder.chained
+            self._shortcuts = {module: how for module, how in recorder.shortcuts.items() if how is not None} if self.chained else {}
         return recorder.streams(start)
+
+    def _check_shortcuts(self, batch: Batch, expected: list[Stream]) -> None:
+        """Capture a batch without running the blocks, and do without that when any argument comes out otherwise."""
+        streams = self._capture(batch)
+        if not all(_same(one.calls, other.calls) for one, other in zip(streams, expected, strict=True)):
+            self._shortcuts = {}
 
     @torch.no_grad()
     def enter(self, index: int) -> list[Stream]:
@@ -137,6 +150,19 @@ class Flow:
             stream.hidden = stream.calls[index].run(self.tower.blocks[index].module, stream.hidden)
 
 
+def _same(one: Any, other: Any) -> bool:
+    """Whether two calls, or the arguments in them, are the same; objects that hold no tensors are not looked into."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, BlockCall):
+        return _same((one.arguments, one.keywords, one.place), (other.arguments, other.keywords, other.place))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return type(one) is type(other)
+
+
 def _size(batch: Batch) -> int:
     """Number of samples."""
     return len(next(iter(batch.values()), ()))
@@ -150,6 +176,7 @@ class _Recorder:
         self.tower, self.expected = tower, passes
         self.calls: list[list[tuple[BlockCall, Tensor, tuple[Tensor, ...]]]] = [[] for _ in tower.blocks]
         self.chained = True
+        self.shortcuts: dict[nn.Module, Shortcut | None] = {}
         self._last: Tensor | None = None
 
     @contextmanager
@@ -157,7 +184,7 @@ class _Recorder:
         handles = []
         for index, block in enumerate(self.tower.blocks):
             handles.append(block.module.register_forward_pre_hook(self._before(index), with_kwargs=True))
-            handles.append(block.module.register_forward_hook(self._after))
+            handles.append(block.module.register_forward_hook(self._after, with_kwargs=True))
         try:
             yield
         finally:
@@ -175,8 +202,11 @@ class _Recorder:
 
         return record
 
-    def _after(self, _: nn.Module, __: Any, output: Any) -> None:
+    def _after(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         self._last = first_tensor(output)
+        if not self.expected and self.shortcuts.get(module, ()) is not None:  # one call that makes more than hidden states settles it
+            call, _ = _take_out_hidden(arguments, keywords)
+            self.shortcuts[module] = shortcut(arguments, keywords, call.place, output)
 
     def passes(self) -> int:
         """How often each block was called.

@@ -106,6 +106,11 @@ def from_hub(load: Callable[[], Any], path: str) -> Any:
         ) from error
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device."""
+    return int(torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available)
+
+
 def check_fits(parameters: int, dtype: torch.dtype | None, device: torch.device) -> None:
     """Compare the weights' bytes with free memory before anything is read.
 
@@ -113,8 +118,7 @@ def check_fits(parameters: int, dtype: torch.dtype | None, device: torch.device)
         UserError: the weights alone don't fit.
     """
     width = (dtype or torch.float32).itemsize
-    needed = parameters * width
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    needed, free = parameters * width, free_memory(device)
     if needed > free:
         raise UserError(
             f"the weights need {needed / 2**30:.1f} GiB ({parameters:,} parameters of {width} bytes) and {device} has {free / 2**30:.1f} GiB free; "

@@ -77,8 +77,8 @@ def select_n_of_m(metric: Tensor, n: int, m: int) -> Tensor:
 def keep_n_of_m(metric: Tensor, n: int, m: int) -> Tensor:
     """`select_n_of_m` without its checks, for a solve that has made them and calls this once per group of columns.
 
-    A weight's rank in its group is how many of the others it beats. Small groups compare every pair of their columns, m (m - 1) / 2 operations however
-    large the matrix is; large groups select by order statistic.
+    A weight's rank in its group is how many of the others it beats. Small groups compare every pair of their columns, in a number of operations that
+    does not depend on the size of the matrix; large groups select by order statistic.
     """
     if m > LARGEST_COMPARED:
         return _keep_highest(metric.reshape(-1, m), m - n).reshape(metric.shape)

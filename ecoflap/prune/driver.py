@@ -1,11 +1,12 @@
-"""Prune block by block: each block sees inputs from its pruned predecessors, and its own layers are measured while it is still dense."""
+"""Prune block by block: each block sees inputs from its predecessors, and its own layers are measured while it is still dense."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -14,11 +15,12 @@ from torch import Tensor
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.calibrate.capture import Flow
 from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.calibrate.statistics import InputStatistics, Statistic
+from ecoflap.calibrate.statistics import Enough, InputStatistics, Statistic
 from ecoflap.console import track
 from ecoflap.errors import NumericalError
 from ecoflap.models.layers import Layer
-from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward
+from ecoflap.models.towers import Tower
 from ecoflap.prune.pruners import LayerPruner, Pruned
 
 log = logging.getLogger(__name__)
@@ -59,6 +61,9 @@ class PruneReport:
     blocks: list[BlockReport] = field(default_factory=list)
 
 
+PROPAGATE = ("pruned", "dense")
+
+
 @torch.no_grad()
 def prune(
     model: PrunableModel,
@@ -67,6 +72,7 @@ def prune(
     allocation: Allocation,
     batch_size: int,
     on_block: Callable[[BlockReport], None] = lambda _: None,
+    propagate: str = "pruned",
 ) -> PruneReport:
     """Prune every tower of the model in order, in place.
 
@@ -77,32 +83,43 @@ def prune(
         allocation: how many weights each layer keeps.
         batch_size: samples per forward pass; changes nothing beyond rounding.
         on_block: called after each block.
+        propagate: whether a layer's inputs come from ``pruned`` predecessors (published; two passes over the data per block) or from ``dense`` ones
+            (one pass; another result). Dense predecessors means the last towers first, so that what comes before is still whole.
 
     Raises:
         NumericalError: a weight or a hidden state is not finite, or a mask misses its count.
     """
-    report = PruneReport()
+    report, dense = PruneReport(), propagate == "dense"
     batches = calibration.batches(batch_size) if calibration is not None and pruner.statistic is not None else []
-    work = [(tower, index) for tower in model.towers if tower.layers for index in range(len(tower.blocks))]
-    flow: Flow | None = None
+    towers = [tower for tower in model.towers if tower.layers]
+    work = _blocks_in_order(model, reversed(towers) if dense else towers, batches, dense)
     with quiet_forward(model.module):
-        for tower, index in track(work, "prune", total=len(work)):
-            if index == 0:
-                flow = None  # let go of the last tower's states before the next one's are made
-                flow = Flow(model, tower, batches)
-            assert flow is not None
-            summary = _prune_block(flow, index, pruner, allocation, report)
+        for flow, index in track(work, "prune", total=sum(len(tower.blocks) for tower in towers)):
+            summary = _prune_block(flow, index, pruner, allocation, report, dense)
             report.blocks.append(summary)
             on_block(summary)
+    report.masks = {layer.name: report.masks[layer.name] for layer in model.layers}
     return report
 
 
-def _prune_block(flow: Flow, index: int, pruner: LayerPruner, allocation: Allocation, report: PruneReport) -> BlockReport:
+def _blocks_in_order(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool) -> Iterator[tuple[Flow, int]]:
+    """Every block of the towers, with the flow of its tower; a tower's states are let go before the next one's are made."""
+    for tower in towers:
+        flow = Flow(model, tower, batches)
+        order = range(len(tower.blocks))
+        # Where a model changes the hidden states between blocks, each block's inputs are made anew by all blocks before it.
+        for index in reversed(order) if dense and not flow.chained else order:
+            yield flow, index
+        del flow
+
+
+def _prune_block(flow: Flow, index: int, pruner: LayerPruner, allocation: Allocation, report: PruneReport, dense: bool) -> BlockReport:
     started, block = time.perf_counter(), flow.tower.blocks[index]
-    statistics = _measure(flow, index, pruner)
-    for layer in block.layers:
-        _prune_layer(layer, statistics[layer] if statistics else None, pruner, allocation.keep[layer.name], report)
-    flow.leave(index)
+    statistics = _measure(flow, index, pruner, dense)
+    for layers in _sharing(block.layers, statistics):
+        _prune_layers(layers, statistics[layers[0]] if statistics else None, pruner, allocation, report)
+    if not dense:
+        flow.leave(index)
     if not all(torch.isfinite(stream.hidden).all() for stream in flow.streams):
         raise NumericalError(
             f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or a larger pruner.damping"
@@ -118,32 +135,48 @@ def _prune_block(flow: Flow, index: int, pruner: LayerPruner, allocation: Alloca
     )
 
 
-def _measure(flow: Flow, index: int, pruner: LayerPruner) -> InputStatistics | None:
-    """Run the dense block once over all batches and gather what the pruner needs."""
+def _measure(flow: Flow, index: int, pruner: LayerPruner, dense: bool) -> InputStatistics | None:
+    """Run the dense block once over all batches and gather what the pruner needs; with ``dense``, its outputs are the next block's inputs."""
     streams, block = flow.enter(index), flow.tower.blocks[index]
     if pruner.statistic is None or not block.layers:
+        if dense:
+            flow.leave(index)
         return None
     statistics = InputStatistics(pruner.statistic)
-    with statistics.gathering(block.layers):
+    with statistics.gathering(block.layers, stop=not dense):
         for stream in streams:
             call = stream.calls[index]
             statistics.look_at(stream.counted, call.tensors)
-            call.run(block.module, stream.hidden)
+            with suppress(Enough):
+                output = call.run(block.module, stream.hidden)
+                if dense:
+                    stream.hidden = output
     return statistics
 
 
-def _prune_layer(layer: Layer, statistic: Statistic | None, pruner: LayerPruner, keep: int, report: PruneReport) -> None:
-    dense = layer.matrix().clone()
+def _sharing(layers: Sequence[Layer], statistics: InputStatistics | None) -> list[list[Layer]]:
+    """The layers in groups of one statistic each; one by one where nothing was measured."""
+    groups: dict[int, list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(id(statistics[layer]) if statistics else id(layer), []).append(layer)
+    return list(groups.values())
+
+
+def _prune_layers(layers: Sequence[Layer], statistic: Statistic | None, pruner: LayerPruner, allocation: Allocation, report: PruneReport) -> None:
+    """Prune the layers that share a statistic."""
+    dense = [layer.matrix().clone() for layer in layers]
     try:
-        pruned = pruner(dense, statistic, keep)  # type: ignore[arg-type]
+        results = pruner.together(dense, statistic, [allocation.keep[layer.name] for layer in layers])  # type: ignore[arg-type]
     except ValueError as error:
-        raise NumericalError(f"{layer.name}: {error}") from error
-    if pruned.note:
-        log.warning("%s: %s", layer.name, pruned.note)
-    _check(layer, pruned, keep)
-    layer.write(pruned.weight)
-    report.masks[layer.name] = layer.oriented(pruned.mask).contiguous().cpu()
-    report.errors[layer.name] = None if statistic is None else _relative_error(statistic, dense, layer.matrix())
+        culprit = next((layer for layer, weight in zip(layers, dense, strict=True) if not torch.isfinite(weight).all()), layers[0])
+        raise NumericalError(f"{culprit.name}: {error}") from error
+    for layer, before, pruned in zip(layers, dense, results, strict=True):
+        if pruned.note:
+            log.warning("%s: %s", layer.name, pruned.note)
+        _check(layer, pruned, allocation.keep[layer.name])
+        layer.write(pruned.weight)
+        report.masks[layer.name] = layer.oriented(pruned.mask).contiguous().cpu()
+        report.errors[layer.name] = None if statistic is None else _relative_error(statistic, before, layer.matrix())
 
 
 def _check(layer: Layer, pruned: Pruned, keep: int) -> None:
