@@ -10,7 +10,9 @@ from typing import Any
 from ecoflap.checkpoint import FOLDER as CHECKPOINT
 from ecoflap.checkpoint import save_checkpoint
 from ecoflap.errors import NumericalError
+from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.residence import WORK
 from ecoflap.plan import Plan
 from ecoflap.progress import Progress
 from ecoflap.prune.driver import BlockReport, PruneReport
@@ -22,6 +24,7 @@ def discard_earlier(folder: Path) -> None:
     """Remove what an earlier run left in the folder, the record first: what stands there later is this run's or nothing."""
     for name in (FILE_NAME, "scores.json", "allocation.json"):
         (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / WORK, ignore_errors=True)
     shutil.rmtree(folder / CHECKPOINT, ignore_errors=True)
 
 
@@ -30,6 +33,7 @@ def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
     counts = count_layers(model, progress.report)
     target = None if progress.allocation is None else progress.allocation.target
     saved = save_checkpoint(model, progress.report.masks, plan.folder) if plan.loader.save and progress.report is not None else None
+    shutil.rmtree(plan.folder / WORK, ignore_errors=True)
     surroundings = environment()
     result = Result(
         config=plan.config,
@@ -57,17 +61,22 @@ def count_layers(model: PrunableModel, report: PruneReport | None) -> dict[str, 
     Raises:
         NumericalError: a weight that was removed is not zero.
     """
-    counts = {}
+    counts: dict[str, LayerCount] = {}
     for tower in model.towers:
-        for layer in tower.layers:
-            zeros, kept, error = int((layer.weight == 0).sum()), layer.size, None
-            if report is not None and layer.name in report.masks:
-                mask = report.masks[layer.name].to(layer.weight.device)
-                kept, error = int(mask.sum()), report.errors[layer.name]
-                if bool((layer.weight[~mask] != 0).any()):
-                    raise NumericalError(f"{layer.name}: weights that the mask removes are not zero; nothing was saved")
-            counts[layer.name] = LayerCount(tower.name, layer.size, kept, zeros, error)
+        for block in tower.blocks:
+            with model.residence.using(block):
+                counts |= {layer.name: _count(tower.name, layer, report) for layer in block.layers}
     return counts
+
+
+def _count(tower: str, layer: Layer, report: PruneReport | None) -> LayerCount:
+    zeros, kept, error = int((layer.weight == 0).sum()), layer.size, None
+    if report is not None and layer.name in report.masks:
+        mask = report.masks[layer.name].to(layer.weight.device)
+        kept, error = int(mask.sum()), report.errors[layer.name]
+        if bool((layer.weight[~mask] != 0).any()):
+            raise NumericalError(f"{layer.name}: weights that the mask removes are not zero; nothing was saved")
+    return LayerCount(tower, layer.size, kept, zeros, error)
 
 
 def _data(plan: Plan, progress: Progress) -> dict[str, Any]:

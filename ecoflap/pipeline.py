@@ -17,7 +17,9 @@ from ecoflap.errors import UserError
 from ecoflap.evaluate.journal import Journal
 from ecoflap.evaluate.task import Evaluation
 from ecoflap.models.loading import Selection, resolve_device
+from ecoflap.models.offload import load_offloaded
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.residence import WORK
 from ecoflap.outcome import conclude, discard_earlier, show_in_tracker
 from ecoflap.plan import Plan, make_plan
 from ecoflap.progress import Progress
@@ -99,7 +101,7 @@ def _work(plan: Plan) -> tuple[Result, Progress]:
 
 def _load(plan: Plan, costs: dict[str, dict[str, Any]], device: torch.device) -> PrunableModel:
     with measure(costs, "load"):
-        model: PrunableModel = plan.loader.load(device, plan.selection)
+        model = load_offloaded(plan.loader, device, plan.selection, plan.config["runtime"]["offload"], plan.folder / WORK)
     show_model(model)
     if not isinstance(plan.pruner, WholeModelPruner):
         plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores)
@@ -182,7 +184,8 @@ def _prune(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     assert progress.allocation is not None
     assert not isinstance(plan.pruner, WholeModelPruner)
     with measure(progress.costs, "prune"):
-        progress.report = prune(model, progress.calibration, plan.pruner, progress.allocation, plan.config["batch_size"], show_block)
+        options = {name: plan.config[name] for name in ("batch_size", "propagate")}
+        progress.report = prune(model, progress.calibration, plan.pruner, progress.allocation, on_block=show_block, **options)
 
 
 def _prune_whole_model(plan: Plan, model: PrunableModel, progress: Progress) -> None:

@@ -18,10 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ecoflap.calibrate.activations import Waiting
 from ecoflap.calibrate.shortcut import Shortcut, shortcut, taking
 from ecoflap.errors import UserError
 from ecoflap.models.losses import counted_tokens
 from ecoflap.models.prunable import Batch, PrunableModel
+from ecoflap.models.residence import Residence
 from ecoflap.models.towers import Tower
 
 
@@ -54,24 +56,29 @@ class BlockCall:
         return [value for value in (*self.arguments, *self.keywords.values()) if isinstance(value, Tensor)]
 
 
-@dataclass
 class Stream:
     """One pass through a tower; a batch that a model sends through it several times (texts alone, then with images) makes several.
 
     Attributes:
-        hidden: what goes into the block whose turn it is, [batch, tokens, features].
         calls: the other arguments of each block.
         counted: which tokens are real, [batch, tokens], for the sequence and its parts; none where all are.
+        finite: no hidden state is NaN or infinite.
     """
 
-    hidden: Tensor
-    calls: list[BlockCall]
-    counted: tuple[Tensor, ...] = ()
+    def __init__(self, hidden: Tensor, calls: list[BlockCall], counted: tuple[Tensor, ...], residence: Residence) -> None:
+        """``residence``: where the hidden states wait."""
+        self.calls, self.counted, self._residence = calls, counted, residence
+        self.hidden = hidden
 
     @property
-    def samples(self) -> int:
-        """Number of samples in the batch."""
-        return self.hidden.shape[0]
+    def hidden(self) -> Tensor:
+        """What goes into the block whose turn it is, [batch, tokens, features]."""
+        return self._waiting.read()
+
+    @hidden.setter
+    def hidden(self, hidden: Tensor) -> None:
+        self.finite = bool(torch.isfinite(hidden).all())
+        self._waiting = Waiting(hidden, self._residence)
 
 
 class _Captured(BaseException):
@@ -111,30 +118,35 @@ class Flow:
         self.model, self.tower, self.batches = model, tower, batches
         self.chained, self._passes = True, 0
         self._shortcuts: dict[nn.Module, Shortcut] = {}
-        # The largest batch first: a loss may send a single sample through a tower less often than samples that have each other.
-        order = sorted(range(len(batches)), key=lambda index: -_size(batches[index]))
-        captured = {index: self._capture(batches[index]) for index in order[:1]}
-        if self.chained and len(order) > 1:
-            self._check_shortcuts(batches[order[0]], captured[order[0]])
-        captured |= {index: self._capture(batches[index]) for index in order[1:]}
-        self.streams = [stream for index in range(len(batches)) for stream in captured[index]]
+        if batches:
+            # Two samples of the largest batch: a loss may send a single sample through a tower less often than samples that have each other.
+            largest = max(batches, key=_size)
+            self._learn({name: tensor[:2] for name, tensor in largest.items()})
+        self.streams = [stream for batch in batches for stream in self._capture(batch)]
 
-    def _capture(self, batch: Batch, start: int = 0) -> list[Stream]:
-        """The streams of one batch, at block ``start``. How often batches pass the tower is learnt from the largest, which runs to its end."""
+    def _learn(self, batch: Batch) -> None:
+        """Run a small batch to its end and learn how often batches pass the tower, whether the blocks are chained, and which can be left out."""
+        recorder = _Recorder(self.tower, 0)
+        with recorder.watching():
+            self.model.loss(batch)
+        self._passes, self.chained = recorder.passes(), recorder.chained
+        if not self.chained:
+            return
+        self._shortcuts = {module: how for module, how in recorder.shortcuts.items() if how is not None}
+        short = self._record(batch)
+        if not _same(short.arguments(), recorder.arguments()):
+            self._shortcuts = {}
+
+    def _record(self, batch: Batch) -> _Recorder:
+        """Run a batch to the end of the tower."""
         recorder = _Recorder(self.tower, self._passes)
         with recorder.watching(), taking(self._shortcuts), suppress(_Captured):
             self.model.loss(batch)
-        if not self._passes:
-            self._passes = recorder.passes()
-            self.chained = recorder.chained
-            self._shortcuts = {module: how for module, how in recorder.shortcuts.items() if how is not None} if self.chained else {}
-        return recorder.streams(start)
+        return recorder
 
-    def _check_shortcuts(self, batch: Batch, expected: list[Stream]) -> None:
-        """Capture a batch without running the blocks, and do without that when any argument comes out otherwise."""
-        streams = self._capture(batch)
-        if not all(_same(one.calls, other.calls) for one, other in zip(streams, expected, strict=True)):
-            self._shortcuts = {}
+    def _capture(self, batch: Batch, start: int = 0) -> list[Stream]:
+        """The streams of one batch, at block ``start``."""
+        return self._record(batch).streams(start, self.model.residence)
 
     @torch.no_grad()
     def enter(self, index: int) -> list[Stream]:
@@ -208,6 +220,10 @@ class _Recorder:
             call, _ = _take_out_hidden(arguments, keywords)
             self.shortcuts[module] = shortcut(arguments, keywords, call.place, output)
 
+    def arguments(self) -> list[list[BlockCall]]:
+        """What each block got beside the hidden states, call by call."""
+        return [[call for call, _, _ in calls] for calls in self.calls]
+
     def passes(self) -> int:
         """How often each block was called.
 
@@ -228,10 +244,10 @@ class _Recorder:
             )
         return counts[0]
 
-    def streams(self, start: int) -> list[Stream]:
+    def streams(self, start: int, residence: Residence) -> list[Stream]:
         """One stream per pass, its hidden states those that block ``start`` got."""
         streams = []
         for calls in zip(*self.calls, strict=True):
             _, hidden, counted = calls[start]
-            streams.append(Stream(hidden, [call for call, _, _ in calls], counted))
+            streams.append(Stream(hidden, [call for call, _, _ in calls], counted, residence))
         return streams

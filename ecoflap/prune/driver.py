@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -17,7 +17,8 @@ from ecoflap.calibrate.capture import Flow
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.statistics import Enough, InputStatistics, Statistic
 from ecoflap.console import track
-from ecoflap.errors import NumericalError
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.masks import PackedMasks
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward
 from ecoflap.models.towers import Tower
@@ -56,12 +57,22 @@ class PruneReport:
         blocks: one report per block.
     """
 
-    masks: dict[str, Tensor] = field(default_factory=dict)
+    masks: MutableMapping[str, Tensor] = field(default_factory=PackedMasks)
     errors: dict[str, float | None] = field(default_factory=dict)
     blocks: list[BlockReport] = field(default_factory=list)
 
 
 PROPAGATE = ("pruned", "dense")
+
+
+def check_propagate(choice: str) -> None:
+    """Refuse a choice that there isn't.
+
+    Raises:
+        UserError: so it is.
+    """
+    if choice not in PROPAGATE:
+        raise UserError(f"propagate={choice} is not known; choose {' or '.join(PROPAGATE)}")
 
 
 @torch.no_grad()
@@ -98,7 +109,7 @@ def prune(
             summary = _prune_block(flow, index, pruner, allocation, report, dense)
             report.blocks.append(summary)
             on_block(summary)
-    report.masks = {layer.name: report.masks[layer.name] for layer in model.layers}
+    report.masks = PackedMasks.ordered(report.masks, [layer.name for layer in model.layers])
     return report
 
 
@@ -114,13 +125,16 @@ def _blocks_in_order(model: PrunableModel, towers: Iterable[Tower], batches: Seq
 
 
 def _prune_block(flow: Flow, index: int, pruner: LayerPruner, allocation: Allocation, report: PruneReport, dense: bool) -> BlockReport:
-    started, block = time.perf_counter(), flow.tower.blocks[index]
+    started, block, residence = time.perf_counter(), flow.tower.blocks[index], flow.model.residence
     statistics = _measure(flow, index, pruner, dense)
-    for layers in _sharing(block.layers, statistics):
-        _prune_layers(layers, statistics[layers[0]] if statistics else None, pruner, allocation, report)
+    with residence.using(block):
+        for layers in _sharing(block.layers, statistics):
+            _prune_layers(layers, statistics[layers[0]] if statistics else None, pruner, allocation, report)
+        if block.layers:
+            residence.changed(block)
     if not dense:
         flow.leave(index)
-    if not all(torch.isfinite(stream.hidden).all() for stream in flow.streams):
+    if not all(stream.finite for stream in flow.streams):
         raise NumericalError(
             f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or a larger pruner.damping"
         )

@@ -112,7 +112,8 @@ class FirstOrder:
 
             with (
                 streaming_gradients(model.layers, unscaled, lambda layer, value: values.update({layer: value.item()})),
-                recomputing(model.blocks if self.recompute else ()),
+                # Blocks that are away after their forward pass are recomputed whatever was asked for: their weights come back with them.
+                recomputing(model.blocks if self.recompute or model.residence.kind != "none" else ()),
             ):
                 loss = model.loss(batch).mean()
                 if not torch.isfinite(loss):

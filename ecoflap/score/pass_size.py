@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecoflap.errors import UserError
-from ecoflap.models.loading import free_memory
+from ecoflap.telemetry import free_memory
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class PassSize:
                     raise
                 if count == 1:
                     raise UserError(
-                        "memory does not hold one pair of probes of one batch; use a smaller score.batch_size, model.dtype=bfloat16 or score=first_order"
+                        "memory does not hold one pair of probes of one batch; use a smaller score.batch_size, or score=first_order"
                     ) from error
                 self.most = count // 2
                 log.info("score: out of memory with %d pairs of probes in a pass; going on with %d", count, self.most)
