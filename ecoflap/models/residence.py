@@ -88,7 +88,7 @@ class Away(Residence):
         """Take the blocks over; from now on their ``forward`` brings their weights in."""
         self.kind, self.source, self.device, self.folder = kind, source, device, folder
         self.parameters = own_parameters(module, blocks)
-        self.blocks = {block.name: block for block in blocks}
+        self.dtypes = {block: {name: parameter.dtype for name, parameter in mine.items()} for block, mine in self.parameters.items()}
         self._present: list[str] = []  # names of blocks, the least recently used first
         self._checked: set[str] = set()
         for block in blocks:
@@ -108,10 +108,10 @@ class Away(Residence):
             while len(self._present) >= AT_A_TIME:
                 self._send_away(self._present.pop(0))
             mine = self.parameters[name]
-            for full, tensor in self.source.read({full: parameter.dtype for full, parameter in mine.items()}).items():
+            for full, tensor in self.source.read(self.dtypes[name]).items():
                 if name not in self._checked and not torch.isfinite(tensor).all():
                     raise NumericalError(f"{full} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned")
-                mine[full].data = tensor.to(self.device)
+                mine[full].data = tensor.to(self.device, mine[full].dtype)  # a scorer may hold half-precision weights in fp32
             self._checked.add(name)
         self._present.append(name)
 
@@ -131,7 +131,7 @@ class Away(Residence):
 
     def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         """The entries of the module's state dict; a block's are read for the moment."""
-        away = {full: parameter.dtype for mine in self.parameters.values() for full, parameter in mine.items()}
+        away = {name: dtype for mine in self.dtypes.values() for name, dtype in mine.items()}
         for name, tensor in module.state_dict().items():
             yield name, self.source.read({name: away[name]})[name] if name in away else tensor
 
@@ -143,8 +143,8 @@ class OnCpu(Away):
     def at_home(self) -> Iterator[None]:
         """Have all blocks in place, on the CPU."""
         self._present.clear()
-        for mine in self.parameters.values():
-            for full, tensor in self.source.read({full: parameter.dtype for full, parameter in mine.items()}).items():
+        for name, mine in self.parameters.items():
+            for full, tensor in self.source.read(self.dtypes[name]).items():
                 mine[full].data = tensor
         try:
             yield
