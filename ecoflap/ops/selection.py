@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+PARTITIONED = 2**20  # scores that are partitioned at a time on the CPU
 LARGEST_COMPARED = 8  # columns of an n:m group up to which all pairs are compared
 
 
@@ -142,8 +143,8 @@ def _order_statistic(scores: Tensor, rank: int) -> Tensor:
     quickselect takes less than half the time.
     """
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
-        partitioned = np.partition(scores.numpy(), rank - 1, axis=1)
-        return torch.from_numpy(partitioned[:, rank - 1 : rank].copy())
+        parts = scores.split(max(1, PARTITIONED // scores.shape[1]))  # copies that stay in the cache
+        return torch.cat([torch.from_numpy(np.partition(part.numpy(), rank - 1, axis=1)[:, rank - 1 : rank].copy()) for part in parts])
     from_top = scores.shape[1] - rank + 1
     if rank <= from_top:
         return scores.topk(rank, dim=1, largest=False, sorted=False).values.amax(dim=1, keepdim=True)

@@ -16,6 +16,8 @@ from torch import Tensor
 from ecoflap.ops.hessian import InverseFactor, inverse_factor
 from ecoflap.ops.selection import check_n_of_m, keep_n_of_m, select_in_matrix
 
+BLOCKS_PER_UPDATE = 4
+
 
 class Solution(NamedTuple):
     """One pruned matrix.
@@ -106,27 +108,35 @@ def solve_together(
         leaf = n_of_m[1]  # a group's mask depends on weights updated by the groups before it
         block = max(block // leaf, 1) * leaf
     # Columns lie one after the other in memory: [cols, rows of all matrices].
-    solved = torch.cat([weight.detach().to(torch.float32).t() for weight in weights], dim=1)
+    stacked = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
+    solved = stacked.t().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     mask = torch.ones_like(solved, dtype=torch.bool)
     matrices = _spans_of([len(weight) for weight in weights])
-    for columns in _spans(0, cols, block):
-        if keeps is not None:
-            saliency = _saliency(solved, factor, columns)
-            for keep, rows in zip(keeps, matrices, strict=True):
-                share = _share(keep, cols, columns.start, columns.stop)
-                mask[columns, rows] = select_in_matrix(saliency[:, rows].t(), share).t()
-        errors = torch.empty_like(solved[columns])
-        for inner in _spans(columns.start, columns.stop, leaf):
-            if n_of_m is not None:
-                mask[inner] = keep_n_of_m(_saliency(solved, factor, inner).t(), *n_of_m).t()
-            within = errors[inner.start - columns.start : inner.stop - columns.start]
-            _pruning_errors(solved[inner], mask[inner], factor.upper[inner, inner], within)
-            # The leaf's own columns and the rest of its block.
-            rest = slice(inner.start, columns.stop)
-            solved[rest].addmm_(factor.upper[inner, rest].t(), within, alpha=-1)
-        solved[columns].masked_fill_(~mask[columns], 0.0)  # solved to zero up to rounding
-        solved[columns.stop :].addmm_(factor.upper[columns, columns.stop :].t(), errors, alpha=-1)
+    # Far columns are updated once for several blocks: each update reads and writes all of them.
+    for several in _spans(0, cols, block * BLOCKS_PER_UPDATE):
+        errors = torch.empty_like(solved[several])
+        for columns in _spans(several.start, several.stop, block):
+            if keeps is not None:
+                saliency = _saliency(solved, factor, columns)
+                for keep, rows in zip(keeps, matrices, strict=True):
+                    share = _share(keep, cols, columns.start, columns.stop)
+                    mask[columns, rows] = select_in_matrix(saliency[:, rows].t(), share).t()
+            for inner in _spans(columns.start, columns.stop, leaf):
+                if n_of_m is not None:
+                    mask[inner] = keep_n_of_m(_saliency(solved, factor, inner).t(), *n_of_m).t()
+                within = errors[inner.start - several.start : inner.stop - several.start]
+                _pruning_errors(solved[inner], mask[inner], factor.upper[inner, inner], within)
+                _correct(solved, factor, inner, within, slice(inner.start, columns.stop))
+            solved[columns].mul_(mask[columns])  # solved to zero up to rounding
+            done = errors[columns.start - several.start : columns.stop - several.start]
+            _correct(solved, factor, columns, done, slice(columns.stop, several.stop))
+        _correct(solved, factor, several, errors, slice(several.stop, cols))
     return [Solution(solved[:, rows].t().contiguous(), mask[:, rows].t().contiguous(), factor.damping) for rows in matrices]
+
+
+def _correct(solved: Tensor, factor: InverseFactor, columns: slice, errors: Tensor, others: slice) -> None:
+    """Move other columns to make up for the errors [columns, rows] of some."""
+    solved[others].addmm_(factor.upper[columns, others].t(), errors, alpha=-1)
 
 
 def _saliency(solved: Tensor, factor: InverseFactor, columns: slice) -> Tensor:
@@ -188,7 +198,7 @@ def _check(
     for weight in weights:
         if weight.ndim != 2 or factor.upper.shape != (weight.shape[1], weight.shape[1]):
             raise ValueError(f"weight [rows, cols] needs a factor [cols, cols]; found {tuple(weight.shape)} and {tuple(factor.upper.shape)}")
-        if not weight.isfinite().all():  # pruned, it would spread over its row
+        if not torch.stack(torch.aminmax(weight)).isfinite().all():  # one pass; pruned, it would spread over its row
             raise ValueError(f"{int((~weight.isfinite()).sum())} of {weight.numel()} weights are NaN or infinite; check the checkpoint and its dtype")
     if (keeps is None) == (n_of_m is None):
         found = None if keeps is None else keeps[0] if len(keeps) == 1 else list(keeps)

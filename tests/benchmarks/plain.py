@@ -36,17 +36,27 @@ def n_of_m_by_columns(metric: Tensor, n: int, m: int) -> Tensor:
 
 
 def sparsegpt_by_columns(weight: Tensor, hessian: Tensor, keep: int, damping: float = 0.01, block: int = 128) -> tuple[Tensor, Tensor]:
-    """SparseGPT as published: Cholesky, inverse, Cholesky, and one column after the other; returns (weight, mask).
-
-    The counts per block are those of ``ecoflap.ops``, so that the two masks can be compared.
-    """
+    """SparseGPT as published; returns (weight, mask)."""
     weight, hessian = weight.float().clone(), hessian.clone()
-    rows, cols = weight.shape
     dead = hessian.diagonal() == 0
     hessian[dead, dead] = 1
     weight[:, dead] = 0
     hessian.diagonal().add_(damping * hessian.diagonal().mean())
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+    return column_loop(weight, inverse_factor(hessian), keep, block)
+
+
+def inverse_factor(hessian: Tensor) -> Tensor:
+    """The upper factor of the inverse: Cholesky, inverse, Cholesky."""
+    return torch.linalg.cholesky(torch.cholesky_inverse(torch.linalg.cholesky(hessian)), upper=True)
+
+
+def column_loop(weight: Tensor, upper: Tensor, keep: int, block: int = 128) -> tuple[Tensor, Tensor]:
+    """One column after the other, given the factor; returns (weight, mask).
+
+    The counts per block are those of ``ecoflap.ops``, so that the two masks can be compared.
+    """
+    weight = weight.clone()
+    rows, cols = weight.shape
     kept, losses = torch.zeros_like(weight, dtype=torch.bool), torch.zeros(rows)
     for start in range(0, cols, block):
         stop = min(start + block, cols)
