@@ -127,7 +127,7 @@ class Flow:
     def _learn(self, batch: Batch) -> None:
         """Run a small batch to its end and learn how often batches pass the tower, whether the blocks are chained, and which can be left out."""
         recorder = _Recorder(self.tower, 0)
-        with recorder.watching():
+        with recorder.watching(), taking(_without_head(self.model.module)):
             self.model.loss(batch)
         self._passes, self.chained = recorder.passes(), recorder.chained
         if not self.chained:
@@ -160,6 +160,15 @@ class Flow:
         """Replace each stream's hidden states by the block's output on them."""
         for stream in self.streams:
             stream.hidden = stream.calls[index].run(self.tower.blocks[index].module, stream.hidden)
+
+
+def _without_head(module: nn.Module) -> dict[nn.Module, Shortcut]:
+    """Leave out the product with the vocabulary, where a model has one: what the loss is doesn't matter to a capture."""
+    find = getattr(module, "get_output_embeddings", None)
+    head = find() if find is not None else None
+    if not isinstance(head, nn.Linear):
+        return {}
+    return {head: lambda arguments, _: arguments[0].new_zeros(()).expand(*arguments[0].shape[:-1], head.out_features)}
 
 
 def _same(one: Any, other: Any) -> bool:

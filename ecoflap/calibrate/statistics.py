@@ -61,6 +61,7 @@ class Gram:
     def __init__(self, cols: int, device: torch.device) -> None:
         self.sum = torch.zeros(cols, cols, device=device)
         self.tokens = 0
+        self._value: Tensor | None = None
         self._factor: InverseFactor | None = None
 
     def update(self, inputs: Tensor) -> None:
@@ -69,12 +70,15 @@ class Gram:
         for start in range(0, inputs.shape[1], STRIP):
             self.sum[start : start + STRIP, start:].addmm_(inputs[:, start : start + STRIP].t(), inputs[:, start:])
         self.tokens += len(inputs)
+        self._value = self._factor = None
 
     @property
     def value(self) -> Tensor:
-        """Mean over tokens, [cols, cols]."""
-        upper = self.sum.triu() / self.tokens
-        return upper + upper.triu(1).t()
+        """Mean over tokens, [cols, cols]; computed once for all layers that share the input."""
+        if self._value is None:
+            upper = self.sum.triu() / self.tokens
+            self._value = upper + upper.triu(1).t()
+        return self._value
 
     def factor(self, damping: float) -> InverseFactor:
         """The factored inverse, computed once for all layers that share the input."""

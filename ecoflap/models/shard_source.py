@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -15,6 +16,16 @@ from torch import Tensor, nn
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.residence import Away, Saves
 
+FORMAT_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
 INDEX = "model.safetensors.index.json"
 
 
@@ -30,8 +41,8 @@ class Shards:
         self.files = {name: folder / file for name, file in weight_map(folder).items()}
         self.changed: dict[str, Path] = {}  # parameter -> the file that holds it now
 
-    def read(self, names: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-        """Copies of some parameters."""
+    def read(self, names: Mapping[str, torch.dtype], copy: bool = True) -> dict[str, Tensor]:
+        """Some parameters; without ``copy``, views of their files where the dtype is the file's, which hold nothing once they are let go."""
         wanted: dict[Path, list[str]] = {}
         for name in names:
             wanted.setdefault(self.changed.get(name) or self.files[self.names[name]], []).append(name)
@@ -40,7 +51,7 @@ class Shards:
             with safe_open(str(path), framework="pt") as file:
                 for name in inside:
                     stored = file.get_tensor(name if name in self.changed else self.names[name])
-                    tensors[name] = stored.to(names[name], copy=True)
+                    tensors[name] = stored.to(names[name], copy=copy)
         return tensors
 
     def write(self, block: str, tensors: Mapping[str, Tensor]) -> None:
@@ -74,7 +85,7 @@ class OnDisk(Away):
             places |= dict.fromkeys(mine, file)
             total += sum(p.numel() * p.dtype.itemsize for p in self.parameters[block].values())
         rest = _untied({name: tensor for name, tensor in module.state_dict().items() if name not in places})
-        save_file({name: tensor.contiguous() for name, tensor in rest.items()}, folder / "model-00000.safetensors", metadata={"format": "pt"})
+        write_one_by_one(folder / "model-00000.safetensors", rest, lambda name: self._view(name, rest[name]))
         places |= dict.fromkeys(rest, "model-00000.safetensors")
         total += sum(tensor.numel() * tensor.dtype.itemsize for tensor in rest.values())
         (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}, indent=2) + "\n")
@@ -82,6 +93,36 @@ class OnDisk(Away):
             if getattr(module, settings, None) is not None:
                 getattr(module, settings).save_pretrained(folder)
         model.processor.save_pretrained(folder)
+
+    def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+        """The entries of the module's state dict, each read for the moment."""
+        for name, tensor in module.state_dict().items():
+            yield name, self._view(name, tensor)
+
+    def _view(self, name: str, tensor: Tensor) -> Tensor:
+        """An entry of the state dict from its file; from the module where no file has it."""
+        return self.source.read({name: tensor.dtype}, copy=False)[name] if name in self.source.names else tensor
+
+
+def write_one_by_one(path: Path, shapes: Mapping[str, Tensor], tensor: Callable[[str], Tensor]) -> None:
+    """Write a safetensors file of which one tensor at a time is in memory; the format's own writer copies all of them first.
+
+    Args:
+        path: the file.
+        shapes: {name: something of the tensor's shape and dtype}.
+        tensor: gives a tensor by its name.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, like in shapes.items():
+        start, end = end, end + like.numel() * like.dtype.itemsize
+        header[name] = {"dtype": FORMAT_NAMES[like.dtype], "shape": list(like.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in shapes:
+            file.write(tensor(name).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

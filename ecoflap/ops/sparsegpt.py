@@ -158,17 +158,19 @@ def _pruning_errors(weight: Tensor, mask: Tensor, upper: Tensor, errors: Tensor)
         upper: the factor's diagonal block of the leaf [leaf, leaf].
         errors: where e is written [leaf, rows].
     """
-    if weight.device.type == "cpu":
-        _eliminate(weight, mask, upper, errors)
-        return
+    (eliminate if weight.device.type == "cpu" else solve_batched)(weight, mask, upper, errors)
+
+
+def solve_batched(weight: Tensor, mask: Tensor, upper: Tensor, errors: Tensor) -> None:
+    """`_pruning_errors` as one batch of triangular systems, one per row."""
     identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
     systems = torch.where(mask.t().unsqueeze(1), identity, upper)  # [rows, leaf, leaf]: a kept column's equation reads e_j = 0
     targets = weight.masked_fill(mask, 0.0).t().unsqueeze(1)
     errors.copy_(torch.linalg.solve_triangular(systems, targets, upper=True, left=False).squeeze(1).t())
 
 
-def _eliminate(weight: Tensor, mask: Tensor, upper: Tensor, errors: Tensor) -> None:
-    """The same, column by column."""
+def eliminate(weight: Tensor, mask: Tensor, upper: Tensor, errors: Tensor) -> None:
+    """`_pruning_errors` column by column."""
     left = weight.clone()
     scale = (~mask).to(weight.dtype) / upper.diagonal().unsqueeze(1)  # zero where kept
     for column in range(len(upper)):

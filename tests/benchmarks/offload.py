@@ -57,7 +57,16 @@ def run(folder: str, offload: str) -> dict[str, Any]:
     out = Path(folder) / offload
     out.mkdir()
     overrides = ["model=causal_lm", f"model.path={folder}/model", "calibration=token_file", f"calibration.path={folder}/tokens.safetensors"]
-    overrides += ["calibration.key=calibration", "score=none", "task=token_perplexity", "sparsity=0.5", f"batch_size={BATCH}", "model.save=true"]
+    overrides += [
+        "calibration.key=calibration",
+        "score=none",
+        "task=token_perplexity",
+        f"task.path={folder}/tokens.safetensors",
+        "task.key=calibration",
+        "sparsity=0.5",
+        f"batch_size={BATCH}",
+        "model.save=true",
+    ]
     overrides += ["steps=[calibrate,allocate,prune]", "tracking=none", "device=cpu", "cache_mode=off", f"runtime.offload={offload}"]
     with contextlib.redirect_stdout(io.StringIO()):
         pipeline.run(composed(overrides), out)
