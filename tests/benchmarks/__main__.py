@@ -39,10 +39,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
             for row in GROUPS[group].rows(options.runs):
                 print(line(asdict(row)), flush=True)
                 groups[group]["rows"].append({**asdict(row), "met": row.met})
+                write(options.docs, groups)
         except UserError as error:
             print(f"{group}: not measured: {error}", flush=True)
-        record.write_text(json.dumps({"groups": groups}, indent=1) + "\n")
-        write_table(options.docs / "benchmarks.md", groups)
+
+
+def write(folder: Path, groups: dict[str, Any]) -> None:
+    """Record what is known so far."""
+    (folder / "benchmarks.json").write_text(json.dumps({"groups": groups}, indent=1) + "\n")
+    write_table(folder / "benchmarks.md", groups)
 
 
 def machine(threads: int) -> dict[str, str]:
