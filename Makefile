@@ -12,7 +12,7 @@ SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 OVERRIDES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slurm test-golden test-lavis test-mixed check format lint types real-models clean
+.PHONY: help run test test-slurm benchmarks test-golden test-lavis test-mixed check format lint types real-models clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -45,6 +45,9 @@ test: $(READY) ## set up and run the tests
 
 test-slurm: $(READY) ## test sweeps on a Slurm of four nodes on this machine (as root; skipped where Slurm is not installed)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/slurm
+
+benchmarks: real-models ## measure speed and memory against the published algorithms (docs/benchmarks.md; about an hour)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks
 
 test-lavis: $(LAVIS)/.ready ## set up salesforce-lavis and test beside it, on the oldest transformers (Python 3.10 or 3.11)
 	HF_HUB_OFFLINE=1 $(LAVIS)/bin/python -m pytest -n auto --dist worksteal -W ignore tests/lavis tests/ops $(PORTABLE)

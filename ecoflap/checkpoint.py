@@ -26,8 +26,9 @@ def save_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor], run_folde
     final, partial = run_folder / FOLDER, run_folder / f"{FOLDER}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    model.save(partial)
-    save_masks(partial / MASKS, masks, saved_names(model.layers, partial))
+    with model.residence.at_home():
+        model.residence.save(model, partial)
+        save_masks(partial / MASKS, masks, saved_names(model.layers, partial))
     for file in partial.glob("*.safetensors"):  # their writer makes them private, whatever the umask says
         file.chmod(partial.stat().st_mode & 0o666)
     shutil.rmtree(final, ignore_errors=True)

@@ -23,6 +23,17 @@ OPTIONAL_STEPS = ("finetune",)
 
 
 @dataclass
+class RuntimeConfig:
+    """How a run uses the machine; changes no result.
+
+    Attributes:
+        offload: where blocks and hidden states are while nobody uses them: none (on the device), cpu, or disk (the model's own safetensors shards).
+    """
+
+    offload: str = "none"
+
+
+@dataclass
 class RunConfig:
     """What ``main.py`` runs; the groups (model, score, ...) are the dataclasses that their ``_target_`` names.
 
@@ -33,8 +44,10 @@ class RunConfig:
         skip_layers: regular expressions of layers to leave dense.
         steps: which steps to run, in order.
         batch_size: samples per forward pass of the fine stage.
+        propagate: whether the fine stage's inputs come from pruned predecessors, or from dense ones in one pass (another result).
         device: auto, cpu, cuda, cuda:1, ...
         inspect: only print what would be pruned.
+        runtime: how the machine is used.
         cache: folder of the stage store.
         cache_mode: use, refresh, readonly or off.
         resume: go on from what a run of the same config left in this folder; false removes it.
@@ -54,8 +67,10 @@ class RunConfig:
     skip_layers: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=lambda: [step for step in STEPS if step not in OPTIONAL_STEPS])
     batch_size: int = 16
+    propagate: str = "pruned"
     device: str = "auto"
     inspect: bool = False
+    runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     cache: str = "outputs/cache"
     cache_mode: str = "use"
     resume: bool = True

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,36 @@ def load_masks(path: Path) -> dict[str, Tensor]:
     """
     with MaskFile(path) as file:
         return {name: file[name] for name in file.shapes}
+
+
+class PackedMasks(MutableMapping[str, "Tensor"]):
+    """Masks by parameter name, one bit per weight in memory; each is unpacked when it is asked for."""
+
+    def __init__(self) -> None:
+        self._packed: dict[str, tuple[Tensor, list[int]]] = {}
+
+    @classmethod
+    def ordered(cls, masks: Mapping[str, Tensor], names: Sequence[str]) -> PackedMasks:
+        """The masks in another order."""
+        result = cls()
+        for name in names:
+            result[name] = masks[name]
+        return result
+
+    def __setitem__(self, name: str, mask: Tensor) -> None:
+        self._packed[name] = (pack(name, mask), list(mask.shape))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return unpack(*self._packed[name])
+
+    def __delitem__(self, name: str) -> None:
+        del self._packed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
 
 
 class MaskFile:

@@ -10,7 +10,9 @@ from ecoflap.allocate.allocation import Allocation
 from ecoflap.checkpoint import save_checkpoint
 from ecoflap.errors import NumericalError
 from ecoflap.finetune.distributed import is_first
+from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.residence import WORK
 from ecoflap.plan import Plan
 from ecoflap.progress import Progress
 from ecoflap.prune.driver import BlockReport, PruneReport
@@ -31,6 +33,7 @@ def finished_blocks(plan: Plan, progress: Progress) -> FinishedBlocks | None:
         "pruner": plan.config["pruner"],
         "keep": None if progress.allocation is None else progress.allocation.keep,
         "batch_size": plan.config["batch_size"],
+        "propagate": plan.config["propagate"],
     }
     return FinishedBlocks(plan.folder / BLOCKS, key_hash(depends))
 
@@ -41,6 +44,7 @@ def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
     target = None if progress.allocation is None else progress.allocation.target
     report = progress.report if plan.loader.save and is_first() else None
     saved = save_checkpoint(model, report.masks, plan.folder) if report is not None else None
+    shutil.rmtree(plan.folder / WORK, ignore_errors=True)
     surroundings = environment()
     result = Result(
         config=plan.config,
@@ -69,17 +73,22 @@ def count_layers(model: PrunableModel, report: PruneReport | None) -> dict[str, 
     Raises:
         NumericalError: a weight that was removed is not zero.
     """
-    counts = {}
+    counts: dict[str, LayerCount] = {}
     for tower in model.towers:
-        for layer in tower.layers:
-            zeros, kept, error = int((layer.weight == 0).sum()), layer.size, None
-            if report is not None and layer.name in report.masks:
-                mask = report.masks[layer.name].to(layer.weight.device)
-                kept, error = int(mask.sum()), report.errors[layer.name]
-                if bool((layer.weight[~mask] != 0).any()):
-                    raise NumericalError(f"{layer.name}: weights that the mask removes are not zero; nothing was saved")
-            counts[layer.name] = LayerCount(tower.name, layer.size, kept, zeros, error)
+        for block in tower.blocks:
+            with model.residence.using(block):
+                counts |= {layer.name: _count(tower.name, layer, report) for layer in block.layers}
     return counts
+
+
+def _count(tower: str, layer: Layer, report: PruneReport | None) -> LayerCount:
+    zeros, kept, error = int((layer.weight == 0).sum()), layer.size, None
+    if report is not None and layer.name in report.masks:
+        mask = report.masks[layer.name].to(layer.weight.device)
+        kept, error = int(mask.sum()), report.errors[layer.name]
+        if bool((layer.weight[~mask] != 0).any()):
+            raise NumericalError(f"{layer.name}: weights that the mask removes are not zero; nothing was saved")
+    return LayerCount(tower, layer.size, kept, zeros, error)
 
 
 def _data(plan: Plan, progress: Progress) -> dict[str, Any]:

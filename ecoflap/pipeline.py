@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -24,7 +25,9 @@ from ecoflap.finetune.distributed import agree, is_first, joined, shared_folder
 from ecoflap.finetune.job import Job, masks_fingerprint
 from ecoflap.finetune.training_set import read_everything
 from ecoflap.models.loading import Selection, resolve_device
+from ecoflap.models.offload import load_offloaded
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.residence import WORK
 from ecoflap.outcome import conclude, finished_blocks, show_in_tracker
 from ecoflap.plan import Plan, make_plan
 from ecoflap.progress import Progress
@@ -120,7 +123,11 @@ def _work(plan: Plan, tracker: Tracker) -> tuple[Result, Progress]:
 
 def _load(plan: Plan, costs: dict[str, dict[str, Any]], device: torch.device) -> PrunableModel:
     with measure(costs, "load"):
-        model = warm_model.load(plan.loader, device, plan.selection, keep=runs_follow())
+        if (offload := plan.config["runtime"]["offload"]) == "none":
+            model = warm_model.load(plan.loader, device, plan.selection, keep=runs_follow())
+        else:
+            shutil.rmtree(plan.folder / WORK, ignore_errors=True)  # a stopped run's
+            model = load_offloaded(plan.loader, device, plan.selection, offload, plan.folder / WORK)
     show_model(model)
     if not isinstance(plan.pruner, WholeModelPruner):
         plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores)
@@ -218,9 +225,10 @@ def _allocate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
 def _prune(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     assert progress.allocation is not None
     assert not isinstance(plan.pruner, WholeModelPruner)
-    batch_size, finished = plan.config["batch_size"], finished_blocks(plan, progress)
+    finished = finished_blocks(plan, progress)
     with measure(progress.costs, "prune"):
-        progress.report = prune(model, progress.calibration, plan.pruner, progress.allocation, batch_size, show_block, finished)
+        options = {name: plan.config[name] for name in ("batch_size", "propagate")}
+        progress.report = prune(model, progress.calibration, plan.pruner, progress.allocation, on_block=show_block, finished=finished, **options)
 
 
 def _prune_whole_model(plan: Plan, model: PrunableModel, progress: Progress) -> None:

@@ -14,6 +14,8 @@ from ecoflap.errors import UserError
 from ecoflap.evaluate.task import Task
 from ecoflap.finetune.job import Finetuner
 from ecoflap.models.loading import Selection
+from ecoflap.models.offload import check_offload
+from ecoflap.prune.driver import check_propagate
 from ecoflap.prune.pruners import LayerPruner
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.store import Store
@@ -81,6 +83,12 @@ def make_plan(config: DictConfig, folder: Path) -> Plan:
     allocator.check(config.sparsity)
     if config.batch_size < 1:
         raise UserError(f"batch_size={config.batch_size} must be at least 1")
+    check_propagate(config.propagate)
+    check_offload(config.runtime.offload)
+    if config.runtime.offload != "none" and "finetune" in config.steps:
+        raise UserError(f"runtime.offload={config.runtime.offload}: finetune trains all weights at once, so they have to be in memory")
+    if config.runtime.offload != "none" and isinstance(parts["pruner"], WholeModelPruner):
+        raise UserError(f"pruner={parts['pruner'].name} compares all weights at once, so they have to be in memory; use runtime.offload=none")
     plan = Plan(
         config=values,
         folder=folder,

@@ -58,6 +58,16 @@ def _host_peak_bytes() -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def free_memory(device: Any) -> int:
+    """Bytes that are free on a ``torch.device``; the host's for a device that doesn't say."""
+    import psutil
+    import torch
+
+    if device.type == "cpu" or not hasattr(module := torch.get_device_module(device), "mem_get_info"):
+        return int(psutil.virtual_memory().available)
+    return int(module.mem_get_info(device)[0])
+
+
 def _accelerator() -> Any | None:
     """The torch module of the accelerator's allocator (``torch.cuda``, ``torch.xpu``, ...); None without one that keeps a peak and is in use."""
     import torch

@@ -4,7 +4,8 @@ Every argument is recorded as it comes and replayed unchanged, without naming it
 reach each block whatever the release of transformers calls them. Only the hidden states (the first tensor) are replaced from block to block.
 
 Where a model changes the hidden states between two blocks, so that a block's output is not the next one's input, each block's inputs are
-captured anew by a forward pass through the pruned blocks before it.
+captured anew by a forward pass through the pruned blocks before it. Elsewhere the blocks themselves are left out of all forward passes but the
+first: what is wanted of them is their arguments.
 """
 
 from __future__ import annotations
@@ -17,9 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ecoflap.calibrate.activations import Waiting
+from ecoflap.calibrate.shortcut import Shortcut, shortcut, taking
 from ecoflap.errors import UserError
 from ecoflap.models.losses import counted_tokens
 from ecoflap.models.prunable import Batch, PrunableModel
+from ecoflap.models.residence import Residence
 from ecoflap.models.towers import Tower
 
 
@@ -52,24 +56,29 @@ class BlockCall:
         return [value for value in (*self.arguments, *self.keywords.values()) if isinstance(value, Tensor)]
 
 
-@dataclass
 class Stream:
     """One pass through a tower; a batch that a model sends through it several times (texts alone, then with images) makes several.
 
     Attributes:
-        hidden: what goes into the block whose turn it is, [batch, tokens, features].
         calls: the other arguments of each block.
         counted: which tokens are real, [batch, tokens], for the sequence and its parts; none where all are.
+        finite: no hidden state is NaN or infinite.
     """
 
-    hidden: Tensor
-    calls: list[BlockCall]
-    counted: tuple[Tensor, ...] = ()
+    def __init__(self, hidden: Tensor, calls: list[BlockCall], counted: tuple[Tensor, ...], residence: Residence) -> None:
+        """``residence``: where the hidden states wait."""
+        self.calls, self.counted, self._residence = calls, counted, residence
+        self.hidden = hidden
 
     @property
-    def samples(self) -> int:
-        """Number of samples in the batch."""
-        return self.hidden.shape[0]
+    def hidden(self) -> Tensor:
+        """What goes into the block whose turn it is, [batch, tokens, features]."""
+        return self._waiting.read()
+
+    @hidden.setter
+    def hidden(self, hidden: Tensor) -> None:
+        self.finite = bool(torch.isfinite(hidden).all())
+        self._waiting = Waiting(hidden, self._residence)
 
 
 class _Captured(BaseException):
@@ -108,20 +117,36 @@ class Flow:
         """
         self.model, self.tower, self.batches = model, tower, batches
         self.chained, self._passes = True, 0
-        # The largest batch first: a loss may send a single sample through a tower less often than samples that have each other.
-        order = sorted(range(len(batches)), key=lambda index: -_size(batches[index]))
-        captured = {index: self._capture(batches[index]) for index in order}
-        self.streams = [stream for index in range(len(batches)) for stream in captured[index]]
+        self._shortcuts: dict[nn.Module, Shortcut] = {}
+        if batches:
+            # Two samples of the largest batch: a loss may send a single sample through a tower less often than samples that have each other.
+            largest = max(batches, key=_size)
+            self._learn({name: tensor[:2] for name, tensor in largest.items()})
+        self.streams = [stream for batch in batches for stream in self._capture(batch)]
+
+    def _learn(self, batch: Batch) -> None:
+        """Run a small batch to its end and learn how often batches pass the tower, whether the blocks are chained, and which can be left out."""
+        recorder = _Recorder(self.tower, 0)
+        with recorder.watching(), taking(_without_head(self.model.module)):
+            self.model.loss(batch)
+        self._passes, self.chained = recorder.passes(), recorder.chained
+        if not self.chained:
+            return
+        self._shortcuts = {module: how for module, how in recorder.shortcuts.items() if how is not None}
+        short = self._record(batch)
+        if not _same(short.arguments(), recorder.arguments()):
+            self._shortcuts = {}
+
+    def _record(self, batch: Batch) -> _Recorder:
+        """Run a batch to the end of the tower."""
+        recorder = _Recorder(self.tower, self._passes)
+        with recorder.watching(), taking(self._shortcuts), suppress(_Captured):
+            self.model.loss(batch)
+        return recorder
 
     def _capture(self, batch: Batch, start: int = 0) -> list[Stream]:
-        """The streams of one batch, at block ``start``. How often batches pass the tower is learnt from the largest, which runs to its end."""
-        recorder = _Recorder(self.tower, self._passes)
-        with recorder.watching(), suppress(_Captured):
-            self.model.loss(batch)
-        if not self._passes:
-            self._passes = recorder.passes()
-            self.chained = recorder.chained
-        return recorder.streams(start)
+        """The streams of one batch, at block ``start``."""
+        return self._record(batch).streams(start, self.model.residence)
 
     @torch.no_grad()
     def enter(self, index: int) -> list[Stream]:
@@ -137,6 +162,28 @@ class Flow:
             stream.hidden = stream.calls[index].run(self.tower.blocks[index].module, stream.hidden)
 
 
+def _without_head(module: nn.Module) -> dict[nn.Module, Shortcut]:
+    """Leave out the product with the vocabulary, where a model has one: what the loss is doesn't matter to a capture."""
+    find = getattr(module, "get_output_embeddings", None)
+    head = find() if find is not None else None
+    if not isinstance(head, nn.Linear):
+        return {}
+    return {head: lambda arguments, _: arguments[0].new_zeros(()).expand(*arguments[0].shape[:-1], head.out_features)}
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two calls, or the arguments in them, are the same; objects that hold no tensors are not looked into."""
+    if isinstance(one, Tensor):
+        return isinstance(other, Tensor) and torch.equal(one, other)
+    if isinstance(one, BlockCall):
+        return _same((one.arguments, one.keywords, one.place), (other.arguments, other.keywords, other.place))
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list | tuple):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return type(one) is type(other)
+
+
 def _size(batch: Batch) -> int:
     """Number of samples."""
     return len(next(iter(batch.values()), ()))
@@ -150,6 +197,7 @@ class _Recorder:
         self.tower, self.expected = tower, passes
         self.calls: list[list[tuple[BlockCall, Tensor, tuple[Tensor, ...]]]] = [[] for _ in tower.blocks]
         self.chained = True
+        self.shortcuts: dict[nn.Module, Shortcut | None] = {}
         self._last: Tensor | None = None
 
     @contextmanager
@@ -157,7 +205,7 @@ class _Recorder:
         handles = []
         for index, block in enumerate(self.tower.blocks):
             handles.append(block.module.register_forward_pre_hook(self._before(index), with_kwargs=True))
-            handles.append(block.module.register_forward_hook(self._after))
+            handles.append(block.module.register_forward_hook(self._after, with_kwargs=True))
         try:
             yield
         finally:
@@ -175,8 +223,15 @@ class _Recorder:
 
         return record
 
-    def _after(self, _: nn.Module, __: Any, output: Any) -> None:
+    def _after(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
         self._last = first_tensor(output)
+        if not self.expected and self.shortcuts.get(module, ()) is not None:  # one call that makes more than hidden states settles it
+            call, _ = _take_out_hidden(arguments, keywords)
+            self.shortcuts[module] = shortcut(arguments, keywords, call.place, output)
+
+    def arguments(self) -> list[list[BlockCall]]:
+        """What each block got beside the hidden states, call by call."""
+        return [[call for call, _, _ in calls] for calls in self.calls]
 
     def passes(self) -> int:
         """How often each block was called.
@@ -198,10 +253,10 @@ class _Recorder:
             )
         return counts[0]
 
-    def streams(self, start: int) -> list[Stream]:
+    def streams(self, start: int, residence: Residence) -> list[Stream]:
         """One stream per pass, its hidden states those that block ``start`` got."""
         streams = []
         for calls in zip(*self.calls, strict=True):
             _, hidden, counted = calls[start]
-            streams.append(Stream(hidden, [call for call, _, _ in calls], counted))
+            streams.append(Stream(hidden, [call for call, _, _ in calls], counted, residence))
         return streams

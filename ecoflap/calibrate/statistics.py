@@ -16,6 +16,12 @@ from ecoflap.errors import UserError
 from ecoflap.models.layers import Layer
 from ecoflap.ops import InverseFactor, inverse_factor
 
+STRIP = 256  # rows of a Gram matrix per product: wide enough for full speed, narrow enough to leave most of the lower half out
+
+
+class Enough(BaseException):
+    """Ends the run of a block when the inputs of all its layers are known; no model code can mistake it for an error of its own."""
+
 
 class Statistic(Protocol):
     """Gathered from inputs [tokens, cols], batch by batch."""
@@ -55,18 +61,24 @@ class Gram:
     def __init__(self, cols: int, device: torch.device) -> None:
         self.sum = torch.zeros(cols, cols, device=device)
         self.tokens = 0
+        self._value: Tensor | None = None
         self._factor: InverseFactor | None = None
 
     def update(self, inputs: Tensor) -> None:
-        """Add the outer products of inputs [tokens, cols]."""
+        """Add the outer products of inputs [tokens, cols], of which the upper half is enough: strips of rows from the diagonal on."""
         inputs = inputs.float()
-        self.sum.addmm_(inputs.t(), inputs)
+        for start in range(0, inputs.shape[1], STRIP):
+            self.sum[start : start + STRIP, start:].addmm_(inputs[:, start : start + STRIP].t(), inputs[:, start:])
         self.tokens += len(inputs)
+        self._value = self._factor = None
 
     @property
     def value(self) -> Tensor:
-        """Mean over tokens, [cols, cols]."""
-        return self.sum / self.tokens
+        """Mean over tokens, [cols, cols]; computed once for all layers that share the input."""
+        if self._value is None:
+            upper = self.sum.triu() / self.tokens
+            self._value = upper + upper.triu(1).t()
+        return self._value
 
     def factor(self, damping: float) -> InverseFactor:
         """The factored inverse, computed once for all layers that share the input."""
@@ -89,15 +101,28 @@ class InputStatistics:
         self._counted: tuple[Tensor, ...] = ()
         self._foreign: list[Tensor] = []
         self._leaders: set[Layer] = set()
+        self._calls: list[Layer] = []
+        self._repeats: bool | None = None  # whether a run calls some layer twice; null before the first has ended
 
     @contextmanager
-    def gathering(self, layers: Sequence[Layer]) -> Iterator[None]:
-        """Watch the inputs of the layers while the block runs."""
+    def gathering(self, layers: Sequence[Layer], stop: bool = False) -> Iterator[None]:
+        """Watch the inputs of the layers while the block runs.
+
+        Args:
+            layers: of the block.
+            stop: raise ``Enough`` in each run once every layer has been seen in it; what the last one would compute is not needed.
+        """
         seen: list[tuple[Tensor, Layer]] = []
 
         def watch(layer: Layer) -> Any:
             def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
                 self._see(layer, arguments[0], seen)
+                self._calls.append(layer)
+                if len(self.of) == len(layers):
+                    seen.clear()
+                # Not in the first run, which shows whether a layer is called again after the last one has been.
+                if stop and self._repeats is False and len(set(self._calls)) == len(layers):
+                    raise Enough
 
             return hook
 
@@ -115,12 +140,15 @@ class InputStatistics:
             counted: [batch, tokens], for the sequence and for parts of it that some layers read alone; none where all are real.
             foreign: what comes from outside the tower, where this tower's padding means nothing.
         """
+        if self._calls:  # there was a run before this one
+            self._repeats = bool(self._repeats) or len(set(self._calls)) < len(self._calls)
+        self._calls = []
         self._counted, self._foreign = counted, foreign
 
     def _see(self, layer: Layer, inputs: Tensor, seen: list[tuple[Tensor, Layer]]) -> None:
         """Assign the layer to a statistic on its first run, and add the inputs once per statistic.
 
-        ``seen`` holds the tensors of the first run alive, so that identity means the same input and not a reused address.
+        ``seen`` holds the tensors of the first run alive until each layer is known, so that identity means the same input and not a reused address.
         """
         if layer not in self.of:
             leader = next((other for tensor, other in seen if tensor is inputs), None)

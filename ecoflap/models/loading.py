@@ -8,15 +8,17 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import psutil
 import torch
 from safetensors import SafetensorError
 from torch import nn
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.attention import open_attention
+from ecoflap.models.offload import parameters_on_meta, streaming
 from ecoflap.models.prunable import Loss, PrunableModel
+from ecoflap.models.shard_source import stored_dtype
 from ecoflap.models.towers import find_towers, select, skipped_weights
+from ecoflap.telemetry import free_memory
 
 # The former name makes the fifth release complain at each load; releases before 4.56 know no other.
 DTYPE_OPTION = "torch_dtype" if version("transformers").startswith("4.") else "dtype"
@@ -113,12 +115,12 @@ def check_fits(parameters: int, dtype: torch.dtype | None, device: torch.device)
         UserError: the weights alone don't fit.
     """
     width = (dtype or torch.float32).itemsize
-    needed = parameters * width
-    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    needed, free = parameters * width, free_memory(device)
     if needed > free:
         raise UserError(
             f"the weights need {needed / 2**30:.1f} GiB ({parameters:,} parameters of {width} bytes) and {device} has {free / 2**30:.1f} GiB free; "
-            "use model.dtype=bfloat16, another device, or a smaller model"
+            f"use runtime.offload={'disk' if device.type == 'cpu' else 'cpu'}, which holds a few blocks at a time, model.dtype=bfloat16, "
+            "another device, or a smaller model"
         )
 
 
@@ -129,6 +131,33 @@ def skeleton(model_class: Any, config: Any) -> nn.Module:
         module: nn.Module = build(config)
         _untie_t5(module)
     return module
+
+
+def framework(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
+    """The model of a config as ``from_pretrained`` builds it in a dtype, before any weight is read: real buffers, parameters without memory."""
+    build = getattr(model_class, "_from_config", None) or model_class.from_config
+    with parameters_on_meta():
+        module: nn.Module = build(config, **{DTYPE_OPTION: dtype})
+        _untie_t5(module)
+    kept = {torch.float16: ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"), torch.bfloat16: ("_keep_in_fp32_modules_strict",)}
+    wide = {part for option in kept.get(dtype, ()) for part in getattr(module, option, None) or ()}
+    for name, parameter in module.named_parameters():
+        if wide.intersection(name.split(".")):
+            parameter.data = parameter.data.float()
+    return module
+
+
+def checkpoint_folder(path: str, revision: str | None) -> Path:
+    """Where the files of a checkpoint are: the folder itself, or the hub's copy on this machine, fetched where it is missing.
+
+    Raises:
+        UserError: they can't be had.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    return Path(from_hub(lambda: snapshot_download(path, revision=revision, allow_patterns=["*.safetensors", "*.json"]), path))
 
 
 def _untie_t5(module: nn.Module) -> None:
@@ -222,6 +251,10 @@ class Pretrained:
         shape = from_hub(lambda: skeleton(model_class, config), path)
         if device.type == "meta":
             return shape, None
+        if (stream := streaming()) is not None:
+            stream.folder = checkpoint_folder(path, self.revision)
+            module = framework(model_class, config, dtype or getattr(config, DTYPE_OPTION, None) or stored_dtype(stream.folder))
+            return module, from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path)
         check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype or getattr(config, DTYPE_OPTION, None), device)
         module, report = from_hub(
             lambda: model_class.from_pretrained(path, revision=self.revision, output_loading_info=True, **{DTYPE_OPTION: dtype or "auto"}), path

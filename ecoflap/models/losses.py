@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,13 +28,40 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     Returns:
         [batch], fp32.
     """
+    if logits.requires_grad:
+        return _TokenLoss.apply(logits, labels)  # type: ignore[no-any-return]
     # One sample at a time: an fp32 copy of all logits would be the largest tensor of the whole run.
     rows = [cross_entropy(row.float(), target, ignore_index=IGNORED) for row, target in zip(logits, labels, strict=True)]
     return torch.stack(rows)
 
 
+class _TokenLoss(torch.autograd.Function):
+    """``token_loss`` whose backward pass holds the logits and their gradient, and nothing else of that size.
+
+    Autograd would keep the log-probabilities beside them, and build the gradient in several copies.
+    """
+
+    @staticmethod
+    def forward(context: Any, logits: Tensor, labels: Tensor) -> Tensor:
+        context.save_for_backward(logits, labels)
+        return token_loss(logits.detach(), labels)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        logits, labels = context.saved_tensors
+        result = torch.empty_like(logits)
+        for row, target, scale, into in zip(logits, labels, gradients[0], result, strict=True):
+            real = target != IGNORED
+            part = row.float().softmax(dim=-1)
+            part[torch.arange(len(target), device=target.device)[real], target[real]] -= 1
+            into.copy_(part.mul_((real * scale / real.sum()).unsqueeze(1)))
+        return result, None
+
+
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """``token_loss`` of a decoder-only model, whose logits at one position predict the next token."""
+    if logits.requires_grad:  # a slice of the logits would cost a copy of their gradient
+        return token_loss(logits, torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], dim=1))
     return token_loss(logits[:, :-1], labels[:, 1:])
 
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ecoflap.errors import UserError
 from ecoflap.models.layers import Layer
 from ecoflap.models.preparation import preparation, without_origin
+from ecoflap.models.residence import Residence, absent, is_absent
 from ecoflap.models.towers import Block, Skipped, Tower
 
 Sample = dict[str, Tensor]  # model inputs of one sample
@@ -48,6 +49,7 @@ class PrunableModel:
         loss_function: (module, batch, copies) -> one loss per sample, [batch]; see ``loss``.
         processor: the tokenizer or processor that makes model inputs.
         interface: what the family can do with raw examples: some of the protocols in ``ecoflap.models.examples``.
+        residence: where the weights of the blocks are while nobody uses them.
     """
 
     name: str
@@ -58,6 +60,7 @@ class PrunableModel:
     loss_function: Loss
     processor: Any = None
     interface: Any = None
+    residence: Residence = field(default_factory=Residence)
 
     @property
     def layers(self) -> list[Layer]:
@@ -71,8 +74,8 @@ class PrunableModel:
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
-        return next(self.module.parameters()).device
+        """Where the model runs."""
+        return self.residence.device or next(self.module.parameters()).device
 
     def loss(self, batch: Batch, copies: int = 1) -> Tensor:
         """One loss per sample, [batch], in fp32.
@@ -109,7 +112,7 @@ class PrunableModel:
     def fingerprint(self) -> str:
         """A hash of all weights, bit for bit, of the module's settings, and of how its inputs are made."""
         digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in self.module.state_dict().items():
+        for name, tensor in self.residence.tensors(self.module):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         settings = [*self._settings(), *preparation(self.processor, self.interface)]
@@ -130,16 +133,24 @@ class PrunableModel:
 
 @contextmanager
 def in_float32(module: nn.Module) -> Iterator[None]:
-    """Hold every half-precision weight and buffer in fp32; afterwards they are what they were, bit for bit (widening loses nothing)."""
+    """Hold every half-precision weight and buffer in fp32; afterwards they are what they were, bit for bit (widening loses nothing).
+
+    Weights that are away come in as what their stand-ins are.
+    """
     tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.dtype in (torch.float16, torch.bfloat16)]
     dtypes = [tensor.dtype for tensor in tensors]
     try:
         for tensor in tensors:
-            tensor.data = tensor.data.float()
+            tensor.data = _cast(tensor.data, torch.float32)
         yield
     finally:
         for tensor, dtype in zip(tensors, dtypes, strict=True):
-            tensor.data = tensor.data.to(dtype)
+            tensor.data = _cast(tensor.data, dtype)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another dtype; a stand-in for an absent weight stays one number."""
+    return absent(tensor.shape, dtype) if is_absent(tensor) else tensor.to(dtype)
 
 
 @contextmanager

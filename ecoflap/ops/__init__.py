@@ -7,7 +7,7 @@ from ecoflap.ops.global_selection import select_globally
 from ecoflap.ops.hessian import InverseFactor, NotPositiveDefiniteError, inverse_factor
 from ecoflap.ops.noise import gaussian, seed_for
 from ecoflap.ops.selection import select_in_matrix, select_in_rows, select_n_of_m
-from ecoflap.ops.sparsegpt import Solution, solve_with_factor, sparsegpt_solve
+from ecoflap.ops.sparsegpt import Solution, solve_together, solve_with_factor, sparsegpt_solve
 from ecoflap.ops.wanda import wanda_metric
 from ecoflap.ops.water_filling import proportional, water_fill
 
@@ -23,6 +23,7 @@ __all__ = [
     "select_in_matrix",
     "select_in_rows",
     "select_n_of_m",
+    "solve_together",
     "solve_with_factor",
     "sparsegpt_solve",
     "wanda_metric",

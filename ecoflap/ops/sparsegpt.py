@@ -1,17 +1,22 @@
-"""SparseGPT: prune one matrix and correct the weights that stay (Frantar and Alistarh 2023, algorithm 1).
+"""SparseGPT: prune matrices and correct the weights that stay (Frantar and Alistarh 2023, algorithm 1).
 
 Columns are made final from left to right. Removing weight w_j of a row leaves the error e_j = w_j / U_jj, and the later columns of that row move by
 -e_j U_j,k to make up for it. The mask of a block of columns is fixed before the block is solved, so the errors of a row are the solution of one
-triangular system instead of a loop over columns. That is done in leaves of a few columns; later columns are updated by matrix products.
+triangular system. That is done in leaves of a few columns; later columns are updated by matrix products.
+
+Rows don't touch each other, so layers that read the same input are solved as one matrix, each with its own mask.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ecoflap.ops.hessian import InverseFactor, inverse_factor
-from ecoflap.ops.selection import check_n_of_m, select_in_matrix, select_n_of_m
+from ecoflap.ops.selection import check_n_of_m, keep_n_of_m, select_in_matrix
+
+BLOCKS_PER_UPDATE = 4
 
 
 class Solution(NamedTuple):
@@ -66,70 +71,112 @@ def solve_with_factor(
     block: int = 128,
     leaf: int = 16,
 ) -> Solution:
-    """Prune a matrix given a factor that layers with the same input may share.
+    """`solve_together` for one matrix."""
+    return solve_together([weight], factor, None if keep is None else [keep], n_of_m, block, leaf)[0]
 
-    With `keep`, each block of columns gets its share so that the first c columns hold floor(keep * c / cols) kept weights at every block's end c.
-    Weights of dead columns go first; those that stay because the count is met keep their value.
+
+def solve_together(
+    weights: Sequence[Tensor],
+    factor: InverseFactor,
+    keeps: Sequence[int] | None = None,
+    n_of_m: tuple[int, int] | None = None,
+    block: int = 128,
+    leaf: int = 16,
+) -> list[Solution]:
+    """Prune matrices that read the same input, given its factor.
+
+    With `keeps`, each block of columns of a matrix gets its share so that the first c columns hold floor(keep * c / cols) kept weights at every
+    block's end c. Weights of dead columns go first; those that stay because the count is met keep their value.
 
     Args:
-        weight: [rows, cols], any floating dtype, on the factor's device.
-        factor: from `inverse_factor` of the layer's Hessian [cols, cols].
-        keep: number of weights that stay, or None with `n_of_m`.
-        n_of_m: (n, m) to keep n of every m consecutive columns of a row, or None with `keep`.
+        weights: each [rows, cols], any floating dtype, on the factor's device; rows may differ.
+        factor: from `inverse_factor` of the Hessian [cols, cols].
+        keeps: for each matrix the number of weights that stay, or None with `n_of_m`.
+        n_of_m: (n, m) to keep n of every m consecutive columns of a row, or None with `keeps`.
         block: columns per mask decision.
         leaf: columns per triangular solve; n:m uses m.
 
     Returns:
-        The pruned weight, its mask and the damping used. No argument is modified.
+        For each matrix the pruned weight, its mask and the damping used. No argument is modified.
 
     Raises:
-        ValueError: arguments do not fit each other, or the weight is not finite.
+        ValueError: arguments do not fit each other, or a weight is not finite.
     """
-    _check(weight, factor, keep, n_of_m, block, leaf)
-    cols = weight.shape[1]
+    _check(weights, factor, keeps, n_of_m, block, leaf)
+    cols = weights[0].shape[1]
     if n_of_m is not None:
         leaf = n_of_m[1]  # a group's mask depends on weights updated by the groups before it
         block = max(block // leaf, 1) * leaf
-    solved = weight.detach().to(torch.float32, copy=True)
+    # Columns lie one after the other in memory: [cols, rows of all matrices].
+    stacked = torch.cat([weight.detach() for weight in weights]) if len(weights) > 1 else weights[0].detach()
+    solved = stacked.t().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
     mask = torch.ones_like(solved, dtype=torch.bool)
-    for columns in _spans(0, cols, block):
-        if keep is not None:
-            mask[:, columns] = select_in_matrix(_saliency(solved, factor, columns), _share(keep, cols, columns.start, columns.stop))
-        errors = torch.empty_like(solved[:, columns])
-        for inner in _spans(columns.start, columns.stop, leaf):
-            if n_of_m is not None:
-                mask[:, inner] = select_n_of_m(_saliency(solved, factor, inner), *n_of_m)
-            leaf_errors = _pruning_errors(solved[:, inner], mask[:, inner], factor.upper[inner, inner])
-            rest_of_block = slice(inner.start, columns.stop)
-            solved[:, rest_of_block] -= leaf_errors @ factor.upper[inner, rest_of_block]
-            errors[:, inner.start - columns.start : inner.stop - columns.start] = leaf_errors
-        solved[:, columns].masked_fill_(~mask[:, columns], 0.0)  # solved to zero up to rounding
-        solved[:, columns.stop :] -= errors @ factor.upper[columns, columns.stop :]
-    return Solution(solved, mask, factor.damping)
+    matrices = _spans_of([len(weight) for weight in weights])
+    # Far columns are updated once for several blocks: each update reads and writes all of them.
+    for several in _spans(0, cols, block * BLOCKS_PER_UPDATE):
+        errors = torch.empty_like(solved[several])
+        for columns in _spans(several.start, several.stop, block):
+            if keeps is not None:
+                saliency = _saliency(solved, factor, columns)
+                for keep, rows in zip(keeps, matrices, strict=True):
+                    share = _share(keep, cols, columns.start, columns.stop)
+                    mask[columns, rows] = select_in_matrix(saliency[:, rows].t(), share).t()
+            for inner in _spans(columns.start, columns.stop, leaf):
+                if n_of_m is not None:
+                    mask[inner] = keep_n_of_m(_saliency(solved, factor, inner).t(), *n_of_m).t()
+                within = errors[inner.start - several.start : inner.stop - several.start]
+                _pruning_errors(solved[inner], mask[inner], factor.upper[inner, inner], within)
+                _correct(solved, factor, inner, within, slice(inner.start, columns.stop))
+            solved[columns].mul_(mask[columns])  # solved to zero up to rounding
+            done = errors[columns.start - several.start : columns.stop - several.start]
+            _correct(solved, factor, columns, done, slice(columns.stop, several.stop))
+        _correct(solved, factor, several, errors, slice(several.stop, cols))
+    return [Solution(solved[:, rows].t().contiguous(), mask[:, rows].t().contiguous(), factor.damping) for rows in matrices]
 
 
-def _saliency(weight: Tensor, factor: InverseFactor, columns: slice) -> Tensor:
-    """The loss that removing each weight of some columns adds, W^2 / diag(U)^2 [rows, columns], for weights already updated by earlier columns."""
-    scores = weight[:, columns].square() / factor.upper.diagonal()[columns].square()
-    return scores.masked_fill(factor.dead[columns], -1.0)  # below any loss: removing these costs nothing, not even a chance to correct other weights
+def _correct(solved: Tensor, factor: InverseFactor, columns: slice, errors: Tensor, others: slice) -> None:
+    """Move other columns to make up for the errors [columns, rows] of some."""
+    solved[others].addmm_(factor.upper[columns, others].t(), errors, alpha=-1)
 
 
-def _pruning_errors(weight: Tensor, mask: Tensor, upper: Tensor) -> Tensor:
+def _saliency(solved: Tensor, factor: InverseFactor, columns: slice) -> Tensor:
+    """The loss that removing each weight of some columns adds, W^2 / diag(U)^2 [columns, rows], for weights already updated by earlier columns."""
+    scores = solved[columns].square() / factor.upper.diagonal()[columns].square().unsqueeze(1)
+    # Below any loss: removing these costs nothing, not even a chance to correct other weights.
+    return scores.masked_fill_(factor.dead[columns].unsqueeze(1), -1.0)
+
+
+def _pruning_errors(weight: Tensor, mask: Tensor, upper: Tensor, errors: Tensor) -> None:
     """Solve sum_{i<=j} e_i U_ij = w_j for the pruned j of each row, with e_j = 0 for the kept j.
 
-    Args:
-        weight: one leaf, updated by all earlier columns [rows, leaf].
-        mask: True where kept [rows, leaf].
-        upper: the factor's diagonal block of the leaf [leaf, leaf].
+    Launching an operation is what costs on an accelerator, so there the systems of all rows are solved as one batch; on the CPU, where memory does,
+    a leaf fits into the cache and its columns are eliminated one by one.
 
-    Returns:
-        Errors e [rows, leaf].
+    Args:
+        weight: one leaf, updated by all earlier columns [leaf, rows].
+        mask: True where kept [leaf, rows].
+        upper: the factor's diagonal block of the leaf [leaf, leaf].
+        errors: where e is written [leaf, rows].
     """
+    (eliminate if weight.device.type == "cpu" else solve_batched)(weight, mask, upper, errors)
+
+
+def solve_batched(weight: Tensor, mask: Tensor, upper: Tensor, errors: Tensor) -> None:
+    """`_pruning_errors` as one batch of triangular systems, one per row."""
     identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
-    systems = torch.where(mask.unsqueeze(1), identity, upper)  # [rows, leaf, leaf]: a kept column's equation reads e_j = 0
-    targets = weight.masked_fill(mask, 0.0).unsqueeze(1)
-    errors: Tensor = torch.linalg.solve_triangular(systems, targets, upper=True, left=False)
-    return errors.squeeze(1)
+    systems = torch.where(mask.t().unsqueeze(1), identity, upper)  # [rows, leaf, leaf]: a kept column's equation reads e_j = 0
+    targets = weight.masked_fill(mask, 0.0).t().unsqueeze(1)
+    errors.copy_(torch.linalg.solve_triangular(systems, targets, upper=True, left=False).squeeze(1).t())
+
+
+def eliminate(weight: Tensor, mask: Tensor, upper: Tensor, errors: Tensor) -> None:
+    """`_pruning_errors` column by column."""
+    left = weight.clone()
+    scale = (~mask).to(weight.dtype) / upper.diagonal().unsqueeze(1)  # zero where kept
+    for column in range(len(upper)):
+        torch.mul(left[column], scale[column], out=errors[column])
+        if column + 1 < len(upper):
+            left[column + 1 :].addr_(upper[column, column + 1 :], errors[column], alpha=-1)
 
 
 def _share(keep: int, cols: int, start: int, stop: int) -> int:
@@ -141,16 +188,27 @@ def _spans(start: int, stop: int, width: int) -> list[slice]:
     return [slice(at, min(at + width, stop)) for at in range(start, stop, width)]
 
 
-def _check(weight: Tensor, factor: InverseFactor, keep: int | None, n_of_m: tuple[int, int] | None, block: int, leaf: int) -> None:
-    if weight.ndim != 2 or factor.upper.shape != (weight.shape[1], weight.shape[1]):
-        raise ValueError(f"weight [rows, cols] needs a factor [cols, cols]; found {tuple(weight.shape)} and {tuple(factor.upper.shape)}")
-    if not weight.isfinite().all():  # pruned, it would spread over its row
-        raise ValueError(f"{int((~weight.isfinite()).sum())} of {weight.numel()} weights are NaN or infinite; check the checkpoint and its dtype")
-    if (keep is None) == (n_of_m is None):
-        raise ValueError(f"give either keep or n_of_m, not both and not neither; found keep={keep}, n_of_m={n_of_m}")
-    if keep is not None and not 0 <= keep <= weight.numel():
-        raise ValueError(f"asked to keep {keep} weights of a {tuple(weight.shape)} matrix; valid counts are 0 to {weight.numel()}")
+def _spans_of(lengths: Sequence[int]) -> list[slice]:
+    """Where parts of these lengths lie, one after the other."""
+    ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
+    return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
+
+
+def _check(
+    weights: Sequence[Tensor], factor: InverseFactor, keeps: Sequence[int] | None, n_of_m: tuple[int, int] | None, block: int, leaf: int
+) -> None:
+    for weight in weights:
+        if weight.ndim != 2 or factor.upper.shape != (weight.shape[1], weight.shape[1]):
+            raise ValueError(f"weight [rows, cols] needs a factor [cols, cols]; found {tuple(weight.shape)} and {tuple(factor.upper.shape)}")
+        if not torch.stack(torch.aminmax(weight)).isfinite().all():  # one pass; pruned, it would spread over its row
+            raise ValueError(f"{int((~weight.isfinite()).sum())} of {weight.numel()} weights are NaN or infinite; check the checkpoint and its dtype")
+    if (keeps is None) == (n_of_m is None):
+        found = None if keeps is None else keeps[0] if len(keeps) == 1 else list(keeps)
+        raise ValueError(f"give either keep or n_of_m, not both and not neither; found keep={found}, n_of_m={n_of_m}")
+    for keep, weight in zip(keeps or (), weights if keeps is not None else (), strict=True):
+        if not 0 <= keep <= weight.numel():
+            raise ValueError(f"asked to keep {keep} weights of a {tuple(weight.shape)} matrix; valid counts are 0 to {weight.numel()}")
     if n_of_m is not None:
-        check_n_of_m(weight.shape[1], *n_of_m)
+        check_n_of_m(weights[0].shape[1], *n_of_m)
     if block < 1 or leaf < 1:
         raise ValueError(f"block and leaf are column counts of at least 1; found block={block}, leaf={leaf}")

@@ -1,11 +1,12 @@
-"""Prune block by block: each block sees inputs from its pruned predecessors, and its own layers are measured while it is still dense."""
+"""Prune block by block: each block sees inputs from its predecessors, and its own layers are measured while it is still dense."""
 
 from __future__ import annotations
 
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 import torch
@@ -14,11 +15,12 @@ from torch import Tensor
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.calibrate.capture import Flow
 from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.calibrate.statistics import InputStatistics, Statistic
+from ecoflap.calibrate.statistics import Enough, InputStatistics, Statistic
 from ecoflap.console import track
-from ecoflap.errors import NumericalError
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.masks import PackedMasks
 from ecoflap.models.layers import Layer
-from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward
 from ecoflap.models.towers import Tower
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.pruners import LayerPruner, Pruned
@@ -56,9 +58,22 @@ class PruneReport:
         blocks: one report per block.
     """
 
-    masks: dict[str, Tensor] = field(default_factory=dict)
+    masks: MutableMapping[str, Tensor] = field(default_factory=PackedMasks)
     errors: dict[str, float | None] = field(default_factory=dict)
     blocks: list[BlockReport] = field(default_factory=list)
+
+
+PROPAGATE = ("pruned", "dense")
+
+
+def check_propagate(choice: str) -> None:
+    """Refuse a choice that there isn't.
+
+    Raises:
+        UserError: so it is.
+    """
+    if choice not in PROPAGATE:
+        raise UserError(f"propagate={choice} is not known; choose {' or '.join(PROPAGATE)}")
 
 
 @torch.no_grad()
@@ -69,6 +84,7 @@ def prune(
     allocation: Allocation,
     batch_size: int,
     on_block: Callable[[BlockReport], None] = lambda _: None,
+    propagate: str = "pruned",
     finished: FinishedBlocks | None = None,
 ) -> PruneReport:
     """Prune every tower of the model in order, in place.
@@ -80,42 +96,71 @@ def prune(
         allocation: how many weights each layer keeps.
         batch_size: samples per forward pass; changes nothing beyond rounding.
         on_block: called after each block.
+        propagate: whether a layer's inputs come from ``pruned`` predecessors (published; two passes over the data per block) or from ``dense`` ones
+            (one pass; another result). Dense predecessors means the last towers first, so that what comes before is still whole.
         finished: where blocks are kept as soon as they are pruned, and read from when the run was stopped after them.
 
     Raises:
         NumericalError: a weight or a hidden state is not finite, or a mask misses its count.
     """
-    report = PruneReport()
+    report, dense = PruneReport(), propagate == "dense"
     batches = calibration.batches(batch_size) if calibration is not None and pruner.statistic is not None else []
-    work = [(tower, index) for tower in model.towers if tower.layers for index in range(len(tower.blocks))]
-    flow: Flow | None = None
+    towers = [tower for tower in model.towers if tower.layers]
+    work = _blocks_in_order(model, reversed(towers) if dense else towers, batches, dense)
     with quiet_forward(model.module):
-        for number, (tower, index) in enumerate(track(work, "prune", total=len(work))):
-            if index == 0:
-                flow = None  # let go of the last tower's states before the next one's are made
-                flow = Flow(model, tower, batches)
-            assert flow is not None
+        for number, (flow, index) in enumerate(track(work, "prune", total=sum(len(tower.blocks) for tower in towers))):
             flow.enter(index)
-            seconds = None if finished is None else finished.read(number, tower.blocks[index].layers, report)
-            if seconds is not None:
-                flow.leave(index)
-            else:
-                seconds = _prune_block(flow, index, pruner, allocation, report)
+            seconds = None if finished is None else _take_up(flow, index, finished, number, report, dense)
+            if seconds is None:
+                seconds = _prune_block(flow, index, pruner, allocation, report, dense)
                 if finished is not None:
-                    finished.write(number, tower.blocks[index].layers, report, seconds)
-            report.blocks.append(_summary(tower, index, allocation, report, seconds))
+                    with model.residence.using(flow.tower.blocks[index]):
+                        finished.write(number, flow.tower.blocks[index].layers, report, seconds)
+            report.blocks.append(_summary(flow.tower, index, allocation, report, seconds))
             on_block(report.blocks[-1])
+    report.masks = PackedMasks.ordered(report.masks, [layer.name for layer in model.layers])
     return report
 
 
-def _prune_block(flow: Flow, index: int, pruner: LayerPruner, allocation: Allocation, report: PruneReport) -> float:
+def _blocks_in_order(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool) -> Iterator[tuple[Flow, int]]:
+    """Every block of the towers, with the flow of its tower; a tower's states are let go before the next one's are made."""
+    for tower in towers:
+        flow = Flow(model, tower, batches)
+        order = range(len(tower.blocks))
+        # Where a model changes the hidden states between blocks, each block's inputs are made anew by all blocks before it.
+        for index in reversed(order) if dense and not flow.chained else order:
+            yield flow, index
+        del flow
+
+
+def _take_up(flow: Flow, index: int, finished: FinishedBlocks, number: int, report: PruneReport, dense: bool) -> float | None:
+    """Put a block that an earlier run pruned into its place, and move on through it as that run did; null where there is none."""
+    block, residence = flow.tower.blocks[index], flow.model.residence
+    if (found := finished.read(number)) is None:
+        return None
+    if dense:
+        flow.leave(index)
+    with residence.using(block):
+        found.put(block.layers, report)
+        if block.layers:
+            residence.changed(block)
+    if not dense:
+        flow.leave(index)
+    return found.seconds
+
+
+def _prune_block(flow: Flow, index: int, pruner: LayerPruner, allocation: Allocation, report: PruneReport, dense: bool) -> float:
     """Prune the block whose turn it is, and move on through it; returns the seconds that it took."""
-    started, block = time.perf_counter(), flow.tower.blocks[index]
-    statistics = _measure(flow, index, pruner)
-    for layer in block.layers:
-        _prune_layer(layer, statistics[layer] if statistics else None, pruner, allocation.keep[layer.name], report)
-    flow.leave(index)
-    if not all(torch.isfinite(stream.hidden).all() for stream in flow.streams):
+    started, block, residence = time.perf_counter(), flow.tower.blocks[index], flow.model.residence
+    statistics = _measure(flow, index, pruner, dense)
+    with residence.using(block):
+        for layers in _sharing(block.layers, statistics):
+            _prune_layers(layers, statistics[layers[0]] if statistics else None, pruner, allocation, report)
+        if block.layers:
+            residence.changed(block)
+    if not dense:
+        flow.leave(index)
+    if not all(stream.finite for stream in flow.streams):
         raise NumericalError(
             f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or a larger pruner.damping"
         )
@@ -130,32 +175,48 @@ def _summary(tower: Tower, index: int, allocation: Allocation, report: PruneRepo
     return BlockReport(tower.name, block.name, allocation.sparsity_of(names) if names else 0.0, mean_error, seconds)
 
 
-def _measure(flow: Flow, index: int, pruner: LayerPruner) -> InputStatistics | None:
-    """Run the dense block once over all batches and gather what the pruner needs."""
+def _measure(flow: Flow, index: int, pruner: LayerPruner, dense: bool) -> InputStatistics | None:
+    """Run the dense block once over all batches and gather what the pruner needs; with ``dense``, its outputs are the next block's inputs."""
     streams, block = flow.streams, flow.tower.blocks[index]
     if pruner.statistic is None or not block.layers:
+        if dense:
+            flow.leave(index)
         return None
     statistics = InputStatistics(pruner.statistic)
-    with statistics.gathering(block.layers):
+    with statistics.gathering(block.layers, stop=not dense):
         for stream in streams:
             call = stream.calls[index]
             statistics.look_at(stream.counted, call.tensors)
-            call.run(block.module, stream.hidden)
+            with suppress(Enough):
+                output = call.run(block.module, stream.hidden)
+                if dense:
+                    stream.hidden = output
     return statistics
 
 
-def _prune_layer(layer: Layer, statistic: Statistic | None, pruner: LayerPruner, keep: int, report: PruneReport) -> None:
-    dense = layer.matrix().clone()
+def _sharing(layers: Sequence[Layer], statistics: InputStatistics | None) -> list[list[Layer]]:
+    """The layers in groups of one statistic each; one by one where nothing was measured."""
+    groups: dict[int, list[Layer]] = {}
+    for layer in layers:
+        groups.setdefault(id(statistics[layer]) if statistics else id(layer), []).append(layer)
+    return list(groups.values())
+
+
+def _prune_layers(layers: Sequence[Layer], statistic: Statistic | None, pruner: LayerPruner, allocation: Allocation, report: PruneReport) -> None:
+    """Prune the layers that share a statistic."""
+    dense = [layer.matrix().clone() for layer in layers]
     try:
-        pruned = pruner(dense, statistic, keep)  # type: ignore[arg-type]
+        results = pruner.together(dense, statistic, [allocation.keep[layer.name] for layer in layers])  # type: ignore[arg-type]
     except ValueError as error:
-        raise NumericalError(f"{layer.name}: {error}") from error
-    if pruned.note:
-        log.warning("%s: %s", layer.name, pruned.note)
-    _check(layer, pruned, keep)
-    layer.write(pruned.weight)
-    report.masks[layer.name] = layer.oriented(pruned.mask).contiguous().cpu()
-    report.errors[layer.name] = None if statistic is None else _relative_error(statistic, dense, layer.matrix())
+        culprit = next((layer for layer, weight in zip(layers, dense, strict=True) if not torch.isfinite(weight).all()), layers[0])
+        raise NumericalError(f"{culprit.name}: {error}") from error
+    for layer, before, pruned in zip(layers, dense, results, strict=True):
+        if pruned.note:
+            log.warning("%s: %s", layer.name, pruned.note)
+        _check(layer, pruned, allocation.keep[layer.name])
+        layer.write(pruned.weight)
+        report.masks[layer.name] = layer.oriented(pruned.mask).contiguous().cpu()
+        report.errors[layer.name] = None if statistic is None else _relative_error(statistic, before, layer.matrix())
 
 
 def _check(layer: Layer, pruned: Pruned, keep: int) -> None:

@@ -24,6 +24,28 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class FinishedBlock:
+    """One of them.
+
+    Attributes:
+        tensors: weights and packed masks of its layers.
+        errors: {layer: output error}.
+        seconds: what pruning it took.
+    """
+
+    tensors: Mapping[str, Tensor]
+    errors: Mapping[str, float | None]
+    seconds: float
+
+    def put(self, layers: Sequence[Layer], report: PruneReport) -> None:
+        """Put the weights into the model, and masks and errors into the report."""
+        for layer in layers:
+            layer.weight.data.copy_(self.tensors[f"weight {layer.name}"])
+            report.masks[layer.name] = unpack(self.tensors[f"mask {layer.name}"], list(layer.weight.shape))
+        report.errors.update(self.errors)
+
+
+@dataclass(frozen=True)
 class FinishedBlocks:
     """The blocks that a run has pruned.
 
@@ -51,12 +73,8 @@ class FinishedBlocks:
         except OSError as error:
             log.warning("block %d could not be kept in %s (%s): a run that is started again will prune it anew", index, self.folder, error)
 
-    def read(self, index: int, layers: Sequence[Layer], report: PruneReport) -> float | None:
-        """Put a finished block's weights into the model and its masks and errors into the report.
-
-        Returns:
-            The seconds that it took; null when the block isn't there or isn't whole, and then nothing is changed.
-        """
+    def read(self, index: int) -> FinishedBlock | None:
+        """The block that is the ``index``-th in the order of pruning; null when it isn't there or isn't whole."""
         from safetensors import SafetensorError, safe_open
 
         if not self._file(index).is_file():
@@ -72,11 +90,7 @@ class FinishedBlocks:
         except (SafetensorError, OSError, ValueError) as error:
             log.warning("%s is damaged (%s): pruning that block anew", self._file(index), error)
             return None
-        for layer in layers:
-            layer.weight.data.copy_(tensors[f"weight {layer.name}"])
-            report.masks[layer.name] = unpack(tensors[f"mask {layer.name}"], list(layer.weight.shape))
-        report.errors.update(json.loads(metadata["errors"]))
-        return float(metadata["seconds"])
+        return FinishedBlock(tensors, json.loads(metadata["errors"]), float(metadata["seconds"]))
 
     def _file(self, index: int) -> Path:
         return self.folder / f"{index:05d}.safetensors"

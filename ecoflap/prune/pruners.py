@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from ecoflap.calibrate.statistics import Gram, MeanSquare
 from ecoflap.errors import UserError
-from ecoflap.ops import solve_with_factor, wanda_metric
+from ecoflap.ops import solve_together, wanda_metric
 from ecoflap.prune.masks import MaskRule
 
 
@@ -40,9 +41,20 @@ class LayerPruner(Protocol):
     def __call__(self, weight: Tensor, statistic: MeanSquare | Gram | None, keep: int) -> Pruned:
         """Prune a weight [rows, cols] to ``keep`` weights."""
 
+    def together(self, weights: Sequence[Tensor], statistic: MeanSquare | Gram | None, keeps: Sequence[int]) -> list[Pruned]:
+        """Prune layers that read the same input."""
+
+
+class OneByOne:
+    """A pruner that gains nothing from seeing the layers of one input together."""
+
+    def together(self, weights: Sequence[Tensor], statistic: MeanSquare | Gram | None, keeps: Sequence[int]) -> list[Pruned]:
+        """Prune each by itself."""
+        return [self(weight, statistic, keep) for weight, keep in zip(weights, keeps, strict=True)]  # type: ignore[operator]
+
 
 @dataclass(frozen=True)
-class Magnitude:
+class Magnitude(OneByOne):
     """Remove the smallest weights by absolute value; looks at no data.
 
     Attributes:
@@ -69,7 +81,7 @@ class Magnitude:
 
 
 @dataclass(frozen=True)
-class Wanda:
+class Wanda(OneByOne):
     """Remove the weights of smallest |w| times the norm of their input column (Sun et al. 2024).
 
     Attributes:
@@ -127,9 +139,13 @@ class SparseGPT:
 
     def __call__(self, weight: Tensor, statistic: MeanSquare | Gram | None, keep: int) -> Pruned:
         """Prune a weight [rows, cols]."""
+        return self.together([weight], statistic, [keep])[0]
+
+    def together(self, weights: Sequence[Tensor], statistic: MeanSquare | Gram | None, keeps: Sequence[int]) -> list[Pruned]:
+        """Prune layers that read the same input as one matrix of all their rows."""
         assert isinstance(statistic, Gram)
         factor = statistic.factor(self.damping)
         n_of_m = self.rule.n_of_m
-        solution = solve_with_factor(weight, factor, None if n_of_m else keep, n_of_m, self.block)
-        note = f"damping raised from {self.damping:g} to {solution.damping:g}" if solution.damping > self.damping else None
-        return Pruned(solution.weight, solution.mask, note)
+        solutions = solve_together(weights, factor, None if n_of_m else keeps, n_of_m, self.block)
+        note = f"damping raised from {self.damping:g} to {factor.damping:g}" if factor.damping > self.damping else None
+        return [Pruned(solution.weight, solution.mask, note) for solution in solutions]

@@ -7,7 +7,7 @@ import json
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-VOLATILE = ("tracking", "cache", "cache_mode", "device", "inspect", "resume")
+VOLATILE = ("tracking", "cache", "cache_mode", "device", "inspect", "resume", "runtime")
 """Config keys that change where or how a run happens, but not what it computes."""
 
 

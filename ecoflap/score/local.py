@@ -84,6 +84,7 @@ class Local:
                         for stream in flow.enter(index):
                             statistics.look_at(stream.counted, stream.calls[index].tensors)
                             stream.hidden = stream.calls[index].run(block.module, stream.hidden)
-                    for layer in block.layers:
-                        averages[layer.name].add(measure(layer.matrix(), statistics[layer]).item(), 1.0, layer.name)
+                    with model.residence.using(block):
+                        for layer in block.layers:
+                            averages[layer.name].add(measure(layer.matrix(), statistics[layer]).item(), 1.0, layer.name)
         return collect(self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration))})

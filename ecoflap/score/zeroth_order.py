@@ -7,6 +7,10 @@ For each layer W, batch b and draw r, with z ~ N(0, I) of W's shape,
 To first order in eps its expectation is sqrt(2 / pi) times the norm of the gradient of L_b. The nudge is added to the layer's output
 (eps x z^T), so the weights themselves are never touched, and only the blocks from the nudged one on are computed.
 
+``probe=block`` is another estimator, for large models: one z for all layers of a block at once, so that a block costs one probe instead of one per
+layer. Its expectation is sqrt(2 / pi) times the norm of the block's whole gradient, not the sum of its layers' norms. The layers of a block get
+shares of it by their size, so their sum is the block's score and they are told apart by nothing else.
+
 A nudge of 1e-3 drowns in the rounding of half precision, so half-precision weights are held in fp32 while they are probed.
 """
 
@@ -30,17 +34,19 @@ from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import PrunableModel, in_float32, quiet_forward
 from ecoflap.models.towers import Block, Tower
 from ecoflap.ops import gaussian
+from ecoflap.score.pass_size import PassSize
 from ecoflap.score.scores import Average, Scores, collect
 
 log = logging.getLogger(__name__)
 
 Noise = tuple[str | int, ...]
+PROBES = ("layer", "block")
 
 
 class Probe(NamedTuple):
-    """One nudge of one layer: +eps z or -eps z of one draw of z."""
+    """One nudge of one layer, or of all layers of a block: +eps z or -eps z of one draw of z."""
 
-    layer: Layer
+    layers: tuple[Layer, ...]
     draw: int
     sign: float
 
@@ -54,7 +60,8 @@ class ZerothOrder:
         batch_size: samples whose mean loss one probe moves; part of the estimate, as in the paper. See ``loss_batches`` for texts of other lengths.
         noises: independent draws of z per layer and batch.
         eps: size of a probe.
-        samples_per_pass: samples that share one forward pass, probes included; bounds the memory and changes nothing else.
+        samples_per_pass: most samples that share one forward pass, probes included; fewer where memory does not hold them. Changes nothing else.
+        probe: layer (the paper's) or block (cheaper, another estimator).
         name: for people and result files.
     """
 
@@ -63,16 +70,20 @@ class ZerothOrder:
     noises: int = 1
     eps: float = 1e-3
     samples_per_pass: int = 64
+    probe: str = "layer"
     name: str = "zeroth_order"
 
     def __post_init__(self) -> None:
         for option in ("samples", "batch_size", "noises", "samples_per_pass", "eps"):
             if not getattr(self, option) > 0:
                 raise UserError(f"score.{option}={getattr(self, option)} must be more than 0")
+        if self.probe not in PROBES:
+            raise UserError(f"score.probe={self.probe} is not known; choose {' or '.join(PROBES)}")
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on."""
-        return {"name": self.name, "version": 2, "samples": self.samples, "batch_size": self.batch_size, "noises": self.noises, "eps": self.eps}
+        paper = {"name": self.name, "version": 2, "samples": self.samples, "batch_size": self.batch_size, "noises": self.noises, "eps": self.eps}
+        return paper if self.probe == "layer" else {**paper, "probe": self.probe}
 
     def __call__(self, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:
         """Measure every layer of the model's towers.
@@ -83,14 +94,18 @@ class ZerothOrder:
         averages = {layer.name: Average() for layer in model.layers}
         work = [(tower, block) for tower in model.towers for block in tower.blocks if block.layers]
         stackable: dict[str, bool] = {}
+        sizes: dict[tuple[str, int], PassSize] = {}
         with quiet_forward(model.module), in_float32(model.module):
             batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
             for index, tower, block, runner in track(self._tasks(model, batches, work), "score", total=len(batches) * len(work)):
                 noise = ("zeroth_order", seed, index)
                 if tower.name not in stackable:
                     stackable[tower.name] = self._stacks(tower, block, runner, noise)
-                for layer, draw, value in self._probe_block(block, runner, stackable[tower.name], noise):
-                    averages[layer.name].add(value, runner.samples, f"{layer.name} (batch {index}, draw {draw})")
+                size = sizes.setdefault((tower.name, runner.samples), PassSize(self.samples_per_pass // (2 * runner.samples), model.device))
+                for layers, draw, value in self._probe_block(block, runner, stackable[tower.name], noise, size):
+                    for layer in layers:
+                        share = layer.size / sum(each.size for each in layers)
+                        averages[layer.name].add(share * value, runner.samples, f"{layer.name} (batch {index}, draw {draw})")
         return collect(
             self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration)), "batches": len(batches), "seed": seed}
         )
@@ -113,7 +128,7 @@ class ZerothOrder:
 
         Not so where samples are not the first dimension inside a tower, or are interleaved there (two images per sample, one after the other).
         """
-        probes = [Probe(block.layers[-1], 0, sign) for sign in (1.0, -1.0)]
+        probes = [Probe(block.layers[-1:], 0, sign) for sign in (1.0, -1.0)]
         together = self._losses(probes, block, runner, True, noise)
         apart = self._losses(probes, block, runner, False, noise)
         effect = (apart - runner.losses).abs().max()
@@ -131,21 +146,27 @@ class ZerothOrder:
                 losses.append(runner.losses_from(block.module, len(part)))
         return torch.cat(losses)
 
-    def _probe_block(self, block: Block, runner: SuffixRunner, stack: bool, noise: Noise) -> Iterator[tuple[Layer, int, float]]:
-        """All probes of a block's layers on one batch, as many in one pass as fit."""
-        pairs = [(layer, draw) for layer in block.layers for draw in range(self.noises)]
-        pairs_per_pass = max(1, self.samples_per_pass // (2 * runner.samples))
-        for start in range(0, len(pairs), pairs_per_pass):
-            part = pairs[start : start + pairs_per_pass]
-            probes = [Probe(layer, draw, sign) for layer, draw in part for sign in (1.0, -1.0)]
-            losses = self._losses(probes, block, runner, stack, noise).double().mean(dim=1)
-            for (layer, draw), plus, minus in zip(part, losses[0::2].tolist(), losses[1::2].tolist(), strict=True):
-                yield layer, draw, abs(plus - minus) / (2 * self.eps)
+    def _probe_block(
+        self, block: Block, runner: SuffixRunner, stack: bool, noise: Noise, size: PassSize
+    ) -> Iterator[tuple[tuple[Layer, ...], int, float]]:
+        """All probes of a block on one batch, as many in one pass as fit."""
+        groups = [block.layers] if self.probe == "block" else [(layer,) for layer in block.layers]
+        pairs = [(layers, draw) for layers in groups for draw in range(self.noises)]
+        while pairs:
+
+            def together(count: int, pairs: Sequence[tuple[tuple[Layer, ...], int]] = tuple(pairs)) -> Tensor:
+                return self._losses([Probe(*pair, sign) for pair in pairs[:count] for sign in (1.0, -1.0)], block, runner, stack, noise)
+
+            losses, done = size.run(len(pairs), together)
+            means = losses.double().mean(dim=1)
+            for (layers, draw), plus, minus in zip(pairs[:done], means[0::2].tolist(), means[1::2].tolist(), strict=True):
+                yield layers, draw, abs(plus - minus) / (2 * self.eps)
+            pairs = pairs[done:]
 
 
 @contextmanager
 def probing(probes: Sequence[Probe], eps: float, noise: Noise) -> Iterator[None]:
-    """Add probe k to its layer's output for copy k of the batch.
+    """Add probe k to the outputs of its layers for copy k of the batch.
 
     Args:
         probes: one per copy.
@@ -154,7 +175,8 @@ def probing(probes: Sequence[Probe], eps: float, noise: Noise) -> Iterator[None]
     """
     by_layer: dict[Layer, list[tuple[int, Probe]]] = {}
     for copy, probe in enumerate(probes):
-        by_layer.setdefault(probe.layer, []).append((copy, probe))
+        for layer in probe.layers:
+            by_layer.setdefault(layer, []).append((copy, probe))
     handles = [layer.module.register_forward_hook(_nudge(layer, places, len(probes), eps, noise)) for layer, places in by_layer.items()]
     try:
         yield

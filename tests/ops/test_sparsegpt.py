@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.ops.hessian import inverse_factor
-from ecoflap.ops.sparsegpt import solve_with_factor, sparsegpt_solve
+from ecoflap.ops.sparsegpt import eliminate, solve_batched, solve_together, solve_with_factor, sparsegpt_solve
 
 from . import golden, reference
 
@@ -107,6 +107,28 @@ def test_half_precision_is_solved_in_fp32(dtype: torch.dtype) -> None:
     solution = sparsegpt_solve(weight, hessian, keep=256)
     assert solution.weight.dtype == torch.float32
     assert torch.equal(solution.weight, sparsegpt_solve(weight.float(), hessian, keep=256).weight)
+
+
+@pytest.mark.parametrize("n_of_m", [None, (2, 4)])
+def test_layers_with_one_input_are_solved_as_each_by_itself(n_of_m: tuple[int, int] | None) -> None:
+    weight, hessian = problem(40, 600)  # more columns than one far update takes in
+    parts, factor = weight.split([3, 1, 36]), inverse_factor(hessian)
+    keeps = None if n_of_m else [1000, 7, 36 * 600]
+    together = solve_together(parts, factor, keeps, n_of_m)
+    for index, (part, solution) in enumerate(zip(parts, together, strict=True)):
+        alone = solve_with_factor(part, factor, keeps[index] if keeps else None, n_of_m)
+        assert torch.equal(solution.mask, alone.mask)
+        torch.testing.assert_close(solution.weight, alone.weight, rtol=1e-4, atol=1e-4)
+
+
+def test_batched_and_column_by_column_errors_agree() -> None:
+    weight, hessian = problem(30, 48)
+    upper = inverse_factor(hessian).upper[16:32, 16:32]
+    mask, slab = torch.rand(16, 30) > 0.5, weight[:, 16:32].t().contiguous()
+    batched, one_by_one = torch.empty_like(slab), torch.empty_like(slab)
+    solve_batched(slab, mask, upper, batched)
+    eliminate(slab, mask, upper, one_by_one)
+    torch.testing.assert_close(batched, one_by_one)
 
 
 def test_arguments_are_not_modified_and_stacked_rows_may_share_a_factor() -> None:

@@ -11,6 +11,7 @@ from ecoflap.models.causal_lm import language_loss
 from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.score.first_order import MEASURES, FirstOrder
+from ecoflap.score.pass_size import LiveBytes
 from tests import tiny
 
 BY_HAND = {
@@ -78,6 +79,38 @@ def test_each_gradient_is_gone_before_the_next_exists() -> None:
     FirstOrder(batch_size=3)(model, calibration, 0)
     assert len(held) == 2 * len(handles)
     assert max(held) == 0
+
+
+@pytest.mark.parametrize("family", ["llama", "t5", "blip2_opt", "blip_retrieval"])
+def test_recomputing_blocks_changes_no_number(family: str) -> None:
+    model, calibration = tiny.build(family), tiny.samples(family)
+    assert FirstOrder(recompute=True)(model, calibration, 0) == FirstOrder(recompute=False)(model, calibration, 0)
+    assert not any("forward" in block.module.__dict__ for block in model.blocks)
+
+
+def test_recomputed_blocks_keep_no_activations() -> None:
+    peaks = {}
+    for recompute in (True, False):
+        model = tiny.build("llama")
+        model.module.model.layers.extend(tiny.build("llama", seed=seed).module.model.layers[0] for seed in range(6))
+        calibration = tiny.samples("llama", lengths=(30,) * 8)
+        deep = prunable("deep", model.module, None, language_loss, Selection())
+        deep.module.config.num_hidden_layers = 8
+        with LiveBytes() as live:
+            FirstOrder(recompute=recompute)(deep, calibration, 0)
+        peaks[recompute] = live.peak
+    assert peaks[True] < peaks[False] / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gradients(dtype: torch.dtype) -> None:
+    model, calibration = tiny.build("llama"), tiny.samples("llama")
+    with torch.no_grad():
+        model.module.lm_head.weight.mul_(1e-5)  # the loss hardly moves: in fp16 most gradients are below the smallest number
+    model.module.to(dtype)
+    half = FirstOrder("gradient")(model, calibration, 0).importance
+    model.module.float()
+    assert half == pytest.approx(FirstOrder("gradient")(model, calibration, 0).importance, rel=0.1)
 
 
 @pytest.mark.parametrize("towers", [["vision"], ["decoder"], ["qformer", "encoder"]])

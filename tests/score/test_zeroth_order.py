@@ -145,6 +145,41 @@ def test_overflow_names_the_layer() -> None:
         ZerothOrder(eps=1e38)(model, tiny.samples("opt"), 0)
 
 
+def test_block_probe_equals_really_moving_a_block() -> None:
+    model, calibration = tiny.build("llama"), tiny.samples("llama", lengths=(5, 5))
+    scorer = ZerothOrder(samples=2, batch_size=2, eps=0.05, probe="block")
+    scores = scorer(model, calibration, seed=7).importance
+    batch = calibration.batches(2)[0]
+    for block in model.blocks:
+        losses = []
+        for sign in (1, -2, 1):
+            with torch.no_grad():
+                for layer in block.layers:
+                    layer.weight.add_(sign * scorer.eps * gaussian(layer.shape, "zeroth_order", 7, 0, layer.name, 0))
+                losses.append(float(model.loss(batch).double().mean()))
+        expected = abs(losses[0] - losses[1]) / (2 * scorer.eps)
+        assert sum(scores[layer.name] for layer in block.layers) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        share = {layer.name: scores[layer.name] / layer.size for layer in block.layers}
+        assert max(share.values()) == pytest.approx(min(share.values()))
+
+
+def test_block_probe_estimates_the_norm_of_the_blocks_gradient() -> None:
+    model, calibration = tiny.build("llama"), tiny.samples("llama", lengths=(5, 5))
+    draws = 400
+    scores = ZerothOrder(batch_size=2, noises=draws, samples_per_pass=1600, probe="block")(model, calibration, 0).importance
+    norms = FirstOrder("gradient_norm", batch_size=2)(model, calibration, 0).importance
+    for block in model.blocks:
+        norm = math.hypot(*(norms[layer.name] for layer in block.layers))
+        expected, deviation = math.sqrt(2 / math.pi) * norm, math.sqrt((1 - 2 / math.pi) / draws) * norm
+        assert abs(sum(scores[layer.name] for layer in block.layers) - expected) < 4 * deviation
+
+
+def test_block_probe_is_another_entry_of_the_cache() -> None:
+    assert ZerothOrder(probe="block").identity() != ZerothOrder().identity()
+    with pytest.raises(UserError, match=r"score\.probe=tower is not known; choose layer or block"):
+        ZerothOrder(probe="tower")
+
+
 @pytest.mark.parametrize("option", ["samples", "batch_size", "noises", "eps", "samples_per_pass"])
 def test_refusals(option: str) -> None:
     with pytest.raises(UserError, match=rf"score\.{option}=0 must be more than 0"):

@@ -1,0 +1,94 @@
+"""Runs whose blocks are away while nobody uses them make the same weights, bit for bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+from ecoflap.errors import UserError
+from ecoflap.results import Result, verify
+
+Run = Callable[..., Result]
+COARSE = {
+    "none": ["score=none"],
+    "first_order": ["score=first_order", "score.recompute=false"],
+    "zeroth_order": ["score=zeroth_order"],
+    "local": ["score=local"],
+}
+
+
+@pytest.fixture
+def text_run(text_run: list[str], tmp_path: Path) -> list[str]:
+    """The same over a model of more blocks than are in memory at a time."""
+    source = Path(next(override for override in text_run if override.startswith("model.path=")).removeprefix("model.path="))
+    torch.manual_seed(0)
+    config = AutoConfig.from_pretrained(source, num_hidden_layers=5)
+    config.layer_types = None
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model", max_shard_size="8KB")
+    AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "model")
+    return [override for override in text_run if not override.startswith("model.path=")] + [f"model.path={tmp_path / 'model'}"]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return AutoModelForCausalLM.from_pretrained(folder / "checkpoint").state_dict()
+
+
+def without_scores(overrides: list[str]) -> list[str]:
+    return [override for override in overrides if not override.startswith("score.")]
+
+
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+@pytest.mark.parametrize(("score", "pruner"), [*((score, "wanda") for score in COARSE), ("none", "sparsegpt")])
+def test_the_same_weights_scores_and_metrics(run: Run, text_run: list[str], tmp_path: Path, offload: str, score: str, pruner: str) -> None:
+    overrides = [*without_scores(text_run), *COARSE[score], f"pruner={pruner}", "model.save=true", "cache_mode=off"]
+    expected = run(overrides, "plain")
+    result = run([*overrides, f"runtime.offload={offload}"], "away")
+    assert result.metrics == expected.metrics
+    assert result.sparsity == expected.sparsity
+    assert result.model == expected.model, "the fingerprint too, so that the two share their cache"
+    ours, theirs = weights(tmp_path / "away"), weights(tmp_path / "plain")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    if score != "none":
+        scores = [json.loads((tmp_path / name / "scores.json").read_text())["importance"] for name in ("plain", "away")]
+        assert scores[0] == scores[1]
+    assert not (tmp_path / "away" / "offload").exists()
+    assert verify(tmp_path / "away") == []
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_half_precision(run: Run, text_run: list[str], tmp_path: Path, dtype: str) -> None:
+    overrides = [*text_run, "score=zeroth_order", f"model.dtype={dtype}", "model.save=true", "cache_mode=off"]
+    run(overrides, "plain")
+    run([*overrides, "runtime.offload=disk"], "away")
+    ours, theirs = weights(tmp_path / "away"), weights(tmp_path / "plain")
+    assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)
+
+
+def test_the_plan_comes_first(run: Run, text_run: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    run([*without_scores(text_run), "score=none", "runtime.offload=disk", "steps=[calibrate,allocate,prune]"])
+    output = capsys.readouterr().out
+    assert "memory (runtime.offload=disk, on cpu)" in output
+    assert output.index("weights in use") < output.index("prunable")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        (["runtime.offload=dsk"], r"runtime\.offload=dsk is not known; choose disk"),
+        (["model=blip2_mini", "calibration=easy_vqa", "runtime.offload=disk", "model.path=nowhere/at/all"], "model.path=nowhere/at/all"),
+        (["pruner=global_magnitude", "score=none", "runtime.offload=cpu"], "compares all weights at once"),
+        (["propagate=denser"], r"propagate=denser is not known; choose pruned or dense"),
+    ],
+)
+def test_refusals(run: Run, text_run: list[str], override: list[str], message: str) -> None:
+    base = without_scores(text_run) if "score=none" in override else text_run
+    if "model=blip2_mini" in override:
+        base = ["tracking=none", "device=cpu"]
+    with pytest.raises(UserError, match=message):
+        run([*base, *override])

@@ -1,0 +1,61 @@
+"""``propagate=dense``: every layer is pruned by what it reads in the dense model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ecoflap.calibrate.statistics import Enough, InputStatistics, MeanSquare
+from ecoflap.models.prunable import quiet_forward
+from ecoflap.prune.driver import prune
+from ecoflap.prune.pruners import SparseGPT, Wanda
+from tests import tiny
+
+from . import reference
+from .test_families import uniform
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["llama", "t5", "blip2_t5", "blip2_opt", "clip"])
+def test_masks_are_those_of_the_dense_model(family: str) -> None:
+    model, calibration = tiny.build(family), tiny.samples(family)
+    allocation = uniform(model)
+    one_by_one = tiny.one_by_one(family, calibration, 2)
+    expected = {}
+    with quiet_forward(model.module):
+        for layer in model.layers:
+            inputs = reference.inputs_of(model, layer, calibration, one_by_one)
+            _, expected[layer.name] = reference.wanda(layer.matrix().clone(), inputs, allocation.keep[layer.name])
+    report = prune(model, calibration, Wanda(), allocation, 2, propagate="dense")
+    assert list(report.masks) == [layer.name for layer in model.layers]
+    for layer in model.layers:
+        assert torch.equal(layer.oriented(report.masks[layer.name]), expected[layer.name]), layer.name
+
+
+@pytest.mark.parametrize("pruner", [Wanda(), SparseGPT()])
+def test_it_is_another_result_and_one_pass(pruner: Wanda | SparseGPT) -> None:
+    weights, runs = {}, {}
+    for propagate in ("pruned", "dense"):
+        model, calibration = tiny.build("llama"), tiny.samples("llama")
+        ran: list[int] = []
+        model.blocks[1].layers[0].module.register_forward_pre_hook(lambda _, arguments, ran=ran: ran.append(len(arguments[0])))
+        prune(model, calibration, pruner, uniform(model), 2, propagate=propagate)
+        weights[propagate], runs[propagate] = model.layers[-1].weight.detach().clone(), sum(ran)
+    assert not torch.equal(weights["pruned"], weights["dense"])
+    assert runs == {"pruned": 2 + 2 * 5, "dense": 2 + 5}  # two samples show how the blocks are called
+
+
+@torch.no_grad()
+def test_a_block_is_run_no_further_than_its_last_layer_reads() -> None:
+    model, calibration = tiny.build("llama"), tiny.samples("llama")
+    block, statistics, finished = model.blocks[0], InputStatistics(MeanSquare), []
+    block.layers[-1].module.register_forward_hook(lambda *_: finished.append(True))
+    with statistics.gathering(block.layers, stop=True):
+        for batch in calibration.batches(1):
+            statistics.look_at((), [])
+            try:
+                model.loss(batch)
+            except Enough:
+                continue
+    assert len(finished) == 1, "the first run shows that no layer is called twice"
+    assert statistics[block.layers[-1]].tokens == statistics[block.layers[0]].tokens == 29
