@@ -117,7 +117,7 @@ def test_a_killed_run_resumes_to_the_same_curve(training: list[str], run: Run, t
 
 def test_checkpoints_of_another_training_are_not_resumed(training: list[str], run: Run, tmp_path: Path) -> None:
     run([*training, "finetune.steps=4", "sparsity=0.5"])
-    run([*training, "finetune.steps=4", "sparsity=0.7"])
+    run([*training, "finetune.steps=4", "sparsity=0.7", "resume=false"])
     run([*training, "finetune.steps=4", "sparsity=0.7"], "fresh")
     assert curve(tmp_path / "run") == curve(tmp_path / "fresh")
 

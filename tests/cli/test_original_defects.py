@@ -67,7 +67,7 @@ def test_eva_clip_is_pruned_and_measured_in_one_run_to_the_last_block(run: Run, 
     for name in last:
         assert int((saved[name] == 0).sum()) == result.sparsity["layers"][name]["zeros"] > 0
     with pytest.raises(UserError, match=r"calibration\.split=val"):
-        run([*overrides, "calibration.split=val"])
+        run([*overrides, "calibration.split=val"], "leaking")
 
 
 def test_clip_is_scored_by_gradients(run: Run, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ Run = Callable[..., Result]
         (["skip_layers=['(']"], ["'('", "regular expression"]),
         (["steps=[prune]"], ["prune", "allocate"]),
         (["steps=[score,calibrate]"], ["in this order"]),
-        (["steps=[tune]"], ["tune", "calibrate, score, allocate, prune, evaluate"]),
+        (["steps=[tune]"], ["tune", "calibrate, score, allocate, prune, finetune, evaluate"]),
         (["steps=[calibrate,allocate]"], ["allocate needs score"]),
         (["model.path=./nowhere"], ["model.path=./nowhere", "no such folder"]),
         (["model.path=nobody/nothing"], ["model.path=nobody/nothing"]),

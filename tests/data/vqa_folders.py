@@ -12,7 +12,7 @@ from ecoflap.calibrate.easy_vqa import read_questions
 from ecoflap.data.vqa import CocoQuestions
 from ecoflap.models.examples import Example
 
-VAL = 100_000  # added to the numbers of val's pictures: no two pictures of COCO have the same
+VAL = 100_000  # added to the numbers of val's pictures, and twice to test's: no two pictures of COCO have the same
 KINDS = {"one": "Shapes and Colours", "two": "Yes and No"}
 
 
@@ -54,8 +54,9 @@ def write_test_questions(folder: Path, source: CocoQuestions, split: str = "test
     """Questions without answers, and a list of answers to choose from."""
     questions, asked = easy_questions("test"), []
     for number, question in enumerate(questions):
-        copy_picture(question, folder / "test2015" / f"COCO_test2015_{number_of(question):012d}.jpg")
-        asked.append({"image_id": number_of(question), "question": question.text.capitalize(), "question_id": 10 * number})
+        image_id = number_of(question) + 2 * VAL
+        copy_picture(question, folder / "test2015" / f"COCO_test2015_{image_id:012d}.jpg")
+        asked.append({"image_id": image_id, "question": question.text.capitalize(), "question_id": 10 * number})
     (folder / source.questions.replace("2014", "2015").format(split=split)).write_text(json.dumps({"questions": asked}))
     answers = {question.target for question in read_questions("train")}
     (folder / "answer_list.json").write_text(json.dumps(sorted(answers)))
