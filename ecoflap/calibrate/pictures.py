@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -78,11 +79,13 @@ class Pictures:
         path: a folder of pictures; null for scikit-image's.
         samples: number of pictures.
         name: for people and result files.
+        unlabelled: the labels are the dense model's own, so nothing is to be learnt from them.
     """
 
     path: str | None = None
     samples: int = 12
     name: str = "pictures"
+    unlabelled: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ecoflap.calibrate.pictures import Pictures
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.models.examples import encoding_on_demand, pad_together
@@ -52,7 +51,7 @@ def read_everything(reader: Any, model: PrunableModel, seed: int, samples: int |
     Raises:
         UserError: the data have no labels of their own.
     """
-    if isinstance(reader, Pictures):
+    if getattr(reader, "unlabelled", False):
         raise UserError(f"calibration={reader.name} has no labels but the dense model's own maps; use finetune=reconstruct, which needs none")
     with encoding_on_demand():
         everything: CalibrationSet = replace(reader, samples=sys.maxsize if samples is None else samples).load(model, seed)

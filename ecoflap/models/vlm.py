@@ -33,7 +33,9 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     inputs = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
     if not writes_after_prompt(module):
         return token_loss(module(**inputs).logits, inputs["labels"])
-    labels = inputs.pop("labels")  # given labels, the model would compute a loss of its own over all tokens
+    if getattr(module.config, "model_type", None) == "paligemma":  # some releases let what is written see what comes after it unless labels are given
+        return next_token_loss(module(**inputs).logits, inputs["labels"])
+    labels = inputs.pop("labels")  # given labels, other models would compute a loss of their own over all tokens
     return next_token_loss(module(**inputs).logits, labels)
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 
 from ecoflap.calibrate.captions import Captions
 from ecoflap.calibrate.easy_vqa import EasyVqa
@@ -21,6 +22,9 @@ from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.vlm import VlmInterface
 from tests.data import caption_folders as folders
 from tests.evaluate.test_captioning import nocaps
+
+if not hasattr(transformers, "Blip2Config"):
+    pytest.skip(f"transformers {transformers.__version__} has no BLIP-2", allow_module_level=True)
 
 
 @pytest.fixture
