@@ -26,7 +26,7 @@ EXPERIMENTS = sorted(str(file.relative_to(ROOT / "conf/experiment").with_suffix(
 SWEEPS = sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml") if not file.stem.startswith(("readme_", "finetune_", "search")))
 # These carry towers that another experiment pruned into another model: tests/cli/test_carried_towers.py runs them.
 CARRIED = ["blip2/flickr30k", "blip2/nocaps"]
-# BLIP-NLVR is LAVIS' own model, which needs an environment of its own.
+# BLIP-NLVR is LAVIS' own model: tests/lavis/test_nlvr_experiments.py runs these.
 RUN_HERE = [name for name in EXPERIMENTS if "nlvr2" not in name and name not in CARRIED]
 SWEEPS_HERE = [name for name in SWEEPS if name not in ("blip_table_nlvr2", "blip2_table1_nocaps", "blip2_table1_flickr30k")]
 
