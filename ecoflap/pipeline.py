@@ -12,9 +12,11 @@ from typing import Any
 import torch
 import transformers
 from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
 
 from ecoflap import warm_model
 from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.calibrate.statistics import MeanSquare
 from ecoflap.calibrate.stored import stored_calibration
 from ecoflap.config import build, runs_follow
 from ecoflap.errors import UserError
@@ -31,13 +33,13 @@ from ecoflap.models.residence import WORK
 from ecoflap.outcome import conclude, finished_blocks, show_in_tracker
 from ecoflap.plan import Plan, make_plan
 from ecoflap.progress import Progress
-from ecoflap.prune.driver import prune
+from ecoflap.prune.driver import measure_dense, prune
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_allocation, show_block, show_layers, show_metrics, show_model
 from ecoflap.results import FILE_NAME, Result
 from ecoflap.run_folder import claimed, discard_products
 from ecoflap.score.scores import Scores
-from ecoflap.store import write_json
+from ecoflap.store import AS_TENSORS, write_json
 from ecoflap.telemetry import measure
 from ecoflap.tracking import NoTracker, Tracker
 
@@ -225,10 +227,29 @@ def _allocate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
 def _prune(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     assert progress.allocation is not None
     assert not isinstance(plan.pruner, WholeModelPruner)
-    finished = finished_blocks(plan, progress)
+    finished, given = finished_blocks(plan, progress), None
     with measure(progress.costs, "prune"):
         options = {name: plan.config[name] for name in ("batch_size", "propagate")}
-        progress.report = prune(model, progress.calibration, plan.pruner, progress.allocation, on_block=show_block, finished=finished, **options)
+        if plan.config["propagate"] == "dense" and plan.pruner.statistic is MeanSquare:
+            given = _dense_statistics(plan, model, progress)
+        more = {"finished": finished, "given": given, **options}
+        progress.report = prune(model, progress.calibration, plan.pruner, progress.allocation, on_block=show_block, **more)
+
+
+def _dense_statistics(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Tensor]:
+    """What Wanda wants to know of the dense model's inputs, shared by all runs; a Gram matrix would be too large to keep."""
+    assert progress.calibration is not None
+    calibration, batch_size = progress.calibration, plan.config["batch_size"]
+    key = {
+        "version": 1,
+        "transformers": transformers.__version__,
+        "model": progress.fingerprint,
+        "layers": [layer.name for layer in model.layers],
+        "calibration": calibration.fingerprint(),
+        "batch_size": batch_size,
+    }
+    found: dict[str, Tensor] = plan.store.get_or_compute("statistics", key, lambda: measure_dense(model, calibration, batch_size), AS_TENSORS)[0]
+    return found
 
 
 def _prune_whole_model(plan: Plan, model: PrunableModel, progress: Progress) -> None:

@@ -50,6 +50,17 @@ class MeanSquare:
         """Mean over tokens, [cols]."""
         return self.sum / self.tokens
 
+    def kept(self) -> Tensor:
+        """The sums and the number of tokens, [cols + 1], fp64, on the CPU: nothing is rounded."""
+        return torch.cat([self.sum.double(), torch.tensor([float(self.tokens)], dtype=torch.float64, device=self.sum.device)]).cpu()
+
+    @classmethod
+    def restored(cls, kept: Tensor) -> MeanSquare:
+        """The statistic that was kept."""
+        statistic = cls(len(kept) - 1, kept.device)
+        statistic.sum, statistic.tokens = kept[:-1].float(), int(kept[-1])
+        return statistic
+
     def output_energy(self, weight: Tensor) -> float:
         """Mean of ||W x||^2 as if the columns of x were uncorrelated."""
         return float((weight.float().square() @ self.value).sum())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.calibrate.capture import Flow
 from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.calibrate.statistics import Enough, InputStatistics, Statistic
+from ecoflap.calibrate.statistics import Enough, Gram, InputStatistics, MeanSquare, Statistic
 from ecoflap.console import track
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.masks import PackedMasks
@@ -86,6 +86,7 @@ def prune(
     on_block: Callable[[BlockReport], None] = lambda _: None,
     propagate: str = "pruned",
     finished: FinishedBlocks | None = None,
+    given: Mapping[str, Tensor] | None = None,
 ) -> PruneReport:
     """Prune every tower of the model in order, in place.
 
@@ -99,12 +100,14 @@ def prune(
         propagate: whether a layer's inputs come from ``pruned`` predecessors (published; two passes over the data per block) or from ``dense`` ones
             (one pass; another result). Dense predecessors means the last towers first, so that what comes before is still whole.
         finished: where blocks are kept as soon as they are pruned, and read from when the run was stopped after them.
+        given: what ``measure_dense`` has found, with dense predecessors; the data are then not looked at again.
 
     Raises:
         NumericalError: a weight or a hidden state is not finite, or a mask misses its count.
     """
     report, dense = PruneReport(), propagate == "dense"
-    batches = calibration.batches(batch_size) if calibration is not None and pruner.statistic is not None else []
+    looks = calibration is not None and pruner.statistic is not None and given is None
+    batches = calibration.batches(batch_size) if calibration is not None and looks else []
     towers = [tower for tower in model.towers if tower.layers]
     work = _blocks_in_order(model, reversed(towers) if dense else towers, batches, dense)
     with quiet_forward(model.module):
@@ -112,7 +115,7 @@ def prune(
             flow.enter(index)
             seconds = None if finished is None else _take_up(flow, index, finished, number, report, dense)
             if seconds is None:
-                seconds = _prune_block(flow, index, pruner, allocation, report, dense)
+                seconds = _prune_block(flow, index, pruner, allocation, report, dense, given)
                 if finished is not None:
                     with model.residence.using(flow.tower.blocks[index]):
                         finished.write(number, flow.tower.blocks[index].layers, report, seconds)
@@ -149,10 +152,16 @@ def _take_up(flow: Flow, index: int, finished: FinishedBlocks, number: int, repo
     return found.seconds
 
 
-def _prune_block(flow: Flow, index: int, pruner: LayerPruner, allocation: Allocation, report: PruneReport, dense: bool) -> float:
+def _prune_block(
+    flow: Flow, index: int, pruner: LayerPruner, allocation: Allocation, report: PruneReport, dense: bool, given: Mapping[str, Tensor] | None
+) -> float:
     """Prune the block whose turn it is, and move on through it; returns the seconds that it took."""
     started, block, residence = time.perf_counter(), flow.tower.blocks[index], flow.model.residence
-    statistics = _measure(flow, index, pruner, dense)
+    statistics: Mapping[Layer, Statistic] | InputStatistics | None
+    if given is None:
+        statistics = _measure(flow, index, pruner.statistic, dense)
+    else:
+        statistics = {layer: MeanSquare.restored(given[layer.name].to(layer.weight.device)) for layer in block.layers}
     with residence.using(block):
         for layers in _sharing(block.layers, statistics):
             _prune_layers(layers, statistics[layers[0]] if statistics else None, pruner, allocation, report)
@@ -175,14 +184,31 @@ def _summary(tower: Tower, index: int, allocation: Allocation, report: PruneRepo
     return BlockReport(tower.name, block.name, allocation.sparsity_of(names) if names else 0.0, mean_error, seconds)
 
 
-def _measure(flow: Flow, index: int, pruner: LayerPruner, dense: bool) -> InputStatistics | None:
+@torch.no_grad()
+def measure_dense(model: PrunableModel, calibration: CalibrationSet, batch_size: int) -> dict[str, Tensor]:
+    """{layer: sum of squares of each input column, and the number of tokens, [cols + 1], fp64} of the dense model, in one pass over the data."""
+    found: dict[str, Tensor] = {}
+    towers = [tower for tower in model.towers if tower.layers]
+    work = _blocks_in_order(model, towers, calibration.batches(batch_size), dense=True)
+    with quiet_forward(model.module):
+        for flow, index in track(work, "statistics", total=sum(len(tower.blocks) for tower in towers)):
+            flow.enter(index)
+            if (statistics := _measure(flow, index, MeanSquare, dense=True)) is not None:
+                for layer in flow.tower.blocks[index].layers:
+                    statistic = statistics[layer]
+                    assert isinstance(statistic, MeanSquare)
+                    found[layer.name] = statistic.kept()
+    return found
+
+
+def _measure(flow: Flow, index: int, kind: type[MeanSquare] | type[Gram] | None, dense: bool) -> InputStatistics | None:
     """Run the dense block once over all batches and gather what the pruner needs; with ``dense``, its outputs are the next block's inputs."""
     streams, block = flow.streams, flow.tower.blocks[index]
-    if pruner.statistic is None or not block.layers:
+    if kind is None or not block.layers:
         if dense:
             flow.leave(index)
         return None
-    statistics = InputStatistics(pruner.statistic)
+    statistics = InputStatistics(kind)
     with statistics.gathering(block.layers, stop=not dense):
         for stream in streams:
             call = stream.calls[index]
@@ -194,7 +220,7 @@ def _measure(flow: Flow, index: int, pruner: LayerPruner, dense: bool) -> InputS
     return statistics
 
 
-def _sharing(layers: Sequence[Layer], statistics: InputStatistics | None) -> list[list[Layer]]:
+def _sharing(layers: Sequence[Layer], statistics: Mapping[Layer, Statistic] | InputStatistics | None) -> list[list[Layer]]:
     """The layers in groups of one statistic each; one by one where nothing was measured."""
     groups: dict[int, list[Layer]] = {}
     for layer in layers:

@@ -66,3 +66,15 @@ def test_optuna_searches(text_run: list[str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "Best value" in done.stdout + done.stderr
     assert len(list((tmp_path / "search").glob("*/result.json"))) == 2
+
+
+def test_statistics_of_the_dense_model_are_measured_once(text_run: list[str], tmp_path: Path) -> None:
+    axes = ["propagate=dense", "score=none", "sparsity=0.4,0.5,0.6"]
+    given = [override for override in text_run if not override.startswith("score.")]
+    done = sweep("-m", *given, *axes, f"hydra.sweep.dir={tmp_path / 'shared'}")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("statistics: computing") == 1
+    assert done.stderr.count("statistics: read from the store") == 2
+    alone = sweep(*given, "propagate=dense", "score=none", "sparsity=0.6", "cache_mode=off", f"hydra.run.dir={tmp_path / 'alone'}")
+    assert alone.returncode == 0, alone.stderr
+    assert layers(tmp_path / "shared" / "2" / "result.json") == layers(tmp_path / "alone" / "result.json")

@@ -7,7 +7,7 @@ import torch
 
 from ecoflap.calibrate.statistics import Enough, InputStatistics, MeanSquare
 from ecoflap.models.prunable import quiet_forward
-from ecoflap.prune.driver import prune
+from ecoflap.prune.driver import measure_dense, prune
 from ecoflap.prune.pruners import SparseGPT, Wanda
 from tests import tiny
 
@@ -59,3 +59,16 @@ def test_a_block_is_run_no_further_than_its_last_layer_reads() -> None:
                 continue
     assert len(finished) == 1, "the first run shows that no layer is called twice"
     assert statistics[block.layers[-1]].tokens == statistics[block.layers[0]].tokens == 29
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "blip2_t5", "clip", "torchvision_vit"])
+def test_what_was_measured_of_the_dense_model_prunes_like_measuring_on_the_way(family: str) -> None:
+    together, apart = tiny.build(family), tiny.build(family)
+    calibration = tiny.samples(family)
+    given = measure_dense(apart, calibration, 2)
+    assert set(given) == {layer.name for layer in apart.layers}
+    prune(together, calibration, Wanda(), uniform(together), 2, propagate="dense")
+    report = prune(apart, calibration, Wanda(), uniform(apart), 2, propagate="dense", given=given)
+    for one, other in zip(together.layers, apart.layers, strict=True):
+        assert torch.equal(one.weight, other.weight), one.name
+    assert all(error is not None for error in report.errors.values())
