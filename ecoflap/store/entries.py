@@ -49,7 +49,7 @@ def _tensors_from_bytes(content: bytes) -> Any:
 
 AS_JSON = Codec("value.json", lambda value: json.dumps(value).encode(), json.loads)
 AS_TENSORS = Codec("value.safetensors", _tensors_to_bytes, _tensors_from_bytes)
-"""A value that is a dict of tensors."""
+"""A value that is a dict of tensors; the order of its names is not kept."""
 
 
 def key_hash(key: Mapping[str, JSON]) -> str:
