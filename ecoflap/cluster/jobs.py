@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,9 +23,6 @@ class Job(NamedTuple):
 
     number: int
     overrides: list[str]
-
-    def __hash__(self) -> int:
-        return hash(self.number)
 
 
 def finished_value(context: HydraContext, config: DictConfig, job: Job) -> float | None:
@@ -54,10 +51,10 @@ def finished_value(context: HydraContext, config: DictConfig, job: Job) -> float
     return None if result is None else result.headline()
 
 
-def record_jobs(folder: Path, launcher: str, ids: Mapping[Job, str | None]) -> None:
+def record_jobs(folder: Path, launcher: str, ids: Sequence[tuple[Job, str | None]]) -> None:
     """Write which jobs the sweep has and what the queue calls them, for ``ecoflap.status``; those of an earlier submission stay in the list."""
     from ecoflap.store import read_json, write_json
 
     known = {job["number"]: job for job in (read_json(folder / JOBS) or {}).get("jobs", [])}
-    known |= {job.number: {"number": job.number, "overrides": job.overrides, "id": id} for job, id in ids.items()}
+    known |= {job.number: {"number": job.number, "overrides": job.overrides, "id": id} for job, id in ids}
     write_json(folder / JOBS, {"launcher": launcher, "jobs": [known[number] for number in sorted(known)]})

@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import logging
 import time
+from abc import abstractmethod
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.singleton import Singleton
 from hydra.core.utils import JobReturn, JobStatus, filter_overrides
 from hydra.types import HydraContext
+from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
 from ecoflap.cluster.jobs import Job, finished_value, record_jobs
@@ -23,8 +26,9 @@ from ecoflap.errors import UserError
 
 log = logging.getLogger(__name__)
 
-OWN = ("parallel", "snapshot", "wait", "dependency", "scores_first", "submitit_folder", "max_num_timeout")
-COMMON = ("timeout_min", "cpus_per_task", "gpus_per_node", "tasks_per_node", "mem_gb", "nodes", "name", "stderr_to_stdout")
+OWN = ("parallel", "snapshot", "wait", "dependency", "scores_first", "submitit_folder")
+RETRIES = ("max_num_timeout",)  # what submitit wants to know of when its executor is made
+COMMON = {field.name for field in fields(BaseQueueConf)}
 
 
 class Submitted(NamedTuple):
@@ -56,40 +60,32 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         ended = self.submit(todo, folder) if todo else {}
         return [ended.get(job.number) or _completed(values[job.number]) for job in jobs]
 
+    @abstractmethod
     def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
         """Hand over the jobs; returns how each ended."""
-        raise NotImplementedError
 
     def executor(self, folder: Path, **more: Any) -> Any:
         """The executor of submitit with these options."""
         import submitit
 
-        settings = {name: value for name, value in self.params.items() if name in ("max_num_timeout",)}
-        executor = submitit.AutoExecutor(
-            folder=folder / ".submitit" / "%j", cluster=self._EXECUTOR, **{f"{self._EXECUTOR}_{name}": value for name, value in settings.items()}
-        )
-        chosen = {**self.params, **more}
-        executor.update_parameters(
-            **{
-                name if name in COMMON else f"{self._EXECUTOR}_{name}": value
-                for name, value in chosen.items()
-                if name not in OWN and name != "_target_"
-            }
-        )
+        retries = {f"{self._EXECUTOR}_{name}": self.params[name] for name in RETRIES if name in self.params}
+        executor = submitit.AutoExecutor(folder=folder / ".submitit" / "%j", cluster=self._EXECUTOR, **retries)
+        chosen = {name: value for name, value in {**self.params, **more}.items() if name not in (*OWN, *RETRIES)}
+        executor.update_parameters(**{name if name in COMMON else f"{self._EXECUTOR}_{name}": value for name, value in chosen.items()})
         return executor
 
-    def packed(self, job: Job, folder: Path) -> Any:
-        """The job as submitit pickles it."""
+    def packed(self, jobs: Sequence[Job], folder: Path) -> list[Any]:
+        """The jobs as submitit pickles them, all on the code as it is now."""
         import cloudpickle
 
         from ecoflap.cluster import bootstrap
         from ecoflap.cluster.snapshot import take_snapshot
 
         code = take_snapshot(folder) if self.params["snapshot"] else None
-        launcher = self._on(code) if code else self
+        launcher, state = self._on(code) if code else self, Singleton.get_state()
         cloudpickle.register_pickle_by_value(bootstrap)
-        arguments = (job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", Singleton.get_state())
-        return bootstrap.Bootstrap(None if code is None else str(code), cloudpickle.dumps((launcher, arguments)))
+        calls = [(job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", state) for job in jobs]
+        return [bootstrap.Bootstrap(None if code is None else str(code), cloudpickle.dumps((launcher, call))) for call in calls]
 
     def _on(self, code: Path) -> _Launcher:
         """This launcher, composing its configs from a snapshot's."""
@@ -117,14 +113,14 @@ class LocalLauncher(_Launcher):
 
     def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
         """Run the jobs, ``parallel`` at a time; Ctrl-C ends those that run."""
-        executor, waiting, submitted = self.executor(folder), list(jobs), list[Submitted]()
-        record_jobs(folder, self._EXECUTOR, {job: None for job in jobs})
+        executor, waiting, submitted = self.executor(folder), list(zip(jobs, self.packed(jobs, folder), strict=True)), list[Submitted]()
+        record_jobs(folder, self._EXECUTOR, [(job, None) for job in jobs])
         try:
             while waiting or not all(one.handle.done() for one in submitted):
                 if waiting and sum(not one.handle.done() for one in submitted) < self.params["parallel"]:
-                    job = waiting.pop(0)
+                    job, packed = waiting.pop(0)
                     log.info("\t#%d : %s", job.number, " ".join(filter_overrides(job.overrides)))
-                    submitted.append(Submitted(job, executor.submit(self.packed(job, folder))))
+                    submitted.append(Submitted(job, executor.submit(packed)))
                 else:
                     time.sleep(0.2)
         except KeyboardInterrupt:
@@ -149,7 +145,7 @@ class SlurmLauncher(_Launcher):
             # afterany: where scoring fails, each job of the sweep finds out by itself and says why.
             dependency = ",".join(filter(None, [dependency, f"afterany:{array}"]))
         submitted = self._queue(jobs, folder, dependency)
-        record_jobs(folder, self._EXECUTOR, {one.job: one.handle.job_id for one in submitted})
+        record_jobs(folder, self._EXECUTOR, [(one.job, one.handle.job_id) for one in submitted])
         log.info("%d jobs queued; python -m ecoflap.status %s", len(submitted), folder)
         if not self.params["wait"]:
             return {one.job.number: _completed(None) for one in submitted}
@@ -160,7 +156,7 @@ class SlurmLauncher(_Launcher):
         if dependency is not None:
             extra["dependency"] = dependency
         executor = self.executor(folder, additional_parameters=extra)
-        packed = [self.packed(job, folder) for job in jobs]
+        packed = self.packed(jobs, folder)
         with executor.batch():
             handles = [executor.submit(one) for one in packed]
         return [Submitted(job, handle) for job, handle in zip(jobs, handles, strict=True)]
