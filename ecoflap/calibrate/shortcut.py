@@ -6,11 +6,13 @@ they are. A block that makes something for the later ones, as T5's first makes t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 from torch import Tensor, nn
+
+from ecoflap.calibrate.forwards import with_forwards
 
 Key = int | str
 Shortcut = Callable[[tuple[Any, ...], dict[str, Any]], Any]
@@ -54,16 +56,10 @@ def _given(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[Key, An
     return given
 
 
-@contextmanager
-def taking(shortcuts: Mapping[nn.Module, Shortcut]) -> Iterator[None]:
-    """Replace the forward of some blocks; hooks on them still run, and afterwards everything is as it was."""
-    own = {module: module.__dict__["forward"] for module in shortcuts if "forward" in module.__dict__}
-    try:
-        for module, make in shortcuts.items():
-            module.forward = lambda *arguments, make=make, **keywords: make(arguments, keywords)
-        yield
-    finally:
-        for module in shortcuts:
-            module.__dict__.pop("forward", None)
-            if module in own:  # set on the instance by someone else, such as an offloader
-                module.forward = own[module]
+def taking(shortcuts: Mapping[nn.Module, Shortcut]) -> AbstractContextManager[None]:
+    """Let some modules take their shortcuts."""
+
+    def taken(make: Shortcut) -> Callable[..., Any]:
+        return lambda *arguments, **keywords: make(arguments, keywords)
+
+    return with_forwards({module: taken(make) for module, make in shortcuts.items()})

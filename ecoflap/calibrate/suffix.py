@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ecoflap.calibrate.forwards import with_forwards
 from ecoflap.errors import UserError
 from ecoflap.models.prunable import Batch, PrunableModel
 
@@ -52,19 +53,9 @@ class SuffixRunner:
         with self._replaying(Counter(self.order[: self.order.index(block)]), copies):
             return self.model.loss(batch, copies).view(copies, self.samples)
 
-    @contextmanager
-    def _replaying(self, prefix: Counter[nn.Module], copies: int) -> Iterator[None]:
+    def _replaying(self, prefix: Counter[nn.Module], copies: int) -> AbstractContextManager[None]:
         """Let the first so many calls of each block of the prefix return their stored outputs instead of computing."""
-        own = {module: module.__dict__["forward"] for module in prefix if "forward" in module.__dict__}
-        try:
-            for module, calls in prefix.items():
-                module.forward = self._player(self.outputs[module][:calls], module.forward, copies)
-            yield
-        finally:
-            for module in prefix:
-                module.__dict__.pop("forward", None)
-                if module in own:  # set on the instance by someone else, such as an offloader
-                    module.forward = own[module]
+        return with_forwards({module: self._player(self.outputs[module][:calls], module.forward, copies) for module, calls in prefix.items()})
 
     def _player(self, outputs: list[Any], forward: Callable[..., Any], copies: int) -> Callable[..., Any]:
         """A forward that plays the stored outputs; a call after them (the tower's next pass) may depend on the probe, and is computed."""
