@@ -16,6 +16,7 @@ from ecoflap.errors import UserError, nearest
 from ecoflap.models.prunable import Loss
 
 IGNORED = -100
+AT_ONCE = 2**22  # logits
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -30,9 +31,16 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     if logits.requires_grad:
         return _TokenLoss.apply(logits, labels)  # type: ignore[no-any-return]
-    # One sample at a time: an fp32 copy of all logits would be the largest tensor of the whole run.
-    rows = [cross_entropy(row.float(), target, ignore_index=IGNORED) for row, target in zip(logits, labels, strict=True)]
-    return torch.stack(rows)
+    return torch.stack([_mean_loss(row, target) for row, target in zip(logits, labels, strict=True)])
+
+
+def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Of one sample, a part after the other: log-probabilities of all its tokens would be among the largest tensors of the whole run."""
+    if logits.numel() <= AT_ONCE:
+        return cross_entropy(logits.float(), labels, ignore_index=IGNORED)
+    tokens = max(1, AT_ONCE // logits.shape[-1])
+    parts = zip(logits.split(tokens), labels.split(tokens), strict=True)
+    return sum(cross_entropy(part.float(), target, ignore_index=IGNORED, reduction="sum") for part, target in parts) / (labels != IGNORED).sum()
 
 
 class _TokenLoss(torch.autograd.Function):

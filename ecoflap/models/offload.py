@@ -17,7 +17,7 @@ from ecoflap.console import table
 from ecoflap.errors import UserError, nearest
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.residence import AT_A_TIME, InMemory, OnCpu, absent, own_parameters
-from ecoflap.models.shard_source import OnDisk, Shards, checkpoint_names, read_outside, weight_map
+from ecoflap.models.shard_source import OnDisk, Shards, checkpoint_names, read_outside, stored_in
 from ecoflap.telemetry import free_memory
 
 log = logging.getLogger(__name__)
@@ -123,8 +123,9 @@ def _on_disk(loader: Any, device: torch.device, selection: Any, work: Path) -> P
         )
     show_plan("disk", model, device)
     away = own_parameters(model.module, model.blocks)
-    names = checkpoint_names(model.module, weight_map(report.folder))
-    read_outside(model.module, report.folder, names, {name for mine in away.values() for name in mine}, device)
+    stored = stored_in(report.folder)
+    names = checkpoint_names(model.module, stored)
+    read_outside(model.module, stored, names, {name for mine in away.values() for name in mine}, device)
     made: dict[int, nn.Parameter] = {}
     for owner in model.module.modules():
         for attribute, parameter in owner._parameters.items():

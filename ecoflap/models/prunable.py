@@ -17,6 +17,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.layers import Layer
 from ecoflap.models.preparation import preparation, without_origin
 from ecoflap.models.residence import Residence, absent, is_absent
+from ecoflap.models.stored_tensor import raw
 from ecoflap.models.towers import Block, Skipped, Tower
 
 Sample = dict[str, Tensor]  # model inputs of one sample
@@ -112,9 +113,10 @@ class PrunableModel:
     def fingerprint(self) -> str:
         """A hash of all weights, bit for bit, of the module's settings, and of how its inputs are made."""
         digest = hashlib.blake2b(digest_size=16)
-        for name, tensor in self.residence.tensors(self.module):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        for name, like, parts in self.residence.tensors(self.module):
+            digest.update(f"{name} {like.dtype} {tuple(like.shape)}".encode())
+            for part in parts:
+                digest.update(raw(part.detach().cpu().contiguous()))
         settings = [*self._settings(), *preparation(self.processor, self.interface)]
         digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
         return digest.hexdigest()

@@ -6,7 +6,7 @@ time: in a backward pass the gradients of one are still on their way when the on
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -57,9 +57,10 @@ class Residence:
     def changed(self, block: Block) -> None:
         """Keep the weights of a block as they are now."""
 
-    def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """The entries of the module's state dict, one at a time."""
-        yield from module.state_dict().items()
+    def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Iterable[Tensor]]]:
+        """The entries of the module's state dict: the name, something of its shape and dtype, and the values in parts."""
+        for name, tensor in module.state_dict().items():
+            yield name, tensor, [tensor]
 
     @contextmanager
     def at_home(self) -> Iterator[None]:
@@ -129,11 +130,11 @@ class Away(Residence):
         """Give the block's weights as they are now to the source."""
         self.source.write(block.name, {full: parameter.detach().cpu() for full, parameter in self.parameters[block.name].items()})
 
-    def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Iterable[Tensor]]]:
         """The entries of the module's state dict; a block's are read for the moment."""
         away = {name: dtype for mine in self.dtypes.values() for name, dtype in mine.items()}
         for name, tensor in module.state_dict().items():
-            yield name, self.source.read({name: away[name]})[name] if name in away else tensor
+            yield name, tensor, [self.source.read({name: away[name]})[name] if name in away else tensor]
 
 
 class OnCpu(Away):

@@ -5,56 +5,40 @@ from __future__ import annotations
 import ctypes
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn.functional import embedding
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.residence import Away, Saves
+from ecoflap.models.stored_tensor import StoredTensor, stored_tensors, write_in_parts
 
-FORMAT_NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int64: "I64",
-    torch.int32: "I32",
-    torch.uint8: "U8",
-    torch.bool: "BOOL",
-}
 INDEX = "model.safetensors.index.json"
 
 
 class Shards:
-    """The safetensors files of a checkpoint folder, and the files of blocks that were changed since.
-
-    Files are opened for one block and closed again: what a closed file had in memory is free at once.
-    """
+    """The safetensors files of a checkpoint folder, and the files of blocks that were changed since."""
 
     def __init__(self, folder: Path, work: Path, names: Mapping[str, str]) -> None:
         """``names``: parameter -> its name in the checkpoint."""
         self.work, self.names = work, dict(names)
-        self.files = {name: folder / file for name, file in weight_map(folder).items()}
-        self.changed: dict[str, Path] = {}  # parameter -> the file that holds it now
+        self.stored = stored_in(folder)
+        self.changed: dict[str, StoredTensor] = {}
 
-    def read(self, names: Mapping[str, torch.dtype], copy: bool = True) -> dict[str, Tensor]:
-        """Some parameters; without ``copy``, views of their files where the dtype is the file's, which hold nothing once they are let go."""
-        wanted: dict[Path, list[str]] = {}
-        for name in names:
-            wanted.setdefault(self.changed.get(name) or self.files[self.names[name]], []).append(name)
-        tensors = {}
-        for path, inside in wanted.items():
-            with safe_open(str(path), framework="pt") as file:
-                for name in inside:
-                    stored = file.get_tensor(name if name in self.changed else self.names[name])
-                    tensors[name] = stored.to(names[name], copy=copy)
-        return tensors
+    def find(self, name: str) -> StoredTensor:
+        """Where a parameter is now."""
+        return self.changed.get(name) or self.stored[self.names[name]]
+
+    def read(self, names: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+        """Some parameters in the dtypes that they are to have."""
+        return {name: self.find(name).read().to(dtype) for name, dtype in names.items()}
 
     def write(self, block: str, tensors: Mapping[str, Tensor]) -> None:
         """Write a block into a shard of its own."""
@@ -62,7 +46,7 @@ class Shards:
         path, beside = self.work / f"{block}.safetensors", self.work / f"{block}.partial"
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata={"format": "pt"})
         beside.replace(path)
-        self.changed.update(dict.fromkeys(tensors, path))
+        self.changed.update(stored_tensors(path))
 
 
 class OnDisk(Away):
@@ -81,13 +65,13 @@ class OnDisk(Away):
             file = f"model-{number:05d}.safetensors"
             done = self.source.changed.get(next(iter(mine)))
             if done is not None:
-                shutil.copyfile(done, folder / file)
+                shutil.copyfile(done.path, folder / file)
             else:
                 save_file(self.source.read({name: p.dtype for name, p in mine.items()}), folder / file, metadata={"format": "pt"})
             places |= dict.fromkeys(mine, file)
             total += sum(p.numel() * p.dtype.itemsize for p in self.parameters[block].values())
         rest = _untied({name: tensor for name, tensor in module.state_dict().items() if name not in places})
-        write_one_by_one(folder / "model-00000.safetensors", rest, lambda name: self._view(name, rest[name]))
+        write_in_parts(folder / "model-00000.safetensors", rest, lambda name: self._parts(name, rest[name]))
         places |= dict.fromkeys(rest, "model-00000.safetensors")
         total += sum(tensor.numel() * tensor.dtype.itemsize for tensor in rest.values())
         (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}, indent=2) + "\n")
@@ -102,35 +86,16 @@ class OnDisk(Away):
         with suppress(OSError, AttributeError):  # only glibc has it
             ctypes.CDLL(None).malloc_trim(0)
 
-    def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-        """The entries of the module's state dict, each read for the moment."""
+    def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Iterable[Tensor]]]:
+        """The entries of the module's state dict, read part by part."""
         for name, tensor in module.state_dict().items():
-            yield name, self._view(name, tensor)
+            yield name, tensor, self._parts(name, tensor)
 
-    def _view(self, name: str, tensor: Tensor) -> Tensor:
-        """An entry of the state dict from its file; from the module where no file has it."""
-        return self.source.read({name: tensor.dtype}, copy=False)[name] if name in self.source.names else tensor
-
-
-def write_one_by_one(path: Path, shapes: Mapping[str, Tensor], tensor: Callable[[str], Tensor]) -> None:
-    """Write a safetensors file of which one tensor at a time is in memory; the format's own writer copies all of them first.
-
-    Args:
-        path: the file.
-        shapes: {name: something of the tensor's shape and dtype}.
-        tensor: gives a tensor by its name.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, like in shapes.items():
-        start, end = end, end + like.numel() * like.dtype.itemsize
-        header[name] = {"dtype": FORMAT_NAMES[like.dtype], "shape": list(like.shape), "data_offsets": [start, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in shapes:
-            file.write(tensor(name).detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+    def _parts(self, name: str, tensor: Tensor) -> Iterable[Tensor]:
+        """An entry of the state dict, part by part from its file; from the module where no file has it."""
+        if name not in self.source.names:
+            return [tensor]
+        return (part.to(tensor.dtype) for part in self.source.find(name).parts())
 
 
 def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -139,19 +104,23 @@ def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if seen.setdefault(tensor.data_ptr(), name) == name}
 
 
-def weight_map(folder: Path) -> dict[str, str]:
-    """{tensor: file} of a checkpoint folder.
+def stored_in(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint folder by name.
 
     Raises:
-        UserError: it holds no safetensors.
+        UserError: it holds no safetensors, or a file of them is missing or damaged.
     """
-    if (folder / "model.safetensors").is_file():
-        with safe_open(str(folder / "model.safetensors"), framework="pt") as file:
-            return dict.fromkeys(file.keys(), "model.safetensors")
-    if (folder / INDEX).is_file():
-        found: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
-        return found
-    raise UserError(f"runtime.offload=disk reads safetensors, and {folder} has none; save the model with save_pretrained first")
+    single, index = folder / "model.safetensors", folder / INDEX
+    if not single.is_file() and not index.is_file():
+        raise UserError(f"runtime.offload=disk reads safetensors, and {folder} has none; save the model with save_pretrained first")
+    try:
+        if single.is_file():
+            return stored_tensors(single)
+        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        of_file = cache(lambda file: stored_tensors(folder / file))
+        return {name: of_file(file)[name] for name, file in places.items()}
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"the safetensors in {folder} can't be read ({error}); copy the checkpoint anew") from error
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -160,14 +129,10 @@ def stored_dtype(folder: Path) -> torch.dtype:
     Raises:
         UserError: the folder holds no safetensors.
     """
-    for name, file in weight_map(folder).items():
-        with safe_open(str(folder / file), framework="pt") as handle:
-            if (dtype := handle.get_tensor(name).dtype).is_floating_point:
-                return dtype  # type: ignore[no-any-return]
-    return torch.float32
+    return next((tensor.dtype for tensor in stored_in(folder).values() if tensor.dtype.is_floating_point), torch.float32)
 
 
-def checkpoint_names(module: nn.Module, stored: Mapping[str, str]) -> dict[str, str]:
+def checkpoint_names(module: nn.Module, stored: Mapping[str, StoredTensor]) -> dict[str, str]:
     """Parameter -> its name in the checkpoint: the same, or with the prefix of the model without head more or less.
 
     Raises:
@@ -194,30 +159,40 @@ def _names_by_tensor(module: nn.Module) -> list[list[str]]:
     return list(names.values())
 
 
-def read_outside(module: nn.Module, folder: Path, names: Mapping[str, str], away: set[str], device: torch.device) -> None:
-    """Give a skeleton the weights that belong to no block. On the CPU they are views of their files, so that only what is used is in memory.
+def read_outside(module: nn.Module, stored: Mapping[str, StoredTensor], names: Mapping[str, str], away: set[str], device: torch.device) -> None:
+    """Give a skeleton the weights that belong to no block.
 
     Raises:
         NumericalError: one is not finite.
     """
-    files, made = weight_map(folder), dict[int, nn.Parameter]()
+    made: dict[int, nn.Parameter] = {}
     for path, owner in module.named_modules():
         for attribute, parameter in owner._parameters.items():
             name = f"{path}.{attribute}" if path else attribute
             if parameter is None or name in away:
                 continue
+            place = stored[names[name]]
             if id(parameter) not in made:
-                file = str(folder / files[names[name]])
-                _check_finite(file, names[name], name)
-                with safe_open(file, framework="pt") as handle:
-                    tensor = handle.get_tensor(names[name])
-                made[id(parameter)] = nn.Parameter(tensor.to(device, parameter.dtype), parameter.requires_grad)
+                if not all(torch.isfinite(part).all() for part in place.parts()):
+                    raise NumericalError(f"{name} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned")
+                made[id(parameter)] = nn.Parameter(_mapped(place.path, names[name]).to(device, parameter.dtype), parameter.requires_grad)
             owner._parameters[attribute] = made[id(parameter)]
+            if type(owner) is nn.Embedding and owner.max_norm is None and device.type == "cpu":
+                owner.forward = _lookup(owner, place)  # type: ignore[method-assign, assignment]
 
 
-def _check_finite(file: str, stored: str, name: str) -> None:
-    """Look through a view of its own, in parts: what it had in memory is free afterwards."""
-    with safe_open(file, framework="pt") as handle:
-        for part in handle.get_tensor(stored).flatten().split(2**22):
-            if not torch.isfinite(part).all():
-                raise NumericalError(f"{name} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned")
+def _mapped(path: Path, name: str) -> Tensor:
+    """A view of the file: only what is used comes into memory."""
+    with safe_open(str(path), framework="pt") as file:
+        return file.get_tensor(name)  # type: ignore[no-any-return]
+
+
+def _lookup(owner: nn.Embedding, place: StoredTensor) -> Callable[[Tensor], Tensor]:
+    """The forward pass of an embedding that reads the rows that it is asked for."""
+    loaded = owner.weight.dtype  # a scorer may hold it in fp32, without the digits that loading took
+
+    def look_up(indices: Tensor) -> Tensor:
+        wanted, where = torch.unique(indices, return_inverse=True)
+        return embedding(where, place.rows(wanted).to(loaded).to(owner.weight.dtype))
+
+    return look_up

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ecoflap.calibrate.easy_vqa import EasyVqa
+from ecoflap.calibrate.padding import loss_batches
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.models.loading import Selection
 from ecoflap.models.prunable import PrunableModel, quiet_forward
@@ -28,9 +29,10 @@ def largest_difference(ours: dict[str, float], other: dict[str, float]) -> float
 
 
 def by_two_passes(model: PrunableModel, calibration: CalibrationSet, draws: int, batch_size: int) -> dict[str, float]:
-    """The published scheme."""
+    """The published scheme, on the batches that ours is computed on."""
+    batches = loss_batches(model, calibration, batch_size)
     with quiet_forward(model.module):
-        return plain.zeroth_order(model, calibration.batches(batch_size), model.layers, plain.same_noise(0, draws), draws, 1e-3)
+        return plain.zeroth_order(model, batches, model.layers, plain.same_noise(0, draws), draws, 1e-3)
 
 
 def compare(name: str, model: PrunableModel, calibration: CalibrationSet, draws: int, runs: int, target: float, block_probe: bool) -> list[Row]:

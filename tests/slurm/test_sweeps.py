@@ -98,7 +98,7 @@ def test_code_that_is_edited_meanwhile_changes_no_queued_job(slurm: Cluster, swe
             shutil.copytree(ROOT / part, project / part, symlinks=True)
         else:
             shutil.copy2(ROOT / part, project / part)
-    before = slurm.run("sbatch", "--parsable", "--wrap", "sleep 600").stdout.strip()
+    before = slurm.run("sbatch", "--parsable", "--output=/dev/null", "--wrap", "sleep 600").stdout.strip()
     process = sweep("sparsity=0.5", f"hydra.launcher.dependency=afterany:{before}", "hydra.launcher.wait=false", project=project)
     printed = ended(process)
     assert process.returncode == 0, printed

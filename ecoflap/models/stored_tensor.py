@@ -1,0 +1,128 @@
+"""Tensors in safetensors files, read and written by plain reads and writes.
+
+The format's own reader maps files into memory, and the pages of a mapped file count as the process's until the kernel takes them back: looking
+through a large tensor would cost as much as holding it. Here a tensor, some of its rows, or one part after the other comes into memory of its own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+PART = 2**22  # bytes
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """One tensor of a file.
+
+    Attributes:
+        path: the file.
+        start: where its first byte is.
+        shape: its shape.
+        dtype: its dtype.
+    """
+
+    path: Path
+    start: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+    def read(self) -> Tensor:
+        """All of it."""
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        with self.path.open("rb") as file:
+            _fill(tensor, file, self.start)
+        return tensor
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Some of its rows, [indices, ...]."""
+        found = torch.empty((len(indices), *self.shape[1:]), dtype=self.dtype)
+        width = prod(self.shape[1:]) * self.dtype.itemsize
+        with self.path.open("rb") as file:
+            for row, index in zip(found, indices.tolist(), strict=True):
+                _fill(row, file, self.start + index * width)
+        return found
+
+    def parts(self) -> Iterator[Tensor]:
+        """All of it, flat, a few megabytes at a time."""
+        size, at = PART // self.dtype.itemsize, self.start
+        with self.path.open("rb") as file:
+            for done in range(0, prod(self.shape), size):
+                part = torch.empty(min(size, prod(self.shape) - done), dtype=self.dtype)
+                _fill(part, file, at)
+                at += part.nbytes
+                yield part
+
+
+def _fill(tensor: Tensor, file: BinaryIO, start: int) -> None:
+    file.seek(start)
+    if tensor.numel() and file.readinto(raw(tensor)) != tensor.nbytes:  # type: ignore[attr-defined]
+        raise OSError(f"{file.name} is cut off: {tensor.nbytes} bytes were to be read from {start} on")
+
+
+def raw(tensor: Tensor) -> Any:
+    """The bytes of a contiguous tensor on the CPU, not copied."""
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by name: the length of a JSON header in 8 bytes, the header, and the data.
+
+    Raises:
+        OSError: it is no such file.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:
+            raise OSError(f"{path} is not a safetensors file, or is cut off")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    if unknown := {entry["dtype"] for entry in header.values()} - DTYPES.keys():
+        raise OSError(f"{path} holds tensors of dtype {', '.join(sorted(unknown))}; known are {', '.join(DTYPES)}")
+    return {
+        name: StoredTensor(path, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), DTYPES[entry["dtype"]])
+        for name, entry in header.items()
+    }
+
+
+def write_in_parts(path: Path, shapes: Mapping[str, Tensor], parts: Callable[[str], Iterable[Tensor]]) -> None:
+    """Write a safetensors file of which a part at a time is in memory; the format's own writer copies all tensors first.
+
+    Args:
+        path: the file.
+        shapes: {name: something of the tensor's shape and dtype}.
+        parts: gives the parts of a tensor by its name.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, like in shapes.items():
+        start, end = end, end + like.numel() * like.dtype.itemsize
+        header[name] = {"dtype": NAMES[like.dtype], "shape": list(like.shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in shapes:
+            for part in parts(name):
+                file.write(raw(part.detach().cpu().contiguous()))
