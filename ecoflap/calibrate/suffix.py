@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ecoflap.calibrate.forwards import with_forwards
 from ecoflap.errors import UserError
-from ecoflap.models.prunable import Batch, PrunableModel
+from ecoflap.models.prunable import Batch, PrunableModel, samples_in
 
 
 class SuffixRunner:
@@ -24,7 +24,7 @@ class SuffixRunner:
     def __init__(self, model: PrunableModel, batch: Batch) -> None:
         """Run the batch once and store every block's output, on the model's device."""
         self.model, self.batch = model, batch
-        self.samples = next(iter(batch.values())).shape[0]
+        self.samples = samples_in(batch)
         self.outputs: dict[nn.Module, list[Any]] = defaultdict(list)
         self.order: list[nn.Module] = []
         handles = [block.module.register_forward_hook(self._store) for block in model.blocks]

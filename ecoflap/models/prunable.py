@@ -89,7 +89,7 @@ class PrunableModel:
             UserError: the loss needs something that the data don't have, or is not one number per sample.
         """
         inputs = Inputs({name: tensor.to(self.device) for name, tensor in batch.items()})
-        samples = len(next(iter(batch.values()), ()))
+        samples = samples_in(batch)
         loss = self.loss_function(self.module, inputs, copies).float()
         if batch and loss.shape != (samples,):
             raise UserError(f"the loss of {self.name} has shape {list(loss.shape)} for {samples} samples; model.loss must give one number per sample")
@@ -131,6 +131,11 @@ class PrunableModel:
         module: Any = self.module
         module.save_pretrained(folder)
         self.processor.save_pretrained(folder)
+
+
+def samples_in(batch: Batch) -> int:
+    """How many samples a batch holds."""
+    return len(next(iter(batch.values()), ()))
 
 
 @contextmanager

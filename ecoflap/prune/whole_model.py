@@ -20,7 +20,7 @@ from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.console import track
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.models.layers import Layer
-from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.models.prunable import PrunableModel, quiet_forward, samples_in
 from ecoflap.ops import select_globally
 from ecoflap.prune.driver import BlockReport, PruneReport
 from ecoflap.score.first_order import streaming_gradients
@@ -130,10 +130,10 @@ def check_scope(scope: str) -> None:
 def mean_gradients(model: PrunableModel, batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
     """Mean over samples of each batch's |gradient|, per layer as its parameter is stored, on the CPU in fp32."""
     sums = {layer.name: torch.zeros(layer.weight.shape) for layer in model.layers}
-    total = sum(next(iter(batch.values())).shape[0] for batch in batches)
+    total = sum(samples_in(batch) for batch in batches)
     with quiet_forward(model.module):
         for index, batch in enumerate(track(batches, "gradients", total=len(batches))):
-            share = next(iter(batch.values())).shape[0] / total
+            share = samples_in(batch) / total
 
             def add(layer: Layer, gradient: Tensor, share: float = share) -> None:
                 sums[layer.name] += share * gradient.cpu()

@@ -27,9 +27,9 @@ from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.console import track
 from ecoflap.errors import NumericalError, UserError, nearest
 from ecoflap.models.layers import Layer
-from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward
+from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward, samples_in
 from ecoflap.score.recompute import recomputing
-from ecoflap.score.scores import Average, Scores, collect
+from ecoflap.score.scores import Average, Scores, collect, count_untouched
 
 log = logging.getLogger(__name__)
 
@@ -84,16 +84,10 @@ class FirstOrder:
         batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
         with quiet_forward(model.module):
             for index, batch in enumerate(track(batches, "score", total=len(batches))):
-                count = next(iter(batch.values())).shape[0]
+                count = samples_in(batch)
                 for layer, value in self._measure(model, batch, index).items():
                     averages[layer.name].add(value, count, f"{layer.name} (batch {index})")
-        untouched = [name for name, average in averages.items() if not average.values]
-        if len(untouched) == len(averages):
-            raise UserError("the loss depends on none of the layers; leave their towers out of towers, or choose another model.loss")
-        if untouched:
-            log.warning("score: the loss does not depend on %d layers, such as %s: their importance is 0", len(untouched), untouched[0])
-            for name in untouched:
-                averages[name].add(0.0, 1.0, name)
+        count_untouched(averages)
         return collect(self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration)), "batches": len(batches)})
 
     def _measure(self, model: PrunableModel, batch: Batch, index: int) -> dict[Layer, float]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from ecoflap.errors import NumericalError
+from ecoflap.errors import NumericalError, UserError
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,21 @@ class Average:
             return 0.0
         spread = math.fsum(w * w * (v - mean) ** 2 for w, v in zip(self.weights, self.values, strict=True))
         return math.sqrt(spread * count / (count - 1)) / total
+
+
+def count_untouched(averages: dict[str, Average]) -> None:
+    """Give layers that the loss was found not to depend on their importance, 0.
+
+    Raises:
+        UserError: it depends on none.
+    """
+    untouched = [name for name, average in averages.items() if not average.values]
+    if len(untouched) == len(averages):
+        raise UserError("the loss depends on none of the layers; leave their towers out of towers, or choose another model.loss")
+    if untouched:
+        log.warning("score: the loss does not depend on %d layers, such as %s: their importance is 0", len(untouched), untouched[0])
+    for name in untouched:
+        averages[name].add(0.0, 1.0, name)
 
 
 def collect(method: str, averages: dict[str, Average], details: dict[str, Any]) -> Scores:

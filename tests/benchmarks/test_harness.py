@@ -13,7 +13,7 @@ from tests import tiny
 from tests.benchmarks import __main__ as command
 from tests.benchmarks import coarse, fine, growth, kernels, offload, plain
 from tests.benchmarks.measure import Row, in_child, interleaved, operations
-from tests.benchmarks.models import llama, only_blocks, tokens
+from tests.benchmarks.models import llama, tokens
 
 
 def test_solve_row() -> None:
@@ -35,9 +35,9 @@ def test_the_operations_of_an_n_of_m_mask_do_not_grow_with_the_matrix() -> None:
 
 
 def test_zeroth_order_rows() -> None:
-    model = only_blocks(llama(32, 3), [0, 2])
-    first, block = coarse.compare("tiny", model, tokens(4, 6, 256), 2, 1, 1.0, block_probe=True)
-    assert float(first.agreement.removeprefix("scores to ")) < 1e-2  # losses of 5.5, moved by 1e-3 times a gradient, in fp32
+    derivative, block, layer = coarse.zeroth_order("tiny", llama(32, 3), tokens(4, 6, 256), [0, 2])
+    for row in (derivative, layer):
+        assert float(row.agreement.removeprefix("scores to ")) < 1e-2  # losses of 5.5, moved by 1e-3 times a gradient, in fp32
     assert block.agreement == "another estimator, by definition"
 
 

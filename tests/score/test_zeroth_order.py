@@ -175,8 +175,9 @@ def test_block_probe_estimates_the_norm_of_the_blocks_gradient() -> None:
 
 
 def test_block_probe_is_another_entry_of_the_cache() -> None:
-    assert ZerothOrder(probe="block").identity() != ZerothOrder().identity()
-    with pytest.raises(UserError, match=r"score\.probe=tower is not known; choose layer or block"):
+    assert ZerothOrder(probe="block").identity() != ZerothOrder().identity() != ZerothOrder(probe="derivative").identity()
+    assert ZerothOrder(probe="derivative", eps=1).identity() == ZerothOrder(probe="derivative").identity()
+    with pytest.raises(UserError, match=r"score\.probe=tower is not known; choose layer"):
         ZerothOrder(probe="tower")
 
 
@@ -197,3 +198,59 @@ def test_half_precision_weights_are_probed_in_fp32(family: str, dtype: torch.dty
     assert all(after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items())
     model.module.float()
     assert half == pytest.approx(ZerothOrder()(model, calibration, 0).importance, rel=1e-6)
+
+
+def slopes_by_autograd(model: PrunableModel, calibration: CalibrationSet, scorer: ZerothOrder, seed: int) -> dict[str, float]:
+    """The same, the slow way: all gradients of a batch at once, and their products with the draws."""
+    sums = dict.fromkeys((layer.name for layer in model.layers), 0.0)
+    for index, batch in enumerate(loss_batches(model, calibration.take(scorer.samples), scorer.batch_size)):
+        model.module.eval().requires_grad_(True).zero_grad()
+        model.loss(batch).mean().backward()
+        for layer in model.layers:
+            for draw in range(scorer.noises):
+                z = layer.oriented(gaussian(layer.shape, "zeroth_order", seed, index, layer.name, draw))
+                product = 0.0 if layer.weight.grad is None else float((layer.weight.grad.double() * z).sum())
+                sums[layer.name] += len(next(iter(batch.values()))) * abs(product)
+    return {name: total / len(calibration.take(scorer.samples)) / scorer.noises for name, total in sums.items()}
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_derivative_equals_all_gradients_at_once(family: str) -> None:
+    scorer = ZerothOrder(samples=5, batch_size=2, noises=2, probe="derivative")
+    model, calibration = tiny.build(family), tiny.samples(family)
+    before = model.fingerprint()
+    scores = scorer(model, calibration, seed=7)
+    assert model.fingerprint() == before
+    expected = slopes_by_autograd(model, calibration, scorer, seed=7)
+    assert scores.importance == pytest.approx(expected, rel=1e-3, abs=1e-5)
+    assert list(scores.importance) == list(expected)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "blip2_t5"])
+def test_the_derivative_is_what_smaller_and_smaller_probes_come_to(family: str) -> None:
+    """The error of a difference quotient falls with the square of eps."""
+    model, calibration = tiny.build(family), tiny.samples(family, lengths=(5, 5))
+    limit = ZerothOrder(batch_size=2, noises=4, probe="derivative")(model, calibration, 0).importance
+    errors = []
+    for eps in (0.02, 0.005):
+        scores = ZerothOrder(batch_size=2, noises=4, eps=eps)(model, calibration, 0).importance
+        errors.append(sum(abs(scores[name] - value) for name, value in limit.items()) / sum(limit.values()))
+    assert errors[1] < errors[0] / 8
+    assert errors[1] < 0.002
+
+
+def test_the_derivative_of_a_damaged_model() -> None:
+    model = tiny.build("llama")
+    with torch.no_grad():
+        model.layers[3].weight[0, 0] = math.nan
+    with pytest.raises(NumericalError, match="the loss of a calibration batch is nan"):
+        ZerothOrder(probe="derivative")(model, tiny.samples("llama"), 0)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_derivative_of_half_precision_weights_is_taken_in_fp32(dtype: torch.dtype) -> None:
+    model, calibration = tiny.build("llama"), tiny.samples("llama")
+    model.module.to(dtype)
+    half = ZerothOrder(probe="derivative")(model, calibration, 0).importance
+    model.module.float()
+    assert half == pytest.approx(ZerothOrder(probe="derivative")(model, calibration, 0).importance, rel=1e-6)

@@ -1,0 +1,57 @@
+"""Nudges of layers' outputs: adding eps x z^T to what a layer puts out is what moving its weight by eps z would do, and leaves the weight alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor, nn
+
+from ecoflap.models.layers import Layer
+from ecoflap.ops import gaussian
+
+Noise = tuple[str | int, ...]
+
+
+class Probe(NamedTuple):
+    """One nudge of one layer, or of all layers of a block: +eps z or -eps z of one draw of z."""
+
+    layers: tuple[Layer, ...]
+    draw: int
+    sign: float
+
+
+@contextmanager
+def probing(probes: Sequence[Probe], eps: float, noise: Noise) -> Iterator[None]:
+    """Add probe k to the outputs of its layers for copy k of the batch.
+
+    Args:
+        probes: one per copy.
+        eps: size of a probe.
+        noise: what the draws depend on beside layer and draw.
+    """
+    by_layer: dict[Layer, list[tuple[int, Probe]]] = {}
+    for copy, probe in enumerate(probes):
+        for layer in probe.layers:
+            by_layer.setdefault(layer, []).append((copy, probe))
+    handles = [layer.module.register_forward_hook(_nudge(layer, places, len(probes), eps, noise)) for layer, places in by_layer.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _nudge(layer: Layer, places: Sequence[tuple[int, Probe]], copies: int, eps: float, noise: Noise) -> Any:
+    draws = {probe.draw: gaussian(layer.shape, *noise, layer.name, probe.draw, device=layer.weight.device) for _, probe in places}
+
+    def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
+        inputs, result = arguments[0], output.float().clone()
+        samples = len(inputs) // copies  # or samples x tokens: some blocks flatten the two before a layer
+        for copy, probe in places:
+            rows = slice(copy * samples, (copy + 1) * samples)
+            result[rows] += probe.sign * eps * (inputs[rows].float() @ draws[probe.draw].t())
+        return result.to(output.dtype)
+
+    return hook
