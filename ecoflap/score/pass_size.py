@@ -1,4 +1,7 @@
-"""How many probes share a forward pass: as many as memory holds, found by measuring the first pass and by giving way when memory runs out."""
+"""How many probes share a forward pass.
+
+As many as keep the device busy and memory holds: found by measuring the first pass, and by giving way when memory runs out.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 SHARE = 0.5  # of the free memory; allocators round up and fragment
+ENOUGH = 2**30  # bytes of activations at one time: more keep no device busier
 
 
 class LiveBytes(TorchDispatchMode):
@@ -92,7 +96,7 @@ class PassSize:
         free = free_memory(self.device)
         with LiveBytes() as live:
             result = work(1)
-        self.most = max(1, min(self.asked, int(SHARE * free / max(live.peak, 1))))
+        self.most = max(1, min(self.asked, int(min(SHARE * free, ENOUGH) / max(live.peak, 1))))
         return result
 
 

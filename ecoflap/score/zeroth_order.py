@@ -29,14 +29,14 @@ from torch import Tensor
 
 from ecoflap.calibrate.padding import loss_batches
 from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.calibrate.suffix import SuffixRunner
+from ecoflap.calibrate.suffix import SuffixRunner, growing_modules
 from ecoflap.console import track
 from ecoflap.errors import NumericalError, UserError, nearest
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import Batch, PrunableModel, in_float32, quiet_forward, samples_in
 from ecoflap.models.towers import Block, Tower
 from ecoflap.score.derivative import slopes
-from ecoflap.score.pass_size import PassSize
+from ecoflap.score.pass_size import PassSize, out_of_memory
 from ecoflap.score.probing import Noise, Probe, probing
 from ecoflap.score.scores import Average, Scores, collect, count_untouched
 
@@ -72,7 +72,7 @@ class ZerothOrder:
     batch_size: int = 8
     noises: int = 1
     eps: float = 1e-3
-    samples_per_pass: int = 64
+    samples_per_pass: int = 256
     probe: str = "layer"
     name: str = "zeroth_order"
 
@@ -123,7 +123,7 @@ class ZerothOrder:
         for index, tower, block, runner in track(self._tasks(model, batches, work), "score", total=len(batches) * len(work)):
             noise = ("zeroth_order", seed, index)
             if tower.name not in stackable:
-                stackable[tower.name] = self._stacks(tower, block, runner, noise)
+                stackable[tower.name] = self._stacks(tower, runner, noise)
             size = sizes.setdefault((tower.name, runner.samples), PassSize(self.samples_per_pass // (2 * runner.samples), model.device))
             for layers, draw, value in self._probe_block(block, runner, stackable[tower.name], noise, size):
                 total = sum(layer.size for layer in layers)
@@ -134,8 +134,9 @@ class ZerothOrder:
         self, model: PrunableModel, batches: Sequence[Batch], work: Sequence[tuple[Tower, Block]]
     ) -> Iterator[tuple[int, Tower, Block, SuffixRunner]]:
         """Every (batch, block) pair; the stored outputs of one batch are let go before the next is run."""
+        around = growing_modules(model, batches[0])
         for index, batch in enumerate(batches):
-            runner = SuffixRunner(model, batch)
+            runner = SuffixRunner(model, batch, around)
             if not torch.isfinite(runner.losses).all():
                 raise NumericalError(
                     f"the loss of calibration batch {index} is {runner.losses.tolist()}; the model or the data are damaged, or the dtype overflows"
@@ -143,15 +144,24 @@ class ZerothOrder:
             for tower, block in work:
                 yield index, tower, block, runner
 
-    def _stacks(self, tower: Tower, block: Block, runner: SuffixRunner, noise: Noise) -> bool:
+    def _stacks(self, tower: Tower, runner: SuffixRunner, noise: Noise) -> bool:
         """Whether probes can share a pass: two in one pass move the losses as they do one by one.
 
         Not so where samples are not the first dimension inside a tower, or are interleaved there (two images per sample, one after the other).
+        It is tried on the tower's last block that the loss depends on, which needs the outputs of all others.
         """
-        probes = [Probe(block.layers[-1:], 0, sign) for sign in (1.0, -1.0)]
-        together = self._losses(probes, block, runner, True, noise)
-        apart = self._losses(probes, block, runner, False, noise)
-        effect = (apart - runner.losses).abs().max()
+        for block in reversed([block for block in tower.blocks if block.layers]):
+            probes = [Probe(block.layers[-1:], 0, sign) for sign in (1.0, -1.0)]
+            apart = self._losses(probes, block, runner, False, noise)
+            effect = (apart - runner.losses).abs().max()
+            if effect:
+                break
+        try:
+            together = self._losses(probes, block, runner, True, noise)
+        except RuntimeError as error:  # shapes that don't fit each other
+            if out_of_memory(error):
+                raise
+            together = torch.full_like(apart, torch.inf)
         same = bool((together - apart).abs().max() <= 0.05 * effect + 1e-5 * apart.abs().max())
         if not same:
             log.info("score: %s is probed with one probe per pass; it does not keep samples apart along the first dimension", tower.name)

@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from ecoflap.calibrate.suffix import SuffixRunner
+from ecoflap.calibrate.suffix import SuffixRunner, growing_modules
 from ecoflap.errors import UserError
 from ecoflap.models.prunable import PrunableModel, quiet_forward
 from tests import tiny
@@ -16,7 +16,7 @@ def test_losses_from_any_block_are_those_of_a_plain_pass(family: str, samples: i
     model, batch = tiny.build(family), tiny.samples(family, lengths=(5,) * samples).batches(samples)[0]
     with quiet_forward(model.module):
         expected = model.loss(batch)
-        runner = SuffixRunner(model, batch)
+        runner = SuffixRunner(model, batch, growing_modules(model, batch))
         assert torch.equal(runner.losses, expected)
         for block in model.blocks:
             for copies in (1,) if family in tiny.UNSTACKABLE else (1, 3):
@@ -28,7 +28,7 @@ def test_losses_from_any_block_are_those_of_a_plain_pass(family: str, samples: i
 def test_a_change_in_the_suffix_counts_and_one_in_the_prefix_does_not(family: str) -> None:
     model, batch = tiny.build(family), tiny.samples(family).batches(2)[0]
     with quiet_forward(model.module):
-        runner = SuffixRunner(model, batch)
+        runner = SuffixRunner(model, batch, growing_modules(model, batch))
         order = [block for module in dict.fromkeys(runner.order) for block in model.blocks if block.module is module]
         assert len(order) == len(model.blocks)
         copies = 1 if family in tiny.UNSTACKABLE else 2
@@ -59,6 +59,35 @@ def test_only_the_suffix_is_computed(family: str) -> None:
         runner.losses_from(module, 2)
         expected = [block.layers[0].module for later in runner.order[place:] for block in model.blocks if block.module is later]
         assert ran == expected
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("family", "length", "expected"),
+    [
+        ("llama", 5, ["model.embed_tokens"]),
+        ("gpt2", 2, ["transformer.wte", "transformer.drop"]),  # not the positions, though with two samples of two tokens they have a batch's shape
+        (
+            "blip2_t5",
+            5,
+            ["vision_model.embeddings", "vision_model.post_layernorm", "qformer.layernorm", "qformer.dropout", "language_projection"],
+        ),
+    ],
+)
+def test_embeddings_and_projections_are_not_run_again(family: str, length: int, expected: list[str]) -> None:
+    model, batch = tiny.build(family), tiny.samples(family, lengths=(length, length)).batches(2)[0]
+    names = {module: name for name, module in model.module.named_modules()}
+    with quiet_forward(model.module):
+        around = growing_modules(model, batch)
+        assert [name for name in expected if name not in {names[module] for module in around}] == []
+        assert not {"lm_head", "transformer.wpe", "language_model.lm_head"} & {names[module] for module in around}
+        runner = SuffixRunner(model, batch, around)
+        ran: list[str] = []
+        inner = [child for module in around for child in list(module.modules())[1:]]
+        for module in inner:
+            module.register_forward_hook(lambda module, *_: ran.append(names[module]))
+        torch.testing.assert_close(runner.losses_from(model.blocks[-1].module, 2), runner.losses.expand(2, -1), rtol=1e-5, atol=1e-6)
+        assert ran == []
 
 
 def forwards(model: PrunableModel) -> list[Any]:

@@ -1,0 +1,202 @@
+"""What each step will need of memory at a time: said when the model and the data are known, before anything is computed for long.
+
+The activations are measured on one sample, the largest, and multiplied; weights, hidden states and statistics are counted.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ecoflap.calibrate.capture import first_tensor
+from ecoflap.calibrate.samples import CalibrationSet, stack
+from ecoflap.calibrate.statistics import Gram
+from ecoflap.console import table
+from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.models.residence import AT_A_TIME
+from ecoflap.score.pass_size import LiveBytes
+from ecoflap.telemetry import free_memory
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class SampleCost:
+    """Bytes that the activations of one sample take.
+
+    Attributes:
+        states: hidden states between two blocks, of the tower where they are largest.
+        outputs: what all blocks put out.
+        block: inside a block, at most.
+        forward: in a whole forward pass, at most.
+    """
+
+    states: int
+    outputs: int
+    block: int
+    forward: int
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that a step needs on the device.
+
+    Attributes:
+        step: its name.
+        weights: in use at a time.
+        states: hidden states and block outputs that are kept.
+        work: activations of one pass, gradients, statistics.
+        elsewhere: hidden states that wait on the CPU or the disk.
+    """
+
+    step: str
+    weights: int
+    states: int
+    work: int
+    elsewhere: int = 0
+
+    @property
+    def total(self) -> int:
+        """On the device altogether."""
+        return self.weights + self.states + self.work
+
+
+@torch.no_grad()
+def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost:
+    """Run the largest sample through the model, and count."""
+    largest = max(calibration.samples, key=lambda sample: sum(tensor.numel() for tensor in sample.values()))
+    first = [tower.blocks[0].module for tower in model.towers]
+    outputs: Counter[nn.Module] = Counter()
+    with quiet_forward(model.module), LiveBytes() as live, _inside_blocks(model, live, outputs) as inside:
+        model.loss(stack([largest]))
+    # Weights that come in meanwhile are no activations.
+    coming = 0 if model.residence.kind == "none" else max(block_bytes(model))
+    return SampleCost(
+        states=max(outputs[module] for module in first),
+        outputs=sum(outputs.values()),
+        block=max(max(inside) - coming, 0),
+        forward=max(live.peak - AT_A_TIME * coming, 0),
+    )
+
+
+@contextmanager
+def _inside_blocks(model: PrunableModel, live: LiveBytes, outputs: Counter[nn.Module]) -> Iterator[list[int]]:
+    """Count, during a forward pass, the bytes of each block's outputs; gives the bytes that were alive at most inside each call of a block."""
+    inside: list[int] = []
+    entered: list[tuple[int, int]] = []
+
+    def before(_: nn.Module, __: Any) -> None:
+        entered.append((live.alive, live.peak))
+        live.peak = live.alive
+
+    def after(module: nn.Module, _: Any, output: Any) -> None:
+        alive, peak = entered.pop()
+        inside.append(live.peak - alive)
+        live.peak = max(live.peak, peak)
+        outputs[module] += first_tensor(output).nbytes
+
+    modules = [block.module for block in model.blocks]
+    handles = [handle for module in modules for handle in (module.register_forward_pre_hook(before), module.register_forward_hook(after))]
+    try:
+        yield inside
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def memory_plan(model: PrunableModel, cost: SampleCost, samples: int, batch_size: int, scorer: Any, pruner: Any) -> list[Need]:
+    """What scoring and pruning will need.
+
+    Args:
+        model: loaded.
+        cost: of one sample.
+        samples: in the calibration set.
+        batch_size: of the fine stage.
+        scorer: null where nothing is scored.
+        pruner: null where nothing is pruned; one over the whole model is counted like a backward pass.
+    """
+    needs = []
+    if scorer is not None:
+        needs.append(_scoring(model, cost, samples, scorer))
+    if pruner is not None:
+        needs.append(_pruning(model, cost, samples, batch_size, pruner))
+    return needs
+
+
+def _scoring(model: PrunableModel, cost: SampleCost, samples: int, scorer: Any) -> Need:
+    weights, batch = weights_in_use(model), min(scorer.batch_size, samples)
+    largest = max(layer.size for layer in model.layers)
+    if scorer.name == "first_order" or getattr(scorer, "probe", None) == "derivative":
+        # The inputs of all blocks are kept; the logits and their gradient are alive together; one layer's gradient is reduced at a time.
+        return Need("score", weights, batch * cost.outputs, batch * 2 * max(cost.forward, cost.block) + 3 * 4 * largest)
+    if scorer.name == "zeroth_order":
+        return Need("score", weights, batch * cost.outputs, 2 * batch * cost.forward + 4 * largest)
+    return _waiting(model, "score", cost, samples, batch, 0)
+
+
+def _pruning(model: PrunableModel, cost: SampleCost, samples: int, batch_size: int, pruner: Any) -> Need:
+    largest = max(layer.size for layer in model.layers)
+    statistics = 0
+    if getattr(pruner, "statistic", None) is Gram:
+        columns = [[layer.shape[1] for layer in block.layers] for block in model.blocks if block.layers]
+        # One for each input, one per layer at most; the largest also as a mean, factored and on the way there.
+        statistics = max(sum(cols**2 for cols in block) + 3 * max(block) ** 2 for block in columns) * 4
+    # A layer beside itself: before, as it is solved, what its weights are worth and which stay.
+    return _waiting(model, "prune", cost, samples, min(batch_size, samples), statistics + 4 * 4 * largest)
+
+
+def _waiting(model: PrunableModel, step: str, cost: SampleCost, samples: int, batch: int, more: int) -> Need:
+    """A step that runs block by block while the other samples' hidden states wait."""
+    waiting, work = samples * cost.states, batch * cost.block + more
+    if model.residence.kind == "none":
+        return Need(step, weights_in_use(model), waiting, work)
+    return Need(step, weights_in_use(model), batch * cost.states, work, waiting)
+
+
+def block_bytes(model: PrunableModel) -> list[int]:
+    """Bytes of each block's weights."""
+    return [sum(p.numel() * p.dtype.itemsize for p in block.module.parameters()) for block in model.blocks]
+
+
+def weights_in_use(model: PrunableModel) -> int:
+    """Bytes of the weights that are on the device at a time."""
+    everything = sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.module.parameters())
+    blocks = block_bytes(model)
+    return everything if model.residence.kind == "none" else everything - sum(blocks) + AT_A_TIME * max(blocks)
+
+
+def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:
+    """Print the plan; warn where it doesn't fit, and say which option helps."""
+    if not needs:
+        return
+    free, kind = free_memory(model.device), model.residence.kind
+    away = [] if kind == "none" else [f"waiting on {kind}"]
+    rows = [(need.step, *map(megabytes, (need.weights, need.states, need.work, need.total, *([need.elsewhere] if away else [])))) for need in needs]
+    columns = ["step", "weights", "hidden states", "one pass", "altogether", *away]
+    table(f"memory at a time, about, on {model.device} ({megabytes(free)} free beside the loaded weights)", columns, rows)
+    for need in needs:
+        held = need.weights if kind == "none" else 0  # loaded by now
+        if need.total - held > free:
+            log.warning("%s may need %s and there are %s free: %s", need.step, megabytes(need.total - held), megabytes(free), what_helps(need, kind))
+
+
+def what_helps(need: Need, kind: str) -> str:
+    """The option that lowers the largest part of what a step needs."""
+    parts = {
+        need.work: f"use a smaller {'score.' if need.step == 'score' else ''}batch_size",
+        need.states: "use fewer samples, or a smaller score.batch_size" if need.step == "score" else "use runtime.offload=cpu, or fewer samples",
+        need.weights: "use model.dtype=bfloat16" + ("" if kind == "disk" else f", or runtime.offload={'cpu' if kind == 'none' else 'disk'}"),
+    }
+    return parts[max(parts)]
+
+
+def megabytes(size: int) -> str:
+    """For people."""
+    return f"{size / 2**20:,.1f} MiB"
