@@ -15,8 +15,8 @@ from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.residence import WORK
 from ecoflap.plan import Plan
 from ecoflap.progress import Progress
-from ecoflap.prune.driver import BlockReport, PruneReport
 from ecoflap.prune.finished_blocks import FinishedBlocks
+from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.results import FILE_NAME, LayerCount, Result, environment, sparsity_section
 from ecoflap.run_folder import BLOCKS
 from ecoflap.store import key_hash

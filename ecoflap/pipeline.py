@@ -33,7 +33,8 @@ from ecoflap.models.residence import WORK
 from ecoflap.outcome import conclude, finished_blocks, show_in_tracker
 from ecoflap.plan import Plan, make_plan
 from ecoflap.progress import Progress
-from ecoflap.prune.driver import measure_dense, prune
+from ecoflap.prune.driver import prune
+from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_allocation, show_block, show_layers, show_metrics, show_model
 from ecoflap.results import FILE_NAME, Result

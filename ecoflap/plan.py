@@ -15,7 +15,7 @@ from ecoflap.evaluate.task import Task
 from ecoflap.finetune.job import Finetuner
 from ecoflap.models.loading import Selection
 from ecoflap.models.offload import check_offload
-from ecoflap.prune.driver import check_propagate
+from ecoflap.prune.inputs import check_propagate
 from ecoflap.prune.pruners import LayerPruner
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.store import Store
