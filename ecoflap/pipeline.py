@@ -12,7 +12,8 @@ from omegaconf import DictConfig, OmegaConf
 from ecoflap.config import build
 from ecoflap.evaluate.overlap import refuse_overlap
 from ecoflap.finetune.distributed import is_first, joined, shared_folder
-from ecoflap.models.loading import Selection, resolve_device
+from ecoflap.models.loading import Selection
+from ecoflap.models.placement import resolve_device
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.outcome import conclude, show_in_tracker
 from ecoflap.plan import Plan, make_plan
