@@ -82,9 +82,7 @@ def inspect(config: DictConfig) -> None:
 
 def _work(plan: Plan, tracker: Tracker) -> tuple[Result, Progress]:
     """The steps. Nothing in the run's folder counts before ``result.json``, which is written last and whole."""
-    costs: dict[str, dict[str, Any]] = {}
-    model = coarse.load(plan, costs, resolve_device(plan.config["device"]))
-    progress = Progress(model.fingerprint(), costs)
+    model, progress = coarse.load(plan, resolve_device(plan.config["device"]))
     evaluations = {name: task.load(model) for name, task in plan.tasks.items()} if "evaluate" in plan.steps else {}
     if "calibrate" in plan.steps:
         refuse_overlap(coarse.calibrate(plan, model, progress), evaluations)

@@ -29,22 +29,24 @@ from ecoflap.telemetry import measure
 log = logging.getLogger(__name__)
 
 
-def load(plan: Plan, costs: dict[str, dict[str, Any]], device: torch.device) -> PrunableModel:
-    """Load the model and show what will be pruned of it.
+def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, Progress]:
+    """Load the model and show what will be pruned of it; the progress of the run begins here.
 
     Raises:
         UserError: it can't be loaded, or its layers can't have the mask that is asked for.
     """
+    costs: dict[str, dict[str, Any]] = {}
     with measure(costs, "load"):
         if (offload := plan.config["runtime"]["offload"]) == "none":
-            model = warm_model.load(plan.loader, device, plan.selection, keep=runs_follow())
+            model, fingerprint = warm_model.load(plan.loader, device, plan.selection, keep=runs_follow())
         else:
             shutil.rmtree(plan.folder / WORK, ignore_errors=True)  # a stopped run's
             model = load_offloaded(plan.loader, device, plan.selection, offload, plan.folder / WORK)
+            fingerprint = model.fingerprint()
     show_model(model)
     if not isinstance(plan.pruner, WholeModelPruner):
         plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores)
-    return model
+    return model, Progress(fingerprint, costs)
 
 
 def calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> CalibrationSet:
