@@ -15,27 +15,10 @@ from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.residence import WORK
 from ecoflap.plan import Plan
 from ecoflap.progress import Progress
-from ecoflap.prune.driver import BlockReport, PruneReport
-from ecoflap.prune.finished_blocks import FinishedBlocks
+from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.results import FILE_NAME, LayerCount, Result, environment, sparsity_section
 from ecoflap.run_folder import BLOCKS
-from ecoflap.store import key_hash
 from ecoflap.tracking import Tracker
-
-
-def finished_blocks(plan: Plan, progress: Progress) -> FinishedBlocks | None:
-    """Where blocks are kept until the run ends, with all that their weights depend on; null where the run is not to be resumed."""
-    if not plan.config["resume"]:
-        return None
-    depends = {
-        "model": progress.fingerprint,
-        "calibration": None if progress.calibration is None else progress.calibration.fingerprint(),
-        "pruner": plan.config["pruner"],
-        "keep": None if progress.allocation is None else progress.allocation.keep,
-        "batch_size": plan.config["batch_size"],
-        "propagate": plan.config["propagate"],
-    }
-    return FinishedBlocks(plan.folder / BLOCKS, key_hash(depends))
 
 
 def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:

@@ -8,7 +8,7 @@ from typing import Any
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.finetune.job import Training
-from ecoflap.prune.driver import PruneReport
+from ecoflap.prune.report import PruneReport
 from ecoflap.score.scores import Scores
 
 

@@ -57,8 +57,8 @@ class WarmModel:
 _warm: WarmModel | None = None
 
 
-def load(loader: Any, device: torch.device, selection: Selection, keep: bool) -> PrunableModel:
-    """The model of a loader, from the last run where that had the same one.
+def load(loader: Any, device: torch.device, selection: Selection, keep: bool) -> tuple[PrunableModel, str]:
+    """The model of a loader, from the last run where that had the same one, and its fingerprint.
 
     Args:
         loader: a model's config group, as a dataclass.
@@ -75,14 +75,15 @@ def load(loader: Any, device: torch.device, selection: Selection, keep: bool) ->
     if last is not None and last.identity == identity and (model := last.restored()) is not None:
         log.info("load: %s is still in memory", model.name)
         _warm = last
-        return model
+        return model, last.fingerprint
     del last
     model = loader.load(device, selection)
+    fingerprint = model.fingerprint()
     if keep and _fits(model):
         dense = {layer.name: layer.weight.detach().to("cpu", copy=True) for layer in model.layers}
         interface = {} if model.interface is None else dict(vars(model.interface))
-        _warm = WarmModel(identity, model, model.fingerprint(), dense, interface)
-    return model
+        _warm = WarmModel(identity, model, fingerprint, dense, interface)
+    return model, fingerprint
 
 
 def forget() -> None:

@@ -33,8 +33,9 @@ ALLOWED: dict[str, set[str]] = {
     "run_folder": {"checkpoint", "results"},
     "warm_model": {"models"},
     "progress": BELOW_STEPS | STEPS,
+    "steps": BELOW_STEPS | STEPS | {"plan", "progress", "report", "tracking", "config", "run_folder", "warm_model"},
     "outcome": BELOW_STEPS | STEPS | {"plan", "progress", "report", "results", "tracking", "checkpoint", "run_folder"},
-    "pipeline": BELOW_STEPS | STEPS | {"plan", "progress", "outcome", "report", "results", "tracking", "config", "run_folder", "warm_model"},
+    "pipeline": BELOW_STEPS | STEPS | {"plan", "progress", "steps", "outcome", "report", "results", "tracking", "config", "run_folder"},
     "mini": BELOW_STEPS | STEPS,  # a script that trains a model; nothing imports it
     **{name: {"masks": {"store"}}.get(name, set()) for name in SHARED},
 }

@@ -12,6 +12,7 @@ import torch
 from ecoflap import warm_model
 from ecoflap.models.causal_lm import CausalLM
 from ecoflap.models.loading import Selection
+from ecoflap.models.prunable import PrunableModel
 from tests.cli.conftest import tiny_llama  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")
@@ -29,45 +30,63 @@ def loader(tiny_llama: Path) -> CausalLM:  # noqa: F811
     return CausalLM(path=str(tiny_llama))
 
 
+def load(loader: CausalLM, selection: Selection | None = None, keep: bool = True) -> PrunableModel:
+    return warm_model.load(loader, CPU, selection or Selection(), keep)[0]
+
+
 def test_pruned_layers_come_back_bit_for_bit(loader: CausalLM) -> None:
-    first = warm_model.load(loader, CPU, Selection(), keep=True)
+    first = load(loader)
     fingerprint = first.fingerprint()
     for layer in first.layers:
         layer.weight.data.zero_()
-    second = warm_model.load(loader, CPU, Selection(), keep=True)
+    second = load(loader)
     assert second is first
     assert second.fingerprint() == fingerprint
 
 
+@pytest.mark.parametrize("keep", [True, False])
+def test_a_load_takes_one_fingerprint_and_gives_it(loader: CausalLM, monkeypatch: pytest.MonkeyPatch, keep: bool) -> None:
+    taken, take = [], PrunableModel.fingerprint
+
+    def counted(self: PrunableModel) -> str:
+        taken.append(take(self))
+        return taken[-1]
+
+    monkeypatch.setattr(PrunableModel, "fingerprint", counted)
+    for loads in (1, 2):
+        _, fingerprint = warm_model.load(loader, CPU, Selection(), keep)
+        assert taken == [fingerprint] * loads
+
+
 def test_any_other_change_means_a_fresh_load(loader: CausalLM) -> None:
-    first = warm_model.load(loader, CPU, Selection(), keep=True)
+    first = load(loader)
     fingerprint = first.fingerprint()
     with torch.no_grad():
         next(parameter for name, parameter in first.module.named_parameters() if "norm" in name).add_(1)
-    second = warm_model.load(loader, CPU, Selection(), keep=True)
+    second = load(loader)
     assert second is not first
     assert second.fingerprint() == fingerprint
 
 
 def test_a_layer_of_another_shape_means_a_fresh_load(loader: CausalLM) -> None:
-    first = warm_model.load(loader, CPU, Selection(), keep=True)
+    first = load(loader)
     first.layers[0].module.weight = torch.nn.Parameter(torch.zeros(2, 2))
-    assert warm_model.load(loader, CPU, Selection(), keep=True) is not first
+    assert load(loader) is not first
 
 
 @pytest.mark.parametrize("other", [Selection(["language"]), Selection(None, ["q_proj"])])
 def test_another_selection_is_another_model(loader: CausalLM, other: Selection) -> None:
-    assert warm_model.load(loader, CPU, Selection(), keep=True) is not warm_model.load(loader, CPU, other, keep=True)
+    assert load(loader) is not load(loader, other)
 
 
 def test_an_interface_forgets_what_a_run_told_it(loader: CausalLM) -> None:
-    first = warm_model.load(loader, CPU, Selection(), keep=True)
+    first = load(loader)
     first.interface.classes = torch.zeros(1)
-    assert not hasattr(warm_model.load(loader, CPU, Selection(), keep=True).interface, "classes")
+    assert not hasattr(load(loader).interface, "classes")
 
 
 def test_nothing_is_kept_unasked_or_without_memory(loader: CausalLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert warm_model.load(loader, CPU, Selection(), keep=False) is not warm_model.load(loader, CPU, Selection(), keep=False)
+    assert load(loader, keep=False) is not load(loader, keep=False)
 
     class Full:
         available = 10

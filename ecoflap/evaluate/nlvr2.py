@@ -13,9 +13,8 @@ from ecoflap.data.folder import require_files, require_images
 from ecoflap.data.nlvr2 import OBTAIN, check_splits, read_pairs
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.inputs import parts, percent, spread
+from ecoflap.evaluate.inputs import fingerprint_by_size, parts, percent, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
-from ecoflap.evaluate.vqa import fingerprint_by_size
 from ecoflap.models.examples import Classifies, Example, require
 from ecoflap.models.prunable import PrunableModel
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError
-from ecoflap.models.loading import require_folder
+from ecoflap.models.hub import require_folder
 from ecoflap.models.positions import resized_positions
 from ecoflap.shards import Checkpoint
 

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.errors import UserError
+from ecoflap.models.hub import require_folder
 from ecoflap.models.lavis_keys import read_lavis_checkpoint
-from ecoflap.models.loading import check_fits, require_folder, resolve_dtype
+from ecoflap.models.placement import check_fits, resolve_dtype
 
 log = logging.getLogger(__name__)
 

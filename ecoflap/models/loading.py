@@ -1,28 +1,24 @@
-"""What all model families share when they load: dtype, device, memory check, towers."""
+"""What all model families share when they load: the towers that are chosen, the prompt, and how a checkpoint is read."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.attention import open_attention
-from ecoflap.models.offload import parameters_on_meta, streaming
+from ecoflap.models.hub import checkpoint_folder, from_hub, require_folder
+from ecoflap.models.offload import streaming
+from ecoflap.models.placement import check_fits, resolve_dtype
 from ecoflap.models.prunable import Loss, PrunableModel
 from ecoflap.models.shard_source import stored_dtype
+from ecoflap.models.skeleton import DTYPE_OPTION, described, framework, skeleton
 from ecoflap.models.towers import find_towers, select, skipped_weights
-from ecoflap.telemetry import free_memory
-
-# The former name makes the fifth release complain at each load; releases before 4.56 know no other.
-DTYPE_OPTION = "torch_dtype" if version("transformers").startswith("4.") else "dtype"
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -31,24 +27,6 @@ class Selection:
 
     towers: list[str] | None = None
     skip_layers: list[str] = field(default_factory=list)
-
-
-def resolve_device(name: str) -> torch.device:
-    """``auto`` is the accelerator where there is one, else the CPU.
-
-    Raises:
-        UserError: no such device.
-    """
-    if name == "auto":
-        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
-        return accelerator or torch.device("cpu")
-    try:
-        if torch.device(name).type == "meta":
-            raise RuntimeError("it holds no weights")
-        torch.empty(0, device=name)
-        return torch.device(name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} is not usable here ({str(error).splitlines()[0]}); device=auto or device=cpu is") from None
 
 
 def decoder_only(module: Any) -> bool:
@@ -65,125 +43,6 @@ def check_prompt(prompt: str) -> None:
     rest = prompt.replace("{}", "")
     if prompt.count("{}") != 1 or "{" in rest or "}" in rest:
         raise UserError(f"model.prompt={prompt!r} must hold {{}} once, where the question goes")
-
-
-def resolve_dtype(name: str) -> torch.dtype | None:
-    """The dtype to load weights in; null for ``auto``, the checkpoint's own.
-
-    Raises:
-        UserError: no such dtype.
-    """
-    if name != "auto" and name not in DTYPES:
-        raise UserError(f"model.dtype={name} is not known; choose auto, {', '.join(DTYPES)}")
-    return DTYPES.get(name)
-
-
-def require_folder(path: str, option: str = "model.path") -> str:
-    """The path, when it is a hub id or an existing folder.
-
-    Raises:
-        UserError: it looks like a folder, and isn't there.
-    """
-    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
-    if looks_local and not Path(path).expanduser().is_dir():
-        raise UserError(f"{option}={path}: there is no such folder; give a folder that save_pretrained wrote, or a hub id such as org/name")
-    return str(Path(path).expanduser()) if looks_local else path
-
-
-def from_hub(load: Callable[[], Any], path: str) -> Any:
-    """Run a ``from_pretrained`` call and turn its many failures into one message that says where it looked.
-
-    Raises:
-        UserError: nothing loadable at the path.
-    """
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # its bars would tear ours
-    try:
-        return load()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(
-            f"model.path={path} could not be loaded: {first}. Give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
-        ) from error
-
-
-def check_fits(parameters: int, dtype: torch.dtype | None, device: torch.device) -> None:
-    """Compare the weights' bytes with free memory before anything is read.
-
-    Raises:
-        UserError: the weights alone don't fit.
-    """
-    width = (dtype or torch.float32).itemsize
-    needed, free = parameters * width, free_memory(device)
-    if needed > free:
-        raise UserError(
-            f"the weights need {needed / 2**30:.1f} GiB ({parameters:,} parameters of {width} bytes) and {device} has {free / 2**30:.1f} GiB free; "
-            f"use runtime.offload={'disk' if device.type == 'cpu' else 'cpu'}, which holds a few blocks at a time, model.dtype=bfloat16, "
-            "another device, or a smaller model"
-        )
-
-
-def skeleton(model_class: Any, config: Any) -> nn.Module:
-    """The model of a config on the meta device: names and shapes, no weights and no memory."""
-    build = getattr(model_class, "_from_config", None) or model_class.from_config
-    with torch.device("meta"):
-        module: nn.Module = build(config)
-        _untie_t5(module)
-    return module
-
-
-def framework(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
-    """The model of a config as ``from_pretrained`` builds it in a dtype, before any weight is read: real buffers, parameters without memory."""
-    build = getattr(model_class, "_from_config", None) or model_class.from_config
-    with parameters_on_meta():
-        module: nn.Module = build(config, **{DTYPE_OPTION: dtype})
-        _untie_t5(module)
-    kept = {torch.float16: ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"), torch.bfloat16: ("_keep_in_fp32_modules_strict",)}
-    wide = {part for option in kept.get(dtype, ()) for part in getattr(module, option, None) or ()}
-    for name, parameter in module.named_parameters():
-        if wide.intersection(name.split(".")):
-            parameter.data = parameter.data.float()
-    return module
-
-
-def checkpoint_folder(path: str, revision: str | None) -> Path:
-    """Where the files of a checkpoint are: the folder itself, or the hub's copy on this machine, fetched where it is missing.
-
-    Raises:
-        UserError: they can't be had.
-    """
-    if Path(path).is_dir():
-        return Path(path)
-    from huggingface_hub import snapshot_download
-
-    return Path(from_hub(lambda: snapshot_download(path, revision=revision, allow_patterns=["*.safetensors", "*.json"]), path))
-
-
-def _untie_t5(module: nn.Module) -> None:
-    """Give a T5 its own head again: the fifth release of transformers ties every new one, whatever its config says (a loaded one is right)."""
-    for child in module.modules():
-        head: Any = getattr(child, "lm_head", None)
-        if head is not None and getattr(getattr(child, "config", None), "scale_decoder_outputs", True) is False:
-            head.weight = nn.Parameter(torch.empty_like(head.weight))
-
-
-def described(config_class: Any, architecture: Mapping[str, Any]) -> Any:
-    """The config that ``model.architecture`` describes; ``AutoConfig`` is told the kind by its ``model_type``.
-
-    Raises:
-        UserError: the installed transformers does not know the kind of model.
-    """
-    settings = dict(architecture)
-    if not hasattr(config_class, "for_model"):
-        return config_class(**settings)
-    kind = settings.pop("model_type", "")
-    try:
-        return config_class.for_model(kind, **settings)
-    except ValueError as error:
-        raise UserError(
-            f"model.architecture.model_type={kind!r} is not known to transformers {version('transformers')}; install a newer one"
-        ) from error
 
 
 def prunable(

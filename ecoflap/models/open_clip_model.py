@@ -15,9 +15,11 @@ from torch.nn.functional import normalize
 
 from ecoflap.errors import UserError, nearest
 from ecoflap.models.clip import DualInterface, dual_loss
-from ecoflap.models.loading import Selection, check_fits, from_hub, prunable, resolve_dtype
+from ecoflap.models.hub import from_hub
+from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.losses import counting
 from ecoflap.models.pictures import Pixels
+from ecoflap.models.placement import check_fits, resolve_dtype
 from ecoflap.models.prunable import PrunableModel, Sample
 from ecoflap.models.state_dict import SavesStateDict
 from ecoflap.models.towers import block_lists

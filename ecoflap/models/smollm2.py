@@ -14,7 +14,8 @@ from torch import Tensor
 from ecoflap.errors import UserError
 from ecoflap.models.causal_lm import language_loss
 from ecoflap.models.installed import installed_file
-from ecoflap.models.loading import Selection, prunable, resolve_dtype
+from ecoflap.models.loading import Selection, prunable
+from ecoflap.models.placement import resolve_dtype
 from ecoflap.models.prunable import PrunableModel
 
 TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}

@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from ecoflap.errors import UserError, nearest
 from ecoflap.models.examples import Example
 from ecoflap.models.image_classifier import ClassifierInterface
-from ecoflap.models.loading import Selection, check_fits, prunable, resolve_dtype
+from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.losses import class_loss, find_loss
 from ecoflap.models.pictures import Pixels
+from ecoflap.models.placement import check_fits, resolve_dtype
 from ecoflap.models.prunable import Batch, PrunableModel
 from ecoflap.models.state_dict import SavesStateDict, read_weights
 from ecoflap.models.towers import block_lists, name_towers

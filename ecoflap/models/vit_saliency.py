@@ -15,8 +15,9 @@ from transformers import Dinov2Config, Dinov2Model, Dinov2PreTrainedModel
 
 from ecoflap.errors import UserError
 from ecoflap.models.installed import installed_file
-from ecoflap.models.loading import Selection, prunable, resolve_dtype
+from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.onnx_weights import read_onnx
+from ecoflap.models.placement import resolve_dtype
 from ecoflap.models.prunable import Batch, PrunableModel
 from ecoflap.models.towers import block_lists
 

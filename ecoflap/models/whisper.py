@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from ecoflap.errors import UserError
 from ecoflap.models.ctranslate2_weights import read_ctranslate2
 from ecoflap.models.installed import installed_file
-from ecoflap.models.loading import Selection, prunable, resolve_dtype
+from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.losses import token_loss
+from ecoflap.models.placement import resolve_dtype
 from ecoflap.models.prunable import Batch, PrunableModel
 
 # CTranslate2 stacks the matrices that read the same input; these are their names in transformers, in the stack's order.

@@ -8,17 +8,14 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from ecoflap.masks import pack, unpack
 from ecoflap.models.layers import Layer
+from ecoflap.prune.report import PruneReport
 from ecoflap.store import replacing
-
-if TYPE_CHECKING:
-    from ecoflap.prune.driver import PruneReport
 
 log = logging.getLogger(__name__)
 

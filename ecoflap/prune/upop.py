@@ -36,7 +36,7 @@ from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.training_set import Collator, TrainingSet
 from ecoflap.models.prunable import PrunableModel, in_float32
 from ecoflap.models.units import Units, cut_all, find_units, total_cost
-from ecoflap.prune.driver import BlockReport, PruneReport
+from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.prune.whole_model import OnBlock
 
 log = logging.getLogger(__name__)

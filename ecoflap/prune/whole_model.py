@@ -22,7 +22,7 @@ from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import PrunableModel, quiet_forward, samples_in
 from ecoflap.ops import select_globally
-from ecoflap.prune.driver import BlockReport, PruneReport
+from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.score.first_order import streaming_gradients
 
 SCOPES = ("model", "tower")

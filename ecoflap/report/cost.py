@@ -25,7 +25,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from ecoflap.config import build
 from ecoflap.console import table, track
 from ecoflap.errors import UserError
-from ecoflap.models.loading import Selection, resolve_device
+from ecoflap.models.loading import Selection
+from ecoflap.models.placement import resolve_device
 from ecoflap.models.prunable import PrunableModel, quiet_forward
 from ecoflap.results.record import FILE_NAME, Result
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.console import table
 from ecoflap.models.prunable import PrunableModel
-from ecoflap.prune.driver import BlockReport
+from ecoflap.prune.report import BlockReport
 from ecoflap.telemetry import peak_memory_bytes
 
 log = logging.getLogger(__name__)

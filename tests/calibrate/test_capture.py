@@ -2,7 +2,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.calibrate.capture import Flow, first_tensor
+from ecoflap.calibrate.block_call import first_tensor
+from ecoflap.calibrate.capture import Flow
 from ecoflap.errors import UserError
 from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward

@@ -5,7 +5,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.calibrate.capture import Flow, first_tensor
+from ecoflap.calibrate.block_call import first_tensor
+from ecoflap.calibrate.capture import Flow
 from ecoflap.calibrate.shortcut import shortcut, taking
 from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import PrunableModel, quiet_forward

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ecoflap.errors import UserError
-from ecoflap.pipeline import with_mean
 from ecoflap.results import Result, verify
+from ecoflap.steps.evaluation import with_mean
 
 # model: (least dense figure, what a guesser gets, options that keep it short)
 MINIS = {

@@ -11,7 +11,8 @@ import pytest
 from ecoflap.data.vqa import OKVQA, VQAV2, Question, read_coco_questions, read_gqa
 from ecoflap.data.vqa_hub import HUB
 from ecoflap.errors import UserError
-from ecoflap.evaluate.vqa import Gqa, OkVqa, PublishedQuestions, VqaV2
+from ecoflap.evaluate.questions import PublishedQuestions
+from ecoflap.evaluate.vqa import Gqa, OkVqa, VqaV2
 from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa
 from tests.evaluate.test_vqa import Answerer, model
 

@@ -16,7 +16,8 @@ from ecoflap.calibrate.vqa import VqaV2 as VqaV2Calibration
 from ecoflap.data.vqa import OKVQA, VQAV2
 from ecoflap.errors import UserError
 from ecoflap.evaluate.journal import Journal
-from ecoflap.evaluate.vqa import Gqa, OkVqa, PublishedQuestions, VqaV2
+from ecoflap.evaluate.questions import PublishedQuestions
+from ecoflap.evaluate.vqa import Gqa, OkVqa, VqaV2
 from ecoflap.evaluate.vqa_accuracy import lemmatizer
 from ecoflap.models.examples import Example, Generation
 from ecoflap.models.prunable import PrunableModel
@@ -209,3 +210,8 @@ def test_calibration_takes_training_questions(folder: Path) -> None:
 def test_refusals(make: Callable[[], object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         make()
+
+
+def test_a_data_set_says_how_its_questions_are_read() -> None:
+    with pytest.raises(TypeError, match="read"):
+        PublishedQuestions()  # type: ignore[abstract]

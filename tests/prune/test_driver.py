@@ -11,8 +11,9 @@ from ecoflap.calibrate.statistics import Gram, InputStatistics, MeanSquare
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import PrunableModel
-from ecoflap.prune.driver import BlockReport, prune
+from ecoflap.prune.driver import prune
 from ecoflap.prune.pruners import LayerPruner, Magnitude, Pruned, SparseGPT, Wanda
+from ecoflap.prune.report import BlockReport
 from tests import tiny
 
 from . import reference

@@ -7,7 +7,8 @@ import torch
 
 from ecoflap.calibrate.statistics import Enough, InputStatistics, MeanSquare
 from ecoflap.models.prunable import quiet_forward
-from ecoflap.prune.driver import measure_dense, prune
+from ecoflap.prune.driver import prune
+from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.pruners import SparseGPT, Wanda
 from tests import tiny
 

@@ -1,0 +1,54 @@
+"""Where a checkpoint lies: in a local folder, or on the hub."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ecoflap.errors import UserError
+
+
+def require_folder(path: str, option: str = "model.path") -> str:
+    """The path, when it is a hub id or an existing folder.
+
+    Raises:
+        UserError: it looks like a folder, and isn't there.
+    """
+    looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
+    if looks_local and not Path(path).expanduser().is_dir():
+        raise UserError(f"{option}={path}: there is no such folder; give a folder that save_pretrained wrote, or a hub id such as org/name")
+    return str(Path(path).expanduser()) if looks_local else path
+
+
+def from_hub(load: Callable[[], Any], path: str) -> Any:
+    """Run a ``from_pretrained`` call and turn its many failures into one message that says where it looked.
+
+    Raises:
+        UserError: nothing loadable at the path.
+    """
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()  # its bars would tear ours
+    try:
+        return load()
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(
+            f"model.path={path} could not be loaded: {first}. Give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
+        ) from error
+
+
+def checkpoint_folder(path: str, revision: str | None) -> Path:
+    """Where the files of a checkpoint are: the folder itself, or the hub's copy on this machine, fetched where it is missing.
+
+    Raises:
+        UserError: they can't be had.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    return Path(from_hub(lambda: snapshot_download(path, revision=revision, allow_patterns=["*.safetensors", "*.json"]), path))

@@ -1,0 +1,65 @@
+"""A model without its weights: made from its config, and that from a description where there is no checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from torch import nn
+
+from ecoflap.errors import UserError
+from ecoflap.models.offload import parameters_on_meta
+
+# The former name makes the fifth release complain at each load; releases before 4.56 know no other.
+DTYPE_OPTION = "torch_dtype" if version("transformers").startswith("4.") else "dtype"
+
+
+def skeleton(model_class: Any, config: Any) -> nn.Module:
+    """The model of a config on the meta device: names and shapes, no weights and no memory."""
+    build = getattr(model_class, "_from_config", None) or model_class.from_config
+    with torch.device("meta"):
+        module: nn.Module = build(config)
+        _untie_t5(module)
+    return module
+
+
+def framework(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
+    """The model of a config as ``from_pretrained`` builds it in a dtype, before any weight is read: real buffers, parameters without memory."""
+    build = getattr(model_class, "_from_config", None) or model_class.from_config
+    with parameters_on_meta():
+        module: nn.Module = build(config, **{DTYPE_OPTION: dtype})
+        _untie_t5(module)
+    kept = {torch.float16: ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"), torch.bfloat16: ("_keep_in_fp32_modules_strict",)}
+    wide = {part for option in kept.get(dtype, ()) for part in getattr(module, option, None) or ()}
+    for name, parameter in module.named_parameters():
+        if wide.intersection(name.split(".")):
+            parameter.data = parameter.data.float()
+    return module
+
+
+def _untie_t5(module: nn.Module) -> None:
+    """Give a T5 its own head again: the fifth release of transformers ties every new one, whatever its config says (a loaded one is right)."""
+    for child in module.modules():
+        head: Any = getattr(child, "lm_head", None)
+        if head is not None and getattr(getattr(child, "config", None), "scale_decoder_outputs", True) is False:
+            head.weight = nn.Parameter(torch.empty_like(head.weight))
+
+
+def described(config_class: Any, architecture: Mapping[str, Any]) -> Any:
+    """The config that ``model.architecture`` describes; ``AutoConfig`` is told the kind by its ``model_type``.
+
+    Raises:
+        UserError: the installed transformers does not know the kind of model.
+    """
+    settings = dict(architecture)
+    if not hasattr(config_class, "for_model"):
+        return config_class(**settings)
+    kind = settings.pop("model_type", "")
+    try:
+        return config_class.for_model(kind, **settings)
+    except ValueError as error:
+        raise UserError(
+            f"model.architecture.model_type={kind!r} is not known to transformers {version('transformers')}; install a newer one"
+        ) from error

@@ -1,0 +1,68 @@
+"""Build the parts of a run from its config."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from ecoflap.config import build, check_merged
+from ecoflap.errors import UserError
+from ecoflap.evaluate.task import Task
+from ecoflap.plan.checks import check
+from ecoflap.plan.plan import Plan
+from ecoflap.store import Store
+
+
+def make_plan(config: DictConfig, folder: Path) -> Plan:
+    """Build the parts, and check that they go together.
+
+    Raises:
+        UserError: a value is impossible, whatever the model, or data are not there.
+    """
+    parts = {group: build(group, config[group]) for group in ("model", "calibration", "allocation", "pruner", "tracking")}
+    plan = Plan(
+        config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+        folder=folder,
+        loader=parts["model"],
+        calibrator=parts["calibration"],
+        scorer=build("score", config.score) if "_target_" in config.score and parts["allocation"].needs_scores else None,
+        allocator=parts["allocation"],
+        pruner=parts["pruner"],
+        finetuner=build("finetune", config.finetune) if "finetune" in config.steps else None,
+        tasks=build_tasks(config.task),
+        mean=config.task.get("mean") if "tasks" in config.task else None,
+        tracking=parts["tracking"],
+        store=make_store(config.cache, config.cache_mode),
+    )
+    check(plan)
+    return plan
+
+
+def build_tasks(node: DictConfig) -> dict[str, Task]:
+    """The task of a config, or the several of a suite, by name.
+
+    Raises:
+        UserError: a value is impossible.
+    """
+    check_merged()
+    if "tasks" not in node:
+        task = build("task", node)
+        return {task.name: task}
+    if not node.tasks:
+        raise UserError("task.tasks is empty: a suite needs at least one task: task=[easy_vqa], or easy_vqa@tasks.easy_vqa in a file's defaults")
+    if inner := [name for name, member in node.tasks.items() if "tasks" in member]:
+        raise UserError(f"task: {inner[0]} is a suite itself and can't be one task of another; name its tasks, or run it by itself")
+    return {str(name): build(f"task.tasks.{name}", member) for name, member in node.tasks.items()}
+
+
+def make_store(folder: str, mode: str) -> Store:
+    """The stage cache.
+
+    Raises:
+        UserError: no such mode.
+    """
+    try:
+        return Store(Path(folder), mode)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise UserError(f"cache_mode={mode}: {error}") from None

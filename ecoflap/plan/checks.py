@@ -1,0 +1,113 @@
+"""What is refused before a model is loaded: values, steps and parts that can't go together, data that aren't there."""
+
+from __future__ import annotations
+
+from ecoflap.allocate.allocation import check_sparsity
+from ecoflap.config import STEPS
+from ecoflap.errors import UserError
+from ecoflap.evaluate.task import Task
+from ecoflap.models.offload import check_offload
+from ecoflap.plan.plan import Plan
+from ecoflap.prune.inputs import check_propagate
+from ecoflap.prune.whole_model import WholeModelPruner
+
+
+def check(plan: Plan) -> None:
+    """Refuse a plan that can't come to its end.
+
+    Raises:
+        UserError: so it is.
+    """
+    check_options(plan)
+    check_steps(plan)
+    check_mean(plan.tasks, plan.mean)
+    locate_data(plan)
+
+
+def check_options(plan: Plan) -> None:
+    """Refuse values that are impossible, whatever the steps.
+
+    Raises:
+        UserError: so they are.
+    """
+    config, offload = plan.config, plan.config["runtime"]["offload"]
+    check_sparsity(config["sparsity"])
+    plan.allocator.check(config["sparsity"])
+    if config["batch_size"] < 1:
+        raise UserError(f"batch_size={config['batch_size']} must be at least 1")
+    check_propagate(config["propagate"])
+    check_offload(offload)
+    if offload != "none" and plan.finetuner is not None:
+        raise UserError(f"runtime.offload={offload}: finetune trains all weights at once, so they have to be in memory")
+    if offload != "none" and isinstance(plan.pruner, WholeModelPruner):
+        raise UserError(f"pruner={plan.pruner.name} compares all weights at once, so they have to be in memory; use runtime.offload=none")
+
+
+def check_steps(plan: Plan) -> None:
+    """Refuse steps that are unknown, out of order, or lack what they read.
+
+    Raises:
+        UserError: so they are.
+    """
+    steps = plan.steps
+    for step in steps:
+        if step not in STEPS:
+            raise UserError(f"steps={steps}: there is no step {step!r}; the steps are {', '.join(STEPS)}")
+    if not steps or steps != [step for step in STEPS if step in steps]:
+        raise UserError(f"steps={steps} must be some of {', '.join(STEPS)}, each once and in this order")
+    if "finetune" in steps and "prune" not in steps:
+        raise UserError(f"steps={steps}: finetune needs prune, whose zeros it keeps; add it")
+    if isinstance(plan.pruner, WholeModelPruner):
+        _check_whole_model(plan, plan.pruner)
+        return
+    needs = {
+        "score": "calibrate" if plan.scorer is not None else None,
+        "allocate": "score" if plan.scorer is not None else None,
+        "prune": "allocate",
+    }
+    for step, needed in needs.items():
+        if step in steps and needed is not None and needed not in steps:
+            raise UserError(
+                f"steps={steps}: {step} needs {needed}; add it, or take an earlier run's with allocation=file allocation.path=RUN/allocation.json"
+            )
+    if "prune" in steps and plan.pruner.statistic is not None and "calibrate" not in steps:
+        raise UserError(f"steps={steps}: pruner={plan.pruner.name} looks at data, so prune needs calibrate; add it")
+
+
+def _check_whole_model(plan: Plan, pruner: WholeModelPruner) -> None:
+    """A pruner over the whole model neither takes scores nor an allocation.
+
+    Raises:
+        UserError: it is given some, or lacks its data.
+    """
+    if plan.scorer is not None:
+        raise UserError(f"pruner={pruner.name} compares all weights by itself, so score={plan.scorer.name} would change nothing; use score=none")
+    if not plan.allocator.needs_scores:
+        raise UserError(f"pruner={pruner.name} compares all weights by itself; allocation={plan.allocator.name} would change nothing, leave it out")
+    if "prune" in plan.steps and pruner.looks_at_data and "calibrate" not in plan.steps:
+        raise UserError(f"steps={plan.steps}: pruner={pruner.name} looks at data, so prune needs calibrate; add it")
+
+
+def check_mean(tasks: dict[str, Task], mean: str | None) -> None:
+    """Refuse the mean of a metric that a task is known not to give; of tasks that say nothing it is found out when they are measured.
+
+    Raises:
+        UserError: so it is.
+    """
+    for name, task in tasks.items():
+        given = getattr(task, "metrics", None)
+        if mean is not None and given is not None and mean not in given:
+            raise UserError(f"task.mean={mean}: {name} has no such metric; it has {', '.join(given)}")
+
+
+def locate_data(plan: Plan) -> None:
+    """Look for the files of the data sets that the steps read, before a model is loaded for them.
+
+    Raises:
+        UserError: some are not there.
+    """
+    if "calibrate" in plan.steps and hasattr(plan.calibrator, "locate"):
+        plan.calibrator.locate("calibration")
+    for task in plan.tasks.values() if "evaluate" in plan.steps else ():
+        if hasattr(task, "locate"):
+            task.locate("task")

@@ -1,0 +1,76 @@
+"""The inputs that blocks are pruned at: from which predecessors, in which order of blocks, and what is measured of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+
+import torch
+from torch import Tensor
+
+from ecoflap.calibrate.capture import Flow
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.calibrate.statistics import Enough, Gram, InputStatistics, MeanSquare
+from ecoflap.console import track
+from ecoflap.errors import UserError
+from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward
+from ecoflap.models.towers import Tower
+
+PROPAGATE = ("pruned", "dense")
+
+
+def check_propagate(choice: str) -> None:
+    """Refuse a choice that there isn't.
+
+    Raises:
+        UserError: so it is.
+    """
+    if choice not in PROPAGATE:
+        raise UserError(f"propagate={choice} is not known; choose {' or '.join(PROPAGATE)}")
+
+
+def blocks_in_order(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool) -> Iterator[tuple[Flow, int]]:
+    """Every block of the towers, with the flow of its tower; a tower's states are let go before the next one's are made."""
+    for tower in towers:
+        flow = Flow(model, tower, batches)
+        order = range(len(tower.blocks))
+        # Where a model changes the hidden states between blocks, each block's inputs are made anew by all blocks before it.
+        for index in reversed(order) if dense and not flow.chained else order:
+            yield flow, index
+        del flow
+
+
+def measure_block(flow: Flow, index: int, kind: type[MeanSquare] | type[Gram] | None, dense: bool) -> InputStatistics | None:
+    """Run the dense block once over all batches and gather what the pruner needs; with ``dense``, its outputs are the next block's inputs."""
+    streams, block = flow.streams, flow.tower.blocks[index]
+    if kind is None or not block.layers:
+        if dense:
+            flow.leave(index)
+        return None
+    statistics = InputStatistics(kind)
+    with statistics.gathering(block.layers, stop=not dense):
+        for stream in streams:
+            call = stream.calls[index]
+            statistics.look_at(stream.counted, call.tensors)
+            with suppress(Enough):
+                output = call.run(block.module, stream.hidden)
+                if dense:
+                    stream.hidden = output
+    return statistics
+
+
+@torch.no_grad()
+def measure_dense(model: PrunableModel, calibration: CalibrationSet, batch_size: int) -> dict[str, Tensor]:
+    """{layer: sum of squares of each input column, and the number of tokens, [cols + 1], fp64} of the dense model, in one pass over the data."""
+    found: dict[str, Tensor] = {}
+    towers = [tower for tower in model.towers if tower.layers]
+    work = blocks_in_order(model, towers, calibration.batches(batch_size), dense=True)
+    with quiet_forward(model.module):
+        for flow, index in track(work, "statistics", total=sum(len(tower.blocks) for tower in towers)):
+            flow.enter(index)
+            if (statistics := measure_block(flow, index, MeanSquare, dense=True)) is not None:
+                for layer in flow.tower.blocks[index].layers:
+                    statistic = statistics[layer]
+                    assert isinstance(statistic, MeanSquare)
+                    found[layer.name] = statistic.kept()
+    return found

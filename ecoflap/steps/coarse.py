@@ -1,0 +1,89 @@
+"""The steps up to the allocation: load, calibrate, score, allocate."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from ecoflap import warm_model
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.calibrate.stored import stored_calibration
+from ecoflap.config import runs_follow
+from ecoflap.errors import UserError
+from ecoflap.models.offload import load_offloaded
+from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.residence import WORK
+from ecoflap.plan import Plan
+from ecoflap.progress import Progress
+from ecoflap.prune.whole_model import WholeModelPruner
+from ecoflap.report.lines import show_allocation, show_model
+from ecoflap.score.scores import Scores
+from ecoflap.steps.keys import scores_key
+from ecoflap.store import write_json
+from ecoflap.telemetry import measure
+
+log = logging.getLogger(__name__)
+
+
+def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, Progress]:
+    """Load the model and show what will be pruned of it; the progress of the run begins here.
+
+    Raises:
+        UserError: it can't be loaded, or its layers can't have the mask that is asked for.
+    """
+    costs: dict[str, dict[str, Any]] = {}
+    with measure(costs, "load"):
+        if (offload := plan.config["runtime"]["offload"]) == "none":
+            model, fingerprint = warm_model.load(plan.loader, device, plan.selection, keep=runs_follow())
+        else:
+            shutil.rmtree(plan.folder / WORK, ignore_errors=True)  # a stopped run's
+            model = load_offloaded(plan.loader, device, plan.selection, offload, plan.folder / WORK)
+            fingerprint = model.fingerprint()
+    show_model(model)
+    if not isinstance(plan.pruner, WholeModelPruner):
+        plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores)
+    return model, Progress(fingerprint, costs)
+
+
+def calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> CalibrationSet:
+    """Draw the samples.
+
+    Raises:
+        UserError: there are none.
+    """
+    with measure(progress.costs, "calibrate"):
+        group = plan.config["model"]
+        processor = {name: value for name, value in group.items() if name not in ("name", "save")}
+        progress.calibration = stored_calibration(
+            plan.store, plan.calibrator, model, progress.fingerprint, plan.config["calibration"], processor, plan.config["seed"]
+        )
+    if not len(progress.calibration):
+        raise UserError(f"calibration={plan.calibrator.name} gave no samples; calibration.samples must be at least 1")
+    asked = plan.calibrator.samples
+    if asked is not None and asked > len(progress.calibration):
+        log.warning("calibration.samples=%d was asked for and there are only %d", asked, len(progress.calibration))
+    log.info("calibrate: %d samples of %s", len(progress.calibration), progress.calibration.name)
+    return progress.calibration
+
+
+def score(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+    """Measure each layer, and write ``scores.json``."""
+    assert progress.calibration is not None
+    calibration, seed = progress.calibration, plan.config["seed"]
+    key = scores_key(plan, model, progress)
+    with measure(progress.costs, "score"):
+        value, _ = plan.store.get_or_compute("scores", key, lambda: plan.scorer(model, calibration, seed).to_json())
+    progress.scores = Scores.from_json(value)
+    write_json(plan.folder / "scores.json", value)
+
+
+def allocate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+    """Turn the scores into a count per layer, and write ``allocation.json``."""
+    with measure(progress.costs, "allocate"):
+        progress.allocation = plan.allocator(model.towers, progress.scores, plan.config["sparsity"])
+    write_json(plan.folder / "allocation.json", asdict(progress.allocation))
+    show_allocation(model, progress.allocation)

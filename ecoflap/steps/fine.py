@@ -1,0 +1,88 @@
+"""The steps from the allocation on: prune, by blocks or over the whole model, and fine-tune."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from functools import partial
+
+from torch import Tensor
+
+from ecoflap.calibrate.statistics import MeanSquare
+from ecoflap.finetune.distributed import agree, shared_folder
+from ecoflap.finetune.job import Job, masks_fingerprint
+from ecoflap.finetune.training_set import read_everything
+from ecoflap.models.prunable import PrunableModel
+from ecoflap.plan import Plan
+from ecoflap.progress import Progress
+from ecoflap.prune import driver
+from ecoflap.prune.finished_blocks import FinishedBlocks
+from ecoflap.prune.inputs import measure_dense
+from ecoflap.prune.whole_model import WholeModelPruner
+from ecoflap.report.lines import show_allocation, show_block
+from ecoflap.run_folder import BLOCKS
+from ecoflap.steps.keys import blocks_key, statistics_key
+from ecoflap.store import AS_TENSORS, write_json
+from ecoflap.telemetry import measure
+from ecoflap.tracking import Tracker
+
+
+def prune(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+    """Prune block by block as allocated. Blocks are kept until the run ends, unless it is not to be resumed."""
+    assert progress.allocation is not None
+    assert not isinstance(plan.pruner, WholeModelPruner)
+    finished = FinishedBlocks(plan.folder / BLOCKS, blocks_key(plan, progress)) if plan.config["resume"] else None
+    with measure(progress.costs, "prune"):
+        shared = plan.config["propagate"] == "dense" and plan.pruner.statistic is MeanSquare
+        progress.report = driver.prune(
+            model,
+            progress.calibration,
+            plan.pruner,
+            progress.allocation,
+            plan.config["batch_size"],
+            on_block=show_block,
+            propagate=plan.config["propagate"],
+            finished=finished,
+            given=_dense_statistics(plan, model, progress) if shared else None,
+        )
+
+
+def _dense_statistics(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Tensor]:
+    """What Wanda wants to know of the dense model's inputs, shared by all runs; a Gram matrix would be too large to keep."""
+    assert progress.calibration is not None
+    compute = partial(measure_dense, model, progress.calibration, plan.config["batch_size"])
+    found: dict[str, Tensor] = plan.store.get_or_compute("statistics", statistics_key(plan, model, progress), compute, AS_TENSORS)[0]
+    return found
+
+
+def prune_whole_model(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+    """Prune with a pruner that compares all weights, and so allocates by itself."""
+    assert isinstance(plan.pruner, WholeModelPruner)
+    with measure(progress.costs, "prune"):
+        samples = read_everything(plan.calibrator, model, plan.config["seed"]) if plan.pruner.trains else progress.calibration
+        progress.allocation, progress.report = plan.pruner.prune(model, samples, plan.config["sparsity"], show_block)
+    write_json(plan.folder / "allocation.json", asdict(progress.allocation))
+    show_allocation(model, progress.allocation)
+
+
+def finetune(plan: Plan, model: PrunableModel, progress: Progress, tracker: Tracker) -> None:
+    """Train what is left under the masks; several processes agree before and after."""
+    assert plan.finetuner is not None
+    assert progress.report is not None
+    masks, device = progress.report.masks, model.device
+    agree(model, masks)
+    job = Job(
+        model=model,
+        masks=masks,
+        reader=plan.calibrator,
+        calibration=progress.calibration,
+        dense=lambda: plan.loader.load(device, plan.selection),
+        batch_size=plan.config["batch_size"],
+        seed=plan.config["seed"],
+        folder=shared_folder(plan.folder) / "finetune",
+        identity={"model": progress.fingerprint, "method": plan.finetuner.name, "masks": masks_fingerprint(masks)},
+        show=partial(tracker.log_point, "finetune"),
+    )
+    with measure(progress.costs, "finetune"):
+        progress.training = plan.finetuner.finetune(job)
+    agree(model, masks)
+    write_json(plan.folder / "finetune.json", asdict(progress.training))

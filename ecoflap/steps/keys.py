@@ -1,0 +1,59 @@
+"""What the products that are kept for other runs depend on: each key names all that could change the value, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import transformers
+
+from ecoflap.models.prunable import PrunableModel
+from ecoflap.plan import Plan
+from ecoflap.progress import Progress
+from ecoflap.store import key_hash
+
+
+def dense_metrics_key(progress: Progress, task: str) -> dict[str, Any]:
+    """Of the dense model's metrics on a task."""
+    return {"version": 2, "transformers": transformers.__version__, "model": progress.fingerprint, "task": progress.tasks[task]}
+
+
+def scores_key(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Any]:
+    """Of the layers' scores."""
+    assert progress.calibration is not None
+    return {
+        "version": 2,
+        **_layers(model, progress),
+        "loss": model.loss_identity(plan.config["model"].get("loss")),
+        "calibration": progress.calibration.take(plan.scorer.samples).fingerprint(),
+        "score": plan.scorer.identity(),
+        "seed": plan.config["seed"],
+    }
+
+
+def statistics_key(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Any]:
+    """Of what Wanda wants to know of the dense model's inputs."""
+    assert progress.calibration is not None
+    return {
+        "version": 1,
+        **_layers(model, progress),
+        "calibration": progress.calibration.fingerprint(),
+        "batch_size": plan.config["batch_size"],
+    }
+
+
+def blocks_key(plan: Plan, progress: Progress) -> str:
+    """Of the pruned blocks that a stopped run leaves."""
+    depends = {
+        "model": progress.fingerprint,
+        "calibration": None if progress.calibration is None else progress.calibration.fingerprint(),
+        "pruner": plan.config["pruner"],
+        "keep": None if progress.allocation is None else progress.allocation.keep,
+        "batch_size": plan.config["batch_size"],
+        "propagate": plan.config["propagate"],
+    }
+    return key_hash(depends)
+
+
+def _layers(model: PrunableModel, progress: Progress) -> dict[str, Any]:
+    """The dense model, the layers that are measured, and what computes."""
+    return {"transformers": transformers.__version__, "model": progress.fingerprint, "layers": [layer.name for layer in model.layers]}
