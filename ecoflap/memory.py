@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from ecoflap.calibrate.capture import first_tensor
+from ecoflap.calibrate.block_call import first_tensor
 from ecoflap.calibrate.samples import CalibrationSet, stack
 from ecoflap.calibrate.statistics import Gram
 from ecoflap.console import table
 from ecoflap.models.prunable import PrunableModel, quiet_forward
 from ecoflap.models.residence import AT_A_TIME
-from ecoflap.score.pass_size import LiveBytes
+from ecoflap.prune.whole_model import WholeModelPruner
+from ecoflap.score.pass_size import ENOUGH, LiveBytes
 from ecoflap.telemetry import free_memory
 
 log = logging.getLogger(__name__)
@@ -120,14 +121,10 @@ def memory_plan(model: PrunableModel, cost: SampleCost, samples: int, batch_size
         samples: in the calibration set.
         batch_size: of the fine stage.
         scorer: null where nothing is scored.
-        pruner: null where nothing is pruned; one over the whole model is counted like a backward pass.
+        pruner: one by one layer, or over the whole model.
     """
-    needs = []
-    if scorer is not None:
-        needs.append(_scoring(model, cost, samples, scorer))
-    if pruner is not None:
-        needs.append(_pruning(model, cost, samples, batch_size, pruner))
-    return needs
+    scoring = [] if scorer is None else [_scoring(model, cost, samples, scorer)]
+    return [*scoring, _pruning(model, cost, samples, batch_size, pruner)]
 
 
 def _scoring(model: PrunableModel, cost: SampleCost, samples: int, scorer: Any) -> Need:
@@ -137,19 +134,23 @@ def _scoring(model: PrunableModel, cost: SampleCost, samples: int, scorer: Any) 
         # The inputs of all blocks are kept; the logits and their gradient are alive together; one layer's gradient is reduced at a time.
         return Need("score", weights, batch * cost.outputs, batch * 2 * max(cost.forward, cost.block) + 3 * 4 * largest)
     if scorer.name == "zeroth_order":
-        return Need("score", weights, batch * cost.outputs, 2 * batch * cost.forward + 4 * largest)
+        pair, pairs = 2 * batch * cost.forward, max(1, scorer.samples_per_pass // (2 * batch))
+        return Need("score", weights, batch * cost.outputs, min(pairs * pair, max(pair, ENOUGH)) + 4 * largest)
     return _waiting(model, "score", cost, samples, batch, 0)
 
 
 def _pruning(model: PrunableModel, cost: SampleCost, samples: int, batch_size: int, pruner: Any) -> Need:
-    largest = max(layer.size for layer in model.layers)
+    largest, batch = max(layer.size for layer in model.layers), min(batch_size, samples)
+    if isinstance(pruner, WholeModelPruner):  # a backward pass, and a number per weight
+        sums = 4 * sum(layer.size for layer in model.layers)
+        return Need("prune", weights_in_use(model), batch * cost.outputs, batch * 2 * cost.forward + sums)
     statistics = 0
-    if getattr(pruner, "statistic", None) is Gram:
+    if pruner.statistic is Gram:
         columns = [[layer.shape[1] for layer in block.layers] for block in model.blocks if block.layers]
         # One for each input, one per layer at most; the largest also as a mean, factored and on the way there.
         statistics = max(sum(cols**2 for cols in block) + 3 * max(block) ** 2 for block in columns) * 4
     # A layer beside itself: before, as it is solved, what its weights are worth and which stay.
-    return _waiting(model, "prune", cost, samples, min(batch_size, samples), statistics + 4 * 4 * largest)
+    return _waiting(model, "prune", cost, samples, batch, statistics + 4 * 4 * largest)
 
 
 def _waiting(model: PrunableModel, step: str, cost: SampleCost, samples: int, batch: int, more: int) -> Need:
@@ -174,8 +175,6 @@ def weights_in_use(model: PrunableModel) -> int:
 
 def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:
     """Print the plan; warn where it doesn't fit, and say which option helps."""
-    if not needs:
-        return
     free, kind = free_memory(model.device), model.residence.kind
     away = [] if kind == "none" else [f"waiting on {kind}"]
     rows = [(need.step, *map(megabytes, (need.weights, need.states, need.work, need.total, *([need.elsewhere] if away else [])))) for need in needs]

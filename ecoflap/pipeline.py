@@ -86,6 +86,7 @@ def _work(plan: Plan, tracker: Tracker) -> tuple[Result, Progress]:
     evaluations = {name: task.load(model) for name, task in plan.tasks.items()} if "evaluate" in plan.steps else {}
     if "calibrate" in plan.steps:
         refuse_overlap(coarse.calibrate(plan, model, progress), evaluations)
+        coarse.say_memory(plan, model, progress)
     evaluate_dense(plan, model, evaluations, progress)
     if "score" in plan.steps and plan.scorer is not None:
         coarse.score(plan, model, progress)

@@ -12,6 +12,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from ecoflap.errors import UserError
+
 _PROC = Path("/proc/self")
 
 
@@ -20,11 +22,22 @@ def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[None]:
     """Measure the body and write ``steps[step] = {"seconds": float, "peak_memory_bytes": int}``, also when the body raises.
 
     Measures cannot be nested: an inner one forgets the peak of the outer one.
+
+    Raises:
+        UserError: memory ran out in the body.
     """
     reset_peak_memory()
     start = time.perf_counter()
     try:
         yield
+    except RuntimeError as error:
+        if not out_of_memory(error):
+            raise
+        first = str(error).strip().splitlines()[0]
+        raise UserError(
+            f"memory ran out in step {step} ({first}); use a smaller batch_size or score.batch_size, runtime.offload=cpu or disk, "
+            "model.dtype=bfloat16, or fewer samples; the table of memory at a time says which part is largest"
+        ) from error
     finally:
         steps[step] = {"seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory_bytes()}
 
@@ -56,6 +69,13 @@ def _host_peak_bytes() -> int:
 
         # KiB everywhere but on macOS, which counts bytes.
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def out_of_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory ran out; only accelerators have a class of their own for it."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 def free_memory(device: Any) -> int:

@@ -149,13 +149,11 @@ def memory_plan(model: PrunableModel) -> list[tuple[str, int]]:
     blocks = {block.name: sum(p.numel() * p.dtype.itemsize for p in block.module.parameters()) for block in model.blocks}
     everything = sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.module.parameters())
     largest, outside = max(blocks.values()), everything - sum(blocks.values())
-    gram = max(sum({layer.shape[1] for layer in block.layers}) ** 2 * 4 for block in model.blocks)
     return [
         ("all weights", everything),
         ("outside the blocks", outside),
         (f"blocks at a time ({AT_A_TIME} of {len(blocks)})", AT_A_TIME * largest),
         ("weights in use", outside + AT_A_TIME * largest),
-        ("statistics of a block, at most", gram),
     ]
 
 

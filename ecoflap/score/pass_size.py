@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ecoflap.errors import UserError
-from ecoflap.telemetry import free_memory
+from ecoflap.telemetry import free_memory, out_of_memory
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +98,3 @@ class PassSize:
             result = work(1)
         self.most = max(1, min(self.asked, int(min(SHARE * free, ENOUGH) / max(live.peak, 1))))
         return result
-
-
-def out_of_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory ran out; only accelerators have a class of their own for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)

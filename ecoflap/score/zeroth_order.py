@@ -36,9 +36,10 @@ from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import Batch, PrunableModel, in_float32, quiet_forward, samples_in
 from ecoflap.models.towers import Block, Tower
 from ecoflap.score.derivative import slopes
-from ecoflap.score.pass_size import PassSize, out_of_memory
+from ecoflap.score.pass_size import PassSize
 from ecoflap.score.probing import Noise, Probe, probing
 from ecoflap.score.scores import Average, Scores, collect, count_untouched
+from ecoflap.telemetry import out_of_memory
 
 log = logging.getLogger(__name__)
 

@@ -14,6 +14,7 @@ from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.stored import stored_calibration
 from ecoflap.config import runs_follow
 from ecoflap.errors import UserError
+from ecoflap.memory import memory_plan, sample_cost, show_needs
 from ecoflap.models.offload import load_offloaded
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.residence import WORK
@@ -68,6 +69,14 @@ def calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> Calibrati
         log.warning("calibration.samples=%d was asked for and there are only %d", asked, len(progress.calibration))
     log.info("calibrate: %d samples of %s", len(progress.calibration), progress.calibration.name)
     return progress.calibration
+
+
+def say_memory(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+    """Show what the steps that run through the calibration set will need of memory."""
+    assert progress.calibration is not None
+    cost = sample_cost(model, progress.calibration)
+    scorer = plan.scorer if "score" in plan.steps else None
+    show_needs(model, memory_plan(model, cost, len(progress.calibration), plan.config["batch_size"], scorer, plan.pruner))
 
 
 def score(plan: Plan, model: PrunableModel, progress: Progress) -> None:

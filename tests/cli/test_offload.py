@@ -77,6 +77,15 @@ def test_the_plan_comes_first(run: Run, text_run: list[str], capsys: pytest.Capt
     assert output.index("weights in use") < output.index("prunable")
 
 
+@pytest.mark.parametrize("offload", ["none", "disk"])
+def test_a_run_says_it_before_it_scores(run: Run, text_run: list[str], capsys: pytest.CaptureFixture[str], offload: str) -> None:
+    run([*text_run, "cache_mode=off", f"runtime.offload={offload}"])
+    output = capsys.readouterr().out
+    assert "memory at a time, about, on cpu" in output
+    assert output.index("memory at a time") < output.index("sparsity")
+    assert ("waiting on disk" in output) == (offload == "disk")
+
+
 @pytest.mark.parametrize(
     ("override", "message"),
     [
