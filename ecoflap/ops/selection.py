@@ -30,6 +30,12 @@ def select_in_matrix(metric: Tensor, keep: int) -> Tensor:
     """
     _check_metric(metric)
     _check_keep(metric, keep)
+    if keep < metric.numel() and not metric.is_contiguous() and metric.t().is_contiguous():
+        # Stored column by column. The order of the scores matters only where equal ones are to be told apart.
+        scores = metric.t().reshape(1, -1)
+        above = scores > _order_statistic(scores, metric.numel() - keep)
+        if int(above.count_nonzero()) == keep:
+            return above.view(metric.t().shape).t()
     return _keep_highest(metric.reshape(1, -1), metric.numel() - keep).reshape(metric.shape)
 
 

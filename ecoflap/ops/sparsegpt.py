@@ -16,7 +16,7 @@ from torch import Tensor
 from ecoflap.ops.hessian import InverseFactor, inverse_factor
 from ecoflap.ops.selection import check_n_of_m, keep_n_of_m, select_in_matrix
 
-BLOCKS_PER_UPDATE = 4
+BLOCKS_PER_UPDATE = 2
 
 
 class Solution(NamedTuple):
@@ -120,7 +120,7 @@ def solve_together(
                 saliency = _saliency(solved, factor, columns)
                 for keep, rows in zip(keeps, matrices, strict=True):
                     share = _share(keep, cols, columns.start, columns.stop)
-                    mask[columns, rows] = select_in_matrix(saliency[:, rows].t(), share).t()
+                    mask[columns, rows] = select_in_matrix(saliency[:, rows].contiguous().t(), share).t()
             for inner in _spans(columns.start, columns.stop, leaf):
                 if n_of_m is not None:
                     mask[inner] = keep_n_of_m(_saliency(solved, factor, inner).t(), *n_of_m).t()

@@ -30,6 +30,8 @@ def test_matrix_equals_stable_sort(metric: Tensor, data: st.DataObject) -> None:
     assert mask.dtype == torch.bool
     assert int(mask.sum()) == keep
     assert torch.equal(mask, reference.matrix_mask(metric, keep))
+    stored_by_columns = metric.t().contiguous().t()
+    assert torch.equal(select_in_matrix(stored_by_columns, keep), mask)
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
