@@ -56,7 +56,6 @@ def whole_run(name: str, model: PrunableModel, calibration: CalibrationSet, prun
 
 
 def rows(runs: int) -> Iterator[Row]:
-    blocks = 4
+    model = smollm2()
     for pruner, target in (("wanda", 1.5), ("sparsegpt", 2.0)):
-        name = f"{pruner}, SmolLM2's first {blocks} blocks, 64 x 256"
-        yield from whole_run(name, smollm2(blocks), tokens(64, 256, 49152), pruner, 4, runs, target)
+        yield from whole_run(f"{pruner}, SmolLM2, 64 x 256", model, tokens(64, 256, 49152), pruner, 4, runs, target)

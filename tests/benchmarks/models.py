@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.models.causal_lm import language_loss
@@ -22,15 +21,9 @@ def device() -> torch.device:
     return accelerator or torch.device("cpu")
 
 
-def smollm2(blocks: int | None = None) -> PrunableModel:
-    """SmolLM2, or its first blocks under its own head."""
-    model = SmolLM2().load(device(), Selection())
-    module: Any = model.module
-    if blocks is None:
-        return model
-    module.model.layers = nn.ModuleList(module.model.layers[:blocks])
-    module.config.num_hidden_layers = blocks
-    return prunable(model.name, module, model.processor, language_loss, Selection())
+def smollm2() -> PrunableModel:
+    """SmolLM2 itself."""
+    return SmolLM2().load(device(), Selection())
 
 
 def only_blocks(model: PrunableModel, indices: list[int]) -> PrunableModel:
