@@ -9,6 +9,7 @@ from typing import Any
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.checkpoint import save_checkpoint
 from ecoflap.errors import NumericalError
+from ecoflap.file_names import BLOCKS, RESULT
 from ecoflap.finetune.distributed import is_first
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import PrunableModel
@@ -16,8 +17,7 @@ from ecoflap.models.residence import WORK
 from ecoflap.plan import Plan
 from ecoflap.progress import Progress
 from ecoflap.prune.report import BlockReport, PruneReport
-from ecoflap.results import FILE_NAME, LayerCount, Result, environment, sparsity_section
-from ecoflap.run_folder import BLOCKS
+from ecoflap.results import LayerCount, Result, environment, sparsity_section
 from ecoflap.tracking import Tracker
 
 
@@ -45,7 +45,7 @@ def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
         steps=progress.costs,
         checkpoint=saved,
     )
-    result.write(plan.folder / FILE_NAME)
+    result.write(plan.folder / RESULT)
     shutil.rmtree(plan.folder / BLOCKS, ignore_errors=True)
     return result
 

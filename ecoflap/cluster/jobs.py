@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-JOBS = "jobs.json"
+from ecoflap.file_names import JOBS, RESULT
 
 
 class Job(NamedTuple):
@@ -38,7 +38,7 @@ def finished_value(context: HydraContext, config: DictConfig, job: Job) -> float
     try:
         HydraConfig.instance().set_config(composed)
         folder = Path(str(composed.hydra.sweep.dir)) / str(composed.hydra.sweep.subdir)
-        if not composed.resume or not (folder / "result.json").is_file():
+        if not composed.resume or not (folder / RESULT).is_file():
             return None
         with open_dict(composed):
             del composed["hydra"]

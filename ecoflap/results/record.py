@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ecoflap.file_names import RESULT
 from ecoflap.results.environment import redact
 from ecoflap.store import replacing
 
 SCHEMA_VERSION = 1
-FILE_NAME = "result.json"
 
 _NUMERIC_FIELDS = ("metrics", "sparsity", "steps")
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -80,7 +80,7 @@ class Result:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no result record at {path}: give the folder of a finished run, which holds a {FILE_NAME}")
+            raise FileNotFoundError(f"no result record at {path}: give the folder of a finished run, which holds a {RESULT}")
         record = _parse(path)
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in record]
         if missing:

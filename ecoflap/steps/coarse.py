@@ -14,6 +14,7 @@ from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.stored import stored_calibration
 from ecoflap.config import runs_follow
 from ecoflap.errors import UserError
+from ecoflap.file_names import ALLOCATION, SCORES
 from ecoflap.models.offload import load_offloaded
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.residence import WORK
@@ -78,12 +79,12 @@ def score(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     with measure(progress.costs, "score"):
         value, _ = plan.store.get_or_compute("scores", key, lambda: plan.scorer(model, calibration, seed).to_json())
     progress.scores = Scores.from_json(value)
-    write_json(plan.folder / "scores.json", value)
+    write_json(plan.folder / SCORES, value)
 
 
 def allocate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     """Turn the scores into a count per layer, and write ``allocation.json``."""
     with measure(progress.costs, "allocate"):
         progress.allocation = plan.allocator(model.towers, progress.scores, plan.config["sparsity"])
-    write_json(plan.folder / "allocation.json", asdict(progress.allocation))
+    write_json(plan.folder / ALLOCATION, asdict(progress.allocation))
     show_allocation(model, progress.allocation)

@@ -7,6 +7,7 @@ from functools import partial
 from ecoflap.errors import UserError
 from ecoflap.evaluate.journal import Journal
 from ecoflap.evaluate.task import Evaluation
+from ecoflap.file_names import PREDICTIONS
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.plan import Plan
 from ecoflap.progress import Progress
@@ -56,4 +57,4 @@ def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[
 
 def _journal(plan: Plan, task: str, which: str, fingerprint: str, evaluation: Evaluation) -> Journal:
     """Where the predictions of a task go, and what they depend on."""
-    return Journal(plan.folder / "predictions" / f"{task}_{which}.jsonl", {"model": fingerprint, "task": evaluation.identity()})
+    return Journal(plan.folder / PREDICTIONS / f"{task}_{which}.jsonl", {"model": fingerprint, "task": evaluation.identity()})
