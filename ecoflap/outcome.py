@@ -101,7 +101,8 @@ def show_in_tracker(tracker: Tracker, result: Result, progress: Progress) -> Non
     for when, by_task in result.metrics.items():
         figures = [(task, metric, value) for task, values in by_task.items() for metric, value in values.items()]
         tracker.log_table(f"evaluate_{when}", ["task", "metric", "value"], figures)
-    tracker.log_table("cost", ["step", "seconds", "peak_memory_bytes"], [(step, *cost.values()) for step, cost in result.steps.items()])
+    columns = ["seconds", "peak_memory_bytes", "cached"]
+    tracker.log_table("cost", ["step", *columns], [(step, *(cost[column] for column in columns)) for step, cost in result.steps.items()])
     sparsity = {name: value for name, value in result.sparsity.items() if name != "layers"}
     tracker.summary({"metrics": result.metrics, "sparsity": sparsity, "model": result.model})
 

@@ -38,7 +38,8 @@ class Result:
         data: Fingerprints of the calibration set and whatever else identifies the data.
         metrics: ``{"dense": {task: {metric: float}}, "pruned": {...}, "finetuned": {...}}``; the first metric of the first task is the headline.
         sparsity: The figures of ``sparsity_section``, from the zeros counted in the pruned weights.
-        steps: Step -> ``{"seconds": float, "peak_memory_bytes": int}``, in the order they ran.
+        steps: Step -> ``{"seconds": float, "peak_memory_bytes": int, "cached": bool}``, in the order they ran; ``cached`` where it was read from
+            the cache.
         checkpoint: Folder of the saved model relative to the run's folder, or None when none was saved.
     """
 

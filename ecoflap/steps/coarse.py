@@ -56,10 +56,10 @@ def calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> Calibrati
     Raises:
         UserError: there are none.
     """
-    with measure(progress.costs, "calibrate"):
+    with measure(progress.costs, "calibrate") as cost:
         group = plan.config["model"]
         processor = {name: value for name, value in group.items() if name not in ("name", "save")}
-        progress.calibration = stored_calibration(
+        progress.calibration, cost["cached"] = stored_calibration(
             plan.store, plan.calibrator, model, progress.fingerprint, plan.config["calibration"], processor, plan.config["seed"]
         )
     if not len(progress.calibration):
@@ -76,8 +76,8 @@ def score(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     assert progress.calibration is not None
     calibration, seed = progress.calibration, plan.config["seed"]
     key = scores_key(plan, model, progress)
-    with measure(progress.costs, "score"):
-        value, _ = plan.store.get_or_compute("scores", key, lambda: plan.scorer(model, calibration, seed).to_json())
+    with measure(progress.costs, "score") as cost:
+        value, cost["cached"] = plan.store.get_or_compute("scores", key, lambda: plan.scorer(model, calibration, seed).to_json())
     progress.scores = Scores.from_json(value)
     write_json(plan.folder / SCORES, value)
 

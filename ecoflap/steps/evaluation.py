@@ -19,14 +19,17 @@ def evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Eval
     """Measure the dense model on each task, or take its figures from the store."""
     if not evaluations:
         return
-    with measure(progress.costs, "evaluate_dense"):
+    with measure(progress.costs, "evaluate_dense") as cost:
         metrics: dict[str, dict[str, float]] = {}
+        read: list[bool] = []
         for name, evaluation in evaluations.items():
             progress.tasks[name] = evaluation.identity()
             journal = _journal(plan, name, "dense", progress.fingerprint, evaluation)
-            dense, _ = plan.store.get_or_compute("dense_metrics", dense_metrics_key(progress, name), partial(evaluation, model, journal))
+            dense, cached = plan.store.get_or_compute("dense_metrics", dense_metrics_key(progress, name), partial(evaluation, model, journal))
             metrics[name] = dense
+            read.append(cached)
             with_mean({name: dense}, plan.mean)  # refused now, not after the other tasks
+        cost["cached"] = all(read)
     progress.metrics["dense"] = with_mean(metrics, plan.mean)
 
 
