@@ -17,6 +17,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ecoflap.errors import UserError, nearest
+from ecoflap.file_names import SNAPSHOT
 
 STEPS = ("calibrate", "score", "allocate", "prune", "finetune", "evaluate")
 OPTIONAL_STEPS = ("finetune",)
@@ -116,7 +117,7 @@ def check_merged() -> None:
 def package_file(path: str) -> str:
     """The place of a file or folder that ships inside the package; a copy of the code leaves these where it was copied from."""
     package = Path(str(files("ecoflap")))
-    snapshot = package.parent / "snapshot.json"
+    snapshot = package.parent / SNAPSHOT
     if snapshot.is_file():
         package = Path(json.loads(snapshot.read_text(encoding="utf-8"))["origin"]) / package.name
     return str(package / path)

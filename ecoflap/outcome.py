@@ -9,6 +9,7 @@ from typing import Any
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.checkpoint import save_checkpoint
 from ecoflap.errors import NumericalError
+from ecoflap.file_names import BLOCKS, RESULT
 from ecoflap.finetune.distributed import is_first
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import PrunableModel
@@ -16,8 +17,7 @@ from ecoflap.models.residence import WORK
 from ecoflap.plan import Plan
 from ecoflap.progress import Progress
 from ecoflap.prune.report import BlockReport, PruneReport
-from ecoflap.results import FILE_NAME, LayerCount, Result, environment, sparsity_section
-from ecoflap.run_folder import BLOCKS
+from ecoflap.results import LayerCount, Result, environment, sparsity_section
 from ecoflap.tracking import Tracker
 
 
@@ -45,7 +45,7 @@ def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
         steps=progress.costs,
         checkpoint=saved,
     )
-    result.write(plan.folder / FILE_NAME)
+    result.write(plan.folder / RESULT)
     shutil.rmtree(plan.folder / BLOCKS, ignore_errors=True)
     return result
 
@@ -101,7 +101,8 @@ def show_in_tracker(tracker: Tracker, result: Result, progress: Progress) -> Non
     for when, by_task in result.metrics.items():
         figures = [(task, metric, value) for task, values in by_task.items() for metric, value in values.items()]
         tracker.log_table(f"evaluate_{when}", ["task", "metric", "value"], figures)
-    tracker.log_table("cost", ["step", "seconds", "peak_memory_bytes"], [(step, *cost.values()) for step, cost in result.steps.items()])
+    columns = ["seconds", "peak_memory_bytes", "cached"]
+    tracker.log_table("cost", ["step", *columns], [(step, *(cost[column] for column in columns)) for step, cost in result.steps.items()])
     sparsity = {name: value for name, value in result.sparsity.items() if name != "layers"}
     tracker.summary({"metrics": result.metrics, "sparsity": sparsity, "model": result.model})
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ecoflap.config import build
 from ecoflap.evaluate.overlap import refuse_overlap
+from ecoflap.file_names import RESULT
 from ecoflap.finetune.distributed import is_first, joined, shared_folder
 from ecoflap.models.loading import Selection
 from ecoflap.models.placement import resolve_device
@@ -20,7 +21,7 @@ from ecoflap.plan import Plan, make_plan
 from ecoflap.progress import Progress
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_layers, show_metrics, show_model
-from ecoflap.results import FILE_NAME, Result
+from ecoflap.results import Result
 from ecoflap.run_folder import claimed, discard_products
 from ecoflap.steps import coarse, fine
 from ecoflap.steps.evaluation import evaluate, evaluate_dense
@@ -45,7 +46,7 @@ def run(config: DictConfig, folder: Path) -> Result | None:
     values: Any = OmegaConf.to_container(config, resolve=True)
     with joined(folder, config.device) as own, claimed(own, values, config.resume, shared_folder(own)) as earlier:
         if earlier.result is not None:
-            log.info("finished already: %s; resume=false runs it anew", folder / FILE_NAME)
+            log.info("finished already: %s; resume=false runs it anew", folder / RESULT)
             return earlier.result
         plan = make_plan(config, own)
         if earlier.unfinished:
@@ -65,7 +66,7 @@ def _run(plan: Plan) -> Result:
         failed = False
     finally:
         tracker.close(failed)
-    log.info("result: %s", plan.folder / FILE_NAME)
+    log.info("result: %s", plan.folder / RESULT)
     return result
 
 

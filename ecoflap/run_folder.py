@@ -20,18 +20,15 @@ from typing import Any, NamedTuple
 from ecoflap import console
 from ecoflap.checkpoint import FOLDER as CHECKPOINT
 from ecoflap.errors import UserError
-from ecoflap.results import FILE_NAME, Result
+from ecoflap.file_names import ALLOCATION, BLOCKS, FINETUNE, LEASE, PREDICTIONS, RESULT, SCORES, STATUS, TRAINING
+from ecoflap.results import Result
 from ecoflap.results.environment import versions
 from ecoflap.results.identity import differences, run_id
 from ecoflap.store import Lease, read_json, write_json
 
 log = logging.getLogger(__name__)
 
-STATUS = "status.json"
-LEASE = ".lease"
-BLOCKS = "blocks"
-PREDICTIONS = "predictions"
-PRODUCTS = (FILE_NAME, "scores.json", "allocation.json", "finetune.json", "finetune", CHECKPOINT, BLOCKS, PREDICTIONS)
+PRODUCTS = (RESULT, SCORES, ALLOCATION, FINETUNE, TRAINING, CHECKPOINT, BLOCKS, PREDICTIONS)
 WRITE_EVERY = 2.0  # seconds between two looks at the progress
 PATIENCE = 90.0  # seconds that a run waits for one that is being ended in the same folder: more than a dead owner's lease lasts
 
@@ -136,7 +133,7 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Result | None:
         UserError: it is of another config.
     """
     try:
-        result = Result.read(folder / FILE_NAME)
+        result = Result.read(folder / RESULT)
     except (FileNotFoundError, ValueError):
         return None
     if differing := differences(result.config, config):

@@ -21,9 +21,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ecoflap.cluster.jobs import JOBS
 from ecoflap.console import table
 from ecoflap.errors import UserError
+from ecoflap.file_names import JOBS, LEASE, STATUS
 from ecoflap.store import read_json
 from ecoflap.store.lease import DEAD_AFTER, lives
 
@@ -75,18 +75,18 @@ def read(folder: Path) -> list[Line]:
     """
     listed = (read_json(folder / JOBS) or {}).get("jobs", [])
     jobs: dict[str, Mapping[str, Any]] = {str(job["number"]): job for job in listed if job["number"] >= 0}
-    if (folder / "status.json").is_file():
+    if (folder / STATUS).is_file():
         return [_line(folder, {}, {})]
-    jobs |= {status.parent.name: {} for status in folder.glob("*/status.json") if status.parent.name not in jobs}
+    jobs |= {status.parent.name: {} for status in folder.glob(f"*/{STATUS}") if status.parent.name not in jobs}
     if not jobs:
-        raise UserError(f"{folder} holds neither a run nor a sweep: there is no status.json and no {JOBS}; give a folder below outputs/")
+        raise UserError(f"{folder} holds neither a run nor a sweep: there is no {STATUS} and no {JOBS}; give a folder below outputs/")
     slurm = slurm_states([job["id"] for job in jobs.values() if job.get("id")])
     names = sorted(jobs, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
     return [_line(folder / name, jobs[name], slurm) for name in names]
 
 
 def _line(run: Path, job: Mapping[str, Any], slurm: Mapping[str, str]) -> Line:
-    status, overrides = read_json(run / "status.json") or {}, job.get("overrides") or _overrides(run)
+    status, overrides = read_json(run / STATUS) or {}, job.get("overrides") or _overrides(run)
     queued = slurm.get(str(job.get("id")), "")
     state = _state(run, status, queued)
     done = f" {status['done']} of {status['total']}" if status.get("total") and state != "done" else ""
@@ -104,7 +104,7 @@ def _state(run: Path, status: Mapping[str, Any], queued: str) -> str:
     if not status:
         return "died" if ended_badly else "queued"
     state: str = status["state"]
-    if state == "running" and not lives(run / ".lease", DEAD_AFTER * 2):
+    if state == "running" and not lives(run / LEASE, DEAD_AFTER * 2):
         return "queued" if queued in ("PENDING", "REQUEUED") else "died"
     return "died" if state == "stopped" and ended_badly else state
 

@@ -1,4 +1,4 @@
-"""What a step costs: wall-clock seconds and peak memory.
+"""What a step costs: wall-clock seconds and peak memory, and whether its product was read from the cache.
 
 With an accelerator in use the peak is the most memory that its allocator handed out; otherwise it is the process's largest resident set. Linux can
 forget the past peak, so each step gets its own figure; elsewhere the figure is the largest since the process began.
@@ -18,18 +18,19 @@ _PROC = Path("/proc/self")
 
 
 @contextmanager
-def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[None]:
-    """Measure the body and write ``steps[step] = {"seconds": float, "peak_memory_bytes": int}``, also when the body raises.
+def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[dict[str, bool]]:
+    """Measure the body and write ``steps[step] = {"seconds": float, "peak_memory_bytes": int, "cached": bool}``, also when the body raises.
 
-    Measures cannot be nested: an inner one forgets the peak of the outer one.
+    The body sets ``cached`` in the dict that it is given, where it read what the step makes from the cache. Measures cannot be nested: an inner
+    one forgets the peak of the outer one.
 
     Raises:
         UserError: memory ran out in the body.
     """
     reset_peak_memory()
-    start = time.perf_counter()
+    start, told = time.perf_counter(), {"cached": False}
     try:
-        yield
+        yield told
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -39,7 +40,7 @@ def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[None]:
             "model.dtype=bfloat16, or fewer samples; the table of memory at a time says which part is largest"
         ) from error
     finally:
-        steps[step] = {"seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory_bytes()}
+        steps[step] = {"seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory_bytes(), **told}
 
 
 def reset_peak_memory() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-SHARED = {"errors", "console", "store", "telemetry", "masks", "shards"}
+SHARED = {"errors", "file_names", "console", "store", "telemetry", "masks", "shards"}
 STEPS = {"score", "allocate", "prune", "evaluate", "finetune"}
 BELOW_STEPS = {"ops", "models", "data", "calibrate"}
 # What each part may import beside itself and SHARED.
@@ -28,13 +28,13 @@ ALLOWED: dict[str, set[str]] = {
     "cluster": {"results", "run_folder"},
     "report": BELOW_STEPS | STEPS | {"results", "config"},  # config: a record says how its model is loaded
     "plan": BELOW_STEPS | STEPS | {"config", "results"},
-    "status": {"cluster", "results"},
+    "status": {"results"},
     "cache": set(),  # a command line over the store
     "run_folder": {"checkpoint", "results"},
     "warm_model": {"models"},
     "progress": BELOW_STEPS | STEPS,
-    "steps": BELOW_STEPS | STEPS | {"plan", "progress", "report", "tracking", "config", "run_folder", "warm_model"},
-    "outcome": BELOW_STEPS | STEPS | {"plan", "progress", "report", "results", "tracking", "checkpoint", "run_folder"},
+    "steps": BELOW_STEPS | STEPS | {"plan", "progress", "report", "tracking", "config", "warm_model"},
+    "outcome": BELOW_STEPS | STEPS | {"plan", "progress", "report", "results", "tracking", "checkpoint"},
     "pipeline": BELOW_STEPS | STEPS | {"plan", "progress", "steps", "outcome", "report", "results", "tracking", "config", "run_folder"},
     "mini": BELOW_STEPS | STEPS,  # a script that trains a model; nothing imports it
     **{name: {"masks": {"store"}}.get(name, set()) for name in SHARED},

@@ -31,7 +31,7 @@ def test_a_failing_step_is_measured_and_its_error_passes() -> None:
     steps: dict[str, dict[str, Any]] = {}
     with pytest.raises(KeyError), measure(steps, "score"):
         raise KeyError("x")
-    assert set(steps["score"]) == {"seconds", "peak_memory_bytes"}
+    assert set(steps["score"]) == {"seconds", "peak_memory_bytes", "cached"}
 
 
 @pytest.mark.skipif(not HOST_PEAK_CAN_BE_RESET, reason="needs Linux and no accelerator")

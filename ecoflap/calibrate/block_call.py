@@ -31,12 +31,14 @@ class BlockCall:
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
         """Run the block on other hidden states [batch, tokens, features] and return its output of the same shape."""
-        arguments, keywords = list(self.arguments), dict(self.keywords)
-        if isinstance(self.place, int):
-            arguments[self.place] = hidden
-        else:
-            keywords[self.place] = hidden
+        arguments, keywords = self.placed(self.arguments, self.keywords, hidden)
         return first_tensor(block(*arguments, **keywords))
+
+    def placed(self, arguments: tuple[Any, ...], keywords: dict[str, Any], hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Arguments of such a call with other hidden states."""
+        if isinstance(self.place, int):
+            return (*arguments[: self.place], hidden, *arguments[self.place + 1 :]), keywords
+        return arguments, {**keywords, self.place: hidden}
 
     @property
     def tensors(self) -> list[Tensor]:

@@ -7,7 +7,7 @@ first: what is wanted of them is their arguments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 
 import torch
@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from ecoflap.calibrate.activations import Waiting
 from ecoflap.calibrate.block_call import BlockCall, same_arguments
+from ecoflap.calibrate.passed import Passages, Passed
 from ecoflap.calibrate.recorder import Captured, Recorder
 from ecoflap.calibrate.shortcut import Shortcut, taking
-from ecoflap.models.prunable import Batch, PrunableModel
+from ecoflap.models.prunable import Batch, PrunableModel, samples_in
 from ecoflap.models.residence import Residence
 from ecoflap.models.towers import Tower
 
@@ -29,6 +30,7 @@ class Stream:
         calls: the other arguments of each block.
         counted: which tokens are real, [batch, tokens], for the sequence and its parts; none where all are.
         finite: no hidden state is NaN or infinite.
+        waiting: the hidden states, put away.
     """
 
     def __init__(self, hidden: Tensor, calls: list[BlockCall], counted: tuple[Tensor, ...], residence: Residence) -> None:
@@ -39,12 +41,12 @@ class Stream:
     @property
     def hidden(self) -> Tensor:
         """What goes into the block whose turn it is, [batch, tokens, features]."""
-        return self._waiting.read()
+        return self.waiting.read()
 
     @hidden.setter
     def hidden(self, hidden: Tensor) -> None:
         self.finite = bool(torch.isfinite(hidden).all())
-        self._waiting = Waiting(hidden, self._residence)
+        self.waiting = Waiting(hidden, self._residence)
 
 
 class Flow:
@@ -56,8 +58,14 @@ class Flow:
     """
 
     @torch.no_grad()
-    def __init__(self, model: PrunableModel, tower: Tower, batches: Sequence[Batch]) -> None:
+    def __init__(self, model: PrunableModel, tower: Tower, batches: Sequence[Batch], behind: Sequence[Passed] = ()) -> None:
         """Run each batch up to the end of the tower, through the model as it is now.
+
+        Args:
+            model: in evaluation mode.
+            tower: its blocks.
+            batches: of the calibration set.
+            behind: towers that are finished, in the order in which they were; they are left out where they can be.
 
         Raises:
             UserError: the forward pass never reaches the tower.
@@ -65,36 +73,49 @@ class Flow:
         self.model, self.tower, self.batches = model, tower, batches
         self.chained, self._passes = True, 0
         self._shortcuts: dict[nn.Module, Shortcut] = {}
+        self._behind: list[Passed] = []
         if batches:
             # Two samples of the largest batch: a loss may send a single sample through a tower less often than samples that have each other.
-            largest = max(batches, key=_size)
-            self._learn({name: tensor[:2] for name, tensor in largest.items()})
-        self.streams = [stream for batch in batches for stream in self._capture(batch)]
+            largest = max(batches, key=samples_in)
+            self._learn({name: tensor[:2] for name, tensor in largest.items()}, behind)
+        self._of_batches = [self._capture(number) for number in range(len(batches))]
 
-    def _learn(self, batch: Batch) -> None:
-        """Run a small batch to its end and learn how often batches pass the tower, whether the blocks are chained, and which can be left out."""
-        recorder = Recorder(self.tower, 0)
-        with recorder.watching(), taking(_without_head(self.model.module)):
+    @property
+    def streams(self) -> list[Stream]:
+        """One per batch and pass."""
+        return [stream for streams in self._of_batches for stream in streams]
+
+    def _learn(self, batch: Batch, behind: Sequence[Passed]) -> None:
+        """Run a small batch to its end and learn how often batches pass the tower, whether the blocks are chained, and what can be left out."""
+        recorder, passages = Recorder(self.tower, 0), Passages([passed.tower for passed in behind])
+        with recorder.watching(), passages.watching(), taking(_without_head(self.model.module)):
             self.model.loss(batch)
         self._passes, self.chained = recorder.passes(), recorder.chained
-        if not self.chained:
-            return
-        self._shortcuts = {module: how for module, how in recorder.shortcuts.items() if how is not None}
-        short = self._record(batch)
-        if not same_arguments(short.arguments(), recorder.arguments()):
-            self._shortcuts = {}
+        if self.chained:
+            shortcuts = {module: how for module, how in recorder.shortcuts.items() if how is not None}
+            if same_arguments(self._record(batch, shortcuts).arguments(), recorder.arguments()):
+                self._shortcuts = shortcuts
+        # Models may read a tower in the middle, too.
+        current = passages.current()
+        past = {module: how for number in current for module, how in behind[number].ending_with(passages.outputs[number]).items()}
+        short = self._record(batch, self._shortcuts | past)
+        if same_arguments(short.arguments(), recorder.arguments()) and same_arguments(short.entered(), recorder.entered()):
+            self._behind = [behind[number] for number in current]
 
-    def _record(self, batch: Batch) -> Recorder:
+    def _record(self, batch: Batch, shortcuts: dict[nn.Module, Shortcut]) -> Recorder:
         """Run a batch to the end of the tower."""
         recorder = Recorder(self.tower, self._passes)
-        with recorder.watching(), taking(self._shortcuts), suppress(Captured):
+        with recorder.watching(), taking(shortcuts), suppress(Captured):
             self.model.loss(batch)
         return recorder
 
-    def _capture(self, batch: Batch, start: int = 0) -> list[Stream]:
+    def _capture(self, number: int, start: int = 0) -> list[Stream]:
         """The streams of one batch, at block ``start``."""
+        shortcuts = dict(self._shortcuts)
+        for passed in self._behind:
+            shortcuts |= passed.ending_with([output.read() for output in passed.outputs[number]])
         streams = []
-        for calls in zip(*self._record(batch).calls, strict=True):
+        for calls in zip(*self._record(self.batches[number], shortcuts).calls, strict=True):
             _, hidden, counted = calls[start]
             streams.append(Stream(hidden, [call for call, _, _ in calls], counted, self.model.residence))
         return streams
@@ -103,7 +124,7 @@ class Flow:
     def enter(self, index: int) -> list[Stream]:
         """The streams at a block, whose predecessors may have been pruned."""
         if index and not self.chained:
-            self.streams = [stream for batch in self.batches for stream in self._capture(batch, index)]
+            self._of_batches = [self._capture(number, index) for number in range(len(self.batches))]
         return self.streams
 
     @torch.no_grad()
@@ -111,6 +132,24 @@ class Flow:
         """Replace each stream's hidden states by the block's output on them."""
         for stream in self.streams:
             stream.hidden = stream.calls[index].run(self.tower.blocks[index].module, stream.hidden)
+
+    def passed(self) -> Passed | None:
+        """The tower, when its last block is left; null where it has to be computed again."""
+        last = self.tower.blocks[-1].module
+        if not self.streams or last not in self._shortcuts:
+            return None
+        outputs = [[stream.waiting for stream in streams] for streams in self._of_batches]
+        return Passed(self.tower, self._shortcuts, self.streams[0].calls[-1], outputs)
+
+
+def flows(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch]) -> Iterator[Flow]:
+    """The batches on their way through tower after tower; each is to be left before the next one is asked for."""
+    behind: list[Passed] = []
+    for tower in towers:
+        flow = Flow(model, tower, batches, behind)
+        yield flow
+        if (passed := flow.passed()) is not None:
+            behind.append(passed)
 
 
 def _without_head(module: nn.Module) -> dict[nn.Module, Shortcut]:
@@ -120,8 +159,3 @@ def _without_head(module: nn.Module) -> dict[nn.Module, Shortcut]:
     if not isinstance(head, nn.Linear):
         return {}
     return {head: lambda arguments, _: arguments[0].new_zeros(()).expand(*arguments[0].shape[:-1], head.out_features)}
-
-
-def _size(batch: Batch) -> int:
-    """Number of samples."""
-    return len(next(iter(batch.values()), ()))

@@ -71,6 +71,10 @@ class Recorder:
         """What each block got beside the hidden states, call by call."""
         return [[call for call, _, _ in calls] for calls in self.calls]
 
+    def entered(self) -> list[Tensor]:
+        """The hidden states that the first block got, call by call."""
+        return [hidden for _, hidden, _ in self.calls[0]]
+
     def passes(self) -> int:
         """How often each block was called.
 

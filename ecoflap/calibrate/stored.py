@@ -22,8 +22,8 @@ LISTED = 20_000  # files of a data folder whose size and time count
 
 def stored_calibration(
     store: Store, calibrator: Any, model: PrunableModel, fingerprint: str, config: Mapping[str, Any], processor: Mapping[str, Any], seed: int
-) -> CalibrationSet:
-    """The calibrator's set, from the store where a run has drawn it before.
+) -> tuple[CalibrationSet, bool]:
+    """The calibrator's set, from the store where a run has drawn it before, and whether it came from there.
 
     Args:
         store: the stage cache.
@@ -38,8 +38,7 @@ def stored_calibration(
         UserError: the data aren't there, or the model can't read them.
     """
     if hasattr(model.interface, "set_classes"):  # the calibrator tells the model its classes, which a stored set can't
-        drawn: CalibrationSet = calibrator.load(model, seed)
-        return drawn
+        return calibrator.load(model, seed), False
     key = {
         "version": 1,
         "transformers": transformers.__version__,
@@ -50,9 +49,9 @@ def stored_calibration(
         "model": fingerprint,
         "seed": seed,
     }
-    tensors, _ = store.get_or_compute("calibration", key, lambda: _to_tensors(calibrator.load(model, seed)), AS_TENSORS)
+    tensors, cached = store.get_or_compute("calibration", key, lambda: _to_tensors(calibrator.load(model, seed)), AS_TENSORS)
     sources = json.loads(bytes(tensors.pop(SOURCES).tolist()))
-    return CalibrationSet(calibrator.name, tuple(_samples(tensors)), frozenset(sources))
+    return CalibrationSet(calibrator.name, tuple(_samples(tensors)), frozenset(sources)), cached
 
 
 def _to_tensors(drawn: CalibrationSet) -> dict[str, Tensor]:

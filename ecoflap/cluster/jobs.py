@@ -10,7 +10,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
-JOBS = "jobs.json"
+from ecoflap.file_names import JOBS, RESULT
 
 
 class Job(NamedTuple):
@@ -25,12 +25,28 @@ class Job(NamedTuple):
     overrides: list[str]
 
 
-def finished_value(context: HydraContext, config: DictConfig, job: Job) -> float | None:
-    """The headline metric of a job that has finished before, in the folder that it would write to; null where it has to run.
+def finished_values(context: HydraContext, config: DictConfig, jobs: Sequence[Job], folder: Path) -> dict[int, float | None]:
+    """The headline metrics of the jobs that have finished before, by number; null for each that has to run.
+
+    A job's config is composed to know what it would write, and where. In a folder without any result there is nothing to find, and a sweep that is
+    submitted for the first time is not composed twice.
+
+    Args:
+        context: Hydra's.
+        config: of the sweep.
+        jobs: of the sweep.
+        folder: of the sweep.
 
     Raises:
-        UserError: the result of another config stands there.
+        UserError: the result of another config stands where a job would write.
     """
+    if next(folder.rglob(RESULT), None) is None:
+        return dict.fromkeys(job.number for job in jobs)
+    return {job.number: _finished_value(context, config, job) for job in jobs}
+
+
+def _finished_value(context: HydraContext, config: DictConfig, job: Job) -> float | None:
+    """The headline metric of a job that has finished in the folder that it would write to; null where it has to run."""
     composed = context.config_loader.load_sweep_config(config, list(job.overrides))
     with open_dict(composed.hydra.job):
         composed.hydra.job.num = job.number
@@ -38,7 +54,7 @@ def finished_value(context: HydraContext, config: DictConfig, job: Job) -> float
     try:
         HydraConfig.instance().set_config(composed)
         folder = Path(str(composed.hydra.sweep.dir)) / str(composed.hydra.sweep.subdir)
-        if not composed.resume or not (folder / "result.json").is_file():
+        if not composed.resume or not (folder / RESULT).is_file():
             return None
         with open_dict(composed):
             del composed["hydra"]

@@ -21,7 +21,7 @@ from hydra.types import HydraContext
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
-from ecoflap.cluster.jobs import Job, finished_value, record_jobs
+from ecoflap.cluster.jobs import Job, finished_values, record_jobs
 from ecoflap.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         jobs = [Job(initial_job_idx + place, list(overrides)) for place, overrides in enumerate(job_overrides)]
-        values = {job.number: finished_value(self.hydra_context, self.config, job) for job in jobs}
+        values = finished_values(self.hydra_context, self.config, jobs, folder)
         todo = [job for job in jobs if values[job.number] is None]
         if len(todo) < len(jobs):
             log.info("%d of %d jobs have finished before", len(jobs) - len(todo), len(jobs))

@@ -6,7 +6,8 @@ import hashlib
 import shutil
 from pathlib import Path
 
-from ecoflap.results.environment import PROJECT, SNAPSHOT, git_diff, git_state
+from ecoflap.file_names import SNAPSHOT
+from ecoflap.results.environment import PROJECT, git_diff, git_state
 from ecoflap.store import write_json
 from ecoflap.store.files import beside, rename
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from ecoflap.calibrate.capture import Flow
+from ecoflap.calibrate.capture import Flow, flows
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.statistics import Enough, Gram, InputStatistics, MeanSquare
 from ecoflap.console import track
@@ -30,14 +30,12 @@ def check_propagate(choice: str) -> None:
 
 
 def blocks_in_order(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool) -> Iterator[tuple[Flow, int]]:
-    """Every block of the towers, with the flow of its tower; a tower's states are let go before the next one's are made."""
-    for tower in towers:
-        flow = Flow(model, tower, batches)
-        order = range(len(tower.blocks))
+    """Every block of the towers, with the flow of its tower."""
+    for flow in flows(model, towers, batches):
+        order = range(len(flow.tower.blocks))
         # Where a model changes the hidden states between blocks, each block's inputs are made anew by all blocks before it.
         for index in reversed(order) if dense and not flow.chained else order:
             yield flow, index
-        del flow
 
 
 def measure_block(flow: Flow, index: int, kind: type[MeanSquare] | type[Gram] | None, dense: bool) -> InputStatistics | None:

@@ -11,7 +11,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from ecoflap.results.record import FILE_NAME, Result
+from ecoflap.file_names import RESULT
+from ecoflap.results.record import Result
 
 # A column is a task and the first of these metrics that it has.
 COLUMNS = {
@@ -42,9 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ecoflap.report.blip2_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folders", type=Path, nargs="+", help=f"folders of runs or sweeps; every {FILE_NAME} below them is read")
+    parser.add_argument("folders", type=Path, nargs="+", help=f"folders of runs or sweeps; every {RESULT} below them is read")
     try:
-        rows = collect(sorted(path for folder in parser.parse_args(arguments).folders for path in folder.rglob(FILE_NAME)))
+        rows = collect(sorted(path for folder in parser.parse_args(arguments).folders for path in folder.rglob(RESULT)))
     except ValueError as error:
         print(f"no table: {error}", file=sys.stderr)
         return 2

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ecoflap.file_names import ALLOCATION
 from ecoflap.report.runs import Run
 
 Blocks = dict[str, dict[str, float]]
@@ -55,5 +56,5 @@ def block_names(layers: Iterable[str]) -> dict[str, str]:
 
 def _saved(folder: Path) -> dict[str, int]:
     """The counts of a run's allocation file; empty where it has none."""
-    file = folder / "allocation.json"
+    file = folder / ALLOCATION
     return dict(json.loads(file.read_text(encoding="utf-8"))["keep"]) if file.is_file() else {}

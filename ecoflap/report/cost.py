@@ -25,10 +25,11 @@ from torch.utils.flop_counter import FlopCounterMode
 from ecoflap.config import build
 from ecoflap.console import table, track
 from ecoflap.errors import UserError
+from ecoflap.file_names import RESULT
 from ecoflap.models.loading import Selection
 from ecoflap.models.placement import resolve_device
 from ecoflap.models.prunable import PrunableModel, quiet_forward
-from ecoflap.results.record import FILE_NAME, Result
+from ecoflap.results.record import Result
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Cost:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 when there is nothing to measure."""
     parser = argparse.ArgumentParser(prog="python -m ecoflap.report.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", type=Path, nargs="+", help=f"folder of a run, with {FILE_NAME} and a saved model")
+    parser.add_argument("runs", type=Path, nargs="+", help=f"folder of a run, with {RESULT} and a saved model")
     parser.add_argument("--batch-size", type=int, default=1, help="samples per pass")
     parser.add_argument("--repeats", type=int, default=50, help="timed passes of each model")
     options = parser.parse_args(arguments)
@@ -79,7 +80,7 @@ def measure(runs: Sequence[Path], batch_size: int, repeats: int) -> list[Cost]:
         FileNotFoundError: a folder has no record, or its run saved no model.
         UserError: a model can't be loaded.
     """
-    records = [Result.read(run / FILE_NAME) for run in runs]
+    records = [Result.read(run / RESULT) for run in runs]
     models = {"dense": _load(records[0].config, None)}
     for run, record in zip(runs, records, strict=True):
         if record.checkpoint is None:

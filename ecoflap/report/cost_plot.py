@@ -21,7 +21,7 @@ HEIGHT = 0.66
 
 
 class Cost(NamedTuple):
-    """What a step of a method took at most: a run that read it from the cache took next to nothing, so a mean would say little."""
+    """What a step of a method took at most, over the runs that did not read it from the cache."""
 
     seconds: float
     gibibytes: float
@@ -31,7 +31,7 @@ Costs = dict[Method, dict[str, Cost]]
 
 
 def costs_of(section: Section) -> Costs:
-    """Method -> step -> the largest cost over its runs."""
+    """Method -> step -> the largest cost over its runs; without the steps that all of them read from the cache."""
     return {method: {step: _largest(runs, step) for step in _steps(runs)} for method, runs in section.by_method.items()}
 
 
@@ -65,12 +65,17 @@ def plot_costs(title: str, costs: Costs) -> Figure:
 
 
 def _largest(runs: Sequence[Run], step: str) -> Cost:
-    found = [run.result.steps[step] for run in runs if step in run.result.steps]
+    found = [computed[step] for run in runs if step in (computed := _computed(run))]
     return Cost(max(cost["seconds"] for cost in found), max(cost["peak_memory_bytes"] for cost in found) / 2**30)
 
 
 def _steps(runs: Sequence[Run]) -> list[str]:
-    return _in_order({step for run in runs for step in run.result.steps})
+    return _in_order({step for run in runs for step in _computed(run)})
+
+
+def _computed(run: Run) -> dict[str, dict[str, Any]]:
+    """The steps that the run did not read from the cache; records of former versions don't say."""
+    return {step: cost for step, cost in run.result.steps.items() if not cost.get("cached", False)}
 
 
 def _in_order(steps: dict[str, Cost] | set[str]) -> list[str]:

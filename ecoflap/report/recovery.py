@@ -12,8 +12,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ecoflap.file_names import RESULT
 from ecoflap.report.table import statistics
-from ecoflap.results.record import FILE_NAME, Result
+from ecoflap.results.record import Result
 
 STATES = ("dense", "pruned", "finetuned")
 
@@ -37,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m ecoflap.report.recovery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("folder", type=Path, help=f"folder of a sweep; every {FILE_NAME} of a fine-tuned model below it is read")
+    parser.add_argument("folder", type=Path, help=f"folder of a sweep; every {RESULT} of a fine-tuned model below it is read")
     parser.add_argument("--metric", help="another metric than each task's first")
     options = parser.parse_args(arguments)
     try:
@@ -57,7 +58,7 @@ def read(folder: Path, metric: str | None) -> Runs:
         ValueError: a record cannot be read.
     """
     runs: Runs = defaultdict(list)
-    for path in sorted(folder.rglob(FILE_NAME)):
+    for path in sorted(folder.rglob(RESULT)):
         result = Result.read(path)
         if "finetuned" not in result.metrics:
             continue
@@ -71,7 +72,7 @@ def read(folder: Path, metric: str | None) -> Runs:
             dense, pruned, finetuned = (result.metrics[state][task][name] for state in STATES)
             runs[kind].append((dense, pruned, finetuned))
     if not runs:
-        raise FileNotFoundError(f"no {FILE_NAME} of a fine-tuned model below {folder}, or none with that metric")
+        raise FileNotFoundError(f"no {RESULT} of a fine-tuned model below {folder}, or none with that metric")
     return runs
 
 

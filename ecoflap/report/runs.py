@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError
-from ecoflap.results.record import FILE_NAME, Result
+from ecoflap.file_names import RESULT
+from ecoflap.results.record import Result
 
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 NEEDED = ("model.name", "pruner.name", "score.name", "sparsity", "seed")
@@ -64,11 +65,11 @@ def read_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder of a finished run or sweep")
-    paths = sorted(folder.rglob(FILE_NAME), key=lambda path: (path.stat().st_mtime_ns, path))
+    paths = sorted(folder.rglob(RESULT), key=lambda path: (path.stat().st_mtime_ns, path))
     if not paths:
         without = len(read_unfinished(folder))
         found = f"; {without} runs there left no result" if without else ""
-        raise UserError(f"no {FILE_NAME} below {folder}{found}: give the folder of a finished run or sweep")
+        raise UserError(f"no {RESULT} below {folder}{found}: give the folder of a finished run or sweep")
     return [_read(path, folder) for path in paths]
 
 
@@ -80,7 +81,7 @@ def read_unfinished(folder: Path) -> list[Unfinished]:
     return [
         Unfinished(_name(run, folder), [str(override) for override in OmegaConf.load(run / OVERRIDES)])
         for run in sorted(starts, key=lambda run: (len(run.name), run))
-        if not (run / FILE_NAME).is_file()
+        if not (run / RESULT).is_file()
     ]
 
 

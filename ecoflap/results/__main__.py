@@ -12,7 +12,8 @@ import sys
 from pathlib import Path
 
 from ecoflap.console import table
-from ecoflap.results.record import FILE_NAME, Result
+from ecoflap.file_names import RESULT
+from ecoflap.results.record import Result
 from ecoflap.results.sparsity import read_layers
 from ecoflap.results.verification import verify
 
@@ -22,7 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m ecoflap.results", description="Check result records.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("verify", help="count the zeros of the saved model again and compare them with the record")
-    command.add_argument("run", type=Path, help=f"folder of a run, holding {FILE_NAME} and the saved checkpoint")
+    command.add_argument("run", type=Path, help=f"folder of a run, holding {RESULT} and the saved checkpoint")
     run = parser.parse_args(arguments).run
     try:
         differences = verify(run)
@@ -35,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def show(run: Path, differences: list[str]) -> None:
     """Print the recorded figures per tower, then each difference."""
-    result = Result.read(run / FILE_NAME)
+    result = Result.read(run / RESULT)
     layers = read_layers(result.sparsity)
     rows = []
     for tower, sparsity in result.sparsity["towers"].items():

@@ -9,12 +9,11 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ecoflap.file_names import SNAPSHOT
 from ecoflap.store import read_json
 
 PACKAGES = ("ecoflap", "torch", "transformers", "tokenizers", "safetensors", "datasets", "hydra-core", "omegaconf", "numpy", "wandb")
 PROJECT = Path(__file__).resolve().parents[2]
-SNAPSHOT = "snapshot.json"
-"""In a copy of the code that queued jobs run: where it was copied from, and its commit then."""
 REDACTED = "<redacted>"
 
 # ``key`` alone is not a secret: configs name tensors with it.

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ecoflap.file_names import RESULT
 from ecoflap.results.environment import redact
 from ecoflap.store import replacing
 
 SCHEMA_VERSION = 1
-FILE_NAME = "result.json"
 
 _NUMERIC_FIELDS = ("metrics", "sparsity", "steps")
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
@@ -38,7 +38,8 @@ class Result:
         data: Fingerprints of the calibration set and whatever else identifies the data.
         metrics: ``{"dense": {task: {metric: float}}, "pruned": {...}, "finetuned": {...}}``; the first metric of the first task is the headline.
         sparsity: The figures of ``sparsity_section``, from the zeros counted in the pruned weights.
-        steps: Step -> ``{"seconds": float, "peak_memory_bytes": int}``, in the order they ran.
+        steps: Step -> ``{"seconds": float, "peak_memory_bytes": int, "cached": bool}``, in the order they ran; ``cached`` where it was read from
+            the cache.
         checkpoint: Folder of the saved model relative to the run's folder, or None when none was saved.
     """
 
@@ -80,7 +81,7 @@ class Result:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no result record at {path}: give the folder of a finished run, which holds a {FILE_NAME}")
+            raise FileNotFoundError(f"no result record at {path}: give the folder of a finished run, which holds a {RESULT}")
         record = _parse(path)
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in record]
         if missing:

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ecoflap.file_names import RESULT
 from ecoflap.masks import FILE_NAME as MASKS
 from ecoflap.masks import MaskFile
-from ecoflap.results.record import FILE_NAME, Result
+from ecoflap.results.record import Result
 from ecoflap.results.sparsity import LayerCount, read_layers, sparsity_section
 from ecoflap.shards import Checkpoint
 
@@ -31,7 +32,7 @@ def verify(run_folder: Path) -> list[str]:
         ValueError: The record or the mask file is not ours.
     """
     run_folder = Path(run_folder)
-    result = Result.read(run_folder / FILE_NAME)
+    result = Result.read(run_folder / RESULT)
     if result.checkpoint is None:
         raise FileNotFoundError(f"{run_folder} saved no checkpoint, so there are no weights to compare: run it again with the checkpoint saved")
     folder = run_folder / result.checkpoint

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecoflap.calibrate.capture import Flow
+from ecoflap.calibrate.capture import flows
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.statistics import Gram, InputStatistics, MeanSquare
 from ecoflap.console import track
@@ -76,9 +76,8 @@ class Local:
         averages = {layer.name: Average() for layer in model.layers}
         batches = calibration.take(self.samples).batches(self.batch_size)
         with quiet_forward(model.module):
-            for tower in track(model.towers, "score", total=len(model.towers)):
-                flow = Flow(model, tower, batches)
-                for index, block in enumerate(tower.blocks):
+            for flow in track(flows(model, model.towers, batches), "score", total=len(model.towers)):
+                for index, block in enumerate(flow.tower.blocks):
                     statistics = InputStatistics(kind)
                     with statistics.gathering(block.layers):
                         for stream in flow.enter(index):

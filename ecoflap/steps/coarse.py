@@ -14,6 +14,7 @@ from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.stored import stored_calibration
 from ecoflap.config import runs_follow
 from ecoflap.errors import UserError
+from ecoflap.file_names import ALLOCATION, SCORES
 from ecoflap.memory import memory_plan, sample_cost, show_needs
 from ecoflap.models.offload import load_offloaded
 from ecoflap.models.prunable import PrunableModel
@@ -56,10 +57,10 @@ def calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> Calibrati
     Raises:
         UserError: there are none.
     """
-    with measure(progress.costs, "calibrate"):
+    with measure(progress.costs, "calibrate") as cost:
         group = plan.config["model"]
         processor = {name: value for name, value in group.items() if name not in ("name", "save")}
-        progress.calibration = stored_calibration(
+        progress.calibration, cost["cached"] = stored_calibration(
             plan.store, plan.calibrator, model, progress.fingerprint, plan.config["calibration"], processor, plan.config["seed"]
         )
     if not len(progress.calibration):
@@ -84,15 +85,15 @@ def score(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     assert progress.calibration is not None
     calibration, seed = progress.calibration, plan.config["seed"]
     key = scores_key(plan, model, progress)
-    with measure(progress.costs, "score"):
-        value, _ = plan.store.get_or_compute("scores", key, lambda: plan.scorer(model, calibration, seed).to_json())
+    with measure(progress.costs, "score") as cost:
+        value, cost["cached"] = plan.store.get_or_compute("scores", key, lambda: plan.scorer(model, calibration, seed).to_json())
     progress.scores = Scores.from_json(value)
-    write_json(plan.folder / "scores.json", value)
+    write_json(plan.folder / SCORES, value)
 
 
 def allocate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     """Turn the scores into a count per layer, and write ``allocation.json``."""
     with measure(progress.costs, "allocate"):
         progress.allocation = plan.allocator(model.towers, progress.scores, plan.config["sparsity"])
-    write_json(plan.folder / "allocation.json", asdict(progress.allocation))
+    write_json(plan.folder / ALLOCATION, asdict(progress.allocation))
     show_allocation(model, progress.allocation)

@@ -7,6 +7,7 @@ from functools import partial
 from ecoflap.errors import UserError
 from ecoflap.evaluate.journal import Journal
 from ecoflap.evaluate.task import Evaluation
+from ecoflap.file_names import PREDICTIONS
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.plan import Plan
 from ecoflap.progress import Progress
@@ -18,14 +19,17 @@ def evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Eval
     """Measure the dense model on each task, or take its figures from the store."""
     if not evaluations:
         return
-    with measure(progress.costs, "evaluate_dense"):
+    with measure(progress.costs, "evaluate_dense") as cost:
         metrics: dict[str, dict[str, float]] = {}
+        read: list[bool] = []
         for name, evaluation in evaluations.items():
             progress.tasks[name] = evaluation.identity()
             journal = _journal(plan, name, "dense", progress.fingerprint, evaluation)
-            dense, _ = plan.store.get_or_compute("dense_metrics", dense_metrics_key(progress, name), partial(evaluation, model, journal))
+            dense, cached = plan.store.get_or_compute("dense_metrics", dense_metrics_key(progress, name), partial(evaluation, model, journal))
             metrics[name] = dense
+            read.append(cached)
             with_mean({name: dense}, plan.mean)  # refused now, not after the other tasks
+        cost["cached"] = all(read)
     progress.metrics["dense"] = with_mean(metrics, plan.mean)
 
 
@@ -56,4 +60,4 @@ def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[
 
 def _journal(plan: Plan, task: str, which: str, fingerprint: str, evaluation: Evaluation) -> Journal:
     """Where the predictions of a task go, and what they depend on."""
-    return Journal(plan.folder / "predictions" / f"{task}_{which}.jsonl", {"model": fingerprint, "task": evaluation.identity()})
+    return Journal(plan.folder / PREDICTIONS / f"{task}_{which}.jsonl", {"model": fingerprint, "task": evaluation.identity()})

@@ -8,6 +8,7 @@ from functools import partial
 from torch import Tensor
 
 from ecoflap.calibrate.statistics import MeanSquare
+from ecoflap.file_names import ALLOCATION, BLOCKS, FINETUNE, TRAINING
 from ecoflap.finetune.distributed import agree, shared_folder
 from ecoflap.finetune.job import Job, masks_fingerprint
 from ecoflap.finetune.training_set import read_everything
@@ -19,7 +20,6 @@ from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_allocation, show_block
-from ecoflap.run_folder import BLOCKS
 from ecoflap.steps.keys import blocks_key, statistics_key
 from ecoflap.store import AS_TENSORS, write_json
 from ecoflap.telemetry import measure
@@ -60,7 +60,7 @@ def prune_whole_model(plan: Plan, model: PrunableModel, progress: Progress) -> N
     with measure(progress.costs, "prune"):
         samples = read_everything(plan.calibrator, model, plan.config["seed"]) if plan.pruner.trains else progress.calibration
         progress.allocation, progress.report = plan.pruner.prune(model, samples, plan.config["sparsity"], show_block)
-    write_json(plan.folder / "allocation.json", asdict(progress.allocation))
+    write_json(plan.folder / ALLOCATION, asdict(progress.allocation))
     show_allocation(model, progress.allocation)
 
 
@@ -78,11 +78,11 @@ def finetune(plan: Plan, model: PrunableModel, progress: Progress, tracker: Trac
         dense=lambda: plan.loader.load(device, plan.selection),
         batch_size=plan.config["batch_size"],
         seed=plan.config["seed"],
-        folder=shared_folder(plan.folder) / "finetune",
+        folder=shared_folder(plan.folder) / TRAINING,
         identity={"model": progress.fingerprint, "method": plan.finetuner.name, "masks": masks_fingerprint(masks)},
         show=partial(tracker.log_point, "finetune"),
     )
     with measure(progress.costs, "finetune"):
         progress.training = plan.finetuner.finetune(job)
     agree(model, masks)
-    write_json(plan.folder / "finetune.json", asdict(progress.training))
+    write_json(plan.folder / FINETUNE, asdict(progress.training))

@@ -22,9 +22,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from ecoflap import pipeline
 from ecoflap.errors import UserError
+from ecoflap.file_names import LEASE
 from ecoflap.prune import driver
 from ecoflap.results import Result
-from ecoflap.run_folder import LEASE, claimed
+from ecoflap.run_folder import claimed
 from tests.cli.conftest import composed
 
 Run = Callable[..., Result]

@@ -143,6 +143,14 @@ def test_the_cost_of_a_step_is_the_largest_over_the_runs(tmp_path: Path) -> None
     assert [(step, *cost) for row in costs.values() for step, cost in row.items()] == [("score", 9.0, 3.0)]
 
 
+def test_a_step_that_was_read_from_the_cache_costs_nothing(tmp_path: Path) -> None:
+    for seed, read in enumerate(({"calibrate": True, "score": True}, {"calibrate": True, "score": False})):
+        steps = {step: {"seconds": 5.0 - seed, "peak_memory_bytes": 2**30, "cached": cached} for step, cached in read.items()}
+        write_run(tmp_path, str(seed), 70.0, seed=seed, record={"steps": steps})
+    costs = costs_of(section_of(tmp_path))
+    assert [(step, *cost) for row in costs.values() for step, cost in row.items()] == [("score", 4.0, 1.0)]
+
+
 def test_steps_stand_in_their_order_and_unknown_ones_at_the_end(tmp_path: Path) -> None:
     cost: dict[str, Any] = {"seconds": 1.0, "peak_memory_bytes": 2**30}
     write_run(tmp_path, "a", 70.0, record={"steps": {step: cost for step in ("finetune", *reversed(STEPS))}})

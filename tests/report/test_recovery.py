@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
+from ecoflap.file_names import RESULT
 from ecoflap.report.recovery import main
 from ecoflap.results import Result, sparsity_section
-from ecoflap.results.record import FILE_NAME
 
 
 def write(folder: Path, seed: int, figures: dict[str, float]) -> None:
@@ -17,7 +17,7 @@ def write(folder: Path, seed: int, figures: dict[str, float]) -> None:
     section = sparsity_section({}, 0.5, 10)
     folder.mkdir(parents=True)
     Result(config={**config, "seed": seed}, versions={}, git=None, model={}, data={}, metrics=metrics, sparsity=section, steps={}).write(
-        folder / FILE_NAME
+        folder / RESULT
     )
 
 
