@@ -3,7 +3,8 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.calibrate.block_call import first_tensor
-from ecoflap.calibrate.capture import Flow
+from ecoflap.calibrate.capture import Flow, flows
+from ecoflap.calibrate.passed import Passages
 from ecoflap.errors import UserError
 from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward
@@ -150,3 +151,58 @@ def test_block_without_tensors() -> None:
     model = PrunableModel("tiny", module, (tower,), (tower,), (), lambda module, *_: module(), None)
     with pytest.raises(UserError, match="called without any tensor"):
         Flow(model, tower, [{}])
+
+
+def changed_on_the_way(model: PrunableModel, batches: list[Batch], seen: list[int]) -> list[list[Tensor]]:
+    """Every tower's streams at its end, when each block was changed before it was left; ``seen``: samples that went through the first tower."""
+    ends = []
+    handle = model.towers[0].blocks[0].layers[0].module.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    with quiet_forward(model.module):
+        for flow in flows(model, model.towers, batches):
+            for index, block in enumerate(flow.tower.blocks):
+                flow.enter(index)
+                for layer in block.layers:
+                    layer.write(layer.matrix() * (layer.matrix().abs() > 0.05))
+                flow.leave(index)
+            ends.append([stream.hidden for stream in flow.streams])
+    handle.remove()
+    return ends
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_ends_of_towers_are_those_of_the_changed_model(family: str) -> None:
+    model, batches = tiny.build(family), tiny.samples(family).batches(2)
+    ends = changed_on_the_way(model, batches, [])
+    with quiet_forward(model.module):
+        for tower, streams in zip(model.towers, ends, strict=True):
+            expected = [output for batch in batches for output in outputs_of_blocks(model, modules_of(tower)[-1:], batch)[0]]
+            assert all(torch.equal(stream, output) for stream, output in zip(streams, expected, strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["blip2_t5", "llava"])
+def test_a_finished_tower_is_not_run_again(family: str) -> None:
+    model, batches = tiny.build(family), tiny.samples(family, lengths=(5,) * 6).batches(3)
+    seen: list[int] = []
+    changed_on_the_way(model, batches, seen)
+    # One leave per batch; a learning pass of two samples in each tower; a capture per batch where the first tower was not its own shortcut.
+    of_batches = [size for size in seen if size % 2 or size > 2]
+    assert len(of_batches) == (len(batches) if family == "blip2_t5" else 2 * len(batches))  # LLaVA reads its vision tower before the end
+
+
+@pytest.mark.parametrize(
+    ("order", "current"),
+    [
+        ([0, 0, 1, 1, 2, 2], [0, 1, 2]),
+        ([1, 1, 0, 0], [1]),  # the first reads what the second put out, and that was pruned since
+        ([0, 0, 1, 1, 0, 0], [1]),
+        ([0, 0, 2, 2, 1, 1], [0, 2]),
+        ([1, 1], [1]),
+        ([], []),
+    ],
+)
+def test_a_tower_that_reads_what_was_pruned_after_it_is_run_again(order: list[int], current: list[int]) -> None:
+    passages = Passages([])
+    passages.order = order
+    assert sorted(passages.current()) == current
