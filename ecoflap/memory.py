@@ -33,7 +33,7 @@ class SampleCost:
     """Bytes that the activations of one sample take.
 
     Attributes:
-        states: hidden states between two blocks, of the tower where they are largest.
+        states: hidden states at one place of each tower; those of finished towers are kept for later ones.
         outputs: what all blocks put out.
         block: inside a block, at most.
         forward: in a whole forward pass, at most.
@@ -80,7 +80,7 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost
     # Weights that come in meanwhile are no activations.
     coming = 0 if model.residence.kind == "none" else max(block_bytes(model))
     return SampleCost(
-        states=max(outputs[module] for module in first),
+        states=sum(outputs[module] for module in first),
         outputs=sum(outputs.values()),
         block=max(max(inside) - coming, 0),
         forward=max(live.peak - AT_A_TIME * coming, 0),
