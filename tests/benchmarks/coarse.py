@@ -56,7 +56,7 @@ def blip2_mini(runs: int, draws: int = 16, samples: int = 8) -> Row:
 
 
 def zeroth_order(name: str, model: PrunableModel, calibration: CalibrationSet, scored: list[int]) -> Iterator[Row]:
-    """All three probes, once. The published scheme, whose layers all cost the same, is run on some blocks and multiplied, and so is ours by layers."""
+    """All three probes, once. The published scheme, whose layers all cost the same, is run on some blocks and multiplied; so is ours by layers."""
     started = clock()
     expected = by_two_passes(only_blocks(model, scored), calibration, 1, 8)
     published = (clock() - started) * len(model.blocks) / len(scored)
