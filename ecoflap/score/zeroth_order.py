@@ -29,7 +29,7 @@ from ecoflap.calibrate.padding import loss_batches
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.suffix import SuffixRunner
 from ecoflap.console import track
-from ecoflap.errors import NumericalError, UserError
+from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import PrunableModel, in_float32, quiet_forward
 from ecoflap.models.towers import Block, Tower
@@ -74,9 +74,9 @@ class ZerothOrder:
     name: str = "zeroth_order"
 
     def __post_init__(self) -> None:
-        for option in ("samples", "batch_size", "noises", "samples_per_pass", "eps"):
-            if not getattr(self, option) > 0:
-                raise UserError(f"score.{option}={getattr(self, option)} must be more than 0")
+        require_positive("score", self, "samples", "batch_size", "noises", "samples_per_pass")
+        if not self.eps > 0:
+            raise UserError(f"score.eps={self.eps} must be more than 0")
         if self.probe not in PROBES:
             raise UserError(f"score.probe={self.probe} is not known; choose {' or '.join(PROBES)}")
 
