@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,18 +99,26 @@ class Text(TextSource):
     name: str = "text"
 
     def __post_init__(self) -> None:
-        require_positive("calibration", self, "samples", "sequence_length")
+        require_positive("calibration", self, "samples", "sequence_length", "documents")
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Draw the windows."""
+        """Draw the windows.
+
+        Raises:
+            UserError: the model is no language model, the text isn't there, or it is too short.
+        """
         require_language_model(model, f"calibration={self.name}")
-        rows = windows(tokenize(model.processor, self.read_text("calibration")), self.sequence_length, "calibration")
-        chosen = rows[draw(len(rows), self.samples, seed)]
-        return CalibrationSet(self.name, tuple({"input_ids": row} for row in chosen), self.sources)
+        rows = self.draw(model.processor, seed)
+        return CalibrationSet(self.name, tuple({"input_ids": row} for row in rows), self.sources)
+
+    def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
+        """The windows, each [tokens]."""
+        rows = windows(tokenize(tokenizer, self.read_text("calibration")), self.sequence_length, "calibration")
+        return list(rows[draw(len(rows), self.samples, seed)])
 
 
 @dataclass(frozen=True)
-class Documents(TextSource):
+class Documents(Text):
     """Random windows of documents, one of each, as Wanda and SparseGPT take them from C4: only a document longer than a window counts.
 
     Attributes:
@@ -118,25 +127,15 @@ class Documents(TextSource):
         name: for people and result files.
     """
 
-    split: str = "train"
-    samples: int = 128
     sequence_length: int = 2048
     name: str = "documents"
 
-    def __post_init__(self) -> None:
-        require_positive("calibration", self, "samples", "sequence_length", "documents")
-
-    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Draw documents, and a window of each.
-
-        Raises:
-            UserError: the model is no language model, the documents aren't there, or all are too short.
-        """
-        require_language_model(model, f"calibration={self.name}")
+    def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
+        """The windows, each [tokens]: first documents are drawn, then a window of each."""
         documents = self.read_documents("calibration")
-        place, rows = random.Random(seed), []
+        place, rows = random.Random(seed), list[Tensor]()
         for index in draw(len(documents), len(documents), seed):
-            tokens = tokenize(model.processor, documents[index])
+            tokens = tokenize(tokenizer, documents[index])
             if len(tokens) > self.sequence_length:
                 start = place.randint(0, len(tokens) - self.sequence_length)
                 rows.append(tokens[start : start + self.sequence_length])
@@ -146,7 +145,7 @@ class Documents(TextSource):
             raise UserError(
                 f"calibration.sequence_length={self.sequence_length}: none of the {len(documents)} documents has more tokens; choose a smaller length"
             )
-        return CalibrationSet(self.name, tuple({"input_ids": row} for row in rows), self.sources)
+        return rows
 
 
 @dataclass(frozen=True)

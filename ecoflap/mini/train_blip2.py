@@ -15,12 +15,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 from transformers import Blip2ForConditionalGeneration
 
 from ecoflap.mini.blip2_model import EOS, IMAGE, NUM_QUERIES, PAD, SPECIAL_TOKENS, UNKNOWN, Recipe, build, make_processor, save_processor, words
 from ecoflap.mini.pictures import Questions, augment, image_labels, load_images
-from ecoflap.mini.training import command_line, note, optimizer_for, pretrain_vision, recipe_table, update
+from ecoflap.mini.training import command_line, fit, pretrain_vision, recipe_table, shuffled
 
 
 class Data:
@@ -64,21 +63,15 @@ def train(recipe: Recipe, train_data: Data, test_data: Data, labels: Tensor, voc
     """Train with AdamW and a one-cycle schedule; writes a line of progress every 500 steps."""
     torch.manual_seed(recipe.seed)
     model = build(recipe, vocabulary)
-    parameters = list(model.parameters())
     pretrain_vision(model.vision_model, recipe, train_data.images, labels, log)
-    optimizer, schedule = optimizer_for(parameters, recipe, recipe.steps)
-    order, start = torch.empty(0, dtype=torch.long), time.time()
-    for step in tqdm(range(recipe.steps), disable=None):
-        if len(order) < recipe.batch:
-            order = torch.randperm(len(train_data.labels))
-        rows, order = order[: recipe.batch], order[recipe.batch :]
-        batch = train_data.batch(rows)
+    batches = shuffled(len(train_data.labels), recipe.batch)
+
+    def lesson() -> Tensor:
+        batch = train_data.batch(next(batches))
         batch["pixel_values"] = augment(batch["pixel_values"])
-        logits = model(**batch).logits
-        loss = cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
-        update(loss, parameters, optimizer, schedule)
-        if (step + 1) % 500 == 0:
-            note(log, start, step, f"loss {loss.item():.4f} acc {accuracy(model, test_data, 1500):.4f}")
+        return cross_entropy(model(**batch).logits.flatten(0, 1), batch["labels"].flatten())
+
+    fit(model, recipe, recipe.steps, lesson, lambda: f"acc {accuracy(model, test_data, 1500):.4f}", log, every=500)
     return model.eval()
 
 

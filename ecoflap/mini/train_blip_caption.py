@@ -13,13 +13,12 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import BlipForConditionalGeneration, BlipProcessor
 
 from ecoflap.mini.blip_model import Recipe, build, make_processor
 from ecoflap.mini.layout import save_processor, save_with_tied
 from ecoflap.mini.pictures import CLASSES, Pictures, augment, train_and_test
-from ecoflap.mini.training import command_line, note, optimizer_for, pretrain_vision, recipe_table, update
+from ecoflap.mini.training import command_line, fit, pretrain_vision, recipe_table
 
 PROMPT = "a picture of"
 CAPTIONS = [f"{PROMPT} a {name}" for name in CLASSES]
@@ -51,16 +50,15 @@ def train(recipe: Recipe, processor: BlipProcessor, pictures: Pictures, held_out
     torch.manual_seed(recipe.seed)
     model = build(BlipForConditionalGeneration, recipe, len(processor.tokenizer))
     pretrain_vision(model.vision_model, recipe, pictures.images, pictures.labels, log)
-    parameters, captions = list(model.parameters()), caption_ids(processor)
-    optimizer, schedule = optimizer_for(parameters, recipe, recipe.steps)
-    start = time.time()
-    for step in tqdm(range(recipe.steps), disable=None):
+    captions = caption_ids(processor)
+
+    def lesson() -> Tensor:
         rows = pictures.named[torch.randint(0, len(pictures.named), (recipe.batch,))]
         ids = captions[pictures.classes[rows]]
-        loss = model(pixel_values=augment(pictures.images[rows]), input_ids=ids, labels=ids).loss
-        update(loss, parameters, optimizer, schedule)
-        if (step + 1) % 250 == 0:
-            note(log, start, step, f"loss {loss.item():.4f} right {named_right(model, processor, held_out):.4f}")
+        loss: Tensor = model(pixel_values=augment(pictures.images[rows]), input_ids=ids, labels=ids).loss
+        return loss
+
+    fit(model, recipe, recipe.steps, lesson, lambda: f"right {named_right(model, processor, held_out):.4f}", log)
     return model.eval()
 
 

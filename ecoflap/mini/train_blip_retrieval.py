@@ -16,13 +16,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
-from tqdm import tqdm
 from transformers import BlipForImageTextRetrieval, BlipProcessor
 
 from ecoflap.mini.blip_model import Recipe, build, make_processor
 from ecoflap.mini.layout import save_processor
 from ecoflap.mini.pictures import CLASSES, Pictures, augment, train_and_test
-from ecoflap.mini.training import command_line, note, optimizer_for, pretrain_vision, recipe_table, update
+from ecoflap.mini.training import command_line, fit, pretrain_vision, recipe_table
 
 CAPTIONS = [f"a picture of a {name}" for name in CLASSES]
 TEMPERATURE = 0.07
@@ -83,14 +82,11 @@ def train(recipe: Recipe, processor: BlipProcessor, pictures: Pictures, held_out
     model = build(BlipForImageTextRetrieval, recipe, len(processor.tokenizer))
     pretrain_vision(model.vision_model, recipe, pictures.images, pictures.labels, log)
     ids = processor.tokenizer(CAPTIONS, return_tensors="pt")["input_ids"]
-    parameters = list(model.parameters())
-    optimizer, schedule = optimizer_for(parameters, recipe, recipe.steps)
-    start = time.time()
-    for step in tqdm(range(recipe.steps), disable=None):
-        loss = losses(model, augment(pictures.images[pictures.one_of_each()]), ids)
-        update(loss, parameters, optimizer, schedule)
-        if (step + 1) % 250 == 0:
-            note(log, start, step, f"loss {loss.item():.4f} {recall(model, processor, held_out)}")
+
+    def lesson() -> Tensor:
+        return losses(model, augment(pictures.images[pictures.one_of_each()]), ids)
+
+    fit(model, recipe, recipe.steps, lesson, lambda: str(recall(model, processor, held_out)), log)
     return model.eval()
 
 

@@ -14,14 +14,13 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 from transformers import BlipForQuestionAnswering, BlipProcessor
 
 from ecoflap.mini import blip_model
 from ecoflap.mini.blip_model import END, build, make_processor
 from ecoflap.mini.layout import save_processor, save_with_tied
 from ecoflap.mini.pictures import Pictures, Questions, augment, train_and_test
-from ecoflap.mini.training import command_line, note, optimizer_for, pretrain_vision, recipe_table, update
+from ecoflap.mini.training import command_line, fit, pretrain_vision, recipe_table, shuffled
 
 
 @dataclass(frozen=True)
@@ -68,19 +67,16 @@ def train(recipe: Recipe, pictures: Pictures, train_data: Data, test_data: Data,
     torch.manual_seed(recipe.seed)
     model = build(BlipForQuestionAnswering, recipe, words)
     pretrain_vision(model.vision_model, recipe, pictures.images, pictures.labels, log)
-    parameters = list(model.parameters())
-    optimizer, schedule = optimizer_for(parameters, recipe, recipe.steps)
-    order, start = torch.empty(0, dtype=torch.long), time.time()
-    for step in tqdm(range(recipe.steps), disable=None):
-        if len(order) < recipe.batch:
-            order = torch.randperm(len(train_data.labels))
-        rows, order = order[: recipe.batch], order[recipe.batch :]
+    batches = shuffled(len(train_data.labels), recipe.batch)
+
+    def lesson() -> Tensor:
+        rows = next(batches)
         batch = train_data.batch(rows)
         batch["pixel_values"] = augment(batch["pixel_values"])
-        loss = model(**batch, labels=train_data.labels[rows]).loss
-        update(loss, parameters, optimizer, schedule)
-        if (step + 1) % 250 == 0:
-            note(log, start, step, f"loss {loss.item():.4f} accuracy {accuracy(model, test_data, 1000):.4f}")
+        loss: Tensor = model(**batch, labels=train_data.labels[rows]).loss
+        return loss
+
+    fit(model, recipe, recipe.steps, lesson, lambda: f"accuracy {accuracy(model, test_data, 1000):.4f}", log)
     return model.eval()
 
 

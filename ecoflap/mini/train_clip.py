@@ -13,13 +13,13 @@ import time
 from pathlib import Path
 
 import torch
-from tqdm import tqdm
+from torch import Tensor
 from transformers import CLIPModel, CLIPProcessor
 
 from ecoflap.mini.clip_model import Recipe, build, make_processor
 from ecoflap.mini.layout import save_processor
 from ecoflap.mini.pictures import CLASSES, Pictures, augment, train_and_test
-from ecoflap.mini.training import command_line, note, optimizer_for, pretrain_vision, recipe_table, update
+from ecoflap.mini.training import command_line, fit, pretrain_vision, recipe_table
 
 PROMPT = "a photo of a {}."
 TEMPLATES = [PROMPT, "a picture of a {}.", "an image of a {}.", "there is a {}.", "a {}."]
@@ -47,16 +47,14 @@ def train(recipe: Recipe, processor: CLIPProcessor, pictures: Pictures, held_out
     source = random.Random(recipe.seed)
     model = build(recipe, processor.tokenizer)
     pretrain_vision(model.vision_model, recipe, pictures.images, pictures.labels, log)
-    parameters = list(model.parameters())
-    optimizer, schedule = optimizer_for(parameters, recipe, recipe.steps)
-    start = time.time()
-    for step in tqdm(range(recipe.steps), disable=None):
+
+    def lesson() -> Tensor:
         texts = [source.choice(TEMPLATES).format(name) for name in CLASSES]
         text = processor.tokenizer(texts, padding=True, return_tensors="pt")
-        loss = model(**text, pixel_values=augment(pictures.images[pictures.one_of_each()]), return_loss=True).loss
-        update(loss, parameters, optimizer, schedule)
-        if (step + 1) % 250 == 0:
-            note(log, start, step, f"loss {loss.item():.4f} zero-shot {zero_shot(model, processor, held_out):.4f}")
+        loss: Tensor = model(**text, pixel_values=augment(pictures.images[pictures.one_of_each()]), return_loss=True).loss
+        return loss
+
+    fit(model, recipe, recipe.steps, lesson, lambda: f"zero-shot {zero_shot(model, processor, held_out):.4f}", log)
     return model.eval()
 
 

@@ -12,12 +12,12 @@ import time
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
-from tqdm import tqdm
 from transformers import ViTForImageClassification
 
 from ecoflap.mini.pictures import CLASSES, Pictures, augment, train_and_test
-from ecoflap.mini.training import command_line, note, optimizer_for, pretrain_vision, recipe_table, update
+from ecoflap.mini.training import command_line, fit, pretrain_vision, recipe_table
 from ecoflap.mini.vit_model import Recipe, build, make_processor
 
 
@@ -34,15 +34,12 @@ def train(recipe: Recipe, pictures: Pictures, held_out: Pictures, log: Path) -> 
     torch.manual_seed(recipe.seed)
     model = build(recipe)
     pretrain_vision(model.vit, recipe, pictures.images, pictures.labels, log)
-    parameters = list(model.parameters())
-    optimizer, schedule = optimizer_for(parameters, recipe, recipe.steps)
-    start = time.time()
-    for step in tqdm(range(recipe.steps), disable=None):
+
+    def lesson() -> Tensor:
         rows = pictures.named[torch.randint(0, len(pictures.named), (recipe.batch,))]
-        loss = cross_entropy(model(pixel_values=augment(pictures.images[rows])).logits, pictures.classes[rows])
-        update(loss, parameters, optimizer, schedule)
-        if (step + 1) % 250 == 0:
-            note(log, start, step, f"loss {loss.item():.4f} accuracy {accuracy(model, held_out):.4f}")
+        return cross_entropy(model(pixel_values=augment(pictures.images[rows])).logits, pictures.classes[rows])
+
+    fit(model, recipe, recipe.steps, lesson, lambda: f"accuracy {accuracy(model, held_out):.4f}", log)
     return model.eval()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -66,6 +66,40 @@ def pretrain_vision(tower: nn.Module, recipe: VisionRecipe, images: Tensor, labe
         if (step + 1) % 250 == 0:
             right = ((shape.argmax(1) == target[:, 0]).float().mean(), (colour.argmax(1) == target[:, 1]).float().mean())
             note(log, start, step, f"vision loss {loss.item():.4f} shape {right[0]:.3f} colour {right[1]:.3f}")
+
+
+def fit(
+    model: nn.Module, recipe: Schedule, steps: int, lesson: Callable[[], Tensor], progress: Callable[[], str], log: Path, every: int = 250
+) -> None:
+    """Train all of a model with AdamW and a one-cycle schedule.
+
+    Args:
+        model: to train.
+        recipe: what the optimizer needs.
+        steps: of the schedule.
+        lesson: the loss on the next batch.
+        progress: how far the model is, in words.
+        log: file that gets a line of progress.
+        every: steps between two lines.
+    """
+    parameters = list(model.parameters())
+    optimizer, schedule = optimizer_for(parameters, recipe, steps)
+    start = time.time()
+    for step in tqdm(range(steps), disable=None):
+        loss = lesson()
+        update(loss, parameters, optimizer, schedule)
+        if (step + 1) % every == 0:
+            note(log, start, step, f"loss {loss.item():.4f} {progress()}")
+
+
+def shuffled(count: int, size: int) -> Iterator[Tensor]:
+    """Batches [size] of the row numbers below ``count``, without end; they are shuffled anew when fewer than ``size`` are left."""
+    order = torch.empty(0, dtype=torch.long)
+    while True:
+        if len(order) < size:
+            order = torch.randperm(count)
+        yield order[:size]
+        order = order[size:]
 
 
 def note(log: Path, start: float, step: int, text: str) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import nn
 
 from ecoflap.errors import UserError
 from ecoflap.telemetry import free_memory
@@ -37,6 +40,16 @@ def resolve_dtype(name: str) -> torch.dtype | None:
     if name != "auto" and name not in DTYPES:
         raise UserError(f"model.dtype={name} is not known; choose auto, {', '.join(DTYPES)}")
     return DTYPES.get(name)
+
+
+def place(module: nn.Module, dtype: str, device: torch.device) -> Any:
+    """A small module in a dtype, fp32 for ``auto``, on a device; one that is only inspected, on the meta device, stays where it is.
+
+    Raises:
+        UserError: no such dtype.
+    """
+    module = module.to(resolve_dtype(dtype) or torch.float32)
+    return module if device.type == "meta" else module.to(device)
 
 
 def check_fits(parameters: int, dtype: torch.dtype | None, device: torch.device) -> None:

@@ -15,7 +15,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.causal_lm import language_loss
 from ecoflap.models.installed import installed_file
 from ecoflap.models.loading import Selection, prunable
-from ecoflap.models.placement import resolve_dtype
+from ecoflap.models.placement import place
 from ecoflap.models.prunable import PrunableModel
 
 TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
@@ -63,9 +63,7 @@ class SmolLM2:
         except ImportError:
             raise UserError("reading a GGUF file needs the gguf package; run: pip install 'ecoflap[real-models]'") from None
         reader = GGUFReader(path)
-        module = read_model(reader).to(resolve_dtype(self.dtype) or torch.float32)
-        if device.type != "meta":  # only inspected: it is small enough to stay where it is
-            module = module.to(device)
+        module = place(read_model(reader), self.dtype, device)
         return prunable(self.name, module, read_tokenizer(reader), language_loss, selection)
 
 

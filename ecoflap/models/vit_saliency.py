@@ -17,7 +17,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.installed import installed_file
 from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.onnx_weights import read_onnx
-from ecoflap.models.placement import resolve_dtype
+from ecoflap.models.placement import place
 from ecoflap.models.prunable import Batch, PrunableModel
 from ecoflap.models.towers import block_lists
 
@@ -101,10 +101,8 @@ class VitSaliency:
         Raises:
             UserError: the package or the ``onnx`` reader is missing, or a tower is unknown.
         """
-        module = read_model(read_onnx(installed_file(self.package, self.file, "make real-models")))
-        module = module.to(resolve_dtype(self.dtype) or torch.float32)
-        if device.type != "meta":  # only inspected: it is small enough to stay where it is
-            module = module.to(device)
+        path = installed_file(self.package, self.file, "make real-models")
+        module = place(read_model(read_onnx(path)), self.dtype, device)
         return prunable(self.name, module, picture_processor(), saliency_loss, selection, {"vision": next(iter(block_lists(module)))})
 
 

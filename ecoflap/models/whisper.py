@@ -18,7 +18,7 @@ from ecoflap.models.ctranslate2_weights import read_ctranslate2
 from ecoflap.models.installed import installed_file
 from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.losses import token_loss
-from ecoflap.models.placement import resolve_dtype
+from ecoflap.models.placement import place
 from ecoflap.models.prunable import Batch, PrunableModel
 
 # CTranslate2 stacks the matrices that read the same input; these are their names in transformers, in the stack's order.
@@ -75,10 +75,8 @@ class Whisper:
         """
         path = installed_file(self.package, f"{self.folder}/model.bin", "make real-models")
         processor = read_processor(path.parent / "tokenizer.json")
-        module = read_model(read_ctranslate2(path)).to(resolve_dtype(self.dtype) or torch.float32)
+        module = place(read_model(read_ctranslate2(path)), self.dtype, device)
         module.generation_config = generation_config(processor.tokenizer, path.parent / "config.json")
-        if device.type != "meta":  # only inspected: it is small enough to stay where it is
-            module = module.to(device)
         return prunable(self.name, module, processor, transcript_loss, selection)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
@@ -45,16 +46,40 @@ class LayerPruner(Protocol):
         """Prune layers that read the same input."""
 
 
-class OneByOne:
-    """A pruner that gains nothing from seeing the layers of one input together."""
+@dataclass(frozen=True)
+class ByMetric(ABC):
+    """A pruner that keeps the weights that matter most; it gains nothing from seeing the layers of one input together.
+
+    Attributes:
+        mask: matrix, row or N:M.
+    """
+
+    mask: str
+
+    def __post_init__(self) -> None:
+        _ = self.rule
+
+    @property
+    def rule(self) -> MaskRule:
+        """The mask rule."""
+        return MaskRule.parse(self.mask, ("row", "matrix"))
+
+    @abstractmethod
+    def metric(self, weight: Tensor, statistic: MeanSquare | Gram | None) -> Tensor:
+        """How much each weight of [rows, cols] matters, [rows, cols]."""
+
+    def __call__(self, weight: Tensor, statistic: MeanSquare | Gram | None, keep: int) -> Pruned:
+        """Prune a weight [rows, cols]."""
+        mask = self.rule.select(self.metric(weight, statistic), keep)
+        return Pruned(weight * mask, mask)
 
     def together(self, weights: Sequence[Tensor], statistic: MeanSquare | Gram | None, keeps: Sequence[int]) -> list[Pruned]:
         """Prune each by itself."""
-        return [self(weight, statistic, keep) for weight, keep in zip(weights, keeps, strict=True)]  # type: ignore[operator]
+        return [self(weight, statistic, keep) for weight, keep in zip(weights, keeps, strict=True)]
 
 
 @dataclass(frozen=True)
-class Magnitude(OneByOne):
+class Magnitude(ByMetric):
     """Remove the smallest weights by absolute value; looks at no data.
 
     Attributes:
@@ -66,22 +91,13 @@ class Magnitude(OneByOne):
     name: str = "magnitude"
     statistic: ClassVar[None] = None
 
-    def __post_init__(self) -> None:
-        _ = self.rule
-
-    @property
-    def rule(self) -> MaskRule:
-        """The mask rule."""
-        return MaskRule.parse(self.mask, ("row", "matrix"))
-
-    def __call__(self, weight: Tensor, statistic: MeanSquare | Gram | None, keep: int) -> Pruned:
-        """Prune a weight [rows, cols]."""
-        mask = self.rule.select(weight.float().abs(), keep)
-        return Pruned(weight * mask, mask)
+    def metric(self, weight: Tensor, statistic: MeanSquare | Gram | None) -> Tensor:
+        """``|w|``."""
+        return weight.float().abs()
 
 
 @dataclass(frozen=True)
-class Wanda(OneByOne):
+class Wanda(ByMetric):
     """Remove the weights of smallest |w| times the norm of their input column (Sun et al. 2024).
 
     Attributes:
@@ -93,19 +109,10 @@ class Wanda(OneByOne):
     name: str = "wanda"
     statistic: ClassVar[type[MeanSquare]] = MeanSquare
 
-    def __post_init__(self) -> None:
-        _ = self.rule
-
-    @property
-    def rule(self) -> MaskRule:
-        """The mask rule."""
-        return MaskRule.parse(self.mask, ("row", "matrix"))
-
-    def __call__(self, weight: Tensor, statistic: MeanSquare | Gram | None, keep: int) -> Pruned:
-        """Prune a weight [rows, cols]."""
+    def metric(self, weight: Tensor, statistic: MeanSquare | Gram | None) -> Tensor:
+        """``|w| ||x||`` of its input column."""
         assert isinstance(statistic, MeanSquare)
-        mask = self.rule.select(wanda_metric(weight, statistic.value), keep)
-        return Pruned(weight * mask, mask)
+        return wanda_metric(weight, statistic.value)
 
 
 @dataclass(frozen=True)

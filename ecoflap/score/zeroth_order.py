@@ -31,7 +31,7 @@ from ecoflap.calibrate.padding import loss_batches
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.suffix import SuffixRunner, growing_modules
 from ecoflap.console import track
-from ecoflap.errors import NumericalError, UserError, nearest
+from ecoflap.errors import NumericalError, UserError, nearest, require_positive
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import Batch, PrunableModel, in_float32, quiet_forward, samples_in
 from ecoflap.models.towers import Block, Tower
@@ -78,9 +78,9 @@ class ZerothOrder:
     name: str = "zeroth_order"
 
     def __post_init__(self) -> None:
-        for option in ("samples", "batch_size", "noises", "samples_per_pass", "eps"):
-            if not getattr(self, option) > 0:
-                raise UserError(f"score.{option}={getattr(self, option)} must be more than 0")
+        require_positive("score", self, "samples", "batch_size", "noises", "samples_per_pass")
+        if not self.eps > 0:
+            raise UserError(f"score.eps={self.eps} must be more than 0")
         if self.probe not in PROBES:
             raise UserError(f"score.probe={self.probe} is not known; choose {nearest(self.probe, PROBES)}")
 

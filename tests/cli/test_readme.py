@@ -1,16 +1,16 @@
-"""Every command that the README or a config file shows composes."""
+"""Every command that the README, the docs or a config file show composes, and their links lead somewhere."""
 
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
 from ecoflap import config as run_config
 from tests.cli.conftest import ROOT, composed
 
-SHOWN = [ROOT / "README.md", *sorted((ROOT / "conf").rglob("*.yaml")), *sorted((ROOT / "sweeps").rglob("*.yaml"))]
+DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SHOWN = [*DOCS, *sorted((ROOT / "conf").rglob("*.yaml")), *sorted((ROOT / "sweeps").rglob("*.yaml"))]
 COMMAND = re.compile(r"python main\.py(?: -m)?((?: +\+?[\w/.]+=[^\s`]+)+)")
 
 
@@ -36,6 +36,10 @@ def test_the_readme_starts_with_the_two_commands() -> None:
     assert lines[first + 2].startswith("make test")
 
 
-@pytest.mark.parametrize("link", re.findall(r"\]\(((?!http)[^)#]+)\)", (ROOT / "README.md").read_text()))
-def test_links_lead_somewhere(link: str) -> None:
-    assert (ROOT / Path(link)).exists()
+def links() -> list[tuple[str, str]]:
+    return [(str(file.relative_to(ROOT)), link) for file in DOCS for link in re.findall(r"\]\(((?!http)[^)#]+)", file.read_text())]
+
+
+@pytest.mark.parametrize(("file", "link"), links())
+def test_links_lead_somewhere(file: str, link: str) -> None:
+    assert ((ROOT / file).parent / link).exists()

@@ -8,7 +8,7 @@ import torch
 
 from ecoflap.mini.layout import correct
 from ecoflap.mini.pictures import CLASSES, Pictures, augment, image_labels
-from ecoflap.mini.training import command_line, recipe_table
+from ecoflap.mini.training import command_line, recipe_table, shuffled
 from ecoflap.mini.vit_model import Recipe
 
 
@@ -41,6 +41,15 @@ def test_a_command_line_sets_the_recipe(tmp_path: Path) -> None:
     assert (recipe.width, recipe.learning_rate, recipe.heads) == (8, 0.1, Recipe().heads)
     assert output.is_dir()
     assert "| width | 8 |" in recipe_table(recipe)
+
+
+def test_shuffled_batches_hold_each_row_once_until_too_few_are_left() -> None:
+    torch.manual_seed(0)
+    batches = shuffled(7, 3)
+    for _ in range(3):
+        rows = torch.cat([next(batches), next(batches)])
+        assert len(rows) == len(set(rows.tolist())) == 6
+        assert set(rows.tolist()) < set(range(7))
 
 
 def test_correct_changes_only_what_it_names(tmp_path: Path) -> None:

@@ -183,7 +183,7 @@ def test_block_probe_is_another_entry_of_the_cache() -> None:
 
 @pytest.mark.parametrize("option", ["samples", "batch_size", "noises", "eps", "samples_per_pass"])
 def test_refusals(option: str) -> None:
-    with pytest.raises(UserError, match=rf"score\.{option}=0 must be more than 0"):
+    with pytest.raises(UserError, match=rf"score\.{option}=0 must be {'more than 0' if option == 'eps' else 'at least 1'}"):
         ZerothOrder(**{option: 0})
 
 
