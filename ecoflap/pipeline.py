@@ -244,6 +244,7 @@ def _dense_statistics(plan: Plan, model: PrunableModel, progress: Progress) -> d
         "version": 1,
         "transformers": transformers.__version__,
         "model": progress.fingerprint,
+        "loss": model.loss_identity(plan.config["model"].get("loss")),
         "layers": [layer.name for layer in model.layers],
         "calibration": calibration.fingerprint(),
         "batch_size": batch_size,
