@@ -15,6 +15,7 @@ import torch
 import transformers
 from torch import nn
 from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArguments
+from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from ecoflap.errors import UserError
@@ -77,7 +78,8 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
     for callback in ("PrinterCallback", "ProgressCallback"):
         for known in [one for one in trainer.callback_handler.callbacks if type(one).__name__ == callback]:
             trainer.remove_callback(known)
-    last = last_checkpoint(job.folder, {**job.identity, "schedule": asdict(schedule), "samples": len(split.train), "seed": job.seed})
+    identity = {"loss": model.loss_identity(schedule.loss), "schedule": asdict(schedule), "samples": len(split.train), "seed": job.seed}
+    last = last_checkpoint(job.folder, {**job.identity, **identity})
     if last is not None:
         log.info("finetune: goes on from %s", last)
     with _training_mode(job.model.module, schedule):
@@ -110,7 +112,7 @@ def _training_mode(module: nn.Module, schedule: Schedule) -> Iterator[None]:
 
 
 def last_checkpoint(folder: Path, identity: dict[str, Any]) -> str | None:
-    """The newest checkpoint in a folder; those of another training are removed first, by the first process."""
+    """The newest checkpoint in a folder; those of another training, and those that were not written to the end, are removed by the first process."""
     first = is_first()
     file = folder / IDENTITY
     plain = json.loads(json.dumps(identity))
@@ -120,7 +122,21 @@ def last_checkpoint(folder: Path, identity: dict[str, Any]) -> str | None:
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
         write_json(file, plain)
+    if first:
+        for checkpoint in folder.glob("checkpoint-*"):
+            if not _is_whole(checkpoint):
+                log.warning("%s was not written to the end; it is removed", checkpoint)
+                shutil.rmtree(checkpoint)
     if torch.distributed.is_initialized():
         torch.distributed.barrier()
     last: str | None = get_last_checkpoint(str(folder))
     return last
+
+
+def _is_whole(checkpoint: Path) -> bool:
+    """Whether the Trainer's own file is there to its last brace: the Trainer writes it after all others."""
+    try:
+        json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True

@@ -13,7 +13,8 @@ from torch.nn.functional import normalize
 from ecoflap.models.carried_towers import take_vision_tower
 from ecoflap.models.clip import DualInterface
 from ecoflap.models.loading import Pretrained, Selection, prunable
-from ecoflap.models.losses import class_loss, contrastive_loss, counting, find_loss
+from ecoflap.models.losses import contrastive_loss, counting, find_loss, matching_loss
+from ecoflap.models.partners import right_pairs, wrong_partners
 from ecoflap.models.pictures import Pixels
 from ecoflap.models.prunable import Batch, PrunableModel
 
@@ -24,37 +25,38 @@ def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """Symmetric in-batch contrast (ITC): the query that fits a text best speaks for the picture. Per sample, [batch]."""
     queries = _query_features(module, _image_states(module, batch["pixel_values"]))
     texts = _text_features(module, batch["input_ids"], batch["attention_mask"])
-    return _contrast(queries, texts, copies)
+    return _contrast(queries, texts, right_pairs(batch, copies), copies)
 
 
 def match_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
-    """Do picture and text belong together (ITM)? Each text with its own picture and with the next sample's. Per sample, [batch]."""
-    return _match(module, batch, _image_states(module, batch["pixel_values"]), copies)
+    """Do picture and text belong together (ITM)? Per sample, [batch]; see ``_match``."""
+    return _match(module, batch, _image_states(module, batch["pixel_values"]), right_pairs(batch, copies), copies)
 
 
 def match_and_contrastive_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """The sum of both; the vision tower runs once."""
-    states = _image_states(module, batch["pixel_values"])
+    states, right = _image_states(module, batch["pixel_values"]), right_pairs(batch, copies)
     texts = _text_features(module, batch["input_ids"], batch["attention_mask"])
-    return _contrast(_query_features(module, states), texts, copies) + _match(module, batch, states, copies)
+    return _contrast(_query_features(module, states), texts, right, copies) + _match(module, batch, states, right, copies)
 
 
-def _contrast(queries: Tensor, texts: Tensor, copies: int) -> Tensor:
+def _contrast(queries: Tensor, texts: Tensor, right: Tensor, copies: int) -> Tensor:
     """``contrastive_loss`` with the best of several queries [batch, queries, features] chosen per text."""
     one, other = queries.unflatten(0, (copies, -1)), texts.unflatten(0, (copies, -1))
     best = torch.einsum("cnqf,cmf->cnmq", one, other).max(dim=-1).values  # [copies, images, texts]
     identity = torch.eye(best.shape[1], device=best.device, dtype=best.dtype).expand(copies, -1, -1)
-    return contrastive_loss(best.flatten(0, 1), identity.flatten(0, 1), 1 / TEMPERATURE, copies)
+    return contrastive_loss(best.flatten(0, 1), identity.flatten(0, 1), 1 / TEMPERATURE, right, copies)
 
 
-def _match(module: Any, batch: Batch, states: Tensor, copies: int) -> Tensor:
-    right = _match_logits(module, batch["input_ids"], batch["attention_mask"], states)
-    positive = class_loss(right, torch.ones(len(right), dtype=torch.long, device=right.device))
-    if len(right) == copies:  # one sample has no other
-        return positive
-    others = states.unflatten(0, (copies, -1)).roll(1, dims=1).flatten(0, 1)
-    wrong = _match_logits(module, batch["input_ids"], batch["attention_mask"], others)
-    return (positive + class_loss(wrong, torch.zeros(len(wrong), dtype=torch.long, device=wrong.device))) / 2
+def _match(module: Any, batch: Batch, states: Tensor, right: Tensor, copies: int) -> Tensor:
+    """Mean of the loss of each text with its own picture and with that of the nearest sample before it that is no right partner."""
+    input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
+    own = _match_logits(module, input_ids, attention_mask, states)
+
+    def with_pictures_of(others: Tensor) -> Tensor:
+        return _match_logits(module, input_ids, attention_mask, states[others])
+
+    return matching_loss(own, wrong_partners(right, copies), with_pictures_of)
 
 
 def _image_states(module: Any, pixels: Tensor) -> Tensor:

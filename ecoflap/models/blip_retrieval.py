@@ -14,7 +14,8 @@ from ecoflap.models.blip import ENC, LONGEST, check_encoder_token, image_states
 from ecoflap.models.clip import DualInterface
 from ecoflap.models.examples import Example
 from ecoflap.models.loading import Pretrained, Selection, prunable
-from ecoflap.models.losses import class_loss, contrastive_loss, counting, find_loss
+from ecoflap.models.losses import contrastive_loss, counting, find_loss, matching_loss
+from ecoflap.models.partners import right_pairs, wrong_partners
 from ecoflap.models.pictures import Pixels
 from ecoflap.models.prunable import Batch, PrunableModel, Sample
 
@@ -24,40 +25,40 @@ TEMPERATURE = 0.07  # BLIP learns it from here on; the checkpoints of transforme
 def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """Symmetric in-batch contrast of the class tokens (ITC), per sample, [batch]."""
     states = image_states(module, batch["pixel_values"])["encoder_hidden_states"]
-    return _contrast(module, batch, states, copies)
+    return _contrast(module, batch, states, right_pairs(batch, copies), copies)
 
 
 def match_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """Do picture and text belong together (ITM)? Per sample, [batch]; see ``_match``."""
-    return _match(module, batch, image_states(module, batch["pixel_values"]), copies)
+    return _match(module, batch, image_states(module, batch["pixel_values"]), right_pairs(batch, copies), copies)
 
 
 def match_and_contrastive_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """The sum of both, as BLIP is trained; the text tower runs alone and with pictures."""
-    states = image_states(module, batch["pixel_values"])
-    return _contrast(module, batch, states["encoder_hidden_states"], copies) + _match(module, batch, states, copies)
+    states, right = image_states(module, batch["pixel_values"]), right_pairs(batch, copies)
+    return _contrast(module, batch, states["encoder_hidden_states"], right, copies) + _match(module, batch, states, right, copies)
 
 
-def _contrast(module: Any, batch: Batch, image_states: Tensor, copies: int) -> Tensor:
+def _contrast(module: Any, batch: Batch, image_states: Tensor, right: Tensor, copies: int) -> Tensor:
     with counting(batch["attention_mask"]):
         texts = module.text_encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])[0]
     images = normalize(module.vision_proj(image_states[:, 0]), dim=-1)
-    return contrastive_loss(images, normalize(module.text_proj(texts[:, 0]), dim=-1), 1 / TEMPERATURE, copies)
+    texts = normalize(module.text_proj(texts[:, 0]), dim=-1)
+    return contrastive_loss(images, texts, 1 / TEMPERATURE, right, copies)
 
 
-def _match(module: Any, batch: Batch, image: dict[str, Tensor], copies: int) -> Tensor:
-    """Mean of the loss of each text with its own picture and with the next sample's: each text and each picture has one wrong partner.
+def _match(module: Any, batch: Batch, image: dict[str, Tensor], right: Tensor, copies: int) -> Tensor:
+    """Mean of the loss of each text with its own picture and with that of the nearest sample before it that is no right partner.
 
     BLIP draws the wrong partner by similarity; a draw would make the loss jump while weights are probed.
     """
-    input_ids = _for_pairs(batch["input_ids"], batch.get("encoder_token"))
-    right = _match_logits(module, input_ids, batch["attention_mask"], image)
-    positive = class_loss(right, torch.ones(len(right), dtype=torch.long, device=right.device))
-    if len(right) == copies:  # one sample has no other
-        return positive
-    others = {name: tensor.unflatten(0, (copies, -1)).roll(1, dims=1).flatten(0, 1) for name, tensor in image.items()}
-    wrong = _match_logits(module, input_ids, batch["attention_mask"], others)
-    return (positive + class_loss(wrong, torch.zeros(len(wrong), dtype=torch.long, device=wrong.device))) / 2
+    input_ids, attention_mask = _for_pairs(batch["input_ids"], batch.get("encoder_token")), batch["attention_mask"]
+    own = _match_logits(module, input_ids, attention_mask, image)
+
+    def with_pictures_of(others: Tensor) -> Tensor:
+        return _match_logits(module, input_ids, attention_mask, {name: tensor[others] for name, tensor in image.items()})
+
+    return matching_loss(own, wrong_partners(right, copies), with_pictures_of)
 
 
 def _for_pairs(input_ids: Tensor, encoder_token: Tensor | None) -> Tensor:

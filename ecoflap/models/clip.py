@@ -14,6 +14,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.examples import Classes, Example
 from ecoflap.models.loading import Pretrained, Selection, prunable
 from ecoflap.models.losses import class_loss, contrastive_loss, counting, find_loss
+from ecoflap.models.partners import right_pairs
 from ecoflap.models.pictures import Pixels
 from ecoflap.models.prunable import Batch, Loss, PrunableModel, Sample
 
@@ -97,7 +98,7 @@ def dual_loss(name: str, interface: DualInterface | None) -> Loss:
         # Pictures first: a probe of the text tower then finds the vision tower's outputs stored.
         images = interface.image_features(module, batch["pixel_values"].to(next(module.parameters()).dtype))
         texts = interface.text_features(module, batch["input_ids"], batch["attention_mask"])
-        return contrastive_loss(images, texts, module.logit_scale.exp(), copies)
+        return contrastive_loss(images, texts, module.logit_scale.exp(), right_pairs(batch, copies), copies)
 
     def classification(module: Any, batch: Batch, copies: int = 1) -> Tensor:
         assert interface is not None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -83,20 +83,38 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(logits.float(), labels, reduction="none")
 
 
-def contrastive_loss(first: Tensor, second: Tensor, scale: Tensor | float, copies: int = 1) -> Tensor:
+def contrastive_loss(first: Tensor, second: Tensor, scale: Tensor | float, right: Tensor, copies: int = 1) -> Tensor:
     """Symmetric in-batch cross-entropy between two views of the same samples (CLIP's loss), [batch].
+
+    A sample with several right partners is to find all of them: its target is uniform over them, as BLIP's is over the texts of a picture.
 
     Args:
         first: normalised features, [batch, features].
         second: normalised features of the other view, [batch, features].
         scale: what the cosine is multiplied with: one over the temperature.
+        right: which samples are right partners of which (symmetric; each of itself), bool, [samples, samples]; see ``right_partners``.
         copies: replicas that the batch is made of; samples are compared inside a replica only.
     """
     one, other = (features.float().unflatten(0, (copies, -1)) for features in (first, second))
     logits = scale * one @ other.transpose(1, 2)  # [copies, samples, samples]
-    right = torch.arange(logits.shape[1], device=logits.device).expand(copies, -1)
-    across, down = (cross_entropy(table.transpose(1, 2), right, reduction="none") for table in (logits, logits.transpose(1, 2)))
+    target = right / right.sum(dim=1, keepdim=True)
+    across, down = (-(table.log_softmax(dim=2) * target).sum(dim=2) for table in (logits, logits.transpose(1, 2)))
     return (across + down).flatten() / 2
+
+
+def matching_loss(own: Tensor, wrong: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
+    """Do the two views belong together? Mean of the cross-entropies of each sample with its own partner and with a wrong one, [batch].
+
+    Args:
+        own: logits of each sample with its own partner, [batch, 2]: apart, together.
+        wrong: position of each sample's wrong partner; its own where it has none and only the first term counts, [batch].
+        logits: such logits of each sample with the partners at given positions, [batch] -> [batch, 2].
+    """
+    loss = class_loss(own, torch.ones_like(wrong))
+    alone = wrong == torch.arange(len(wrong), device=wrong.device)
+    if alone.all():
+        return loss
+    return torch.where(alone, loss, (loss + class_loss(logits(wrong), torch.zeros_like(wrong))) / 2)
 
 
 def find_loss(name: str, known: Mapping[str, Loss]) -> Loss:

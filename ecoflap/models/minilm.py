@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 from ecoflap.models.installed import installed_file
 from ecoflap.models.loading import Pretrained, Selection, prunable
 from ecoflap.models.losses import contrastive_loss, counting
+from ecoflap.models.partners import right_partners
 from ecoflap.models.prunable import Batch, PrunableModel
 from ecoflap.models.towers import block_lists
 
@@ -45,7 +46,8 @@ def halves_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """
     features = embed(module, batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1))
     first, second = features.unflatten(0, (-1, 2)).unbind(dim=1)
-    return contrastive_loss(first, second, 1 / TEMPERATURE, copies)
+    halves = torch.stack([batch["input_ids"], batch["attention_mask"]], dim=-1).unbind(dim=1)
+    return contrastive_loss(first, second, 1 / TEMPERATURE, right_partners(halves, copies), copies)
 
 
 @dataclass(frozen=True)

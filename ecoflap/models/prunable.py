@@ -24,6 +24,8 @@ Sample = dict[str, Tensor]  # model inputs of one sample
 Batch = Mapping[str, Tensor]
 Loss = Callable[[nn.Module, Batch, int], Tensor]
 
+SHARED_BY_LOSSES = ("losses.py", "partners.py")  # files beside this one
+
 
 class Inputs(dict[str, Tensor]):
     """A batch on the model's device, which says what to change when it lacks what a loss asks for."""
@@ -96,13 +98,13 @@ class PrunableModel:
         return loss
 
     def loss_identity(self, name: str | None) -> dict[str, Any]:
-        """What scores depend on beside weights and samples: the loss by name, the file of a loss of one's own, and the text classifier."""
+        """What a loss depends on beside weights and samples: its name, the code of its file and of what the families share, the text classifier."""
         code = getattr(self.loss_function, "__code__", None)
-        file = Path(code.co_filename) if code is not None else None
+        files = [*([Path(code.co_filename)] if code is not None else []), *(Path(__file__).with_name(shared) for shared in SHARED_BY_LOSSES)]
         classes = getattr(self.interface, "classes", None)
         return {
             "name": name or getattr(self.loss_function, "__qualname__", ""),
-            "source": hashlib.sha256(file.read_bytes()).hexdigest() if file is not None and file.is_file() else None,
+            "source": hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest(),
             "classes": None if classes is None else hashlib.sha256(classes.cpu().float().numpy().tobytes()).hexdigest(),
         }
 

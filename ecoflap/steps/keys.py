@@ -22,8 +22,7 @@ def scores_key(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str
     assert progress.calibration is not None
     return {
         "version": 2,
-        **_layers(model, progress),
-        "loss": model.loss_identity(plan.config["model"].get("loss")),
+        **_layers(plan, model, progress),
         "calibration": progress.calibration.take(plan.scorer.samples).fingerprint(),
         "score": plan.scorer.identity(),
         "seed": plan.config["seed"],
@@ -35,7 +34,7 @@ def statistics_key(plan: Plan, model: PrunableModel, progress: Progress) -> dict
     assert progress.calibration is not None
     return {
         "version": 1,
-        **_layers(model, progress),
+        **_layers(plan, model, progress),
         "calibration": progress.calibration.fingerprint(),
         "batch_size": plan.config["batch_size"],
     }
@@ -54,6 +53,11 @@ def blocks_key(plan: Plan, progress: Progress) -> str:
     return key_hash(depends)
 
 
-def _layers(model: PrunableModel, progress: Progress) -> dict[str, Any]:
-    """The dense model, the layers that are measured, and what computes."""
-    return {"transformers": transformers.__version__, "model": progress.fingerprint, "layers": [layer.name for layer in model.layers]}
+def _layers(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Any]:
+    """The dense model, the loss whose forward pass is run, the layers that are measured, and what computes."""
+    return {
+        "transformers": transformers.__version__,
+        "model": progress.fingerprint,
+        "loss": model.loss_identity(plan.config["model"].get("loss")),
+        "layers": [layer.name for layer in model.layers],
+    }

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -29,6 +32,20 @@ QUICK = [STEPS, "score=none", "model.save=true", "finetune.learning_rate=0.01", 
 def training(text_run: list[str]) -> list[str]:
     """Overrides of a run that fine-tunes the tiny language model on its six rows of tokens."""
     return [*text_run, *QUICK]
+
+
+def main(overrides: list[str], folder: Path) -> subprocess.Popen[str]:
+    """Start main.py in a process of its own."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(ROOT / "main.py"), *overrides, f"hydra.run.dir={folder}"]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT)
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    """What a process says until it ends well."""
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, output
+    return output
 
 
 def curve(folder: Path) -> list[dict[str, Any]]:
@@ -91,28 +108,38 @@ def test_it_stops_early_and_keeps_the_best(training: list[str], run: Run, tmp_pa
     assert result.data["finetune"]["samples"] == 4
 
 
-class Killed(BaseException):
-    pass
-
-
-def test_a_killed_run_resumes_to_the_same_curve(training: list[str], run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    overrides = [*training, "finetune.steps=8", "finetune.every=2", "finetune.held_out=2"]
-    run(overrides, "whole")
-    from ecoflap.finetune.trainer import Curve
-
-    def die(self: Any, args: Any, state: Any, *_: Any, **__: Any) -> None:
-        if state.global_step == 5:
-            raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Curve, "on_step_end", die)
-        with pytest.raises(Killed):
-            run(overrides, "killed")
-    assert not (tmp_path / "killed" / "result.json").exists()
-    run(overrides, "killed")
+def test_a_killed_run_resumes_to_the_same_curve(training: list[str], tmp_path: Path) -> None:
+    """kill -9 from outside as soon as there is a second checkpoint, which then is seldom whole."""
+    overrides = [*training, "finetune.steps=120", "finetune.every=10", "finetune.held_out=2"]
+    second, last = (tmp_path / "killed" / "finetune" / f"checkpoint-{step}" for step in (20, 120))
+    whole, killed = (main(overrides, tmp_path / name) for name in ("whole", "killed"))
+    while killed.poll() is None and not second.exists():
+        time.sleep(0.01)
+    killed.kill()
+    output, _ = killed.communicate(timeout=60)
+    assert killed.returncode == -signal.SIGKILL, output
+    assert not last.exists(), "it was killed before its training ended"
+    assert not (tmp_path / "killed" / "finetune.json").exists()
+    assert "goes on from" in finish(main(overrides, tmp_path / "killed"))
+    finish(whole)
     assert curve(tmp_path / "killed") == curve(tmp_path / "whole")
-    for name, weight in weights(tmp_path / "whole").items():
-        assert torch.equal(weight, weights(tmp_path / "killed")[name])
+    expected, resumed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
+    assert expected.keys() == resumed.keys()
+    assert all(torch.equal(expected[name], resumed[name]) for name in expected)
+
+
+def test_a_checkpoint_that_was_cut_short_is_not_resumed(training: list[str], run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    overrides = [*training, "finetune.steps=8", "finetune.every=2", "finetune.held_out=2"]
+    run(overrides)
+    expected, saved = curve(tmp_path / "run"), weights(tmp_path / "run")
+    state = tmp_path / "run" / "finetune" / "checkpoint-8" / "trainer_state.json"
+    state.write_text(state.read_text()[:100])
+    (tmp_path / "run" / "result.json").unlink()
+    with caplog.at_level(logging.INFO):
+        run(overrides)
+    assert any("checkpoint-8 was not written to the end" in message for message in caplog.messages)
+    assert curve(tmp_path / "run") == expected
+    assert all(torch.equal(weight, saved[name]) for name, weight in weights(tmp_path / "run").items())
 
 
 def test_checkpoints_of_another_training_are_not_resumed(training: list[str], run: Run, tmp_path: Path) -> None:

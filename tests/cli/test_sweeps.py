@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
+from ecoflap.masks import load_masks
 from ecoflap.results import Result
 from tests.cli.conftest import ROOT
 
@@ -78,3 +81,18 @@ def test_statistics_of_the_dense_model_are_measured_once(text_run: list[str], tm
     alone = sweep(*given, "propagate=dense", "score=none", "sparsity=0.6", "cache_mode=off", f"hydra.run.dir={tmp_path / 'alone'}")
     assert alone.returncode == 0, alone.stderr
     assert layers(tmp_path / "shared" / "2" / "result.json") == layers(tmp_path / "alone" / "result.json")
+
+
+def test_statistics_of_another_loss_are_others(run: Callable[..., Result], tmp_path: Path) -> None:
+    """They are gathered in the passes that the loss makes, and matching makes another one with wrong partners."""
+    plan = ["model=blip_retrieval_mini", "score=none", "steps=[calibrate,allocate,prune]", "propagate=dense", "calibration.samples=8"]
+    plan += ["model.save=true", "tracking=none", "device=cpu"]
+    for name, more in (
+        ("other", ["model.loss=match_and_contrastive", f"cache={tmp_path / 'cache'}"]),
+        ("after", ["model.loss=match", f"cache={tmp_path / 'cache'}"]),
+        ("alone", ["model.loss=match", "cache_mode=off"]),
+    ):
+        run([*plan, *more], name)
+    other, after, alone = (load_masks(tmp_path / name / "checkpoint" / "masks.safetensors") for name in ("other", "after", "alone"))
+    assert all(torch.equal(after[name], mask) for name, mask in alone.items())
+    assert not all(torch.equal(other[name], mask) for name, mask in alone.items())

@@ -151,7 +151,7 @@ def test_matches_and_texts_apart(words: Any, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_the_matching_loss(words: Any, tmp_path: Path) -> None:
-    """Of right pairs and of each text with the next picture, from LAVIS' own encoder and head."""
+    """Of right pairs and of each text with the picture of the sample before it, from LAVIS' own encoder and head."""
     from ecoflap.models.blip_retrieval import match_loss
 
     theirs = lavis_module("retrieval", lavis_tokenizer(tmp_path / "words"))

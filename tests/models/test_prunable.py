@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 import torch
 
 from ecoflap.errors import NumericalError
+from ecoflap.models import prunable
 from ecoflap.models.blip_retrieval import match_loss
 from ecoflap.models.losses import next_token_loss, token_loss
 from ecoflap.models.prunable import PrunableModel, quiet_forward
@@ -65,6 +68,18 @@ def test_blip_losses_by_transformers_own_heads() -> None:
     score = lambda pixels: model.module(pixel_values=pixels, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).itm_score  # noqa: E731
     own, other = score(batch["pixel_values"]).log_softmax(-1), score(batch["pixel_values"].flip(0)).log_softmax(-1)
     torch.testing.assert_close(match_loss(model.module, batch), -(own[:, 1] + other[:, 0]) / 2)
+
+
+def test_a_loss_is_another_one_when_code_that_it_shares_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or scores of the old code would be taken for those of the new."""
+    model = tiny.build("blip_retrieval")
+    monkeypatch.setattr(prunable, "__file__", str(tmp_path / "prunable.py"))
+    identities = []
+    for text in ("one", "other", "one"):
+        (tmp_path / "partners.py").write_text(text)
+        identities.append(model.loss_identity("match"))
+    assert identities[0] == identities[2] != identities[1]
+    assert model.loss_identity("match") != model.loss_identity("contrastive")
 
 
 def test_token_losses_by_hand() -> None:
