@@ -9,7 +9,6 @@ import torch
 
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.errors import UserError
-from ecoflap.memory import Need, memory_plan, sample_cost, show_needs, weights_in_use, what_helps
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.prune.driver import prune
 from ecoflap.prune.pruners import Magnitude, SparseGPT, Wanda
@@ -18,6 +17,7 @@ from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.local import Local
 from ecoflap.score.pass_size import LiveBytes
 from ecoflap.score.zeroth_order import ZerothOrder
+from ecoflap.steps.memory import Need, memory_plan, sample_cost, show_needs, weights_in_use, what_helps
 from ecoflap.telemetry import measure
 from tests import tiny
 from tests.benchmarks.models import llama, tokens

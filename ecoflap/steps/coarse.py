@@ -15,7 +15,6 @@ from ecoflap.calibrate.stored import stored_calibration
 from ecoflap.config import runs_follow
 from ecoflap.errors import UserError
 from ecoflap.file_names import ALLOCATION, SCORES
-from ecoflap.memory import memory_plan, sample_cost, show_needs
 from ecoflap.models.offload import load_offloaded
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.residence import WORK
@@ -25,6 +24,7 @@ from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_allocation, show_model
 from ecoflap.score.scores import Scores
 from ecoflap.steps.keys import scores_key
+from ecoflap.steps.memory import memory_plan, sample_cost, show_needs
 from ecoflap.store import write_json
 from ecoflap.telemetry import measure
 
