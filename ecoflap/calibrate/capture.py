@@ -88,7 +88,7 @@ class Flow:
     def _learn(self, batch: Batch, behind: Sequence[Passed]) -> None:
         """Run a small batch to its end and learn how often batches pass the tower, whether the blocks are chained, and what can be left out."""
         recorder, passages = Recorder(self.tower, 0), Passages([passed.tower for passed in behind])
-        with recorder.watching(), passages.watching(), taking(_without_head(self.model.module)):
+        with recorder.watching(), passages.watching(), taking(without_head(self.model.module)):
             self.model.loss(batch)
         self._passes, self.chained = recorder.passes(), recorder.chained
         if self.chained:
@@ -152,7 +152,7 @@ def flows(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch
             behind.append(passed)
 
 
-def _without_head(module: nn.Module) -> dict[nn.Module, Shortcut]:
+def without_head(module: nn.Module) -> dict[nn.Module, Shortcut]:
     """Leave out the product with the vocabulary, where a model has one: what the loss is doesn't matter to a capture."""
     find = getattr(module, "get_output_embeddings", None)
     head = find() if find is not None else None

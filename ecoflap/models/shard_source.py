@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -21,6 +22,9 @@ from ecoflap.models.residence import Away, Saves
 from ecoflap.models.stored_tensor import StoredTensor, stored_tensors, write_in_parts
 
 INDEX = "model.safetensors.index.json"
+M_MMAP_THRESHOLD = -3  # of malloc.h
+LARGE = 2**20  # bytes
+WITHOUT_GLIBC = (OSError, AttributeError)
 
 
 class Shards:
@@ -54,6 +58,19 @@ class OnDisk(Away):
 
     source: Shards  # type: ignore[assignment]
 
+    def __init__(self, *arguments: Any) -> None:
+        """As ``Away``; from now on the C allocator returns large pieces to the system as soon as they are free."""
+        super().__init__(*arguments)
+        # glibc raises that limit whenever a large piece is freed, and then keeps what blocks and activations leave.
+        with suppress(*WITHOUT_GLIBC):
+            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
+
+    def _send_away(self, name: str) -> None:
+        """Let a block go, and what the allocator keeps of its small pieces."""
+        super()._send_away(name)
+        with suppress(*WITHOUT_GLIBC):
+            ctypes.CDLL(None).malloc_trim(0)
+
     def save(self, model: Saves, folder: Path) -> None:
         """Write new shards, one per block and one for all the rest, with their index; the whole model is never in memory."""
         module = model.module
@@ -79,12 +96,6 @@ class OnDisk(Away):
             if getattr(module, settings, None) is not None:
                 getattr(module, settings).save_pretrained(folder)
         model.processor.save_pretrained(folder)
-
-    def _send_away(self, name: str) -> None:
-        """Let a block go, and what the C allocator would keep of it."""
-        super()._send_away(name)
-        with suppress(OSError, AttributeError):  # only glibc has it
-            ctypes.CDLL(None).malloc_trim(0)
 
     def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Iterable[Tensor]]]:
         """The entries of the module's state dict, read part by part."""

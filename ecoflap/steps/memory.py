@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,9 @@ import torch
 from torch import nn
 
 from ecoflap.calibrate.block_call import first_tensor
+from ecoflap.calibrate.capture import without_head
 from ecoflap.calibrate.samples import CalibrationSet, stack
+from ecoflap.calibrate.shortcut import taking
 from ecoflap.calibrate.statistics import Gram
 from ecoflap.console import table
 from ecoflap.models.prunable import PrunableModel, quiet_forward
@@ -71,25 +73,27 @@ class Need:
 
 @torch.no_grad()
 def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost:
-    """Run the largest sample through the model, and count."""
+    """Run the largest sample through the model, and count; its logits by their shape, as the weights of the head may be on the disk."""
     largest = max(calibration.samples, key=lambda sample: sum(tensor.numel() for tensor in sample.values()))
     first = [tower.blocks[0].module for tower in model.towers]
     outputs: Counter[nn.Module] = Counter()
-    with quiet_forward(model.module), LiveBytes() as live, _inside_blocks(model, live, outputs) as inside:
+    head = without_head(model.module)
+    with quiet_forward(model.module), taking(head), LiveBytes() as live, _inside_blocks(model, live, outputs, head) as inside:
         model.loss(stack([largest]))
+    logits = sum(outputs.pop(module, 0) for module in head)
     # Weights that come in meanwhile are no activations.
     coming = 0 if model.residence.kind == "none" else max(block_bytes(model))
     return SampleCost(
         states=sum(outputs[module] for module in first),
         outputs=sum(outputs.values()),
         block=max(max(inside) - coming, 0),
-        forward=max(live.peak - AT_A_TIME * coming, 0),
+        forward=max(live.peak - AT_A_TIME * coming, 0) + logits,
     )
 
 
 @contextmanager
-def _inside_blocks(model: PrunableModel, live: LiveBytes, outputs: Counter[nn.Module]) -> Iterator[list[int]]:
-    """Count, during a forward pass, the bytes of each block's outputs; gives the bytes that were alive at most inside each call of a block."""
+def _inside_blocks(model: PrunableModel, live: LiveBytes, outputs: Counter[nn.Module], head: Iterable[nn.Module]) -> Iterator[list[int]]:
+    """Count, during a forward pass, the bytes that each block and the head put out; gives what was alive at most inside each call of a block."""
     inside: list[int] = []
     entered: list[tuple[int, int]] = []
 
@@ -101,10 +105,14 @@ def _inside_blocks(model: PrunableModel, live: LiveBytes, outputs: Counter[nn.Mo
         alive, peak = entered.pop()
         inside.append(live.peak - alive)
         live.peak = max(live.peak, peak)
+        count(module, _, output)
+
+    def count(module: nn.Module, _: Any, output: Any) -> None:
         outputs[module] += first_tensor(output).nbytes
 
     modules = [block.module for block in model.blocks]
     handles = [handle for module in modules for handle in (module.register_forward_pre_hook(before), module.register_forward_hook(after))]
+    handles += [module.register_forward_hook(count) for module in head]
     try:
         yield inside
     finally:
