@@ -95,8 +95,9 @@ class Flow:
             shortcuts = {module: how for module, how in recorder.shortcuts.items() if how is not None}
             if same_arguments(self._record(batch, shortcuts).arguments(), recorder.arguments()):
                 self._shortcuts = shortcuts
+        if not (current := passages.current()):
+            return
         # Models may read a tower in the middle, too.
-        current = passages.current()
         past = {module: how for number in current for module, how in behind[number].ending_with(passages.outputs[number]).items()}
         short = self._record(batch, self._shortcuts | past)
         if same_arguments(short.arguments(), recorder.arguments()) and same_arguments(short.entered(), recorder.entered()):
