@@ -31,16 +31,18 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     if logits.requires_grad:
         return _TokenLoss.apply(logits, labels)  # type: ignore[no-any-return]
-    return torch.stack([_mean_loss(row, target) for row, target in zip(logits, labels, strict=True)])
+    return _by_token(logits, labels).sum(dim=1) / (labels != IGNORED).sum(dim=1)
 
 
-def _mean_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of one sample, a part after the other: log-probabilities of all its tokens would be among the largest tensors of the whole run."""
-    if logits.numel() <= AT_ONCE:
-        return cross_entropy(logits.float(), labels, ignore_index=IGNORED)
-    tokens = max(1, AT_ONCE // logits.shape[-1])
-    parts = zip(logits.split(tokens), labels.split(tokens), strict=True)
-    return sum(cross_entropy(part.float(), target, ignore_index=IGNORED, reduction="sum") for part, target in parts) / (labels != IGNORED).sum()
+def _by_token(logits: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropies [batch, tokens], a part after the other: all log-probabilities would be among the largest tensors of the whole run."""
+    samples, tokens = (max(1, AT_ONCE // size) for size in (logits.shape[1:].numel(), logits.shape[-1]))
+    rows = []
+    for some, wanted in zip(logits.split(samples), labels.split(samples), strict=True):
+        parts = zip(some.split(tokens, dim=1), wanted.split(tokens, dim=1), strict=True)
+        losses = [cross_entropy(part.float().flatten(0, 1), target.flatten(), reduction="none").view(target.shape) for part, target in parts]
+        rows.append(torch.cat(losses, dim=1))
+    return torch.cat(rows)
 
 
 class _TokenLoss(torch.autograd.Function):

@@ -73,7 +73,7 @@ class ZerothOrder:
     batch_size: int = 8
     noises: int = 1
     eps: float = 1e-3
-    samples_per_pass: int = 256
+    samples_per_pass: int = 512
     probe: str = "layer"
     name: str = "zeroth_order"
 
