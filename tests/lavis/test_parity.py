@@ -15,8 +15,9 @@ from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.ops import gaussian
 from ecoflap.prune.driver import prune
-from ecoflap.score import zeroth_order
+from ecoflap.score import probing
 from ecoflap.score.first_order import MEASURES, FirstOrder
+from ecoflap.score.zeroth_order import ZerothOrder
 from tests.lavis import tiny
 from tests.prune.test_families import PRUNERS, uneven
 
@@ -98,9 +99,9 @@ def test_zeroth_order_scores(calibrations: tuple[CalibrationSet, CalibrationSet]
         return gaussian(shape, *named, **options)
 
     ours, theirs = calibrations
-    model, scorer = tiny.build("blip2"), zeroth_order.ZerothOrder(batch_size=2, eps=0.05)
+    model, scorer = tiny.build("blip2"), ZerothOrder(batch_size=2, eps=0.05)
     names = {layer.name for layer in model.layers}
-    monkeypatch.setattr(zeroth_order, "gaussian", same_noise)
+    monkeypatch.setattr(probing, "gaussian", same_noise)
     found = scorer(model, ours, 0).importance
     expected = scorer(in_transformers(), theirs, 0).importance
     assert {name_in_transformers(name): value for name, value in found.items()} == pytest.approx(expected, rel=1e-3, abs=1e-4)
