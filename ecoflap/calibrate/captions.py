@@ -9,7 +9,8 @@ from ecoflap.calibrate.samples import CalibrationSet, draw
 from ecoflap.data.captions import CaptionSource, clean
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.examples import Example, encode_all
+from ecoflap.models.encoding import encode_all
+from ecoflap.models.examples import Example
 from ecoflap.models.prunable import PrunableModel
 
 

@@ -12,8 +12,10 @@ from ecoflap.data.class_names import OPENAI, own_labels
 from ecoflap.data.classification import PictureSource
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.examples import Classes, Classifies, Encodes, Example, encode_all, require
+from ecoflap.models.encoding import encode_all
+from ecoflap.models.examples import Classes, Example
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.skills import Classifies, Encodes, require
 
 HELD_OUT = ("val", "test")
 

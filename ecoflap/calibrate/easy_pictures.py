@@ -10,7 +10,8 @@ from ecoflap.calibrate.easy_vqa import read_questions
 from ecoflap.calibrate.samples import CalibrationSet, draw
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.examples import Classes, Example, encode_all
+from ecoflap.models.encoding import encode_all
+from ecoflap.models.examples import Classes, Example
 from ecoflap.models.prunable import PrunableModel
 
 SHAPES = ("circle", "rectangle", "triangle")

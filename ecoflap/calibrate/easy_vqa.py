@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from ecoflap.calibrate.samples import CalibrationSet, draw
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
-from ecoflap.models.examples import Example, encode_all
+from ecoflap.models.encoding import encode_all
+from ecoflap.models.examples import Example
 from ecoflap.models.prunable import PrunableModel
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 
 from ecoflap.calibrate.samples import CalibrationSet, draw
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.examples import Example, encode_all
+from ecoflap.models.encoding import encode_all
+from ecoflap.models.examples import Example
 from ecoflap.models.prunable import PrunableModel
 
 LETTERS = ("A", "B", "C", "D")

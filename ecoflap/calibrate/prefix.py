@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from ecoflap.calibrate.samples import CalibrationSet, draw
 from ecoflap.calibrate.text_source import TextSource
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.examples import Example, encode_all
+from ecoflap.models.encoding import encode_all
+from ecoflap.models.examples import Example
 from ecoflap.models.prunable import PrunableModel
 
 SHORTEST = 8  # words; shorter lines are headings and list entries

@@ -11,8 +11,9 @@ from ecoflap.data.nlvr2 import OBTAIN, read_pairs
 from ecoflap.data.sources import picture_sources
 from ecoflap.data.vqa import VQAV2, clean_question, read_coco_questions
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.examples import Classifies, encode_all, require
+from ecoflap.models.encoding import encode_all
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.skills import Classifies, require
 
 
 def require_train(split: str) -> None:

@@ -14,8 +14,9 @@ from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.caption_metrics import CaptionMetrics, scores
 from ecoflap.evaluate.inputs import fingerprint, parts, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
-from ecoflap.models.examples import Describes, Example, Generation, require
+from ecoflap.models.examples import Example, Generation
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.skills import Describes, require
 
 DOMAINS = ("in", "near", "out")
 

@@ -22,8 +22,9 @@ from ecoflap.evaluate.easy_pictures import similarity
 from ecoflap.evaluate.inputs import parts, percent, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.models.clip import class_features
-from ecoflap.models.examples import Classes, Classifies, Embeds, Example, require
+from ecoflap.models.examples import Classes, Example
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.skills import Classifies, Embeds, require
 
 
 @dataclass(frozen=True)

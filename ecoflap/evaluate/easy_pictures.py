@@ -15,8 +15,9 @@ from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.models.clip import class_features
-from ecoflap.models.examples import Classes, Classifies, Describes, Embeds, Example, Generation, Matches, require
+from ecoflap.models.examples import Classes, Example, Generation
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.skills import Classifies, Describes, Embeds, Matches, require
 
 
 @dataclass

@@ -13,8 +13,9 @@ from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
-from ecoflap.models.examples import Describes, Example, Generation, require
+from ecoflap.models.examples import Example, Generation
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.skills import Describes, require
 
 
 @dataclass(frozen=True)

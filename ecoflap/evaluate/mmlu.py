@@ -15,8 +15,8 @@ from ecoflap.evaluate.calibration_error import expected_calibration_error, rms_c
 from ecoflap.evaluate.inputs import parts, percent, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.evaluate.mmlu_categories import GROUPS
-from ecoflap.models.examples import Chooses, require
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.skills import Chooses, require
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import fingerprint_by_size, parts, percent, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
-from ecoflap.models.examples import Classifies, Example, require
+from ecoflap.models.examples import Example
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.skills import Classifies, require
 
 
 @dataclass(frozen=True)

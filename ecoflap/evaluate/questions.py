@@ -22,8 +22,9 @@ from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import fingerprint_by_size, parts, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.evaluate.vqa_accuracy import vqa_accuracy
-from ecoflap.models.examples import Describes, Generation, require
+from ecoflap.models.examples import Generation
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.skills import Describes, require
 
 log = logging.getLogger(__name__)
 

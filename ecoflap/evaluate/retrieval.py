@@ -18,8 +18,9 @@ from ecoflap.errors import NumericalError, require_positive
 from ecoflap.evaluate.easy_pictures import similarity
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
-from ecoflap.models.examples import Embeds, Example, Matches, require
+from ecoflap.models.examples import Example
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.skills import Embeds, Matches, require
 
 RANKS = (1, 5, 10)
 BLOCK = 2**25  # similarities in memory at once

@@ -19,8 +19,8 @@ from ecoflap.data.vqa_hub import HUB
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.questions import Choices, PublishedQuestions
 from ecoflap.evaluate.vqa_accuracy import exact_match, lemmatized, lemmatizer, vqa_accuracy
-from ecoflap.models.examples import Ranks
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.skills import Ranks
 
 SPLITS = ("val", "test-dev", "test")
 

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.errors import UserError
-from ecoflap.models.examples import encoding_on_demand, pad_together
+from ecoflap.models.encoding import encoding_on_demand, pad_together
 from ecoflap.models.prunable import PrunableModel, Sample
 
 

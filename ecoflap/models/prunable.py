@@ -51,7 +51,7 @@ class PrunableModel:
         skipped: the weights that stay dense, with reasons.
         loss_function: (module, batch, copies) -> one loss per sample, [batch]; see ``loss``.
         processor: the tokenizer or processor that makes model inputs.
-        interface: what the family can do with raw examples: some of the protocols in ``ecoflap.models.examples``.
+        interface: what the family can do with raw examples: some of the protocols in ``ecoflap.models.skills``.
         residence: where the weights of the blocks are while nobody uses them.
     """
 

@@ -18,9 +18,10 @@ from ecoflap.errors import UserError
 from ecoflap.evaluate.calibration_error import expected_calibration_error, rms_calibration_error
 from ecoflap.evaluate.mmlu import Mmlu, fitting_prompt
 from ecoflap.evaluate.mmlu_categories import CATEGORIES, GROUPS
-from ecoflap.models.examples import Chooses, Example, Generation
+from ecoflap.models.examples import Example, Generation
 from ecoflap.models.language_interface import LanguageInterface
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.skills import Chooses
 from tests import tiny
 
 ROWS = {

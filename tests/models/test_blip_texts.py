@@ -18,7 +18,8 @@ from ecoflap.errors import UserError
 from ecoflap.models.blip import BlipCaption, BlipVqa, image_states
 from ecoflap.models.blip_ranking import SMOOTHING
 from ecoflap.models.blip_retrieval import BlipRetrieval
-from ecoflap.models.examples import Example, Generation, encode_all
+from ecoflap.models.encoding import encode_all
+from ecoflap.models.examples import Example, Generation
 from ecoflap.models.loading import Selection
 from ecoflap.models.prunable import PrunableModel
 from tests.cli.conftest import composed
