@@ -14,11 +14,11 @@ import torch
 import transformers
 
 from ecoflap.errors import UserError
-from tests.benchmarks import coarse, fine, growth, kernels, offload
+from tests.benchmarks import coarse, fine, growth, kernels, offload, structured
 from tests.benchmarks.measure import ROOT, Row
 from tests.benchmarks.models import device
 
-GROUPS = {"kernels": kernels, "coarse": coarse, "fine": fine, "offload": offload, "growth": growth}
+GROUPS = {"kernels": kernels, "coarse": coarse, "fine": fine, "offload": offload, "structured": structured, "growth": growth}
 BEGIN, END = "<!-- written by python -m tests.benchmarks -->", "<!-- end -->"
 
 

@@ -11,7 +11,7 @@ import torch
 from ecoflap.models.prunable import quiet_forward
 from tests import tiny
 from tests.benchmarks import __main__ as command
-from tests.benchmarks import coarse, fine, growth, kernels, offload, plain
+from tests.benchmarks import coarse, fine, growth, kernels, offload, plain, structured
 from tests.benchmarks.measure import Row, in_child, interleaved, operations
 from tests.benchmarks.models import llama, tokens
 
@@ -48,6 +48,17 @@ def test_whole_run_rows(pruner: str) -> None:
     pruned, dense = fine.whole_run("tiny", model, tokens(5, 20, 256), pruner, batch_size=2, runs=1, target=1.0)
     assert float(pruned.agreement.removesuffix("% of the mask")) > 98  # the published loop rounds counts per row, and so do two orders of summation
     assert dense.target is None
+    assert model.fingerprint() == before
+
+
+def test_rows_of_pruned_models_in_use() -> None:
+    model, batch = tiny.build("blip_vqa"), tiny.samples("blip_vqa", (5, 5)).batches(2)[0]
+    before, size = model.fingerprint(), sum(layer.size for layer in model.layers)
+    zero, cut = structured.half_zero(model), structured.half_cut(model)
+    assert sum(int((layer.weight == 0).sum()) for layer in zero.layers) == size / 2
+    assert sum(layer.size for layer in cut.layers) < 0.6 * size
+    zeroed, _ = structured.forward("tiny", model, batch, runs=1)
+    assert zeroed.agreement == "100% of the parameters stored"
     assert model.fingerprint() == before
 
 
