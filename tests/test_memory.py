@@ -17,7 +17,8 @@ from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.local import Local
 from ecoflap.score.pass_size import LiveBytes
 from ecoflap.score.zeroth_order import ZerothOrder
-from ecoflap.steps.memory import Need, memory_plan, sample_cost, show_needs, weights_in_use, what_helps
+from ecoflap.steps.memory import Need, memory_plan, show_needs, weights_in_use, what_helps
+from ecoflap.steps.sample_cost import sample_cost
 from ecoflap.telemetry import measure
 from tests import tiny
 from tests.benchmarks.models import llama, tokens

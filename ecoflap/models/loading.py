@@ -12,11 +12,11 @@ from torch import nn
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.attention import open_attention
+from ecoflap.models.checkpoint_folder import stored_dtype
 from ecoflap.models.hub import checkpoint_folder, from_hub, require_folder
 from ecoflap.models.offload import streaming
 from ecoflap.models.placement import check_fits, resolve_dtype
 from ecoflap.models.prunable import Loss, PrunableModel
-from ecoflap.models.shard_source import stored_dtype
 from ecoflap.models.skeleton import DTYPE_OPTION, described, framework, skeleton
 from ecoflap.models.towers import find_towers, select, skipped_weights
 

@@ -15,9 +15,10 @@ from torch import nn
 
 from ecoflap.console import table
 from ecoflap.errors import UserError, nearest
+from ecoflap.models.checkpoint_folder import checkpoint_names, stored_in
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.residence import AT_A_TIME, InMemory, OnCpu, absent, own_parameters
-from ecoflap.models.shard_source import OnDisk, Shards, checkpoint_names, read_outside, stored_in
+from ecoflap.models.shard_source import OnDisk, Shards, read_outside
 from ecoflap.telemetry import free_memory
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +16,11 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
-from ecoflap.errors import NumericalError, UserError
+from ecoflap.errors import NumericalError
+from ecoflap.models.checkpoint_folder import INDEX, stored_in
 from ecoflap.models.residence import Away, Saves
 from ecoflap.models.stored_tensor import StoredTensor, stored_tensors, write_in_parts
 
-INDEX = "model.safetensors.index.json"
 M_MMAP_THRESHOLD = -3  # of malloc.h
 LARGE = 2**20  # bytes
 WITHOUT_GLIBC = (OSError, AttributeError)
@@ -113,61 +112,6 @@ def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """One name for each tensor."""
     seen: dict[int, str] = {}
     return {name: tensor for name, tensor in tensors.items() if seen.setdefault(tensor.data_ptr(), name) == name}
-
-
-def stored_in(folder: Path) -> dict[str, StoredTensor]:
-    """The tensors of a checkpoint folder by name.
-
-    Raises:
-        UserError: it holds no safetensors, or a file of them is missing or damaged.
-    """
-    single, index = folder / "model.safetensors", folder / INDEX
-    if not single.is_file() and not index.is_file():
-        raise UserError(f"runtime.offload=disk reads safetensors, and {folder} has none; save the model with save_pretrained first")
-    try:
-        if single.is_file():
-            return stored_tensors(single)
-        places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        of_file = cache(lambda file: stored_tensors(folder / file))
-        return {name: of_file(file)[name] for name, file in places.items()}
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"the safetensors in {folder} can't be read ({error}); copy the checkpoint anew") from error
-
-
-def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of the first weights that are numbers, which is what ``from_pretrained`` takes for a checkpoint's own.
-
-    Raises:
-        UserError: the folder holds no safetensors.
-    """
-    return next((tensor.dtype for tensor in stored_in(folder).values() if tensor.dtype.is_floating_point), torch.float32)
-
-
-def checkpoint_names(module: nn.Module, stored: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """Parameter -> its name in the checkpoint: the same, or with the prefix of the model without head more or less.
-
-    Raises:
-        UserError: a parameter is not there under such a name.
-    """
-    prefix = f"{getattr(module, 'base_model_prefix', '')}."
-    found: dict[str, str] = {}
-    for tied in _names_by_tensor(module):
-        candidates = [form for name in tied for form in (name, prefix + name, name.removeprefix(prefix))]
-        place = next((form for form in candidates if form in stored), None)
-        if place is None:
-            raise UserError(
-                f"runtime.offload=disk: the checkpoint has no {tied[0]}; its weights have other names than this transformers' model. "
-                "Load it once and save it anew, or use runtime.offload=cpu"
-            )
-        found |= dict.fromkeys(tied, place)
-    return found
-
-
-def _names_by_tensor(module: nn.Module) -> list[list[str]]:
-    names: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return list(names.values())
 
 
 def read_outside(module: nn.Module, stored: Mapping[str, StoredTensor], names: Mapping[str, str], away: set[str], device: torch.device) -> None:

@@ -24,7 +24,8 @@ from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_allocation, show_model
 from ecoflap.score.scores import Scores
 from ecoflap.steps.keys import scores_key
-from ecoflap.steps.memory import memory_plan, sample_cost, show_needs
+from ecoflap.steps.memory import memory_plan, show_needs
+from ecoflap.steps.sample_cost import sample_cost
 from ecoflap.store import write_json
 from ecoflap.telemetry import measure
 

@@ -1,0 +1,91 @@
+"""Bytes that the activations of one sample take, measured on the largest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from ecoflap.calibrate.block_call import first_tensor
+from ecoflap.calibrate.capture import without_head
+from ecoflap.calibrate.samples import CalibrationSet, stack
+from ecoflap.calibrate.shortcut import taking
+from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.models.residence import AT_A_TIME
+from ecoflap.score.pass_size import LiveBytes
+
+
+@dataclass(frozen=True)
+class SampleCost:
+    """Bytes that the activations of one sample take.
+
+    Attributes:
+        states: hidden states at one place of each tower; those of finished towers are kept for later ones.
+        outputs: what all blocks put out.
+        block: inside a block, at most.
+        forward: in a whole forward pass, at most.
+    """
+
+    states: int
+    outputs: int
+    block: int
+    forward: int
+
+
+@torch.no_grad()
+def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost:
+    """Run the largest sample through the model, and count; its logits by their shape, as the weights of the head may be on the disk."""
+    largest = max(calibration.samples, key=lambda sample: sum(tensor.numel() for tensor in sample.values()))
+    first = [tower.blocks[0].module for tower in model.towers]
+    outputs: Counter[nn.Module] = Counter()
+    head = without_head(model.module)
+    with quiet_forward(model.module), taking(head), LiveBytes() as live, _inside_blocks(model, live, outputs, head) as inside:
+        model.loss(stack([largest]))
+    logits = sum(outputs.pop(module, 0) for module in head)
+    # Weights that come in meanwhile are no activations.
+    coming = 0 if model.residence.kind == "none" else max(block_bytes(model))
+    return SampleCost(
+        states=sum(outputs[module] for module in first),
+        outputs=sum(outputs.values()),
+        block=max(max(inside) - coming, 0),
+        forward=max(live.peak - AT_A_TIME * coming, 0) + logits,
+    )
+
+
+@contextmanager
+def _inside_blocks(model: PrunableModel, live: LiveBytes, outputs: Counter[nn.Module], head: Iterable[nn.Module]) -> Iterator[list[int]]:
+    """Count, during a forward pass, the bytes that each block and the head put out; gives what was alive at most inside each call of a block."""
+    inside: list[int] = []
+    entered: list[tuple[int, int]] = []
+
+    def before(_: nn.Module, __: Any) -> None:
+        entered.append((live.alive, live.peak))
+        live.peak = live.alive
+
+    def after(module: nn.Module, _: Any, output: Any) -> None:
+        alive, peak = entered.pop()
+        inside.append(live.peak - alive)
+        live.peak = max(live.peak, peak)
+        count(module, _, output)
+
+    def count(module: nn.Module, _: Any, output: Any) -> None:
+        outputs[module] += first_tensor(output).nbytes
+
+    modules = [block.module for block in model.blocks]
+    handles = [handle for module in modules for handle in (module.register_forward_pre_hook(before), module.register_forward_hook(after))]
+    handles += [module.register_forward_hook(count) for module in head]
+    try:
+        yield inside
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def block_bytes(model: PrunableModel) -> list[int]:
+    """Bytes of each block's weights."""
+    return [sum(p.numel() * p.dtype.itemsize for p in block.module.parameters()) for block in model.blocks]
