@@ -160,6 +160,16 @@ def test_half_precision_and_one_changed_value() -> None:
     assert right_partners((rows, rows[:1].expand(7, -1, -1)), 1).all()
 
 
+@pytest.mark.parametrize("place", [0, 7, 500, 999])
+def test_large_rows_are_compared_whole_where_their_samples_agree(place: int) -> None:
+    rows = torch.randn(4, 1000, generator=torch.Generator().manual_seed(0))
+    rows[1], rows[3] = rows[0], rows[0]
+    rows[1, place] += 1
+    expected = torch.eye(4, dtype=torch.bool)
+    expected[0, 3] = expected[3, 0] = True
+    assert right_partners((rows, torch.arange(4.0)[:, None]), 1).equal(expected)
+
+
 def test_padding_is_no_text() -> None:
     """A text that ends with the token that others are filled up with is another one."""
     batch = {
