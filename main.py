@@ -35,9 +35,7 @@ def main(config: DictConfig) -> float | None:
             raise  # the sweep goes on with the next job and fails at the end
         sys.exit(2)
     except KeyboardInterrupt:
-        log.error(
-            "interrupted: no result was written; the same command with hydra.run.dir=%s goes on from here", HydraConfig.get().runtime.output_dir
-        )
+        log.error("interrupted: no result was written; %s", run_config.how_to_go_on())
         sys.exit(130)
     return result.headline() if result is not None else None
 

@@ -21,6 +21,7 @@ from ecoflap.file_names import SNAPSHOT
 
 STEPS = ("calibrate", "score", "allocate", "prune", "finetune", "evaluate")
 OPTIONAL_STEPS = ("finetune",)
+PLACES = ("experiment", "sweeps")
 
 
 @dataclass
@@ -89,6 +90,8 @@ def unknown_keys(arguments: list[str]) -> str | None:
     known = [*(entry.name for entry in fields(RunConfig)), "cluster"]
     for argument in arguments:
         match = re.match(r"([A-Za-z_]\w*)(?:\.[\w.]+)?=", argument)
+        if match and match[1] in PLACES:
+            return f"{argument}: {match[1]} is a place to look for more, which Hydra wants a plus before: +{argument}"
         if match and match[1] not in (*known, "hydra"):
             return f"{argument}: there is no option {match[1]!r}; did you mean {nearest(match[1], known)}? python main.py --help lists all"
     return None
@@ -138,6 +141,14 @@ def submits_without_sweep() -> str | None:
     return f"cluster={cluster} submits sweeps, and this is a single run, which would run on this machine: add -m (a sweep may have one job)"
 
 
+def how_to_go_on() -> str:
+    """What starts this run, or the sweep that it belongs to, where it was stopped."""
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        return f"python -m ecoflap.status {hydra.sweep.dir} --rerun-failed goes on from here"
+    return f"the same command with hydra.run.dir={hydra.runtime.output_dir} goes on from here"
+
+
 def runs_follow() -> bool:
     """Whether this process does the runs of a sweep one after the other."""
     return sweep_name() is not None and str(HydraConfig.get().launcher._target_).endswith(".BasicLauncher")
@@ -170,5 +181,13 @@ def _explain(group: str, error: OmegaConfBaseException, keys: list[str]) -> str:
     if "mandatory" in first:
         return f"{key} is required: add {key}=VALUE"
     if "not in" in first:
-        return f"{key} is no option of this {group}; it has {nearest(str(error.key), keys) or 'none'}"
+        return f"{key} is no option of this {group}; it has {nearest(str(error.key), keys) or 'none'}{_source(key)}"
     return f"{key}: {first}"
+
+
+def _source(key: str) -> str:
+    """Who sets an option that isn't on the command line, such as one that an experiment has for the choice that was replaced."""
+    if not HydraConfig.initialized() or any(override.lstrip("+").startswith(f"{key}=") for override in HydraConfig.get().overrides.task):
+        return ""
+    experiment = HydraConfig.get().runtime.choices.get("experiment")
+    return f". +experiment={experiment} sets it; leave it out with ~{key}" if experiment else ""

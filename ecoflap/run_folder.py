@@ -22,7 +22,7 @@ from ecoflap.checkpoint import FOLDER as CHECKPOINT
 from ecoflap.errors import UserError
 from ecoflap.file_names import ALLOCATION, BLOCKS, FINETUNE, LEASE, PREDICTIONS, RESULT, SCORES, STATUS, TRAINING
 from ecoflap.results import Result
-from ecoflap.results.environment import versions
+from ecoflap.results.environment import redact, versions
 from ecoflap.results.identity import differences, run_id
 from ecoflap.store import Lease, read_json, write_json
 
@@ -136,7 +136,7 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Result | None:
         result = Result.read(folder / RESULT)
     except (FileNotFoundError, ValueError):
         return None
-    if differing := differences(result.config, config):
+    if differing := differences(result.config, redact(config)):
         shown = "; ".join(differing[:3]) + ("; ..." if len(differing) > 3 else "")
         raise UserError(
             f"{folder} holds the result of another config ({shown}); choose another hydra.run.dir or hydra.sweep.dir, or replace it with resume=false"

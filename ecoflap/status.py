@@ -4,7 +4,7 @@
     python -m ecoflap.status outputs/sweeps/SWEEP --rerun-failed
 
 ``--rerun-failed`` starts the sweep's own command again in the same folder: jobs that have finished are left alone, and the others go on from where
-they stopped. A single run's folder works too. Exit code 0: nothing has failed. 1: a run failed or died. 2: wrong usage.
+they stopped. The folder of a run that was started by itself works too. Exit code 0: nothing has failed. 1: a run failed or died. 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -160,10 +160,10 @@ def _in_words(seconds: float | None) -> str:
 
 
 def rerun(folder: Path) -> int:
-    """Start a sweep, or a run, again as it was started; returns its exit code.
+    """Start a sweep, or a run, again as it was started, from where it was started; returns its exit code.
 
     Raises:
-        UserError: Hydra has not kept the command.
+        UserError: Hydra has not kept the command, or the run is one of a sweep.
     """
     from omegaconf import OmegaConf
 
@@ -173,12 +173,16 @@ def rerun(folder: Path) -> int:
     file = sweep if sweep.is_file() else run
     if not file.is_file():
         raise UserError(f"{folder} has no {sweep.name} and no .hydra/hydra.yaml, so the command that started it is not known")
-    overrides = OmegaConf.load(file).hydra.overrides
+    if file == run and (folder.resolve().parent / sweep.name).is_file():
+        raise UserError(f"{folder} is one run of a sweep; give {folder.resolve().parent}, where finished runs are left alone")
+    hydra = OmegaConf.load(file).hydra
+    overrides, started_in = hydra.overrides, Path(hydra.runtime.cwd)
     place = "hydra.sweep.dir" if file == sweep else "hydra.run.dir"
     given = [str(one) for one in [*overrides.task, *overrides.hydra] if not str(one).startswith((place, "hydra.mode"))]
-    command = [sys.executable, str(PROJECT / "main.py"), *(["-m"] if file == sweep else []), *given, f"{place}={folder}"]
+    folders = [f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    command = [sys.executable, str(PROJECT / "main.py"), *(["-m"] if file == sweep else []), *folders, *given, f"{place}={folder.resolve()}"]
     print(json.dumps(command))
-    return subprocess.run(command, check=False).returncode
+    return subprocess.run(command, cwd=started_in if started_in.is_dir() else None, check=False).returncode
 
 
 if __name__ == "__main__":

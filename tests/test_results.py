@@ -14,10 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from ecoflap.errors import UserError
 from ecoflap.masks import load_masks, save_masks
 from ecoflap.results import LayerCount, Result, environment, redact, sparsity_section, verify
 from ecoflap.results.__main__ import main
 from ecoflap.results.environment import git_state
+from ecoflap.run_folder import finished
 
 LAYER = "model.layers.0.self_attn.q_proj.weight"
 
@@ -136,14 +138,31 @@ def test_missing_and_newer_records(tmp_path: Path) -> None:
 
 def test_secrets_are_redacted_and_nothing_else(tmp_path: Path) -> None:
     config = {
-        "hub": [{"hf_token": "x", "HF_TOKEN": "x", "token": "x", "api_key": "x", "wandb_api_key": "x", "password": "x", "client_secret": ["x"]}],
-        "calibration": {"key": "x", "max_new_tokens": 5, "token": None, "password": "", "use_token": True, "tokens": "x", "monkey": "x"},
+        "hub": [{"hf_token": "x", "HF_TOKEN": "x", "token": "x", "api_key": "x", "wandb_api_key": "x", "password": 1234, "client_secret": ["x"]}],
+        "calibration": {
+            "key": "x",
+            "max_new_tokens": 5,
+            "token": None,
+            "password": "",
+            "use_token": True,
+            "encoder_token": 30523,
+            "tokens": "x",
+            "monkey": "x",
+        },
     }
     safe = redact(config)
     assert set(safe["hub"][0].values()) == {"<redacted>"}
     assert safe["calibration"] == config["calibration"]
     make_result(config={"api_key": "hunter2"}).write(tmp_path / "result.json")
     assert "hunter2" not in (tmp_path / "result.json").read_text()
+
+
+def test_a_result_whose_secrets_are_redacted_is_known_again(tmp_path: Path) -> None:
+    config = {"tracking": {}, "model": {"hub_token": "x", "encoder_token": 30523}, "sparsity": 0.5}
+    make_result(config=config).write(tmp_path / "result.json")
+    assert finished(tmp_path, config) is not None
+    with pytest.raises(UserError, match=r"\(sparsity: 0\.5 -> 0\.6\)"):
+        finished(tmp_path, {**config, "sparsity": 0.6})
 
 
 def test_environment_names_versions_and_only_the_projects_own_commit(tmp_path: Path) -> None:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import time
+from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from ecoflap import status
 from ecoflap.run_folder import Status, claimed
@@ -82,6 +84,24 @@ def test_wrong_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert status.main([str(tmp_path / "nowhere")]) == 2
     assert status.main([str(tmp_path), "--rerun-failed"]) == 2
     assert "outputs/" in capsys.readouterr().err
+
+
+def test_a_sweep_is_started_again_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the same place, with the same folders of configs, whatever folder the status is asked for in."""
+    sources = [{"path": "/project/conf", "provider": "main"}, {"path": "/mine/conf", "provider": "command-line"}]
+    overrides = {"task": ["model=mine", "sparsity=0.5,0.6"], "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=outputs/sweep"]}
+    kept = {"hydra": {"overrides": overrides, "runtime": {"cwd": str(tmp_path), "config_sources": sources}}}
+    (tmp_path / "sweep" / "0" / ".hydra").mkdir(parents=True)
+    OmegaConf.save(kept, tmp_path / "sweep" / "multirun.yaml")
+    OmegaConf.save(kept, tmp_path / "sweep" / "0" / ".hydra" / "hydra.yaml")
+    started: list[Any] = []
+    monkeypatch.setattr(status.subprocess, "run", lambda command, **how: started.append((command[2:], how["cwd"])) or Namespace(returncode=0))
+    monkeypatch.chdir("/")
+    assert status.main([str(tmp_path / "sweep"), "--rerun-failed"]) == 0
+    expected = ["-m", "--config-dir=/mine/conf", "model=mine", "sparsity=0.5,0.6", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    assert started == [(expected, tmp_path)]
+    assert status.main([str(tmp_path / "sweep" / "0"), "--rerun-failed"]) == 2
+    assert f"one run of a sweep; give {tmp_path / 'sweep'}" in capsys.readouterr().err
 
 
 def test_without_slurm_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

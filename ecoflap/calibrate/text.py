@@ -16,6 +16,7 @@ from ecoflap.calibrate.text_source import TextSource
 from ecoflap.data.sources import file_source
 from ecoflap.errors import UserError, nearest, require_positive
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.text_length import require_length
 
 
 def tokenize(tokenizer: Any, text: str) -> Tensor:
@@ -105,9 +106,10 @@ class Text(TextSource):
         """Draw the windows.
 
         Raises:
-            UserError: the model is no language model, the text isn't there, or it is too short.
+            UserError: the model is no language model or reads no windows of that length, the text isn't there, or it is too short.
         """
         require_language_model(model, f"calibration={self.name}")
+        require_length(model, self.sequence_length, f"calibration.sequence_length={self.sequence_length}")
         rows = self.draw(model.processor, seed)
         return CalibrationSet(self.name, tuple({"input_ids": row} for row in rows), self.sources)
 
@@ -171,5 +173,6 @@ class TokenFile:
         """Read the rows, in their order: a frozen draw is not drawn again."""
         require_language_model(model, f"calibration={self.name}")
         rows = read_token_rows(self.path, self.key, "calibration", vocabulary_of(model))
+        require_length(model, rows.shape[1], f"calibration.key={self.key} has rows of {rows.shape[1]} tokens")
         samples = tuple({"input_ids": row} for row in rows[: self.samples].contiguous())
         return CalibrationSet(self.name, samples, file_source(self.path, self.key))

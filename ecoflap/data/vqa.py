@@ -55,6 +55,10 @@ class CocoQuestions:
     annotations: str
     obtain: str
 
+    def unanswered(self, split: str) -> str:
+        """Name of the file of questions of a split of 2015, whose answers are not public."""
+        return self.questions.format(split=split).replace("2014", "2015")
+
 
 PICTURES = "Its pictures are COCO's: unpack train2014.zip and val2014.zip (test2015.zip for test questions) of cocodataset.org there"
 VQAV2 = CocoQuestions(
@@ -134,7 +138,7 @@ def read_test_questions(source: CocoQuestions, folder: str | None, split: str, o
     Raises:
         UserError: the file is not there or not as it is published.
     """
-    name = source.questions.format(split=split).replace("2014", "2015")
+    name = source.unanswered(split)
     file = require_files(folder, name, option, source.name, source.obtain) / name
     pictures = file.parent / "test2015"
     try:

@@ -18,6 +18,7 @@ from ecoflap.evaluate.inputs import parts
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.models.losses import IGNORED, next_token_loss
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.text_length import require_length
 
 
 @dataclass(frozen=True)
@@ -58,9 +59,10 @@ class TextPerplexity(TextSource):
         """Read and tokenise the text.
 
         Raises:
-            UserError: the text isn't there, or the model is no language model.
+            UserError: the text isn't there, or the model is no language model or reads no windows of that length.
         """
         require_language_model(model, f"task={self.name}")
+        require_length(model, self.sequence_length, f"task.sequence_length={self.sequence_length}")
         rows = windows(tokenize(model.processor, self.read_text("task")), self.sequence_length, "task", self.stride)
         return PerplexityEvaluation(rows[: self.limit], self.batch_size, self.stride, self.sources)
 
@@ -96,6 +98,7 @@ class TokenPerplexity:
         """
         require_language_model(model, f"task={self.name}")
         rows = read_token_rows(self.path, self.key, "task", vocabulary_of(model))
+        require_length(model, rows.shape[1], f"task.key={self.key} has rows of {rows.shape[1]} tokens")
         return PerplexityEvaluation(rows[: self.limit], self.batch_size, sources=file_source(self.path, self.key))
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
+from ecoflap.data.folder import require_files
 from ecoflap.data.vqa import (
     GQA_OBTAIN,
     GQA_QUESTIONS,
@@ -47,6 +49,12 @@ class VqaV2(PublishedQuestions):
         require_positive("task", self, "k_test")
         if self.split not in SPLITS:
             raise UserError(f"task.split={self.split}: VQAv2 is measured on {', '.join(SPLITS)}")
+
+    def locate(self, option: str) -> Path | None:
+        """See ``PublishedQuestions``; test questions have files of their own, and are not on the hub."""
+        if self.split == "val":
+            return super().locate(option)
+        return require_files(self.path, VQAV2.unanswered(self.split), option, self.name, self.obtain)
 
     def read(self) -> list[Question]:
         """The 214,354 questions of val, the 107,394 of test-dev or the 447,793 of test."""

@@ -64,8 +64,10 @@ def redact(config: Any) -> Any:
 
 
 def _is_secret(name: object, value: Any) -> bool:
-    """Whether a config entry holds a secret."""
-    return value not in (None, "") and not isinstance(value, bool) and _SECRET.fullmatch(str(name)) is not None
+    """Whether a config entry holds a secret; a number that is called a token is the id of one in a vocabulary."""
+    if value in (None, "") or isinstance(value, bool) or (isinstance(value, int) and str(name).lower().endswith("token")):
+        return False
+    return _SECRET.fullmatch(str(name)) is not None
 
 
 def _version(package: str) -> str | None:

@@ -93,11 +93,46 @@ def shortened(overrides: list[str]) -> list[str]:
 def test_an_experiment_composes_as_published(experiment: str) -> None:
     config = composed([f"+experiment={experiment}"])
     assert config.sparsity in (0.4, 0.5, 0.6)
-    if "ecoflap" in experiment and config.score.name == "zeroth_order":
+    assert (config.allocation.granularity, config.allocation.cap) == ("block", None)
+    assert config.allocation.aggregate == ("average" if experiment.startswith("flan_t5/ecoflap") else "sum")
+    if config.score.name == "zeroth_order":
         assert (config.score.samples, config.score.noises, config.score.eps) == (32, 1, 1e-3)
-        assert (config.allocation.granularity, config.allocation.cap) == ("block", None)
+        assert config.score.batch_size == (16 if experiment.startswith("clip/") else 8)
+    if config.score.name == "first_order" and config.pruner.name in ("wanda", "sparsegpt"):
+        assert (config.score.samples, config.score.batch_size) == (128, 1)
+        assert config.score.measure == ("gradient" if "llama" in experiment or "gradient" in experiment else "weight_gradient")
+    if config.score.name in ("zeroth_order", "first_order", "local") or config.pruner.name in ("wanda", "sparsegpt"):
+        assert config.calibration.samples == 128
+    if config.pruner.name == "sparsegpt":
+        assert (config.pruner.damping, config.pruner.block) == (0.01, 128)
+    if experiment.startswith("llama"):
+        assert config.calibration.sequence_length == config.task.sequence_length == 2048
+    if experiment.startswith("flan_t5"):
+        assert config.task.shots == 5
+    if experiment.startswith("blip/vqa"):
+        assert (config.task.split, config.task.answer_list, config.task.k_test) == ("test-dev", "answer_list.json", 128)
+    if "finetune" in experiment:
+        tasks = {"coco": (5, 1e-5, 32), "flickr": (12, 1e-5, 32), "nlvr2": (15, 3e-6, 16), "vqa": (10, 2e-5, 24)}
+        published = tasks[experiment.split("/")[1]]
+        assert (config.finetune.epochs, config.finetune.learning_rate, config.finetune.batch_size) == published
+        assert config.finetune.weight_decay == 0.05
     first = (ROOT / "conf/experiment" / f"{experiment}.yaml").read_text()
     assert f"# python main.py +experiment={experiment}" in first
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in CARRIED])
+@pytest.mark.parametrize("instead", ["score=none", "allocation=file", "pruner=magnitude", "task=easy_vqa", "calibration=easy_vqa"])
+def test_no_option_is_left_of_a_choice_that_is_replaced(experiment: str, instead: str) -> None:
+    """Those that an experiment alone sets, and the command line can leave out, are named when they are in the way."""
+    group = instead.split("=")[0]
+    asked = {"allocation": ["allocation.path=FILE"]}.get(group, [])
+    keys = OmegaConf.to_container(composed([f"+experiment={experiment}", instead, *asked])[group])
+    alone = OmegaConf.to_container(composed([instead, *asked])[group])
+    assert isinstance(keys, dict)
+    assert isinstance(alone, dict)
+    known = {"allocation": {"aggregate"} if "flan_t5" in experiment else set(), "score": {"measure", "batch_size"}}
+    known["pruner"] = {"scope", "iterations", "samples", "batch_size"}
+    assert set(keys) - set(alone) <= known.get(group, set())
 
 
 @pytest.mark.parametrize("experiment", RUN_HERE)

@@ -94,7 +94,8 @@ def test_an_interrupted_run_leaves_nothing_that_looks_whole(text_run: list[str],
     finished = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False
     )
-    assert finished.returncode != 0
+    assert finished.returncode == 130
+    assert f"the same command with hydra.run.dir={folder} goes on from here" in finished.stderr + finished.stdout
     assert not (folder / "result.json").exists()
     assert not (folder / "checkpoint").exists()
 
@@ -104,6 +105,26 @@ def test_several_tasks_are_all_measured(tmp_path: Path) -> None:
     finished = main("model=clip_mini", "task=[easy_classification,easy_retrieval]", *short, "steps=[evaluate]", f"hydra.run.dir={tmp_path}")
     assert finished.returncode == 0, finished.stderr
     assert list(json.loads((tmp_path / "result.json").read_text())["metrics"]["dense"]) == ["easy_classification", "easy_retrieval"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (["experiment=blip2/wanda"], ["+experiment=blip2/wanda"]),
+        (["-m", "sweeps=blip2_table1"], ["+sweeps=blip2_table1"]),
+        (
+            ["+experiment=blip2/ecoflap_first", "score=zeroth_order", "calibration=easy_vqa"],
+            ["score.measure is no option of this score", "+experiment=blip2/ecoflap_first sets it; leave it out with ~score.measure"],
+        ),
+        (["+score.noise=2"], ["score.noise is no option of this score", "noises"]),
+    ],
+)
+def test_an_option_that_is_not_there(overrides: list[str], words: list[str], tmp_path: Path) -> None:
+    finished = main(*overrides, "model=blip2_mini", "task=easy_vqa", "tracking=none", f"hydra.run.dir={tmp_path}")
+    assert finished.returncode != 0
+    for word in words:
+        assert word in " ".join((finished.stderr + finished.stdout).split())
+    assert "leave it out" not in finished.stderr or "+experiment" in overrides[0]
 
 
 @pytest.mark.parametrize(

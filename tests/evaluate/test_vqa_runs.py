@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from ecoflap.data.vqa import OKVQA, VQAV2
+from ecoflap.errors import UserError
+from ecoflap.evaluate.vqa import VqaV2
 from ecoflap.results import Result
 from tests.cli.conftest import run  # noqa: F401 - a fixture
 from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa, write_test_questions
@@ -38,13 +40,22 @@ def test_dense_and_pruned(run: Callable[..., Result], folder: Path, tmp_path: Pa
     assert pruned["questions"] == 6
 
 
-def test_blips_answers_of_a_list_for_evalai(run: Callable[..., Result], folder: Path, tmp_path: Path) -> None:  # noqa: F811
-    questions = write_test_questions(folder, VQAV2)
+def test_blips_answers_of_a_list_for_evalai(run: Callable[..., Result], tmp_path: Path) -> None:  # noqa: F811
+    hidden = tmp_path / "test_dev"  # and nothing of any other split
+    hidden.mkdir()
+    questions = write_test_questions(hidden, VQAV2)
     options = ["score=none", "tracking=none", "device=cpu", f"cache={tmp_path / 'cache'}", "sparsity=0.1", "calibration.samples=8"]
-    task = ["task=vqav2", f"task.path={folder}", "task.split=test-dev", "task.answer_list=answer_list.json", "task.batch_size=5"]
+    task = ["task=vqav2_test_dev", f"task.path={hidden}", "task.batch_size=5"]
     result = run(["model=blip_vqa_mini", *task, *options])
     assert result.metrics["dense"] == result.metrics["pruned"] == {"vqav2": {"questions": 12}}
     for which in ("dense", "pruned"):
         rows = json.loads((tmp_path / "run" / "predictions" / f"vqav2_{which}_evalai.json").read_text())
         assert [row["question_id"] for row in rows] == [10 * number for number in range(12)]
         assert sum(row["answer"] == question.target for row, question in zip(rows, questions, strict=True)) > 9
+
+
+def test_test_questions_are_looked_for_before_a_model_is_loaded(folder: Path) -> None:
+    for path in (str(folder), None):  # a folder with val's files alone, and the hub
+        with pytest.raises(UserError, match=r"v2_OpenEnded_mscoco_test-dev2015_questions\.json"):
+            VqaV2(path=path, split="test-dev").locate("task")
+    assert VqaV2(path=str(folder)).locate("task") == folder

@@ -1,0 +1,53 @@
+"""How long a text a model can read: as long as it has positions, tried on each family's own tables."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ecoflap.calibrate.text import Text
+from ecoflap.errors import UserError
+from ecoflap.evaluate.perplexity import TextPerplexity
+from ecoflap.models.text_length import most_tokens
+from tests import tiny
+
+SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20, "max_position_embeddings": 12}
+
+
+def module(family: str) -> nn.Module:
+    import transformers as hf
+
+    if family == "bert":
+        return hf.BertForMaskedLM(hf.BertConfig(**SMALL))
+    if family == "roberta":
+        return hf.RobertaForMaskedLM(hf.RobertaConfig(**SMALL))
+    return tiny.build(family).module
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["gpt2", "opt", "bert", "roberta"])
+def test_one_token_more_than_there_are_positions_fails(family: str) -> None:
+    model = module(family).eval()
+    most = most_tokens(model)
+    assert most is not None
+    model(input_ids=torch.full((1, most), 5))
+    with pytest.raises((IndexError, RuntimeError)):
+        model(input_ids=torch.full((1, most + 1), 5))
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2", "t5"])
+def test_computed_positions_have_no_end(family: str) -> None:
+    assert most_tokens(module(family)) is None
+
+
+def test_windows_that_are_too_long_are_refused(tmp_path: Path) -> None:
+    model = tiny.build("gpt2")
+    most = most_tokens(model.module)
+    assert most is not None
+    with pytest.raises(UserError, match=rf"task\.sequence_length={most + 1}: .* has positions for {most} tokens"):
+        TextPerplexity(path=str(tmp_path), sequence_length=most + 1).load(model)
+    with pytest.raises(UserError, match=rf"calibration\.sequence_length={most + 1}: .* has positions for {most} tokens"):
+        Text(path=str(tmp_path), sequence_length=most + 1).load(model, 0)
