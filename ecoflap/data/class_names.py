@@ -38,7 +38,7 @@ def _open_clip(asked: str) -> Any:
     try:
         import open_clip
     except ImportError:
-        raise UserError(f"{asked} needs the open_clip package: pip install 'ecoflap[open-clip]'; or give names and templates of your own") from None
+        raise UserError(f"{asked} needs the open_clip package: pip install -e '.[open-clip]'; or give names and templates of your own") from None
     return open_clip
 
 

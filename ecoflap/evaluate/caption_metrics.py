@@ -65,7 +65,7 @@ class CaptionMetrics:
         """
         found = importlib.util.find_spec("pycocoevalcap")
         if found is None or not found.submodule_search_locations:
-            raise UserError(f"{option} needs the package pycocoevalcap: pip install 'ecoflap[captions]'")
+            raise UserError(f"{option} needs the package pycocoevalcap: pip install -e '.[captions]'")
         folder = Path(next(iter(found.submodule_search_locations)))
         java = shutil.which("java") is not None and os.access(folder / "tokenizer", os.W_OK)  # the tokenizer writes beside itself
         spice = java and (folder / "spice" / "lib" / SPICE_MODEL).is_file()

@@ -21,7 +21,7 @@ def task_manager(include_path: str | None) -> Any:
         from lm_eval.models import huggingface  # noqa: F401
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise UserError(f"task=lm_eval needs lm-evaluation-harness ({error}); pip install 'ecoflap[lm-eval]'") from error
+        raise UserError(f"task=lm_eval needs lm-evaluation-harness ({error}); pip install -e '.[lm-eval]'") from error
     return TaskManager(include_path=None if include_path is None else str(Path(include_path).expanduser()))
 
 

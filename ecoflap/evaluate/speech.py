@@ -128,6 +128,6 @@ def word_error_rate(texts: list[str], transcripts: list[str]) -> float:
     try:
         import jiwer
     except ImportError:
-        raise UserError("task=speech counts wrong words with the package jiwer; run: pip install 'ecoflap[real-models]'") from None
+        raise UserError("task=speech counts wrong words with the package jiwer; run: pip install -e '.[real-models]'") from None
     clean = EnglishTextNormalizer({})
     return 100 * jiwer.wer([clean(text) for text in texts], [clean(text) for text in transcripts])

@@ -40,7 +40,7 @@ def require_lavis() -> None:
     except ImportError as error:
         raise UserError(
             f"this model needs salesforce-lavis, which can't be imported here ({error}); "
-            "install it into an environment of its own: pip install 'ecoflap[lavis]'"
+            "install it into an environment of its own: pip install -e '.[lavis]'"
         ) from None
 
 

@@ -23,7 +23,7 @@ def read_onnx(path: Path) -> dict[str, Tensor]:
     try:
         import onnx
     except ImportError:
-        raise UserError("reading an ONNX file needs the onnx package; run: pip install 'ecoflap[real-models]'") from None
+        raise UserError("reading an ONNX file needs the onnx package; run: pip install -e '.[real-models]'") from None
     graph = onnx.load(path).graph
     tensors = {stored.name: torch.from_numpy(onnx.numpy_helper.to_array(stored).copy()) for stored in graph.initializer}
     for number, name in _linear_weights(graph, tensors).items():

@@ -122,5 +122,5 @@ def _package() -> Any:
     try:
         import open_clip
     except ImportError:
-        raise UserError("this model needs the open_clip package: pip install 'ecoflap[open-clip]'") from None
+        raise UserError("this model needs the open_clip package: pip install -e '.[open-clip]'") from None
     return open_clip

@@ -61,7 +61,7 @@ class SmolLM2:
         try:
             from gguf import GGUFReader
         except ImportError:
-            raise UserError("reading a GGUF file needs the gguf package; run: pip install 'ecoflap[real-models]'") from None
+            raise UserError("reading a GGUF file needs the gguf package; run: pip install -e '.[real-models]'") from None
         reader = GGUFReader(path)
         module = place(read_model(reader), self.dtype, device)
         return prunable(self.name, module, read_tokenizer(reader), language_loss, selection)

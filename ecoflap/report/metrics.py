@@ -12,6 +12,7 @@ from typing import NamedTuple
 from ecoflap.errors import UserError, nearest
 from ecoflap.report.methods import Method
 from ecoflap.report.sections import Section
+from ecoflap.results.record import first_metric
 
 SMALLER_IS_BETTER = {"perplexity", "ppl", "loss", "nll", "error", "wer", "mae", "mse", "bits", "brier", "ece"}
 
@@ -124,8 +125,9 @@ def _metrics(section: Section) -> list[str]:
 
 def _headlines(section: Section) -> list[str]:
     """Each task's first metric; where runs of a task begin with different ones, each of those."""
-    firsts = [[f"{task}/{next(iter(values))}" for task, values in run.result.metrics.get("pruned", {}).items() if values] for run in section.runs]
-    return sorted(dict.fromkeys(name for names in firsts for name in names), key=lambda name: section.tasks.index(name.split("/", 1)[0]))
+    measured = [(task, first_metric(values)) for run in section.runs for task, values in run.result.metrics.get("pruned", {}).items()]
+    names = dict.fromkeys(f"{task}/{metric}" for task, metric in measured if metric is not None)
+    return sorted(names, key=lambda name: section.tasks.index(name.split("/", 1)[0]))
 
 
 def _cells(section: Section, task: str, metric: str) -> Cells:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from ecoflap.file_names import RESULT
 from ecoflap.report.table import statistics
-from ecoflap.results.record import Result
+from ecoflap.results.record import Result, first_metric
 
 STATES = ("dense", "pruned", "finetuned")
 
@@ -63,7 +63,7 @@ def read(folder: Path, metric: str | None) -> Runs:
         if "finetuned" not in result.metrics:
             continue
         task, metrics = next(iter(result.metrics["finetuned"].items()))
-        name = metric if metric is not None else next(iter(metrics))
+        name = metric if metric is not None else first_metric(metrics)
         if name in metrics:
             config = result.config
             kind = Kind(

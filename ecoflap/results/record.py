@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,14 @@ SCHEMA_VERSION = 1
 
 _NUMERIC_FIELDS = ("metrics", "sparsity", "steps")
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+COUNTS = ("questions", "pictures", "captions", "rows")
+"""What metrics are measured on; where a task has nothing else, such as answers that a server scores, it has no metric."""
+
+
+def first_metric(values: Mapping[str, float]) -> str | None:
+    """The name of the metric that leads a task's; null where it only counts."""
+    return next((name for name in values if name not in COUNTS), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +66,7 @@ class Result:
     def headline(self) -> float | None:
         """The first metric of the first task, of the fine-tuned model, else of the pruned one, else of the dense one."""
         by_task = self.metrics.get("finetuned") or self.metrics.get("pruned") or self.metrics.get("dense") or {}
-        return next((value for values in by_task.values() for value in values.values()), None)
+        return next((values[name] for values in by_task.values() if (name := first_metric(values)) is not None), None)
 
     def to_json(self) -> dict[str, Any]:
         """The record as strict JSON: fields in their order, secrets redacted, NaN and infinities as strings."""

@@ -30,7 +30,7 @@ from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa
 MINI = package_file("mini/blip2")
 POSITIONS = "vision_model.embeddings.position_embedding"
 CPU = torch.device("cpu")
-needs_captions = pytest.mark.skipif(importlib.util.find_spec("pycocoevalcap") is None, reason="pip install 'ecoflap[captions]'")
+needs_captions = pytest.mark.skipif(importlib.util.find_spec("pycocoevalcap") is None, reason="pip install -e '.[captions]'")
 
 
 def save_larger(folder: Path) -> Path:

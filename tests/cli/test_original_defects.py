@@ -37,7 +37,7 @@ def test_c4_prunes_a_t5(run: Run, tmp_path: Path, experiment: str) -> None:
 @pytest.fixture(params=["open_clip", "open_clip_eva"])
 def open_clip_model(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
     """A tiny CLIP of open_clip that a run can name: its sizes known to the package, its random weights in a file."""
-    open_clip = pytest.importorskip("open_clip", reason="pip install 'ecoflap[open-clip]'")
+    open_clip = pytest.importorskip("open_clip", reason="pip install -e '.[open-clip]'")
     tiny.register_tiny_eva()
     vision = {
         "open_clip": {"layers": 2, "width": 16, "head_width": 8, "patch_size": 4, "image_size": 8},

@@ -107,7 +107,7 @@ def test_imagenets_names_and_templates() -> None:
 
 def test_without_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(UserError, match=r"task\.templates=\[openai\] needs the open_clip package: pip install 'ecoflap\[open-clip\]'"):
+    with pytest.raises(UserError, match=r"task\.templates=\[openai\] needs the open_clip package: pip install -e '\.\[open-clip\]'"):
         PictureSource("imagenet", "val", templates=["openai"]).prompts("task")
     with pytest.raises(UserError, match=r"task\.classes=open_clip needs the open_clip package"):
         imagenet_names("open_clip", "task")

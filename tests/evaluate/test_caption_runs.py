@@ -21,7 +21,7 @@ def metrics(result: Result, task: str) -> tuple[dict[str, float], dict[str, floa
     return result.metrics["dense"][task], result.metrics["pruned"][task]
 
 
-@pytest.mark.skipif(importlib.util.find_spec("pycocoevalcap") is None, reason="pip install 'ecoflap[captions]'")
+@pytest.mark.skipif(importlib.util.find_spec("pycocoevalcap") is None, reason="pip install -e '.[captions]'")
 def test_captions_of_coco(run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setattr(shutil, "which", lambda _: None)  # METEOR's program needs seconds to start
     data = folders.karpathy(tmp_path / "coco")

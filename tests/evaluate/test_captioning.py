@@ -23,7 +23,7 @@ from ecoflap.models.prunable import PrunableModel
 from tests.data import caption_folders as folders
 
 COCO_MINI = Path(__file__).parents[3] / "shared" / "data" / "coco_mini" / "captions.jsonl"
-needs_package = pytest.mark.skipif(importlib.util.find_spec("pycocoevalcap") is None, reason="pip install 'ecoflap[captions]'")
+needs_package = pytest.mark.skipif(importlib.util.find_spec("pycocoevalcap") is None, reason="pip install -e '.[captions]'")
 needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="the tokenizer of the published scores needs java")
 
 REFERENCES = [
@@ -185,5 +185,5 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="task=nocaps needs a model that describes"):
         nocaps(tmp_path).load(model(None))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"task=nocaps needs the package pycocoevalcap: pip install 'ecoflap\[captions\]'"):
+    with pytest.raises(UserError, match=r"task=nocaps needs the package pycocoevalcap: pip install -e '\.\[captions\]'"):
         nocaps(tmp_path).load(model(Writes(folders.nocaps(tmp_path))))

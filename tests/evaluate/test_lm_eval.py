@@ -187,7 +187,7 @@ def test_options_that_are_refused_without_the_harness(tmp_path: Path, monkeypatc
         LmEval(["one"], include_path=str(tmp_path / "nowhere"))
     for name in ("lm_eval", *(name for name in sys.modules if name.startswith("lm_eval."))):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r"task=lm_eval needs lm-evaluation-harness .*pip install 'ecoflap\[lm-eval\]'"):
+    with pytest.raises(UserError, match=r"task=lm_eval needs lm-evaluation-harness .*pip install -e '\.\[lm-eval\]'"):
         LmEval(["one"]).load(tiny.build("llama"))
 
 

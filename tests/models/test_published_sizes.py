@@ -154,7 +154,7 @@ def test_llama_7b_has_224_layers() -> None:
 
 
 def test_open_clip_says_nothing_about_weights_that_nobody_asked_for(caplog: pytest.LogCaptureFixture) -> None:
-    pytest.importorskip("open_clip", reason="pip install 'ecoflap[open-clip]'")
+    pytest.importorskip("open_clip", reason="pip install -e '.[open-clip]'")
     with caplog.at_level("INFO"):
         build("model", composed(["model=eva_clip_g"]).model).load(torch.device("meta"), Selection(["vision"], []))
     assert caplog.messages == []

@@ -12,6 +12,7 @@ from ecoflap.errors import UserError
 from ecoflap.report.metrics import MetricTable, make_tables, statistics
 from ecoflap.report.runs import read_runs
 from ecoflap.report.sections import make_sections
+from ecoflap.results import Result
 from tests.report.conftest import write_run
 
 SUITE = {"mean": {"accuracy": 75.0, "tasks": 2.0}, "dtd": {"accuracy": 70.0, "top_5": 90.0}, "eurosat": {"accuracy": 80.0, "top_5": 95.0}}
@@ -78,3 +79,10 @@ def test_missing_cells_stay_missing(tmp_path: Path) -> None:
     (table,) = tables(tmp_path)
     assert table.sparsities == [0.5, 0.7]
     assert [list(row) for row in table.cells.values()] == [[0.7], [0.5]]
+
+
+def test_a_count_is_no_metric(tmp_path: Path) -> None:
+    """Of answers that a server scores, a run knows only how many there are."""
+    write_run(tmp_path, "a", {"vqav2": {"questions": 12.0}, "gqa": {"questions": 12.0, "accuracy": 1.0}}, dense=None)
+    assert [table.name for table in tables(tmp_path)] == ["gqa/accuracy"]
+    assert Result.read(tmp_path / "a" / "result.json").headline() == 1.0

@@ -13,7 +13,7 @@ from ecoflap.results import Result, sparsity_section
 
 def write(folder: Path, seed: int, figures: dict[str, float]) -> None:
     config = {"model": {"name": "m"}, "pruner": {"name": "wanda"}, "score": {"name": "none"}, "finetune": {"name": "full"}, "sparsity": 0.5}
-    metrics = {state: {"vqa": {"accuracy": value, "count": 3.0}} for state, value in figures.items()}
+    metrics = {state: {"vqa": {"questions": 3.0, "accuracy": value}} for state, value in figures.items()}
     section = sparsity_section({}, 0.5, 10)
     folder.mkdir(parents=True)
     Result(config={**config, "seed": seed}, versions={}, git=None, model={}, data={}, metrics=metrics, sparsity=section, steps={}).write(
@@ -32,7 +32,7 @@ def test_means_over_seeds_and_the_recovered_share(tmp_path: Path, capsys: pytest
 
 def test_nothing_lost_is_nothing_to_recover(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(tmp_path / "0", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 80.0})
-    assert main([str(tmp_path), "--metric", "count"]) == 0
+    assert main([str(tmp_path), "--metric", "questions"]) == 0
     assert "nothing lost" in capsys.readouterr().out
 
 
