@@ -52,7 +52,7 @@ class MeanSquare:
 
     def kept(self) -> Tensor:
         """The sums and the number of tokens, [cols + 1], fp64, on the CPU: nothing is rounded."""
-        return torch.cat([self.sum.double(), torch.tensor([float(self.tokens)], dtype=torch.float64, device=self.sum.device)]).cpu()
+        return torch.cat([self.sum.cpu().double(), torch.tensor([float(self.tokens)], dtype=torch.float64)])
 
     @classmethod
     def restored(cls, kept: Tensor) -> MeanSquare:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -64,11 +64,18 @@ def shared_folder(folder: Path) -> Path:
 
 
 @torch.no_grad()
-def agree(model: PrunableModel, masks: Mapping[str, Tensor]) -> None:
+def agree(model: PrunableModel, masks: MutableMapping[str, Tensor]) -> None:
     """Give the first process's weights and masks to all, in place."""
     if not distributed.is_initialized():
         return
-    for tensor in (*model.module.state_dict().values(), *masks.values()):
-        shared = tensor.detach().to(device="cpu", copy=True).contiguous()
-        distributed.broadcast(shared, src=0)
-        tensor.copy_(shared)
+    for tensor in model.module.state_dict().values():
+        tensor.copy_(_of_first(tensor))
+    for name in masks:
+        masks[name] = _of_first(masks[name])
+
+
+def _of_first(tensor: Tensor) -> Tensor:
+    """What the first process has in a tensor's place, on the CPU."""
+    shared = tensor.detach().to(device="cpu", copy=True).contiguous()
+    distributed.broadcast(shared, src=0)
+    return shared

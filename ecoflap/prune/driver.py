@@ -94,12 +94,10 @@ def _prune_block(
 ) -> float:
     """Prune the block whose turn it is, and move on through it; returns the seconds that it took."""
     started, block, residence = time.perf_counter(), flow.tower.blocks[index], flow.model.residence
-    statistics: Statistics | None
-    if given is None:
-        statistics = measure_block(flow, index, pruner.statistic, dense)
-    else:
-        statistics = {layer: MeanSquare.restored(given[layer.name].to(layer.weight.device)) for layer in block.layers}
+    statistics: Statistics | None = None if given is not None else measure_block(flow, index, pruner.statistic, dense)
     with residence.using(block):
+        if given is not None:
+            statistics = {layer: MeanSquare.restored(given[layer.name].to(layer.weight.device)) for layer in block.layers}
         prune_layers(block.layers, statistics, pruner, allocation, report)
         if block.layers:
             residence.changed(block)

@@ -20,10 +20,11 @@ from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.console import track
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.models.layers import Layer
-from ecoflap.models.prunable import PrunableModel, quiet_forward, samples_in
+from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward, samples_in
 from ecoflap.ops import select_globally
 from ecoflap.prune.report import BlockReport, PruneReport
-from ecoflap.score.first_order import streaming_gradients
+from ecoflap.score.first_order import differentiate, scales, streaming_gradients
+from ecoflap.score.recompute import recomputing
 
 SCOPES = ("model", "tower")
 OnBlock = Callable[[BlockReport], None]
@@ -128,22 +129,38 @@ def check_scope(scope: str) -> None:
 
 
 def mean_gradients(model: PrunableModel, batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean over samples of each batch's |gradient|, per layer as its parameter is stored, on the CPU in fp32."""
+    """Mean over samples of each batch's |gradient|, per layer as its parameter is stored, on the CPU in fp32.
+
+    Raises:
+        NumericalError: a loss is not finite.
+        UserError: the losses depend on none of the layers.
+    """
     sums = {layer.name: torch.zeros(layer.weight.shape) for layer in model.layers}
     total = sum(samples_in(batch) for batch in batches)
     with quiet_forward(model.module):
-        for index, batch in enumerate(track(batches, "gradients", total=len(batches))):
-            share = samples_in(batch) / total
-
-            def add(layer: Layer, gradient: Tensor, share: float = share) -> None:
-                sums[layer.name] += share * gradient.cpu()
-
-            with streaming_gradients(model.layers, lambda _, gradient: gradient.abs(), add):
-                loss = model.loss(batch).mean()
-                if not torch.isfinite(loss):
-                    raise NumericalError(f"the loss of calibration batch {index} is {loss.item()}; prune less, or use model.dtype=float32")
-                loss.backward()
+        for batch in track(batches, "gradients", total=len(batches)):
+            gradients, scale = _gradients(model, batch)
+            for name, gradient in gradients.items():
+                sums[name].add_(gradient.float().abs(), alpha=samples_in(batch) / total / scale)
+    if not any(bool(gradient.any()) for gradient in sums.values()):
+        raise UserError("the loss depends on none of the layers; leave their towers out of towers, or choose another model.loss")
     return sums
+
+
+def _gradients(model: PrunableModel, batch: Batch) -> tuple[dict[str, Tensor], float]:
+    """The gradient of each layer that the loss of a batch depends on, in the layer's dtype, on the CPU; and by what it is too large."""
+    found: dict[str, Tensor] = {}
+    for scale in scales(model):
+        found.clear()
+
+        def keep(layer: Layer, gradient: Tensor) -> None:
+            found[layer.name] = gradient.to(layer.weight.dtype).cpu()
+
+        with streaming_gradients(model.layers, lambda _, gradient: gradient, keep), recomputing(model.blocks):
+            differentiate(model, batch, scale)
+        if all(bool(torch.isfinite(gradient).all()) for gradient in found.values()):
+            break
+    return found, scale
 
 
 def choose(model: PrunableModel, scope: str, sparsity: float, metric: Callable[[Layer], Tensor]) -> dict[str, Tensor]:

@@ -6,14 +6,12 @@ reduced to its products with the draws inside the pass, and freed.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from ecoflap.errors import NumericalError
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import Batch, PrunableModel
 from ecoflap.ops import gaussian
-from ecoflap.score.first_order import streaming_gradients
+from ecoflap.score.first_order import differentiate, streaming_gradients
 from ecoflap.score.probing import Noise
 from ecoflap.score.recompute import recomputing
 
@@ -34,12 +32,9 @@ def slopes(model: PrunableModel, batch: Batch, draws: int, noise: Noise) -> dict
 
     def along_draws(layer: Layer, gradient: Tensor) -> None:
         directions = (layer.oriented(gaussian(layer.shape, *noise, layer.name, draw, device=gradient.device)) for draw in range(draws))
-        found[layer] = [abs(float((gradient * direction).sum(dtype=torch.float64))) for direction in directions]
+        # Rows in fp32, their sum in fp64, which not every accelerator has.
+        found[layer] = [abs(float((gradient * direction).sum(dim=1).cpu().double().sum())) for direction in directions]
 
     with streaming_gradients(model.layers, lambda _, gradient: gradient, along_draws), recomputing(model.blocks):
-        loss = model.loss(batch).mean()
-        if not torch.isfinite(loss):
-            raise NumericalError(f"the loss of a calibration batch is {loss.item()}; the model or the data are damaged")
-        if loss.requires_grad:  # false where it depends on none of the layers
-            loss.backward()  # type: ignore[no-untyped-call]
+        differentiate(model, batch)
     return found

@@ -83,21 +83,19 @@ class FirstOrder:
         with quiet_forward(model.module):
             for index, batch in enumerate(track(batches, "score", total=len(batches))):
                 count = samples_in(batch)
-                for layer, value in self._measure(model, batch, index).items():
+                for layer, value in self._measure(model, batch).items():
                     averages[layer.name].add(value, count, f"{layer.name} (batch {index})")
         count_untouched(averages)
         return collect(self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration)), "batches": len(batches)})
 
-    def _measure(self, model: PrunableModel, batch: Batch, index: int) -> dict[Layer, float]:
+    def _measure(self, model: PrunableModel, batch: Batch) -> dict[Layer, float]:
         """The measure of each layer that the loss of a batch depends on.
-
-        The smallest gradients of an fp16 model would be rounded to zero, so its loss is scaled up as far as nothing overflows.
 
         Raises:
             NumericalError: the loss is not finite.
         """
         measure, values = MEASURES[self.measure], dict[Layer, float]()
-        for scale in SCALES if any(layer.weight.dtype == torch.float16 for layer in model.layers) else (1.0,):
+        for scale in scales(model):
             values.clear()
 
             def unscaled(weight: Tensor, gradient: Tensor, scale: float = scale) -> Tensor:
@@ -108,16 +106,28 @@ class FirstOrder:
                 # Blocks that are away after their forward pass are recomputed whatever was asked for: their weights come back with them.
                 recomputing(model.blocks if self.recompute or model.residence.kind != "none" else ()),
             ):
-                loss = model.loss(batch).mean()
-                if not torch.isfinite(loss):
-                    raise NumericalError(
-                        f"the loss of calibration batch {index} is {loss.item()}; the model or the data are damaged, or the dtype overflows"
-                    )
-                if loss.requires_grad:  # false where it depends on none of the layers
-                    (loss * scale).backward()
+                differentiate(model, batch, scale)
             if all(map(math.isfinite, values.values())):
                 break
         return values
+
+
+def scales(model: PrunableModel) -> tuple[float, ...]:
+    """What to multiply a loss by before it is differentiated, the first at which nothing overflows: fp16 rounds the smallest gradients to zero."""
+    return SCALES if any(layer.weight.dtype == torch.float16 for layer in model.layers) else (1.0,)
+
+
+def differentiate(model: PrunableModel, batch: Batch, scale: float = 1.0) -> None:
+    """Run the backward pass of a batch's mean loss; of none where it depends on none of the layers.
+
+    Raises:
+        NumericalError: the loss is not finite.
+    """
+    loss = model.loss(batch).mean()
+    if not torch.isfinite(loss):
+        raise NumericalError(f"the loss of a calibration batch is {loss.item()}; the model or the data are damaged, or the dtype overflows")
+    if loss.requires_grad:
+        (loss * scale).backward()
 
 
 @contextmanager

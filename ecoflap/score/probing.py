@@ -44,11 +44,14 @@ def probing(probes: Sequence[Probe], eps: float, noise: Noise) -> Iterator[None]
 
 
 def _nudge(layer: Layer, places: Sequence[tuple[int, Probe]], copies: int, eps: float, noise: Noise) -> Any:
-    draws = {probe.draw: gaussian(layer.shape, *noise, layer.name, probe.draw, device=layer.weight.device) for _, probe in places}
+    # The block may be away now, and its weights' place nowhere in particular; the inputs say where it runs.
+    draws = {probe.draw: gaussian(layer.shape, *noise, layer.name, probe.draw) for _, probe in places}
 
     def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         inputs, result = arguments[0], output.float().clone()
         samples = len(inputs) // copies  # or samples x tokens: some blocks flatten the two before a layer
+        for draw, directions in draws.items():
+            draws[draw] = directions.to(inputs.device)
         for copy, probe in places:
             rows = slice(copy * samples, (copy + 1) * samples)
             result[rows] += probe.sign * eps * (inputs[rows].float() @ draws[probe.draw].t())

@@ -189,7 +189,7 @@ class ZerothOrder:
                 return self._losses([Probe(*pair, sign) for pair in pairs[:count] for sign in (1.0, -1.0)], block, runner, stack, noise)
 
             losses, done = size.run(len(pairs), together)
-            means = losses.double().mean(dim=1)
+            means = losses.cpu().double().mean(dim=1)  # not every accelerator has fp64
             for (layers, draw), plus, minus in zip(pairs[:done], means[0::2].tolist(), means[1::2].tolist(), strict=True):
                 yield layers, draw, abs(plus - minus) / (2 * self.eps)
             pairs = pairs[done:]

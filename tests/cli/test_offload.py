@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from ecoflap.errors import UserError
+from ecoflap.models.residence import is_absent
 from ecoflap.results import Result, verify
 
 Run = Callable[..., Result]
@@ -59,6 +62,36 @@ def test_the_same_weights_scores_and_metrics(run: Run, text_run: list[str], tmp_
         assert scores[0] == scores[1]
     assert not (tmp_path / "away" / "offload").exists()
     assert verify(tmp_path / "away") == []
+
+
+class NoPlace(TorchFunctionMode):
+    """Nobody may ask where a weight is that is away: its stand-in is on the CPU, wherever its block runs."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func == torch.Tensor.device.__get__ and is_absent(args[0]):
+            raise AssertionError("the device of a weight that is away was asked for")
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["score=zeroth_order"],
+        ["score=zeroth_order", "score.probe=block"],
+        ["score=zeroth_order", "score.probe=derivative"],
+        ["score=first_order"],
+        ["score=local"],
+        ["score=none", "propagate=dense"],
+        ["score=none", "pruner=sparsegpt"],
+        ["score=none", "pruner=magnitude"],
+    ],
+    ids=lambda options: options[-1],
+)
+def test_blocks_are_computed_where_they_run(run: Run, text_run: list[str], offload: str, options: list[str]) -> None:
+    """What no machine without an accelerator would notice."""
+    with NoPlace():
+        run([*without_scores(text_run), *options, f"runtime.offload={offload}", "cache_mode=off"])
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

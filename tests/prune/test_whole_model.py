@@ -2,11 +2,13 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.causal_lm import language_loss
+from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import PrunableModel
-from ecoflap.prune.whole_model import GlobalGradient, GlobalMagnitude
+from ecoflap.prune.whole_model import GlobalGradient, GlobalMagnitude, mean_gradients
 from tests import tiny
 
 
@@ -70,6 +72,30 @@ def test_a_removed_weight_never_comes_back() -> None:
     _, first = GlobalGradient("model", 1).prune(tiny.build("llama"), calibration, 0.5**3, lambda _: None)
     _, third = GlobalGradient("model", 3).prune(model, calibration, 0.5, lambda _: None)
     assert not any((third.masks[name] & ~mask).any() for name, mask in first.masks.items())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_gradients(dtype: torch.dtype) -> None:
+    model, calibration = tiny.build("llama"), tiny.samples("llama")
+    with torch.no_grad():
+        model.module.lm_head.weight.mul_(1e-5)  # the loss hardly moves: in fp16 most gradients are below the smallest number
+    model.module.to(dtype)
+    half = mean_gradients(model, calibration.batches(1))
+    model.module.float()
+    whole = mean_gradients(model, calibration.batches(1))
+    for name, gradient in whole.items():
+        assert float((half[name] - gradient).norm()) < 0.1 * float(gradient.norm()), name
+
+
+def test_a_tower_that_the_loss_does_not_see() -> None:
+    module = tiny.build("llama").module
+    module.model.layers[1].spare = nn.Linear(4, 4)
+    calibration = tiny.samples("llama")
+    _, report = GlobalGradient().prune(prunable("tiny", module, None, language_loss, Selection()), calibration, 0.1, lambda _: None)
+    assert not report.masks["model.layers.1.spare.weight"].any()  # worth nothing, and the first to go
+    alone = prunable("tiny", module, None, language_loss, Selection(None, [r"^(?!.*spare).*$"]))
+    with pytest.raises(UserError, match="the loss depends on none of the layers"):
+        GlobalGradient().prune(alone, calibration, 0.1, lambda _: None)
 
 
 def test_blocks_are_reported() -> None:

@@ -147,7 +147,7 @@ def test_damaged_weight(value: float) -> None:
     model = tiny.build("llama")
     with torch.no_grad():
         model.layers[3].weight[0, 0] = value
-    with pytest.raises(NumericalError, match="the loss of calibration batch 0 is nan"):
+    with pytest.raises(NumericalError, match="the loss of a calibration batch is nan"):
         FirstOrder()(model, tiny.samples("llama"), 0)
     assert all(parameter.requires_grad for parameter in model.module.parameters())
 
