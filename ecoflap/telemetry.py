@@ -80,13 +80,14 @@ def out_of_memory(error: RuntimeError) -> bool:
 
 
 def free_memory(device: Any) -> int:
-    """Bytes that are free on a ``torch.device``; the host's for a device that doesn't say."""
+    """Bytes that are free on a ``torch.device``, those that PyTorch's allocator keeps unused included; the host's for a device that doesn't say."""
     import psutil
     import torch
 
     if device.type == "cpu" or not hasattr(module := torch.get_device_module(device), "mem_get_info"):
         return int(psutil.virtual_memory().available)
-    return int(module.mem_get_info(device)[0])
+    unused = module.memory_reserved(device) - module.memory_allocated(device) if hasattr(module, "memory_reserved") else 0
+    return int(module.mem_get_info(device)[0] + unused)
 
 
 def _accelerator() -> Any | None:

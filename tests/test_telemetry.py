@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -87,3 +88,11 @@ def test_accelerator_peak_is_preferred_when_it_was_used(monkeypatch: pytest.Monk
 def test_torch_without_an_accelerator_namespace(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch, "accelerator")
     assert telemetry._accelerator() is None
+
+
+def test_what_the_allocator_keeps_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep's next model goes where the last one's peak was."""
+    allocator = SimpleNamespace(mem_get_info=lambda _: (10, 100), memory_reserved=lambda _: 60, memory_allocated=lambda _: 20)
+    monkeypatch.setattr(torch, "get_device_module", lambda _: allocator)
+    assert telemetry.free_memory(torch.device("cuda")) == 50
+    assert telemetry.free_memory(torch.device("cpu")) > 100

@@ -6,6 +6,7 @@ reach each block whatever the release of transformers calls them. Only the hidde
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,6 +45,10 @@ class BlockCall:
     def tensors(self) -> list[Tensor]:
         """The tensors that the block gets beside the hidden states, such as the states that a cross-attention reads."""
         return [value for value in (*self.arguments, *self.keywords.values()) if isinstance(value, Tensor)]
+
+    def changed(self, change: Callable[[Any], Any]) -> BlockCall:
+        """The same call with each of its arguments put through a function."""
+        return BlockCall(tuple(map(change, self.arguments)), {name: change(value) for name, value in self.keywords.items()}, self.place)
 
 
 def take_out_hidden(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[BlockCall, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,21 +23,27 @@ from ecoflap.models.prunable import Batch, PrunableModel, samples_in
 from ecoflap.models.residence import Residence
 from ecoflap.models.towers import Tower
 
+LARGE = 2**20  # bytes
+
 
 class Stream:
     """One pass through a tower; a batch that a model sends through it several times (texts alone, then with images) makes several.
 
     Attributes:
-        calls: the other arguments of each block.
         counted: which tokens are real, [batch, tokens], for the sequence and its parts; none where all are.
         finite: no hidden state is NaN or infinite.
         waiting: the hidden states, put away.
     """
 
     def __init__(self, hidden: Tensor, calls: list[BlockCall], counted: tuple[Tensor, ...], residence: Residence) -> None:
-        """``residence``: where the hidden states wait."""
-        self.calls, self.counted, self._residence = calls, counted, residence
+        """``calls``: the other arguments of each block; ``residence``: where the hidden states wait, and those of them that are as large."""
+        self.counted, self._residence = counted, residence
+        self._calls = put_away(calls, residence)
         self.hidden = hidden
+
+    def call(self, index: int) -> BlockCall:
+        """The other arguments of a block."""
+        return self._calls[index].changed(lambda value: value.read() if isinstance(value, Waiting) else value)
 
     @property
     def hidden(self) -> Tensor:
@@ -47,6 +54,22 @@ class Stream:
     def hidden(self, hidden: Tensor) -> None:
         self.finite = bool(torch.isfinite(hidden).all())
         self.waiting = Waiting(hidden, self._residence)
+
+
+def put_away(calls: Sequence[BlockCall], residence: Residence) -> list[BlockCall]:
+    """Let large arguments wait like hidden states: a position bias, the states that a cross-attention reads. What blocks share waits once."""
+    if residence.kind == "none":
+        return list(calls)
+    waiting: dict[int, Waiting] = {}
+
+    def put(value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.nbytes < LARGE:
+            return value
+        if id(value) not in waiting:
+            waiting[id(value)] = Waiting(value, residence)
+        return waiting[id(value)]
+
+    return [call.changed(put) for call in calls]
 
 
 class Flow:
@@ -132,7 +155,7 @@ class Flow:
     def leave(self, index: int) -> None:
         """Replace each stream's hidden states by the block's output on them."""
         for stream in self.streams:
-            stream.hidden = stream.calls[index].run(self.tower.blocks[index].module, stream.hidden)
+            stream.hidden = stream.call(index).run(self.tower.blocks[index].module, stream.hidden)
 
     def passed(self) -> Passed | None:
         """The tower, when its last block is left; null where it has to be computed again."""
@@ -140,7 +163,7 @@ class Flow:
         if not self.streams or last not in self._shortcuts:
             return None
         outputs = [[stream.waiting for stream in streams] for streams in self._of_batches]
-        return Passed(self.tower, self._shortcuts, self.streams[0].calls[-1], outputs)
+        return Passed(self.tower, self._shortcuts, self.streams[0].call(-1), outputs)
 
 
 def flows(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch]) -> Iterator[Flow]:

@@ -26,7 +26,10 @@ def resolve_device(name: str) -> torch.device:
         if torch.device(name).type == "meta":
             raise RuntimeError("it holds no weights")
         torch.empty(0, device=name)
-        return torch.device(name)
+        device = torch.device(name)
+        if device.index is not None and device.type == getattr(torch.accelerator.current_accelerator(), "type", None):
+            torch.accelerator.set_device_index(device.index)  # of memory's figures, for one
+        return device
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device={name} is not usable here ({str(error).splitlines()[0]}); device=auto or device=cpu is") from None
 

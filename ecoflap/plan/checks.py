@@ -39,6 +39,11 @@ def check_options(plan: Plan) -> None:
     check_offload(offload)
     if offload != "none" and plan.finetuner is not None:
         raise UserError(f"runtime.offload={offload}: finetune trains all weights at once, so they have to be in memory")
+    if plan.finetuner is not None and config["device"].partition(":")[2] not in ("", "0"):
+        raise UserError(
+            f"device={config['device']}: finetune trains on the first accelerator that it sees (the trainer's rule); "
+            f"use device=auto with CUDA_VISIBLE_DEVICES={config['device'].partition(':')[2]}"
+        )
     if offload != "none" and isinstance(plan.pruner, WholeModelPruner):
         raise UserError(f"pruner={plan.pruner.name} compares all weights at once, so they have to be in memory; use runtime.offload=none")
 

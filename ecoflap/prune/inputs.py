@@ -48,7 +48,7 @@ def measure_block(flow: Flow, index: int, kind: type[MeanSquare] | type[Gram] | 
     statistics = InputStatistics(kind)
     with statistics.gathering(block.layers, stop=not dense):
         for stream in streams:
-            call = stream.calls[index]
+            call = stream.call(index)
             statistics.look_at(stream.counted, call.tensors)
             with suppress(Enough):
                 output = call.run(block.module, stream.hidden)

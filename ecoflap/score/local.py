@@ -81,8 +81,9 @@ class Local:
                     statistics = InputStatistics(kind)
                     with statistics.gathering(block.layers):
                         for stream in flow.enter(index):
-                            statistics.look_at(stream.counted, stream.calls[index].tensors)
-                            stream.hidden = stream.calls[index].run(block.module, stream.hidden)
+                            call = stream.call(index)
+                            statistics.look_at(stream.counted, call.tensors)
+                            stream.hidden = call.run(block.module, stream.hidden)
                     with model.residence.using(block):
                         for layer in block.layers:
                             averages[layer.name].add(measure(layer.matrix(), statistics[layer]).item(), 1.0, layer.name)

@@ -16,7 +16,7 @@ from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.residence import AT_A_TIME
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.score.pass_size import ENOUGH
-from ecoflap.steps.sample_cost import SampleCost, block_bytes
+from ecoflap.steps.sample_cost import WIDE, SampleCost, block_bytes
 from ecoflap.telemetry import free_memory
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ class Need:
         states: hidden states and block outputs that are kept.
         work: activations of one pass, gradients, statistics.
         elsewhere: hidden states that wait on the CPU or the disk.
+        wide: the weights are held in fp32, whatever the model's dtype.
     """
 
     step: str
@@ -39,6 +40,7 @@ class Need:
     states: int
     work: int
     elsewhere: int = 0
+    wide: bool = False
 
     @property
     def total(self) -> int:
@@ -62,22 +64,23 @@ def memory_plan(model: PrunableModel, cost: SampleCost, samples: int, batch_size
 
 
 def _scoring(model: PrunableModel, cost: SampleCost, samples: int, scorer: Any) -> Need:
-    weights, batch = weights_in_use(model), min(scorer.batch_size, samples)
-    largest = max(layer.size for layer in model.layers)
+    batch, largest = min(scorer.batch_size, samples), max(layer.size for layer in model.layers)
+    wide = scorer.name == "zeroth_order"
+    weights, cost = weights_in_use(model, WIDE if wide else 1), cost.in_float32(model) if wide else cost
     if scorer.name == "first_order" or getattr(scorer, "probe", None) == "derivative":
         # The inputs of all blocks are kept; the logits and their gradient are alive together; one layer's gradient is reduced at a time.
-        return Need("score", weights, batch * cost.outputs, batch * 2 * max(cost.forward, cost.block) + 3 * 4 * largest)
+        return Need("score", weights, batch * cost.outputs, batch * 2 * max(cost.forward, cost.block) + 3 * 4 * largest, wide=wide)
     if scorer.name == "zeroth_order":
         pair, pairs = 2 * batch * cost.forward, max(1, scorer.samples_per_pass // (2 * batch))
-        return Need("score", weights, batch * cost.outputs, min(pairs * pair, max(pair, ENOUGH)) + 4 * largest)
+        return Need("score", weights, batch * cost.outputs, min(pairs * pair, max(pair, ENOUGH)) + 4 * largest, wide=wide)
     return _waiting(model, "score", cost, samples, batch, 0)
 
 
 def _pruning(model: PrunableModel, cost: SampleCost, samples: int, batch_size: int, pruner: Any) -> Need:
     largest, batch = max(layer.size for layer in model.layers), min(batch_size, samples)
-    if isinstance(pruner, WholeModelPruner):  # a backward pass, and a number per weight
-        sums = 4 * sum(layer.size for layer in model.layers)
-        return Need("prune", weights_in_use(model), batch * cost.outputs, batch * 2 * cost.forward + sums)
+    if isinstance(pruner, WholeModelPruner):  # a backward pass; sums and gradients of all weights are on the CPU
+        sums = 2 * 4 * sum(layer.size for layer in model.layers) if model.device.type == "cpu" else 0
+        return Need("prune", weights_in_use(model), batch * cost.outputs, batch * 2 * max(cost.forward, cost.block) + sums)
     statistics = 0
     if pruner.statistic is Gram:
         columns = [[layer.shape[1] for layer in block.layers] for block in model.blocks if block.layers]
@@ -95,10 +98,10 @@ def _waiting(model: PrunableModel, step: str, cost: SampleCost, samples: int, ba
     return Need(step, weights_in_use(model), batch * cost.states, work, waiting)
 
 
-def weights_in_use(model: PrunableModel) -> int:
-    """Bytes of the weights that are on the device at a time."""
-    everything = sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.module.parameters())
-    blocks = block_bytes(model)
+def weights_in_use(model: PrunableModel, width: int = 1) -> int:
+    """Bytes of the weights that are on the device at a time, at ``width`` bytes a number or their own, if that is more."""
+    everything = sum(parameter.numel() * max(parameter.dtype.itemsize, width) for parameter in model.module.parameters())
+    blocks = block_bytes(model, width)
     return everything if model.residence.kind == "none" else everything - sum(blocks) + AT_A_TIME * max(blocks)
 
 
@@ -109,8 +112,8 @@ def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:
     rows = [(need.step, *map(megabytes, (need.weights, need.states, need.work, need.total, *([need.elsewhere] if away else [])))) for need in needs]
     columns = ["step", "weights", "hidden states", "one pass", "altogether", *away]
     table(f"memory at a time, about, on {model.device} ({megabytes(free)} free beside the loaded weights)", columns, rows)
+    held = weights_in_use(model) if kind == "none" else 0  # loaded by now
     for need in needs:
-        held = need.weights if kind == "none" else 0  # loaded by now
         if need.total - held > free:
             log.warning("%s may need %s and there are %s free: %s", need.step, megabytes(need.total - held), megabytes(free), what_helps(need, kind))
 
@@ -120,7 +123,8 @@ def what_helps(need: Need, kind: str) -> str:
     parts = {
         need.work: f"use a smaller {'score.' if need.step == 'score' else ''}batch_size",
         need.states: "use fewer samples, or a smaller score.batch_size" if need.step == "score" else "use runtime.offload=cpu, or fewer samples",
-        need.weights: "use model.dtype=bfloat16" + ("" if kind == "disk" else f", or runtime.offload={'cpu' if kind == 'none' else 'disk'}"),
+        need.weights: ("use score=first_order, which needs no fp32 copy" if need.wide else "use model.dtype=bfloat16")
+        + ("" if kind == "disk" else f", or runtime.offload={'cpu' if kind == 'none' else 'disk'}"),
     }
     return parts[max(parts)]
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from ecoflap.calibrate.block_call import first_tensor
+from ecoflap.calibrate.block_call import first_tensor, take_out_hidden
 from ecoflap.calibrate.capture import without_head
 from ecoflap.calibrate.samples import CalibrationSet, stack
 from ecoflap.calibrate.shortcut import taking
@@ -19,13 +19,15 @@ from ecoflap.models.prunable import PrunableModel, quiet_forward
 from ecoflap.models.residence import AT_A_TIME
 from ecoflap.score.pass_size import LiveBytes
 
+WIDE = 4  # bytes of an fp32 number
+
 
 @dataclass(frozen=True)
 class SampleCost:
     """Bytes that the activations of one sample take.
 
     Attributes:
-        states: hidden states at one place of each tower; those of finished towers are kept for later ones.
+        states: hidden states at one place of each tower, and what its blocks get beside; those of finished towers are kept for later ones.
         outputs: what all blocks put out.
         block: inside a block, at most.
         forward: in a whole forward pass, at most.
@@ -36,6 +38,11 @@ class SampleCost:
     block: int
     forward: int
 
+    def in_float32(self, model: PrunableModel) -> SampleCost:
+        """The same while the model is held in fp32."""
+        wider = WIDE / min(WIDE, *(layer.weight.dtype.itemsize for layer in model.layers))
+        return SampleCost(*(int(wider * size) for size in vars(self).values()))
+
 
 @torch.no_grad()
 def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost:
@@ -44,17 +51,39 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost
     first = [tower.blocks[0].module for tower in model.towers]
     outputs: Counter[nn.Module] = Counter()
     head = without_head(model.module)
-    with quiet_forward(model.module), taking(head), LiveBytes() as live, _inside_blocks(model, live, outputs, head) as inside:
+    with (
+        quiet_forward(model.module),
+        taking(head),
+        LiveBytes() as live,
+        _arguments(model) as arguments,
+        _inside_blocks(model, live, outputs, head) as inside,
+    ):
         model.loss(stack([largest]))
     logits = sum(outputs.pop(module, 0) for module in head)
     # Weights that come in meanwhile are no activations.
     coming = 0 if model.residence.kind == "none" else max(block_bytes(model))
     return SampleCost(
-        states=sum(outputs[module] for module in first),
+        states=sum(outputs[module] for module in first) + sum(tensor.nbytes for tensor in arguments.values()),
         outputs=sum(outputs.values()),
         block=max(max(inside) - coming, 0),
         forward=max(live.peak - AT_A_TIME * coming, 0) + logits,
     )
+
+
+@contextmanager
+def _arguments(model: PrunableModel) -> Iterator[dict[int, Tensor]]:
+    """What the blocks get beside the hidden states during a forward pass, each tensor once."""
+    found: dict[int, Tensor] = {}
+
+    def see(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        found.update({id(tensor): tensor for tensor in take_out_hidden(arguments, keywords)[0].tensors})
+
+    handles = [block.module.register_forward_pre_hook(see, with_kwargs=True) for block in model.blocks]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @contextmanager
@@ -86,6 +115,6 @@ def _inside_blocks(model: PrunableModel, live: LiveBytes, outputs: Counter[nn.Mo
             handle.remove()
 
 
-def block_bytes(model: PrunableModel) -> list[int]:
-    """Bytes of each block's weights."""
-    return [sum(p.numel() * p.dtype.itemsize for p in block.module.parameters()) for block in model.blocks]
+def block_bytes(model: PrunableModel, width: int = 1) -> list[int]:
+    """Bytes of each block's weights, at ``width`` bytes a number or their own, if that is more."""
+    return [sum(p.numel() * max(p.dtype.itemsize, width) for p in block.module.parameters()) for block in model.blocks]

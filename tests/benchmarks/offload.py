@@ -30,7 +30,7 @@ def prepare(folder: str) -> dict[str, Any]:
     with quiet_forward(module), torch.no_grad():
         stream = Flow(model, model.towers[0], [calibration.batches(BATCH)[0]]).streams[0]
         with LiveBytes() as live:
-            stream.calls[0].run(model.blocks[0].module, stream.hidden)
+            stream.call(0).run(model.blocks[0].module, stream.hidden)
     return {"model_bytes": sum(p.numel() * p.element_size() for p in module.parameters()), "activation_bytes": live.peak}
 
 

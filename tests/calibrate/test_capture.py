@@ -1,13 +1,18 @@
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.calibrate.block_call import first_tensor
+from ecoflap.calibrate import capture
+from ecoflap.calibrate.block_call import first_tensor, same_arguments
 from ecoflap.calibrate.capture import Flow, flows
 from ecoflap.calibrate.passed import Passages
 from ecoflap.errors import UserError
 from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward
+from ecoflap.models.residence import Residence
 from ecoflap.models.towers import Block, Tower
 from tests import tiny
 
@@ -110,7 +115,39 @@ def test_t5_position_bias_of_the_first_block_reaches_the_later_ones(name: str) -
         after = Flow(model, tower, [batch]).streams[0]
         second = tower.blocks[1].module
         assert torch.equal(before.hidden, after.hidden)
-        assert not torch.allclose(before.calls[1].run(second, before.hidden), after.calls[1].run(second, after.hidden))
+        assert not torch.allclose(before.call(1).run(second, before.hidden), after.call(1).run(second, after.hidden))
+
+
+class Elsewhere(Residence):
+    """Hidden states wait on the disk; weights stay where they are."""
+
+    kind = "disk"
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", ["t5", "blip2_t5", "llama"])
+def test_large_arguments_wait_like_hidden_states(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A position bias of long texts is larger than they are; what all blocks of a pass share waits once."""
+    if family not in tiny.FAMILIES:
+        pytest.skip(f"{family} is not in the installed transformers")
+    monkeypatch.setattr(capture, "LARGE", 1)
+    model = tiny.build(family)
+    batches = tiny.samples(family).batches(2)
+    away = replace(model, residence=Elsewhere(tmp_path / "waiting"))
+    with quiet_forward(model.module):
+        for tower in model.towers:
+            plain, other = Flow(model, tower, batches), Flow(away, tower, batches)
+            for stream, put in zip(plain.streams, other.streams, strict=True):
+                calls = [(stream.call(index), put.call(index)) for index in range(len(tower.blocks))]
+                assert all(same_arguments(one, two) for one, two in calls)
+                assert not any(call.tensors for call in put._calls)
+            shared = sum(len({id(tensor) for call in stream._calls for tensor in call.tensors}) for stream in plain.streams)
+            assert len(list((tmp_path / "waiting").iterdir())) == len(other.streams) + shared
+            del put, other
+    assert not list((tmp_path / "waiting").iterdir())
 
 
 @torch.no_grad()

@@ -105,7 +105,8 @@ def test_arguments_that_depend_on_hidden_states_are_noticed() -> None:
 
 
 def arguments(model: PrunableModel, batches: list[dict[str, Tensor]]) -> list[Any]:
-    return [call for stream in Flow(model, model.towers[0], batches).streams for call in stream.calls]
+    blocks = range(len(model.towers[0].blocks))
+    return [stream.call(index) for stream in Flow(model, model.towers[0], batches).streams for index in blocks]
 
 
 def really(model: PrunableModel, batches: list[dict[str, Tensor]]) -> list[Tensor]:

@@ -159,6 +159,7 @@ def test_checkpoints_of_another_training_are_not_resumed(training: list[str], ru
         (["finetune.held_out=6"], ["finetune.held_out=6", "6 samples"]),
         (["finetune.precision=float16"], ["finetune.precision=float16", "accelerator"]),
         (["finetune.batch_size=0"], ["finetune.batch_size=0"]),
+        (["device=cuda:1"], ["device=cuda:1", "CUDA_VISIBLE_DEVICES=1"]),
         (["finetune.learning_rate=0"], ["finetune.learning_rate"]),
         (["pruner=magnitude", "steps=[allocate,prune,finetune]", "finetune.data=calibration"], ["calibrate"]),
     ],
