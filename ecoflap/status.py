@@ -176,9 +176,10 @@ def rerun(folder: Path) -> int:
     if file == run and (folder.resolve().parent / sweep.name).is_file():
         raise UserError(f"{folder} is one run of a sweep; give {folder.resolve().parent}, where finished runs are left alone")
     hydra = OmegaConf.load(file).hydra
+    # Without resume=false, which would do finished runs again.
     overrides, started_in = hydra.overrides, Path(hydra.runtime.cwd)
     place = "hydra.sweep.dir" if file == sweep else "hydra.run.dir"
-    given = [str(one) for one in [*overrides.task, *overrides.hydra] if not str(one).startswith((place, "hydra.mode"))]
+    given = [str(one) for one in [*overrides.task, *overrides.hydra] if not str(one).startswith((place, "hydra.mode", "resume="))]
     folders = [f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"]
     command = [sys.executable, str(PROJECT / "main.py"), *(["-m"] if file == sweep else []), *folders, *given, f"{place}={folder.resolve()}"]
     print(json.dumps(command))

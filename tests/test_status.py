@@ -89,7 +89,7 @@ def test_wrong_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
 def test_a_sweep_is_started_again_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """From the same place, with the same folders of configs, whatever folder the status is asked for in."""
     sources = [{"path": "/project/conf", "provider": "main"}, {"path": "/mine/conf", "provider": "command-line"}]
-    overrides = {"task": ["model=mine", "sparsity=0.5,0.6"], "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=outputs/sweep"]}
+    overrides = {"task": ["model=mine", "sparsity=0.5,0.6", "resume=false"], "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=outputs/sweep"]}
     kept = {"hydra": {"overrides": overrides, "runtime": {"cwd": str(tmp_path), "config_sources": sources}}}
     (tmp_path / "sweep" / "0" / ".hydra").mkdir(parents=True)
     OmegaConf.save(kept, tmp_path / "sweep" / "multirun.yaml")

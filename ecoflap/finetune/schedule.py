@@ -108,6 +108,7 @@ class Schedule:
             **saving,
             **looking,
             "save_total_limit": 2 if self.held_out else 1,
+            "restore_callback_states_from_checkpoint": self.patience is not None,
             "load_best_model_at_end": bool(self.held_out),
             "metric_for_best_model": "loss" if self.held_out else None,
             "greater_is_better": False if self.held_out else None,

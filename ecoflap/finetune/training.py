@@ -78,7 +78,13 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
     for callback in ("PrinterCallback", "ProgressCallback"):
         for known in [one for one in trainer.callback_handler.callbacks if type(one).__name__ == callback]:
             trainer.remove_callback(known)
-    identity = {"loss": model.loss_identity(schedule.loss), "schedule": asdict(schedule), "samples": len(split.train), "seed": job.seed}
+    identity = {
+        "loss": model.loss_identity(schedule.loss),
+        "schedule": asdict(schedule),
+        "samples": len(split.train),
+        "seed": job.seed,
+        "processes": processes,
+    }
     last = last_checkpoint(job.folder, {**job.identity, **identity})
     if last is not None:
         log.info("finetune: goes on from %s", last)
@@ -127,10 +133,10 @@ def last_checkpoint(folder: Path, identity: dict[str, Any]) -> str | None:
             if not _is_whole(checkpoint):
                 log.warning("%s was not written to the end; it is removed", checkpoint)
                 shutil.rmtree(checkpoint)
-    if torch.distributed.is_initialized():
-        torch.distributed.barrier()
-    last: str | None = get_last_checkpoint(str(folder))
-    return last
+    last: list[str | None] = [get_last_checkpoint(str(folder)) if first else None]
+    if torch.distributed.is_initialized():  # another node may still see what was removed
+        torch.distributed.broadcast_object_list(last, src=0)
+    return last[0]
 
 
 def _is_whole(checkpoint: Path) -> bool:

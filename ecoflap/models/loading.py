@@ -17,7 +17,7 @@ from ecoflap.models.hub import checkpoint_folder, from_hub, require_folder
 from ecoflap.models.offload import streaming
 from ecoflap.models.placement import check_fits, resolve_dtype
 from ecoflap.models.prunable import Loss, PrunableModel
-from ecoflap.models.skeleton import DTYPE_OPTION, described, framework, skeleton
+from ecoflap.models.skeleton import DTYPE_OPTION, described, framework, read_generation_config, skeleton
 from ecoflap.models.towers import find_towers, select, skipped_weights
 
 
@@ -113,6 +113,7 @@ class Pretrained:
         if (stream := streaming()) is not None:
             stream.folder = checkpoint_folder(path, self.revision)
             module = framework(model_class, config, dtype or getattr(config, DTYPE_OPTION, None) or stored_dtype(stream.folder))
+            read_generation_config(module, stream.folder)
             return module, from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path)
         check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype or getattr(config, DTYPE_OPTION, None), device)
         module, report = from_hub(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +38,14 @@ def framework(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
         if wide.intersection(name.split(".")):
             parameter.data = parameter.data.float()
     return module
+
+
+def read_generation_config(module: Any, folder: Path) -> None:
+    """Give a model without weights what its checkpoint folder says of generation, as ``from_pretrained`` does."""
+    from transformers import GenerationConfig
+
+    if getattr(module, "generation_config", None) is not None and (folder / "generation_config.json").is_file():
+        module.generation_config = GenerationConfig.from_pretrained(folder)
 
 
 def _untie_t5(module: nn.Module) -> None:

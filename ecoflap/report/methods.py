@@ -15,7 +15,7 @@ from ecoflap.results.identity import VOLATILE
 AXES = ("sparsity", "seed")
 BESIDE = (*VOLATILE, "model.save", "model.save_lavis", "steps")
 """Config keys that change where or how a run happens, or what it leaves behind, but not what it measures."""
-PATHS = ("path", "folder", "file", "include_path", "checkpoint", "lavis_checkpoint", "vision_from")
+PATHS = ("path", "folder", "file", "include_path", "checkpoint", "lavis_checkpoint", "vision_from", "language_from")
 # The keys that people sweep come first: of two that vary together only the first is part of the name.
 ORDER = ("score", "allocation", "pruner", "towers", "skip_layers", "calibration", "task", "model")
 COARSE = {"none": "uniform", "file": "from a file", "global": ""}
@@ -85,12 +85,17 @@ def name_models(runs: Sequence[Run]) -> list[str]:
     weights, paths = defaultdict(set), defaultdict(set)
     for run in runs:
         weights[run.config["model"]["name"]].add(run.result.model.get("fingerprint"))
-        paths[run.config["model"]["name"]].add(str(run.config["model"].get("path")))
+        paths[run.config["model"]["name"]].add(_weights(run))
     names = []
     for run in runs:
-        name, path = run.config["model"]["name"], str(run.config["model"].get("path"))
+        name, path = run.config["model"]["name"], _weights(run)
         names.append(f"{name} ({_short(paths[name])[path]})" if min(len(weights[name]), len(paths[name])) > 1 else name)
     return names
+
+
+def _weights(run: Run) -> str:
+    """Where a run's weights come from."""
+    return " + ".join(str(run.config["model"][key]) for key in PATHS if run.config["model"].get(key) is not None)
 
 
 def differences(runs: Sequence[Run], named: Collection[str] = ()) -> tuple[dict[str, str], dict[str, list[str]]]:

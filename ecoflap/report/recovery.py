@@ -6,26 +6,32 @@ python -m ecoflap.report.recovery SWEEP [--metric METRIC]
 from __future__ import annotations
 
 import argparse
+import itertools
+import math
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ecoflap.errors import UserError
 from ecoflap.file_names import RESULT
+from ecoflap.report.runs import read_runs
+from ecoflap.report.sections import make_sections
 from ecoflap.report.table import statistics
-from ecoflap.results.record import Result, first_metric
+from ecoflap.results.record import first_metric
 
 STATES = ("dense", "pruned", "finetuned")
 
 
 class Kind(NamedTuple):
-    """Runs that differ by their seed only."""
+    """Runs that differ by their seed only; ``settings`` are the further options that tell kinds of one sweep apart."""
 
     model: str
     pruner: str
     score: str
     finetune: str
+    settings: str
     metric: str
     sparsity: float
 
@@ -43,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         runs = read(options.folder, options.metric)
-    except (FileNotFoundError, ValueError) as error:
+    except UserError as error:
         print(f"no table: {error}", file=sys.stderr)
         return 2
     print("\n".join(markdown(runs)))
@@ -51,40 +57,41 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read(folder: Path, metric: str | None) -> Runs:
-    """The three figures of every fine-tuned run below a folder.
+    """The three figures of every fine-tuned run below a folder; of two runs that agree in everything, the newer one's.
 
     Raises:
-        FileNotFoundError: there is no such run.
-        ValueError: a record cannot be read.
+        UserError: there is no such run, or a record cannot be read.
     """
-    runs: Runs = defaultdict(list)
-    for path in sorted(folder.rglob(RESULT)):
-        result = Result.read(path)
-        if "finetuned" not in result.metrics:
-            continue
-        task, metrics = next(iter(result.metrics["finetuned"].items()))
-        name = metric if metric is not None else first_metric(metrics)
-        if name in metrics:
-            config = result.config
-            kind = Kind(
-                config["model"]["name"], config["pruner"]["name"], config["score"]["name"], config["finetune"]["name"], name, config["sparsity"]
-            )
-            dense, pruned, finetuned = (result.metrics[state][task][name] for state in STATES)
-            runs[kind].append((dense, pruned, finetuned))
-    if not runs:
-        raise FileNotFoundError(f"no {RESULT} of a fine-tuned model below {folder}, or none with that metric")
-    return runs
+    found: Runs = defaultdict(list)
+    sections = make_sections([run for run in read_runs(folder) if "finetuned" in run.result.metrics])
+    tasks = {section.model: {task for other in sections if other.model == section.model for task in other.tasks} for section in sections}
+    for section in sections:
+        for method, runs in section.by_method.items():
+            for run, task in itertools.product(runs, section.tasks):
+                finetuned = run.result.metrics["finetuned"][task]
+                name = metric if metric is not None else first_metric(finetuned)
+                if name is not None and name in finetuned:
+                    label = f"{task}/{name}" if len(tasks[section.model]) > 1 else name
+                    settings = " ".join(f"{key}={value}" for key, value in method.settings if key != "finetune.name")
+                    kind = Kind(section.model, method.pruner, method.score, run.config["finetune"]["name"], settings, label, run.sparsity)
+                    found[kind].append((run.result.metrics["dense"][task][name], run.result.metrics["pruned"][task][name], finetuned[name]))
+    if not found:
+        raise UserError(f"no {RESULT} of a fine-tuned model below {folder}, or none with that metric")
+    return found
 
 
 def markdown(runs: Runs) -> Iterator[str]:
     """The lines of a GitHub table. ``recovered`` is the mean of what fine-tuning gained over the mean of what pruning had cost."""
-    yield _line((*Kind._fields, "n", *STATES, "recovered"))
-    yield _line(["---"] * 5 + ["---:"] * 6)
+    # A column of settings only where there are any.
+    columns = [name for name in Kind._fields if name != "settings" or any(kind.settings for kind in runs)]
+    yield _line((*columns, "n", *STATES, "recovered"))
+    yield _line(["---"] * (len(columns) - 1) + ["---:"] * 6)
     for kind in sorted(runs):
         dense, pruned, finetuned = (list(column) for column in zip(*runs[kind], strict=True))
         lost, gained = sum(dense) - sum(pruned), sum(finetuned) - sum(pruned)
-        recovered = "nothing lost" if lost == 0 else f"{gained / lost:.0%}"
-        yield _line((*kind[:5], f"{kind.sparsity:g}", len(dense), _cell(dense), _cell(pruned), _cell(finetuned), recovered))
+        recovered = "nothing lost" if math.isclose(sum(dense), sum(pruned), rel_tol=1e-9) else f"{gained / lost:.0%}"
+        names = [getattr(kind, name) for name in columns[:-1]]
+        yield _line((*names, f"{kind.sparsity:g}", len(dense), _cell(dense), _cell(pruned), _cell(finetuned), recovered))
 
 
 def _cell(values: list[float]) -> str:

@@ -7,6 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
+from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.statistics import MeanSquare
 from ecoflap.file_names import ALLOCATION, BLOCKS, FINETUNE, TRAINING
 from ecoflap.finetune.distributed import agree, shared_folder
@@ -52,6 +53,15 @@ def _dense_statistics(plan: Plan, model: PrunableModel, progress: Progress) -> d
     compute = partial(measure_dense, model, progress.calibration, plan.config["batch_size"])
     found: dict[str, Tensor] = plan.store.get_or_compute("statistics", statistics_key(plan, model, progress), compute, AS_TENSORS)[0]
     return found
+
+
+def trained_on(plan: Plan, model: PrunableModel) -> CalibrationSet | None:
+    """The data of the training split that the run will train on; null where it doesn't."""
+    if "prune" in plan.steps and isinstance(plan.pruner, WholeModelPruner) and plan.pruner.trains:
+        return read_everything(plan.calibrator, model, plan.config["seed"])
+    if getattr(plan.finetuner, "data", None) == "training":
+        return read_everything(plan.calibrator, model, plan.config["seed"], getattr(plan.finetuner, "samples", None))
+    return None
 
 
 def prune_whole_model(plan: Plan, model: PrunableModel, progress: Progress) -> None:

@@ -87,11 +87,21 @@ class Lease:
         while not self._stop.wait(self.beat):
             beat += 1
             try:
-                if _read(self.path).get("token") != self._token:
-                    return  # taken over, while this process slept too long
-                self.path.write_text(self._text(beat))
+                if self._taken_over():
+                    return  # while this process slept too long
+                with self.path.open("r+") as file:  # in place: a disk that is full has room for what is there
+                    file.write(self._text(beat))
+                    file.truncate()
             except OSError:
                 continue  # a full disk passes; a beat that is missing is no harm
+
+    def _taken_over(self) -> bool:
+        """Whether the file is gone or another's; one that can't be read for once is neither."""
+        try:
+            self.path.stat()
+        except FileNotFoundError:
+            return True
+        return _read(self.path).get("token", self._token) != self._token
 
     def _owner_lives(self) -> bool:
         """Whether the owner is at work, as far as can be known by now."""

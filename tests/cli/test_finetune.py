@@ -128,6 +128,17 @@ def test_a_killed_run_resumes_to_the_same_curve(training: list[str], tmp_path: P
     assert all(torch.equal(expected[name], resumed[name]) for name in expected)
 
 
+def test_a_run_that_had_stopped_early_stops_again(training: list[str], run: Run, tmp_path: Path) -> None:
+    """It was ended between its last step and its end: how long it had waited in vain is not forgotten, and one step more is looked at."""
+    early = ["finetune.held_out=2", "finetune.every=1", "finetune.patience=2", "finetune.steps=200", "finetune.learning_rate=0.3"]
+    run([*training, *early])
+    expected, saved = curve(tmp_path / "run"), weights(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    run([*training, *early])
+    assert max(point["step"] for point in curve(tmp_path / "run")) == max(point["step"] for point in expected) + 1
+    assert all(torch.equal(weight, saved[name]) for name, weight in weights(tmp_path / "run").items())
+
+
 def test_a_checkpoint_that_was_cut_short_is_not_resumed(training: list[str], run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     overrides = [*training, "finetune.steps=8", "finetune.every=2", "finetune.held_out=2"]
     run(overrides)

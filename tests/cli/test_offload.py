@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ecoflap.errors import UserError
 from ecoflap.models.residence import is_absent
@@ -33,6 +33,7 @@ def text_run(text_run: list[str], tmp_path: Path) -> list[str]:
     config = AutoConfig.from_pretrained(source, num_hidden_layers=5)
     config.layer_types = None
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model", max_shard_size="8KB")
+    GenerationConfig(repetition_penalty=1.5, eos_token_id=[1, 2]).save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "model")
     return [override for override in text_run if not override.startswith("model.path=")] + [f"model.path={tmp_path / 'model'}"]
 
@@ -57,6 +58,9 @@ def test_the_same_weights_scores_and_metrics(run: Run, text_run: list[str], tmp_
     ours, theirs = weights(tmp_path / "away"), weights(tmp_path / "plain")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    generation = [json.loads((tmp_path / name / "checkpoint" / "generation_config.json").read_text()) for name in ("away", "plain")]
+    assert generation[0] == generation[1]
+    assert generation[0]["repetition_penalty"] == 1.5
     if score != "none":
         scores = [json.loads((tmp_path / name / "scores.json").read_text())["importance"] for name in ("plain", "away")]
         assert scores[0] == scores[1]

@@ -78,6 +78,23 @@ def test_restval_of_coco_is_what_vqa_measures_on(run: Run, tmp_path: Path) -> No
     refused(run, [*SHORT, *options], "calibration=coco and task=vqav2 both read COCO's picture", tmp_path)
 
 
+@pytest.mark.parametrize("steps", ["[calibrate,allocate,prune,finetune,evaluate]", "[allocate,prune,finetune,evaluate]"])
+def test_what_is_trained_on_is_not_measured_on(run: Run, text_run: list[str], text_file: Path, tmp_path: Path, steps: str) -> None:
+    task = ["task=wikitext2", "task.sequence_length=10", "task.limit=2", f"task.path={text_file}"]
+    overrides = [*text(text_run, "wikitext2", text_file, *task), "pruner=magnitude", "score=none", f"steps={steps}"]
+    refused(run, overrides, "calibration=wikitext2 and task=wikitext2 both read", tmp_path)
+
+
+def test_of_a_training_split_all_of_it_counts(run: Run, tmp_path: Path) -> None:
+    """The samples that calibrate may be others than those that a task reads, which are trained on all the same."""
+    picture_sets.write_set(tmp_path, "food101")
+    options = ["model=clip_mini", "calibration=food101", "task=food101", f"calibration.path={tmp_path}", f"task.path={tmp_path}", "task.split=train"]
+    short = [option for option in SHORT if "samples" not in option]
+    few = [*short, *options, "calibration.samples=1", "task.limit=1"]
+    assert run([*few, "steps=[calibrate,allocate,prune,evaluate]"], "apart").metrics["pruned"]
+    refused(run, [*few, "steps=[calibrate,allocate,prune,finetune,evaluate]"], "calibration=food101 and task=food101 both read .*train_", tmp_path)
+
+
 def test_shots_are_not_for_calibration(run: Run, tmp_path: Path) -> None:
     options = ["model=t5_mini", "calibration.split=dev", "task=quiz", "task.limit=2"]
     refused(run, [*SHORT, *options, "task.shots=2"], "calibration=quiz and task=quiz both read the question", tmp_path)

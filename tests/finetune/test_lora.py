@@ -20,7 +20,7 @@ def job(family: str, folder: Path) -> Job:
     return Job(model, masks, None, samples(family), lambda: model, 2, 0, folder)
 
 
-LORA = Lora(data="calibration", epochs=4, batch_size=3, learning_rate=0.02, rank=2)
+LORA = Lora(data="calibration", epochs=4, batch_size=3, learning_rate=0.02, rank=2, log_every=1)
 
 
 @pytest.mark.parametrize("family", [family for family in ("llama", "gpt2", "t5", "blip_vqa") if family in FAMILIES])
@@ -28,6 +28,8 @@ def test_the_loss_falls_and_only_kept_weights_change(family: str, tmp_path: Path
     task = job(family, tmp_path)
     names, before = list(task.model.module.state_dict()), {name: value.clone() for name, value in task.model.module.state_dict().items()}
     batch = task.calibration.take(1).batches(1)[0] if task.calibration else {}
+    with torch.no_grad():
+        loss = float(task.model.loss(batch).mean())
     training = LORA.finetune(task)
     assert list(task.model.module.state_dict()) == names
     assert all(parameter.requires_grad for parameter in task.model.module.parameters())
@@ -38,8 +40,8 @@ def test_the_loss_falls_and_only_kept_weights_change(family: str, tmp_path: Path
     assert changed
     for name, layer in layers.items():
         assert not layer.weight[~task.masks[name]].any()
-    assert task.model.loss(batch).isfinite().all()
-    assert sum(point["loss"] for point in training.curve) > 0 or not training.curve
+    assert float(task.model.loss(batch).mean()) < loss
+    assert len(training.curve) > 4
 
 
 def test_the_merged_model_is_the_trained_one(tmp_path: Path) -> None:

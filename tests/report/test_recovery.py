@@ -11,9 +11,10 @@ from ecoflap.report.recovery import main
 from ecoflap.results import Result, sparsity_section
 
 
-def write(folder: Path, seed: int, figures: dict[str, float]) -> None:
-    config = {"model": {"name": "m"}, "pruner": {"name": "wanda"}, "score": {"name": "none"}, "finetune": {"name": "full"}, "sparsity": 0.5}
-    metrics = {state: {"vqa": {"questions": 3.0, "accuracy": value}} for state, value in figures.items()}
+def write(folder: Path, seed: int, figures: dict[str, float], rate: float = 1e-3, task: str = "vqa") -> None:
+    finetune = {"name": "full", "learning_rate": rate}
+    config = {"model": {"name": "m"}, "pruner": {"name": "wanda"}, "score": {"name": "none"}, "finetune": finetune, "sparsity": 0.5}
+    metrics = {state: {task: {"questions": 3.0, "accuracy": value}} for state, value in figures.items()}
     section = sparsity_section({}, 0.5, 10)
     folder.mkdir(parents=True)
     Result(config={**config, "seed": seed}, versions={}, git=None, model={}, data={}, metrics=metrics, sparsity=section, steps={}).write(
@@ -39,3 +40,24 @@ def test_nothing_lost_is_nothing_to_recover(tmp_path: Path, capsys: pytest.Captu
 def test_a_folder_without_runs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(tmp_path)]) == 2
     assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_only_seeds_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other options and other tasks have rows of their own, and of two equal runs the newer one counts."""
+    write(tmp_path / "0", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 70.0})
+    write(tmp_path / "1", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 80.0}, rate=1e-2)
+    write(tmp_path / "2", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 75.0}, task="gqa")
+    assert main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| model | pruner | score | finetune | settings | metric | sparsity | n |")
+    assert sorted(line.split(" | ")[4:8] for line in lines[2:]) == [
+        ["", "gqa/accuracy", "0.5", "1"],
+        ["finetune.learning_rate=0.001", "vqa/accuracy", "0.5", "1"],
+        ["finetune.learning_rate=0.01", "vqa/accuracy", "0.5", "1"],
+    ]
+    write(tmp_path / "3", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 85.0})
+    assert main([str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "the newer one" in captured.err
+    assert "| 85 |" in captured.out
+    assert "| 70 |" not in captured.out

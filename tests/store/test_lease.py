@@ -95,6 +95,24 @@ def test_the_owner_beats_and_notices_a_loss(tmp_path: Path) -> None:
     assert module._read(mine.path)["token"] == "theirs"
 
 
+def test_a_beat_that_failed_once_is_no_loss(tmp_path: Path) -> None:
+    """A full disk may leave the file empty, and a shared one may not be readable for a moment."""
+    mine = Lease(tmp_path / "lease", beat=0.01)
+    assert mine.acquire()
+    mine.path.write_text("")
+    deadline = time.monotonic() + 10
+    while "token" not in module._read(mine.path) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert module._read(mine.path)["token"] == mine._token
+    assert not Lease(mine.path).acquire()
+    assert mine._thread is not None
+    assert mine._thread.is_alive()
+    mine.path.unlink()  # as one who takes over and lets go again
+    mine._thread.join(timeout=10)
+    assert not mine.path.exists()
+    mine.release()
+
+
 def compete(path: Path, barrier: multiprocessing.synchronize.Barrier, wins: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
     for round_number in range(20):
         lease = Lease(path.with_name(f"lease{round_number}"))
