@@ -5,6 +5,7 @@ This module is pickled whole into each job, so it imports nothing of this projec
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Any
 
@@ -22,6 +23,7 @@ class Bootstrap:
 
         if self.code is not None:
             sys.path.insert(0, self.code)
+        _name_processes()
         function, arguments = cloudpickle.loads(self.job)
         return function(*arguments)
 
@@ -30,3 +32,15 @@ class Bootstrap:
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
+
+
+def _name_processes() -> None:
+    """Tell each process of a job that has several who it is, in the variables that torchrun would set."""
+    from submitit import JobEnvironment
+    from submitit.helpers import TorchDistributedEnvironment
+
+    job = JobEnvironment()
+    if job.num_tasks > 1:
+        TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
+        if job.num_nodes == 1:
+            os.environ["MASTER_ADDR"] = "127.0.0.1"  # whatever the node's name resolves to

@@ -40,7 +40,8 @@ def percent(right: Sequence[bool]) -> float:
 
 def how_asked(interface: Any) -> bytes:
     """What a model's interface adds to whatever it is asked: its prompt, the token that a text begins with."""
-    return f"{getattr(interface, 'prompt', None)!r} {getattr(interface, 'encoder_token', None)}\n".encode()
+    added = [getattr(interface, name, None) for name in ("prompt", "encoder_token", "brief")]
+    return f"{added!r}\n".encode()
 
 
 def fingerprint(examples: Sequence[Example], interface: Any) -> str:

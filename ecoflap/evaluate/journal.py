@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+
 from ecoflap.console import track
+from ecoflap.telemetry import out_of_memory
+
+log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 
@@ -39,7 +45,7 @@ class Journal:
         predictions = [value for line in done[:kept] for value in line]
         rest = batches[kept:]
         for batch in track(rest, "evaluate", total=len(rest)):
-            values = list(compute(batch))
+            values = in_parts(compute, batch)
             self._append(values)
             predictions += values
         return predictions
@@ -65,6 +71,20 @@ class Journal:
         if self.file is not None:
             with self.file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(values) + "\n")
+
+
+def in_parts(compute: Callable[[Any], Iterable[Any]], batch: Any) -> list[Any]:
+    """The predictions of a batch; where memory runs out, of each half by itself, and so on."""
+    try:
+        return list(compute(batch))
+    except RuntimeError as error:
+        if len(batch) < 2 or not out_of_memory(error):
+            raise
+    log.warning("memory ran out on %d at a time; trying half as many (task.batch_size=%d is faster)", len(batch), len(batch) // 2)
+    if torch.accelerator.is_available():
+        torch.get_device_module(torch.accelerator.current_accelerator()).empty_cache()
+    middle = len(batch) // 2
+    return [*in_parts(compute, batch[:middle]), *in_parts(compute, batch[middle:])]
 
 
 IN_MEMORY = Journal()

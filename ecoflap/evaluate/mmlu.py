@@ -17,6 +17,7 @@ from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.evaluate.mmlu_categories import GROUPS
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.skills import Chooses, require
+from ecoflap.models.text_length import at_most, require_length
 
 
 @dataclass(frozen=True)
@@ -50,17 +51,19 @@ class Mmlu:
         """Read the questions and write the prompts.
 
         Raises:
-            UserError: no questions there, or the model can't choose.
+            UserError: no questions there, the model can't choose, or it can't read the longest question.
         """
         interface = require(model, Chooses, f"task={self.name}")
         dev = read_subjects(self.path, "dev", "task") if self.shots else {}
-        asked, read = [], []
+        asked, read, most = [], [], at_most(model, self.max_tokens)
         for subject, questions in read_subjects(self.path, "test", "task").items():
             limit = None if self.limit is None else min(self.limit, len(questions))
             for question in spread(questions, limit, "questions"):
-                text = fitting_prompt(interface, subject, dev.get(subject, [])[: self.shots], question, self.max_tokens)
+                text = fitting_prompt(interface, subject, dev.get(subject, [])[: self.shots], question, most)
                 asked.append(Asked(subject, text, question.answer))
                 read += [question, *dev.get(subject, [])[: self.shots]]
+        longest = max(interface.length(one.text) for one in asked)
+        require_length(model, longest, f"task={self.name} has a question of {longest} tokens")
         return MmluEvaluation(self, asked, interface, question_sources(read))
 
 

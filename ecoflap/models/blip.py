@@ -14,6 +14,7 @@ from ecoflap.models.blip_ranking import best_answers
 from ecoflap.models.examples import Example, Generation
 from ecoflap.models.loading import Pretrained, Selection, prunable
 from ecoflap.models.losses import find_loss, next_token_loss
+from ecoflap.models.offload import require_loaded
 from ecoflap.models.pictures import Pixels
 from ecoflap.models.positions import look_at
 from ecoflap.models.prunable import Batch, PrunableModel, Sample
@@ -172,6 +173,7 @@ class BlipVqa(Pretrained):
         module, processor = self.read(BlipConfig, BlipForQuestionAnswering, BlipProcessor, device)
         check_encoder_token(self.encoder_token, module)
         if self.image_size is not None:
+            require_loaded(f"model.image_size={self.image_size}")
             look_at(module, processor, self.image_size)
         interface = VqaInterface(module, processor, self.encoder_token) if processor is not None else None
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -15,8 +15,9 @@ from ecoflap.errors import UserError
 from ecoflap.models.carried_towers import take_language_model, take_vision_tower
 from ecoflap.models.examples import Example, Generation
 from ecoflap.models.lavis_keys import read_lavis_checkpoint, to_lavis, to_transformers
-from ecoflap.models.loading import Pretrained, Selection, check_prompt, decoder_only, prunable
+from ecoflap.models.loading import Pretrained, Selection, check_prompt, decoder_only, prunable, written
 from ecoflap.models.losses import find_loss, next_token_loss, token_loss
+from ecoflap.models.offload import require_loaded
 from ecoflap.models.pictures import Pixels, load_image
 from ecoflap.models.prunable import Batch, PrunableModel, Sample
 
@@ -69,7 +70,8 @@ class Blip2Interface:
             attention_mask=inputs["attention_mask"],
             **generation.options(),
         )
-        return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        answers = written(tokens, inputs["input_ids"]) if decoder_only(module) else tokens
+        return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 
 def take_lavis_weights(module: nn.Module, file: str) -> None:
@@ -131,6 +133,9 @@ class Blip2(Pretrained):
         loss = find_loss(self.loss, {"answer": answer_loss})
         module, processor = self.read(Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, device)
         interface = Blip2Interface(module, processor, self.prompt) if processor is not None else None
+        for option in ("lavis_checkpoint", "vision_from", "language_from"):
+            if getattr(self, option) is not None:
+                require_loaded(f"model.{option}={getattr(self, option)}")
         if processor is not None and self.lavis_checkpoint is not None:
             take_lavis_weights(module, self.lavis_checkpoint)
         if processor is not None and self.vision_from is not None:

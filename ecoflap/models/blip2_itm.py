@@ -14,6 +14,7 @@ from ecoflap.models.carried_towers import take_vision_tower
 from ecoflap.models.clip import DualInterface
 from ecoflap.models.loading import Pretrained, Selection, prunable
 from ecoflap.models.losses import contrastive_loss, counting, find_loss, matching_loss
+from ecoflap.models.offload import require_loaded
 from ecoflap.models.partners import right_pairs, wrong_partners
 from ecoflap.models.pictures import Pixels
 from ecoflap.models.prunable import Batch, PrunableModel
@@ -116,7 +117,9 @@ class ItmInterface(DualInterface):
         """Logit of "they belong together" for each pair, [pairs]."""
         module: Any = model.module
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt").to(model.device)
-        states = _image_states(module, self.pixels(images).to(model.device))
+        pictures = list(dict.fromkeys(images))  # of many captions: each goes through the vision tower once
+        states = _image_states(module, self.pixels(pictures).to(model.device))
+        states = states[[pictures.index(image) for image in images]]
         return _match_logits(module, tokens["input_ids"], tokens["attention_mask"], states)[:, 1].float().cpu()
 
 
@@ -147,6 +150,8 @@ class Blip2Itm(Pretrained):
         loss = find_loss(self.loss, LOSSES)
         module, processor = self.read(Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor, device)
         interface = None
+        if self.vision_from is not None:
+            require_loaded(f"model.vision_from={self.vision_from}")
         if processor is not None:
             tokenizer = processor.tokenizer
             interface = ItmInterface(Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, False)

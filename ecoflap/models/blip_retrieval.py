@@ -110,7 +110,9 @@ class RetrievalInterface(DualInterface):
         module: Any = model.module
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt").to(model.device)
         first = None if self.encoder_token is None else torch.full((len(texts),), self.encoder_token, device=model.device)
-        states = image_states(module, self.pixels(images).to(model.device))
+        pictures = list(dict.fromkeys(images))  # of many captions: each goes through the vision tower once
+        states = image_states(module, self.pixels(pictures).to(model.device))
+        states = {name: tensor[[pictures.index(image) for image in images]] for name, tensor in states.items()}
         return _match_logits(module, _for_pairs(tokens["input_ids"], first), tokens["attention_mask"], states)[:, 1].float().cpu()
 
 

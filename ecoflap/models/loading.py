@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.attention import open_attention
@@ -32,6 +32,12 @@ class Selection:
 def decoder_only(module: Any) -> bool:
     """Whether a vision-language model writes with a decoder-only language model, whose targets follow the prompt in one sequence."""
     return bool(getattr(module.config, "use_decoder_only_language_model", False))
+
+
+def written(tokens: Tensor, prompt: Tensor) -> Tensor:
+    """What was generated, [batch, tokens]: behind the prompt [batch, tokens], which some models and releases give back too."""
+    asked = prompt.shape[1]
+    return tokens[:, asked:] if tokens.shape[1] >= asked and torch.equal(tokens[:, :asked], prompt) else tokens
 
 
 def check_prompt(prompt: str) -> None:

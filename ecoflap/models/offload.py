@@ -56,6 +56,16 @@ def streaming() -> Streaming | None:
     return _streaming.get()
 
 
+def require_loaded(option: str) -> None:
+    """Refuse an option that changes weights after they are loaded, where they are left on the disk.
+
+    Raises:
+        UserError: so they are.
+    """
+    if streaming() is not None:
+        raise UserError(f"{option} changes weights as they are loaded, and runtime.offload=disk leaves them on the disk; use runtime.offload=cpu")
+
+
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
     """Build modules whose parameters have no memory; buffers are made as ever, because no checkpoint has the rotary frequencies."""

@@ -24,6 +24,12 @@ def _places(table: nn.Embedding) -> int:
     return table.num_embeddings - int(before)
 
 
+def at_most(model: PrunableModel, tokens: int) -> int:
+    """So many tokens, or as many as the model can read."""
+    most = most_tokens(model.module)
+    return tokens if most is None else min(tokens, most)
+
+
 def require_length(model: PrunableModel, tokens: int, option: str) -> None:
     """Refuse texts that are longer than a model can read: on an accelerator, it would die of that without a word of the reason.
 

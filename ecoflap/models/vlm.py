@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ecoflap.errors import UserError
 from ecoflap.models.examples import Example, Generation
-from ecoflap.models.loading import Pretrained, Selection, check_prompt, prunable
+from ecoflap.models.loading import Pretrained, Selection, check_prompt, prunable, written
 from ecoflap.models.losses import find_loss, next_token_loss, token_loss
 from ecoflap.models.pictures import load_image
 from ecoflap.models.prunable import Batch, PrunableModel, Sample
@@ -44,8 +44,8 @@ class VlmInterface:
 
     sees = True
 
-    def __init__(self, module: Any, processor: Any, prompt: str | None) -> None:
-        self.module, self.processor = module, processor
+    def __init__(self, module: Any, processor: Any, prompt: str | None, brief: str | None = None) -> None:
+        self.module, self.processor, self.brief = module, processor, brief
         self.prompt = prompt or _chat_prompt(processor)
 
     def encode(self, example: Example) -> Sample:
@@ -82,12 +82,14 @@ class VlmInterface:
         texts = [self._ask(example) for example in examples]
         inputs = self._batch(images, texts).to(model.device, next(module.parameters()).dtype)
         tokens = module.generate(**inputs, **generation.options())
-        written = tokens[:, inputs["input_ids"].shape[1] :] if writes_after_prompt(module) else tokens
-        return [text.strip() for text in tokenizer.batch_decode(written, skip_special_tokens=True)]
+        answers = written(tokens, inputs["input_ids"]) if writes_after_prompt(module) else tokens
+        return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
     def _ask(self, example: Example) -> str:
         """The example in the prompt. A bare text begins what is written: nothing is asked, and only the picture's place stays before it."""
-        if not example.bare or str(getattr(self.processor, "image_token", "<image>")) not in self.prompt:
+        if not example.bare:
+            return replace(example, text=example.text + (self.brief or "")).worded(self.prompt)
+        if str(getattr(self.processor, "image_token", "<image>")) not in self.prompt:
             return example.worded(self.prompt)
         opened = self.prompt.format("")
         space = "" if opened[-1:].isspace() or not example.text else " "
@@ -122,11 +124,13 @@ class VisionLanguage(Pretrained):
 
     Attributes:
         prompt: how a question is put to the model, with one ``{}``; null for the processor's chat template.
+        brief: what is put behind each question, so that a model which likes to talk answers with a word; null for nothing.
         loss: answer, or a function by its dotted path.
     """
 
     name: str = "vlm"
     prompt: str | None = None
+    brief: str | None = None
     loss: str = "answer"
 
     def __post_init__(self) -> None:
@@ -143,5 +147,5 @@ class VisionLanguage(Pretrained):
 
         loss = find_loss(self.loss, {"answer": answer_loss})
         module, processor = self.read(AutoConfig, AutoModelForImageTextToText, AutoProcessor, device)
-        interface = VlmInterface(module, processor, self.prompt) if processor is not None else None
+        interface = VlmInterface(module, processor, self.prompt, self.brief) if processor is not None else None
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
 
@@ -62,3 +63,23 @@ def test_without_a_file_nothing_is_kept() -> None:
         compute = Counting()
         assert IN_MEMORY.run(BATCHES, compute) == [10, 20, 30, 40, 50]
         assert compute.calls == 3
+
+
+def test_where_memory_runs_out_halves_are_tried(caplog: pytest.LogCaptureFixture) -> None:
+    tried: list[int] = []
+
+    def small(batch: list[int]) -> list[int]:
+        tried.append(len(batch))
+        if len(batch) > 2:
+            raise torch.OutOfMemoryError("no room")
+        return [10 * item for item in batch]
+
+    assert IN_MEMORY.run([[1, 2, 3, 4, 5], [6]], small) == [10, 20, 30, 40, 50, 60]
+    assert tried == [5, 2, 3, 1, 2, 1]
+    assert "task.batch_size=2" in caplog.text
+
+    def never(batch: list[int]) -> list[int]:
+        raise torch.OutOfMemoryError("no room")
+
+    with pytest.raises(torch.OutOfMemoryError):
+        IN_MEMORY.run(BATCHES, never)

@@ -15,6 +15,7 @@ from ecoflap.calibrate.captions import Captions
 from ecoflap.calibrate.easy_vqa import EasyVqa
 from ecoflap.config import package_file
 from ecoflap.evaluate.captioning import CaptioningEvaluation
+from ecoflap.evaluate.inputs import how_asked
 from ecoflap.models.blip2 import Blip2
 from ecoflap.models.examples import Example
 from ecoflap.models.loading import Selection
@@ -94,3 +95,11 @@ def test_other_models_keep_the_place_of_the_picture(prompt: str, mark: str, text
     ask: Callable[[Example], str] = interface._ask
     assert ask(Example(text, bare=True)) == expected
     assert ask(Example("is it red?")) == prompt.format("is it red?")
+
+
+def test_a_talkative_model_is_asked_for_a_word() -> None:
+    interface = VlmInterface(None, SimpleNamespace(image_token="<image>"), "USER: <image>\n{} ASSISTANT:", "\nAnswer briefly.")
+    assert interface._ask(Example("is it red?")) == "USER: <image>\nis it red?\nAnswer briefly. ASSISTANT:"
+    assert interface._ask(Example("a photo of", bare=True)) == "USER: <image>\n ASSISTANT: a photo of"
+    plain = VlmInterface(None, SimpleNamespace(image_token="<image>"), "USER: <image>\n{} ASSISTANT:")
+    assert how_asked(plain) != how_asked(interface)

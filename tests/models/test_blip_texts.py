@@ -101,6 +101,19 @@ def test_texts_beyond_the_position_table_lose_their_end() -> None:
     assert len(load("caption").interface.encode(Example(target=LONG, image=picture))["input_ids"]) == 40
 
 
+def test_a_picture_of_many_captions_is_seen_once() -> None:
+    model, (one, two) = load("retrieval", encoder_token=None), [picture.image or "" for picture in read_pictures("test")[:2]]
+    pairs = [(one, "red circle"), (two, "a blue square"), (one, "green"), (one, "a red circle")]
+    apart = torch.cat([model.interface.match(model, [image], [text]) for image, text in pairs])
+    seen: list[int] = []
+    vision: Any = model.module.vision_model
+    handle = vision.register_forward_pre_hook(lambda _, __, keywords: seen.append(len(keywords["pixel_values"])), with_kwargs=True)
+    together = model.interface.match(model, [image for image, _ in pairs], [text for _, text in pairs])
+    handle.remove()
+    assert seen == [2]
+    torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
+
+
 def slow_losses(model: PrunableModel, question: Example, answers: list[str]) -> tuple[list[float], list[float]]:
     """Log-probability of each answer's first token, and its whole loss, one answer at a time."""
     module: Any = model.module

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch import nn
 
+from ecoflap.calibrate.mmlu import Question, prompt
 from ecoflap.calibrate.text import Text
 from ecoflap.errors import UserError
+from ecoflap.evaluate.mmlu import fitting_prompt
 from ecoflap.evaluate.perplexity import TextPerplexity
-from ecoflap.models.text_length import most_tokens
+from ecoflap.models.text_length import at_most, most_tokens
 from tests import tiny
 
 SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20, "max_position_embeddings": 12}
@@ -51,3 +54,15 @@ def test_windows_that_are_too_long_are_refused(tmp_path: Path) -> None:
         TextPerplexity(path=str(tmp_path), sequence_length=most + 1).load(model)
     with pytest.raises(UserError, match=rf"calibration\.sequence_length={most + 1}: .* has positions for {most} tokens"):
         Text(path=str(tmp_path), sequence_length=most + 1).load(model, 0)
+
+
+def test_questions_fit_into_the_positions() -> None:
+    """Fewer shots where a model reads less than MMLU's prompts, and none that could not be read at all."""
+    shots = [Question(f"shot {number}", ("a", "b", "c", "d"), "A") for number in range(5)]
+    question = Question("which", ("a", "b", "c", "d"), "A")
+    words = SimpleNamespace(length=lambda text: len(text.split()))
+    whole = words.length(prompt("s", shots, question))
+    assert fitting_prompt(words, "s", shots, question, whole) == prompt("s", shots, question)
+    assert fitting_prompt(words, "s", shots, question, whole - 1) == prompt("s", shots[:4], question)
+    assert at_most(tiny.build("gpt2"), 2048) == most_tokens(tiny.build("gpt2").module)
+    assert at_most(tiny.build("t5"), 2048) == 2048
