@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -158,7 +159,8 @@ def harness_model(model: PrunableModel, pictures: bool, batch_size: int) -> Any:
             self.processor, self.tokenizer = tokenizer, tokenizer.tokenizer
 
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)  # it warns of every model that is already in memory
-    processor = model.processor if pictures else getattr(model.processor, "tokenizer", model.processor)
+    # A copy, because the harness gives a tokenizer without padding one, which would be saved with the model.
+    processor = copy.deepcopy(model.processor if pictures else getattr(model.processor, "tokenizer", model.processor))
     with untied(model.module):
         return (Multimodal if pictures else HFLM)(pretrained=model.module, tokenizer=processor, batch_size=batch_size)
 

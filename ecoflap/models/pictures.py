@@ -31,10 +31,11 @@ def load_image(path: str) -> Any:
 
 
 def _eight_bits(picture: Any) -> Any:
-    """A picture of 16-bit grey in 8 bits; Pillow would show everything above 255 as white."""
+    """A picture of 16-bit grey in 8 bits; Pillow would show everything above 255 as white. One in 32 bits may hold no more than 8."""
     from PIL import Image
 
-    return Image.fromarray((np.asarray(picture).clip(0, 65535) // 256).astype(np.uint8))
+    values = np.asarray(picture).clip(0, 65535)
+    return Image.fromarray((values // 256 if picture.mode != "I" or values.max(initial=0) > 255 else values).astype(np.uint8))
 
 
 class Pixels:

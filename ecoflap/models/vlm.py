@@ -61,7 +61,7 @@ class VlmInterface:
             return {**question, "labels": tokenizer(example.target, return_tensors="pt")["input_ids"]}
         space = "" if text[-1:].isspace() or self._is_paligemma else " "
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        answer = torch.tensor([tokenizer(space + example.target, add_special_tokens=False)["input_ids"] + end])
+        answer = torch.tensor([_behind(tokenizer, "\n" if self._is_paligemma else text[-1:], space + example.target) + end])
         asked = question["input_ids"]
         fills = {"attention_mask": 1, "token_type_ids": int(self._is_paligemma), "mm_token_type_ids": 0}
         longer = {name: torch.cat([question[name], torch.full_like(answer, fill)], dim=1) for name, fill in fills.items() if name in question}
@@ -101,6 +101,12 @@ class VlmInterface:
             return self.processor(images=images, text=texts, padding=True, return_tensors="pt")
         except ValueError:
             return self.processor(images=[[image] for image in images], text=texts, padding=True, return_tensors="pt")
+
+
+def _behind(tokenizer: Any, before: str, text: str) -> list[int]:
+    """The tokens of a text as they follow another; by itself, some tokenizers of the LLaMA family would put a token for a space in front of it."""
+    first, both, alone = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, before + text, text))
+    return list(both[len(first) :] if both[: len(first)] == first else alone)
 
 
 def _chat_prompt(processor: Any) -> str:

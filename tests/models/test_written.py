@@ -14,6 +14,7 @@ from ecoflap.calibrate.easy_vqa import read_questions
 from ecoflap.models.blip2 import Blip2Interface
 from ecoflap.models.examples import Example, Generation
 from ecoflap.models.loading import written
+from ecoflap.models.vlm import _behind
 from tests import tiny
 
 if not hasattr(transformers, "Blip2Config"):
@@ -57,3 +58,17 @@ def test_blip2_with_an_opt_answers_without_its_question() -> None:
     assert len(answers) == 2
     assert decoded[0].shape[1] <= 3
     assert decoded[0][:, 0].equal(expected)
+
+
+class Prepending:
+    """As LLaMA's first tokenizers: a space before each text, and every space a mark."""
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        assert not add_special_tokens
+        return {"input_ids": [ord(letter) for letter in "_" + text.replace(" ", "_")]}
+
+
+def test_an_answer_has_the_tokens_that_it_has_behind_its_prompt() -> None:
+    assert _behind(Prepending(), ":", " yes") == [ord(letter) for letter in "_yes"]
+    assert _behind(Prepending(), "\n", "yes") == [ord(letter) for letter in "yes"]
+    assert _behind(Prepending(), "", " yes") == [ord(letter) for letter in "_yes"]
