@@ -172,8 +172,8 @@ class BlipVqa(Pretrained):
         loss = find_loss(self.loss, {"answer": vqa_loss})
         module, processor = self.read(BlipConfig, BlipForQuestionAnswering, BlipProcessor, device)
         check_encoder_token(self.encoder_token, module)
+        require_loaded(self, "image_size")
         if self.image_size is not None:
-            require_loaded(f"model.image_size={self.image_size}")
             look_at(module, processor, self.image_size)
         interface = VqaInterface(module, processor, self.encoder_token) if processor is not None else None
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)

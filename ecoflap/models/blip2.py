@@ -133,9 +133,7 @@ class Blip2(Pretrained):
         loss = find_loss(self.loss, {"answer": answer_loss})
         module, processor = self.read(Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, device)
         interface = Blip2Interface(module, processor, self.prompt) if processor is not None else None
-        for option in ("lavis_checkpoint", "vision_from", "language_from"):
-            if getattr(self, option) is not None:
-                require_loaded(f"model.{option}={getattr(self, option)}")
+        require_loaded(self, "lavis_checkpoint", "vision_from", "language_from")
         if processor is not None and self.lavis_checkpoint is not None:
             take_lavis_weights(module, self.lavis_checkpoint)
         if processor is not None and self.vision_from is not None:

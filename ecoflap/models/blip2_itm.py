@@ -150,8 +150,7 @@ class Blip2Itm(Pretrained):
         loss = find_loss(self.loss, LOSSES)
         module, processor = self.read(Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor, device)
         interface = None
-        if self.vision_from is not None:
-            require_loaded(f"model.vision_from={self.vision_from}")
+        require_loaded(self, "vision_from")
         if processor is not None:
             tokenizer = processor.tokenizer
             interface = ItmInterface(Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, False)

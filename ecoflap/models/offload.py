@@ -17,7 +17,7 @@ from ecoflap.console import table
 from ecoflap.errors import UserError, nearest
 from ecoflap.models.checkpoint_folder import checkpoint_names, stored_in
 from ecoflap.models.prunable import PrunableModel
-from ecoflap.models.residence import AT_A_TIME, InMemory, OnCpu, absent, own_parameters
+from ecoflap.models.residence import AT_A_TIME, InMemory, OnCpu, absent, block_bytes, bytes_outside, own_parameters
 from ecoflap.models.shard_source import OnDisk, Shards, read_outside
 from ecoflap.telemetry import free_memory
 
@@ -56,14 +56,15 @@ def streaming() -> Streaming | None:
     return _streaming.get()
 
 
-def require_loaded(option: str) -> None:
-    """Refuse an option that changes weights after they are loaded, where they are left on the disk.
+def require_loaded(loader: Any, *options: str) -> None:
+    """Refuse options of a loader that change weights after they are loaded, where they are left on the disk.
 
     Raises:
-        UserError: so they are.
+        UserError: so they are, and one of the options is set.
     """
-    if streaming() is not None:
-        raise UserError(f"{option} changes weights as they are loaded, and runtime.offload=disk leaves them on the disk; use runtime.offload=cpu")
+    given = [f"model.{option}={value}" for option in options if (value := getattr(loader, option)) is not None]
+    if given and streaming() is not None:
+        raise UserError(f"{given[0]} changes weights as they are loaded, and runtime.offload=disk leaves them on the disk; use runtime.offload=cpu")
 
 
 @contextmanager
@@ -157,11 +158,10 @@ def _move_rest(module: nn.Module, away: set[int], device: torch.device) -> None:
 
 def memory_plan(model: PrunableModel) -> list[tuple[str, int]]:
     """Bytes that the weights need at a time, by what they are."""
-    blocks = {block.name: sum(p.numel() * p.dtype.itemsize for p in block.module.parameters()) for block in model.blocks}
-    everything = sum(parameter.numel() * parameter.dtype.itemsize for parameter in model.module.parameters())
-    largest, outside = max(blocks.values()), everything - sum(blocks.values())
+    blocks, outside = block_bytes(model.blocks), bytes_outside(model.module, model.blocks)
+    largest = max(blocks)
     return [
-        ("all weights", everything),
+        ("all weights", outside + sum(blocks)),
         ("outside the blocks", outside),
         (f"blocks at a time ({AT_A_TIME} of {len(blocks)})", AT_A_TIME * largest),
         ("weights in use", outside + AT_A_TIME * largest),

@@ -169,6 +169,20 @@ class InMemory:
         self.tensors.update(tensors)
 
 
+def block_bytes(blocks: Iterable[Block], width: int = 1) -> list[int]:
+    """Bytes of each block's weights, at ``width`` bytes a number or their own, if that is more."""
+    return [_bytes(block.module, width) for block in blocks]
+
+
+def bytes_outside(module: nn.Module, blocks: Iterable[Block], width: int = 1) -> int:
+    """Bytes of the weights that belong to no block."""
+    return _bytes(module, width) - sum(block_bytes(blocks, width))
+
+
+def _bytes(module: nn.Module, width: int) -> int:
+    return sum(parameter.numel() * max(parameter.dtype.itemsize, width) for parameter in module.parameters())
+
+
 def absent(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """A stand-in for a weight that is away: the right shape and one number, NaN, so that a use by mistake can't go unnoticed."""
     return torch.full((), float("nan"), dtype=dtype).expand(shape)

@@ -25,6 +25,7 @@ from ecoflap.ops import select_globally
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.score.first_order import differentiate, scales, streaming_gradients
 from ecoflap.score.recompute import recomputing
+from ecoflap.score.scores import depends_on_none
 
 SCOPES = ("model", "tower")
 OnBlock = Callable[[BlockReport], None]
@@ -143,7 +144,7 @@ def mean_gradients(model: PrunableModel, batches: Sequence[dict[str, Tensor]]) -
             for name, gradient in gradients.items():
                 sums[name].add_(gradient.float().abs(), alpha=samples_in(batch) / total / scale)
     if not any(bool(gradient.any()) for gradient in sums.values()):
-        raise UserError("the loss depends on none of the layers; leave their towers out of towers, or choose another model.loss")
+        raise depends_on_none()
     return sums
 
 

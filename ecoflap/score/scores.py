@@ -79,11 +79,16 @@ def count_untouched(averages: dict[str, Average]) -> None:
     """
     untouched = [name for name, average in averages.items() if not average.values]
     if len(untouched) == len(averages):
-        raise UserError("the loss depends on none of the layers; leave their towers out of towers, or choose another model.loss")
+        raise depends_on_none()
     if untouched:
         log.warning("score: the loss does not depend on %d layers, such as %s: their importance is 0", len(untouched), untouched[0])
     for name in untouched:
         averages[name].add(0.0, 1.0, name)
+
+
+def depends_on_none() -> UserError:
+    """The error of a loss that depends on none of the layers."""
+    return UserError("the loss depends on none of the layers; leave their towers out of towers, or choose another model.loss")
 
 
 def collect(method: str, averages: dict[str, Average], details: dict[str, Any]) -> Scores:

@@ -13,10 +13,10 @@ from typing import Any
 from ecoflap.calibrate.statistics import Gram
 from ecoflap.console import table
 from ecoflap.models.prunable import PrunableModel
-from ecoflap.models.residence import AT_A_TIME
+from ecoflap.models.residence import AT_A_TIME, block_bytes, bytes_outside
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.score.pass_size import ENOUGH
-from ecoflap.steps.sample_cost import WIDE, SampleCost, block_bytes
+from ecoflap.steps.sample_cost import WIDE, SampleCost
 from ecoflap.telemetry import free_memory
 
 log = logging.getLogger(__name__)
@@ -100,9 +100,9 @@ def _waiting(model: PrunableModel, step: str, cost: SampleCost, samples: int, ba
 
 def weights_in_use(model: PrunableModel, width: int = 1) -> int:
     """Bytes of the weights that are on the device at a time, at ``width`` bytes a number or their own, if that is more."""
-    everything = sum(parameter.numel() * max(parameter.dtype.itemsize, width) for parameter in model.module.parameters())
-    blocks = block_bytes(model, width)
-    return everything if model.residence.kind == "none" else everything - sum(blocks) + AT_A_TIME * max(blocks)
+    blocks = block_bytes(model.blocks, width)
+    inside = sum(blocks) if model.residence.kind == "none" else AT_A_TIME * max(blocks)
+    return bytes_outside(model.module, model.blocks, width) + inside
 
 
 def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:

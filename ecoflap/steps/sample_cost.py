@@ -16,7 +16,7 @@ from ecoflap.calibrate.capture import without_head
 from ecoflap.calibrate.samples import CalibrationSet, stack
 from ecoflap.calibrate.shortcut import taking
 from ecoflap.models.prunable import PrunableModel, quiet_forward
-from ecoflap.models.residence import AT_A_TIME
+from ecoflap.models.residence import AT_A_TIME, block_bytes
 from ecoflap.score.pass_size import LiveBytes
 
 WIDE = 4  # bytes of an fp32 number
@@ -61,7 +61,7 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost
         model.loss(stack([largest]))
     logits = sum(outputs.pop(module, 0) for module in head)
     # Weights that come in meanwhile are no activations.
-    coming = 0 if model.residence.kind == "none" else max(block_bytes(model))
+    coming = 0 if model.residence.kind == "none" else max(block_bytes(model.blocks))
     return SampleCost(
         states=sum(outputs[module] for module in first) + sum(tensor.nbytes for tensor in arguments.values()),
         outputs=sum(outputs.values()),
@@ -113,8 +113,3 @@ def _inside_blocks(model: PrunableModel, live: LiveBytes, outputs: Counter[nn.Mo
     finally:
         for handle in handles:
             handle.remove()
-
-
-def block_bytes(model: PrunableModel, width: int = 1) -> list[int]:
-    """Bytes of each block's weights, at ``width`` bytes a number or their own, if that is more."""
-    return [sum(p.numel() * max(p.dtype.itemsize, width) for p in block.module.parameters()) for block in model.blocks]
