@@ -22,6 +22,7 @@ class Progress:
         metrics: dense, pruned and finetuned -> task -> metric -> value.
         tasks: task -> what its metrics depend on beside the model.
         calibration: the samples.
+        training_split: so many samples of it, or all -> what was read.
         scores: importance of each layer.
         allocation: weights that each layer keeps.
         report: what was removed.
@@ -33,6 +34,7 @@ class Progress:
     metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibration: CalibrationSet | None = None
+    training_split: dict[int | None, CalibrationSet] = field(default_factory=dict)
     scores: Scores | None = None
     allocation: Allocation | None = None
     report: PruneReport | None = None

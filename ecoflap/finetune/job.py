@@ -23,7 +23,7 @@ class Job:
     Attributes:
         model: pruned; changed in place.
         masks: {layer: bool mask as the parameter is stored, True where kept}.
-        reader: the run's calibration, which reads the training split.
+        read: reads so many samples of the training split behind the run's calibration, or all.
         calibration: the run's calibration samples; null where it took none.
         dense: loads the model as it was before pruning.
         batch_size: samples per forward pass of the run's fine stage.
@@ -35,7 +35,7 @@ class Job:
 
     model: PrunableModel
     masks: Mapping[str, Tensor]
-    reader: Any
+    read: Callable[[int | None], CalibrationSet]
     calibration: CalibrationSet | None
     dense: Callable[[], PrunableModel]
     batch_size: int

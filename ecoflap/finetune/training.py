@@ -24,7 +24,7 @@ from ecoflap.finetune.job import Job, Point
 from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.trainer import Curve, PrunedTrainer, to_point
-from ecoflap.finetune.training_set import Collator, Split, divide, read_split
+from ecoflap.finetune.training_set import Collator, Split, divide
 from ecoflap.models.losses import find_loss
 from ecoflap.store import write_json
 
@@ -43,7 +43,7 @@ def split_of(schedule: Schedule, job: Job) -> Split:
         if job.calibration is None:
             raise UserError("finetune.data=calibration needs the calibrate step; add it to steps, or use finetune.data=training")
         return divide(job.calibration.take(schedule.samples or len(job.calibration)), schedule.held_out)
-    return read_split(job.reader, job.model, job.seed, schedule.samples, schedule.held_out)
+    return divide(job.read(schedule.samples), schedule.held_out)
 
 
 def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:

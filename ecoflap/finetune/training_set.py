@@ -58,22 +58,6 @@ def read_everything(reader: Any, model: PrunableModel, seed: int, samples: int |
     return everything
 
 
-def read_split(reader: Any, model: PrunableModel, seed: int, samples: int | None, held_out: int) -> Split:
-    """``read_everything``, the last ``held_out`` samples kept from training.
-
-    Args:
-        reader: the run's calibration.
-        model: makes model inputs of the samples.
-        seed: of the order.
-        samples: how many, from the first; null for all.
-        held_out: how many of them are not trained on.
-
-    Raises:
-        UserError: the data have no labels of their own, or nothing is left to train on.
-    """
-    return divide(read_everything(reader, model, seed, samples), held_out)
-
-
 def divide(everything: CalibrationSet, held_out: int) -> Split:
     """Keep the last samples of a set from training.
 

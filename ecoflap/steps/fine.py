@@ -55,12 +55,19 @@ def _dense_statistics(plan: Plan, model: PrunableModel, progress: Progress) -> d
     return found
 
 
-def trained_on(plan: Plan, model: PrunableModel) -> CalibrationSet | None:
+def read_training(plan: Plan, model: PrunableModel, progress: Progress, samples: int | None = None) -> CalibrationSet:
+    """So many samples of the training split behind the calibration set, or all; read once."""
+    if samples not in progress.training_split:
+        progress.training_split[samples] = read_everything(plan.calibrator, model, plan.config["seed"], samples)
+    return progress.training_split[samples]
+
+
+def trained_on(plan: Plan, model: PrunableModel, progress: Progress) -> CalibrationSet | None:
     """The data of the training split that the run will train on; null where it doesn't."""
     if "prune" in plan.steps and isinstance(plan.pruner, WholeModelPruner) and plan.pruner.trains:
-        return read_everything(plan.calibrator, model, plan.config["seed"])
+        return read_training(plan, model, progress)
     if getattr(plan.finetuner, "data", None) == "training":
-        return read_everything(plan.calibrator, model, plan.config["seed"], getattr(plan.finetuner, "samples", None))
+        return read_training(plan, model, progress, getattr(plan.finetuner, "samples", None))
     return None
 
 
@@ -68,7 +75,7 @@ def prune_whole_model(plan: Plan, model: PrunableModel, progress: Progress) -> N
     """Prune with a pruner that compares all weights, and so allocates by itself."""
     assert isinstance(plan.pruner, WholeModelPruner)
     with measure(progress.costs, "prune"):
-        samples = read_everything(plan.calibrator, model, plan.config["seed"]) if plan.pruner.trains else progress.calibration
+        samples = read_training(plan, model, progress) if plan.pruner.trains else progress.calibration
         progress.allocation, progress.report = plan.pruner.prune(model, samples, plan.config["sparsity"], show_block)
     write_json(plan.folder / ALLOCATION, asdict(progress.allocation))
     show_allocation(model, progress.allocation)
@@ -83,7 +90,7 @@ def finetune(plan: Plan, model: PrunableModel, progress: Progress, tracker: Trac
     job = Job(
         model=model,
         masks=masks,
-        reader=plan.calibrator,
+        read=partial(read_training, plan, model, progress),
         calibration=progress.calibration,
         dense=lambda: plan.loader.load(device, plan.selection),
         batch_size=plan.config["batch_size"],
