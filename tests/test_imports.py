@@ -37,7 +37,7 @@ ALLOWED: dict[str, set[str]] = {
     "outcome": BELOW_STEPS | STEPS | {"plan", "progress", "report", "results", "tracking", "checkpoint"},
     "pipeline": BELOW_STEPS | STEPS | {"plan", "progress", "steps", "outcome", "report", "results", "tracking", "config", "run_folder"},
     "mini": BELOW_STEPS | STEPS,  # a script that trains a model; nothing imports it
-    **{name: {"masks": {"store"}, "telemetry": {"errors"}}.get(name, set()) for name in SHARED},
+    **{name: {"masks": {"store"}, "store": {"errors"}, "telemetry": {"errors"}}.get(name, set()) for name in SHARED},
 }
 FILES = sorted((ROOT / "ecoflap").rglob("*.py"))
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from ecoflap.calibrate.samples import CalibrationSet
@@ -17,11 +16,17 @@ from ecoflap.models.prunable import PrunableModel
 from ecoflap.store import AS_TENSORS, Store
 
 SOURCES = "sources"
-LISTED = 20_000  # files of a data folder whose size and time count
 
 
 def stored_calibration(
-    store: Store, calibrator: Any, model: PrunableModel, fingerprint: str, config: Mapping[str, Any], processor: Mapping[str, Any], seed: int
+    store: Store,
+    calibrator: Any,
+    model: PrunableModel,
+    fingerprint: str,
+    config: Mapping[str, Any],
+    processor: Mapping[str, Any],
+    seed: int,
+    computed_by: Mapping[str, Any],
 ) -> tuple[CalibrationSet, bool]:
     """The calibrator's set, from the store where a run has drawn it before, and whether it came from there.
 
@@ -33,6 +38,7 @@ def stored_calibration(
         config: of the calibration set.
         processor: of the model, whose prompt and files make the samples.
         seed: of the draw.
+        computed_by: the code that draws the set, and the libraries under it.
 
     Raises:
         UserError: the data aren't there, or the model can't read them.
@@ -41,8 +47,7 @@ def stored_calibration(
         return calibrator.load(model, seed), False
     key = {
         "version": 1,
-        "transformers": transformers.__version__,
-        "torch": torch.__version__,
+        **computed_by,
         "calibration": dict(config),
         "processor": dict(processor),
         "files": _files([config, processor]),
@@ -86,10 +91,9 @@ def _files(value: Any) -> dict[str, str]:
 
 
 def _files_hash(path: Path) -> str:
-    """A hash of name, size and time of a file, or of the files in a folder, the first ``LISTED`` of them."""
+    """A hash of name, size and time of a file, or of every file in a folder."""
     digest = hashlib.sha256()
-    files = [path] if path.is_file() else (file for file in sorted(path.rglob("*")) if file.is_file())
-    for _, file in zip(range(LISTED), files, strict=False):
+    for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
         state = file.stat()
         digest.update(f"{file.relative_to(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
     return digest.hexdigest()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -11,7 +13,8 @@ from ecoflap.errors import UserError
 from ecoflap.evaluate.task import Task
 from ecoflap.plan.checks import check
 from ecoflap.plan.plan import Plan
-from ecoflap.store import Store
+from ecoflap.prune import driver
+from ecoflap.store import Store, source_hash
 
 
 def make_plan(config: DictConfig, folder: Path) -> Plan:
@@ -21,22 +24,33 @@ def make_plan(config: DictConfig, folder: Path) -> Plan:
         UserError: a value is impossible, whatever the model, or data are not there.
     """
     parts = {group: build(group, config[group]) for group in ("model", "calibration", "allocation", "pruner", "tracking")}
+    tasks = build_tasks(config.task)
+    scorer = build("score", config.score) if "_target_" in config.score and parts["allocation"].needs_scores else None
+    finetuner = build("finetune", config.finetune) if "finetune" in config.steps else None
     plan = Plan(
         config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
         folder=folder,
         loader=parts["model"],
         calibrator=parts["calibration"],
-        scorer=build("score", config.score) if "_target_" in config.score and parts["allocation"].needs_scores else None,
+        scorer=scorer,
         allocator=parts["allocation"],
         pruner=parts["pruner"],
-        finetuner=build("finetune", config.finetune) if "finetune" in config.steps else None,
-        tasks=build_tasks(config.task),
+        finetuner=finetuner,
+        tasks=tasks,
         mean=config.task.get("mean") if "tasks" in config.task else None,
         tracking=parts["tracking"],
         store=make_store(config.cache, config.cache_mode),
+        code=hash_code({**parts, "score": scorer, "finetune": finetuner}, tasks),
     )
     check(plan)
     return plan
+
+
+def hash_code(parts: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, str]:
+    """Hashes of the source that computes a run's numbers, by config group, by ``task NAME``, and of the block runner."""
+    modules = {group: type(part).__module__ for group, part in parts.items() if part is not None}
+    modules |= {f"task {name}": type(task).__module__ for name, task in tasks.items()}
+    return {part: source_hash(module) for part, module in {**modules, "blocks": driver.__name__}.items()}
 
 
 def build_tasks(node: DictConfig) -> dict[str, Task]:

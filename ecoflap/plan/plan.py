@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ class Plan:
         mean: the metric of a suite's tasks whose mean is reported; null for none.
         tracking: starts the tracker.
         store: stage cache.
+        code: {part: hash of its source and of what that imports}, see ``source_hash``; taken when the run begins.
     """
 
     config: dict[str, Any]
@@ -45,6 +47,7 @@ class Plan:
     mean: str | None
     tracking: Any
     store: Store
+    code: Mapping[str, str]
 
     @property
     def steps(self) -> list[str]:

@@ -23,7 +23,7 @@ from ecoflap.progress import Progress
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_allocation, show_model
 from ecoflap.score.scores import Scores
-from ecoflap.steps.keys import scores_key
+from ecoflap.steps.keys import computed_by, scores_key
 from ecoflap.steps.memory import memory_plan, show_needs
 from ecoflap.steps.sample_cost import sample_cost
 from ecoflap.store import write_json
@@ -62,7 +62,14 @@ def calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> Calibrati
         group = plan.config["model"]
         processor = {name: value for name, value in group.items() if name not in ("name", "save")}
         progress.calibration, cost["cached"] = stored_calibration(
-            plan.store, plan.calibrator, model, progress.fingerprint, plan.config["calibration"], processor, plan.config["seed"]
+            plan.store,
+            plan.calibrator,
+            model,
+            progress.fingerprint,
+            plan.config["calibration"],
+            processor,
+            plan.config["seed"],
+            computed_by(plan, "calibration"),
         )
     if not len(progress.calibration):
         raise UserError(f"calibration={plan.calibrator.name} gave no samples; calibration.samples must be at least 1")

@@ -11,7 +11,7 @@ from ecoflap.file_names import PREDICTIONS
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.plan import Plan
 from ecoflap.progress import Progress
-from ecoflap.steps.keys import dense_metrics_key
+from ecoflap.steps.keys import computed_by, dense_metrics_key
 from ecoflap.telemetry import measure
 
 
@@ -25,7 +25,7 @@ def evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Eval
         for name, evaluation in evaluations.items():
             progress.tasks[name] = evaluation.identity()
             journal = _journal(plan, name, "dense", progress.fingerprint, evaluation)
-            dense, cached = plan.store.get_or_compute("dense_metrics", dense_metrics_key(progress, name), partial(evaluation, model, journal))
+            dense, cached = plan.store.get_or_compute("dense_metrics", dense_metrics_key(plan, progress, name), partial(evaluation, model, journal))
             metrics[name] = dense
             read.append(cached)
             with_mean({name: dense}, plan.mean)  # refused now, not after the other tasks
@@ -60,4 +60,5 @@ def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[
 
 def _journal(plan: Plan, task: str, which: str, fingerprint: str, evaluation: Evaluation) -> Journal:
     """Where the predictions of a task go, and what they depend on."""
-    return Journal(plan.folder / PREDICTIONS / f"{task}_{which}.jsonl", {"model": fingerprint, "task": evaluation.identity()})
+    depends = {**computed_by(plan, f"task {task}"), "model": fingerprint, "task": evaluation.identity()}
+    return Journal(plan.folder / PREDICTIONS / f"{task}_{which}.jsonl", depends)

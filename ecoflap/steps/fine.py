@@ -21,7 +21,7 @@ from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_allocation, show_block
-from ecoflap.steps.keys import blocks_key, statistics_key
+from ecoflap.steps.keys import blocks_key, computed_by, statistics_key
 from ecoflap.store import AS_TENSORS, write_json
 from ecoflap.telemetry import measure
 from ecoflap.tracking import Tracker
@@ -96,7 +96,12 @@ def finetune(plan: Plan, model: PrunableModel, progress: Progress, tracker: Trac
         batch_size=plan.config["batch_size"],
         seed=plan.config["seed"],
         folder=shared_folder(plan.folder) / TRAINING,
-        identity={"model": progress.fingerprint, "method": plan.finetuner.name, "masks": masks_fingerprint(masks)},
+        identity={
+            **computed_by(plan, "finetune"),
+            "model": progress.fingerprint,
+            "method": plan.finetuner.name,
+            "masks": masks_fingerprint(masks),
+        },
         show=partial(tracker.log_point, "finetune"),
     )
     with measure(progress.costs, "finetune"):

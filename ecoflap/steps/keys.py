@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 import transformers
 
 from ecoflap.models.prunable import PrunableModel
@@ -12,9 +13,14 @@ from ecoflap.progress import Progress
 from ecoflap.store import key_hash
 
 
-def dense_metrics_key(progress: Progress, task: str) -> dict[str, Any]:
+def dense_metrics_key(plan: Plan, progress: Progress, task: str) -> dict[str, Any]:
     """Of the dense model's metrics on a task."""
-    return {"version": 2, "transformers": transformers.__version__, "model": progress.fingerprint, "task": progress.tasks[task]}
+    return {
+        "version": 2,
+        **computed_by(plan, f"task {task}"),
+        "model": progress.fingerprint,
+        "task": progress.tasks[task],
+    }
 
 
 def scores_key(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Any]:
@@ -22,6 +28,7 @@ def scores_key(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str
     assert progress.calibration is not None
     return {
         "version": 2,
+        **computed_by(plan, "score"),
         **_layers(plan, model, progress),
         "calibration": progress.calibration.take(plan.scorer.samples).fingerprint(),
         "score": plan.scorer.identity(),
@@ -34,6 +41,7 @@ def statistics_key(plan: Plan, model: PrunableModel, progress: Progress) -> dict
     assert progress.calibration is not None
     return {
         "version": 1,
+        **computed_by(plan, "blocks"),
         **_layers(plan, model, progress),
         "calibration": progress.calibration.fingerprint(),
         "batch_size": plan.config["batch_size"],
@@ -43,6 +51,7 @@ def statistics_key(plan: Plan, model: PrunableModel, progress: Progress) -> dict
 def blocks_key(plan: Plan, progress: Progress) -> str:
     """Of the pruned blocks that a stopped run leaves."""
     depends = {
+        **computed_by(plan, "pruner", "blocks"),
         "model": progress.fingerprint,
         "calibration": None if progress.calibration is None else progress.calibration.fingerprint(),
         "pruner": plan.config["pruner"],
@@ -53,10 +62,18 @@ def blocks_key(plan: Plan, progress: Progress) -> str:
     return key_hash(depends)
 
 
-def _layers(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Any]:
-    """The dense model, the loss whose forward pass is run, the layers that are measured, and what computes."""
+def computed_by(plan: Plan, *parts: str) -> dict[str, Any]:
+    """The code of some parts and of the model's family, and the versions of the libraries under them."""
     return {
+        "code": [plan.code[part] for part in (*parts, "model")],
+        "torch": torch.__version__,
         "transformers": transformers.__version__,
+    }
+
+
+def _layers(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Any]:
+    """The dense model, the loss whose forward pass is run, and the layers that are measured."""
+    return {
         "model": progress.fingerprint,
         "loss": model.loss_identity(plan.config["model"].get("loss")),
         "layers": [layer.name for layer in model.layers],

@@ -35,7 +35,7 @@ def model(interface: object = None) -> PrunableModel:
 
 
 def load(store: Store, counts: Counts, config: dict[str, Any], fingerprint: str = "m", seed: int = 0, prompt: str = "{}") -> CalibrationSet:
-    return stored_calibration(store, counts, model(), fingerprint, config, {"prompt": prompt}, seed)[0]
+    return stored_calibration(store, counts, model(), fingerprint, config, {"prompt": prompt}, seed, {})[0]
 
 
 def test_a_hit_is_the_set_that_was_drawn(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_a_model_that_is_told_its_classes_is_told_each_time(tmp_path: Path) -> N
 
     counts, store = Counts(), Store(tmp_path)
     for _ in range(2):
-        assert not stored_calibration(store, counts, model(Told()), "m", {}, {}, 0)[1]
+        assert not stored_calibration(store, counts, model(Told()), "m", {}, {}, 0, {})[1]
     assert counts.drawn == 2
 
 
@@ -80,4 +80,4 @@ def test_an_empty_set(tmp_path: Path, interface: object) -> None:
         def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
             return CalibrationSet("empty", ())
 
-    assert len(stored_calibration(Store(tmp_path), Empty(), model(interface), "m", {}, {}, 0)[0]) == 0
+    assert len(stored_calibration(Store(tmp_path), Empty(), model(interface), "m", {}, {}, 0, {})[0]) == 0

@@ -1,0 +1,67 @@
+"""A cached number is read again only by the code that computed it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.cli.conftest import ROOT
+
+SCORER = """
+from dataclasses import dataclass
+from typing import Any
+
+from ecoflap.score.scores import Average, collect
+from formula import better
+
+
+@dataclass(frozen=True)
+class Sizes:
+    samples: int = 4
+    batch_size: int = 4
+    name: str = "sizes"
+
+    def identity(self) -> dict[str, Any]:
+        return {"name": self.name}
+
+    def __call__(self, model, calibration, seed):
+        averages = {}
+        for layer in model.layers:
+            averages[layer.name] = Average()
+            norm = layer.matrix().norm().item()
+            averages[layer.name].add(norm if better(norm, 5.0) else 1.0, 1.0, layer.name)
+        return collect(self.name, averages, {})
+"""
+FORMULA = "def better(one, other):\n    return one > other\n"
+
+
+def test_another_formula_reads_no_score_of_the_first(text_run: list[str], tmp_path: Path) -> None:
+    (tmp_path / "conf" / "score").mkdir(parents=True)
+    (tmp_path / "conf" / "score" / "sizes.yaml").write_text("_target_: my_scorer.Sizes\nname: sizes\nsamples: 4\n")
+    (tmp_path / "my_scorer.py").write_text(SCORER)
+    (tmp_path / "formula.py").write_text(FORMULA)
+
+    first, again = run(tmp_path, text_run, "first"), run(tmp_path, text_run, "again")
+    assert "scores: computing" in first[0]
+    assert "scores: read from the store" in again[0]
+    assert first[1] == again[1]
+
+    (tmp_path / "formula.py").write_text(FORMULA.replace(">", "<"))
+    flipped = run(tmp_path, text_run, "flipped")
+    assert "scores: computing" in flipped[0]
+    assert flipped[1] != first[1]
+
+
+def run(folder: Path, text_run: list[str], name: str) -> tuple[str, dict[str, int]]:
+    """What a run of the scorer prints, and the counts that it allocates."""
+    shared = [override for override in text_run if not override.startswith("score.")]
+    parts = ["--config-dir", "conf", "score=sizes", "steps=[calibrate,score,allocate]", f"hydra.run.dir={folder / name}"]
+    command = [sys.executable, str(ROOT / "main.py"), *parts, *shared]
+    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts: dict[str, int] = json.loads((folder / name / "allocation.json").read_text())["keep"]
+    return done.stdout + done.stderr, counts
