@@ -6,6 +6,7 @@ import hashlib
 import shutil
 from pathlib import Path
 
+from ecoflap.errors import UserError
 from ecoflap.file_names import SNAPSHOT
 from ecoflap.results.environment import PROJECT, git_diff, git_state
 from ecoflap.store import write_json
@@ -21,6 +22,9 @@ def take_snapshot(folder: Path, project: Path = PROJECT) -> Path:
 
     Returns:
         The copy's folder.
+
+    Raises:
+        UserError: if a part of the code is missing.
     """
     target = folder / f"code-{_hash(project)[:12]}"
     if target.is_dir():
@@ -43,12 +47,18 @@ def take_snapshot(folder: Path, project: Path = PROJECT) -> Path:
 def _copy(source: Path, target: Path) -> None:
     if source.is_dir():
         shutil.copytree(source, target, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", WEIGHTS))
-    elif source.is_file():
+    else:
         shutil.copy2(source, target)
 
 
 def _hash(project: Path) -> str:
-    """A hash of every file that is copied."""
+    """A hash of every file that is copied.
+
+    Raises:
+        UserError: if a part of the code is missing.
+    """
+    if missing := [part for part in PARTS if not (project / part).exists()]:
+        raise UserError(f"the code that jobs run can't be copied: {project} has no {', '.join(missing)}; submit from a whole checkout")
     digest = hashlib.sha256()
     for part in PARTS:
         files = sorted((project / part).rglob("*")) if (project / part).is_dir() else [project / part]
