@@ -22,6 +22,7 @@ from ecoflap.progress import Progress
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_layers, show_metrics, show_model
 from ecoflap.results import Result
+from ecoflap.results.environment import other_versions
 from ecoflap.run_folder import claimed, discard_products
 from ecoflap.steps import coarse, fine
 from ecoflap.steps.evaluation import evaluate, evaluate_dense
@@ -47,6 +48,8 @@ def run(config: DictConfig, folder: Path) -> Result | None:
     with joined(folder, config.device) as own, claimed(own, values, config.resume, shared_folder(own)) as earlier:
         if earlier.result is not None:
             log.info("finished already: %s; resume=false runs it anew", folder / RESULT)
+            if changed := other_versions(earlier.result.versions):
+                log.warning("that result was made by other code (%s)", "; ".join(changed))
             return earlier.result
         plan = make_plan(config, own)
         if earlier.unfinished:

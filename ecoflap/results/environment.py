@@ -5,15 +5,17 @@ from __future__ import annotations
 import platform
 import re
 import subprocess
+from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from ecoflap.file_names import SNAPSHOT
-from ecoflap.store import read_json
+from ecoflap.store import package_hash, read_json
 
 PACKAGES = ("ecoflap", "torch", "transformers", "tokenizers", "safetensors", "datasets", "hydra-core", "omegaconf", "numpy", "wandb")
 PROJECT = Path(__file__).resolve().parents[2]
+CODE = "code"  # beside the versions: a hash of the package's source
 REDACTED = "<redacted>"
 
 # ``key`` alone is not a secret: configs name tensors with it.
@@ -22,7 +24,13 @@ _SECRET = re.compile(r".*token|(.*[_-])?(api[_-]?key|password|secret)", re.IGNOR
 
 def environment() -> dict[str, Any]:
     """The ``versions`` and ``git`` fields of a result: ``Result(**environment(), ...)``."""
-    return {"versions": versions(), "git": git_state(PROJECT)}
+    return {"versions": {**versions(), CODE: package_hash()}, "git": git_state(PROJECT)}
+
+
+def other_versions(recorded: Mapping[str, str | None]) -> list[str]:
+    """``package: recorded -> current`` for every version, and the package's own source, that differs from a record's."""
+    now = {**versions(), CODE: package_hash()}
+    return [f"{name}: {recorded[name]} -> {version}" for name, version in now.items() if recorded.get(name, version) != version]
 
 
 def versions() -> dict[str, str | None]:

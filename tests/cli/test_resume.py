@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +58,18 @@ def test_a_finished_run_is_not_done_again(run: Run, text_run: list[str], tmp_pat
     assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == stamp
     assert any("finished already" in message for message in caplog.messages)
     assert not (tmp_path / "run" / LEASE).exists()
+
+
+def test_a_result_of_other_code_is_said_to_be_one(
+    run: Run, text_run: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(text_run)
+    monkeypatch.setattr(sys.modules["ecoflap.results.environment"], "package_hash", lambda: "edited")
+    with caplog.at_level(logging.INFO):
+        run(text_run)
+    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    assert "made by other code (code: " in warning
+    assert "-> edited" in warning
 
 
 def test_another_config_is_refused_and_can_replace(run: Run, text_run: list[str], tmp_path: Path) -> None:
