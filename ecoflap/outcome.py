@@ -24,7 +24,7 @@ from ecoflap.tracking import Tracker
 def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
     """Verify the realised sparsity, save what was asked for, and write ``result.json`` last."""
     counts = count_layers(model, progress.report)
-    target = None if progress.allocation is None else progress.allocation.target
+    target, total = (None, None) if (allocation := progress.allocation) is None else (allocation.target, allocation.total)
     report = progress.report if plan.loader.save and is_first() else None
     saved = save_checkpoint(model, report.masks, plan.folder) if report is not None else None
     shutil.rmtree(plan.folder / WORK, ignore_errors=True)
@@ -41,7 +41,7 @@ def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
         },
         data=_data(plan, progress),
         metrics=progress.metrics,
-        sparsity=sparsity_section(counts, target, model.parameter_count()),
+        sparsity=sparsity_section(counts, target, model.parameter_count(), total),
         steps=progress.costs,
         checkpoint=saved,
     )

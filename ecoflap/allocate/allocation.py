@@ -10,6 +10,8 @@ from pathlib import Path
 from ecoflap.errors import UserError, nearest
 from ecoflap.models.towers import Tower
 
+TOTALS = EXACT, AS_GIVEN, UNITS = "exact", "as_given", "units"
+
 
 @dataclass(frozen=True)
 class Allocation:
@@ -20,12 +22,14 @@ class Allocation:
         sizes: {layer: weights}.
         target: the sparsity that was asked for.
         granularity: what shares one sparsity.
+        total: how the counts add up: ``exact`` to the target, ``as_given`` by a file, or to whole ``units`` that are cut away.
     """
 
     keep: dict[str, int]
     sizes: dict[str, int]
     target: float
     granularity: str
+    total: str = EXACT
 
     @property
     def sparsity(self) -> float:
@@ -71,11 +75,17 @@ def read_file(path: str) -> Allocation:
         raise UserError(f"allocation.path={path} is not an allocation file ({type(error).__name__}: {error})") from None
 
 
-def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str) -> Allocation:
+def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: str) -> Allocation:
     """An allocation that was read from ``path``, checked against the model.
 
+    Args:
+        allocation: what the file says.
+        towers: of the model.
+        path: of the file, for messages.
+        total: ``exact`` if the counts must add up to the target, ``as_given`` if they need not.
+
     Raises:
-        UserError: it was made for other layers.
+        UserError: if it was made for other layers, or its counts miss the target that they must meet.
     """
     sizes = {layer.name: layer.size for tower in towers for layer in tower.layers}
     for name, size in sizes.items():
@@ -92,4 +102,23 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str) -> Allo
         raise UserError(
             f"allocation.path={path}: {unknown} is not a layer to prune here (nearest: {nearest(unknown, sizes)}); check towers and skip_layers"
         )
-    return Allocation({name: allocation.keep[name] for name in sizes}, sizes, allocation.target, allocation.granularity)
+    keep = {name: allocation.keep[name] for name in sizes}
+    if total == EXACT:
+        _check_total(Allocation(keep, sizes, allocation.target, allocation.granularity), towers, path)
+    return Allocation(keep, sizes, allocation.target, allocation.granularity, total)
+
+
+def _check_total(allocation: Allocation, towers: tuple[Tower, ...], path: str) -> None:
+    """Refuse counts that add up to neither the model's exact total nor the one that each tower meets by itself.
+
+    Raises:
+        UserError: if they don't.
+    """
+    of_towers = [[layer.size for layer in tower.layers] for tower in towers]
+    wanted = keep_total([size for sizes in of_towers for size in sizes], allocation.target)
+    found = sum(allocation.keep.values())
+    if found not in (wanted, sum(keep_total(sizes, allocation.target) for sizes in of_towers)):
+        raise UserError(
+            f"allocation.path={path} says target {allocation.target:g}, which keeps {wanted:,} weights, and its counts keep {found:,} "
+            f"(a sparsity of {allocation.sparsity:.4f}); correct the counts, or take them as they are with allocation.total=as_given"
+        )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import ClassVar
 
-from ecoflap.allocate.allocation import Allocation, fitted, read_file
+from ecoflap.allocate.allocation import AS_GIVEN, EXACT, Allocation, fitted, read_file
 from ecoflap.errors import UserError
 from ecoflap.models.towers import Tower
 from ecoflap.score.scores import Scores
@@ -18,12 +18,18 @@ class FromFile:
 
     Attributes:
         path: that file.
+        total: ``exact``: its counts must add up to the target; ``as_given``: they need not, and the result says so.
         name: for people and result files.
     """
 
     path: str
+    total: str = EXACT
     name: str = "file"
     needs_scores: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        if self.total not in (EXACT, AS_GIVEN):
+            raise UserError(f"allocation.total={self.total} is not known; choose {EXACT} or {AS_GIVEN}")
 
     @cached_property
     def allocation(self) -> Allocation:
@@ -46,6 +52,6 @@ class FromFile:
         """Check the counts against the model.
 
         Raises:
-            UserError: they do not fit.
+            UserError: if they were made for other layers, or miss the target.
         """
-        return fitted(self.allocation, towers, self.path)
+        return fitted(self.allocation, towers, self.path, self.total)

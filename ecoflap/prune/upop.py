@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, distributed
 from torch.utils.data import DataLoader
 
-from ecoflap.allocate.allocation import Allocation
+from ecoflap.allocate.allocation import UNITS, Allocation
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.console import track
 from ecoflap.errors import NumericalError, UserError, require_positive
@@ -87,7 +87,7 @@ class UPop:
             gates = self._search(model, calibration, units, sparsity)
         cut_all(model.module, units, [gate.nonzero().flatten() for gate in gates])
         masks = {layer.name: torch.ones(layer.weight.shape, dtype=torch.bool) for layer in model.layers}
-        allocation = Allocation({layer.name: layer.size for layer in model.layers}, sizes, sparsity, "model")
+        allocation = Allocation({layer.name: layer.size for layer in model.layers}, sizes, sparsity, "model", UNITS)
         report = PruneReport(masks, dict.fromkeys(masks))
         for tower in model.towers:
             for block in tower.blocks:

@@ -18,10 +18,17 @@ SMALLER_IS_BETTER = {"perplexity", "ppl", "loss", "nll", "error", "wer", "mae", 
 
 
 class Measured(NamedTuple):
-    """One run's figure, after pruning and before; null for a dense model that was not measured."""
+    """One run's figure, after pruning and before, and its sparsity.
+
+    Attributes:
+        pruned: of the pruned model.
+        dense: of the dense model; null where that was not measured.
+        realised: the share of zeros that was counted; null where whole units were cut away instead.
+    """
 
     pruned: float
     dense: float | None
+    realised: float | None = None
 
 
 Cells = dict[Method, dict[float, dict[int, Measured]]]
@@ -113,6 +120,18 @@ def pruned(seeds: dict[int, Measured]) -> list[float]:
     return [one.pruned for one in seeds.values()]
 
 
+def other_sparsity(target: float, seeds: dict[int, Measured]) -> float | None:
+    """The mean of a cell's realised sparsities, where that isn't the target to three digits; else null."""
+    realised = realised_mean(seeds)
+    return None if realised is None or f"{realised:.3f}" == f"{target:.3f}" else realised
+
+
+def realised_mean(seeds: dict[int, Measured]) -> float | None:
+    """The mean of a cell's realised sparsities; null where whole units were cut away."""
+    values = [one.realised for one in seeds.values() if one.realised is not None]
+    return fmean(values) if values else None
+
+
 def dense_mean(row: dict[float, dict[int, Measured]]) -> float | None:
     """Mean over the runs of a method that measured the dense model; None when none did."""
     values = [one.dense for seeds in row.values() for one in seeds.values() if one.dense is not None]
@@ -137,7 +156,7 @@ def _cells(section: Section, task: str, metric: str) -> Cells:
         for run in sorted(runs, key=lambda run: (run.sparsity, run.seed)):
             before, after = (run.result.metrics.get(when, {}).get(task, {}).get(metric) for when in ("dense", "pruned"))
             if after is not None:
-                row.setdefault(run.sparsity, {})[run.seed] = Measured(after, before)
+                row.setdefault(run.sparsity, {})[run.seed] = Measured(after, before, run.realised)
         if row:
             cells[method] = row
     return cells

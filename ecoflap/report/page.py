@@ -18,7 +18,7 @@ from ecoflap.report.allocations import lines_of
 from ecoflap.report.cost_plot import costs_of, plot_costs
 from ecoflap.report.methods import AXES, differences
 from ecoflap.report.metric_plot import plot_metric
-from ecoflap.report.metrics import MetricTable, dense_mean, pruned, statistics
+from ecoflap.report.metrics import MetricTable, dense_mean, other_sparsity, pruned, statistics
 from ecoflap.report.runs import Run, Unfinished
 from ecoflap.report.sections import Section
 from ecoflap.report.style import save
@@ -96,6 +96,7 @@ def _section(section: Section, tables: Sequence[MetricTable], plots: Plots) -> d
                 "table": table,
                 "plot": plots(plot_metric(table, ranks), section.model, table.task, table.metric),
                 "rows": list(_table_rows(table)),
+                "elsewhere": any(other_sparsity(target, seeds) is not None for row in table.cells.values() for target, seeds in row.items()),
                 "repeated": any(len(seeds) > 1 for row in table.cells.values() for seeds in row.values()),
             }
             for table in tables
@@ -110,7 +111,7 @@ def _section(section: Section, tables: Sequence[MetricTable], plots: Plots) -> d
 def _table_rows(table: MetricTable) -> Iterator[dict[str, Any]]:
     """Method, dense and one cell per sparsity, each with the number that it sorts by."""
     for method, row in table.cells.items():
-        cells = [(statistics(pruned(row[at]))[0], cell(pruned(row[at]))) if at in row else (None, "") for at in table.sparsities]
+        cells = [(statistics(pruned(row[at]))[0], cell(at, row[at])) if at in row else (None, "") for at in table.sparsities]
         yield {"method": method.label, "dense": dense_mean(row), "dense_text": figure(dense_mean(row)), "cells": cells}
 
 

@@ -39,6 +39,11 @@ class Run:
         return float(self.config["sparsity"])
 
     @property
+    def realised(self) -> float | None:
+        """The share of zeros that was counted; null where whole units were cut away instead."""
+        return None if self.result.sparsity.get("total") == "units" else float(self.result.sparsity["prunable"])
+
+    @property
     def seed(self) -> int:
         """Of every random draw."""
         return int(self.config["seed"])

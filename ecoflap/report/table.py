@@ -8,13 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.report.methods import Method
-from ecoflap.report.metrics import MetricTable, dense_mean, pruned, statistics
+from ecoflap.report.metrics import (
+    Measured,
+    MetricTable,
+    dense_mean,
+    other_sparsity,
+    pruned,
+    realised_mean,
+    statistics,
+)
 
 COLUMNS = ("model", "pruner", "score", "settings", "metric")
 
 
 def markdown(tables: Sequence[MetricTable]) -> Iterator[str]:
-    """The lines of a GitHub table; a cell is ``mean ± deviation (n)``. Settings have a column only where there are some."""
+    """The lines of a GitHub table; its columns are the targets, see ``cell``. Settings have a column only where there are some."""
     sparsities = sorted({sparsity for table in tables for sparsity in table.sparsities})
     rows = [(_names(table, method), row) for table in tables for method, row in table.cells.items()]
     shown = [index for index, column in enumerate(COLUMNS) if column != "settings" or any(names[index] for names, _ in rows)]
@@ -22,7 +30,7 @@ def markdown(tables: Sequence[MetricTable]) -> Iterator[str]:
     yield _line(headings)
     yield _line(["---"] * len(shown) + ["---:"] * (len(headings) - len(shown)))
     for names, row in rows:
-        cells = [cell(pruned(row[sparsity])) if sparsity in row else "" for sparsity in sparsities]
+        cells = [cell(sparsity, row[sparsity]) if sparsity in row else "" for sparsity in sparsities]
         yield _line([*(names[index] for index in shown), figure(dense_mean(row)), *cells])
 
 
@@ -30,17 +38,21 @@ def write_csv(path: Path, tables: Sequence[MetricTable]) -> None:
     """One line per metric, method and sparsity, figures at full precision."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow([*COLUMNS, "sparsity", "n", "mean", "deviation", "dense"])
+        writer.writerow([*COLUMNS, "sparsity", "realised", "n", "mean", "deviation", "dense"])
         for table in tables:
             for method, row in table.cells.items():
                 for sparsity, seeds in row.items():
-                    writer.writerow([*_names(table, method), sparsity, len(seeds), *statistics(pruned(seeds)), dense_mean({sparsity: seeds})])
+                    names, figures = _names(table, method), statistics(pruned(seeds))
+                    dense = dense_mean({sparsity: seeds})
+                    writer.writerow([*names, sparsity, realised_mean(seeds), len(seeds), *figures, dense])
 
 
-def cell(values: Sequence[float]) -> str:
-    """``mean ± deviation (n)``."""
-    mean, deviation = statistics(values)
-    return f"{mean:.4g} (n={len(values)})" if deviation is None else f"{mean:.4g} ± {deviation:.2g} (n={len(values)})"
+def cell(target: float, seeds: dict[int, Measured]) -> str:
+    """``mean ± deviation (n)``, and the realised sparsity where it isn't the target."""
+    mean, deviation = statistics(pruned(seeds))
+    shown = f"{mean:.4g} (n={len(seeds)})" if deviation is None else f"{mean:.4g} ± {deviation:.2g} (n={len(seeds)})"
+    realised = other_sparsity(target, seeds)
+    return shown if realised is None else f"{shown} at {realised:.4f}"
 
 
 def figure(value: float | None) -> str:

@@ -26,21 +26,24 @@ class LayerCount:
     error: float | None = None
 
 
-def sparsity_section(layers: Mapping[str, LayerCount], target: float | None, parameters: int) -> dict[str, Any]:
+def sparsity_section(layers: Mapping[str, LayerCount], target: float | None, parameters: int, total: str | None = None) -> dict[str, Any]:
     """All sparsity figures of a run.
 
     Args:
         layers: Parameter name in the saved checkpoint -> its counts; only the layers that were selected for pruning.
         target: The sparsity that was asked for, or None when nothing was.
         parameters: Number of parameters of the whole model, prunable or not.
+        total: How the allocation adds up: ``exact``, ``as_given`` or ``units``; None without one.
 
     Returns:
-        ``target``; ``prunable`` = zeros / weights of the selected layers; ``model`` = the same zeros / all parameters; ``towers`` = the prunable
-        figure per tower; ``layers`` = the counts and ``sparsity`` = zeros / size per layer.
+        ``target``; ``total``; ``prunable`` = zeros / weights of the selected layers; ``model`` = the same zeros / all
+        parameters; ``towers`` = the prunable figure per tower; ``layers`` = the counts and ``sparsity`` = zeros / size
+        per layer.
     """
     towers = dict.fromkeys(layer.tower for layer in layers.values())
     return {
         "target": target,
+        "total": total,
         "prunable": _share(layers.values()),
         "model": sum(layer.zeros for layer in layers.values()) / max(parameters, 1),
         "towers": {tower: _share(layer for layer in layers.values() if layer.tower == tower) for tower in towers},

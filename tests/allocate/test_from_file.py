@@ -27,7 +27,7 @@ def saved(folder: Path, model: PrunableModel, change: Callable[[dict[str, Any]],
 
 
 def test_round_trip(tmp_path: Path, model: PrunableModel) -> None:
-    assert FromFile(saved(tmp_path, model))(model.towers, None, 0.9) == WaterFilling()(model.towers, None, 0.6)
+    assert FromFile(saved(tmp_path, model))(model.towers, None, 0.6) == WaterFilling()(model.towers, None, 0.6)
 
 
 def test_order_is_the_models(tmp_path: Path, model: PrunableModel) -> None:
@@ -59,6 +59,35 @@ def test_refusals(tmp_path: Path, model: PrunableModel, change: Callable[[dict[s
 
     with pytest.raises(UserError, match=message):
         FromFile(saved(tmp_path, model, edit))(model.towers, None, 0.6)
+
+
+def move(value: dict[str, Any], count: int) -> dict[str, Any]:
+    """Keep so many weights more in one layer."""
+    return {**value, "keep": {**value["keep"], Q: value["keep"][Q] + count}}
+
+
+@pytest.mark.parametrize("count", [-30, -1, 1, 30])
+def test_another_total(tmp_path: Path, model: PrunableModel, count: int) -> None:
+    path = saved(tmp_path, model, lambda value: move(value, count))
+    kept = sum(WaterFilling()(model.towers, None, 0.6).keep.values())
+    with pytest.raises(UserError, match=rf"target 0\.6, which keeps {kept:,} .* keep {kept + count:,} .*allocation\.total=as_given"):
+        FromFile(path)(model.towers, None, 0.6)
+    taken = FromFile(path, "as_given")(model.towers, None, 0.6)
+    assert (sum(taken.keep.values()), taken.total, taken.target) == (kept + count, "as_given", 0.6)
+
+
+def test_towers_may_meet_the_target_one_by_one(tmp_path: Path) -> None:
+    model = tiny.build("blip2_t5")
+    sparsity, both = 0.613, WaterFilling(scope="tower")
+    by_tower, of_all = (sum(rule(model.towers, None, sparsity).keep.values()) for rule in (both, WaterFilling()))
+    assert by_tower != of_all  # each tower rounds down
+    (tmp_path / "allocation.json").write_text(json.dumps(asdict(both(model.towers, None, sparsity))))
+    assert sum(FromFile(str(tmp_path / "allocation.json"))(model.towers, None, sparsity).keep.values()) == by_tower
+
+
+def test_an_unknown_total() -> None:
+    with pytest.raises(UserError, match=r"allocation\.total=any.*exact or as_given"):
+        FromFile("allocation.json", "any")
 
 
 def test_no_json(tmp_path: Path, model: PrunableModel) -> None:

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from ecoflap import pipeline
 from ecoflap.config import package_file
+from ecoflap.errors import UserError
 from ecoflap.masks import load_masks
 from ecoflap.results import Result, verify
 from tests.cli.conftest import ROOT, composed
@@ -98,6 +99,22 @@ def test_a_saved_allocation_replaces_score_and_allocate(run: Run, text_run: list
     assert again.sparsity == first.sparsity
     assert "score" not in again.steps
     assert again.metrics == first.metrics
+
+
+def test_an_allocation_of_another_total_is_said_to_be_one(run: Run, text_run: list[str], tmp_path: Path) -> None:
+    run([*text_run, "steps=[calibrate,score,allocate]"], "first")
+    value = json.loads((tmp_path / "first" / "allocation.json").read_text())
+    layer = max(value["keep"], key=value["keep"].get)
+    value["keep"][layer] -= 100
+    (tmp_path / "edited.json").write_text(json.dumps(value))
+    overrides = [*uniform(text_run)[:-1], "allocation=file", f"allocation.path={tmp_path / 'edited.json'}"]
+    with pytest.raises(UserError, match=r"allocation\.total=as_given"):
+        run(overrides, "refused")
+    taken = run([*overrides, "allocation.total=as_given"], "taken")
+    assert taken.sparsity["total"] == "as_given"
+    sizes = sum(value["sizes"].values())
+    assert taken.sparsity["prunable"] == pytest.approx(1 - sum(value["keep"].values()) / sizes)
+    assert taken.sparsity["target"] == 0.6
 
 
 def test_an_allocation_can_be_used_again_in_its_own_folder(run: Run, text_run: list[str], tmp_path: Path) -> None:

@@ -58,7 +58,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_perplexity_is_the_published_one(method: str, sparsity: float | str, cache: Path, tmp_path: Path) -> None:
     if method == "wanda" and isinstance(sparsity, float):
         file, target = published_counts(sparsity, tmp_path / "counts")
-        how_many = [f"sparsity={target!r}", "allocation=file", f"allocation.path={file}"]
+        how_many = [f"sparsity={target!r}", "allocation=file", f"allocation.path={file}", "allocation.total=as_given"]
     else:
         how_many = ["sparsity=0.5", f"pruner.mask={sparsity}"] if isinstance(sparsity, str) else [f"sparsity={sparsity}"]
     overrides = [

@@ -10,6 +10,7 @@ import pytest
 
 from ecoflap.report.__main__ import main
 from ecoflap.report.metrics import make_tables
+from ecoflap.report.page import write_page
 from ecoflap.report.runs import read_runs
 from ecoflap.report.sections import make_sections
 from ecoflap.report.table import markdown, write_csv
@@ -23,7 +24,7 @@ def lines(folder: Path) -> list[str]:
 def test_mean_deviation_and_count_over_seeds(tmp_path: Path) -> None:
     for seed, value in enumerate([70.0, 72.0, 74.0]):
         write_run(tmp_path, f"w{seed}", value, seed=seed)
-    write_run(tmp_path, "deep/w", 60.0, sparsity=0.7)
+    write_run(tmp_path, "deep/w", 60.0, sparsity=0.7, blocks={"vision": [0.6, 0.8], "text": [0.7]})
     write_run(tmp_path, "s", 75.0, pruner__name="sparsegpt")
     assert lines(tmp_path) == [
         "| model | pruner | score | metric | dense | 0.5 | 0.7 |",
@@ -39,6 +40,19 @@ def test_mean_deviation_and_count_over_seeds(tmp_path: Path) -> None:
         ("wanda", "0.5", "3", "72.0", "2.0", "80.0"),
         ("wanda", "0.7", "1", "60.0", "", "80.0"),
     ]
+
+
+def test_a_realised_sparsity_that_is_not_the_target_is_shown(tmp_path: Path) -> None:
+    write_run(tmp_path, "edited", 70.0, sparsity=0.6, blocks={"vision": [0.6, 0.8], "text": [0.7]})
+    assert lines(tmp_path)[-1].endswith("| 70 (n=1) at 0.7000 |")
+    tables = make_tables(make_sections(read_runs(tmp_path)))
+    write_csv(tmp_path / "table.csv", tables)
+    with (tmp_path / "table.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    assert (row["sparsity"], float(row["realised"])) == ("0.6", pytest.approx(0.7))
+    page = write_page(tmp_path / "report", "title", [tables[0].section], tables, [], "here").read_text()
+    assert "70 (n=1) at 0.7000" in page
+    assert "the realised sparsity, where it is not the target" in page
 
 
 def test_runs_on_other_tasks_get_their_own_row(tmp_path: Path) -> None:
@@ -75,4 +89,4 @@ def test_the_command_prints_the_table_and_writes_the_csv(
     assert out.splitlines() == lines(tmp_path / "sweep")
     file = Path(option[1] if option else "sweep/report/table.csv")
     assert f"table: {file}" in err
-    assert file.read_text().startswith("model,pruner,score,settings,metric,sparsity,n,mean,deviation,dense\n")
+    assert file.read_text().startswith("model,pruner,score,settings,metric,sparsity,realised,n,mean,deviation,dense\n")
