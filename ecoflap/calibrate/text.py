@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecoflap.calibrate.bos import begin, bos_token, check_bos
 from ecoflap.calibrate.samples import CalibrationSet, draw
 from ecoflap.calibrate.text_source import TextSource
 from ecoflap.data.sources import file_source
@@ -24,17 +25,25 @@ def tokenize(tokenizer: Any, text: str) -> Tensor:
     return tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
 
 
-def windows(tokens: Tensor, length: int, option: str, stride: int | None = None) -> Tensor:
-    """Cut [tokens] into rows [rows, length] that start every ``stride`` tokens; null: without overlap. What is left over is dropped.
+def windows(tokens: Tensor, length: int, option: str, stride: int | None = None, bos: int | None = None) -> Tensor:
+    """Cut a text [tokens] into rows [rows, length]; what is left over is dropped.
+
+    Args:
+        tokens: of the text.
+        length: tokens per row.
+        option: the config group, for the message.
+        stride: tokens between the starts of two rows; null: the rows don't overlap.
+        bos: the token that each row begins with, beside which it has one token of the text less; null for none.
 
     Raises:
-        UserError: the text is shorter than one row.
+        UserError: if the text is shorter than one row.
     """
-    if len(tokens) < length:
+    own = length - (bos is not None)
+    if len(tokens) < own:
         raise UserError(
             f"{option}.sequence_length={length} is more than the {len(tokens)} tokens of the text; give a longer text or a smaller length"
         )
-    return tokens.unfold(0, length, stride or length)
+    return begin(tokens.unfold(0, own, stride or own), bos)
 
 
 def read_token_rows(path: str, key: str, option: str, vocabulary: int) -> Tensor:
@@ -91,16 +100,19 @@ class Text(TextSource):
     Attributes:
         samples: number of windows.
         sequence_length: tokens per window.
+        bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true or false.
         name: for people and result files.
     """
 
     split: str = "train"
     samples: int = 128
     sequence_length: int = 512
+    bos: str = "auto"
     name: str = "text"
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples", "sequence_length", "documents")
+        check_bos("calibration.bos", self.bos)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw the windows.
@@ -115,7 +127,8 @@ class Text(TextSource):
 
     def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
         """The windows, each [tokens]."""
-        rows = windows(tokenize(tokenizer, self.read_text("calibration")), self.sequence_length, "calibration")
+        token = bos_token(tokenizer, "calibration.bos", self.bos)
+        rows = windows(tokenize(tokenizer, self.read_text("calibration")), self.sequence_length, "calibration", bos=token)
         return list(rows[draw(len(rows), self.samples, seed)])
 
 
@@ -126,6 +139,7 @@ class Documents(Text):
     Attributes:
         samples: number of windows; fewer where there are not so many long documents.
         sequence_length: tokens per window.
+        bos: see ``Text``.
         name: for people and result files.
     """
 
@@ -134,13 +148,14 @@ class Documents(Text):
 
     def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
         """The windows, each [tokens]: first documents are drawn, then a window of each."""
-        documents = self.read_documents("calibration")
+        documents, token = self.read_documents("calibration"), bos_token(tokenizer, "calibration.bos", self.bos)
+        length = self.sequence_length - (token is not None)
         place, rows = random.Random(seed), list[Tensor]()
         for index in draw(len(documents), len(documents), seed):
             tokens = tokenize(tokenizer, documents[index])
-            if len(tokens) > self.sequence_length:
-                start = place.randint(0, len(tokens) - self.sequence_length)
-                rows.append(tokens[start : start + self.sequence_length])
+            if len(tokens) > length:
+                start = place.randint(0, len(tokens) - length)
+                rows.append(begin(tokens[None, start : start + length], token)[0])
             if len(rows) == self.samples:
                 break
         if not rows:

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from ecoflap.calibrate.bos import bos_token, check_bos
 from ecoflap.calibrate.text import read_token_rows, require_language_model, tokenize, vocabulary_of, windows
 from ecoflap.calibrate.text_source import TextSource
 from ecoflap.data.sources import file_source
@@ -27,12 +28,14 @@ class TextPerplexity(TextSource):
 
     Without a stride, windows don't overlap and all tokens of a window but its first count, as the papers on pruning language models measure.
     Their C4 is the first 1100 documents of the first validation shard with spaces between them, of which the first 256 windows count; their Penn
-    Treebank is the sentences of the test split with spaces between them. No token for a text's beginning is added.
+    Treebank is the sentences of the test split with spaces between them. They begin the whole text with the token that
+    begins texts, if anything: ``bos=false``, but for one token.
 
     Attributes:
         sequence_length: tokens per window.
         stride: tokens between the starts of two windows; only the last so many tokens of a window count, all of the first window's but its first.
             The smaller, the more context a token has, and the more windows there are. Null: windows don't overlap.
+        bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true or false.
         limit: number of windows, from the first; null for all.
         batch_size: windows per forward pass; changes nothing beyond rounding.
         name: for people and result files.
@@ -40,6 +43,7 @@ class TextPerplexity(TextSource):
 
     sequence_length: int = 2048
     stride: int | None = None
+    bos: str = "auto"
     limit: int | None = None
     batch_size: int = 4
     name: str = "wikitext2"
@@ -48,6 +52,7 @@ class TextPerplexity(TextSource):
 
     def __post_init__(self) -> None:
         require_positive("task", self, "sequence_length", "stride", "limit", "batch_size", "documents")
+        check_bos("task.bos", self.bos)
         if self.sequence_length < 2:
             raise UserError("task.sequence_length=1: a language model is measured on the next token, so a window needs two or more")
         if self.stride is not None and self.stride >= self.sequence_length:
@@ -63,7 +68,9 @@ class TextPerplexity(TextSource):
         """
         require_language_model(model, f"task={self.name}")
         require_length(model, self.sequence_length, f"task.sequence_length={self.sequence_length}")
-        rows = windows(tokenize(model.processor, self.read_text("task")), self.sequence_length, "task", self.stride)
+        token = bos_token(model.processor, "task.bos", self.bos)
+        tokens = tokenize(model.processor, self.read_text("task"))
+        rows = windows(tokens, self.sequence_length, "task", self.stride, token)
         return PerplexityEvaluation(rows[: self.limit], self.batch_size, self.stride, self.sources)
 
 

@@ -1,0 +1,59 @@
+"""The token that begins a text: whether windows of a text, cut from its middle, begin with it too.
+
+Some models were never trained on a text without it: their perplexity is far off, and so are statistics of their inputs.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoflap.errors import UserError
+
+CHOICES = ("auto", "true", "false")
+
+
+def check_bos(option: str, choice: str) -> None:
+    """Refuse an unknown choice.
+
+    Args:
+        option: full name of the option, for the message.
+        choice: what was asked for.
+
+    Raises:
+        UserError: if it is not one of ``CHOICES``.
+    """
+    if choice.lower() not in CHOICES:
+        raise UserError(f"{option}={choice} is not known; choose {', '.join(CHOICES)}")
+
+
+def bos_token(tokenizer: Any, option: str, choice: str) -> int | None:
+    """The id of the token that windows begin with; null for none.
+
+    Args:
+        tokenizer: of the model.
+        option: full name of the option, for the message.
+        choice: ``auto``: the token with which the tokenizer begins a text, if it does; ``true``; ``false``.
+
+    Raises:
+        UserError: if the token is asked for and the tokenizer has none.
+    """
+    token: int | None = getattr(tokenizer, "bos_token_id", None)
+    if choice.lower() == "true" and token is None:
+        raise UserError(f"{option}=true: the model's tokenizer has no token that begins a text; use {option}=auto")
+    begun = choice.lower() == "true" or (choice.lower() == "auto" and token is not None and _begins(tokenizer, token))
+    return token if begun else None
+
+
+def _begins(tokenizer: Any, token: int) -> bool:
+    """Whether the tokenizer puts the token before a text by itself."""
+    ids = tokenizer("a", verbose=False)["input_ids"]
+    plain = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
+    return len(ids) > len(plain) and ids[0] == token
+
+
+def begin(rows: Tensor, token: int | None) -> Tensor:
+    """Rows of tokens [rows, tokens] behind the token that begins them, [rows, tokens + 1]; as they are where it is null."""
+    return rows if token is None else torch.cat([rows.new_full((len(rows), 1), token), rows], dim=1)
