@@ -58,9 +58,24 @@ class Layer:
         self.weight.copy_(self.oriented(matrix))
 
 
+# Classes with a ``forward`` of their own that is the plain product all the same.
+PLAIN = ("transformers.models.falcon.modeling_falcon.FalconLinear", "timm.layers.linear.Linear")
+
+
 def is_layer(module: nn.Module) -> bool:
-    """Whether the module holds one weight matrix that a pruner understands."""
-    return isinstance(module, nn.Linear | Conv1D) and isinstance(getattr(module, "weight", None), nn.Parameter)
+    """Whether the module holds one weight matrix and its output is the product with it, which is what a pruner understands."""
+    return is_linear(module) and is_plain(module) and isinstance(getattr(module, "weight", None), nn.Parameter)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether the module is of a linear class, whatever its ``forward`` makes of the weights."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether the ``forward`` of a linear class is the plain product; hooks set on an instance (an offloader's) run the class's."""
+    kind = type(module)
+    return kind.forward in (nn.Linear.forward, Conv1D.forward) or f"{kind.__module__}.{kind.__qualname__}" in PLAIN
 
 
 def weights_of(module: nn.Module) -> dict[str, nn.Module]:

@@ -1,0 +1,40 @@
+"""Published architectures by the names of their classes, without weights: their configs' own defaults on the meta device."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from torch import nn
+
+
+@cache
+def architecture(name: str) -> nn.Module:
+    """The model of a class of transformers; a test of one that the installed release doesn't know is skipped."""
+    if not hasattr(transformers, name):
+        pytest.skip(f"transformers {transformers.__version__} has no {name}")
+    model_class: Any = getattr(transformers, name)
+    with torch.device("meta"):
+        module: nn.Module = model_class(model_class.config_class())
+    return module
+
+
+def tree(*paths: str, features: int = 4) -> nn.Module:
+    """A module tree with a linear weight at each path; where a part of a path is a number, its parent is a list."""
+    root = nn.Module()
+    for path in paths:
+        parent, parts = root, path.split(".")
+        for part, behind in zip(parts, [*parts[1:], ""], strict=True):
+            if part not in dict(parent.named_children()):
+                parent.add_module(part, _child(behind, features))
+            parent = parent.get_submodule(part)
+    return root
+
+
+def _child(behind: str, features: int) -> nn.Module:
+    if not behind:
+        return nn.Linear(features, features)
+    return nn.ModuleList() if behind.isdigit() else nn.Module()
