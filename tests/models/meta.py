@@ -13,12 +13,17 @@ from torch import nn
 
 @cache
 def architecture(name: str) -> nn.Module:
-    """The model of a class of transformers; a test of one that the installed release doesn't know is skipped."""
+    """The model of a class of transformers; a test of one that the installed release doesn't know, or can't build so, is skipped."""
     if not hasattr(transformers, name):
         pytest.skip(f"transformers {transformers.__version__} has no {name}")
     model_class: Any = getattr(transformers, name)
-    with torch.device("meta"):
-        module: nn.Module = model_class(model_class.config_class())
+    try:
+        with torch.device("meta"):
+            module: nn.Module = model_class(model_class.config_class())
+    except (AssertionError, AttributeError, TypeError, ValueError) as error:
+        if transformers.__version__ >= "5":
+            raise
+        pytest.skip(f"the defaults of transformers {transformers.__version__} for {name} are no model ({error})")
     return module
 
 
