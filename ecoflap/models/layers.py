@@ -63,7 +63,7 @@ PLAIN = ("transformers.models.falcon.modeling_falcon.FalconLinear", "timm.layers
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether the module holds one weight matrix and its output is the product with it, which is what a pruner understands."""
+    """Whether the module holds one weight matrix and puts out the product with it, which a pruner understands."""
     return is_linear(module) and is_plain(module) and isinstance(getattr(module, "weight", None), nn.Parameter)
 
 
@@ -73,9 +73,13 @@ def is_linear(module: nn.Module) -> bool:
 
 
 def is_plain(module: nn.Module) -> bool:
-    """Whether the ``forward`` of a linear class is the plain product; hooks set on an instance (an offloader's) run the class's."""
+    """Whether the ``forward`` of a linear class is the plain product.
+
+    What is set on an instance, such as an offloader's hook, is taken to run the class's.
+    """
     kind = type(module)
-    return kind.forward in (nn.Linear.forward, Conv1D.forward) or f"{kind.__module__}.{kind.__qualname__}" in PLAIN
+    known = kind.forward in (nn.Linear.forward, Conv1D.forward)
+    return known or f"{kind.__module__}.{kind.__qualname__}" in PLAIN
 
 
 def weights_of(module: nn.Module) -> dict[str, nn.Module]:

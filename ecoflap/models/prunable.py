@@ -114,7 +114,7 @@ class PrunableModel:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def dense_in_blocks(self) -> Counter[str]:
-        """{reason: weights} of what can't be pruned in the blocks of the chosen towers; layers that were asked to stay dense can."""
+        """{reason: weights} of what can't be pruned in the blocks of the chosen towers; ``skip_layers`` has no part in it."""
         inside = tuple(f"{block.name}." for tower in self.towers for block in tower.blocks)
         dense = Counter[str]()
         for skipped in self.skipped:
@@ -123,7 +123,7 @@ class PrunableModel:
         return dense
 
     def block_weights(self) -> int:
-        """The weights of two or more dimensions in the blocks of the chosen towers, but for layers that were asked to stay dense."""
+        """Weights of two or more dimensions in the blocks of the chosen towers, without those that ``skip_layers`` names."""
         return sum(layer.size for layer in self.layers) + self.dense_in_blocks().total()
 
     def fingerprint(self) -> str:

@@ -1,4 +1,4 @@
-"""Find what decides in a mixture of experts: it is small, and every weight in it changes which experts a token reaches."""
+"""Find the few weights of a mixture of experts that decide which experts a token reaches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-# ``gate`` alone is the attention's or the MLP's in other models, so it counts beside experts only; ``gate_proj`` is half of an MLP.
+# ``gate`` alone is an attention's or an MLP's in other models, so it counts beside experts only; ``gate_proj``
+# is half of an MLP.
 ROUTER = re.compile(r"(^|_)router(_|$)|^shared_experts?_gate$")
 GATE_BESIDE_EXPERTS = "gate"
 

@@ -1,4 +1,4 @@
-"""Name the block lists of a model by what they do, read off their paths, and order them as data flow through them."""
+"""Name the block lists of a model by what their paths say they do, and order them as data flow through them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from itertools import chain, count
 
 from torch import nn
 
-# Pruning order. A tower's name is its kind, or for a second one of a kind the kind and what sets its path apart.
+# Pruning order. A tower is named by its kind, a second one of a kind by that and what sets its path apart.
 ORDER = (
     "vision",
     "video",
@@ -24,7 +24,8 @@ ORDER = (
     "speech",  # turns what the language model says into sound; the loss doesn't run it
     "mtp",  # guesses more than one token ahead; the loss doesn't run it
 )
-# The paper leaves the Q-Former dense: 5 % of the weights, and all information passes through it. So it does through other projections.
+# The paper leaves the Q-Former dense: 5 % of the weights, and all information passes through it,
+# as through other projections.
 LEFT_DENSE = ("merger", "perceiver", "connector", "qformer", "speech", "mtp")
 
 # Words of a path; the first kind that fits, so that a merger inside a vision tower is a merger.
@@ -72,7 +73,7 @@ def name_towers(
     names = {path: tower for tower, path in (wanted or {}).items()}
     for kind in ORDER:
         alike = [path for path in lists if kinds[path] == kind and path not in names]
-        # The largest is the one that is meant by the name of the kind; of two as large, the one less deep in the tree.
+        # The name of the kind means the largest; of two as large, the one less deep in the tree.
         for path in sorted(alike, key=lambda path: (-_weights(lists[path]), len(path))):
             names[path] = _free_name(kind, path, names)
     places = {path: ORDER.index(kind_of(names[path]) or kinds[path]) for path in lists}
@@ -81,7 +82,8 @@ def name_towers(
 
 def _kinds(lists: Mapping[str, nn.Module], reads: str | None) -> dict[str, str]:
     """{path: kind} of each block list."""
-    kinds = {path: kind for path in lists if (kind := _first(WORDS, path, r"(?<![a-z])(?:{})(?![a-z])")) is not None}
+    word = r"(?<![a-z])(?:{})(?![a-z])"
+    kinds = {path: kind for path in lists if (kind := _first(WORDS, path, word)) is not None}
     if len(kinds) == len(lists) and set(kinds.values()) <= set(LEFT_DENSE):
         kinds = {}  # a model that is nothing but a perceiver
     rest = [path for path in lists if path not in kinds]
@@ -125,7 +127,8 @@ def _is_decoder(path: str) -> bool:
 
 def _first(words: Mapping[str, str], text: str, pattern: str) -> str | None:
     """The first kind one of whose words is in a text."""
-    return next((kind for kind, one in words.items() if re.search(pattern.format(one), text, re.IGNORECASE)), None)
+    found = (kind for kind, one in words.items() if re.search(pattern.format(one), text, re.IGNORECASE))
+    return next(found, None)
 
 
 def _weights(blocks: nn.Module) -> int:
@@ -133,11 +136,12 @@ def _weights(blocks: nn.Module) -> int:
 
 
 def _free_name(kind: str, path: str, names: Mapping[str, str]) -> str:
-    """The kind; where another path has that name, as many of the parts that the other lacks as it takes to be unlike all names."""
+    """The kind; where another path has that name, with as many of the parts that the other lacks as it takes."""
     paths = {name: other for other, name in names.items()}
     if kind not in paths:
         return kind
-    own = [part.replace(".", "_").removeprefix(f"{kind}_") for part in _parts(path) if part not in _parts(paths[kind])]
+    lacking = [part for part in _parts(path) if part not in _parts(paths[kind])]
+    own = [part.replace(".", "_").removeprefix(f"{kind}_") for part in lacking]
     longer = ["_".join([kind, *own[:end]]) for end in range(1, len(own) + 1)]
     numbered = (f"{longer[-1] if longer else kind}_{number}" for number in count(2))
     return next(name for name in chain(longer, numbered) if name not in paths)

@@ -22,7 +22,7 @@ DENSE_IN_BLOCKS = 0.1
 
 
 def show_model(model: PrunableModel, sparsity: float) -> None:
-    """The towers with their matched layers, what is left out and why, and what a sparsity comes to where that is much."""
+    """The towers with their matched layers, what is left out and why, and a warning where that is much."""
     total = model.parameter_count()
     prunable = sum(layer.size for layer in model.layers)
     rows = [(tower.name, tower.path, len(tower.blocks), len(tower.layers), sum(layer.size for layer in tower.layers)) for tower in model.towers]
@@ -38,7 +38,7 @@ def show_model(model: PrunableModel, sparsity: float) -> None:
 
 
 def _warn_of_dense_blocks(model: PrunableModel, sparsity: float) -> None:
-    """Say it where much less is removed than a sparsity promises: of a mixture of experts, more than nine tenths may stay dense."""
+    """Say it where a sparsity removes much less than it promises: nine tenths of a mixture of experts may stay dense."""
     dense, weights = model.dense_in_blocks(), model.block_weights()
     if dense.total() <= DENSE_IN_BLOCKS * weights:
         return

@@ -1,4 +1,4 @@
-"""Published architectures by the names of their classes, without weights: their configs' own defaults on the meta device."""
+"""Published architectures by the names of their classes: the defaults of their configs, on the meta device."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 @cache
 def architecture(name: str) -> nn.Module:
-    """The model of a class of transformers; a test of one that the installed release doesn't know, or can't build so, is skipped."""
+    """The model of a class of transformers; a test of one that the installed release lacks, or can't build so, is skipped."""
     if not hasattr(transformers, name):
         pytest.skip(f"transformers {transformers.__version__} has no {name}")
     model_class: Any = getattr(transformers, name)
@@ -28,7 +28,7 @@ def architecture(name: str) -> nn.Module:
 
 
 def tree(*paths: str, features: int = 4) -> nn.Module:
-    """A module tree with a linear weight at each path; where a part of a path is a number, its parent is a list."""
+    """A module tree with a linear weight at each path; what stands before a number in a path is a list."""
     root = nn.Module()
     for path in paths:
         parent, parts = root, path.split(".")

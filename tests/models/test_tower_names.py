@@ -1,4 +1,4 @@
-"""Names and order of the towers of published architectures, and of module trees that no release of transformers has yet."""
+"""Names and order of the towers of published architectures, and of module trees that transformers doesn't have."""
 
 from __future__ import annotations
 
@@ -75,9 +75,15 @@ EXPECTED = {
         "merger_fine": "model.vision_model.connector.fine.deepstack_mergers",
         "language": "model.text_model.layers",
     },
-    "Llama4ForConditionalGeneration": {"vision": "vision_model.model.layers", "language": "language_model.model.layers"},
+    "Llama4ForConditionalGeneration": {
+        "vision": "vision_model.model.layers",
+        "language": "language_model.model.layers",
+    },
     "Ernie4_5_VLMoeForConditionalGeneration": {"vision": "model.vision_tower.blocks", **LANGUAGE},
-    "Kosmos2ForConditionalGeneration": {"vision": "vision_model.model.encoder.layers", "language": "text_model.model.layers"},
+    "Kosmos2ForConditionalGeneration": {
+        "vision": "vision_model.model.encoder.layers",
+        "language": "text_model.model.layers",
+    },
     "Florence2ForConditionalGeneration": {
         "vision": "model.vision_tower.blocks",
         "encoder": "model.language_model.encoder.layers",
@@ -150,14 +156,23 @@ TREES = {
     # The language model stands first in the tree, as in Gemma 3n.
     ("language_model.layers", "audio_tower.layers", "visual.blocks"): ["vision", "audio", "language"],
     # LAVIS
-    ("visual_encoder.blocks", "Qformer.bert.encoder.layer", "t5_model.encoder.block", "t5_model.decoder.block"): [
+    (
+        "visual_encoder.blocks",
+        "Qformer.bert.encoder.layer",
+        "t5_model.encoder.block",
+        "t5_model.decoder.block",
+    ): [
         "vision",
         "qformer",
         "encoder",
         "decoder",
     ],
     ("vision_tower.layers", "model.layers", "model.mtp.layers"): ["vision", "language", "mtp"],
-    ("thinker.model.layers", "talker.model.layers", "talker.code2wav.layers"): ["language", "speech", "speech_code2wav"],
+    ("thinker.model.layers", "talker.model.layers", "talker.code2wav.layers"): [
+        "language",
+        "speech",
+        "speech_code2wav",
+    ],
     ("mm_projector.layers", "vision_tower.layers", "model.layers"): ["vision", "connector", "language"],
     ("resampler.layers", "vpm.encoder.layers", "llm.model.layers"): ["perceiver", "encoder", "language"],
     ("decoder.block", "encoder.block"): ["encoder", "decoder"],
@@ -186,7 +201,12 @@ def test_the_largest_of_the_remaining_lists_is_the_language_model() -> None:
 
 
 def test_names_of_one_kind_are_told_apart_by_as_much_of_their_paths_as_it_takes() -> None:
-    sizes = {"visual.stages.3.blocks": 5, "visual.stages.4.blocks": 9, "visual.fast.blocks": 4, "visual.fast.late.blocks": 3}
+    sizes = {
+        "visual.stages.3.blocks": 5,
+        "visual.stages.4.blocks": 9,
+        "visual.fast.blocks": 4,
+        "visual.fast.late.blocks": 3,
+    }
     assert named({**sizes, "high_res_vision_model.blocks": 2, "vision_encoder.blocks": 1}) == {
         "visual.stages.3.blocks": "vision_stages_3",
         "visual.stages.4.blocks": "vision",
@@ -199,11 +219,18 @@ def test_names_of_one_kind_are_told_apart_by_as_much_of_their_paths_as_it_takes(
 
 def test_lists_that_no_word_tells_apart_are_numbered() -> None:
     sizes = {"visual.deep.blocks": 3, "visual.blocks": 2, "visual.deep": 1}
-    assert named(sizes) == {"visual.deep.blocks": "vision", "visual.blocks": "vision_2", "visual.deep": "vision_3"}
+    assert named(sizes) == {
+        "visual.deep.blocks": "vision",
+        "visual.blocks": "vision_2",
+        "visual.deep": "vision_3",
+    }
 
 
 def test_of_two_lists_of_one_size_the_one_less_deep_has_the_plain_name() -> None:
-    assert named({"visual.deep.blocks": 1, "visual.blocks": 1}) == {"visual.deep.blocks": "vision_deep", "visual.blocks": "vision"}
+    assert named({"visual.deep.blocks": 1, "visual.blocks": 1}) == {
+        "visual.deep.blocks": "vision_deep",
+        "visual.blocks": "vision",
+    }
 
 
 def test_towers_that_a_config_names_are_pruned_in_their_place() -> None:

@@ -61,6 +61,9 @@ def test_a_mixture_whose_experts_stay_dense_is_spoken_of(caplog: pytest.LogCaptu
 
 def test_nothing_is_said_where_little_stays_dense(caplog: pytest.LogCaptureFixture) -> None:
     module = nn.Module()
-    module.embedding, module.layers = nn.Embedding(50, 40), nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))])
+    module.embedding, module.layers = (
+        nn.Embedding(50, 40),
+        nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))]),
+    )
     show_model(prunable("dense", module, None, lambda *_: torch.zeros(1), Selection()), 0.5)
     assert not caplog.records
