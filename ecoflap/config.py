@@ -42,7 +42,8 @@ class RunConfig:
     Attributes:
         sparsity: share of the prunable weights to remove, in [0, 1).
         seed: of every random draw.
-        towers: the towers to prune; null for all but the Q-Former.
+        towers: the towers to prune; null for all but projections (merger, perceiver, connector, Q-Former) and what
+            no loss runs.
         skip_layers: regular expressions of layers to leave dense.
         steps: which steps to run, in order.
         batch_size: samples per forward pass of the fine stage.

@@ -38,6 +38,7 @@ def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
             "fingerprint": progress.fingerprint,
             "parameters": model.parameter_count(),
             "prunable": sum(layer.size for layer in model.layers),
+            "block_weights": model.block_weights(),
         },
         data=_data(plan, progress),
         metrics=progress.metrics,

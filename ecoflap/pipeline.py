@@ -80,7 +80,7 @@ def inspect(config: DictConfig) -> None:
         UserError: there is no such model, tower or layer.
     """
     model: PrunableModel = build("model", config.model).load(torch.device("meta"), Selection(config.towers, list(config.skip_layers)))
-    show_model(model)
+    show_model(model, config.sparsity)
     show_layers(model)
 
 

@@ -58,9 +58,28 @@ class Layer:
         self.weight.copy_(self.oriented(matrix))
 
 
+# Classes with a ``forward`` of their own that is the plain product all the same.
+PLAIN = ("transformers.models.falcon.modeling_falcon.FalconLinear", "timm.layers.linear.Linear")
+
+
 def is_layer(module: nn.Module) -> bool:
-    """Whether the module holds one weight matrix that a pruner understands."""
-    return isinstance(module, nn.Linear | Conv1D) and isinstance(getattr(module, "weight", None), nn.Parameter)
+    """Whether the module holds one weight matrix and puts out the product with it, which a pruner understands."""
+    return is_linear(module) and is_plain(module) and isinstance(getattr(module, "weight", None), nn.Parameter)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether the module is of a linear class, whatever its ``forward`` makes of the weights."""
+    return isinstance(module, nn.Linear | Conv1D)
+
+
+def is_plain(module: nn.Module) -> bool:
+    """Whether the ``forward`` of a linear class is the plain product.
+
+    What is set on an instance, such as an offloader's hook, is taken to run the class's.
+    """
+    kind = type(module)
+    known = kind.forward in (nn.Linear.forward, Conv1D.forward)
+    return known or f"{kind.__module__}.{kind.__qualname__}" in PLAIN
 
 
 def weights_of(module: nn.Module) -> dict[str, nn.Module]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from ecoflap.models.layers import Layer
 from ecoflap.models.preparation import preparation, without_origin
 from ecoflap.models.residence import Residence, absent, is_absent
 from ecoflap.models.stored_tensor import raw
-from ecoflap.models.towers import Block, Skipped, Tower
+from ecoflap.models.towers import MATCHED, Block, Skipped, Tower
 
 Sample = dict[str, Tensor]  # model inputs of one sample
 Batch = Mapping[str, Tensor]
@@ -111,6 +112,19 @@ class PrunableModel:
     def parameter_count(self) -> int:
         """All parameters, shared ones once."""
         return sum(parameter.numel() for parameter in self.module.parameters())
+
+    def dense_in_blocks(self) -> Counter[str]:
+        """{reason: weights} of what can't be pruned in the blocks of the chosen towers; ``skip_layers`` has no part in it."""
+        inside = tuple(f"{block.name}." for tower in self.towers for block in tower.blocks)
+        dense = Counter[str]()
+        for skipped in self.skipped:
+            if skipped.name.startswith(inside) and skipped.reason != MATCHED:
+                dense[skipped.reason] += skipped.size
+        return dense
+
+    def block_weights(self) -> int:
+        """Weights of two or more dimensions in the blocks of the chosen towers, without those that ``skip_layers`` names."""
+        return sum(layer.size for layer in self.layers) + self.dense_in_blocks().total()
 
     def fingerprint(self) -> str:
         """A hash of all weights, bit for bit, of the module's settings, and of how its inputs are made."""

@@ -19,7 +19,8 @@ from ecoflap.models.pictures import Pixels
 from ecoflap.models.placement import check_fits, resolve_dtype
 from ecoflap.models.prunable import Batch, PrunableModel
 from ecoflap.models.state_dict import SavesStateDict, read_weights
-from ecoflap.models.towers import block_lists, name_towers
+from ecoflap.models.tower_names import name_towers
+from ecoflap.models.towers import block_lists
 
 
 def classification_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
@@ -74,7 +75,7 @@ class Torchvision:
         loss = find_loss(self.loss, {"classification": classification_loss})
         with torch.device("meta"):
             shape = models.get_model(self.architecture, weights=None)
-        towers = self.towers or name_towers(list(block_lists(shape)), reads_images=True)
+        towers = self.towers or name_towers(block_lists(shape), reads="vision")
         if device.type == "meta":
             return prunable(self.name, shape, None, loss, selection, towers)
         dtype = resolve_dtype(self.dtype)

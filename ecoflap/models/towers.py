@@ -6,17 +6,17 @@ Block paths move between releases of transformers, so nothing is hard-coded: a t
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
 from ecoflap.errors import UserError, nearest
-from ecoflap.models.layers import Layer, weights_of
+from ecoflap.models.layers import Layer, is_linear, is_plain, weights_of
+from ecoflap.models.routers import routers
+from ecoflap.models.tower_names import LEFT_DENSE, READS, kind_of, name_towers
 
-ORDER = ("vision", "qformer", "text", "encoder", "decoder", "language")
-# The paper leaves the Q-Former dense: 5 % of the weights, and all information passes through it.
-LEFT_DENSE = ("qformer",)
+MATCHED = "matches skip_layers"
 
 
 @dataclass(frozen=True)
@@ -68,42 +68,6 @@ def _are_blocks(modules: nn.ModuleList | nn.Sequential) -> bool:
     return isinstance(modules, nn.ModuleList) or len({type(member) for member in modules}) == 1
 
 
-def name_towers(paths: Sequence[str], reads_images: bool = False) -> dict[str, str]:
-    """Give each block list a tower name from its path: {tower: path}, in pruning order.
-
-    Args:
-        paths: paths of the block lists.
-        reads_images: the model's main input is an image, so a nameless list is a vision tower.
-    """
-    both = any(map(_is_encoder, paths)) and any(map(_is_decoder, paths))
-    names: dict[str, str] = {}
-    for path in paths:
-        if re.search("qformer", path, re.IGNORECASE):
-            name = "qformer"
-        elif re.search("vision|visual", path) or (reads_images and len(paths) == 1):
-            name = "vision"
-        elif _is_decoder(path) and (both or "text_decoder" in path):
-            name = "decoder"
-        elif _is_encoder(path) and both:
-            name = "encoder"
-        elif re.search(r"text_encoder|text_model\.encoder|^text\.", path) or _is_encoder(path):
-            name = "text"
-        else:
-            name = "language"
-        names[path if name in names else name] = path
-    return dict(sorted(names.items(), key=lambda item: ORDER.index(item[0]) if item[0] in ORDER else len(ORDER)))
-
-
-def _is_encoder(path: str) -> bool:
-    """Whether a path that is no vision tower's is a text encoder's; BLIP's BERT calls its decoder an encoder too."""
-    other = re.search("vision|visual|qformer|decoder", path, re.IGNORECASE)
-    return not other and bool(re.search(r"(^|[._])encoder\.", f"{path}."))
-
-
-def _is_decoder(path: str) -> bool:
-    return not re.search("vision|visual|qformer", path, re.IGNORECASE) and bool(re.search(r"(^|[._])decoder\.", f"{path}."))
-
-
 def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> tuple[Tower, ...]:
     """All towers of a model, in pruning order.
 
@@ -120,21 +84,27 @@ def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> t
     for tower, path in (wanted or {}).items():
         if path not in lists:
             raise UserError(f"model.towers.{tower}={path} is not a list of blocks of {type(module).__name__}; found: {nearest(path, lists)}")
-    seen: set[int] = set()
-    found = name_towers(list(lists), getattr(module, "main_input_name", None) == "pixel_values")
-    rest = {name if name not in (wanted or {}) else path: path for name, path in found.items() if path not in (wanted or {}).values()}
-    names = {**(wanted or {}), **rest}
-    ordered = sorted(names, key=lambda name: list(lists).index(names[name])) if wanted else list(names)
-    return tuple(_tower(name, names[name], lists[names[name]], seen) for name in ordered)
+    names = name_towers(lists, READS.get(str(getattr(module, "main_input_name", None))), wanted)
+    left, seen = set(routers(module)), set[int]()
+    return tuple(_tower(name, path, lists[path], left, seen) for name, path in names.items())
 
 
-def _tower(name: str, path: str, blocks: nn.ModuleList | nn.Sequential, seen: set[int]) -> Tower:
-    """Collect the layers of each block; a weight that an earlier layer already owns is not a layer of its own."""
+def _tower(
+    name: str,
+    path: str,
+    blocks: nn.ModuleList | nn.Sequential,
+    left: Container[nn.Module],
+    seen: set[int],
+) -> Tower:
+    """Collect the layers of each block, but for those of modules that are left dense.
+
+    A weight that an earlier layer already owns is not a layer of its own.
+    """
     found = []
     for block_name, block in blocks.named_children():
         layers = []
         for child_name, child in block.named_modules():
-            for parameter, reader in weights_of(child).items():
+            for parameter, reader in weights_of(child).items() if child not in left else ():
                 weight = getattr(child, parameter)
                 if id(weight) not in seen:
                     seen.add(id(weight))
@@ -153,7 +123,7 @@ def select(towers: Sequence[Tower], names: Sequence[str] | None, skip_layers: Se
     for name in names or ():
         if name not in by_name:
             raise UserError(f"towers={list(names or ())}: there is no tower {name!r}; this model has {', '.join(by_name)}")
-    chosen = [by_name[name] for name in by_name if (name in names if names is not None else name not in LEFT_DENSE)]
+    chosen = [by_name[name] for name in by_name if (name in names if names is not None else kind_of(name) not in LEFT_DENSE)]
     all_names = [layer.name for tower in chosen for layer in tower.layers]
     for pattern in skip_layers:
         try:
@@ -178,6 +148,7 @@ def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[
     pruned = {id(layer.weight) for tower in chosen for layer in tower.layers}
     left = {id(layer.weight): tower.name for tower in every for layer in tower.layers}
     chosen_names = {tower.name for tower in chosen}
+    deciding = set(routers(module))
     owners: dict[int, nn.Module] = {}
     for child in module.modules():
         for parameter in child.parameters(recurse=False):
@@ -188,14 +159,30 @@ def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[
             continue
         tower, owner = left.get(id(parameter)), owners[id(parameter)]
         if tower is not None:
-            reason = "matches skip_layers" if tower in chosen_names else f"tower {tower} is left dense"
-        elif isinstance(owner, nn.Embedding):
-            reason = "embedding"
-        elif isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
-            reason = "convolution"
-        elif weights_of(owner):
-            reason = "outside the blocks"
+            reason = MATCHED if tower in chosen_names else f"tower {tower} is left dense"
         else:
-            reason = f"parameter of {type(owner).__name__}"
+            reason = "router" if owner in deciding else _no_layer(name, parameter, owner)
         result.append(Skipped(name, parameter.numel(), reason))
     return result
+
+
+def _no_layer(name: str, parameter: nn.Parameter, owner: nn.Module) -> str:
+    """Why a weight is no layer of any tower.
+
+    Args:
+        name: of the parameter in the model.
+        parameter: the weight.
+        owner: the module that it is a parameter of.
+    """
+    kind = type(owner).__name__
+    if isinstance(owner, nn.Embedding):
+        return "embedding"
+    if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return "convolution"
+    if is_linear(owner) and not is_plain(owner):
+        return f"forward of {kind} isn't the plain product"
+    if weights_of(owner):
+        return "outside the blocks"
+    if parameter.ndim == 3 and "expert" in f"{name} {kind}".lower():
+        return "experts in one 3-D tensor"
+    return f"parameter of {kind}"

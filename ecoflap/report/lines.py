@@ -17,8 +17,12 @@ log = logging.getLogger(__name__)
 Metrics = Mapping[str, float]
 
 
-def show_model(model: PrunableModel) -> None:
-    """The towers with their matched layers, and what is left out and why."""
+# The share of the weights in the blocks that may stay dense before it is said aloud.
+DENSE_IN_BLOCKS = 0.1
+
+
+def show_model(model: PrunableModel, sparsity: float) -> None:
+    """The towers with their matched layers, what is left out and why, and a warning where that is much."""
     total = model.parameter_count()
     prunable = sum(layer.size for layer in model.layers)
     rows = [(tower.name, tower.path, len(tower.blocks), len(tower.layers), sum(layer.size for layer in tower.layers)) for tower in model.towers]
@@ -30,6 +34,26 @@ def show_model(model: PrunableModel) -> None:
         matrices[skipped.reason] += 1
     if weights:
         table("left dense", ["reason", "tensors", "weights"], [(reason, matrices[reason], f"{size:,}") for reason, size in weights.most_common()])
+    _warn_of_dense_blocks(model, sparsity)
+
+
+def _warn_of_dense_blocks(model: PrunableModel, sparsity: float) -> None:
+    """Say it where a sparsity removes much less than it promises: nine tenths of a mixture of experts may stay dense."""
+    dense, weights = model.dense_in_blocks(), model.block_weights()
+    if dense.total() <= DENSE_IN_BLOCKS * weights:
+        return
+    share = 1 - dense.total() / weights
+    removed = sparsity * sum(layer.size for layer in model.layers)
+    reason, size = dense.most_common(1)[0]
+    log.warning(
+        "only %.1f %% of the weights in the blocks can be pruned (most of the rest, %s weights: %s); "
+        "sparsity=%g removes %.1f %% of the model's weights",
+        100 * share,
+        f"{size:,}",
+        reason,
+        sparsity,
+        100 * removed / model.parameter_count(),
+    )
 
 
 def show_layers(model: PrunableModel) -> None:

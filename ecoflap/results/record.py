@@ -42,7 +42,8 @@ class Result:
         config: The resolved config, as plain dicts and lists. Secrets are redacted when it is written.
         versions: Library -> version, from ``environment()``.
         git: ``{"commit": str, "dirty": bool}`` of the project's own checkout, or None outside one.
-        model: ``name``, ``fingerprint`` (hash of the dense weights), ``parameters`` and ``prunable`` (counts).
+        model: ``name``, ``fingerprint`` (hash of the dense weights), ``parameters``, ``prunable`` and
+            ``block_weights`` (counts).
         data: Fingerprints of the calibration set and whatever else identifies the data.
         metrics: ``{"dense": {task: {metric: float}}, "pruned": {...}, "finetuned": {...}}``; the first metric of the first task is the headline.
         sparsity: The figures of ``sparsity_section``, from the zeros counted in the pruned weights.

@@ -46,7 +46,7 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, Progress]:
             shutil.rmtree(plan.folder / WORK, ignore_errors=True)  # a stopped run's
             model = load_offloaded(plan.loader, device, plan.selection, offload, plan.folder / WORK)
             fingerprint = model.fingerprint()
-    show_model(model)
+    show_model(model, plan.config["sparsity"])
     if not isinstance(plan.pruner, WholeModelPruner):
         plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores)
     return model, Progress(fingerprint, costs)

@@ -1,9 +1,11 @@
+from importlib import import_module
+
 import pytest
 import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ecoflap.models.layers import Layer, is_layer
+from ecoflap.models.layers import PLAIN, Layer, is_layer
 
 
 @pytest.mark.parametrize("module", [nn.Linear(3, 5), Conv1D(5, 3)])
@@ -44,3 +46,41 @@ def test_what_is_a_layer() -> None:
     assert is_layer(nn.Linear(2, 2))
     assert is_layer(Conv1D(2, 2))
     assert not any(map(is_layer, [nn.Embedding(2, 2), nn.LayerNorm(2), nn.Conv2d(1, 1, 1), nn.Sequential(nn.Linear(2, 2))]))
+
+
+class Scored(nn.Linear):
+    """A router as some models write it: a linear class that gives more than a product."""
+
+    def forward(self, inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:  # type: ignore[override]
+        return super().forward(inputs).topk(1)
+
+
+class Started(nn.Linear):
+    """A linear class that only begins with other weights."""
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.weight)
+
+
+def test_a_linear_class_with_a_product_of_its_own_is_no_layer() -> None:
+    assert not is_layer(Scored(2, 2))
+    assert is_layer(Started(2, 2))
+    assert is_layer(nn.modules.linear.NonDynamicallyQuantizableLinear(2, 2))
+
+
+def test_a_hook_on_one_module_changes_nothing_about_its_product() -> None:
+    hooked = nn.Linear(2, 2)
+    hooked.forward = lambda inputs: nn.Linear.forward(hooked, inputs)  # type: ignore[method-assign]  # as an offloader does
+    assert is_layer(hooked)
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_classes_that_write_the_plain_product_themselves(name: str) -> None:
+    module, _, kind = name.rpartition(".")
+    pytest.importorskip(name.partition(".")[0])
+    if not hasattr(found := import_module(module), kind):
+        pytest.skip(f"this release has no {name}")
+    linear = getattr(found, kind)(3, 5)
+    assert is_layer(linear)
+    inputs = torch.randn(2, 4, 3)
+    torch.testing.assert_close(linear(inputs), inputs @ linear.weight.t() + linear.bias)

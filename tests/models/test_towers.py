@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 
 from ecoflap.errors import UserError
-from ecoflap.models.towers import block_lists, find_towers, name_towers, select
+from ecoflap.models.towers import block_lists, find_towers, select
 from tests import tiny
 
 T5_TOWERS = {
@@ -89,13 +89,6 @@ def test_a_config_may_name_some_of_the_towers() -> None:
         ("encoder", "language_model.encoder.block", 14),
         ("mouth", "language_model.decoder.block", 22),
     ]
-
-
-def test_names_for_paths_of_other_releases_and_families() -> None:
-    assert list(name_towers(["model.language_model.layers", "model.visual.blocks"])) == ["vision", "language"]
-    assert list(name_towers(["decoder.block", "encoder.block"])) == ["encoder", "decoder"]
-    assert list(name_towers(["text_model.encoder.layers", "vision_model.encoder.layers"])) == ["vision", "text"]
-    assert list(name_towers(["a.layers", "b.layers"])) == ["language", "b.layers"]
 
 
 def test_lists_of_heads_are_no_towers() -> None:
