@@ -1,14 +1,12 @@
-"""What the safetensors of a checkpoint folder hold, and under which names a model's parameters are in them."""
+"""What the safetensors of a checkpoint folder hold."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from ecoflap.errors import UserError
 from ecoflap.models.stored_tensor import StoredTensor, stored_tensors
@@ -42,30 +40,3 @@ def stored_dtype(folder: Path) -> torch.dtype:
         UserError: the folder holds no safetensors.
     """
     return next((tensor.dtype for tensor in stored_in(folder).values() if tensor.dtype.is_floating_point), torch.float32)
-
-
-def checkpoint_names(module: nn.Module, stored: Mapping[str, StoredTensor]) -> dict[str, str]:
-    """Parameter -> its name in the checkpoint: the same, or with the prefix of the model without head more or less.
-
-    Raises:
-        UserError: a parameter is not there under such a name.
-    """
-    prefix = f"{getattr(module, 'base_model_prefix', '')}."
-    found: dict[str, str] = {}
-    for tied in _names_by_tensor(module):
-        candidates = [form for name in tied for form in (name, prefix + name, name.removeprefix(prefix))]
-        place = next((form for form in candidates if form in stored), None)
-        if place is None:
-            raise UserError(
-                f"runtime.offload=disk: the checkpoint has no {tied[0]}; its weights have other names than this transformers' model. "
-                "Load it once and save it anew, or use runtime.offload=cpu"
-            )
-        found |= dict.fromkeys(tied, place)
-    return found
-
-
-def _names_by_tensor(module: nn.Module) -> list[list[str]]:
-    names: dict[int, list[str]] = {}
-    for name, parameter in module.named_parameters(remove_duplicate=False):
-        names.setdefault(id(parameter), []).append(name)
-    return list(names.values())

@@ -1,0 +1,129 @@
+"""Weights that stay on the disk are those that from_pretrained loads, whatever release named them."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ecoflap.errors import UserError
+from ecoflap.models.checkpoint_folder import stored_dtype, stored_in
+from ecoflap.models.conversion import find_places
+from ecoflap.models.offload import load_offloaded
+from ecoflap.models.causal_lm import language_loss
+from ecoflap.models.loading import Selection, prunable
+from ecoflap.models.skeleton import framework
+from tests import tiny
+
+MOE = {"num_key_value_heads": 1, "head_dim": 8, **tiny.LLAMA}
+GEMMA = {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 4, **tiny.LLAMA}
+SIGLIP = {**tiny.VISION, "vision_use_head": False, "projection_dim": 16}
+Rename = Callable[[str], str]
+
+
+def vision_first(name: str) -> str:
+    """The names of LLaVA, PaliGemma and Gemma 3 before transformers 4.52."""
+    name = re.sub(r"^model\.language_model", "language_model.model", name)
+    name = re.sub(r"^model\.(vision_tower|multi_modal_projector|image_newline)", r"\1", name)
+    return re.sub(r"^lm_head", "language_model.lm_head", name)
+
+
+def as_it_is(name: str) -> str:
+    return name
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Rename]] = {
+    "llava": (tiny.VLM["llava"], vision_first),
+    "llava_onevision": (
+        lambda: hf.LlavaOnevisionForConditionalGeneration(
+            hf.LlavaOnevisionConfig(
+                vision_config=hf.SiglipVisionConfig(**SIGLIP),
+                text_config=hf.Qwen2Config(num_key_value_heads=1, **tiny.LLAMA),
+                image_token_index=tiny.IMAGE_TOKEN,
+                video_token_index=tiny.IMAGE_TOKEN - 1,
+            )
+        ),
+        vision_first,
+    ),
+    "gemma3": (
+        lambda: hf.Gemma3ForConditionalGeneration(
+            hf.Gemma3Config(
+                text_config=hf.Gemma3TextConfig(**GEMMA), vision_config=hf.SiglipVisionConfig(**SIGLIP), mm_tokens_per_image=4, image_token_index=39
+            )
+        ),
+        vision_first,
+    ),
+    "paligemma": (tiny.VLM["paligemma"], vision_first),
+    "smolvlm": (tiny.VLM["smolvlm"], as_it_is),
+    "mixtral": (lambda: hf.MixtralForCausalLM(hf.MixtralConfig(num_local_experts=3, num_experts_per_tok=2, **MOE)), as_it_is),
+    "qwen2_moe": (
+        lambda: hf.Qwen2MoeForCausalLM(
+            hf.Qwen2MoeConfig(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=8, shared_expert_intermediate_size=8, **MOE)
+        ),
+        as_it_is,
+    ),
+    "deepseek_v3": (
+        lambda: hf.DeepseekV3ForCausalLM(
+            hf.DeepseekV3Config(
+                n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1, moe_intermediate_size=8, first_k_dense_replace=1,
+                q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, num_key_value_heads=2, **tiny.LLAMA
+            )
+        ),
+        as_it_is,
+    ),
+    "phi3": (lambda: hf.Phi3ForCausalLM(hf.Phi3Config(num_key_value_heads=1, **tiny.LLAMA)), as_it_is),
+    "gpt2": (tiny.LANGUAGE["gpt2"], lambda name: name.removeprefix("transformer.")),
+    "qwen2": (tiny.LANGUAGE["qwen2"], as_it_is),
+}
+
+
+def resave(folder: Path, rename: Rename) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({rename(name): tensor for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def entries(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+
+
+def randomise(module: nn.Module) -> None:
+    """Give buffers that a checkpoint holds values that no fresh model has."""
+    saved = module.state_dict()
+    for name, buffer in module.named_buffers():
+        if name in saved and buffer.is_floating_point():
+            buffer.uniform_(1, 2)
+
+
+@pytest.mark.parametrize("names", ["saved", "old"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", MODELS)
+def test_what_is_read_is_what_from_pretrained_loads(kind: str, names: str, dtype: str, tmp_path: Path) -> None:
+    build, rename = MODELS[kind]
+    torch.manual_seed(0)
+    made = build()
+    randomise(made)
+    made.to(getattr(torch, dtype)).save_pretrained(tmp_path)
+    if names == "old":
+        resave(tmp_path, rename)
+    model_class: Any = type(made)
+    expected, report = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    assert not report["missing_keys"]
+    expected = entries(expected)
+    module = framework(model_class, model_class.config_class.from_pretrained(tmp_path), getattr(torch, dtype))
+    places = find_places(module, stored_in(tmp_path))
+    assert places.unused == []
+    found = entries(module)
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        read = tensor if name not in places.found else places.found[name].read().to(tensor.dtype)
+        assert torch.equal(read, expected[name]), name
+        assert read.dtype == expected[name].dtype, name
