@@ -95,6 +95,15 @@ def find_places(module: nn.Module, stored: Mapping[str, StoredTensor]) -> Places
     return Places(found, unused)
 
 
+def saved_form(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a model under the names, and in the pieces, that ``save_pretrained`` writes for a model that was loaded like this one."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # before the fifth release
+        return dict(tensors)
+    return dict(revert_weight_conversion(module, dict(tensors)))
+
+
 def warn_unused(path: str, module: Any, names: Iterable[str]) -> None:
     """Say in one line which tensors of a checkpoint nothing in the model takes, but those that the model's class leaves out on purpose."""
     ignored = [*COMPUTED, *(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ())]
@@ -146,38 +155,35 @@ def _check_shapes(wanted: Mapping[str, Tensor], shapes: Mapping[str, Iterable[in
 
 def _targets(module: Any, stored: Iterable[str], wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Any, str]]:
     """(name in the checkpoint, name in the model, the converter or null, its pattern) of each stored tensor, in transformers' order."""
-    prefix: str = getattr(module, "base_model_prefix", "")
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
     except ImportError:  # before the fifth release
         for name in sorted(stored):
-            forms = [form for renamed in (_renamed(module, name), name) for form in (renamed, f"{prefix}.{renamed}", renamed.removeprefix(f"{prefix}."))]
-            yield name, next((form for form in forms if form in wanted), name), None, ""
+            yield name, next((form for form in _forms(module, name) if form in wanted), name), None, ""
         return
-    mapping = get_model_conversion_mapping(module) if hasattr(module, "base_model_prefix") else []
+    mapping = get_model_conversion_mapping(module)
     renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
     converters = [one for one in mapping if isinstance(one, WeightConverter)]
     by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
     for name in sorted(stored, key=dot_natural_key):
-        target, pattern = rename_source_key(name, renamings, converters, prefix, wanted)
+        target, pattern = rename_source_key(name, renamings, converters, module.base_model_prefix, wanted)
         if target not in wanted and name in wanted:
             target, pattern = name, None
         yield name, target, None if pattern is None else by_pattern[pattern], pattern or ""
+    module._weight_conversions = [one for one in mapping if one.was_used()]  # as from_pretrained leaves it, for saving
 
 
-def _renamed(module: Any, name: str) -> str:
-    """A name in the checkpoint as the fourth release converts it."""
-    for pattern, replacement in (getattr(module, "_checkpoint_conversion_mapping", None) or {}).items():
-        renamed, count = re.subn(pattern, replacement, name)
-        if count:
-            return str(renamed)
-    return name
+def _forms(module: Any, name: str) -> Iterator[str]:
+    """What a stored name may be in the model of a fourth release: converted or not, with the prefix of the base model or not."""
+    mapping = (getattr(module, "_checkpoint_conversion_mapping", None) or {}).items()
+    converted = [re.sub(pattern, replacement, name) for pattern, replacement in mapping if re.search(pattern, name)]
+    prefix = f"{module.base_model_prefix}."
+    for form in (*converted[:1], name):
+        yield from (form, prefix + form, form.removeprefix(prefix))
 
 
-def _convert(
-    module: Any, converter: Any, first: str, sources: Iterable[tuple[str, StoredTensor]], only_shapes: bool = False
-) -> dict[str, Tensor]:
+def _convert(module: Any, converter: Any, first: str, sources: Iterable[tuple[str, StoredTensor]], only_shapes: bool = False) -> dict[str, Tensor]:
     """What a converter makes of stored tensors, by the names in the model.
 
     Args:

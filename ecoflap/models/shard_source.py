@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +16,7 @@ from torch.nn.functional import embedding
 
 from ecoflap.errors import NumericalError
 from ecoflap.models.checkpoint_folder import INDEX
-from ecoflap.models.conversion import Place
+from ecoflap.models.conversion import Place, saved_form
 from ecoflap.models.residence import Away, Saves
 from ecoflap.models.stored_tensor import StoredTensor, stored_tensors, write_in_parts
 
@@ -74,21 +73,22 @@ class OnDisk(Away):
         module = model.module
         places: dict[str, str] = {}
         total = 0
-        for number, (block, mine) in enumerate(self.parameters.items(), start=1):
+        for number, mine in enumerate(self.parameters.values(), start=1):
             if not mine:
                 continue
             file = f"model-{number:05d}.safetensors"
-            done = self.source.changed.get(next(iter(mine)))
-            if done is not None:
-                shutil.copyfile(done.path, folder / file)
-            else:
-                save_file(self.source.read({name: p.dtype for name, p in mine.items()}), folder / file, metadata={"format": "pt"})
-            places |= dict.fromkeys(mine, file)
-            total += sum(p.numel() * p.dtype.itemsize for p in self.parameters[block].values())
-        rest = _untied({name: tensor for name, tensor in module.state_dict().items() if name not in places})
-        write_in_parts(folder / "model-00000.safetensors", rest, lambda name: self._parts(name, rest[name]))
-        places |= dict.fromkeys(rest, "model-00000.safetensors")
-        total += sum(tensor.numel() * tensor.dtype.itemsize for tensor in rest.values())
+            saved = saved_form(module, self.source.read({name: p.dtype for name, p in mine.items()}))
+            write_in_parts(folder / file, saved, lambda name, saved=saved: [saved[name]])  # type: ignore[misc]
+            places |= dict.fromkeys(saved, file)
+            total += sum(tensor.nbytes for tensor in saved.values())
+        away = {name for mine in self.parameters.values() for name in mine}
+        rest = _untied({name: tensor for name, tensor in module.state_dict().items() if name not in away})
+        named = {id(tensor): name for name, tensor in rest.items()}
+        saved = saved_form(module, rest)
+        parts = lambda name: self._parts(named.get(id(saved[name])), saved[name])  # noqa: E731
+        write_in_parts(folder / "model-00000.safetensors", saved, parts)
+        places |= dict.fromkeys(saved, "model-00000.safetensors")
+        total += sum(tensor.nbytes for tensor in saved.values())
         (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}, indent=2) + "\n")
         for settings in ("config", "generation_config"):
             if getattr(module, settings, None) is not None:
@@ -100,8 +100,8 @@ class OnDisk(Away):
         for name, tensor in module.state_dict().items():
             yield name, tensor, self._parts(name, tensor)
 
-    def _parts(self, name: str, tensor: Tensor) -> Iterable[Tensor]:
-        """An entry of the state dict, part by part from its file; from the module where no file has it."""
+    def _parts(self, name: str | None, tensor: Tensor) -> Iterable[Tensor]:
+        """An entry of the state dict, part by part from its file; from memory where no file has it."""
         if name not in self.source.places:
             return [tensor]
         return (part.to(tensor.dtype) for part in self.source.find(name).parts())

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,13 +13,9 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ecoflap.errors import UserError
-from ecoflap.models.checkpoint_folder import stored_dtype, stored_in
+from ecoflap.models.checkpoint_folder import stored_in
 from ecoflap.models.conversion import find_places
-from ecoflap.models.offload import load_offloaded
-from ecoflap.models.causal_lm import language_loss
-from ecoflap.models.loading import Selection, prunable
-from ecoflap.models.skeleton import framework
+from ecoflap.models.skeleton import DTYPE_OPTION, framework
 from tests import tiny
 
 MOE = {"num_key_value_heads": 1, "head_dim": 8, **tiny.LLAMA}
@@ -57,7 +51,10 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Rename]] = {
     "gemma3": (
         lambda: hf.Gemma3ForConditionalGeneration(
             hf.Gemma3Config(
-                text_config=hf.Gemma3TextConfig(**GEMMA), vision_config=hf.SiglipVisionConfig(**SIGLIP), mm_tokens_per_image=4, image_token_index=39
+                text_config=hf.Gemma3TextConfig(**GEMMA),
+                vision_config=hf.SiglipVisionConfig(**{**SIGLIP, "image_size": 32}),
+                mm_tokens_per_image=4,
+                image_token_index=tiny.IMAGE_TOKEN,
             )
         ),
         vision_first,
@@ -74,8 +71,19 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Rename]] = {
     "deepseek_v3": (
         lambda: hf.DeepseekV3ForCausalLM(
             hf.DeepseekV3Config(
-                n_routed_experts=4, num_experts_per_tok=2, n_group=2, topk_group=1, moe_intermediate_size=8, first_k_dense_replace=1,
-                q_lora_rank=8, kv_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=4, v_head_dim=8, num_key_value_heads=2, **tiny.LLAMA
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                n_group=2,
+                topk_group=1,
+                moe_intermediate_size=8,
+                first_k_dense_replace=1,
+                q_lora_rank=8,
+                kv_lora_rank=8,
+                qk_rope_head_dim=4,
+                qk_nope_head_dim=4,
+                v_head_dim=8,
+                num_key_value_heads=2,
+                **tiny.LLAMA,
             )
         ),
         as_it_is,
@@ -115,7 +123,7 @@ def test_what_is_read_is_what_from_pretrained_loads(kind: str, names: str, dtype
     if names == "old":
         resave(tmp_path, rename)
     model_class: Any = type(made)
-    expected, report = model_class.from_pretrained(tmp_path, output_loading_info=True)
+    expected, report = model_class.from_pretrained(tmp_path, output_loading_info=True, **{DTYPE_OPTION: "auto"})
     assert not report["missing_keys"]
     expected = entries(expected)
     module = framework(model_class, model_class.config_class.from_pretrained(tmp_path), getattr(torch, dtype))
