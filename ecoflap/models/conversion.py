@@ -171,7 +171,8 @@ def _targets(module: Any, stored: Iterable[str], wanted: Mapping[str, Tensor]) -
         if target not in wanted and name in wanted:
             target, pattern = name, None
         yield name, target, None if pattern is None else by_pattern[pattern], pattern or ""
-    module._weight_conversions = [one for one in mapping if one.was_used()]  # as from_pretrained leaves it, for saving
+    # As from_pretrained leaves it, for saving: the first releases keep all of the conversions, later ones those that were used.
+    module._weight_conversions = [one for one in mapping if not hasattr(one, "was_used") or one.was_used()]
 
 
 def _forms(module: Any, name: str) -> Iterator[str]:
