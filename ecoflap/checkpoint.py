@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ecoflap.masks import FILE_NAME as MASKS
 from ecoflap.masks import save_masks
+from ecoflap.models.disk_space import writing
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.shards import Checkpoint
@@ -22,13 +23,21 @@ def save_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor], run_folde
     """Save the model into ``run_folder/checkpoint`` and return that folder's name.
 
     Everything is written into a folder of another name first: an interrupted save leaves nothing that looks like a checkpoint.
+
+    Raises:
+        UserError: the disk is full.
     """
     final, partial = run_folder / FOLDER, run_folder / f"{FOLDER}.partial"
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    with model.residence.at_home():
-        model.residence.save(model, partial)
-    save_masks(partial / MASKS, masks, saved_names(model, partial))
+    try:
+        with writing("the checkpoint", run_folder):
+            partial.mkdir(parents=True)
+            with model.residence.at_home():
+                model.residence.save(model, partial)
+            save_masks(partial / MASKS, masks, saved_names(model, partial))
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
     for file in partial.glob("*.safetensors"):  # their writer makes them private, whatever the umask says
         file.chmod(partial.stat().st_mode & 0o666)
     shutil.rmtree(final, ignore_errors=True)

@@ -71,27 +71,33 @@ class Places:
     unused: list[str]
 
 
-def find_places(module: nn.Module, stored: Mapping[str, StoredTensor]) -> Places:
+def find_places(path: str, module: nn.Module, stored: Mapping[str, StoredTensor]) -> Places:
     """Find every parameter of a model, and the buffers that the checkpoint has.
 
     Args:
+        path: hub id or folder, for the messages.
         module: of transformers; its weights may be away.
         stored: the tensors of the checkpoint by name.
 
     Raises:
         UserError: a parameter is not in the checkpoint, has another shape there, or has two values.
     """
-    found, unused = _converted(module, stored)
+    found, unused = _converted(path, module, stored)
+    lost: list[str] = []
     for tied in _names_by_tensor(module):
         places = [found[name] for name in tied if name in found]
         if not places:
-            raise UserError(_missing(module, tied[0], unused))
+            lost.append(tied[0])
+            continue
         if any(place != places[0] and not _equal(place, places[0]) for place in places[1:]):
+            both = " and ".join(name for name in tied if name in found)
             raise UserError(
-                f"the checkpoint has different values for {' and '.join(name for name in tied if name in found)}, and its config.json says that they "
-                "are one tensor; set tie_word_embeddings to false there"
+                f"model.path={path} has different values for {both}, and its config.json says that they are one tensor; "
+                "set tie_word_embeddings to false there"
             )
         found |= dict.fromkeys(tied, places[0])
+    if lost:
+        raise UserError(_missing(path, sorted(lost), unused))
     return Places(found, unused)
 
 
@@ -118,7 +124,7 @@ def warn_unused(path: str, module: Any, names: Iterable[str]) -> None:
         )
 
 
-def _converted(module: nn.Module, stored: Mapping[str, StoredTensor]) -> tuple[dict[str, Place], list[str]]:
+def _converted(path: str, module: nn.Module, stored: Mapping[str, StoredTensor]) -> tuple[dict[str, Place], list[str]]:
     """Places by the names in the model, and stored tensors that have none."""
     wanted = module.state_dict()
     found: dict[str, Place] = {}
@@ -134,12 +140,12 @@ def _converted(module: nn.Module, stored: Mapping[str, StoredTensor]) -> tuple[d
     for first, (converter, sources) in groups.items():
         shapes = _convert(module, converter, first, sources, only_shapes=True)
         found |= {target: ConvertedTensor(target, module, converter, first, tuple(sources)) for target in shapes}
-        _check_shapes(wanted, {target: shape.shape for target, shape in shapes.items()})
-    _check_shapes(wanted, {target: place.shape for target, place in found.items() if isinstance(place, StoredTensor)})
+        _check_shapes(path, wanted, {target: shape.shape for target, shape in shapes.items()})
+    _check_shapes(path, wanted, {target: place.shape for target, place in found.items() if isinstance(place, StoredTensor)})
     return found, unused
 
 
-def _check_shapes(wanted: Mapping[str, Tensor], shapes: Mapping[str, Iterable[int]]) -> None:
+def _check_shapes(path: str, wanted: Mapping[str, Tensor], shapes: Mapping[str, Iterable[int]]) -> None:
     """Refuse another shape than the model's.
 
     Raises:
@@ -148,8 +154,8 @@ def _check_shapes(wanted: Mapping[str, Tensor], shapes: Mapping[str, Iterable[in
     for name, shape in shapes.items():
         if tuple(shape) != tuple(wanted[name].shape):
             raise UserError(
-                f"{name} has the shape {tuple(shape)} in the checkpoint and {tuple(wanted[name].shape)} in the model of its config.json; "
-                "the two don't belong together: copy both anew from one place"
+                f"{name} has the shape {tuple(shape)} in model.path={path} and {tuple(wanted[name].shape)} in the model of its config.json; "
+                "copy both anew from one place"
             )
 
 
@@ -202,10 +208,15 @@ def _convert(module: Any, converter: Any, first: str, sources: Iterable[tuple[st
     return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
 
 
-def _missing(module: nn.Module, name: str, unused: list[str]) -> str:
-    others = f"; it has {len(unused)} tensors that belong to nothing in the model, such as {unused[0]}" if unused else ""
-    advice = "if it loads with runtime.offload=none, save it anew with save_pretrained" if unused else "copy all its files anew"
-    return f"the checkpoint has no {name}, which its {type(module).__name__} needs{others}; {advice}, or use another checkpoint"
+def _missing(path: str, lost: list[str], unused: list[str]) -> str:
+    """What to say of a checkpoint without some weights; ``unused`` are what it has instead."""
+    lacks = f"model.path={path} lacks {len(lost)} weights of its model, such as {lost[0]}"
+    if not unused:
+        return f"{lacks}; the checkpoint is damaged or of another model"
+    return (
+        f"{lacks}, and has {len(unused)} that belong to nothing in it, such as {unused[0]}; if transformers knows these names, "
+        "runtime.offload=none loads it and model.save=true saves it under others, else it is of another model"
+    )
 
 
 def _equal(one: Place, other: Place) -> bool:

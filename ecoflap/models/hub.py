@@ -7,9 +7,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
-from safetensors import SafetensorError
-
-from ecoflap.errors import UserError
+from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.checkpoint_folder import local_settings
 
 
@@ -41,14 +39,17 @@ def from_hub(load: Callable[[], Any], path: str) -> Any:
             f"model.path={path}: its pytorch_model.bin is damaged or holds other things than tensors, and nothing else is unpickled; "
             "give a copy of it in safetensors"
         ) from error
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, ImportError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        advice = (
-            "check the files there, or copy them anew"
-            if Path(path).is_dir()
-            else "give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
-        )
-        raise UserError(f"model.path={path} could not be loaded: {first.rstrip('.')}; {advice}") from error
+    except (UserError, NumericalError):
+        raise
+    except Exception as error:  # transformers, its hub and what they read configs and tokenizers with raise errors of every kind
+        advice = "check the files there" if Path(path).is_dir() else "give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
+        raise UserError(f"model.path={path} could not be loaded: {_in_short(error)}; {advice}") from error
+
+
+def _in_short(error: Exception) -> str:
+    """The first line of what an error says, and the second where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".")
 
 
 def read_settings(path: str, revision: str | None) -> dict[str, Any]:

@@ -136,7 +136,7 @@ def _on_disk(loader: Any, device: torch.device, selection: Any, work: Path) -> P
         )
     show_plan("disk", model, device)
     away = own_parameters(model.module, model.blocks)
-    places = find_places(model.module, stored_in(report.folder))
+    places = find_places(loader.path, model.module, stored_in(report.folder))
     warn_unused(loader.path, model.module, places.unused)
     read_outside(model.module, places.found, {name for mine in away.values() for name in mine}, device)
     made: dict[int, nn.Parameter] = {}

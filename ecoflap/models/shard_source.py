@@ -17,6 +17,7 @@ from torch.nn.functional import embedding
 from ecoflap.errors import NumericalError
 from ecoflap.models.checkpoint_folder import INDEX
 from ecoflap.models.conversion import Place, saved_form
+from ecoflap.models.disk_space import writing
 from ecoflap.models.residence import Away, Saves
 from ecoflap.models.stored_tensor import StoredTensor, stored_tensors, write_in_parts
 
@@ -42,10 +43,15 @@ class Shards:
         return {name: self.find(name).read().to(dtype) for name, dtype in names.items()}
 
     def write(self, block: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write a block into a shard of its own."""
-        self.work.mkdir(parents=True, exist_ok=True)
+        """Write a block into a shard of its own.
+
+        Raises:
+            UserError: the disk is full.
+        """
         path, beside = self.work / f"{block}.safetensors", self.work / f"{block}.partial"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata={"format": "pt"})
+        with writing("pruned blocks", self.work):
+            self.work.mkdir(parents=True, exist_ok=True)
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata={"format": "pt"})
         beside.replace(path)
         self.changed.update(stored_tensors(path))
 

@@ -127,7 +127,7 @@ def test_what_is_read_is_what_from_pretrained_loads(kind: str, names: str, dtype
     assert not report["missing_keys"]
     expected = entries(expected)
     module = framework(model_class, model_class.config_class.from_pretrained(tmp_path), getattr(torch, dtype))
-    places = find_places(module, stored_in(tmp_path))
+    places = find_places(str(tmp_path), module, stored_in(tmp_path))
     assert places.unused == []
     found = entries(module)
     assert found.keys() == expected.keys()
