@@ -214,8 +214,8 @@ def _missing(path: str, lost: list[str], unused: list[str]) -> str:
     if not unused:
         return f"{lacks}; the checkpoint is damaged or of another model"
     return (
-        f"{lacks}, and has {len(unused)} that belong to nothing in it, such as {unused[0]}; if transformers knows these names, "
-        "runtime.offload=none loads it and model.save=true saves it under others, else it is of another model"
+        f"{lacks}, and has {len(unused)} that belong to nothing in it, such as {unused[0]}; it is of another model, "
+        "or was saved by a newer transformers, and if runtime.offload=cpu loads it all the same, use that"
     )
 
 

@@ -110,15 +110,15 @@ def read_header(path: Path) -> tuple[int, dict[str, Any]]:
     with path.open("rb") as file:
         start = 8 + int.from_bytes(file.read(8), "little")
         if start > size:
-            raise OSError(f"{path} is not a safetensors file, or is cut off")
+            raise OSError(f"{path.name} is not a safetensors file, or is cut off")
         try:
             header: dict[str, Any] = json.loads(file.read(start - 8))
         except ValueError as error:
-            raise OSError(f"{path} is not a safetensors file, or its header is damaged") from error
+            raise OSError(f"{path.name} is not a safetensors file, or its header is damaged") from error
     header.pop("__metadata__", None)
     end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
     if end > size:
-        raise OSError(f"{path} is cut off: it has {size:,} of {end:,} bytes")
+        raise OSError(f"{path.name} is cut off: it has {size:,} of {end:,} bytes")
     return start, header
 
 
@@ -130,7 +130,7 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     """
     start, header = read_header(path)
     if unknown := {entry["dtype"] for entry in header.values()} - DTYPES.keys():
-        raise OSError(f"{path} holds tensors of dtype {', '.join(sorted(unknown))}; known are {', '.join(DTYPES)}")
+        raise OSError(f"{path.name} holds tensors of dtype {', '.join(sorted(unknown))}; known are {', '.join(DTYPES)}")
     return {
         name: StoredTensor(name, path, start + entry["data_offsets"][0], tuple(entry["shape"]), DTYPES[entry["dtype"]])
         for name, entry in header.items()

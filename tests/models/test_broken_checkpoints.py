@@ -153,6 +153,7 @@ WITH_WEIGHTS: dict[str, tuple[Break, str]] = {
         weights(lambda tensors: tensors.pop(LAYER)),
         rf"lacks 1 weights of its model, such as {LAYER}; the checkpoint is damaged",
     ),
+    "another name": (weights(lambda tensors: tensors.update(mine=tensors.pop(LAYER))), rf"lacks 1 weights of its model, such as {LAYER}"),
     "another shape": (weights(lambda tensors: tensors.update({LAYER: torch.zeros(8, 16)})), rf"{LAYER}.*\(8, 16\).*\(32, 16\)"),
     "a NaN": (weights(lambda tensors: tensors[LAYER].__setitem__((0, 0), float("nan"))), rf"{LAYER}.* holds NaN or infinite weights"),
     "more blocks in the config": (
@@ -182,6 +183,12 @@ def test_as_weights_are_read(folder: Path, tmp_path: Path, kind: str, offload: s
     with pytest.raises((UserError, NumericalError), match=message) as caught:
         load_all(folder, offload, tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_both_names_are_in_the_message(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+    change_weights(folder, lambda tensors: tensors.update(mine=tensors.pop(LAYER)))
+    with pytest.raises(UserError, match=rf"such as {LAYER}, and has 1 that belong to nothing in it, such as mine; .*runtime\.offload=cpu"):
+        load(folder, "disk", tmp_path)
 
 
 @pytest.mark.parametrize("offload", ["none", "disk"])

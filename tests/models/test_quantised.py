@@ -151,6 +151,43 @@ def test_fp8_becomes_numbers(folder: Path, tmp_path: Path, offload: str) -> None
         assert all(torch.equal(again.get_parameter(layer.name), layer.weight) for layer in model.layers)
 
 
+FP4 = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
+
+
+def number(blocks: Tensor, scales: Tensor, expert: int, row: int, column: int) -> float:
+    """One weight of MXFP4: 32 numbers share an exponent, two are in a byte, the first in its lower half."""
+    group, place = divmod(column, 32)
+    byte = int(blocks[expert, row, group, place // 2])
+    return FP4[byte >> 4 if place % 2 else byte & 15] * 2.0 ** (int(scales[expert, row, group]) - 127)
+
+
+@pytest.mark.skipif(not _dequantises("mxfp4"), reason="this release of transformers does not dequantise MXFP4")
+def test_mxfp4_becomes_numbers(folder: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes = {**tiny.LLAMA, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+    config = hf.GptOssConfig(num_local_experts=2, num_experts_per_tok=1, head_dim=16, num_key_value_heads=1, sliding_window=4, **sizes)
+    hf.GptOssForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "oss")
+    hf.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "oss")
+    packed: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def pack(tensors: dict[str, Tensor]) -> None:
+        for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
+            experts, columns, rows = tensors.pop(name).shape  # the model keeps the transpose
+            draw = lambda low, high, *shape: torch.randint(low, high, shape, dtype=torch.uint8)  # noqa: E731
+            packed[name] = draw(0, 256, experts, rows, columns // 32, 16), draw(120, 128, experts, rows, columns // 32)
+            tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = packed[name]
+
+    change_weights(tmp_path / "oss", pack)
+    change_config(tmp_path / "oss", quantization_config={"quant_method": "mxfp4"})
+    module: Any = CausalLM(path=str(tmp_path / "oss")).load(CPU, Selection()).module
+    assert len(packed) == 2
+    for name, (blocks, scales) in packed.items():
+        found = module.get_parameter(name)
+        assert found.dtype == torch.bfloat16
+        for expert, column, row in torch.cartesian_prod(*map(torch.arange, found.shape)).tolist():
+            assert found[expert, column, row] == number(blocks, scales, expert, row, column)
+
+
 @needs_fp8
 @pytest.mark.usefixtures("no_weights_read")
 def test_fp8_on_the_disk(folder: Path, tmp_path: Path) -> None:
