@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError
 from ecoflap.models.stored_tensor import read_header
 
-# Those that need no package beside transformers, on any device.
-DEQUANTISED = ("fp8", "mxfp4")
+# Those that need no package beside transformers, on any device, and the part of transformers that does it.
+DEQUANTISED = {"fp8": "transformers.integrations.finegrained_fp8", "mxfp4": "transformers.integrations.mxfp4"}
 # Names of dtypes in safetensors that no weight has unless it is quantised; indices and masks of attention are whole numbers too.
 NARROW_FLOATS = ("F8_", "F6_", "F4")
 WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32")
@@ -98,7 +99,9 @@ def _dequantises(method: str) -> bool:
         return False
     try:
         from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
-    except ImportError:  # before 4.37
+
+        import_module(DEQUANTISED[method])
+    except ImportError:  # an old release, or a release that needs other packages for it
         return False
     known = AUTO_QUANTIZATION_CONFIG_MAPPING.get(method)
     return known is not None and "dequantize" in inspect.signature(known).parameters
