@@ -23,8 +23,13 @@ def require_folder(path: str, option: str = "model.path") -> str:
     return str(Path(path).expanduser()) if looks_local else path
 
 
-def from_hub(load: Callable[[], Any], path: str) -> Any:
+def from_hub(load: Callable[[], Any], path: str, part: str = "") -> Any:
     """Run a ``from_pretrained`` call and turn its many failures into one message that says where it looked.
+
+    Args:
+        load: the call.
+        path: hub id or folder.
+        part: what of it is loaded, for the message, such as "the tokenizer of ".
 
     Raises:
         UserError: nothing loadable at the path.
@@ -37,7 +42,7 @@ def from_hub(load: Callable[[], Any], path: str) -> Any:
     except (UserError, NumericalError):
         raise
     except Exception as error:  # transformers, its hub and what they read configs and tokenizers with raise errors of every kind
-        raise UserError(f"model.path={path} {_in_short(error, Path(path).is_dir())}") from error
+        raise UserError(f"{part}model.path={path} {_in_short(error, Path(path).is_dir())}") from error
 
 
 def _in_short(error: Exception, local: bool) -> str:
@@ -45,7 +50,8 @@ def _in_short(error: Exception, local: bool) -> str:
     if _unpickled(error):
         return "has a pytorch_model.bin that is damaged or holds other things than tensors, and they are not unpickled; give safetensors instead"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    said = (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".")  # the first line may only announce the second
+    # The first line may only announce the second.
+    said = (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".")
     advice = "check the files there" if local else "give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
     return f"could not be loaded: {said}; {advice}"
 

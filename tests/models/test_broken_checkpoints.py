@@ -146,6 +146,7 @@ BEFORE_WEIGHTS: dict[str, tuple[Break, str]] = {
         sharded(lambda path: shutil.copy(path / "model-0.safetensors", path / "model-1.safetensors") and None),
         r"model-1\.safetensors of model\.path=\S+ has no \S+, which its model\.safetensors\.index\.json looks for there",
     ),
+    "no tokenizer": (remove("tokenizer.json"), r"^the tokenizer or processor of model\.path=\S+ could not be loaded"),
     "another tokenizer": (another_tokenizer, r"the tokenizer of model\.path=\S+ has 31 tokens and its model embeds 22; they don't belong together"),
 }
 WITH_WEIGHTS: dict[str, tuple[Break, str]] = {
