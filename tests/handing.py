@@ -68,6 +68,15 @@ class ByAttribute(Block):
         return output
 
 
+class ByOneAttribute(Block):
+    """Replaces what the first block holds for all of them."""
+
+    def forward(self, hidden: Tensor, box: Any) -> Tensor:
+        first = self.shared[0][0]
+        output, first.handed = self.mixed(hidden, None if self is first else first.handed)
+        return output
+
+
 class InPlace(Block):
     """Adds to the hidden states that it was given, which are another block's output."""
 
@@ -85,7 +94,8 @@ class ByCallingTheNext(Block):
         return self.mixed(hidden, handed)[0]
 
 
-WAYS: dict[str, type[Block]] = {kind.__name__: kind for kind in (ByDict, ByCache, ByPreallocatedTensor, ByAttribute, InPlace, ByCallingTheNext)}
+KINDS = (ByDict, ByCache, ByPreallocatedTensor, ByAttribute, ByOneAttribute, InPlace, ByCallingTheNext)
+WAYS: dict[str, type[Block]] = {kind.__name__: kind for kind in KINDS}
 
 
 class Stack(nn.Module):

@@ -2,40 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
-from torch.utils.checkpoint import checkpoint
+import torch
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from ecoflap.calibrate.block_call import first_tensor
 from ecoflap.calibrate.containers import detached
 from ecoflap.calibrate.forwards import with_forwards
+from ecoflap.errors import UserError
 from ecoflap.models.towers import Block
 
+ROUNDING = 1e-3  # of the largest number that a block puts out: far above what another order of summation does, in half precision too
 
-def recomputing(blocks: Sequence[Block]) -> AbstractContextManager[None]:
+
+@contextmanager
+def recomputing(blocks: Sequence[Block]) -> Iterator[None]:
     """Let the blocks' activations be recomputed in the backward pass: one more forward pass, and the memory of one block instead of all.
 
     The numbers are the same bit for bit: nothing is drawn at random in evaluation mode, and what a block computes again it reads from copies of
     the containers that it was handed, as they were then.
+
+    Raises:
+        UserError: a block puts out something else the second time, because it reads what others change, in ways that no argument shows.
     """
-    return with_forwards({block.module: _checkpointed(block.module.forward) for block in blocks})
+    with with_forwards({block.module: _checkpointed(block) for block in blocks}), set_checkpoint_early_stop(False):
+        yield
 
 
-def _checkpointed(forward: Callable[..., Any]) -> Callable[..., Any]:
+def _checkpointed(block: Block) -> Callable[..., Any]:
     """A forward that runs once now and once more in the backward pass."""
+    forward = block.module.forward
 
     def run(*arguments: Any, **keywords: Any) -> Any:
-        entered, first = detached((arguments, keywords)), True
+        entered = detached((arguments, keywords))
+        kept: list[torch.Tensor] = []
 
         def compute(*arguments: Any, **keywords: Any) -> Any:
-            nonlocal first
-            if first:
-                first = False
-                return forward(*arguments, **keywords)
-            again, named = detached(entered)  # a backward pass may compute a block more than once
-            return forward(*again, **named)
+            if not kept:
+                output = forward(*arguments, **keywords)
+                kept.append(first_tensor(output).detach())  # the input of the next block, which is kept in any case
+                return output
+            again, named = detached(entered)  # there may be more than one backward pass
+            output = forward(*again, **named)
+            _compare(block, kept[0], first_tensor(output).detach())
+            return output
 
         return checkpoint(compute, *arguments, use_reentrant=False, preserve_rng_state=False, **keywords)
 
     return run
+
+
+def _compare(block: Block, once: torch.Tensor, again: torch.Tensor) -> None:
+    """Refuse a block that computes something else the second time."""
+    scale = float(once.abs().max()) if once.numel() else 0.0
+    if not torch.allclose(once, again, rtol=0.0, atol=ROUNDING * scale, equal_nan=True):
+        raise UserError(
+            f"{block.name} puts out something else when it is computed again in the backward pass, because of what other blocks leave behind; "
+            "use score.recompute=false without runtime.offload, or score=zeroth_order with score.probe=layer"
+        )

@@ -41,7 +41,7 @@ def test_stacks_probed_equal_moved_weights(way: str, lengths: tuple[int, ...]) -
 def test_stacks_that_are_not_replayed_say_so(way: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         ZerothOrder(samples=2, batch_size=2)(handing.build(way), handing.samples(), 0)
-    assert ("the whole model is run for each probe of language" in caplog.text) == (way in ("ByAttribute", "InPlace"))
+    assert ("the whole model is run for each probe of language" in caplog.text) == (way in ("ByAttribute", "ByOneAttribute", "InPlace"))
 
 
 def test_state_left_by_an_earlier_pass_is_noticed() -> None:
@@ -58,8 +58,16 @@ def test_state_left_by_an_earlier_pass_is_noticed() -> None:
 def test_stacks_recomputed_equal_plain_autograd(way: str) -> None:
     model, calibration = handing.build(way), handing.samples()
     expected = gradients_by_autograd(model, calibration, 2)
-    for recompute in (True, False) if way != "ByAttribute" else (False,):
+    for recompute in (True, False) if way != "ByOneAttribute" else (False,):
         assert FirstOrder(batch_size=2, recompute=recompute)(model, calibration, 0).importance == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("scorer", [FirstOrder(), ZerothOrder(probe="derivative")])
+def test_block_that_is_something_else_when_it_is_computed_again(scorer: FirstOrder | ZerothOrder) -> None:
+    model = handing.build("ByOneAttribute")
+    with pytest.raises(UserError, match=r"blocks\.\d puts out something else .* score\.recompute=false"):
+        scorer(model, handing.samples(), 0)
+    assert not any("forward" in block.module.__dict__ for block in model.blocks)
 
 
 @pytest.mark.parametrize("name", hybrids.EVERY)
