@@ -39,7 +39,7 @@ class LayerCalls(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation, and note whose weights it reads."""
         output = func(*args, **(kwargs or {}))
-        if isinstance(output, Tensor | tuple | list):  # not a look at a dtype or a shape
+        if any(isinstance(value, Tensor) for value in _flat(output)):  # not a look at a dtype or a shape
             for value in _flat((args, kwargs or {})):
                 name = self._by_weight.get(id(value))
                 if name is not None and name not in self._inside:

@@ -20,8 +20,8 @@ class Mixture(nn.Module):
         self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
 
     def forward(self, hidden: Tensor) -> Tensor:
-        dtype = self.idle.weight.dtype  # a look at a weight is no use of it
-        sent = self.shared(hidden).to(dtype)
+        dtype, shape = self.idle.weight.dtype, self.idle.weight.shape  # a look at a weight is no use of it
+        sent = self.shared(hidden).to(dtype).view(-1, 3, shape[0])
         chosen = (hidden.sum(dim=(1, 2)) > 0).long()
         return torch.stack([self.experts[expert](one) for expert, one in zip(chosen.tolist(), sent, strict=True)])
 
