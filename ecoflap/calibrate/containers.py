@@ -1,4 +1,4 @@
-"""Mutable containers among the arguments of a block: dicts, lists and caches by which blocks hand each other more than hidden states."""
+"""Mutable containers among the arguments of blocks: dicts, lists and caches, by which they hand on things."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Contents = list[tuple[Any, int]]
 
 
 def contents(value: Any) -> Contents:
-    """What a value holds at any depth, itself included: (object, version), where the version of a tensor counts its changes in place."""
+    """What a value holds at any depth, itself included: (object, version), counting the changes of a tensor."""
     found: Contents = []
     _walk(value, found, set())
     return found
@@ -20,11 +20,17 @@ def contents(value: Any) -> Contents:
 
 def changed(before: Contents, after: Contents) -> bool:
     """Whether something was put in, taken out, replaced or changed in place between two looks at a value."""
-    return len(before) != len(after) or any(one is not other or old != new for (one, old), (other, new) in zip(before, after, strict=True))
+    if len(before) != len(after):
+        return True
+    pairs = zip(before, after, strict=True)
+    return any(one is not other or old != new for (one, old), (other, new) in pairs)
 
 
 def detached(value: Any) -> Any:
-    """A value whose containers are copies at every depth: no later change of the originals is seen in it. Tensors are the same, not copies."""
+    """A value whose containers are copies at every depth: no later change of the originals is seen in it.
+
+    Tensors are the same, not copies.
+    """
     return _copied(value, {})
 
 
@@ -46,7 +52,7 @@ def _is_container(value: Any) -> bool:
 
 
 def _items(container: Any) -> list[Any]:
-    """The keys and values of a mapping, the items of a list, tuple or set, the attributes of another object."""
+    """Keys and values of a mapping, items of a list, tuple or set, attributes of another object."""
     if isinstance(container, Mapping):
         return [*container.keys(), *container.values()]
     return list(container) if isinstance(container, list | tuple | Set) else list(vars(container).values())
@@ -60,7 +66,10 @@ def _copied(value: Any, known: dict[int, Any]) -> Any:
     if isinstance(value, tuple):
         items = [_copied(item, known) for item in value]
         return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
-    made = known[id(value)] = copy.copy(value)
+    try:
+        made = known[id(value)] = copy.copy(value)
+    except TypeError:  # a view of another one, such as a dict's keys
+        return value
     if made is value:  # one that can't be changed
         return value
     if isinstance(made, dict):

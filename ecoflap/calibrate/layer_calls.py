@@ -1,6 +1,7 @@
-"""Check that a model calls its layers: what a layer reads is seen, and its output nudged, where its module is called, and nowhere else.
+"""Check that a model calls its layers: only in a call of a module are its inputs seen and its output nudged.
 
-Mamba multiplies by the weight of ``dt_proj`` without calling it; Zamba2's shared blocks are several modules with the same weights.
+Mamba multiplies by the weight of ``dt_proj`` without calling it; Zamba2's shared blocks are modules with the
+same weights.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -51,8 +53,9 @@ class LayerCalls(TorchFunctionMode):
         """See what happens meanwhile."""
         handles = []
         for layer in self._layers:
-            handles.append(layer.module.register_forward_pre_hook(lambda *_, name=layer.name: self._enter(name)))
-            handles.append(layer.module.register_forward_hook(lambda *_: self._leave()))
+            enter = partial(self._enter, layer.name)
+            handles.append(layer.module.register_forward_pre_hook(enter))
+            handles.append(layer.module.register_forward_hook(self._leave))
         try:
             with self:
                 yield
@@ -60,11 +63,11 @@ class LayerCalls(TorchFunctionMode):
             for handle in handles:
                 handle.remove()
 
-    def _enter(self, name: str) -> None:
+    def _enter(self, name: str, *_: Any) -> None:
         self.called.add(name)
         self._inside.append(name)
 
-    def _leave(self) -> None:
+    def _leave(self, *_: Any) -> None:
         self._inside.pop()
 
 
@@ -74,7 +77,8 @@ def require_calls(model: PrunableModel, batches: Sequence[Batch], every_layer: b
 
     Args:
         model: its layers are to be measured by their inputs or nudged.
-        batches: of the calibration set. Two samples suffice where they reach every layer; experts of which few samples are sent may need more.
+        batches: of the calibration set. Two samples suffice where they reach every layer; experts that see
+            few samples may need more.
         every_layer: refuse layers that no sample reaches, too.
 
     Raises:
@@ -88,14 +92,19 @@ def require_calls(model: PrunableModel, batches: Sequence[Batch], every_layer: b
             with calls.watching():
                 model.loss(batch)
             if calls.read_elsewhere:
-                raise UserError(
-                    f"the model uses the weights of {_some(calls.read_elsewhere, names)} outside the call of their module, or shares them between "
-                    f"modules, so what they read is not known; leave them dense, add skip_layers=[{','.join(patterns(calls.read_elsewhere, names))}]"
-                )
+                raise _used_without_call(calls.read_elsewhere, names)
             if len(calls.called) == len(names):
                 return
     if every_layer:
         raise _never_reached(model, set(names) - calls.called)
+
+
+def _used_without_call(used: set[str], names: Sequence[str]) -> UserError:
+    """The error of layers whose weights are read by others than their own module."""
+    return UserError(
+        f"the model uses the weights of {_some(used, names)} outside the call of their module, "
+        f"or shares them between modules, so what they read is not known; {_advice(used, names)}"
+    )
 
 
 def _never_reached(model: PrunableModel, missed: set[str]) -> UserError:
@@ -103,26 +112,35 @@ def _never_reached(model: PrunableModel, missed: set[str]) -> UserError:
     names = [layer.name for layer in model.layers]
     for tower in model.towers:
         if tower.layers and all(layer.name in missed for layer in tower.layers):
-            return UserError(f"the calibration data never reach tower {tower.name} ({tower.path}); leave it out of towers")
-    return UserError(
-        f"the calibration data never reach {_some(missed, names)}, so nothing is known of what they read; "
-        f"leave them dense, add skip_layers=[{','.join(patterns(missed, names))}]"
-    )
+            where = f"tower {tower.name} ({tower.path})"
+            return UserError(f"the calibration data never reach {where}; leave it out of towers")
+    what = _some(missed, names)
+    return UserError(f"the calibration data never reach {what}, so what they read is not known; {_advice(missed, names)}")
+
+
+def _advice(layers: set[str], names: Sequence[str]) -> str:
+    return f"leave them dense, add skip_layers=[{','.join(patterns(layers, names))}]"
 
 
 def patterns(wanted: Iterable[str], names: Iterable[str]) -> list[str]:
-    """A few short patterns for ``skip_layers`` that match some layers and none of the others: runs of the parts of their names."""
+    """A few short patterns for ``skip_layers`` that match some layers and no others: parts of their names."""
     left = sorted(wanted)
     others = set(names) - set(left)
     found: list[str] = []
     while left:
         parts = left[0].split(".")
-        starts = [place for place, part in enumerate(parts) if not part.isdigit()]  # a command line takes 1.0 for a number
+        # None that begins with a digit: a command line takes 1.0 for a number.
+        starts = [place for place, part in enumerate(parts) if not part.isdigit()]
         runs = {".".join(parts[start:end]) for start in starts for end in range(start + 1, len(parts) + 1)}
-        fitting = [run for run in runs if not any(re.search(run, name) for name in others)] or [f"^{left[0]}$"]
-        found.append(max(fitting, key=lambda run: (sum(bool(re.search(run, name)) for name in left), -len(run), run)))
-        left = [name for name in left if not re.search(found[-1], name)]
+        fitting = [run for run in runs if not _matched(run, others)] or [f"^{left[0]}$"]
+        best = max(fitting, key=lambda run: (len(_matched(run, left)), -len(run), run))
+        found.append(best)
+        left = [name for name in left if not re.search(best, name)]
     return found
+
+
+def _matched(pattern: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if re.search(pattern, name)]
 
 
 def _some(chosen: set[str], names: Sequence[str]) -> str:

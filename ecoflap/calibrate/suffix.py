@@ -21,14 +21,15 @@ from ecoflap.telemetry import out_of_memory
 
 log = logging.getLogger(__name__)
 
-ROUNDING = 1e-5  # of a loss: a hundred times the precision of fp32, whose sums are made in another order for several copies of a batch
+ROUNDING = 1e-5  # of a loss: a hundred times what fp32 resolves, as copies of a batch may be summed in another order
 
 
 class SuffixRunner:
     """Forward passes of one batch that recompute only the blocks from a given one on.
 
-    A probe in a later tower skips the earlier towers whole. Several copies of the batch, each with its own probe, share one pass. A block that
-    changes a container which it is handed, such as one of key-value states for later blocks, is computed in every pass.
+    A probe in a later tower skips the earlier towers whole. Several copies of the batch, each with its own
+    probe, share one pass. A block that changes a container which it is handed, such as the key-value states
+    that later blocks share, is computed in every pass.
     """
 
     def __init__(self, model: PrunableModel, batch: Batch, around: Collection[nn.Module] = ()) -> None:
@@ -43,15 +44,16 @@ class SuffixRunner:
         self.samples = samples_in(batch)
         self.outputs: dict[nn.Module, list[Any]] = defaultdict(list)
         self.order: list[nn.Module] = []
-        self._starts: dict[nn.Module, int] = {}  # how many calls had ended when a block, or a layer of it, was first called
+        self._starts: dict[nn.Module, int] = {}  # how many calls had ended when a block or a layer of it began
         self._writers: set[nn.Module] = set()
         self._copies: tuple[int, Batch] = (1, batch)
         modules = (*(block.module for block in model.blocks), *around)
-        with torch.no_grad(), self._noting_starts(), with_forwards({module: self._recorded(module, module.forward) for module in modules}):
+        recorded = {module: self._recorded(module, module.forward) for module in modules}
+        with torch.no_grad(), self._noting_starts(), with_forwards(recorded):
             self.losses = model.loss(batch)
 
     def _recorded(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """A forward that stores what it puts out, and notes whether it changes a container among its arguments."""
+        """A forward that stores what it puts out, and notes whether it changes what it is handed."""
 
         def record(*arguments: Any, **keywords: Any) -> Any:
             given = (arguments, keywords)
@@ -67,7 +69,7 @@ class SuffixRunner:
 
     @contextmanager
     def _noting_starts(self) -> Iterator[None]:
-        """Note where each block begins. Some models call a layer of a block before the block, or inside another one."""
+        """Note where each block begins; a layer of it may be called before it, or inside another block."""
 
         def note(block: nn.Module) -> Callable[..., None]:
             def hook(*_: Any) -> None:
@@ -108,9 +110,10 @@ class SuffixRunner:
     def replays(self, blocks: Sequence[Block], copies: int) -> bool:
         """Whether recomputing from each of the blocks on gives the losses of the whole model.
 
-        Blocks may hand each other things that no argument shows, in attributes for one. Those would be left over from the pass before, and be
-        right as long as nothing was probed in it; so the passes that are compared come after one in which every layer put out something else.
-        The last block comes first: a pass renews what is left over by the blocks that it computes.
+        Blocks may hand each other things that no argument shows, in attributes for one. Those would be left
+        over from the pass before, and be right as long as nothing was probed in it; so the passes that are
+        compared come after one in which every layer put out something else. The last block comes first: a
+        pass renews what the blocks that it computes leave over.
         """
         layers = [layer.module for block in self.model.blocks for layer in block.layers]
         with _hooked(layers, lambda _, __, output: output.roll(1, -1)):
@@ -132,8 +135,11 @@ class SuffixRunner:
 
     def _replaying(self, prefix: Counter[nn.Module], copies: int) -> AbstractContextManager[None]:
         """Let the first so many calls of each block of the prefix return their stored outputs instead of computing."""
-        played = {module: calls for module, calls in prefix.items() if module not in self._writers}
-        return with_forwards({module: self._player(self.outputs[module][:calls], module.forward, copies) for module, calls in played.items()})
+        players = {}
+        for module, calls in prefix.items():
+            if module not in self._writers:
+                players[module] = self._player(self.outputs[module][:calls], module.forward, copies)
+        return with_forwards(players)
 
     def _player(self, outputs: list[Any], forward: Callable[..., Any], copies: int) -> Callable[..., Any]:
         """A forward that plays the stored outputs; a call after them (the tower's next pass) may depend on the probe, and is computed."""

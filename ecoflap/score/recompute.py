@@ -15,20 +15,22 @@ from ecoflap.calibrate.forwards import with_forwards
 from ecoflap.errors import UserError
 from ecoflap.models.towers import Block
 
-ROUNDING = 1e-3  # of the largest number that a block puts out: far above what another order of summation does, in half precision too
+ROUNDING = 1e-3  # of the largest number that a block puts out; the same operations give the same or nearly so
 
 
 @contextmanager
 def recomputing(blocks: Sequence[Block]) -> Iterator[None]:
-    """Let the blocks' activations be recomputed in the backward pass: one more forward pass, and the memory of one block instead of all.
+    """Let the blocks' activations be recomputed in the backward pass: a forward pass more, the memory of one block.
 
-    The numbers are the same bit for bit: nothing is drawn at random in evaluation mode, and what a block computes again it reads from copies of
-    the containers that it was handed, as they were then.
+    The numbers are the same bit for bit: nothing is drawn at random in evaluation mode, and a block reads the
+    containers that it was handed as they were the first time, from copies.
 
     Raises:
-        UserError: a block puts out something else the second time, because it reads what others change, in ways that no argument shows.
+        UserError: a block puts out something else the second time, because of what others change in ways that
+            no argument shows.
     """
-    with with_forwards({block.module: _checkpointed(block) for block in blocks}), set_checkpoint_early_stop(False):
+    forwards = {block.module: _checkpointed(block) for block in blocks}
+    with with_forwards(forwards), set_checkpoint_early_stop(False):  # to the end, to compare the outputs
         yield
 
 
@@ -43,7 +45,7 @@ def _checkpointed(block: Block) -> Callable[..., Any]:
         def compute(*arguments: Any, **keywords: Any) -> Any:
             if not kept:
                 output = forward(*arguments, **keywords)
-                kept.append(first_tensor(output).detach())  # the input of the next block, which is kept in any case
+                kept.append(first_tensor(output).detach())  # kept in any case, as the input of the next block
                 return output
             again, named = detached(entered)  # there may be more than one backward pass
             output = forward(*again, **named)
@@ -60,6 +62,6 @@ def _compare(block: Block, once: torch.Tensor, again: torch.Tensor) -> None:
     scale = float(once.abs().max()) if once.numel() else 0.0
     if not torch.allclose(once, again, rtol=0.0, atol=ROUNDING * scale, equal_nan=True):
         raise UserError(
-            f"{block.name} puts out something else when it is computed again in the backward pass, because of what other blocks leave behind; "
-            "use score.recompute=false without runtime.offload, or score=zeroth_order with score.probe=layer"
+            f"{block.name} puts out something else when it is computed again in the backward pass, because of what "
+            "other blocks leave behind; use score.recompute=false without runtime.offload, or score.probe=layer"
         )

@@ -109,8 +109,8 @@ class ZerothOrder:
 
         Raises:
             NumericalError: a loss or a score is not finite.
-            UserError: the loss doesn't depend on some block, or on none of the layers; or a layer's weight is used without calling its module,
-                where no nudge of an output stands for a move of the weight.
+            UserError: the loss doesn't depend on some block, or on none of the layers; or a layer's weight is
+                used without calling its module, where no nudge of an output stands for a move of the weight.
         """
         averages = {layer.name: Average() for layer in model.layers}
         with quiet_forward(model.module), in_float32(model.module):
@@ -161,7 +161,7 @@ class ZerothOrder:
                 yield index, tower, block, runner
 
     def _passes(self, tower: Tower, runner: SuffixRunner, noise: Noise) -> Passes:
-        """Find out what holds for a tower: each block that is probed is first run without a probe, as it will be with one."""
+        """Find out what holds for a tower: each block is run without a probe, as it will be with one."""
         blocks = [block for block in tower.blocks if block.layers]
         replay = runner.replays(blocks[-1:], 1)
         stack = self._stacks(tower, runner, replay, noise)
@@ -169,7 +169,8 @@ class ZerothOrder:
             replay = False
             stack = self._stacks(tower, runner, replay, noise)
         if not replay:
-            log.info("score: the whole model is run for each probe of %s; its blocks don't give the same loss on stored inputs", tower.name)
+            reason = "on stored inputs its blocks don't give the same loss"
+            log.info("score: the whole model is run for each probe of %s; %s", tower.name, reason)
         if not stack:
             log.info("score: %s is probed with one probe per pass; it does not keep samples apart along the first dimension", tower.name)
         return Passes(replay, stack)
@@ -200,7 +201,8 @@ class ZerothOrder:
         losses = []
         for part in parts:
             with probing(part, self.eps, noise):
-                losses.append(runner.losses_from(block.module, len(part)) if passes.replay else runner.losses_of_all(len(part)))
+                count = len(part)
+                losses.append(runner.losses_from(block.module, count) if passes.replay else runner.losses_of_all(count))
         return torch.cat(losses)
 
     def _probe_block(

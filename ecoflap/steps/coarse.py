@@ -75,12 +75,14 @@ def calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> Calibrati
 
 
 def check_calls(plan: Plan, model: PrunableModel, progress: Progress) -> None:
-    """Refuse layers that the pruner could not measure, before anything is scored; a scorer that nudges or measures layers asks by itself.
+    """Refuse layers that the pruner could not measure, before anything is scored; scorers ask for themselves.
 
     Raises:
         UserError: the calibration data don't reach a layer, or its weight is used without calling its module.
     """
-    if "prune" in plan.steps and not isinstance(plan.pruner, WholeModelPruner) and plan.pruner.statistic is not None:
+    if "prune" not in plan.steps or isinstance(plan.pruner, WholeModelPruner):
+        return
+    if plan.pruner.statistic is not None:
         assert progress.calibration is not None
         require_calls(model, progress.calibration.batches(plan.config["batch_size"]), every_layer=True)
 

@@ -24,6 +24,7 @@ def arguments() -> dict[str, Any]:
         "empty": SimpleNamespace(),
         "pair": Pair(torch.zeros(2), {"inner": 1}),
         "set": {1},
+        "view": {"a": 1}.keys(),
         "mask": torch.zeros(2),
         "module": torch.nn.Linear(2, 2),
         "function": len,
@@ -76,4 +77,4 @@ def test_a_detached_copy_holds_the_same_tensors_and_the_same_containers_twice() 
     assert copy["pair"].one is given["pair"].one
     assert type(copy["user"]) is UserDict
     assert copy["user"]["states"][0] is given["user"]["states"][0]
-    assert all(copy[name] is given[name] for name in ("mask", "module", "function", "nothing"))
+    assert all(copy[name] is given[name] for name in ("mask", "module", "function", "nothing", "view"))
