@@ -99,10 +99,11 @@ WAYS: dict[str, type[Block]] = {kind.__name__: kind for kind in KINDS}
 
 
 class Stack(nn.Module):
-    """The blocks, one after the other."""
+    """The blocks, one after the other, once or several times."""
 
-    def __init__(self, kind: type[Block]) -> None:
+    def __init__(self, kind: type[Block], rounds: int) -> None:
         super().__init__()
+        self.rounds = rounds
         self.enter = nn.Linear(16, 16)
         self.blocks = nn.ModuleList(kind() for _ in range(BLOCKS))
         for block in self.blocks:
@@ -111,16 +112,17 @@ class Stack(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         hidden = self.enter(inputs)
         box = {"cache": SimpleNamespace(states=[]), "buffer": torch.zeros_like(hidden)}
-        for block in self.blocks:
-            hidden = block(hidden, box)
+        for _ in range(self.rounds):
+            for block in self.blocks:
+                hidden = block(hidden, box)
         return hidden
 
 
-def build(way: str) -> PrunableModel:
+def build(way: str, rounds: int = 1) -> PrunableModel:
     """A stack of one kind, the same each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return prunable(way, Stack(WAYS[way]), None, tiny.first_output_loss, Selection())
+        return prunable(way, Stack(WAYS[way], rounds), None, tiny.first_output_loss, Selection())
 
 
 def samples(lengths: tuple[int, ...] = (5, 7, 5, 7, 5)) -> CalibrationSet:
