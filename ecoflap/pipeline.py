@@ -91,6 +91,7 @@ def _work(plan: Plan, tracker: Tracker) -> tuple[Result, Progress]:
     if "calibrate" in plan.steps:
         refuse_overlap(coarse.calibrate(plan, model, progress), evaluations)
         coarse.say_memory(plan, model, progress)
+        coarse.check_calls(plan, model, progress)
     if evaluations and (training := fine.trained_on(plan, model, progress)) is not None:
         refuse_overlap(training, evaluations)
     evaluate_dense(plan, model, evaluations, progress)

@@ -2,24 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ecoflap.calibrate.containers import changed, contents
 from ecoflap.calibrate.forwards import with_forwards
 from ecoflap.errors import UserError
 from ecoflap.models.prunable import Batch, PrunableModel, samples_in
+from ecoflap.models.towers import Block
+from ecoflap.telemetry import out_of_memory
+
+log = logging.getLogger(__name__)
+
+ROUNDING = 1e-5  # of a loss: a hundred times what fp32 resolves, as copies of a batch may be summed in another order
 
 
 class SuffixRunner:
     """Forward passes of one batch that recompute only the blocks from a given one on.
 
-    A probe in a later tower skips the earlier towers whole. Several copies of the batch, each with its own probe, share one pass.
+    A probe in a later tower skips the earlier towers whole. Several copies of the batch, each with its own
+    probe, share one pass. A block that changes a container which it is handed, such as the key-value states
+    that later blocks share, is computed in every pass.
     """
 
     def __init__(self, model: PrunableModel, batch: Batch, around: Collection[nn.Module] = ()) -> None:
@@ -34,13 +44,48 @@ class SuffixRunner:
         self.samples = samples_in(batch)
         self.outputs: dict[nn.Module, list[Any]] = defaultdict(list)
         self.order: list[nn.Module] = []
+        self._starts: dict[nn.Module, int] = {}  # how many calls had ended when a block or a layer of it began
+        self._writers: set[nn.Module] = set()
         self._copies: tuple[int, Batch] = (1, batch)
-        with torch.no_grad(), _hooked((*(block.module for block in model.blocks), *around), self._store):
+        modules = (*(block.module for block in model.blocks), *around)
+        recorded = {module: self._recorded(module, module.forward) for module in modules}
+        with torch.no_grad(), self._noting_starts(), with_forwards(recorded):
             self.losses = model.loss(batch)
 
-    def _store(self, module: nn.Module, _: Any, output: Any) -> None:
-        self.order.append(module)
-        self.outputs[module].append(output)
+    def _recorded(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """A forward that stores what it puts out, and notes whether it changes what it is handed."""
+
+        def record(*arguments: Any, **keywords: Any) -> Any:
+            given = (arguments, keywords)
+            before = contents(given)
+            output = forward(*arguments, **keywords)
+            if changed(before, contents(given)):
+                self._writers.add(module)
+            self.order.append(module)
+            self.outputs[module].append(output)
+            return output
+
+        return record
+
+    @contextmanager
+    def _noting_starts(self) -> Iterator[None]:
+        """Note where each block begins; a layer of it may be called before it, or inside another block."""
+
+        def note(block: nn.Module) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                self._starts.setdefault(block, len(self.order))
+
+            return hook
+
+        handles = []
+        for block in self.model.blocks:
+            for module in {block.module, *(layer.module for layer in block.layers)}:
+                handles.append(module.register_forward_pre_hook(note(block.module)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     @torch.no_grad()
     def losses_from(self, block: nn.Module, copies: int) -> Tensor:
@@ -52,14 +97,49 @@ class SuffixRunner:
         if block not in self.outputs:
             name = next(known.name for known in self.model.blocks if known.module is block)
             raise UserError(f"the calibration data never reach {name}, so the loss does not depend on it; leave its tower out of towers")
+        with self._replaying(Counter(self.order[: self._starts[block]]), copies):
+            return self.losses_of_all(copies)
+
+    @torch.no_grad()
+    def losses_of_all(self, copies: int) -> Tensor:
+        """Losses [copies, batch] of ``copies`` replicas of the batch, with nothing replayed."""
         if self._copies[0] != copies:
             self._copies = copies, _repeated(self.batch, copies)
-        with self._replaying(Counter(self.order[: self.order.index(block)]), copies):
-            return self.model.loss(self._copies[1], copies).view(copies, self.samples)
+        return self.model.loss(self._copies[1], copies).view(copies, self.samples)
+
+    def replays(self, blocks: Sequence[Block], copies: int) -> bool:
+        """Whether recomputing from each of the blocks on gives the losses of the whole model.
+
+        Blocks may hand each other things that no argument shows, in attributes for one. Those would be left
+        over from the pass before, and be right as long as nothing was probed in it; so the passes that are
+        compared come after one in which every layer put out something else. The last block comes first: a
+        pass renews what the blocks that it computes leave over.
+        """
+        layers = [layer.module for block in self.model.blocks for layer in block.layers]
+        with _hooked(layers, lambda _, __, output: output.roll(1, -1)):
+            self.losses_of_all(copies)
+        tolerance = ROUNDING * self.losses.abs().max()
+        for block in sorted(blocks, key=lambda block: self._starts.get(block.module, 0), reverse=True):
+            try:
+                losses = self.losses_from(block.module, copies)
+            except UserError:
+                raise
+            except Exception as error:  # whatever a model's code raises that misses what a block has not done
+                if isinstance(error, RuntimeError) and out_of_memory(error):
+                    raise
+                log.debug("%s can't be run on stored inputs: %r", block.name, error)
+                return False
+            if not bool(((losses - self.losses).abs() <= tolerance).all()):
+                return False
+        return True
 
     def _replaying(self, prefix: Counter[nn.Module], copies: int) -> AbstractContextManager[None]:
         """Let the first so many calls of each block of the prefix return their stored outputs instead of computing."""
-        return with_forwards({module: self._player(self.outputs[module][:calls], module.forward, copies) for module, calls in prefix.items()})
+        players = {}
+        for module, calls in prefix.items():
+            if module not in self._writers:
+                players[module] = self._player(self.outputs[module][:calls], module.forward, copies)
+        return with_forwards(players)
 
     def _player(self, outputs: list[Any], forward: Callable[..., Any], copies: int) -> Callable[..., Any]:
         """A forward that plays the stored outputs; a call after them (the tower's next pass) may depend on the probe, and is computed."""
@@ -128,7 +208,7 @@ def _is_twice(one: Any, two: Any) -> bool:
 
 
 @contextmanager
-def _hooked(modules: Iterable[nn.Module], hook: Callable[[nn.Module, Any, Any], None]) -> Iterator[None]:
+def _hooked(modules: Iterable[nn.Module], hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
     """Call a hook after each call of some modules."""
     handles = [module.register_forward_hook(hook) for module in modules]
     try:

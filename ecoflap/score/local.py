@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.calibrate.capture import flows
+from ecoflap.calibrate.layer_calls import require_calls
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.statistics import Gram, InputStatistics, MeanSquare
 from ecoflap.console import track
@@ -71,10 +72,12 @@ class Local:
 
         Raises:
             NumericalError: a score is not finite.
+            UserError: a layer's weight is used without calling its module.
         """
         kind, measure = MEASURES[self.measure]
         averages = {layer.name: Average() for layer in model.layers}
         batches = calibration.take(self.samples).batches(self.batch_size)
+        require_calls(model, batches)
         with quiet_forward(model.module):
             for flow in track(flows(model, model.towers, batches), "score", total=len(model.towers)):
                 for index, block in enumerate(flow.tower.blocks):

@@ -2,28 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
+from typing import Any
 
-from torch.utils.checkpoint import checkpoint
+import torch
+from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from ecoflap.calibrate.block_call import first_tensor
+from ecoflap.calibrate.containers import detached
+from ecoflap.calibrate.forwards import with_forwards
+from ecoflap.errors import UserError
 from ecoflap.models.towers import Block
+
+ROUNDING = 1e-3  # of the largest number that a block puts out; the same operations give the same or nearly so
 
 
 @contextmanager
 def recomputing(blocks: Sequence[Block]) -> Iterator[None]:
-    """Let the blocks' activations be recomputed in the backward pass: one more forward pass, and the memory of one block instead of all.
+    """Let the blocks' activations be recomputed in the backward pass: a forward pass more, the memory of one block.
 
-    The numbers are the same bit for bit: nothing is drawn at random in evaluation mode.
+    The numbers are the same bit for bit: nothing is drawn at random in evaluation mode, and a block reads the
+    containers that it was handed as they were the first time, from copies.
+
+    Raises:
+        UserError: a block puts out something else the second time, because of what others change in ways that
+            no argument shows.
     """
-    own = {block.module: block.module.__dict__["forward"] for block in blocks if "forward" in block.module.__dict__}
-    try:
-        for block in blocks:
-            block.module.forward = partial(checkpoint, block.module.forward, use_reentrant=False, preserve_rng_state=False)
+    forwards = {block.module: _checkpointed(block) for block in blocks}
+    with with_forwards(forwards), set_checkpoint_early_stop(False):  # to the end, to compare the outputs
         yield
-    finally:
-        for block in blocks:
-            block.module.__dict__.pop("forward", None)
-            if block.module in own:  # set on the instance by someone else, such as an offloader
-                block.module.forward = own[block.module]
+
+
+def _checkpointed(block: Block) -> Callable[..., Any]:
+    """A forward that runs once now and once more in the backward pass."""
+    forward = block.module.forward
+
+    def run(*arguments: Any, **keywords: Any) -> Any:
+        entered = detached((arguments, keywords))
+        kept: list[torch.Tensor] = []
+
+        def compute(*arguments: Any, **keywords: Any) -> Any:
+            if not kept:
+                output = forward(*arguments, **keywords)
+                kept.append(first_tensor(output).detach())  # kept in any case, as the input of the next block
+                return output
+            again, named = detached(entered)  # there may be more than one backward pass
+            output = forward(*again, **named)
+            _compare(block, kept[0], first_tensor(output).detach())
+            return output
+
+        return checkpoint(compute, *arguments, use_reentrant=False, preserve_rng_state=False, **keywords)
+
+    return run
+
+
+def _compare(block: Block, once: torch.Tensor, again: torch.Tensor) -> None:
+    """Refuse a block that computes something else the second time."""
+    scale = float(once.abs().max()) if once.numel() else 0.0
+    if not torch.allclose(once, again, rtol=0.0, atol=ROUNDING * scale, equal_nan=True):
+        raise UserError(
+            f"{block.name} puts out something else when it is computed again in the backward pass, because of what "
+            "other blocks leave behind; use score.recompute=false without runtime.offload, or score.probe=layer"
+        )

@@ -72,12 +72,12 @@ class Average:
 
 
 def count_untouched(averages: dict[str, Average]) -> None:
-    """Give layers that the loss was found not to depend on their importance, 0.
+    """Say which layers the loss was found not to depend on, and give them their importance, 0.
 
     Raises:
         UserError: it depends on none.
     """
-    untouched = [name for name, average in averages.items() if not average.values]
+    untouched = [name for name, average in averages.items() if not any(average.values)]
     if len(untouched) == len(averages):
         raise depends_on_none()
     if untouched:

@@ -27,6 +27,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ecoflap.calibrate.layer_calls import require_calls
 from ecoflap.calibrate.padding import loss_batches
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.suffix import SuffixRunner, growing_modules
@@ -44,6 +45,18 @@ from ecoflap.telemetry import out_of_memory
 log = logging.getLogger(__name__)
 
 PROBES = ("layer", "block", "derivative")
+
+
+class Passes(NamedTuple):
+    """How the probes of a tower are run.
+
+    Attributes:
+        replay: what comes before the probed block is replayed instead of computed.
+        stack: several probes share a pass.
+    """
+
+    replay: bool
+    stack: bool
 
 
 class Estimate(NamedTuple):
@@ -96,7 +109,8 @@ class ZerothOrder:
 
         Raises:
             NumericalError: a loss or a score is not finite.
-            UserError: the loss doesn't depend on some block; with ``probe=derivative``, on none of the layers.
+            UserError: the loss doesn't depend on some block, or on none of the layers; or a layer's weight is
+                used without calling its module, where no nudge of an output stands for a move of the weight.
         """
         averages = {layer.name: Average() for layer in model.layers}
         with quiet_forward(model.module), in_float32(model.module):
@@ -118,15 +132,16 @@ class ZerothOrder:
 
     def _probe(self, model: PrunableModel, batches: Sequence[Batch], seed: int) -> Iterator[Estimate]:
         """Estimates from forward passes."""
+        require_calls(model, batches)
         work = [(tower, block) for tower in model.towers for block in tower.blocks if block.layers]
-        stackable: dict[str, bool] = {}
+        passes: dict[str, Passes] = {}
         sizes: dict[tuple[str, int], PassSize] = {}
         for index, tower, block, runner in track(self._tasks(model, batches, work), "score", total=len(batches) * len(work)):
             noise = ("zeroth_order", seed, index)
-            if tower.name not in stackable:
-                stackable[tower.name] = self._stacks(tower, runner, noise)
+            if tower.name not in passes:
+                passes[tower.name] = self._passes(tower, runner, noise)
             size = sizes.setdefault((tower.name, runner.samples), PassSize(self.samples_per_pass // (2 * runner.samples), model.device))
-            for layers, draw, value in self._probe_block(block, runner, stackable[tower.name], noise, size):
+            for layers, draw, value in self._probe_block(block, runner, passes[tower.name], noise, size):
                 total = sum(layer.size for layer in layers)
                 for layer in layers:
                     yield Estimate(layer, index, draw, layer.size / total * value)
@@ -145,7 +160,22 @@ class ZerothOrder:
             for tower, block in work:
                 yield index, tower, block, runner
 
-    def _stacks(self, tower: Tower, runner: SuffixRunner, noise: Noise) -> bool:
+    def _passes(self, tower: Tower, runner: SuffixRunner, noise: Noise) -> Passes:
+        """Find out what holds for a tower: each block is run without a probe, as it will be with one."""
+        blocks = [block for block in tower.blocks if block.layers]
+        replay = runner.replays(blocks[-1:], 1)
+        stack = self._stacks(tower, runner, replay, noise)
+        if replay and not runner.replays(blocks, 2 if stack else 1):
+            replay = False
+            stack = self._stacks(tower, runner, replay, noise)
+        if not replay:
+            reason = "on stored inputs its blocks don't give the same loss"
+            log.info("score: the whole model is run for each probe of %s; %s", tower.name, reason)
+        if not stack:
+            log.info("score: %s is probed with one probe per pass; it does not keep samples apart along the first dimension", tower.name)
+        return Passes(replay, stack)
+
+    def _stacks(self, tower: Tower, runner: SuffixRunner, replay: bool, noise: Noise) -> bool:
         """Whether probes can share a pass: two in one pass move the losses as they do one by one.
 
         Not so where samples are not the first dimension inside a tower, or are interleaved there (two images per sample, one after the other).
@@ -153,32 +183,30 @@ class ZerothOrder:
         """
         for block in reversed([block for block in tower.blocks if block.layers]):
             probes = [Probe(block.layers[-1:], 0, sign) for sign in (1.0, -1.0)]
-            apart = self._losses(probes, block, runner, False, noise)
+            apart = self._losses(probes, block, runner, Passes(replay, False), noise)
             effect = (apart - runner.losses).abs().max()
             if effect:
                 break
         try:
-            together = self._losses(probes, block, runner, True, noise)
+            together = self._losses(probes, block, runner, Passes(replay, True), noise)
         except RuntimeError as error:  # shapes that don't fit each other
             if out_of_memory(error):
                 raise
             together = torch.full_like(apart, torch.inf)
-        same = bool((together - apart).abs().max() <= 0.05 * effect + 1e-5 * apart.abs().max())
-        if not same:
-            log.info("score: %s is probed with one probe per pass; it does not keep samples apart along the first dimension", tower.name)
-        return same
+        return bool((together - apart).abs().max() <= 0.05 * effect + 1e-5 * apart.abs().max())
 
-    def _losses(self, probes: Sequence[Probe], block: Block, runner: SuffixRunner, stack: bool, noise: Noise) -> Tensor:
+    def _losses(self, probes: Sequence[Probe], block: Block, runner: SuffixRunner, passes: Passes, noise: Noise) -> Tensor:
         """Losses [probes, batch], in one pass or in one pass each."""
-        parts = [list(probes)] if stack else [[probe] for probe in probes]
+        parts = [list(probes)] if passes.stack else [[probe] for probe in probes]
         losses = []
         for part in parts:
             with probing(part, self.eps, noise):
-                losses.append(runner.losses_from(block.module, len(part)))
+                count = len(part)
+                losses.append(runner.losses_from(block.module, count) if passes.replay else runner.losses_of_all(count))
         return torch.cat(losses)
 
     def _probe_block(
-        self, block: Block, runner: SuffixRunner, stack: bool, noise: Noise, size: PassSize
+        self, block: Block, runner: SuffixRunner, passes: Passes, noise: Noise, size: PassSize
     ) -> Iterator[tuple[tuple[Layer, ...], int, float]]:
         """All probes of a block on one batch, as many in one pass as fit."""
         groups = [block.layers] if self.probe == "block" else [(layer,) for layer in block.layers]
@@ -186,7 +214,7 @@ class ZerothOrder:
         while pairs:
 
             def together(count: int, pairs: Sequence[tuple[tuple[Layer, ...], int]] = tuple(pairs)) -> Tensor:
-                return self._losses([Probe(*pair, sign) for pair in pairs[:count] for sign in (1.0, -1.0)], block, runner, stack, noise)
+                return self._losses([Probe(*pair, sign) for pair in pairs[:count] for sign in (1.0, -1.0)], block, runner, passes, noise)
 
             losses, done = size.run(len(pairs), together)
             means = losses.cpu().double().mean(dim=1)  # not every accelerator has fp64

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ecoflap import warm_model
+from ecoflap.calibrate.layer_calls import require_calls
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.stored import stored_calibration
 from ecoflap.config import runs_follow
@@ -78,6 +79,19 @@ def calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> Calibrati
         log.warning("calibration.samples=%d was asked for and there are only %d", asked, len(progress.calibration))
     log.info("calibrate: %d samples of %s", len(progress.calibration), progress.calibration.name)
     return progress.calibration
+
+
+def check_calls(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+    """Refuse layers that the pruner could not measure, before anything is scored; scorers ask for themselves.
+
+    Raises:
+        UserError: the calibration data don't reach a layer, or its weight is used without calling its module.
+    """
+    if "prune" not in plan.steps or isinstance(plan.pruner, WholeModelPruner):
+        return
+    if plan.pruner.statistic is not None:
+        assert progress.calibration is not None
+        require_calls(model, progress.calibration.batches(plan.config["batch_size"]), every_layer=True)
 
 
 def say_memory(plan: Plan, model: PrunableModel, progress: Progress) -> None:
