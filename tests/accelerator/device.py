@@ -30,6 +30,7 @@ UNKNOWN = f"this PyTorch ({torch.__version__}) can't register a device from Pyth
 FROM_DATA = (torch.tensor, torch.as_tensor, torch.asarray)
 
 _where = Tensor.device.__get__  # type: ignore[attr-defined]
+_group = torch._C._group_tensors_by_device_and_dtype
 _to, _numpy, _tolist, _clone_storage = Tensor.to, Tensor.numpy, Tensor.tolist, torch.UntypedStorage.clone
 
 
@@ -257,6 +258,12 @@ def _backward(engine: Any) -> Any:
     return run
 
 
+def _grouped(tensors: Any, indices: bool = False) -> Any:
+    """The groups that optimisers make, by the place that their first tensors say."""
+    groups = _group(tensors, indices)
+    return {(found[0][0][0].device, dtype): found for (_, dtype), found in groups.items()}
+
+
 def install() -> torch.device:
     """Register the device with this process, once."""
     global DEVICE
@@ -284,6 +291,7 @@ def install() -> torch.device:
         setattr(Tensor, name, value)
     torch.UntypedStorage.clone = _copied_storage  # type: ignore[method-assign]
     torch.autograd._engine_run_backward = _backward(torch.autograd._engine_run_backward)  # type: ignore[attr-defined]
+    torch._C._group_tensors_by_device_and_dtype = _grouped
     torch.accelerator.synchronize = lambda device=None: _note("wait", "synchronize")
     Operations().__enter__()
     Calls().__enter__()
