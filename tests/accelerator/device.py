@@ -39,8 +39,8 @@ class Event:
     """What happened on the device, in the program's order.
 
     Attributes:
-        kind: "copy" to or from the device, "compute", or "wait": the host needs a value.
-        what: the operation, and the shape of what is copied.
+        kind: "copy" to or from the device, "compute", "wait" (the host needs a value), or "backward".
+        what: the operation, the shape of what is copied, or the begin or the end of a backward pass.
     """
 
     kind: str
@@ -249,10 +249,12 @@ def _backward(engine: Any) -> Any:
     def run(outputs: Any, *args: Any, **kwargs: Any) -> Any:
         before = Calls.inside, Calls.explicit
         Calls.inside, Calls.explicit = any(map(on_device, tensors_in(outputs))), False
+        _note("backward", "begin")
         try:
             with Calls():
                 return engine(outputs, *args, **kwargs)
         finally:
+            _note("backward", "end")
             Calls.inside, Calls.explicit = before
 
     return run

@@ -27,9 +27,9 @@ from tests.cli.conftest import WORDS, composed
 from tests.cli.test_vlm import save_llava
 
 MINIS = {
-    "clip": ["model=clip_mini", "task.limit=40"],
-    "blip2": ["model=blip2_mini", "task.limit=6"],
-    "blip": ["model=blip_vqa_mini", "task.limit=6"],
+    "clip": ["model=clip_mini", "task.limit=20"],
+    "blip2": ["model=blip2_mini", "task.limit=4"],
+    "blip": ["model=blip_vqa_mini", "task.limit=4"],
     "t5": ["model=t5_mini", "task.limit=1"],
 }
 LLAVA = ["model=vlm", "model.prompt='USER: <image> {} ASSISTANT:'", "calibration=easy_vqa", "task=easy_vqa", "task.limit=4"]
@@ -107,11 +107,12 @@ def check_same(overrides: list[str], folder: Path) -> None:
         texts = [file.read_text() if (file := folder / place / name).exists() else None for place in ("cpu", "npy")]
         assert texts[0] == texts[1], name
     close = any(word in override for override in overrides for word in OTHER_KERNELS)
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if close else {"rtol": 0.0, "atol": 0.0}
     for file in (folder / "cpu" / "checkpoint").glob("model*.safetensors"):
         ours, theirs = load_file(folder / "npy" / "checkpoint" / file.name), load_file(file)
         assert ours.keys() == theirs.keys()
         for name, weight in ours.items():
-            torch.testing.assert_close(weight, theirs[name], msg=name, **({} if close else {"rtol": 0, "atol": 0}))
+            torch.testing.assert_close(weight, theirs[name], msg=lambda text, name=name: f"{name}: {text}", **tolerance)
     for ours, theirs in zip(_figures(npy.metrics), _figures(cpu.metrics), strict=True):
         assert ours == (pytest.approx(theirs, rel=1e-4) if close else theirs)
 
@@ -151,11 +152,13 @@ def test_units_are_cut(base: dict[str, list[str]], tmp_path: Path) -> None:
         *(("llama", [*options, *SAMPLES]) for options in SCORES.values()),
         ("llama", ["score=none", "propagate=dense"]),
         ("gpt2", SCORES["layer"]),
-        ("llava", [*SCORES["first_order"], *SAMPLES]),
+        ("blip2", [*SCORES["first_order"], *SAMPLES]),
     ],
-    ids=str,
+    ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else value,
 )
 def test_offload(base: dict[str, list[str]], tmp_path: Path, family: str, options: list[str], offload: str) -> None:
+    if (family, offload) == ("blip2", "disk"):
+        pytest.skip("the embedded BLIP-2 is not read from a folder of safetensors")
     check_same([*base[family], *options, f"runtime.offload={offload}"], tmp_path)
 
 
