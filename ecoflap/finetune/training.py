@@ -32,7 +32,7 @@ from ecoflap.store import write_json
 log = logging.getLogger(__name__)
 
 IDENTITY = "identity.json"
-DEVICE = "ACCELERATE_TORCH_DEVICE"  # read by transformers and accelerate
+DEVICE = "ACCELERATE_TORCH_DEVICE"
 
 
 def split_of(schedule: Schedule, job: Job) -> Split:
@@ -96,23 +96,38 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
 
 
 def _arguments(options: dict[str, Any], device: torch.device) -> TrainingArguments:
-    """The trainer's options. An accelerator that it doesn't know by name has to be named to it, or it would train on the CPU.
+    """The trainer's options. It trains on the CPU where it doesn't know an accelerator, unless one is named to it.
 
     Raises:
-        UserError: it doesn't train there all the same.
+        UserError: it can't train in this precision, or on this device.
     """
-    arguments = TrainingArguments(**options)
+    try:
+        arguments = TrainingArguments(**options)
+        if arguments.device.type != device.type:
+            with _named(device):
+                arguments = TrainingArguments(**options)
+    except ValueError as error:
+        raise UserError(f"transformers' trainer can't train so on {device} ({error}); use finetune.precision=float32") from error
     if arguments.device.type != device.type:
-        before = os.environ.get(DEVICE)
-        os.environ[DEVICE] = str(device)
-        try:
-            arguments = TrainingArguments(**options)
-        finally:
-            os.environ.pop(DEVICE)
-            os.environ.update({DEVICE: before} if before is not None else {})
-    if arguments.device.type != device.type:
-        raise UserError(f"device={device}: transformers' trainer would train on {arguments.device}; use finetune=reconstruct or device=cpu")
+        raise UserError(
+            f"device={device}: transformers' trainer would train on {arguments.device}; "
+            "use finetune=reconstruct, which needs no trainer, or device=cpu"
+        )
     return arguments
+
+
+@contextmanager
+def _named(device: torch.device) -> Iterator[None]:
+    """Name a device to transformers and accelerate, in the environment variable that both read."""
+    before = os.environ.get(DEVICE)
+    os.environ[DEVICE] = str(device)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[DEVICE]
+        else:
+            os.environ[DEVICE] = before
 
 
 @contextmanager

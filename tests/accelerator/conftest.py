@@ -10,20 +10,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ecoflap import pipeline
 from ecoflap.results import Result
 from tests.accelerator import device
 from tests.cli.conftest import composed, text_run, tiny_llama, token_file  # noqa: F401  (fixtures)
 
+HANGS = 300  # seconds
+
 
 @pytest.fixture(autouse=True)
 def _needs_device() -> None:
     if not device.is_available():
-        pytest.skip(device.UNKNOWN)
+        pytest.skip("this PyTorch can't register a device from Python")
 
 
 def _child(answer: Connection, work: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)  # threads don't survive a fork
     try:
         device.install()
         answer.send((work(*arguments), None))
@@ -39,9 +43,10 @@ def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
     process.start()
     theirs.close()
     try:
-        result, failure = ours.recv()
+        result, failure = ours.recv() if ours.poll(HANGS) else (None, f"nothing came back in {HANGS} s")
     except EOFError:
         result, failure = None, "the process died"
+    process.kill()
     process.join()
     if failure is not None:
         pytest.fail(failure, pytrace=False)

@@ -5,7 +5,8 @@ the kernels are the CPU's, and results are the same to the last bit. What a prog
 ``.numpy`` and their like. Two modes follow what is computed: ``Operations`` sees every kernel with its tensors, checks them and marks the
 results; ``Calls`` sees which function of PyTorch was called, because some make tensors of their own inside, on the device of their arguments.
 
-``install`` changes PyTorch for the whole process and its one thread. There is no autocast, and no stream: everything is done at once.
+``install`` changes PyTorch for the whole process, and follows the thread that calls it. There are no streams, everything is done at once; and no
+generators, because the device would draw other numbers than the CPU.
 """
 
 from __future__ import annotations
@@ -21,11 +22,10 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import backend_registration
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 
-from tests.accelerator.rules import check, tensors_in, waits
+from tests.accelerator.rules import check, check_generator, tensors_in, waits
 
 NAME = "npy"
 DEVICE = torch.device("cpu")  # until it is installed
-UNKNOWN = f"this PyTorch ({torch.__version__}) can't register a device from Python"
 
 FROM_DATA = (torch.tensor, torch.as_tensor, torch.asarray)
 
@@ -116,9 +116,7 @@ class Operations(TorchDispatchMode):
         if (asked := kwargs.get("device")) is not None:
             if asked.type == NAME:
                 kwargs["device"], there = torch.device("cpu"), True
-                check(func, args, kwargs | {"generator": None}, on_device)
-                if getattr(kwargs.get("generator"), "device", None) == torch.device("cpu"):
-                    raise RuntimeError(f"{func}: expected a generator of {NAME} and found one of the CPU")
+                check_generator(func, kwargs)
             elif asked.type == "meta" or Calls.explicit:
                 there = False
             else:  # inside a function, and nobody said so
@@ -260,6 +258,16 @@ def _backward(engine: Any) -> Any:
     return run
 
 
+def _as_cpu(function: Any) -> Any:
+    """A function of autocast that does for the device what it does for the CPU, whose kernels run."""
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        put = lambda value: "cpu" if isinstance(value, str) and value.startswith(NAME) else value  # noqa: E731
+        return function(*map(put, args), **{name: put(value) for name, value in kwargs.items()})
+
+    return call
+
+
 def _grouped(tensors: Any, indices: bool = False) -> Any:
     """The groups that optimisers make, by the place that their first tensors say."""
     groups = _group(tensors, indices)
@@ -289,6 +297,9 @@ def install() -> torch.device:
         "pin_memory": _pinned,
         "is_pinned": lambda self, device=None: getattr(_storage(self), "pinned", False),
     }
+    for name in ("is_autocast_enabled", "get_autocast_dtype", "set_autocast_enabled", "set_autocast_dtype"):
+        setattr(torch, name, _as_cpu(getattr(torch, name)))
+    torch.autocast.__init__ = _as_cpu(torch.autocast.__init__)  # type: ignore[method-assign]
     for name, value in changed.items():
         setattr(Tensor, name, value)
     torch.UntypedStorage.clone = _copied_storage  # type: ignore[method-assign]

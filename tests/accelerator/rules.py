@@ -51,9 +51,19 @@ def check(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_devi
         for tensor, there in zip(tensors, inside, strict=True):
             if not there and (tensor.dim() > 0 or not scalars or any(tensor is one for one in written)):
                 raise DeviceMixError(f"{operation}: expected all tensors to be on the same device, and {_shapes(tensors, inside)}")
-    if getattr(kwargs.get("generator"), "device", None) == torch.device("cpu"):
-        raise DeviceMixError(f"{operation}: a generator of the CPU for a tensor on the device")
+    check_generator(operation, kwargs)
     return True
+
+
+def check_generator(operation: Any, kwargs: dict[str, Any]) -> None:
+    """Refuse a generator of the CPU for an operation on the device.
+
+    Raises:
+        DeviceMixError: so it is.
+    """
+    generator = kwargs.get("generator")
+    if generator is not None and generator.device.type == "cpu":
+        raise DeviceMixError(f"{operation}: a generator of the CPU for a tensor on the device")
 
 
 def waits(operation: Any, args: tuple[Any, ...]) -> bool:

@@ -142,7 +142,7 @@ def test_gradients_cross_the_devices() -> None:
     def work() -> list[float]:
         inputs = torch.ones(3, requires_grad=True)
         weight = torch.full((3,), 2.0, device="npy", requires_grad=True)
-        product = checkpoint(lambda one: (one.to("npy") * weight + torch.zeros(3, device=weight.device)), inputs, use_reentrant=False)
+        product = checkpoint(lambda one: one.to("npy") * weight + torch.zeros(3, device=weight.device), inputs, use_reentrant=False)
         product.cpu().sum().backward()
         assert inputs.grad is not None
         assert weight.grad is not None
@@ -174,6 +174,18 @@ def test_files_and_double_precision(tmp_path: Path) -> None:
 
     in_child(work)
     assert load_file(tmp_path / "file.safetensors")["weight"].tolist() == [0, 1, 2]
+
+
+def test_autocast_takes_the_dtype() -> None:
+    def dtypes() -> list[torch.dtype]:
+        layer, inputs = nn.Linear(3, 3).to("npy"), torch.ones(1, 3, device="npy")
+        with torch.autocast("npy", dtype=torch.bfloat16):
+            inside = [layer(inputs).dtype, checkpoint(layer, inputs, use_reentrant=False).dtype]
+            with torch.autocast("npy", enabled=False):
+                inside.append(layer(inputs).dtype)
+        return [*inside, layer(inputs).dtype]
+
+    assert in_child(dtypes) == [torch.bfloat16, torch.bfloat16, torch.float32, torch.float32]
 
 
 def test_events_are_in_order() -> None:

@@ -14,6 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from ecoflap import pipeline
 from ecoflap.calibrate.statistics import MeanSquare
+from ecoflap.errors import UserError
 from ecoflap.finetune.kept import KeptWeights
 from ecoflap.masks import load_masks
 from ecoflap.models.prunable import PrunableModel
@@ -49,6 +50,12 @@ PRUNERS = {
     "global_magnitude": ["pruner=global_magnitude"],
     "global_gradient": ["pruner=global_gradient", "pruner.samples=4", "pruner.batch_size=4"],
     "dense_inputs": ["score=none", "propagate=dense"],
+}
+TASKS = {
+    "captions": ["model=blip_caption_mini", "task.limit=4"],
+    "pairs": ["model=blip_retrieval_mini", "task.limit=4", "task.rerank=2"],
+    "retrieval": ["model=clip_mini", "task=easy_retrieval", "task.limit=20"],
+    "classes": ["model=vit_mini", "task.limit=20"],
 }
 FINETUNED = ["steps=[calibrate,allocate,prune,finetune,evaluate]", "score=none"]
 FINETUNERS = {
@@ -145,26 +152,44 @@ def test_units_are_cut(base: dict[str, list[str]], tmp_path: Path) -> None:
     assert verify(tmp_path / "npy") == []
 
 
-@pytest.mark.parametrize("offload", ["cpu", "disk"])
 @pytest.mark.parametrize(
-    ("family", "options"),
+    ("family", "options", "offload"),
     [
-        *(("llama", [*options, *SAMPLES]) for options in SCORES.values()),
-        ("llama", ["score=none", "propagate=dense"]),
-        ("gpt2", SCORES["layer"]),
-        ("blip2", [*SCORES["first_order"], *SAMPLES]),
+        *(("llama", [*options, *SAMPLES], offload) for options in SCORES.values() for offload in ("cpu", "disk")),
+        ("llama", ["score=none", "propagate=dense"], "cpu"),
+        ("gpt2", ["score=none", "propagate=dense"], "disk"),
+        ("gpt2", [*SCORES["layer"], *SAMPLES], "disk"),
+        ("t5", [*SCORES["derivative"], *SAMPLES], "cpu"),
+        ("blip2", [*SCORES["first_order"], *SAMPLES], "cpu"),
+        ("llava", [*SCORES["first_order"], *SAMPLES], "cpu"),
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else value,
 )
 def test_offload(base: dict[str, list[str]], tmp_path: Path, family: str, options: list[str], offload: str) -> None:
-    if (family, offload) == ("blip2", "disk"):
-        pytest.skip("the embedded BLIP-2 is not read from a folder of safetensors")
     check_same([*base[family], *options, f"runtime.offload={offload}"], tmp_path)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluation(tmp_path: Path, task: str) -> None:
+    cpu, npy = on_both([*TASKS[task], "steps=[evaluate]", "score=none"], tmp_path)
+    assert npy.metrics == cpu.metrics
+    assert npy.metrics["dense"]
 
 
 @pytest.mark.parametrize(("family", "method"), [*(("llama", method) for method in FINETUNERS), ("clip", "full"), ("blip2", "reconstruct")])
 def test_finetuning(base: dict[str, list[str]], tmp_path: Path, family: str, method: str) -> None:
     check_same([*base[family], *FINETUNED, *FINETUNERS[method]], tmp_path)
+
+
+def test_a_precision_that_the_trainer_refuses(base: dict[str, list[str]], tmp_path: Path) -> None:
+    """It takes bfloat16 on the accelerators that it knows."""
+
+    def run() -> None:
+        config = composed([*base["llama"], *FINETUNED, *FINETUNERS["full"], "finetune.precision=bfloat16", "device=npy", "cache_mode=off"])
+        with pytest.raises(UserError, match=r"can't train so on npy.*use finetune\.precision=float32"):
+            pipeline.run(config, tmp_path)
+
+    in_child(run)
 
 
 def test_auto_is_the_accelerator() -> None:
@@ -199,10 +224,10 @@ def _noise_on_cpu(patch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_stays_on_the_cpu_is_found(base: dict[str, list[str]], tmp_path: Path, plant: Any, options: list[str]) -> None:
-    def run() -> str:
-        with pytest.MonkeyPatch.context() as patch, pytest.raises(DeviceMixError) as raised:
+    def run() -> None:
+        with pytest.MonkeyPatch.context() as patch:
             plant(patch)
-            pipeline.run(composed([*base["llama"], *options, "device=npy", "cache_mode=off"]), tmp_path)
-        return str(raised.value)
+            with pytest.raises(DeviceMixError, match="on the CPU"):
+                pipeline.run(composed([*base["llama"], *options, "device=npy", "cache_mode=off"]), tmp_path)
 
-    assert "on the CPU" in in_child(run)
+    in_child(run)
