@@ -19,8 +19,8 @@ from torch.utils.checkpoint import checkpoint
 from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests import tiny
-from tests.accelerator import device
 from tests.accelerator.conftest import in_child
+from tests.accelerator.state import recording, without_fp64
 
 Place = Callable[[Tensor], Tensor]  # puts a tensor on the device
 
@@ -101,8 +101,9 @@ def test_cuda_refuses_the_same() -> None:
 def test_new_tensors_are_where_they_should_be() -> None:
     def places() -> list[bool]:
         on = torch.ones(2, 3).to("npy")
-        there = [torch.zeros(3, device="npy"), torch.tensor([1.0], device="npy"), torch.arange(3, device=on.device), torch.ones_like(on), on[0]]
-        there += [on.new_zeros(3), nn.functional.one_hot(on[0].long(), 4), on.sum(), on.topk(1).values, on.float(), on.half(), on.cpu().to(on)]
+        there = [torch.zeros(3, device="npy"), torch.tensor([1.0], device="npy"), torch.arange(3, device=on.device), torch.ones_like(on)]
+        there += [on.new_zeros(3), on.new_tensor([1.0]), on[0], on.sum(), on.topk(1).values, nn.functional.one_hot(on[0].long(), 4)]
+        there += [on.float(), on.half(), on.cpu().to(on)]
         here = [torch.zeros(3), on.cpu(), on.to("cpu"), torch.zeros_like(on, device="cpu"), torch.tensor(on.tolist())]
         return [tensor.device.type == "npy" for tensor in there] + [tensor.device.type == "cpu" for tensor in here]
 
@@ -169,7 +170,7 @@ def test_a_mix_inside_a_backward_pass_is_found() -> None:
 def test_files_and_double_precision(tmp_path: Path) -> None:
     def work() -> None:
         save_file({"weight": torch.arange(3.0, device="npy")}, tmp_path / "file.safetensors")
-        with device.without_fp64(), pytest.raises(TypeError, match="float64"):
+        with without_fp64(), pytest.raises(TypeError, match="float64"):
             torch.ones(3, device="npy").double()
 
     in_child(work)
@@ -190,14 +191,14 @@ def test_autocast_takes_the_dtype() -> None:
 
 def test_events_are_in_order() -> None:
     def work() -> list[tuple[str, str]]:
-        with device.recording() as events:
-            (torch.ones(3).to("npy") + 1).sum().item()
+        with recording() as events:
+            on = torch.ones(3).to("npy")
+            (on + 1).sum().item()
+            torch.zeros(3).copy_(on, non_blocking=True)
         return [(event.kind, event.what) for event in events]
 
-    copied, *computed, waited = in_child(work)
-    assert copied == ("copy", "(3,) to npy")
-    assert computed == [("compute", "aten.add.Tensor"), ("compute", "aten.sum.default")]
-    assert waited == ("wait", "aten._local_scalar_dense.default")
+    computed = [("compute", "aten.add.Tensor"), ("compute", "aten.sum.default"), ("wait", "aten._local_scalar_dense.default")]
+    assert in_child(work) == [("copy", "(3,) to npy"), *computed, ("copy", "(3,) to cpu")]
 
 
 @pytest.mark.parametrize("scorer", [FirstOrder(samples=2), ZerothOrder(samples=2, probe="derivative")], ids=lambda scorer: scorer.name)
@@ -205,7 +206,7 @@ def test_the_host_does_not_wait_inside_a_backward_pass(scorer: Any) -> None:
     def waits() -> list[str]:
         model = tiny.build("llama")
         model.module.to("npy")
-        with device.recording() as events:
+        with recording() as events:
             scorer(model, tiny.samples("llama"), 0)
         inside, found = False, []
         for event in events:

@@ -22,8 +22,8 @@ from ecoflap.results import verify
 from ecoflap.score import derivative
 from tests import tiny
 from tests.accelerator.conftest import in_child, on_both
-from tests.accelerator.device import State
 from tests.accelerator.rules import DeviceMixError
+from tests.accelerator.state import without_fp64
 from tests.cli.conftest import WORDS, composed
 from tests.cli.test_vlm import save_llava
 
@@ -101,11 +101,8 @@ def base(text_run: list[str], tiny_gpt2: Path, tiny_llava: Path) -> dict[str, li
 
 def check_same(overrides: list[str], folder: Path) -> None:
     """Run on both, and compare all that the runs write."""
-    State.fp64 = False  # in the child too, which is a copy of this process
-    try:
+    with without_fp64():  # in the child too, which is a copy of this process
         cpu, npy = on_both(overrides, folder)
-    finally:
-        State.fp64 = True
     assert verify(folder / "npy") == []
     masks = [load_masks(folder / place / "checkpoint" / "masks.safetensors") for place in ("cpu", "npy")]
     assert masks[0].keys() == masks[1].keys()
