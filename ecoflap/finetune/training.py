@@ -96,7 +96,7 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
 
 
 def _arguments(options: dict[str, Any], device: torch.device) -> TrainingArguments:
-    """The trainer's options. It trains on the CPU where it doesn't know an accelerator, unless one is named to it.
+    """The trainer's options. Where it doesn't know an accelerator, it has to be told, or it trains on the CPU.
 
     Raises:
         UserError: it can't train in this precision, or on this device.

@@ -1,4 +1,4 @@
-"""Runs on the pretend accelerator, each in a child process, because the device changes PyTorch for the whole process."""
+"""Work on the pretend accelerator is done in a child process: the device changes PyTorch for all of it."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def _child(answer: Connection, work: Callable[..., Any], arguments: tuple[Any, .
 
 
 def in_child(work: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns in a process that has the device; the traceback fails the test where it raises."""
+    """What a function returns in a process that has the device; where it raises, the test fails."""
     context = multiprocessing.get_context("fork")  # nothing is imported anew
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_child, args=(theirs, work, arguments))

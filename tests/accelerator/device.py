@@ -1,12 +1,12 @@
-"""A pretend accelerator, ``npy``: tensors of the CPU that say they are on a device, and operations that refuse what CUDA would.
+"""A pretend accelerator, ``npy``: tensors of the CPU that say they are on a device, under CUDA's rules.
 
-A tensor on the device is an ordinary tensor of the CPU whose storage carries a mark (``state``). So views, ``.data =``,
-parameters and autograd work as ever, the kernels are the CPU's, and results are the same to the last bit. What a program
-sees of a tensor's place is replaced (``methods``); two modes follow what is computed (``modes``), and refuse what CUDA
-would (``rules``).
+A tensor on the device is an ordinary tensor of the CPU whose storage carries a mark (``state``). So views,
+``.data =``, parameters and autograd work as ever, the kernels are the CPU's, and results are the same to the
+last bit. What a program sees of a tensor's place is replaced (``methods``); two modes follow what is computed
+(``modes``), and refuse what CUDA would (``rules``).
 
-``install`` changes PyTorch for the whole process, and follows the thread that calls it. There are no streams, everything
-is done at once; and no generators, because a device would draw other numbers than the CPU.
+``install`` changes PyTorch for the whole process, and follows the thread that calls it. There are no streams,
+everything is done at once; and no generators, because a device would draw other numbers than the CPU.
 """
 
 from __future__ import annotations

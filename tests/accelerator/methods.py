@@ -1,4 +1,4 @@
-"""What a program sees of a tensor's place: ``Tensor.device``, ``Tensor.to`` and their like for tensors that carry the mark."""
+"""What a program sees of a tensor's place: ``Tensor.device``, ``Tensor.to`` and their like."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def _as_array(self: Tensor, *, force: bool = False) -> Any:
     if force:
         return _numpy(self.detach().cpu())
     if on_device(self):
-        raise TypeError(f"can't convert {NAME} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first.")
+        raise TypeError(f"can't convert {NAME} device type tensor to numpy. Use Tensor.cpu() first.")
     return _numpy(self)
 
 
@@ -113,7 +113,9 @@ def as_cpu(function: Any) -> Any:
     """A function of autocast that does for the device what it does for the CPU, whose kernels run."""
 
     def call(*args: Any, **kwargs: Any) -> Any:
-        put = lambda value: "cpu" if isinstance(value, str) and value.startswith(NAME) else value  # noqa: E731
         return function(*map(put, args), **{name: put(value) for name, value in kwargs.items()})
+
+    def put(value: Any) -> Any:
+        return "cpu" if isinstance(value, str) and value.startswith(NAME) else value
 
     return call

@@ -17,7 +17,7 @@ COPY = torch.ops.aten.copy_.default
 
 
 class Calls(TorchFunctionMode):
-    """Which function of PyTorch is running: some make tensors of their own inside, on the device of their arguments.
+    """Which function of PyTorch is running: some make tensors inside, on the device of their arguments.
 
     Attributes:
         inside: whether it was called with tensors of the device.
@@ -34,8 +34,8 @@ class Calls(TorchFunctionMode):
         Calls.explicit = kwargs.get("device") is not None
         try:
             if func in FROM_DATA and Calls.explicit:  # made on the CPU by PyTorch too, out of sight
-                made = func(*args, **{name: value for name, value in kwargs.items() if name not in ("device", "requires_grad")})
-                return moved(made, kwargs["device"]).requires_grad_(kwargs.get("requires_grad", False))
+                rest = {name: value for name, value in kwargs.items() if name not in ("device", "requires_grad")}
+                return moved(func(*args, **rest), kwargs["device"]).requires_grad_(kwargs.get("requires_grad", False))
             return func(*args, **kwargs)
         finally:
             Calls.inside, Calls.explicit = before

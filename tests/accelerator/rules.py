@@ -1,4 +1,4 @@
-"""What CUDA allows in one operation of PyTorch: which tensors may be on the CPU while others are on the device."""
+"""What CUDA allows in one operation: which tensors may be on the CPU while others are on the device."""
 
 from __future__ import annotations
 
@@ -37,9 +37,10 @@ def check(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_devi
     """Whether an operation computes on the device.
 
     Raises:
-        DeviceMixError: its tensors are in places that CUDA would not allow together, or the generator is on the CPU.
+        DeviceMixError: CUDA would not allow its tensors together, or the generator is on the CPU.
     """
-    tensors = [tensor for tensor in tensors_in((*args, *kwargs.values())) if tensor.layout == torch.strided and not tensor.is_meta]
+    every = tensors_in((*args, *kwargs.values()))
+    tensors = [tensor for tensor in every if tensor.layout == torch.strided and not tensor.is_meta]
     inside = [on_device(tensor) for tensor in tensors]
     if not any(inside) or operation in COPIES:
         return any(inside)
@@ -67,14 +68,14 @@ def check_generator(operation: Any, kwargs: dict[str, Any]) -> None:
 
 
 def waits(operation: Any, args: tuple[Any, ...]) -> bool:
-    """Whether the host has to wait for the device before the operation is done; masks as indices become positions first."""
+    """Whether the host has to wait for the result; masks as indices become positions first."""
     if operation in INDEXING:
         return any(index.dtype in (torch.bool, torch.uint8) for index in tensors_in(args[1]))
     return operation in WAITING
 
 
 def _check_indexing(operation: Any, args: tuple[Any, ...], on_device: OnDevice) -> None:
-    """Indices may be on the CPU; what is indexed may not be where they are on the device, and values may only be as scalars."""
+    """Refuse values on the CPU but for scalars, and a tensor on the CPU; indices may be there."""
     if not on_device(args[0]):
         raise DeviceMixError(f"{operation}: a tensor on the CPU with indices or values on the device")
     values = args[2] if operation is not aten.index.Tensor else None
@@ -90,4 +91,5 @@ def _written(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> I
 
 
 def _shapes(tensors: list[Tensor], inside: list[bool]) -> str:
-    return ", ".join(f"{tuple(one.shape)} is on {'the device' if there else 'the CPU'}" for one, there in zip(tensors, inside, strict=True))
+    places = ["the device" if there else "the CPU" for there in inside]
+    return ", ".join(f"{tuple(one.shape)} is on {where}" for one, where in zip(tensors, places, strict=True))

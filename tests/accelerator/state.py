@@ -64,7 +64,7 @@ def note(kind: str, what: str) -> None:
 
 
 def note_copy(tensor: Tensor, there: bool, non_blocking: bool) -> None:
-    """Write down that a tensor is copied to the device, or from it, which the host waits for if it isn't told not to."""
+    """Write down a copy to the device, or from it, which the host waits for unless it is told not to."""
     note("copy", f"{tuple(tensor.shape)} to {NAME if there else 'cpu'}")
     if not there and not non_blocking:
         note("wait", "copy")

@@ -1,4 +1,4 @@
-"""The pretend accelerator itself: what it refuses, what it allows, and that its tensors behave like an accelerator's.
+"""The pretend accelerator itself: what it refuses and allows, and that its tensors behave like CUDA's.
 
 Where there is a real one, ``MIXES`` is checked against it.
 """

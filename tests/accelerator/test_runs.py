@@ -18,6 +18,7 @@ from ecoflap.errors import UserError
 from ecoflap.finetune.kept import KeptWeights
 from ecoflap.masks import load_masks
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.residence import Away
 from ecoflap.ops import sparsegpt
 from ecoflap.results import verify
 from ecoflap.score import derivative
@@ -204,9 +205,17 @@ def _noise_on_cpu(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(derivative, "gaussian", lambda *args, device, drawn=derivative.gaussian: drawn(*args))
 
 
+def _blocks_on_cpu(patch: pytest.MonkeyPatch) -> None:
+    def make(self: Any, kind: str, module: Any, blocks: Any, source: Any, device: Any, folder: Path, made: Any = Away.__init__) -> None:
+        made(self, kind, module, blocks, source, torch.device("cpu"), folder)
+
+    patch.setattr(Away, "__init__", make)
+
+
 @pytest.mark.parametrize(
     ("plant", "options"),
     [
+        (_blocks_on_cpu, ["score=none", "runtime.offload=cpu"]),
         (_mask_on_cpu, [*FINETUNED, *FINETUNERS["reconstruct"]]),
         (_statistics_on_cpu, ["score=none"]),
         (_inputs_on_cpu, ["score=none"]),
