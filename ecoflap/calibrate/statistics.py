@@ -55,10 +55,10 @@ class MeanSquare:
         return torch.cat([self.sum.cpu().double(), torch.tensor([float(self.tokens)], dtype=torch.float64)])
 
     @classmethod
-    def restored(cls, kept: Tensor) -> MeanSquare:
-        """The statistic that was kept."""
-        statistic = cls(len(kept) - 1, kept.device)
-        statistic.sum, statistic.tokens = kept[:-1].float(), int(kept[-1])
+    def restored(cls, kept: Tensor, device: torch.device) -> MeanSquare:
+        """The statistic that was kept, on a device, which need not have fp64."""
+        statistic = cls(len(kept) - 1, device)
+        statistic.sum, statistic.tokens = kept[:-1].float().to(device), int(kept[-1])
         return statistic
 
     def output_energy(self, weight: Tensor) -> float:

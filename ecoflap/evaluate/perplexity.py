@@ -139,7 +139,7 @@ class PerplexityEvaluation:
         """Perplexity, the loss behind it in nats per token, and the number of rows."""
         model.module.eval()
         batches = parts(range(len(self.rows)), self.batch_size)
-        losses = journal.run(batches, lambda places: self._losses(model, places).double().tolist())
+        losses = journal.run(batches, lambda places: self._losses(model, places).tolist())
         counted = [self.rows.shape[1] - 1 if self.stride is None or place == 0 else self.stride for place in range(len(losses))]
         loss = math.fsum(mean * tokens for mean, tokens in zip(losses, counted, strict=True)) / sum(counted)
         if math.isnan(loss):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -31,6 +32,7 @@ from ecoflap.store import write_json
 log = logging.getLogger(__name__)
 
 IDENTITY = "identity.json"
+DEVICE = "ACCELERATE_TORCH_DEVICE"
 
 
 def split_of(schedule: Schedule, job: Job) -> Split:
@@ -53,7 +55,7 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
         The curve, with the points of the part before a resumption.
 
     Raises:
-        UserError: the installed transformers is too old.
+        UserError: the installed transformers is too old, or can't train on the model's device.
         NumericalError: a loss is NaN or infinite.
     """
     if not hasattr(TrainingArguments, "eval_strategy"):
@@ -62,7 +64,7 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
     if schedule.loss is not None:
         model = replace(model, loss_function=find_loss(schedule.loss, {}))
     processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    arguments = TrainingArguments(**schedule.arguments(job.folder, job.seed, device, len(split.train), processes))
+    arguments = _arguments(schedule.arguments(job.folder, job.seed, device, len(split.train), processes), device)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several accelerators in one process would be nn.DataParallel
     callbacks: list[TrainerCallback] = [Curve(job.show)]
     if schedule.patience is not None:
@@ -91,6 +93,41 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
     with _training_mode(job.model.module, schedule):
         trainer.train(resume_from_checkpoint=last)
     return [point for entry in trainer.state.log_history if (point := to_point(entry)) is not None]
+
+
+def _arguments(options: dict[str, Any], device: torch.device) -> TrainingArguments:
+    """The trainer's options. Where it doesn't know an accelerator, it has to be told, or it trains on the CPU.
+
+    Raises:
+        UserError: it can't train in this precision, or on this device.
+    """
+    try:
+        arguments = TrainingArguments(**options)
+        if arguments.device.type != device.type:
+            with _named(device):
+                arguments = TrainingArguments(**options)
+    except ValueError as error:
+        raise UserError(f"transformers' trainer can't train so on {device} ({error}); use finetune.precision=float32") from error
+    if arguments.device.type != device.type:
+        raise UserError(
+            f"device={device}: transformers' trainer would train on {arguments.device}; "
+            "use finetune=reconstruct, which needs no trainer, or device=cpu"
+        )
+    return arguments
+
+
+@contextmanager
+def _named(device: torch.device) -> Iterator[None]:
+    """Name a device to transformers and accelerate, in the environment variable that both read."""
+    before = os.environ.get(DEVICE)
+    os.environ[DEVICE] = str(device)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[DEVICE]
+        else:
+            os.environ[DEVICE] = before
 
 
 @contextmanager

@@ -63,7 +63,7 @@ class _TokenLoss(torch.autograd.Function):
         for row, target, scale, into in zip(logits, labels, gradients[0], result, strict=True):
             real = target != IGNORED
             part = row.float().softmax(dim=-1)
-            part[torch.arange(len(target), device=target.device)[real], target[real]] -= 1
+            part[torch.arange(len(target), device=target.device), target.where(real, 0)] -= real.float()
             into.copy_(part.mul_((real * scale / real.sum()).unsqueeze(1)))
         return result, None
 

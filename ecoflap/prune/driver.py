@@ -97,7 +97,7 @@ def _prune_block(
     statistics: Statistics | None = None if given is not None else measure_block(flow, index, pruner.statistic, dense)
     with residence.using(block):
         if given is not None:
-            statistics = {layer: MeanSquare.restored(given[layer.name].to(layer.weight.device)) for layer in block.layers}
+            statistics = {layer: MeanSquare.restored(given[layer.name], layer.weight.device) for layer in block.layers}
         prune_layers(block.layers, statistics, pruner, allocation, report)
         if block.layers:
             residence.changed(block)

@@ -94,19 +94,21 @@ class FirstOrder:
         Raises:
             NumericalError: the loss is not finite.
         """
-        measure, values = MEASURES[self.measure], dict[Layer, float]()
+        measure, found, values = MEASURES[self.measure], dict[Layer, Tensor](), dict[Layer, float]()
         for scale in scales(model):
-            values.clear()
+            found.clear()
 
             def unscaled(weight: Tensor, gradient: Tensor, scale: float = scale) -> Tensor:
                 return measure(weight, gradient / scale)
 
             with (
-                streaming_gradients(model.layers, unscaled, lambda layer, value: values.update({layer: value.item()})),
+                streaming_gradients(model.layers, unscaled, found.__setitem__),
                 # Blocks that are away after their forward pass are recomputed whatever was asked for: their weights come back with them.
                 recomputing(model.blocks if self.recompute or model.residence.kind != "none" else ()),
             ):
                 differentiate(model, batch, scale)
+            # After the pass: inside it, the host would wait for an accelerator at each layer.
+            values = {layer: value.item() for layer, value in found.items()}
             if all(map(math.isfinite, values.values())):
                 break
         return values

@@ -1,0 +1,84 @@
+"""What follows a program's operations: each kernel is checked, and its results are marked."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.accelerator.methods import moved
+from tests.accelerator.rules import check, check_generator, tensors_in, waits
+from tests.accelerator.state import NAME, note, note_copy, on_device, place
+
+FROM_DATA = (torch.tensor, torch.as_tensor, torch.asarray)
+COPY = torch.ops.aten.copy_.default
+
+
+class Calls(TorchFunctionMode):
+    """Which function of PyTorch is running: some make tensors inside, on the device of their arguments.
+
+    Attributes:
+        inside: whether it was called with tensors of the device.
+        explicit: whether it was told where to make new ones.
+    """
+
+    inside = False
+    explicit = False
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
+        before = Calls.inside, Calls.explicit
+        Calls.inside = any(map(on_device, tensors_in((*args, *kwargs.values()))))
+        Calls.explicit = kwargs.get("device") is not None
+        try:
+            if func in FROM_DATA and Calls.explicit:  # made on the CPU by PyTorch too, out of sight
+                rest = {name: value for name, value in kwargs.items() if name not in ("device", "requires_grad")}
+                return moved(func(*args, **rest), kwargs["device"]).requires_grad_(kwargs.get("requires_grad", False))
+            return func(*args, **kwargs)
+        finally:
+            Calls.inside, Calls.explicit = before
+
+
+class Operations(TorchDispatchMode):
+    """Every kernel that runs, with its tensors."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = dict(kwargs or {})
+        there = check(func, args, kwargs, on_device)
+        if (asked := kwargs.get("device")) is not None:
+            if asked.type == NAME:
+                check_generator(func, kwargs)
+                kwargs["device"], there = torch.device("cpu"), True
+            elif asked.type == "meta" or Calls.explicit:
+                there = False
+            else:  # the CPU, which nobody asked for
+                there = there or Calls.inside
+        if func is COPY and on_device(args[0]) != on_device(args[1]):
+            note_copy(args[0], on_device(args[0]), len(args) > 2 and bool(args[2]))
+        elif there:
+            note("wait" if waits(func, args) else "compute", str(func))
+        result = func(*args, **kwargs)
+        if there and func is not COPY:
+            for tensor in tensors_in(result if isinstance(result, (list, tuple)) else (result,)):
+                if tensor.layout == torch.strided and not tensor.is_meta:
+                    place(tensor)
+        return result
+
+
+def followed(engine: Any) -> Any:
+    """The engine of backward passes, in which hooks and recomputed forward passes are followed as well."""
+
+    def run(outputs: Any, *args: Any, **kwargs: Any) -> Any:
+        before = Calls.inside, Calls.explicit
+        Calls.inside, Calls.explicit = any(map(on_device, tensors_in(outputs))), False
+        note("backward", "begin")
+        try:
+            with Calls():
+                return engine(outputs, *args, **kwargs)
+        finally:
+            note("backward", "end")
+            Calls.inside, Calls.explicit = before
+
+    return run

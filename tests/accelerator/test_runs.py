@@ -1,0 +1,232 @@
+"""Whole runs on the pretend accelerator: nothing mixes devices, and the results are the CPU's."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from ecoflap import pipeline
+from ecoflap.calibrate.statistics import MeanSquare
+from ecoflap.errors import UserError
+from ecoflap.finetune.kept import KeptWeights
+from ecoflap.masks import load_masks
+from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.residence import Away
+from ecoflap.ops import sparsegpt
+from ecoflap.results import verify
+from ecoflap.score import derivative
+from tests import tiny
+from tests.accelerator.conftest import in_child, on_both
+from tests.accelerator.rules import DeviceMixError
+from tests.accelerator.state import without_fp64
+from tests.cli.conftest import WORDS, composed
+from tests.cli.test_vlm import save_llava
+
+MINIS = {
+    "clip": ["model=clip_mini", "task.limit=20"],
+    "blip2": ["model=blip2_mini", "task.limit=4"],
+    "blip": ["model=blip_vqa_mini", "task.limit=4"],
+    "t5": ["model=t5_mini", "task.limit=1"],
+}
+LLAVA = ["model=vlm", "model.prompt='USER: <image> {} ASSISTANT:'", "calibration=easy_vqa", "task=easy_vqa", "task.limit=4"]
+FAMILIES = ["llama", "gpt2", "t5", "clip", "blip", "blip2", "llava"]
+SAMPLES = ["score.samples=4", "score.batch_size=4"]
+SCORES = {
+    "layer": ["score=zeroth_order", "pruner=wanda"],
+    "block": ["score=zeroth_order", "score.probe=block", "pruner=sparsegpt"],
+    "derivative": ["score=zeroth_order", "score.probe=derivative", "pruner=magnitude"],
+    "first_order": ["score=first_order", "pruner=wanda", "pruner.mask=matrix"],
+    "local": ["score=local", "score.measure=sparsegpt", "pruner=wanda"],
+}
+PRUNERS = {
+    "magnitude": ["score=none", "pruner=magnitude", "pruner.mask=row"],
+    "wanda_2_4": ["score=none", "pruner=wanda", "pruner.mask=2:4", "sparsity=0.5"],
+    "sparsegpt_2_4": ["score=none", "pruner=sparsegpt", "pruner.mask=2:4", "sparsity=0.5"],
+    "global_magnitude": ["pruner=global_magnitude"],
+    "global_gradient": ["pruner=global_gradient", "pruner.samples=4", "pruner.batch_size=4"],
+    "dense_inputs": ["score=none", "propagate=dense"],
+}
+TASKS = {
+    "captions": ["model=blip_caption_mini", "task.limit=4"],
+    "pairs": ["model=blip_retrieval_mini", "task.limit=4", "task.rerank=2"],
+    "retrieval": ["model=clip_mini", "task=easy_retrieval", "task.limit=20"],
+    "classes": ["model=vit_mini", "task.limit=20"],
+}
+FINETUNED = ["steps=[calibrate,allocate,prune,finetune,evaluate]", "score=none"]
+FINETUNERS = {
+    "full": ["finetune=full", "finetune.steps=3", "finetune.batch_size=2", "finetune.data=calibration"],
+    "lora": ["finetune=lora", "finetune.steps=3", "finetune.batch_size=2", "finetune.data=calibration"],
+    "reconstruct": ["finetune=reconstruct", "finetune.epochs=2"],
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models") / "tiny_gpt2"
+    torch.manual_seed(0)
+    size = {"vocab_size": len(WORDS) + 2, "n_positions": 64}
+    GPT2LMHeadModel(GPT2Config(**{**tiny.GPT2, **size}, initializer_range=0.3)).save_pretrained(folder)
+    for file in tiny_llama.glob("tokenizer*"):
+        shutil.copy(file, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_llava(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("models") / "tiny_llava"
+    save_llava(folder)
+    return folder
+
+
+@pytest.fixture
+def base(text_run: list[str], tiny_gpt2: Path, tiny_llava: Path) -> dict[str, list[str]]:
+    """{family: overrides of its model, its data and its task}"""
+    text = [override for override in text_run if not override.startswith(("score.", "device=", "cache="))]
+    families = {
+        **MINIS,
+        "llama": text,
+        "gpt2": [*text, f"model.path={tiny_gpt2}"],
+        "llava": [*LLAVA, f"model.path={tiny_llava}"],
+    }
+    return {family: [*overrides, "calibration.samples=4", "batch_size=4", "model.save=true"] for family, overrides in families.items()}
+
+
+def check_same(overrides: list[str], folder: Path) -> None:
+    """Run on both, and compare all that the runs write."""
+    with without_fp64(), pytest.MonkeyPatch.context() as patch:  # in the child too, which is a copy of this process
+        patch.setattr(sparsegpt, "eliminate", sparsegpt.solve_batched)  # on the CPU too: the same numbers but for their last digits
+        cpu, npy = on_both(overrides, folder)
+    assert verify(folder / "npy") == []
+    masks = [load_masks(folder / place / "checkpoint" / "masks.safetensors") for place in ("cpu", "npy")]
+    assert masks[0].keys() == masks[1].keys()
+    assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
+    for name in ("scores.json", "allocation.json"):
+        texts = [file.read_text() if (file := folder / place / name).exists() else None for place in ("cpu", "npy")]
+        assert texts[0] == texts[1], name
+    for file in (folder / "cpu" / "checkpoint").glob("model*.safetensors"):
+        ours, theirs = load_file(folder / "npy" / "checkpoint" / file.name), load_file(file)
+        assert ours.keys() == theirs.keys()
+        different = [name for name, weight in ours.items() if not torch.equal(weight, theirs[name])]
+        assert different == []
+    assert npy.metrics == cpu.metrics
+
+
+@pytest.mark.parametrize("score", SCORES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_scores(base: dict[str, list[str]], tmp_path: Path, family: str, score: str) -> None:
+    check_same([*base[family], *SCORES[score], *SAMPLES], tmp_path)
+    assert json.loads((tmp_path / "npy" / "scores.json").read_text())["importance"]
+
+
+@pytest.mark.parametrize(
+    ("family", "pruner"),
+    [*(("gpt2", pruner) for pruner in PRUNERS), ("clip", "global_gradient"), ("blip2", "global_magnitude"), ("t5", "sparsegpt_2_4")],
+)
+def test_pruners(base: dict[str, list[str]], tmp_path: Path, family: str, pruner: str) -> None:
+    check_same([*base[family], *PRUNERS[pruner]], tmp_path)
+
+
+def test_units_are_cut(base: dict[str, list[str]], tmp_path: Path) -> None:
+    search = ["pruner=upop", "pruner.steps=4", "pruner.interval=2", "pruner.batch_size=4"]
+    cpu, npy = on_both([*base["blip"], *search], tmp_path)
+    assert npy.sparsity == cpu.sparsity
+    weights = [load_file(tmp_path / place / "checkpoint" / "model.safetensors") for place in ("cpu", "npy")]
+    assert {name: weight.shape for name, weight in weights[0].items()} == {name: weight.shape for name, weight in weights[1].items()}
+    assert verify(tmp_path / "npy") == []
+
+
+@pytest.mark.parametrize(
+    ("family", "options", "offload"),
+    [
+        *(("llama", [*options, *SAMPLES], offload) for options in SCORES.values() for offload in ("cpu", "disk")),
+        ("llama", ["score=none", "propagate=dense"], "cpu"),
+        ("gpt2", ["score=none", "propagate=dense"], "disk"),
+        ("gpt2", [*SCORES["layer"], *SAMPLES], "disk"),
+        ("t5", [*SCORES["derivative"], *SAMPLES], "cpu"),
+        ("blip2", [*SCORES["first_order"], *SAMPLES], "cpu"),
+        ("llava", [*SCORES["first_order"], *SAMPLES], "cpu"),
+    ],
+    ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else value,
+)
+def test_offload(base: dict[str, list[str]], tmp_path: Path, family: str, options: list[str], offload: str) -> None:
+    check_same([*base[family], *options, f"runtime.offload={offload}"], tmp_path)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_evaluation(tmp_path: Path, task: str) -> None:
+    cpu, npy = on_both([*TASKS[task], "steps=[evaluate]", "score=none"], tmp_path)
+    assert npy.metrics == cpu.metrics
+    assert npy.metrics["dense"]
+
+
+@pytest.mark.parametrize(("family", "method"), [*(("llama", method) for method in FINETUNERS), ("clip", "full"), ("blip2", "reconstruct")])
+def test_finetuning(base: dict[str, list[str]], tmp_path: Path, family: str, method: str) -> None:
+    check_same([*base[family], *FINETUNED, *FINETUNERS[method]], tmp_path)
+
+
+def test_a_precision_that_the_trainer_refuses(base: dict[str, list[str]], tmp_path: Path) -> None:
+    """It takes bfloat16 on the accelerators that it knows."""
+
+    def run() -> None:
+        config = composed([*base["llama"], *FINETUNED, *FINETUNERS["full"], "finetune.precision=bfloat16", "device=npy", "cache_mode=off"])
+        with pytest.raises(UserError, match=r"can't train so on npy.*use finetune\.precision=float32"):
+            pipeline.run(config, tmp_path)
+
+    in_child(run)
+
+
+def test_auto_is_the_accelerator() -> None:
+    from ecoflap.models.placement import resolve_device
+
+    assert in_child(lambda: [str(resolve_device(name)) for name in ("auto", "npy", "npy:0", "cpu")]) == ["npy", "npy", "npy:0", "cpu"]
+
+
+def _mask_on_cpu(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(KeptWeights, "__init__", lambda self, mask, made=KeptWeights.__init__: made(self, mask.cpu()))
+
+
+def _statistics_on_cpu(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(MeanSquare, "__init__", lambda self, cols, device, made=MeanSquare.__init__: made(self, cols, torch.device("cpu")))
+
+
+def _inputs_on_cpu(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PrunableModel, "device", torch.device("cpu"))
+
+
+def _noise_on_cpu(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(derivative, "gaussian", lambda *args, device, drawn=derivative.gaussian: drawn(*args))
+
+
+def _blocks_on_cpu(patch: pytest.MonkeyPatch) -> None:
+    def make(self: Any, kind: str, module: Any, blocks: Any, source: Any, device: Any, folder: Path, made: Any = Away.__init__) -> None:
+        made(self, kind, module, blocks, source, torch.device("cpu"), folder)
+
+    patch.setattr(Away, "__init__", make)
+
+
+@pytest.mark.parametrize(
+    ("plant", "options"),
+    [
+        (_blocks_on_cpu, ["score=none", "runtime.offload=cpu"]),
+        (_mask_on_cpu, [*FINETUNED, *FINETUNERS["reconstruct"]]),
+        (_statistics_on_cpu, ["score=none"]),
+        (_inputs_on_cpu, ["score=none"]),
+        (_noise_on_cpu, SCORES["derivative"]),
+    ],
+)
+def test_what_stays_on_the_cpu_is_found(base: dict[str, list[str]], tmp_path: Path, plant: Any, options: list[str]) -> None:
+    def run() -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            plant(patch)
+            with pytest.raises(DeviceMixError, match="on the CPU"):
+                pipeline.run(composed([*base["llama"], *options, "device=npy", "cache_mode=off"]), tmp_path)
+
+    in_child(run)
