@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,6 @@ from ecoflap.file_names import SNAPSHOT
 
 STEPS = ("calibrate", "score", "allocate", "prune", "finetune", "evaluate")
 OPTIONAL_STEPS = ("finetune",)
-PLACES = ("experiment", "sweeps")
 
 
 @dataclass
@@ -83,28 +81,6 @@ def register() -> None:
     ConfigStore.instance().store(name="run_config", node=RunConfig)
     OmegaConf.register_new_resolver("package_file", package_file, replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
-
-
-def unknown_keys(arguments: list[str]) -> str | None:
-    """A message about the first override whose top-level key does not exist, with the nearest that do; Hydra's own names no choices."""
-    known = [*(entry.name for entry in fields(RunConfig)), "cluster"]
-    for argument in arguments:
-        match = re.match(r"([A-Za-z_]\w*)(?:\.[\w.]+)?=", argument)
-        if match and match[1] in PLACES:
-            return f"{argument}: {match[1]} is a place to look for more, which Hydra wants a plus before: +{argument}"
-        if match and match[1] not in (*known, "hydra"):
-            return f"{argument}: there is no option {match[1]!r}; did you mean {nearest(match[1], known)}? python main.py --help lists all"
-    return None
-
-
-def with_suites(arguments: list[str]) -> list[str]:
-    """Command-line arguments with ``task=[one,other]`` as a suite of these tasks; Hydra would merge their options into one task."""
-    written = []
-    for argument in arguments:
-        several = re.fullmatch(r"task=\[([\w,\s]+)\]", argument)
-        names = [name.strip() for name in several[1].split(",")] if several else []
-        written += ["task=suite", *(f"+task@task.tasks.{name}={name}" for name in names)] if names else [argument]
-    return written
 
 
 def check_merged() -> None:
