@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -70,6 +70,8 @@ class OpenClip:
     loss: str = "classification"
     towers: dict[str, str] | None = None
     save: bool = False
+
+    shapes_first: ClassVar[bool] = True
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights, transform and tokenizer.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -59,6 +59,8 @@ class Torchvision:
     loss: str = "classification"
     towers: dict[str, str] | None = None
     save: bool = False
+
+    shapes_first: ClassVar[bool] = True
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and transform.

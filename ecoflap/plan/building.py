@@ -11,14 +11,20 @@ from ecoflap.errors import UserError
 from ecoflap.evaluate.task import Task
 from ecoflap.plan.checks import check
 from ecoflap.plan.plan import Plan
+from ecoflap.plan.preflight import Preflight
 from ecoflap.store import Store
 
 
-def make_plan(config: DictConfig, folder: Path) -> Plan:
-    """Build the parts, and check that they go together.
+def make_plan(config: DictConfig, folder: Path, preflight: Preflight | None = None) -> Plan:
+    """Build the parts, and check them as far as that goes without the model's weights.
+
+    Args:
+        config: of the run.
+        folder: where the run writes.
+        preflight: what has been checked before, for the other jobs of a sweep; null for nothing.
 
     Raises:
-        UserError: a value is impossible, whatever the model, or data are not there.
+        UserError: a value is impossible, data are not there, or the model can't do what it has to.
     """
     parts = {group: build(group, config[group]) for group in ("model", "calibration", "allocation", "pruner", "tracking")}
     plan = Plan(
@@ -36,6 +42,7 @@ def make_plan(config: DictConfig, folder: Path) -> Plan:
         store=make_store(config.cache, config.cache_mode),
     )
     check(plan)
+    (preflight or Preflight()).check(plan)
     return plan
 
 

@@ -1,4 +1,4 @@
-"""What is refused before a model is loaded: values, steps and parts that can't go together, data that aren't there."""
+"""What is refused whatever the data and the model: values, steps and parts that can't go together."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ def check(plan: Plan) -> None:
     check_options(plan)
     check_steps(plan)
     check_mean(plan.tasks, plan.mean)
-    locate_data(plan)
 
 
 def check_options(plan: Plan) -> None:
@@ -103,16 +102,3 @@ def check_mean(tasks: dict[str, Task], mean: str | None) -> None:
         given = getattr(task, "metrics", None)
         if mean is not None and given is not None and mean not in given:
             raise UserError(f"task.mean={mean}: {name} has no such metric; it has {', '.join(given)}")
-
-
-def locate_data(plan: Plan) -> None:
-    """Look for the files of the data sets that the steps read, before a model is loaded for them.
-
-    Raises:
-        UserError: some are not there.
-    """
-    if "calibrate" in plan.steps and hasattr(plan.calibrator, "locate"):
-        plan.calibrator.locate("calibration")
-    for task in plan.tasks.values() if "evaluate" in plan.steps else ():
-        if hasattr(task, "locate"):
-            task.locate("task")
