@@ -57,6 +57,8 @@ def did_you_mean(asked: str, valid: Iterable[str], lister: str = "") -> str:
         return "there is nothing to choose from"
     close = similar(asked, names)
     question = f"did you mean {' or '.join(filter(None, [', '.join(close[:-1]), close[-1]]))}? " if close else ""
+    if close == names:
+        return question.strip()
     if len(names) <= FEW:
         choices = f"the choices are {', '.join(names)}" if len(names) > 1 else f"the only choice is {names[0]}"
     elif close:
@@ -70,8 +72,8 @@ def similar(asked: str, names: Iterable[str], count: int = 3) -> list[str]:
     """The names that somebody may have meant, the most likely first."""
     wanted = asked.lower()
     likeness = {name: SequenceMatcher(None, wanted, name.lower()).ratio() for name in names}
-    if len(wanted) > 1:  # the beginning of a name, or one of its words
-        likeness |= {name: max(value, 0.8) for name, value in likeness.items() if wanted in name.lower()}
+    if len(wanted) > 1:  # one of a name's words, in a short name before a long one
+        likeness |= {name: max(value, 0.8 + value / 10) for name, value in likeness.items() if wanted in name.lower()}
     best = max(likeness.values(), default=0.0)
     ranked = sorted(likeness, key=lambda name: -likeness[name])
     return [name for name in ranked if likeness[name] >= max(0.6, best - 0.15)][:count]

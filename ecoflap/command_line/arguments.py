@@ -10,11 +10,12 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from ecoflap.config import RunConfig
+from ecoflap.config import METHODS, RunConfig
 from ecoflap.errors import UserError, did_you_mean
 
 PLACES = ("experiment", "sweeps")
 KNOWN = (*(entry.name for entry in fields(RunConfig)), "cluster", "hydra")
+WITHOUT = {"score": ", or score=none", "tracking": ", or tracking=none", "finetune": "; it does nothing unless steps has finetune"}
 OPTION = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][^=:\s]*)(?P<equals>=)?(?P<value>.*)", re.DOTALL)
 
 
@@ -60,6 +61,9 @@ def parsed(arguments: list[str]) -> Namespace:
             raise UserError(f"{argument}: options are written without dashes, with a = before the value: {option.partition('=')[0]}=VALUE")
         known = sorted(flag for action in parser._actions for flag in action.option_strings if flag.startswith("--"))
         raise UserError(f"{argument}: there is no such flag; {did_you_mean(argument.partition('=')[0], known, 'python main.py --help')}")
+    modes = [flags.run, flags.multirun, flags.cfg is not None, flags.info is not None, flags.shell_completion]
+    if sum(modes) > 1 or (flags.resolve and flags.cfg is None):
+        raise UserError("these flags don't go together: one of --run, --multirun (-m), --cfg and --info, and --resolve with --cfg")
     return flags
 
 
@@ -77,6 +81,8 @@ def check(overrides: list[str]) -> None:
             raise UserError(_no_value(override, before))
         key, value = match["key"], match["value"]
         check_key(override, match)
+        if match["sign"] == "~" and key in METHODS:
+            raise UserError(f"{override} takes away what every run has; choose another with {key}=OPTION{WITHOUT.get(key, '')}")
         if value.startswith("="):
             raise UserError(f"{override} has a = too many: {key}={value.lstrip('=')}")
         name = key if match["sign"] != "~" else f"~{key}"

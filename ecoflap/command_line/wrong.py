@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, get_args, get_type_hints
+from typing import Any, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
@@ -11,12 +11,10 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ecoflap.command_line.arguments import parsed, quoted
+from ecoflap.command_line.arguments import KNOWN, PLACES, parsed, quoted
 from ecoflap.command_line.choices import Choices, keys
-from ecoflap.config import RunConfig, RuntimeConfig
-from ecoflap.errors import did_you_mean, wrong_type, written
-
-WITHOUT = {"score": "score=none", "tracking": "tracking=none", "finetune": "steps without finetune", "cluster": "cluster=none"}
+from ecoflap.config import METHODS, RunConfig, RuntimeConfig, kind_of
+from ecoflap.errors import FEW, did_you_mean, written, wrong_type
 
 
 def explain(arguments: list[str]) -> str | None:
@@ -46,6 +44,8 @@ def explain(arguments: list[str]) -> str | None:
 
 def _unreadable(argument: str) -> str:
     key, _, value = argument.partition("=")
+    if value.strip().startswith(",") or value.strip().endswith(","):
+        return f"{argument}: a comma without a value beside it; leave it out: {key}={value.strip(' ,')}"
     if not all(part.isidentifier() for part in key.lstrip("+~").replace("@", ".").replace("/", ".").split(".")):
         return f"{argument}: {key!r} is no name of an option; options are written key=value, with dots between a group and its options"
     return f"{argument}: {value!r} has signs that mean something else to Hydra ({_signs(value)}); quote it twice: {quoted(argument)}"
@@ -60,16 +60,18 @@ def _wrong_sweep(override: Override, multirun: bool) -> str | None:
     line, key = str(override.input_line), override.get_key_element()
     value = line.partition("=")[2]
     if not multirun and override.is_choice_sweep():
-        return (
-            f"{line} has several values: add -m to run one after the other, write '{key}=[{value}]' for a list, "
-            f"or {quoted(line)} for one text with a comma"
-        )
+        several = f"{line} has several values: add -m to run one after the other"
+        if override.key_or_group in (*METHODS, *PLACES):
+            return f"{several}, or choose one"
+        kind = _kind(key) if "." not in key and key in KNOWN else "str"
+        if kind == "float":
+            return f"{several}, or write one number with a point: {key}={value.replace(',', '.', 1) if value.count(',') == 1 else 0.5}"
+        as_list, as_text = f"write '{key}=[{value}]' for a list", f"{quoted(line)} for one text with commas"
+        return f"{several}, or {as_list}" + (f", or {as_text}" if kind == "str" else "")
     if not multirun:
         return f"{line} is a sweep: add -m to run its values one after the other"
     if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
         return f"{line} has no values to run; give some: {key}=VALUE,VALUE"
-    if override.key_or_group.startswith(("hydra.", "hydra/")):
-        return f"{line}: Hydra's own options can't be swept; choose one value"
     return None
 
 
@@ -84,31 +86,29 @@ def _values(override: Override) -> Iterator[Any]:
 def _wrong_choice(override: Override, choices: Choices) -> str | None:
     """What is wrong with ``group=option``."""
     line, group = str(override.input_line), override.key_or_group
-    options = choices.options(group)
-    example = options[0] if options else "OPTION"
-    if override.is_delete():
-        instead = WITHOUT.get(group, f"another with {group}=OPTION")
-        return f"{line} takes away what every run needs; choose {instead} instead ({', '.join(options[:6])})"
-    for value in _values(override):
+    options, noun = choices.options(group), group.removesuffix("s")
+    for value in _values(override) if not override.is_delete() else ():
+        if isinstance(value, list) and value and all(item in options for item in value):
+            return f"{line}: a run has one {noun}; choose one, or sweep over them with -m {group}={','.join(value)}"
         if isinstance(value, str) and value in options:
             continue
-        if isinstance(value, list) and value and all(item in options for item in value):
-            return f"{line}: a run has one {group}; choose one of them, or sweep over them with -m {group}={','.join(value)}"
         asked = written(value)
-        folder = isinstance(value, str) and f"{group}/{value}" in choices.groups
-        hint = f"{value} is a folder of several; " if folder else ""
-        near = [name for name in options if name.startswith(f"{value}/")] if folder else options
-        return f"{override.get_key_element()}={asked}: there is no such {group}; {hint}{did_you_mean(asked, near, f'conf/{group} has them')}"
-    one = f"{group}={line.partition('=')[2]}"
+        start = f"{override.get_key_element()}={asked}: there is no {noun} {asked!r}; "
+        if inside := [name for name in options if name.startswith(f"{asked}/")]:
+            return f"{start}{asked} is a folder of several: {', '.join(inside[:FEW])}"
+        return start + did_you_mean(asked, options, f"conf/{group} has them")
     try:
         choices.compose([line])
     except HydraException:
+        one = f"{group}={line.partition('=')[2]}"
         if override.package is not None:
-            return f"{line}: {override.package or 'the empty text'} is no place for a {group}; write {one}"
+            return f"{line}: {override.package or 'an empty text'} is no place for a {noun}; write {one}"
         if override.is_add() or override.is_force_add():
-            return f"{line}: a run has one {group}; leave the plus out: {one}"
-        return f"{line}: {group} is no part of a run by itself; write {'+' if '/' not in group else ''}{group}={example}"
-    except (OmegaConfBaseException, ValueError):
+            return f"{line}: a run has one {noun}; leave the plus out: {one}"
+        if override.is_delete():
+            return f"{line}: there is nothing to take away; leave it out"
+        return f"{line}: {group} is not chosen yet, so Hydra wants a plus before: +{line}"
+    except Exception:
         return None  # what is wrong is inside the file: its own error says so
     return None
 
@@ -126,9 +126,9 @@ def _wrong_value(override: Override, base: DictConfig, choices: Choices) -> str 
         return f"{line}: {key} is there already; leave the plus out: {line.lstrip('+')}"
     if not there and not (override.is_add() or override.is_force_add()):
         return _no_such_key(line, key, parent, name, node)
-    for value in _values(override):
-        if override.is_delete():
-            continue
+    if OmegaConf.is_dict(OmegaConf.select(base, key, throw_on_missing=False)) and not isinstance(override.value(), dict):
+        return f"{line}: {key} is a group of options; name one of them: {', '.join(f'{key}.{inner}' for inner in keys(OmegaConf.select(base, key)))}"
+    for value in _values(override) if not override.is_delete() else ():
         try:
             choices.compose([*_groups(base), f"{override.get_key_element()}={_as_hydra(value)}"])
         except (HydraException, OmegaConfBaseException):
@@ -168,11 +168,7 @@ def _kind(key: str) -> str:
     """The type of an option of the run itself."""
     group, _, name = key.rpartition(".")
     owner = {"": RunConfig, "runtime": RuntimeConfig}.get(group)
-    if owner is None:
-        return "value of that type"
-    hint = get_type_hints(owner).get(name)
-    kinds = [kind for kind in (hint, *get_args(hint)) if kind in (float, int, bool, str)]
-    return "list" if "list" in str(hint) else kinds[0].__name__ if kinds else "value of that type"
+    return kind_of(get_type_hints(owner)[name]) if owner is not None else "value of its type"
 
 
 def _example(base: DictConfig, key: str) -> object:
