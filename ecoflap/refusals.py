@@ -48,9 +48,12 @@ class RunFolder(Callback):
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Keep in mind whether this run makes its folder."""
-        folder = Path(str(config.hydra.run.dir)).absolute()
-        if not folder.exists():
-            _made.add(folder)
+        try:
+            folder = Path(str(config.hydra.run.dir)).absolute()
+            if not folder.exists():
+                _made.add(folder)
+        except (OSError, OmegaConfBaseException):
+            return  # Hydra is about to raise the same, and a callback's errors are only warnings
 
 
 def leave_nothing(folder: Path) -> None:
@@ -83,6 +86,16 @@ def _describe(error: BaseException) -> str | None:
     if isinstance(error, MemoryError):
         return "the memory is full; use a smaller batch_size, runtime.offload=disk, or a smaller model"
     return None
+
+
+def of_hydra(error: BaseException) -> str | None:
+    """What Hydra itself says, in one line; null where it isn't Hydra that complains."""
+    if not isinstance(error, HydraException):
+        return None
+    lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
+    details = ("full_key:", "object_type=", "reference_type=", "See http", "Config search path", "provider=")
+    told = [line.rstrip(".") for line in lines if not line.startswith(details)]
+    return "; ".join(told[:3]) + "; python main.py --help lists what there is"
 
 
 def _disk_full(error: BaseException) -> str:

@@ -6,6 +6,7 @@ import re
 import shlex
 from argparse import Namespace
 from dataclasses import fields
+from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
@@ -26,7 +27,9 @@ def understood(arguments: list[str]) -> list[str]:
         UserError: it is no list of options with values, or names an option that is not there.
     """
     arguments = with_suites(arguments)
-    check(parsed(arguments).overrides)
+    flags = parsed(arguments)
+    if not flags.shell_completion:
+        check(flags.overrides)
     return arguments
 
 
@@ -61,6 +64,10 @@ def parsed(arguments: list[str]) -> Namespace:
             raise UserError(f"{argument}: options are written without dashes, with a = before the value: {option.partition('=')[0]}=VALUE")
         known = sorted(flag for action in parser._actions for flag in action.option_strings if flag.startswith("--"))
         raise UserError(f"{argument}: there is no such flag; {did_you_mean(argument.partition('=')[0], known, 'python main.py --help')}")
+    if flags.config_dir is not None and not Path(flags.config_dir).is_dir():
+        raise UserError(f"--config-dir {flags.config_dir}: there is no such folder; give one that holds configs, such as my_conf/model/*.yaml")
+    if flags.shell_completion and not any(override.startswith(("install=", "uninstall=", "query=")) for override in flags.overrides):
+        raise UserError("--shell-completion wants a shell: install=bash, install=zsh or install=fish")
     modes = [flags.run, flags.multirun, flags.cfg is not None, flags.info is not None, flags.shell_completion]
     if sum(modes) > 1 or (flags.resolve and flags.cfg is None):
         raise UserError("these flags don't go together: one of --run, --multirun (-m), --cfg and --info, and --resolve with --cfg")
@@ -83,6 +90,8 @@ def check(overrides: list[str]) -> None:
         check_key(override, match)
         if match["sign"] == "~" and key in METHODS:
             raise UserError(f"{override} takes away what every run has; choose another with {key}=OPTION{WITHOUT.get(key, '')}")
+        if key in METHODS and key != "task" and value.startswith("["):
+            raise UserError(f"{override}: a run has one {key}; choose one, or sweep over them with -m {key}={value.strip('[]')}")
         if value.startswith("="):
             raise UserError(f"{override} has a = too many: {key}={value.lstrip('=')}")
         name = key if match["sign"] != "~" else f"~{key}"

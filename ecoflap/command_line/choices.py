@@ -59,3 +59,13 @@ def keys(node: Any) -> list[str]:
             kind = None
         found += [entry.name for entry in fields(kind) if entry.init and entry.name not in found] if is_dataclass(kind) else []
     return [key for key in found if key != "_target_"]
+
+
+def not_utf8(folder: str | None) -> Path | None:
+    """The first config file of a folder that can't be read as text; null where all can."""
+    for file in sorted(Path(folder).rglob("*.yaml")) if folder is not None else ():
+        try:
+            file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            return file
+    return None

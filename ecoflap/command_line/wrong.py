@@ -7,19 +7,26 @@ from typing import Any, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, QuotedString
-from hydra.errors import HydraException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ecoflap.command_line.arguments import KNOWN, PLACES, parsed, quoted
-from ecoflap.command_line.choices import Choices, keys
+from ecoflap.command_line.choices import Choices, keys, not_utf8
 from ecoflap.config import METHODS, RunConfig, RuntimeConfig, kind_of
 from ecoflap.errors import FEW, did_you_mean, written, wrong_type
 
 
-def explain(arguments: list[str]) -> str | None:
-    """What is wrong with the first argument that Hydra can't use; null where all compose."""
+def explain(arguments: list[str], error: Exception) -> str | None:
+    """What is wrong with the first argument that Hydra can't use; null where all compose.
+
+    Args:
+        arguments: the command line.
+        error: what Hydra raised.
+    """
     flags = parsed(arguments)
+    if isinstance(error, UnicodeDecodeError) and (file := not_utf8(flags.config_dir)):
+        return f"{file} is not text in UTF-8, which config files are; convert it, such as with iconv -t utf-8"
     choices = Choices(flags.config_dir)
     parser, overrides = OverridesParser.create(config_loader=choices.loader), list[Override]()
     for argument in flags.overrides:
@@ -99,6 +106,8 @@ def _wrong_choice(override: Override, choices: Choices) -> str | None:
         return start + did_you_mean(asked, options, f"conf/{group} has them")
     try:
         choices.compose([line])
+    except MissingConfigException:
+        return None  # a file that the chosen one wants: Hydra names both
     except HydraException:
         one = f"{group}={line.partition('=')[2]}"
         if override.package is not None:

@@ -87,7 +87,7 @@ def check_steps(plan: Plan) -> None:
     for step, needed in needs.items():
         if step in steps and needed is not None and needed not in steps:
             raise UserError(
-                f"steps={written(steps)}: {step} needs {needed}; add it, or take an earlier run's with allocation=file allocation.path=RUN/allocation.json"
+                f"steps={written(steps)}: {step} needs {needed}; add it, or take one: allocation=file allocation.path=RUN/allocation.json"
             )
     if "prune" in steps and plan.pruner.statistic is not None and "calibrate" not in steps:
         raise UserError(f"steps={written(steps)}: pruner={plan.pruner.name} looks at data, so prune needs calibrate; add it")
