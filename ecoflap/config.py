@@ -127,7 +127,7 @@ def how_to_go_on() -> str:
 
 def runs_follow() -> bool:
     """Whether this process does the runs of a sweep one after the other."""
-    return sweep_name() is not None and str(HydraConfig.get().launcher._target_).endswith(".BasicLauncher")
+    return sweep_name() is not None and str(HydraConfig.get().launcher._target_).endswith(".InProcessLauncher")
 
 
 def build(group: str, node: DictConfig) -> Any:
