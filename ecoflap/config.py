@@ -146,9 +146,14 @@ def how_to_go_on() -> str:
     return f"the same command with hydra.run.dir={hydra.runtime.output_dir} goes on from here"
 
 
+def given_options() -> list[str]:
+    """The overrides of this run's config, from the command line or a sweep; none where Hydra has not started it."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def runs_follow() -> bool:
     """Whether this process does the runs of a sweep one after the other."""
-    return sweep_name() is not None and str(HydraConfig.get().launcher._target_).endswith(".BasicLauncher")
+    return sweep_name() is not None and str(HydraConfig.get().launcher._target_).endswith(".InProcessLauncher")
 
 
 def build(group: str, node: DictConfig) -> Any:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ecoflap.config import build
+from ecoflap.config import build, given_options, sweep_name
 from ecoflap.evaluate.overlap import refuse_overlap
 from ecoflap.file_names import RESULT
 from ecoflap.finetune.distributed import is_first, joined, shared_folder
@@ -17,7 +17,7 @@ from ecoflap.models.loading import Selection
 from ecoflap.models.placement import resolve_device
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.outcome import conclude, show_in_tracker
-from ecoflap.plan import Plan, make_plan
+from ecoflap.plan import Plan, make_plan, unused
 from ecoflap.progress import Progress
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_layers, show_metrics, show_model
@@ -49,6 +49,8 @@ def run(config: DictConfig, folder: Path) -> Result | None:
             log.info("finished already: %s; resume=false runs it anew", folder / RESULT)
             return earlier.result
         plan = make_plan(config, own)
+        if sweep_name() is None and (idle := unused(plan, given_options())):
+            log.warning("%s", "; ".join(idle))
         if earlier.unfinished:
             log.info("going on with the run in %s", own)
         else:
@@ -89,7 +91,7 @@ def _work(plan: Plan, tracker: Tracker) -> tuple[Result, Progress]:
         refuse_overlap(coarse.calibrate(plan, model, progress), evaluations)
         coarse.say_memory(plan, model, progress)
     if evaluations and (training := fine.trained_on(plan, model, progress)) is not None:
-        refuse_overlap(training, evaluations)
+        refuse_overlap(training, evaluations, published=True)
     evaluate_dense(plan, model, evaluations, progress)
     if "score" in plan.steps and plan.scorer is not None:
         coarse.score(plan, model, progress)

@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "config": set(),
     "command_line": {"config"},
     "refusals": set(),
-    "cluster": {"results", "run_folder"},
+    "cluster": {"plan", "refusals", "results", "run_folder"},  # all jobs of a sweep are checked before the first
     "report": BELOW_STEPS | STEPS | {"results", "config"},  # config: a record says how its model is loaded
     "plan": BELOW_STEPS | STEPS | {"config", "results"},
     "status": {"results"},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,22 +47,38 @@ def finished_values(context: HydraContext, config: DictConfig, jobs: Sequence[Jo
     return {job.number: _finished_value(context, config, job) for job in jobs}
 
 
-def _finished_value(context: HydraContext, config: DictConfig, job: Job) -> float | None:
-    """The headline metric of a job that has finished in the folder that it would write to; null where it has to run."""
-    composed = context.config_loader.load_sweep_config(config, list(job.overrides))
-    with open_dict(composed.hydra.job):
-        composed.hydra.job.num = job.number
+@contextmanager
+def composed(context: HydraContext, config: DictConfig, job: Job) -> Iterator[tuple[DictConfig, Path]]:
+    """A job's config and folder, while Hydra's global state is as it will be when the job runs.
+
+    Args:
+        context: Hydra's.
+        config: of the sweep.
+        job: of the sweep.
+    """
+    whole = context.config_loader.load_sweep_config(config, list(job.overrides))
+    folder = Path(str(whole.hydra.sweep.dir))
+    with open_dict(whole):
+        whole.hydra.job.num = job.number
+        folder = folder / str(whole.hydra.sweep.subdir)
+        whole.hydra.runtime.output_dir = str(folder.absolute())
+    own = copy.deepcopy(whole)
+    with open_dict(own):
+        del own["hydra"]
     earlier = HydraConfig.instance().cfg
+    HydraConfig.instance().set_config(whole)
     try:
-        HydraConfig.instance().set_config(composed)
-        folder = Path(str(composed.hydra.sweep.dir)) / str(composed.hydra.sweep.subdir)
-        if not composed.resume or not (folder / RESULT).is_file():
-            return None
-        with open_dict(composed):
-            del composed["hydra"]
-        values: Any = OmegaConf.to_container(composed, resolve=True)
+        yield own, folder
     finally:
         HydraConfig.instance().cfg = earlier
+
+
+def _finished_value(context: HydraContext, config: DictConfig, job: Job) -> float | None:
+    """The headline metric of a job that has finished in the folder that it would write to; null where it has to run."""
+    with composed(context, config, job) as (own, folder):
+        if not own.resume or not (folder / RESULT).is_file():
+            return None
+        values: Any = OmegaConf.to_container(own, resolve=True)
     from ecoflap.run_folder import finished
 
     result = finished(folder, values)

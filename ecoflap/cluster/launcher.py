@@ -21,6 +21,7 @@ from hydra.types import HydraContext
 from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
+from ecoflap.cluster.check import check_jobs
 from ecoflap.cluster.jobs import Job, finished_values, record_jobs
 from ecoflap.errors import UserError
 
@@ -49,7 +50,7 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         return done
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submit every job that has not finished before, and wait for all."""
+        """Submit every job that has not finished before, when all of them can run, and wait for all."""
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         jobs = [Job(initial_job_idx + place, list(overrides)) for place, overrides in enumerate(job_overrides)]
@@ -57,6 +58,7 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         todo = [job for job in jobs if values[job.number] is None]
         if len(todo) < len(jobs):
             log.info("%d of %d jobs have finished before", len(jobs) - len(todo), len(jobs))
+        check_jobs(self.hydra_context, self.config, todo)
         ended = self.submit(todo, folder) if todo else {}
         return [ended.get(job.number) or _completed(values[job.number]) for job in jobs]
 

@@ -3,5 +3,6 @@
 from ecoflap.plan.building import build_tasks, make_plan
 from ecoflap.plan.plan import Plan
 from ecoflap.plan.preflight import Preflight
+from ecoflap.plan.unused import few_samples, unused
 
-__all__ = ["Plan", "Preflight", "build_tasks", "make_plan"]
+__all__ = ["Plan", "Preflight", "build_tasks", "few_samples", "make_plan", "unused"]

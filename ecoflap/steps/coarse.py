@@ -12,13 +12,13 @@ import torch
 from ecoflap import warm_model
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.stored import stored_calibration
-from ecoflap.config import runs_follow
+from ecoflap.config import given_options, runs_follow
 from ecoflap.errors import UserError
 from ecoflap.file_names import ALLOCATION, SCORES
 from ecoflap.models.offload import load_offloaded
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.residence import WORK
-from ecoflap.plan import Plan
+from ecoflap.plan import Plan, few_samples
 from ecoflap.progress import Progress
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_allocation, show_model
@@ -69,6 +69,9 @@ def calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> Calibrati
     asked = plan.calibrator.samples
     if asked is not None and asked > len(progress.calibration):
         log.warning("calibration.samples=%d was asked for and there are only %d", asked, len(progress.calibration))
+    if asked is None or asked > len(progress.calibration):
+        for sentence in few_samples(plan, given_options(), len(progress.calibration)):
+            log.warning("%s", sentence)
     log.info("calibrate: %d samples of %s", len(progress.calibration), progress.calibration.name)
     return progress.calibration
 
