@@ -174,6 +174,8 @@ def _no_such_key(line: str, key: str, parent: str, name: str, node: Any) -> str:
     known = keys(node)
     if key.startswith("cluster."):
         return f"{line}: cluster has no options of its own; the launcher's are hydra.launcher.{key.partition('.')[2]}"
+    if not known and OmegaConf.is_dict(node):
+        return f"{line}: {parent} as it is chosen has no options; choose another: {parent}=OPTION"
     if not known:
         return f"{line}: {parent} is a single value and has no {name}; write {parent}=VALUE"
     if name in known:  # an option of the class that its file doesn't list
