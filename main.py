@@ -57,7 +57,7 @@ def start(arguments: list[str]) -> int:
         print("error: interrupted", file=sys.stderr)
         return 130
     except Exception as error:
-        if message := refusals.describe(error, arguments):
+        if message := refusals.describe(error) or command_line.explain(arguments, error) or refusals.of_hydra(error):
             print(f"error: {message}", file=sys.stderr)
             return 2
         traceback.print_exc()

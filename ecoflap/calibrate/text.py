@@ -14,7 +14,7 @@ from torch import Tensor
 from ecoflap.calibrate.samples import CalibrationSet, draw
 from ecoflap.calibrate.text_source import TextSource
 from ecoflap.data.sources import file_source
-from ecoflap.errors import UserError, nearest, require_positive
+from ecoflap.errors import UserError, did_you_mean, require_positive
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.text_length import require_length
 
@@ -65,7 +65,7 @@ def read_token_rows(path: str, key: str, option: str) -> Tensor:
         with safe_open(file, "pt") as content:
             keys = list(content.keys())
             if key not in keys:
-                raise UserError(f"{option}.key={key}: {path} holds {nearest(key, keys)}")
+                raise UserError(f"{option}.key={key}: {path} has no such tensor; {did_you_mean(key, keys)}")
             tokens = content.get_tensor(key)
     except SafetensorError as error:
         raise UserError(f"{option}.path={path} is not a safetensors file ({error})") from None

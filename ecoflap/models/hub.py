@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
-from safetensors import SafetensorError
-
-from ecoflap.errors import UserError
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.checkpoint_folder import local_settings
 
 
 def require_folder(path: str, option: str = "model.path") -> str:
@@ -34,11 +34,51 @@ def from_hub(load: Callable[[], Any], path: str) -> Any:
     disable_progress_bar()  # its bars would tear ours
     try:
         return load()
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    except UnpicklingError as error:
         raise UserError(
-            f"model.path={path} could not be loaded: {first}. Give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
+            f"model.path={path}: its pytorch_model.bin is damaged or holds other things than tensors, and nothing else is unpickled; "
+            "give a copy of it in safetensors"
         ) from error
+    except (UserError, NumericalError):
+        raise
+    except Exception as error:  # transformers, its hub and what they read configs and tokenizers with raise errors of every kind
+        advice = "check the files there" if Path(path).is_dir() else "give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
+        raise UserError(f"model.path={path} could not be loaded: {_in_short(error)}; {advice}") from error
+
+
+def _in_short(error: Exception) -> str:
+    """The first line of what an error says, and the second where the first only announces it."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".")
+
+
+def read_settings(path: str, revision: str | None) -> dict[str, Any]:
+    """The config.json of a checkpoint.
+
+    Raises:
+        UserError: it can't be had or read, or a revision of a local folder is asked for.
+    """
+    if Path(path).is_dir():
+        if revision is not None:
+            raise UserError(f"model.revision={revision} is for models of the hub, and model.path={path} is a local folder; leave it out")
+        return local_settings(Path(path))
+    from transformers import PretrainedConfig
+
+    settings, _ = from_hub(lambda: PretrainedConfig.get_config_dict(path, revision=revision), path)
+    return dict(settings)
+
+
+def cached_folder(path: str, revision: str | None) -> Path:
+    """Where a checkpoint's files are, as far as they are on this machine: the folder itself, or the hub's copy of it.
+
+    Raises:
+        UserError: not even its config.json can be had.
+    """
+    if Path(path).is_dir():
+        return Path(path)
+    from transformers.utils.hub import cached_file
+
+    return Path(str(from_hub(lambda: cached_file(path, "config.json", revision=revision), path))).parent
 
 
 def checkpoint_folder(path: str, revision: str | None) -> Path:

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.attention import open_attention
-from ecoflap.models.checkpoint_folder import stored_dtype
-from ecoflap.models.hub import checkpoint_folder, from_hub, require_folder
+from ecoflap.models.checkpoint_folder import stored_dtype, weight_files
+from ecoflap.models.hub import cached_folder, checkpoint_folder, from_hub, read_settings, require_folder
+from ecoflap.models.kinds import check_kind
 from ecoflap.models.offload import streaming
 from ecoflap.models.placement import check_fits, resolve_dtype
+from ecoflap.models.pretrained_weights import check_vocabulary, load_weights
 from ecoflap.models.prunable import Loss, PrunableModel
+from ecoflap.models.quantised import check_config, check_weights, dequantise
 from ecoflap.models.skeleton import DTYPE_OPTION, described, framework, read_generation_config, skeleton, wants_processor
 from ecoflap.models.towers import find_towers, select, skipped_weights
 
@@ -110,6 +113,9 @@ class Pretrained:
         if self.architecture is not None and not wants_processor(device) and not Path(self.path).expanduser().is_dir():
             return skeleton(model_class, described(config_class, self.architecture)), None
         path, dtype = require_folder(self.path), resolve_dtype(self.dtype)
+        settings = read_settings(path, self.revision)
+        check_kind(path, settings, config_class, model_class)
+        quantised = check_config(path, settings, streaming() is not None)
         config = from_hub(lambda: config_class.from_pretrained(path, revision=self.revision), path)
         if getattr(config, "kept_units", None):
             from ecoflap.models.units import narrowed
@@ -117,22 +123,26 @@ class Pretrained:
             model_class = narrowed(model_class, config)
         shape = from_hub(lambda: skeleton(model_class, config), path)
         if device.type == "meta":
-            found = from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path) if wants_processor(device) else None
+            if not wants_processor(device):
+                return shape, None
+            found = from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path)
+            check_vocabulary(path, shape, found)
             return shape, found
-        if (stream := streaming()) is not None:
-            stream.folder = checkpoint_folder(path, self.revision)
-            module = framework(model_class, config, dtype or getattr(config, DTYPE_OPTION, None) or stored_dtype(stream.folder))
-            read_generation_config(module, stream.folder)
-            return module, from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path)
+        stream = streaming()
+        folder = checkpoint_folder(path, self.revision) if stream is not None else cached_folder(path, self.revision)
+        files = weight_files(folder) if stream is not None or Path(path).is_dir() else sorted(folder.glob("*.safetensors"))
+        if not quantised:
+            check_weights(path, files)
+        processor = from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path)
+        check_vocabulary(path, shape, processor)
+        if stream is not None:
+            stream.folder = folder
+            module = framework(model_class, config, dtype or getattr(config, DTYPE_OPTION, None) or stored_dtype(folder))
+            read_generation_config(module, folder)
+            return module, processor
         check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype or getattr(config, DTYPE_OPTION, None), device)
-        module, report = from_hub(
-            lambda: model_class.from_pretrained(path, revision=self.revision, output_loading_info=True, **{DTYPE_OPTION: dtype or "auto"}), path
-        )
-        # The positions 0, 1, 2, ... are a buffer that the first releases expect in checkpoints and later ones don't write.
-        missing = [str(name) for name in report["missing_keys"] if not str(name).endswith("position_ids")]
-        lost = sorted([*missing, *map(str, report["mismatched_keys"])])
-        if lost:
-            raise UserError(
-                f"model.path={path} lacks {len(lost)} weights of its model, such as {lost[0]}; the checkpoint is damaged or of another model"
-            )
-        return module.to(device), from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path)
+        options = {DTYPE_OPTION: dtype or "auto", **({"config": dequantise(config)} if quantised else {})}
+        module = load_weights(model_class, path, self.revision, options)
+        if not files and not quantised:  # they were downloaded just now
+            check_weights(path, sorted(folder.glob("*.safetensors")))
+        return module.to(device), processor

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ecoflap.errors import UserError, nearest
+from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.prunable import Loss
 
 IGNORED = -100
@@ -130,11 +130,11 @@ def find_loss(name: str, known: Mapping[str, Loss]) -> Loss:
     module, _, function = name.rpartition(".")
     own = "module.function of your own: (module, batch, copies) -> [batch]"
     if not module:
-        raise UserError(f"model.loss={name} is not known; choose {nearest(name, known)}, or give {own}")
+        raise UserError(f"model.loss={name} is not known; {did_you_mean(name, known)}; or give {own}")
     try:
         loss: Loss = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"model.loss={name} can't be loaded ({error}); choose {nearest(name, known)}, or give {own}") from error
+        raise UserError(f"model.loss={name} can't be loaded ({error}); {did_you_mean(name, known)}; or give {own}") from error
     return loss
 
 

@@ -14,8 +14,9 @@ import torch
 from torch import nn
 
 from ecoflap.console import table
-from ecoflap.errors import UserError, nearest
-from ecoflap.models.checkpoint_folder import checkpoint_names, stored_in
+from ecoflap.errors import UserError, did_you_mean
+from ecoflap.models.checkpoint_folder import stored_in
+from ecoflap.models.conversion import find_places, warn_unused
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.residence import AT_A_TIME, InMemory, OnCpu, absent, block_bytes, bytes_outside, own_parameters
 from ecoflap.models.shard_source import OnDisk, Shards, read_outside
@@ -91,7 +92,7 @@ def check_offload(kind: str) -> None:
         UserError: so it is.
     """
     if kind not in KINDS:
-        raise UserError(f"runtime.offload={kind} is not known; choose {nearest(kind, KINDS)}")
+        raise UserError(f"runtime.offload={kind} is not known; {did_you_mean(kind, KINDS)}")
 
 
 def load_offloaded(loader: Any, device: torch.device, selection: Any, kind: str, work: Path) -> PrunableModel:
@@ -135,9 +136,9 @@ def _on_disk(loader: Any, device: torch.device, selection: Any, work: Path) -> P
         )
     show_plan("disk", model, device)
     away = own_parameters(model.module, model.blocks)
-    stored = stored_in(report.folder)
-    names = checkpoint_names(model.module, stored)
-    read_outside(model.module, stored, names, {name for mine in away.values() for name in mine}, device)
+    places = find_places(loader.path, model.module, stored_in(report.folder))
+    warn_unused(loader.path, model.module, places.unused)
+    read_outside(model.module, places.found, {name for mine in away.values() for name in mine}, device)
     made: dict[int, nn.Parameter] = {}
     for owner in model.module.modules():
         for attribute, parameter in owner._parameters.items():
@@ -145,7 +146,7 @@ def _on_disk(loader: Any, device: torch.device, selection: Any, work: Path) -> P
                 stand_in = nn.Parameter(absent(parameter.shape, parameter.dtype), parameter.requires_grad)
                 owner._parameters[attribute] = made.setdefault(id(parameter), stand_in)
     _move_rest(model.module, {id(parameter) for parameter in made.values()}, device)
-    residence = OnDisk("disk", model.module, model.blocks, Shards(report.folder, work, names), device, work)
+    residence = OnDisk("disk", model.module, model.blocks, Shards(places.found, work), device, work)
     return replace(model, residence=residence)
 
 

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import ctypes
 import json
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from ecoflap.errors import NumericalError
-from ecoflap.models.checkpoint_folder import INDEX, stored_in
+from ecoflap.models.checkpoint_folder import INDEX
+from ecoflap.models.conversion import Place, saved_form
+from ecoflap.models.disk_space import writing
 from ecoflap.models.residence import Away, Saves
 from ecoflap.models.stored_tensor import StoredTensor, stored_tensors, write_in_parts
 
@@ -29,25 +29,29 @@ WITHOUT_GLIBC = (OSError, AttributeError)
 class Shards:
     """The safetensors files of a checkpoint folder, and the files of blocks that were changed since."""
 
-    def __init__(self, folder: Path, work: Path, names: Mapping[str, str]) -> None:
-        """``names``: parameter -> its name in the checkpoint."""
-        self.work, self.names = work, dict(names)
-        self.stored = stored_in(folder)
+    def __init__(self, places: Mapping[str, Place], work: Path) -> None:
+        """``places``: where each parameter is in the checkpoint."""
+        self.work, self.places = work, dict(places)
         self.changed: dict[str, StoredTensor] = {}
 
-    def find(self, name: str) -> StoredTensor:
+    def find(self, name: str) -> Place:
         """Where a parameter is now."""
-        return self.changed.get(name) or self.stored[self.names[name]]
+        return self.changed.get(name) or self.places[name]
 
     def read(self, names: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
         """Some parameters in the dtypes that they are to have."""
         return {name: self.find(name).read().to(dtype) for name, dtype in names.items()}
 
     def write(self, block: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write a block into a shard of its own."""
-        self.work.mkdir(parents=True, exist_ok=True)
+        """Write a block into a shard of its own.
+
+        Raises:
+            UserError: the disk is full.
+        """
         path, beside = self.work / f"{block}.safetensors", self.work / f"{block}.partial"
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata={"format": "pt"})
+        with writing("pruned blocks", self.work):
+            self.work.mkdir(parents=True, exist_ok=True)
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata={"format": "pt"})
         beside.replace(path)
         self.changed.update(stored_tensors(path))
 
@@ -75,21 +79,22 @@ class OnDisk(Away):
         module = model.module
         places: dict[str, str] = {}
         total = 0
-        for number, (block, mine) in enumerate(self.parameters.items(), start=1):
+        for number, mine in enumerate(self.parameters.values(), start=1):
             if not mine:
                 continue
             file = f"model-{number:05d}.safetensors"
-            done = self.source.changed.get(next(iter(mine)))
-            if done is not None:
-                shutil.copyfile(done.path, folder / file)
-            else:
-                save_file(self.source.read({name: p.dtype for name, p in mine.items()}), folder / file, metadata={"format": "pt"})
-            places |= dict.fromkeys(mine, file)
-            total += sum(p.numel() * p.dtype.itemsize for p in self.parameters[block].values())
-        rest = _untied({name: tensor for name, tensor in module.state_dict().items() if name not in places})
-        write_in_parts(folder / "model-00000.safetensors", rest, lambda name: self._parts(name, rest[name]))
-        places |= dict.fromkeys(rest, "model-00000.safetensors")
-        total += sum(tensor.numel() * tensor.dtype.itemsize for tensor in rest.values())
+            saved = saved_form(module, self.source.read({name: p.dtype for name, p in mine.items()}))
+            write_in_parts(folder / file, saved, lambda name, saved=saved: [saved[name]])  # type: ignore[misc]
+            places |= dict.fromkeys(saved, file)
+            total += sum(tensor.nbytes for tensor in saved.values())
+        away = {name for mine in self.parameters.values() for name in mine}
+        rest = _untied({name: tensor for name, tensor in module.state_dict().items() if name not in away})
+        named = {id(tensor): name for name, tensor in rest.items()}
+        saved = saved_form(module, rest)
+        parts = lambda name: self._parts(named.get(id(saved[name])), saved[name])  # noqa: E731
+        write_in_parts(folder / "model-00000.safetensors", saved, parts)
+        places |= dict.fromkeys(saved, "model-00000.safetensors")
+        total += sum(tensor.nbytes for tensor in saved.values())
         (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}, indent=2) + "\n")
         for settings in ("config", "generation_config"):
             if getattr(module, settings, None) is not None:
@@ -101,9 +106,9 @@ class OnDisk(Away):
         for name, tensor in module.state_dict().items():
             yield name, tensor, self._parts(name, tensor)
 
-    def _parts(self, name: str, tensor: Tensor) -> Iterable[Tensor]:
-        """An entry of the state dict, part by part from its file; from the module where no file has it."""
-        if name not in self.source.names:
+    def _parts(self, name: str | None, tensor: Tensor) -> Iterable[Tensor]:
+        """An entry of the state dict, part by part from its file; from memory where no file has it."""
+        if name not in self.source.places:
             return [tensor]
         return (part.to(tensor.dtype) for part in self.source.find(name).parts())
 
@@ -114,8 +119,8 @@ def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if seen.setdefault(tensor.data_ptr(), name) == name}
 
 
-def read_outside(module: nn.Module, stored: Mapping[str, StoredTensor], names: Mapping[str, str], away: set[str], device: torch.device) -> None:
-    """Give a skeleton the weights that belong to no block.
+def read_outside(module: nn.Module, places: Mapping[str, Place], away: set[str], device: torch.device) -> None:
+    """Give a skeleton the weights that belong to no block, and the buffers that the checkpoint has.
 
     Raises:
         NumericalError: one is not finite.
@@ -126,23 +131,20 @@ def read_outside(module: nn.Module, stored: Mapping[str, StoredTensor], names: M
             name = f"{path}.{attribute}" if path else attribute
             if parameter is None or name in away:
                 continue
-            place = stored[names[name]]
+            place = places[name]
             if id(parameter) not in made:
                 if not all(torch.isfinite(part).all() for part in place.parts()):
                     raise NumericalError(f"{name} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned")
-                made[id(parameter)] = nn.Parameter(_mapped(place.path, names[name]).to(device, parameter.dtype), parameter.requires_grad)
+                made[id(parameter)] = nn.Parameter(place.mapped().to(device, parameter.dtype), parameter.requires_grad)
             owner._parameters[attribute] = made[id(parameter)]
             if type(owner) is nn.Embedding and owner.max_norm is None and device.type == "cpu":
                 owner.forward = _lookup(owner, place)  # type: ignore[method-assign, assignment]
+    for name, buffer in module.named_buffers():
+        if name in places:
+            buffer.copy_(places[name].read())
 
 
-def _mapped(path: Path, name: str) -> Tensor:
-    """A view of the file: only what is used comes into memory."""
-    with safe_open(str(path), framework="pt") as file:
-        return file.get_tensor(name)  # type: ignore[no-any-return]
-
-
-def _lookup(owner: nn.Embedding, place: StoredTensor) -> Callable[[Tensor], Tensor]:
+def _lookup(owner: nn.Embedding, place: Place) -> Callable[[Tensor], Tensor]:
     """The forward pass of an embedding that reads the rows that it is asked for."""
     loaded = owner.weight.dtype  # a scorer may hold it in fp32, without the digits that loading took
 

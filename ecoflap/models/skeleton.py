@@ -54,9 +54,9 @@ def framework(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
         _untie_t5(module)
     kept = {torch.float16: ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"), torch.bfloat16: ("_keep_in_fp32_modules_strict",)}
     wide = {part for option in kept.get(dtype, ()) for part in getattr(module, option, None) or ()}
-    for name, parameter in module.named_parameters():
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if wide.intersection(name.split(".")):
-            parameter.data = parameter.data.float()
+            tensor.data = tensor.data.float()
     return module
 
 

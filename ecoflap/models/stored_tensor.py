@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 DTYPES = {
@@ -37,12 +38,14 @@ class StoredTensor:
     """One tensor of a file.
 
     Attributes:
+        name: its name in the file.
         path: the file.
         start: where its first byte is.
         shape: its shape.
         dtype: its dtype.
     """
 
+    name: str
     path: Path
     start: int
     shape: tuple[int, ...]
@@ -54,6 +57,15 @@ class StoredTensor:
         with self.path.open("rb") as file:
             _fill(tensor, file, self.start)
         return tensor
+
+    def mapped(self) -> Tensor:
+        """A view of the file: only what is used comes into memory."""
+        with safe_open(str(self.path), framework="pt") as file:
+            return file.get_tensor(self.name)  # type: ignore[no-any-return]
+
+    def on_meta(self) -> Tensor:
+        """Its shape and dtype alone."""
+        return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
     def rows(self, indices: Tensor) -> Tensor:
         """Some of its rows, [indices, ...]."""
@@ -86,22 +98,41 @@ def raw(tensor: Tensor) -> Any:
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
-def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """The tensors of a safetensors file by name: the length of a JSON header in 8 bytes, the header, and the data.
+def read_header(path: Path) -> tuple[int, dict[str, Any]]:
+    """Where the data of a safetensors file starts, and what its header says of each tensor: dtype, shape and offsets.
+
+    The length of the header is in 8 bytes, then comes the header, in JSON, and then the data.
 
     Raises:
-        OSError: it is no such file.
+        OSError: it is no such file, or is cut off.
     """
+    size = path.stat().st_size
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if length > path.stat().st_size:
-            raise OSError(f"{path} is not a safetensors file, or is cut off")
-        header = json.loads(file.read(length))
+        start = 8 + int.from_bytes(file.read(8), "little")
+        if start > size:
+            raise OSError(f"{path.name} is not a safetensors file, or is cut off")
+        try:
+            header: dict[str, Any] = json.loads(file.read(start - 8))
+        except ValueError as error:
+            raise OSError(f"{path.name} is not a safetensors file, or its header is damaged") from error
     header.pop("__metadata__", None)
+    end = start + max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if end > size:
+        raise OSError(f"{path.name} is cut off: it has {size:,} of {end:,} bytes")
+    return start, header
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of a safetensors file by name.
+
+    Raises:
+        OSError: it is no such file, is cut off, or holds tensors of other dtypes.
+    """
+    start, header = read_header(path)
     if unknown := {entry["dtype"] for entry in header.values()} - DTYPES.keys():
-        raise OSError(f"{path} holds tensors of dtype {', '.join(sorted(unknown))}; known are {', '.join(DTYPES)}")
+        raise OSError(f"{path.name} holds tensors of dtype {', '.join(sorted(unknown))}; known are {', '.join(DTYPES)}")
     return {
-        name: StoredTensor(path, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), DTYPES[entry["dtype"]])
+        name: StoredTensor(name, path, start + entry["data_offsets"][0], tuple(entry["shape"]), DTYPES[entry["dtype"]])
         for name, entry in header.items()
     }
 

@@ -31,7 +31,7 @@ from ecoflap.calibrate.padding import loss_batches
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.suffix import SuffixRunner, growing_modules
 from ecoflap.console import track
-from ecoflap.errors import NumericalError, UserError, nearest, require_positive
+from ecoflap.errors import NumericalError, UserError, did_you_mean, require_positive
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import Batch, PrunableModel, in_float32, quiet_forward, samples_in
 from ecoflap.models.towers import Block, Tower
@@ -82,7 +82,7 @@ class ZerothOrder:
         if not self.eps > 0:
             raise UserError(f"score.eps={self.eps} must be more than 0")
         if self.probe not in PROBES:
-            raise UserError(f"score.probe={self.probe} is not known; choose {nearest(self.probe, PROBES)}")
+            raise UserError(f"score.probe={self.probe} is not known; {did_you_mean(self.probe, PROBES)}")
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on."""

@@ -62,9 +62,8 @@ def test_the_library_reads_what_is_written(tensors: dict[str, Tensor], tmp_path:
 
 def test_a_file_that_is_cut_off(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-2])
-    last = max(stored_tensors(file).values(), key=lambda stored: stored.start)
     with pytest.raises(OSError, match="is cut off"):
-        last.read()
+        stored_tensors(file)
 
 
 def test_other_files(tmp_path: Path) -> None:

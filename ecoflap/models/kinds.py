@@ -1,0 +1,60 @@
+"""Which option of ``model`` loads which kind of checkpoint, told by the ``model_type`` of its config.json."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from ecoflap.errors import UserError, nearest
+
+# Kinds with an option of their own, and the mappings of transformers from kinds to classes for all others.
+OWN = {"clip": ["clip"], "blip-2": ["blip2"], "blip": ["blip_vqa", "blip_caption", "blip_retrieval"]}
+MAPPINGS = {
+    "causal_lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "vlm": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "image_classifier": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+}
+
+
+def options_for(kind: str) -> list[str]:
+    """The options of ``model`` that load a kind of checkpoint."""
+    from transformers.models.auto import modeling_auto
+
+    if kind in OWN:
+        return OWN[kind]
+    return [option for option, mapping in MAPPINGS.items() if kind in getattr(modeling_auto, mapping, {})]
+
+
+def check_kind(path: str, settings: Mapping[str, Any], config_class: Any, model_class: Any) -> None:
+    """Refuse a checkpoint of a kind that the chosen option of ``model`` doesn't load.
+
+    Args:
+        path: hub id or folder, for the message.
+        settings: its config.json.
+        config_class: of transformers, that the option reads a config with.
+        model_class: likewise, its model; an ``AutoModelFor...`` or one class.
+
+    Raises:
+        UserError: so it is, or transformers knows no such kind.
+    """
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    kind = settings.get("model_type")
+    if not isinstance(kind, str):
+        raise UserError(f"the config.json of model.path={path} has no model_type, so its kind of model is unknown; copy it anew")
+    wanted = getattr(config_class, "model_type", "")
+    if kind == wanted:
+        return
+    if kind not in CONFIG_MAPPING:
+        code = ", and code that comes with a checkpoint is not run" if "auto_map" in settings else ""
+        raise UserError(
+            f"the config.json of model.path={path} says model_type={kind}, which transformers {version('transformers')} does not know{code} "
+            f"(nearest: {nearest(kind, CONFIG_MAPPING)}); correct it, or install a newer transformers"
+        )
+    if wanted or CONFIG_MAPPING[kind] not in getattr(model_class, "_model_mapping", (CONFIG_MAPPING[kind],)):
+        options = options_for(kind)
+        advice = f"use model={' or model='.join(options)}" if options else "no option of model loads such a model"
+        loads = f"a {wanted}" if wanted else f"what {model_class.__name__} does"
+        raise UserError(f"model.path={path} is a {kind}, and this option of model loads {loads}; {advice}")

@@ -1,0 +1,156 @@
+"""Weights that stay on the disk are those that from_pretrained loads, whatever release named them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ecoflap.models.checkpoint_folder import stored_in
+from ecoflap.models.conversion import find_places
+from ecoflap.models.skeleton import DTYPE_OPTION, framework
+from ecoflap.models.stored_tensor import StoredTensor
+from tests import tiny
+
+MOE = {"num_key_value_heads": 1, "head_dim": 8, **tiny.LLAMA}
+GEMMA = {"num_key_value_heads": 1, "head_dim": 8, "sliding_window": 4, **tiny.LLAMA}
+SIGLIP = {**tiny.VISION, "vision_use_head": False, "projection_dim": 16}
+DINO = {"image_size": 8, "patch_size": 4, **tiny.SIZE}
+Rename = Callable[[str], str]
+
+
+def vision_first(name: str) -> str:
+    """The names of LLaVA, PaliGemma and Gemma 3 before transformers 4.52."""
+    name = re.sub(r"^model\.language_model", "language_model.model", name)
+    name = re.sub(r"^model\.(vision_tower|multi_modal_projector|image_newline)", r"\1", name)
+    return re.sub(r"^lm_head", "language_model.lm_head", name)
+
+
+def as_it_is(name: str) -> str:
+    return name
+
+
+MODELS: dict[str, tuple[Callable[[], nn.Module], Rename]] = {
+    "llava": (tiny.VLM["llava"], vision_first),
+    "llava_onevision": (
+        lambda: hf.LlavaOnevisionForConditionalGeneration(
+            hf.LlavaOnevisionConfig(
+                vision_config=hf.SiglipVisionConfig(**SIGLIP),
+                text_config=hf.Qwen2Config(num_key_value_heads=1, **tiny.LLAMA),
+                image_token_index=tiny.IMAGE_TOKEN,
+                video_token_index=tiny.IMAGE_TOKEN - 1,
+            )
+        ),
+        vision_first,
+    ),
+    "gemma3": (
+        lambda: hf.Gemma3ForConditionalGeneration(
+            hf.Gemma3Config(
+                text_config=hf.Gemma3TextConfig(**GEMMA),
+                vision_config=hf.SiglipVisionConfig(**{**SIGLIP, "image_size": 32}),
+                mm_tokens_per_image=4,
+                image_token_index=tiny.IMAGE_TOKEN,
+            )
+        ),
+        vision_first,
+    ),
+    "paligemma": (tiny.VLM["paligemma"], vision_first),
+    "smolvlm": (tiny.VLM["smolvlm"], as_it_is),
+    "mixtral": (lambda: hf.MixtralForCausalLM(hf.MixtralConfig(num_local_experts=3, num_experts_per_tok=2, **MOE)), as_it_is),
+    "qwen2_moe": (
+        lambda: hf.Qwen2MoeForCausalLM(
+            hf.Qwen2MoeConfig(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=8, shared_expert_intermediate_size=8, **MOE)
+        ),
+        as_it_is,
+    ),
+    "deepseek_v3": (
+        lambda: hf.DeepseekV3ForCausalLM(
+            hf.DeepseekV3Config(
+                n_routed_experts=4,
+                num_experts_per_tok=2,
+                n_group=2,
+                topk_group=1,
+                moe_intermediate_size=8,
+                first_k_dense_replace=1,
+                q_lora_rank=8,
+                kv_lora_rank=8,
+                qk_rope_head_dim=4,
+                qk_nope_head_dim=4,
+                v_head_dim=8,
+                num_key_value_heads=2,
+                **tiny.LLAMA,
+            )
+        ),
+        as_it_is,
+    ),
+    "phi3": (lambda: hf.Phi3ForCausalLM(hf.Phi3Config(num_key_value_heads=1, **tiny.LLAMA)), as_it_is),
+    "vit": (tiny.CLASSIFIER["vit"], as_it_is),
+    "dinov2_swiglu": (lambda: hf.Dinov2ForImageClassification(hf.Dinov2Config(use_swiglu_ffn=True, num_labels=5, **DINO)), as_it_is),
+    "gpt2": (tiny.LANGUAGE["gpt2"], lambda name: name.removeprefix("transformer.")),
+    "qwen2": (tiny.LANGUAGE["qwen2"], as_it_is),
+}
+
+
+def resave(folder: Path, rename: Rename) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    save_file({rename(name): tensor for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def entries(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+
+
+def randomise(module: nn.Module) -> None:
+    """Give buffers that a checkpoint holds values that no fresh model has."""
+    saved = module.state_dict()
+    for name, buffer in module.named_buffers():
+        if name in saved and buffer.is_floating_point():
+            buffer.uniform_(1, 2)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(
+    ("kind", "names"), [*((kind, "saved") for kind in MODELS), *((kind, "old") for kind in MODELS if MODELS[kind][1] != as_it_is)]
+)
+def test_what_is_read_is_what_from_pretrained_loads(kind: str, names: str, dtype: str, tmp_path: Path) -> None:
+    build, rename = MODELS[kind]
+    torch.manual_seed(0)
+    made = build()
+    randomise(made)
+    made.to(getattr(torch, dtype)).save_pretrained(tmp_path)
+    if names == "old":
+        resave(tmp_path, rename)
+    model_class: Any = type(made)
+    expected, report = model_class.from_pretrained(tmp_path, output_loading_info=True, **{DTYPE_OPTION: "auto"})
+    assert not report["missing_keys"]
+    expected = entries(expected)
+    module = framework(model_class, model_class.config_class.from_pretrained(tmp_path), getattr(torch, dtype))
+    places = find_places(str(tmp_path), module, stored_in(tmp_path))
+    assert places.unused == []
+    found = entries(module)
+    assert found.keys() == expected.keys()
+    for name, tensor in found.items():
+        read = tensor if name not in places.found else places.found[name].read().to(tensor.dtype)
+        assert torch.equal(read, expected[name]), name
+        assert read.dtype == expected[name].dtype, name
+
+
+def test_one_parameter_reads_its_own_experts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    MODELS["mixtral"][0]().save_pretrained(tmp_path)
+    module = framework(hf.MixtralForCausalLM, hf.MixtralConfig.from_pretrained(tmp_path), torch.float32)
+    read: list[str] = []
+    original = StoredTensor.read
+    monkeypatch.setattr(StoredTensor, "read", lambda self: read.append(self.name) or original(self))
+    places = find_places(str(tmp_path), module, stored_in(tmp_path)).found
+    assert read == [], "names and shapes are enough to find them"
+    name = next(name for name in places if name.startswith("model.layers.1.") and name.endswith(("experts.down_proj", "experts.2.w2.weight")))
+    places[name].read()
+    assert read
+    assert all("layers.1." in one and one.endswith("w2.weight") for one in read)
