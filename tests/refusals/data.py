@@ -164,7 +164,7 @@ TEXTS: list[Case] = [
 ]
 
 ROWS: list[Case] = [
-    Case((*TOKENS, "calibration.key=input_ids"), ("calibration.key=input_ids", "holds", "good"), tokens),
+    Case((*TOKENS, "calibration.key=input_ids"), ("calibration.key=input_ids", "good"), tokens),
     Case((*TOKENS, "calibration.key=floats"), ("calibration.key=floats", "torch.float32 [2, 20]"), tokens),
     Case((*TOKENS, "calibration.key=flat"), ("calibration.key=flat", "[40]"), tokens),
     Case((*TOKENS, "calibration.key=none"), ("calibration.key=none", "[0, 20]"), tokens),
@@ -186,7 +186,7 @@ ROWS: list[Case] = [
         ("calibration.key=good has rows of 20 tokens", "positions for 16 tokens"),
         tokens,
     ),
-    Case((*READS_TOKENS, "task.key=test"), ("task.key=test", "holds"), tokens),
+    Case((*READS_TOKENS, "task.key=test"), ("task.key=test", "good"), tokens),
     Case((*READS_TOKENS, "task.key=foreign"), ("task.key=foreign", "a vocabulary of 8"), tokens),
     Case((*READS_TOKENS, "task.key=single"), ("task.key=single", "rows of one token"), tokens),
     Case(

@@ -13,7 +13,7 @@ CASES: list[Case] = [
     Case((*SHORT, "sparsity=0.5,1.2", "cluster=local"), ("job 1 (sparsity=1.2): sparsity=1.2 is outside",)),
     Case((*SHORT, "sparsity=1.2"), ("job 0", "sparsity=1.2 is outside")),
     Case((*SHORT, "sparsity=0.5,1.2,2"), ("2 of 3 jobs can't run",)),
-    Case((*SHORT, "towers=[language],[sight]"), ("job 1 (towers=[sight])", "sight", "vision")),
+    Case((*SHORT, "towers=[vision],[sight]"), ("job 1 (towers=[sight])", "sight", "vision")),
     Case((*SHORT, "batch_size=16,0"), ("job 1 (batch_size=0): batch_size=0",)),
     Case(("-m", "calibration.samples=4", "score=none", "task.limit=8,10000"), ("job 1 (task.limit=10000)", "9673 questions")),
     Case((*SHORT, "pruner=wanda,magnitude", "pruner.mask=row,2:5"), ("2 of 4 jobs can't run",)),
