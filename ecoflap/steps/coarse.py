@@ -47,7 +47,7 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, Progress]:
             model = load_offloaded(plan.loader, device, plan.selection, offload, plan.folder / WORK)
             fingerprint = model.fingerprint()
     show_model(model)
-    if not isinstance(plan.pruner, WholeModelPruner):
+    if not isinstance(plan.pruner, WholeModelPruner) and {"allocate", "prune"} & set(plan.steps):
         plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores)
     return model, Progress(fingerprint, costs)
 
