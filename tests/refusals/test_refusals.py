@@ -8,6 +8,7 @@ import pkgutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
@@ -52,9 +53,15 @@ def command(case: Case, folder: Path) -> list[str]:
     return [argument.replace("{tmp}", str(folder)) for argument in (*case.overrides, *places)]
 
 
+def module_of(name: str) -> Any:
+    """What ``python -m name`` runs."""
+    module = importlib.import_module(name)
+    return importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
+
+
 def started(case: Case, arguments: list[str]) -> int:
     """Run the program in this process; returns its exit code."""
-    start = program.start if case.program == "main" else importlib.import_module(case.program).main
+    start = program.start if case.program == "main" else module_of(case.program).main
     try:
         return start(arguments)
     except SystemExit as stopped:
