@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import re
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
@@ -16,12 +15,22 @@ from hydra.types import RunMode
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ecoflap.errors import UserError, nearest
+from ecoflap.errors import UserError, did_you_mean, wrong_type
 from ecoflap.file_names import SNAPSHOT
 
 STEPS = ("calibrate", "score", "allocate", "prune", "finetune", "evaluate")
 OPTIONAL_STEPS = ("finetune",)
-PLACES = ("experiment", "sweeps")
+METHODS = {
+    "model": ("load",),
+    "calibration": ("load",),
+    "score": ("__call__",),
+    "allocation": ("__call__",),
+    "pruner": ("together", "prune"),
+    "finetune": ("finetune",),
+    "task": ("load",),
+    "tracking": ("start",),
+}
+"""What the class of each group has to have, one of them where there are two."""
 
 
 @dataclass
@@ -86,36 +95,20 @@ def register() -> None:
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
 
 
-def unknown_keys(arguments: list[str]) -> str | None:
-    """A message about the first override whose top-level key does not exist, with the nearest that do; Hydra's own names no choices."""
-    known = [*(entry.name for entry in fields(RunConfig)), "cluster"]
-    for argument in arguments:
-        match = re.match(r"([A-Za-z_]\w*)(?:\.[\w.]+)?=", argument)
-        if match and match[1] in PLACES:
-            return f"{argument}: {match[1]} is a place to look for more, which Hydra wants a plus before: +{argument}"
-        if match and match[1] not in (*known, "hydra"):
-            return f"{argument}: there is no option {match[1]!r}; did you mean {nearest(match[1], known)}? python main.py --help lists all"
-    return None
-
-
-def with_suites(arguments: list[str]) -> list[str]:
-    """Command-line arguments with ``task=[one,other]`` as a suite of these tasks; Hydra would merge their options into one task."""
-    written = []
-    for argument in arguments:
-        several = re.fullmatch(r"task=\[([\w,\s]+)\]", argument)
-        names = [name.strip() for name in several[1].split(",")] if several else []
-        written += ["task=suite", *(f"+task@task.tasks.{name}={name}" for name in names)] if names else [argument]
-    return written
-
-
 def check_merged() -> None:
-    """Refuse a list of tasks that Hydra has merged into one, from a file or a sweep.
+    """Refuse a list of choices of one group, which Hydra has merged into one.
 
     Raises:
         UserError: so it is.
     """
-    if HydraConfig.initialized() and HydraConfig.get().runtime.choices.get("task") is None:
+    if not HydraConfig.initialized():
+        return
+    chosen: Any = HydraConfig.get().runtime.choices
+    if "task" in chosen and chosen["task"] is None:
         raise UserError("a list of tasks is understood as task=[one,other] on the command line only; elsewhere, name a suite such as task=easy_suite")
+    for group in METHODS:
+        if group in chosen and chosen[group] is None:
+            raise UserError(f"{group}=[...]: a run has one {group}, and Hydra would merge several into one; choose one, or sweep over them with -m")
 
 
 def package_file(path: str) -> str:
@@ -135,11 +128,15 @@ def sweep_name() -> str | None:
 
 
 def submits_without_sweep() -> str | None:
-    """A message about a single run that asks for a cluster: launchers work on sweeps, and a single run would run here; null where all is well."""
-    cluster = HydraConfig.get().runtime.choices.get("cluster")
-    if HydraConfig.get().mode == RunMode.MULTIRUN or cluster in (None, "none"):
+    """A message about a single run that asks for a sweep or a cluster, which it would ignore; null where all is well."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
         return None
-    return f"cluster={cluster} submits sweeps, and this is a single run, which would run on this machine: add -m (a sweep may have one job)"
+    chosen: Any = HydraConfig.get().runtime.choices
+    if chosen.get("sweeps") is not None:
+        return f"+sweeps={chosen['sweeps']} describes a sweep, and this is a single run, which would ignore it: add -m"
+    if (cluster := chosen.get("cluster")) not in (None, "none"):
+        return f"cluster={cluster} submits sweeps, and this is a single run, which would run on this machine: add -m (a sweep may have one job)"
+    return None
 
 
 def how_to_go_on() -> str:
@@ -150,22 +147,23 @@ def how_to_go_on() -> str:
     return f"the same command with hydra.run.dir={hydra.runtime.output_dir} goes on from here"
 
 
+def given_options() -> list[str]:
+    """The overrides of this run's config, from the command line or a sweep; none where Hydra has not started it."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
 def runs_follow() -> bool:
     """Whether this process does the runs of a sweep one after the other."""
-    return sweep_name() is not None and str(HydraConfig.get().launcher._target_).endswith(".BasicLauncher")
+    return sweep_name() is not None and str(HydraConfig.get().launcher._target_).endswith(".InProcessLauncher")
 
 
 def build(group: str, node: DictConfig) -> Any:
     """Make the object that a config group describes, its values checked against the types of the dataclass that it names.
 
     Raises:
-        UserError: an unknown key, a missing value or a wrong type; names the full key.
+        UserError: an unknown key, a missing value, a wrong type, or no class of this group; names the full key.
     """
-    module_name, _, class_name = str(node._target_).rpartition(".")
-    try:
-        target = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
-        raise UserError(f"{group}._target_={node._target_} can't be loaded here ({error}); install what it needs, or a newer transformers") from error
+    target = _target(group, node)
     schema = OmegaConf.structured(target)
     OmegaConf.set_readonly(schema, False)  # frozen dataclasses give read-only configs; this one is a form to fill in
     values = OmegaConf.to_container(node, resolve=True)
@@ -174,16 +172,51 @@ def build(group: str, node: DictConfig) -> Any:
     try:
         return OmegaConf.to_object(OmegaConf.merge(schema, values))
     except OmegaConfBaseException as error:
-        raise UserError(_explain(group, error, [str(key) for key in schema])) from None
+        raise UserError(_explain(group, error, values, target)) from None
 
 
-def _explain(group: str, error: OmegaConfBaseException, keys: list[str]) -> str:
+def _target(group: str, node: Any) -> type:
+    """The class that a config group names.
+
+    Raises:
+        UserError: it names none, or one that can't be of this group.
+    """
+    name = OmegaConf.select(node, "_target_") if OmegaConf.is_dict(node) else None
+    if not isinstance(name, str) or "." not in name:
+        raise UserError(f"{group}._target_={name} names no class; the file of {group}=OPTION wants a line _target_: module.Class")
+    module_name, _, class_name = name.rpartition(".")
+    try:
+        target = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise UserError(
+            f"{group}._target_={name} can't be loaded here ({error}); check its name, install what it needs, or a newer transformers"
+        ) from error
+    wanted = METHODS[group.split(".")[0]]
+    if not (isinstance(target, type) and is_dataclass(target)):
+        raise UserError(f"{group}._target_={name} is no dataclass; a {group} is a dataclass with {' or '.join(wanted)}, as in ecoflap")
+    if not any(callable(getattr(target, method, None)) for method in wanted):
+        raise UserError(f"{group}._target_={name} is no {group}: it has no method {' or '.join(wanted)}; name a class of this group")
+    return target
+
+
+def _explain(group: str, error: OmegaConfBaseException, values: dict[Any, Any], target: type) -> str:
     key, first = f"{group}.{error.full_key}" if error.full_key else group, str(error.msg or error).splitlines()[0]
+    known = [entry.name for entry in fields(target) if entry.init]
     if "mandatory" in first:
         return f"{key} is required: add {key}=VALUE"
     if "not in" in first:
-        return f"{key} is no option of this {group}; it has {nearest(str(error.key), keys) or 'none'}{_source(key)}"
+        return f"{key} is no option of this {group}; {did_you_mean(str(error.key), known)}{_source(key)}"
+    name = str(error.full_key)
+    if name in values and name in known:
+        return wrong_type(key, values[name], kind_of(get_type_hints(target)[name]))
     return f"{key}: {first}"
+
+
+def kind_of(hint: Any) -> str:
+    """The type of an option, as ``wrong_type`` takes it."""
+    if get_origin(hint) is list or any(get_origin(kind) is list for kind in get_args(hint)):
+        return "list"
+    return next((kind.__name__ for kind in (hint, *get_args(hint)) if kind in (bool, int, float, str)), "value of its type")
 
 
 def _source(key: str) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from ecoflap.config import build
+from ecoflap.config import build, given_options, sweep_name
 from ecoflap.evaluate.overlap import refuse_overlap
 from ecoflap.file_names import RESULT
 from ecoflap.finetune.distributed import is_first, joined, shared_folder
@@ -17,7 +17,7 @@ from ecoflap.models.loading import Selection
 from ecoflap.models.placement import resolve_device
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.outcome import conclude, show_in_tracker
-from ecoflap.plan import Plan, make_plan
+from ecoflap.plan import Plan, make_plan, unused
 from ecoflap.progress import Progress
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_layers, show_metrics, show_model
@@ -52,6 +52,8 @@ def run(config: DictConfig, folder: Path) -> Result | None:
                 log.warning("that result was made by other code (%s)", "; ".join(changed))
             return earlier.result
         plan = make_plan(config, own)
+        if sweep_name() is None and (idle := unused(plan, given_options())):
+            log.warning("%s", "; ".join(idle))
         if earlier.unfinished:
             log.info("going on with the run in %s", own)
         else:
@@ -93,7 +95,7 @@ def _work(plan: Plan, tracker: Tracker) -> tuple[Result, Progress]:
         coarse.say_memory(plan, model, progress)
         coarse.check_calls(plan, model, progress)
     if evaluations and (training := fine.trained_on(plan, model, progress)) is not None:
-        refuse_overlap(training, evaluations)
+        refuse_overlap(training, evaluations, published=True)
     evaluate_dense(plan, model, evaluations, progress)
     if "score" in plan.steps and plan.scorer is not None:
         coarse.score(plan, model, progress)

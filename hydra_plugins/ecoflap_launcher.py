@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from hydra.core.config_store import ConfigStore
 
-from ecoflap.cluster import launcher, options
+from ecoflap.cluster import in_process, launcher, options
+
+
+class InProcessLauncher(in_process.InProcessLauncher):
+    """``hydra/launcher=ecoflap_in_process``."""
 
 
 class LocalLauncher(launcher.LocalLauncher):
@@ -15,5 +19,6 @@ class SlurmLauncher(launcher.SlurmLauncher):
     """``hydra/launcher=ecoflap_slurm``."""
 
 
+ConfigStore.instance().store(group="hydra/launcher", name="ecoflap_in_process", node=options.InProcessOptions, provider="ecoflap")
 ConfigStore.instance().store(group="hydra/launcher", name="ecoflap_local", node=options.LocalOptions, provider="ecoflap")
 ConfigStore.instance().store(group="hydra/launcher", name="ecoflap_slurm", node=options.SlurmOptions, provider="ecoflap")

@@ -9,7 +9,7 @@ from ecoflap.calibrate.samples import CalibrationSet, draw
 from ecoflap.data.captions import CaptionSource, clean
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.encoding import encode_all
+from ecoflap.models.encoding import encode_all, require_encoder
 from ecoflap.models.examples import Example
 from ecoflap.models.prunable import PrunableModel
 
@@ -31,12 +31,32 @@ class Captions(CaptionSource):
         if self.split in ("val", "validation", "test"):
             raise UserError(f"calibration.split={self.split}: models are measured on these pictures; choose train")
 
+    def check_data(self, group: str) -> None:
+        """Refuse captions that aren't there, or are measured on.
+
+        Raises:
+            UserError: so they are.
+        """
+        least = 2 if self.prefix else 1
+        pictures = self.pictures(group, apart=True)
+        if not any(len(clean(caption).split()) >= least for one in pictures for caption in one.captions):
+            raise UserError(f"{group}={self.name}: no caption has a word to write{' after its beginning' * self.prefix}; give others")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no pictures with captions.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_encoder(model, f"calibration={self.name}", pictures=True)
+
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw pictures and captions, and make model inputs of them.
 
         Raises:
             UserError: the data set isn't there, is measured on, or the model reads no pictures with captions.
         """
+        self.check_model(model)
         pictures, choice = self.pictures("calibration", apart=True), random.Random(seed)
         examples: list[Example] = []
         for index in draw(len(pictures), len(pictures), seed):

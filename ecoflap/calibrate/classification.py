@@ -12,10 +12,10 @@ from ecoflap.data.class_names import OPENAI, own_labels
 from ecoflap.data.classification import PictureSource
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.encoding import encode_all
+from ecoflap.models.encoding import encode_all, require_encoder
 from ecoflap.models.examples import Classes, Example
 from ecoflap.models.prunable import PrunableModel
-from ecoflap.models.skills import Classifies, Encodes, require
+from ecoflap.models.skills import Classifies
 
 HELD_OUT = ("val", "test")
 
@@ -44,6 +44,14 @@ class Classification(PictureSource):
         if self.split in HELD_OUT:
             raise UserError(f"calibration.split={self.split}: those pictures are what models are measured on; choose train")
 
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no pictures.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_encoder(model, f"calibration={self.name}", pictures=True)
+
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw pictures over all classes and make model inputs of them.
 
@@ -51,7 +59,7 @@ class Classification(PictureSource):
             UserError: no pictures there, or the model reads none.
         """
         option, facts = f"calibration={self.name}", self.facts("calibration")
-        interface = require(model, Encodes, option)
+        interface = require_encoder(model, option, pictures=True)
         own = isinstance(interface, Classifies)
         pictures = self.read("calibration", named=not (own and facts.indexed))
         chosen = draw_over_classes(pictures.examples, self.samples, seed)

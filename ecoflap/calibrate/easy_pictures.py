@@ -10,7 +10,7 @@ from ecoflap.calibrate.easy_vqa import read_questions
 from ecoflap.calibrate.samples import CalibrationSet, draw
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.encoding import encode_all
+from ecoflap.models.encoding import encode_all, require_encoder
 from ecoflap.models.examples import Classes, Example
 from ecoflap.models.prunable import PrunableModel
 
@@ -72,6 +72,14 @@ class EasyPictures:
         require_positive("calibration", self, "samples")
         check_templates([self.caption], "calibration.caption")
         check_templates(self.templates, "calibration.templates")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no pictures.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_encoder(model, f"calibration={self.name}", pictures=True)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw pictures and make model inputs of them.

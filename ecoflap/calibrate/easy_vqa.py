@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ecoflap.calibrate.samples import CalibrationSet, draw
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
-from ecoflap.models.encoding import encode_all
+from ecoflap.models.encoding import encode_all, require_encoder
 from ecoflap.models.examples import Example
 from ecoflap.models.prunable import PrunableModel
 
@@ -35,6 +35,14 @@ class EasyVqa:
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no pictures.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_encoder(model, f"calibration={self.name}", pictures=True)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw questions and make model inputs of them.

@@ -8,11 +8,13 @@ from __future__ import annotations
 import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 
 from ecoflap.calibrate.samples import CalibrationSet, draw
+from ecoflap.data.folder import read_text
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.encoding import encode_all
+from ecoflap.models.encoding import encode_all, require_encoder
 from ecoflap.models.examples import Example
 from ecoflap.models.prunable import PrunableModel
 
@@ -72,7 +74,10 @@ def read_subjects(folder: str | None, split: str, option: str) -> dict[str, list
     files = sorted((Path(folder).expanduser() / split).glob(f"*_{split}.csv"))
     if not files:
         raise UserError(f"{option}.path={folder} has no {split}/*_{split}.csv; give MMLU's data folder or one of its layout. {OBTAIN}")
-    return {file.name.removesuffix(f"_{split}.csv"): _read_file(file) for file in files}
+    subjects = {file.name.removesuffix(f"_{split}.csv"): _read_file(file) for file in files}
+    if not any(subjects.values()):
+        raise UserError(f"{option}.path={folder}: the files of the split {split} hold no questions; download them again. {OBTAIN}")
+    return subjects
 
 
 def _read_hub(split: str, option: str) -> dict[str, list[Question]]:
@@ -93,11 +98,10 @@ def _read_hub(split: str, option: str) -> dict[str, list[Question]]:
 
 def _read_file(file: Path) -> list[Question]:
     questions = []
-    with file.open(newline="", encoding="utf-8") as lines:
-        for number, row in enumerate(csv.reader(lines), start=1):
-            if len(row) != 6 or row[5] not in LETTERS:
-                raise UserError(f"{file}, row {number}: expected question, four options and a letter A to D, found {len(row)} columns: {row}")
-            questions.append(Question(row[0], tuple(row[1:5]), row[5]))
+    for number, row in enumerate(csv.reader(StringIO(read_text(file), newline="")), start=1):
+        if len(row) != 6 or row[5] not in LETTERS:
+            raise UserError(f"{file}, row {number}: expected question, four options and a letter A to D, found {len(row)} columns: {row}")
+        questions.append(Question(row[0], tuple(row[1:5]), row[5]))
     return questions
 
 
@@ -124,12 +128,30 @@ class Mmlu:
         if self.split == "test":
             raise UserError("calibration.split=test: the test questions are what the model is measured on; choose val, dev or train")
 
+    def check_data(self, group: str) -> None:
+        """Refuse questions that aren't there, or are damaged.
+
+        Raises:
+            UserError: so they are.
+        """
+        for split in [self.split, *["dev"] * bool(self.shots)]:
+            read_subjects(self.path, split, group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no text with a target.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_encoder(model, f"calibration={self.name}", pictures=False)
+
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw questions over all subjects.
 
         Raises:
             UserError: no questions there, or the model reads no text with a target.
         """
+        self.check_model(model)
         subjects = read_subjects(self.path, self.split, "calibration")
         dev = read_subjects(self.path, "dev", "calibration") if self.shots else {}
         questions = [(subject, question) for subject, all_of_it in subjects.items() for question in all_of_it]

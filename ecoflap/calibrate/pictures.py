@@ -90,13 +90,29 @@ class Pictures:
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")
 
+    def check_data(self, group: str) -> None:
+        """Refuse pictures that aren't there.
+
+        Raises:
+            UserError: so they are.
+        """
+        picture_files(self.path, CALIBRATION, group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that makes no saliency maps.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_saliency_model(model, f"calibration={self.name}")
+
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw pictures, and label them with the maps of the model as it is now: dense.
 
         Raises:
             UserError: the model makes no saliency maps, or there are no pictures.
         """
-        require_saliency_model(model, f"calibration={self.name}")
+        self.check_model(model)
         files = picture_files(self.path, CALIBRATION, "calibration")
         chosen = [files[index] for index in draw(len(files), self.samples, seed)]
         pixels = read_pixels(model, chosen)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ecoflap.calibrate.samples import CalibrationSet, draw
 from ecoflap.calibrate.text_source import TextSource
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.encoding import encode_all
+from ecoflap.models.encoding import encode_all, require_encoder
 from ecoflap.models.examples import Example
 from ecoflap.models.prunable import PrunableModel
 
@@ -40,15 +40,41 @@ class PrefixText(TextSource):
         """What is cut, beside pieces that are too short."""
         return self.read_text("calibration").split("\n")
 
+    def check_data(self, option: str) -> None:
+        """See ``TextSource``; a piece has some words.
+
+        Raises:
+            UserError: there are none.
+        """
+        self.long_enough()
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no text with a target.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_encoder(model, f"calibration={self.name}", pictures=False)
+
+    def long_enough(self) -> list[str]:
+        """The pieces that can be cut.
+
+        Raises:
+            UserError: there are none.
+        """
+        found = [piece for piece in self.pieces() if len(piece.split(maxsplit=SHORTEST)) >= SHORTEST]
+        if not found:
+            raise UserError(f"calibration={self.name}: the text has no line or document of {SHORTEST} words or more; give another text")
+        return found
+
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw pieces and cut them.
 
         Raises:
             UserError: no text there, or the model reads no text with a target.
         """
-        long_enough = [piece for piece in self.pieces() if len(piece.split(maxsplit=SHORTEST)) >= SHORTEST]
-        if not long_enough:
-            raise UserError(f"calibration={self.name}: the text has no line or document of {SHORTEST} words or more")
+        self.check_model(model)
+        long_enough = self.long_enough()
         cut = random.Random(seed)
         examples = []
         for index in draw(len(long_enough), self.samples, seed):

@@ -13,6 +13,7 @@ from ecoflap.calibrate.text import TextSource
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.minilm import halves_loss
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.text_length import require_length
 
 SHORTEST = 32  # words; shorter lines are headings and captions
 
@@ -69,13 +70,26 @@ class Sentences(TextSource):
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples", "sequence_length")
 
+    def check_length(self, texts: Sequence[str], option: str) -> None:
+        """See ``TextSource``; a text needs lines that are long enough to be passages."""
+        passages(self.separator.join(texts), option)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that makes no sentence embeddings, or reads no halves of that length.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_sentence_encoder(model, f"calibration={self.name}")
+        require_length(model, self.sequence_length, f"calibration.sequence_length={self.sequence_length}")
+
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw the passages.
 
         Raises:
             UserError: the model is no sentence encoder, or the text isn't there or has no passages.
         """
-        require_sentence_encoder(model, f"calibration={self.name}")
+        self.check_model(model)
         every = passages(self.read_text("calibration"), "calibration")
         encoded = encode_halves(model, [every[index] for index in draw(len(every), self.samples, seed)], self.sequence_length)
         rows = zip(*encoded.values(), strict=True)

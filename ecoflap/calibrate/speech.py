@@ -68,7 +68,13 @@ def recordings(path: str, option: str) -> list[tuple[Path, str]]:
             rows = list(csv.DictReader(file))
         if not rows or not {"file_name", "transcription"} <= rows[0].keys():
             raise UserError(f"{option}.path={path}: {TABLE} must have the columns file_name and transcription, and a row for each recording")
-        return [(folder / row["file_name"], row["transcription"]) for row in rows]
+        listed = [(folder / row["file_name"], row["transcription"]) for row in rows]
+        if missing := [file for file, _ in listed if not file.is_file()]:
+            raise UserError(
+                f"{option}.path={path}: {len(missing)} of {len(listed)} recordings in {TABLE} are missing, such as {missing[0]}; "
+                "put them there, or take them out of the table"
+            )
+        return listed
     files = sorted(folder.glob("*.wav"))
     if not files:
         what = "no wav file in it" if folder.is_dir() else "no such folder"
@@ -137,13 +143,30 @@ class Speech:
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")
 
+    def check_data(self, group: str) -> None:
+        """Refuse recordings that aren't there.
+
+        Raises:
+            UserError: so they are.
+        """
+        if self.path is not None:
+            recordings(self.path, group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that hears nothing.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_speech_model(model, f"calibration={self.name}")
+
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw recordings and make model inputs of them.
 
         Raises:
             UserError: the model hears nothing, or there are no recordings.
         """
-        require_speech_model(model, f"calibration={self.name}")
+        self.check_model(model)
         if self.path is None:
             return CalibrationSet(self.name, tuple(encode(model, one) for one in spoken(False, self.samples, seed)))
         files = recordings(self.path, "calibration")

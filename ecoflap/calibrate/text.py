@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ecoflap.calibrate.bos import begin, bos_token, check_bos
 from ecoflap.calibrate.samples import CalibrationSet, draw
 from ecoflap.calibrate.text_source import TextSource
 from ecoflap.data.sources import file_source
-from ecoflap.errors import UserError, nearest, require_positive
+from ecoflap.errors import UserError, did_you_mean, require_positive
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.text_length import require_length
 
@@ -46,11 +46,24 @@ def windows(tokens: Tensor, length: int, option: str, stride: int | None = None,
     return begin(tokens.unfold(0, own, stride or own), bos)
 
 
-def read_token_rows(path: str, key: str, option: str, vocabulary: int) -> Tensor:
+def check_characters(texts: Iterable[str], length: int, option: str) -> None:
+    """Refuse texts none of which can have a window: a token is at least one byte.
+
+    Raises:
+        UserError: so they are.
+    """
+    longest = max((len(text.encode()) for text in texts), default=0)
+    if longest < length:
+        raise UserError(
+            f"{option}.sequence_length={length} is more than the {longest} bytes of the longest text; give a longer text or a smaller length"
+        )
+
+
+def read_token_rows(path: str, key: str, option: str) -> Tensor:
     """An integer tensor [rows, tokens] from a safetensors file.
 
     Raises:
-        UserError: no such file or key, the wrong type or rank, or a token outside the vocabulary.
+        UserError: no such file or key, or the wrong type or rank.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -61,7 +74,7 @@ def read_token_rows(path: str, key: str, option: str, vocabulary: int) -> Tensor
         with safe_open(file, "pt") as content:
             keys = list(content.keys())
             if key not in keys:
-                raise UserError(f"{option}.key={key}: {path} holds {nearest(key, keys)}")
+                raise UserError(f"{option}.key={key}: {path} has no such tensor; {did_you_mean(key, keys)}")
             tokens = content.get_tensor(key)
     except SafetensorError as error:
         raise UserError(f"{option}.path={path} is not a safetensors file ({error})") from None
@@ -70,9 +83,27 @@ def read_token_rows(path: str, key: str, option: str, vocabulary: int) -> Tensor
     if tokens.shape[1] < 2:
         raise UserError(f"{option}.key={key} has rows of one token; a language model is measured on the next token, so a row needs two or more")
     tokens = tokens.long()  # unsigned 16-bit ids, a common format, know no minimum
-    if int(tokens.min()) < 0 or int(tokens.max()) >= vocabulary:
-        raise UserError(f"{option}.key={key} holds ids from {int(tokens.min())} to {int(tokens.max())}; the model has a vocabulary of {vocabulary}")
+    if int(tokens.min()) < 0:
+        raise UserError(f"{option}.key={key} holds ids from {int(tokens.min())} on; token ids are 0 or more")
     return tokens
+
+
+def require_readable(model: PrunableModel, rows: Tensor, key: str, option: str) -> None:
+    """Refuse rows of tokens that a language model can't read.
+
+    Args:
+        model: what is to read them.
+        rows: [rows, tokens].
+        key: their name in the file.
+        option: the config group that asks, for the message.
+
+    Raises:
+        UserError: an id is outside the vocabulary, or the rows are longer than the model's positions.
+    """
+    vocabulary = vocabulary_of(model)
+    if int(rows.max()) >= vocabulary:
+        raise UserError(f"{option}.key={key} holds ids from {int(rows.min())} to {int(rows.max())}; the model has a vocabulary of {vocabulary}")
+    require_length(model, rows.shape[1], f"{option}.key={key} has rows of {rows.shape[1]} tokens")
 
 
 def vocabulary_of(model: PrunableModel) -> int:
@@ -114,14 +145,28 @@ class Text(TextSource):
         require_positive("calibration", self, "samples", "sequence_length", "documents")
         check_bos("calibration.bos", self.bos)
 
+    def check_length(self, texts: Sequence[str], option: str) -> None:
+        """See ``TextSource``; a document by itself may be shorter than a window."""
+        check_characters([self.separator.join(texts)], self.sequence_length, option)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that is no language model, reads no windows of that length, or finds too few tokens in the text.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_language_model(model, f"calibration={self.name}")
+        require_length(model, self.sequence_length, f"calibration.sequence_length={self.sequence_length}")
+        if self.is_short(self.sequence_length, "calibration"):
+            self.draw(model.processor, seed=0)
+
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw the windows.
 
         Raises:
             UserError: the model is no language model or reads no windows of that length, the text isn't there, or it is too short.
         """
-        require_language_model(model, f"calibration={self.name}")
-        require_length(model, self.sequence_length, f"calibration.sequence_length={self.sequence_length}")
+        self.check_model(model)
         rows = self.draw(model.processor, seed)
         return CalibrationSet(self.name, tuple({"input_ids": row} for row in rows), self.sources)
 
@@ -145,6 +190,10 @@ class Documents(Text):
 
     sequence_length: int = 2048
     name: str = "documents"
+
+    def check_length(self, texts: Sequence[str], option: str) -> None:
+        """See ``TextSource``; a window is cut out of one document."""
+        check_characters(texts, self.sequence_length, option)
 
     def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
         """The windows, each [tokens]: first documents are drawn, then a window of each."""
@@ -184,10 +233,30 @@ class TokenFile:
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")
 
-    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Read the rows, in their order: a frozen draw is not drawn again."""
+    def check_data(self, group: str) -> None:
+        """Refuse a file without such rows.
+
+        Raises:
+            UserError: so it is.
+        """
+        read_token_rows(self.path, self.key, group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that can't read the rows.
+
+        Raises:
+            UserError: so it is.
+        """
         require_language_model(model, f"calibration={self.name}")
-        rows = read_token_rows(self.path, self.key, "calibration", vocabulary_of(model))
-        require_length(model, rows.shape[1], f"calibration.key={self.key} has rows of {rows.shape[1]} tokens")
+        require_readable(model, read_token_rows(self.path, self.key, "calibration"), self.key, "calibration")
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Read the rows, in their order: a frozen draw is not drawn again.
+
+        Raises:
+            UserError: see ``check_data`` and ``check_model``.
+        """
+        self.check_model(model)
+        rows = read_token_rows(self.path, self.key, "calibration")
         samples = tuple({"input_ids": row} for row in rows[: self.samples].contiguous())
         return CalibrationSet(self.name, samples, file_source(self.path, self.key))

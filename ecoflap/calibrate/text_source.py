@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import gzip
-import json
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
+from ecoflap.data.folder import parse_json, read_text
 from ecoflap.data.sources import file_source
 from ecoflap.errors import UserError, nearest
+
+MOST_BYTES = 32  # of a token, on average over a text
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class TextSource:
             UserError: the file or the data set isn't there, or a line holds no text.
         """
         if self.path is not None and not _holds_json(self.path):
-            return _existing(self.path, option).read_text(encoding="utf-8")
+            return read_text(_existing(self.path, option))
         return self.separator.join(self.read_documents(option))
 
     def read_documents(self, option: str) -> Sequence[str]:
@@ -73,7 +76,28 @@ class TextSource:
         file = _existing(self.path, option)
         if _holds_json(self.path):
             return list(islice(_json_texts(file, self.column, option), self.documents))
-        return [part for part in file.read_text(encoding="utf-8").split("\n\n") if part.strip()]
+        return [part for part in read_text(file).split("\n\n") if part.strip()]
+
+    def check_data(self, option: str) -> None:
+        """Refuse a text that isn't there, can't be read or is too short, as far as can be known before it is tokenised.
+
+        Args:
+            option: the config group that asks, for the message.
+
+        Raises:
+            UserError: so it is.
+        """
+        texts = self.read_documents(option) if self.path is None or _holds_json(self.path) else [self.read_text(option)]
+        if not any(map(str.strip, texts)):
+            raise UserError(f"{option}.path={self.path}: there is no text in it; give a text file, or JSON lines with texts")
+        self.check_length(texts, option)
+
+    def is_short(self, length: int, option: str) -> bool:
+        """Whether the text is a file so small that it may lack the tokens, and is tokenised at once."""
+        return self.path is not None and _existing(self.path, option).stat().st_size < MOST_BYTES * length
+
+    def check_length(self, texts: Sequence[str], option: str) -> None:
+        """Refuse a text, given as one or as documents, that is shorter than what is cut out of it."""
 
     def _read_hub(self, option: str) -> Sequence[str]:
         import datasets
@@ -89,6 +113,8 @@ class TextSource:
             ) from error
         if self.documents is not None:
             rows = rows.select(range(min(self.documents, len(rows))))
+        if self.column not in rows.column_names:
+            raise UserError(f"{option}.column={self.column}: {self.dataset} has {nearest(self.column, rows.column_names)}")
         texts: Sequence[str] = rows[self.column]
         return texts
 
@@ -108,12 +134,28 @@ def _existing(path: str, option: str) -> Path:
 
 def _json_texts(file: Path, column: str, option: str) -> Iterator[str]:
     """The texts of JSON lines, read as they are asked for: a shard of C4 has hundreds of thousands."""
-    with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                text = json.loads(line)[column]
-            except (ValueError, KeyError, TypeError):
-                text = None
-            if not isinstance(text, str):
-                raise UserError(f"{option}.path={file}, line {number}: expected a JSON object whose {column!r} is a text ({option}.column names it)")
-            yield text
+    number = 0
+    try:
+        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                yield _json_text(line, column, option, f"{option}.path={file}, line {number}")
+    except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{option}.path={file} can't be read behind line {number} ({error}); download it again") from None
+
+
+def _json_text(line: str, column: str, option: str, where: str) -> str:
+    """The text of a JSON line.
+
+    Raises:
+        UserError: there is none.
+    """
+    wanted = f"{where}: expected a JSON object whose {column!r} is a text ({option}.column names it)"
+    try:
+        row = parse_json(line)
+    except ValueError as error:
+        raise UserError(f"{wanted}, and it is no JSON ({error}); a plain text has another ending than .json or .jsonl") from None
+    text = row.get(column) if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        found = f"has {nearest(column, row) or 'no keys'}" if isinstance(row, dict) else f"is a {type(row).__name__}"
+        raise UserError(f"{wanted}, and it {found}")
+    return text

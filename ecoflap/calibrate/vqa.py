@@ -9,9 +9,9 @@ from ecoflap.calibrate.samples import CalibrationSet, draw
 from ecoflap.data.folder import require_files, require_images
 from ecoflap.data.nlvr2 import OBTAIN, read_pairs
 from ecoflap.data.sources import picture_sources
-from ecoflap.data.vqa import VQAV2, clean_question, read_coco_questions
+from ecoflap.data.vqa import VQAV2, Question, clean_question, read_coco_questions
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.encoding import encode_all
+from ecoflap.models.encoding import encode_all, require_encoder
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.skills import Classifies, require
 
@@ -56,13 +56,41 @@ class VqaV2:
         """
         return require_files(self.path, VQAV2.questions.format(split=self.split), option, self.name, VQAV2.obtain)
 
+    def check_data(self, group: str) -> None:
+        """Refuse questions that aren't there, or are damaged.
+
+        Raises:
+            UserError: so they are.
+        """
+        self.questions(group)
+
+    def questions(self, group: str) -> list[Question]:
+        """All questions of the split.
+
+        Raises:
+            UserError: they aren't there, or there are none.
+        """
+        found = read_coco_questions(VQAV2, self.path, self.split, group)
+        if not found:
+            raise UserError(f"{group}.path={self.path}: the files hold no questions; download them again. {VQAV2.obtain}")
+        return found
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no questions about pictures.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_encoder(model, f"calibration={self.name}", pictures=True)
+
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw questions and make model inputs of them.
 
         Raises:
             UserError: files or pictures are missing, or the model reads no questions.
         """
-        questions = read_coco_questions(VQAV2, self.path, self.split, "calibration")
+        self.check_model(model)
+        questions = self.questions("calibration")
         chosen = [questions[index].example() for index in draw(len(questions), self.samples, seed)]
         require_images((one.image or "" for one in chosen), f"calibration={self.name}", VQAV2.obtain)
         asked = [replace(one, text=clean_question(one.text)) for one in chosen] if self.clean else chosen
@@ -97,13 +125,29 @@ class Nlvr2:
         """
         return require_files(self.path, f"{self.split}.json", option, self.name, OBTAIN)
 
+    def check_data(self, group: str) -> None:
+        """Refuse sentences that aren't there, or are damaged.
+
+        Raises:
+            UserError: so they are.
+        """
+        read_pairs(self.path, self.split, group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that does not classify: one that writes would silently look at the first picture only.
+
+        Raises:
+            UserError: so it is.
+        """
+        require(model, Classifies, f"calibration={self.name}")
+
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw sentences and make model inputs of them.
 
         Raises:
             UserError: files or pictures are missing, or the model does not classify.
         """
-        require(model, Classifies, f"calibration={self.name}")  # a model that writes would silently look at the first picture only
+        self.check_model(model)
         pairs = read_pairs(self.path, self.split, "calibration")
         chosen = [pairs[index] for index in draw(len(pairs), self.samples, seed)]
         images = [image for one in chosen for image in (one.image, one.second_image) if image is not None]

@@ -10,6 +10,13 @@ DAY = 24 * 60  # minutes
 
 
 @dataclass
+class InProcessOptions:
+    """One job after the other in this process; there is nothing to choose."""
+
+    _target_: str = "hydra_plugins.ecoflap_launcher.InProcessLauncher"
+
+
+@dataclass
 class LocalOptions(LocalQueueConf):
     """Processes on this machine; see submitit's launcher for its other options.
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ecoflap.data.folder import read_json
+from ecoflap.data.folder import parse_json, read_json, read_text
 from ecoflap.data.sources import coco_number
 from ecoflap.errors import UserError
 
@@ -91,7 +90,7 @@ def _cc3m(file: Path, root: Path) -> Iterator[Picture]:
 
 
 def _cc3m_tsv(file: Path, root: Path) -> Iterator[Picture]:
-    for line in file.read_text(encoding="utf-8").splitlines():
+    for line in read_text(file).splitlines():
         caption, image = line.split("\t")[:2]
         yield Picture.of(image, [caption], "train")
 
@@ -100,8 +99,8 @@ def _folder(file: Path, root: Path) -> Iterator[Picture]:
     """Each folder with a metadata.jsonl is a split of that name; one without folders is all train, as ``datasets`` reads it."""
     place = file.parent.relative_to(root)
     captions: dict[str, list[str]] = defaultdict(list)
-    for line in file.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for line in read_text(file).splitlines():
+        row = parse_json(line)
         captions[row["file_name"]] += [row["text"]] if isinstance(row["text"], str) else row["text"]
     for name, texts in captions.items():
         yield Picture.of(str(place / name), texts, place.parts[0] if place.parts else "train")

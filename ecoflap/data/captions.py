@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ecoflap.data.caption_layouts import LAYOUTS, Picture
 from ecoflap.data.folder import require_files, require_images
-from ecoflap.errors import UserError, nearest
+from ecoflap.errors import UserError, did_you_mean
 
 MARKS = re.compile(r'[.!"()*#:;~]')
 MOST_WORDS = 50
@@ -57,7 +57,7 @@ class CaptionSource:
             UserError: it isn't, or there is no such layout.
         """
         if self.layout not in LAYOUTS:
-            raise UserError(f"{group}.layout={self.layout} is no layout of captions; it can be {nearest(self.layout, LAYOUTS)}")
+            raise UserError(f"{group}.layout={self.layout} is no layout of captions; {did_you_mean(self.layout, LAYOUTS)}")
         layout = LAYOUTS[self.layout]
         return require_files(self.path, layout.wanted, group, self.name, layout.obtain)
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ecoflap.data.folder import read_text
 from ecoflap.errors import UserError, nearest
 
 OPENAI = "openai"
@@ -102,4 +103,4 @@ def spaced(name: str) -> str:
 
 def text_lines(file: Path) -> list[str]:
     """The lines of a text file, without the empty ones."""
-    return [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(file).splitlines() if line.strip()]

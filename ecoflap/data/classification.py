@@ -82,6 +82,15 @@ class PictureSource:
         """
         return self._split_folder(option) if self.facts(option).splits is None else self._coop_files(option)[0]
 
+    def check_data(self, option: str) -> None:
+        """Refuse pictures that aren't listed, or whose classes have no names.
+
+        Raises:
+            UserError: so they are.
+        """
+        if not self.read(option, named=False).examples:
+            raise UserError(f"{option}={self.dataset}: the split {self.split} lists no pictures; give another {option}.split or path")
+
     def prompts(self, option: str) -> tuple[str, ...]:
         """All templates, OpenAI's included.
 

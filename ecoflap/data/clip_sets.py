@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ecoflap.errors import UserError, nearest
+from ecoflap.errors import UserError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -54,5 +54,5 @@ def find_set(name: str, option: str) -> PictureSet:
         UserError: no such set.
     """
     if name not in SETS:
-        raise UserError(f"{option}.dataset={name} is not known; choose {nearest(name, SETS)}, or image_folder for pictures of your own")
+        raise UserError(f"{option}.dataset={name} is not known; {did_you_mean(name, SETS)}; or image_folder for pictures of your own")
     return SETS[name]

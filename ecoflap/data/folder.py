@@ -49,13 +49,49 @@ def require_images(images: Iterable[str], option: str, obtain: str) -> None:
         raise UserError(f"{option}: {len(missing)} of {len(asked)} pictures are missing, such as {missing[0]}. {obtain}")
 
 
+def read_text(file: Path) -> str:
+    """The content of a text file.
+
+    Raises:
+        UserError: it is no text in UTF-8.
+    """
+    try:
+        return require_no_nul(file.read_text(encoding="utf-8"), str(file))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not text in UTF-8 ({error.reason} at byte {error.start}); convert it, or give another file") from None
+
+
+def require_no_nul(text: str, where: str) -> str:
+    """The text, when it holds no NUL, which no text has and which tokenizers drop or cut at.
+
+    Raises:
+        UserError: it holds one.
+    """
+    if "\0" in text:
+        line = text.count("\n", 0, text.index("\0")) + 1
+        raise UserError(f"{where}, line {line}: there is a NUL byte, so it is damaged or no text; take it out, or give another file")
+    return text
+
+
+def parse_json(text: str) -> Any:
+    """The value of a JSON text.
+
+    Raises:
+        ValueError: it is no JSON, or a text in it holds an escaped NUL.
+    """
+    if "\\u0000" in text:
+        raise ValueError("a text in it holds a NUL, \\u0000")
+    return json.loads(text)
+
+
 def read_json(file: Path) -> Any:
     """The content of a JSON file.
 
     Raises:
-        UserError: it is no JSON.
+        UserError: it is no JSON, or holds a NUL.
     """
+    content = read_text(file)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return parse_json(content)
     except ValueError as error:
-        raise UserError(f"{file} is not JSON ({error}); download it again") from None
+        raise UserError(f"{file} can't be read as JSON ({error}); download it again") from None

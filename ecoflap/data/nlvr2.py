@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from ecoflap.data.folder import require_files
+from ecoflap.data.folder import parse_json, read_text, require_files
 from ecoflap.errors import UserError
 from ecoflap.models.examples import Example
 
@@ -43,13 +42,16 @@ def read_pairs(folder: str | None, split: str, option: str) -> list[Example]:
     """
     file = require_files(folder, f"{split}.json", option, "nlvr2", OBTAIN) / f"{split}.json"
     place = _places(file.parent, split)
-    lines = enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
-    return [_pair(line, place, f"{file}, line {number}") for number, line in lines if line.strip()]
+    lines = enumerate(read_text(file).splitlines(), start=1)
+    pairs = [_pair(line, place, f"{file}, line {number}") for number, line in lines if line.strip()]
+    if not pairs:
+        raise UserError(f"{file} holds no sentences; download it again. {OBTAIN}")
+    return pairs
 
 
 def _pair(line: str, place: Callable[[Any], Path], where: str) -> Example:
     try:
-        entry = json.loads(line)
+        entry = parse_json(line)
         stem = entry["identifier"].rsplit("-", 1)[0]  # the last number counts the sentences about one pair
         pictures = place(entry.get("directory")) / stem
         return Example(entry["sentence"], image=f"{pictures}-img0.png", second_image=f"{pictures}-img1.png", label=LABELS[str(entry["label"])])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import filecmp
 import os
 import re
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Set
 from pathlib import Path
 
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+END = 64  # bytes
 COCO_FILE = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")
 
 
@@ -17,13 +21,53 @@ def coco_number(image: str) -> int | None:
 
 
 def picture_sources(images: Iterable[str | None]) -> frozenset[str]:
-    """A name for each picture: COCO's number, whose pictures lie in the folders of many data sets, or else the file, links followed."""
-    return frozenset(_picture(image) for image in set(images) if image)
+    """The file of each picture, links followed, and COCO's number of those of COCO, which lie in the folders of many data sets."""
+    given = {image for image in images if image}
+    numbers = {number for image in given if (number := coco_number(image)) is not None}
+    files = {os.path.realpath(Path(image).expanduser()) for image in given}
+    return frozenset([*files, *(f"COCO's picture {number}" for number in numbers)])
 
 
-def _picture(image: str) -> str:
-    number = coco_number(image)
-    return f"COCO's picture {number}" if number is not None else os.path.realpath(Path(image).expanduser())
+def shared_source(some: Set[str], others: Set[str]) -> tuple[str, int] | None:
+    """The first name that both have, and how many more; null where there is none. A picture of COCO counts by its number alone."""
+    shared = sorted(name for name in some & others if coco_number(name) is None)
+    return (shared[0], len(shared) - 1) if shared else None
+
+
+def copies(some: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
+    """The pictures of others that hold the same bytes as one of some, each behind that one, under whatever names.
+
+    Of a hundred thousand pictures, only those are read that have another one's size, and of these the ends first.
+    """
+    by_size: dict[int, list[str]] = defaultdict(list)
+    for file, size in _sizes(some):
+        by_size[size].append(file)
+    found: list[tuple[str, str]] = []
+    ends: dict[int, dict[bytes, list[str]]] = {}
+    for file, size in _sizes(others):
+        if size not in by_size:
+            continue
+        if size not in ends:
+            ends[size] = defaultdict(list)
+            for one in by_size[size]:
+                ends[size][_end(one)].append(one)
+        alike = ends[size].get(_end(file), [])
+        found += [(one, file) for one in alike if filecmp.cmp(one, file, shallow=False)][:1]
+    return found
+
+
+def _sizes(names: Iterable[str]) -> Iterator[tuple[str, int]]:
+    """The names that are files of pictures, sorted, with their sizes; empty files are no pictures."""
+    for name in sorted(names):
+        if name.lower().endswith(PICTURES) and os.path.isfile(name) and (size := os.path.getsize(name)):
+            yield name, size
+
+
+def _end(file: str) -> bytes:
+    """The last bytes of a file: pictures of one camera begin alike."""
+    with open(file, "rb") as content:
+        content.seek(max(0, os.path.getsize(file) - END))
+        return content.read()
 
 
 def file_source(path: str, *parts: str) -> frozenset[str]:

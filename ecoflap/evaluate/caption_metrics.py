@@ -44,6 +44,18 @@ BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-"}
 DROPPED = frozenset("'`’‘\"“”.?!,:-–—…;")
 
 
+def require_scorers(option: str) -> Path:
+    """The folder of the package with the scorers.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    found = importlib.util.find_spec("pycocoevalcap")
+    if found is None or not found.submodule_search_locations:
+        raise UserError(f"{option} needs the package pycocoevalcap: pip install -e '.[captions]'")
+    return Path(next(iter(found.submodule_search_locations)))
+
+
 @dataclass(frozen=True)
 class CaptionMetrics:
     """The metrics that this machine can compute.
@@ -63,10 +75,7 @@ class CaptionMetrics:
         Raises:
             UserError: the scorers are not installed.
         """
-        found = importlib.util.find_spec("pycocoevalcap")
-        if found is None or not found.submodule_search_locations:
-            raise UserError(f"{option} needs the package pycocoevalcap: pip install -e '.[captions]'")
-        folder = Path(next(iter(found.submodule_search_locations)))
+        folder = require_scorers(option)
         java = shutil.which("java") is not None and os.access(folder / "tokenizer", os.W_OK)  # the tokenizer writes beside itself
         spice = java and (folder / "spice" / "lib" / SPICE_MODEL).is_file()
         if not java:

@@ -11,12 +11,13 @@ from ecoflap.data.caption_layouts import Picture
 from ecoflap.data.captions import CaptionSource
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.caption_metrics import CaptionMetrics, scores
+from ecoflap.evaluate.caption_metrics import CaptionMetrics, require_scorers, scores
 from ecoflap.evaluate.inputs import fingerprint, parts, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.models.examples import Example, Generation
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.skills import Describes, require
+from ecoflap.models.text_length import require_length
 
 DOMAINS = ("in", "near", "out")
 
@@ -49,16 +50,41 @@ class Captioning(CaptionSource):
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise UserError(f"task.min_new_tokens={self.min_new_tokens} must be 0 to {self.max_new_tokens}, which is task.max_new_tokens")
 
+    def check_data(self, group: str) -> None:
+        """Refuse captions, pictures or scorers that aren't there.
+
+        Raises:
+            UserError: so they are.
+        """
+        require_scorers(f"{group}={self.name}")
+        self.chosen(group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that writes no text about pictures, or none as long as is asked for.
+
+        Raises:
+            UserError: so it is.
+        """
+        require(model, Describes, f"task={self.name}")
+        require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
+
+    def chosen(self, group: str) -> list[Picture]:
+        """The pictures that are asked about.
+
+        Raises:
+            UserError: some are not there, or the limit is out of range.
+        """
+        return self.present(spread(self.pictures(group), self.limit, "pictures"), group)
+
     def load(self, model: PrunableModel) -> CaptioningEvaluation:
         """Read the captions.
 
         Raises:
             UserError: the model writes no text, the data set or the scorers are not there, or the limit is out of range.
         """
-        interface = require(model, Describes, f"task={self.name}")
+        self.check_model(model)
         metrics = CaptionMetrics.here(f"task={self.name}")
-        pictures = self.present(spread(self.pictures("task"), self.limit, "pictures"), "task")
-        return CaptioningEvaluation(self, pictures, metrics, interface)
+        return CaptioningEvaluation(self, self.chosen("task"), metrics, model.interface)
 
 
 @dataclass

@@ -49,21 +49,49 @@ class Classification(PictureSource):
         if self.templates is not None:
             check_templates(self.templates, "task.templates", (OPENAI,))
 
+    def check_data(self, option: str) -> None:
+        """Refuse pictures that aren't there, or are fewer than the limit.
+
+        Raises:
+            UserError: so they are.
+        """
+        spread(self.read(option, named=False).examples, self.limit, "pictures")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that classifies no pictures, or whose own classes are others.
+
+        Raises:
+            UserError: so it is.
+        """
+        if not isinstance(model.interface, Classifies):
+            require(model, Embeds, f"task={self.name}")
+        self.named(model)
+
+    def named(self, model: PrunableModel) -> tuple[Pictures, list[int]]:
+        """All pictures with classes that are named as the model needs it, and where the model has each class.
+
+        Raises:
+            UserError: the classes have no names, or the model has others.
+        """
+        own, facts = isinstance(model.interface, Classifies), self.facts("task")
+        pictures = self.read("task", named=not (own and facts.indexed))
+        if not own:
+            return pictures, list(range(len(pictures.names)))
+        return pictures, own_labels(model.interface.names, pictures.names, f"task={self.name}", facts.indexed)
+
     def load(self, model: PrunableModel) -> ClassificationEvaluation:
         """List the pictures; they are read batch by batch.
 
         Raises:
             UserError: the model classifies no pictures, they are not there, or the limit is out of range.
         """
-        own, facts = isinstance(model.interface, Classifies), self.facts("task")
-        interface = model.interface if own else require(model, Embeds, f"task={self.name}")
-        everything = self.read("task", named=not (own and facts.indexed))
+        if not isinstance(model.interface, Classifies):
+            require(model, Embeds, f"task={self.name}")
+        everything, labels = self.named(model)
         pictures = replace(everything, examples=spread(everything.examples, self.limit, "pictures"))
-        names = everything.names
-        labels = own_labels(interface.names, names, f"task={self.name}", facts.indexed) if own else list(range(len(names)))
         right = [labels[one.label or 0] for one in pictures.examples]
-        classes = None if own else Classes(names, self.prompts("task"))
-        return ClassificationEvaluation(self, interface, pictures, right, classes, fingerprint(pictures, right, classes))
+        classes = None if isinstance(model.interface, Classifies) else Classes(everything.names, self.prompts("task"))
+        return ClassificationEvaluation(self, model.interface, pictures, right, classes, fingerprint(pictures, right, classes))
 
 
 @dataclass

@@ -18,6 +18,7 @@ from ecoflap.models.clip import class_features
 from ecoflap.models.examples import Classes, Example, Generation
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.skills import Classifies, Describes, Embeds, Matches, require
+from ecoflap.models.text_length import require_length
 
 
 @dataclass
@@ -66,14 +67,31 @@ class EasyClassification:
         require_positive("task", self, "limit", "batch_size")
         check_templates(self.templates, "task.templates")
 
+    def check_data(self, group: str) -> None:
+        """Refuse a limit above the number of pictures.
+
+        Raises:
+            UserError: so it is.
+        """
+        spread(read_pictures("test"), self.limit, "pictures")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that classifies no pictures.
+
+        Raises:
+            UserError: so it is.
+        """
+        if not isinstance(model.interface, Classifies):
+            require(model, Embeds, f"task={self.name}")
+
     def load(self, model: PrunableModel) -> PictureEvaluation:
         """Read the pictures.
 
         Raises:
             UserError: the model classifies no pictures, or the limit is out of range.
         """
-        interface = model.interface if isinstance(model.interface, Classifies) else require(model, Embeds, f"task={self.name}")
-        return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), interface)
+        self.check_model(model)
+        return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), model.interface)
 
     def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:
         """Accuracy in percent."""
@@ -114,14 +132,31 @@ class EasyCaptions:
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
 
+    def check_data(self, group: str) -> None:
+        """Refuse a limit above the number of pictures.
+
+        Raises:
+            UserError: so it is.
+        """
+        spread(read_pictures("test"), self.limit, "pictures")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that writes no text.
+
+        Raises:
+            UserError: so it is.
+        """
+        require(model, Describes, f"task={self.name}")
+        require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
+
     def load(self, model: PrunableModel) -> PictureEvaluation:
         """Read the pictures.
 
         Raises:
             UserError: the model writes no text, or the limit is out of range.
         """
-        interface = require(model, Describes, f"task={self.name}")
-        return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), interface)
+        self.check_model(model)
+        return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), model.interface)
 
     def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:
         """Accuracy in percent."""
@@ -156,14 +191,30 @@ class EasyRetrieval:
         if not 0 <= self.rerank <= len(NAMES):
             raise UserError(f"task.rerank={self.rerank} must be 0 to {len(NAMES)}, the number of captions")
 
+    def check_data(self, group: str) -> None:
+        """Refuse a limit above the number of pictures.
+
+        Raises:
+            UserError: so it is.
+        """
+        spread(read_pictures("test"), self.limit, "pictures")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that finds no pictures.
+
+        Raises:
+            UserError: so it is.
+        """
+        require(model, Embeds, f"task={self.name}")
+
     def load(self, model: PrunableModel) -> PictureEvaluation:
         """Read the pictures.
 
         Raises:
             UserError: the model finds no pictures, or the limit is out of range.
         """
-        interface = require(model, Embeds, f"task={self.name}")
-        return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), interface)
+        self.check_model(model)
+        return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), model.interface)
 
     def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:
         """Recall in percent. A picture is found when the best one for a caption shows what it says."""

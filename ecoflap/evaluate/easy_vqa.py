@@ -16,6 +16,7 @@ from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.models.examples import Example, Generation
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.skills import Describes, require
+from ecoflap.models.text_length import require_length
 
 
 @dataclass(frozen=True)
@@ -41,14 +42,39 @@ class EasyVqa:
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
 
+    def check_data(self, group: str) -> None:
+        """Refuse a limit above the number of questions.
+
+        Raises:
+            UserError: so it is.
+        """
+        self.chosen()
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that answers no questions, or with fewer words than are asked for.
+
+        Raises:
+            UserError: so it is.
+        """
+        require(model, Describes, f"task={self.name}")
+        require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
+
+    def chosen(self) -> list[Example]:
+        """The questions that are asked.
+
+        Raises:
+            UserError: the limit is out of range.
+        """
+        return spread(read_questions("test"), self.limit, "questions")
+
     def load(self, model: PrunableModel) -> EasyVqaEvaluation:
         """Read the questions.
 
         Raises:
             UserError: the model answers no questions, or the limit is out of range.
         """
-        interface = require(model, Describes, f"task={self.name}")
-        return EasyVqaEvaluation(self, spread(read_questions("test"), self.limit, "questions"), interface)
+        self.check_model(model)
+        return EasyVqaEvaluation(self, self.chosen(), model.interface)
 
 
 @dataclass

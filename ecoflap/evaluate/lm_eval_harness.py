@@ -47,15 +47,33 @@ class LmEval:
         if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
             raise UserError(f"task.include_path={self.include_path}: there is no such folder")
 
+    def check_data(self, group: str) -> None:
+        """Refuse a harness, tasks or data that aren't there.
+
+        Raises:
+            UserError: so they are.
+        """
+        manager = task_manager(self.include_path)
+        for name in self.harness_tasks:
+            read_task(manager, name)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that can't be asked.
+
+        Raises:
+            UserError: so it is.
+        """
+        if not reads_text(model):
+            raise UserError(f"task={self.name} asks models that read and write text, and {model.name} doesn't; choose another task")
+
     def load(self, model: PrunableModel) -> LmEvalEvaluation:
         """Find the tasks and read their data.
 
         Raises:
             UserError: the harness is not installed, it has no such task, its data are not there, or the model can't be asked.
         """
+        self.check_model(model)
         manager = task_manager(self.include_path)
-        if not reads_text(model):
-            raise UserError(f"task={self.name} asks models that read and write text, and {model.name} doesn't; choose another task")
         tasks = {name: read_task(manager, name) for name in self.harness_tasks}
         with_pictures = {name for name, members in tasks.items() if any(getattr(member, "MULTIMODAL", False) for member in members.values())}
         if with_pictures and not reads_pictures(model):

@@ -8,7 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from ecoflap.errors import UserError, nearest
+from ecoflap.errors import UserError, did_you_mean
 
 
 def task_manager(include_path: str | None) -> Any:
@@ -32,7 +32,7 @@ def read_task(manager: Any, name: str) -> dict[str, Any]:
         UserError: there is no such task, or its data are not there.
     """
     if name not in manager.all_tasks:
-        raise UserError(f"task.harness_tasks: the harness has no {name}; it has {nearest(name, manager.all_tasks)}")
+        raise UserError(f"task.harness_tasks: the harness has no {name}; {did_you_mean(name, manager.all_tasks)}")
     try:
         members: dict[str, Any] = manager.load([name])["tasks"]
     except Exception as error:

@@ -47,16 +47,43 @@ class Mmlu:
         if self.shots < 0:
             raise UserError(f"task.shots={self.shots} must be at least 0")
 
+    def check_data(self, group: str) -> None:
+        """Refuse questions that aren't there, or are damaged.
+
+        Raises:
+            UserError: so they are.
+        """
+        for subject, questions in self.subjects(group)[1].items():
+            spread(questions, None, f"questions of {subject}")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that can't choose between answers.
+
+        Raises:
+            UserError: so it is.
+        """
+        require(model, Chooses, f"task={self.name}")
+
+    def subjects(self, group: str) -> tuple[dict[str, list[Question]], dict[str, list[Question]]]:
+        """The questions that are shown answered, where any are, and those that are asked, by subject.
+
+        Raises:
+            UserError: they aren't there, or are damaged.
+        """
+        dev = read_subjects(self.path, "dev", group) if self.shots else {}
+        return dev, read_subjects(self.path, "test", group)
+
     def load(self, model: PrunableModel) -> MmluEvaluation:
         """Read the questions and write the prompts.
 
         Raises:
             UserError: no questions there, the model can't choose, or it can't read the longest question.
         """
-        interface = require(model, Chooses, f"task={self.name}")
-        dev = read_subjects(self.path, "dev", "task") if self.shots else {}
+        self.check_model(model)
+        interface: Any = model.interface
+        dev, test = self.subjects("task")
         asked, read, most = [], [], at_most(model, self.max_tokens)
-        for subject, questions in read_subjects(self.path, "test", "task").items():
+        for subject, questions in test.items():
             limit = None if self.limit is None else min(self.limit, len(questions))
             for question in spread(questions, limit, "questions"):
                 text = fitting_prompt(interface, subject, dev.get(subject, [])[: self.shots], question, most)

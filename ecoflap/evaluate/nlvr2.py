@@ -51,16 +51,40 @@ class Nlvr2:
         root, *_ = (require_files(self.path, f"{split}.json", option, self.name, OBTAIN) for split in self.splits)
         return root
 
+    def check_data(self, group: str) -> None:
+        """Refuse sentences or pictures that aren't there.
+
+        Raises:
+            UserError: so they are.
+        """
+        self.chosen(group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that does not classify.
+
+        Raises:
+            UserError: so it is.
+        """
+        require(model, Classifies, f"task={self.name}")
+
+    def chosen(self, group: str) -> dict[str, list[Example]]:
+        """The sentences that are asked about, by split.
+
+        Raises:
+            UserError: files or pictures are missing, or the limit is out of range.
+        """
+        pairs = {split: spread(read_pairs(self.path, split, group), self.limit, f"sentences in {split}") for split in self.splits}
+        require_images((image for of_it in pairs.values() for image in _images(of_it)), f"{group}={self.name}", OBTAIN)
+        return pairs
+
     def load(self, model: PrunableModel) -> Nlvr2Evaluation:
         """Read the sentences.
 
         Raises:
             UserError: files or pictures are missing, the model does not classify, or the limit is out of range.
         """
-        interface = require(model, Classifies, f"task={self.name}")
-        pairs = {split: spread(read_pairs(self.path, split, "task"), self.limit, f"sentences in {split}") for split in self.splits}
-        require_images((image for of_it in pairs.values() for image in _images(of_it)), f"task={self.name}", OBTAIN)
-        return Nlvr2Evaluation(self, pairs, interface)
+        self.check_model(model)
+        return Nlvr2Evaluation(self, self.chosen("task"), model.interface)
 
 
 @dataclass

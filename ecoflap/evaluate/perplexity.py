@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -11,7 +12,14 @@ import torch
 from torch import Tensor
 
 from ecoflap.calibrate.bos import bos_token, check_bos
-from ecoflap.calibrate.text import read_token_rows, require_language_model, tokenize, vocabulary_of, windows
+from ecoflap.calibrate.text import (
+    check_characters,
+    read_token_rows,
+    require_language_model,
+    require_readable,
+    tokenize,
+    windows,
+)
 from ecoflap.calibrate.text_source import TextSource
 from ecoflap.data.sources import file_source
 from ecoflap.errors import NumericalError, UserError, require_positive
@@ -60,18 +68,38 @@ class TextPerplexity(TextSource):
                 f"task.stride={self.stride} must be less than task.sequence_length={self.sequence_length}; null is for windows that don't overlap"
             )
 
+    def check_length(self, texts: Sequence[str], option: str) -> None:
+        """See ``TextSource``; windows are cut out of all documents together."""
+        check_characters([self.separator.join(texts)], self.sequence_length, option)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that is no language model, reads no windows of that length, or finds too few tokens in the text.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_language_model(model, f"task={self.name}")
+        require_length(model, self.sequence_length, f"task.sequence_length={self.sequence_length}")
+        if self.is_short(self.sequence_length, "task"):
+            self.rows(model.processor)
+
+    def rows(self, tokenizer: Any) -> Tensor:
+        """The windows, [rows, tokens].
+
+        Raises:
+            UserError: the text isn't there, or is shorter than one.
+        """
+        tokens, bos = tokenize(tokenizer, self.read_text("task")), bos_token(tokenizer, "task.bos", self.bos)
+        return windows(tokens, self.sequence_length, "task", self.stride, bos)[: self.limit]
+
     def load(self, model: PrunableModel) -> PerplexityEvaluation:
         """Read and tokenise the text.
 
         Raises:
             UserError: the text isn't there, or the model is no language model or reads no windows of that length.
         """
-        require_language_model(model, f"task={self.name}")
-        require_length(model, self.sequence_length, f"task.sequence_length={self.sequence_length}")
-        token = bos_token(model.processor, "task.bos", self.bos)
-        tokens = tokenize(model.processor, self.read_text("task"))
-        rows = windows(tokens, self.sequence_length, "task", self.stride, token)
-        return PerplexityEvaluation(rows[: self.limit], self.batch_size, self.stride, self.sources)
+        self.check_model(model)
+        return PerplexityEvaluation(self.rows(model.processor), self.batch_size, self.stride, self.sources)
 
 
 @dataclass(frozen=True)
@@ -97,15 +125,31 @@ class TokenPerplexity:
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")
 
+    def check_data(self, group: str) -> None:
+        """Refuse a file without such rows.
+
+        Raises:
+            UserError: so it is.
+        """
+        read_token_rows(self.path, self.key, group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that can't read the rows.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_language_model(model, f"task={self.name}")
+        require_readable(model, read_token_rows(self.path, self.key, "task"), self.key, "task")
+
     def load(self, model: PrunableModel) -> PerplexityEvaluation:
         """Read the rows.
 
         Raises:
-            UserError: no such file or tensor, or the model is no language model.
+            UserError: no such file or tensor, or the model is no language model or can't read the rows.
         """
-        require_language_model(model, f"task={self.name}")
-        rows = read_token_rows(self.path, self.key, "task", vocabulary_of(model))
-        require_length(model, rows.shape[1], f"task.key={self.key} has rows of {rows.shape[1]} tokens")
+        self.check_model(model)
+        rows = read_token_rows(self.path, self.key, "task")
         return PerplexityEvaluation(rows[: self.limit], self.batch_size, sources=file_source(self.path, self.key))
 
 

@@ -25,6 +25,7 @@ from ecoflap.evaluate.vqa_accuracy import vqa_accuracy
 from ecoflap.models.examples import Generation
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.skills import Describes, require
+from ecoflap.models.text_length import require_length
 
 log = logging.getLogger(__name__)
 
@@ -80,15 +81,52 @@ class PublishedQuestions(ABC):
         Raises:
             UserError: files or pictures are missing, the model answers no questions, or the limit is out of range.
         """
-        interface = require(model, Describes, f"task={self.name}")
-        questions, choices = spread(self.read(), self.limit, "questions"), self.choices(model)
+        self.check_model(model)
+        questions = self.chosen()
         if self.path is None:
             self.hub.write_pictures(questions, f"task={self.name}")
-        require_images((one.image for one in questions), f"task={self.name}", self.obtain)
+        self.require_pictures(questions)
         asked = [replace(one, text=clean_question(one.text)) for one in questions] if self.clean else questions
-        return QuestionsEvaluation(self, asked, interface, choices)
+        return QuestionsEvaluation(self, asked, model.interface, self.choices())
 
-    def choices(self, model: PrunableModel) -> Choices | None:
+    def check_data(self, group: str) -> None:
+        """Refuse questions, answers or pictures that aren't there; the hub's pictures are fetched later.
+
+        Raises:
+            UserError: so they are.
+        """
+        self.locate(group)
+        self.choices()
+        questions = self.chosen()
+        if self.path is not None:
+            self.require_pictures(questions)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that answers no questions, or with fewer words than are asked for.
+
+        Raises:
+            UserError: so it is.
+        """
+        require(model, Describes, f"task={self.name}")
+        require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
+
+    def chosen(self) -> list[Question]:
+        """The questions that are asked.
+
+        Raises:
+            UserError: they aren't there, or the limit is out of range.
+        """
+        return spread(self.read(), self.limit, "questions")
+
+    def require_pictures(self, questions: Sequence[Question]) -> None:
+        """Refuse questions about pictures that aren't there.
+
+        Raises:
+            UserError: so they are.
+        """
+        require_images((one.image for one in questions), f"task={self.name}", self.obtain)
+
+    def choices(self) -> Choices | None:
         """The answers that the model chooses from; null where it writes its own."""
         return None
 

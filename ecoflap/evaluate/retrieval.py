@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.console import track
+from ecoflap.data.caption_layouts import Picture
 from ecoflap.data.captions import CaptionSource, clean
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import NumericalError, require_positive
@@ -48,17 +49,41 @@ class Retrieval(CaptionSource):
         if self.k_test:
             require_positive("task", self, "k_test")
 
+    def check_data(self, group: str) -> None:
+        """Refuse captions or pictures that aren't there.
+
+        Raises:
+            UserError: so they are.
+        """
+        self.chosen(group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that finds no pictures.
+
+        Raises:
+            UserError: so it is.
+        """
+        require(model, Embeds, f"task={self.name}")
+
+    def chosen(self, group: str) -> list[Picture]:
+        """The pictures that are looked for.
+
+        Raises:
+            UserError: some are not there, or the limit is out of range.
+        """
+        return self.present(spread(self.pictures(group), self.limit, "pictures"), group)
+
     def load(self, model: PrunableModel) -> RetrievalEvaluation:
         """Read the captions.
 
         Raises:
             UserError: the model finds no pictures, the data set is not there, or the limit is out of range.
         """
-        interface = require(model, Embeds, f"task={self.name}")
-        pictures = self.present(spread(self.pictures("task"), self.limit, "pictures"), "task")
+        self.check_model(model)
+        pictures = self.chosen("task")
         owner = [index for index, one in enumerate(pictures) for _ in one.captions]
         texts = [clean(caption) for one in pictures for caption in one.captions]
-        return RetrievalEvaluation(self, [one.image for one in pictures], texts, torch.tensor(owner), interface)
+        return RetrievalEvaluation(self, [one.image for one in pictures], texts, torch.tensor(owner), model.interface)
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,14 +37,38 @@ class Saliency:
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")
 
+    def check_data(self, group: str) -> None:
+        """Refuse pictures that aren't there.
+
+        Raises:
+            UserError: so they are.
+        """
+        self.chosen(group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that makes no saliency maps.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_saliency_model(model, f"task={self.name}")
+
+    def chosen(self, group: str) -> list[Path]:
+        """The pictures that are looked at.
+
+        Raises:
+            UserError: there are none, or the limit is out of range.
+        """
+        return spread(picture_files(self.path, HELD_OUT, group), self.limit, "pictures")
+
     def load(self, model: PrunableModel) -> SaliencyEvaluation:
         """Read the pictures and draw the dense maps.
 
         Raises:
             UserError: the model makes no saliency maps, or there are no pictures.
         """
-        require_saliency_model(model, f"task={self.name}")
-        files = spread(picture_files(self.path, HELD_OUT, "task"), self.limit, "pictures")
+        self.check_model(model)
+        files = self.chosen("task")
         pixels = read_pixels(model, files)
         return SaliencyEvaluation(pixels, saliency_maps(model, pixels, self.batch_size), self.batch_size, picture_sources(map(str, files)))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from ecoflap.evaluate.inputs import spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.models.minilm import embed
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.text_length import require_length
 
 RANKS = (1, 5, 10)
 
@@ -42,13 +44,26 @@ class SentenceRetrieval(TextSource):
         if self.limit is not None and self.limit < 2:
             raise UserError(f"task.limit={self.limit}: a passage is looked for among others, so 2 or more are needed; null is all")
 
+    def check_length(self, texts: Sequence[str], option: str) -> None:
+        """See ``TextSource``; a text needs as many passages as are asked for."""
+        spread(passages(self.separator.join(texts), option), self.limit, "passages")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that makes no sentence embeddings, or reads no halves of that length.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_sentence_encoder(model, f"task={self.name}")
+        require_length(model, self.sequence_length, f"task.sequence_length={self.sequence_length}")
+
     def load(self, model: PrunableModel) -> SentenceRetrievalEvaluation:
         """Read the passages.
 
         Raises:
             UserError: the model is no sentence encoder, or the text isn't there or has no passages.
         """
-        require_sentence_encoder(model, f"task={self.name}")
+        self.check_model(model)
         found = spread(passages(self.read_text("task"), "task"), self.limit, "passages")
         return SentenceRetrievalEvaluation(**encode_halves(model, found, self.sequence_length), batch_size=self.batch_size, sources=self.sources)
 

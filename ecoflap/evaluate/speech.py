@@ -16,6 +16,7 @@ from ecoflap.evaluate.inputs import parts, spread
 from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.models.losses import IGNORED, token_loss
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.text_length import require_length
 from ecoflap.models.whisper import start_tokens
 
 SPOKEN = 24  # sentences, where there are no recordings
@@ -42,13 +43,31 @@ class Speech:
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size", "max_new_tokens")
 
+    def check_data(self, group: str) -> None:
+        """Refuse recordings that aren't there.
+
+        Raises:
+            UserError: so they are, or the limit is out of range.
+        """
+        if self.path is not None:
+            spread(recordings(self.path, group), self.limit, "recordings")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that hears nothing, or writes no transcripts as long as is asked for.
+
+        Raises:
+            UserError: so it is.
+        """
+        require_speech_model(model, f"task={self.name}")
+        require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
+
     def load(self, model: PrunableModel) -> SpeechEvaluation:
         """Read the recordings once for dense and pruned model.
 
         Raises:
             UserError: the model hears nothing, there are no recordings, or ``jiwer`` is missing.
         """
-        require_speech_model(model, f"task={self.name}")
+        self.check_model(model)
         word_error_rate(["a"], ["a"])  # to learn now, and not after the pruning, whether the package is there
         files = None if self.path is None else spread(recordings(self.path, "task"), self.limit, "recordings")
         utterances = spoken(True, self.limit or SPOKEN, seed=0) if files is None else [read_recording(*each) for each in files]

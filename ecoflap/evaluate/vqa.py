@@ -62,18 +62,26 @@ class VqaV2(PublishedQuestions):
             return read_test_questions(VQAV2, self.path, self.split, "task")
         return self.hub.read("task=vqav2") if self.path is None else read_coco_questions(VQAV2, self.path, "val", "task")
 
-    def choices(self, model: PrunableModel) -> Choices | None:
-        """The answers of the list.
+    def check_model(self, model: PrunableModel) -> None:
+        """See ``PublishedQuestions``; where there is a list, the model has to choose.
 
         Raises:
-            UserError: there is no such list, or the model can't choose.
+            UserError: it can't.
         """
-        if self.answer_list is None:
-            return None
-        if not isinstance(model.interface, Ranks):
+        super().check_model(model)
+        if self.answer_list is not None and not isinstance(model.interface, Ranks):
             raise UserError(
                 f"task.answer_list={self.answer_list}: {model.name} can't choose of a list; leave it out, or take a BLIP, such as blip_vqa"
             )
+
+    def choices(self) -> Choices | None:
+        """The answers of the list.
+
+        Raises:
+            UserError: there is no such list.
+        """
+        if self.answer_list is None:
+            return None
         return Choices(read_answer_list(self.path or "", self.answer_list), self.k_test)
 
 

@@ -134,11 +134,11 @@ class Blip2(Pretrained):
         module, processor = self.read(Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, device)
         interface = Blip2Interface(module, processor, self.prompt) if processor is not None else None
         require_loaded(self, "lavis_checkpoint", "vision_from", "language_from")
-        if processor is not None and self.lavis_checkpoint is not None:
+        if device.type != "meta" and self.lavis_checkpoint is not None:
             take_lavis_weights(module, self.lavis_checkpoint)
-        if processor is not None and self.vision_from is not None:
+        if device.type != "meta" and self.vision_from is not None:
             take_vision_tower(module, self.vision_from)
-        if processor is not None and self.language_from is not None:
+        if device.type != "meta" and self.language_from is not None:
             take_language_model(module, self.language_from)
         if self.save_lavis and decoder_only(module):
             raise UserError("model.save_lavis=true writes BLIP-2 with a T5, and this one has a decoder-only language model; leave it out")

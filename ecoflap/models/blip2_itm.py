@@ -154,6 +154,6 @@ class Blip2Itm(Pretrained):
         if processor is not None:
             tokenizer = processor.tokenizer
             interface = ItmInterface(Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, False)
-            if self.vision_from is not None:
-                take_vision_tower(module, self.vision_from)
+        if device.type != "meta" and self.vision_from is not None:
+            take_vision_tower(module, self.vision_from)
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)

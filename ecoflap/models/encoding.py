@@ -48,6 +48,23 @@ def encoding_on_demand() -> Iterator[None]:
         _on_demand.reset(token)
 
 
+def require_encoder(model: PrunableModel, option: str, pictures: bool) -> Any:
+    """The model's interface, when it can make samples of a data set.
+
+    Args:
+        model: whose interface it is.
+        option: what asks, for the message.
+        pictures: whether the data set shows any.
+
+    Raises:
+        UserError: it can't.
+    """
+    interface = require(model, Encodes, option)
+    if pictures and not getattr(interface, "sees", False):
+        raise UserError(f"{option} shows pictures, and {model.name} reads only text; choose another calibration, such as wikitext2, or another model")
+    return interface
+
+
 def encode_all(model: PrunableModel, examples: Sequence[Example], option: str, classes: Classes | None = None) -> Sequence[Sample]:
     """Calibration samples of raw examples.
 
@@ -60,9 +77,7 @@ def encode_all(model: PrunableModel, examples: Sequence[Example], option: str, c
     Raises:
         UserError: the model can't make use of such examples.
     """
-    interface: Any = require(model, Encodes, option)
-    if any(example.image for example in examples) and not getattr(interface, "sees", False):
-        raise UserError(f"{option} shows pictures, and {model.name} reads only text; choose another calibration, such as wikitext2, or another model")
+    interface = require_encoder(model, option, any(example.image for example in examples))
     if classes is not None and hasattr(interface, "set_classes"):
         interface.set_classes(model, classes)
     if _on_demand.get():

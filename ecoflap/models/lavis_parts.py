@@ -129,6 +129,7 @@ class LavisPretrained:
     name: str = "lavis"
     dtype: str = "float32"
     save: bool = False
+    shapes_first: ClassVar[bool] = True
     in_float32: ClassVar[tuple[str, ...]] = ()
     """Parts that compute in fp32 whatever the dtype of the rest."""
 

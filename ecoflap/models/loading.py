@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,10 @@ from ecoflap.models.placement import check_fits, resolve_dtype
 from ecoflap.models.pretrained_weights import check_vocabulary, load_weights
 from ecoflap.models.prunable import Loss, PrunableModel
 from ecoflap.models.quantised import check_config, check_weights, dequantise
-from ecoflap.models.skeleton import DTYPE_OPTION, described, framework, read_generation_config, skeleton
+from ecoflap.models.skeleton import DTYPE_OPTION, described, framework, read_generation_config, skeleton, wants_processor
 from ecoflap.models.towers import find_towers, select, skipped_weights
+
+PROCESSOR = "the tokenizer or processor of "  # for messages
 
 
 @dataclass(frozen=True)
@@ -102,13 +104,15 @@ class Pretrained:
     save: bool = False
     architecture: dict[str, Any] | None = None
 
+    shapes_first: ClassVar[bool] = True  # loading on the meta device reads no weights
+
     def read(self, config_class: Any, model_class: Any, processor_class: Any, device: torch.device) -> tuple[nn.Module, Any]:
-        """Read config, weights and processor with the given classes of transformers; on the meta device, only the config.
+        """Read config, weights and processor with the given classes of transformers; on the meta device, no weights.
 
         Raises:
             UserError: nothing loadable there, or it doesn't fit.
         """
-        if device.type == "meta" and self.architecture is not None and not Path(self.path).expanduser().is_dir():
+        if self.architecture is not None and not wants_processor(device) and not Path(self.path).expanduser().is_dir():
             return skeleton(model_class, described(config_class, self.architecture)), None
         path, dtype = require_folder(self.path), resolve_dtype(self.dtype)
         settings = read_settings(path, self.revision)
@@ -121,12 +125,16 @@ class Pretrained:
             model_class = narrowed(model_class, config)
         shape = from_hub(lambda: skeleton(model_class, config), path)
         if device.type == "meta":
-            return shape, None
+            if not wants_processor(device):
+                return shape, None
+            found = from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path, PROCESSOR)
+            check_vocabulary(path, shape, found)
+            return shape, found
         folder = checkpoint_folder(path, self.revision) if streaming() is not None else cached_folder(path, self.revision)
         files = weight_files(folder) if streaming() is not None or Path(path).is_dir() else sorted(folder.glob("*.safetensors"))
         if not quantised:
             check_weights(path, files)
-        processor = from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path, "the tokenizer or processor of ")
+        processor = from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path, PROCESSOR)
         check_vocabulary(path, shape, processor)
         if (stream := streaming()) is not None:
             stream.folder = folder

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +67,8 @@ class MiniLM:
     folder: str = "model"
     dtype: str = "float32"
     save: bool = False
+
+    shapes_first: ClassVar[bool] = True
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Read weights and tokenizer from the package; on the meta device, only shapes.

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ecoflap.console import table
-from ecoflap.errors import UserError, nearest
+from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.checkpoint_folder import stored_in
 from ecoflap.models.conversion import find_places, warn_unused
 from ecoflap.models.prunable import PrunableModel
@@ -92,7 +92,7 @@ def check_offload(kind: str) -> None:
         UserError: so it is.
     """
     if kind not in KINDS:
-        raise UserError(f"runtime.offload={kind} is not known; choose {nearest(kind, KINDS)}")
+        raise UserError(f"runtime.offload={kind} is not known; {did_you_mean(kind, KINDS)}")
 
 
 def load_offloaded(loader: Any, device: torch.device, selection: Any, kind: str, work: Path) -> PrunableModel:

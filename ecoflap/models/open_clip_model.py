@@ -7,13 +7,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from ecoflap.errors import UserError, nearest
+from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.clip import DualInterface, dual_loss
 from ecoflap.models.hub import from_hub
 from ecoflap.models.loading import Selection, prunable
@@ -71,6 +71,8 @@ class OpenClip:
     towers: dict[str, str] | None = None
     save: bool = False
 
+    shapes_first: ClassVar[bool] = True
+
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights, transform and tokenizer.
 
@@ -80,7 +82,7 @@ class OpenClip:
         open_clip = _package()
         if self.architecture not in open_clip.list_models():
             raise UserError(
-                f"model.architecture={self.architecture} is not known to open_clip; choose {nearest(self.architecture, open_clip.list_models())}"
+                f"model.architecture={self.architecture} is not known to open_clip; {did_you_mean(self.architecture, open_clip.list_models())}"
             )
         with torch.device("meta"), quiet(logging.WARNING):  # it would warn that no weights are loaded
             shape = open_clip.create_model(self.architecture, pretrained=None, load_weights=False, device="meta")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,24 @@ from ecoflap.models.offload import parameters_on_meta
 
 # The former name makes the fifth release complain at each load; releases before 4.56 know no other.
 DTYPE_OPTION = "torch_dtype" if version("transformers").startswith("4.") else "dtype"
+
+
+_with_processors: ContextVar[bool] = ContextVar("with_processors", default=False)
+
+
+@contextmanager
+def with_processors() -> Iterator[None]:
+    """Give models that are loaded on the meta device meanwhile their processors: what they can do is then known before any weight is read."""
+    token = _with_processors.set(True)
+    try:
+        yield
+    finally:
+        _with_processors.reset(token)
+
+
+def wants_processor(device: torch.device) -> bool:
+    """Whether a model on this device has a processor: one that is only inspected has none."""
+    return device.type != "meta" or _with_processors.get()
 
 
 def skeleton(model_class: Any, config: Any) -> nn.Module:

@@ -6,7 +6,9 @@ The package ships its weights as a Q4_1 GGUF file. It is never imported (its own
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,38 +53,57 @@ class SmolLM2:
     dtype: str = "float32"
     save: bool = False
 
+    shapes_first: ClassVar[bool] = True
+
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
-        """Read weights and tokenizer from the package.
+        """Read weights and tokenizer from the package; on the meta device, no weights.
 
         Raises:
             UserError: the package or the ``gguf`` reader is missing, or a tower is unknown.
         """
-        path = installed_file(self.package, self.file, "make real-models")
-        try:
-            from gguf import GGUFReader
-        except ImportError:
-            raise UserError("reading a GGUF file needs the gguf package; run: pip install -e '.[real-models]'") from None
-        reader = GGUFReader(path)
-        module = place(read_model(reader), self.dtype, device)
-        return prunable(self.name, module, read_tokenizer(reader), language_loss, selection)
+        reader, tokenizer = opened(installed_file(self.package, self.file, "make real-models"))
+        module = place(skeleton(reader) if device.type == "meta" else read_model(reader), self.dtype, device)
+        return prunable(self.name, module, tokenizer, language_loss, selection)
+
+
+@lru_cache(maxsize=1)
+def opened(file: Path) -> tuple[Any, Any]:
+    """The file, open, and its tokenizer: to parse both takes seconds, and a run asks for the shapes before the weights.
+
+    Raises:
+        UserError: the ``gguf`` reader is missing.
+    """
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise UserError("reading a GGUF file needs the gguf package; run: pip install -e '.[real-models]'") from None
+    reader = GGUFReader(file)
+    return reader, read_tokenizer(reader)
 
 
 def _value(reader: Any, key: str) -> Any:
     return reader.fields[key].contents()
 
 
-def read_model(reader: Any) -> torch.nn.Module:
-    """Build transformers' LLaMA from the file's header and fill it with the dequantised weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def skeleton(reader: Any) -> torch.nn.Module:
+    """Transformers' LLaMA as the file's header describes it, on the meta device."""
+    from transformers import LlamaForCausalLM
 
-    heads, kv_heads = _value(reader, "llama.attention.head_count"), _value(reader, "llama.attention.head_count_kv")
-    config = LlamaConfig(
+    with torch.device("meta"):
+        return LlamaForCausalLM(read_config(reader))
+
+
+def read_config(reader: Any) -> Any:
+    """What the file's header says of the model."""
+    from transformers import LlamaConfig
+
+    return LlamaConfig(
         vocab_size=_value(reader, "llama.vocab_size"),
         hidden_size=_value(reader, "llama.embedding_length"),
         intermediate_size=_value(reader, "llama.feed_forward_length"),
         num_hidden_layers=_value(reader, "llama.block_count"),
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
+        num_attention_heads=_value(reader, "llama.attention.head_count"),
+        num_key_value_heads=_value(reader, "llama.attention.head_count_kv"),
         rms_norm_eps=_value(reader, "llama.attention.layer_norm_rms_epsilon"),
         rope_theta=_value(reader, "llama.rope.freq_base"),
         max_position_embeddings=_value(reader, "llama.context_length"),
@@ -91,7 +112,14 @@ def read_model(reader: Any) -> torch.nn.Module:
         eos_token_id=2,
         pad_token_id=2,
     )
-    module = LlamaForCausalLM(config)
+
+
+def read_model(reader: Any) -> torch.nn.Module:
+    """Build transformers' LLaMA and fill it with the dequantised weights."""
+    from transformers import LlamaForCausalLM
+
+    config = read_config(reader)
+    module, heads, kv_heads = LlamaForCausalLM(config), config.num_attention_heads, config.num_key_value_heads
     state = {target: weight for tensor in reader.tensors for target, weight in [_read_tensor(tensor, heads, kv_heads)]}
     missing, unexpected = module.load_state_dict(state, strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:  # lm_head is tied to the embedding

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from functools import cache
+from typing import Any
 
 from torch import nn
 
 from ecoflap.errors import UserError
 from ecoflap.models.prunable import PrunableModel
 
+log = logging.getLogger(__name__)
+
 TABLE = re.compile(r"(^|\.)(\w*position\w*|wpe)$")
+OF_PICTURES = re.compile(r"vision|visual|image|patch")
 
 
 def most_tokens(module: nn.Module) -> int | None:
-    """The longest text for which a language model has learned positions; null where it computes them, and any length runs."""
-    lengths = [_places(table) for name, table in module.named_modules() if isinstance(table, nn.Embedding) and TABLE.search(name)]
-    return min(lengths, default=None)
+    """The longest text for which a model has learned positions; null where it computes them, and any length runs."""
+    tables = {name: table for name, table in module.named_modules() if isinstance(table, nn.Embedding) and TABLE.search(name)}
+    return min((_places(table) for name, table in tables.items() if not OF_PICTURES.search(name)), default=None)
+
+
+def trained_tokens(module: nn.Module) -> int | None:
+    """The longest text that a language model with computed positions was made for, as its config says; null where it doesn't."""
+    config: Any = getattr(module, "config", None)
+    most = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
+    return most if isinstance(most, int) and most > 0 else None
 
 
 def _places(table: nn.Embedding) -> int:
@@ -31,7 +44,9 @@ def at_most(model: PrunableModel, tokens: int) -> int:
 
 
 def require_length(model: PrunableModel, tokens: int, option: str) -> None:
-    """Refuse texts that are longer than a model can read: on an accelerator, it would die of that without a word of the reason.
+    """Refuse texts that are longer than a model can read, and warn of texts that are longer than any it was trained on.
+
+    On an accelerator, a model dies of too long a text without a word of the reason.
 
     Raises:
         UserError: so it is.
@@ -39,3 +54,12 @@ def require_length(model: PrunableModel, tokens: int, option: str) -> None:
     most = most_tokens(model.module)
     if most is not None and tokens > most:
         raise UserError(f"{option}: {model.name} has positions for {most} tokens; choose no more")
+    trained = trained_tokens(model.module)
+    if most is None and trained is not None and tokens > trained:
+        _warn_once(f"{option}: {model.name} was made for {trained} tokens (max_position_embeddings); on more it is worse, dense or pruned")
+
+
+@cache
+def _warn_once(message: str) -> None:
+    """Say it; models are checked before their weights are read and after, and by each run of a sweep."""
+    log.warning("%s", message)

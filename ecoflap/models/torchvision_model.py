@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ecoflap.errors import UserError, nearest
+from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.examples import Example
 from ecoflap.models.image_classifier import ClassifierInterface
 from ecoflap.models.loading import Selection, prunable
@@ -61,6 +61,8 @@ class Torchvision:
     towers: dict[str, str] | None = None
     save: bool = False
 
+    shapes_first: ClassVar[bool] = True
+
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and transform.
 
@@ -70,8 +72,8 @@ class Torchvision:
         from torchvision import models
 
         if self.architecture not in models.list_models():
-            known = nearest(self.architecture, models.list_models())
-            raise UserError(f"model.architecture={self.architecture} is not known to torchvision; choose {known}")
+            known = did_you_mean(self.architecture, models.list_models())
+            raise UserError(f"model.architecture={self.architecture} is not known to torchvision; {known}")
         loss = find_loss(self.loss, {"classification": classification_loss})
         with torch.device("meta"):
             shape = models.get_model(self.architecture, weights=None)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ecoflap.errors import UserError, nearest
+from ecoflap.errors import UserError, did_you_mean, nearest, written
 from ecoflap.models.layers import Layer, is_linear, is_plain, weights_of
 from ecoflap.models.routers import routers
 from ecoflap.models.tower_names import LEFT_DENSE, READS, kind_of, name_towers
@@ -122,7 +122,7 @@ def select(towers: Sequence[Tower], names: Sequence[str] | None, skip_layers: Se
     by_name = {tower.name: tower for tower in towers}
     for name in names or ():
         if name not in by_name:
-            raise UserError(f"towers={list(names or ())}: there is no tower {name!r}; this model has {', '.join(by_name)}")
+            raise UserError(f"towers={written(names or ())}: this model has no tower {name!r}; {did_you_mean(name, by_name)}")
     chosen = [by_name[name] for name in by_name if (name in names if names is not None else kind_of(name) not in LEFT_DENSE)]
     all_names = [layer.name for tower in chosen for layer in tower.layers]
     for pattern in skip_layers:
@@ -134,7 +134,7 @@ def select(towers: Sequence[Tower], names: Sequence[str] | None, skip_layers: Se
             raise UserError(f"skip_layers: {pattern!r} matches none of the {len(all_names)} layers; the nearest: {nearest(pattern, all_names)}")
     result = tuple(_without(tower, skip_layers) for tower in chosen)
     if not any(tower.layers for tower in result):
-        raise UserError(f"towers={names}, skip_layers={list(skip_layers)} leave no layer to prune")
+        raise UserError(f"towers={written(names)}, skip_layers={written(list(skip_layers))} leave no layer to prune; name fewer layers to skip")
     return result
 
 

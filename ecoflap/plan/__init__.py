@@ -1,6 +1,8 @@
-"""A run before it starts: every part built from its config group, everything refused that can be refused without the model."""
+"""A run before it starts: every part built from its config group, everything refused that can be refused without the model's weights."""
 
 from ecoflap.plan.building import build_tasks, make_plan
 from ecoflap.plan.plan import Plan
+from ecoflap.plan.preflight import Preflight
+from ecoflap.plan.unused import few_samples, unused
 
-__all__ = ["Plan", "build_tasks", "make_plan"]
+__all__ = ["Plan", "Preflight", "build_tasks", "few_samples", "make_plan", "unused"]

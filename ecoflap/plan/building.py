@@ -4,25 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 
 from ecoflap.config import build, check_merged
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, did_you_mean
 from ecoflap.evaluate.task import Task
 from ecoflap.plan.checks import check
 from ecoflap.plan.plan import Plan
+from ecoflap.plan.preflight import Preflight
 from ecoflap.prune import driver
 from ecoflap.store import Store, source_hash
+from ecoflap.store.store import Mode
 
 
-def make_plan(config: DictConfig, folder: Path) -> Plan:
-    """Build the parts, and check that they go together.
+def make_plan(config: DictConfig, folder: Path, preflight: Preflight | None = None) -> Plan:
+    """Build the parts, and check them as far as that goes without the model's weights.
+
+    Args:
+        config: of the run.
+        folder: where the run writes.
+        preflight: what has been checked before, for the other jobs of a sweep; null for nothing.
 
     Raises:
-        UserError: a value is impossible, whatever the model, or data are not there.
+        UserError: a value is impossible, data are not there, or the model can't do what it has to.
     """
+    check_merged()
     parts = {group: build(group, config[group]) for group in ("model", "calibration", "allocation", "pruner", "tracking")}
     tasks = build_tasks(config.task)
     scorer = build("score", config.score) if "_target_" in config.score and parts["allocation"].needs_scores else None
@@ -43,6 +51,7 @@ def make_plan(config: DictConfig, folder: Path) -> Plan:
         code=hash_code({**parts, "score": scorer, "finetune": finetuner}, tasks),
     )
     check(plan)
+    (preflight or Preflight()).check(plan)
     return plan
 
 
@@ -59,7 +68,6 @@ def build_tasks(node: DictConfig) -> dict[str, Task]:
     Raises:
         UserError: a value is impossible.
     """
-    check_merged()
     if "tasks" not in node:
         task = build("task", node)
         return {task.name: task}
@@ -74,9 +82,10 @@ def make_store(folder: str, mode: str) -> Store:
     """The stage cache.
 
     Raises:
-        UserError: no such mode.
+        UserError: no such mode, or no such place.
     """
-    try:
-        return Store(Path(folder), mode)  # type: ignore[arg-type]
-    except ValueError as error:
-        raise UserError(f"cache_mode={mode}: {error}") from None
+    if mode != "off" and (not folder or (Path(folder).exists() and not Path(folder).is_dir())):
+        raise UserError(f"cache={folder} is no folder; choose another place, such as cache=outputs/cache, or cache_mode=off")
+    if mode not in get_args(Mode):
+        raise UserError(f"cache_mode={mode} is not known; {did_you_mean(mode, get_args(Mode))}")
+    return Store(Path(folder), mode)  # type: ignore[arg-type]

@@ -1,15 +1,17 @@
-"""What is refused before a model is loaded: values, steps and parts that can't go together, data that aren't there."""
+"""What is refused whatever the data and the model: values, steps and parts that can't go together."""
 
 from __future__ import annotations
 
 from ecoflap.allocate.allocation import check_sparsity
 from ecoflap.config import STEPS
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, did_you_mean, written
 from ecoflap.evaluate.task import Task
 from ecoflap.models.offload import check_offload
 from ecoflap.plan.plan import Plan
 from ecoflap.prune.inputs import check_propagate
 from ecoflap.prune.whole_model import WholeModelPruner
+
+SEEDS = 2**32
 
 
 def check(plan: Plan) -> None:
@@ -21,7 +23,6 @@ def check(plan: Plan) -> None:
     check_options(plan)
     check_steps(plan)
     check_mean(plan.tasks, plan.mean)
-    locate_data(plan)
 
 
 def check_options(plan: Plan) -> None:
@@ -35,6 +36,9 @@ def check_options(plan: Plan) -> None:
     plan.allocator.check(config["sparsity"])
     if config["batch_size"] < 1:
         raise UserError(f"batch_size={config['batch_size']} must be at least 1")
+    if not 0 <= config["seed"] < SEEDS:
+        raise UserError(f"seed={config['seed']} is outside [0, 2**32), the seeds that every random generator takes; choose one such as seed=0")
+    check_towers(config["towers"])
     check_propagate(config["propagate"])
     check_offload(offload)
     if offload != "none" and plan.finetuner is not None:
@@ -48,6 +52,16 @@ def check_options(plan: Plan) -> None:
         raise UserError(f"pruner={plan.pruner.name} compares all weights at once, so they have to be in memory; use runtime.offload=none")
 
 
+def check_towers(towers: list[str] | None) -> None:
+    """Refuse a list of towers that is wrong for any model.
+
+    Raises:
+        UserError: it is empty, or names one twice.
+    """
+    if towers is not None and (not towers or len(set(towers)) < len(towers)):
+        raise UserError(f"towers={written(towers)} names {'one twice' if towers else 'none'}; name each once, or towers=null for the default")
+
+
 def check_steps(plan: Plan) -> None:
     """Refuse steps that are unknown, out of order, or lack what they read.
 
@@ -57,11 +71,11 @@ def check_steps(plan: Plan) -> None:
     steps = plan.steps
     for step in steps:
         if step not in STEPS:
-            raise UserError(f"steps={steps}: there is no step {step!r}; the steps are {', '.join(STEPS)}")
+            raise UserError(f"steps={written(steps)}: there is no step {step!r}; {did_you_mean(step, STEPS)}")
     if not steps or steps != [step for step in STEPS if step in steps]:
-        raise UserError(f"steps={steps} must be some of {', '.join(STEPS)}, each once and in this order")
+        raise UserError(f"steps={written(steps)} must be some of {', '.join(STEPS)}, each once and in this order")
     if "finetune" in steps and "prune" not in steps:
-        raise UserError(f"steps={steps}: finetune needs prune, whose zeros it keeps; add it")
+        raise UserError(f"steps={written(steps)}: finetune needs prune, whose zeros it keeps; add it")
     if isinstance(plan.pruner, WholeModelPruner):
         _check_whole_model(plan, plan.pruner)
         return
@@ -73,10 +87,10 @@ def check_steps(plan: Plan) -> None:
     for step, needed in needs.items():
         if step in steps and needed is not None and needed not in steps:
             raise UserError(
-                f"steps={steps}: {step} needs {needed}; add it, or take an earlier run's with allocation=file allocation.path=RUN/allocation.json"
+                f"steps={written(steps)}: {step} needs {needed}; add it, or take one: allocation=file allocation.path=RUN/allocation.json"
             )
     if "prune" in steps and plan.pruner.statistic is not None and "calibrate" not in steps:
-        raise UserError(f"steps={steps}: pruner={plan.pruner.name} looks at data, so prune needs calibrate; add it")
+        raise UserError(f"steps={written(steps)}: pruner={plan.pruner.name} looks at data, so prune needs calibrate; add it")
 
 
 def _check_whole_model(plan: Plan, pruner: WholeModelPruner) -> None:
@@ -90,7 +104,7 @@ def _check_whole_model(plan: Plan, pruner: WholeModelPruner) -> None:
     if not plan.allocator.needs_scores:
         raise UserError(f"pruner={pruner.name} compares all weights by itself; allocation={plan.allocator.name} would change nothing, leave it out")
     if "prune" in plan.steps and pruner.looks_at_data and "calibrate" not in plan.steps:
-        raise UserError(f"steps={plan.steps}: pruner={pruner.name} looks at data, so prune needs calibrate; add it")
+        raise UserError(f"steps={written(plan.steps)}: pruner={pruner.name} looks at data, so prune needs calibrate; add it")
 
 
 def check_mean(tasks: dict[str, Task], mean: str | None) -> None:
@@ -102,17 +116,4 @@ def check_mean(tasks: dict[str, Task], mean: str | None) -> None:
     for name, task in tasks.items():
         given = getattr(task, "metrics", None)
         if mean is not None and given is not None and mean not in given:
-            raise UserError(f"task.mean={mean}: {name} has no such metric; it has {', '.join(given)}")
-
-
-def locate_data(plan: Plan) -> None:
-    """Look for the files of the data sets that the steps read, before a model is loaded for them.
-
-    Raises:
-        UserError: some are not there.
-    """
-    if "calibrate" in plan.steps and hasattr(plan.calibrator, "locate"):
-        plan.calibrator.locate("calibration")
-    for task in plan.tasks.values() if "evaluate" in plan.steps else ():
-        if hasattr(task, "locate"):
-            task.locate("task")
+            raise UserError(f"task.mean={mean}: {name} has no such metric; {did_you_mean(mean, given)}")

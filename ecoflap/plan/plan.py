@@ -55,6 +55,12 @@ class Plan:
         return list(self.config["steps"])
 
     @property
+    def reads_calibration(self) -> bool:
+        """Whether the run calibrates, or trains on the split that it calibrates with."""
+        trains = isinstance(self.pruner, WholeModelPruner) and self.pruner.trains and "prune" in self.steps
+        return "calibrate" in self.steps or trains or getattr(self.finetuner, "data", None) == "training"
+
+    @property
     def selection(self) -> Selection:
         """Which towers and layers are pruned."""
         return Selection(self.config["towers"], self.config["skip_layers"])

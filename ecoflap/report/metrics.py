@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
-from ecoflap.errors import UserError, nearest
+from ecoflap.errors import UserError, did_you_mean
 from ecoflap.report.methods import Method
 from ecoflap.report.sections import Section
 from ecoflap.results.record import first_metric
@@ -99,7 +99,7 @@ def make_tables(sections: Sequence[Section], asked: Sequence[str] = ()) -> list[
     names = list(dict.fromkeys(name for section in sections for name in _metrics(section)))
     for metric in asked:
         if metric not in names:
-            raise UserError(f"--metric {metric}: no run here has it; {nearest(metric, names) or 'none was evaluated after pruning'}")
+            raise UserError(f"--metric {metric}: no run here has it; {did_you_mean(metric, names) if names else 'none was evaluated after pruning'}")
     tables = []
     for section in sections:
         for name in asked or _headlines(section):

@@ -25,7 +25,7 @@ from torch import Tensor
 from ecoflap.calibrate.padding import loss_batches
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.console import track
-from ecoflap.errors import NumericalError, UserError, nearest, require_positive
+from ecoflap.errors import NumericalError, UserError, did_you_mean, require_positive
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward, samples_in
 from ecoflap.score.recompute import recomputing
@@ -64,7 +64,7 @@ class FirstOrder:
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
-            raise UserError(f"score.measure={self.measure} is not known; choose {nearest(self.measure, MEASURES)}")
+            raise UserError(f"score.measure={self.measure} is not known; {did_you_mean(self.measure, MEASURES)}")
         require_positive("score", self, "samples", "batch_size")
 
     def identity(self) -> dict[str, Any]:

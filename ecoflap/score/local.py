@@ -14,7 +14,7 @@ from ecoflap.calibrate.layer_calls import require_calls
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.statistics import Gram, InputStatistics, MeanSquare
 from ecoflap.console import track
-from ecoflap.errors import UserError, nearest, require_positive
+from ecoflap.errors import UserError, did_you_mean, require_positive
 from ecoflap.models.prunable import PrunableModel, quiet_forward
 from ecoflap.ops import wanda_metric
 from ecoflap.score.scores import Average, Scores, collect
@@ -59,7 +59,7 @@ class Local:
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
-            raise UserError(f"score.measure={self.measure} is not known; choose {nearest(self.measure, MEASURES)}")
+            raise UserError(f"score.measure={self.measure} is not known; {did_you_mean(self.measure, MEASURES)}")
         require_positive("score", self, "samples", "batch_size")
 
     def identity(self) -> dict[str, Any]:

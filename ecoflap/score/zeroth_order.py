@@ -20,6 +20,7 @@ A nudge of 1e-3 drowns in the rounding of half precision, so half-precision weig
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ from ecoflap.calibrate.padding import loss_batches
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.suffix import SuffixRunner, growing_modules
 from ecoflap.console import track
-from ecoflap.errors import NumericalError, UserError, nearest, require_positive
+from ecoflap.errors import NumericalError, UserError, did_you_mean, require_positive
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import Batch, PrunableModel, in_float32, quiet_forward, samples_in
 from ecoflap.models.towers import Block, Tower
@@ -92,10 +93,10 @@ class ZerothOrder:
 
     def __post_init__(self) -> None:
         require_positive("score", self, "samples", "batch_size", "noises", "samples_per_pass")
-        if not self.eps > 0:
-            raise UserError(f"score.eps={self.eps} must be more than 0")
+        if not 0 < self.eps < math.inf:
+            raise UserError(f"score.eps={self.eps} must be more than 0 and finite, such as 0.001")
         if self.probe not in PROBES:
-            raise UserError(f"score.probe={self.probe} is not known; choose {nearest(self.probe, PROBES)}")
+            raise UserError(f"score.probe={self.probe} is not known; {did_you_mean(self.probe, PROBES)}")
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on."""

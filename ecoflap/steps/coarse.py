@@ -13,13 +13,13 @@ from ecoflap import warm_model
 from ecoflap.calibrate.layer_calls import require_calls
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.stored import stored_calibration
-from ecoflap.config import runs_follow
+from ecoflap.config import given_options, runs_follow
 from ecoflap.errors import UserError
 from ecoflap.file_names import ALLOCATION, SCORES
 from ecoflap.models.offload import load_offloaded
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.models.residence import WORK
-from ecoflap.plan import Plan
+from ecoflap.plan import Plan, few_samples
 from ecoflap.progress import Progress
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.report.lines import show_allocation, show_model
@@ -48,7 +48,7 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, Progress]:
             model = load_offloaded(plan.loader, device, plan.selection, offload, plan.folder / WORK)
             fingerprint = model.fingerprint()
     show_model(model, plan.config["sparsity"])
-    if not isinstance(plan.pruner, WholeModelPruner):
+    if not isinstance(plan.pruner, WholeModelPruner) and {"allocate", "prune"} & set(plan.steps):
         plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores)
     return model, Progress(fingerprint, costs)
 
@@ -77,6 +77,9 @@ def calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> Calibrati
     asked = plan.calibrator.samples
     if asked is not None and asked > len(progress.calibration):
         log.warning("calibration.samples=%d was asked for and there are only %d", asked, len(progress.calibration))
+    if asked is None or asked > len(progress.calibration):
+        for sentence in few_samples(plan, given_options(), len(progress.calibration)):
+            log.warning("%s", sentence)
     log.info("calibrate: %d samples of %s", len(progress.calibration), progress.calibration.name)
     return progress.calibration
 

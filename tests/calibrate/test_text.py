@@ -162,27 +162,32 @@ def test_token_rows_of_any_integer_type(tmp_path: Path, model: PrunableModel, dt
         (torch.zeros(2, 3, dtype=torch.bool), r"torch\.bool"),
         (torch.zeros(3, dtype=torch.long), r"torch\.int64 \[3\]"),
         (torch.zeros(0, 3, dtype=torch.long), r"torch\.int64 \[0, 3\]"),
-        (torch.tensor([[0, 40]]), "ids from 0 to 40; the model has a vocabulary of 40"),
-        (torch.tensor([[-1, 3]]), "ids from -1 to 3"),
+        (torch.tensor([[-1, 3]]), "ids from -1 on; token ids are 0 or more"),
     ],
 )
 def test_tokens_that_are_none(tmp_path: Path, tokens: Tensor, message: str) -> None:
     with pytest.raises(UserError, match=message):
-        read_token_rows(token_file(tmp_path, ids=tokens), "ids", "calibration", 40)
+        read_token_rows(token_file(tmp_path, ids=tokens), "ids", "calibration")
+
+
+def test_tokens_outside_the_vocabulary(tmp_path: Path, model: PrunableModel) -> None:
+    rows = TokenFile(token_file(tmp_path, ids=torch.tensor([[0, 40]])), "ids")
+    with pytest.raises(UserError, match="ids from 0 to 40; the model has a vocabulary of 40"):
+        rows.check_model(model)
 
 
 def test_wrong_key_lists_the_right_ones(tmp_path: Path) -> None:
     path = token_file(tmp_path, input_ids=torch.zeros(1, 1), other=torch.zeros(1))
     with pytest.raises(UserError, match=r"calibration\.key=input_id: .*tokens\.safetensors holds input_ids"):
-        read_token_rows(path, "input_id", "calibration", 40)
+        read_token_rows(path, "input_id", "calibration")
 
 
 def test_missing_or_foreign_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task\.path=.*there is no such file"):
-        read_token_rows(str(tmp_path / "none.safetensors"), "ids", "task", 40)
+        read_token_rows(str(tmp_path / "none.safetensors"), "ids", "task")
     (tmp_path / "text.safetensors").write_text("this is no safetensors file")
     with pytest.raises(UserError, match="is not a safetensors file"):
-        read_token_rows(str(tmp_path / "text.safetensors"), "ids", "task", 40)
+        read_token_rows(str(tmp_path / "text.safetensors"), "ids", "task")
 
 
 @pytest.mark.parametrize("family", [*tiny.LANGUAGE, *tiny.SEQ2SEQ])

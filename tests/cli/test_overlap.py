@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ecoflap.data.sources import picture_sources
+from ecoflap.data.sources import copies, picture_sources
 from ecoflap.data.vqa import VQAV2
 from ecoflap.errors import UserError
 from ecoflap.results import Result
@@ -105,5 +105,25 @@ def test_pictures_are_known_by_number_or_by_file(tmp_path: Path) -> None:
     (tmp_path / "one.png").write_bytes(b"")
     (tmp_path / "link.png").symlink_to(tmp_path / "one.png")
     assert picture_sources([str(tmp_path / "one.png")]) == picture_sources([str(tmp_path / "link.png"), None])
-    assert picture_sources(["a/COCO_val2014_000000000042.jpg"]) == picture_sources(["b/000000000042.jpg"]) == {"COCO's picture 42"}
+    both = picture_sources(["a/COCO_val2014_000000000042.jpg"]) & picture_sources(["b/000000000042.jpg"])
+    assert both == {"COCO's picture 42"}
     assert not picture_sources(["a/1.jpg"]) & picture_sources(["b/1.jpg"])
+
+
+def test_copies_are_found_under_any_name(tmp_path: Path) -> None:
+    contents = {"one.png": b"a" * 99 + b"b", "two.png": b"a" * 100, "copy.jpg": b"a" * 100, "other.png": b"b" + b"a" * 99, "words.txt": b"a" * 100}
+    for name, content in contents.items():
+        (tmp_path / name).write_bytes(content)
+    names = {name: str(tmp_path / name) for name in contents}
+    calibration = [names["one.png"], names["two.png"], names["words.txt"], "the question 'What?'", str(tmp_path / "gone.png")]
+    assert copies(calibration, [names["copy.jpg"], names["other.png"], names["words.txt"]]) == [(names["two.png"], names["copy.jpg"])]
+
+
+def test_a_copy_of_a_picture_is_refused_under_another_name(run: Run, tmp_path: Path) -> None:
+    picture_sets.write_set(tmp_path, "food101")
+    images = tmp_path / "food-101" / "images"
+    train, test = (sorted(images.rglob(f"{split}_*"))[0] for split in ("train", "test"))
+    options = ["model=clip_mini", "calibration=food101", "task=food101", f"calibration.path={tmp_path}", f"task.path={tmp_path}"]
+    assert run([*SHORT, *options], "apart").metrics["pruned"]
+    shutil.copy(train, test)
+    refused(run, [*SHORT, *options], f"both read the picture .*{train.name} .*{test.name} holds the same bytes", tmp_path)

@@ -23,7 +23,7 @@ Run = Callable[..., Result]
         (["sparsity=-0.1"], ["sparsity=-0.1"]),
         (["allocation.cap=0.5"], ["allocation.cap=0.5", "sparsity=0.6"]),
         (["allocation.granularity=blocks"], ["allocation.granularity=blocks", "layer, block, tower, model"]),
-        (["score.samples=many"], ["score.samples", "many", "Integer"]),
+        (["score.samples=many"], ["score.samples", "many", "whole number"]),
         (["+score.sample=3"], ["score.sample", "samples"]),
         (["score=first_order", "score.measure=grad"], ["score.measure=grad", "gradient"]),
         (["pruner.mask=diagonal"], ["pruner.mask=diagonal", "row, matrix, or N:M"]),
@@ -158,8 +158,21 @@ def test_text_calibration_of_a_model_that_reads_images(run: Run, text_file: Path
         run(["calibration=wikitext2", f"calibration.path={text_file}", "tracking=none", "task.limit=10", "cache_mode=off"])
 
 
-def test_a_failing_run_leaves_no_earlier_result_in_its_folder(run: Run, text_run: list[str], tmp_path: Path) -> None:
+def test_a_failing_run_leaves_no_earlier_result_in_its_folder(
+    run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path
+) -> None:
     run([*text_run, "model.save=true"])
+    broken = shutil.copytree(tiny_llama, tmp_path / "broken")
+    state = load_file(broken / "model.safetensors")
+    state["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NumericalError, match="damaged"):
+        run([*text_run, f"model.path={broken}", "resume=false"])
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["status.json"]
+
+
+def test_a_refused_run_leaves_an_earlier_result_alone(run: Run, text_run: list[str], tmp_path: Path) -> None:
+    run(text_run)
     with pytest.raises(UserError, match="vision"):
         run([*text_run, "towers=[vision]", "resume=false"])
-    assert [path.name for path in (tmp_path / "run").iterdir()] == ["status.json"]
+    assert (tmp_path / "run" / "result.json").exists()

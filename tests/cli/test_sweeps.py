@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from ecoflap.masks import load_masks
 from ecoflap.results import Result
@@ -39,11 +41,42 @@ def test_one_load_for_many_runs_gives_the_results_of_separate_processes(text_run
     assert "4 of 4 jobs have finished before" in again.stdout + again.stderr
 
 
-def test_a_failing_process_does_not_stop_the_others(text_run: list[str], tmp_path: Path) -> None:
-    done = sweep("-m", *text_run, "sparsity=2.0,0.5", "cluster=local", f"hydra.sweep.dir={tmp_path / 'sweep'}")
-    assert done.returncode == 1
+@pytest.fixture
+def broken_llama(tiny_llama: Path, tmp_path: Path) -> Path:
+    """A model of which only its weights show that it can't be pruned."""
+    folder = shutil.copytree(tiny_llama, tmp_path / "broken")
+    state = load_file(folder / "model.safetensors")
+    state["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("cluster", ["none", "local"])
+def test_no_job_is_started_when_one_is_impossible(text_run: list[str], tmp_path: Path, cluster: str) -> None:
+    folder = tmp_path / "sweep"
+    done = sweep("-m", *text_run, "sparsity=0.5,2.0,1.5", f"cluster={cluster}", f"hydra.sweep.dir={folder}")
+    assert done.returncode == 2
+    said = done.stdout + done.stderr
+    assert "job 1 (sparsity=2.0): sparsity=2.0 is outside" in said
+    assert "job 2 (sparsity=1.5): sparsity=1.5 is outside" in said
+    assert "2 of 3 jobs can't run" in said
+    assert not list(folder.rglob("status.json"))
+    assert not (folder / ".submitit").exists()
+
+
+def test_a_failing_run_does_not_stop_the_next(text_run: list[str], tiny_llama: Path, broken_llama: Path, tmp_path: Path) -> None:
+    done = sweep("-m", *text_run, f"model.path={broken_llama},{tiny_llama}", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert done.returncode == 2
+    assert "checkpoint is damaged" in done.stderr
+    assert [file.parent.name for file in (tmp_path / "sweep").glob("*/result.json")] == ["1"]
+
+
+def test_a_failing_process_does_not_stop_the_others(text_run: list[str], tiny_llama: Path, broken_llama: Path, tmp_path: Path) -> None:
+    models = f"model.path={broken_llama},{tiny_llama}"
+    done = sweep("-m", *text_run, models, "cluster=local", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert done.returncode == 2
     assert "job 0" in done.stderr + done.stdout
-    assert "sparsity=2.0 is outside" in done.stderr
+    assert "checkpoint is damaged" in done.stderr
     assert [file.parent.name for file in (tmp_path / "sweep").glob("*/result.json")] == ["1"]
     assert json.loads((tmp_path / "sweep" / "0" / "status.json").read_text())["state"] == "failed"
 

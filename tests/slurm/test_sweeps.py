@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from ecoflap import status
 from ecoflap.cluster.snapshot import PARTS
@@ -72,22 +73,34 @@ def test_scores_first(sweep: Sweep, tmp_path: Path) -> None:
     assert text.count("scores: read from the store") == 2
 
 
-def test_one_job_of_a_sweep_fails(slurm: Cluster, sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_job_of_a_sweep_fails(slurm: Cluster, sweep: Sweep, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "sweep"
-    process = sweep("sparsity=0.4,2.0,0.6")
+    broken = shutil.copytree(tiny_llama, tmp_path / "broken")
+    state = load_file(broken / "model.safetensors")
+    state["lm_head.weight"][0, 0] = float("nan")
+    save_file(state, broken / "model.safetensors", metadata={"format": "pt"})
+    process = sweep(f"model.path={tiny_llama},{broken}", "sparsity=0.4")
     printed = ended(process)
-    assert process.returncode == 1
+    assert process.returncode == 2
     assert "job 1" in printed
-    assert "sparsity=2.0 is outside" in printed
-    assert sorted(results(folder)) == [0, 2]
-    assert states(slurm, folder) == ["COMPLETED", "FAILED", "COMPLETED"]
+    assert "checkpoint is damaged" in printed
+    assert sorted(results(folder)) == [0]
+    assert states(slurm, folder) == ["COMPLETED", "FAILED"]
     own = next(file for file in folder.glob(".submitit/*/*_log.err") if "Traceback" in file.read_text())
-    assert "sparsity=2.0 is outside" in own.read_text()
+    assert "checkpoint is damaged" in own.read_text()
     capsys.readouterr()
     assert status.main([str(folder)]) == 1
     shown = capsys.readouterr().out
-    assert "2 done, 1 failed" in shown
-    assert "sparsity=2.0 is outside" in shown
+    assert "1 done, 1 failed" in shown
+    assert "checkpoint is damaged" in shown
+
+
+def test_nothing_is_queued_when_one_job_is_impossible(slurm: Cluster, sweep: Sweep, tmp_path: Path) -> None:
+    process = sweep("sparsity=0.4,2.0")
+    printed = ended(process)
+    assert process.returncode == 2
+    assert "job 1 (sparsity=2.0): sparsity=2.0 is outside" in printed
+    assert not (tmp_path / "sweep" / ".submitit").exists()
 
 
 def test_code_that_is_edited_meanwhile_changes_no_queued_job(slurm: Cluster, sweep: Sweep, tmp_path: Path) -> None:
