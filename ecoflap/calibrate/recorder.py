@@ -1,15 +1,15 @@
-"""Record the calls of a tower's blocks during one forward pass."""
+"""Record what enters the blocks of a tower during one forward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ecoflap.calibrate.block_call import BlockCall, first_tensor, take_out_hidden
+from ecoflap.calibrate.block_call import BlockCall, first_tensor, snapshot, take_out_hidden, tensors_in
 from ecoflap.calibrate.shortcut import Shortcut, shortcut
 from ecoflap.errors import UserError
 from ecoflap.models.losses import counted_tokens
@@ -17,25 +17,68 @@ from ecoflap.models.towers import Tower
 
 
 class Captured(BaseException):
-    """Ends a forward pass after the tower; no model code can mistake it for an error of its own."""
+    """Ends a forward pass that has shown enough; no model code can mistake it for an error of its own."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What enters a block in one call.
+
+    Attributes:
+        call: the arguments beside the hidden states.
+        hidden: the hidden states.
+        counted: which tokens are real; see ``Stream``.
+        before: what the block before put out; known only where the number of passes isn't yet, null where another block ran between.
+    """
+
+    call: BlockCall
+    hidden: Tensor
+    counted: tuple[Tensor, ...]
+    before: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Left:
+    """The output of the block that ran last, and how often it had been written to."""
+
+    index: int
+    output: Tensor
+    version: int
+    copy: Tensor | None
+
+    def is_entering(self, index: int, hidden: Tensor) -> bool:
+        """Whether a block is given this very output. Equal numbers elsewhere prove nothing: what the model added may be zero this once."""
+        same = hidden is self.output or (
+            hidden.data_ptr() == self.output.data_ptr() and hidden.shape == self.output.shape and hidden.stride() == self.output.stride()
+        )
+        return index == self.index + 1 and same and hidden._version == self.version
 
 
 class Recorder:
-    """Records the calls of a tower's blocks during one forward pass, and ends the pass when the last one is known.
+    """Records what enters the blocks of a tower, and ends the forward pass when all that is wanted of it is known.
 
     Attributes:
-        calls: of each block: its arguments, its hidden states and which tokens are real.
-        chained: each block got what the block before it put out.
-        shortcuts: {block: how to pass it without computing it}, null where it has to be run; learned where the number of passes isn't known yet.
+        entries: {block: its calls}.
+        broken: blocks that got something else than the output of the block before.
+        writes: a block wrote to a tensor that it was given. Learned, like ``shortcuts``, where the number of passes isn't known yet.
+        shortcuts: {block: how to bypass it}, null where it has to be run.
     """
 
-    def __init__(self, tower: Tower, passes: int) -> None:
-        """``passes``: how often the tower is run; 0 where that isn't known yet."""
+    def __init__(self, tower: Tower, passes: int = 0, wanted: Collection[int] | None = None) -> None:
+        """Get ready.
+
+        Args:
+            tower: its blocks.
+            passes: how often they are called; 0 where that isn't known yet, and the forward pass runs to its end.
+            wanted: the blocks whose calls are kept; null for all.
+        """
         self.tower, self.expected = tower, passes
-        self.calls: list[list[tuple[BlockCall, Tensor, tuple[Tensor, ...]]]] = [[] for _ in tower.blocks]
-        self.chained = True
+        self.entries: dict[int, list[Entry]] = {index: [] for index in (range(len(tower.blocks)) if wanted is None else wanted)}
+        self.broken: set[int] = set()
+        self.writes = False
         self.shortcuts: dict[nn.Module, Shortcut | None] = {}
-        self._last: Tensor | None = None
+        self._left: _Left | None = None
+        self._versions: list[tuple[Tensor, int]] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -43,7 +86,7 @@ class Recorder:
         handles = []
         for index, block in enumerate(self.tower.blocks):
             handles.append(block.module.register_forward_pre_hook(self._before(index), with_kwargs=True))
-            handles.append(block.module.register_forward_hook(self._after, with_kwargs=True))
+            handles.append(block.module.register_forward_hook(self._after(index), with_kwargs=True))
         try:
             yield
         finally:
@@ -53,27 +96,33 @@ class Recorder:
     def _before(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             call, hidden = take_out_hidden(arguments, keywords)
-            if index and self._last is not None and hidden is not self._last and not torch.equal(hidden, self._last):
-                self.chained = False
-            self.calls[index].append((call, hidden, counted_tokens()))
-            if index == len(self.calls) - 1 and len(self.calls[index]) == self.expected:
+            left = self._left
+            chained = left is not None and left.is_entering(index, hidden)
+            if index and not chained:
+                self.broken.add(index)
+            if index in self.entries:
+                kept = hidden.clone()
+                before = kept if chained else left.copy if left is not None and left.index == index - 1 else None
+                self.entries[index].append(Entry(call.changed(snapshot), kept, counted_tokens(), before))
+            if self.expected and all(len(calls) == self.expected for calls in self.entries.values()):
                 raise Captured
+            if not self.expected:
+                self._versions = [(tensor, tensor._version) for tensor in tensors_in([*arguments, *keywords.values()])]
 
         return record
 
-    def _after(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-        self._last = first_tensor(output)
-        if not self.expected and self.shortcuts.get(module, ()) is not None:  # one call that makes more than hidden states settles it
-            call, _ = take_out_hidden(arguments, keywords)
-            self.shortcuts[module] = shortcut(arguments, keywords, call.place, output)
+    def _after(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+        def record(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+            hidden = first_tensor(output)
+            self._left = _Left(index, hidden, hidden._version, None if self.expected else hidden.clone())
+            if self.expected:
+                return
+            self.writes |= any(tensor._version != version for tensor, version in self._versions)
+            if self.shortcuts.get(module, ()) is not None:  # one call that makes more than hidden states settles it
+                call, _ = take_out_hidden(arguments, keywords)
+                self.shortcuts[module] = shortcut(arguments, keywords, call.place, output)
 
-    def arguments(self) -> list[list[BlockCall]]:
-        """What each block got beside the hidden states, call by call."""
-        return [[call for call, _, _ in calls] for calls in self.calls]
-
-    def entered(self) -> list[Tensor]:
-        """The hidden states that the first block got, call by call."""
-        return [hidden for _, hidden, _ in self.calls[0]]
+        return record
 
     def passes(self) -> int:
         """How often each block was called.
@@ -81,7 +130,7 @@ class Recorder:
         Raises:
             UserError: some more often than others, or never.
         """
-        counts = [len(calls) for calls in self.calls]
+        counts = [len(calls) for calls in self.entries.values()]
         if min(counts) == 0:
             reached = sum(map(bool, counts))
             raise UserError(

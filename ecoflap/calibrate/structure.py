@@ -1,0 +1,138 @@
+"""Learn from a small batch how a model calls the blocks of a tower, and what its forward passes can leave out.
+
+A small batch runs through the whole model once. Then it runs again, each time with some blocks bypassed, up to the block in question. Bypassed
+blocks put out numbers that have nothing to do with what they would compute, except where an output is known; what enters the block all the same
+depends on nothing else, whatever pruning makes of the others. What differs is not left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from torch import nn
+
+from ecoflap.calibrate.block_call import same_arguments
+from ecoflap.calibrate.disturbance import disturbed, disturbing
+from ecoflap.calibrate.passed import Passages, Passed, ending_with
+from ecoflap.calibrate.recorder import Captured, Recorder
+from ecoflap.calibrate.shortcut import Bypass, Shortcut, taking, without_head
+from ecoflap.models.layers import Layer
+from ecoflap.models.prunable import Batch, PrunableModel
+from ecoflap.models.towers import Tower
+
+
+@dataclass(frozen=True)
+class Structure:
+    """How a model calls the blocks of a tower.
+
+    A block beside the first that is in neither set gets the output of the block before, and arguments that don't depend on blocks.
+
+    Attributes:
+        passes: how often each is called.
+        shortcuts: how to bypass blocks; without those that have to be run, as others are given what they make.
+        from_output: blocks whose inputs the model makes from the output of the block before.
+        from_start: blocks whose inputs depend on other blocks as well.
+        looped: what enters the first block in a later pass depends on an earlier one.
+        writes: blocks write to tensors that they are given.
+        bypassed: finished towers that need not be run.
+    """
+
+    passes: int
+    shortcuts: Mapping[nn.Module, Shortcut]
+    from_output: frozenset[int]
+    from_start: frozenset[int]
+    looped: bool
+    writes: bool
+    bypassed: tuple[Passed, ...]
+
+
+def learn(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[Passed]) -> Structure:
+    """Learn it.
+
+    Args:
+        model: in evaluation mode.
+        tower: its blocks.
+        batch: small, and as rich as any.
+        finished: towers that were pruned before, in order.
+
+    Raises:
+        UserError: the forward pass never reaches the tower.
+    """
+    plain, passages = Recorder(tower), Passages([passed.tower for passed in finished])
+    with plain.watching(), passages.watching(), taking(without_head(model.module)):
+        model.loss(batch)
+    trials = _Trials(model, tower, batch, plain)
+    looped, fixed = trials.independent()
+    anew = set() if looped else {index for index in range(1, len(tower.blocks)) if index in plain.broken or index not in fixed}
+    from_output = {index for index in anew if trials.is_from_output(index)}
+    from_start = set(range(1, len(tower.blocks))) if looped else anew - from_output
+    bypassed: list[int] = []
+    for number in passages.current():
+        if not finished[number].outputs:
+            continue
+        past: dict[nn.Module, Bypass] = {}
+        for one in (*bypassed, number):
+            past |= finished[one].ending_with(passages.outputs[one], disturbed)
+        if trials.can_leave_out(past, whole=bool(anew or looped)):
+            bypassed.append(number)
+    return Structure(
+        trials.passes,
+        trials.shortcuts,
+        frozenset(from_output),
+        frozenset(from_start),
+        looped,
+        plain.writes,
+        tuple(finished[number] for number in bypassed),
+    )
+
+
+class _Trials:
+    """Forward passes of the small batch that leave something out, compared with the one that left out nothing."""
+
+    def __init__(self, model: PrunableModel, tower: Tower, batch: Batch, plain: Recorder) -> None:
+        self.model, self.tower, self.batch, self.plain = model, tower, batch, plain
+        self.passes = plain.passes()
+        self.shortcuts = {module: made for module, made in plain.shortcuts.items() if made is not None}
+
+    def independent(self) -> tuple[bool, set[int]]:
+        """Whether a later pass depends on an earlier one, and the blocks whose arguments depend on no block of the tower."""
+        every = range(len(self.tower.blocks))
+        bypasses = {module: made.changed(disturbed) for module, made in self.shortcuts.items()}
+        found = self._run(bypasses, every, self.tower.layers)
+        return not self._same(found, [0], hidden=True), {index for index in every if self._same(found, [index], hidden=False)}
+
+    def is_from_output(self, index: int) -> bool:
+        """Whether what enters a block depends on no block but through the output of the one before."""
+        block = self.tower.blocks[index - 1].module
+        before = [entry.before for entry in self.plain.entries[index]]
+        known = [output for output in before if output is not None]
+        if len(known) < len(before) or any(one.module not in self.shortcuts for one in self.tower.blocks[:index]):
+            return False
+        return self._same(self._run(ending_with(self.shortcuts, block, known, disturbed), [index]), [index], hidden=True)
+
+    def can_leave_out(self, past: Mapping[nn.Module, Bypass], whole: bool) -> bool:
+        """Whether modules before the tower can be bypassed so; ``whole``: run the tower's blocks, and compare what enters each of them."""
+        every = range(len(self.tower.blocks))
+        if whole:
+            return self._same(self._run(past, every), every, hidden=True)
+        found = self._run({**self.shortcuts, **past}, every)
+        return self._same(found, [0], hidden=True) and self._same(found, every, hidden=False)
+
+    def _run(self, bypasses: Mapping[nn.Module, Bypass], wanted: Collection[int], layers: Iterable[Layer] = ()) -> Recorder:
+        """Run the batch until all that is wanted is known, or until the model can't be run so."""
+        found = Recorder(self.tower, self.passes, wanted)
+        with suppress(Captured, Exception), found.watching(), taking(bypasses), disturbing(layers):
+            self.model.loss(self.batch)
+        return found
+
+    def _same(self, found: Recorder, blocks: Iterable[int], hidden: bool) -> bool:
+        """Whether the same arguments, and the same hidden states if asked, entered some blocks."""
+        return all(
+            same_arguments(
+                [(entry.call, entry.hidden if hidden else None) for entry in found.entries[index]],
+                [(entry.call, entry.hidden if hidden else None) for entry in self.plain.entries[index]],
+            )
+            for index in blocks
+        )
