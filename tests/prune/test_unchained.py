@@ -1,0 +1,64 @@
+"""Models whose blocks aren't a plain chain are pruned as if each layer's inputs came from a full forward pass of the model."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.prune.driver import prune
+from tests import unchained
+
+from . import reference
+from .test_families import PRUNERS, uniform, uneven
+
+
+def one_by_one(calibration: CalibrationSet) -> list[dict[str, torch.Tensor]]:
+    return [{name: tensor[None] for name, tensor in sample.items()} for sample in calibration.samples]
+
+
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("family", unchained.BUILDERS)
+def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, name: str) -> None:
+    pruner, by_hand = PRUNERS[name]
+    model, other, calibration = unchained.build(family), unchained.build(family), unchained.samples(family)
+    allocation = uneven(model)
+    report = prune(model, calibration, pruner, allocation, batch_size=2)
+    with quiet_forward(other.module):
+        masks = reference.prune(other, calibration, by_hand, allocation.keep)
+    different = [layer.name for layer in model.layers if not torch.equal(layer.oriented(report.masks[layer.name]), masks[layer.name])]
+    assert not different
+    for layer, expected in zip(model.layers, other.layers, strict=True):
+        torch.testing.assert_close(layer.matrix(), expected.matrix(), rtol=1e-3, atol=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", unchained.BUILDERS)
+def test_dense_inputs_are_those_of_the_dense_model(family: str) -> None:
+    # Towers that others read come first in the model's order, but for Qwen3-VL's and Granite's lists of mergers.
+    towers = None if family in unchained.SHARED_STATES else ["vision", "language"]
+    model, calibration = unchained.build(family, towers), unchained.samples(family)
+    allocation, expected = uniform(model), {}
+    with quiet_forward(model.module):
+        for layer in model.layers:
+            inputs = reference.inputs_of(model, layer, calibration)
+            _, expected[layer.name] = reference.wanda(layer.matrix().clone(), inputs, allocation.keep[layer.name])
+    report = prune(model, calibration, PRUNERS["wanda"][0], allocation, 2, propagate="dense")
+    assert [layer.name for layer in model.layers if not torch.equal(layer.oriented(report.masks[layer.name]), expected[layer.name])] == []
+
+
+@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+def test_blocks_run_no_more_often_than_in_a_chain(propagate: str) -> None:
+    """Two blocks get more than the output of the block before: they cost passes up to them, and those run no block."""
+    family = "qwen3_vl"
+    model, calibration, ran = unchained.build(family, ["language"]), unchained.samples(family, (5,) * 6), Counter[int]()
+    for index, block in enumerate(model.towers[0].blocks):
+        # The last layer of a block: statistics are complete before it is run.
+        block.module.mlp.down_proj.register_forward_hook(lambda _, arguments, __, index=index: ran.update({index: len(arguments[0])}))
+    prune(model, calibration, PRUNERS["wanda"][0], uniform(model), 3, propagate=propagate)
+    small, first = 2, 3  # what shows how blocks are called; a first batch shows whether a layer is called twice
+    once = len(calibration)
+    assert set(ran.values()) == {small + (once if propagate == "dense" else first + once)}
