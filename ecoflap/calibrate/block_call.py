@@ -47,6 +47,17 @@ class BlockCall:
         """The tensors that the block gets beside the hidden states, such as the states that a cross-attention reads."""
         return [value for value in (*self.arguments, *self.keywords.values()) if isinstance(value, Tensor)]
 
+    def hand_over(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """Fill the containers that another call is given (key-value states that blocks share) with what this one's hold."""
+        known = {**dict(enumerate(self.arguments)), **self.keywords}
+        for name, value in (*enumerate(arguments), *keywords.items()):
+            if name in known and not isinstance(value, Tensor) and tensors_in(known[name]):
+                refill(value, snapshot(known[name]))
+
+    def without_tensors(self) -> BlockCall:
+        """The containers among the arguments alone."""
+        return self.changed(lambda value: None if isinstance(value, Tensor | tuple) else value)
+
     def changed(self, change: Callable[[Any], Any]) -> BlockCall:
         """The same call with each of its arguments put through a function."""
         return BlockCall(tuple(map(change, self.arguments)), {name: change(value) for name, value in self.keywords.items()}, self.place)
@@ -114,6 +125,17 @@ def state_of(value: Any) -> dict[Any, Any] | None:
     if isinstance(value, nn.Module) or callable(value):
         return None
     return getattr(value, "__dict__", None)
+
+
+def refill(value: Any, contents: Any) -> None:
+    """Put into a container what another of its kind holds."""
+    if isinstance(value, dict):
+        value.clear()
+        value.update(contents)
+    elif isinstance(value, list):
+        value[:] = contents
+    elif state_of(value) is not None:
+        vars(value).update(vars(contents))
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -1,8 +1,8 @@
 """Carry the inputs of a tower's blocks from block to block, one block at a time.
 
-A block's output is the next one's input. Where the model does something to it in between (DeepStack adds picture features), what enters the next
-block is captured by a forward pass that bypasses the blocks before it and puts the known output in the last one's place; where that isn't
-enough, by one that runs them. Every pass ends at the block that it is for. See ``structure`` for how the cases are told apart.
+A block's output is the next one's input. Where the model does something to it in between (DeepStack adds picture features), or blocks write into
+what the next ones are given (shared key-value states), what enters the next block is captured by a forward pass that bypasses the blocks before
+it and puts what the last one left in its place; where that isn't enough, by one that runs them. Every pass ends at the block that it is for. See ``structure`` for how the cases are told apart.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from ecoflap.calibrate.activations import Waiting
 from ecoflap.calibrate.block_call import BlockCall, snapshot
-from ecoflap.calibrate.passed import Passed, ending_with
-from ecoflap.calibrate.recorder import Captured, Entry, Recorder
+from ecoflap.calibrate.passed import Passed
+from ecoflap.calibrate.recorder import Captured, Entry, Left, Recorder
 from ecoflap.calibrate.shortcut import Bypass, taking
-from ecoflap.calibrate.structure import Structure, learn
+from ecoflap.calibrate.structure import Structure, learn, leaving
 from ecoflap.models.prunable import Batch, PrunableModel, samples_in
 from ecoflap.models.residence import Residence
 from ecoflap.models.towers import Tower
@@ -50,6 +50,7 @@ class Stream:
         self._residence, self._writes = residence, writes
         self._calls = put_away(calls, residence)
         self._anew: dict[int, BlockCall] = {}
+        self._left: BlockCall | None = None
         self.hidden = entry.hidden
 
     def call(self, index: int) -> BlockCall:
@@ -73,9 +74,15 @@ class Stream:
         self.block, self.counted, self.hidden = index, entry.counted, entry.hidden
         self._anew = put_away({index: entry.call}, self._residence)
 
-    def leave(self, output: Tensor) -> None:
-        """Move on to the next block, with what this one put out."""
-        self.block, self.hidden = self.block + 1, output
+    def leave(self, output: Tensor, call: BlockCall) -> None:
+        """Move on to the next block, with what this one put out and wrote into its arguments."""
+        self.block, self.hidden, self._left = self.block + 1, output, call.without_tensors()
+
+    @property
+    def left(self) -> Left:
+        """What the block before left."""
+        assert self._left is not None
+        return Left(self.hidden, self._left)
 
 
 def put_away(calls: Mapping[int, BlockCall], residence: Residence) -> dict[int, BlockCall]:
@@ -171,8 +178,8 @@ class Flow:
                 continue
             bypasses: Mapping[nn.Module, Bypass] = {}
             if known:
-                outputs = [stream.hidden for stream in streams]
-                bypasses = ending_with(structure.shortcuts, self.tower.blocks[index - 1].module, outputs)
+                block = self.tower.blocks[index - 1].module
+                bypasses = leaving(structure.shortcuts, block, [stream.left for stream in streams])
             found = self._record(structure, number, [index], bypasses)
             for stream, entry in zip(streams, found.entries[index], strict=True):
                 stream.enter(index, entry)
@@ -183,7 +190,8 @@ class Flow:
     def leave(self, index: int) -> None:
         """Replace each stream's hidden states by the block's output on them."""
         for stream in self.streams:
-            stream.leave(stream.call(index).run(self.tower.blocks[index].module, stream.hidden))
+            call = stream.call(index)
+            stream.leave(call.run(self.tower.blocks[index].module, stream.hidden), call)
 
     def passed(self) -> Passed:
         """The tower, when its last block is left."""

@@ -36,19 +36,9 @@ class Passed:
             outputs: what its passes end with, one after the other.
             between: what blocks before the last make of their hidden states.
         """
-        return ending_with(self.shortcuts, self.tower.blocks[-1].module, outputs, between)
-
-
-def ending_with(
-    shortcuts: Mapping[nn.Module, Shortcut],
-    block: nn.Module,
-    outputs: Sequence[Tensor],
-    between: Callable[[Tensor], Tensor] = lambda hidden: hidden,
-) -> dict[nn.Module, Bypass]:
-    """Bypass blocks, one of which puts out what is known; copies of it, as a model may write into them."""
-    turn = iter(outputs)
-    others = {module: made.changed(between) for module, made in shortcuts.items()}
-    return {**others, block: shortcuts[block].changed(lambda _: next(turn).clone())}
+        block, turn = self.tower.blocks[-1].module, iter(outputs)
+        ways = {module: made.changed(between) for module, made in self.shortcuts.items()}
+        return {**ways, block: self.shortcuts[block].changed(lambda _: next(turn).clone())}  # the model may write into it
 
 
 class Passages:

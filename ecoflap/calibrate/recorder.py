@@ -21,6 +21,19 @@ class Captured(BaseException):
 
 
 @dataclass(frozen=True)
+class Left:
+    """What a block leaves in one call.
+
+    Attributes:
+        output: the hidden states.
+        call: the other arguments, with what the block wrote into them.
+    """
+
+    output: Tensor
+    call: BlockCall
+
+
+@dataclass(frozen=True)
 class Entry:
     """What enters a block in one call.
 
@@ -28,23 +41,23 @@ class Entry:
         call: the arguments beside the hidden states.
         hidden: the hidden states.
         counted: which tokens are real; see ``Stream``.
-        before: what the block before put out; known only where the number of passes isn't yet, null where another block ran between.
+        before: what the block before left; known only where the number of passes isn't yet, null where another block ran between.
     """
 
     call: BlockCall
     hidden: Tensor
     counted: tuple[Tensor, ...]
-    before: Tensor | None
+    before: Left | None
 
 
 @dataclass(frozen=True)
-class _Left:
-    """The output of the block that ran last, and how often it had been written to."""
+class _Last:
+    """The output of the block that ran last, how often it had been written to, and a copy of what the block left if it may be asked for."""
 
     index: int
     output: Tensor
     version: int
-    copy: Tensor | None
+    left: Left | None
 
     def is_entering(self, index: int, hidden: Tensor) -> bool:
         """Whether a block is given this very output. Equal numbers elsewhere prove nothing: what the model added may be zero this once."""
@@ -77,7 +90,7 @@ class Recorder:
         self.broken: set[int] = set()
         self.writes = False
         self.shortcuts: dict[nn.Module, Shortcut | None] = {}
-        self._left: _Left | None = None
+        self._last: _Last | None = None
         self._versions: list[tuple[Tensor, int]] = []
 
     @contextmanager
@@ -96,14 +109,13 @@ class Recorder:
     def _before(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             call, hidden = take_out_hidden(arguments, keywords)
-            left = self._left
-            chained = left is not None and left.is_entering(index, hidden)
+            last = self._last
+            chained = last is not None and last.is_entering(index, hidden)
             if index and not chained:
                 self.broken.add(index)
             if index in self.entries:
-                kept = hidden.clone()
-                before = kept if chained else left.copy if left is not None and left.index == index - 1 else None
-                self.entries[index].append(Entry(call.changed(snapshot), kept, counted_tokens(), before))
+                before = last.left if last is not None and last.index == index - 1 else None
+                self.entries[index].append(Entry(call.changed(snapshot), hidden.clone(), counted_tokens(), before))
             if self.expected and all(len(calls) == self.expected for calls in self.entries.values()):
                 raise Captured
             if not self.expected:
@@ -113,13 +125,15 @@ class Recorder:
 
     def _after(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         def record(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            hidden = first_tensor(output)
-            self._left = _Left(index, hidden, hidden._version, None if self.expected else hidden.clone())
+            hidden, left = first_tensor(output), None
+            call, _ = take_out_hidden(arguments, keywords)
+            if not self.expected:
+                left = Left(hidden.clone(), call.changed(snapshot))
+            self._last = _Last(index, hidden, hidden._version, left)
             if self.expected:
                 return
             self.writes |= any(tensor._version != version for tensor, version in self._versions)
             if self.shortcuts.get(module, ()) is not None:  # one call that makes more than hidden states settles it
-                call, _ = take_out_hidden(arguments, keywords)
                 self.shortcuts[module] = shortcut(arguments, keywords, call.place, output)
 
         return record

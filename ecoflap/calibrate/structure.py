@@ -7,16 +7,17 @@ depends on nothing else, whatever pruning makes of the others. What differs is n
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ecoflap.calibrate.block_call import same_arguments
 from ecoflap.calibrate.disturbance import disturbed, disturbing
-from ecoflap.calibrate.passed import Passages, Passed, ending_with
-from ecoflap.calibrate.recorder import Captured, Recorder
+from ecoflap.calibrate.passed import Passages, Passed
+from ecoflap.calibrate.recorder import Captured, Left, Recorder
 from ecoflap.calibrate.shortcut import Bypass, Shortcut, taking, without_head
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import Batch, PrunableModel
@@ -32,7 +33,7 @@ class Structure:
     Attributes:
         passes: how often each is called.
         shortcuts: how to bypass blocks; without those that have to be run, as others are given what they make.
-        from_output: blocks whose inputs the model makes from the output of the block before.
+        from_output: blocks whose inputs the model makes from what the block before leaves: its output, and containers that it was given.
         from_start: blocks whose inputs depend on other blocks as well.
         looped: what enters the first block in a later pass depends on an earlier one.
         writes: blocks write to tensors that they are given.
@@ -88,6 +89,30 @@ def learn(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[P
     )
 
 
+def leaving(
+    shortcuts: Mapping[nn.Module, Shortcut],
+    block: nn.Module,
+    known: Iterable[Left],
+    between: Callable[[Tensor], Tensor] = lambda hidden: hidden,
+) -> dict[nn.Module, Bypass]:
+    """Bypass the blocks of a tower, one of which leaves what is known.
+
+    Args:
+        shortcuts: how to bypass them.
+        block: one of them.
+        known: what it leaves in one call after the other.
+        between: what the others make of their hidden states.
+    """
+    turn = iter(known)
+
+    def leave(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+        left = next(turn)
+        left.call.hand_over(arguments, keywords)
+        return shortcuts[block].changed(lambda _: left.output.clone())(arguments, keywords)  # the model may write into it
+
+    return {**{module: made.changed(between) for module, made in shortcuts.items()}, block: leave}
+
+
 class _Trials:
     """Forward passes of the small batch that leave something out, compared with the one that left out nothing."""
 
@@ -104,13 +129,13 @@ class _Trials:
         return not self._same(found, [0], hidden=True), {index for index in every if self._same(found, [index], hidden=False)}
 
     def is_from_output(self, index: int) -> bool:
-        """Whether what enters a block depends on no block but through the output of the one before."""
+        """Whether what enters a block depends on no block but through what the one before leaves."""
         block = self.tower.blocks[index - 1].module
         before = [entry.before for entry in self.plain.entries[index]]
-        known = [output for output in before if output is not None]
+        known = [left for left in before if left is not None]
         if len(known) < len(before) or any(one.module not in self.shortcuts for one in self.tower.blocks[:index]):
             return False
-        return self._same(self._run(ending_with(self.shortcuts, block, known, disturbed), [index]), [index], hidden=True)
+        return self._same(self._run(leaving(self.shortcuts, block, known, disturbed), [index]), [index], hidden=True)
 
     def can_leave_out(self, past: Mapping[nn.Module, Bypass], whole: bool) -> bool:
         """Whether modules before the tower can be bypassed so; ``whole``: run the tower's blocks, and compare what enters each of them."""

@@ -53,7 +53,7 @@ def measure_block(flow: Flow, index: int, kind: type[MeanSquare] | type[Gram] | 
             with suppress(Enough):
                 output = call.run(block.module, stream.hidden)
                 if dense:
-                    stream.leave(output)
+                    stream.leave(output, call)
     return statistics
 
 
