@@ -39,7 +39,7 @@ GRANITE = {
     "image_token_index": tiny.IMAGE_TOKEN,
     "image_grid_pinpoints": [[8, 8]],
     "downsample_rate": "1/2",
-    "deepstack_layer_map": [[1, 0], [2, 1]],
+    "deepstack_layer_map": [[3, 0], [1, 1]],  # the first block reads the end of the vision tower, the second its middle
     "spatial_vision_layer": -1,
     "spatial_target_layers": [2, 3, 4, 4],
 }
@@ -49,12 +49,8 @@ GEMMA = {**tiny.LLAMA, "num_key_value_heads": 1, "vocab_size_per_layer_input": t
 GEMMA3N = {"laurel_rank": 4, "altup_num_inputs": 2, "activation_sparsity_pattern": [0.5, 0.5, 0.0, 0.0, 0.0, 0.0], "sliding_window": 3}
 
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
-    "qwen3_vl": lambda: hf.Qwen3VLForConditionalGeneration(
-        hf.Qwen3VLConfig(text_config=QWEN_TEXT, vision_config=QWEN_VISION, **QWEN_TOKENS)
-    ),
-    "qwen3_vl_moe": lambda: hf.Qwen3VLMoeForConditionalGeneration(
-        hf.Qwen3VLMoeConfig(text_config=MOE, vision_config=QWEN_VISION, **QWEN_TOKENS)
-    ),
+    "qwen3_vl": lambda: hf.Qwen3VLForConditionalGeneration(hf.Qwen3VLConfig(text_config=QWEN_TEXT, vision_config=QWEN_VISION, **QWEN_TOKENS)),
+    "qwen3_vl_moe": lambda: hf.Qwen3VLMoeForConditionalGeneration(hf.Qwen3VLMoeConfig(text_config=MOE, vision_config=QWEN_VISION, **QWEN_TOKENS)),
     "granite4_vision": lambda: hf.Granite4VisionForConditionalGeneration(hf.Granite4VisionConfig(**GRANITE)),
     "llava_of_two_depths": lambda: hf.LlavaForConditionalGeneration(
         hf.LlavaConfig(

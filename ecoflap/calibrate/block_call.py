@@ -49,10 +49,10 @@ class BlockCall:
 
     def hand_over(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         """Fill the containers that another call is given (key-value states that blocks share) with what this one's hold."""
-        known = {**dict(enumerate(self.arguments)), **self.keywords}
-        for name, value in (*enumerate(arguments), *keywords.items()):
-            if name in known and not isinstance(value, Tensor) and tensors_in(known[name]):
-                refill(value, snapshot(known[name]))
+        known = [*zip(arguments, self.arguments, strict=False), *((value, self.keywords.get(name)) for name, value in keywords.items())]
+        for value, held in known:
+            if type(value) is type(held) and tensors_in(held) and (state := state_of(snapshot(held))) is not None:
+                refill(value, state)
 
     def without_tensors(self) -> BlockCall:
         """The containers among the arguments alone."""
@@ -107,12 +107,7 @@ def _snapshot(value: Any, of_tensor: Callable[[Tensor], Tensor], made: dict[int,
     if other is value:  # an enumeration, say
         return value
     inside = {name: _snapshot(inner, of_tensor, made) for name, inner in state.items()}
-    if isinstance(value, dict):
-        other.update(inside)
-    elif isinstance(value, list):
-        other[:] = inside.values()
-    else:
-        vars(other).update(inside)
+    refill(other, inside)
     return other
 
 
@@ -122,20 +117,19 @@ def state_of(value: Any) -> dict[Any, Any] | None:
         return dict(value)
     if isinstance(value, list):
         return dict(enumerate(value))
-    if isinstance(value, nn.Module) or callable(value):
+    if isinstance(value, Tensor | nn.Module) or callable(value):
         return None
     return getattr(value, "__dict__", None)
 
 
-def refill(value: Any, contents: Any) -> None:
-    """Put into a container what another of its kind holds."""
-    if isinstance(value, dict):
-        value.clear()
-        value.update(contents)
-    elif isinstance(value, list):
-        value[:] = contents
-    elif state_of(value) is not None:
-        vars(value).update(vars(contents))
+def refill(value: Any, state: dict[Any, Any]) -> None:
+    """Put into a container what another of its kind holds; see ``state_of``."""
+    if isinstance(value, list):
+        value[:] = state.values()
+        return
+    inside = value if isinstance(value, dict) else vars(value)
+    for name, inner in state.items():  # transformers' outputs are dicts that refuse to be updated
+        inside[name] = inner
 
 
 def tensors_in(value: Any) -> list[Tensor]:

@@ -1,8 +1,9 @@
 """Carry the inputs of a tower's blocks from block to block, one block at a time.
 
-A block's output is the next one's input. Where the model does something to it in between (DeepStack adds picture features), or blocks write into
-what the next ones are given (shared key-value states), what enters the next block is captured by a forward pass that bypasses the blocks before
-it and puts what the last one left in its place; where that isn't enough, by one that runs them. Every pass ends at the block that it is for. See ``structure`` for how the cases are told apart.
+A block's output is the next one's input. Where the model does something to it in between (DeepStack adds picture
+features), or blocks write into what the next ones are given (shared key-value states), what enters the next block is
+captured by a forward pass that bypasses the blocks before it and puts what the last one left in its place; where that
+isn't enough, by one that runs them. Every pass ends at the block that it is for. ``structure`` tells the cases apart.
 """
 
 from __future__ import annotations

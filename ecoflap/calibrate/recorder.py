@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -73,7 +73,9 @@ class Recorder:
     Attributes:
         entries: {block: its calls}.
         broken: blocks that got something else than the output of the block before.
-        writes: a block wrote to a tensor that it was given. Learned, like ``shortcuts``, where the number of passes isn't known yet.
+        written: the tensors that blocks wrote to: ``hidden`` for their hidden states, ``other`` for other arguments. Learned, like the following,
+            where the number of passes isn't known yet.
+        writers: blocks that put something into a container that they were given.
         shortcuts: {block: how to bypass it}, null where it has to be run.
     """
 
@@ -88,10 +90,11 @@ class Recorder:
         self.tower, self.expected = tower, passes
         self.entries: dict[int, list[Entry]] = {index: [] for index in (range(len(tower.blocks)) if wanted is None else wanted)}
         self.broken: set[int] = set()
-        self.writes = False
+        self.written: set[str] = set()
+        self.writers: set[int] = set()
         self.shortcuts: dict[nn.Module, Shortcut | None] = {}
         self._last: _Last | None = None
-        self._versions: list[tuple[Tensor, int]] = []
+        self._given: list[tuple[Tensor, int]] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -119,20 +122,21 @@ class Recorder:
             if self.expected and all(len(calls) == self.expected for calls in self.entries.values()):
                 raise Captured
             if not self.expected:
-                self._versions = [(tensor, tensor._version) for tensor in tensors_in([*arguments, *keywords.values()])]
+                self._given = [(tensor, tensor._version) for tensor in tensors_in([arguments, keywords])]
 
         return record
 
     def _after(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         def record(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-            hidden, left = first_tensor(output), None
-            call, _ = take_out_hidden(arguments, keywords)
-            if not self.expected:
-                left = Left(hidden.clone(), call.changed(snapshot))
-            self._last = _Last(index, hidden, hidden._version, left)
+            hidden = first_tensor(output)
+            self._last = _Last(index, hidden, hidden._version, None)
             if self.expected:
                 return
-            self.writes |= any(tensor._version != version for tensor, version in self._versions)
+            call, given = take_out_hidden(arguments, keywords)
+            self._last = replace(self._last, left=Left(hidden.clone(), call.changed(snapshot)))
+            self.written |= {"hidden" if tensor is given else "other" for tensor, version in self._given if tensor._version != version}
+            if [id(tensor) for tensor, _ in self._given] != [id(tensor) for tensor in tensors_in([arguments, keywords])]:
+                self.writers.add(index)
             if self.shortcuts.get(module, ()) is not None:  # one call that makes more than hidden states settles it
                 self.shortcuts[module] = shortcut(arguments, keywords, call.place, output)
 

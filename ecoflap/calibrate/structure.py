@@ -66,9 +66,10 @@ def learn(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[P
         model.loss(batch)
     trials = _Trials(model, tower, batch, plain)
     looped, fixed = trials.independent()
-    anew = set() if looped else {index for index in range(1, len(tower.blocks)) if index in plain.broken or index not in fixed}
-    from_output = {index for index in anew if trials.is_from_output(index)}
-    from_start = set(range(1, len(tower.blocks))) if looped else anew - from_output
+    later = set(range(1, len(tower.blocks)))
+    by_writers = {index for index in later if any(writer < index for writer in plain.writers)}
+    anew = later if looped or "other" in plain.written else plain.broken | by_writers | later - fixed
+    from_output = set() if looped or "other" in plain.written else {index for index in anew if trials.is_from_output(index)}
     bypassed: list[int] = []
     for number in passages.current():
         if not finished[number].outputs:
@@ -76,15 +77,15 @@ def learn(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[P
         past: dict[nn.Module, Bypass] = {}
         for one in (*bypassed, number):
             past |= finished[one].ending_with(passages.outputs[one], disturbed)
-        if trials.can_leave_out(past, whole=bool(anew or looped)):
+        if trials.can_leave_out(past, whole=bool(anew) or looped):
             bypassed.append(number)
     return Structure(
         trials.passes,
         trials.shortcuts,
         frozenset(from_output),
-        frozenset(from_start),
+        frozenset(anew - from_output),
         looped,
-        plain.writes,
+        bool(plain.written),
         tuple(finished[number] for number in bypassed),
     )
 

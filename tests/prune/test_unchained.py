@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.models.prunable import quiet_forward
 from ecoflap.prune.driver import prune
 from tests import unchained
 
 from . import reference
-from .test_families import PRUNERS, uniform, uneven
+from .test_families import PRUNERS, uneven, uniform
 
 
 def one_by_one(calibration: CalibrationSet) -> list[dict[str, torch.Tensor]]:
