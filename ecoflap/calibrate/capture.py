@@ -21,6 +21,7 @@ from ecoflap.calibrate.passed import Passed
 from ecoflap.calibrate.recorder import Captured, Entry, Left, Recorder
 from ecoflap.calibrate.shortcut import Bypass, taking
 from ecoflap.calibrate.structure import Structure, learn, leaving
+from ecoflap.errors import UserError
 from ecoflap.models.prunable import Batch, PrunableModel, samples_in
 from ecoflap.models.residence import Residence
 from ecoflap.models.towers import Tower
@@ -121,7 +122,7 @@ class Flow:
             behind: towers that are finished, in the order in which they were; they are bypassed where they can be.
 
         Raises:
-            UserError: the forward pass never reaches the tower.
+            UserError: the forward pass never reaches the tower, or not all batches call all blocks alike.
         """
         self.model, self.tower, self.batches = model, tower, batches
         self.structure: Structure | None = None
@@ -149,6 +150,7 @@ class Flow:
         """The streams of one batch at the first block, with the arguments of all blocks that are not captured anew."""
         replayed = set(range(len(self.tower.blocks))) - structure.from_output - structure.from_start
         found = self._record(structure, number, replayed, {} if structure.looped else structure.shortcuts)
+        self._check_calls(number, found, len(found.entries[0]))
         # This batch is not like the one that was learned from: it has pictures, say.
         self.from_start |= found.broken & replayed
         streams = []
@@ -167,6 +169,19 @@ class Flow:
             self.model.loss(self.batches[number])
         return found
 
+    def _check_calls(self, number: int, found: Recorder, expected: int) -> None:
+        """Refuse batches that don't call all blocks alike.
+
+        Raises:
+            UserError: a block was called more or less often than the first one.
+        """
+        for index, entries in found.entries.items():
+            if len(entries) != expected:
+                raise UserError(
+                    f"batch {number + 1} of {len(self.batches)} calls {self.tower.blocks[index].name} {len(entries)} times and the first "
+                    f"block of tower {self.tower.name} {expected} times; calibrate on samples of one kind, or leave the tower out of towers"
+                )
+
     @torch.no_grad()
     def enter(self, index: int) -> list[Stream]:
         """The streams at a block, whose predecessors may have been pruned."""
@@ -182,6 +197,7 @@ class Flow:
                 block = self.tower.blocks[index - 1].module
                 bypasses = leaving(structure.shortcuts, block, [stream.left for stream in streams])
             found = self._record(structure, number, [index], bypasses)
+            self._check_calls(number, found, len(streams))
             for stream, entry in zip(streams, found.entries[index], strict=True):
                 stream.enter(index, entry)
         self._entered = index

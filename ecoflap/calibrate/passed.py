@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ecoflap.calibrate.activations import Waiting
 from ecoflap.calibrate.block_call import first_tensor
 from ecoflap.calibrate.shortcut import Bypass, Shortcut
+from ecoflap.errors import UserError
 from ecoflap.models.towers import Tower
 
 
@@ -35,10 +36,23 @@ class Passed:
         Args:
             outputs: what its passes end with, one after the other.
             between: what blocks before the last make of their hidden states.
+
+        Raises:
+            UserError: while the model runs, if it runs the tower more often than that.
         """
         block, turn = self.tower.blocks[-1].module, iter(outputs)
+
+        def end(_: Tensor) -> Tensor:
+            output = next(turn, None)
+            if output is None:
+                raise UserError(
+                    f"a batch runs tower {self.tower.name} ({self.tower.path}) more than {len(outputs)} times, and the largest batch's first "
+                    "two samples don't; calibrate on samples of one kind, or leave the tower out of towers"
+                )
+            return output.clone()  # the model may write into it
+
         ways = {module: made.changed(between) for module, made in self.shortcuts.items()}
-        return {**ways, block: self.shortcuts[block].changed(lambda _: next(turn).clone())}  # the model may write into it
+        return {**ways, block: self.shortcuts[block].changed(end)}
 
 
 class Passages:

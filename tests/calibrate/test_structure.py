@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from ecoflap.calibrate.block_call import first_tensor, same_arguments, snapshot
 from ecoflap.calibrate.capture import Flow, flows
+from ecoflap.errors import UserError
 from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import Batch, PrunableModel
 from tests import unchained
@@ -97,11 +99,13 @@ class Model(nn.Module):
         self.way = way
 
     def forward(self, hidden: Tensor, image: Tensor) -> Tensor:
+        return self.way(self.layers, hidden, self.see(image) if image.any() else [image])
+
+    def see(self, image: Tensor) -> list[Tensor]:
         states = [image]
-        if image.any():  # without a picture the first tower isn't run
-            for block in self.vision:
-                states.append(block(states[-1]))
-        return self.way(self.layers, hidden, states)
+        for block in self.vision:
+            states.append(block(states[-1]))
+        return states
 
 
 def deepstack(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
@@ -267,6 +271,31 @@ def test_each_block_is_carried_as_full_passes_would(way: str, pictures: str) -> 
                     assert torch.equal(stream.call(index).run(block.module, stream.hidden), left), block.name
             change(block)
             flow.leave(index)
+
+
+@torch.no_grad()
+def test_a_batch_that_leaves_blocks_out_is_refused() -> None:
+    model = model_of("side_by_side")
+    flow = Flow(model, model.towers[1], batches("not in the last"))
+    with pytest.raises(UserError, match=r"batch 3 of 3 calls layers\.1 0 times and the first block of tower language 1 times"):
+        flow.enter(1)
+
+
+@torch.no_grad()
+def test_a_batch_that_runs_a_tower_more_often_is_refused() -> None:
+    model, given = model_of("given_end"), batches("in all")
+
+    def loss(module: Any, batch: Batch, _: int) -> Tensor:
+        if len(batch["image"]) > 2:
+            module.see(batch["image"])
+        return module(**batch).mean(dim=(1, 2))
+
+    carried = flows(replace(model, loss_function=loss), model.towers, given)
+    vision = next(carried)
+    for index in range(len(vision.tower.blocks)):
+        vision.leave(index)
+    with pytest.raises(UserError, match=r"a batch runs tower vision \(vision\) more than 1 times"):
+        next(carried)
 
 
 @torch.no_grad()
