@@ -131,8 +131,9 @@ class Flow:
         self._entered: int | None = None
         if batches:
             # Two samples of the largest batch: a loss may send a single sample through a tower less often than samples that have each other.
-            largest = max(batches, key=samples_in)
-            self.structure = learn(model, tower, {name: tensor[:2] for name, tensor in largest.items()}, behind)
+            # Samples with pictures have more tensors than texts alone.
+            richest = max(batches, key=lambda batch: (len(batch), samples_in(batch)))
+            self.structure = learn(model, tower, {name: tensor[:2] for name, tensor in richest.items()}, behind)
             self.from_start |= self.structure.from_start
             self._of_batches = [self._begin(self.structure, number) for number in range(len(batches))]
 

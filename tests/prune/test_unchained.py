@@ -16,10 +16,6 @@ from . import reference
 from .test_families import PRUNERS, uneven, uniform
 
 
-def one_by_one(calibration: CalibrationSet) -> list[dict[str, torch.Tensor]]:
-    return [{name: tensor[None] for name, tensor in sample.items()} for sample in calibration.samples]
-
-
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize("family", unchained.BUILDERS)
 def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, name: str) -> None:
@@ -62,3 +58,20 @@ def test_blocks_run_no_more_often_than_in_a_chain(propagate: str) -> None:
     small, first = 2, 3  # what shows how blocks are called; a first batch shows whether a layer is called twice
     once = len(calibration)
     assert set(ran.values()) == {small + (once if propagate == "dense" else first + once)}
+
+
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
+def test_texts_without_pictures_among_the_samples(name: str) -> None:
+    """The largest batch reaches no vision tower, and adds nothing between blocks."""
+    pruner, by_hand = PRUNERS[name]
+    texts = [
+        {name: tensor[:, 4:] for name, tensor in sample.items() if name in ("input_ids", "attention_mask", "labels")}
+        for sample in unchained.samples("qwen3_vl", (6,) * 3, seed=2).samples
+    ]
+    calibration = CalibrationSet("mixed", (*texts, *unchained.samples("qwen3_vl").samples))
+    model, other = (unchained.build("qwen3_vl", ["vision", "language"]) for _ in range(2))
+    allocation = uneven(model)
+    report = prune(model, calibration, pruner, allocation, batch_size=3)
+    with quiet_forward(other.module):
+        masks = reference.prune(other, calibration, by_hand, allocation.keep)
+    assert [layer.name for layer in model.layers if not torch.equal(layer.oriented(report.masks[layer.name]), masks[layer.name])] == []
