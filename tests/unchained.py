@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -32,6 +34,8 @@ QWEN_VISION = {
 }
 QWEN_TOKENS = {"image_token_id": tiny.IMAGE_TOKEN, "video_token_id": 38, "vision_start_token_id": 37, "vision_end_token_id": 36}
 MOE = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 12, "mlp_only_layers": [1], **QWEN_TEXT}
+AUDIO = {"d_model": 16, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 24, "num_mel_bins": 8, "output_dim": 16}
+AUDIO |= {"downsample_hidden_size": 4}
 GRANITE = {
     "text_config": {**tiny.LLAMA, "num_key_value_heads": 1, "num_hidden_layers": 6, **WIDE},
     "vision_config": {**tiny.VISION, "patch_size": 2, "hidden_size": 64, "num_hidden_layers": 3, "model_type": "clip_vision_model"},
@@ -51,6 +55,11 @@ GEMMA3N = {"laurel_rank": 4, "altup_num_inputs": 2, "activation_sparsity_pattern
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "qwen3_vl": lambda: hf.Qwen3VLForConditionalGeneration(hf.Qwen3VLConfig(text_config=QWEN_TEXT, vision_config=QWEN_VISION, **QWEN_TOKENS)),
     "qwen3_vl_moe": lambda: hf.Qwen3VLMoeForConditionalGeneration(hf.Qwen3VLMoeConfig(text_config=MOE, vision_config=QWEN_VISION, **QWEN_TOKENS)),
+    "qwen3_omni": lambda: hf.Qwen3OmniMoeThinkerForConditionalGeneration(
+        hf.models.qwen3_omni_moe.configuration_qwen3_omni_moe.Qwen3OmniMoeThinkerConfig(
+            audio_config=AUDIO, text_config=MOE, vision_config=QWEN_VISION, audio_token_id=35, **QWEN_TOKENS
+        )
+    ),
     "granite4_vision": lambda: hf.Granite4VisionForConditionalGeneration(hf.Granite4VisionConfig(**GRANITE)),
     "llava_of_two_depths": lambda: hf.LlavaForConditionalGeneration(
         hf.LlavaConfig(
@@ -63,12 +72,16 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "gemma3n": lambda: hf.Gemma3nForCausalLM(hf.Gemma3nTextConfig(**GEMMA, **GEMMA3N)),
     "gemma4": lambda: hf.Gemma4ForCausalLM(hf.Gemma4TextConfig(**GEMMA, global_head_dim=8)),
 }
-DEEPSTACK = ["qwen3_vl", "qwen3_vl_moe", "granite4_vision"]
 SHARED_STATES = ["gemma3n", "gemma4"]
 
 
-def build(family: str, towers: list[str] | None = None) -> PrunableModel:
-    """The model, the same each time; a test that asks for one that the installed transformers lacks is skipped."""
+def build(family: str, dense: str = "audio") -> PrunableModel:
+    """The model, the same each time; a test that asks for one that the installed transformers lacks is skipped.
+
+    Args:
+        family: one of the builders.
+        dense: pattern of the paths of towers that are not pruned; there are no sounds in the samples.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
         try:
@@ -79,7 +92,8 @@ def build(family: str, towers: list[str] | None = None) -> PrunableModel:
             if not parameter.any():  # scales and routers that start at zero, where nothing flows
                 nn.init.normal_(parameter, std=0.3)
     loss = causal_lm.language_loss if family in SHARED_STATES else vlm.answer_loss
-    return prunable(family, module.eval(), None, loss, Selection(towers, ()))
+    model = prunable(family, module.eval(), None, loss, Selection())
+    return replace(model, towers=tuple(tower for tower in model.towers if not re.search(dense, tower.path)))
 
 
 def samples(family: str, lengths: tuple[int, ...] = (5, 7, 5), seed: int = 1) -> CalibrationSet:
@@ -94,7 +108,7 @@ def _sample(family: str, length: int, generator: torch.Generator) -> Sample:
         return {"input_ids": tokens}
     places, inputs = IMAGES[family](generator)
     input_ids = torch.cat([torch.full((places,), tiny.IMAGE_TOKEN), tokens])[None]
-    if family.startswith("qwen3_vl"):
+    if family.startswith("qwen3"):
         inputs["mm_token_type_ids"] = (input_ids == tiny.IMAGE_TOKEN).long()
     labels = torch.where(input_ids == tiny.IMAGE_TOKEN, -100, input_ids)
     return {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels, **inputs}
@@ -112,6 +126,7 @@ def _pixels(generator: torch.Generator) -> Tensor:
 IMAGES: dict[str, Callable[[torch.Generator], tuple[int, dict[str, Any]]]] = {
     "qwen3_vl": _patches,
     "qwen3_vl_moe": _patches,
+    "qwen3_omni": _patches,
     "granite4_vision": lambda generator: (
         GRANITE_TOKENS,
         {"pixel_values": torch.cat([_pixels(generator), _pixels(generator)])[None], "image_sizes": torch.tensor([[8, 8]])},

@@ -117,8 +117,10 @@ class Recorder:
             if index and not chained:
                 self.broken.add(index)
             if index in self.entries:
-                before = last.left if last is not None and last.index == index - 1 else None
-                self.entries[index].append(Entry(call.changed(snapshot), hidden.clone(), counted_tokens(), before))
+                kept, before = hidden.clone(), last.left if last is not None and last.index == index - 1 else None
+                if chained and before is not None:
+                    before = replace(before, output=kept)  # not two copies of the same numbers
+                self.entries[index].append(Entry(call.changed(snapshot), kept, counted_tokens(), before))
             if self.expected and all(len(calls) == self.expected for calls in self.entries.values()):
                 raise Captured
             if not self.expected:

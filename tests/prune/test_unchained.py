@@ -34,9 +34,7 @@ def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, nam
 @torch.no_grad()
 @pytest.mark.parametrize("family", unchained.BUILDERS)
 def test_dense_inputs_are_those_of_the_dense_model(family: str) -> None:
-    # Towers that others read come first in the model's order, but for Qwen3-VL's and Granite's lists of mergers.
-    towers = None if family in unchained.SHARED_STATES else ["vision", "language"]
-    model, calibration = unchained.build(family, towers), unchained.samples(family)
+    model, calibration = unchained.build(family, dense="audio|merger|projector"), unchained.samples(family)
     allocation, expected = uniform(model), {}
     with quiet_forward(model.module):
         for layer in model.layers:
@@ -50,7 +48,7 @@ def test_dense_inputs_are_those_of_the_dense_model(family: str) -> None:
 def test_blocks_run_no_more_often_than_in_a_chain(propagate: str) -> None:
     """Two blocks get more than the output of the block before: they cost passes up to them, and those run no block."""
     family = "qwen3_vl"
-    model, calibration, ran = unchained.build(family, ["language"]), unchained.samples(family, (5,) * 6), Counter[int]()
+    model, calibration, ran = unchained.build(family, dense="visual"), unchained.samples(family, (5,) * 6), Counter[int]()
     for index, block in enumerate(model.towers[0].blocks):
         # The last layer of a block: statistics are complete before it is run.
         block.module.mlp.down_proj.register_forward_hook(lambda _, arguments, __, index=index: ran.update({index: len(arguments[0])}))
@@ -69,7 +67,7 @@ def test_texts_without_pictures_among_the_samples(name: str) -> None:
         for sample in unchained.samples("qwen3_vl", (6,) * 3, seed=2).samples
     ]
     calibration = CalibrationSet("mixed", (*texts, *unchained.samples("qwen3_vl").samples))
-    model, other = (unchained.build("qwen3_vl", ["vision", "language"]) for _ in range(2))
+    model, other = (unchained.build("qwen3_vl", dense="merger") for _ in range(2))
     allocation = uneven(model)
     report = prune(model, calibration, pruner, allocation, batch_size=3)
     with quiet_forward(other.module):
