@@ -112,7 +112,7 @@ class Flow:
     """
 
     @torch.no_grad()
-    def __init__(self, model: PrunableModel, tower: Tower, batches: Sequence[Batch], behind: Sequence[Passed] = ()) -> None:
+    def __init__(self, model: PrunableModel, tower: Tower, batches: Sequence[Batch], behind: Sequence[Passed] = (), dense: bool = False) -> None:
         """Capture what enters the first block, through the model as it is now.
 
         Args:
@@ -120,9 +120,10 @@ class Flow:
             tower: its blocks.
             batches: of the calibration set.
             behind: towers that are finished, in the order in which they were; they are bypassed where they can be.
+            dense: refuse a tower that reads what pruned ones put out.
 
         Raises:
-            UserError: the forward pass never reaches the tower, or not all batches call all blocks alike.
+            UserError: so it does, the forward pass never reaches the tower, or not all batches call all blocks alike.
         """
         self.model, self.tower, self.batches = model, tower, batches
         self.structure: Structure | None = None
@@ -133,7 +134,7 @@ class Flow:
             # Two samples of the largest batch: a loss may send a single sample through a tower less often than samples that have each other.
             # Samples with pictures have more tensors than texts alone.
             richest = max(batches, key=lambda batch: (len(batch), samples_in(batch)))
-            self.structure = learn(model, tower, {name: tensor[:2] for name, tensor in richest.items()}, behind)
+            self.structure = learn(model, tower, {name: tensor[:2] for name, tensor in richest.items()}, behind, dense)
             self.from_start |= self.structure.from_start
             self._of_batches = [self._begin(self.structure, number) for number in range(len(batches))]
 
@@ -220,10 +221,13 @@ class Flow:
         return Passed(self.tower, shortcuts, [[stream.waiting for stream in streams] for streams in self._of_batches])
 
 
-def flows(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch]) -> Iterator[Flow]:
-    """The batches on their way through tower after tower; each is to be left before the next one is asked for."""
+def flows(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool = False) -> Iterator[Flow]:
+    """The batches on their way through tower after tower; each is to be left before the next one is asked for.
+
+    ``dense``: what enters a tower is to come from dense ones, although some are pruned on the way; see ``Flow``.
+    """
     behind: list[Passed] = []
     for tower in towers:
-        flow = Flow(model, tower, batches, behind)
+        flow = Flow(model, tower, batches, behind, dense)
         yield flow
         behind.append(flow.passed())

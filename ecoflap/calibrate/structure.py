@@ -19,6 +19,7 @@ from ecoflap.calibrate.disturbance import disturbed, disturbing
 from ecoflap.calibrate.passed import Passages, Passed
 from ecoflap.calibrate.recorder import Captured, Left, Recorder
 from ecoflap.calibrate.shortcut import Bypass, Shortcut, taking, without_head
+from ecoflap.errors import UserError
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import Batch, PrunableModel
 from ecoflap.models.towers import Tower
@@ -49,7 +50,7 @@ class Structure:
     bypassed: tuple[Passed, ...]
 
 
-def learn(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[Passed]) -> Structure:
+def learn(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[Passed], dense: bool = False) -> Structure:
     """Learn it.
 
     Args:
@@ -57,9 +58,10 @@ def learn(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[P
         tower: its blocks.
         batch: small, and as rich as any.
         finished: towers that were pruned before, in order.
+        dense: what enters the blocks is not to depend on pruned weights.
 
     Raises:
-        UserError: the forward pass never reaches the tower.
+        UserError: the forward pass never reaches the tower, or what enters its blocks depends on what it is not to.
     """
     plain, passages = Recorder(tower), Passages([passed.tower for passed in finished])
     with plain.watching(), passages.watching(), taking(without_head(model.module)):
@@ -71,14 +73,20 @@ def learn(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[P
     anew = later if looped or "other" in plain.written else plain.broken | by_writers | later - fixed
     from_output = set() if looped or "other" in plain.written else {index for index in anew if trials.is_from_output(index)}
     bypassed: list[int] = []
+
+    def past(numbers: Sequence[int]) -> dict[nn.Module, Bypass]:
+        ways = [finished[number].ending_with(passages.outputs[number], disturbed) for number in numbers]
+        return {module: way for of_tower in ways for module, way in of_tower.items()}
+
     for number in passages.current():
-        if not finished[number].outputs:
-            continue
-        past: dict[nn.Module, Bypass] = {}
-        for one in (*bypassed, number):
-            past |= finished[one].ending_with(passages.outputs[one], disturbed)
-        if trials.can_leave_out(past, whole=bool(anew) or looped):
+        if finished[number].outputs and trials.can_leave_out(past([*bypassed, number]), whole=bool(anew) or looped):
             bypassed.append(number)
+    run = [passed.tower for number, passed in enumerate(finished) if number not in bypassed]
+    if dense and (pruned := next((one for one in run if trials.reads(one, past(bypassed))), None)) is not None:
+        raise UserError(
+            f"propagate=dense prunes tower {pruned.name} ({pruned.path}) before {tower.name} ({tower.path}), which reads what it puts out; "
+            "use propagate=pruned, or leave one of them out of towers"
+        )
     return Structure(
         trials.passes,
         trials.shortcuts,
@@ -145,6 +153,11 @@ class _Trials:
             return self._same(self._run(past, every), every, hidden=True)
         found = self._run({**self.shortcuts, **past}, every)
         return self._same(found, [0], hidden=True) and self._same(found, every, hidden=False)
+
+    def reads(self, other: Tower, past: Mapping[nn.Module, Bypass]) -> bool:
+        """Whether what enters the tower's blocks depends on the weights of another one, when what is ``past`` is bypassed."""
+        every = range(len(self.tower.blocks))
+        return bool(other.layers) and not self._same(self._run(past, every, other.layers), every, hidden=True)
 
     def _run(self, bypasses: Mapping[nn.Module, Bypass], wanted: Collection[int], layers: Iterable[Layer] = ()) -> Recorder:
         """Run the batch until all that is wanted is known, or until the model can't be run so."""

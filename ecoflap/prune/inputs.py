@@ -31,7 +31,7 @@ def check_propagate(choice: str) -> None:
 
 def blocks_in_order(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool) -> Iterator[tuple[Flow, int]]:
     """Every block of the towers, with the flow of its tower."""
-    for flow in flows(model, towers, batches):
+    for flow in flows(model, towers, batches, dense):
         order = range(len(flow.tower.blocks))
         # Where a block's inputs come from a forward pass through the blocks before it, those are to be dense still.
         for index in reversed(order) if dense and flow.from_start else order:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 import torch
 
 from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.models.prunable import quiet_forward
+from ecoflap.errors import UserError
+from ecoflap.models.prunable import PrunableModel, quiet_forward
 from ecoflap.prune.driver import prune
 from tests import unchained
 
@@ -73,3 +75,24 @@ def test_texts_without_pictures_among_the_samples(name: str) -> None:
     with quiet_forward(other.module):
         masks = reference.prune(other, calibration, by_hand, allocation.keep)
     assert [layer.name for layer in model.layers if not torch.equal(layer.oriented(report.masks[layer.name]), masks[layer.name])] == []
+
+
+def in_order(model: PrunableModel, *parts: str) -> PrunableModel:
+    """The model with the towers whose paths these are parts of."""
+    return replace(model, towers=tuple(tower for part in parts for tower in model.towers if part in tower.path))
+
+
+@torch.no_grad()
+def test_dense_inputs_need_the_towers_in_the_order_of_the_data() -> None:
+    """The last towers are pruned first; Qwen3-VL's language model reads what its mergers put out."""
+    model, calibration = in_order(unchained.build("qwen3_vl"), "blocks", "merger", "language_model"), unchained.samples("qwen3_vl")
+    allocation, expected = uniform(model), {}
+    with quiet_forward(model.module):
+        for layer in model.layers:
+            inputs = reference.inputs_of(model, layer, calibration)
+            _, expected[layer.name] = reference.wanda(layer.matrix().clone(), inputs, allocation.keep[layer.name])
+    report = prune(model, calibration, PRUNERS["wanda"][0], allocation, 2, propagate="dense")
+    assert [layer.name for layer in model.layers if not torch.equal(layer.oriented(report.masks[layer.name]), expected[layer.name])] == []
+    model = in_order(unchained.build("qwen3_vl"), "blocks", "language_model", "merger")
+    with pytest.raises(UserError, match=r"propagate=dense prunes tower .*merger_list.* before language .*, which reads what it puts out"):
+        prune(model, calibration, PRUNERS["wanda"][0], allocation, 2, propagate="dense")
