@@ -67,35 +67,52 @@ def learn(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[P
     with plain.watching(), passages.watching(), taking(without_head(model.module)):
         model.loss(batch)
     trials = _Trials(model, tower, batch, plain)
-    looped, fixed = trials.independent()
-    later = set(range(1, len(tower.blocks)))
-    by_writers = {index for index in later if any(writer < index for writer in plain.writers)}
-    anew = later if looped or "other" in plain.written else plain.broken | by_writers | later - fixed
-    from_output = set() if looped or "other" in plain.written else {index for index in anew if trials.is_from_output(index)}
-    bypassed: list[int] = []
-
-    def past(numbers: Sequence[int]) -> dict[nn.Module, Bypass]:
-        ways = [finished[number].ending_with(passages.outputs[number], disturbed) for number in numbers]
-        return {module: way for of_tower in ways for module, way in of_tower.items()}
-
-    for number in passages.current():
-        if finished[number].outputs and trials.can_leave_out(past([*bypassed, number]), whole=bool(anew) or looped):
-            bypassed.append(number)
-    run = [passed.tower for number, passed in enumerate(finished) if number not in bypassed]
-    if dense and (pruned := next((one for one in run if trials.reads(one, past(bypassed))), None)) is not None:
-        raise UserError(
-            f"propagate=dense prunes tower {pruned.name} ({pruned.path}) before {tower.name} ({tower.path}), which reads what it puts out; "
-            "use propagate=pruned, or leave one of them out of towers"
-        )
+    looped, anew = trials.captured_anew()
+    # What blocks write into a tensor can't be handed over as what they put into a container can.
+    carried = not looped and "other" not in plain.written
+    from_output = {index for index in anew if carried and trials.is_from_output(index)}
+    bypassed = _bypassed(trials, finished, passages, whole=bool(anew) or looped)
+    if dense:
+        _check_dense(trials, finished, passages, bypassed)
     return Structure(
-        trials.passes,
-        trials.shortcuts,
-        frozenset(from_output),
-        frozenset(anew - from_output),
-        looped,
-        bool(plain.written),
-        tuple(finished[number] for number in bypassed),
+        passes=trials.passes,
+        shortcuts=trials.shortcuts,
+        from_output=frozenset(from_output),
+        from_start=frozenset(anew - from_output),
+        looped=looped,
+        writes=bool(plain.written),
+        bypassed=tuple(finished[number] for number in bypassed),
     )
+
+
+def _bypassed(trials: _Trials, finished: Sequence[Passed], passages: Passages, whole: bool) -> list[int]:
+    """The finished towers that need not be run."""
+    chosen: list[int] = []
+    for number in passages.current():
+        if finished[number].outputs and trials.can_leave_out(_past(finished, passages, [*chosen, number]), whole):
+            chosen.append(number)
+    return chosen
+
+
+def _past(finished: Sequence[Passed], passages: Passages, numbers: Sequence[int]) -> dict[nn.Module, Bypass]:
+    """Bypass some of them, so that all but their ends is disturbed."""
+    ways = (finished[number].ending_with(passages.outputs[number], disturbed) for number in numbers)
+    return {module: way for of_tower in ways for module, way in of_tower.items()}
+
+
+def _check_dense(trials: _Trials, finished: Sequence[Passed], passages: Passages, bypassed: Sequence[int]) -> None:
+    """Refuse a tower that reads what a pruned one puts out.
+
+    Raises:
+        UserError: so it does.
+    """
+    past, tower = _past(finished, passages, bypassed), trials.tower
+    for number, passed in enumerate(finished):
+        if number not in bypassed and trials.reads(passed.tower, past):
+            raise UserError(
+                f"propagate=dense prunes tower {passed.tower.name} ({passed.tower.path}) before {tower.name} ({tower.path}), "
+                "which reads what it puts out; use propagate=pruned, or leave one of them out of towers"
+            )
 
 
 def leaving(
@@ -130,12 +147,17 @@ class _Trials:
         self.passes = plain.passes()
         self.shortcuts = {module: made for module, made in plain.shortcuts.items() if made is not None}
 
-    def independent(self) -> tuple[bool, set[int]]:
-        """Whether a later pass depends on an earlier one, and the blocks whose arguments depend on no block of the tower."""
+    def captured_anew(self) -> tuple[bool, set[int]]:
+        """Whether a later pass depends on an earlier one, and the blocks that can't be run on what was captured at first."""
         every = range(len(self.tower.blocks))
         bypasses = {module: made.changed(disturbed) for module, made in self.shortcuts.items()}
         found = self._run(bypasses, every, self.tower.layers)
-        return not self._same(found, [0], hidden=True), {index for index in every if self._same(found, [index], hidden=False)}
+        looped, later = not self._same(found, [0], hidden=True), set(every[1:])
+        if looped or "other" in self.plain.written:
+            return looped, later
+        dependent = {index for index in later if not self._same(found, [index], hidden=False)}
+        behind_writers = {index for index in later if any(writer < index for writer in self.plain.writers)}
+        return looped, self.plain.broken | dependent | behind_writers
 
     def is_from_output(self, index: int) -> bool:
         """Whether what enters a block depends on no block but through what the one before leaves."""

@@ -387,3 +387,17 @@ def test_arguments_that_differ(one: Any) -> None:
     others = [2, 2.5, "two", torch.zeros(2), torch.ones(2).half(), [torch.zeros(2)], [], {"a": 2}, {"b": 1}, UserDict(a=torch.zeros(1)), 0]
     assert same_arguments(one, snapshot(one))
     assert not any(same_arguments(one, other) for other in others)
+
+
+@torch.no_grad()
+def test_a_pass_that_runs_blocks_ends_at_the_one_it_is_for() -> None:
+    """The fourth block reads the first's output, too: it costs one run of the three before it."""
+    model, given, ran = model_of("skipping"), batches("in all"), []
+    flow = Flow(model, model.towers[1], given)
+    for index, block in enumerate(flow.tower.blocks):
+        block.layers[0].module.register_forward_hook(lambda *_, index=index: ran.append(index))
+    for index in range(len(flow.tower.blocks)):
+        flow.enter(index)
+        assert ran == ([0, 1, 2] * len(given) if index == 3 else [])
+        flow.leave(index)
+        ran.clear()
