@@ -48,7 +48,7 @@ class BlockCall:
         return [value for value in (*self.arguments, *self.keywords.values()) if isinstance(value, Tensor)]
 
     def hand_over(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        """Fill the containers that another call is given (key-value states that blocks share) with what this one's hold."""
+        """Fill the containers that another call is given with what this one's hold: key-value states that blocks share."""
         known = [*zip(arguments, self.arguments, strict=False), *((value, self.keywords.get(name)) for name, value in keywords.items())]
         for value, held in known:
             if type(value) is type(held) and tensors_in(held) and (state := state_of(snapshot(held))) is not None:
@@ -84,7 +84,7 @@ def first_tensor(output: Any) -> Tensor:
 
 
 def snapshot(value: Any, of_tensor: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
-    """The value as it is now: what is written later into a container (key-value states that blocks share) is not in it.
+    """The value as it is now: what is put into a container later is not in it.
 
     Args:
         value: an argument of a block.
@@ -145,7 +145,7 @@ def tensors_in(value: Any) -> list[Tensor]:
 
 
 def same_arguments(one: Any, other: Any) -> bool:
-    """Whether two calls, or the arguments in them, are the same; modules and functions are so if they are of one type."""
+    """Whether two calls, or arguments in them, are the same; modules and functions are if their types are."""
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
     if isinstance(one, BlockCall):

@@ -56,7 +56,7 @@ class Stream:
         self.hidden = entry.hidden
 
     def call(self, index: int) -> BlockCall:
-        """The other arguments of a block; what it writes into a container among them is gone with this call."""
+        """The other arguments of a block; containers among them are copies, which it may write into."""
         call = self._anew[index] if index in self._anew else self._calls[index]
         call = call.changed(lambda value: value.read() if isinstance(value, Waiting) else value)
         return call.changed(lambda value: snapshot(value, torch.clone) if self._writes else snapshot(value))
@@ -131,8 +131,8 @@ class Flow:
         self._of_batches: list[list[Stream]] = []
         self._entered: int | None = None
         if batches:
-            # Two samples of the largest batch: a loss may send a single sample through a tower less often than samples that have each other.
-            # Samples with pictures have more tensors than texts alone.
+            # Two samples: a loss may send a single one through a tower less often than samples that have each other.
+            # Of the batch with the most tensors: samples with pictures have more of them than texts alone.
             richest = max(batches, key=lambda batch: (len(batch), samples_in(batch)))
             self.structure = learn(model, tower, {name: tensor[:2] for name, tensor in richest.items()}, behind, dense)
             self.from_start |= self.structure.from_start
@@ -149,7 +149,7 @@ class Flow:
         return next((stream.block for stream in self.streams), 0)
 
     def _begin(self, structure: Structure, number: int) -> list[Stream]:
-        """The streams of one batch at the first block, with the arguments of all blocks that are not captured anew."""
+        """The streams of one batch at the first block, with the arguments of all blocks that aren't captured anew."""
         replayed = set(range(len(self.tower.blocks))) - structure.from_output - structure.from_start
         found = self._record(structure, number, replayed, {} if structure.looped else structure.shortcuts)
         self._check_calls(number, found, len(found.entries[0]))
@@ -224,7 +224,11 @@ class Flow:
 def flows(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool = False) -> Iterator[Flow]:
     """The batches on their way through tower after tower; each is to be left before the next one is asked for.
 
-    ``dense``: what enters a tower is to come from dense ones, although some are pruned on the way; see ``Flow``.
+    Args:
+        model: in evaluation mode.
+        towers: in the order in which they are pruned.
+        batches: of the calibration set.
+        dense: what enters a tower is to come from dense ones, although some are pruned on the way.
     """
     behind: list[Passed] = []
     for tower in towers:

@@ -1,4 +1,7 @@
-"""Other numbers in place of what blocks compute: what they leave as it was doesn't depend on it, and pruning can't change it."""
+"""Put other numbers in place of what blocks compute: what stays as it was doesn't depend on them.
+
+Pruning them can't change it either.
+"""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class Passed:
     Attributes:
         tower: its blocks.
         shortcuts: how to bypass them.
-        outputs: what the last block put out in each pass of each batch; empty where the tower has to be computed again.
+        outputs: what the last block put out in each pass of each batch; empty where the tower has to be run again.
     """
 
     tower: Tower

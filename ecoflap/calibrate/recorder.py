@@ -41,7 +41,7 @@ class Entry:
         call: the arguments beside the hidden states.
         hidden: the hidden states.
         counted: which tokens are real; see ``Stream``.
-        before: what the block before left; known only where the number of passes isn't yet, null where another block ran between.
+        before: what the block before left; null where another block ran in between, and in passes that end early.
     """
 
     call: BlockCall
@@ -52,7 +52,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class _Last:
-    """The output of the block that ran last, how often it had been written to, and a copy of what the block left if it may be asked for."""
+    """The output of the block that ran last, how often it had been written to, and a copy of what the block left."""
 
     index: int
     output: Tensor
@@ -60,7 +60,7 @@ class _Last:
     left: Left | None
 
     def is_entering(self, index: int, hidden: Tensor) -> bool:
-        """Whether a block is given this very output. Equal numbers elsewhere prove nothing: what the model added may be zero this once."""
+        """Whether a block is given this very output. Equal numbers elsewhere prove nothing: zeros may have been added."""
         same = hidden is self.output or (
             hidden.data_ptr() == self.output.data_ptr() and hidden.shape == self.output.shape and hidden.stride() == self.output.stride()
         )
@@ -73,8 +73,8 @@ class Recorder:
     Attributes:
         entries: {block: its calls}.
         broken: blocks that got something else than the output of the block before.
-        written: the tensors that blocks wrote to: ``hidden`` for their hidden states, ``other`` for other arguments. Learned, like the following,
-            where the number of passes isn't known yet.
+        written: the tensors that blocks wrote to: ``hidden`` for their hidden states, ``other`` for other arguments.
+            Learned, like the following, in a pass that runs to its end.
         writers: blocks that put something into a container that they were given.
         shortcuts: {block: how to bypass it}, null where it has to be run.
     """
@@ -84,7 +84,7 @@ class Recorder:
 
         Args:
             tower: its blocks.
-            passes: how often they are called; 0 where that isn't known yet, and the forward pass runs to its end.
+            passes: how often they are called; 0 where that is to be learned, and the forward pass runs to its end.
             wanted: the blocks whose calls are kept; null for all.
         """
         self.tower, self.expected = tower, passes

@@ -1,8 +1,9 @@
-"""Learn from a small batch how a model calls the blocks of a tower, and what its forward passes can leave out.
+"""Learn from a small batch how a model calls the blocks of a tower, and what forward passes can leave out.
 
-A small batch runs through the whole model once. Then it runs again, each time with some blocks bypassed, up to the block in question. Bypassed
-blocks put out numbers that have nothing to do with what they would compute, except where an output is known; what enters the block all the same
-depends on nothing else, whatever pruning makes of the others. What differs is not left out.
+A small batch runs through the whole model once. Then it runs again, each time with some blocks bypassed, up to the block
+in question. Bypassed blocks put out numbers that have nothing to do with what they would compute, except where an output
+is known. What enters the block all the same depends on nothing else, whatever pruning makes of the bypassed blocks; where
+something differs, they have to be run.
 """
 
 from __future__ import annotations
@@ -33,8 +34,9 @@ class Structure:
 
     Attributes:
         passes: how often each is called.
-        shortcuts: how to bypass blocks; without those that have to be run, as others are given what they make.
-        from_output: blocks whose inputs the model makes from what the block before leaves: its output, and containers that it was given.
+        shortcuts: how to bypass blocks; those that make what others are given are not among them, and are run.
+        from_output: blocks whose inputs the model makes from what the block before leaves: its output, and the
+            containers that it was given.
         from_start: blocks whose inputs depend on other blocks as well.
         looped: what enters the first block in a later pass depends on an earlier one.
         writes: blocks write to tensors that they are given.
@@ -140,7 +142,7 @@ def leaving(
 
 
 class _Trials:
-    """Forward passes of the small batch that leave something out, compared with the one that left out nothing."""
+    """Forward passes of the small batch that leave something out, compared with the one that leaves out nothing."""
 
     def __init__(self, model: PrunableModel, tower: Tower, batch: Batch, plain: Recorder) -> None:
         self.model, self.tower, self.batch, self.plain = model, tower, batch, plain
@@ -148,7 +150,7 @@ class _Trials:
         self.shortcuts = {module: made for module, made in plain.shortcuts.items() if made is not None}
 
     def captured_anew(self) -> tuple[bool, set[int]]:
-        """Whether a later pass depends on an earlier one, and the blocks that can't be run on what was captured at first."""
+        """Whether a later pass depends on an earlier one; the blocks that can't be run on what was captured at first."""
         every = range(len(self.tower.blocks))
         bypasses = {module: made.changed(disturbed) for module, made in self.shortcuts.items()}
         found = self._run(bypasses, every, self.tower.layers)
@@ -169,7 +171,12 @@ class _Trials:
         return self._same(self._run(leaving(self.shortcuts, block, known, disturbed), [index]), [index], hidden=True)
 
     def can_leave_out(self, past: Mapping[nn.Module, Bypass], whole: bool) -> bool:
-        """Whether modules before the tower can be bypassed so; ``whole``: run the tower's blocks, and compare what enters each of them."""
+        """Whether finished towers can be bypassed so.
+
+        Args:
+            past: how.
+            whole: run the tower's blocks, and compare the hidden states that enter each of them, not the first alone.
+        """
         every = range(len(self.tower.blocks))
         if whole:
             return self._same(self._run(past, every), every, hidden=True)
@@ -177,7 +184,7 @@ class _Trials:
         return self._same(found, [0], hidden=True) and self._same(found, every, hidden=False)
 
     def reads(self, other: Tower, past: Mapping[nn.Module, Bypass]) -> bool:
-        """Whether what enters the tower's blocks depends on the weights of another one, when what is ``past`` is bypassed."""
+        """Whether what enters the tower's blocks depends on the weights of another tower, with others bypassed."""
         every = range(len(self.tower.blocks))
         return bool(other.layers) and not self._same(self._run(past, every, other.layers), every, hidden=True)
 
