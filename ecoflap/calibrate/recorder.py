@@ -73,6 +73,7 @@ class Recorder:
     Attributes:
         entries: {block: its calls}.
         broken: blocks that got something else than the output of the block before.
+        returned: the first block was called after another one.
         written: the tensors that blocks wrote to: ``hidden`` for their hidden states, ``other`` for other arguments.
             Learned, like the following, in a pass that runs to its end.
         writers: blocks that put something into a container that they were given.
@@ -90,6 +91,7 @@ class Recorder:
         self.tower, self.expected = tower, passes
         self.entries: dict[int, list[Entry]] = {index: [] for index in (range(len(tower.blocks)) if wanted is None else wanted)}
         self.broken: set[int] = set()
+        self.returned = False
         self.written: set[str] = set()
         self.writers: set[int] = set()
         self.shortcuts: dict[nn.Module, Shortcut | None] = {}
@@ -116,6 +118,7 @@ class Recorder:
             chained = last is not None and last.is_entering(index, hidden)
             if index and not chained:
                 self.broken.add(index)
+            self.returned |= index == 0 and last is not None
             if index in self.entries:
                 kept, before = hidden.clone(), last.left if last is not None and last.index == index - 1 else None
                 if chained and before is not None:

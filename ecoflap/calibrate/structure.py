@@ -38,7 +38,7 @@ class Structure:
         from_output: blocks whose inputs the model makes from what the block before leaves: its output, and the
             containers that it was given.
         from_start: blocks whose inputs depend on other blocks as well.
-        looped: what enters the first block in a later pass depends on an earlier one.
+        looped: what enters the first block depends on blocks that ran before it, in an earlier pass for one.
         writes: blocks write to tensors that they are given.
         bypassed: finished towers that need not be run.
     """
@@ -150,11 +150,11 @@ class _Trials:
         self.shortcuts = {module: made for module, made in plain.shortcuts.items() if made is not None}
 
     def captured_anew(self) -> tuple[bool, set[int]]:
-        """Whether a later pass depends on an earlier one; the blocks that can't be run on what was captured at first."""
+        """Whether the first block depends on blocks that ran before it; the blocks that can't be run on what was captured at first."""
         every = range(len(self.tower.blocks))
         bypasses = {module: made.changed(disturbed) for module, made in self.shortcuts.items()}
         found = self._run(bypasses, every, self.tower.layers)
-        looped, later = not self._same(found, [0], hidden=True), set(every[1:])
+        looped, later = self.plain.returned and not self._same(found, [0], hidden=True), set(every[1:])
         if looped or "other" in self.plain.written:
             return looped, later
         dependent = {index for index in later if not self._same(found, [index], hidden=False)}
