@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -10,8 +10,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from ecoflap.calibrate.activations import Waiting
-from ecoflap.calibrate.block_call import BlockCall, first_tensor
-from ecoflap.calibrate.shortcut import Shortcut
+from ecoflap.calibrate.block_call import first_tensor
+from ecoflap.calibrate.shortcut import Bypass, Shortcut
+from ecoflap.errors import UserError
 from ecoflap.models.towers import Tower
 
 
@@ -21,25 +22,37 @@ class Passed:
 
     Attributes:
         tower: its blocks.
-        shortcuts: how to pass them without computing; the last one is among them.
-        last: a call of the last block, which says where the hidden states are.
-        outputs: what the last block put out in each pass of each batch.
+        shortcuts: how to bypass them.
+        outputs: what the last block put out in each pass of each batch; empty where the tower has to be run again.
     """
 
     tower: Tower
-    shortcuts: dict[nn.Module, Shortcut]
-    last: BlockCall
+    shortcuts: Mapping[nn.Module, Shortcut]
     outputs: list[list[Waiting]]
 
-    def ending_with(self, outputs: Sequence[Tensor]) -> dict[nn.Module, Shortcut]:
-        """Shortcuts through the tower, whose passes end with these hidden states, one after the other."""
+    def ending_with(self, outputs: Sequence[Tensor], between: Callable[[Tensor], Tensor] = lambda hidden: hidden) -> dict[nn.Module, Bypass]:
+        """Ways through the tower.
+
+        Args:
+            outputs: what its passes end with, one after the other.
+            between: what blocks before the last make of their hidden states.
+
+        Raises:
+            UserError: while the model runs, if it runs the tower more often than that.
+        """
         block, turn = self.tower.blocks[-1].module, iter(outputs)
-        make = self.shortcuts[block]
 
-        def end(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-            return make(*self.last.placed(arguments, keywords, next(turn)))
+        def end(_: Tensor) -> Tensor:
+            output = next(turn, None)
+            if output is None:
+                raise UserError(
+                    f"a batch runs tower {self.tower.name} ({self.tower.path}) more than {len(outputs)} times, and the largest batch's first "
+                    "two samples don't; calibrate on samples of one kind, or leave the tower out of towers"
+                )
+            return output.clone()  # the model may write into it
 
-        return {**self.shortcuts, block: end}
+        ways = {module: made.changed(between) for module, made in self.shortcuts.items()}
+        return {**ways, block: self.shortcuts[block].changed(end)}
 
 
 class Passages:
@@ -47,7 +60,7 @@ class Passages:
 
     Attributes:
         outputs: of each tower's last block, pass by pass.
-        order: the index of a tower whenever its first block begins or its last block ends.
+        order: the index of a tower whenever one of its blocks begins or ends.
     """
 
     def __init__(self, towers: Sequence[Tower]) -> None:
@@ -60,7 +73,9 @@ class Passages:
         """See what happens meanwhile."""
         handles = []
         for number, tower in enumerate(self.towers):
-            handles.append(tower.blocks[0].module.register_forward_pre_hook(lambda *_, number=number: self.order.append(number)))
+            for block in tower.blocks:
+                handles.append(block.module.register_forward_pre_hook(lambda *_, number=number: self.order.append(number)))
+                handles.append(block.module.register_forward_hook(lambda *_, number=number: self.order.append(number)))
             handles.append(tower.blocks[-1].module.register_forward_hook(lambda _, __, output, number=number: self._end(number, output)))
         try:
             yield
@@ -69,8 +84,7 @@ class Passages:
                 handle.remove()
 
     def _end(self, number: int, output: Any) -> None:
-        self.order.append(number)
-        self.outputs[number].append(first_tensor(output))
+        self.outputs[number].append(first_tensor(output).clone())
 
     def current(self) -> list[int]:
         """The towers that end before any that was pruned after them begins: what they put out does not depend on those."""

@@ -1,15 +1,15 @@
-"""Record the calls of a tower's blocks during one forward pass."""
+"""Record what enters the blocks of a tower during one forward pass."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from ecoflap.calibrate.block_call import BlockCall, first_tensor, take_out_hidden
+from ecoflap.calibrate.block_call import BlockCall, first_tensor, snapshot, take_out_hidden, tensors_in
 from ecoflap.calibrate.shortcut import Shortcut, shortcut
 from ecoflap.errors import UserError
 from ecoflap.models.losses import counted_tokens
@@ -17,25 +17,86 @@ from ecoflap.models.towers import Tower
 
 
 class Captured(BaseException):
-    """Ends a forward pass after the tower; no model code can mistake it for an error of its own."""
+    """Ends a forward pass that has shown enough; no model code can mistake it for an error of its own."""
+
+
+@dataclass(frozen=True)
+class Left:
+    """What a block leaves in one call.
+
+    Attributes:
+        output: the hidden states.
+        call: the other arguments, with what the block wrote into them.
+    """
+
+    output: Tensor
+    call: BlockCall
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What enters a block in one call.
+
+    Attributes:
+        call: the arguments beside the hidden states.
+        hidden: the hidden states.
+        counted: which tokens are real; see ``Stream``.
+        before: what the block before left; null where another block ran in between, and in passes that end early.
+    """
+
+    call: BlockCall
+    hidden: Tensor
+    counted: tuple[Tensor, ...]
+    before: Left | None
+
+
+@dataclass(frozen=True)
+class _Last:
+    """The output of the block that ran last, how often it had been written to, and a copy of what the block left."""
+
+    index: int
+    output: Tensor
+    version: int
+    left: Left | None
+
+    def is_entering(self, index: int, hidden: Tensor) -> bool:
+        """Whether a block is given this very output. Equal numbers elsewhere prove nothing: zeros may have been added."""
+        same = hidden is self.output or (
+            hidden.data_ptr() == self.output.data_ptr() and hidden.shape == self.output.shape and hidden.stride() == self.output.stride()
+        )
+        return index == self.index + 1 and same and hidden._version == self.version
 
 
 class Recorder:
-    """Records the calls of a tower's blocks during one forward pass, and ends the pass when the last one is known.
+    """Records what enters the blocks of a tower, and ends the forward pass when all that is wanted of it is known.
 
     Attributes:
-        calls: of each block: its arguments, its hidden states and which tokens are real.
-        chained: each block got what the block before it put out.
-        shortcuts: {block: how to pass it without computing it}, null where it has to be run; learned where the number of passes isn't known yet.
+        entries: {block: its calls}.
+        broken: blocks that got something else than the output of the block before.
+        returned: the first block was called after another one.
+        written: the tensors that blocks wrote to: ``hidden`` for their hidden states, ``other`` for other arguments.
+            Learned, like the following, in a pass that runs to its end.
+        writers: blocks that put something into a container that they were given.
+        shortcuts: {block: how to bypass it}, null where it has to be run.
     """
 
-    def __init__(self, tower: Tower, passes: int) -> None:
-        """``passes``: how often the tower is run; 0 where that isn't known yet."""
+    def __init__(self, tower: Tower, passes: int = 0, wanted: Collection[int] | None = None) -> None:
+        """Get ready.
+
+        Args:
+            tower: its blocks.
+            passes: how often they are called; 0 where that is to be learned, and the forward pass runs to its end.
+            wanted: the blocks whose calls are kept; null for all.
+        """
         self.tower, self.expected = tower, passes
-        self.calls: list[list[tuple[BlockCall, Tensor, tuple[Tensor, ...]]]] = [[] for _ in tower.blocks]
-        self.chained = True
+        self.entries: dict[int, list[Entry]] = {index: [] for index in (range(len(tower.blocks)) if wanted is None else wanted)}
+        self.broken: set[int] = set()
+        self.returned = False
+        self.written: set[str] = set()
+        self.writers: set[int] = set()
         self.shortcuts: dict[nn.Module, Shortcut | None] = {}
-        self._last: Tensor | None = None
+        self._last: _Last | None = None
+        self._given: list[tuple[Tensor, int]] = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -43,7 +104,7 @@ class Recorder:
         handles = []
         for index, block in enumerate(self.tower.blocks):
             handles.append(block.module.register_forward_pre_hook(self._before(index), with_kwargs=True))
-            handles.append(block.module.register_forward_hook(self._after, with_kwargs=True))
+            handles.append(block.module.register_forward_hook(self._after(index), with_kwargs=True))
         try:
             yield
         finally:
@@ -53,27 +114,38 @@ class Recorder:
     def _before(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any]], None]:
         def record(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
             call, hidden = take_out_hidden(arguments, keywords)
-            if index and self._last is not None and hidden is not self._last and not torch.equal(hidden, self._last):
-                self.chained = False
-            self.calls[index].append((call, hidden, counted_tokens()))
-            if index == len(self.calls) - 1 and len(self.calls[index]) == self.expected:
+            last = self._last
+            chained = last is not None and last.is_entering(index, hidden)
+            if index and not chained:
+                self.broken.add(index)
+            self.returned |= index == 0 and last is not None
+            if index in self.entries:
+                kept, before = hidden.clone(), last.left if last is not None and last.index == index - 1 else None
+                if chained and before is not None:
+                    before = replace(before, output=kept)  # not two copies of the same numbers
+                self.entries[index].append(Entry(call.changed(snapshot), kept, counted_tokens(), before))
+            if self.expected and all(len(calls) == self.expected for calls in self.entries.values()):
                 raise Captured
+            if not self.expected:
+                self._given = [(tensor, tensor._version) for tensor in tensors_in([arguments, keywords])]
 
         return record
 
-    def _after(self, module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
-        self._last = first_tensor(output)
-        if not self.expected and self.shortcuts.get(module, ()) is not None:  # one call that makes more than hidden states settles it
-            call, _ = take_out_hidden(arguments, keywords)
-            self.shortcuts[module] = shortcut(arguments, keywords, call.place, output)
+    def _after(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
+        def record(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+            hidden = first_tensor(output)
+            self._last = _Last(index, hidden, hidden._version, None)
+            if self.expected:
+                return
+            call, given = take_out_hidden(arguments, keywords)
+            self._last = replace(self._last, left=Left(hidden.clone(), call.changed(snapshot)))
+            self.written |= {"hidden" if tensor is given else "other" for tensor, version in self._given if tensor._version != version}
+            if [id(tensor) for tensor, _ in self._given] != [id(tensor) for tensor in tensors_in([arguments, keywords])]:
+                self.writers.add(index)
+            if self.shortcuts.get(module, ()) is not None:  # one call that makes more than hidden states settles it
+                self.shortcuts[module] = shortcut(arguments, keywords, call.place, output)
 
-    def arguments(self) -> list[list[BlockCall]]:
-        """What each block got beside the hidden states, call by call."""
-        return [[call for call, _, _ in calls] for calls in self.calls]
-
-    def entered(self) -> list[Tensor]:
-        """The hidden states that the first block got, call by call."""
-        return [hidden for _, hidden, _ in self.calls[0]]
+        return record
 
     def passes(self) -> int:
         """How often each block was called.
@@ -81,7 +153,7 @@ class Recorder:
         Raises:
             UserError: some more often than others, or never.
         """
-        counts = [len(calls) for calls in self.calls]
+        counts = [len(calls) for calls in self.entries.values()]
         if min(counts) == 0:
             reached = sum(map(bool, counts))
             raise UserError(

@@ -31,10 +31,10 @@ def check_propagate(choice: str) -> None:
 
 def blocks_in_order(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool) -> Iterator[tuple[Flow, int]]:
     """Every block of the towers, with the flow of its tower."""
-    for flow in flows(model, towers, batches):
+    for flow in flows(model, towers, batches, dense):
         order = range(len(flow.tower.blocks))
-        # Where a model changes the hidden states between blocks, each block's inputs are made anew by all blocks before it.
-        for index in reversed(order) if dense and not flow.chained else order:
+        # Where a block's inputs come from a forward pass through the blocks before it, those are to be dense still.
+        for index in reversed(order) if dense and flow.from_start else order:
             yield flow, index
 
 
@@ -53,7 +53,7 @@ def measure_block(flow: Flow, index: int, kind: type[MeanSquare] | type[Gram] | 
             with suppress(Enough):
                 output = call.run(block.module, stream.hidden)
                 if dense:
-                    stream.hidden = output
+                    stream.leave(output, call)
     return statistics
 
 
@@ -62,7 +62,7 @@ def measure_dense(model: PrunableModel, calibration: CalibrationSet, batch_size:
     """{layer: sum of squares of each input column, and the number of tokens, [cols + 1], fp64} of the dense model, in one pass over the data."""
     found: dict[str, Tensor] = {}
     towers = [tower for tower in model.towers if tower.layers]
-    work = blocks_in_order(model, towers, calibration.batches(batch_size), dense=True)
+    work = blocks_in_order(model, towers, calibration.batches(batch_size), dense=False)  # nothing is pruned on the way
     with quiet_forward(model.module):
         for flow, index in track(work, "statistics", total=sum(len(tower.blocks) for tower in towers)):
             flow.enter(index)

@@ -86,7 +86,7 @@ class Local:
                         for stream in flow.enter(index):
                             call = stream.call(index)
                             statistics.look_at(stream.counted, call.tensors)
-                            stream.hidden = call.run(block.module, stream.hidden)
+                            stream.leave(call.run(block.module, stream.hidden), call)
                     with model.residence.using(block):
                         for layer in block.layers:
                             averages[layer.name].add(measure(layer.matrix(), statistics[layer]).item(), 1.0, layer.name)

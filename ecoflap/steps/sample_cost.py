@@ -12,9 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.calibrate.block_call import first_tensor, take_out_hidden
-from ecoflap.calibrate.capture import without_head
 from ecoflap.calibrate.samples import CalibrationSet, stack
-from ecoflap.calibrate.shortcut import taking
+from ecoflap.calibrate.shortcut import taking, without_head
 from ecoflap.models.prunable import PrunableModel, quiet_forward
 from ecoflap.models.residence import AT_A_TIME, block_bytes
 from ecoflap.score.pass_size import LiveBytes

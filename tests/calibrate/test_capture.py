@@ -38,7 +38,7 @@ def test_replay_reproduces_the_forward_pass(family: str) -> None:
     with quiet_forward(model.module):
         for tower in model.every_tower:
             flow = Flow(model, tower, batches)
-            assert flow.chained
+            assert not flow.structure.from_output | flow.from_start
             per_block = zip(*(outputs_of_blocks(model, modules_of(tower), batch) for batch in batches), strict=True)
             for index, of_batches in enumerate(per_block):
                 flow.leave(index)
@@ -91,9 +91,11 @@ def test_hidden_states_that_change_between_blocks() -> None:
     batches = [{"hidden": torch.randn(2, 3, 4)} for _ in range(2)]
     tower = model.towers[0]
     flow = Flow(model, tower, batches)
-    assert not flow.chained
+    assert flow.structure.from_output == {1, 2}
+    assert not flow.from_start
     for index, block in enumerate(tower.blocks):
         block.layers[0].write(block.layers[0].matrix() * (block.layers[0].matrix() > 0))
+        flow.leave(index)
         streams = flow.enter(index + 1) if index + 1 < len(tower.blocks) else []
         inputs: list[Tensor] = []
         following = tower.blocks[(index + 1) % 3].module
@@ -143,8 +145,8 @@ def test_large_arguments_wait_like_hidden_states(family: str, tmp_path: Path, mo
             for stream, put in zip(plain.streams, other.streams, strict=True):
                 calls = [(stream.call(index), put.call(index)) for index in range(len(tower.blocks))]
                 assert all(same_arguments(one, two) for one, two in calls)
-                assert not any(call.tensors for call in put._calls)
-            shared = sum(len({id(tensor) for call in stream._calls for tensor in call.tensors}) for stream in plain.streams)
+                assert not any(call.tensors for call in put._calls.values())
+            shared = sum(len({id(tensor) for call in stream._calls.values() for tensor in call.tensors}) for stream in plain.streams)
             assert len(list((tmp_path / "waiting").iterdir())) == len(other.streams) + shared
             del put, other
     assert not list((tmp_path / "waiting").iterdir())

@@ -105,8 +105,11 @@ def test_arguments_that_depend_on_hidden_states_are_noticed() -> None:
 
 
 def arguments(model: PrunableModel, batches: list[dict[str, Tensor]]) -> list[Any]:
-    blocks = range(len(model.towers[0].blocks))
-    return [stream.call(index) for stream in Flow(model, model.towers[0], batches).streams for index in blocks]
+    flow, found = Flow(model, model.towers[0], batches), []
+    for index in range(len(model.towers[0].blocks)):
+        found.append([stream.call(index) for stream in flow.enter(index)])
+        flow.leave(index)
+    return [call for of_stream in zip(*found, strict=True) for call in of_stream]
 
 
 def really(model: PrunableModel, batches: list[dict[str, Tensor]]) -> list[Tensor]:

@@ -20,7 +20,7 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def pruned(family: str) -> tuple[PrunableModel, dict[str, Tensor]]:
+def pruned(family: str, build: Callable[[str], PrunableModel] = build) -> tuple[PrunableModel, dict[str, Tensor]]:
     """A tiny model half of whose weights are zero; one kept weight is zero too, and one layer loses everything."""
     model = build(family)
     generator = torch.Generator().manual_seed(3)

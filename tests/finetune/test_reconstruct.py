@@ -8,22 +8,25 @@ import pytest
 import torch
 from torch import nn
 
+from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.finetune.job import Job
 from ecoflap.finetune.reconstruct import Reconstruct
 from ecoflap.models.prunable import PrunableModel
+from tests import tiny, unchained
 from tests.finetune.test_kept import pruned
-from tests.tiny import FAMILIES, build, samples
+from tests.tiny import FAMILIES
 
 SLOWLY = ["t5", "blip_vqa", "blip_retrieval", "clip", "llama", "gpt2", "vit"]
 
 
 def job(family: str) -> Job:
-    model, masks = pruned(family)
-    return Job(model, masks, None, samples(family), lambda: build(family), 2, 0, Path())
+    made = unchained if family in unchained.BUILDERS else tiny
+    model, masks = pruned(family, made.build)
+    return Job(model, masks, None, made.samples(family), lambda: made.build(family), 2, 0, Path())
 
 
-def block_outputs(model: PrunableModel, block: nn.Module, family: str) -> torch.Tensor:
+def block_outputs(model: PrunableModel, block: nn.Module, calibration: CalibrationSet) -> torch.Tensor:
     """What a block puts out in a whole forward pass, over all batches, flattened."""
     outputs: list[torch.Tensor] = []
 
@@ -32,7 +35,7 @@ def block_outputs(model: PrunableModel, block: nn.Module, family: str) -> torch.
 
     handle = block.register_forward_hook(keep)
     with torch.no_grad():
-        for batch in samples(family).batches(1):
+        for batch in calibration.batches(1):
             model.loss(batch)
     handle.remove()
     return torch.cat(outputs)
@@ -50,11 +53,13 @@ def test_every_block_comes_closer_and_zeros_stay(family: str) -> None:
     assert all(parameter.requires_grad for parameter in task.model.module.parameters())
 
 
-def test_the_errors_are_those_of_a_whole_forward_pass() -> None:
-    task, dense = job("llama"), build("llama")
+@pytest.mark.parametrize("family", ["llama", "qwen3_vl", "gemma3n"])
+def test_the_errors_are_those_of_a_whole_forward_pass(family: str) -> None:
+    task = job(family)
+    dense, calibration = task.dense(), task.calibration
     training = Reconstruct(epochs=3, learning_rate=3e-3).finetune(task)
     for point, ours, theirs in zip(training.curve, task.model.blocks, dense.blocks, strict=True):
-        output, target = block_outputs(task.model, ours.module, "llama"), block_outputs(dense, theirs.module, "llama")
+        output, target = block_outputs(task.model, ours.module, calibration), block_outputs(dense, theirs.module, calibration)
         # The mean over batches of two lengths is not quite the mean over all tokens.
         assert float((output - target).square().sum() / target.square().sum()) == pytest.approx(point["error"], rel=0.1)
 

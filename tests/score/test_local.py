@@ -3,17 +3,16 @@ import torch
 
 from ecoflap.errors import UserError
 from ecoflap.score.local import Local
-from tests import tiny
+from tests import tiny, unchained
 from tests.prune import reference
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "clip"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "clip", "qwen3_vl", "gemma3n"])
 @pytest.mark.parametrize("measure", ["wanda", "sparsegpt"])
 def test_equals_the_metric_on_all_inputs(family: str, measure: str) -> None:
-    if family not in tiny.FAMILIES:
-        pytest.skip(f"{family} is not in the installed transformers")
-    model, calibration = tiny.build(family), tiny.samples(family)
+    made = unchained if family in unchained.BUILDERS else tiny
+    model, calibration = made.build(family), made.samples(family)
     scores = Local(measure, batch_size=2)(model, calibration, 0)
     batches = tiny.one_by_one(family, calibration, 2)
     for layer in model.layers:
