@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from ecoflap import command_line, refusals
 from ecoflap import config as run_config
-from ecoflap.errors import UserError
+from ecoflap.errors import SweepFailed, UserError
 
 run_config.register()
 log = logging.getLogger(__name__)
@@ -27,22 +27,22 @@ def main(config: DictConfig) -> float | None:
     from ecoflap import console, pipeline
 
     console.install_logging()
-    sweeping, folder = HydraConfig.get().mode == RunMode.MULTIRUN, Path(HydraConfig.get().runtime.output_dir)
     try:
         if complaint := run_config.submits_without_sweep():
             raise UserError(complaint)
-        result = pipeline.run(config, folder)
+        result = pipeline.run(config, Path(HydraConfig.get().runtime.output_dir))
     except KeyboardInterrupt:
         log.error("interrupted: no result was written; %s", run_config.how_to_go_on())
         sys.exit(130)
     except Exception as error:
         message = refusals.describe(error)
+        if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep goes on with the next job, and fails at the end
+            log.error("job %s: %s", HydraConfig.get().job.num, message or traceback.format_exc())
+            raise (UserError(message) if message else error) from None
         if message is None:
             raise
         log.error("%s", message)  # the message is the whole story, a traceback would bury it
-        if sweeping:
-            raise UserError(message) from None  # the sweep goes on with the next job and fails at the end
-        refusals.leave_nothing(folder)
+        refusals.leave_nothing(Path(HydraConfig.get().runtime.output_dir))
         sys.exit(2)
     return result.headline() if result is not None else None
 
@@ -51,7 +51,7 @@ def start(arguments: list[str]) -> int:
     """Run a command line; returns the exit code: 2 where it asks for something that can't be done, 1 for a bug."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves it to us to say what is wrong
     try:
-        sys.argv[1:] = command_line.understood(arguments)
+        sys.argv[1:] = arguments = command_line.understood(arguments)
         main()
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
@@ -59,7 +59,8 @@ def start(arguments: list[str]) -> int:
     except Exception as error:
         if message := refusals.describe(error) or command_line.explain(arguments, error) or refusals.of_hydra(error):
             print(f"error: {message}", file=sys.stderr)
-            return 2
+            refusals.leave_no_empty_sweep()
+            return error.code if isinstance(error, SweepFailed) else 2
         traceback.print_exc()
         return 1
     return 0

@@ -16,7 +16,7 @@ import sys
 import time
 from pathlib import Path
 
-from ecoflap.console import table
+from ecoflap.console import ArgumentParser, complain, table
 from ecoflap.store.upkeep import collect_garbage, entries, problem
 
 UNITS = ("", "K", "M", "G", "T")
@@ -24,14 +24,13 @@ UNITS = ("", "K", "M", "G", "T")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m ecoflap.cache", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(prog="python -m ecoflap.cache", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("command", choices=("ls", "verify", "gc"))
     parser.add_argument("--cache", type=Path, default=Path("outputs/cache"), help="folder of the cache (default: outputs/cache)")
     parser.add_argument("--max-size", type=size, help="with gc: how much may stay, such as 10GB")
     options = parser.parse_args(arguments)
     if not options.cache.is_dir():
-        print(f"there is no cache at {options.cache}; --cache FOLDER names another", file=sys.stderr)
-        return 2
+        return complain(f"there is no cache at {options.cache}; --cache FOLDER names another")
     if options.command == "gc":
         if options.max_size is None:
             parser.error("gc needs --max-size, such as --max-size 10GB")

@@ -5,12 +5,13 @@ Bars and log lines share one console on stderr; tables go to stdout, so that the
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -104,6 +105,20 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """argparse's, with one line of complaint instead of the usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong, and exit with 2."""
+        self.exit(complain(f"{message}; {self.prog} --help shows the usage"))
+
+
+def complain(message: object) -> int:
+    """Print one line of complaint to stderr; returns the exit code for wrong usage."""
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    return 2
 
 
 def install_logging(level: int | str = logging.INFO) -> None:

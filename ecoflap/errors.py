@@ -15,6 +15,18 @@ class UserError(Exception):
     """Something that was asked for can't be done; the message says what was asked, what was found and what to change."""
 
 
+class SweepFailed(UserError):
+    """Jobs of a sweep have failed, each of which has said why.
+
+    Attributes:
+        code: the exit code: 1 where one of them met a bug, otherwise 2.
+    """
+
+    def __init__(self, message: str, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
 class NumericalError(Exception):
     """A NaN or an infinity appeared; the message names where."""
 

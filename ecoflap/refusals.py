@@ -44,12 +44,19 @@ _made: set[Path] = set()
 
 
 class RunFolder(Callback):
-    """Hydra's callback that sees a run's folder before Hydra makes it."""
+    """Hydra's callback that sees the folder of a run or a sweep before Hydra makes it."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Keep in mind whether this run makes its folder."""
+        self._note(config.hydra.run)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Keep in mind whether this sweep makes its folder."""
+        self._note(config.hydra.sweep)
+
+    def _note(self, place: DictConfig) -> None:
         try:
-            folder = Path(str(config.hydra.run.dir)).absolute()
+            folder = Path(str(place.dir)).absolute()
             if not folder.exists():
                 _made.add(folder)
         except (OSError, OmegaConfBaseException):
@@ -60,6 +67,13 @@ def leave_nothing(folder: Path) -> None:
     """Remove the folder of a single run that was refused, if the run has made it."""
     if folder.absolute() in _made:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def leave_no_empty_sweep() -> None:
+    """Remove the folders of sweeps that were refused before their first job, if the sweeps have made them."""
+    for folder in _made:
+        if folder.is_dir() and [entry.name for entry in folder.iterdir()] == ["multirun.yaml"]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def describe(error: BaseException) -> str | None:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ecoflap.console import table
+from ecoflap.console import ArgumentParser, complain, table
 from ecoflap.errors import UserError
 from ecoflap.file_names import JOBS, LEASE, STATUS
 from ecoflap.store import read_json
@@ -52,7 +52,7 @@ class Line:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m ecoflap.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(prog="python -m ecoflap.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of a sweep, or of a run")
     parser.add_argument("--rerun-failed", action="store_true", help="start what has not finished again, in the same folders")
     options = parser.parse_args(arguments)
@@ -61,8 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
             return rerun(options.folder)
         lines = read(options.folder)
     except UserError as error:
-        print(error, file=sys.stderr)
-        return 2
+        return complain(error)
     show(options.folder, lines)
     return int(any(line.state in FAILED for line in lines))
 

@@ -285,7 +285,7 @@ def test_missing_files_exit_with_two(run: Path, missing: str, capsys: pytest.Cap
     assert main(["verify", str(run)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.startswith("cannot verify")
+    assert err.startswith("error: cannot verify")
 
 
 def test_missing_shard_no_checkpoint_and_incomplete_layers_exit_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn
 
 from ecoflap.cluster.check import check_jobs
-from ecoflap.cluster.jobs import Job, finished_values
+from ecoflap.cluster.jobs import finished_values, numbered, raise_failures
 
 
 class InProcessLauncher(BasicLauncher):
@@ -19,7 +19,9 @@ class InProcessLauncher(BasicLauncher):
         """Run every job, when all can run."""
         assert self.hydra_context is not None
         assert self.config is not None
-        jobs = [Job(initial_job_idx + place, list(overrides)) for place, overrides in enumerate(job_overrides)]
+        jobs = numbered(job_overrides, initial_job_idx)
         values = finished_values(self.hydra_context, self.config, jobs, Path(str(self.config.hydra.sweep.dir)))
         check_jobs(self.hydra_context, self.config, [job for job in jobs if values[job.number] is None])
-        return super().launch(job_overrides, initial_job_idx)
+        returns = super().launch(job_overrides, initial_job_idx)
+        raise_failures(self.config, jobs, returns)
+        return returns

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.types import HydraContext
 from omegaconf import DictConfig, OmegaConf, open_dict
 
+from ecoflap.errors import NumericalError, SweepFailed, UserError
 from ecoflap.file_names import JOBS, RESULT
 
 
@@ -25,6 +27,17 @@ class Job(NamedTuple):
 
     number: int
     overrides: list[str]
+
+
+def numbered(job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
+    """The jobs of a sweep.
+
+    Raises:
+        UserError: there are none.
+    """
+    if not job_overrides:
+        raise UserError("the sweep has no jobs: one of its axes, such as a range(), has no values; give it some: key=VALUE,VALUE")
+    return [Job(first + place, list(overrides)) for place, overrides in enumerate(job_overrides)]
 
 
 def finished_values(context: HydraContext, config: DictConfig, jobs: Sequence[Job], folder: Path) -> dict[int, float | None]:
@@ -92,3 +105,26 @@ def record_jobs(folder: Path, launcher: str, ids: Sequence[tuple[Job, str | None
     known = {job["number"]: job for job in (read_json(folder / JOBS) or {}).get("jobs", [])}
     known |= {job.number: {"number": job.number, "overrides": job.overrides, "id": id} for job, id in ids}
     write_json(folder / JOBS, {"launcher": launcher, "jobs": [known[number] for number in sorted(known)]})
+
+
+def raise_failures(config: DictConfig, jobs: Sequence[Job], returns: Sequence[JobReturn]) -> None:
+    """End a sweep some of whose jobs have failed; a sweeper that may lose some (``max_failure_rate``) is left to count them itself.
+
+    Args:
+        config: of the sweep.
+        jobs: of the sweep.
+        returns: how each ended.
+
+    Raises:
+        SweepFailed: so they have.
+    """
+    failed = [(job, done) for job, done in zip(jobs, returns, strict=True) if done.status == JobStatus.FAILED]
+    if not failed or config.hydra.get("sweeper", {}).get("max_failure_rate"):
+        return
+    numbers = ", ".join(str(job.number) for job, _ in failed[:10]) + (", ..." if len(failed) > 10 else "")
+    refused = all(isinstance(done._return_value, UserError | NumericalError) for _, done in failed)
+    raise SweepFailed(
+        f"{len(failed)} of {len(jobs)} jobs failed ({numbers}), for the reasons above; "
+        f"python -m ecoflap.status {config.hydra.sweep.dir} --rerun-failed runs them again",
+        2 if refused else 1,
+    )

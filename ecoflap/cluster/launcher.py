@@ -8,11 +8,14 @@ sweep's folder says what was submitted, for ``python -m ecoflap.status``. Light 
 from __future__ import annotations
 
 import logging
+import re
+import shutil
 import time
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from hydra.core.singleton import Singleton
@@ -22,8 +25,8 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
 from ecoflap.cluster.check import check_jobs
-from ecoflap.cluster.jobs import Job, finished_values, record_jobs
-from ecoflap.errors import UserError
+from ecoflap.cluster.jobs import Job, finished_values, numbered, raise_failures, record_jobs
+from ecoflap.errors import UserError, require_positive
 
 log = logging.getLogger(__name__)
 
@@ -53,14 +56,25 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         """Submit every job that has not finished before, when all of them can run, and wait for all."""
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
-        jobs = [Job(initial_job_idx + place, list(overrides)) for place, overrides in enumerate(job_overrides)]
+        jobs = numbered(job_overrides, initial_job_idx)
         values = finished_values(self.hydra_context, self.config, jobs, folder)
         todo = [job for job in jobs if values[job.number] is None]
         if len(todo) < len(jobs):
             log.info("%d of %d jobs have finished before", len(jobs) - len(todo), len(jobs))
         check_jobs(self.hydra_context, self.config, todo)
+        self.check_machine()
         ended = self.submit(todo, folder) if todo else {}
-        return [ended.get(job.number) or _completed(values[job.number]) for job in jobs]
+        returns = [ended.get(job.number) or _completed(values[job.number]) for job in jobs]
+        raise_failures(self.config, jobs, returns)
+        return returns
+
+    @abstractmethod
+    def check_machine(self) -> None:
+        """Refuse to submit what can't run from here.
+
+        Raises:
+            UserError: so it is.
+        """
 
     @abstractmethod
     def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
@@ -113,6 +127,10 @@ class LocalLauncher(_Launcher):
 
     _EXECUTOR = "local"
 
+    def check_machine(self) -> None:
+        """Refuse to run no job at a time."""
+        require_positive("hydra.launcher", SimpleNamespace(**self.params), "parallel")
+
     def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
         """Run the jobs, ``parallel`` at a time; Ctrl-C ends those that run."""
         executor, waiting, submitted = self.executor(folder), list(zip(jobs, self.packed(jobs, folder), strict=True)), list[Submitted]()
@@ -136,6 +154,11 @@ class SlurmLauncher(_Launcher):
     """Jobs of Slurm: one array."""
 
     _EXECUTOR = "slurm"
+
+    def check_machine(self) -> None:
+        """Refuse a machine without Slurm."""
+        if shutil.which("srun") is None:
+            raise UserError("cluster=slurm: there is no Slurm on this machine (no srun); submit from a login node, or use cluster=local or none")
 
     def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
         """Queue the array, behind the jobs that compute the scores where they go first."""
@@ -186,9 +209,12 @@ def _collect(submitted: Sequence[Submitted]) -> dict[int, JobReturn]:
         try:
             ended[job.number] = handle.results()[0]
         except Exception as error:  # submitit's own, for a job that failed, was cancelled or ran out of memory
-            message = f"job {job.number} ({' '.join(filter_overrides(job.overrides))}) failed: {_last_line(error)}; its log: {handle.paths.stderr}"
+            last = _last_line(error)
+            refused = re.match(r"ecoflap\.errors\.\w+: ", last)
+            reason = last[refused.end() :] if refused else last
+            message = f"job {job.number} ({' '.join(filter_overrides(job.overrides))}) failed: {reason}; its log: {handle.paths.stderr}"
             log.error(message)
-            ended[job.number] = JobReturn(status=JobStatus.FAILED, _return_value=UserError(message))
+            ended[job.number] = JobReturn(status=JobStatus.FAILED, _return_value=UserError(message) if refused else RuntimeError(message))
     return ended
 
 

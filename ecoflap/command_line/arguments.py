@@ -34,11 +34,17 @@ def understood(arguments: list[str]) -> list[str]:
 
 
 def with_suites(arguments: list[str]) -> list[str]:
-    """Command-line arguments with ``task=[one,other]`` as a suite of these tasks; Hydra would merge their options into one task."""
+    """Command-line arguments with ``task=[one,other]`` as a suite of these tasks; Hydra would merge their options into one task.
+
+    Raises:
+        UserError: a list of tasks is empty, or names one twice.
+    """
     written = []
     for argument in arguments:
-        several = re.fullmatch(r"task=\[([\w,\s]+)\]", argument)
+        several = re.fullmatch(r"task=\[([\w,\s]*)\]", argument)
         names = [name.strip() for name in several[1].split(",")] if several else []
+        if several and (len(set(names)) < len(names) or "" in names):
+            raise UserError(f"{argument} has {'no task between its signs' if '' in names else 'a task twice'}; name each once: task=[one,other]")
         written += ["task=suite", *(f"+task@task.tasks.{name}={name}" for name in names)] if names else [argument]
     return written
 
@@ -92,6 +98,8 @@ def check(overrides: list[str]) -> None:
             raise UserError(f"{override} takes away what every run has; choose another with {key}=OPTION{WITHOUT.get(key, '')}")
         if key in METHODS and key != "task" and value.startswith("["):
             raise UserError(f"{override}: a run has one {key}; choose one, or sweep over them with -m {key}={value.strip('[]')}")
+        if key in ("hydra.launcher", "hydra.sweeper"):
+            raise UserError(f"{override}: write {key.replace('.', '/')}={value}" + (", or cluster=slurm or local" if "launcher" in key else ""))
         if value.startswith("="):
             raise UserError(f"{override} has a = too many: {key}={value.lstrip('=')}")
         name = key if match["sign"] != "~" else f"~{key}"

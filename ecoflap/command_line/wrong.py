@@ -75,6 +75,8 @@ def _wrong_sweep(override: Override, multirun: bool) -> str | None:
             return f"{several}, or write one number with a point: {key}={value.replace(',', '.', 1) if value.count(',') == 1 else 0.5}"
         as_list, as_text = f"write '{key}=[{value}]' for a list", f"{quoted(line)} for one text with commas"
         return f"{several}, or {as_list}" + (f", or {as_text}" if kind == "str" else "")
+    if override.key_or_group.startswith("hydra"):
+        return f"{line}: Hydra's own options can't be swept; choose one value"
     if not multirun:
         return f"{line} is a sweep: add -m to run its values one after the other"
     if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
@@ -100,7 +102,8 @@ def _wrong_choice(override: Override, choices: Choices) -> str | None:
         if isinstance(value, str) and value in options:
             continue
         asked = written(value)
-        start = f"{override.get_key_element()}={asked}: there is no {noun} {asked!r}; "
+        suite = override.package is not None and override.package.startswith("task.tasks.")
+        start = f"{group if suite else override.get_key_element()}={asked}: there is no {noun} {asked!r}; "
         if inside := [name for name in options if name.startswith(f"{asked}/")]:
             return f"{start}{asked} is a folder of several: {', '.join(inside[:FEW])}"
         return start + did_you_mean(asked, options, f"conf/{group} has them")
@@ -125,6 +128,8 @@ def _wrong_choice(override: Override, choices: Choices) -> str | None:
 def _wrong_value(override: Override, base: DictConfig, choices: Choices) -> str | None:
     """What is wrong with ``key=value``."""
     line, key = str(override.input_line), override.key_or_group
+    if key in choices.groups:
+        return f"{line}: a {key} is chosen by its name; {did_you_mean('', choices.options(key), f'conf/{key} has them')}"
     if "/" in key or override.package is not None:
         group = key.partition("@")[0]
         return f"{line}: there is no group {group}; {did_you_mean(group, choices.groups, 'python main.py --help lists the groups')}"
@@ -140,8 +145,10 @@ def _wrong_value(override: Override, base: DictConfig, choices: Choices) -> str 
     for value in _values(override) if not override.is_delete() else ():
         try:
             choices.compose([*_groups(base), f"{override.get_key_element()}={_as_hydra(value)}"])
-        except (HydraException, OmegaConfBaseException):
-            return wrong_type(key, value, _kind(key), _example(base, key))
+        except (HydraException, OmegaConfBaseException) as error:
+            if (kind := _kind(key)) is not None:
+                return wrong_type(key, value, kind, _example(base, key))
+            return f"{line}: {str(error.__cause__ or error).splitlines()[0]}"
     return None
 
 
@@ -165,19 +172,23 @@ def _deepest(base: DictConfig, key: str) -> tuple[str, str]:
 
 def _no_such_key(line: str, key: str, parent: str, name: str, node: Any) -> str:
     known = keys(node)
+    if key.startswith("cluster."):
+        return f"{line}: cluster has no options of its own; the launcher's are hydra.launcher.{key.partition('.')[2]}"
+    if not known and OmegaConf.is_dict(node):
+        return f"{line}: {parent} as it is chosen has no options; choose another: {parent}=OPTION"
     if not known:
         return f"{line}: {parent} is a single value and has no {name}; write {parent}=VALUE"
     if name in known:  # an option of the class that its file doesn't list
         return f"{line}: {key} has its default and is not listed; add it with a plus: +{line.lstrip('~')}"
     where = f"{parent} has no option {name!r}" if parent else f"there is no option {name!r}"
-    return f"{line}: {where}; {did_you_mean(name, known, f'python main.py --cfg job --package {parent} lists them')}"
+    return f"{line}: {where}; {did_you_mean(name, known, f'python main.py --cfg all --package {parent} lists them')}"
 
 
-def _kind(key: str) -> str:
-    """The type of an option of the run itself."""
+def _kind(key: str) -> str | None:
+    """The type of an option of the run itself; null of others."""
     group, _, name = key.rpartition(".")
     owner = {"": RunConfig, "runtime": RuntimeConfig}.get(group)
-    return kind_of(get_type_hints(owner)[name]) if owner is not None else "value of its type"
+    return kind_of(get_type_hints(owner)[name]) if owner is not None else None
 
 
 def _example(base: DictConfig, key: str) -> object:

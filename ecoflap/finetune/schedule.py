@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 
 from ecoflap.errors import UserError, require_positive
+from ecoflap.models.losses import find_loss
 
 DATA = ("training", "calibration")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -63,10 +65,16 @@ class Schedule:
         for option, known in (("data", DATA), ("precision", PRECISIONS)):
             if getattr(self, option) not in known:
                 raise UserError(f"finetune.{option}={getattr(self, option)} is not known; choose {', '.join(known)}")
-        if self.epochs <= 0 or self.learning_rate <= 0 or self.clip <= 0:
-            raise UserError("finetune.epochs, finetune.learning_rate and finetune.clip must be above 0")
-        if not 0 <= self.warmup < 1 or self.weight_decay < 0 or self.held_out < 0 or self.workers < 0:
-            raise UserError("finetune.warmup must be in [0, 1), and finetune.weight_decay, finetune.held_out and finetune.workers at least 0")
+        for option in ("epochs", "learning_rate", "clip"):
+            if not 0 < getattr(self, option) < math.inf:
+                raise UserError(f"finetune.{option}={getattr(self, option)} must be above 0")
+        for option in ("weight_decay", "held_out", "workers"):
+            if getattr(self, option) < 0:
+                raise UserError(f"finetune.{option}={getattr(self, option)} must be at least 0")
+        if not 0 <= self.warmup < 1:
+            raise UserError(f"finetune.warmup={self.warmup} must be in [0, 1): the share of the steps in which the learning rate rises")
+        if self.loss is not None:
+            find_loss(self.loss, {}, "finetune.loss")
         if self.patience is not None and not self.held_out:
             raise UserError(f"finetune.patience={self.patience} needs samples to look at; set finetune.held_out to their number")
 

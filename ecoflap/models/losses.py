@@ -119,8 +119,13 @@ def matching_loss(own: Tensor, wrong: Tensor, logits: Callable[[Tensor], Tensor]
     return torch.where(alone, loss, (loss + class_loss(logits(wrong), torch.zeros_like(wrong))) / 2)
 
 
-def find_loss(name: str, known: Mapping[str, Loss]) -> Loss:
-    """The loss of a ``model.loss``: one of the family's own, or any function by its dotted path.
+def find_loss(name: str, known: Mapping[str, Loss], option: str = "model.loss") -> Loss:
+    """The loss of an option: one of the family's own, or any function by its dotted path.
+
+    Args:
+        name: the option's value.
+        known: the family's own, by name.
+        option: for the message.
 
     Raises:
         UserError: there is no such loss.
@@ -128,13 +133,14 @@ def find_loss(name: str, known: Mapping[str, Loss]) -> Loss:
     if name in known:
         return known[name]
     module, _, function = name.rpartition(".")
+    choices = f"{did_you_mean(name, known)}; or " if known else ""
     own = "module.function of your own: (module, batch, copies) -> [batch]"
     if not module:
-        raise UserError(f"model.loss={name} is not known; {did_you_mean(name, known)}; or give {own}")
+        raise UserError(f"{option}={name} is not known; {choices}give {own}")
     try:
         loss: Loss = getattr(importlib.import_module(module), function)
     except (ImportError, AttributeError) as error:
-        raise UserError(f"model.loss={name} can't be loaded ({error}); {did_you_mean(name, known)}; or give {own}") from error
+        raise UserError(f"{option}={name} can't be loaded ({error}); {choices}give {own}") from error
     return loss
 
 

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from ecoflap.errors import UserError, nearest
+from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.examples import Example
 from ecoflap.models.image_classifier import ClassifierInterface
 from ecoflap.models.loading import Selection, prunable
@@ -71,8 +71,8 @@ class Torchvision:
         from torchvision import models
 
         if self.architecture not in models.list_models():
-            known = nearest(self.architecture, models.list_models())
-            raise UserError(f"model.architecture={self.architecture} is not known to torchvision; choose {known}")
+            known = did_you_mean(self.architecture, models.list_models())
+            raise UserError(f"model.architecture={self.architecture} is not known to torchvision; {known}")
         loss = find_loss(self.loss, {"classification": classification_loss})
         with torch.device("meta"):
             shape = models.get_model(self.architecture, weights=None)

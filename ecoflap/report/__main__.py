@@ -11,6 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from ecoflap.console import ArgumentParser, complain
 from ecoflap.errors import UserError
 from ecoflap.report.metrics import make_tables
 from ecoflap.report.runs import read_runs, read_unfinished
@@ -24,8 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report(options)
     except (UserError, OSError) as error:
-        print(f"no report: {error}", file=sys.stderr)
-        return 2
+        return complain(f"no report: {error}")
     return 0
 
 
@@ -55,7 +55,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m ecoflap.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(prog="python -m ecoflap.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="folder of a sweep or a run; every result.json below it is read")
     parser.add_argument(
         "--metric", action="append", default=[], metavar="TASK/METRIC", help="show this metric, not each task's first; may be repeated"

@@ -7,11 +7,10 @@ Exit code 0: equal. 1: there are differences, each printed on a line. 2: wrong u
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
-from ecoflap.console import table
+from ecoflap.console import ArgumentParser, complain, table
 from ecoflap.file_names import RESULT
 from ecoflap.results.record import Result
 from ecoflap.results.sparsity import read_layers
@@ -20,16 +19,15 @@ from ecoflap.results.verification import verify
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m ecoflap.results", description="Check result records.")
+    parser = ArgumentParser(prog="python -m ecoflap.results", description="Check result records.")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("verify", help="count the zeros of the saved model again and compare them with the record")
     command.add_argument("run", type=Path, help=f"folder of a run, holding {RESULT} and the saved checkpoint")
     run = parser.parse_args(arguments).run
     try:
         differences = verify(run)
-    except (FileNotFoundError, ValueError) as error:
-        print(f"cannot verify {run}: {error}", file=sys.stderr)
-        return 2
+    except (OSError, ValueError) as error:
+        return complain(f"cannot verify {run}: {error}; give the folder of a run with model.save=true")
     show(run, differences)
     return 1 if differences else 0
 

@@ -20,6 +20,7 @@ A nudge of 1e-3 drowns in the rounding of half precision, so half-precision weig
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -79,8 +80,8 @@ class ZerothOrder:
 
     def __post_init__(self) -> None:
         require_positive("score", self, "samples", "batch_size", "noises", "samples_per_pass")
-        if not self.eps > 0:
-            raise UserError(f"score.eps={self.eps} must be more than 0")
+        if not 0 < self.eps < math.inf:
+            raise UserError(f"score.eps={self.eps} must be more than 0 and finite, such as 0.001")
         if self.probe not in PROBES:
             raise UserError(f"score.probe={self.probe} is not known; {did_you_mean(self.probe, PROBES)}")
 

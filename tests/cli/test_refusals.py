@@ -23,7 +23,7 @@ Run = Callable[..., Result]
         (["sparsity=-0.1"], ["sparsity=-0.1"]),
         (["allocation.cap=0.5"], ["allocation.cap=0.5", "sparsity=0.6"]),
         (["allocation.granularity=blocks"], ["allocation.granularity=blocks", "layer, block, tower, model"]),
-        (["score.samples=many"], ["score.samples", "many", "Integer"]),
+        (["score.samples=many"], ["score.samples", "many", "whole number"]),
         (["+score.sample=3"], ["score.sample", "samples"]),
         (["score=first_order", "score.measure=grad"], ["score.measure=grad", "gradient"]),
         (["pruner.mask=diagonal"], ["pruner.mask=diagonal", "row, matrix, or N:M"]),

@@ -141,7 +141,7 @@ def test_one_run_an_asked_metric_and_another_folder(sweep: Path, tmp_path: Path)
 
 def test_a_metric_that_no_run_has(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(sweep), "--metric", "vqa/acuracy"]) == 2
-    assert "no report: --metric vqa/acuracy: no run here has it; vqa/accuracy" in capsys.readouterr().err
+    assert "no report: --metric vqa/acuracy: no run here has it; did you mean vqa/accuracy?" in capsys.readouterr().err
 
 
 def test_runs_that_were_not_evaluated_have_allocations_and_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
