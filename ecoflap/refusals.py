@@ -35,7 +35,7 @@ ADVICE = {
     errno.EEXIST: "a file is where a folder has to be; remove it or choose another place",
     errno.EISDIR: "it is a folder, where a file has to be; choose another",
     errno.ENAMETOOLONG: "the name is too long for the disk; choose a shorter one",
-    errno.ENOENT: "there is no such file or folder; check the path",
+    errno.ENOENT: "there is no such file or folder, and none can be made there; check the path",
     errno.EMFILE: "too many files are open at once; raise the limit (ulimit -n)",
     errno.EIO: "the disk fails to read or write; choose another",
     errno.EINVAL: "the disk can't do that; choose another place",

@@ -11,6 +11,7 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
@@ -31,17 +32,20 @@ class Choices:
     @cached_property
     def groups(self) -> list[str]:
         """Every group, with those inside others: pruner, experiment, experiment/blip2, ..."""
-        found, waiting = list[str](), self.loader.list_groups("")
+        found, waiting = list[str](), self._inside("", ObjectType.GROUP)
         while waiting:
             group = waiting.pop()
             found.append(group)
-            waiting += [f"{group}/{inner}" for inner in self.loader.list_groups(group)]
+            waiting += [f"{group}/{inner}" for inner in self._inside(group, ObjectType.GROUP)]
         return sorted(found)
+
+    def _inside(self, group: str, kind: ObjectType) -> list[str]:
+        return list(self.loader.repository.get_group_options(group, kind))
 
     def options(self, group: str) -> list[str]:
         """What may follow ``group=``, in folders below it too."""
         inside = [inner for inner in self.groups if inner == group or inner.startswith(f"{group}/")]
-        return [f"{inner}/{name}".removeprefix(f"{group}/") for inner in inside for name in self.loader.get_group_options(inner)]
+        return [f"{inner}/{name}".removeprefix(f"{group}/") for inner in inside for name in self._inside(inner, ObjectType.CONFIG)]
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """The config of a command line that may hold sweeps."""

@@ -40,9 +40,12 @@ def explain(arguments: list[str], error: Exception) -> str | None:
             return complaint
     chosen = [override for override in overrides if override.key_or_group in choices.groups and not isinstance(override.value(), dict)]
     for override in chosen:
-        if complaint := _wrong_choice(override, choices):
+        if complaint := _unknown_choice(override, choices):
             return complaint
-    base = choices.compose([str(override.input_line) for override in chosen])
+    try:
+        base = choices.compose([str(override.input_line) for override in chosen])
+    except Exception:  # Hydra's, OmegaConf's, YAML's or the disk's
+        return next((complaint for override in chosen if (complaint := _misplaced(override, choices))), None)
     for override in overrides:
         if override not in chosen and (complaint := _wrong_value(override, base, choices)):
             return complaint
@@ -92,8 +95,8 @@ def _values(override: Override) -> Iterator[Any]:
         yield override.value()
 
 
-def _wrong_choice(override: Override, choices: Choices) -> str | None:
-    """What is wrong with ``group=option``."""
+def _unknown_choice(override: Override, choices: Choices) -> str | None:
+    """What is wrong with the option of ``group=option``."""
     line, group = str(override.input_line), override.key_or_group
     options, noun = choices.options(group), group.removesuffix("s")
     for value in _values(override) if not override.is_delete() else ():
@@ -107,10 +110,17 @@ def _wrong_choice(override: Override, choices: Choices) -> str | None:
         if inside := [name for name in options if name.startswith(f"{asked}/")]:
             return f"{start}{asked} is a folder of several: {', '.join(inside[:FEW])}"
         return start + did_you_mean(asked, options, f"conf/{group} has them")
+    return None
+
+
+def _misplaced(override: Override, choices: Choices) -> str | None:
+    """What is wrong with the group or the sign of ``group=option``; null where it is what the option's file holds, which Hydra says itself."""
+    line, group = str(override.input_line), override.key_or_group
+    noun = group.removesuffix("s")
     try:
         choices.compose([line])
-    except MissingConfigException:
-        return None  # a file that the chosen one wants: Hydra names both
+    except MissingConfigException:  # a file that the chosen one wants: Hydra names both
+        return None
     except HydraException:
         one = f"{group}={line.partition('=')[2]}"
         if override.package is not None:
@@ -121,7 +131,7 @@ def _wrong_choice(override: Override, choices: Choices) -> str | None:
             return f"{line}: there is nothing to take away; leave it out"
         return f"{line}: {group} is not chosen yet, so Hydra wants a plus before: +{line}"
     except Exception:
-        return None  # what is wrong is inside the file: its own error says so
+        return None
     return None
 
 

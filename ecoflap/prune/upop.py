@@ -68,8 +68,10 @@ class UPop:
         require_positive("pruner", self, "steps", "interval", "batch_size")
         if self.interval > self.steps:
             raise UserError(f"pruner.interval={self.interval} is more than pruner.steps={self.steps}: no multiplier would ever change")
-        if self.learning_rate <= 0 or self.weight_decay < 0:
-            raise UserError("pruner.learning_rate must be above 0, and pruner.weight_decay at least 0")
+        if not self.learning_rate > 0:
+            raise UserError(f"pruner.learning_rate={self.learning_rate} must be above 0")
+        if self.weight_decay < 0:
+            raise UserError(f"pruner.weight_decay={self.weight_decay} must be at least 0")
 
     def prune(self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock) -> tuple[Allocation, PruneReport]:
         """Search and cut, in place.

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import pkgutil
-import sys
-from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.hydra_config import HydraConfig
 
 import main as program
 from ecoflap.steps import coarse
 from tests import refusals
 from tests.refusals.case import Case
 
-TABLES = [info.name for info in pkgutil.iter_modules(refusals.__path__) if info.name not in ("case", "test_refusals")]
+TABLES = [info.name for info in pkgutil.iter_modules(refusals.__path__) if info.name not in ("case", "conftest", "test_main", "test_refusals")]
 CASES = [
     pytest.param(case, id=f"{table}: {case}") for table in TABLES for case in getattr(importlib.import_module(f"tests.refusals.{table}"), "CASES", [])
 ]
@@ -30,21 +26,6 @@ class Loaded(BaseException):
     """The model would be loaded now; no handler of the program catches it."""
 
 
-@pytest.fixture(autouse=True)
-def _as_in_a_new_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Hydra's and logging's global state before and after."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    monkeypatch.setattr(sys, "argv", ["main.py"])
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
-    yield
-    for handler in set(root.handlers) - set(handlers):
-        handler.close()
-    root.handlers[:], root.level = handlers, level
-    GlobalHydra.instance().clear()
-    HydraConfig.instance().cfg = None
-
-
 def command(case: Case, folder: Path) -> list[str]:
     """The case's arguments, with places in the temporary folder for what it doesn't place itself."""
     given = {argument.partition("=")[0].lstrip("+~") for argument in case.overrides}
@@ -52,15 +33,22 @@ def command(case: Case, folder: Path) -> list[str]:
     return [argument.replace("{tmp}", str(folder)) for argument in (*case.overrides, *places)]
 
 
+def module_of(name: str) -> Any:
+    """What ``python -m name`` runs."""
+    module = importlib.import_module(name)
+    return importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
+
+
 def started(case: Case, arguments: list[str]) -> int:
     """Run the program in this process; returns its exit code."""
-    start = program.start if case.program == "main" else importlib.import_module(case.program).main
+    start = program.start if case.program == "main" else module_of(case.program).main
     try:
         return start(arguments)
     except SystemExit as stopped:
         return stopped.code if isinstance(stopped.code, int) else 1
 
 
+@pytest.mark.usefixtures("fresh_process")
 @pytest.mark.parametrize("case", CASES)
 def test_one_line(case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if case.prepare is not None:

@@ -1,0 +1,46 @@
+"""Bad command lines of the programs beside main.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.refusals.case import Case
+
+
+def damaged(folder: Path) -> None:
+    """A run whose record is cut off, and a cache that is a file."""
+    (folder / "run").mkdir()
+    (folder / "run" / "result.json").write_text('{"schema": 1, "name":')
+    (folder / "file").write_text("taken")
+
+
+def of(program: str, *arguments: str, says: tuple[str, ...]) -> Case:
+    return Case(arguments, says, damaged, program=f"ecoflap.{program}")
+
+
+CASES: list[Case] = [
+    of("status", says=("folder", "--help")),
+    of("status", "{tmp}/nowhere", says=("{tmp}/nowhere", "neither a run nor a sweep", "give a folder")),
+    of("status", "{tmp}/file", says=("{tmp}/file", "neither a run nor a sweep")),
+    of("status", "{tmp}/run", says=("{tmp}/run", "no status.json", "give a folder")),
+    of("status", "{tmp}/run", "--rerun-failed", says=("{tmp}/run", "multirun.yaml", "not known")),
+    of("status", "{tmp}/run", "--rerun-faild", says=("--rerun-faild", "--help")),
+    of("status", "{tmp}/run", "{tmp}/file", says=("{tmp}/file", "--help")),
+    of("report", says=("folder", "--help")),
+    of("report", "{tmp}/nowhere", says=("{tmp}/nowhere",)),
+    of("report", "{tmp}/file", says=("{tmp}/file",)),
+    of("report", "{tmp}/run", says=("result.json",)),
+    of("report", "{tmp}/run", "--metrc", "x", says=("--metrc", "--help")),
+    of("results", says=("command", "--help")),
+    of("results", "verfy", "{tmp}/run", says=("'verfy'", "verify")),
+    of("results", "verify", says=("run", "--help")),
+    of("results", "verify", "{tmp}/nowhere", says=("{tmp}/nowhere", "give the folder of a run")),
+    of("results", "verify", "{tmp}/file", says=("{tmp}/file", "give the folder of a run")),
+    of("results", "verify", "{tmp}/run", says=("{tmp}/run", "give the folder of a run")),
+    of("cache", says=("command", "--help")),
+    of("cache", "lst", says=("'lst'", "ls")),
+    of("cache", "ls", "--cache", "{tmp}/nowhere", says=("no cache at {tmp}/nowhere", "--cache FOLDER")),
+    of("cache", "verify", "--cache", "{tmp}/file", says=("no cache at {tmp}/file", "--cache FOLDER")),
+    of("cache", "gc", "--cache", "{tmp}/run", says=("--max-size 10GB",)),
+    of("cache", "gc", "--cache", "{tmp}/run", "--max-size", "lots", says=("'lots' is no size", "10GB")),
+]

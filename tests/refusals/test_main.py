@@ -1,0 +1,103 @@
+"""What main.py makes of errors that no command line causes by itself: a full disk, a job that fails late, a bug, Ctrl-C."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors import SafetensorError
+
+import main as program
+from ecoflap import pipeline
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.refusals import describe
+
+Start = Callable[..., int]
+
+
+@pytest.fixture
+def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: None) -> Start:
+    """Run main.py with runs that raise what is given, by seed."""
+
+    def begin(raised: dict[int, BaseException], *arguments: str) -> int:
+        def run(config: Any, folder: Path) -> None:
+            (folder / "started").touch()
+            if config.seed in raised:
+                raise raised[config.seed]
+
+        monkeypatch.setattr(pipeline, "run", run)
+        places = (f"hydra.run.dir={tmp_path / 'run'}", f"hydra.sweep.dir={tmp_path / 'sweep'}", f"cache={tmp_path / 'cache'}")
+        try:
+            return program.start([*arguments, *places, "tracking=none", "score=none", "calibration.samples=4"])
+        except SystemExit as stopped:
+            return int(str(stopped.code))
+
+    return begin
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/a/checkpoint"), "no space is left on the disk of /a/checkpoint"),
+        (SafetensorError('IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })'), "no space is left"),
+        (OSError(errno.EDQUOT, "Disk quota exceeded", "/a"), "no space is left on the disk of /a"),
+        (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a: it may not be written or read by you"),
+        (OSError(errno.EROFS, "Read-only file system", "/a"), "/a: the disk is read-only"),
+        (MemoryError(), "the memory is full; use a smaller batch_size"),
+        (UserError("one\n  line"), "one line"),
+        (NumericalError("NaN in x"), "NaN in x"),
+    ],
+)
+def test_what_the_machine_causes_is_one_line(error: Exception, words: str) -> None:
+    told = describe(error)
+    assert told is not None
+    assert told.startswith(words)
+    assert "\n" not in told
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), RuntimeError("x"), AssertionError(), OSError("x"), TypeError("x")])
+def test_a_bug_is_not_described(error: Exception) -> None:
+    assert describe(error) is None
+
+
+def test_a_full_disk_ends_a_run_in_one_line(start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert start({0: OSError(errno.ENOSPC, "No space left on device", "/a/checkpoint")}) == 2
+    said = capfd.readouterr()
+    assert "error: no space is left on the disk of /a/checkpoint" in said.err
+    assert "Traceback" not in said.out + said.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_was_there_stays(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "notes.txt").write_text("mine")
+    assert start({0: UserError("no")}) == 2
+    assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_a_bug_keeps_its_traceback(start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert start({0: KeyError("full_attention")}) == 1
+    assert "KeyError: 'full_attention'" in capfd.readouterr().err
+    assert (tmp_path / "run").exists()
+
+
+def test_ctrl_c_is_no_error(start: Start, capfd: pytest.CaptureFixture[str]) -> None:
+    assert start({0: KeyboardInterrupt()}) == 130
+    assert "interrupted: no result was written" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("error", "code"), [(UserError("the loss overflows"), 2), (KeyError("full_attention"), 1)])
+def test_a_sweep_goes_on_behind_a_job_that_fails(
+    start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path, error: Exception, code: int
+) -> None:
+    assert start({1: error}, "-m", "seed=0,1,2") == code
+    said = capfd.readouterr().err
+    assert [(tmp_path / "sweep" / str(number) / "started").exists() for number in range(3)] == [True] * 3
+    assert said.count("1 of 3 jobs failed (1), for the reasons above") == 1
+    assert "--rerun-failed" in said
+    assert "Error executing job" not in said
+    assert said.count(str(error)) == 1
+    assert ("Traceback" in said) == (code == 1)
