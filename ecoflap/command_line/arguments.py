@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
@@ -81,10 +82,10 @@ def parsed(arguments: list[str]) -> Namespace:
 
 
 def check(overrides: list[str]) -> None:
-    """Refuse what needs no look at the configs.
+    """Refuse what needs no look at the configs, and say which of two values of a key counts.
 
     Raises:
-        UserError: an argument is no ``key=value``, its key is no option, or a key has two values.
+        UserError: an argument is no ``key=value``, or its key is no option.
     """
     given: dict[str, str] = {}
     for place, override in enumerate(overrides):
@@ -103,8 +104,9 @@ def check(overrides: list[str]) -> None:
         if value.startswith("="):
             raise UserError(f"{override} has a = too many: {key}={value.lstrip('=')}")
         name = key if match["sign"] != "~" else f"~{key}"
-        if given.setdefault(name, override) != override:
-            raise UserError(f"{key} is given twice: {given[name]} and {override}; keep one")
+        if given.get(name, override) != override:
+            print(f"warning: {key} is given twice, and the last counts: {override}, not {given[name]}", file=sys.stderr)
+        given[name] = override
 
 
 def check_key(override: str, match: re.Match[str]) -> None:
