@@ -76,7 +76,7 @@ def test_a_failing_process_does_not_stop_the_others(text_run: list[str], tiny_ll
     done = sweep("-m", *text_run, models, "cluster=local", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert done.returncode == 2
     assert "job 0" in done.stderr + done.stdout
-    assert "checkpoint is damaged" in done.stderr
+    assert "checkpoint is damaged" in done.stderr + done.stdout
     assert [file.parent.name for file in (tmp_path / "sweep").glob("*/result.json")] == ["1"]
     assert json.loads((tmp_path / "sweep" / "0" / "status.json").read_text())["state"] == "failed"
 
@@ -88,7 +88,7 @@ def test_a_single_run_is_not_submitted(text_run: list[str], cluster: str) -> Non
     assert "add -m" in done.stderr
 
 
-@pytest.mark.parametrize(("override", "words"), [("partitio=x", "no option 'partitio'; did you mean partition?"), ("timeout_min=soon", "timeout_min")])
+@pytest.mark.parametrize(("override", "words"), [("partitio=x", "did you mean partition?"), ("timeout_min=soon", "timeout_min")])
 def test_wrong_slurm_options_fail_before_a_job_is_queued(override: str, words: str) -> None:
     done = sweep("-m", "cluster=slurm", f"hydra.launcher.{override}")
     assert done.returncode == 2
