@@ -65,15 +65,18 @@ def test_no_job_is_started_when_one_is_impossible(text_run: list[str], tmp_path:
 
 
 def test_a_failing_run_does_not_stop_the_next(text_run: list[str], tiny_llama: Path, broken_llama: Path, tmp_path: Path) -> None:
-    done = sweep("-m", *text_run, f"model.path={broken_llama},{tiny_llama}", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    given = [override for override in text_run if not override.startswith("model.path")]
+    models = f"model.path={broken_llama},{tiny_llama}"
+    done = sweep("-m", *given, models, f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert done.returncode == 2
     assert "checkpoint is damaged" in done.stderr
     assert [file.parent.name for file in (tmp_path / "sweep").glob("*/result.json")] == ["1"]
 
 
 def test_a_failing_process_does_not_stop_the_others(text_run: list[str], tiny_llama: Path, broken_llama: Path, tmp_path: Path) -> None:
+    given = [override for override in text_run if not override.startswith("model.path")]
     models = f"model.path={broken_llama},{tiny_llama}"
-    done = sweep("-m", *text_run, models, "cluster=local", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    done = sweep("-m", *given, models, "cluster=local", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert done.returncode == 2
     assert "job 0" in done.stderr + done.stdout
     assert "checkpoint is damaged" in done.stderr + done.stdout
