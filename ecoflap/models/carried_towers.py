@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from ecoflap.errors import UserError
 from ecoflap.models.hub import require_folder
 from ecoflap.models.positions import resized_positions
@@ -41,6 +43,8 @@ def _take(module: Any, folder: str, prefix: str, option: str) -> None:
         raise UserError(f"{option}={folder}: {error}; give the checkpoint folder of a run with model.save=true") from None
     except KeyError as error:
         raise UserError(f"{option}={folder} has no {error}; give the checkpoint folder of a BLIP-2 run") from None
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{option}={folder} is damaged ({error}); copy it anew") from None
     if POSITIONS in taken:
         taken[POSITIONS] = resized_positions(taken[POSITIONS], own[POSITIONS].shape[1])
     wrong = [name for name, tensor in taken.items() if tensor.shape != own[name].shape]

@@ -1,4 +1,4 @@
-"""Where the tensors of a model are in a checkpoint whose names are those of another release: transformers' own conversion, applied to names alone."""
+"""Where a model's tensors are in a checkpoint with the names of another release: transformers' own conversion of names."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ecoflap.models.stored_tensor import PART, StoredTensor
 
 log = logging.getLogger(__name__)
 
-# The first releases expect positions 0, 1, 2, ... and rotary frequencies in checkpoints; later ones compute them.
+# The first releases store positions 0, 1, 2, ... and rotary frequencies; later ones compute them.
 COMPUTED = (r"position_ids$", r"rotary_emb\.inv_freq$")
 
 
 @dataclass(frozen=True)
 class ConvertedTensor:
-    """A tensor that transformers makes of stored ones as it loads them: experts merged into one, or a part of a fused projection.
+    """A tensor that transformers makes of stored ones: experts merged into one, or a part of a fused projection.
 
     Attributes:
         name: of the tensor in the model.
@@ -63,7 +63,7 @@ class Places:
     """Where a model's tensors are in a checkpoint.
 
     Attributes:
-        found: {name of a parameter or buffer: where its values are}; parameters that are one tensor have one place.
+        found: {parameter or buffer: where its values are}; parameters that are one tensor have one place.
         unused: stored tensors that belong to nothing in the model.
     """
 
@@ -92,7 +92,7 @@ def find_places(path: str, module: nn.Module, stored: Mapping[str, StoredTensor]
         if any(place != places[0] and not _equal(place, places[0]) for place in places[1:]):
             both = " and ".join(name for name in tied if name in found)
             raise UserError(
-                f"model.path={path} has different values for {both}, and its config.json says that they are one tensor; "
+                f"model.path={path} has different values for {both}, and its config.json says that they are one; "
                 "set tie_word_embeddings to false there"
             )
         found |= dict.fromkeys(tied, places[0])
@@ -102,7 +102,7 @@ def find_places(path: str, module: nn.Module, stored: Mapping[str, StoredTensor]
 
 
 def saved_form(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a model under the names, and in the pieces, that ``save_pretrained`` writes for a model that was loaded like this one."""
+    """Tensors of a model under the names, and in the pieces, that ``save_pretrained`` writes."""
     try:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:  # before the fifth release
@@ -111,7 +111,7 @@ def saved_form(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def warn_unused(path: str, module: Any, names: Iterable[str]) -> None:
-    """Say in one line which tensors of a checkpoint nothing in the model takes, but those that the model's class leaves out on purpose."""
+    """Say in one line which tensors nothing in the model takes, but those that its class leaves out on purpose."""
     ignored = [*COMPUTED, *(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ())]
     unused = sorted(name for name in names if not any(re.search(pattern, name) for pattern in ignored))
     if unused:
@@ -154,13 +154,13 @@ def _check_shapes(path: str, wanted: Mapping[str, Tensor], shapes: Mapping[str, 
     for name, shape in shapes.items():
         if tuple(shape) != tuple(wanted[name].shape):
             raise UserError(
-                f"{name} has the shape {tuple(shape)} in model.path={path} and {tuple(wanted[name].shape)} in the model of its config.json; "
-                "copy both anew from one place"
+                f"{name} has the shape {tuple(shape)} in model.path={path} and {tuple(wanted[name].shape)} "
+                "in the model of its config.json; copy both anew from one place"
             )
 
 
 def _targets(module: Any, stored: Iterable[str], wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Any, str]]:
-    """(name in the checkpoint, name in the model, the converter or null, its pattern) of each stored tensor, in transformers' order."""
+    """Of each stored tensor its name, the name in the model, the converter or null, and the converter's pattern."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
@@ -177,12 +177,12 @@ def _targets(module: Any, stored: Iterable[str], wanted: Mapping[str, Tensor]) -
         if target not in wanted and name in wanted:
             target, pattern = name, None
         yield name, target, None if pattern is None else by_pattern[pattern], pattern or ""
-    # As from_pretrained leaves it, for saving: the first releases keep all of the conversions, later ones those that were used.
+    # As from_pretrained leaves it, for saving: all conversions in 5.0, later those that were used.
     module._weight_conversions = [one for one in mapping if not hasattr(one, "was_used") or one.was_used()]
 
 
 def _forms(module: Any, name: str) -> Iterator[str]:
-    """What a stored name may be in the model of a fourth release: converted or not, with the prefix of the base model or not."""
+    """What a stored name may be in a model of the fourth release: converted or not, with the base model's prefix or not."""
     mapping = (getattr(module, "_checkpoint_conversion_mapping", None) or {}).items()
     converted = [re.sub(pattern, replacement, name) for pattern, replacement in mapping if re.search(pattern, name)]
     prefix = f"{module.base_model_prefix}."

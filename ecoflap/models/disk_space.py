@@ -39,5 +39,5 @@ def writing(what: str, folder: Path) -> Iterator[None]:
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether an error of the system, or of the safetensors library, which gives the system's words only, is one of space."""
+    """Whether an error is one of space: the system's, or safetensors', which gives the system's words alone."""
     return getattr(error, "errno", None) in FULL or any(f"os error {number}" in str(error) for number in FULL)

@@ -23,8 +23,13 @@ def require_folder(path: str, option: str = "model.path") -> str:
     return str(Path(path).expanduser()) if looks_local else path
 
 
-def from_hub(load: Callable[[], Any], path: str) -> Any:
+def from_hub(load: Callable[[], Any], path: str, part: str = "") -> Any:
     """Run a ``from_pretrained`` call and turn its many failures into one message that says where it looked.
+
+    Args:
+        load: the call.
+        path: hub id or folder.
+        part: what of it is loaded, for the message, such as "the tokenizer of ".
 
     Raises:
         UserError: nothing loadable at the path.
@@ -34,22 +39,26 @@ def from_hub(load: Callable[[], Any], path: str) -> Any:
     disable_progress_bar()  # its bars would tear ours
     try:
         return load()
-    except UnpicklingError as error:
-        raise UserError(
-            f"model.path={path}: its pytorch_model.bin is damaged or holds other things than tensors, and nothing else is unpickled; "
-            "give a copy of it in safetensors"
-        ) from error
     except (UserError, NumericalError):
         raise
     except Exception as error:  # transformers, its hub and what they read configs and tokenizers with raise errors of every kind
-        advice = "check the files there" if Path(path).is_dir() else "give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
-        raise UserError(f"model.path={path} could not be loaded: {_in_short(error)}; {advice}") from error
+        raise UserError(f"{part}model.path={path} {_in_short(error, Path(path).is_dir())}") from error
 
 
-def _in_short(error: Exception) -> str:
-    """The first line of what an error says, and the second where the first only announces it."""
+def _in_short(error: Exception, local: bool) -> str:
+    """What a ``from_pretrained`` call died of and what to change, in one line."""
+    if _unpickled(error):
+        return "has a pytorch_model.bin that is damaged or holds other things than tensors, and they are not unpickled; give safetensors instead"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-    return (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".")
+    # The first line may only announce the second.
+    said = (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".")
+    advice = "check the files there" if local else "give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
+    return f"could not be loaded: {said}; {advice}"
+
+
+def _unpickled(error: BaseException | None) -> bool:
+    """Whether an error, or what it was made of, is PyTorch's refusal to unpickle."""
+    return error is not None and (isinstance(error, UnpicklingError) or _unpickled(error.__cause__ or error.__context__))
 
 
 def read_settings(path: str, revision: str | None) -> dict[str, Any]:

@@ -125,24 +125,28 @@ class Pretrained:
         if device.type == "meta":
             if not wants_processor(device):
                 return shape, None
-            found = from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path)
+            found = from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path, "the tokenizer or processor of ")
             check_vocabulary(path, shape, found)
             return shape, found
-        stream = streaming()
-        folder = checkpoint_folder(path, self.revision) if stream is not None else cached_folder(path, self.revision)
-        files = weight_files(folder) if stream is not None or Path(path).is_dir() else sorted(folder.glob("*.safetensors"))
+        folder = checkpoint_folder(path, self.revision) if streaming() is not None else cached_folder(path, self.revision)
+        files = weight_files(folder) if streaming() is not None or Path(path).is_dir() else sorted(folder.glob("*.safetensors"))
         if not quantised:
             check_weights(path, files)
-        processor = from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path)
+        processor = from_hub(lambda: processor_class.from_pretrained(path, revision=self.revision), path, "the tokenizer or processor of ")
         check_vocabulary(path, shape, processor)
-        if stream is not None:
+        if (stream := streaming()) is not None:
             stream.folder = folder
-            module = framework(model_class, config, dtype or getattr(config, DTYPE_OPTION, None) or stored_dtype(folder))
-            read_generation_config(module, folder)
-            return module, processor
+            return without_weights(model_class, config, dtype or getattr(config, DTYPE_OPTION, None) or stored_dtype(folder), folder), processor
         check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype or getattr(config, DTYPE_OPTION, None), device)
         options = {DTYPE_OPTION: dtype or "auto", **({"config": dequantise(config)} if quantised else {})}
         module = load_weights(model_class, path, self.revision, options)
         if not files and not quantised:  # they were downloaded just now
             check_weights(path, sorted(folder.glob("*.safetensors")))
         return module.to(device), processor
+
+
+def without_weights(model_class: Any, config: Any, dtype: torch.dtype, folder: Path) -> nn.Module:
+    """A model that leaves its weights in its checkpoint folder, and has everything else from there."""
+    module = framework(model_class, config, dtype)
+    read_generation_config(module, folder)
+    return module

@@ -35,13 +35,14 @@ def load_weights(model_class: Any, path: str, revision: str | None, options: Map
         )
     if wrong := sorted(map(_mismatch, report["mismatched_keys"])):
         raise UserError(
-            f"model.path={path} has {len(wrong)} weights of another shape than the model of its config.json, such as {wrong[0]}; "
-            "copy both anew from one place"
+            f"model.path={path} has {len(wrong)} weights of another shape than the model of its config.json, "
+            f"such as {wrong[0]}; copy both anew from one place"
         )
-    # The positions 0, 1, 2, ... are a buffer that the first releases expect in checkpoints and later ones don't write.
+    # The positions 0, 1, 2, ... are a buffer that the first releases store and later ones compute.
     lost = sorted(str(name) for name in report["missing_keys"] if not str(name).endswith("position_ids"))
     if lost:
-        raise UserError(f"model.path={path} lacks {len(lost)} weights of its model, such as {lost[0]}; the checkpoint is damaged or of another model")
+        lacks = f"model.path={path} lacks {len(lost)} weights of its model, such as {lost[0]}"
+        raise UserError(f"{lacks}; the checkpoint is damaged or of another model")
     warn_unused(path, module, map(str, report["unexpected_keys"]))
     return module  # type: ignore[no-any-return]
 
@@ -56,7 +57,7 @@ def _mismatch(entry: Any) -> str:
 
 @contextmanager
 def _without_tables() -> Iterator[None]:
-    """Silence the tables of weights that transformers prints; what matters of them is said or refused in one line."""
+    """Silence the tables of weights that transformers prints; what matters in them is one line of ours."""
     logger = logging.getLogger("transformers.modeling_utils")
     level = logger.level
     logger.setLevel(logging.ERROR)

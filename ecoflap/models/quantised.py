@@ -1,24 +1,25 @@
-"""Quantised checkpoints: which of them transformers turns back into numbers as it loads, and the refusal of all others."""
+"""Quantised checkpoints: which of them transformers dequantises as it loads, and the refusal of all others."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError
 from ecoflap.models.stored_tensor import read_header
 
-# Those that need no package beside transformers, on any device.
-DEQUANTISED = ("fp8", "mxfp4")
-# Names of dtypes in safetensors that no weight has unless it is quantised; indices and masks of attention are whole numbers too.
+# Those that need no package beside transformers, on any device, and the part of transformers that does it.
+DEQUANTISED = {"fp8": "transformers.integrations.finegrained_fp8", "mxfp4": "transformers.integrations.mxfp4"}
+# Dtypes of safetensors that no weight has unless it is quantised; indices and masks of attention are whole numbers too.
 NARROW_FLOATS = ("F8_", "F6_", "F4")
 WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32")
 
 
 def quantisation(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The method and the settings of the first quantisation that a config.json speaks of, at its top or for one of its parts."""
+    """The method and the settings of the first quantisation in a config.json, at its top or of one of its parts."""
     for name in ("quantization_config", "compression_config"):
         if found := settings.get(name):
             return _method(found), found
@@ -71,7 +72,7 @@ def dequantise(config: Any) -> Any:
 
 
 def check_weights(path: str, files: list[Path]) -> None:
-    """Refuse weights that are quantised although no config says so: small integers and 8-bit floats, by the headers alone.
+    """Refuse weights that are quantised although no config says so: integers and 8-bit floats, by the headers alone.
 
     Raises:
         UserError: there are such, or a file is damaged.
@@ -98,7 +99,9 @@ def _dequantises(method: str) -> bool:
         return False
     try:
         from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
-    except ImportError:  # before 4.37
+
+        import_module(DEQUANTISED[method])
+    except ImportError:  # an old release, or a release that needs other packages for it
         return False
     known = AUTO_QUANTIZATION_CONFIG_MAPPING.get(method)
     return known is not None and "dequantize" in inspect.signature(known).parameters

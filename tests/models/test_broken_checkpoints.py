@@ -146,6 +146,7 @@ BEFORE_WEIGHTS: dict[str, tuple[Break, str]] = {
         sharded(lambda path: shutil.copy(path / "model-0.safetensors", path / "model-1.safetensors") and None),
         r"model-1\.safetensors of model\.path=\S+ has no \S+, which its model\.safetensors\.index\.json looks for there",
     ),
+    "no tokenizer": (remove("tokenizer.json"), r"^the tokenizer or processor of model\.path=\S+ could not be loaded"),
     "another tokenizer": (another_tokenizer, r"the tokenizer of model\.path=\S+ has 31 tokens and its model embeds 22; they don't belong together"),
 }
 WITH_WEIGHTS: dict[str, tuple[Break, str]] = {
@@ -154,7 +155,10 @@ WITH_WEIGHTS: dict[str, tuple[Break, str]] = {
         rf"lacks 1 weights of its model, such as {LAYER}; the checkpoint is damaged",
     ),
     "another name": (weights(lambda tensors: tensors.update(mine=tensors.pop(LAYER))), rf"lacks 1 weights of its model, such as {LAYER}"),
-    "another shape": (weights(lambda tensors: tensors.update({LAYER: torch.zeros(8, 16)})), rf"{LAYER}.*\(8, 16\).*\(32, 16\)"),
+    "another shape": (
+        weights(lambda tensors: tensors.update({LAYER: torch.zeros(8, 16)})),
+        rf"another shape .* such as {LAYER}|{LAYER} has the shape \(8, 16\)",
+    ),
     "a NaN": (weights(lambda tensors: tensors[LAYER].__setitem__((0, 0), float("nan"))), rf"{LAYER}.* holds NaN or infinite weights"),
     "more blocks in the config": (
         config(num_hidden_layers=3, layer_types=None),
@@ -202,15 +206,10 @@ def test_a_weight_of_nothing_is_one_warning(folder: Path, tmp_path: Path, offloa
     ]
 
 
-@pytest.mark.parametrize("offload", ["none", "disk"])
-def test_two_values_of_one_tensor(folder: Path, tmp_path: Path, offload: str) -> None:  # noqa: F811
+def test_two_values_of_one_tensor(folder: Path, tmp_path: Path) -> None:  # noqa: F811
     change_config(folder, tie_word_embeddings=True)
-    if offload == "none":
-        model: Any = load(folder, offload, tmp_path).module
-        assert not torch.equal(model.lm_head.weight, model.model.embed_tokens.weight), "transformers leaves them two"
-        return
     with pytest.raises(UserError, match=r"different values for \S+ and \S+, .*set tie_word_embeddings to false"):
-        load(folder, offload, tmp_path)
+        load(folder, "disk", tmp_path)
 
 
 @pytest.mark.parametrize("offload", ["none", "disk"])
@@ -233,7 +232,7 @@ def test_pickles(folder: Path, tmp_path: Path, sound: bool, offload: str) -> Non
 def test_a_pickle_of_the_old_kind(folder: Path, tmp_path: Path) -> None:  # noqa: F811
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"model": Path("x")}))
-    with pytest.raises(UserError, match="give a copy of it in safetensors"):
+    with pytest.raises(UserError, match=r"holds other things than tensors.*give safetensors instead"):
         load(folder, "none", tmp_path)
 
 

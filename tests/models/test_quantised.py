@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from ecoflap.models.seq2seq import Seq2Seq
 from ecoflap.models.vlm import VisionLanguage
 from tests import tiny
 from tests.cli.conftest import tiny_llama  # noqa: F401 - a fixture
+from tests.models.test_conversion import make
 
 CPU = torch.device("cpu")
 METHODS = {
@@ -41,12 +43,10 @@ METHODS = {
 
 
 @pytest.fixture
-def folder(tiny_llama: Path, tmp_path: Path) -> Path:  # noqa: F811
-    copy = tmp_path / "model"
-    copy.mkdir()
-    for file in tiny_llama.iterdir():
-        (copy / file.name).write_bytes(file.read_bytes())
-    return copy
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
+    """A copy of the tiny LLaMA, to be spoilt."""
+    pytest.importorskip("transformers.models.llama", reason="the oldest release of transformers has no LLaMA")
+    return shutil.copytree(request.getfixturevalue("tiny_llama"), tmp_path / "model")
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ def test_a_method_is_named(folder: Path, tmp_path: Path, method: str, offload: s
 
 @pytest.mark.usefixtures("no_weights_read")
 def test_a_part_of_a_model(tmp_path: Path) -> None:
-    tiny.VLM["llava"]().config.save_pretrained(tmp_path)
+    make(tiny.VLM["llava"]).config.save_pretrained(tmp_path)
     text = json.loads((tmp_path / "config.json").read_text())["text_config"]
     change_config(tmp_path, text_config={**text, "quantization_config": METHODS["awq"]})
     with pytest.raises(UserError, match="is quantised with awq"):
@@ -101,7 +101,7 @@ def test_a_part_of_a_model(tmp_path: Path) -> None:
 )
 @pytest.mark.usefixtures("no_weights_read")
 def test_every_loader(tmp_path: Path, loader: Any, build: Callable[[], Any]) -> None:
-    build().config.save_pretrained(tmp_path)
+    make(build).config.save_pretrained(tmp_path)
     change_config(tmp_path, quantization_config=METHODS["gptq"])
     with pytest.raises(UserError, match="is quantised with gptq"):
         loader(path=str(tmp_path)).load(CPU, Selection())
