@@ -33,9 +33,7 @@ def test_what_was_refused_once_is_refused_again(text_run: list[str], tmp_path: P
             make_plan(composed([*text_run, "calibration.key=none", f"sparsity={sparsity}"]), tmp_path, preflight)
 
 
-def test_a_model_that_needs_its_weights_is_not_looked_at(
-    text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_model_that_needs_its_weights_is_not_looked_at(text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CausalLM, "shapes_first", False)
     monkeypatch.setattr(CausalLM, "load", lambda *_: pytest.fail("loaded"))
     make_plan(composed(text_run), tmp_path)

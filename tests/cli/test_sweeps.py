@@ -91,7 +91,9 @@ def test_a_single_run_is_not_submitted(text_run: list[str], cluster: str) -> Non
     assert "add -m" in done.stderr
 
 
-@pytest.mark.parametrize(("override", "words"), [("partitio=x", "did you mean partition?"), ("timeout_min=soon", "timeout_min")])
+@pytest.mark.parametrize(
+    ("override", "words"), [("partitio=x", "no option 'partitio'; did you mean partition?"), ("timeout_min=soon", "timeout_min")]
+)
 def test_wrong_slurm_options_fail_before_a_job_is_queued(override: str, words: str) -> None:
     done = sweep("-m", "cluster=slurm", f"hydra.launcher.{override}")
     assert done.returncode == 2

@@ -231,9 +231,7 @@ PICTURES: list[Case] = [
     Case(
         (*ONLY, "calibration=vqav2", DATA),
         ("not as published", "KeyError: 'question'"),
-        questions(
-            "train", edited(VQAV2.questions.format(split="train"), lambda value: value["questions"][0].pop("question"))
-        ),
+        questions("train", edited(VQAV2.questions.format(split="train"), lambda value: value["questions"][0].pop("question"))),
     ),
     Case(
         (*ONLY, "calibration=vqav2", DATA),
