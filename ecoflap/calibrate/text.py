@@ -144,6 +144,8 @@ class Text(TextSource):
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples", "sequence_length", "documents")
         check_bos("calibration.bos", self.bos)
+        if self.sequence_length == 1:
+            raise UserError("calibration.sequence_length=1: a language model's loss is over the next token, so a window needs two or more")
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
         """See ``TextSource``; a document by itself may be shorter than a window."""
