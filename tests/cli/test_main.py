@@ -141,3 +141,10 @@ def test_lists_of_tasks_that_are_refused(overrides: list[str], words: list[str],
     assert finished.returncode != 0
     for word in words:
         assert word in finished.stderr + finished.stdout
+
+
+def test_a_reader_that_has_read_enough_is_no_error() -> None:
+    command = f"{sys.executable} {ROOT / 'main.py'} --help | head -1"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("Prune vision-language models")
+    assert done.stderr == ""
