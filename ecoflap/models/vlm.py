@@ -36,7 +36,8 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     if getattr(module.config, "model_type", None) == "paligemma":  # some releases let what is written see what comes after it unless labels are given
         return next_token_loss(module(**inputs).logits, inputs["labels"])
     labels = inputs.pop("labels")  # given labels, other models would compute a loss of their own over all tokens
-    return next_token_loss(module(**inputs).logits, labels)
+    logits = module(**inputs).logits
+    return next_token_loss(logits[:, -labels.shape[1] :], labels)  # GIT's begin with those of the picture
 
 
 class VlmInterface:

@@ -1,0 +1,246 @@
+"""Vision-language models that read a row of patches on a grid, beside the lines of Qwen-VL and GLM-V."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from ecoflap.models.prunable import Sample
+from tests.zoo.architecture import IMAGE_TOKEN, Draw, MakeSample
+from tests.zoo.parts import DEEPSTACK, EXPERTS, FEATURES, ID, INDEX, MROPE, PATCHED, ROPE, TOKENS, TYPES, glm, text, vision, vision_language
+from tests.zoo.pictures import VIDEO_TOKEN, VISION_START, behind_picture, patches, pixels
+from tests.zoo.small import GROUPED
+
+LATENT = {
+    **GROUPED,
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 16,
+    "qk_rope_head_dim": 8,
+    "qk_nope_head_dim": 8,
+    "v_head_dim": 8,
+    "n_routed_experts": 4,
+    "n_shared_experts": 1,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "n_group": 1,
+    "topk_group": 1,
+}
+INDEXED = {"index_topk": 4, "index_head_dim": 16, "index_n_heads": 2}
+VIDEO = {**ID, "video_token_id": VIDEO_TOKEN}
+
+
+def grid_sample(count: int, *shape: int, types: bool = False) -> MakeSample:
+    """A grid of 4 x 4 patches, each of them of a shape, that takes ``count`` tokens."""
+
+    def sample(draw: Draw) -> Sample:
+        result = behind_picture(draw, count, torch.tensor([VISION_START]))
+        result |= {"pixel_values": draw.normal(16, *shape), "image_grid_thw": torch.tensor([[1, 4, 4]])}
+        return {**result, "mm_token_type_ids": (result["input_ids"] == IMAGE_TOKEN).long()} if types else result
+
+    return sample
+
+
+def row_vision(**more: Any) -> dict[str, Any]:
+    """The config of an image tower that reads patches of 4 x 4 pixels."""
+    return {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 4, **more}
+
+
+NATIVE_RESOLUTION = [
+    vision_language(
+        "glmga",
+        "Glm46V",
+        {
+            "text_config": {"model_type": "glm4v_text", **glm()["text_config"]},
+            "vision_config": {"model_type": "glm4v_vision", **glm()["vision_config"]},
+            **VIDEO,
+        },
+        patches(FEATURES),
+    ),
+    vision_language(
+        "cosmos3_omni",
+        "Cosmos3Omni",
+        {"text_config": {**GROUPED, "num_hidden_layers": 3, "rope_parameters": ROPE}, **TOKENS, "vision_config": DEEPSTACK},
+        patches(FEATURES),
+    ),
+    vision_language(
+        "cosmos3_edge",
+        "Cosmos3Edge",
+        {
+            "text_config": {**GROUPED, "rope_parameters": ROPE},
+            **TOKENS,
+            "vision_config": row_vision(num_patches=16, spatial_merge_size=2),
+            "projector_hidden_size": 48,
+        },
+        patches(48),
+    ),
+    vision_language(
+        "hyperclovax_vision_v2",
+        "HyperCLOVAXVisionV2",
+        {
+            "text_config": text("hyperclovax"),
+            "vision_config": {"model_type": "qwen2_5_vl_vision", **PATCHED, "fullatt_block_indexes": [1], "window_size": 16},
+            **VIDEO,
+        },
+        patches(FEATURES, types=False),
+    ),
+    vision_language(
+        "hunyuan_vl",
+        "HunYuanVL",
+        {
+            "text_config": {**GROUPED, "rope_parameters": {**ROPE, "mrope_section": [1, 1, 1, 1]}},
+            "vision_config": row_vision(
+                out_hidden_size=32, text_hidden_size=32, num_key_value_heads=4, img_max_token_num=16, max_image_size=32, min_image_size=16
+            ),
+            **ID,
+        },
+        grid_sample(8, 48, types=True),
+    ),
+    vision_language(
+        "hy_v4_vl",
+        "HYV4VL",
+        {
+            "text_config": {
+                **LATENT,
+                **INDEXED,
+                "rope_parameters": ROPE,
+                "mlp_layer_types": ["dense", "sparse"],
+                "layer_types": ["indexed_attention"] * 2,
+                "indexer_types": ["full"] * 2,
+                "hc_mult": 2,
+            },
+            "vision_config": row_vision(out_hidden_size=32, num_key_value_heads=4, max_image_size=32),
+            **VIDEO,
+        },
+        grid_sample(6, 48, types=True),
+    ),
+    vision_language(
+        "lfm3_vl",
+        "Lfm3Vl",
+        {
+            "vision_config": row_vision(num_key_value_heads=2, layer_types=["conv", "full_attention"]),
+            "text_config": {
+                **GROUPED,
+                "num_hidden_layers": 3,
+                "layer_types": ["conv", "sliding_attention", "full_attention"],
+                "conv_L_cache": 3,
+                "sliding_window": 4,
+            },
+            **TOKENS,
+            "projector_hidden_size": 48,
+        },
+        grid_sample(4, FEATURES),
+    ),
+    vision_language(
+        "minimax_m3_vl",
+        "MiniMaxM3Sparse",
+        {
+            "vision_config": row_vision(image_size=16),
+            "text_config": {
+                **GROUPED,
+                "num_local_experts": 4,
+                "num_experts_per_tok": 2,
+                "dense_intermediate_size": 48,
+                "shared_intermediate_size": 24,
+                "rotary_dim": 4,
+                "mlp_layer_types": ["dense", "sparse"],
+                "layer_types": ["full_attention", "full_attention"],
+                "index_n_heads": 2,
+                "index_head_dim": 8,
+            },
+            **INDEX,
+            "video_token_index": VIDEO_TOKEN,
+            "projector_hidden_size": 32,
+            "merged_hidden_size": 128,
+        },
+        grid_sample(4, FEATURES),
+    ),
+    vision_language(
+        "kimi_k25",
+        "Kimi_K25",
+        {
+            "text_config": {"model_type": "deepseek_v3", **LATENT, "first_k_dense_replace": 1},
+            "vision_config": row_vision(pos_emb_height=4, pos_emb_width=4),
+            "projection_hidden_size": 32,
+            **TOKENS,
+        },
+        grid_sample(4, 3, 4, 4),
+    ),
+    vision_language(
+        "muse_glimmer",
+        "MuseGlimmer",
+        {
+            "text_config": {**GROUPED, **TYPES},
+            "vision_config": row_vision(pos_emb_height=4, pos_emb_width=4, max_position_embeddings=16, layer_types=["window_attention", "full_attention"]),
+            **VIDEO,
+            "out_hidden_size": 32,
+            "projector_hidden_size": 48,
+        },
+        grid_sample(4, FEATURES),
+    ),
+    vision_language(
+        "muse_spark",
+        "MuseSpark",
+        {
+            "text_config": {
+                **GROUPED,
+                **TYPES,
+                "moe_intermediate_size": 24,
+                "num_local_experts": 4,
+                "num_experts_per_tok": 2,
+                "moe_hidden_size": 24,
+                "mlp_layer_types": ["sparse", "sparse"],
+            },
+            "vision_config": row_vision(pos_emb_height=4, pos_emb_width=4, max_position_embeddings=16, layer_types=["window_attention", "full_attention"]),
+            "audio_config": None,
+            "audio_token_id": 59,
+            **VIDEO,
+            "out_hidden_size": 32,
+            "projector_hidden_size": 48,
+        },
+        grid_sample(4, FEATURES),
+    ),
+    vision_language(
+        "inkling2",
+        "Inkling2",
+        {
+            "text_config": {
+                **GROUPED,
+                "unpadded_vocab_size": 64,
+                "swa_num_attention_heads": 4,
+                "swa_num_key_value_heads": 2,
+                "swa_head_dim": 8,
+                "sliding_window_size": 4,
+                "d_rel": 4,
+                "rel_extent": 8,
+                "layer_types": ["hybrid_sliding", "hybrid"],
+                "moe_intermediate_size": 24,
+                "n_routed_experts": 4,
+                "num_experts_per_tok": 2,
+                "n_layers_per_attn_res_block": 1,
+            },
+            "vision_config": row_vision(mlp_ratio=1.5, posemb_grid_size=4, projection_hidden_dim=48, text_hidden_size=32),
+            **ID,
+        },
+        grid_sample(16, 48),
+    ),
+    vision_language(
+        "mistral_large4",
+        "MistralLarge4",
+        {
+            "vision_config": vision("pixtral", head_dim=8, patch_size=4),
+            "text_config": {
+                **LATENT,
+                **INDEXED,
+                "mlp_layer_types": ["dense", "sparse"],
+                "layer_types": ["indexed_attention"] * 2,
+                "indexer_types": ["full"] * 2,
+                "no_rope_layers": [1, 0],
+                "kv_source_layers": [0, 1],
+            },
+            **INDEX,
+        },
+        pixels(4, image_sizes=[[16, 16]]),
+    ),
+]
