@@ -9,6 +9,7 @@ import torch
 from ecoflap.models.prunable import Sample
 from ecoflap.models.vlm import answer_loss
 from tests.zoo.architecture import IMAGE_TOKEN, Architecture, Draw
+from tests.zoo.native_resolution import INKLING
 from tests.zoo.parts import ID, INDEX, text, vision_language
 from tests.zoo.pictures import VIDEO_TOKEN, behind_picture, pixels
 from tests.zoo.small import GROUPED
@@ -93,5 +94,99 @@ CODEBOOKS = [
             "video_token_id": VIDEO_TOKEN,
         },
         gemma4_unified_sample,
+    ),
+    vision_language(
+        "inkling_mm_model",
+        "Inkling",
+        {
+            "text_config": INKLING,
+            "vision_config": {"patch_size": 4, "n_layers": 2, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4},
+            "audio_config": {"n_mel_bins": 8, "mel_vocab_size": 16},
+            **ID,
+            "audio_token_id": 59,
+        },
+        pixels(4, 4, 2, 4, 4, 3),
+    ),
+    vision_language(
+        "apertus1p5",
+        "Apertus1p5",
+        {
+            "text_config": {**GROUPED, "vocab_size": 80},
+            "vision_config": {**AUTOENCODER, "codebook_size": 4, "resolution": 8, "spatial_scale_factor": 2},
+            "audio_config": {
+                "num_filters": 4,
+                "upsampling_ratios": [2, 2],
+                "hidden_size": 8,
+                "codebook_size": 4,
+                "codebook_dim": 8,
+                "decoder_hidden_size": 32,
+                "decoder_intermediate_size": 48,
+                "decoder_num_layers": 1,
+                "decoder_attention_num_groups": 4,
+            },
+            **ID,
+            "audio_token_id": 59,
+            "image_token_offset": 64,
+            "audio_token_offset": 70,
+        },
+        pixels(16, 1, 3, 8, 8, image_sizes=[[8, 8]]),
+    ),
+    vision_language(
+        "fast_vlm",
+        "FastVlm",
+        {
+            "vision_config": {"model_type": "timm_wrapper", "architecture": "test_resnet", "hidden_size": 96},
+            "text_config": text("qwen2"),
+            **INDEX,
+        },
+        pixels(4, 1, 3, 64, 64),
+    ),
+    vision_language(
+        "perception_lm",
+        "PerceptionLM",
+        {
+            "vision_config": {
+                "model_type": "timm_wrapper",
+                "architecture": "test_vit",
+                "model_args": {"embed_dim": 64, "img_size": 16, "patch_size": 8},
+            },
+            "text_config": text("llama"),
+            **ID,
+            "video_token_id": VIDEO_TOKEN,
+        },
+        pixels(4, 1, 1, 3, 16, 16),
+    ),
+    vision_language(
+        "gemma3n",
+        "Gemma3n",
+        {
+            "text_config": {
+                **GROUPED,
+                "intermediate_size": 48,
+                "num_hidden_layers": 4,
+                "layer_types": TYPED * 2,
+                "sliding_window": 4,
+                "num_kv_shared_layers": 2,
+                "vocab_size_per_layer_input": 60,
+                "hidden_size_per_layer_input": 8,
+                "altup_num_inputs": 2,
+                "laurel_rank": 8,
+                "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
+            },
+            "vision_config": {"architecture": "test_resnet", "hidden_size": 96, "vocab_size": 2, "vocab_offset": 60},
+            "audio_config": {
+                "vocab_size": 2,
+                "vocab_offset": 62,
+                "input_feat_size": 8,
+                "hidden_size": 32,
+                "conf_num_attention_heads": 4,
+                "conf_num_hidden_layers": 1,
+                "sscp_conv_channel_size": [8, 8],
+            },
+            "vision_soft_tokens_per_image": 4,
+            **ID,
+            "audio_token_id": 63,
+        },
+        pixels(4, 1, 3, 64, 64),
     ),
 ]

@@ -28,6 +28,20 @@ LATENT = {
     "topk_group": 1,
 }
 INDEXED = {"index_topk": 4, "index_head_dim": 16, "index_n_heads": 2}
+INKLING = {
+    **GROUPED,
+    "unpadded_vocab_size": 64,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "sliding_window_size": 4,
+    "d_rel": 8,
+    "rel_extent": 16,
+    "layer_types": ["hybrid_sliding", "hybrid"],
+    "moe_intermediate_size": 24,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+}
 VIDEO = {**ID, "video_token_id": VIDEO_TOKEN}
 
 
@@ -40,6 +54,11 @@ def grid_sample(count: int, *shape: int, types: bool = False) -> MakeSample:
         return {**result, "mm_token_type_ids": (result["input_ids"] == IMAGE_TOKEN).long()} if types else result
 
     return sample
+
+
+def merged_sample(draw: Draw) -> Sample:
+    """Four pieces of a picture of 2 x 2 patches each, on a grid of pieces."""
+    return {**pixels(4, 4, 8, 8, 3)(draw), "image_grid_thw": torch.tensor([[1, 2, 2]])}
 
 
 def row_vision(**more: Any) -> dict[str, Any]:
@@ -174,7 +193,7 @@ NATIVE_RESOLUTION = [
             "text_config": {**GROUPED, **TYPES},
             "vision_config": row_vision(pos_emb_height=4, pos_emb_width=4, max_position_embeddings=16, layer_types=["window_attention", "full_attention"]),
             **VIDEO,
-            "out_hidden_size": 32,
+            "out_hidden_size": 128,
             "projector_hidden_size": 48,
         },
         grid_sample(4, FEATURES),
@@ -193,10 +212,10 @@ NATIVE_RESOLUTION = [
                 "mlp_layer_types": ["sparse", "sparse"],
             },
             "vision_config": row_vision(pos_emb_height=4, pos_emb_width=4, max_position_embeddings=16, layer_types=["window_attention", "full_attention"]),
-            "audio_config": None,
+            "audio_config": {"hidden_sizes": [8, 8], "depths": [1, 1], "patch_sizes": [4, 2], "num_hidden_layers": 2, "out_hidden_size": 32},
             "audio_token_id": 59,
             **VIDEO,
-            "out_hidden_size": 32,
+            "out_hidden_size": 128,
             "projector_hidden_size": 48,
         },
         grid_sample(4, FEATURES),
@@ -205,25 +224,86 @@ NATIVE_RESOLUTION = [
         "inkling2",
         "Inkling2",
         {
+            "text_config": INKLING,
+            "vision_config": row_vision(mlp_ratio=1.5, posemb_grid_size=4, projection_hidden_dim=48, text_hidden_size=32),
+            **ID,
+        },
+        merged_sample,
+    ),
+    vision_language(
+        "inkling2_loop",
+        "Inkling2Loop",
+        {
             "text_config": {
-                **GROUPED,
-                "unpadded_vocab_size": 64,
-                "swa_num_attention_heads": 4,
-                "swa_num_key_value_heads": 2,
-                "swa_head_dim": 8,
-                "sliding_window_size": 4,
-                "d_rel": 4,
-                "rel_extent": 8,
-                "layer_types": ["hybrid_sliding", "hybrid"],
-                "moe_intermediate_size": 24,
-                "n_routed_experts": 4,
-                "num_experts_per_tok": 2,
-                "n_layers_per_attn_res_block": 1,
+                **INKLING,
+                "num_hidden_layers": 4,
+                "layer_types": ["hybrid_sliding", "hybrid"] * 2,
+                "loop_layer_index_start": 1,
+                "loop_layer_index_end": 3,
+                "loop_num_passes": 2,
+                "loop_gate_rank": 4,
             },
             "vision_config": row_vision(mlp_ratio=1.5, posemb_grid_size=4, projection_hidden_dim=48, text_hidden_size=32),
             **ID,
         },
-        grid_sample(16, 48),
+        merged_sample,
+    ),
+    vision_language(
+        "dots3_note",
+        "Dots3Note",
+        {
+            "text_config": {
+                **LATENT,
+                **INDEXED,
+                "head_dim": 16,
+                "mlp_layer_types": ["dense", "sparse"],
+                "layer_types": ["indexed_attention"] * 2,
+                "shared_experts_intermediate_size": 24,
+            },
+            "vision_config": row_vision(
+                moe_intermediate_size=24,
+                mlp_layer_types=["dense", "sparse"],
+                num_local_experts=4,
+                num_experts_per_tok=2,
+                router_scaling_factor=1.0,
+                adapter_in_dim=32,
+                adapter_out_dim=32,
+            ),
+            "audio_config": {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "feature_size": 8,
+                "downsample_hidden_size": 8,
+                "adapter_input_size": 32,
+                "adapter_out_dim": 32,
+            },
+            **VIDEO,
+            "audio_token_id": 59,
+        },
+        grid_sample(4, 48),
+    ),
+    vision_language(
+        "glm5_next",
+        "Glm5Next",
+        {
+            "text_config": {
+                **LATENT,
+                **INDEXED,
+                "qk_rope_head_dim": 0,
+                "mlp_layer_types": ["dense", "sparse"],
+                "layer_types": ["linear_attention", "indexed_attention"],
+                "indexer_types": ["full"] * 2,
+                "linear_head_dim": 8,
+                "linear_num_heads": 4,
+                "hc_mult": 2,
+                "index_kpool": 2,
+            },
+            "vision_config": {**PATCHED, "image_size": 16, "projection_intermediate_size": 48},
+            **VIDEO,
+        },
+        patches(FEATURES),
     ),
     vision_language(
         "mistral_large4",
