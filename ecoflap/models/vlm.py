@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from ecoflap.errors import UserError
 from ecoflap.models.examples import Example, Generation
+from ecoflap.models.joining import joined
 from ecoflap.models.loading import Pretrained, Selection, check_prompt, prunable, written
 from ecoflap.models.losses import find_loss, next_token_loss, token_loss
 from ecoflap.models.pictures import load_image
@@ -27,10 +28,9 @@ def writes_after_prompt(module: Any) -> bool:
 def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the answer given picture and question, per sample, [batch].
 
-    Each sample's tensors keep the first dimension that its processor gave them (one, or a number of patches or tiles); samples are put one
-    behind the other along it, as every such model expects.
+    Each sample's tensors keep the first dimension that its processor gave them (one, or a number of patches or tiles).
     """
-    inputs = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
+    inputs = joined(module, batch)
     if not writes_after_prompt(module):
         return token_loss(module(**inputs).logits, inputs["labels"])
     if getattr(module.config, "model_type", None) == "paligemma":  # some releases let what is written see what comes after it unless labels are given

@@ -127,7 +127,7 @@ CODEBOOKS = [
             **ID,
             "audio_token_id": 59,
             "image_token_offset": 64,
-            "audio_token_offset": 70,
+            "audio_token_offset": 68,
         },
         pixels(16, 1, 3, 8, 8, image_sizes=[[8, 8]]),
     ),

@@ -8,7 +8,7 @@ import torch
 
 from ecoflap.models.prunable import Sample
 from ecoflap.models.vlm import answer_loss
-from tests.zoo.architecture import IMAGE_TOKEN, Architecture, Draw
+from tests.zoo.architecture import IMAGE_TOKEN, Architecture, Draw, MakeSample
 from tests.zoo.parts import ID, INDEX, TYPES, text, vision, vision_language
 from tests.zoo.pictures import VIDEO_TOKEN, gemma3_sample, pixels
 from tests.zoo.small import GROUPED
@@ -57,6 +57,16 @@ def molmo_sample(draw: Draw) -> Sample:
     return {**sample, "mm_token_type_ids": (sample["input_ids"] == IMAGE_TOKEN).long()}
 
 
+def minicpm_sample(count: int) -> MakeSample:
+    """A strip of 16 patches, from 4 rows of 4."""
+
+    def sample(draw: Draw) -> Sample:
+        result = pixels(count, 1, 3, 4, 64, target_sizes=[[4, 4]])(draw)
+        return {**result, "mm_token_type_ids": (result["input_ids"] == IMAGE_TOKEN).long()}
+
+    return sample
+
+
 def minicpm(name: str, model: str, tokens: int, **more: Any) -> Architecture:
     """MiniCPM-V: 4 x 4 patches behind one another in a strip, merged inside the image tower and behind it."""
     settings = {
@@ -69,7 +79,7 @@ def minicpm(name: str, model: str, tokens: int, **more: Any) -> Architecture:
         "video_token_id": VIDEO_TOKEN,
         **more,
     }
-    return vision_language(name, model, settings, pixels(tokens, 1, 3, 4, 64, target_sizes=[[4, 4]]))
+    return vision_language(name, model, settings, minicpm_sample(tokens))
 
 
 DOCUMENTS = [
@@ -143,7 +153,7 @@ DOCUMENTS = [
                 "num_experts_per_tok": 2,
                 "n_routed_experts": 4,
                 "mlp_layer_types": ["dense", "sparse"],
-                "layer_types": ["full_attention"] * 2,
+                **TYPES,
                 "moe_intermediate_size": 24,
                 "share_expert_dim": 24,
                 "num_sliding_attention_heads": 4,
@@ -179,6 +189,7 @@ DOCUMENTS = [
                 "max_img_size": 16,
                 "patch_dim": 48,
                 "video_patch_dim": 96,
+                "video_temporal_patch_size": 2,
             },
             "text_config": {
                 **GROUPED,
@@ -199,31 +210,5 @@ DOCUMENTS = [
             "audio_token_id": 59,
         },
         lambda draw: {**pixels(4, 16, 48)(draw), "image_grid_hw": torch.tensor([[4, 4]])},
-    ),
-    Architecture(
-        "pp_formulanet",
-        "vision-language",
-        "PPFormulaNetForConditionalGeneration",
-        answer_loss,
-        {
-            "text_config": {
-                "vocab_size": 64,
-                "max_position_embeddings": 64,
-                "decoder_layers": 2,
-                "decoder_ffn_dim": 48,
-                "decoder_attention_heads": 4,
-                "d_model": 32,
-                "dropout": 0.0,
-                "pad_token_id": 0,
-            },
-            "vision_config": {
-                **SAM,
-                "post_conv_in_channels": 16,
-                "post_conv_out_channels": 32,
-                "post_conv_mid_channels": 16,
-                "decoder_hidden_size": 32,
-            },
-        },
-        lambda draw: {"pixel_values": draw.normal(1, 3, 64, 64), "labels": draw.tokens()[None]},
     ),
 ]

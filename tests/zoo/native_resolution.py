@@ -236,6 +236,7 @@ NATIVE_RESOLUTION = [
         {
             "text_config": {
                 **INKLING,
+                "n_layers_per_attn_res_block": 1,
                 "num_hidden_layers": 4,
                 "layer_types": ["hybrid_sliding", "hybrid"] * 2,
                 "loop_layer_index_start": 1,
