@@ -18,6 +18,14 @@ from ecoflap.models.pictures import load_image
 from ecoflap.models.prunable import Batch, PrunableModel, Sample
 
 
+# Models that AutoModelForImageTextToText loads and that have no answer to take the loss of.
+NO_ANSWER = {
+    "diffusion_gemma": "fills blocks of random tokens by diffusion",
+    "pi0": "steers a robot",
+    "pp_formulanet": "doesn't make its decoder's input from labels",
+}
+
+
 def writes_after_prompt(module: Any) -> bool:
     """Whether question and answer are one sequence; an encoder-decoder (InstructBLIP with a T5) has them apart."""
     config = module.config
@@ -29,11 +37,20 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the answer given picture and question, per sample, [batch].
 
     Each sample's tensors keep the first dimension that its processor gave them (one, or a number of patches or tiles).
+
+    Raises:
+        UserError: the model gives answers no probability.
     """
+    kind = str(getattr(module.config, "model_type", None))
+    if kind in NO_ANSWER:
+        raise UserError(
+            f"model.loss=answer asks for the probability of an answer, and {kind} {NO_ANSWER[kind]}; "
+            "set model.loss to a function of your own, or choose another model"
+        )
     inputs = joined(module, batch)
     if not writes_after_prompt(module):
         return token_loss(module(**inputs).logits, inputs["labels"])
-    if getattr(module.config, "model_type", None) == "paligemma":  # some releases let what is written see what comes after it unless labels are given
+    if kind == "paligemma":  # some releases let what is written see what comes after it unless labels are given
         return next_token_loss(module(**inputs).logits, inputs["labels"])
     labels = inputs.pop("labels")  # given labels, other models would compute a loss of their own over all tokens
     logits = module(**inputs).logits

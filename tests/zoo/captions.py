@@ -11,7 +11,7 @@ from ecoflap.models.vlm import answer_loss
 from tests.zoo.architecture import Architecture, Draw, MakeSample
 from tests.zoo.parts import OPT, QFORMER, vision, vision_language
 from tests.zoo.pictures import IMAGE_TOKEN, behind_picture, instructblip_sample, pixels
-from tests.zoo.small import HALVES
+from tests.zoo.small import GROUPED, HALVES
 
 SEQ2SEQ = {"decoder_start_token_id": 1, "pad_token_id": 0}
 
@@ -68,6 +68,12 @@ def idefics_sample(draw: Draw) -> Sample:
         "pixel_values": draw.normal(1, 1, 3, 16, 16),
         "image_attention_mask": torch.ones(1, sample["input_ids"].shape[1], 1, dtype=torch.long),
     }
+
+
+def protein_sample(draw: Draw) -> Sample:
+    """A protein in the place of a picture."""
+    protein = draw.tokens(6)[None]
+    return {**behind_picture(draw, 0), "protein_input_ids": protein, "protein_attention_mask": torch.ones_like(protein)}
 
 
 def captioner(name: str, model: str, settings: dict[str, Any], sample: MakeSample) -> Architecture:
@@ -185,5 +191,22 @@ CAPTIONS = [
             **SEQ2SEQ,
         },
         answer_sample,
+    ),
+    captioner(
+        "evolla",
+        "EvollaForProteinText2Text",
+        {
+            **{name: value for name, value in GROUPED.items() if name != "head_dim"},
+            "protein_encoder_config": {**HALVES, "vocab_size": 64, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+            "aligner_ffn_mult": 2,
+            "aligner_num_add_layers": 1,
+            "aligner_attention_probs_dropout_prob": 0.0,
+            "resampler_depth": 2,
+            "resampler_dim_head": 8,
+            "resampler_heads": 4,
+            "resampler_num_latents": 3,
+            "resampler_ff_mult": 2,
+        },
+        protein_sample,
     ),
 ]
