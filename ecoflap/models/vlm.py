@@ -17,7 +17,6 @@ from ecoflap.models.losses import find_loss, next_token_loss, token_loss
 from ecoflap.models.pictures import load_image
 from ecoflap.models.prunable import Batch, PrunableModel, Sample
 
-
 # Models that AutoModelForImageTextToText loads and that have no answer to take the loss of.
 NO_ANSWER = {
     "diffusion_gemma": "fills blocks of random tokens by diffusion",

@@ -10,7 +10,7 @@ from ecoflap.models.prunable import Sample
 from ecoflap.models.vlm import answer_loss
 from tests.zoo.architecture import Architecture, Draw, MakeSample
 from tests.zoo.parts import OPT, QFORMER, vision, vision_language
-from tests.zoo.pictures import IMAGE_TOKEN, behind_picture, instructblip_sample, pixels
+from tests.zoo.pictures import IMAGE_TOKEN, behind_picture, instructblip_sample
 from tests.zoo.small import GROUPED, HALVES
 
 SEQ2SEQ = {"decoder_start_token_id": 1, "pad_token_id": 0}

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from ecoflap.models.prunable import Sample
 from ecoflap.models.vlm import answer_loss
 from tests.zoo.architecture import IMAGE_TOKEN, Architecture, Draw
-from tests.zoo.native_resolution import INKLING
+from tests.zoo.expert_rows import INKLING
 from tests.zoo.parts import ID, INDEX, text, vision_language
-from tests.zoo.pictures import VIDEO_TOKEN, behind_picture, pixels
+from tests.zoo.pictures import VIDEO_TOKEN, pixels
 from tests.zoo.small import GROUPED
 
 AUTOENCODER = {

@@ -82,6 +82,11 @@ def minicpm(name: str, model: str, tokens: int, **more: Any) -> Architecture:
     return vision_language(name, model, settings, minicpm_sample(tokens))
 
 
+def give_image_outputs(module: Any) -> None:
+    """The output of its language model that Llama 4 reads in transformers 5.24, and that isn't there."""
+    module.language_model.register_forward_hook(lambda _, __, output: setattr(output, "image_outputs", None))
+
+
 DOCUMENTS = [
     vision_language(
         "pp_chart2table",
@@ -210,5 +215,26 @@ DOCUMENTS = [
             "audio_token_id": 59,
         },
         lambda draw: {**pixels(4, 16, 48)(draw), "image_grid_hw": torch.tensor([[4, 4]])},
+    ),
+    Architecture(
+        "llama4 (mended)",
+        "vision-language",
+        "Llama4ForConditionalGeneration",
+        answer_loss,
+        {
+            "text_config": {**GROUPED, "intermediate_size_mlp": 48, "num_local_experts": 4, "num_experts_per_tok": 1},
+            "vision_config": vision(
+                intermediate_size=128,
+                patch_size=4,
+                vision_output_dim=32,
+                projector_input_dim=32,
+                projector_output_dim=32,
+                pixel_shuffle_ratio=0.5,
+            ),
+            **INDEX,
+        },
+        pixels(4),
+        config="Llama4Config",
+        prepare=give_image_outputs,
     ),
 ]
