@@ -69,6 +69,7 @@ SUBSET = (
     "llava",
     "qwen3_vl",
     "idefics2",
+    "florence2",
     "mllama",
     "blip-2",
     "vit",

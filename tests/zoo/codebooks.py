@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import torch
 
 from ecoflap.models.prunable import Sample
 from ecoflap.models.vlm import answer_loss
-from tests.zoo.architecture import IMAGE_TOKEN, Architecture, Draw
+from tests.zoo.architecture import IMAGE_TOKEN, Architecture, Draw, MakeSample
 from tests.zoo.expert_rows import INKLING
 from tests.zoo.parts import ID, INDEX, text, vision_language
 from tests.zoo.pictures import VIDEO_TOKEN, pixels
@@ -33,6 +36,11 @@ def gemma4_unified_sample(draw: Draw) -> Sample:
     places = torch.tensor([[[0, 0], [1, 0], [0, 1], [1, 1]]])
     sample = pixels(4, 1, 4, 192)(draw)
     return {**sample, "image_position_ids": places, "mm_token_type_ids": (sample["input_ids"] == IMAGE_TOKEN).long()}
+
+
+def with_timm(name: str, model: str, settings: dict[str, Any], sample: MakeSample) -> Architecture:
+    """One whose image tower is a model of timm; those whose names begin with test are tiny."""
+    return replace(vision_language(name, model, settings, sample), package="timm")
 
 
 CODEBOOKS = [
@@ -129,7 +137,7 @@ CODEBOOKS = [
         },
         pixels(16, 1, 3, 8, 8, image_sizes=[[8, 8]]),
     ),
-    vision_language(
+    with_timm(
         "fast_vlm",
         "FastVlm",
         {
@@ -139,7 +147,7 @@ CODEBOOKS = [
         },
         pixels(4, 1, 3, 64, 64),
     ),
-    vision_language(
+    with_timm(
         "perception_lm",
         "PerceptionLM",
         {
@@ -154,7 +162,7 @@ CODEBOOKS = [
         },
         pixels(4, 1, 1, 3, 16, 16),
     ),
-    vision_language(
+    with_timm(
         "gemma3n",
         "Gemma3n",
         {
