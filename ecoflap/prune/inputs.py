@@ -30,9 +30,18 @@ def check_propagate(choice: str) -> None:
 
 
 def blocks_in_order(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool) -> Iterator[tuple[Flow, int]]:
-    """Every block of the towers, with the flow of its tower."""
+    """Every block of the towers, with the flow of its tower.
+
+    Raises:
+        UserError: with ``dense``, blocks would be pruned before others that read what they put out.
+    """
     for flow in flows(model, towers, batches, dense):
         order = range(len(flow.tower.blocks))
+        if dense and flow.from_start and flow.structure is not None and flow.structure.backwards:
+            raise UserError(
+                f"propagate=dense prunes the last blocks of tower {flow.tower.name} ({flow.tower.path}) first, and the "
+                "model runs some of them before earlier ones; use propagate=pruned, or leave the tower out of towers"
+            )
         # Where a block's inputs come from a forward pass through the blocks before it, those are to be dense still.
         for index in reversed(order) if dense and flow.from_start else order:
             yield flow, index

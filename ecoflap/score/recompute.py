@@ -10,7 +10,7 @@ import torch
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ecoflap.calibrate.block_call import first_tensor
-from ecoflap.calibrate.containers import detached
+from ecoflap.calibrate.containers import snapshot
 from ecoflap.calibrate.forwards import with_forwards
 from ecoflap.errors import UserError
 from ecoflap.models.towers import Block
@@ -39,7 +39,7 @@ def _checkpointed(block: Block) -> Callable[..., Any]:
     forward = block.module.forward
 
     def run(*arguments: Any, **keywords: Any) -> Any:
-        entered = detached((arguments, keywords))
+        entered = snapshot((arguments, keywords))
         kept: list[torch.Tensor] = []
 
         def compute(*arguments: Any, **keywords: Any) -> Any:
@@ -47,7 +47,7 @@ def _checkpointed(block: Block) -> Callable[..., Any]:
                 output = forward(*arguments, **keywords)
                 kept.append(first_tensor(output).detach())  # kept in any case, as the input of the next block
                 return output
-            again, named = detached(entered)  # there may be more than one backward pass
+            again, named = snapshot(entered)  # there may be more than one backward pass
             output = forward(*again, **named)
             _compare(block, kept[0], first_tensor(output).detach())
             return output
