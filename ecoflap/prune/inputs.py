@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.calibrate.capture import Flow, flows
+from ecoflap.calibrate.layer_calls import require_calls
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.statistics import Enough, Gram, InputStatistics, MeanSquare
 from ecoflap.console import track
@@ -67,11 +68,17 @@ def measure_block(flow: Flow, index: int, kind: type[MeanSquare] | type[Gram] | 
 
 
 @torch.no_grad()
-def measure_dense(model: PrunableModel, calibration: CalibrationSet, batch_size: int) -> dict[str, Tensor]:
-    """{layer: sum of squares of each input column, and the number of tokens, [cols + 1], fp64} of the dense model, in one pass over the data."""
+def measure_dense(model: PrunableModel, calibration: CalibrationSet, batch_size: int, checked: bool = False) -> dict[str, Tensor]:
+    """{layer: sum of squares of each input column, and the number of tokens, [cols + 1], fp64} of the dense model.
+
+    It takes one pass over the data. For ``checked`` see ``prune``.
+    """
     found: dict[str, Tensor] = {}
+    batches = calibration.batches(batch_size)
+    if not checked:
+        require_calls(model, batches, every_layer=True)
     towers = [tower for tower in model.towers if tower.layers]
-    work = blocks_in_order(model, towers, calibration.batches(batch_size), dense=False)  # nothing is pruned on the way
+    work = blocks_in_order(model, towers, batches, dense=False)  # nothing is pruned on the way
     with quiet_forward(model.module):
         for flow, index in track(work, "statistics", total=sum(len(tower.blocks) for tower in towers)):
             flow.enter(index)

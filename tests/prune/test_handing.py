@@ -14,7 +14,8 @@ from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import PrunableModel, quiet_forward
 from ecoflap.prune.driver import prune
 from ecoflap.prune.inputs import measure_dense
-from tests import handing, tiny
+from ecoflap.prune.pruners import Magnitude
+from tests import handing, hybrids, tiny
 
 from . import reference
 from .test_families import PRUNERS, uneven
@@ -121,3 +122,27 @@ def test_state_of_the_inputs_alone_is_that_of_another_batch(lengths: tuple[int, 
     with pytest.raises(UserError, match=r"blocks\.1 puts out something else when it is run alone"):
         Flow(model, model.towers[0], handing.samples(lengths).batches(2))
     Flow(model, model.towers[0], handing.samples(lengths).batches(2)[:1])
+
+
+@pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize("family", hybrids.EVERY)
+def test_hybrids_are_pruned_as_full_passes_would_have_it(family: str, name: str) -> None:
+    pruner, by_hand = PRUNERS[name]
+    model, other = (hybrids.build(family, hybrids.UNCALLED.get(family)) for _ in range(2))
+    calibration, allocation = tiny.samples("llama"), uneven(model)
+    report = prune(model, calibration, pruner, allocation, 2)
+    with quiet_forward(other.module):
+        expected = reference.prune(other, calibration, by_hand, allocation.keep)
+    different = [layer.name for layer in model.layers if not torch.equal(layer.oriented(report.masks[layer.name]), expected[layer.name])]
+    assert not different
+
+
+@pytest.mark.parametrize("name", ["jamba", "mamba", *hybrids.TIED])
+def test_weights_that_are_used_without_their_module_are_refused(name: str) -> None:
+    model, calibration = hybrids.build(name), tiny.samples("llama")
+    for propagate in ("pruned", "dense"):
+        with pytest.raises(UserError, match=r"outside the call of their module.* add skip_layers=\["):
+            prune(model, calibration, PRUNERS["wanda"][0], uneven(model), 2, propagate=propagate)
+    with pytest.raises(UserError, match=r"outside the call of their module.* add skip_layers=\["):
+        measure_dense(model, calibration, 2)
+    prune(model, calibration, Magnitude(), uneven(model), 2)
