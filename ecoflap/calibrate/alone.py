@@ -7,7 +7,7 @@ instead of handing it over, is that of another forward pass by then.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
 import torch
@@ -66,19 +66,19 @@ def layers_inside_their_blocks(model: PrunableModel, tower: Tower) -> Iterator[N
         )
 
 
-def require_alone(model: PrunableModel, tower: Tower, plain: Recorder, other: Batch) -> None:
+def require_alone(model: PrunableModel, tower: Tower, plain: Recorder, others: Sequence[Batch]) -> None:
     """Refuse blocks that read what they are not given.
 
     Args:
         model: in evaluation mode.
         tower: its blocks.
         plain: what entered and left them in a forward pass that ran to its end.
-        other: another batch, whose pass leaves its own state behind.
+        others: other batches, whose passes leave their own state behind; the last one's is what blocks would find.
 
     Raises:
-        UserError: so it is, or the other batch runs the tower more often.
+        UserError: so it is, or another batch runs the tower more often.
     """
-    calls = _calls_of_a_disturbed_pass(model, tower, other)
+    calls = max(_calls_of_a_disturbed_pass(model, tower, other) for other in others)
     if calls > plain.passes():
         raise UserError(
             f"one batch runs tower {tower.name} ({tower.path}) {plain.passes()} times and another {calls} times; "

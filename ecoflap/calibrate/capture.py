@@ -134,9 +134,8 @@ class Flow:
             # Two samples: a loss may send a single one through a tower less often than samples that have each other.
             # Of the batch with the most tensors: samples with pictures have more of them than texts alone.
             richest = max(batches, key=lambda batch: (len(batch), samples_in(batch)))
-            other = _most_different(richest, batches)
-            two, two_others = ({name: tensor[:2] for name, tensor in batch.items()} for batch in (richest, other))
-            self.structure = learn(model, tower, two, two_others, behind, dense)
+            others = [_two_of(batch) for batch in _others(richest, batches)]
+            self.structure = learn(model, tower, _two_of(richest), others, behind, dense)
             self.from_start |= self.structure.from_start
             self._of_batches = [self._begin(self.structure, number) for number in range(len(batches))]
 
@@ -223,13 +222,18 @@ class Flow:
         return Passed(self.tower, shortcuts, [[stream.waiting for stream in streams] for streams in self._of_batches])
 
 
-def _most_different(one: Batch, batches: Sequence[Batch]) -> Batch:
-    """A batch with the same inputs; not this one if there is another, and of another length if there is."""
+def _others(one: Batch, batches: Sequence[Batch]) -> list[Batch]:
+    """A batch of each set of inputs; last one of the same inputs, another one and of another length if there is."""
 
     def difference(batch: Batch) -> tuple[bool, bool]:
         return any(batch[name].shape[1:] != one[name].shape[1:] for name in one), batch is not one
 
-    return max((batch for batch in batches if batch.keys() == one.keys()), key=difference)
+    kinds = {frozenset(batch): batch for batch in batches if batch.keys() != one.keys()}
+    return [*kinds.values(), max((batch for batch in batches if batch.keys() == one.keys()), key=difference)]
+
+
+def _two_of(batch: Batch) -> Batch:
+    return {name: tensor[:2] for name, tensor in batch.items()}
 
 
 def flows(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool = False) -> Iterator[Flow]:

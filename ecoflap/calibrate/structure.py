@@ -35,7 +35,8 @@ class Structure:
     A block beside the first that is in neither set gets the output of the block before, and arguments that don't depend on blocks.
 
     Attributes:
-        passes: how often each is called.
+        passes: how often each is called. Two samples of some batches show it; a later batch that runs the tower more
+            often goes unnoticed, unless the tower is bypassed afterwards.
         shortcuts: how to bypass blocks; those that make what others are given are not among them, and are run.
         from_output: blocks whose inputs the model makes from what the block before leaves: its output, and the
             containers that it was given.
@@ -56,14 +57,21 @@ class Structure:
     bypassed: tuple[Passed, ...]
 
 
-def learn(model: PrunableModel, tower: Tower, batch: Batch, other: Batch, finished: Sequence[Passed], dense: bool = False) -> Structure:
+def learn(
+    model: PrunableModel,
+    tower: Tower,
+    batch: Batch,
+    others: Sequence[Batch],
+    finished: Sequence[Passed],
+    dense: bool = False,
+) -> Structure:
     """Learn it.
 
     Args:
         model: in evaluation mode.
         tower: its blocks.
         batch: small, and as rich as any.
-        other: small, and as unlike that one as any of the same inputs.
+        others: small, and each unlike that one; the last has the same inputs.
         finished: towers that were pruned before, in order.
         dense: what enters the blocks is not to depend on pruned weights.
 
@@ -76,7 +84,7 @@ def learn(model: PrunableModel, tower: Tower, batch: Batch, other: Batch, finish
     with layers_inside_their_blocks(model, tower), plain.watching(), passages.watching(), taking(head):
         model.loss(batch)
     trials = _Trials(model, tower, batch, plain)
-    require_alone(model, tower, plain, other)
+    require_alone(model, tower, plain, others)
     looped, anew = trials.captured_anew()
     # What blocks write into a tensor can't be handed over as what they put into a container can.
     carried = not looped and "other" not in plain.written

@@ -300,6 +300,25 @@ def test_a_batch_that_runs_a_tower_more_often_is_refused() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["other inputs", "another length"])
+def test_a_kind_of_batch_that_runs_the_tower_more_often_is_refused(kind: str) -> None:
+    model, given = model_of("given_end"), batches("in all")
+    if kind == "other inputs":
+        del given[1]["image"]
+    else:
+        given[1] = {name: tensor[:, :3] for name, tensor in given[1].items()}
+
+    def loss(module: Any, batch: Batch, _: int) -> Tensor:
+        hidden, image = batch["hidden"], batch.get("image", batch["hidden"])
+        for _ in range(2 if "image" not in batch or hidden.shape[1] < 5 else 1):
+            hidden = module(hidden, image)
+        return hidden.mean(dim=(1, 2))
+
+    with pytest.raises(UserError, match=r"one batch runs tower language \(layers\) 1 times and another 2 times; calibrate on"):
+        Flow(replace(model, loss_function=loss), model.towers[1], given)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("way", WAYS)
 def test_blocks_that_are_the_identity_hide_nothing(way: str) -> None:
     """Where no block does anything, hidden states are the same at every depth, and what is read from where can't be seen by comparing them."""
