@@ -12,7 +12,7 @@ SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 OVERRIDES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-slurm benchmarks test-golden test-lavis test-mixed check format lint types real-models clean
+.PHONY: help run test test-zoo zoo-table test-slurm benchmarks test-golden test-lavis test-mixed check format lint types real-models clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
@@ -41,7 +41,13 @@ run: $(READY) ## set up and run the main job, offline: prune the embedded BLIP-2
 	HF_HUB_OFFLINE=1 $(BIN)/python main.py $(OVERRIDES)
 
 test: $(READY) ## set up and run the tests
-	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow' --ignore=tests/slurm
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo' --ignore=tests/slurm
+
+test-zoo: $(READY) ## compare every architecture of transformers with full forward passes (ten minutes on one core; `make test` has a minute of it)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'zoo or not slow' tests/zoo
+
+zoo-table: $(READY) ## compare them and write docs/architectures.md
+	HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 $(BIN)/python -m tests.zoo --table docs/architectures.md
 
 test-slurm: $(READY) ## test sweeps on a Slurm of four nodes on this machine (as root; skipped where Slurm is not installed)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/slurm

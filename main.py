@@ -56,6 +56,9 @@ def start(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # whoever read what is printed has read enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except Exception as error:
         if message := refusals.describe(error) or command_line.explain(arguments, error) or refusals.of_hydra(error):
             print(f"error: {message}", file=sys.stderr)

@@ -103,11 +103,11 @@ def check_merged() -> None:
     """
     if not HydraConfig.initialized():
         return
-    chosen: Any = HydraConfig.get().runtime.choices
-    if "task" in chosen and chosen["task"] is None:
+    chosen = HydraConfig.get().runtime.choices
+    if chosen.get("task") is None:
         raise UserError("a list of tasks is understood as task=[one,other] on the command line only; elsewhere, name a suite such as task=easy_suite")
     for group in METHODS:
-        if group in chosen and chosen[group] is None:
+        if chosen.get(group) is None:
             raise UserError(f"{group}=[...]: a run has one {group}, and Hydra would merge several into one; choose one, or sweep over them with -m")
 
 

@@ -96,7 +96,8 @@ def _describe(error: BaseException) -> str | None:
     if isinstance(error, CompactHydraException) and "Error instantiating" in str(error):
         return _describe(error.__cause__) if error.__cause__ is not None else str(error)
     if type(error).__name__ == "OutOfMemoryError":
-        return f"the accelerator's memory is full ({str(error).split('. ')[0]}); use a smaller batch_size or score.batch_size, or runtime.offload=cpu"
+        said = str(error).split(". ")[0]
+        return f"the accelerator's memory is full ({said}); use a smaller (score.)batch_size, or runtime.offload=cpu"
     if isinstance(error, MemoryError):
         return "the memory is full; use a smaller batch_size, runtime.offload=disk, or a smaller model"
     return None
@@ -114,7 +115,8 @@ def of_hydra(error: BaseException) -> str | None:
 
 def _disk_full(error: BaseException) -> str:
     file = getattr(error, "filename", None)
-    return f"no space is left on the disk{f' of {file}' if file else ''}; what was being written is gone; free some space, and start the run again"
+    place = f" of {file}" if file else ""
+    return f"no space is left on the disk{place}; what was being written is gone; free some space, and start the run again"
 
 
 def _operating_system(error: OSError) -> str | None:

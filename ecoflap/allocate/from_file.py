@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from ecoflap.allocate.allocation import AS_GIVEN, EXACT, Allocation, fitted, read_file
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.towers import Tower
 from ecoflap.score.scores import Scores
 
@@ -29,7 +29,7 @@ class FromFile:
 
     def __post_init__(self) -> None:
         if self.total not in (EXACT, AS_GIVEN):
-            raise UserError(f"allocation.total={self.total} is not known; choose {EXACT} or {AS_GIVEN}")
+            raise UserError(f"allocation.total={self.total} is not known; {did_you_mean(self.total, (EXACT, AS_GIVEN))}")
 
     @cached_property
     def allocation(self) -> Allocation:

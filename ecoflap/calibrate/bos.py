@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, did_you_mean
 
 CHOICES = ("auto", "true", "false")
 
@@ -26,7 +26,7 @@ def check_bos(option: str, choice: str) -> None:
         UserError: if it is not one of ``CHOICES``.
     """
     if choice.lower() not in CHOICES:
-        raise UserError(f"{option}={choice} is not known; choose {', '.join(CHOICES)}")
+        raise UserError(f"{option}={choice} is not known; {did_you_mean(choice, CHOICES)}")
 
 
 def bos_token(tokenizer: Any, option: str, choice: str) -> int | None:

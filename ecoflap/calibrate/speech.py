@@ -6,6 +6,7 @@ import csv
 import wave
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from ecoflap.calibrate.samples import CalibrationSet, Sample, draw
 from ecoflap.calibrate.speaking import record, sentences
+from ecoflap.data.folder import read_text
 from ecoflap.data.sources import file_source
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.losses import IGNORED
@@ -64,8 +66,7 @@ def recordings(path: str, option: str) -> list[tuple[Path, str]]:
     """
     folder = Path(path).expanduser()
     if (folder / TABLE).is_file():
-        with (folder / TABLE).open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
+        rows = list(csv.DictReader(StringIO(read_text(folder / TABLE), newline="")))
         if not rows or not {"file_name", "transcription"} <= rows[0].keys():
             raise UserError(f"{option}.path={path}: {TABLE} must have the columns file_name and transcription, and a row for each recording")
         listed = [(folder / row["file_name"], row["transcription"]) for row in rows]
@@ -82,7 +83,7 @@ def recordings(path: str, option: str) -> list[tuple[Path, str]]:
     silent = next((file for file in files if not file.with_suffix(".txt").is_file()), None)
     if silent:
         raise UserError(f"{option}.path={path}: {silent.name} has no transcript; add {silent.stem}.txt, or a {TABLE} for all recordings")
-    return [(file, file.with_suffix(".txt").read_text(encoding="utf-8").strip()) for file in files]
+    return [(file, read_text(file.with_suffix(".txt")).strip()) for file in files]
 
 
 def recording_sources(files: Sequence[tuple[Path, str]]) -> frozenset[str]:

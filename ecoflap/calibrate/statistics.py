@@ -112,6 +112,10 @@ class InputStatistics:
         self._counted: tuple[Tensor, ...] = ()
         self._foreign: list[Tensor] = []
         self._leaders: set[Layer] = set()
+        # In this run, of layers that have no statistic yet: what each call read, and the tensors, held alive so that
+        # identity means the same input.
+        self._reads: dict[Layer, list[MeanSquare | Gram]] = {}
+        self._seen: list[tuple[Tensor, int, MeanSquare | Gram]] = []
         self._calls: list[Layer] = []
         self._repeats: bool | None = None  # whether a run calls some layer twice; null before the first has ended
 
@@ -123,14 +127,11 @@ class InputStatistics:
             layers: of the block.
             stop: raise ``Enough`` in each run once every layer has been seen in it; what the last one would compute is not needed.
         """
-        seen: list[tuple[Tensor, Layer]] = []
 
         def watch(layer: Layer) -> Any:
             def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-                self._see(layer, arguments[0], seen)
+                self._see(layer, arguments[0])
                 self._calls.append(layer)
-                if len(self.of) == len(layers):
-                    seen.clear()
                 # Not in the first run, which shows whether a layer is called again after the last one has been.
                 if stop and self._repeats is False and len(set(self._calls)) == len(layers):
                     raise Enough
@@ -143,6 +144,7 @@ class InputStatistics:
         finally:
             for handle in handles:
                 handle.remove()
+            self._settle()
 
     def look_at(self, counted: tuple[Tensor, ...], foreign: list[Tensor]) -> None:
         """Say, before each run of the block, which tokens are real.
@@ -151,24 +153,48 @@ class InputStatistics:
             counted: [batch, tokens], for the sequence and for parts of it that some layers read alone; none where all are real.
             foreign: what comes from outside the tower, where this tower's padding means nothing.
         """
+        self._settle()
         if self._calls:  # there was a run before this one
             self._repeats = bool(self._repeats) or len(set(self._calls)) < len(self._calls)
         self._calls = []
         self._counted, self._foreign = counted, foreign
 
-    def _see(self, layer: Layer, inputs: Tensor, seen: list[tuple[Tensor, Layer]]) -> None:
-        """Assign the layer to a statistic on its first run, and add the inputs once per statistic.
-
-        ``seen`` holds the tensors of the first run alive until each layer is known, so that identity means the same input and not a reused address.
-        """
+    def _see(self, layer: Layer, inputs: Tensor) -> None:
+        """Add the inputs once per statistic; which layers share one is known at the end of their first run."""
         if layer not in self.of:
-            leader = next((other for tensor, other in seen if tensor is inputs), None)
-            self.of[layer] = self.of[leader] if leader is not None else self.kind(layer.shape[1], inputs.device)
-            seen.append((inputs, layer))
-            if leader is None:
-                self._leaders.add(layer)
-        if layer in self._leaders:
+            self._reads.setdefault(layer, []).append(self._of_tensor(inputs))
+        elif layer in self._leaders:
             self.of[layer].update(self._real(inputs).detach())
+
+    def _of_tensor(self, inputs: Tensor) -> MeanSquare | Gram:
+        """The statistic of one tensor, computed once for all layers that read it before it is written to."""
+        known = next((own for tensor, version, own in self._seen if tensor is inputs and version == inputs._version), None)
+        if known is None:
+            known = self.kind(inputs.shape[-1], inputs.device)
+            known.update(self._real(inputs).detach())
+            self._seen.append((inputs, inputs._version, known))
+        return known
+
+    def _settle(self) -> None:
+        """Give one statistic to the layers that read the same tensors in each of their calls of a run."""
+        leaders: dict[tuple[int, ...], Layer] = {}
+        for layer, reads in self._reads.items():
+            leader = leaders.setdefault(tuple(map(id, reads)), layer)
+            if leader is layer:
+                self._leaders.add(layer)
+                self.of[layer] = reads[0] if len(reads) == 1 else self._total(reads)
+            else:
+                self.of[layer] = self.of[leader]
+        self._reads.clear()
+        self._seen.clear()
+
+    def _total(self, reads: Sequence[MeanSquare | Gram]) -> MeanSquare | Gram:
+        """The statistic of several calls."""
+        total = self.kind(len(reads[0].sum), reads[0].sum.device)
+        for read in reads:
+            total.sum += read.sum
+            total.tokens += read.tokens
+        return total
 
     def _real(self, inputs: Tensor) -> Tensor:
         """The inputs of real tokens, [tokens, cols]."""

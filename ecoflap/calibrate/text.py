@@ -144,13 +144,15 @@ class Text(TextSource):
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples", "sequence_length", "documents")
         check_bos("calibration.bos", self.bos)
+        if self.sequence_length == 1:
+            raise UserError("calibration.sequence_length=1: a language model's loss is over the next token, so a window needs two or more")
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
         """See ``TextSource``; a document by itself may be shorter than a window."""
         check_characters([self.separator.join(texts)], self.sequence_length, option)
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that is no language model, reads no windows of that length, or finds too few tokens in the text.
+        """Refuse a model that is no language model, reads no such windows, or finds too few tokens in the text.
 
         Raises:
             UserError: so it is.

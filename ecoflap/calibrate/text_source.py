@@ -79,7 +79,7 @@ class TextSource:
         return [part for part in read_text(file).split("\n\n") if part.strip()]
 
     def check_data(self, option: str) -> None:
-        """Refuse a text that isn't there, can't be read or is too short, as far as can be known before it is tokenised.
+        """Refuse a text that isn't there, can't be read or is too short, as far as its bytes tell.
 
         Args:
             option: the config group that asks, for the message.

@@ -134,7 +134,7 @@ class Nlvr2:
         read_pairs(self.path, self.split, group)
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that does not classify: one that writes would silently look at the first picture only.
+        """Refuse a model that does not classify: one that writes would look at the first picture only.
 
         Raises:
             UserError: so it is.

@@ -1,4 +1,4 @@
-"""All jobs of a sweep are checked before the first one runs, so that none is found impossible after hours of others."""
+"""All jobs of a sweep are checked before the first one runs: none is found impossible after hours of others."""
 
 from __future__ import annotations
 

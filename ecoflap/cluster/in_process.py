@@ -1,4 +1,4 @@
-"""The launcher of ``cluster=none``: the jobs of a sweep one after the other in this process, all of them checked before the first one."""
+"""The launcher of ``cluster=none``: the jobs of a sweep one after the other, in this process."""
 
 from __future__ import annotations
 

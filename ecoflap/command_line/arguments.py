@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from argparse import Namespace
 from dataclasses import fields
 from pathlib import Path
@@ -16,8 +17,14 @@ from ecoflap.errors import UserError, did_you_mean
 
 PLACES = ("experiment", "sweeps")
 KNOWN = (*(entry.name for entry in fields(RunConfig)), "cluster", "hydra")
-WITHOUT = {"score": ", or score=none", "tracking": ", or tracking=none", "finetune": "; it does nothing unless steps has finetune"}
+LISTER = "python main.py --help lists all"
+WITHOUT = {
+    "score": ", or score=none",
+    "tracking": ", or tracking=none",
+    "finetune": "; it does nothing unless steps has finetune",
+}
 OPTION = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][^=:\s]*)(?P<equals>=)?(?P<value>.*)", re.DOTALL)
+COMPLETION = re.compile(r"(install|uninstall|query)=")
 
 
 def understood(arguments: list[str]) -> list[str]:
@@ -34,7 +41,9 @@ def understood(arguments: list[str]) -> list[str]:
 
 
 def with_suites(arguments: list[str]) -> list[str]:
-    """Command-line arguments with ``task=[one,other]`` as a suite of these tasks; Hydra would merge their options into one task.
+    """Command-line arguments with ``task=[one,other]`` as a suite of these tasks.
+
+    Hydra would merge their options into one task.
 
     Raises:
         UserError: a list of tasks is empty, or names one twice.
@@ -44,7 +53,8 @@ def with_suites(arguments: list[str]) -> list[str]:
         several = re.fullmatch(r"task=\[([\w,\s]*)\]", argument)
         names = [name.strip() for name in several[1].split(",")] if several else []
         if several and (len(set(names)) < len(names) or "" in names):
-            raise UserError(f"{argument} has {'no task between its signs' if '' in names else 'a task twice'}; name each once: task=[one,other]")
+            found = "no task between its signs" if "" in names else "a task twice"
+            raise UserError(f"{argument} has {found}; name each once: task=[one,other]")
         written += ["task=suite", *(f"+task@task.tasks.{name}={name}" for name in names)] if names else [argument]
     return written
 
@@ -62,29 +72,39 @@ def parsed(arguments: list[str]) -> Namespace:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     flags, unknown = parser.parse_known_args(arguments)
+    known = sorted(flag for action in parser._actions for flag in action.option_strings if flag.startswith("--"))
     for argument in unknown:
-        option = argument.lstrip("-")
-        if not argument.startswith("-"):
-            raise UserError(f"{argument} stands behind a flag; write flags such as -m before all options or behind all")
-        if re.split(r"[=.]", option)[0] in KNOWN:
-            raise UserError(f"{argument}: options are written without dashes, with a = before the value: {option.partition('=')[0]}=VALUE")
-        known = sorted(flag for action in parser._actions for flag in action.option_strings if flag.startswith("--"))
-        raise UserError(f"{argument}: there is no such flag; {did_you_mean(argument.partition('=')[0], known, 'python main.py --help')}")
+        raise UserError(_no_flag(argument, known))
+    _check_flags(flags)
+    return flags
+
+
+def _no_flag(argument: str, known: list[str]) -> str:
+    option = re.split(r"[=.]", argument.lstrip("-"))[0]
+    if not argument.startswith("-"):
+        return f"{argument} stands behind a flag; write flags such as -m before all options or behind all"
+    if option in KNOWN:
+        name = argument.lstrip("-").partition("=")[0]
+        return f"{argument}: options are written without dashes, with a = before the value: {name}=VALUE"
+    choices = did_you_mean(argument.partition("=")[0], known, "python main.py --help")
+    return f"{argument}: there is no such flag; {choices}"
+
+
+def _check_flags(flags: Namespace) -> None:
     if flags.config_dir is not None and not Path(flags.config_dir).is_dir():
         raise UserError(f"--config-dir {flags.config_dir}: there is no such folder; give one that holds configs, such as my_conf/model/*.yaml")
-    if flags.shell_completion and not any(override.startswith(("install=", "uninstall=", "query=")) for override in flags.overrides):
+    if flags.shell_completion and not any(COMPLETION.match(override) for override in flags.overrides):
         raise UserError("--shell-completion wants a shell: install=bash, install=zsh or install=fish")
     modes = [flags.run, flags.multirun, flags.cfg is not None, flags.info is not None, flags.shell_completion]
     if sum(modes) > 1 or (flags.resolve and flags.cfg is None):
         raise UserError("these flags don't go together: one of --run, --multirun (-m), --cfg and --info, and --resolve with --cfg")
-    return flags
 
 
 def check(overrides: list[str]) -> None:
-    """Refuse what needs no look at the configs.
+    """Refuse what needs no look at the configs, and say which of two values of a key counts.
 
     Raises:
-        UserError: an argument is no ``key=value``, its key is no option, or a key has two values.
+        UserError: an argument is no ``key=value``, or its key is no option.
     """
     given: dict[str, str] = {}
     for place, override in enumerate(overrides):
@@ -95,16 +115,21 @@ def check(overrides: list[str]) -> None:
         key, value = match["key"], match["value"]
         check_key(override, match)
         if match["sign"] == "~" and key in METHODS:
-            raise UserError(f"{override} takes away what every run has; choose another with {key}=OPTION{WITHOUT.get(key, '')}")
+            others = f"{key}=OPTION{WITHOUT.get(key, '')}"
+            raise UserError(f"{override} takes away what every run has; choose another with {others}")
         if key in METHODS and key != "task" and value.startswith("["):
-            raise UserError(f"{override}: a run has one {key}; choose one, or sweep over them with -m {key}={value.strip('[]')}")
+            sweep = f"-m {key}={value.strip('[]')}"
+            raise UserError(f"{override}: a run has one {key}; choose one, or sweep over them with {sweep}")
         if key in ("hydra.launcher", "hydra.sweeper"):
-            raise UserError(f"{override}: write {key.replace('.', '/')}={value}" + (", or cluster=slurm or local" if "launcher" in key else ""))
+            cluster = ", or cluster=slurm or local" if "launcher" in key else ""
+            raise UserError(f"{override}: write {key.replace('.', '/')}={value}{cluster}")
         if value.startswith("="):
             raise UserError(f"{override} has a = too many: {key}={value.lstrip('=')}")
         name = key if match["sign"] != "~" else f"~{key}"
-        if given.setdefault(name, override) != override:
-            raise UserError(f"{key} is given twice: {given[name]} and {override}; keep one")
+        if given.get(name, override) != override:
+            last = f"{override}, not {given[name]}"
+            print(f"warning: {key} is given twice, and the last counts: {last}", file=sys.stderr)
+        given[name] = override
 
 
 def check_key(override: str, match: re.Match[str]) -> None:
@@ -117,11 +142,11 @@ def check_key(override: str, match: re.Match[str]) -> None:
     if first in PLACES and match["sign"] is None:
         raise UserError(f"{override}: {first} is a place to look for more, which Hydra wants a plus before: +{override}")
     if first not in (*KNOWN, *PLACES):
-        raise UserError(f"{override}: there is no option {first!r}; {did_you_mean(first, KNOWN, 'python main.py --help lists all')}")
+        raise UserError(f"{override}: there is no option {first!r}; {did_you_mean(first, KNOWN, LISTER)}")
 
 
 def _no_value(argument: str, before: str) -> str:
-    """A message about an argument that is no ``key=value``; where it is a part of the one before it, how they are written together."""
+    """A message about an argument that is no ``key=value``, and perhaps a part of the one before it."""
     if before.endswith("=") or argument.startswith("="):
         return f"{before} {argument}: no spaces around the =: {before}{argument}"
     if match := re.fullmatch(r"([A-Za-z_][\w.]*):\s*(.*)", argument):
@@ -129,12 +154,14 @@ def _no_value(argument: str, before: str) -> str:
     if re.split(r"[./@]", argument.lstrip("+~"))[0] in (*KNOWN, *PLACES):
         return f"{argument} has no value; write {argument}=VALUE"
     if "=" in before:
-        return f"{argument!r} is no option with a value; if it belongs to the value before it, quote them together: {quoted(f'{before} {argument}')}"
-    return f"{argument!r} is no option with a value, which is written key=value; {did_you_mean(argument, KNOWN, 'python main.py --help lists all')}"
+        together = quoted(f"{before} {argument}")
+        return f"{argument!r} is no option with a value; if it belongs to the value before it, quote them together: {together}"
+    choices = did_you_mean(argument, KNOWN, LISTER)
+    return f"{argument!r} is no option with a value, which is written key=value; {choices}"
 
 
 def quoted(override: str) -> str:
-    """An option whose value has signs that mean something to Hydra or the shell, as it is typed: quotes for Hydra inside quotes for the shell."""
+    """An option whose value has special signs, as it is typed: quotes for Hydra inside quotes for the shell."""
     key, _, value = override.partition("=")
     inner = value.replace("\\", "\\\\").replace('"', '\\"')
     return shlex.quote(f'{key}="{inner}"')

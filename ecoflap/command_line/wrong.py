@@ -11,7 +11,7 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ecoflap.command_line.arguments import KNOWN, PLACES, parsed, quoted
+from ecoflap.command_line.arguments import KNOWN, LISTER, PLACES, parsed, quoted
 from ecoflap.command_line.choices import Choices, keys, not_utf8
 from ecoflap.config import METHODS, RunConfig, RuntimeConfig, kind_of
 from ecoflap.errors import FEW, did_you_mean, written, wrong_type
@@ -38,7 +38,8 @@ def explain(arguments: list[str], error: Exception) -> str | None:
     for override in overrides:
         if override.is_sweep_override() and (complaint := _wrong_sweep(override, multirun)):
             return complaint
-    chosen = [override for override in overrides if override.key_or_group in choices.groups and not isinstance(override.value(), dict)]
+    groups = [override for override in overrides if override.key_or_group in choices.groups]
+    chosen = [override for override in groups if not isinstance(override.value(), dict)]
     for override in chosen:
         if complaint := _unknown_choice(override, choices):
             return complaint
@@ -57,8 +58,9 @@ def _unreadable(argument: str) -> str:
     if value.strip().startswith(",") or value.strip().endswith(","):
         return f"{argument}: a comma without a value beside it; leave it out: {key}={value.strip(' ,')}"
     if not all(part.isidentifier() for part in key.lstrip("+~").replace("@", ".").replace("/", ".").split(".")):
-        return f"{argument}: {key!r} is no name of an option; options are written key=value, with dots between a group and its options"
-    return f"{argument}: {value!r} has signs that mean something else to Hydra ({_signs(value)}); quote it twice: {quoted(argument)}"
+        return f"{argument}: {key!r} is no name of an option, which is written key=value or group.key=value"
+    signs = f"signs that mean something else to Hydra ({_signs(value)})"
+    return f"{argument}: {value!r} has {signs}; quote it twice: {quoted(argument)}"
 
 
 def _signs(value: str) -> str:
@@ -75,7 +77,8 @@ def _wrong_sweep(override: Override, multirun: bool) -> str | None:
             return f"{several}, or choose one"
         kind = _kind(key) if "." not in key and key in KNOWN else "str"
         if kind == "float":
-            return f"{several}, or write one number with a point: {key}={value.replace(',', '.', 1) if value.count(',') == 1 else 0.5}"
+            number = value.replace(",", ".") if value.count(",") == 1 else "0.5"
+            return f"{several}, or write one number with a point: {key}={number}"
         as_list, as_text = f"write '{key}=[{value}]' for a list", f"{quoted(line)} for one text with commas"
         return f"{several}, or {as_list}" + (f", or {as_text}" if kind == "str" else "")
     if override.key_or_group.startswith("hydra"):
@@ -114,7 +117,10 @@ def _unknown_choice(override: Override, choices: Choices) -> str | None:
 
 
 def _misplaced(override: Override, choices: Choices) -> str | None:
-    """What is wrong with the group or the sign of ``group=option``; null where it is what the option's file holds, which Hydra says itself."""
+    """What is wrong with the group or the sign of ``group=option``.
+
+    Null where it is what the option's file holds, which Hydra says itself.
+    """
     line, group = str(override.input_line), override.key_or_group
     noun = group.removesuffix("s")
     try:
@@ -139,10 +145,11 @@ def _wrong_value(override: Override, base: DictConfig, choices: Choices) -> str 
     """What is wrong with ``key=value``."""
     line, key = str(override.input_line), override.key_or_group
     if key in choices.groups:
-        return f"{line}: a {key} is chosen by its name; {did_you_mean('', choices.options(key), f'conf/{key} has them')}"
+        names = did_you_mean("", choices.options(key), f"conf/{key} has them")
+        return f"{line}: a {key} is chosen by its name; {names}"
     if "/" in key or override.package is not None:
         group = key.partition("@")[0]
-        return f"{line}: there is no group {group}; {did_you_mean(group, choices.groups, 'python main.py --help lists the groups')}"
+        return f"{line}: there is no group {group}; {did_you_mean(group, choices.groups, LISTER)}"
     parent, name = _deepest(base, key)
     node = OmegaConf.select(base, parent, throw_on_missing=False) if parent else base
     there = OmegaConf.is_dict(node) and name in node and f"{parent}.{name}".lstrip(".") == key
@@ -150,8 +157,10 @@ def _wrong_value(override: Override, base: DictConfig, choices: Choices) -> str 
         return f"{line}: {key} is there already; leave the plus out: {line.lstrip('+')}"
     if not there and not (override.is_add() or override.is_force_add()):
         return _no_such_key(line, key, parent, name, node)
-    if OmegaConf.is_dict(OmegaConf.select(base, key, throw_on_missing=False)) and not isinstance(override.value(), dict):
-        return f"{line}: {key} is a group of options; name one of them: {', '.join(f'{key}.{inner}' for inner in keys(OmegaConf.select(base, key)))}"
+    inside = OmegaConf.select(base, key, throw_on_missing=False)
+    if OmegaConf.is_dict(inside) and not isinstance(override.value(), dict) and not override.is_delete():
+        names = ", ".join(f"{key}.{inner}" for inner in keys(inside))
+        return f"{line}: {key} is a group of options; name one of them: {names}"
     for value in _values(override) if not override.is_delete() else ():
         try:
             choices.compose([*_groups(base), f"{override.get_key_element()}={_as_hydra(value)}"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +59,17 @@ def read_text(file: Path) -> str:
     try:
         return require_no_nul(file.read_text(encoding="utf-8"), str(file))
     except UnicodeDecodeError as error:
-        raise UserError(f"{file} is not text in UTF-8 ({error.reason} at byte {error.start}); convert it, or give another file") from None
+        found = looks_like(file)
+        raise UserError(f"{file} is not text in UTF-8 (see byte {error.start}), it looks like {found}; convert it, or give another file") from None
+
+
+def looks_like(file: Path) -> str:
+    """What a file that is no text in UTF-8 may be, from its beginning."""
+    with file.open("rb") as content:
+        start = content.read(4096)
+    if start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):
+        return "UTF-16"
+    return "a binary file" if b"\0" in start else "an 8-bit encoding such as latin-1"
 
 
 def require_no_nul(text: str, where: str) -> str:

@@ -72,8 +72,8 @@ class LmEval:
         Raises:
             UserError: the harness is not installed, it has no such task, its data are not there, or the model can't be asked.
         """
-        self.check_model(model)
         manager = task_manager(self.include_path)
+        self.check_model(model)
         tasks = {name: read_task(manager, name) for name in self.harness_tasks}
         with_pictures = {name for name, members in tasks.items() if any(getattr(member, "MULTIMODAL", False) for member in members.values())}
         if with_pictures and not reads_pictures(model):

@@ -20,8 +20,8 @@ def refuse_overlap(calibration: CalibrationSet, evaluations: Mapping[str, Evalua
     Args:
         calibration: the set or the split.
         evaluations: the tasks.
-        published: it is a whole training split. Some were published with a few pictures of the test split under other names,
-            which nobody can choose away, so that they are only named.
+        published: it is a whole training split. Some were published with a few pictures of the test split under
+            other names, which nobody can choose away, so that they are only named.
 
     Raises:
         UserError: they have something in common.

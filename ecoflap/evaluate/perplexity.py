@@ -73,7 +73,7 @@ class TextPerplexity(TextSource):
         check_characters([self.separator.join(texts)], self.sequence_length, option)
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that is no language model, reads no windows of that length, or finds too few tokens in the text.
+        """Refuse a model that is no language model, reads no such windows, or finds too few tokens in the text.
 
         Raises:
             UserError: so it is.

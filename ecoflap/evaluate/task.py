@@ -24,9 +24,9 @@ class Evaluation(Protocol):
 class Task(Protocol):
     """Measures a model.
 
-    It may have ``metrics``, the names of all that it can give. What it refuses before weights are read, as calibration sets do
-    too: ``check_data(group)`` data that are missing, damaged or too few, and ``check_model(model)`` a model that can't do what
-    the task needs, as far as its shapes, its tokenizer or processor and its interface tell.
+    It may have ``metrics``, the names of all that it can give. Before any weight is read, a task and a calibration set may
+    refuse: in ``check_data(group)``, data that are missing, damaged or too few; in ``check_model(model)``, a model that can't
+    do what is needed, as far as its shapes, its tokenizer or processor and its interface tell.
     """
 
     name: str

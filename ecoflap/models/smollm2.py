@@ -68,7 +68,7 @@ class SmolLM2:
 
 @lru_cache(maxsize=1)
 def opened(file: Path) -> tuple[Any, Any]:
-    """The file, open, and its tokenizer: to parse both takes seconds, and a run asks for the shapes before the weights.
+    """The file, open, and its tokenizer: both take seconds, and a run asks for shapes before weights.
 
     Raises:
         UserError: the ``gguf`` reader is missing.

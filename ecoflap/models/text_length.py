@@ -20,7 +20,7 @@ OF_OTHERS = re.compile(r"vision|visual|image|patch|video|audio")
 
 
 def most_tokens(module: nn.Module) -> int | None:
-    """The longest text for which a model has learned positions; null where it computes them, and any length runs."""
+    """The longest text for which a model has learned positions; null where it computes them for any length."""
     tables = {path: table for path, table in module.named_modules() if isinstance(table, nn.Embedding) and TABLE.search(path)}
     return min((_places(table) for path, table in tables.items() if not _is_of_others(module, path)), default=None)
 
@@ -36,7 +36,7 @@ def _is_of_others(module: nn.Module, path: str) -> bool:
 
 
 def trained_tokens(module: nn.Module) -> int | None:
-    """The longest text that a language model with computed positions was made for, as its config says; null where it doesn't."""
+    """The longest text that a model with computed positions was made for, where its config says so."""
     config: Any = getattr(module, "config", None)
     most = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
     return most if isinstance(most, int) and most > 0 else None
@@ -55,7 +55,7 @@ def at_most(model: PrunableModel, tokens: int) -> int:
 
 
 def require_length(model: PrunableModel, tokens: int, option: str) -> None:
-    """Refuse texts that are longer than a model can read, and warn of texts that are longer than any it was trained on.
+    """Refuse texts that are longer than a model can read, and warn of texts longer than it was made for.
 
     On an accelerator, a model dies of too long a text without a word of the reason.
 
@@ -67,7 +67,7 @@ def require_length(model: PrunableModel, tokens: int, option: str) -> None:
         raise UserError(f"{option}: {model.name} has positions for {most} tokens; choose no more")
     trained = trained_tokens(model.module)
     if most is None and trained is not None and tokens > trained:
-        _warn_once(f"{option}: {model.name} was made for {trained} tokens (max_position_embeddings); on more it is worse, dense or pruned")
+        _warn_once(f"{option}: {model.name} was made for {trained} tokens (max_position_embeddings); it is worse on more")
 
 
 @cache

@@ -1,4 +1,4 @@
-"""A run before it starts: every part built from its config group, everything refused that can be refused without the model's weights."""
+"""A run before it starts: every part built, all refused that can be refused without the model's weights."""
 
 from ecoflap.plan.building import build_tasks, make_plan
 from ecoflap.plan.plan import Plan

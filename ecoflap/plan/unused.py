@@ -36,7 +36,7 @@ def unused(plan: Plan, given: Sequence[str]) -> list[str]:
 
 
 def few_samples(plan: Plan, given: Sequence[str], count: int) -> list[str]:
-    """A sentence about more score samples than the calibration set has, where they were asked for; a default may be too many.
+    """A sentence about more score samples than there are, where they were asked for; a default may be too many.
 
     Args:
         plan: of the run.

@@ -41,10 +41,11 @@ from ecoflap.score.derivative import slopes
 from ecoflap.score.pass_size import PassSize
 from ecoflap.score.probing import Noise, Probe, probing
 from ecoflap.score.scores import Average, Scores, collect, count_untouched
-from ecoflap.telemetry import out_of_memory
+from ecoflap.score.stacking import probes_stack
 
 log = logging.getLogger(__name__)
 
+LARGE_STEP = 30  # times eps: what a probe does then stands well above the rounding of a loss
 PROBES = ("layer", "block", "derivative")
 
 
@@ -177,31 +178,19 @@ class ZerothOrder:
         return Passes(replay, stack)
 
     def _stacks(self, tower: Tower, runner: SuffixRunner, replay: bool, noise: Noise) -> bool:
-        """Whether probes can share a pass: two in one pass move the losses as they do one by one.
+        """Whether probes of a tower can share a pass."""
 
-        Not so where samples are not the first dimension inside a tower, or are interleaved there (two images per sample, one after the other).
-        It is tried on the tower's last block that the loss depends on, which needs the outputs of all others.
-        """
-        for block in reversed([block for block in tower.blocks if block.layers]):
-            probes = [Probe(block.layers[-1:], 0, sign) for sign in (1.0, -1.0)]
-            apart = self._losses(probes, block, runner, Passes(replay, False), noise)
-            effect = (apart - runner.losses).abs().max()
-            if effect:
-                break
-        try:
-            together = self._losses(probes, block, runner, Passes(replay, True), noise)
-        except RuntimeError as error:  # shapes that don't fit each other
-            if out_of_memory(error):
-                raise
-            together = torch.full_like(apart, torch.inf)
-        return bool((together - apart).abs().max() <= 0.05 * effect + 1e-5 * apart.abs().max())
+        def losses(probes: Sequence[Probe], block: Block, stack: bool) -> Tensor:
+            return self._losses(probes, block, runner, Passes(replay, stack), noise, LARGE_STEP * self.eps)
 
-    def _losses(self, probes: Sequence[Probe], block: Block, runner: SuffixRunner, passes: Passes, noise: Noise) -> Tensor:
+        return probes_stack(tower, runner.losses, losses)
+
+    def _losses(self, probes: Sequence[Probe], block: Block, runner: SuffixRunner, passes: Passes, noise: Noise, eps: float) -> Tensor:
         """Losses [probes, batch], in one pass or in one pass each."""
         parts = [list(probes)] if passes.stack else [[probe] for probe in probes]
         losses = []
         for part in parts:
-            with probing(part, self.eps, noise):
+            with probing(part, eps, noise):
                 count = len(part)
                 losses.append(runner.losses_from(block.module, count) if passes.replay else runner.losses_of_all(count))
         return torch.cat(losses)
@@ -215,7 +204,7 @@ class ZerothOrder:
         while pairs:
 
             def together(count: int, pairs: Sequence[tuple[tuple[Layer, ...], int]] = tuple(pairs)) -> Tensor:
-                return self._losses([Probe(*pair, sign) for pair in pairs[:count] for sign in (1.0, -1.0)], block, runner, passes, noise)
+                return self._losses([Probe(*pair, sign) for pair in pairs[:count] for sign in (1.0, -1.0)], block, runner, passes, noise, self.eps)
 
             losses, done = size.run(len(pairs), together)
             means = losses.cpu().double().mean(dim=1)  # not every accelerator has fp64

@@ -86,7 +86,7 @@ def test_towers_may_meet_the_target_one_by_one(tmp_path: Path) -> None:
 
 
 def test_an_unknown_total() -> None:
-    with pytest.raises(UserError, match=r"allocation\.total=any.*exact or as_given"):
+    with pytest.raises(UserError, match=r"allocation\.total=any .*exact.* as_given"):
         FromFile("allocation.json", "any")
 
 

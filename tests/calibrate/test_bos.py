@@ -92,7 +92,7 @@ def test_perplexity_is_of_the_text_behind_the_token(model: Callable[..., Prunabl
 
 @pytest.mark.parametrize(("part", "group"), [(Text, "calibration"), (Documents, "calibration"), (TextPerplexity, "task")])
 def test_refusals(model: Callable[..., PrunableModel], path: str, part: Any, group: str) -> None:
-    with pytest.raises(UserError, match=rf"{group}\.bos=yes is not known; choose auto, true, false"):
+    with pytest.raises(UserError, match=rf"{group}\.bos=yes is not known; the choices are auto, true, false"):
         part(path=path, bos="yes")
     without = model(begins=False, token=None)
     asked, seed = part(path=path, sequence_length=8, bos="true"), [0] if group == "calibration" else []

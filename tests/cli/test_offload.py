@@ -126,7 +126,7 @@ def test_a_run_says_it_before_it_scores(run: Run, text_run: list[str], capsys: p
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (["runtime.offload=dsk"], r"runtime\.offload=dsk is not known; did you mean disk\?"),
+        (["runtime.offload=dsk"], r"runtime\.offload=dsk is not known; did you mean disk\? the choices are none, cpu, disk"),
         (["model=blip2_mini", "calibration=easy_vqa", "runtime.offload=disk", "model.path=nowhere/at/all"], "model.path=nowhere/at/all"),
         (["model=blip2_mini", "runtime.offload=disk", "model.vision_from=RUN"], r"model\.vision_from=RUN changes weights.*runtime\.offload=cpu"),
         (["pruner=global_magnitude", "score=none", "runtime.offload=cpu"], "compares all weights at once"),

@@ -144,7 +144,7 @@ def numbered(root: Path, name: str) -> PictureSource:
         (lambda root: source("image_folder", ((root / "test").mkdir(), root)[1]), "Couldn't find any class folder"),
         (lambda root: source("image_folder", ((root / "test" / "cat").mkdir(parents=True), root)[1]), "Found no valid file for the classes cat"),
         (lambda root: source("image_folder", write_folders(root, "test"), classes="names.csv"), r"task\.classes=names\.csv is neither a file nor"),
-        (lambda root: source("dtt", root), r"task\.dataset=dtt is not known; choose dtd"),
+        (lambda root: source("dtt", root), r"task\.dataset=dtt is not known; did you mean dtd"),
     ],
 )
 def test_refusals(tmp_path: Path, make: Callable[[Path], PictureSource], message: str) -> None:

@@ -169,7 +169,7 @@ def test_pictures_through_the_processor_in_memory(folder: Path) -> None:
 @HARNESS
 @pytest.mark.usefixtures("own_index")
 def test_refusals(folder: Path, llama: PrunableModel) -> None:
-    with pytest.raises(UserError, match=r"task\.harness_tasks: the harness has no oner; it has one"):
+    with pytest.raises(UserError, match=r"task\.harness_tasks: the harness has no oner; did you mean one"):
         LmEval(["oner"], include_path=str(folder)).load(llama)
     with pytest.raises(UserError, match="asks models that read and write text, and vit doesn't"):
         LmEval(["one"], include_path=str(folder)).load(tiny.build("vit"))

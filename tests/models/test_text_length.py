@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -44,6 +45,12 @@ def test_one_token_more_than_there_are_positions_fails(family: str) -> None:
 @pytest.mark.parametrize("family", ["llama", "qwen2", "t5"])
 def test_computed_positions_have_no_end(family: str) -> None:
     assert most_tokens(module(family)) is None
+
+
+def test_positions_of_patches_are_none_of_a_text() -> None:
+    model: Any = tiny.build("clip").module
+    text, patches = (tower.embeddings.position_embedding.num_embeddings for tower in (model.text_model, model.vision_model))
+    assert patches < text == most_tokens(model)
 
 
 SEEN = {**SMALL, "image_size": 8, "patch_size": 4}

@@ -109,7 +109,7 @@ def test_wrong_path() -> None:
 
 
 def test_wrong_tower() -> None:
-    with pytest.raises(UserError, match=r"no tower 'visoin'; this model has vision, qformer, encoder, decoder"):
+    with pytest.raises(UserError, match=r"no tower 'visoin'; did you mean vision\? the choices are vision, qformer, encoder, decoder"):
         tiny.build("blip2_t5", towers=["visoin"])
 
 

@@ -9,6 +9,7 @@ from ecoflap.allocate.allocation import Allocation
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.statistics import Gram, InputStatistics, MeanSquare
 from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.layers import Layer
 from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import PrunableModel
 from ecoflap.prune.driver import prune
@@ -178,6 +179,33 @@ def test_layers_that_read_the_same_tensor_share_a_statistic(family: str, shared:
         weight = torch.randn(3, layer.shape[1])
         energy = float((weight @ gram * weight).sum()) if kind is Gram else float((weight.square() @ gram.diagonal()).sum())
         assert statistics[layer].output_energy(weight) == pytest.approx(energy, rel=1e-3)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [MeanSquare, Gram])
+def test_a_layer_that_is_called_once_more_has_a_statistic_of_its_own(kind: type[MeanSquare] | type[Gram]) -> None:
+    once, twice = (Layer(name, nn.Linear(8, 2)) for name in ("once", "twice"))
+    inputs, zeros = torch.randn(10, 8, generator=torch.Generator().manual_seed(1)), torch.zeros(3, 8)
+    for runs in (1, 2):
+        statistics = InputStatistics(kind)
+        with statistics.gathering([once, twice]):
+            for _ in range(runs):
+                statistics.look_at((), [])
+                for layer, read in ((once, inputs), (twice, inputs), (twice, zeros)):
+                    layer.module(read)
+        assert (statistics[once].tokens, statistics[twice].tokens) == (10 * runs, 13 * runs)
+        torch.testing.assert_close(statistics[twice].value, statistics[once].value * 10 / 13)
+
+
+@torch.no_grad()
+def test_a_tensor_that_is_written_to_is_another_input() -> None:
+    first, second = (Layer(name, nn.Linear(8, 2)) for name in ("first", "second"))
+    inputs, statistics = torch.ones(3, 8), InputStatistics(MeanSquare)
+    with statistics.gathering([first, second]):
+        first.module(inputs)
+        second.module(inputs.mul_(2))
+    assert statistics[first].value.tolist() == [1.0] * 8
+    assert statistics[second].value.tolist() == [4.0] * 8
 
 
 def test_half_precision_statistics_are_gathered_in_fp32() -> None:

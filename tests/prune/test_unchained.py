@@ -79,7 +79,7 @@ def test_texts_without_pictures_among_the_samples(name: str) -> None:
 
 def in_order(model: PrunableModel, *parts: str) -> PrunableModel:
     """The model with the towers whose paths these are parts of."""
-    return replace(model, towers=tuple(tower for part in parts for tower in model.towers if part in tower.path))
+    return replace(model, towers=tuple(tower for part in parts for tower in model.every_tower if part in tower.path))
 
 
 @torch.no_grad()

@@ -47,9 +47,9 @@ SYNTAX: list[Case] = [
     Case(("-m", "sparsity=range(0,1"), ("range(0,1", "quote it twice")),
     Case(("-m", "sparsity=choice()"), ("choice()", "quote it twice")),
     Case(("1sparsity=0.5",), ("1sparsity=0.5",)),
-    Case(("pruner.mask=row", "pruner.mask=matrix"), ("pruner.mask is given twice", "keep one")),
-    Case(("pruner=wanda", "pruner=sparsegpt"), ("pruner is given twice", "keep one")),
-    Case(("sparsity=0.5", "sparsity=0.6"), ("sparsity is given twice: sparsity=0.5 and sparsity=0.6", "keep one")),
+    Case(("pruner.mask=row", "pruner.mask=matrix"), ("pruner.mask is given twice", "pruner.mask=matrix, not pruner.mask=row"), warns=True),
+    Case(("pruner=wanda", "pruner=sparsegpt"), ("pruner is given twice", "pruner=sparsegpt, not pruner=wanda"), warns=True),
+    Case(("sparsity=0.5", "sparsity=0.6"), ("sparsity is given twice, and the last counts", "sparsity=0.6, not sparsity=0.5"), warns=True),
 ]
 KEYS: list[Case] = [
     Case(("sparsit=0.5",), ("no option 'sparsit'", "did you mean sparsity?")),

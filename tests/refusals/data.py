@@ -231,9 +231,7 @@ PICTURES: list[Case] = [
     Case(
         (*ONLY, "calibration=vqav2", DATA),
         ("not as published", "KeyError: 'question'"),
-        questions(
-            "train", edited(VQAV2.questions.format(split="train"), lambda value: value["questions"][0].pop("question"))
-        ),
+        questions("train", edited(VQAV2.questions.format(split="train"), lambda value: value["questions"][0].pop("question"))),
     ),
     Case(
         (*ONLY, "calibration=vqav2", DATA),
@@ -257,6 +255,11 @@ PICTURES: list[Case] = [
     Case((*ONLY, "calibration=pictures", DATA), ("saliency maps", "makes none"), file("a.png", "")),
     Case((*ONLY, "calibration=speech", DATA), ("no wav file in it",), file("a.txt", "")),
     Case((*ONLY, "calibration=speech", DATA), ("a.wav has no transcript",), file("a.wav", "")),
+    Case(
+        (*ONLY, "calibration=speech", DATA),
+        ("a.txt, line 1", "NUL byte"),
+        all_of(file("a.wav", ""), file("a.txt", "cat\0dog")),
+    ),
     Case((*ONLY, "calibration=speech", DATA), ("must have the columns",), file("metadata.csv", "file,text\na.wav,cat\n")),
     Case(
         (*ONLY, "calibration=speech", DATA),

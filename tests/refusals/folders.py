@@ -1,4 +1,4 @@
-"""What the bad command lines of the data read: language models without weights, texts, tokens, pictures, questions."""
+"""What bad command lines read: language models without weights, texts, tokens, pictures, questions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def all_of(*prepare: Prepare) -> Prepare:
 
 
 def language_models(folder: Path) -> None:
-    """``llama``, made for 64 tokens, and ``gpt2``, with positions for 16: their configs and tokenizers, and no weights."""
+    """``llama``, made for 64 tokens, and ``gpt2``, with positions for 16; no weights."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 

@@ -86,7 +86,7 @@ def lacking(folder: Path) -> None:
 
 
 DAMAGED: list[tuple[Callable[[Path], object], tuple[str, ...], bool]] = [
-    (lambda folder: (folder / "config.json").write_text("{"), ("{tmp}/llama could not be loaded", "line 1 column 2", "check the files"), False),
+    (lambda folder: (folder / "config.json").write_text("{"), ("config.json of model.path={tmp}/llama is not valid JSON", "copy it anew"), False),
     (lambda folder: (folder / "config.json").unlink(), ("{tmp}/llama", "has no config.json", "copy the checkpoint anew"), False),
     (lambda folder: (folder / "model.safetensors").unlink(), ("{tmp}/llama", "no weights"), True),
     (lambda folder: (folder / "tokenizer.json").write_text("{"), ("{tmp}/llama", "tokenizer"), False),

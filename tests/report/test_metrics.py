@@ -40,7 +40,7 @@ def test_asked_metrics_replace_the_headlines(tmp_path: Path) -> None:
     write_run(tmp_path, "a", SUITE, dense=None)
     write_run(tmp_path, "b", 70.0)
     assert [table.name for table in tables(tmp_path, "eurosat/top_5", "vqa/loss")] == ["eurosat/top_5", "vqa/loss"]
-    with pytest.raises(UserError, match="--metric dtd/top5: no run here has it; dtd/top_5"):
+    with pytest.raises(UserError, match="--metric dtd/top5: no run here has it; did you mean dtd/top_5"):
         tables(tmp_path, "dtd/top5")
 
 

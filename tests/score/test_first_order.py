@@ -161,7 +161,7 @@ def test_damaged_weight(value: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"measure": "gradient_nrm"}, r"score\.measure=gradient_nrm is not known; choose gradient_norm"),
+        ({"measure": "gradient_nrm"}, r"score\.measure=gradient_nrm is not known; did you mean gradient_norm"),
         ({"samples": 0}, "samples=0"),
         ({"batch_size": 0}, "batch_size=0"),
     ],

@@ -177,7 +177,7 @@ def test_block_probe_estimates_the_norm_of_the_blocks_gradient() -> None:
 def test_block_probe_is_another_entry_of_the_cache() -> None:
     assert ZerothOrder(probe="block").identity() != ZerothOrder().identity() != ZerothOrder(probe="derivative").identity()
     assert ZerothOrder(probe="derivative", eps=1).identity() == ZerothOrder(probe="derivative").identity()
-    with pytest.raises(UserError, match=r"score\.probe=tower is not known; choose layer"):
+    with pytest.raises(UserError, match=r"score\.probe=tower is not known; the choices are layer"):
         ZerothOrder(probe="tower")
 
 

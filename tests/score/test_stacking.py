@@ -1,0 +1,63 @@
+"""Blocks in which a copy of the batch is not the rows that one would think are scored as by moving their weights."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.models.loading import Selection, prunable
+from ecoflap.models.prunable import Batch, PrunableModel
+from ecoflap.score.zeroth_order import ZerothOrder
+from tests.score.test_zeroth_order import two_forward_passes_per_probe
+
+
+class TokensFirst(nn.Module):
+    """Its first layer reads [tokens, batch, features], as LED's attention does; its last one samples first."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.last(self.first(hidden.transpose(0, 1)).transpose(0, 1).relu())
+
+
+class Routed(nn.Module):
+    """Its expert reads the tokens that the first layer sends it, and its last layer all of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.expert, self.last = nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        inside = self.first(hidden)
+        chosen = inside[..., 0] > 0
+        inside[chosen] = inside[chosen] + self.expert(inside[chosen])
+        return hidden + self.last(inside.relu())
+
+
+def stacked(kind: type[nn.Module]) -> PrunableModel:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = nn.Module()
+        module.blocks = nn.ModuleList([kind(), kind()])
+
+    def loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+        hidden = batch["x"]
+        for block in module.blocks:  # type: ignore[union-attr]
+            hidden = block(hidden)
+        return hidden.square().mean(dim=(1, 2))
+
+    return prunable("stacked", module, None, loss, Selection())
+
+
+@pytest.mark.parametrize("kind", [TokensFirst, Routed])
+def test_equals_really_moving_the_weights(kind: type[nn.Module]) -> None:
+    rows = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1))
+    calibration = CalibrationSet("random", tuple({"x": row} for row in rows))
+    scorer = ZerothOrder(samples=4, batch_size=2, eps=0.05, noises=2)
+    scores = scorer(stacked(kind), calibration, seed=3)
+    expected = two_forward_passes_per_probe(stacked(kind), calibration, scorer, 3)
+    assert scores.importance == pytest.approx(expected, rel=1e-3, abs=1e-4)

@@ -1,0 +1,58 @@
+"""All architectures of the zoo, those that can't be compared, and those that every test run looks at."""
+
+from __future__ import annotations
+
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+
+from tests.zoo import encoder_decoders, vision_language
+from tests.zoo.architecture import Architecture
+from tests.zoo.decoders import DECODERS
+from tests.zoo.encoder_decoders import ENCODER_DECODERS
+from tests.zoo.encoders import ENCODERS
+from tests.zoo.llava import LLAVA
+from tests.zoo.patch_rows import PATCH_ROWS
+from tests.zoo.queries import QUERIES
+from tests.zoo.vision_language import WHOLE_PICTURES
+
+
+def _by_name(architectures: list[Architecture]) -> dict[str, Architecture]:
+    """By ``model_type``; the decoder half of an encoder-decoder, which has the same one, by its class."""
+    halves = {architecture.name for architecture in ENCODER_DECODERS}
+    return {one.model if one.kind == "decoder" and one.name in halves else one.name: one for one in architectures}
+
+
+ARCHITECTURES = _by_name([*DECODERS, *ENCODER_DECODERS, *LLAVA, *WHOLE_PICTURES, *PATCH_ROWS, *QUERIES, *ENCODERS])
+NOT_COMPARED = {**encoder_decoders.NOT_COMPARED, **vision_language.NOT_COMPARED}
+NOT_BUILT = tuple(name for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if name not in {**ARCHITECTURES, **NOT_COMPARED})
+# One for each way in which blocks, towers, layers or their calls are unlike the others.
+SUBSET = (
+    "llama",
+    "gpt2",
+    "gemma3n_text",
+    "gemma4_text",
+    "dory",
+    "hrm_text",
+    "BartForCausalLM",
+    "reformer",
+    "xlm",
+    "mixtral",
+    "zaya",
+    "phimoe",
+    "deepseek_v3",
+    "mamba",
+    "jamba",
+    "zamba2",
+    "qwen3_next",
+    "nemotron_h",
+    "rwkv",
+    "t5",
+    "led",
+    "switch_transformers",
+    "llava",
+    "qwen3_vl",
+    "idefics2",
+    "mllama",
+    "blip-2",
+    "vit",
+    "clip",
+)
