@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ecoflap.calibrate.block_call import first_tensor
-from ecoflap.calibrate.containers import detached
+from ecoflap.calibrate.containers import snapshot
 from ecoflap.calibrate.forwards import with_forwards
 from ecoflap.errors import UserError
 from ecoflap.models.towers import Block
@@ -47,7 +47,7 @@ def _checkpointed(block: Block, agreements: list[tuple[Block, Tensor]]) -> Calla
     forward = block.module.forward
 
     def run(*arguments: Any, **keywords: Any) -> Any:
-        entered = detached((arguments, keywords))
+        entered = snapshot((arguments, keywords))
         kept: list[Tensor] = []
 
         def compute(*arguments: Any, **keywords: Any) -> Any:
@@ -55,7 +55,7 @@ def _checkpointed(block: Block, agreements: list[tuple[Block, Tensor]]) -> Calla
                 output = forward(*arguments, **keywords)
                 kept.append(first_tensor(output).detach())  # kept in any case, as the input of the next block
                 return output
-            again, named = detached(entered)  # there may be more than one backward pass
+            again, named = snapshot(entered)  # there may be more than one backward pass
             output = forward(*again, **named)
             agreements.append((block, _agree(kept[0], first_tensor(output).detach())))
             return output
