@@ -6,7 +6,7 @@ Block paths move between releases of transformers, so nothing is hard-coded: a t
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import nn
@@ -63,9 +63,20 @@ def block_lists(module: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
 
 def _are_blocks(modules: nn.ModuleList | nn.Sequential) -> bool:
     """Whether a list holds blocks; a sequence (CLIP's, torchvision's) only when its members are all of one kind."""
-    if not len(modules) or weights_of(modules[0]) or not any(map(weights_of, modules[0].modules())):
+    members = dict(_members(modules))
+    first = next(iter(members.values()), None)
+    if first is None or weights_of(first) or not any(map(weights_of, first.modules())):
         return False
     return isinstance(modules, nn.ModuleList) or len({type(member) for member in modules}) == 1
+
+
+def _members(modules: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The members of a list by name, through lists inside it: a bare list (a stage of Florence-2) is never called."""
+    for name, member in modules.named_children():
+        if isinstance(member, nn.ModuleList):
+            yield from ((f"{name}.{inner}", block) for inner, block in _members(member))
+        else:
+            yield name, member
 
 
 def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> tuple[Tower, ...]:
@@ -101,7 +112,7 @@ def _tower(
     A weight that an earlier layer already owns is not a layer of its own.
     """
     found = []
-    for block_name, block in blocks.named_children():
+    for block_name, block in _members(blocks):
         layers = []
         for child_name, child in block.named_modules():
             for parameter, reader in weights_of(child).items() if child not in left else ():

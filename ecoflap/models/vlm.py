@@ -11,10 +11,18 @@ from torch import Tensor, nn
 
 from ecoflap.errors import UserError
 from ecoflap.models.examples import Example, Generation
+from ecoflap.models.joining import joined
 from ecoflap.models.loading import Pretrained, Selection, check_prompt, prunable, written
 from ecoflap.models.losses import find_loss, next_token_loss, token_loss
 from ecoflap.models.pictures import load_image
 from ecoflap.models.prunable import Batch, PrunableModel, Sample
+
+# Models that AutoModelForImageTextToText loads and that have no answer to take the loss of.
+NO_ANSWER = {
+    "diffusion_gemma": "fills blocks of random tokens by diffusion",
+    "pi0": "steers a robot",
+    "pp_formulanet": "doesn't make its decoder's input from labels",
+}
 
 
 def writes_after_prompt(module: Any) -> bool:
@@ -27,16 +35,25 @@ def writes_after_prompt(module: Any) -> bool:
 def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the answer given picture and question, per sample, [batch].
 
-    Each sample's tensors keep the first dimension that its processor gave them (one, or a number of patches or tiles); samples are put one
-    behind the other along it, as every such model expects.
+    Each sample's tensors keep the first dimension that its processor gave them (one, or a number of patches or tiles).
+
+    Raises:
+        UserError: the model gives answers no probability.
     """
-    inputs = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
+    kind = str(getattr(module.config, "model_type", None))
+    if kind in NO_ANSWER:
+        raise UserError(
+            f"model.loss=answer asks for the probability of an answer, and {kind} {NO_ANSWER[kind]}; "
+            "set model.loss to a function of your own, or choose another model"
+        )
+    inputs = joined(module, batch)
     if not writes_after_prompt(module):
         return token_loss(module(**inputs).logits, inputs["labels"])
-    if getattr(module.config, "model_type", None) == "paligemma":  # some releases let what is written see what comes after it unless labels are given
+    if kind == "paligemma":  # some releases let what is written see what comes after it unless labels are given
         return next_token_loss(module(**inputs).logits, inputs["labels"])
     labels = inputs.pop("labels")  # given labels, other models would compute a loss of their own over all tokens
-    return next_token_loss(module(**inputs).logits, labels)
+    logits = module(**inputs).logits
+    return next_token_loss(logits[:, -labels.shape[1] :], labels)  # GIT's begin with those of the picture
 
 
 class VlmInterface:

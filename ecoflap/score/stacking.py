@@ -54,7 +54,7 @@ def _alike(candidates: Sequence[tuple[Block, Layer]], dense: Tensor, losses: Los
             break
     try:
         together = losses(probes, block, True)
-    except RuntimeError as error:  # shapes that don't fit each other
+    except (RuntimeError, IndexError) as error:  # shapes that don't fit each other
         if out_of_memory(error):
             raise
         return False

@@ -102,6 +102,19 @@ def test_lists_of_heads_are_no_towers() -> None:
         find_towers(module)
 
 
+def test_blocks_of_a_list_of_lists_are_those_of_its_stages() -> None:
+    stages = [nn.ModuleList(nn.Sequential(nn.Linear(width, width)) for _ in range(2)) for width in (2, 3)]
+    (tower,) = find_towers(nn.ModuleDict({"blocks": nn.ModuleList(stages)}))
+    assert [block.name for block in tower.blocks] == ["blocks.0.0", "blocks.0.1", "blocks.1.0", "blocks.1.1"]
+    assert [layer.name for layer in tower.layers] == [f"{block.name}.0.weight" for block in tower.blocks]
+
+
+def test_lists_of_lists_of_heads_are_no_towers() -> None:
+    heads = nn.ModuleList(nn.ModuleList(nn.Linear(2, 2) for _ in range(2)) for _ in range(2))
+    blocks = nn.ModuleList([nn.Sequential(nn.Linear(2, 2))])
+    assert list(block_lists(nn.ModuleDict({"heads": heads, "blocks": blocks}))) == ["blocks"]
+
+
 def test_wrong_path() -> None:
     module = tiny.build("llama").module
     with pytest.raises(UserError, match=r"model\.towers\.language=model\.layer is not a list of blocks of LlamaForCausalLM; found: model\.layers"):

@@ -38,6 +38,25 @@ class Routed(nn.Module):
         return hidden + self.last(inside.relu())
 
 
+class Residual(nn.Module):
+    """It reads rows of any shape."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return hidden + self.last(self.first(hidden).relu())
+
+
+def in_a_strip(blocks: nn.ModuleList, rows: Tensor) -> Tensor:
+    """The tokens of all samples as one, [1, tokens of all, features], whose places are looked up, as in MiniCPM-V."""
+    hidden = rows.reshape(1, -1, 8)
+    for block in blocks:
+        hidden = block(hidden)
+    return hidden[:, torch.arange(rows.shape[:-1].numel())].view_as(rows)
+
+
 def stacked(kind: type[nn.Module]) -> PrunableModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -46,6 +65,8 @@ def stacked(kind: type[nn.Module]) -> PrunableModel:
 
     def loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
         hidden = batch["x"]
+        if kind is Residual:
+            return in_a_strip(module.blocks, hidden).square().mean(dim=(1, 2))  # type: ignore[arg-type]
         for block in module.blocks:  # type: ignore[union-attr]
             hidden = block(hidden)
         return hidden.square().mean(dim=(1, 2))
@@ -53,7 +74,7 @@ def stacked(kind: type[nn.Module]) -> PrunableModel:
     return prunable("stacked", module, None, loss, Selection())
 
 
-@pytest.mark.parametrize("kind", [TokensFirst, Routed])
+@pytest.mark.parametrize("kind", [TokensFirst, Routed, Residual])
 def test_equals_really_moving_the_weights(kind: type[nn.Module]) -> None:
     rows = torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(1))
     calibration = CalibrationSet("random", tuple({"x": row} for row in rows))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ class Architecture:
         sample: makes a sample.
         config: name of its config class in transformers; null for what ``AutoConfig`` knows by the name.
         prepare: called with the new module; for what a config can't say.
+        package: that a part of the model comes from, beside transformers; null for none.
     """
 
     name: str
@@ -65,9 +67,12 @@ class Architecture:
     sample: MakeSample = text_sample
     config: str | None = None
     prepare: Callable[[Any], object] = lambda _: None
+    package: str | None = None
 
     def missing(self) -> str | None:
-        """Why the installed transformers doesn't have it; null where it does."""
+        """Why it can't be built with what is installed; null where it can."""
+        if self.package is not None and find_spec(self.package) is None:
+            return f"{self.package} is not installed"
         if hasattr(transformers, self.model) and (self.config is None or hasattr(transformers, self.config)):
             known = self.config is not None or self.name in transformers.CONFIG_MAPPING
             return None if known else f"transformers {transformers.__version__} has no {self.name}"

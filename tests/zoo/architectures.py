@@ -6,13 +6,19 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 
 from tests.zoo import encoder_decoders, vision_language
 from tests.zoo.architecture import Architecture
+from tests.zoo.captions import CAPTIONS
+from tests.zoo.codebooks import CODEBOOKS
 from tests.zoo.decoders import DECODERS
+from tests.zoo.documents import DOCUMENTS
 from tests.zoo.encoder_decoders import ENCODER_DECODERS
 from tests.zoo.encoders import ENCODERS
+from tests.zoo.expert_rows import EXPERT_ROWS
 from tests.zoo.llava import LLAVA
+from tests.zoo.native_resolution import NATIVE_RESOLUTION
 from tests.zoo.patch_rows import PATCH_ROWS
 from tests.zoo.queries import QUERIES
 from tests.zoo.vision_language import WHOLE_PICTURES
+from tests.zoo.without_answers import WITHOUT_ANSWERS
 
 
 def _by_name(architectures: list[Architecture]) -> dict[str, Architecture]:
@@ -21,7 +27,19 @@ def _by_name(architectures: list[Architecture]) -> dict[str, Architecture]:
     return {one.model if one.kind == "decoder" and one.name in halves else one.name: one for one in architectures}
 
 
-ARCHITECTURES = _by_name([*DECODERS, *ENCODER_DECODERS, *LLAVA, *WHOLE_PICTURES, *PATCH_ROWS, *QUERIES, *ENCODERS])
+VISION_LANGUAGE = [
+    *LLAVA,
+    *WHOLE_PICTURES,
+    *PATCH_ROWS,
+    *NATIVE_RESOLUTION,
+    *EXPERT_ROWS,
+    *QUERIES,
+    *CODEBOOKS,
+    *CAPTIONS,
+    *DOCUMENTS,
+    *WITHOUT_ANSWERS,
+]
+ARCHITECTURES = _by_name([*DECODERS, *ENCODER_DECODERS, *VISION_LANGUAGE, *ENCODERS])
 NOT_COMPARED = {**encoder_decoders.NOT_COMPARED, **vision_language.NOT_COMPARED}
 NOT_BUILT = tuple(name for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if name not in {**ARCHITECTURES, **NOT_COMPARED})
 # One for each way in which blocks, towers, layers or their calls are unlike the others.
@@ -51,6 +69,7 @@ SUBSET = (
     "llava",
     "qwen3_vl",
     "idefics2",
+    "florence2",
     "mllama",
     "blip-2",
     "vit",

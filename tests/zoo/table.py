@@ -27,9 +27,10 @@ rounding, statistics that agree to 1e-4, and scores to 1e-3.
   were, and the rest was compared. Sound is given to no model, so towers that read it are left out.
 
 {sums}
-Not built: {not_built}, of the vision-language models, and models of sound.
+{built}. Models of sound were not.
 
 """
+ALL_BUILT = "Every model of transformers' image-text-to-text list was built"
 
 
 def result(row: Row) -> str:
@@ -57,7 +58,8 @@ def write_table(file: Path, rows: Mapping[str, Row], not_compared: Mapping[str, 
         shown = [name, row.architecture.model, row.architecture.kind, ", ".join(row.towers), row.layers, f"{row.share:.0%}", result(row)]
         lines.append(f"| {' | '.join(map(str, shown))} |")
     lines += [f"| {name} | | | | | | not compared: {reason} |" for name, reason in not_compared.items()]
-    page = INTRODUCTION.format(release=transformers.__version__, count=len(rows), sums=sums, not_built=", ".join(not_built))
+    built = f"Not built, of transformers' image-text-to-text list: {', '.join(not_built)}" if not_built else ALL_BUILT
+    page = INTRODUCTION.format(release=transformers.__version__, count=len(rows), sums=sums, built=built)
     file.write_text(page + "\n".join(lines) + "\n")
 
 
