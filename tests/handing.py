@@ -118,11 +118,11 @@ class Stack(nn.Module):
         return hidden
 
 
-def build(way: str, rounds: int = 1) -> PrunableModel:
+def build(way: str, rounds: int = 1, skip_layers: tuple[str, ...] = ()) -> PrunableModel:
     """A stack of one kind, the same each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return prunable(way, Stack(WAYS[way], rounds), None, tiny.first_output_loss, Selection())
+        return prunable(way, Stack(WAYS[way], rounds), None, tiny.first_output_loss, Selection(None, [*skip_layers]))
 
 
 def samples(lengths: tuple[int, ...] = (5, 7, 5, 7, 5)) -> CalibrationSet:

@@ -93,7 +93,7 @@ def build(family: str, dense: str = "audio") -> PrunableModel:
                 nn.init.normal_(parameter, std=0.3)
     loss = causal_lm.language_loss if family in SHARED_STATES else vlm.answer_loss
     model = prunable(family, module.eval(), None, loss, Selection())
-    return replace(model, towers=tuple(tower for tower in model.towers if not re.search(dense, tower.path)))
+    return replace(model, towers=tuple(tower for tower in model.every_tower if not re.search(dense, tower.path)))
 
 
 def samples(family: str, lengths: tuple[int, ...] = (5, 7, 5), seed: int = 1) -> CalibrationSet:

@@ -6,14 +6,13 @@ reach each block whatever the release of transformers calls them. Only the hidde
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from ecoflap.calibrate.containers import items_of, refill, snapshot, tensors_in
 from ecoflap.errors import UserError
 
 
@@ -51,12 +50,18 @@ class BlockCall:
         """Fill the containers that another call is given with what this one's hold: key-value states that blocks share."""
         known = [*zip(arguments, self.arguments, strict=False), *((value, self.keywords.get(name)) for name, value in keywords.items())]
         for value, held in known:
-            if type(value) is type(held) and tensors_in(held) and (state := state_of(snapshot(held))) is not None:
-                refill(value, state)
+            refillable = items_of(held) is not None and not isinstance(held, tuple | Set)
+            if refillable and type(value) is type(held) and tensors_in(held):
+                refill(value, snapshot(held))
 
     def without_tensors(self) -> BlockCall:
         """The containers among the arguments alone."""
         return self.changed(lambda value: None if isinstance(value, Tensor | tuple) else value)
+
+    def copied(self, of_tensor: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> BlockCall:
+        """The same call with copies of the containers among its arguments; see ``snapshot``."""
+        arguments, keywords = snapshot((self.arguments, self.keywords), of_tensor)
+        return BlockCall(arguments, keywords, self.place)
 
     def changed(self, change: Callable[[Any], Any]) -> BlockCall:
         """The same call with each of its arguments put through a function."""
@@ -81,82 +86,3 @@ def take_out_hidden(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tup
 def first_tensor(output: Any) -> Tensor:
     """A block's hidden states: its output, or the first item of it."""
     return output if isinstance(output, Tensor) else output[0]
-
-
-def snapshot(value: Any, of_tensor: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
-    """The value as it is now: what is put into a container later is not in it.
-
-    Args:
-        value: an argument of a block.
-        of_tensor: what becomes of each tensor in it; by default they are shared.
-    """
-    return _snapshot(value, of_tensor, {})
-
-
-def _snapshot(value: Any, of_tensor: Callable[[Tensor], Tensor], made: dict[int, Any]) -> Any:
-    if isinstance(value, Tensor):
-        return of_tensor(value)
-    if type(value) is tuple:
-        return tuple(_snapshot(inner, of_tensor, made) for inner in value)
-    state = state_of(value)
-    if state is None:
-        return value
-    if id(value) in made:
-        return made[id(value)]
-    made[id(value)] = other = copy.copy(value)
-    if other is value:  # an enumeration, say
-        return value
-    inside = {name: _snapshot(inner, of_tensor, made) for name, inner in state.items()}
-    refill(other, inside)
-    return other
-
-
-def state_of(value: Any) -> dict[Any, Any] | None:
-    """What is in a container: a dict, a list, or an object such as a cache; null for anything else."""
-    if isinstance(value, dict):
-        return dict(value)
-    if isinstance(value, list):
-        return dict(enumerate(value))
-    if isinstance(value, Tensor | nn.Module) or callable(value):
-        return None
-    return getattr(value, "__dict__", None)
-
-
-def refill(value: Any, state: dict[Any, Any]) -> None:
-    """Put into a container what another of its kind holds; see ``state_of``."""
-    if isinstance(value, list):
-        value[:] = state.values()
-        return
-    inside = value if isinstance(value, dict) else vars(value)
-    for name, inner in state.items():  # transformers' outputs are dicts that refuse to be updated
-        inside[name] = inner
-
-
-def tensors_in(value: Any) -> list[Tensor]:
-    """Every tensor in an argument of a block."""
-    found: list[Tensor] = []
-
-    def see(tensor: Tensor) -> Tensor:
-        found.append(tensor)
-        return tensor
-
-    snapshot(value, see)
-    return found
-
-
-def same_arguments(one: Any, other: Any) -> bool:
-    """Whether two calls, or arguments in them, are the same; modules and functions are if their types are."""
-    if isinstance(one, Tensor):
-        return isinstance(other, Tensor) and one.dtype == other.dtype and torch.equal(one, other)
-    if isinstance(one, BlockCall):
-        return isinstance(other, BlockCall) and same_arguments(vars(one), vars(other))
-    if type(one) is not type(other):
-        return False
-    if isinstance(one, tuple):
-        return len(one) == len(other) and all(map(same_arguments, one, other))
-    if isinstance(one, int | float | str):
-        return bool(one == other)
-    state, others = state_of(one), state_of(other)
-    if one is other or state is None or others is None:
-        return True
-    return state.keys() == others.keys() and all(same_arguments(inner, others[name]) for name, inner in state.items())

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.calibrate.activations import Waiting
-from ecoflap.calibrate.block_call import BlockCall, snapshot
+from ecoflap.calibrate.block_call import BlockCall
 from ecoflap.calibrate.passed import Passed
 from ecoflap.calibrate.recorder import Captured, Entry, Left, Recorder
 from ecoflap.calibrate.shortcut import Bypass, taking
@@ -59,7 +59,7 @@ class Stream:
         """The other arguments of a block; containers among them are copies, which it may write into."""
         call = self._anew[index] if index in self._anew else self._calls[index]
         call = call.changed(lambda value: value.read() if isinstance(value, Waiting) else value)
-        return call.changed(lambda value: snapshot(value, torch.clone) if self._writes else snapshot(value))
+        return call.copied(torch.clone) if self._writes else call.copied()
 
     @property
     def hidden(self) -> Tensor:
@@ -134,7 +134,8 @@ class Flow:
             # Two samples: a loss may send a single one through a tower less often than samples that have each other.
             # Of the batch with the most tensors: samples with pictures have more of them than texts alone.
             richest = max(batches, key=lambda batch: (len(batch), samples_in(batch)))
-            self.structure = learn(model, tower, {name: tensor[:2] for name, tensor in richest.items()}, behind, dense)
+            others = [_two_of(batch) for batch in _others(richest, batches)]
+            self.structure = learn(model, tower, _two_of(richest), others, behind, dense)
             self.from_start |= self.structure.from_start
             self._of_batches = [self._begin(self.structure, number) for number in range(len(batches))]
 
@@ -166,7 +167,7 @@ class Flow:
         past = dict(bypasses)
         for passed in structure.bypassed:
             past |= passed.ending_with([output.read() for output in passed.outputs[number]])
-        found = Recorder(self.tower, structure.passes, wanted)
+        found = Recorder(self.tower, structure.passes, wanted, structure.writes)
         with found.watching(), taking(past), suppress(Captured):
             self.model.loss(self.batches[number])
         return found
@@ -219,6 +220,20 @@ class Flow:
         if self.structure is None or self.structure.looped or not ended:
             return Passed(self.tower, {}, [])
         return Passed(self.tower, shortcuts, [[stream.waiting for stream in streams] for streams in self._of_batches])
+
+
+def _others(one: Batch, batches: Sequence[Batch]) -> list[Batch]:
+    """A batch of each set of inputs; last one of the same inputs, another one and of another length if there is."""
+
+    def difference(batch: Batch) -> tuple[bool, bool]:
+        return any(batch[name].shape[1:] != one[name].shape[1:] for name in one), batch is not one
+
+    kinds = {frozenset(batch): batch for batch in batches if batch.keys() != one.keys()}
+    return [*kinds.values(), max((batch for batch in batches if batch.keys() == one.keys()), key=difference)]
+
+
+def _two_of(batch: Batch) -> Batch:
+    return {name: tensor[:2] for name, tensor in batch.items()}
 
 
 def flows(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool = False) -> Iterator[Flow]:

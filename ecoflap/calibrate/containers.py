@@ -1,14 +1,28 @@
-"""Mutable containers among the arguments of blocks: dicts, lists and caches, by which they hand on things."""
+"""Containers by which blocks hand on things: dicts, lists, tuples, sets and objects such as caches."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Set
+from collections.abc import Callable, Mapping, Set
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Contents = list[tuple[Any, int]]
+
+
+def items_of(value: Any) -> dict[Any, Any] | None:
+    """What a container holds, by key, place or attribute; null for anything else, such as a module."""
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, list | tuple):
+        return dict(enumerate(value))
+    if isinstance(value, Set):
+        return dict.fromkeys(value)
+    if isinstance(value, Tensor) or callable(value):
+        return None
+    return getattr(value, "__dict__", None)
 
 
 def contents(value: Any) -> Contents:
@@ -26,57 +40,101 @@ def changed(before: Contents, after: Contents) -> bool:
     return any(one is not other or old != new for (one, old), (other, new) in pairs)
 
 
-def detached(value: Any) -> Any:
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors that a value holds at any depth, itself included."""
+    return [item for item, _ in contents(value) if isinstance(item, Tensor)]
+
+
+def version_of(tensor: Tensor) -> int:
+    """How often a tensor has been changed in place; 0 where PyTorch doesn't count."""
+    return 0 if tensor.is_inference() else tensor._version
+
+
+def snapshot(value: Any, of_tensor: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
     """A value whose containers are copies at every depth: no later change of the originals is seen in it.
 
-    Tensors are the same, not copies.
+    Args:
+        value: what to copy.
+        of_tensor: what becomes of each tensor in it; by default they are the same ones.
     """
-    return _copied(value, {})
+    return _copied(value, of_tensor, {})
+
+
+def refill(value: Any, held: Any) -> None:
+    """Put into a dict, a list or an object what another of its kind holds, and nothing else."""
+    if isinstance(value, list):
+        value[:] = held
+        return
+    inside: Any = value if isinstance(value, Mapping) else vars(value)
+    wanted = held if isinstance(value, Mapping) else vars(held)
+    for name in [name for name in inside if name not in wanted]:
+        del inside[name]
+    for name, item in wanted.items():  # transformers' outputs are dicts that refuse to be updated
+        inside[name] = item
+
+
+def equal(one: Any, other: Any, same: Callable[[Tensor, Tensor], bool] = torch.equal) -> bool:
+    """Whether two values hold the same at every depth; modules and functions are the same if their types are.
+
+    Args:
+        one: a value.
+        other: the value to compare it with.
+        same: whether two tensors of one type and shape are the same.
+    """
+    return _equal(one, other, same, set())
 
 
 def _walk(value: Any, found: Contents, seen: set[int]) -> None:
     if isinstance(value, Tensor):
-        found.append((value, 0 if value.is_inference() else value._version))
+        found.append((value, version_of(value)))
         return
     found.append((value, 0))
-    if _is_container(value) and id(value) not in seen:
-        seen.add(id(value))
-        for item in _items(value):
-            _walk(item, found, seen)
+    items = items_of(value)
+    if items is None or id(value) in seen:
+        return
+    seen.add(id(value))
+    for item in [*items, *items.values()] if isinstance(value, Mapping | Set) else items.values():
+        _walk(item, found, seen)
 
 
-def _is_container(value: Any) -> bool:
-    if isinstance(value, Mapping | list | tuple | Set):
-        return True
-    return hasattr(value, "__dict__") and not callable(value) and not isinstance(value, Tensor)
-
-
-def _items(container: Any) -> list[Any]:
-    """Keys and values of a mapping, items of a list, tuple or set, attributes of another object."""
-    if isinstance(container, Mapping):
-        return [*container.keys(), *container.values()]
-    return list(container) if isinstance(container, list | tuple | Set) else list(vars(container).values())
-
-
-def _copied(value: Any, known: dict[int, Any]) -> Any:
-    if not _is_container(value):
-        return value
+def _copied(value: Any, of_tensor: Callable[[Tensor], Tensor], known: dict[int, Any]) -> Any:
     if id(value) in known:
         return known[id(value)]
+    if isinstance(value, Tensor):
+        known[id(value)] = of_tensor(value)
+        return known[id(value)]
+    items = items_of(value)
+    if items is None:
+        return value
     if isinstance(value, tuple):
-        items = [_copied(item, known) for item in value]
-        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
+        inside = [_copied(item, of_tensor, known) for item in value]
+        return type(value)(*inside) if hasattr(value, "_fields") else type(value)(inside)
     try:
         made = known[id(value)] = copy.copy(value)
     except TypeError:  # a view of another one, such as a dict's keys
         return value
     if made is value:  # one that can't be changed
         return value
-    if isinstance(made, dict):
-        for key, item in value.items():
-            made[key] = _copied(item, known)
-    elif isinstance(made, list):
-        made[:] = [_copied(item, known) for item in value]
+    if isinstance(made, dict | list):
+        for key, item in items.items():
+            made[key] = _copied(item, of_tensor, known)
     for name, item in getattr(value, "__dict__", {}).items():
-        made.__dict__[name] = _copied(item, known)
+        made.__dict__[name] = _copied(item, of_tensor, known)
     return made
+
+
+def _equal(one: Any, other: Any, same: Callable[[Tensor, Tensor], bool], seen: set[tuple[int, int]]) -> bool:
+    if isinstance(one, Tensor):
+        alike = isinstance(other, Tensor) and (one.dtype, one.shape) == (other.dtype, other.shape)
+        return alike and same(one, other)
+    if type(one) is not type(other):
+        return False
+    if isinstance(one, int | float | str):
+        return bool(one == other)
+    items, others = items_of(one), items_of(other)
+    if items is None or others is None or (id(one), id(other)) in seen:
+        return True
+    seen.add((id(one), id(other)))
+    if items.keys() != others.keys():
+        return False
+    return all(_equal(item, others[key], same, seen) for key, item in items.items())

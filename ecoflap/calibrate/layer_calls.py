@@ -102,8 +102,8 @@ def require_calls(model: PrunableModel, batches: Sequence[Batch], every_layer: b
 def _used_without_call(used: set[str], names: Sequence[str]) -> UserError:
     """The error of layers whose weights are read by others than their own module."""
     return UserError(
-        f"the model uses the weights of {_some(used, names)} outside the call of their module, "
-        f"or shares them between modules, so what they read is not known; {_advice(used, names)}"
+        f"the model uses the weights of {some(used, names)} outside the call of their module, "
+        f"or shares them between modules, so what they read is not known; {advice(used, names)}"
     )
 
 
@@ -114,11 +114,12 @@ def _never_reached(model: PrunableModel, missed: set[str]) -> UserError:
         if tower.layers and all(layer.name in missed for layer in tower.layers):
             where = f"tower {tower.name} ({tower.path})"
             return UserError(f"the calibration data never reach {where}; leave it out of towers")
-    what = _some(missed, names)
-    return UserError(f"the calibration data never reach {what}, so what they read is not known; {_advice(missed, names)}")
+    what = some(missed, names)
+    return UserError(f"the calibration data never reach {what}, so what they read is not known; {advice(missed, names)}")
 
 
-def _advice(layers: set[str], names: Sequence[str]) -> str:
+def advice(layers: set[str], names: Sequence[str]) -> str:
+    """What to do about some of the layers with these names."""
     return f"leave them dense, add skip_layers=[{','.join(patterns(layers, names))}]"
 
 
@@ -143,7 +144,7 @@ def _matched(pattern: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if re.search(pattern, name)]
 
 
-def _some(chosen: set[str], names: Sequence[str]) -> str:
+def some(chosen: set[str], names: Sequence[str]) -> str:
     """How many layers, and the first of them."""
     first = next(name for name in names if name in chosen)
     return f"{first} and {len(chosen) - 1} more layers" if len(chosen) > 1 else first

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ecoflap.calibrate.block_call import BlockCall, first_tensor, snapshot, take_out_hidden, tensors_in
+from ecoflap.calibrate.block_call import BlockCall, first_tensor, take_out_hidden
+from ecoflap.calibrate.containers import Contents, contents, tensors_in, version_of
 from ecoflap.calibrate.shortcut import Shortcut, shortcut
 from ecoflap.errors import UserError
 from ecoflap.models.losses import counted_tokens
@@ -77,16 +78,19 @@ class Recorder:
         written: the tensors that blocks wrote to: ``hidden`` for their hidden states, ``other`` for other arguments.
             Learned, like the following, in a pass that runs to its end.
         writers: blocks that put something into a container that they were given.
+        left: {block: what it left in each of its calls}.
+        order: the block of each call.
         shortcuts: {block: how to bypass it}, null where it has to be run.
     """
 
-    def __init__(self, tower: Tower, passes: int = 0, wanted: Collection[int] | None = None) -> None:
+    def __init__(self, tower: Tower, passes: int = 0, wanted: Collection[int] | None = None, writes: bool = True) -> None:
         """Get ready.
 
         Args:
             tower: its blocks.
             passes: how often they are called; 0 where that is to be learned, and the forward pass runs to its end.
             wanted: the blocks whose calls are kept; null for all.
+            writes: blocks write to tensors that they are given, so that copies are kept.
         """
         self.tower, self.expected = tower, passes
         self.entries: dict[int, list[Entry]] = {index: [] for index in (range(len(tower.blocks)) if wanted is None else wanted)}
@@ -94,9 +98,13 @@ class Recorder:
         self.returned = False
         self.written: set[str] = set()
         self.writers: set[int] = set()
+        self.left: dict[int, list[Left]] = {index: [] for index in self.entries}
         self.shortcuts: dict[nn.Module, Shortcut | None] = {}
         self._last: _Last | None = None
-        self._given: list[tuple[Tensor, int]] = []
+        self.order: list[int] = []
+        self._writes = writes
+        self._copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._given: Contents = []
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -119,15 +127,16 @@ class Recorder:
             if index and not chained:
                 self.broken.add(index)
             self.returned |= index == 0 and last is not None
+            self.order.append(index)
             if index in self.entries:
                 kept, before = hidden.clone(), last.left if last is not None and last.index == index - 1 else None
                 if chained and before is not None:
                     before = replace(before, output=kept)  # not two copies of the same numbers
-                self.entries[index].append(Entry(call.changed(snapshot), kept, counted_tokens(), before))
+                self.entries[index].append(Entry(self._kept(call), kept, counted_tokens(), before))
             if self.expected and all(len(calls) == self.expected for calls in self.entries.values()):
                 raise Captured
             if not self.expected:
-                self._given = [(tensor, tensor._version) for tensor in tensors_in([arguments, keywords])]
+                self._given = [one for one in contents((arguments, keywords)) if isinstance(one[0], Tensor)]
 
         return record
 
@@ -138,14 +147,27 @@ class Recorder:
             if self.expected:
                 return
             call, given = take_out_hidden(arguments, keywords)
-            self._last = replace(self._last, left=Left(hidden.clone(), call.changed(snapshot)))
-            self.written |= {"hidden" if tensor is given else "other" for tensor, version in self._given if tensor._version != version}
-            if [id(tensor) for tensor, _ in self._given] != [id(tensor) for tensor in tensors_in([arguments, keywords])]:
+            self.left[index].append(Left(hidden.clone(), self._kept(call)))
+            self._last = replace(self._last, left=self.left[index][-1])
+            written = [tensor for tensor, version in self._given if version_of(tensor) != version]
+            self.written |= {"hidden" if tensor is given else "other" for tensor in written}
+            if [id(tensor) for tensor, _ in self._given] != list(map(id, tensors_in((arguments, keywords)))):
                 self.writers.add(index)
             if self.shortcuts.get(module, ()) is not None:  # one call that makes more than hidden states settles it
                 self.shortcuts[module] = shortcut(arguments, keywords, call.place, output)
 
         return record
+
+    def _kept(self, call: BlockCall) -> BlockCall:
+        """The call as it is now, whatever is written into it later."""
+        return call.copied(self._copy) if self._writes else call.copied()
+
+    def _copy(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor, one for all blocks that get it until somebody writes to it."""
+        key = id(tensor), version_of(tensor)
+        if key not in self._copies:
+            self._copies[key] = tensor, tensor.clone()  # an id belongs to a tensor as long as it is alive
+        return self._copies[key][1]
 
     def passes(self) -> int:
         """How often each block was called.

@@ -11,11 +11,13 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
 
-from ecoflap.calibrate.block_call import same_arguments
+from ecoflap.calibrate.alone import layers_inside_their_blocks, require_alone
+from ecoflap.calibrate.containers import equal
 from ecoflap.calibrate.disturbance import disturbed, disturbing
 from ecoflap.calibrate.passed import Passages, Passed
 from ecoflap.calibrate.recorder import Captured, Left, Recorder
@@ -33,12 +35,14 @@ class Structure:
     A block beside the first that is in neither set gets the output of the block before, and arguments that don't depend on blocks.
 
     Attributes:
-        passes: how often each is called.
+        passes: how often each is called. Two samples of some batches show it; a later batch that runs the tower more
+            often goes unnoticed, unless the tower is bypassed afterwards.
         shortcuts: how to bypass blocks; those that make what others are given are not among them, and are run.
         from_output: blocks whose inputs the model makes from what the block before leaves: its output, and the
             containers that it was given.
         from_start: blocks whose inputs depend on other blocks as well.
         looped: what enters the first block depends on blocks that ran before it, in an earlier pass for one.
+        backwards: some block runs after a later one, in another pass for one.
         writes: blocks write to tensors that they are given.
         bypassed: finished towers that need not be run.
     """
@@ -48,27 +52,39 @@ class Structure:
     from_output: frozenset[int]
     from_start: frozenset[int]
     looped: bool
+    backwards: bool
     writes: bool
     bypassed: tuple[Passed, ...]
 
 
-def learn(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[Passed], dense: bool = False) -> Structure:
+def learn(
+    model: PrunableModel,
+    tower: Tower,
+    batch: Batch,
+    others: Sequence[Batch],
+    finished: Sequence[Passed],
+    dense: bool = False,
+) -> Structure:
     """Learn it.
 
     Args:
         model: in evaluation mode.
         tower: its blocks.
         batch: small, and as rich as any.
+        others: small, and each unlike that one; the last has the same inputs.
         finished: towers that were pruned before, in order.
         dense: what enters the blocks is not to depend on pruned weights.
 
     Raises:
-        UserError: the forward pass never reaches the tower, or what enters its blocks depends on what it is not to.
+        UserError: the forward pass never reaches the tower, what enters its blocks depends on what it is not to,
+            or they compute something else when they are run alone.
     """
     plain, passages = Recorder(tower), Passages([passed.tower for passed in finished])
-    with plain.watching(), passages.watching(), taking(without_head(model.module)):
+    head = without_head(model.module)
+    with layers_inside_their_blocks(model, tower), plain.watching(), passages.watching(), taking(head):
         model.loss(batch)
     trials = _Trials(model, tower, batch, plain)
+    require_alone(model, tower, plain, others)
     looped, anew = trials.captured_anew()
     # What blocks write into a tensor can't be handed over as what they put into a container can.
     carried = not looped and "other" not in plain.written
@@ -82,6 +98,7 @@ def learn(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[P
         from_output=frozenset(from_output),
         from_start=frozenset(anew - from_output),
         looped=looped,
+        backwards=any(later < earlier for earlier, later in pairwise(plain.order)),
         writes=bool(plain.written),
         bypassed=tuple(finished[number] for number in bypassed),
     )
@@ -190,7 +207,7 @@ class _Trials:
 
     def _run(self, bypasses: Mapping[nn.Module, Bypass], wanted: Collection[int], layers: Iterable[Layer] = ()) -> Recorder:
         """Run the batch until all that is wanted is known, or until the model can't be run so."""
-        found = Recorder(self.tower, self.passes, wanted)
+        found = Recorder(self.tower, self.passes, wanted, bool(self.plain.written))
         with suppress(Captured, Exception), found.watching(), taking(bypasses), disturbing(layers):
             self.model.loss(self.batch)
         return found
@@ -198,7 +215,7 @@ class _Trials:
     def _same(self, found: Recorder, blocks: Iterable[int], hidden: bool) -> bool:
         """Whether the same arguments, and the same hidden states if asked, entered some blocks."""
         return all(
-            same_arguments(
+            equal(
                 [(entry.call, entry.hidden if hidden else None) for entry in found.entries[index]],
                 [(entry.call, entry.hidden if hidden else None) for entry in self.plain.entries[index]],
             )

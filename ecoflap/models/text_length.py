@@ -11,17 +11,28 @@ from torch import nn
 
 from ecoflap.errors import UserError
 from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.tower_names import READS
 
 log = logging.getLogger(__name__)
 
 TABLE = re.compile(r"(^|\.)(\w*position\w*|wpe)$")
-OF_PICTURES = re.compile(r"vision|visual|image|patch")
+OF_OTHERS = re.compile(r"vision|visual|image|patch|video|audio")
 
 
 def most_tokens(module: nn.Module) -> int | None:
     """The longest text for which a model has learned positions; null where it computes them for any length."""
-    tables = {name: table for name, table in module.named_modules() if isinstance(table, nn.Embedding) and TABLE.search(name)}
-    return min((_places(table) for name, table in tables.items() if not OF_PICTURES.search(name)), default=None)
+    tables = {path: table for path, table in module.named_modules() if isinstance(table, nn.Embedding) and TABLE.search(path)}
+    return min((_places(table) for path, table in tables.items() if not _is_of_others(module, path)), default=None)
+
+
+def _is_of_others(module: nn.Module, path: str) -> bool:
+    """Whether a table is for pictures or sounds, by its path or by what the part of the model around it reads."""
+    if OF_OTHERS.search(path):
+        return True
+    parts = path.split(".")
+    around = [module.get_submodule(".".join(parts[:end])) for end in range(len(parts) - 1, 0, -1)]
+    reads = (getattr(part, "main_input_name", None) for part in around)
+    return next((name for name in reads if name is not None), None) in READS
 
 
 def trained_tokens(module: nn.Module) -> int | None:

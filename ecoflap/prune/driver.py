@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.calibrate.capture import Flow
+from ecoflap.calibrate.layer_calls import require_calls
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.statistics import MeanSquare
 from ecoflap.console import track
@@ -35,6 +36,7 @@ def prune(
     propagate: str = "pruned",
     finished: FinishedBlocks | None = None,
     given: Mapping[str, Tensor] | None = None,
+    checked: bool = False,
 ) -> PruneReport:
     """Prune every tower of the model in order, in place.
 
@@ -49,13 +51,17 @@ def prune(
             (one pass; another result). Dense predecessors means the last towers first, so that what comes before is still whole.
         finished: where blocks are kept as soon as they are pruned, and read from when the run was stopped after them.
         given: what ``measure_dense`` has found, with dense predecessors; the data are then not looked at again.
+        checked: ``require_calls`` has let the model and all of the samples pass already.
 
     Raises:
         NumericalError: a weight or a hidden state is not finite, or a mask misses its count.
+        UserError: the pruner can't be shown what some layer reads.
     """
     report, dense = PruneReport(), propagate == "dense"
     looks = calibration is not None and pruner.statistic is not None and given is None
     batches = calibration.batches(batch_size) if calibration is not None and looks else []
+    if looks and not checked:
+        require_calls(model, batches, every_layer=True)
     towers = [tower for tower in model.towers if tower.layers]
     work = blocks_in_order(model, reversed(towers) if dense else towers, batches, dense)
     with quiet_forward(model.module):

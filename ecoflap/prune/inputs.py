@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.calibrate.capture import Flow, flows
+from ecoflap.calibrate.layer_calls import require_calls
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.statistics import Enough, Gram, InputStatistics, MeanSquare
 from ecoflap.console import track
@@ -30,9 +31,18 @@ def check_propagate(choice: str) -> None:
 
 
 def blocks_in_order(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool) -> Iterator[tuple[Flow, int]]:
-    """Every block of the towers, with the flow of its tower."""
+    """Every block of the towers, with the flow of its tower.
+
+    Raises:
+        UserError: with ``dense``, blocks would be pruned before others that read what they put out.
+    """
     for flow in flows(model, towers, batches, dense):
         order = range(len(flow.tower.blocks))
+        if dense and flow.from_start and flow.structure is not None and flow.structure.backwards:
+            raise UserError(
+                f"propagate=dense prunes the last blocks of tower {flow.tower.name} ({flow.tower.path}) first, and the "
+                "model runs some of them before earlier ones; use propagate=pruned, or leave the tower out of towers"
+            )
         # Where a block's inputs come from a forward pass through the blocks before it, those are to be dense still.
         for index in reversed(order) if dense and flow.from_start else order:
             yield flow, index
@@ -58,11 +68,17 @@ def measure_block(flow: Flow, index: int, kind: type[MeanSquare] | type[Gram] | 
 
 
 @torch.no_grad()
-def measure_dense(model: PrunableModel, calibration: CalibrationSet, batch_size: int) -> dict[str, Tensor]:
-    """{layer: sum of squares of each input column, and the number of tokens, [cols + 1], fp64} of the dense model, in one pass over the data."""
+def measure_dense(model: PrunableModel, calibration: CalibrationSet, batch_size: int, checked: bool = False) -> dict[str, Tensor]:
+    """{layer: sum of squares of each input column, and the number of tokens, [cols + 1], fp64} of the dense model.
+
+    It takes one pass over the data. For ``checked`` see ``prune``.
+    """
     found: dict[str, Tensor] = {}
+    batches = calibration.batches(batch_size)
+    if not checked:
+        require_calls(model, batches, every_layer=True)
     towers = [tower for tower in model.towers if tower.layers]
-    work = blocks_in_order(model, towers, calibration.batches(batch_size), dense=False)  # nothing is pruned on the way
+    work = blocks_in_order(model, towers, batches, dense=False)  # nothing is pruned on the way
     with quiet_forward(model.module):
         for flow, index in track(work, "statistics", total=sum(len(tower.blocks) for tower in towers)):
             flow.enter(index)

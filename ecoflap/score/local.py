@@ -81,9 +81,9 @@ class Local:
         with quiet_forward(model.module):
             for flow in track(flows(model, model.towers, batches), "score", total=len(model.towers)):
                 for index, block in enumerate(flow.tower.blocks):
-                    statistics = InputStatistics(kind)
+                    statistics, streams = InputStatistics(kind), flow.enter(index)  # which may run the block
                     with statistics.gathering(block.layers):
-                        for stream in flow.enter(index):
+                        for stream in streams:
                             call = stream.call(index)
                             statistics.look_at(stream.counted, call.tensors)
                             stream.leave(call.run(block.module, stream.hidden), call)

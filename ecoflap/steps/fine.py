@@ -44,13 +44,14 @@ def prune(plan: Plan, model: PrunableModel, progress: Progress) -> None:
             propagate=plan.config["propagate"],
             finished=finished,
             given=_dense_statistics(plan, model, progress) if shared else None,
+            checked=True,  # before anything was scored
         )
 
 
 def _dense_statistics(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Tensor]:
     """What Wanda wants to know of the dense model's inputs, shared by all runs; a Gram matrix would be too large to keep."""
     assert progress.calibration is not None
-    compute = partial(measure_dense, model, progress.calibration, plan.config["batch_size"])
+    compute = partial(measure_dense, model, progress.calibration, plan.config["batch_size"], checked=True)
     found: dict[str, Tensor] = plan.store.get_or_compute("statistics", statistics_key(plan, model, progress), compute, AS_TENSORS)[0]
     return found
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.calibrate import capture
-from ecoflap.calibrate.block_call import first_tensor, same_arguments
+from ecoflap.calibrate.block_call import first_tensor
 from ecoflap.calibrate.capture import Flow, flows
+from ecoflap.calibrate.containers import equal
 from ecoflap.calibrate.passed import Passages
 from ecoflap.errors import UserError
 from ecoflap.models.loading import Selection, prunable
@@ -144,7 +145,7 @@ def test_large_arguments_wait_like_hidden_states(family: str, tmp_path: Path, mo
             plain, other = Flow(model, tower, batches), Flow(away, tower, batches)
             for stream, put in zip(plain.streams, other.streams, strict=True):
                 calls = [(stream.call(index), put.call(index)) for index in range(len(tower.blocks))]
-                assert all(same_arguments(one, two) for one, two in calls)
+                assert all(equal(one, two) for one, two in calls)
                 assert not any(call.tensors for call in put._calls.values())
             shared = sum(len({id(tensor) for call in stream._calls.values() for tensor in call.tensors}) for stream in plain.streams)
             assert len(list((tmp_path / "waiting").iterdir())) == len(other.streams) + shared
@@ -160,7 +161,7 @@ def test_capture_stops_before_the_rest_of_the_model_and_leaves_no_hooks() -> Non
     hooks = [dict(module._forward_pre_hooks) for module in model.module.modules()]
     batches = tiny.samples("blip2_t5").batches(2)
     Flow(model, model.towers[0], batches)
-    assert len(ran) == 1, "the first batch runs to its end, so that every pass is known; the others stop"
+    assert len(ran) == 2, "two samples of two batches run to their end, so that every pass is known; the others stop"
     assert [dict(module._forward_pre_hooks) for module in model.module.modules()] == hooks
 
 

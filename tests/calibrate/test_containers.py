@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from ecoflap.calibrate.containers import changed, contents, detached
+from ecoflap.calibrate.containers import changed, contents, equal, refill, snapshot, tensors_in
 
 
 class Pair(NamedTuple):
@@ -59,22 +59,67 @@ def test_changes_are_seen(change: Callable[[dict[str, Any]], Any]) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_changes_of_the_original_are_not_seen_in_a_detached_copy(change: Callable[[dict[str, Any]], Any]) -> None:
+def test_changes_of_the_original_are_not_seen_in_a_snapshot(change: Callable[[dict[str, Any]], Any]) -> None:
     given = arguments()
-    copy = detached(given)
+    copy = snapshot(given)
     before = contents(copy)
     change(given)
     assert not changed(before, contents(copy))
 
 
-def test_a_detached_copy_holds_the_same_tensors_and_the_same_containers_twice() -> None:
+def test_a_snapshot_holds_the_same_tensors_and_the_same_containers_twice() -> None:
     given = arguments()
     given["again"] = given["dict"]
     given["dict"]["itself"] = given["dict"]
-    copy = detached(given)
+    copy = snapshot(given)
     assert copy["dict"] is copy["again"] is copy["dict"]["itself"] is not given["dict"]
     assert copy["dict"]["states"] is given["dict"]["states"]
     assert copy["pair"].one is given["pair"].one
     assert type(copy["user"]) is UserDict
     assert copy["user"]["states"][0] is given["user"]["states"][0]
     assert all(copy[name] is given[name] for name in ("mask", "module", "function", "nothing", "view"))
+
+
+@pytest.mark.parametrize("change", [change for name, change in CHANGES.items() if name != "another value"])
+def test_a_snapshot_equals_what_it_was_taken_of_until_that_changes(change: Callable[[dict[str, Any]], Any]) -> None:
+    given = arguments()
+    given["dict"]["itself"] = given["dict"]
+    copy = snapshot(given, torch.clone)
+    assert equal(copy, given)
+    assert equal(given, copy)
+    change(given)
+    assert not equal(copy, given)
+    assert not equal(given, copy)
+
+
+def test_a_snapshot_of_copies_keeps_the_numbers() -> None:
+    given = arguments()
+    copy = snapshot(given, torch.clone)
+    in_place(given)
+    assert not equal(copy, given)
+    assert equal(copy, given, same=lambda one, other: True)
+    assert len(tensors_in(copy)) == len(tensors_in(given)) == 6
+    assert not {id(tensor) for tensor in tensors_in(copy)} & {id(tensor) for tensor in tensors_in(given)}
+
+
+@pytest.mark.parametrize("name", ["dict", "user", "ordered", "object"])
+def test_a_container_is_refilled_with_what_another_holds(name: str) -> None:
+    value, held = arguments()[name], arguments()[name]
+    if name == "object":
+        held.more = value.old = torch.ones(1)
+    else:
+        held["more"] = value["old"] = torch.ones(1)
+    assert not equal(value, held)
+    refill(value, held)
+    assert equal(value, held)
+
+
+def test_outputs_of_transformers_are_refilled_and_copied() -> None:
+    from transformers.modeling_outputs import BaseModelOutput
+
+    value, held = BaseModelOutput(torch.zeros(2)), BaseModelOutput(torch.ones(2))
+    refill(value, held)
+    assert equal(value.last_hidden_state, torch.ones(2))
+    copy = snapshot(value, torch.clone)
+    assert equal(copy, value)
+    assert copy.last_hidden_state is copy["last_hidden_state"] is not value.last_hidden_state

@@ -11,8 +11,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.calibrate.block_call import first_tensor, same_arguments, snapshot
+from ecoflap.calibrate.block_call import first_tensor
 from ecoflap.calibrate.capture import Flow, flows
+from ecoflap.calibrate.containers import equal, snapshot
 from ecoflap.errors import UserError
 from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import Batch, PrunableModel
@@ -299,6 +300,25 @@ def test_a_batch_that_runs_a_tower_more_often_is_refused() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", ["other inputs", "another length"])
+def test_a_kind_of_batch_that_runs_the_tower_more_often_is_refused(kind: str) -> None:
+    model, given = model_of("given_end"), batches("in all")
+    if kind == "other inputs":
+        del given[1]["image"]
+    else:
+        given[1] = {name: tensor[:, :3] for name, tensor in given[1].items()}
+
+    def loss(module: Any, batch: Batch, _: int) -> Tensor:
+        hidden, image = batch["hidden"], batch.get("image", batch["hidden"])
+        for _ in range(2 if "image" not in batch or hidden.shape[1] < 5 else 1):
+            hidden = module(hidden, image)
+        return hidden.mean(dim=(1, 2))
+
+    with pytest.raises(UserError, match=r"one batch runs tower language \(layers\) 1 times and another 2 times; calibrate on"):
+        Flow(replace(model, loss_function=loss), model.towers[1], given)
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("way", WAYS)
 def test_blocks_that_are_the_identity_hide_nothing(way: str) -> None:
     """Where no block does anything, hidden states are the same at every depth, and what is read from where can't be seen by comparing them."""
@@ -372,21 +392,21 @@ def test_snapshots_are_independent_of_what_is_written_later() -> None:
     cache, tensor = Cache(), torch.ones(2)
     shared: Any = {"a": [tensor], "b": UserDict(c=tensor), "cache": cache}
     taken, again = snapshot(shared), snapshot(shared)
-    assert same_arguments(taken, again)
+    assert equal(taken, again)
     shared["a"].append(tensor)
     shared["b"]["d"] = tensor
     cache.layers.append(tensor)
-    assert same_arguments(taken, again)
+    assert equal(taken, again)
     for name in shared:
-        assert not same_arguments(taken[name], shared[name])
+        assert not equal(taken[name], shared[name])
     assert taken["a"][0] is tensor
 
 
 @pytest.mark.parametrize("one", [1, 1.5, "one", torch.ones(2), [torch.ones(2)], {"a": 1}, UserDict(a=torch.ones(1)), None])
 def test_arguments_that_differ(one: Any) -> None:
     others = [2, 2.5, "two", torch.zeros(2), torch.ones(2).half(), [torch.zeros(2)], [], {"a": 2}, {"b": 1}, UserDict(a=torch.zeros(1)), 0]
-    assert same_arguments(one, snapshot(one))
-    assert not any(same_arguments(one, other) for other in others)
+    assert equal(one, snapshot(one))
+    assert not any(equal(one, other) for other in others)
 
 
 @torch.no_grad()

@@ -158,9 +158,7 @@ def test_text_calibration_of_a_model_that_reads_images(run: Run, text_file: Path
         run(["calibration=wikitext2", f"calibration.path={text_file}", "tracking=none", "task.limit=10", "cache_mode=off"])
 
 
-def test_a_failing_run_leaves_no_earlier_result_in_its_folder(
-    run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path
-) -> None:
+def test_a_failing_run_leaves_no_earlier_result_in_its_folder(run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path) -> None:
     run([*text_run, "model.save=true"])
     broken = shutil.copytree(tiny_llama, tmp_path / "broken")
     state = load_file(broken / "model.safetensors")

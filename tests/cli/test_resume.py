@@ -67,7 +67,8 @@ def test_a_result_of_other_code_is_said_to_be_one(
     monkeypatch.setattr(sys.modules["ecoflap.results.environment"], "package_hash", lambda: "edited")
     with caplog.at_level(logging.INFO):
         run(text_run)
-    (warning,) = [record.message for record in caplog.records if record.levelno == logging.WARNING]
+    warned = [record for record in caplog.records if record.levelno == logging.WARNING and record.name.startswith("ecoflap")]
+    (warning,) = [record.message for record in warned]
     assert "made by other code (code: " in warning
     assert "-> edited" in warning
 

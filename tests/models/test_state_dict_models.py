@@ -68,7 +68,7 @@ def test_torchvision_inspects_without_weights() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda file: Torchvision("vit_b_61"), r"model\.architecture=vit_b_61 is not known to torchvision; choose vit_b_16"),
+        (lambda file: Torchvision("vit_b_61"), r"model\.architecture=vit_b_61 is not known to torchvision; did you mean vit_b_16"),
         (lambda file: Torchvision("vit_b_32", "NEWEST"), r"model\.weights=NEWEST is neither a file nor one of torchvision's tags \(IMAGENET1K_V1\)"),
         (lambda file: Torchvision("vit_b_16", str(file)), "is of another model"),
     ],
@@ -122,7 +122,7 @@ def test_classification_is_at_the_true_temperature(clip_file: tuple[str, Path]) 
 
 
 def test_open_clip_refusals(clip_file: tuple[str, Path]) -> None:
-    with pytest.raises(UserError, match=r"model\.architecture=EVA01-g-41 is not known to open_clip; choose EVA01-g-14"):
+    with pytest.raises(UserError, match=r"model\.architecture=EVA01-g-41 is not known to open_clip; did you mean EVA01-g-14"):
         OpenClip("EVA01-g-41", "x").load(META, Selection())
     with pytest.raises(UserError, match="could not be loaded"):
         OpenClip(clip_file[0], "no_such_tag").load(CPU, Selection())

@@ -53,6 +53,40 @@ def test_positions_of_patches_are_none_of_a_text() -> None:
     assert patches < text == most_tokens(model)
 
 
+SEEN = {**SMALL, "image_size": 8, "patch_size": 4}
+HEARD = {"num_mel_bins": 8, "d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 8}
+HEARD |= {"max_source_positions": 7}
+
+
+def of_pictures_or_sounds(family: str) -> nn.Module:
+    """Models with a table for four patches and a class, or for seven frames, beside what reads texts."""
+    import transformers as hf
+
+    text = {**SMALL, "num_key_value_heads": 1}
+    if family == "gemma3":
+        gemma = {**text, "head_dim": 4}
+        return hf.Gemma3ForConditionalGeneration(hf.Gemma3Config(text_config=gemma, vision_config=SEEN))
+    if family == "qwen2_audio":
+        config = hf.Qwen2AudioConfig(audio_config=HEARD, text_config={"model_type": "qwen2", **text})
+        return hf.Qwen2AudioForConditionalGeneration(config)
+    if family == "clip_gpt2":
+        gpt2 = hf.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20, n_positions=12, add_cross_attention=True)
+        both = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(hf.CLIPVisionConfig(**SEEN), gpt2)
+        return hf.VisionEncoderDecoderModel(both)
+    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8, "max_target_positions": 12}
+    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
+    return hf.WhisperForConditionalGeneration(hf.WhisperConfig(vocab_size=20, **HEARD, **decoder, **tokens))
+
+
+@pytest.mark.parametrize(("family", "most"), [("gemma3", None), ("qwen2_audio", None), ("clip_gpt2", 12), ("whisper", 12)])
+def test_tables_for_pictures_and_sounds_do_not_limit_texts(family: str, most: int | None) -> None:
+    try:
+        model = of_pictures_or_sounds(family)
+    except AttributeError:
+        pytest.skip(f"{family} is not in the installed transformers")
+    assert most_tokens(model) == most
+
+
 def test_windows_that_are_too_long_are_refused(tmp_path: Path) -> None:
     model = tiny.build("gpt2")
     most = most_tokens(model.module)

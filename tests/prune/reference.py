@@ -44,7 +44,7 @@ def sparsegpt_4_8(weight: Tensor, inputs: Tensor, _: int) -> tuple[Tensor, Tenso
 def inputs_of(model: PrunableModel, layer: Layer, calibration: CalibrationSet, batches: list[Batch] | None = None) -> Tensor:
     """Everything that the layer reads, [tokens, cols], one sample at a time unless other batches are given."""
     seen: list[Tensor] = []
-    handle = layer.module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].reshape(-1, layer.shape[1])))
+    handle = layer.module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].reshape(-1, layer.shape[1]).clone()))
     torch.backends.mha.set_fastpath_enabled(False)  # PyTorch's fused encoder layer would call no layer
     for batch in batches or [{name: tensor[None] for name, tensor in sample.items()} for sample in calibration.samples]:
         model.loss(batch)

@@ -12,6 +12,8 @@ from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.local import Local
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests import handing, hybrids, tiny
+from tests.prune import reference
+from tests.prune.test_handing import REFUSED
 from tests.score.test_zeroth_order import LARGE, slopes_by_autograd, two_forward_passes_per_probe
 
 # Where a block that is computed again finds what another one has left there since.
@@ -73,6 +75,21 @@ def test_block_that_is_something_else_when_it_is_computed_again(scorer: FirstOrd
     with pytest.raises(UserError, match=r"blocks\.\d puts out something else .* score\.recompute=false"):
         scorer(model, handing.samples(), 0)
     assert not any("forward" in block.module.__dict__ for block in model.blocks)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("way", handing.WAYS)
+def test_local_scores_are_those_of_full_passes_or_refused(way: str, rounds: int) -> None:
+    model, calibration = handing.build(way, rounds), handing.samples()
+    if (refused := REFUSED[way]) is not None:
+        with pytest.raises(UserError, match=refused):
+            Local(batch_size=2)(model, calibration, 0)
+        return
+    scores = Local(batch_size=2)(model, calibration, 0).importance
+    for layer in model.layers:
+        norms = reference.inputs_of(model, layer, calibration).double().square().mean(dim=0).sqrt()
+        assert scores[layer.name] == pytest.approx(float((layer.matrix().double().abs() * norms).sum()), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", hybrids.EVERY)
