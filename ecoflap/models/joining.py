@@ -14,7 +14,7 @@ Join = Callable[[Any, Batch], dict[str, Tensor]]
 
 
 def joined(module: Any, batch: Batch) -> dict[str, Tensor]:
-    """The inputs of one call: samples one behind the other along the first dimension that their processor gave.
+    """The inputs of one call: the samples one behind the other, along their first dimension.
 
     Nearly every model reads each sample in them as it would alone; for the others, ``JOINS`` makes the inputs
     that let it.
@@ -41,11 +41,12 @@ def _strip(_: Any, batch: Batch) -> dict[str, Tensor]:
 
 
 def _own_positions(module: Any, batch: Batch) -> dict[str, Tensor]:
-    """HunYuan-VL numbers pictures through a batch, and the number is one of the positions of a picture's tokens."""
+    """HunYuan-VL numbers the pictures of a batch, and the number is one of the positions of their tokens."""
     names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
     if not set(names) <= set(batch):
         return {}
-    each = [module.model.get_rope_index(*sample)[0] for sample in zip(*(batch[name] for name in names), strict=True)]
+    samples = zip(*(batch[name] for name in names), strict=True)
+    each = [module.model.get_rope_index(*sample)[0] for sample in samples]
     return {"position_ids": torch.cat(each, dim=1)}
 
 
