@@ -185,6 +185,6 @@ class Recorder:
         if len(set(counts)) > 1:
             raise UserError(
                 f"the blocks of tower {self.tower.name} ({self.tower.path}) are called {min(counts)} to {max(counts)} times per batch; "
-                "name lists of blocks that always run together with model.towers"
+                "leave it out of towers, or name lists of blocks that always run together with model.towers"
             )
         return counts[0]

@@ -14,9 +14,10 @@ Join = Callable[[Any, Batch], dict[str, Tensor]]
 
 
 def joined(module: Any, batch: Batch) -> dict[str, Tensor]:
-    """The inputs of one call: samples one behind the other along the first dimension that their processor gave them.
+    """The inputs of one call: the samples one behind the other, along their first dimension.
 
-    Nearly every model reads each sample in them as it would alone; for the others, ``JOINS`` makes what it must be given.
+    Nearly every model reads each sample in them as it would alone; for the others, ``JOINS`` makes the inputs
+    that let it.
     """
     join = JOINS.get(str(getattr(module.config, "model_type", None)))
     inputs = {name: tensor.flatten(0, 1) for name, tensor in batch.items()}
@@ -24,7 +25,7 @@ def joined(module: Any, batch: Batch) -> dict[str, Tensor]:
 
 
 def _numbered_patches(_: Any, batch: Batch) -> dict[str, Tensor]:
-    """Molmo2 knows the patches that a token pools by their numbers among those of all samples; a negative one is none."""
+    """Molmo2 knows the patches that a token pools by their numbers in the batch; a negative one is none."""
     if "image_token_pooling" not in batch:
         return {}
     pooled, (count, crops, patches) = batch["image_token_pooling"], batch["pixel_values"].shape[:3]
@@ -34,15 +35,18 @@ def _numbered_patches(_: Any, batch: Batch) -> dict[str, Tensor]:
 
 def _strip(_: Any, batch: Batch) -> dict[str, Tensor]:
     """MiniCPM-V reads the patches of all pictures as one strip, [1, channels, patch, width]."""
-    return {"pixel_values": torch.cat(list(batch["pixel_values"]), dim=-1)} if "pixel_values" in batch else {}
+    if "pixel_values" not in batch:
+        return {}
+    return {"pixel_values": torch.cat(list(batch["pixel_values"]), dim=-1)}
 
 
 def _own_positions(module: Any, batch: Batch) -> dict[str, Tensor]:
-    """HunYuan-VL numbers pictures through a batch, and a picture's number is one of the positions of its tokens."""
+    """HunYuan-VL numbers the pictures of a batch, and the number is one of the positions of their tokens."""
     names = ("input_ids", "mm_token_type_ids", "image_grid_thw", "attention_mask")
     if not set(names) <= set(batch):
         return {}
-    each = [module.model.get_rope_index(*sample)[0] for sample in zip(*(batch[name] for name in names), strict=True)]
+    samples = zip(*(batch[name] for name in names), strict=True)
+    each = [module.model.get_rope_index(*sample)[0] for sample in samples]
     return {"position_ids": torch.cat(each, dim=1)}
 
 

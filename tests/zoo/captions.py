@@ -1,4 +1,4 @@
-"""Models that write about a picture: captions, document text, formulas, and the encoder-decoders among them."""
+"""Models that write captions, or the text of a page, the encoder-decoders among them."""
 
 from __future__ import annotations
 

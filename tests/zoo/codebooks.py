@@ -1,4 +1,4 @@
-"""Vision-language models without a transformer for pictures: codebooks, bare patches, convolutional networks of timm."""
+"""Vision-language models of codebooks, bare patches, or image towers of timm."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Vision-language models that read a row of patches on a grid, and whose language model has routed experts."""
+"""Vision-language models that read a row of patches, and whose language model has routed experts."""
 
 from __future__ import annotations
 
