@@ -25,7 +25,8 @@ from pathlib import Path
 from ecoflap.errors import UserError
 
 PACKAGE = __name__.partition(".")[0]
-LIBRARIES = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib"))
+PYTHON = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
+INSTALLED = {"site-packages", "dist-packages"}  # of this environment, or of one that lends it its libraries
 
 LOADERS = ((SourceFileLoader, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES))
 
@@ -107,7 +108,12 @@ def _is_own(root: str) -> bool:
     if root == PACKAGE or spec is None:
         return root == PACKAGE
     places = [spec.origin or ""] if spec.has_location else list(spec.submodule_search_locations or ())
-    return not all(any(Path(place).resolve().is_relative_to(path) for path in LIBRARIES) for place in places)
+    return not all(map(_is_library, places))
+
+
+def _is_library(place: str) -> bool:
+    path = Path(place).resolve()
+    return not INSTALLED.isdisjoint(path.parts) or any(path.is_relative_to(python) for python in PYTHON)
 
 
 @cache

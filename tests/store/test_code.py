@@ -59,6 +59,17 @@ def test_an_edit_of_anything_else_does_not(parts: Path) -> None:
     assert hashed("mine.scorer") == before
 
 
+def test_libraries_count_by_their_version_wherever_they_are(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lent = parts / "other" / "site-packages"
+    (lent / "library").mkdir(parents=True)
+    (lent / "library" / "__init__.py").write_text("from library import only_elsewhere\nimport library._windows\n")
+    monkeypatch.syspath_prepend(str(lent))
+    (parts / "mine" / "scorer.py").write_text("import library\n")
+    before = hashed("mine.scorer")
+    (lent / "library" / "__init__.py").write_text("# another release\n")
+    assert hashed("mine.scorer") == before
+
+
 def test_where_the_package_lies_does_not_count(parts: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     before = hashed("mine.scorer")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
