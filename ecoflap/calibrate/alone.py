@@ -119,16 +119,14 @@ def _leaves_the_same(block: Block, entry: Entry, left: Left) -> bool:
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise
         return False
-    return equal((output, call), (left.output, left.call), _close)
+    return equal((output, call), (left.output, left.call), lambda one, other: bool(close(one, other)))
 
 
-def _close(once: Tensor, again: Tensor) -> bool:
-    """Whether a second run gave the numbers of the first, but for rounding."""
-    if not once.is_floating_point():
-        return torch.equal(once, again)
+def close(once: Tensor, again: Tensor) -> Tensor:
+    """Whether a second run gave the numbers of the first, but for rounding: one truth value on their device."""
+    if not once.is_floating_point() or not once.numel():
+        return (once == again).all()
     scale = once.abs().nan_to_num(0.0, 0.0, 0.0)
-    if not scale.numel():
-        return True
     largest = scale.flatten(0, -2).amax(0) if scale.ndim > 1 else scale.max()
     near = (once - again).abs() <= max(ROUNDING, 4 * torch.finfo(once.dtype).eps) * largest
-    return bool((near | (once == again) | (once.isnan() & again.isnan())).all())
+    return (near | (once == again) | (once.isnan() & again.isnan())).all()
