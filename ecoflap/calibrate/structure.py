@@ -85,6 +85,7 @@ def learn(
         model.loss(batch)
     trials = _Trials(model, tower, batch, plain)
     require_alone(model, tower, plain, others)
+    plain.left.clear()  # as large as what enters all blocks, which is compared from here on
     looped, anew = trials.captured_anew()
     # What blocks write into a tensor can't be handed over as what they put into a container can.
     carried = not looped and "other" not in plain.written

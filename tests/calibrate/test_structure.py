@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -14,6 +15,8 @@ from torch import Tensor, nn
 from ecoflap.calibrate.block_call import first_tensor
 from ecoflap.calibrate.capture import Flow, flows
 from ecoflap.calibrate.containers import equal, snapshot
+from ecoflap.calibrate.recorder import Captured, Recorder
+from ecoflap.calibrate.shortcut import taking
 from ecoflap.errors import UserError
 from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import Batch, PrunableModel
@@ -272,6 +275,21 @@ def test_each_block_is_carried_as_full_passes_would(way: str, pictures: str) -> 
                     assert torch.equal(stream.call(index).run(block.module, stream.hidden), left), block.name
             change(block)
             flow.leave(index)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("way", "copies"), [("plainly", 1), ("in_place", 4), ("deepstack", 4)])
+def test_hidden_states_that_bypassed_blocks_hand_through_are_kept_once(way: str, copies: int) -> None:
+    model, batch = model_of(way), batches("in all")[0]
+    plain, found = Recorder(model.towers[1]), Recorder(model.towers[1], 1)
+    with plain.watching():
+        model.loss(batch)
+    shortcuts = {module: made for module, made in plain.shortcuts.items() if made is not None}
+    with found.watching(), taking(shortcuts), suppress(Captured):
+        model.loss(batch)
+    kept = [entry.hidden for calls in found.entries.values() for entry in calls]
+    assert len(kept) == 4
+    assert len({hidden.data_ptr() for hidden in kept}) == copies
 
 
 @torch.no_grad()
