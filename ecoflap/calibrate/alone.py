@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from ecoflap.calibrate.shortcut import taking, without_head
 from ecoflap.errors import UserError
 from ecoflap.models.prunable import Batch, PrunableModel
 from ecoflap.models.towers import Block, Tower
-from ecoflap.telemetry import out_of_memory
+from ecoflap.telemetry import errors_suppressed, out_of_memory
 
 ROUNDING = 1e-4  # of a feature's largest number: kernels may add in another order; half precision is coarser
 
@@ -102,7 +102,7 @@ def _calls_of_a_disturbed_pass(model: PrunableModel, tower: Tower, batch: Batch)
     modules = dict.fromkeys(block.module for block in tower.blocks)
     handles = [module.register_forward_pre_hook(lambda module, _: calls.update([module])) for module in modules]
     try:
-        with suppress(Exception), disturbing(layers), taking(without_head(model.module)):
+        with errors_suppressed(), disturbing(layers), taking(without_head(model.module)):
             model.loss(batch)
     finally:
         for handle in handles:

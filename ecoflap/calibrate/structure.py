@@ -26,6 +26,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import Batch, PrunableModel
 from ecoflap.models.towers import Tower
+from ecoflap.telemetry import errors_suppressed
 
 
 @dataclass(frozen=True)
@@ -209,7 +210,7 @@ class _Trials:
     def _run(self, bypasses: Mapping[nn.Module, Bypass], wanted: Collection[int], layers: Iterable[Layer] = ()) -> Recorder:
         """Run the batch until all that is wanted is known, or until the model can't be run so."""
         found = Recorder(self.tower, self.passes, wanted, bool(self.plain.written))
-        with suppress(Captured, Exception), found.watching(), taking(bypasses), disturbing(layers):
+        with suppress(Captured), errors_suppressed(), found.watching(), taking(bypasses), disturbing(layers):
             self.model.loss(self.batch)
         return found
 

@@ -6,6 +6,7 @@ from collections import UserDict
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -290,6 +291,20 @@ def test_hidden_states_that_bypassed_blocks_hand_through_are_kept_once(way: str,
     kept = [entry.hidden for calls in found.entries.values() for entry in calls]
     assert len(kept) == 4
     assert len({hidden.data_ptr() for hidden in kept}) == copies
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("trial", [2, 3, 4])
+def test_a_trial_that_runs_out_of_memory_proves_nothing(trial: int) -> None:
+    model, calls = model_of("deepstack"), count(1)
+
+    def loss(module: Any, batch: Batch, _: int) -> Tensor:
+        if next(calls) == trial:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return module(**batch).mean(dim=(1, 2))
+
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        Flow(replace(model, loss_function=loss), model.towers[1], batches("in all"))
 
 
 @torch.no_grad()
