@@ -76,7 +76,7 @@ def require_alone(model: PrunableModel, tower: Tower, plain: Recorder, others: S
         others: other batches, whose passes leave their own state behind; the last one's is what blocks would find.
 
     Raises:
-        UserError: so it is, or another batch runs the tower more often.
+        UserError: a block reads what it is not given, or another batch runs the tower more often.
     """
     calls = max(_calls_of_a_disturbed_pass(model, tower, other) for other in others)
     if calls > plain.passes():

@@ -125,7 +125,7 @@ def _check_dense(trials: _Trials, finished: Sequence[Passed], passages: Passages
     """Refuse a tower that reads what a pruned one puts out.
 
     Raises:
-        UserError: so it does.
+        UserError: it reads a tower that is pruned before it and can't be bypassed.
     """
     past, tower = _past(finished, passages, bypassed), trials.tower
     for number, passed in enumerate(finished):
