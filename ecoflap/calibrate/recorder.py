@@ -132,7 +132,7 @@ class Recorder:
             if index in self.entries:
                 kept, before = self._copy_of_hidden(hidden), last.left if last is not None and last.index == index - 1 else None
                 if chained and before is not None:
-                    before = replace(before, output=kept)  # not two copies of the same numbers
+                    before = self.left[index - 1][-1] = replace(before, output=kept)  # not two copies of the same numbers
                 self.entries[index].append(Entry(self._kept(call), kept, counted_tokens(), before))
             if self.expected and all(len(calls) == self.expected for calls in self.entries.values()):
                 raise Captured

@@ -294,6 +294,17 @@ def test_hidden_states_that_bypassed_blocks_hand_through_are_kept_once(way: str,
 
 
 @torch.no_grad()
+@pytest.mark.parametrize(("way", "shared"), [("plainly", [True] * 3), ("in_place", [False] * 3), ("skipping", [True, True, False])])
+def test_what_leaves_a_block_for_the_next_is_kept_once(way: str, shared: list[bool]) -> None:
+    model = model_of(way)
+    found = Recorder(model.towers[1])
+    with found.watching():
+        model.loss(batches("in all")[0])
+    pairs = [(found.left[index][0].output, found.entries[index + 1][0].hidden) for index in range(3)]
+    assert [left is entered for left, entered in pairs] == shared
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("trial", [2, 3, 4])
 def test_a_trial_that_runs_out_of_memory_proves_nothing(trial: int) -> None:
     model, calls = model_of("deepstack"), count(1)
