@@ -79,6 +79,16 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
+@contextmanager
+def errors_suppressed() -> Iterator[None]:
+    """Suppress whatever a model's code raises, except that memory ran out."""
+    try:
+        yield
+    except Exception as error:
+        if out_of_memory(error):
+            raise
+
+
 def free_memory(device: Any) -> int:
     """Bytes that are free on a ``torch.device``, those that PyTorch's allocator keeps unused included; the host's for a device that doesn't say."""
     import psutil

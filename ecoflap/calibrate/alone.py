@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from ecoflap.calibrate.shortcut import taking, without_head
 from ecoflap.errors import UserError
 from ecoflap.models.prunable import Batch, PrunableModel
 from ecoflap.models.towers import Block, Tower
-from ecoflap.telemetry import out_of_memory
+from ecoflap.telemetry import errors_suppressed, out_of_memory
 
 ROUNDING = 1e-4  # of a feature's largest number: kernels may add in another order; half precision is coarser
 
@@ -76,7 +76,7 @@ def require_alone(model: PrunableModel, tower: Tower, plain: Recorder, others: S
         others: other batches, whose passes leave their own state behind; the last one's is what blocks would find.
 
     Raises:
-        UserError: so it is, or another batch runs the tower more often.
+        UserError: a block reads what it is not given, or another batch runs the tower more often.
     """
     calls = max(_calls_of_a_disturbed_pass(model, tower, other) for other in others)
     if calls > plain.passes():
@@ -102,7 +102,7 @@ def _calls_of_a_disturbed_pass(model: PrunableModel, tower: Tower, batch: Batch)
     modules = dict.fromkeys(block.module for block in tower.blocks)
     handles = [module.register_forward_pre_hook(lambda module, _: calls.update([module])) for module in modules]
     try:
-        with suppress(Exception), disturbing(layers), taking(without_head(model.module)):
+        with errors_suppressed(), disturbing(layers), taking(without_head(model.module)):
             model.loss(batch)
     finally:
         for handle in handles:
@@ -119,16 +119,14 @@ def _leaves_the_same(block: Block, entry: Entry, left: Left) -> bool:
         if isinstance(error, RuntimeError) and out_of_memory(error):
             raise
         return False
-    return equal((output, call), (left.output, left.call), _close)
+    return equal((output, call), (left.output, left.call), lambda one, other: bool(close(one, other)))
 
 
-def _close(once: Tensor, again: Tensor) -> bool:
-    """Whether a second run gave the numbers of the first, but for rounding."""
-    if not once.is_floating_point():
-        return torch.equal(once, again)
+def close(once: Tensor, again: Tensor) -> Tensor:
+    """Whether a second run gave the numbers of the first, but for rounding: one truth value on their device."""
+    if not once.is_floating_point() or not once.numel():
+        return (once == again).all()
     scale = once.abs().nan_to_num(0.0, 0.0, 0.0)
-    if not scale.numel():
-        return True
     largest = scale.flatten(0, -2).amax(0) if scale.ndim > 1 else scale.max()
     near = (once - again).abs() <= max(ROUNDING, 4 * torch.finfo(once.dtype).eps) * largest
-    return bool((near | (once == again) | (once.isnan() & again.isnan())).all())
+    return (near | (once == again) | (once.isnan() & again.isnan())).all()

@@ -123,7 +123,7 @@ class Flow:
             dense: refuse a tower that reads what pruned ones put out.
 
         Raises:
-            UserError: so it does, the forward pass never reaches the tower, or not all batches call all blocks alike.
+            UserError: such a tower is given, the forward pass never reaches it, or not all batches call all blocks alike.
         """
         self.model, self.tower, self.batches = model, tower, batches
         self.structure: Structure | None = None

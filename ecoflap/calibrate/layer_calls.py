@@ -82,7 +82,7 @@ def require_calls(model: PrunableModel, batches: Sequence[Batch], every_layer: b
         every_layer: refuse layers that no sample reaches, too.
 
     Raises:
-        UserError: so it is.
+        UserError: a weight is used without calling its module, or no sample reaches a layer that is to be.
     """
     calls = LayerCalls(model.layers)
     names = [layer.name for layer in model.layers]

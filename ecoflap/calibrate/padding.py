@@ -25,6 +25,7 @@ FILLS = {
     **dict.fromkeys(("qformer_input_ids", "qformer_attention_mask"), 0),
     "labels": IGNORED,
 }
+Kind = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def loss_batches(model: PrunableModel, calibration: CalibrationSet, size: int) -> list[dict[str, Tensor]]:
@@ -57,12 +58,16 @@ def _filled(name: str, tensor: Tensor, length: int | None) -> Tensor:
 
 def _alike(samples: Sequence[Sample]) -> list[list[Sample]]:
     """Samples that can share a batch: all shapes are the same but for the lengths of texts."""
-    groups: dict[object, list[Sample]] = {}
+    groups: dict[Kind, list[Sample]] = {}
     for sample in samples:
-        texts = {name for name in FILLS if name in sample and sample[name].dim()} if "input_ids" in sample or "decoder_input_ids" in sample else set()
-        kind = tuple((name, tuple(tensor.shape[:-1] if name in texts else tensor.shape)) for name, tensor in sample.items())
-        groups.setdefault(kind, []).append(sample)
+        groups.setdefault(kind_of(sample), []).append(sample)
     return list(groups.values())
+
+
+def kind_of(sample: Sample) -> Kind:
+    """The names and the shapes of a sample's tensors, but for the lengths of texts."""
+    texts = {name for name in FILLS if name in sample and sample[name].dim()} if "input_ids" in sample or "decoder_input_ids" in sample else set()
+    return tuple((name, tuple(tensor.shape[:-1] if name in texts else tensor.shape)) for name, tensor in sample.items())
 
 
 def _shapes(sample: Sample) -> tuple[tuple[int, ...], ...]:

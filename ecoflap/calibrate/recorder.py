@@ -104,6 +104,7 @@ class Recorder:
         self.order: list[int] = []
         self._writes = writes
         self._copies: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
+        self._entered: tuple[Tensor, int, Tensor] | None = None
         self._given: Contents = []
 
     @contextmanager
@@ -129,9 +130,9 @@ class Recorder:
             self.returned |= index == 0 and last is not None
             self.order.append(index)
             if index in self.entries:
-                kept, before = hidden.clone(), last.left if last is not None and last.index == index - 1 else None
+                kept, before = self._copy_of_hidden(hidden), last.left if last is not None and last.index == index - 1 else None
                 if chained and before is not None:
-                    before = replace(before, output=kept)  # not two copies of the same numbers
+                    before = self.left[index - 1][-1] = replace(before, output=kept)  # not two copies of the same numbers
                 self.entries[index].append(Entry(self._kept(call), kept, counted_tokens(), before))
             if self.expected and all(len(calls) == self.expected for calls in self.entries.values()):
                 raise Captured
@@ -168,6 +169,13 @@ class Recorder:
         if key not in self._copies:
             self._copies[key] = tensor, tensor.clone()  # an id belongs to a tensor as long as it is alive
         return self._copies[key][1]
+
+    def _copy_of_hidden(self, hidden: Tensor) -> Tensor:
+        """A copy of the hidden states; the last one while bypassed blocks hand them through."""
+        known = self._entered
+        if known is None or known[0] is not hidden or known[1] != version_of(hidden):
+            known = self._entered = hidden, version_of(hidden), hidden.clone()
+        return known[2]
 
     def passes(self) -> int:
         """How often each block was called.

@@ -26,6 +26,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.layers import Layer
 from ecoflap.models.prunable import Batch, PrunableModel
 from ecoflap.models.towers import Tower
+from ecoflap.telemetry import errors_suppressed
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,7 @@ def learn(
         model.loss(batch)
     trials = _Trials(model, tower, batch, plain)
     require_alone(model, tower, plain, others)
+    plain.left.clear()  # as large as what enters all blocks, which is compared from here on
     looped, anew = trials.captured_anew()
     # What blocks write into a tensor can't be handed over as what they put into a container can.
     carried = not looped and "other" not in plain.written
@@ -123,7 +125,7 @@ def _check_dense(trials: _Trials, finished: Sequence[Passed], passages: Passages
     """Refuse a tower that reads what a pruned one puts out.
 
     Raises:
-        UserError: so it does.
+        UserError: it reads a tower that is pruned before it and can't be bypassed.
     """
     past, tower = _past(finished, passages, bypassed), trials.tower
     for number, passed in enumerate(finished):
@@ -208,7 +210,7 @@ class _Trials:
     def _run(self, bypasses: Mapping[nn.Module, Bypass], wanted: Collection[int], layers: Iterable[Layer] = ()) -> Recorder:
         """Run the batch until all that is wanted is known, or until the model can't be run so."""
         found = Recorder(self.tower, self.passes, wanted, bool(self.plain.written))
-        with suppress(Captured, Exception), found.watching(), taking(bypasses), disturbing(layers):
+        with suppress(Captured), errors_suppressed(), found.watching(), taking(bypasses), disturbing(layers):
             self.model.loss(self.batch)
         return found
 

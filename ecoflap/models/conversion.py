@@ -149,7 +149,7 @@ def _check_shapes(path: str, wanted: Mapping[str, Tensor], shapes: Mapping[str, 
     """Refuse another shape than the model's.
 
     Raises:
-        UserError: so it is.
+        UserError: a tensor's shape in the checkpoint is not the model's.
     """
     for name, shape in shapes.items():
         if tuple(shape) != tuple(wanted[name].shape):

@@ -37,7 +37,7 @@ def check_kind(path: str, settings: Mapping[str, Any], config_class: Any, model_
         model_class: likewise, its model; an ``AutoModelFor...`` or one class.
 
     Raises:
-        UserError: so it is, or transformers knows no such kind.
+        UserError: the option loads no such kind, or transformers knows none.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

@@ -24,7 +24,7 @@ def check_propagate(choice: str) -> None:
     """Refuse a choice that there isn't.
 
     Raises:
-        UserError: so it is.
+        UserError: it is neither ``pruned`` nor ``dense``.
     """
     if choice not in PROPAGATE:
         raise UserError(f"propagate={choice} is not known; choose {' or '.join(PROPAGATE)}")

@@ -6,17 +6,15 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
+from ecoflap.calibrate.alone import close
 from ecoflap.calibrate.block_call import first_tensor
 from ecoflap.calibrate.containers import snapshot
 from ecoflap.calibrate.forwards import with_forwards
 from ecoflap.errors import UserError
 from ecoflap.models.towers import Block
-
-ROUNDING = 1e-3  # of the largest number that a block puts out; the same operations give the same or nearly so
 
 
 @contextmanager
@@ -57,17 +55,9 @@ def _checkpointed(block: Block, agreements: list[tuple[Block, Tensor]]) -> Calla
                 return output
             again, named = snapshot(entered)  # there may be more than one backward pass
             output = forward(*again, **named)
-            agreements.append((block, _agree(kept[0], first_tensor(output).detach())))
+            agreements.append((block, close(kept[0], first_tensor(output).detach())))
             return output
 
         return checkpoint(compute, *arguments, use_reentrant=False, preserve_rng_state=False, **keywords)
 
     return run
-
-
-def _agree(once: Tensor, again: Tensor) -> Tensor:
-    """Whether two outputs are the same up to rounding, one truth value on their device."""
-    if not once.numel():
-        return torch.tensor(True)
-    near = (once - again).abs() <= ROUNDING * once.abs().amax()
-    return (near | (once == again) | (once.isnan() & again.isnan())).all()

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.calibrate.layer_calls import require_calls
-from ecoflap.calibrate.padding import loss_batches
+from ecoflap.calibrate.padding import Kind, kind_of, loss_batches
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.suffix import SuffixRunner, growing_modules
 from ecoflap.console import track
@@ -136,14 +136,16 @@ class ZerothOrder:
         """Estimates from forward passes."""
         require_calls(model, batches)
         work = [(tower, block) for tower in model.towers for block in tower.blocks if block.layers]
-        passes: dict[str, Passes] = {}
+        passes: dict[tuple[str, Kind], Passes] = {}
         sizes: dict[tuple[str, int], PassSize] = {}
         for index, tower, block, runner in track(self._tasks(model, batches, work), "score", total=len(batches) * len(work)):
             noise = ("zeroth_order", seed, index)
-            if tower.name not in passes:
-                passes[tower.name] = self._passes(tower, runner, noise)
+            # Pictures may run blocks as texts alone don't, and two pictures may stand where one does.
+            kind = tower.name, kind_of({name: tensor[0] for name, tensor in runner.batch.items()})
+            if kind not in passes:
+                passes[kind] = self._passes(tower, runner, noise)
             size = sizes.setdefault((tower.name, runner.samples), PassSize(self.samples_per_pass // (2 * runner.samples), model.device))
-            for layers, draw, value in self._probe_block(block, runner, passes[tower.name], noise, size):
+            for layers, draw, value in self._probe_block(block, runner, passes[kind], noise, size):
                 total = sum(layer.size for layer in layers)
                 for layer in layers:
                     yield Estimate(layer, index, draw, layer.size / total * value)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections import UserDict
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
+from itertools import count
 from typing import Any
 
 import pytest
@@ -14,6 +16,8 @@ from torch import Tensor, nn
 from ecoflap.calibrate.block_call import first_tensor
 from ecoflap.calibrate.capture import Flow, flows
 from ecoflap.calibrate.containers import equal, snapshot
+from ecoflap.calibrate.recorder import Captured, Recorder
+from ecoflap.calibrate.shortcut import taking
 from ecoflap.errors import UserError
 from ecoflap.models.loading import Selection, prunable
 from ecoflap.models.prunable import Batch, PrunableModel
@@ -272,6 +276,46 @@ def test_each_block_is_carried_as_full_passes_would(way: str, pictures: str) -> 
                     assert torch.equal(stream.call(index).run(block.module, stream.hidden), left), block.name
             change(block)
             flow.leave(index)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("way", "copies"), [("plainly", 1), ("in_place", 4), ("deepstack", 4)])
+def test_hidden_states_that_bypassed_blocks_hand_through_are_kept_once(way: str, copies: int) -> None:
+    model, batch = model_of(way), batches("in all")[0]
+    plain, found = Recorder(model.towers[1]), Recorder(model.towers[1], 1)
+    with plain.watching():
+        model.loss(batch)
+    shortcuts = {module: made for module, made in plain.shortcuts.items() if made is not None}
+    with found.watching(), taking(shortcuts), suppress(Captured):
+        model.loss(batch)
+    kept = [entry.hidden for calls in found.entries.values() for entry in calls]
+    assert len(kept) == 4
+    assert len({hidden.data_ptr() for hidden in kept}) == copies
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("way", "shared"), [("plainly", [True] * 3), ("in_place", [False] * 3), ("skipping", [True, True, False])])
+def test_what_leaves_a_block_for_the_next_is_kept_once(way: str, shared: list[bool]) -> None:
+    model = model_of(way)
+    found = Recorder(model.towers[1])
+    with found.watching():
+        model.loss(batches("in all")[0])
+    pairs = [(found.left[index][0].output, found.entries[index + 1][0].hidden) for index in range(3)]
+    assert [left is entered for left, entered in pairs] == shared
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("trial", [2, 3, 4])
+def test_a_trial_that_runs_out_of_memory_proves_nothing(trial: int) -> None:
+    model, calls = model_of("deepstack"), count(1)
+
+    def loss(module: Any, batch: Batch, _: int) -> Tensor:
+        if next(calls) == trial:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return module(**batch).mean(dim=(1, 2))
+
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        Flow(replace(model, loss_function=loss), model.towers[1], batches("in all"))
 
 
 @torch.no_grad()

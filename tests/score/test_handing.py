@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from ecoflap.calibrate.padding import loss_batches
 from ecoflap.calibrate.samples import CalibrationSet
 from ecoflap.calibrate.suffix import SuffixRunner
 from ecoflap.errors import UserError
-from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.models.loading import Selection, prunable
+from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward
 from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.local import Local
 from ecoflap.score.zeroth_order import ZerothOrder
@@ -75,6 +77,35 @@ def test_block_that_is_something_else_when_it_is_computed_again(scorer: FirstOrd
     with pytest.raises(UserError, match=r"blocks\.\d puts out something else .* score\.recompute=false"):
         scorer(model, handing.samples(), 0)
     assert not any("forward" in block.module.__dict__ for block in model.blocks)
+
+
+class Counting(nn.Module):
+    """Counts its calls where no argument shows it; its first feature is a thousand times the others, as in large models."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear, self.calls = nn.Linear(3, 3), 0
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        self.calls += 1
+        large, others = hidden[..., :1] + 1000, hidden[..., 1:]
+        return torch.cat([large, others + self.calls * 0.1 * self.linear(others)], dim=-1)
+
+
+def test_block_that_differs_in_small_features_when_it_is_computed_again() -> None:
+    module = nn.Module()
+    module.blocks = nn.ModuleList([Counting(), Counting()])
+
+    def loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+        hidden = batch["x"]
+        for block in module.blocks:  # type: ignore[union-attr]
+            hidden = block(hidden)
+        return hidden.mean(dim=(1, 2))
+
+    model = prunable("counting", module, None, loss, Selection())
+    rows = torch.randn(2, 3, 4, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(UserError, match=r"blocks\.\d puts out something else"):
+        FirstOrder()(model, CalibrationSet("random", tuple({"x": row} for row in rows)), 0)
 
 
 @torch.no_grad()

@@ -82,3 +82,24 @@ def test_equals_really_moving_the_weights(kind: type[nn.Module]) -> None:
     scores = scorer(stacked(kind), calibration, seed=3)
     expected = two_forward_passes_per_probe(stacked(kind), calibration, scorer, 3)
     assert scores.importance == pytest.approx(expected, rel=1e-3, abs=1e-4)
+
+
+def pictures_first(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+    """Blocks read the first pictures of all samples, then the second ones: samples first where there is one each."""
+    pictures = batch["x"].transpose(0, 1)
+    hidden = pictures.flatten(0, 1)
+    for block in module.blocks:  # type: ignore[union-attr]
+        hidden = block(hidden)
+    return hidden.unflatten(0, pictures.shape[:2]).square().mean(dim=(0, 2, 3))
+
+
+def test_each_kind_of_batch_is_tried() -> None:
+    """One picture for each of the first samples, and two for each of the last."""
+    generator = torch.Generator().manual_seed(1)
+    samples = [{"x": torch.randn(count, 5, 8, generator=generator)} for count in (1, 1, 2, 2)]
+    calibration = CalibrationSet("random", tuple(samples))
+    model = prunable("pictures", stacked(Residual).module, None, pictures_first, Selection())
+    scorer = ZerothOrder(samples=4, batch_size=2, eps=0.05, noises=2)
+    scores = scorer(model, calibration, seed=3)
+    expected = two_forward_passes_per_probe(model, calibration, scorer, 3)
+    assert scores.importance == pytest.approx(expected, rel=1e-3, abs=1e-4)
