@@ -1,6 +1,6 @@
-"""Learn from a small batch how a model calls the blocks of a tower, and what forward passes can leave out.
+"""Learn from small batches how a model calls the blocks of a tower, and what forward passes can leave out.
 
-A small batch runs through the whole model once. Then it runs again, each time with some blocks bypassed, up to the block
+A small batch of each kind runs through the whole model once. Then it runs again, each time with some blocks bypassed, up to the block
 in question. Bypassed blocks put out numbers that have nothing to do with what they would compute, except where an output
 is known. What enters the block all the same depends on nothing else, whatever pruning makes of the bypassed blocks; where
 something differs, they have to be run.
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from ecoflap.calibrate.alone import layers_inside_their_blocks, require_alone
@@ -66,13 +67,13 @@ def learn(
     finished: Sequence[Passed],
     dense: bool = False,
 ) -> Structure:
-    """Learn it.
+    """Learn it from small batches of each kind.
 
     Args:
         model: in evaluation mode.
         tower: its blocks.
-        batch: small, and as rich as any.
-        others: small, and each unlike that one; the last has the same inputs.
+        batch: as rich as any.
+        others: each unlike that one where there are such; the last has the same inputs.
         finished: towers that were pruned before, in order.
         dense: what enters the blocks is not to depend on pruned weights.
 
@@ -80,28 +81,81 @@ def learn(
         UserError: the forward pass never reaches the tower, what enters its blocks depends on what it is not to,
             or they compute something else when they are run alone.
     """
-    plain, passages = Recorder(tower), Passages([passed.tower for passed in finished])
+    kinds = [_record(model, tower, batch, finished)]
+    require_alone(model, tower, kinds[0].plain, others)
+    unlike = [_record(model, tower, other, finished) for other in others if _shapes(other) != _shapes(batch)]
+    kinds += [kind for kind in unlike if any(kind.plain.entries.values())]  # texts alone never reach an image tower
+    for kind in kinds:
+        kind.plain.left.clear()  # as large as what enters all blocks, which is compared from here on
+    shortcuts = {
+        module: made
+        for module, made in kinds[0].plain.shortcuts.items()
+        if made is not None and all(kind.plain.shortcuts.get(module) is not None for kind in kinds)
+    }
+    learned = [_learn_from(kind, _Trials(model, tower, shortcuts, kind), finished, dense) for kind in kinds]
+    from_start = frozenset[int]().union(*(one.from_start for one in learned))
+    bypassed = [{id(passed) for passed in one.bypassed} for one in learned]
+    return Structure(
+        passes=learned[0].passes,
+        shortcuts=shortcuts,
+        from_output=frozenset[int]().union(*(one.from_output for one in learned)) - from_start,
+        from_start=from_start,
+        looped=any(one.looped for one in learned),
+        backwards=any(one.backwards for one in learned),
+        writes=any(one.writes for one in learned),
+        bypassed=tuple(passed for passed in learned[0].bypassed if all(id(passed) in ids for ids in bypassed)),
+    )
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """A small batch, and what is seen of a forward pass of it that leaves out nothing.
+
+    Attributes:
+        batch: its inputs.
+        plain: what enters the tower's blocks.
+        passages: what finished towers put out.
+    """
+
+    batch: Batch
+    plain: Recorder
+    passages: Passages
+
+
+def _record(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[Passed]) -> _Kind:
+    """Run a batch through the whole model."""
+    kind = _Kind(batch, Recorder(tower), Passages([passed.tower for passed in finished]))
     head = without_head(model.module)
-    with layers_inside_their_blocks(model, tower), plain.watching(), passages.watching(), taking(head):
+    with layers_inside_their_blocks(model, tower), kind.plain.watching(), kind.passages.watching(), taking(head):
         model.loss(batch)
-    trials = _Trials(model, tower, batch, plain)
-    require_alone(model, tower, plain, others)
-    plain.left.clear()  # as large as what enters all blocks, which is compared from here on
+    return kind
+
+
+def _shapes(batch: Batch) -> dict[str, torch.Size]:
+    return {name: tensor.shape[1:] for name, tensor in batch.items()}
+
+
+def _learn_from(kind: _Kind, trials: _Trials, finished: Sequence[Passed], dense: bool) -> Structure:
+    """What one kind of batch shows.
+
+    Raises:
+        UserError: with ``dense``, if what enters the blocks depends on pruned weights.
+    """
     looped, anew = trials.captured_anew()
     # What blocks write into a tensor can't be handed over as what they put into a container can.
-    carried = not looped and "other" not in plain.written
+    carried = not looped and "other" not in kind.plain.written
     from_output = {index for index in anew if carried and trials.is_from_output(index)}
-    bypassed = _bypassed(trials, finished, passages, whole=bool(anew) or looped)
+    bypassed = _bypassed(trials, finished, kind.passages, whole=bool(anew) or looped)
     if dense:
-        _check_dense(trials, finished, passages, bypassed)
+        _check_dense(trials, finished, kind.passages, bypassed)
     return Structure(
         passes=trials.passes,
         shortcuts=trials.shortcuts,
         from_output=frozenset(from_output),
         from_start=frozenset(anew - from_output),
         looped=looped,
-        backwards=any(later < earlier for earlier, later in pairwise(plain.order)),
-        writes=bool(plain.written),
+        backwards=any(later < earlier for earlier, later in pairwise(kind.plain.order)),
+        writes=bool(kind.plain.written),
         bypassed=tuple(finished[number] for number in bypassed),
     )
 
@@ -163,10 +217,9 @@ def leaving(
 class _Trials:
     """Forward passes of the small batch that leave something out, compared with the one that leaves out nothing."""
 
-    def __init__(self, model: PrunableModel, tower: Tower, batch: Batch, plain: Recorder) -> None:
-        self.model, self.tower, self.batch, self.plain = model, tower, batch, plain
-        self.passes = plain.passes()
-        self.shortcuts = {module: made for module, made in plain.shortcuts.items() if made is not None}
+    def __init__(self, model: PrunableModel, tower: Tower, shortcuts: Mapping[nn.Module, Shortcut], kind: _Kind) -> None:
+        self.model, self.tower, self.shortcuts = model, tower, shortcuts
+        self.batch, self.plain, self.passes = kind.batch, kind.plain, kind.plain.passes()
 
     def captured_anew(self) -> tuple[bool, set[int]]:
         """Whether the first block depends on blocks that ran before it; the blocks that can't be run on what was captured at first."""

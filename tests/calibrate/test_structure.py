@@ -173,6 +173,18 @@ def given_mean(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> T
     return hidden
 
 
+def given_mean_of_short_ones(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
+    """What the blocks are given depends on blocks in one kind of batch, and in the other it doesn't."""
+    for block in layers:
+        hidden = block(hidden, hidden.mean(dim=1, keepdim=True) if hidden.shape[1] < 5 else torch.ones(()))
+    return hidden
+
+
+def depths_of_short_ones(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
+    """Only short samples read more of the first tower than its end."""
+    return (given_depths if hidden.shape[1] < 5 else given_end)(layers, hidden, states)
+
+
 def twice(layers: nn.ModuleList, hidden: Tensor, states: list[Tensor]) -> Tensor:
     """Two passes that don't depend on each other."""
     return deepstack(layers, hidden, states) + deepstack(layers, hidden.flip(1), states)
@@ -406,6 +418,27 @@ def test_what_is_captured_anew(way: str, from_output: list[int], from_start: lis
     flow = Flow(model, model.towers[-1], batches("in all"))
     assert flow.structure is not None
     assert (sorted(flow.structure.from_output), sorted(flow.from_start)) == (from_output, from_start)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("way", ["given_mean_of_short_ones", "depths_of_short_ones"])
+def test_what_one_kind_of_batch_shows_counts_for_all(way: str) -> None:
+    """The long samples come first, and nothing of them shows what the short ones do."""
+    ways = {"given_mean_of_short_ones": (given_mean_of_short_ones, Adding), "depths_of_short_ones": (depths_of_short_ones, Adding)}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = Model(*ways[way])
+    model = prunable("toy", module, None, lambda module, batch, _: module(**batch).mean(dim=(1, 2)), Selection())
+    long = batches("in all")
+    given = [*long, *({name: tensor[:, :3] for name, tensor in batch.items()} for batch in long)]
+    for flow in flows(model, model.towers, given):
+        for index, block in enumerate(flow.tower.blocks):
+            streams = flow.enter(index)
+            for stream, (hidden, output) in zip(streams, in_full_passes(model, block.module, given), strict=True):
+                torch.testing.assert_close(stream.hidden, hidden)
+                torch.testing.assert_close(stream.call(index).run(block.module, stream.hidden), output)
+            change(block)
+            flow.leave(index)
 
 
 @torch.no_grad()
