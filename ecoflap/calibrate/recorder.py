@@ -65,7 +65,7 @@ class _Last:
         same = hidden is self.output or (
             hidden.data_ptr() == self.output.data_ptr() and hidden.shape == self.output.shape and hidden.stride() == self.output.stride()
         )
-        return index == self.index + 1 and same and hidden._version == self.version
+        return index == self.index + 1 and same and version_of(hidden) == self.version
 
 
 class Recorder:
@@ -144,7 +144,7 @@ class Recorder:
     def _after(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         def record(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
             hidden = first_tensor(output)
-            self._last = _Last(index, hidden, hidden._version, None)
+            self._last = _Last(index, hidden, version_of(hidden), None)
             if self.expected:
                 return
             call, given = take_out_hidden(arguments, keywords)

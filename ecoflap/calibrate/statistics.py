@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from ecoflap.calibrate.containers import version_of
 from ecoflap.errors import UserError
 from ecoflap.models.layers import Layer
 from ecoflap.ops import InverseFactor, inverse_factor
@@ -168,11 +169,11 @@ class InputStatistics:
 
     def _of_tensor(self, inputs: Tensor) -> MeanSquare | Gram:
         """The statistic of one tensor, computed once for all layers that read it before it is written to."""
-        known = next((own for tensor, version, own in self._seen if tensor is inputs and version == inputs._version), None)
+        known = next((own for tensor, version, own in self._seen if tensor is inputs and version == version_of(inputs)), None)
         if known is None:
             known = self.kind(inputs.shape[-1], inputs.device)
             known.update(self._real(inputs).detach())
-            self._seen.append((inputs, inputs._version, known))
+            self._seen.append((inputs, version_of(inputs), known))
         return known
 
     def _settle(self) -> None:
