@@ -20,11 +20,11 @@ Start = Callable[..., int]
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: None) -> Start:
-    """Run main.py with runs that raise what is given, by seed."""
+    """Run main.py with runs that leave a file and raise what is given, by seed."""
 
-    def begin(raised: dict[int, BaseException], *arguments: str) -> int:
+    def begin(raised: dict[int, BaseException], *arguments: str, leaves: str = "started") -> int:
         def run(config: Any, folder: Path) -> None:
-            (folder / "started").touch()
+            (folder / leaves).touch()
             if config.seed in raised:
                 raise raised[config.seed]
 
@@ -69,6 +69,13 @@ def test_a_full_disk_ends_a_run_in_one_line(start: Start, capfd: pytest.CaptureF
     assert "error: no space is left on the disk of /a/checkpoint" in said.err
     assert "Traceback" not in said.out + said.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("work", ["blocks", "predictions", "finetune"])
+def test_work_outlives_a_late_error(start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path, work: str) -> None:
+    assert start({0: NumericalError("NaN in the loss")}, leaves=work) == 2
+    assert (tmp_path / "run" / work).exists()
+    assert f"error: NaN in the loss; the same command with hydra.run.dir={tmp_path / 'run'} goes on" in capfd.readouterr().err
 
 
 def test_a_folder_that_was_there_stays(start: Start, tmp_path: Path) -> None:
