@@ -108,3 +108,23 @@ def test_a_sweep_goes_on_behind_a_job_that_fails(
     assert "Error executing job" not in said
     assert said.count(str(error)) == 1
     assert ("Traceback" in said) == (code == 1)
+
+
+def test_jobs_that_slurm_does_not_take(start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    for name, script in {"srun": "exit 0", "sbatch": "echo 'sbatch: error: invalid partition specified: gpu9' >&2; exit 1"}.items():
+        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
+        (programs / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(programs), prepend=":")
+    assert start({}, "-m", "cluster=slurm", "seed=0,1", "hydra.launcher.partition=gpu9", "hydra.launcher.snapshot=false") == 2
+    said = capfd.readouterr().err
+    assert "error: cluster=slurm: Slurm takes none of the 2 jobs (sbatch: error: invalid partition specified: gpu9)" in said
+    assert "Traceback" not in said
+
+
+def test_a_group_of_ones_own(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "study").mkdir(parents=True)
+    (tmp_path / "conf" / "study" / "sparse.yaml").write_text("# @package _global_\nsparsity: 0.9\n")
+    assert start({}, "--config-dir", str(tmp_path / "conf"), "+study=sparse") == 0
+    assert start({}, "--config-dir", str(tmp_path / "conf"), "+stduy=sparse") == 2
