@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 def check_jobs(context: HydraContext, config: DictConfig, jobs: Sequence[Job]) -> None:
     """Refuse a sweep with jobs that can't run, as far as that is known without a model's weights.
 
-    A sweeper that may lose some of its jobs (``max_failure_rate``) finds out by itself.
+    A sweeper that may lose some of its jobs (``max_failure_rate``) finds out by itself, and so do jobs that wait for others
+    (``dependency``): what those write isn't there yet.
 
     Args:
         context: Hydra's.
@@ -33,7 +34,7 @@ def check_jobs(context: HydraContext, config: DictConfig, jobs: Sequence[Job]) -
     Raises:
         UserError: there are such jobs. Of several, each has been named in a line of the log.
     """
-    if config.hydra.get("sweeper", {}).get("max_failure_rate"):
+    if config.hydra.get("sweeper", {}).get("max_failure_rate") or config.hydra.launcher.get("dependency"):
         return
     from ecoflap.plan import Preflight  # not before a sweep starts: it imports torch
 

@@ -110,17 +110,31 @@ def test_a_sweep_goes_on_behind_a_job_that_fails(
     assert ("Traceback" in said) == (code == 1)
 
 
+def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str) -> None:
+    """A machine whose ``sbatch`` is this shell script."""
+    folder.mkdir()
+    for name, script in {"srun": "exit 0", "sbatch": sbatch}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+
+SLURM = ("-m", "cluster=slurm", "seed=0,1", "hydra.launcher.snapshot=false", "hydra.launcher.wait=false")
+
+
 def test_jobs_that_slurm_does_not_take(start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    for name, script in {"srun": "exit 0", "sbatch": "echo 'sbatch: error: invalid partition specified: gpu9' >&2; exit 1"}.items():
-        (programs / name).write_text(f"#!/bin/sh\n{script}\n")
-        (programs / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(programs), prepend=":")
-    assert start({}, "-m", "cluster=slurm", "seed=0,1", "hydra.launcher.partition=gpu9", "hydra.launcher.snapshot=false") == 2
+    slurm(tmp_path / "bin", monkeypatch, "echo 'sbatch: error: invalid partition specified: gpu9' >&2; exit 1")
+    assert start({}, *SLURM, "hydra.launcher.partition=gpu9") == 2
     said = capfd.readouterr().err
     assert "error: cluster=slurm: Slurm takes none of the 2 jobs (sbatch: error: invalid partition specified: gpu9)" in said
     assert "Traceback" not in said
+
+
+def test_jobs_behind_others_may_read_what_those_write(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm(tmp_path / "bin", monkeypatch, "echo Submitted batch job 12")
+    later = (*SLURM, "allocation=file", f"allocation.path={tmp_path}/later/allocation.json")
+    assert start({}, *later) == 2
+    assert start({}, *later, "hydra.launcher.dependency='afterok:11'") == 0
 
 
 def test_a_group_of_ones_own(start: Start, tmp_path: Path) -> None:
