@@ -129,6 +129,8 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
         if key in ("hydra.launcher", "hydra.sweeper"):
             cluster = ", or cluster=slurm or local" if "launcher" in key else ""
             raise UserError(f"{override}: write {key.replace('.', '/')}={value}{cluster}")
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and value in ("", "''", '""'):
+            raise UserError(f"{override} names no folder, so the run would write into this one; give one: {key}=FOLDER")
         if value.startswith("="):
             raise UserError(f"{override} has a = too many: {key}={value.lstrip('=')}")
         name = key if match["sign"] != "~" else f"~{key}"

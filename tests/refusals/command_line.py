@@ -28,6 +28,8 @@ SYNTAX: list[Case] = [
     Case(("--config-dir", "-m"), ("--config-dir", "expected one argument")),
     Case(("--config-dir", "{tmp}/nowhere"), ("--config-dir {tmp}/nowhere", "no such folder")),
     Case(("--config-name", "nothing"), ("'nothing'", "--help")),
+    Case(("hydra.run.dir=",), ("hydra.run.dir= names no folder", "hydra.run.dir=FOLDER")),
+    Case(("-m", "seed=0,1", "hydra.sweep.dir="), ("hydra.sweep.dir= names no folder", "hydra.sweep.dir=FOLDER")),
     Case(("model.path=/a", "b"), ("'b' is no option", """'model.path="/a b"'""")),
     Case(("blip2_mini",), ("'blip2_mini' is no option", "key=value")),
     Case(("model.path=/a=b",), ("'/a=b'", "quote it twice", """'model.path="/a=b"'""")),
