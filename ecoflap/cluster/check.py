@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -32,7 +33,7 @@ def check_jobs(context: HydraContext, config: DictConfig, jobs: Sequence[Job]) -
         jobs: of the sweep.
 
     Raises:
-        UserError: there are such jobs. Of several, each has been named in a line of the log.
+        UserError: there are such jobs. Of several reasons, each has been named in a line of the log.
     """
     if config.hydra.get("sweeper", {}).get("max_failure_rate") or config.hydra.launcher.get("dependency"):
         return
@@ -40,13 +41,18 @@ def check_jobs(context: HydraContext, config: DictConfig, jobs: Sequence[Job]) -
 
     preflight = Preflight()
     reasons = [_refusal(context, config, job, preflight) for job in jobs]
-    lines = [f"{name}: {reason}" for name, reason in zip(_names(jobs), reasons, strict=True) if reason is not None]
+    refused = defaultdict(list)
+    for name, reason in zip(_names(jobs), reasons, strict=True):
+        if reason is not None:
+            refused[reason].append(name)
+    lines = [f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}" for reason, names in refused.items()]
     if len(lines) == 1:
         raise UserError(f"{lines[0]} (none of the {len(jobs)} jobs was started)")
     for line in lines:
         log.error("%s", line)
     if lines:
-        raise UserError(f"{len(lines)} of {len(jobs)} jobs can't run, for the reasons above, and none was started")
+        count = sum(map(len, refused.values()))
+        raise UserError(f"{count} of {len(jobs)} jobs can't run, for the reasons above, and none was started")
 
 
 def _refusal(context: HydraContext, config: DictConfig, job: Job, preflight: Preflight) -> str | None:
