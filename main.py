@@ -41,8 +41,10 @@ def main(config: DictConfig) -> float | None:
             raise (UserError(message) if message else error) from None
         if message is None:
             raise
-        log.error("%s", message)  # the message is the whole story, a traceback would bury it
-        refusals.leave_nothing(Path(HydraConfig.get().runtime.output_dir))
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        rest = f"; {run_config.how_to_go_on()}" if refusals.has_work(folder) else ""
+        log.error("%s%s", message, rest)  # the message is the whole story, a traceback would bury it
+        refusals.leave_nothing(folder)
         sys.exit(2)
     return result.headline() if result is not None else None
 

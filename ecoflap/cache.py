@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from ecoflap.console import ArgumentParser, complain, table
-from ecoflap.store.upkeep import collect_garbage, entries, problem
+from ecoflap.store.upkeep import collect_garbage, entries, foreign, problem
 
 UNITS = ("", "K", "M", "G", "T")
 
@@ -31,6 +31,8 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     if not options.cache.is_dir():
         return complain(f"there is no cache at {options.cache}; --cache FOLDER names another")
+    if (other := foreign(options.cache)) is not None:
+        return complain(f"{options.cache} is no cache: {other} is no entry of one; --cache FOLDER names the cache, such as outputs/cache")
     if options.command == "gc":
         if options.max_size is None:
             parser.error("gc needs --max-size, such as --max-size 10GB")

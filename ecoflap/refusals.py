@@ -25,6 +25,7 @@ from omegaconf.errors import (
 from yaml import MarkedYAMLError, YAMLError
 
 from ecoflap.errors import NumericalError, UserError
+from ecoflap.file_names import BLOCKS, FINETUNE, PREDICTIONS, TRAINING
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 ADVICE = {
@@ -40,6 +41,8 @@ ADVICE = {
     errno.EIO: "the disk fails to read or write; choose another",
     errno.EINVAL: "the disk can't do that; choose another place",
 }
+GONE_ON_FROM = (BLOCKS, PREDICTIONS, FINETUNE, TRAINING)
+"""What a run leaves that the same command, started again in its folder, need not do again."""
 _made: set[Path] = set()
 
 
@@ -63,9 +66,14 @@ class RunFolder(Callback):
             return  # Hydra is about to raise the same, and a callback's errors are only warnings
 
 
+def has_work(folder: Path) -> bool:
+    """Whether a run has left something in its folder that it can go on from."""
+    return any((folder / name).exists() for name in GONE_ON_FROM)
+
+
 def leave_nothing(folder: Path) -> None:
-    """Remove the folder of a single run that was refused, if the run has made it."""
-    if folder.absolute() in _made:
+    """Remove the folder of a single run that was refused, if the run has made it and has done no work in it."""
+    if folder.absolute() in _made and not has_work(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 

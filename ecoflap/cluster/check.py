@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,8 @@ log = logging.getLogger(__name__)
 def check_jobs(context: HydraContext, config: DictConfig, jobs: Sequence[Job]) -> None:
     """Refuse a sweep with jobs that can't run, as far as that is known without a model's weights.
 
-    A sweeper that may lose some of its jobs (``max_failure_rate``) finds out by itself.
+    A sweeper that may lose some of its jobs (``max_failure_rate``) finds out by itself, and so do jobs that wait for others
+    (``dependency``): what those write isn't there yet.
 
     Args:
         context: Hydra's.
@@ -31,21 +33,26 @@ def check_jobs(context: HydraContext, config: DictConfig, jobs: Sequence[Job]) -
         jobs: of the sweep.
 
     Raises:
-        UserError: there are such jobs. Of several, each has been named in a line of the log.
+        UserError: there are such jobs. Of several reasons, each has been named in a line of the log.
     """
-    if config.hydra.get("sweeper", {}).get("max_failure_rate"):
+    if config.hydra.get("sweeper", {}).get("max_failure_rate") or config.hydra.launcher.get("dependency"):
         return
     from ecoflap.plan import Preflight  # not before a sweep starts: it imports torch
 
     preflight = Preflight()
     reasons = [_refusal(context, config, job, preflight) for job in jobs]
-    lines = [f"{name}: {reason}" for name, reason in zip(_names(jobs), reasons, strict=True) if reason is not None]
+    refused = defaultdict(list)
+    for name, reason in zip(_names(jobs), reasons, strict=True):
+        if reason is not None:
+            refused[reason].append(name)
+    lines = [f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}" for reason, names in refused.items()]
     if len(lines) == 1:
         raise UserError(f"{lines[0]} (none of the {len(jobs)} jobs was started)")
     for line in lines:
         log.error("%s", line)
     if lines:
-        raise UserError(f"{len(lines)} of {len(jobs)} jobs can't run, for the reasons above, and none was started")
+        count = sum(map(len, refused.values()))
+        raise UserError(f"{count} of {len(jobs)} jobs can't run, for the reasons above, and none was started")
 
 
 def _refusal(context: HydraContext, config: DictConfig, job: Job, preflight: Preflight) -> str | None:

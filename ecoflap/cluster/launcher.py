@@ -180,10 +180,18 @@ class SlurmLauncher(_Launcher):
         extra = dict(self.params.get("additional_parameters") or {})
         if dependency is not None:
             extra["dependency"] = dependency
+        from submitit.core.utils import FailedJobError
+
         executor = self.executor(folder, additional_parameters=extra)
         packed = self.packed(jobs, folder)
-        with executor.batch():
-            handles = [executor.submit(one) for one in packed]
+        try:
+            with executor.batch():
+                handles = [executor.submit(one) for one in packed]
+        except FailedJobError as error:
+            said = " ".join(str(error).split())
+            raise UserError(
+                f"cluster=slurm: Slurm takes none of the {len(jobs)} jobs ({said}); correct hydra.launcher.*, such as partition"
+            ) from None
         return [Submitted(job, handle) for job, handle in zip(jobs, handles, strict=True)]
 
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
+from ecoflap.command_line.choices import Choices
 from ecoflap.config import METHODS, RunConfig
 from ecoflap.errors import UserError, did_you_mean
 
@@ -36,7 +37,7 @@ def understood(arguments: list[str]) -> list[str]:
     arguments = with_suites(arguments)
     flags = parsed(arguments)
     if not flags.shell_completion:
-        check(flags.overrides)
+        check(flags.overrides, flags.config_dir)
     return arguments
 
 
@@ -100,8 +101,12 @@ def _check_flags(flags: Namespace) -> None:
         raise UserError("these flags don't go together: one of --run, --multirun (-m), --cfg and --info, and --resolve with --cfg")
 
 
-def check(overrides: list[str]) -> None:
-    """Refuse what needs no look at the configs, and say which of two values of a key counts.
+def check(overrides: list[str], config_dir: str | None = None) -> None:
+    """Refuse what Hydra would accept or complain of less clearly, and say which of two values of a key counts.
+
+    Args:
+        overrides: the options.
+        config_dir: a folder with more groups than there are in ``conf``.
 
     Raises:
         UserError: an argument is no ``key=value``, or its key is no option.
@@ -111,9 +116,10 @@ def check(overrides: list[str]) -> None:
         match = OPTION.fullmatch(override)
         before = overrides[place - 1] if place else ""
         if match is None or (match["equals"] is None and match["sign"] != "~"):
-            raise UserError(_no_value(override, before))
+            after = overrides[place + 1] if place + 1 < len(overrides) else ""
+            raise UserError(_no_value(override, before, after))
         key, value = match["key"], match["value"]
-        check_key(override, match)
+        check_key(override, match, config_dir)
         if match["sign"] == "~" and key in METHODS:
             others = f"{key}=OPTION{WITHOUT.get(key, '')}"
             raise UserError(f"{override} takes away what every run has; choose another with {others}")
@@ -123,6 +129,8 @@ def check(overrides: list[str]) -> None:
         if key in ("hydra.launcher", "hydra.sweeper"):
             cluster = ", or cluster=slurm or local" if "launcher" in key else ""
             raise UserError(f"{override}: write {key.replace('.', '/')}={value}{cluster}")
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and value in ("", "''", '""'):
+            raise UserError(f"{override} names no folder, so the run would write into this one; give one: {key}=FOLDER")
         if value.startswith("="):
             raise UserError(f"{override} has a = too many: {key}={value.lstrip('=')}")
         name = key if match["sign"] != "~" else f"~{key}"
@@ -132,7 +140,7 @@ def check(overrides: list[str]) -> None:
         given[name] = override
 
 
-def check_key(override: str, match: re.Match[str]) -> None:
+def check_key(override: str, match: re.Match[str], config_dir: str | None) -> None:
     """Refuse a key whose first part is no option or group.
 
     Raises:
@@ -141,16 +149,19 @@ def check_key(override: str, match: re.Match[str]) -> None:
     first = re.split(r"[./@\[]", match["key"])[0]
     if first in PLACES and match["sign"] is None:
         raise UserError(f"{override}: {first} is a place to look for more, which Hydra wants a plus before: +{override}")
-    if first not in (*KNOWN, *PLACES):
+    if first not in (*KNOWN, *PLACES) and first not in Choices(config_dir).groups:
         raise UserError(f"{override}: there is no option {first!r}; {did_you_mean(first, KNOWN, LISTER)}")
 
 
-def _no_value(argument: str, before: str) -> str:
-    """A message about an argument that is no ``key=value``, and perhaps a part of the one before it."""
+def _no_value(argument: str, before: str, after: str) -> str:
+    """A message about an argument that is no ``key=value``, and perhaps belongs to the one before it or behind it."""
     if before.endswith("=") or argument.startswith("="):
         return f"{before} {argument}: no spaces around the =: {before}{argument}"
+    if after.startswith("="):
+        return f"{argument} {after}: no spaces around the =: {argument}{after}{'VALUE' if after == '=' else ''}"
     if match := re.fullmatch(r"([A-Za-z_][\w.]*):\s*(.*)", argument):
-        return f"{argument}: options are written with a =: {match[1]}={match[2]}"
+        value = match[2] or ("VALUE" if "=" in after or not after else after)
+        return f"{argument} has a colon, and options are written with a =: {match[1]}={value}"
     if re.split(r"[./@]", argument.lstrip("+~"))[0] in (*KNOWN, *PLACES):
         return f"{argument} has no value; write {argument}=VALUE"
     if "=" in before:

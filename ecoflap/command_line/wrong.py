@@ -16,6 +16,8 @@ from ecoflap.command_line.choices import Choices, keys, not_utf8
 from ecoflap.config import METHODS, RunConfig, RuntimeConfig, kind_of
 from ecoflap.errors import FEW, did_you_mean, written, wrong_type
 
+OPENS = {"[": "]", "{": "}"}
+
 
 def explain(arguments: list[str], error: Exception) -> str | None:
     """What is wrong with the first argument that Hydra can't use; null where all compose.
@@ -59,6 +61,8 @@ def _unreadable(argument: str) -> str:
         return f"{argument}: a comma without a value beside it; leave it out: {key}={value.strip(' ,')}"
     if not all(part.isidentifier() for part in key.lstrip("+~").replace("@", ".").replace("/", ".").split(".")):
         return f"{argument}: {key!r} is no name of an option, which is written key=value or group.key=value"
+    if value[:1] in OPENS and value.count(value[0]) != value.count(close := OPENS[value[0]]):
+        return f"{argument}: the {value[0]} is not closed, or closed twice; write as many {close} as {value[0]}"
     signs = f"signs that mean something else to Hydra ({_signs(value)})"
     return f"{argument}: {value!r} has {signs}; quote it twice: {quoted(argument)}"
 

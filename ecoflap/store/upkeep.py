@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,6 +14,9 @@ from ecoflap.store.entries import AS_JSON, AS_TENSORS, META, check_entry
 from ecoflap.store.files import TEMPORARY, discard
 
 ABANDONED = 3600.0  # seconds after which a temporary name or a lease was left by a process that died
+
+
+KEY_HASH = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,14 @@ class EntryInfo:
     used: float
     seconds: float | None
     key: dict[str, Any]
+
+
+def foreign(root: Path) -> Path | None:
+    """The first folder where a store has its entries that can't be one, such as a run; null where all can."""
+    for path in sorted(root.glob("*/*")):
+        if path.is_dir() and not path.name.startswith(TEMPORARY) and not KEY_HASH.fullmatch(path.name):
+            return path
+    return None
 
 
 def entries(root: Path) -> Iterator[EntryInfo]:

@@ -11,6 +11,7 @@ def damaged(folder: Path) -> None:
     """A run whose record is cut off, and a cache that is a file."""
     (folder / "run").mkdir()
     (folder / "run" / "result.json").write_text('{"schema": 1, "name":')
+    (folder / "run" / "checkpoint").mkdir()
     (folder / "file").write_text("taken")
 
 
@@ -41,6 +42,8 @@ CASES: list[Case] = [
     of("cache", "lst", says=("'lst'", "ls")),
     of("cache", "ls", "--cache", "{tmp}/nowhere", says=("no cache at {tmp}/nowhere", "--cache FOLDER")),
     of("cache", "verify", "--cache", "{tmp}/file", says=("no cache at {tmp}/file", "--cache FOLDER")),
+    of("cache", "gc", "--cache", "{tmp}", "--max-size", "10GB", says=("{tmp} is no cache", "{tmp}/run/checkpoint", "--cache FOLDER")),
+    of("cache", "verify", "--cache", "{tmp}", says=("{tmp} is no cache", "{tmp}/run/checkpoint")),
     of("cache", "gc", "--cache", "{tmp}/run", says=("--max-size 10GB",)),
     of("cache", "gc", "--cache", "{tmp}/run", "--max-size", "lots", says=("'lots' is no size", "10GB")),
 ]

@@ -16,7 +16,7 @@ CASES: list[Case] = [
     Case((*SHORT, "towers=[vision],[sight]"), ("job 1 (towers=[sight])", "sight", "vision")),
     Case((*SHORT, "batch_size=16,0"), ("job 1 (batch_size=0): batch_size=0",)),
     Case(("-m", "calibration.samples=4", "score=none", "task.limit=8,10000"), ("job 1 (task.limit=10000)", "9673 questions")),
-    Case((*SHORT, "pruner=wanda,magnitude", "pruner.mask=row,2:5"), ("2 of 4 jobs can't run",)),
+    Case((*SHORT, "pruner=wanda,magnitude", "pruner.mask=row,2:5"), ("job 1 (", "and 1 more: ", "(none of the 4 jobs was started)")),
     Case((*SHORT, "task=easy_vqa,easy_retrieval"), ("job 1 (task=easy_retrieval)", "needs a model that embeds")),
     Case((*SHORT, "task=easy_vqa,easy_retrieval", "cluster=local"), ("job 1 (task=easy_retrieval)", "embeds")),
     Case(

@@ -20,11 +20,11 @@ Start = Callable[..., int]
 
 @pytest.fixture
 def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: None) -> Start:
-    """Run main.py with runs that raise what is given, by seed."""
+    """Run main.py with runs that leave a file and raise what is given, by seed."""
 
-    def begin(raised: dict[int, BaseException], *arguments: str) -> int:
+    def begin(raised: dict[int, BaseException], *arguments: str, leaves: str = "started") -> int:
         def run(config: Any, folder: Path) -> None:
-            (folder / "started").touch()
+            (folder / leaves).touch()
             if config.seed in raised:
                 raise raised[config.seed]
 
@@ -71,6 +71,13 @@ def test_a_full_disk_ends_a_run_in_one_line(start: Start, capfd: pytest.CaptureF
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("work", ["blocks", "predictions", "finetune"])
+def test_work_outlives_a_late_error(start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path, work: str) -> None:
+    assert start({0: NumericalError("NaN in the loss")}, leaves=work) == 2
+    assert (tmp_path / "run" / work).exists()
+    assert f"error: NaN in the loss; the same command with hydra.run.dir={tmp_path / 'run'} goes on" in capfd.readouterr().err
+
+
 def test_a_folder_that_was_there_stays(start: Start, tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "notes.txt").write_text("mine")
@@ -101,3 +108,37 @@ def test_a_sweep_goes_on_behind_a_job_that_fails(
     assert "Error executing job" not in said
     assert said.count(str(error)) == 1
     assert ("Traceback" in said) == (code == 1)
+
+
+def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str) -> None:
+    """A machine whose ``sbatch`` is this shell script."""
+    folder.mkdir()
+    for name, script in {"srun": "exit 0", "sbatch": sbatch}.items():
+        (folder / name).write_text(f"#!/bin/sh\n{script}\n")
+        (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(folder), prepend=":")
+
+
+SLURM = ("-m", "cluster=slurm", "seed=0,1", "hydra.launcher.snapshot=false", "hydra.launcher.wait=false")
+
+
+def test_jobs_that_slurm_does_not_take(start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm(tmp_path / "bin", monkeypatch, "echo 'sbatch: error: invalid partition specified: gpu9' >&2; exit 1")
+    assert start({}, *SLURM, "hydra.launcher.partition=gpu9") == 2
+    said = capfd.readouterr().err
+    assert "error: cluster=slurm: Slurm takes none of the 2 jobs (sbatch: error: invalid partition specified: gpu9)" in said
+    assert "Traceback" not in said
+
+
+def test_jobs_behind_others_may_read_what_those_write(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slurm(tmp_path / "bin", monkeypatch, "echo Submitted batch job 12")
+    later = (*SLURM, "allocation=file", f"allocation.path={tmp_path}/later/allocation.json")
+    assert start({}, *later) == 2
+    assert start({}, *later, "hydra.launcher.dependency='afterok:11'") == 0
+
+
+def test_a_group_of_ones_own(start: Start, tmp_path: Path) -> None:
+    (tmp_path / "conf" / "study").mkdir(parents=True)
+    (tmp_path / "conf" / "study" / "sparse.yaml").write_text("# @package _global_\nsparsity: 0.9\n")
+    assert start({}, "--config-dir", str(tmp_path / "conf"), "+study=sparse") == 0
+    assert start({}, "--config-dir", str(tmp_path / "conf"), "+stduy=sparse") == 2

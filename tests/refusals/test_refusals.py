@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,11 @@ def module_of(name: str) -> Any:
     return importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
 
 
+def without_slurm(name: str, *more: Any, find: Callable[..., str | None] = shutil.which, **options: Any) -> str | None:
+    """``shutil.which`` of a machine without Slurm."""
+    return None if name == "srun" else find(name, *more, **options)
+
+
 def started(case: Case, arguments: list[str]) -> int:
     """Run the program in this process; returns its exit code."""
     start = program.start if case.program == "main" else module_of(case.program).main
@@ -53,6 +60,8 @@ def started(case: Case, arguments: list[str]) -> int:
 def test_one_line(case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     if case.prepare is not None:
         case.prepare(tmp_path)
+
+    monkeypatch.setattr(shutil, "which", without_slurm)
 
     def load(*_: object) -> None:
         raise Loaded
