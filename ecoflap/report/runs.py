@@ -95,10 +95,14 @@ def _read(path: Path, folder: Path) -> Run:
         result = Result.read(path)
     except ValueError as error:
         raise UserError(str(error)) from error
+    for group in ("model", "pruner", "score"):  # a part of somebody's own may leave its name to its class
+        part = result.config.get(group)
+        if isinstance(part, dict) and "_target_" in part:
+            part.setdefault("name", str(part["_target_"]).rpartition(".")[2])
     for key in NEEDED:
         value: Any = result.config
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
         if value is None:
             raise UserError(f"{path} lacks {key} in its config, which a report needs; run the configuration again or move the folder away")
     return Run(_name(path.parent, folder), path.parent, result)

@@ -63,6 +63,11 @@ def test_runs_on_other_tasks_get_their_own_row(tmp_path: Path) -> None:
     assert "| text/perplexity |  | inf (n=1) |" in out
 
 
+def test_a_part_without_a_name_is_called_by_its_class(tmp_path: Path) -> None:
+    write_run(tmp_path, "own", 70.0, score={"_target_": "my_scorer.Sizes", "samples": 4})
+    assert "| tiny | wanda | Sizes |" in lines(tmp_path)[-1]
+
+
 def test_not_finite_values_do_not_stop_the_table(tmp_path: Path) -> None:
     write_run(tmp_path, "a", math.inf)
     write_run(tmp_path, "b", 1.0, seed=1)
