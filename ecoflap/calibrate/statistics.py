@@ -145,7 +145,7 @@ class InputStatistics:
         finally:
             for handle in handles:
                 handle.remove()
-            self._settle()
+        self._settle()
 
     def look_at(self, counted: tuple[Tensor, ...], foreign: list[Tensor]) -> None:
         """Say, before each run of the block, which tokens are real.
