@@ -156,7 +156,8 @@ def _wrong_value(override: Override, base: DictConfig, choices: Choices) -> str 
         return f"{line}: there is no group {group}; {did_you_mean(group, choices.groups, LISTER)}"
     parent, name = _deepest(base, key)
     node = OmegaConf.select(base, parent, throw_on_missing=False) if parent else base
-    there = OmegaConf.is_dict(node) and name in node and f"{parent}.{name}".lstrip(".") == key
+    # A value that is required and missing is a key all the same, which ``in`` doesn't say of a config.
+    there = OmegaConf.is_dict(node) and name in list(node) and f"{parent}.{name}".lstrip(".") == key
     if override.is_add() and there and not isinstance(override.value(), dict | list):
         return f"{line}: {key} is there already; leave the plus out: {line.lstrip('+')}"
     if not there and not (override.is_add() or override.is_force_add()):

@@ -94,8 +94,9 @@ def test_a_single_run_is_not_submitted(text_run: list[str], cluster: str) -> Non
 @pytest.mark.parametrize(
     ("override", "words"), [("partitio=x", "no option 'partitio'; did you mean partition?"), ("timeout_min=soon", "timeout_min")]
 )
-def test_wrong_slurm_options_fail_before_a_job_is_queued(override: str, words: str) -> None:
-    done = sweep("-m", "cluster=slurm", f"hydra.launcher.{override}")
+def test_wrong_slurm_options_fail_before_a_job_is_queued(text_run: list[str], override: str, words: str) -> None:
+    """Beside options that have no default, such as model.path, which are all right."""
+    done = sweep("-m", "cluster=slurm", *text_run, f"hydra.launcher.{override}")
     assert done.returncode == 2
     assert words in done.stderr
 

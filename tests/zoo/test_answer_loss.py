@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import transformers
 
 from ecoflap.calibrate.samples import stack
 from ecoflap.errors import UserError
 from tests.zoo.architectures import ARCHITECTURES
-
-pytestmark = pytest.mark.skipif(int(transformers.__version__.split(".")[0]) < 5, reason="the zoo is built of transformers 5")
 
 
 @pytest.mark.parametrize("name", ["molmo2", "hunyuan_vl", "minicpmv4_7", "git", "qwen2_5_vl"])
