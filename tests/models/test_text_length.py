@@ -82,7 +82,7 @@ def of_pictures_or_sounds(family: str) -> nn.Module:
 def test_tables_for_pictures_and_sounds_do_not_limit_texts(family: str, most: int | None) -> None:
     try:
         model = of_pictures_or_sounds(family)
-    except AttributeError:
+    except (AttributeError, ValueError):  # no such class, or no such pair of them
         pytest.skip(f"{family} is not in the installed transformers")
     assert most_tokens(model) == most
 
