@@ -116,7 +116,7 @@ def _leaves_the_same(block: Block, entry: Entry, left: Left) -> bool:
     try:
         output = call.run(block.module, entry.hidden.clone())
     except Exception as error:  # whatever a model's code raises where state of another pass doesn't fit
-        if isinstance(error, RuntimeError) and out_of_memory(error):
+        if out_of_memory(error):
             raise
         return False
     return equal((output, call), (left.output, left.call), lambda one, other: bool(close(one, other)))

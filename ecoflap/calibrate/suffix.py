@@ -125,7 +125,7 @@ class SuffixRunner:
             except UserError:
                 raise
             except Exception as error:  # whatever a model's code raises that misses what a block has not done
-                if isinstance(error, RuntimeError) and out_of_memory(error):
+                if out_of_memory(error):
                     raise
                 log.debug("%s can't be run on stored inputs: %r", block.name, error)
                 return False
