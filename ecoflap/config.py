@@ -99,7 +99,7 @@ def check_merged() -> None:
     """Refuse a list of choices of one group, which Hydra has merged into one.
 
     Raises:
-        UserError: so it is.
+        UserError: if Hydra has merged several choices into one.
     """
     if not HydraConfig.initialized():
         return

@@ -51,7 +51,7 @@ def check_sparsity(sparsity: float) -> None:
     """Refuse a target outside [0, 1).
 
     Raises:
-        UserError: so it is.
+        UserError: if the sparsity is outside [0, 1).
     """
     if not 0 <= sparsity < 1:
         raise UserError(f"sparsity={sparsity} is outside [0, 1); it is the share of prunable weights to remove, such as 0.6")

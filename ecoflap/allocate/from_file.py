@@ -40,7 +40,7 @@ class FromFile:
         """Refuse a file that isn't there or has another target, before any work is done.
 
         Raises:
-            UserError: so it is.
+            UserError: if the file isn't there or has another target.
         """
         target = self.allocation.target
         if abs(target - sparsity) > 1e-9:

@@ -35,7 +35,7 @@ class Captions(CaptionSource):
         """Refuse captions that aren't there, or are measured on.
 
         Raises:
-            UserError: so they are.
+            UserError: if captions aren't there, or are measured on.
         """
         least = 2 if self.prefix else 1
         pictures = self.pictures(group, apart=True)
@@ -46,7 +46,7 @@ class Captions(CaptionSource):
         """Refuse a model that reads no pictures with captions.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model reads no pictures with captions.
         """
         require_encoder(model, f"calibration={self.name}", pictures=True)
 

@@ -48,7 +48,7 @@ class Classification(PictureSource):
         """Refuse a model that reads no pictures.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model reads no pictures.
         """
         require_encoder(model, f"calibration={self.name}", pictures=True)
 

@@ -43,7 +43,7 @@ def check_templates(templates: list[str], option: str, names: Collection[str] = 
         names: what may stand for templates of its own.
 
     Raises:
-        UserError: so they are, or there are none.
+        UserError: if a name can't be put into a template, or there are none.
     """
     if not templates:
         raise UserError(f"{option}=[] must hold at least one template, with {{}} where the name goes; null, where it is allowed, is the set's own")
@@ -77,7 +77,7 @@ class EasyPictures:
         """Refuse a model that reads no pictures.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model reads no pictures.
         """
         require_encoder(model, f"calibration={self.name}", pictures=True)
 

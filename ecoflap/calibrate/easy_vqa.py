@@ -40,7 +40,7 @@ class EasyVqa:
         """Refuse a model that reads no pictures.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model reads no pictures.
         """
         require_encoder(model, f"calibration={self.name}", pictures=True)
 

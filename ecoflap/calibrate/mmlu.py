@@ -132,7 +132,7 @@ class Mmlu:
         """Refuse questions that aren't there, or are damaged.
 
         Raises:
-            UserError: so they are.
+            UserError: if questions aren't there, or are damaged.
         """
         for split in [self.split, *["dev"] * bool(self.shots)]:
             read_subjects(self.path, split, group)
@@ -141,7 +141,7 @@ class Mmlu:
         """Refuse a model that reads no text with a target.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model reads no text with a target.
         """
         require_encoder(model, f"calibration={self.name}", pictures=False)
 

@@ -94,7 +94,7 @@ class Pictures:
         """Refuse pictures that aren't there.
 
         Raises:
-            UserError: so they are.
+            UserError: if pictures aren't there.
         """
         picture_files(self.path, CALIBRATION, group)
 
@@ -102,7 +102,7 @@ class Pictures:
         """Refuse a model that makes no saliency maps.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model makes no saliency maps.
         """
         require_saliency_model(model, f"calibration={self.name}")
 

@@ -52,7 +52,7 @@ class PrefixText(TextSource):
         """Refuse a model that reads no text with a target.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model reads no text with a target.
         """
         require_encoder(model, f"calibration={self.name}", pictures=False)
 

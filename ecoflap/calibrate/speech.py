@@ -148,7 +148,7 @@ class Speech:
         """Refuse recordings that aren't there.
 
         Raises:
-            UserError: so they are.
+            UserError: if recordings aren't there.
         """
         if self.path is not None:
             recordings(self.path, group)
@@ -157,7 +157,7 @@ class Speech:
         """Refuse a model that hears nothing.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model hears nothing.
         """
         require_speech_model(model, f"calibration={self.name}")
 

@@ -50,7 +50,7 @@ def check_characters(texts: Iterable[str], length: int, option: str) -> None:
     """Refuse texts none of which can have a window: a token is at least one byte.
 
     Raises:
-        UserError: so they are.
+        UserError: if no text can have a window.
     """
     longest = max((len(text.encode()) for text in texts), default=0)
     if longest < length:
@@ -155,7 +155,7 @@ class Text(TextSource):
         """Refuse a model that is no language model, reads no such windows, or finds too few tokens in the text.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model is no language model, reads no such windows, or finds too few tokens in the text.
         """
         require_language_model(model, f"calibration={self.name}")
         require_length(model, self.sequence_length, f"calibration.sequence_length={self.sequence_length}")
@@ -239,7 +239,7 @@ class TokenFile:
         """Refuse a file without such rows.
 
         Raises:
-            UserError: so it is.
+            UserError: if the file is without such rows.
         """
         read_token_rows(self.path, self.key, group)
 
@@ -247,7 +247,7 @@ class TokenFile:
         """Refuse a model that can't read the rows.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model can't read the rows.
         """
         require_language_model(model, f"calibration={self.name}")
         require_readable(model, read_token_rows(self.path, self.key, "calibration"), self.key, "calibration")

@@ -85,7 +85,7 @@ class TextSource:
             option: the config group that asks, for the message.
 
         Raises:
-            UserError: so it is.
+            UserError: if the text isn't there, can't be read or is too short, as far as its bytes tell.
         """
         texts = self.read_documents(option) if self.path is None or _holds_json(self.path) else [self.read_text(option)]
         if not any(map(str.strip, texts)):

@@ -60,7 +60,7 @@ class VqaV2:
         """Refuse questions that aren't there, or are damaged.
 
         Raises:
-            UserError: so they are.
+            UserError: if questions aren't there, or are damaged.
         """
         self.questions(group)
 
@@ -79,7 +79,7 @@ class VqaV2:
         """Refuse a model that reads no questions about pictures.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model reads no questions about pictures.
         """
         require_encoder(model, f"calibration={self.name}", pictures=True)
 
@@ -129,7 +129,7 @@ class Nlvr2:
         """Refuse sentences that aren't there, or are damaged.
 
         Raises:
-            UserError: so they are.
+            UserError: if sentences aren't there, or are damaged.
         """
         read_pairs(self.path, self.split, group)
 
@@ -137,7 +137,7 @@ class Nlvr2:
         """Refuse a model that does not classify: one that writes would look at the first picture only.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model does not classify.
         """
         require(model, Classifies, f"calibration={self.name}")
 

@@ -73,7 +73,7 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         """Refuse to submit what can't run from here.
 
         Raises:
-            UserError: so it is.
+            UserError: if it can't run from here.
         """
 
     @abstractmethod

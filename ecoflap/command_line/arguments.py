@@ -144,7 +144,7 @@ def check_key(override: str, match: re.Match[str], config_dir: str | None) -> No
     """Refuse a key whose first part is no option or group.
 
     Raises:
-        UserError: so it is.
+        UserError: if the key's first part is no option or group.
     """
     first = re.split(r"[./@\[]", match["key"])[0]
     if first in PLACES and match["sign"] is None:

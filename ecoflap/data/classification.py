@@ -86,7 +86,7 @@ class PictureSource:
         """Refuse pictures that aren't listed, or whose classes have no names.
 
         Raises:
-            UserError: so they are.
+            UserError: if pictures aren't listed, or their classes have no names.
         """
         if not self.read(option, named=False).examples:
             raise UserError(f"{option}={self.dataset}: the split {self.split} lists no pictures; give another {option}.split or path")

@@ -54,7 +54,7 @@ class Captioning(CaptionSource):
         """Refuse captions, pictures or scorers that aren't there.
 
         Raises:
-            UserError: so they are.
+            UserError: if captions, pictures or scorers aren't there.
         """
         require_scorers(f"{group}={self.name}")
         self.chosen(group)
@@ -63,7 +63,7 @@ class Captioning(CaptionSource):
         """Refuse a model that writes no text about pictures, or none as long as is asked for.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model writes no text about pictures, or none as long as is asked for.
         """
         require(model, Describes, f"task={self.name}")
         require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")

@@ -53,7 +53,7 @@ class Classification(PictureSource):
         """Refuse pictures that aren't there, or are fewer than the limit.
 
         Raises:
-            UserError: so they are.
+            UserError: if pictures aren't there, or are fewer than the limit.
         """
         spread(self.read(option, named=False).examples, self.limit, "pictures")
 
@@ -61,7 +61,7 @@ class Classification(PictureSource):
         """Refuse a model that classifies no pictures, or whose own classes are others.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model classifies no pictures, or its own classes are others.
         """
         if not isinstance(model.interface, Classifies):
             require(model, Embeds, f"task={self.name}")

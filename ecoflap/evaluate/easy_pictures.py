@@ -71,7 +71,7 @@ class EasyClassification:
         """Refuse a limit above the number of pictures.
 
         Raises:
-            UserError: so it is.
+            UserError: if the limit is above the number of pictures.
         """
         spread(read_pictures("test"), self.limit, "pictures")
 
@@ -79,7 +79,7 @@ class EasyClassification:
         """Refuse a model that classifies no pictures.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model classifies no pictures.
         """
         if not isinstance(model.interface, Classifies):
             require(model, Embeds, f"task={self.name}")
@@ -136,7 +136,7 @@ class EasyCaptions:
         """Refuse a limit above the number of pictures.
 
         Raises:
-            UserError: so it is.
+            UserError: if the limit is above the number of pictures.
         """
         spread(read_pictures("test"), self.limit, "pictures")
 
@@ -144,7 +144,7 @@ class EasyCaptions:
         """Refuse a model that writes no text.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model writes no text.
         """
         require(model, Describes, f"task={self.name}")
         require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
@@ -195,7 +195,7 @@ class EasyRetrieval:
         """Refuse a limit above the number of pictures.
 
         Raises:
-            UserError: so it is.
+            UserError: if the limit is above the number of pictures.
         """
         spread(read_pictures("test"), self.limit, "pictures")
 
@@ -203,7 +203,7 @@ class EasyRetrieval:
         """Refuse a model that finds no pictures.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model finds no pictures.
         """
         require(model, Embeds, f"task={self.name}")
 

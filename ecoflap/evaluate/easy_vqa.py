@@ -46,7 +46,7 @@ class EasyVqa:
         """Refuse a limit above the number of questions.
 
         Raises:
-            UserError: so it is.
+            UserError: if the limit is above the number of questions.
         """
         self.chosen()
 
@@ -54,7 +54,7 @@ class EasyVqa:
         """Refuse a model that answers no questions, or with fewer words than are asked for.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model answers no questions, or with fewer words than are asked for.
         """
         require(model, Describes, f"task={self.name}")
         require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")

@@ -51,7 +51,7 @@ class LmEval:
         """Refuse a harness, tasks or data that aren't there.
 
         Raises:
-            UserError: so they are.
+            UserError: if the harness, tasks or data aren't there.
         """
         manager = task_manager(self.include_path)
         for name in self.harness_tasks:
@@ -61,7 +61,7 @@ class LmEval:
         """Refuse a model that can't be asked.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model can't be asked.
         """
         if not reads_text(model):
             raise UserError(f"task={self.name} asks models that read and write text, and {model.name} doesn't; choose another task")

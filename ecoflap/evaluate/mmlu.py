@@ -51,7 +51,7 @@ class Mmlu:
         """Refuse questions that aren't there, or are damaged.
 
         Raises:
-            UserError: so they are.
+            UserError: if questions aren't there, or are damaged.
         """
         for subject, questions in self.subjects(group)[1].items():
             spread(questions, None, f"questions of {subject}")
@@ -60,7 +60,7 @@ class Mmlu:
         """Refuse a model that can't choose between answers.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model can't choose between answers.
         """
         require(model, Chooses, f"task={self.name}")
 

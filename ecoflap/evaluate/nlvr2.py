@@ -55,7 +55,7 @@ class Nlvr2:
         """Refuse sentences or pictures that aren't there.
 
         Raises:
-            UserError: so they are.
+            UserError: if sentences or pictures aren't there.
         """
         self.chosen(group)
 
@@ -63,7 +63,7 @@ class Nlvr2:
         """Refuse a model that does not classify.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model does not classify.
         """
         require(model, Classifies, f"task={self.name}")
 

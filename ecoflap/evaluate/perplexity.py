@@ -76,7 +76,7 @@ class TextPerplexity(TextSource):
         """Refuse a model that is no language model, reads no such windows, or finds too few tokens in the text.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model is no language model, reads no such windows, or finds too few tokens in the text.
         """
         require_language_model(model, f"task={self.name}")
         require_length(model, self.sequence_length, f"task.sequence_length={self.sequence_length}")
@@ -129,7 +129,7 @@ class TokenPerplexity:
         """Refuse a file without such rows.
 
         Raises:
-            UserError: so it is.
+            UserError: if the file is without such rows.
         """
         read_token_rows(self.path, self.key, group)
 
@@ -137,7 +137,7 @@ class TokenPerplexity:
         """Refuse a model that can't read the rows.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model can't read the rows.
         """
         require_language_model(model, f"task={self.name}")
         require_readable(model, read_token_rows(self.path, self.key, "task"), self.key, "task")

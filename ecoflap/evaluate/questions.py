@@ -93,7 +93,7 @@ class PublishedQuestions(ABC):
         """Refuse questions, answers or pictures that aren't there; the hub's pictures are fetched later.
 
         Raises:
-            UserError: so they are.
+            UserError: if questions, answers or pictures aren't there.
         """
         self.locate(group)
         self.choices()
@@ -105,7 +105,7 @@ class PublishedQuestions(ABC):
         """Refuse a model that answers no questions, or with fewer words than are asked for.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model answers no questions, or with fewer words than are asked for.
         """
         require(model, Describes, f"task={self.name}")
         require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
@@ -122,7 +122,7 @@ class PublishedQuestions(ABC):
         """Refuse questions about pictures that aren't there.
 
         Raises:
-            UserError: so they are.
+            UserError: if questions about pictures aren't there.
         """
         require_images((one.image for one in questions), f"task={self.name}", self.obtain)
 

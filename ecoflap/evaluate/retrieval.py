@@ -53,7 +53,7 @@ class Retrieval(CaptionSource):
         """Refuse captions or pictures that aren't there.
 
         Raises:
-            UserError: so they are.
+            UserError: if captions or pictures aren't there.
         """
         self.chosen(group)
 
@@ -61,7 +61,7 @@ class Retrieval(CaptionSource):
         """Refuse a model that finds no pictures.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model finds no pictures.
         """
         require(model, Embeds, f"task={self.name}")
 

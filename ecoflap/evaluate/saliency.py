@@ -41,7 +41,7 @@ class Saliency:
         """Refuse pictures that aren't there.
 
         Raises:
-            UserError: so they are.
+            UserError: if pictures aren't there.
         """
         self.chosen(group)
 
@@ -49,7 +49,7 @@ class Saliency:
         """Refuse a model that makes no saliency maps.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model makes no saliency maps.
         """
         require_saliency_model(model, f"task={self.name}")
 

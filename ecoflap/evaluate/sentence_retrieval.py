@@ -52,7 +52,7 @@ class SentenceRetrieval(TextSource):
         """Refuse a model that makes no sentence embeddings, or reads no halves of that length.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model makes no sentence embeddings, or reads no halves of that length.
         """
         require_sentence_encoder(model, f"task={self.name}")
         require_length(model, self.sequence_length, f"task.sequence_length={self.sequence_length}")

@@ -47,7 +47,7 @@ class Speech:
         """Refuse recordings that aren't there.
 
         Raises:
-            UserError: so they are, or the limit is out of range.
+            UserError: if recordings aren't there, or the limit is out of range.
         """
         if self.path is not None:
             spread(recordings(self.path, group), self.limit, "recordings")
@@ -56,7 +56,7 @@ class Speech:
         """Refuse a model that hears nothing, or writes no transcripts as long as is asked for.
 
         Raises:
-            UserError: so it is.
+            UserError: if the model hears nothing, or writes no transcripts as long as is asked for.
         """
         require_speech_model(model, f"task={self.name}")
         require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")

@@ -28,7 +28,7 @@ def check_encoder_token(token: int | None, module: Any) -> None:
     """Refuse a token that the text encoder has no embedding for.
 
     Raises:
-        UserError: so it is.
+        UserError: if the text encoder has no embedding for a token.
     """
     words = module.config.text_config.vocab_size
     if token is not None and not 0 <= token < words:

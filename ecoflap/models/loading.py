@@ -49,7 +49,7 @@ def check_prompt(prompt: str) -> None:
     """Refuse a template that a question can't be put into.
 
     Raises:
-        UserError: so it is.
+        UserError: if a question can't be put into the template.
     """
     rest = prompt.replace("{}", "")
     if prompt.count("{}") != 1 or "{" in rest or "}" in rest:

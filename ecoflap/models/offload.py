@@ -61,7 +61,7 @@ def require_loaded(loader: Any, *options: str) -> None:
     """Refuse options of a loader that change weights after they are loaded, where they are left on the disk.
 
     Raises:
-        UserError: so they are, and one of the options is set.
+        UserError: if the weights are left on the disk, and one of the options is set.
     """
     given = [f"model.{option}={value}" for option in options if (value := getattr(loader, option)) is not None]
     if given and streaming() is not None:
@@ -89,7 +89,7 @@ def check_offload(kind: str) -> None:
     """Refuse a kind that there isn't.
 
     Raises:
-        UserError: so it is.
+        UserError: if there is no such kind.
     """
     if kind not in KINDS:
         raise UserError(f"runtime.offload={kind} is not known; {did_you_mean(kind, KINDS)}")

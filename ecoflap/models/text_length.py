@@ -62,7 +62,7 @@ def require_length(model: PrunableModel, tokens: int, option: str) -> None:
     On an accelerator, a model dies of too long a text without a word of the reason.
 
     Raises:
-        UserError: so it is.
+        UserError: if texts are longer than the model can read.
     """
     most = most_tokens(model.module)
     if most is not None and tokens > most:

@@ -18,7 +18,7 @@ def check(plan: Plan) -> None:
     """Refuse a plan that can't come to its end.
 
     Raises:
-        UserError: so it is.
+        UserError: if the plan can't come to its end.
     """
     check_options(plan)
     check_steps(plan)
@@ -29,7 +29,7 @@ def check_options(plan: Plan) -> None:
     """Refuse values that are impossible, whatever the steps.
 
     Raises:
-        UserError: so they are.
+        UserError: if values are impossible, whatever the steps.
     """
     config, offload = plan.config, plan.config["runtime"]["offload"]
     check_sparsity(config["sparsity"])
@@ -66,7 +66,7 @@ def check_steps(plan: Plan) -> None:
     """Refuse steps that are unknown, out of order, or lack what they read.
 
     Raises:
-        UserError: so they are.
+        UserError: if steps are unknown, out of order, or lack what they read.
     """
     steps = plan.steps
     for step in steps:
@@ -111,7 +111,7 @@ def check_mean(tasks: dict[str, Task], mean: str | None) -> None:
     """Refuse the mean of a metric that a task is known not to give; of tasks that say nothing it is found out when they are measured.
 
     Raises:
-        UserError: so it is.
+        UserError: if a task is known not to give the metric.
     """
     for name, task in tasks.items():
         given = getattr(task, "metrics", None)

@@ -27,7 +27,7 @@ class Preflight:
         """Refuse a plan whose data are missing, damaged or too few, or which its model rules out.
 
         Raises:
-            UserError: so it is.
+            UserError: if data are missing, damaged or too few, or the model rules the plan out.
         """
         for group, part in data_sets(plan):
             if hasattr(part, "check_data"):
@@ -74,7 +74,7 @@ def check_model(plan: Plan, model: PrunableModel) -> None:
     """Refuse a plan that can't be carried out on the model, as its shapes, tokenizer and interface say.
 
     Raises:
-        UserError: so it is.
+        UserError: if the plan can't be carried out on the model, as its shapes, tokenizer and interface say.
     """
     sparsity = plan.config["sparsity"]
     if not isinstance(plan.pruner, WholeModelPruner):

@@ -47,7 +47,7 @@ class MaskRule:
         """Refuse an n:m rule that doesn't divide a layer's columns or contradicts the sparsity, before any work is done.
 
         Raises:
-            UserError: so it does.
+            UserError: if the n:m rule doesn't divide a layer's columns or contradicts the sparsity.
         """
         if self.n_of_m is None:
             return

@@ -123,7 +123,7 @@ def check_scope(scope: str) -> None:
     """Refuse a scope that there isn't.
 
     Raises:
-        UserError: so it is.
+        UserError: if there is no such scope.
     """
     if scope not in SCOPES:
         raise UserError(f"pruner.scope={scope} is not known; choose {' or '.join(SCOPES)}")
