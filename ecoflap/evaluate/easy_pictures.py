@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -46,26 +47,16 @@ class PictureEvaluation:
 
 
 @dataclass(frozen=True)
-class EasyClassification:
-    """Top-1 and top-5 accuracy, of a classifier's own classes or, zero-shot, of a text tower's.
+class PictureTask(ABC):
+    """A task on the pictures.
 
     Attributes:
         limit: number of pictures, evenly spaced; null for all.
-        batch_size: pictures per forward pass.
-        templates: prompts of the text classifier, each with one ``{}``.
-        name: for people and result files.
+        batch_size: what share a forward pass.
     """
 
     limit: int | None = None
     batch_size: int = 128
-    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
-    name: str = "easy_classification"
-
-    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "top_5", "pictures")
-
-    def __post_init__(self) -> None:
-        require_positive("task", self, "limit", "batch_size")
-        check_templates(self.templates, "task.templates")
 
     def check_data(self, group: str) -> None:
         """Refuse a limit above the number of pictures.
@@ -75,6 +66,44 @@ class EasyClassification:
         """
         spread(read_pictures("test"), self.limit, "pictures")
 
+    @abstractmethod
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that can't do what is needed.
+
+        Raises:
+            UserError: if the model can't.
+        """
+
+    def load(self, model: PrunableModel) -> PictureEvaluation:
+        """Read the pictures.
+
+        Raises:
+            UserError: if the model can't do what is needed, or the limit is out of range.
+        """
+        self.check_model(model)
+        return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), model.interface)
+
+
+@dataclass(frozen=True)
+class EasyClassification(PictureTask):
+    """Top-1 and top-5 accuracy, of a classifier's own classes or, zero-shot, of a text tower's.
+
+    Attributes:
+        limit: number of pictures, evenly spaced; null for all.
+        batch_size: pictures per forward pass.
+        templates: prompts of the text classifier, each with one ``{}``.
+        name: for people and result files.
+    """
+
+    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
+    name: str = "easy_classification"
+
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "top_5", "pictures")
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size")
+        check_templates(self.templates, "task.templates")
+
     def check_model(self, model: PrunableModel) -> None:
         """Refuse a model that classifies no pictures.
 
@@ -83,15 +112,6 @@ class EasyClassification:
         """
         if not isinstance(model.interface, Classifies):
             require(model, Embeds, f"task={self.name}")
-
-    def load(self, model: PrunableModel) -> PictureEvaluation:
-        """Read the pictures.
-
-        Raises:
-            UserError: the model classifies no pictures, or the limit is out of range.
-        """
-        self.check_model(model)
-        return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), model.interface)
 
     def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:
         """Accuracy in percent."""
@@ -110,7 +130,7 @@ class EasyClassification:
 
 
 @dataclass(frozen=True)
-class EasyCaptions:
+class EasyCaptions(PictureTask):
     """Share of captions that name shape and colour right.
 
     Attributes:
@@ -121,8 +141,6 @@ class EasyCaptions:
         name: for people and result files.
     """
 
-    limit: int | None = None
-    batch_size: int = 128
     beams: int = 1
     max_new_tokens: int = 8
     name: str = "easy_captions"
@@ -131,14 +149,6 @@ class EasyCaptions:
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
-
-    def check_data(self, group: str) -> None:
-        """Refuse a limit above the number of pictures.
-
-        Raises:
-            UserError: if the limit is above the number of pictures.
-        """
-        spread(read_pictures("test"), self.limit, "pictures")
 
     def check_model(self, model: PrunableModel) -> None:
         """Refuse a model that writes no text.
@@ -149,15 +159,6 @@ class EasyCaptions:
         require(model, Describes, f"task={self.name}")
         require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
 
-    def load(self, model: PrunableModel) -> PictureEvaluation:
-        """Read the pictures.
-
-        Raises:
-            UserError: the model writes no text, or the limit is out of range.
-        """
-        self.check_model(model)
-        return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), model.interface)
-
     def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:
         """Accuracy in percent."""
         generation, batches = Generation(self.beams, self.max_new_tokens), parts(pictures, self.batch_size)
@@ -166,7 +167,7 @@ class EasyCaptions:
 
 
 @dataclass(frozen=True)
-class EasyRetrieval:
+class EasyRetrieval(PictureTask):
     """Recall at 1 from pictures to the 24 captions, and from a caption to the pictures, first apart (contrast), then together (match).
 
     Attributes:
@@ -177,8 +178,6 @@ class EasyRetrieval:
         name: for people and result files.
     """
 
-    limit: int | None = None
-    batch_size: int = 128
     caption: str = "a photo of a {}."
     rerank: int = 8
     name: str = "easy_retrieval"
@@ -191,14 +190,6 @@ class EasyRetrieval:
         if not 0 <= self.rerank <= len(NAMES):
             raise UserError(f"task.rerank={self.rerank} must be 0 to {len(NAMES)}, the number of captions")
 
-    def check_data(self, group: str) -> None:
-        """Refuse a limit above the number of pictures.
-
-        Raises:
-            UserError: if the limit is above the number of pictures.
-        """
-        spread(read_pictures("test"), self.limit, "pictures")
-
     def check_model(self, model: PrunableModel) -> None:
         """Refuse a model that finds no pictures.
 
@@ -206,15 +197,6 @@ class EasyRetrieval:
             UserError: if the model finds no pictures.
         """
         require(model, Embeds, f"task={self.name}")
-
-    def load(self, model: PrunableModel) -> PictureEvaluation:
-        """Read the pictures.
-
-        Raises:
-            UserError: the model finds no pictures, or the limit is out of range.
-        """
-        self.check_model(model)
-        return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), model.interface)
 
     def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:
         """Recall in percent. A picture is found when the best one for a caption shows what it says."""
