@@ -53,7 +53,7 @@ test-slurm: $(READY) ## test sweeps on a Slurm of four nodes on this machine (as
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest tests/slurm
 
 benchmarks: real-models ## measure speed and memory against the published algorithms (docs/benchmarks.md; about an hour)
-	HF_HUB_OFFLINE=1 $(BIN)/python -m tests.benchmarks
+	HF_HUB_OFFLINE=1 $(BIN)/python -m benchmarks
 
 test-lavis: $(LAVIS)/.ready ## set up salesforce-lavis and test beside it, on the oldest transformers (Python 3.10 or 3.11)
 	HF_HUB_OFFLINE=1 $(LAVIS)/bin/python -m pytest -n auto --dist worksteal -W ignore tests/lavis tests/ops $(PORTABLE)

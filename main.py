@@ -13,9 +13,10 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ecoflap import command_line, refusals
-from ecoflap import config as run_config
+from ecoflap import cli as command_line
 from ecoflap.errors import SweepFailed, UserError
+from ecoflap.run import config as run_config
+from ecoflap.run import refusals
 
 run_config.register()
 log = logging.getLogger(__name__)
@@ -24,7 +25,8 @@ log = logging.getLogger(__name__)
 @hydra.main(version_base="1.3", config_path=str(Path(__file__).parent / "conf"), config_name="config")
 def main(config: DictConfig) -> float | None:
     """Run one job; returns the headline metric of the pruned model, for sweepers that search."""
-    from ecoflap import console, pipeline
+    from ecoflap.console import progress as console
+    from ecoflap.run import pipeline
 
     console.install_logging()
     try:

@@ -1,10 +1,11 @@
-"""Hydra looks for launchers in this namespace only; the launchers themselves are in ``ecoflap.cluster``."""
+"""Hydra looks for launchers in this namespace only; the launchers themselves are in ``ecoflap.sweeps``."""
 
 from __future__ import annotations
 
 from hydra.core.config_store import ConfigStore
 
-from ecoflap.cluster import in_process, launcher, options
+from ecoflap.sweeps import in_process, launcher
+from ecoflap.sweeps import launcher_options as options
 
 
 class InProcessLauncher(in_process.InProcessLauncher):

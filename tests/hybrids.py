@@ -9,9 +9,9 @@ import torch
 import transformers as hf
 from torch import nn
 
-from ecoflap.models.causal_lm import language_loss
-from ecoflap.models.loading import Selection, prunable
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.language.causal_lm import language_loss
+from ecoflap.models.loading.loader import Selection, prunable
 from tests import tiny
 
 SIZE = {"vocab_size": tiny.VOCABULARY, "hidden_size": 16}

@@ -79,7 +79,7 @@ def test_every_way_to_import_is_seen() -> None:
 import torch, ecoflap.ops.noise as noise
 from ecoflap import console
 if TYPE_CHECKING:
-    from ecoflap.pipeline import run
+    from ecoflap.run.pipeline import run
 def f():
     from ecoflap.score.scores import Scores
 """

@@ -11,12 +11,19 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.models import blip, blip2, blip2_itm, blip_retrieval, causal_lm, image_classifier, seq2seq, vlm
-from ecoflap.models.clip import DualInterface, dual_loss
-from ecoflap.models.loading import Selection, prunable
-from ecoflap.models.open_clip_model import OpenClipInterface
-from ecoflap.models.prunable import Batch, Loss, PrunableModel, Sample
+from ecoflap.data.batch import Batch, Sample
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.prunable import Loss, PrunableModel
+from ecoflap.models.families.blip import retrieval as blip_retrieval
+from ecoflap.models.families.blip import text as blip
+from ecoflap.models.families.blip2 import generation as blip2
+from ecoflap.models.families.blip2 import matching as blip2_itm
+from ecoflap.models.families.clip.clip import DualInterface, dual_loss
+from ecoflap.models.families.clip.open_clip import OpenClipInterface
+from ecoflap.models.families.language import causal_lm, seq2seq
+from ecoflap.models.families.vision import image_classifier
+from ecoflap.models.families.vlm import vlm
+from ecoflap.models.loading.loader import Selection, prunable
 
 torch.set_num_threads(1)  # at this size threads wait for each other, and on a busy machine for a hundred times the work
 

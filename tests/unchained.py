@@ -12,10 +12,12 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.models import causal_lm, vlm
-from ecoflap.models.loading import Selection, prunable
-from ecoflap.models.prunable import PrunableModel, Sample
+from ecoflap.data.batch import Sample
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.language import causal_lm
+from ecoflap.models.families.vlm import vlm
+from ecoflap.models.loading.loader import Selection, prunable
 from tests import tiny
 
 WIDE = {"initializer_range": 0.3}  # what is added between blocks shall matter

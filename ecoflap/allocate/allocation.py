@@ -8,7 +8,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from ecoflap.errors import UserError, nearest
-from ecoflap.models.towers import Tower
+from ecoflap.models.core.towers import Tower
 
 TOTALS = EXACT, AS_GIVEN, UNITS = "exact", "as_given", "units"
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from ecoflap.allocate.allocation import AS_GIVEN, EXACT, Allocation, fitted, read_file
 from ecoflap.errors import UserError, did_you_mean
-from ecoflap.models.towers import Tower
+from ecoflap.models.core.towers import Tower
 from ecoflap.score.scores import Scores
 
 

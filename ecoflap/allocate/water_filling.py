@@ -11,8 +11,8 @@ from typing import ClassVar
 
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
 from ecoflap.errors import UserError
-from ecoflap.models.layers import Layer
-from ecoflap.models.towers import Tower
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.towers import Tower
 from ecoflap.ops import proportional, water_fill
 from ecoflap.score.scores import Scores
 

@@ -1,1 +1,1 @@
-"""Readers of data sets: files of a published layout -> raw examples, for calibration and evaluation alike."""
+"""Data sets: what they say (examples), how they are read, and per kind the calibration set and the task made of them."""

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ecoflap.data.example import Example
 from ecoflap.errors import UserError
-from ecoflap.models.examples import Example
 
 Item = TypeVar("Item")
 

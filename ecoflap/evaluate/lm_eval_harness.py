@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.journal import IN_MEMORY, Journal
 from ecoflap.evaluate.lm_eval_tasks import fingerprint, read_task, task_manager
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.models.core.prunable import PrunableModel
 
 
 @dataclass(frozen=True)

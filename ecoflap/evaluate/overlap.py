@@ -6,10 +6,10 @@ import logging
 from collections.abc import Mapping
 from typing import NoReturn
 
-from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.data.sources import copies, shared_source
 from ecoflap.errors import UserError
-from ecoflap.evaluate.task import Evaluation
+from ecoflap.evaluate.protocol import Evaluation
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, distributed
 
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.core.prunable import PrunableModel
 
 
 def is_first() -> bool:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ecoflap.finetune.job import Job, Training
-from ecoflap.finetune.kept import count_trained, only_kept_weights
+from ecoflap.finetune.masked_parameters import count_trained, only_kept_weights
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.training import split_of, train
-from ecoflap.models.prunable import in_float32
+from ecoflap.models.core.prunable import in_float32
 
 
 @dataclass(frozen=True)

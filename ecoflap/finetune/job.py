@@ -10,8 +10,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.prunable import PrunableModel
 
 Point = dict[str, float]  # figures of one step of a curve
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.core.prunable import PrunableModel
 
 
 class Learner(nn.Module):

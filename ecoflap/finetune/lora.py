@@ -21,11 +21,11 @@ from torch.nn.functional import linear
 
 from ecoflap.errors import UserError, require_positive
 from ecoflap.finetune.job import Job, Training
-from ecoflap.finetune.kept import count_trained
+from ecoflap.finetune.masked_parameters import count_trained
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.training import split_of, train
-from ecoflap.models.layers import Layer, is_layer
-from ecoflap.models.prunable import in_float32
+from ecoflap.models.core.layers import Layer, is_layer
+from ecoflap.models.core.prunable import in_float32
 
 ADAPTER = "default"
 

@@ -21,13 +21,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from ecoflap.calibrate.capture import Flow, Stream
-from ecoflap.console import track
+from ecoflap.blocks.capture import Flow, Stream
+from ecoflap.console.progress import track
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.finetune.job import Job, Point, Training
-from ecoflap.finetune.kept import only_kept_weights
-from ecoflap.models.prunable import in_float32, quiet_forward
-from ecoflap.models.towers import Block, Tower
+from ecoflap.finetune.masked_parameters import only_kept_weights
+from ecoflap.models.core.prunable import in_float32, quiet_forward
+from ecoflap.models.core.towers import Block, Tower
 
 log = logging.getLogger(__name__)
 

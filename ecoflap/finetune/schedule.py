@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ecoflap.errors import UserError, require_positive
-from ecoflap.models.losses import find_loss
+from ecoflap.models.core.losses import find_loss
 
 DATA = ("training", "calibration")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from ecoflap.console import track
+from ecoflap.console.progress import track
 from ecoflap.errors import NumericalError
 from ecoflap.finetune.job import Point
 

@@ -26,8 +26,8 @@ from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.trainer import Curve, PrunedTrainer, to_point
 from ecoflap.finetune.training_set import Collator, Split, divide
-from ecoflap.models.losses import find_loss
-from ecoflap.store import write_json
+from ecoflap.models.core.losses import find_loss
+from ecoflap.storage.files import write_json
 
 log = logging.getLogger(__name__)
 

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.data.batch import Sample
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
-from ecoflap.models.encoding import encoding_on_demand, pad_together
-from ecoflap.models.prunable import PrunableModel, Sample
+from ecoflap.models.core.encoding import encoding_on_demand, pad_together
+from ecoflap.models.core.prunable import PrunableModel
 
 
 class TrainingSet(Dataset[Sample]):

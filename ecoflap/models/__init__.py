@@ -1,1 +1,1 @@
-"""Model adapters: load, towers, loss per sample, save. One file per family."""
+"""Models: what the steps see of them (core), and how each family is loaded, placed and saved."""

@@ -9,20 +9,20 @@ import torch
 from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.calibrate.capture import Flow
-from ecoflap.calibrate.layer_calls import require_calls
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.calibrate.statistics import MeanSquare
-from ecoflap.console import track
+from ecoflap.blocks.capture import Flow
+from ecoflap.blocks.layer_calls import require_calls
+from ecoflap.blocks.statistics import MeanSquare
+from ecoflap.console.progress import track
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError
-from ecoflap.masks import PackedMasks
-from ecoflap.models.prunable import PrunableModel, quiet_forward
-from ecoflap.models.towers import Tower
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.towers import Tower
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.inputs import blocks_in_order, measure_block
 from ecoflap.prune.layers import Statistics, prune_layers
 from ecoflap.prune.pruners import LayerPruner
 from ecoflap.prune.report import BlockReport, PruneReport
+from ecoflap.storage.masks import PackedMasks
 
 
 @torch.no_grad()

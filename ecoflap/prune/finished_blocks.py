@@ -12,10 +12,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ecoflap.masks import pack, unpack
-from ecoflap.models.layers import Layer
+from ecoflap.models.core.layers import Layer
 from ecoflap.prune.report import PruneReport
-from ecoflap.store import replacing
+from ecoflap.storage.files import replacing
+from ecoflap.storage.masks import pack, unpack
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,15 @@ from contextlib import suppress
 import torch
 from torch import Tensor
 
-from ecoflap.calibrate.capture import Flow, flows
-from ecoflap.calibrate.layer_calls import require_calls
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.calibrate.statistics import Enough, Gram, InputStatistics, MeanSquare
-from ecoflap.console import track
+from ecoflap.blocks.capture import Flow, flows
+from ecoflap.blocks.layer_calls import require_calls
+from ecoflap.blocks.statistics import Enough, Gram, InputStatistics, MeanSquare
+from ecoflap.console.progress import track
+from ecoflap.data.batch import Batch
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
-from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward
-from ecoflap.models.towers import Tower
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.towers import Tower
 
 PROPAGATE = ("pruned", "dense")
 

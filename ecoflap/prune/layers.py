@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.calibrate.statistics import InputStatistics, Statistic
+from ecoflap.blocks.statistics import InputStatistics, Statistic
 from ecoflap.errors import NumericalError
-from ecoflap.models.layers import Layer
+from ecoflap.models.core.layers import Layer
 from ecoflap.prune.pruners import LayerPruner, Pruned
 from ecoflap.prune.report import PruneReport
 

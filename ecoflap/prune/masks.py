@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ecoflap.errors import UserError
-from ecoflap.models.layers import Layer
+from ecoflap.models.core.layers import Layer
 from ecoflap.ops import select_in_matrix, select_in_rows, select_n_of_m
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
-from ecoflap.calibrate.statistics import Gram, MeanSquare
+from ecoflap.blocks.statistics import Gram, MeanSquare
 from ecoflap.errors import UserError
 from ecoflap.ops import solve_together, wanda_metric
 from ecoflap.prune.masks import MaskRule

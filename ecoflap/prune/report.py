@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ecoflap.masks import PackedMasks
+from ecoflap.storage.masks import PackedMasks
 
 
 @dataclass(frozen=True)

@@ -29,13 +29,13 @@ from torch import Tensor, distributed
 from torch.utils.data import DataLoader
 
 from ecoflap.allocate.allocation import UNITS, Allocation
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.console import track
+from ecoflap.console.progress import track
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.training_set import Collator, TrainingSet
-from ecoflap.models.prunable import PrunableModel, in_float32
-from ecoflap.models.units import Units, cut_all, find_units, total_cost
+from ecoflap.models.core.prunable import PrunableModel, in_float32
+from ecoflap.models.core.units import Units, cut_all, find_units, total_cost
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.prune.whole_model import OnBlock
 

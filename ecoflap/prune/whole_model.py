@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation, keep_total
-from ecoflap.calibrate.padding import loss_batches
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.console import track
+from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.console.progress import track
+from ecoflap.data.batch import Batch, samples_in
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError, require_positive
-from ecoflap.models.layers import Layer
-from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward, samples_in
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.ops import select_globally
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.score.first_order import differentiate, scales, streaming_gradients

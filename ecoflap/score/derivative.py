@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ecoflap.models.layers import Layer
-from ecoflap.models.prunable import Batch, PrunableModel
+from ecoflap.data.batch import Batch
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import gaussian
 from ecoflap.score.first_order import differentiate, streaming_gradients
 from ecoflap.score.probing import Noise

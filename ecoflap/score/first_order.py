@@ -22,12 +22,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecoflap.calibrate.padding import loss_batches
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.console import track
+from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.console.progress import track
+from ecoflap.data.batch import Batch, samples_in
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError, did_you_mean, require_positive
-from ecoflap.models.layers import Layer
-from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward, samples_in
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.score.recompute import recomputing
 from ecoflap.score.scores import Average, Scores, collect, count_untouched
 

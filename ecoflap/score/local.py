@@ -9,13 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecoflap.calibrate.capture import flows
-from ecoflap.calibrate.layer_calls import require_calls
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.calibrate.statistics import Gram, InputStatistics, MeanSquare
-from ecoflap.console import track
+from ecoflap.blocks.capture import flows
+from ecoflap.blocks.layer_calls import require_calls
+from ecoflap.blocks.statistics import Gram, InputStatistics, MeanSquare
+from ecoflap.console.progress import track
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError, did_you_mean, require_positive
-from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.ops import wanda_metric
 from ecoflap.score.scores import Average, Scores, collect
 

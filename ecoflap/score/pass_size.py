@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ecoflap.console.telemetry import free_memory, out_of_memory
 from ecoflap.errors import UserError
-from ecoflap.telemetry import free_memory, out_of_memory
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ecoflap.models.layers import Layer
+from ecoflap.models.core.layers import Layer
 from ecoflap.ops import gaussian
 
 Noise = tuple[str | int, ...]

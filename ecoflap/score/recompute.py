@@ -9,12 +9,12 @@ from typing import Any
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
-from ecoflap.calibrate.alone import close
-from ecoflap.calibrate.block_call import first_tensor
-from ecoflap.calibrate.containers import snapshot
-from ecoflap.calibrate.forwards import with_forwards
+from ecoflap.blocks.block_call import first_tensor
+from ecoflap.blocks.containers import snapshot
+from ecoflap.blocks.patch_forward import with_forwards
+from ecoflap.blocks.standalone import close
 from ecoflap.errors import UserError
-from ecoflap.models.towers import Block
+from ecoflap.models.core.towers import Block
 
 
 @contextmanager

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecoflap.models.layers import Layer
-from ecoflap.models.towers import Block, Tower
+from ecoflap.console.telemetry import out_of_memory
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.towers import Block, Tower
 from ecoflap.score.probing import Probe
-from ecoflap.telemetry import out_of_memory
 
 # Of probes in a block, in one pass or in one each: [probes, batch].
 Losses = Callable[[Sequence[Probe], Block, bool], Tensor]

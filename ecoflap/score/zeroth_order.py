@@ -28,15 +28,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ecoflap.calibrate.layer_calls import require_calls
-from ecoflap.calibrate.padding import Kind, kind_of, loss_batches
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.calibrate.suffix import SuffixRunner, growing_modules
-from ecoflap.console import track
+from ecoflap.blocks.layer_calls import require_calls
+from ecoflap.blocks.loss_batches import Kind, kind_of, loss_batches
+from ecoflap.blocks.suffix import SuffixRunner, growing_modules
+from ecoflap.console.progress import track
+from ecoflap.data.batch import Batch, samples_in
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError, did_you_mean, require_positive
-from ecoflap.models.layers import Layer
-from ecoflap.models.prunable import Batch, PrunableModel, in_float32, quiet_forward, samples_in
-from ecoflap.models.towers import Block, Tower
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel, in_float32, quiet_forward
+from ecoflap.models.core.towers import Block, Tower
 from ecoflap.score.derivative import slopes
 from ecoflap.score.pass_size import PassSize
 from ecoflap.score.probing import Noise, Probe, probing

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from ecoflap import pipeline
-from ecoflap.results import Result
+from ecoflap.run import pipeline
+from ecoflap.storage.results import Result
 from tests.accelerator import device
 from tests.cli.conftest import composed, text_run, tiny_llama, token_file  # noqa: F401  (fixtures)
 

@@ -12,16 +12,16 @@ import torch
 from safetensors.torch import load_file
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from ecoflap import pipeline
-from ecoflap.calibrate.statistics import MeanSquare
+from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.errors import UserError
-from ecoflap.finetune.kept import KeptWeights
-from ecoflap.masks import load_masks
-from ecoflap.models.prunable import PrunableModel
-from ecoflap.models.residence import Away
+from ecoflap.finetune.masked_parameters import KeptWeights
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.offload.placement import Away
 from ecoflap.ops import sparsegpt
-from ecoflap.results import verify
+from ecoflap.run import pipeline
 from ecoflap.score import derivative
+from ecoflap.storage.masks import load_masks
+from ecoflap.storage.results import verify
 from tests import tiny
 from tests.accelerator.conftest import in_child, on_both
 from tests.accelerator.rules import DeviceMixError
@@ -184,7 +184,7 @@ def test_a_precision_that_the_trainer_refuses(base: dict[str, list[str]], tmp_pa
 
 
 def test_auto_is_the_accelerator() -> None:
-    from ecoflap.models.placement import resolve_device
+    from ecoflap.models.loading.device import resolve_device
 
     assert in_child(lambda: [str(resolve_device(name)) for name in ("auto", "npy", "npy:0", "cpu")]) == ["npy", "npy", "npy:0", "cpu"]
 

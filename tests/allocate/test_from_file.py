@@ -9,7 +9,7 @@ import pytest
 from ecoflap.allocate.from_file import FromFile
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.errors import UserError
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
 
 Q, K = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"

@@ -6,8 +6,8 @@ import pytest
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.errors import UserError
-from ecoflap.models.layers import Layer
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import gaussian
 from ecoflap.score.scores import Scores
 from tests import tiny

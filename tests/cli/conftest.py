@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 
-from ecoflap import config as run_config
-from ecoflap import pipeline
-from ecoflap.results import Result
+from ecoflap.run import config as run_config
+from ecoflap.run import pipeline
+from ecoflap.storage.results import Result
 
 ROOT = Path(__file__).parents[2]
 SENTENCE = "the a cat dog sees likes house tree small old and or not in on under with red blue green"

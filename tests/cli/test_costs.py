@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ecoflap.results import Result
+from ecoflap.storage.results import Result
 
 Run = Callable[..., Result]
 

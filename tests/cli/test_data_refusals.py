@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from ecoflap import pipeline
-from ecoflap.data.vqa import VQAV2
+from ecoflap.data.vqa.reading import VQAV2
 from ecoflap.errors import UserError
+from ecoflap.run import pipeline
 from tests.cli.conftest import composed
 from tests.data import caption_folders
 from tests.data.vqa_folders import write_coco_questions

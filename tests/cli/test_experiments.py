@@ -11,12 +11,12 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from ecoflap.config import build
-from ecoflap.data.clip_sets import SETS
-from ecoflap.data.vqa import OKVQA, VQAV2
-from ecoflap.models.loading import Selection
-from ecoflap.results import Result
-from ecoflap.results.verification import verify
+from ecoflap.data.classification.clip_sets import SETS
+from ecoflap.data.vqa.reading import OKVQA, VQAV2
+from ecoflap.models.loading.loader import Selection
+from ecoflap.run.config import build
+from ecoflap.storage.results import Result
+from ecoflap.storage.results.verification import verify
 from tests.cli.conftest import ROOT, WORDS, composed
 from tests.data import caption_folders, picture_sets
 from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa, write_test_questions
@@ -24,7 +24,7 @@ from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa, write
 EXPERIMENTS = sorted(str(file.relative_to(ROOT / "conf/experiment").with_suffix("")) for file in (ROOT / "conf/experiment").rglob("*.yaml"))
 # Those of this project's own tables run for minutes; Optuna's has no list of jobs.
 SWEEPS = sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml") if not file.stem.startswith(("readme_", "finetune_", "search")))
-# These carry towers that another experiment pruned into another model: tests/cli/test_carried_towers.py runs them.
+# These carry towers that another experiment pruned into another model: tests/cli/test_tower_transfer.py runs them.
 CARRIED = ["blip2/flickr30k", "blip2/nocaps"]
 # BLIP-NLVR is LAVIS' own model: tests/lavis/test_nlvr_experiments.py runs these.
 RUN_HERE = [name for name in EXPERIMENTS if "nlvr2" not in name and name not in CARRIED]

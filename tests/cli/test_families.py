@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, Blip2ForConditionalGeneration, GPT2Config, MistralConfig, OPTConfig, PretrainedConfig, Qwen2Config
 
-from ecoflap.results import Result, verify
+from ecoflap.storage.results import Result, verify
 from tests.cli.conftest import WORDS
 
 VOCABULARY = len(WORDS) + 2

@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file
 
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.masks import load_masks
-from ecoflap.results import Result
-from ecoflap.results.verification import verify
+from ecoflap.storage.masks import load_masks
+from ecoflap.storage.results import Result
+from ecoflap.storage.results.verification import verify
 from tests.cli.conftest import ROOT
 
 STEPS = "steps=[calibrate,score,allocate,prune,finetune,evaluate]"

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ecoflap.errors import UserError
-from ecoflap.results import Result, verify
+from ecoflap.storage.results import Result, verify
 
 
 @pytest.mark.parametrize("pruner", ["global_magnitude", "global_gradient"])

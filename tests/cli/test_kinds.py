@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 import torch
 
-from ecoflap.calibrate.padding import loss_batches
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
-from ecoflap.results import Result, verify
+from ecoflap.storage.results import Result, verify
 from tests.cli.test_vlm import save_qwen
 from tests.zoo.architectures import ARCHITECTURES
 from tests.zoo.compare import Comparison, compare_zeroth_order, recording, walk

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ecoflap.errors import UserError
-from ecoflap.results import Result
+from ecoflap.storage.results import Result
 from tests.cli.conftest import ROOT
 
 

@@ -65,7 +65,9 @@ def test_a_run_leaves_a_result_that_verifies(text_run: list[str], tmp_path: Path
     assert list((folder / "wandb").glob("offline-run-*/files/media/images/allocation_*.png"))
     assert "perplexity" in finished.stdout
     assert "model.layers.1" in finished.stderr
-    verified = subprocess.run([sys.executable, "-m", "ecoflap.results", "verify", str(folder)], capture_output=True, text=True, cwd=ROOT, check=False)
+    verified = subprocess.run(
+        [sys.executable, "-m", "ecoflap.storage.results", "verify", str(folder)], capture_output=True, text=True, cwd=ROOT, check=False
+    )
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
 
@@ -74,7 +76,7 @@ def test_a_sweep_runs_every_combination(text_run: list[str], tmp_path: Path) -> 
     assert finished.returncode == 0, finished.stderr
     records = [json.loads(file.read_text()) for file in (tmp_path / "sweep").glob("*/result.json")]
     assert sorted((record["config"]["sparsity"], record["config"]["seed"]) for record in records) == [(0.4, 0), (0.4, 1), (0.6, 0), (0.6, 1)]
-    command = [sys.executable, "-m", "ecoflap.report", str(tmp_path / "sweep")]
+    command = [sys.executable, "-m", "ecoflap.sweeps.report", str(tmp_path / "sweep")]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert shown.stdout.count("(n=2)") == 2
     page = (tmp_path / "sweep" / "report" / "index.html").read_text()
@@ -85,7 +87,7 @@ def test_a_sweep_runs_every_combination(text_run: list[str], tmp_path: Path) -> 
 def test_an_interrupted_run_leaves_nothing_that_looks_whole(text_run: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "out"
     code = (
-        "import sys, runpy; import ecoflap.outcome as o, ecoflap.checkpoint as c\n"
+        "import sys, runpy; import ecoflap.run.outcome as o, ecoflap.storage.checkpoint as c\n"
         "def stop(*_): raise KeyboardInterrupt\n"
         "c.save_masks = stop\n"
         f"sys.argv = ['main.py', *{[*text_run, 'model.save=true', f'hydra.run.dir={folder}']!r}]\n"

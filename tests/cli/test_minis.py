@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from ecoflap.errors import UserError
-from ecoflap.results import Result, verify
-from ecoflap.steps.evaluation import with_mean
+from ecoflap.run.steps.evaluation import with_mean
+from ecoflap.storage.results import Result, verify
 
 # model: (least dense figure, what a guesser gets, options that keep it short)
 MINIS = {

@@ -13,8 +13,8 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ecoflap.errors import UserError
-from ecoflap.models.residence import is_absent
-from ecoflap.results import Result, verify
+from ecoflap.models.offload.placement import is_absent
+from ecoflap.storage.results import Result, verify
 
 Run = Callable[..., Result]
 COARSE = {

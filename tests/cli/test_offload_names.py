@@ -11,8 +11,8 @@ import torch
 import transformers as hf
 from safetensors import safe_open
 
-from ecoflap.masks import load_masks
-from ecoflap.results import Result, verify
+from ecoflap.storage.masks import load_masks
+from ecoflap.storage.results import Result, verify
 from tests import tiny
 from tests.cli.test_vlm import language, save_llava, tokenizer
 from tests.models.test_conversion import MODELS, as_it_is, resave, vision_first

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 from transformers import AutoModelForCausalLM
 
-from ecoflap import pipeline
-from ecoflap.config import package_file
 from ecoflap.errors import UserError
-from ecoflap.masks import load_masks
-from ecoflap.results import Result, verify
+from ecoflap.run import pipeline
+from ecoflap.run.config import package_file
+from ecoflap.storage.masks import load_masks
+from ecoflap.storage.results import Result, verify
 from tests.cli.conftest import ROOT, composed
 
 Run = Callable[..., Result]

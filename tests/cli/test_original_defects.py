@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from ecoflap.errors import UserError
-from ecoflap.results import Result
+from ecoflap.storage.results import Result
 from tests import tiny
 from tests.cli.conftest import WORDS
 from tests.data import caption_folders, picture_sets

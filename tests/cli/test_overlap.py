@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from ecoflap.data.sources import copies, picture_sources
-from ecoflap.data.vqa import VQAV2
+from ecoflap.data.vqa.reading import VQAV2
 from ecoflap.errors import UserError
-from ecoflap.results import Result
+from ecoflap.storage.results import Result
 from tests.data import caption_folders, picture_sets
 from tests.data.vqa_folders import write_coco_questions
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from ecoflap.calibrate.text import TokenFile
+from ecoflap.data.text.calibration import TokenFile
 from ecoflap.errors import UserError
-from ecoflap.models.causal_lm import CausalLM
-from ecoflap.plan import Preflight, make_plan
+from ecoflap.models.families.language.causal_lm import CausalLM
+from ecoflap.run.plan import Preflight, make_plan
 from tests.cli.conftest import composed
 
 

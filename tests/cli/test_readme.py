@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from ecoflap import command_line
+from ecoflap import cli as command_line
 from tests.cli.conftest import ROOT, composed
 
 DOCS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

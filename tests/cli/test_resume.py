@@ -21,12 +21,12 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from ecoflap import pipeline
 from ecoflap.errors import UserError
-from ecoflap.file_names import LEASE
 from ecoflap.prune import driver
-from ecoflap.results import Result
-from ecoflap.run_folder import claimed
+from ecoflap.run import pipeline
+from ecoflap.run.folder import claimed
+from ecoflap.storage.file_names import LEASE
+from ecoflap.storage.results import Result
 from tests.cli.conftest import composed
 
 Run = Callable[..., Result]
@@ -64,7 +64,7 @@ def test_a_result_of_other_code_is_said_to_be_one(
     run: Run, text_run: list[str], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run(text_run)
-    monkeypatch.setattr(sys.modules["ecoflap.results.environment"], "package_hash", lambda: "edited")
+    monkeypatch.setattr(sys.modules["ecoflap.storage.results.environment"], "package_hash", lambda: "edited")
     with caplog.at_level(logging.INFO):
         run(text_run)
     warned = [record for record in caplog.records if record.levelno == logging.WARNING and record.name.startswith("ecoflap")]

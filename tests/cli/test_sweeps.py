@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from ecoflap.masks import load_masks
-from ecoflap.results import Result
+from ecoflap.storage.masks import load_masks
+from ecoflap.storage.results import Result
 from tests.cli.conftest import ROOT
 
 

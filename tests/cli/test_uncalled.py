@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 
 from ecoflap.errors import UserError
-from ecoflap.results import Result
+from ecoflap.storage.results import Result
 from tests.cli.conftest import WORDS
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 import transformers as hf
 
-from ecoflap.calibrate.easy_vqa import read_questions
-from ecoflap.models.loading import Selection
-from ecoflap.models.vlm import VisionLanguage
-from ecoflap.results import Result, verify
+from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.models.families.vlm.vlm import VisionLanguage
+from ecoflap.models.loading.loader import Selection
+from ecoflap.storage.results import Result, verify
 from tests import tiny
 
 SPECIAL = ["<pad>", "<s>", "</s>", "<unk>", "<image>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>", "USER:", "ASSISTANT:"]

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from ecoflap.calibrate.easy_pictures import NAMES, read_pictures
-from ecoflap.models.examples import Example
+from ecoflap.data.easy_vqa.pictures import NAMES, read_pictures
+from ecoflap.data.example import Example
 
 SAID = ("A picture of a {}.", "a {}", "This is a {}!", "a photo of a {}", "{}, a small one")
 

@@ -7,9 +7,9 @@ import shutil
 from functools import cache
 from pathlib import Path
 
-from ecoflap.calibrate.easy_pictures import NAMES, read_pictures
-from ecoflap.data.clip_sets import SETS
-from ecoflap.models.examples import Example
+from ecoflap.data.classification.clip_sets import SETS
+from ecoflap.data.easy_vqa.pictures import NAMES, read_pictures
+from ecoflap.data.example import Example
 
 CLASSES = [name.replace(" ", "_") for name in NAMES]
 COOP = sorted(set(SETS) - {"image_folder"})

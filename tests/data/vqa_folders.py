@@ -8,9 +8,9 @@ from functools import cache
 from itertools import pairwise
 from pathlib import Path
 
-from ecoflap.calibrate.easy_vqa import read_questions
-from ecoflap.data.vqa import CocoQuestions
-from ecoflap.models.examples import Example
+from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.example import Example
+from ecoflap.data.vqa.reading import CocoQuestions
 
 VAL = 100_000  # added to the numbers of val's pictures, and twice to test's: no two pictures of COCO have the same
 KINDS = {"one": "Shapes and Colours", "two": "Yes and No"}

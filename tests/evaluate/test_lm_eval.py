@@ -14,12 +14,12 @@ import torch
 from torch import nn
 
 from ecoflap.errors import UserError
-from ecoflap.evaluate.journal import Journal
 from ecoflap.evaluate.lm_eval_harness import LmEval, flatten, untied
-from ecoflap.models.causal_lm import CausalLM
-from ecoflap.models.loading import Selection
-from ecoflap.models.prunable import PrunableModel
-from ecoflap.models.vlm import VisionLanguage
+from ecoflap.evaluate.prediction_log import Journal
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.language.causal_lm import CausalLM
+from ecoflap.models.families.vlm.vlm import VisionLanguage
+from ecoflap.models.loading.loader import Selection
 from tests import tiny
 from tests.cli.conftest import WORDS, tiny_llama  # noqa: F401
 from tests.cli.test_vlm import save_llava

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.finetune import distributed
-from ecoflap.masks import PackedMasks
+from ecoflap.storage.masks import PackedMasks
 from tests import tiny
 
 

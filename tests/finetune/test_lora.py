@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.finetune.job import Job
 from ecoflap.finetune.lora import ADAPTER, Lora
-from tests.finetune.test_kept import pruned
+from tests.finetune.test_masked_parameters import pruned
 from tests.tiny import FAMILIES, samples
 
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.finetune.job import Job
 from ecoflap.finetune.reconstruct import Reconstruct
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny, unchained
-from tests.finetune.test_kept import pruned
+from tests.finetune.test_masked_parameters import pruned
 from tests.tiny import FAMILIES
 
 SLOWLY = ["t5", "blip_vqa", "blip_retrieval", "clip", "llama", "gpt2", "vit"]

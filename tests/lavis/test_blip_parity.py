@@ -20,12 +20,12 @@ from lavis.models import med
 from lavis.models.blip_models.blip_retrieval import BlipRetrieval
 from lavis.models.blip_models.blip_vqa import BlipVQA
 
-from ecoflap.models.blip import VqaInterface
-from ecoflap.models.blip_retrieval import RetrievalInterface
-from ecoflap.models.examples import Example
-from ecoflap.models.lavis_modules import blip_tower
-from ecoflap.models.losses import class_loss
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.data.example import Example
+from ecoflap.models.core.losses import class_loss
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.blip.retrieval import RetrievalInterface
+from ecoflap.models.families.blip.text import VqaInterface
+from ecoflap.models.families.lavis.modules import blip_tower
 from tests.cli.conftest import WORDS
 
 TEXTS = ("the cat", "the red dog likes a small tree in the old house", "a house")
@@ -152,7 +152,7 @@ def test_matches_and_texts_apart(words: Any, tmp_path: Path) -> None:
 @torch.no_grad()
 def test_the_matching_loss(words: Any, tmp_path: Path) -> None:
     """Of right pairs and of each text with the picture of the sample before it, from LAVIS' own encoder and head."""
-    from ecoflap.models.blip_retrieval import match_loss
+    from ecoflap.models.families.blip.retrieval import match_loss
 
     theirs = lavis_module("retrieval", lavis_tokenizer(tmp_path / "words"))
     module = in_transformers("retrieval", theirs, len(theirs.tokenizer))

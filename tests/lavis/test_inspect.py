@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ecoflap.config import build
-from ecoflap.models.loading import Selection
+from ecoflap.models.loading.loader import Selection
+from ecoflap.run.config import build
 from tests.cli.conftest import composed
 from tests.lavis import tiny  # noqa: F401 - skips where LAVIS is missing
 

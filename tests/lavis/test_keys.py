@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ecoflap.errors import UserError
-from ecoflap.models.lavis_keys import read_lavis_checkpoint, to_lavis, to_transformers
+from ecoflap.models.families.lavis.keys import read_lavis_checkpoint, to_lavis, to_transformers
 from tests import tiny
 
 if "blip2_t5" not in tiny.FAMILIES:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from ecoflap.models.examples import Example, Generation
-from ecoflap.models.lavis_blip2 import LavisBlip2Interface
-from ecoflap.models.lavis_nlvr import NlvrInterface, truth_logits
+from ecoflap.data.example import Example, Generation
+from ecoflap.models.families.lavis.blip2 import LavisBlip2Interface
+from ecoflap.models.families.lavis.nlvr import NlvrInterface, truth_logits
 from tests.lavis import tiny
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ecoflap.results import Result
+from ecoflap.storage.results import Result
 from tests.cli.conftest import run  # noqa: F401 - a fixture
 from tests.data.vqa_folders import write_nlvr2
 from tests.lavis import tiny

@@ -8,11 +8,11 @@ import pytest
 import torch
 import transformers
 
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.models import blip2
-from ecoflap.models.lavis_keys import to_lavis, to_transformers
-from ecoflap.models.loading import Selection, prunable
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.blip2 import generation as blip2
+from ecoflap.models.families.lavis.keys import to_lavis, to_transformers
+from ecoflap.models.loading.loader import Selection, prunable
 from ecoflap.ops import gaussian
 from ecoflap.prune.driver import prune
 from ecoflap.score import probing

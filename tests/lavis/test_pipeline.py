@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from ecoflap.masks import load_masks
-from ecoflap.models.lavis_keys import read_lavis_checkpoint
-from ecoflap.models.lavis_parts import FILE
-from ecoflap.results import Result, verify
+from ecoflap.models.families.lavis.keys import read_lavis_checkpoint
+from ecoflap.models.families.lavis.parts import FILE
+from ecoflap.storage.masks import load_masks
+from ecoflap.storage.results import Result, verify
 from tests.cli.conftest import run  # noqa: F401 - a fixture
 from tests.lavis import tiny
 

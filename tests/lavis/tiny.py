@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 pytest.importorskip("lavis.models", reason="salesforce-lavis is not installed here; make test-lavis has an environment of its own")
 
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.models.lavis_blip2 import answer_loss
-from ecoflap.models.lavis_modules import BareBlip2T5, BareNlvr
-from ecoflap.models.lavis_nlvr import truth_loss
-from ecoflap.models.loading import Selection, prunable
-from ecoflap.models.prunable import PrunableModel, Sample
+from ecoflap.data.batch import Sample
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.lavis.blip2 import answer_loss
+from ecoflap.models.families.lavis.modules import BareBlip2T5, BareNlvr
+from ecoflap.models.families.lavis.nlvr import truth_loss
+from ecoflap.models.loading.loader import Selection, prunable
 from tests.cli.conftest import WORDS
 
 VOCABULARY = 48

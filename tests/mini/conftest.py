@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from ecoflap.mini.pictures import Pictures, train_and_test
+from tools.train_mini.pictures import Pictures, train_and_test
 
 
 @pytest.fixture(scope="session")

@@ -8,8 +8,8 @@ import pytest
 import torch
 from easy_vqa import get_test_questions
 
-from ecoflap import pipeline
-from ecoflap.config import package_file
+from ecoflap.run import pipeline
+from ecoflap.run.config import package_file
 from tests.cli.conftest import composed
 
 FOLDER = Path(package_file("mini/blip2"))

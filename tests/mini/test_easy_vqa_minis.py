@@ -15,10 +15,14 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import AutoProcessor, ViTImageProcessor
 
-from ecoflap.config import package_file
-from ecoflap.mini import train_blip_caption, train_blip_retrieval, train_blip_vqa, train_clip, train_vit
-from ecoflap.mini.pictures import CLASSES, Pictures
+from ecoflap.run.config import package_file
 from tests.mini.conftest import cut
+from tools.train_mini import blip_caption as train_blip_caption
+from tools.train_mini import blip_retrieval as train_blip_retrieval
+from tools.train_mini import blip_vqa as train_blip_vqa
+from tools.train_mini import clip as train_clip
+from tools.train_mini import vit as train_vit
+from tools.train_mini.pictures import CLASSES, Pictures
 
 
 @dataclass(frozen=True)

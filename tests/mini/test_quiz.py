@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from ecoflap.calibrate.mmlu import LETTERS, Question, read_subjects
-from ecoflap.config import package_file
-from ecoflap.mini import quiz
+from ecoflap.data.mmlu.calibration import LETTERS, Question, read_subjects
+from ecoflap.run.config import package_file
+from tools.train_mini import quiz
 
 SPLITS = quiz.splits()
 

@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5ForConditionalGeneration
 
-from ecoflap.calibrate.mmlu import LETTERS, Question, prompt
-from ecoflap.config import package_file
-from ecoflap.mini import quiz
-from ecoflap.mini.train_t5 import accuracies, mean
+from ecoflap.data.mmlu.calibration import LETTERS, Question, prompt
+from ecoflap.run.config import package_file
 from tests.mini.conftest import cut
+from tools.train_mini import quiz
+from tools.train_mini.t5 import accuracies, mean
 
 FOLDER = Path(package_file("mini/t5"))
 QUESTIONS = {subject: {"dev": by_split["dev"], "test": by_split["test"][:30]} for subject, by_split in quiz.splits().items()}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from ecoflap.mini.layout import correct
-from ecoflap.mini.pictures import CLASSES, Pictures, augment, image_labels
-from ecoflap.mini.training import command_line, recipe_table, shuffled
-from ecoflap.mini.vit_model import Recipe
+from tools.train_mini.layout import correct
+from tools.train_mini.pictures import CLASSES, Pictures, augment, image_labels
+from tools.train_mini.training import command_line, recipe_table, shuffled
+from tools.train_mini.vit_model import Recipe
 
 
 def test_labels_are_read_from_what_questions_only() -> None:

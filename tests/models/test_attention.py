@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.models.attention import OpenAttention, open_attention
-from ecoflap.models.layers import weights_of
-from ecoflap.models.loading import Selection, prunable
-from ecoflap.models.towers import find_towers
+from ecoflap.models.core.attention import OpenAttention, open_attention
+from ecoflap.models.core.layers import weights_of
+from ecoflap.models.core.towers import find_towers
+from ecoflap.models.loading.loader import Selection, prunable
 from tests import tiny  # noqa: F401 - one thread
 
 

@@ -11,18 +11,18 @@ import pytest
 import torch
 import transformers
 
-from ecoflap.calibrate.captions import Captions
-from ecoflap.calibrate.easy_vqa import EasyVqa
-from ecoflap.config import package_file
-from ecoflap.evaluate.captioning import CaptioningEvaluation
+from ecoflap.data.captions.calibration import Captions
+from ecoflap.data.captions.task import CaptioningEvaluation
+from ecoflap.data.easy_vqa.calibration import EasyVqa
+from ecoflap.data.example import Example
 from ecoflap.evaluate.inputs import how_asked
-from ecoflap.models.blip2 import Blip2
-from ecoflap.models.examples import Example
-from ecoflap.models.loading import Selection
-from ecoflap.models.prunable import PrunableModel
-from ecoflap.models.vlm import VlmInterface
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.blip2.generation import Blip2
+from ecoflap.models.families.vlm.vlm import VlmInterface
+from ecoflap.models.loading.loader import Selection
+from ecoflap.run.config import package_file
 from tests.data import caption_folders as folders
-from tests.evaluate.test_captioning import nocaps
+from tests.data.captions.test_task import nocaps
 
 if not hasattr(transformers, "Blip2Config"):
     pytest.skip(f"transformers {transformers.__version__} has no BLIP-2", allow_module_level=True)

@@ -11,17 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-from ecoflap.calibrate.easy_pictures import read_pictures
-from ecoflap.calibrate.easy_vqa import read_questions
-from ecoflap.config import package_file
+from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.easy_vqa.pictures import read_pictures
+from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError
-from ecoflap.models.blip import BlipCaption, BlipVqa, image_states
-from ecoflap.models.blip_ranking import SMOOTHING
-from ecoflap.models.blip_retrieval import BlipRetrieval
-from ecoflap.models.encoding import encode_all
-from ecoflap.models.examples import Example, Generation
-from ecoflap.models.loading import Selection
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.core.encoding import encode_all
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.blip.ranking import SMOOTHING
+from ecoflap.models.families.blip.retrieval import BlipRetrieval
+from ecoflap.models.families.blip.text import BlipCaption, BlipVqa, image_states
+from ecoflap.models.loading.loader import Selection
+from ecoflap.run.config import package_file
 from tests.cli.conftest import composed
 
 CLS, END, ENC = 2, 3, 4  # in the vocabularies of the embedded models, where [MASK] stands in for [ENC]

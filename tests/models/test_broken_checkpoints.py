@@ -15,19 +15,19 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ecoflap.checkpoint import save_checkpoint
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.models.causal_lm import CausalLM
-from ecoflap.models.clip import Clip
-from ecoflap.models.loading import Selection
-from ecoflap.models.offload import load_offloaded
-from ecoflap.models.prunable import PrunableModel
-from ecoflap.models.seq2seq import Seq2Seq
-from ecoflap.models.vlm import VisionLanguage
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.clip.clip import Clip
+from ecoflap.models.families.language.causal_lm import CausalLM
+from ecoflap.models.families.language.seq2seq import Seq2Seq
+from ecoflap.models.families.vlm.vlm import VisionLanguage
+from ecoflap.models.loading.loader import Selection
+from ecoflap.models.offload.load import load_offloaded
+from ecoflap.storage.checkpoint import save_checkpoint
 from tests import tiny
 from tests.cli.conftest import tiny_llama  # noqa: F401 - a fixture
 from tests.models.test_quantised import change_config, change_weights, folder, no_weights_read  # noqa: F401 - fixtures
-from tests.store.test_disks import fill, small_disk  # noqa: F401 - a fixture
+from tests.storage.test_disks import fill, small_disk  # noqa: F401 - a fixture
 
 INDEX = "model.safetensors.index.json"
 LAYER = "model.layers.1.mlp.up_proj.weight"

@@ -13,10 +13,10 @@ import transformers as hf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from ecoflap.models.checkpoint_folder import stored_in
-from ecoflap.models.conversion import find_places
-from ecoflap.models.skeleton import DTYPE_OPTION, framework
-from ecoflap.models.stored_tensor import StoredTensor
+from ecoflap.models.loading.checkpoint_folder import stored_in
+from ecoflap.models.loading.conversion import find_places
+from ecoflap.models.loading.skeleton import DTYPE_OPTION, framework
+from ecoflap.storage.stored_tensor import StoredTensor
 from tests import tiny
 
 MOE = {"num_key_value_heads": 1, "head_dim": 8, **tiny.LLAMA}

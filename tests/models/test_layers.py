@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from ecoflap.models.layers import PLAIN, Layer, is_layer
+from ecoflap.models.core.layers import PLAIN, Layer, is_layer
 
 
 @pytest.mark.parametrize("module", [nn.Linear(3, 5), Conv1D(5, 3)])

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ecoflap.errors import UserError
-from ecoflap.models.pictures import load_image
+from ecoflap.models.core.pictures import load_image
 
 
 def test_sixteen_bits_of_grey_become_eight(tmp_path: Path) -> None:

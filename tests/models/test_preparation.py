@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 import torch
 
-from ecoflap.config import package_file
-from ecoflap.models.blip2 import Blip2
-from ecoflap.models.clip import Clip
-from ecoflap.models.examples import Example, Generation
-from ecoflap.models.image_classifier import ImageClassifier
-from ecoflap.models.loading import Selection
-from ecoflap.models.prunable import PrunableModel
-from ecoflap.models.seq2seq import Seq2Seq
+from ecoflap.data.example import Example, Generation
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.blip2.generation import Blip2
+from ecoflap.models.families.clip.clip import Clip
+from ecoflap.models.families.language.seq2seq import Seq2Seq
+from ecoflap.models.families.vision.image_classifier import ImageClassifier
+from ecoflap.models.loading.loader import Selection
+from ecoflap.run.config import package_file
 
 LOADERS: dict[str, Any] = {"clip": Clip, "blip2": Blip2, "vit": ImageClassifier, "t5": Seq2Seq}
 

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from ecoflap.errors import NumericalError
-from ecoflap.models import prunable
-from ecoflap.models.blip_retrieval import match_loss
-from ecoflap.models.losses import next_token_loss, token_loss
-from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core import prunable
+from ecoflap.models.core.losses import next_token_loss, token_loss
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.families.blip.retrieval import match_loss
 from tests import tiny
 
 # Families whose transformers model computes the same loss; BLIP's smooths labels and counts differently, retrieval has none.

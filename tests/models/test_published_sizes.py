@@ -9,10 +9,10 @@ import torch
 import transformers
 from omegaconf import DictConfig, OmegaConf
 
-from ecoflap.config import build
 from ecoflap.errors import UserError
-from ecoflap.models.loading import Selection
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.loader import Selection
+from ecoflap.run.config import build
 from tests.cli.conftest import ROOT, composed
 
 NAMES = sorted(file.stem for file in (ROOT / "conf" / "model").glob("*.yaml"))

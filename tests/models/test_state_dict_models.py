@@ -11,14 +11,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from ecoflap.allocate.water_filling import WaterFilling
-from ecoflap.calibrate.easy_pictures import NAMES, EasyPictures, read_pictures
+from ecoflap.data.easy_vqa.picture_tasks import EasyClassification
+from ecoflap.data.easy_vqa.pictures import NAMES, EasyPictures, read_pictures
 from ecoflap.errors import UserError
-from ecoflap.evaluate.easy_pictures import EasyClassification
-from ecoflap.models.image_classifier import ClassifierInterface
-from ecoflap.models.loading import Selection
-from ecoflap.models.open_clip_model import OpenClip
-from ecoflap.models.prunable import PrunableModel
-from ecoflap.models.torchvision_model import Torchvision
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.clip.open_clip import OpenClip
+from ecoflap.models.families.vision.image_classifier import ClassifierInterface
+from ecoflap.models.families.vision.torchvision import Torchvision
+from ecoflap.models.loading.loader import Selection
 from ecoflap.prune.driver import prune
 from ecoflap.prune.pruners import Wanda
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from ecoflap.calibrate.mmlu import Question, prompt
-from ecoflap.calibrate.text import Text
+from ecoflap.data.mmlu.calibration import Question, prompt
+from ecoflap.data.mmlu.task import fitting_prompt
+from ecoflap.data.text.calibration import Text
+from ecoflap.data.text.perplexity import TextPerplexity
 from ecoflap.errors import UserError
-from ecoflap.evaluate.mmlu import fitting_prompt
-from ecoflap.evaluate.perplexity import TextPerplexity
-from ecoflap.models.text_length import at_most, most_tokens
+from ecoflap.models.core.text_length import at_most, most_tokens
 from tests import tiny
 
 SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20, "max_position_embeddings": 12}

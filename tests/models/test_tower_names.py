@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from ecoflap.models.tower_names import LEFT_DENSE, ORDER, kind_of, name_towers
-from ecoflap.models.towers import find_towers, select
+from ecoflap.models.core.tower_names import LEFT_DENSE, ORDER, kind_of, name_towers
+from ecoflap.models.core.towers import find_towers, select
 from tests.models.meta import architecture, tree
 
 SIGHT = {"vision": "model.vision_tower.encoder.layers"}

@@ -2,7 +2,7 @@ import pytest
 from torch import nn
 
 from ecoflap.errors import UserError
-from ecoflap.models.towers import block_lists, find_towers, select
+from ecoflap.models.core.towers import block_lists, find_towers, select
 from tests import tiny
 
 T5_TOWERS = {

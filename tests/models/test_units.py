@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from ecoflap.errors import UserError
-from ecoflap.models.units import cut_all, find_units, narrowed, total_cost
+from ecoflap.models.core.units import cut_all, find_units, narrowed, total_cost
 from tests.tiny import BLIP, FAMILIES, build, samples
 
 OURS = [family for family in BLIP if family in FAMILIES and family != "blip2_itm"]

@@ -10,11 +10,11 @@ import torch
 import transformers
 from torch import Tensor
 
-from ecoflap.calibrate.easy_vqa import read_questions
-from ecoflap.models.blip2 import Blip2Interface
-from ecoflap.models.examples import Example, Generation
-from ecoflap.models.loading import written
-from ecoflap.models.vlm import _behind
+from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.example import Example, Generation
+from ecoflap.models.families.blip2.generation import Blip2Interface
+from ecoflap.models.families.vlm.vlm import _behind
+from ecoflap.models.loading.loader import written
 from tests import tiny
 
 if not hasattr(transformers, "Blip2Config"):

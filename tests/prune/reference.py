@@ -5,9 +5,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.models.layers import Layer
-from ecoflap.models.prunable import Batch, PrunableModel
+from ecoflap.data.batch import Batch
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel
 from tests.ops import reference as ops
 
 PruneLayer = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]

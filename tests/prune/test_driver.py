@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.calibrate.statistics import Gram, InputStatistics, MeanSquare
+from ecoflap.blocks.statistics import Gram, InputStatistics, MeanSquare
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.models.layers import Layer
-from ecoflap.models.loading import Selection, prunable
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.loader import Selection, prunable
 from ecoflap.prune.driver import prune
 from ecoflap.prune.pruners import LayerPruner, Magnitude, Pruned, SparseGPT, Wanda
 from ecoflap.prune.report import BlockReport

@@ -5,9 +5,9 @@ import torch
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.water_filling import WaterFilling
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.calibrate.statistics import MeanSquare
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.blocks.statistics import MeanSquare
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import gaussian
 from ecoflap.prune.driver import prune
 from ecoflap.prune.pruners import LayerPruner, Magnitude, SparseGPT, Wanda

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.calibrate.capture import Flow
+from ecoflap.blocks.capture import Flow
 from ecoflap.errors import UserError
-from ecoflap.models.loading import Selection, prunable
-from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.loading.loader import Selection, prunable
 from ecoflap.prune.driver import prune
 from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.pruners import Magnitude

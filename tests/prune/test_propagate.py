@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ecoflap.calibrate.statistics import Enough, InputStatistics, MeanSquare
-from ecoflap.models.prunable import quiet_forward
+from ecoflap.blocks.statistics import Enough, InputStatistics, MeanSquare
+from ecoflap.models.core.prunable import quiet_forward
 from ecoflap.prune.driver import prune
 from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.pruners import SparseGPT, Wanda

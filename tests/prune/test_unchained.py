@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
-from ecoflap.models.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.prune.driver import prune
 from tests import unchained
 

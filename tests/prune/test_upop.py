@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ecoflap.errors import UserError
-from ecoflap.models.units import Units, find_units, total_cost
+from ecoflap.models.core.units import Units, find_units, total_cost
 from ecoflap.prune.upop import UPop, choose, progress, standardised, update
 from tests.tiny import build, samples
 

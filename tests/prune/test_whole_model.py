@@ -5,9 +5,9 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.models.causal_lm import language_loss
-from ecoflap.models.loading import Selection, prunable
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.language.causal_lm import language_loss
+from ecoflap.models.loading.loader import Selection, prunable
 from ecoflap.prune.whole_model import GlobalGradient, GlobalMagnitude, mean_gradients
 from tests import tiny
 from tests.score.test_first_order import nearly_flat

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ecoflap import pipeline
+from ecoflap.run import pipeline
 from tests.cli.conftest import ROOT, composed
 
 GOLDEN = ROOT.parent / "shared" / "golden"

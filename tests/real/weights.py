@@ -8,9 +8,9 @@ from typing import Any
 import torch
 
 from ecoflap.allocate.water_filling import WaterFilling
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.models.loading import Selection
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.loader import Selection
 from ecoflap.prune.driver import prune
 from ecoflap.prune.pruners import Wanda
 from tests.prune import reference

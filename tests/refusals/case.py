@@ -18,7 +18,7 @@ class Case:
         code: the exit code.
         after_load: the model may be loaded before it is found out.
         warns: the run goes on, and the line is a warning.
-        program: the module that is run, such as ``ecoflap.status``; main.py by default.
+        program: the module that is run, such as ``ecoflap.sweeps.status``; main.py by default.
     """
 
     overrides: tuple[str, ...]

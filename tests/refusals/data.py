@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ecoflap.data.vqa import VQAV2
+from ecoflap.data.vqa.reading import VQAV2
 from tests.refusals.case import Case
 from tests.refusals.folders import (
     all_of,

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from ecoflap.data.vqa import VQAV2
+from ecoflap.data.vqa.reading import VQAV2
 from tests.data import caption_folders
 from tests.data.vqa_folders import write_coco_questions, write_nlvr2, write_test_questions
 

@@ -11,9 +11,9 @@ import pytest
 from safetensors import SafetensorError
 
 import main as program
-from ecoflap import pipeline
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.refusals import describe
+from ecoflap.run import pipeline
+from ecoflap.run.refusals import describe
 
 Start = Callable[..., int]
 

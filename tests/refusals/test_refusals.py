@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import main as program
-from ecoflap.steps import coarse
+from ecoflap.run.steps import coarse
 from tests import refusals
 from tests.refusals.case import Case
 

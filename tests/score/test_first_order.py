@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.calibrate.padding import loss_batches
-from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.models.causal_lm import language_loss
-from ecoflap.models.loading import Selection, prunable
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.language.causal_lm import language_loss
+from ecoflap.models.loading.loader import Selection, prunable
 from ecoflap.score.first_order import MEASURES, FirstOrder
 from ecoflap.score.pass_size import LiveBytes
 from tests import tiny

@@ -4,12 +4,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.calibrate.padding import loss_batches
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.calibrate.suffix import SuffixRunner
+from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.blocks.suffix import SuffixRunner
+from ecoflap.data.batch import Batch
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
-from ecoflap.models.loading import Selection, prunable
-from ecoflap.models.prunable import Batch, PrunableModel, quiet_forward
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.loading.loader import Selection, prunable
 from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.local import Local
 from ecoflap.score.zeroth_order import ZerothOrder

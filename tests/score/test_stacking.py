@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.models.loading import Selection, prunable
-from ecoflap.models.prunable import Batch, PrunableModel
+from ecoflap.data.batch import Batch
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.loader import Selection, prunable
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests.score.test_zeroth_order import two_forward_passes_per_probe
 

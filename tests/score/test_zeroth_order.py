@@ -3,10 +3,10 @@ import math
 import pytest
 import torch
 
-from ecoflap.calibrate.padding import loss_batches
-from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import gaussian
 from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.scores import Scores

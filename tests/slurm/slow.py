@@ -7,8 +7,8 @@ import time
 
 from torch import Tensor, nn
 
-from ecoflap.models.causal_lm import language_loss
-from ecoflap.models.prunable import Batch
+from ecoflap.data.batch import Batch
+from ecoflap.models.families.language.causal_lm import language_loss
 
 
 def slow_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:

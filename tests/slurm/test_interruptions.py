@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from ecoflap import status
-from ecoflap.store import read_json
+from ecoflap.storage.files import read_json
+from ecoflap.sweeps import status
 from tests.cli.conftest import ROOT
 from tests.cli.test_resume import weights
 from tests.slurm.cluster import Cluster, wait_for
@@ -79,7 +79,7 @@ def test_cancelled_and_started_again(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert status.main([str(folder)]) == 1
     again = subprocess.run(
-        [sys.executable, "-m", "ecoflap.status", str(folder), "--rerun-failed"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "ecoflap.sweeps.status", str(folder), "--rerun-failed"], cwd=ROOT, capture_output=True, text=True, check=False
     )
     assert again.returncode == 0, again.stdout + again.stderr
     assert status.main([str(folder)]) == 0

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-from ecoflap import status
-from ecoflap.cluster.snapshot import PARTS
-from ecoflap.results import Result, verify
-from ecoflap.store import read_json
+from ecoflap.storage.files import read_json
+from ecoflap.storage.results import Result, verify
+from ecoflap.sweeps import status
+from ecoflap.sweeps.snapshot import PARTS
 from tests.cli.conftest import ROOT
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import Sweep, ended
@@ -57,7 +57,7 @@ def test_twelve_jobs_at_once_score_once(slurm: Cluster, sweep: Sweep, tmp_path: 
         assert text.count(f"{stage}: read from the store") == 11, stage
     assert status.main([str(folder)]) == 0
     assert "12 done" in capsys.readouterr().out
-    report = subprocess.run([sys.executable, "-m", "ecoflap.report", str(folder)], cwd=ROOT, capture_output=True, text=True, check=False)
+    report = subprocess.run([sys.executable, "-m", "ecoflap.sweeps.report", str(folder)], cwd=ROOT, capture_output=True, text=True, check=False)
     assert report.returncode == 0, report.stderr
     assert (folder / "report" / "index.html").is_file()
 

@@ -11,9 +11,10 @@ import torch
 import transformers
 from torch import Tensor, nn
 
-from ecoflap.calibrate.samples import CalibrationSet
-from ecoflap.models.loading import Selection, prunable
-from ecoflap.models.prunable import Loss, PrunableModel, Sample
+from ecoflap.data.batch import Sample
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.prunable import Loss, PrunableModel
+from ecoflap.models.loading.loader import Selection, prunable
 from tests.zoo.small import small_config
 
 torch.set_num_threads(1)

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ecoflap.models.prunable import Sample
-from ecoflap.models.vlm import answer_loss
+from ecoflap.data.batch import Sample
+from ecoflap.models.families.vlm.vlm import answer_loss
 from tests.zoo.architecture import IMAGE_TOKEN, Architecture, Draw, MakeSample
 from tests.zoo.expert_rows import INKLING
 from tests.zoo.parts import ID, INDEX, text, vision_language

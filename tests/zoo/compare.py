@@ -12,9 +12,10 @@ from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.water_filling import WaterFilling
-from ecoflap.calibrate.samples import CalibrationSet, stack
+from ecoflap.data.batch import Batch, Sample
+from ecoflap.data.calibration_set import CalibrationSet, stack
 from ecoflap.errors import UserError
-from ecoflap.models.prunable import Batch, PrunableModel, Sample
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.driver import prune
 from ecoflap.prune.pruners import Pruned, SparseGPT, Wanda
 from ecoflap.score.first_order import FirstOrder

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-from ecoflap.models.causal_lm import language_loss
+from ecoflap.models.families.language.causal_lm import language_loss
 from tests.zoo.architecture import Architecture
 
 LATENT = {"num_key_value_heads": 4}  # latent attention has as many

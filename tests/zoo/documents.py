@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from ecoflap.models.prunable import Sample
-from ecoflap.models.vlm import answer_loss
+from ecoflap.data.batch import Sample
+from ecoflap.models.families.vlm.vlm import answer_loss
 from tests.zoo.architecture import IMAGE_TOKEN, Architecture, Draw, MakeSample
 from tests.zoo.parts import ID, INDEX, TYPES, text, vision, vision_language
 from tests.zoo.pictures import VIDEO_TOKEN, gemma3_sample, pixels

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES
 
-from ecoflap.models.prunable import Sample
-from ecoflap.models.seq2seq import continuation_loss
+from ecoflap.data.batch import Sample
+from ecoflap.models.families.language.seq2seq import continuation_loss
 from tests.zoo.architecture import Architecture, Draw
 from tests.zoo.small import GROUPED, HALVES, VISION
 

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from ecoflap.models.clip import DualInterface, dual_loss
-from ecoflap.models.image_classifier import classification_loss
-from ecoflap.models.prunable import Sample
+from ecoflap.data.batch import Sample
+from ecoflap.models.families.clip.clip import DualInterface, dual_loss
+from ecoflap.models.families.vision.image_classifier import classification_loss
 from tests.zoo.architecture import Architecture, Draw
 from tests.zoo.small import HALVES, VISION
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
-from ecoflap.calibrate.layer_calls import require_calls
-from ecoflap.calibrate.samples import CalibrationSet
+from ecoflap.blocks.layer_calls import require_calls
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
-from ecoflap.models.prunable import PrunableModel
+from ecoflap.models.core.prunable import PrunableModel
 from tests.zoo.architecture import Architecture, reached_towers
 from tests.zoo.compare import ALGORITHMS, Comparison
 

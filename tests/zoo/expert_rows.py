@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ecoflap.models.prunable import Sample
-from ecoflap.models.vlm import answer_loss
+from ecoflap.data.batch import Sample
+from ecoflap.models.families.vlm.vlm import answer_loss
 from tests.zoo.architecture import Architecture, Draw
 from tests.zoo.native_resolution import VIDEO, WINDOWS, grid_sample, row_vision
 from tests.zoo.parts import FEATURES, ID, INDEX, PATCHED, ROPE, TOKENS, TYPES, vision, vision_language

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ecoflap.models.prunable import Sample
+from ecoflap.data.batch import Sample
 from tests.zoo.architecture import Draw
 from tests.zoo.parts import INDEX, text, vision, vision_language
 from tests.zoo.pictures import VIDEO_TOKEN, pixels

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ecoflap.models.prunable import Sample
+from ecoflap.data.batch import Sample
 from tests.zoo.architecture import IMAGE_TOKEN, Draw, MakeSample
 from tests.zoo.parts import DEEPSTACK, FEATURES, ID, PATCHED, ROPE, TOKENS, TYPES, glm, text, vision_language
 from tests.zoo.pictures import VIDEO_TOKEN, VISION_START, behind_picture, patches

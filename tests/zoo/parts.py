@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ecoflap.models.vlm import answer_loss
+from ecoflap.models.families.vlm.vlm import answer_loss
 from tests.zoo.architecture import IMAGE_TOKEN, Architecture, MakeSample
 from tests.zoo.pictures import VIDEO_TOKEN, VISION_END, VISION_START
 from tests.zoo.small import GROUPED, VISION

@@ -5,23 +5,7 @@ from __future__ import annotations
 import torch
 
 from tests.zoo.architecture import IMAGE_TOKEN
-from tests.zoo.parts import (
-    AUDIO,
-    DEEPSTACK,
-    EXPERTS,
-    FEATURES,
-    ID,
-    MROPE,
-    OMNI,
-    OMNI_INDEX,
-    PATCHED,
-    ROPE,
-    TOKENS,
-    TYPES,
-    glm,
-    text,
-    vision_language,
-)
+from tests.zoo.parts import AUDIO, DEEPSTACK, EXPERTS, FEATURES, ID, MROPE, OMNI, OMNI_INDEX, PATCHED, ROPE, TOKENS, TYPES, glm, text, vision_language
 from tests.zoo.pictures import VIDEO_TOKEN, patches
 from tests.zoo.small import GROUPED
 

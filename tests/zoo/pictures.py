@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecoflap.models.prunable import Sample
+from ecoflap.data.batch import Sample
 from tests.zoo.architecture import IMAGE_TOKEN, Draw, MakeSample
 
 VIDEO_TOKEN, VISION_START, VISION_END = 61, 60, 63

@@ -2,16 +2,10 @@
 
 from __future__ import annotations
 
-from ecoflap.models.vlm import answer_loss
+from ecoflap.models.families.vlm.vlm import answer_loss
 from tests.zoo.architecture import IMAGE_TOKEN, Architecture
 from tests.zoo.parts import ID, INDEX, OPT, QFORMER, SPREAD, T5, text, vision, vision_language
-from tests.zoo.pictures import (
-    instructblip_sample,
-    kosmos_sample,
-    mllama_sample,
-    pixels,
-    seq2seq_sample,
-)
+from tests.zoo.pictures import instructblip_sample, kosmos_sample, mllama_sample, pixels, seq2seq_sample
 from tests.zoo.small import GROUPED, VISION
 
 QUERIES = [

@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecoflap.models.layers import Layer
-from ecoflap.models.prunable import Batch, PrunableModel, Sample
+from ecoflap.data.batch import Batch, Sample
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import gaussian, inverse_factor, solve_together
 from tests.ops import reference as ops
 

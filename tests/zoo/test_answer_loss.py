@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from ecoflap.calibrate.samples import stack
+from ecoflap.data.calibration_set import stack
 from ecoflap.errors import UserError
 from tests.zoo.architectures import ARCHITECTURES
 

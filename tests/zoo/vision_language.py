@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ecoflap.models.prunable import Sample
+from ecoflap.data.batch import Sample
 from tests.zoo.architecture import IMAGE_TOKEN, Draw
 from tests.zoo.parts import ID, INDEX, LAST, MROPE, TOKENS, TYPES, text, vision, vision_language
 from tests.zoo.pictures import VIDEO_TOKEN, gemma3_sample, gemma4_sample, lfm2_sample, paddleocr_sample, paligemma_sample, pixels, seq2seq_sample

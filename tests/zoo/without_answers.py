@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from ecoflap.models.prunable import Sample
-from ecoflap.models.vlm import answer_loss
+from ecoflap.data.batch import Sample
+from ecoflap.models.families.vlm.vlm import answer_loss
 from tests.zoo.architecture import Architecture, Draw
 from tests.zoo.documents import SAM
 from tests.zoo.parts import ID, INDEX, TYPES, text, vision

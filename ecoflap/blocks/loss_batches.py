@@ -1,0 +1,84 @@
+"""Batches for losses, as many samples each as were asked for: shorter ones are filled up, where that leaves every sample's loss as it is.
+
+What a batch's score is depends on how many samples are in it (the gradient of their mean loss), so lengths must not decide that. Statistics of
+the fine stage are sums over tokens and don't care: they are gathered from ``CalibrationSet.batches``, which never pad.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ecoflap.data.batch import Sample
+from ecoflap.data.calibration_set import CalibrationSet, split, stack
+from ecoflap.models.core.losses import IGNORED
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+
+log = logging.getLogger(__name__)
+
+# What stands behind the end of each tensor [..., tokens]: any token, which the mask hides, and no target.
+FILLS = {
+    **dict.fromkeys(("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "decoder_input_ids"), 0),
+    **dict.fromkeys(("qformer_input_ids", "qformer_attention_mask"), 0),
+    "labels": IGNORED,
+}
+Kind = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def loss_batches(model: PrunableModel, calibration: CalibrationSet, size: int) -> list[dict[str, Tensor]]:
+    """The samples in their order, in batches of ``size``.
+
+    Texts of different length are filled up at their end, and their ``attention_mask`` says so. Whether the model's loss heeds it is tried on the
+    first such batch: where a sample's loss is another one than alone (a loss of one's own that counts padding, or one that compares samples),
+    and where other things than texts differ in shape, a batch holds samples of one shape only.
+    """
+    parts = [list(part) for group in _alike(calibration.samples) for part in split(group, size)]
+    mixed = next((part for part in parts if len({_shapes(sample) for sample in part}) > 1), None)
+    if mixed is not None and not _keeps_losses(model, mixed):
+        log.info("score: %s is scored on batches of texts of one length: its loss is another one when they are filled up", model.name)
+        return calibration.batches(size)
+    return [padded(part) for part in parts]
+
+
+def padded(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """One batch of samples whose texts may differ in length."""
+    if len({_shapes(sample) for sample in samples}) == 1:
+        return stack(samples)
+    masked = [{**sample, "attention_mask": sample.get("attention_mask", torch.ones_like(sample["input_ids"]))} for sample in samples]
+    longest = {name: max(sample[name].shape[-1] for sample in masked) for name in FILLS if name in masked[0] and masked[0][name].dim()}
+    return stack([{name: _filled(name, tensor, longest.get(name)) for name, tensor in sample.items()} for sample in masked])
+
+
+def _filled(name: str, tensor: Tensor, length: int | None) -> Tensor:
+    return tensor if length is None else pad(tensor, (0, length - tensor.shape[-1]), value=FILLS[name])
+
+
+def _alike(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Samples that can share a batch: all shapes are the same but for the lengths of texts."""
+    groups: dict[Kind, list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(kind_of(sample), []).append(sample)
+    return list(groups.values())
+
+
+def kind_of(sample: Sample) -> Kind:
+    """The names and the shapes of a sample's tensors, but for the lengths of texts."""
+    texts = {name for name in FILLS if name in sample and sample[name].dim()} if "input_ids" in sample or "decoder_input_ids" in sample else set()
+    return tuple((name, tuple(tensor.shape[:-1] if name in texts else tensor.shape)) for name, tensor in sample.items())
+
+
+def _shapes(sample: Sample) -> tuple[tuple[int, ...], ...]:
+    return tuple(tuple(tensor.shape) for tensor in sample.values())
+
+
+@torch.no_grad()
+def _keeps_losses(model: PrunableModel, samples: Sequence[Sample]) -> bool:
+    """Whether each sample's loss is that of the sample alone, to half of the digits that the weights' dtype has."""
+    tolerance = torch.finfo(next(model.module.parameters()).dtype).eps ** 0.5
+    with quiet_forward(model.module):
+        alone = torch.cat([model.loss(stack([sample])) for sample in samples])
+        return torch.allclose(model.loss(padded(samples)), alone, rtol=tolerance, atol=tolerance)

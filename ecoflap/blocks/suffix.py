@@ -1,0 +1,227 @@
+"""Run the end of a model again and again on stored inputs: the blocks before the one that is probed return what they returned once."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.blocks.containers import changed, contents
+from ecoflap.blocks.patch_forward import with_forwards
+from ecoflap.console.telemetry import out_of_memory
+from ecoflap.data.batch import Batch, samples_in
+from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Block
+
+log = logging.getLogger(__name__)
+
+ROUNDING = 1e-5  # of a loss: a hundred times what fp32 resolves, as copies of a batch may be summed in another order
+
+
+class SuffixRunner:
+    """Forward passes of one batch that recompute only the blocks from a given one on.
+
+    A probe in a later tower skips the earlier towers whole. Several copies of the batch, each with its own
+    probe, share one pass. A block that changes a container which it is handed, such as the key-value states
+    that later blocks share, is computed in every pass.
+    """
+
+    def __init__(self, model: PrunableModel, batch: Batch, around: Collection[nn.Module] = ()) -> None:
+        """Run the batch once and store what every block puts out, on the model's device.
+
+        Args:
+            model: in evaluation mode.
+            batch: its inputs.
+            around: modules outside the blocks that need not run again either; see ``growing_modules``.
+        """
+        self.model, self.batch = model, batch
+        self.samples = samples_in(batch)
+        self.outputs: dict[nn.Module, list[Any]] = defaultdict(list)
+        self.order: list[nn.Module] = []
+        self._starts: dict[nn.Module, int] = {}  # how many calls had ended when a block or a layer of it began
+        self._writers: set[nn.Module] = set()
+        self._copies: tuple[int, Batch] = (1, batch)
+        modules = (*(block.module for block in model.blocks), *around)
+        recorded = {module: self._recorded(module, module.forward) for module in modules}
+        with torch.no_grad(), self._noting_starts(), with_forwards(recorded):
+            self.losses = model.loss(batch)
+
+    def _recorded(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """A forward that stores what it puts out, and notes whether it changes what it is handed."""
+
+        def record(*arguments: Any, **keywords: Any) -> Any:
+            given = (arguments, keywords)
+            before = contents(given)
+            output = forward(*arguments, **keywords)
+            if changed(before, contents(given)):
+                self._writers.add(module)
+            self.order.append(module)
+            self.outputs[module].append(output)
+            return output
+
+        return record
+
+    @contextmanager
+    def _noting_starts(self) -> Iterator[None]:
+        """Note where each block begins; a layer of it may be called before it, or inside another block."""
+
+        def note(block: nn.Module) -> Callable[..., None]:
+            def hook(*_: Any) -> None:
+                self._starts.setdefault(block, len(self.order))
+
+            return hook
+
+        handles = []
+        for block in self.model.blocks:
+            for module in {block.module, *(layer.module for layer in block.layers)}:
+                handles.append(module.register_forward_pre_hook(note(block.module)))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    @torch.no_grad()
+    def losses_from(self, block: nn.Module, copies: int) -> Tensor:
+        """Losses [copies, batch] of ``copies`` replicas of the batch, recomputed from ``block`` on.
+
+        Raises:
+            UserError: the batch never reached the block.
+        """
+        if block not in self.outputs:
+            name = next(known.name for known in self.model.blocks if known.module is block)
+            raise UserError(f"the calibration data never reach {name}, so the loss does not depend on it; leave its tower out of towers")
+        with self._replaying(Counter(self.order[: self._starts[block]]), copies):
+            return self.losses_of_all(copies)
+
+    @torch.no_grad()
+    def losses_of_all(self, copies: int) -> Tensor:
+        """Losses [copies, batch] of ``copies`` replicas of the batch, with nothing replayed."""
+        if self._copies[0] != copies:
+            self._copies = copies, _repeated(self.batch, copies)
+        return self.model.loss(self._copies[1], copies).view(copies, self.samples)
+
+    def replays(self, blocks: Sequence[Block], copies: int) -> bool:
+        """Whether recomputing from each of the blocks on gives the losses of the whole model.
+
+        Blocks may hand each other things that no argument shows, in attributes for one. Those would be left
+        over from the pass before, and be right as long as nothing was probed in it; so the passes that are
+        compared come after one in which every layer put out something else. The last block comes first: a
+        pass renews what the blocks that it computes leave over.
+        """
+        layers = [layer.module for block in self.model.blocks for layer in block.layers]
+        with _hooked(layers, lambda _, __, output: output.roll(1, -1)):
+            self.losses_of_all(copies)
+        tolerance = ROUNDING * self.losses.abs().max()
+        for block in sorted(blocks, key=lambda block: self._starts.get(block.module, 0), reverse=True):
+            try:
+                losses = self.losses_from(block.module, copies)
+            except UserError:
+                raise
+            except Exception as error:  # whatever a model's code raises that misses what a block has not done
+                if out_of_memory(error):
+                    raise
+                log.debug("%s can't be run on stored inputs: %r", block.name, error)
+                return False
+            if not bool(((losses - self.losses).abs() <= tolerance).all()):
+                return False
+        return True
+
+    def _replaying(self, prefix: Counter[nn.Module], copies: int) -> AbstractContextManager[None]:
+        """Let the first so many calls of each block of the prefix return their stored outputs instead of computing."""
+        players = {}
+        for module, calls in prefix.items():
+            if module not in self._writers:
+                players[module] = self._player(self.outputs[module][:calls], module.forward, copies)
+        return with_forwards(players)
+
+    def _player(self, outputs: list[Any], forward: Callable[..., Any], copies: int) -> Callable[..., Any]:
+        """A forward that plays the stored outputs; a call after them (the tower's next pass) may depend on the probe, and is computed."""
+        turn = iter(outputs)
+
+        def play(*arguments: Any, **keywords: Any) -> Any:
+            stored = next(turn, None)
+            return forward(*arguments, **keywords) if stored is None else self._expand(stored, copies)
+
+        return play
+
+    def _expand(self, output: Any, copies: int) -> Any:
+        """Repeat a block's hidden states, and what else in its output has one entry per sample; a mask or bias shared by all stays as it is."""
+        if isinstance(output, Tensor):
+            return _repeat(output, copies)
+        hidden, *rest = output
+        return type(output)((_repeat(hidden, copies), *(self._expand_rest(item, copies) for item in rest)))
+
+    def _expand_rest(self, item: Any, copies: int) -> Any:
+        if isinstance(item, Tensor):
+            return _repeat(item, copies) if item.ndim > 2 and item.shape[0] == self.samples else item
+        return type(item)(self._expand_rest(inner, copies) for inner in item) if isinstance(item, tuple | list) else item
+
+
+def growing_modules(model: PrunableModel, batch: Batch) -> list[nn.Module]:
+    """The modules outside the blocks that run before some block, and put out twice as much for two copies of a batch: embeddings, projections.
+
+    Their outputs can be stored and repeated like a block's. Others, such as positions that all samples share, are left to run.
+    """
+    batch = {name: tensor[:2] for name, tensor in batch.items()}
+    blocks = {block.module for block in model.blocks}
+    outside = _outside(model.module, blocks)
+    once, twice = (_calls(model, _repeated(batch, copies), copies, (*blocks, *outside)) for copies in (1, 2))
+    for calls in (once, twice):
+        while calls and calls[-1][0] not in blocks:  # logits, for one
+            calls.pop()
+    if [module for module, _ in once] != [module for module, _ in twice]:
+        return []
+    others = {module for (module, one), (_, two) in zip(once, twice, strict=True) if not _is_twice(one, two)}
+    return [module for module in dict.fromkeys(module for module, _ in once) if module not in blocks | others]
+
+
+@torch.no_grad()
+def _calls(model: PrunableModel, batch: Batch, copies: int, modules: Iterable[nn.Module]) -> list[tuple[nn.Module, Any]]:
+    """The calls of some modules during a forward pass, in order, with what they put out."""
+    calls: list[tuple[nn.Module, Any]] = []
+    with _hooked(modules, lambda module, _, output: calls.append((module, output))):
+        model.loss(batch, copies)
+    return calls
+
+
+def _outside(module: nn.Module, blocks: Collection[nn.Module]) -> list[nn.Module]:
+    """The largest modules that hold no block."""
+    if module in blocks:
+        return []
+    if not any(child in blocks for child in module.modules()):
+        return [module]
+    return [found for child in module.children() for found in _outside(child, blocks)]
+
+
+def _is_twice(one: Any, two: Any) -> bool:
+    if not isinstance(one, Tensor) or not isinstance(two, Tensor) or not one.ndim or two.shape != (2 * one.shape[0], *one.shape[1:]):
+        return False
+    scale = float(one.abs().max()) if one.numel() else 0.0
+    return math.isfinite(scale) and torch.allclose(two, _repeat(one, 2), rtol=1e-3, atol=1e-3 * scale)
+
+
+@contextmanager
+def _hooked(modules: Iterable[nn.Module], hook: Callable[[nn.Module, Any, Any], Any]) -> Iterator[None]:
+    """Call a hook after each call of some modules."""
+    handles = [module.register_forward_hook(hook) for module in modules]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _repeated(batch: Batch, copies: int) -> Batch:
+    return {name: _repeat(tensor, copies) for name, tensor in batch.items()}
+
+
+def _repeat(tensor: Tensor, copies: int) -> Tensor:
+    return tensor.repeat(copies, *[1] * (tensor.ndim - 1)) if copies > 1 else tensor

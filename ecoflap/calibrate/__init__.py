@@ -1,1 +1,0 @@
-"""Data sets become frozen samples, and samples run through blocks: capture, replay, suffix runs."""

@@ -1,0 +1,178 @@
+"""A command line before Hydra reads it: what is written differently there, and what is refused at a glance."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from argparse import Namespace
+from dataclasses import fields
+from pathlib import Path
+from typing import NoReturn
+
+from hydra._internal.utils import get_args_parser
+
+from ecoflap.cli.choices import Choices
+from ecoflap.errors import UserError, did_you_mean
+from ecoflap.run.config import METHODS, RunConfig
+
+PLACES = ("experiment", "sweeps")
+KNOWN = (*(entry.name for entry in fields(RunConfig)), "cluster", "hydra")
+LISTER = "python main.py --help lists all"
+WITHOUT = {
+    "score": ", or score=none",
+    "tracking": ", or tracking=none",
+    "finetune": "; it does nothing unless steps has finetune",
+}
+OPTION = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][^=:\s]*)(?P<equals>=)?(?P<value>.*)", re.DOTALL)
+COMPLETION = re.compile(r"(install|uninstall|query)=")
+
+
+def understood(arguments: list[str]) -> list[str]:
+    """The command line as Hydra is given it.
+
+    Raises:
+        UserError: it is no list of options with values, or names an option that is not there.
+    """
+    arguments = with_suites(arguments)
+    flags = parsed(arguments)
+    if not flags.shell_completion:
+        check(flags.overrides, flags.config_dir)
+    return arguments
+
+
+def with_suites(arguments: list[str]) -> list[str]:
+    """Command-line arguments with ``task=[one,other]`` as a suite of these tasks.
+
+    Hydra would merge their options into one task.
+
+    Raises:
+        UserError: a list of tasks is empty, or names one twice.
+    """
+    written = []
+    for argument in arguments:
+        several = re.fullmatch(r"task=\[([\w,\s]*)\]", argument)
+        names = [name.strip() for name in several[1].split(",")] if several else []
+        if several and (len(set(names)) < len(names) or "" in names):
+            found = "no task between its signs" if "" in names else "a task twice"
+            raise UserError(f"{argument} has {found}; name each once: task=[one,other]")
+        written += ["task=suite", *(f"+task@task.tasks.{name}={name}" for name in names)] if names else [argument]
+    return written
+
+
+def parsed(arguments: list[str]) -> Namespace:
+    """Hydra's flags, and the options as ``overrides``.
+
+    Raises:
+        UserError: there is no such flag, or it lacks its value.
+    """
+
+    def refuse(message: str) -> NoReturn:
+        raise UserError(f"{message}; python main.py --help lists what there is")
+
+    parser = get_args_parser()
+    parser.error = refuse  # type: ignore[method-assign]
+    flags, unknown = parser.parse_known_args(arguments)
+    known = sorted(flag for action in parser._actions for flag in action.option_strings if flag.startswith("--"))
+    for argument in unknown:
+        raise UserError(_no_flag(argument, known))
+    _check_flags(flags)
+    return flags
+
+
+def _no_flag(argument: str, known: list[str]) -> str:
+    option = re.split(r"[=.]", argument.lstrip("-"))[0]
+    if not argument.startswith("-"):
+        return f"{argument} stands behind a flag; write flags such as -m before all options or behind all"
+    if option in KNOWN:
+        name = argument.lstrip("-").partition("=")[0]
+        return f"{argument}: options are written without dashes, with a = before the value: {name}=VALUE"
+    choices = did_you_mean(argument.partition("=")[0], known, "python main.py --help")
+    return f"{argument}: there is no such flag; {choices}"
+
+
+def _check_flags(flags: Namespace) -> None:
+    if flags.config_dir is not None and not Path(flags.config_dir).is_dir():
+        raise UserError(f"--config-dir {flags.config_dir}: there is no such folder; give one that holds configs, such as my_conf/model/*.yaml")
+    if flags.shell_completion and not any(COMPLETION.match(override) for override in flags.overrides):
+        raise UserError("--shell-completion wants a shell: install=bash, install=zsh or install=fish")
+    modes = [flags.run, flags.multirun, flags.cfg is not None, flags.info is not None, flags.shell_completion]
+    if sum(modes) > 1 or (flags.resolve and flags.cfg is None):
+        raise UserError("these flags don't go together: one of --run, --multirun (-m), --cfg and --info, and --resolve with --cfg")
+
+
+def check(overrides: list[str], config_dir: str | None = None) -> None:
+    """Refuse what Hydra would accept or complain of less clearly, and say which of two values of a key counts.
+
+    Args:
+        overrides: the options.
+        config_dir: a folder with more groups than there are in ``conf``.
+
+    Raises:
+        UserError: an argument is no ``key=value``, or its key is no option.
+    """
+    given: dict[str, str] = {}
+    for place, override in enumerate(overrides):
+        match = OPTION.fullmatch(override)
+        before = overrides[place - 1] if place else ""
+        if match is None or (match["equals"] is None and match["sign"] != "~"):
+            after = overrides[place + 1] if place + 1 < len(overrides) else ""
+            raise UserError(_no_value(override, before, after))
+        key, value = match["key"], match["value"]
+        check_key(override, match, config_dir)
+        if match["sign"] == "~" and key in METHODS:
+            others = f"{key}=OPTION{WITHOUT.get(key, '')}"
+            raise UserError(f"{override} takes away what every run has; choose another with {others}")
+        if key in METHODS and key != "task" and value.startswith("["):
+            sweep = f"-m {key}={value.strip('[]')}"
+            raise UserError(f"{override}: a run has one {key}; choose one, or sweep over them with {sweep}")
+        if key in ("hydra.launcher", "hydra.sweeper"):
+            cluster = ", or cluster=slurm or local" if "launcher" in key else ""
+            raise UserError(f"{override}: write {key.replace('.', '/')}={value}{cluster}")
+        if key in ("hydra.run.dir", "hydra.sweep.dir") and value in ("", "''", '""'):
+            raise UserError(f"{override} names no folder, so the run would write into this one; give one: {key}=FOLDER")
+        if value.startswith("="):
+            raise UserError(f"{override} has a = too many: {key}={value.lstrip('=')}")
+        name = key if match["sign"] != "~" else f"~{key}"
+        if given.get(name, override) != override:
+            last = f"{override}, not {given[name]}"
+            print(f"warning: {key} is given twice, and the last counts: {last}", file=sys.stderr)
+        given[name] = override
+
+
+def check_key(override: str, match: re.Match[str], config_dir: str | None) -> None:
+    """Refuse a key whose first part is no option or group.
+
+    Raises:
+        UserError: if the key's first part is no option or group.
+    """
+    first = re.split(r"[./@\[]", match["key"])[0]
+    if first in PLACES and match["sign"] is None:
+        raise UserError(f"{override}: {first} is a place to look for more, which Hydra wants a plus before: +{override}")
+    if first not in (*KNOWN, *PLACES) and first not in Choices(config_dir).groups:
+        raise UserError(f"{override}: there is no option {first!r}; {did_you_mean(first, KNOWN, LISTER)}")
+
+
+def _no_value(argument: str, before: str, after: str) -> str:
+    """A message about an argument that is no ``key=value``, and perhaps belongs to the one before it or behind it."""
+    if before.endswith("=") or argument.startswith("="):
+        return f"{before} {argument}: no spaces around the =: {before}{argument}"
+    if after.startswith("="):
+        return f"{argument} {after}: no spaces around the =: {argument}{after}{'VALUE' if after == '=' else ''}"
+    if match := re.fullmatch(r"([A-Za-z_][\w.]*):\s*(.*)", argument):
+        value = match[2] or ("VALUE" if "=" in after or not after else after)
+        return f"{argument} has a colon, and options are written with a =: {match[1]}={value}"
+    if re.split(r"[./@]", argument.lstrip("+~"))[0] in (*KNOWN, *PLACES):
+        return f"{argument} has no value; write {argument}=VALUE"
+    if "=" in before:
+        together = quoted(f"{before} {argument}")
+        return f"{argument!r} is no option with a value; if it belongs to the value before it, quote them together: {together}"
+    choices = did_you_mean(argument, KNOWN, LISTER)
+    return f"{argument!r} is no option with a value, which is written key=value; {choices}"
+
+
+def quoted(override: str) -> str:
+    """An option whose value has special signs, as it is typed: quotes for Hydra inside quotes for the shell."""
+    key, _, value = override.partition("=")
+    inner = value.replace("\\", "\\\\").replace('"', '\\"')
+    return shlex.quote(f'{key}="{inner}"')

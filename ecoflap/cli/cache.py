@@ -1,0 +1,81 @@
+"""Look after the stage cache.
+
+    python -m ecoflap.cli.cache ls
+    python -m ecoflap.cli.cache verify
+    python -m ecoflap.cli.cache gc --max-size 10GB
+
+``gc`` removes damaged entries and what died processes left, then the longest unused entries until the rest fits. Runs go on meanwhile: an entry
+that is gone is computed again. Exit code 1: ``verify`` found damage. 2: wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+
+from ecoflap.console.progress import ArgumentParser, complain, table
+from ecoflap.storage.cache.upkeep import collect_garbage, entries, foreign, problem
+
+UNITS = ("", "K", "M", "G", "T")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = ArgumentParser(prog="python -m ecoflap.cli.cache", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("command", choices=("ls", "verify", "gc"))
+    parser.add_argument("--cache", type=Path, default=Path("outputs/cache"), help="folder of the cache (default: outputs/cache)")
+    parser.add_argument("--max-size", type=size, help="with gc: how much may stay, such as 10GB")
+    options = parser.parse_args(arguments)
+    if not options.cache.is_dir():
+        return complain(f"there is no cache at {options.cache}; --cache FOLDER names another")
+    if (other := foreign(options.cache)) is not None:
+        return complain(f"{options.cache} is no cache: {other} is no entry of one; --cache FOLDER names the cache, such as outputs/cache")
+    if options.command == "gc":
+        if options.max_size is None:
+            parser.error("gc needs --max-size, such as --max-size 10GB")
+        removed, total = collect_garbage(options.cache, options.max_size)
+        print(f"removed {removed} entries; {in_words(total)} stay")
+        return 0
+    return show(options.cache, options.command == "verify")
+
+
+def show(root: Path, verify: bool) -> int:
+    """Print every entry, or what is wrong with each; returns the exit code."""
+    known, rows, damaged = list(entries(root)), [], 0
+    for info in known:
+        wrong = problem(info) if verify else None
+        damaged += wrong is not None
+        used = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.used))
+        about = info.key.get("model", "")
+        row = [info.stage, info.path.name[:12], about[:12] if isinstance(about, str) else "", in_words(info.size), used, info.seconds]
+        rows.append([*row, wrong or "sound"] if verify else row)
+    columns = ["stage", "key", "model", "size", "last used", "seconds saved"]
+    table(f"{root}: {len(known)} entries, {in_words(sum(info.size for info in known))}", [*columns, "state"] if verify else columns, rows)
+    if damaged:
+        print(f"{damaged} damaged: they are computed again when they are asked for, and gc removes them")
+    return int(damaged > 0)
+
+
+def size(text: str) -> int:
+    """Bytes in a text such as 500MB, 1.5 GiB or 4096.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", text.upper())
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write 500MB, 10GB or a number of bytes")
+    return int(float(match[1]) * (1024 if match[3] else 1000) ** UNITS.index(match[2]))
+
+
+def in_words(size: int) -> str:
+    """A size for people."""
+    power = next(power for power in (4, 3, 2, 1, 0) if size >= 1000**power or power == 0)
+    return f"{size / 1000**power:.3g} {UNITS[power]}B"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,220 @@
+"""Which argument of a command line is wrong, and what to write instead: asked only where Hydra refused to compose it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, get_type_hints
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, QuotedString
+from hydra.errors import HydraException, MissingConfigException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from ecoflap.cli.arguments import KNOWN, LISTER, PLACES, parsed, quoted
+from ecoflap.cli.choices import Choices, keys, not_utf8
+from ecoflap.errors import FEW, did_you_mean, written, wrong_type
+from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig, kind_of
+
+OPENS = {"[": "]", "{": "}"}
+
+
+def explain(arguments: list[str], error: Exception) -> str | None:
+    """What is wrong with the first argument that Hydra can't use; null where all compose.
+
+    Args:
+        arguments: the command line.
+        error: what Hydra raised.
+    """
+    flags = parsed(arguments)
+    if isinstance(error, UnicodeDecodeError) and (file := not_utf8(flags.config_dir)):
+        return f"{file} is not text in UTF-8, which config files are; convert it, such as with iconv -t utf-8"
+    choices = Choices(flags.config_dir)
+    parser, overrides = OverridesParser.create(config_loader=choices.loader), list[Override]()
+    for argument in flags.overrides:
+        try:
+            overrides.append(parser.parse_override(argument))
+        except HydraException:
+            return _unreadable(argument)
+    multirun = flags.multirun or any(override.input_line == "hydra.mode=MULTIRUN" for override in overrides)
+    for override in overrides:
+        if override.is_sweep_override() and (complaint := _wrong_sweep(override, multirun)):
+            return complaint
+    groups = [override for override in overrides if override.key_or_group in choices.groups]
+    chosen = [override for override in groups if not isinstance(override.value(), dict)]
+    for override in chosen:
+        if complaint := _unknown_choice(override, choices):
+            return complaint
+    try:
+        base = choices.compose([str(override.input_line) for override in chosen])
+    except Exception:  # Hydra's, OmegaConf's, YAML's or the disk's
+        return next((complaint for override in chosen if (complaint := _misplaced(override, choices))), None)
+    for override in overrides:
+        if override not in chosen and (complaint := _wrong_value(override, base, choices)):
+            return complaint
+    return None
+
+
+def _unreadable(argument: str) -> str:
+    key, _, value = argument.partition("=")
+    if value.strip().startswith(",") or value.strip().endswith(","):
+        return f"{argument}: a comma without a value beside it; leave it out: {key}={value.strip(' ,')}"
+    if not all(part.isidentifier() for part in key.lstrip("+~").replace("@", ".").replace("/", ".").split(".")):
+        return f"{argument}: {key!r} is no name of an option, which is written key=value or group.key=value"
+    if value[:1] in OPENS and value.count(value[0]) != value.count(close := OPENS[value[0]]):
+        return f"{argument}: the {value[0]} is not closed, or closed twice; write as many {close} as {value[0]}"
+    signs = f"signs that mean something else to Hydra ({_signs(value)})"
+    return f"{argument}: {value!r} has {signs}; quote it twice: {quoted(argument)}"
+
+
+def _signs(value: str) -> str:
+    return " ".join(dict.fromkeys(sign for sign in value if sign in "=,[]{}()'\"$:\\")) or "spaces"
+
+
+def _wrong_sweep(override: Override, multirun: bool) -> str | None:
+    """A list of values without a sweep, or a sweep without values."""
+    line, key = str(override.input_line), override.get_key_element()
+    value = line.partition("=")[2]
+    if not multirun and override.is_choice_sweep():
+        several = f"{line} has several values: add -m to run one after the other"
+        if override.key_or_group in (*METHODS, *PLACES):
+            return f"{several}, or choose one"
+        kind = _kind(key) if "." not in key and key in KNOWN else "str"
+        if kind == "float":
+            number = value.replace(",", ".") if value.count(",") == 1 else "0.5"
+            return f"{several}, or write one number with a point: {key}={number}"
+        as_list, as_text = f"write '{key}=[{value}]' for a list", f"{quoted(line)} for one text with commas"
+        return f"{several}, or {as_list}" + (f", or {as_text}" if kind == "str" else "")
+    if override.key_or_group.startswith("hydra"):
+        return f"{line}: Hydra's own options can't be swept; choose one value"
+    if not multirun:
+        return f"{line} is a sweep: add -m to run its values one after the other"
+    if override.is_discrete_sweep() and not list(override.sweep_string_iterator()):
+        return f"{line} has no values to run; give some: {key}=VALUE,VALUE"
+    return None
+
+
+def _values(override: Override) -> Iterator[Any]:
+    """The values of an override: one, or each of a sweep."""
+    if override.is_discrete_sweep():
+        yield from (value.text if isinstance(value, QuotedString) else value for value in override.sweep_iterator())
+    elif not override.is_sweep_override():
+        yield override.value()
+
+
+def _unknown_choice(override: Override, choices: Choices) -> str | None:
+    """What is wrong with the option of ``group=option``."""
+    line, group = str(override.input_line), override.key_or_group
+    options, noun = choices.options(group), group.removesuffix("s")
+    for value in _values(override) if not override.is_delete() else ():
+        if isinstance(value, list) and value and all(item in options for item in value):
+            return f"{line}: a run has one {noun}; choose one, or sweep over them with -m {group}={','.join(value)}"
+        if isinstance(value, str) and value in options:
+            continue
+        asked = written(value)
+        suite = override.package is not None and override.package.startswith("task.tasks.")
+        start = f"{group if suite else override.get_key_element()}={asked}: there is no {noun} {asked!r}; "
+        if inside := [name for name in options if name.startswith(f"{asked}/")]:
+            return f"{start}{asked} is a folder of several: {', '.join(inside[:FEW])}"
+        return start + did_you_mean(asked, options, f"conf/{group} has them")
+    return None
+
+
+def _misplaced(override: Override, choices: Choices) -> str | None:
+    """What is wrong with the group or the sign of ``group=option``.
+
+    Null where it is what the option's file holds, which Hydra says itself.
+    """
+    line, group = str(override.input_line), override.key_or_group
+    noun = group.removesuffix("s")
+    try:
+        choices.compose([line])
+    except MissingConfigException:  # a file that the chosen one wants: Hydra names both
+        return None
+    except HydraException:
+        one = f"{group}={line.partition('=')[2]}"
+        if override.package is not None:
+            return f"{line}: {override.package or 'an empty text'} is no place for a {noun}; write {one}"
+        if override.is_add() or override.is_force_add():
+            return f"{line}: a run has one {noun}; leave the plus out: {one}"
+        if override.is_delete():
+            return f"{line}: there is nothing to take away; leave it out"
+        return f"{line}: {group} is not chosen yet, so Hydra wants a plus before: +{line}"
+    except Exception:
+        return None
+    return None
+
+
+def _wrong_value(override: Override, base: DictConfig, choices: Choices) -> str | None:
+    """What is wrong with ``key=value``."""
+    line, key = str(override.input_line), override.key_or_group
+    if key in choices.groups:
+        names = did_you_mean("", choices.options(key), f"conf/{key} has them")
+        return f"{line}: a {key} is chosen by its name; {names}"
+    if "/" in key or override.package is not None:
+        group = key.partition("@")[0]
+        return f"{line}: there is no group {group}; {did_you_mean(group, choices.groups, LISTER)}"
+    parent, name = _deepest(base, key)
+    node = OmegaConf.select(base, parent, throw_on_missing=False) if parent else base
+    # A value that is required and missing is a key all the same, which ``in`` doesn't say of a config.
+    there = OmegaConf.is_dict(node) and name in list(node) and f"{parent}.{name}".lstrip(".") == key
+    if override.is_add() and there and not isinstance(override.value(), dict | list):
+        return f"{line}: {key} is there already; leave the plus out: {line.lstrip('+')}"
+    if not there and not (override.is_add() or override.is_force_add()):
+        return _no_such_key(line, key, parent, name, node)
+    inside = OmegaConf.select(base, key, throw_on_missing=False)
+    if OmegaConf.is_dict(inside) and not isinstance(override.value(), dict) and not override.is_delete():
+        names = ", ".join(f"{key}.{inner}" for inner in keys(inside))
+        return f"{line}: {key} is a group of options; name one of them: {names}"
+    for value in _values(override) if not override.is_delete() else ():
+        try:
+            choices.compose([*_groups(base), f"{override.get_key_element()}={_as_hydra(value)}"])
+        except (HydraException, OmegaConfBaseException) as error:
+            if (kind := _kind(key)) is not None:
+                return wrong_type(key, value, kind, _example(base, key))
+            return f"{line}: {str(error.__cause__ or error).splitlines()[0]}"
+    return None
+
+
+def _groups(base: DictConfig) -> list[str]:
+    """The choices of groups that a config was composed with, as they were written."""
+    return [line for line in base.hydra.overrides.task if not line.startswith("hydra")]
+
+
+def _as_hydra(value: Any) -> str:
+    return str(Override._get_value_element_as_str(value))
+
+
+def _deepest(base: DictConfig, key: str) -> tuple[str, str]:
+    """The part of a dotted key that is there, and the name behind it."""
+    parts = key.split(".")
+    for count in range(len(parts) - 1, 0, -1):
+        if OmegaConf.select(base, ".".join(parts[:count]), throw_on_missing=False) is not None:
+            return ".".join(parts[:count]), parts[count]
+    return "", parts[0]
+
+
+def _no_such_key(line: str, key: str, parent: str, name: str, node: Any) -> str:
+    known = keys(node)
+    if key.startswith("cluster."):
+        return f"{line}: cluster has no options of its own; the launcher's are hydra.launcher.{key.partition('.')[2]}"
+    if not known and OmegaConf.is_dict(node):
+        return f"{line}: {parent} as it is chosen has no options; choose another: {parent}=OPTION"
+    if not known:
+        return f"{line}: {parent} is a single value and has no {name}; write {parent}=VALUE"
+    if name in known:  # an option of the class that its file doesn't list
+        return f"{line}: {key} has its default and is not listed; add it with a plus: +{line.lstrip('~')}"
+    where = f"{parent} has no option {name!r}" if parent else f"there is no option {name!r}"
+    return f"{line}: {where}; {did_you_mean(name, known, f'python main.py --cfg all --package {parent} lists them')}"
+
+
+def _kind(key: str) -> str | None:
+    """The type of an option of the run itself; null of others."""
+    group, _, name = key.rpartition(".")
+    owner = {"": RunConfig, "runtime": RuntimeConfig}.get(group)
+    return kind_of(get_type_hints(owner)[name]) if owner is not None else None
+
+
+def _example(base: DictConfig, key: str) -> object:
+    value = OmegaConf.select(base, key, throw_on_missing=False)
+    return OmegaConf.to_container(value) if OmegaConf.is_config(value) else value

@@ -1,6 +1,0 @@
-"""The command line of ``main.py``: what is refused before Hydra reads it, and what was wrong where Hydra refused it."""
-
-from ecoflap.command_line.arguments import understood, with_suites
-from ecoflap.command_line.wrong import explain
-
-__all__ = ["explain", "understood", "with_suites"]

@@ -1,0 +1,170 @@
+"""Experiment tracking: a view of the result record, in W&B or nowhere.
+
+A config group picks a factory (``Nothing`` or ``Wandb``); ``start`` makes the tracker inside the running job, never at import. The pipeline closes
+the tracker in a ``finally`` block.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from ecoflap.errors import UserError
+from ecoflap.storage.results.environment import redact
+from ecoflap.storage.results.identity import run_id
+
+log = logging.getLogger(__name__)
+
+MODES = ("offline", "online", "disabled")
+
+
+class Tracker(Protocol):
+    """Where a run's numbers are shown while and after it runs."""
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Show one table."""
+
+    def log_image(self, name: str, draw: Callable[[], bytes]) -> None:
+        """Show one picture; ``draw`` makes a PNG file, and only where it is shown."""
+
+    def log_point(self, curve: str, point: Mapping[str, float]) -> None:
+        """Show the next point of the curves of one kind, over ``point["step"]``."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Show the final figures of the run; nested mappings are allowed."""
+
+    def close(self, failed: bool) -> None:
+        """End the run, marked as failed or finished."""
+
+
+class NoTracker:
+    """Tracks nothing; the result record has it all."""
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Ignore a table."""
+
+    def log_image(self, name: str, draw: Callable[[], bytes]) -> None:
+        """Ignore a picture."""
+
+    def log_point(self, curve: str, point: Mapping[str, float]) -> None:
+        """Ignore a point."""
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Ignore the figures."""
+
+    def close(self, failed: bool) -> None:
+        """Nothing to end."""
+
+
+class WandbTracker:
+    """One W&B run: few, whole tables and a summary, and curves where something is trained."""
+
+    def __init__(
+        self,
+        project: str,
+        mode: str = "offline",
+        group: str | None = None,
+        name: str | None = None,
+        tags: Sequence[str] = (),
+        id: str | None = None,
+        config: dict[str, Any] | None = None,
+        folder: Path = Path("."),
+    ) -> None:
+        """Start the run, or take up the run with the same id: a requeued job goes on in its old place.
+
+        Args:
+            project: W&B project.
+            mode: ``offline`` (files only), ``online`` or ``disabled``.
+            group: Name shared by the runs of a sweep.
+            name: Name of this run.
+            tags: Labels to filter by.
+            id: Deterministic id, see ``run_id``.
+            config: The resolved config; secrets are redacted.
+            folder: Where the ``wandb`` folder is made.
+
+        Raises:
+            UserError: W&B is not installed or could not start.
+        """
+        # W&B quietly writes to the system's temporary folder when this one does not exist.
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        try:
+            import wandb
+
+            # Annotated as Any: W&B's types name the modes one by one, and it checks them better itself.
+            where: dict[str, Any] = {"project": project, "mode": mode, "group": group, "dir": str(folder)}
+            settings = wandb.Settings(silent=True, console="off", disable_code=True)
+            what = {"id": id, "name": name, "tags": list(tags), "config": redact(config or {})}
+            self._table, self._image = wandb.Table, wandb.Image
+            self._run = wandb.init(**where, **what, resume="allow", reinit="finish_previous", settings=settings)
+        except Exception as error:  # wandb, pydantic, protobuf and the operating system all raise their own
+            raise UserError(
+                f"W&B could not start (project {project!r}, mode {mode!r}): {error}. "
+                "Run without it: tracking=none. Without a network or a login: tracking.mode=offline"
+            ) from error
+        self._mode = mode
+
+    def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Log one table; a column may mix numbers and empty cells."""
+        self._run.log({name: self._table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)})
+
+    def log_image(self, name: str, draw: Callable[[], bytes]) -> None:
+        """Log one picture."""
+        from PIL import Image
+
+        self._run.log({name: self._image(Image.open(io.BytesIO(draw())))})
+
+    def log_point(self, curve: str, point: Mapping[str, float]) -> None:
+        """Log one point of live curves, named ``curve/figure``."""
+        self._run.define_metric(f"{curve}/*", step_metric=f"{curve}/step")
+        self._run.log({f"{curve}/{name}": value for name, value in point.items()})
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Set the run's summary figures."""
+        self._run.summary.update(dict(values))
+
+    def close(self, failed: bool) -> None:
+        """Finish the run with exit code 1 when it failed, and say where it can be seen."""
+        self._run.finish(exit_code=int(failed))
+        if self._mode == "offline":
+            log.info("W&B run kept offline; upload it with: wandb sync %s", Path(self._run.dir).parent)
+        elif self._mode == "online":
+            log.info("W&B run: %s", self._run.url)
+
+
+@dataclass
+class Nothing:
+    """Factory of ``tracking=none``."""
+
+    def start(self, config: dict[str, Any], name: str, folder: Path) -> Tracker:
+        """A tracker that does nothing."""
+        return NoTracker()
+
+
+@dataclass
+class Wandb:
+    """Factory of ``tracking=wandb``.
+
+    Attributes:
+        project: W&B project.
+        mode: ``offline`` (files only; the default, since compute nodes rarely have a network), ``online`` or ``disabled``.
+        group: Name shared by the runs of a sweep.
+        tags: Labels to filter by.
+    """
+
+    project: str = "ecoflap"
+    mode: str = "offline"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.mode not in MODES:
+            raise UserError(f"tracking.mode={self.mode} is not known; choose {', '.join(MODES)}")
+
+    def start(self, config: dict[str, Any], name: str, folder: Path) -> Tracker:
+        """Start a W&B run whose id follows from the group and the config, so that a repeated job updates its run instead of adding one."""
+        identity = run_id({**config, "group": self.group})
+        return WandbTracker(self.project, self.mode, self.group, name, self.tags, identity, config, folder)

@@ -1,0 +1,82 @@
+"""A calibration set: samples drawn once, kept on the CPU, and read by every later step."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ecoflap.data.batch import Sample
+from ecoflap.errors import UserError
+
+
+@dataclass(frozen=True)
+class CalibrationSet:
+    """Frozen model inputs.
+
+    Attributes:
+        name: for people and result files.
+        samples: one dict of tensors per sample, without a batch dimension.
+        sources: names of the pictures or texts that they were made of, see ``ecoflap.data.sources``; tasks that read them are refused.
+    """
+
+    name: str
+    samples: Sequence[Sample]
+    sources: frozenset[str] = frozenset()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def take(self, count: int) -> CalibrationSet:
+        """The first ``count`` samples."""
+        return replace(self, samples=self.samples[:count])
+
+    def batches(self, size: int) -> list[dict[str, Tensor]]:
+        """The samples in batches of at most ``size``, each of one shape.
+
+        Samples of different lengths are never padded to one length: a padding token would count in every statistic, and the result would
+        depend on which samples share a batch. Scores, for which the size of a batch matters, have ``padding.loss_batches``.
+        """
+        groups: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
+        for sample in self.samples:
+            groups.setdefault(tuple(tuple(tensor.shape) for tensor in sample.values()), []).append(sample)
+        return [stack(part) for shape in sorted(groups) for part in split(groups[shape], size)]
+
+    def fingerprint(self) -> str:
+        """A hash of every value of every sample."""
+        digest = hashlib.blake2b(digest_size=16)
+        for sample in self.samples:
+            for name, tensor in sample.items():
+                digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+                digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
+
+def split(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
+    """The samples in parts of at most ``size``."""
+    for start in range(0, len(samples), size):
+        yield samples[start : start + size]
+
+
+def stack(samples: Sequence[Sample]) -> dict[str, Tensor]:
+    """Samples of one shape as a batch."""
+    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}
+
+
+def draw(total: int, count: int, seed: int) -> list[int]:
+    """``count`` different indices below ``total``, the same for the same seed; all of them when there are no more."""
+    order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
+    return order[:count].tolist()
+
+
+def require_train(split: str) -> None:
+    """Refuse to calibrate on what a model is measured on.
+
+    Raises:
+        UserError: the split is not the training split.
+    """
+    if split != "train":
+        raise UserError(f"calibration.split={split}: models are measured on the other splits; choose train, whose pictures are in none of them")

@@ -1,0 +1,69 @@
+"""Pictures with captions as calibration data: a caption to write, to find, or to go on with after its beginning."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+
+from ecoflap.data.calibration_set import CalibrationSet, draw
+from ecoflap.data.captions.reading import CaptionSource, clean
+from ecoflap.data.example import Example
+from ecoflap.data.sources import picture_sources
+from ecoflap.errors import UserError, require_positive
+from ecoflap.models.core.encoding import encode_all, require_encoder
+from ecoflap.models.core.prunable import PrunableModel
+
+
+@dataclass(frozen=True)
+class Captions(CaptionSource):
+    """Pictures of a training split, each with one of its captions; see ``CaptionSource`` for where they come from.
+
+    Attributes:
+        samples: number of pictures.
+        prefix: cut each caption after a random word of its first half; the model reads the beginning and writes the rest.
+    """
+
+    samples: int = 128
+    prefix: bool = False
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples")
+        if self.split in ("val", "validation", "test"):
+            raise UserError(f"calibration.split={self.split}: models are measured on these pictures; choose train")
+
+    def check_data(self, group: str) -> None:
+        """Refuse captions that aren't there, or are measured on.
+
+        Raises:
+            UserError: if captions aren't there, or are measured on.
+        """
+        least = 2 if self.prefix else 1
+        pictures = self.pictures(group, apart=True)
+        if not any(len(clean(caption).split()) >= least for one in pictures for caption in one.captions):
+            raise UserError(f"{group}={self.name}: no caption has a word to write{' after its beginning' * self.prefix}; give others")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no pictures with captions.
+
+        Raises:
+            UserError: if the model reads no pictures with captions.
+        """
+        require_encoder(model, f"calibration={self.name}", pictures=True)
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw pictures and captions, and make model inputs of them.
+
+        Raises:
+            UserError: the data set isn't there, is measured on, or the model reads no pictures with captions.
+        """
+        self.check_model(model)
+        pictures, choice = self.pictures("calibration", apart=True), random.Random(seed)
+        examples: list[Example] = []
+        for index in draw(len(pictures), len(pictures), seed):
+            words = clean(choice.choice(pictures[index].captions)).split()
+            if len(words) >= (2 if self.prefix else 1):
+                cut = choice.randint(1, len(words) // 2) if self.prefix else 0
+                examples.append(Example(" ".join(words[:cut]), " ".join(words[cut:]), pictures[index].image, bare=True))
+            if len(examples) == self.samples:
+                break
+        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"), picture_sources(one.image for one in examples))

@@ -1,0 +1,96 @@
+"""Pictures with captions from a local folder, for calibration and for measuring, and the rule that no picture serves both."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ecoflap.data.captions.layouts import LAYOUTS, Picture
+from ecoflap.data.folder import require_files, require_images
+from ecoflap.errors import UserError, did_you_mean
+
+MARKS = re.compile(r'[.!"()*#:;~]')
+MOST_WORDS = 50
+
+
+@dataclass(frozen=True)
+class CaptionSource:
+    """Where pictures with captions come from.
+
+    Attributes:
+        path: the data set's folder.
+        layout: coco, flickr30k, nocaps, cc3m, cc3m_tsv or folder.
+        split: of the data set.
+        name: for people and result files.
+    """
+
+    path: str | None = None
+    layout: str = "folder"
+    split: str = "train"
+    name: str = "captions"
+
+    def pictures(self, group: str, apart: bool = False) -> list[Picture]:
+        """The pictures of the split, in the data set's order.
+
+        Args:
+            group: the config group that asks, for messages.
+            apart: refuse a split that shares a picture with another one.
+
+        Raises:
+            UserError: the data set, the split or its pictures are not there.
+        """
+        root = self.locate(group)
+        listed = LAYOUTS[self.layout].read(root)
+        chosen = [one for one in listed if one.split == self.split]
+        if not chosen:
+            raise UserError(f"{group}.split={self.split}: {self.path} has {', '.join(sorted({one.split for one in listed})) or 'no captions'}")
+        if apart:
+            require_apart(chosen, (one for one in listed if one.split != self.split), f"{group}={self.name}")
+        return self._located(chosen, root, group)
+
+    def locate(self, group: str) -> Path:
+        """The data set's folder, when its list of captions is in it.
+
+        Raises:
+            UserError: it isn't, or there is no such layout.
+        """
+        if self.layout not in LAYOUTS:
+            raise UserError(f"{group}.layout={self.layout} is no layout of captions; {did_you_mean(self.layout, LAYOUTS)}")
+        layout = LAYOUTS[self.layout]
+        return require_files(self.path, layout.wanted, group, self.name, layout.obtain)
+
+    def present(self, pictures: list[Picture], group: str) -> list[Picture]:
+        """The pictures, when all of their files are there.
+
+        Raises:
+            UserError: some are missing.
+        """
+        require_images((one.image for one in pictures), f"{group}={self.name}", LAYOUTS[self.layout].obtain)
+        return pictures
+
+    def _located(self, pictures: list[Picture], root: Path, group: str) -> list[Picture]:
+        """The pictures with their whole paths; the first one's folder is taken for all."""
+        places = [root / folder for folder in ("", "images", *LAYOUTS[self.layout].folders)]
+        for place in places:
+            if (place / pictures[0].image).is_file():
+                return [replace(one, image=str(place / one.image)) for one in pictures]
+        looked = ", ".join(map(str, places))
+        raise UserError(f"{group}={self.name}: the picture {pictures[0].image} is not in any of {looked}. {LAYOUTS[self.layout].obtain}")
+
+
+def require_apart(used: Iterable[Picture], measured: Iterable[Picture], option: str) -> None:
+    """Refuse calibration pictures that a model is measured on.
+
+    Raises:
+        UserError: there are such.
+    """
+    both = sorted({one.key for one in used} & {one.key for one in measured})
+    if both:
+        raise UserError(f"{option}: {len(both)} of its pictures are in another split too, such as {both[0]}; a model must not be measured on them")
+
+
+def clean(caption: str) -> str:
+    """A caption as BLIP and BLIP-2 read it: lower-cased, without most marks, at most 50 words."""
+    return " ".join(MARKS.sub(" ", caption.lower()).split()[:MOST_WORDS])

@@ -1,0 +1,128 @@
+"""Captions of pictures, compared with those that people wrote: over all pictures, and per domain where the data set has domains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ecoflap.data.captions.layouts import Picture
+from ecoflap.data.captions.metrics import CaptionMetrics, require_scorers, scores
+from ecoflap.data.captions.reading import CaptionSource
+from ecoflap.data.example import Example, Generation
+from ecoflap.data.sources import picture_sources
+from ecoflap.errors import UserError, require_positive
+from ecoflap.evaluate.inputs import fingerprint, parts, spread
+from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.models.core.protocols import Describes, require
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.text_length import require_length
+
+DOMAINS = ("in", "near", "out")
+
+
+@dataclass(frozen=True)
+class Captioning(CaptionSource):
+    """Write captions and score them; see ``CaptionSource`` for where the pictures come from.
+
+    Attributes:
+        split: of the data set.
+        prompt: the beginning of every caption, which the model reads as it stands; BLIP has its own, ``model.prompt``.
+        limit: number of pictures, evenly spaced over the split; null for all.
+        batch_size: pictures per generation; changes nothing beyond rounding.
+        beams: beam width.
+        max_new_tokens: longest caption, the prompt not counted.
+        min_new_tokens: shortest caption.
+    """
+
+    split: str = "test"
+    prompt: str = "a photo of"
+    limit: int | None = None
+    batch_size: int = 16
+    beams: int = 3
+    max_new_tokens: int = 16
+    min_new_tokens: int = 1
+    name: str = "captioning"
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise UserError(f"task.min_new_tokens={self.min_new_tokens} must be 0 to {self.max_new_tokens}, which is task.max_new_tokens")
+
+    def check_data(self, group: str) -> None:
+        """Refuse captions, pictures or scorers that aren't there.
+
+        Raises:
+            UserError: if captions, pictures or scorers aren't there.
+        """
+        require_scorers(f"{group}={self.name}")
+        self.chosen(group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that writes no text about pictures, or none as long as is asked for.
+
+        Raises:
+            UserError: if the model writes no text about pictures, or none as long as is asked for.
+        """
+        require(model, Describes, f"task={self.name}")
+        require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
+
+    def chosen(self, group: str) -> list[Picture]:
+        """The pictures that are asked about.
+
+        Raises:
+            UserError: some are not there, or the limit is out of range.
+        """
+        return self.present(spread(self.pictures(group), self.limit, "pictures"), group)
+
+    def load(self, model: PrunableModel) -> CaptioningEvaluation:
+        """Read the captions.
+
+        Raises:
+            UserError: the model writes no text, the data set or the scorers are not there, or the limit is out of range.
+        """
+        self.check_model(model)
+        metrics = CaptionMetrics.here(f"task={self.name}")
+        return CaptioningEvaluation(self, self.chosen("task"), metrics, model.interface)
+
+
+@dataclass
+class CaptioningEvaluation:
+    """The task with its captions in memory; call it with a model."""
+
+    task: Captioning
+    pictures: list[Picture]
+    metrics: CaptionMetrics
+    interface: Any
+
+    def _examples(self) -> list[Example]:
+        return [Example(self.task.prompt, "\n".join(one.captions), one.image, bare=True) for one in self.pictures]
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(one.image for one in self.pictures)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the numbers depend on beside the model."""
+        generation = {"beams": self.task.beams, "max_new_tokens": self.task.max_new_tokens, "min_new_tokens": self.task.min_new_tokens}
+        return {**self.metrics.identity(), "inputs": fingerprint(self._examples(), self.interface), **generation}
+
+    @torch.no_grad()
+    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+        """The metrics, times 100, each also per domain (``cider_in``); and the number of pictures. A CIDEr of 100 is the papers' 1.0."""
+        model.module.eval()
+        generation = Generation(self.task.beams, self.task.max_new_tokens, self.task.min_new_tokens)
+        batches = parts(self._examples(), self.task.batch_size)
+        captions = journal.run(batches, lambda batch: self.interface.answer(model, batch, generation))
+        references = self.metrics.words([one.captions for one in self.pictures])
+        predictions = self.metrics.words([[caption] for caption in captions])
+        scorers = self.metrics.scorers()
+        found = scores(scorers, references, predictions)
+        for domain in DOMAINS:
+            rows = [row for row, one in enumerate(self.pictures) if one.domain == domain]
+            if rows:  # each domain by itself, as NoCaps has it: its own references say which words are rare
+                of_it = scores(scorers, {row: references[row] for row in rows}, {row: predictions[row] for row in rows})
+                found |= {f"{name}_{domain}": score for name, score in of_it.items()}
+        return {**found, "pictures": len(captions)}

@@ -1,0 +1,85 @@
+"""Training pictures of a classification set, with captions made from the names of their classes."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from ecoflap.data.calibration_set import CalibrationSet, draw
+from ecoflap.data.classification.class_names import OPENAI, own_labels
+from ecoflap.data.classification.reading import PictureSource
+from ecoflap.data.easy_vqa.pictures import check_templates
+from ecoflap.data.example import Classes, Example
+from ecoflap.data.sources import picture_sources
+from ecoflap.errors import UserError, require_positive
+from ecoflap.models.core.encoding import encode_all, require_encoder
+from ecoflap.models.core.protocols import Classifies
+from ecoflap.models.core.prunable import PrunableModel
+
+HELD_OUT = ("val", "test")
+
+
+@dataclass(frozen=True)
+class Classification(PictureSource):
+    """Pictures of the training split; see ``PictureSource`` for the other options.
+
+    Attributes:
+        samples: number of pictures.
+        caption: made of a class's name, which goes where ``{}`` stands; null for the set's prompt.
+        name: for people and result files.
+    """
+
+    samples: int = 128
+    caption: str | None = None
+    name: str = "classification"
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples")
+        self.facts("calibration")
+        if self.templates is not None:
+            check_templates(self.templates, "calibration.templates", (OPENAI,))
+        if self.caption is not None:
+            check_templates([self.caption], "calibration.caption")
+        if self.split in HELD_OUT:
+            raise UserError(f"calibration.split={self.split}: those pictures are what models are measured on; choose train")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no pictures.
+
+        Raises:
+            UserError: if the model reads no pictures.
+        """
+        require_encoder(model, f"calibration={self.name}", pictures=True)
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw pictures over all classes and make model inputs of them.
+
+        Raises:
+            UserError: no pictures there, or the model reads none.
+        """
+        option, facts = f"calibration={self.name}", self.facts("calibration")
+        interface = require_encoder(model, option, pictures=True)
+        own = isinstance(interface, Classifies)
+        pictures = self.read("calibration", named=not (own and facts.indexed))
+        chosen = draw_over_classes(pictures.examples, self.samples, seed)
+        sources = picture_sources(one.image for one in chosen)
+        if own:
+            labels = own_labels(interface.names, pictures.names, option, facts.indexed)
+            return CalibrationSet(self.name, encode_all(model, [replace(one, label=labels[one.label or 0]) for one in chosen], option), sources)
+        caption = facts.prompt if self.caption is None else self.caption
+        captioned = [replace(one, target=caption.format(one.target)) for one in chosen]
+        return CalibrationSet(self.name, encode_all(model, captioned, option, Classes(pictures.names, self.prompts("calibration"))), sources)
+
+
+def draw_over_classes(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
+    """``count`` examples in rounds, each with one example of every class that has more.
+
+    Classes repeat as late as can be: a contrastive loss takes every other caption of a batch for a wrong one, the same caption too.
+    """
+    rounds, seen = [], Counter[int | None]()
+    for index in draw(len(examples), len(examples), seed):
+        label = examples[index].label
+        rounds.append((seen[label], index))
+        seen[label] += 1
+    return [examples[index] for _, index in sorted(rounds, key=lambda pair: pair[0])[:count]]

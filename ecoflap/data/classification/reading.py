@@ -1,0 +1,180 @@
+"""Pictures with their classes, from CoOp's split files or from a folder per class."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from ecoflap.data.classification.class_names import OPENAI, PACKAGES, class_lines, name_classes, openai_templates, spaced, text_lines
+from ecoflap.data.classification.clip_sets import PictureSet, find_set
+from ecoflap.data.example import Example
+from ecoflap.data.folder import read_json, require_files
+from ecoflap.errors import UserError
+
+OBTAIN = "DATASETS.md of CoOp (https://github.com/KaiyangZhou/CoOp) says where to get its files."
+ARRANGE = "A split is a folder with a folder of pictures per class in it."
+IMAGENET = (
+    "ImageNet is given for non-commercial research, after signing in, at image-net.org (ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar). "
+    "Unpack it as imagenet/images/train and imagenet/images/val with a folder per class (n01440764, ...); torchvision.datasets.ImageNet sorts the "
+    "validation pictures so."
+)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """The pictures of one split.
+
+    Attributes:
+        root: folder that holds them all.
+        examples: each with its class as label and the class's name as target.
+        names: of the classes, in the order of the labels.
+    """
+
+    root: Path
+    examples: list[Example]
+    names: tuple[str, ...]
+
+
+class Found(NamedTuple):
+    """What the files say: the folder of the pictures, (picture in it, label) of each, and what the classes are called in the files."""
+
+    root: Path
+    pictures: list[tuple[str, int]]
+    classes: Sequence[str]
+
+
+@dataclass(frozen=True)
+class PictureSource:
+    """Which pictures, and how their classes are called.
+
+    Attributes:
+        dataset: one of ``clip_sets.SETS``.
+        split: of the set.
+        path: folder that holds the set's folder under CoOp's name, or that folder itself.
+        classes: names of the classes: open_clip or torchvision for ImageNet's, or a text file with a line for each ("NAME", or "FOLDER NAME");
+            null for those of the split file or the folders.
+        templates: prompts of the text classifier, each with one ``{}``; openai among them stands for OpenAI's 80; null for the set's own.
+    """
+
+    dataset: str
+    split: str
+    path: str | None = None
+    classes: str | None = None
+    templates: list[str] | None = None
+
+    def facts(self, option: str) -> PictureSet:
+        """What is known about the set.
+
+        Raises:
+            UserError: no such set.
+        """
+        return find_set(self.dataset, option)
+
+    def locate(self, option: str) -> Path:
+        """The folder or the file that lists the split.
+
+        Raises:
+            UserError: it isn't there.
+        """
+        return self._split_folder(option) if self.facts(option).splits is None else self._coop_files(option)[0]
+
+    def check_data(self, option: str) -> None:
+        """Refuse pictures that aren't listed, or whose classes have no names.
+
+        Raises:
+            UserError: if pictures aren't listed, or their classes have no names.
+        """
+        if not self.read(option, named=False).examples:
+            raise UserError(f"{option}={self.dataset}: the split {self.split} lists no pictures; give another {option}.split or path")
+
+    def prompts(self, option: str) -> tuple[str, ...]:
+        """All templates, OpenAI's included.
+
+        Raises:
+            UserError: they are OpenAI's, and the package that has them isn't installed.
+        """
+        asked = [self.facts(option).prompt] if self.templates is None else self.templates
+        return tuple(one for template in asked for one in (openai_templates(option) if template == OPENAI else [template]))
+
+    def read(self, option: str, named: bool) -> Pictures:
+        """All pictures of the split.
+
+        Args:
+            option: the config group that asks, for messages.
+            named: whether the classes need names that mean something.
+
+        Raises:
+            UserError: the files are not there or not of the set's layout, or the classes have no names.
+        """
+        splits = self.facts(option).splits
+        reader = self._folders if splits is None else self._split_file if splits.endswith(".json") else self._aircraft
+        found = reader(option)
+        names, labels = self._names(found.classes, option, named)
+        examples = [Example(target=names[labels[label]], image=str(found.root / file), label=labels[label]) for file, label in found.pictures]
+        return Pictures(found.root, examples, tuple(names))
+
+    def _names(self, found: Sequence[str], option: str, named: bool) -> tuple[list[str], list[int]]:
+        """The names of the classes, and which of them each class that was found has."""
+        if self.classes is None or (self.classes in PACKAGES and not named):
+            if named and all(re.fullmatch(r"n\d{8}", name) for name in found):
+                raise UserError(f"{option}={self.dataset}: the folders are WordNet's numbers; name them by {option}.classes=open_clip, or =FILE")
+            return [spaced(name) for name in found], list(range(len(found)))
+        return name_classes(found, class_lines(self.classes, option), f"{option}.classes={self.classes}")
+
+    def _folders(self, option: str) -> Found:
+        """A folder per split and class, as torchvision reads it."""
+        from torchvision.datasets.folder import IMG_EXTENSIONS, find_classes, make_dataset
+
+        root = self._split_folder(option)
+        try:
+            classes, index_of = find_classes(str(root))
+            files = make_dataset(str(root), index_of, IMG_EXTENSIONS)
+        except FileNotFoundError as error:
+            raise UserError(f"{option}={self.dataset}: {error}. {ARRANGE}") from None
+        return Found(root, [(os.path.relpath(file, root), label) for file, label in files], classes)
+
+    def _split_folder(self, option: str) -> Path:
+        """The folder with the folder of each class."""
+        facts = self.facts(option)
+        inside = Path(facts.folder) / facts.images / self.split
+        place = next((one for one in (inside, Path(facts.images) / self.split, Path(self.split)) if self._has(one)), inside)
+        return require_files(self.path, str(place), option, self.dataset, IMAGENET if self.dataset == "imagenet" else ARRANGE) / place
+
+    def _split_file(self, option: str) -> Found:
+        """CoOp's JSON file: {split: [[picture, label, class], ...]}."""
+        file, images = self._coop_files(option)
+        content = read_json(file)
+        if self.split not in content:
+            raise UserError(f"{option}.split={self.split} is not in {file.name}; choose one of {', '.join(content)}")
+        try:
+            classes = {int(label): name for rows in content.values() for _, label, name in rows}
+        except (TypeError, ValueError):
+            raise UserError(f"{file} holds no rows of picture, label and class; download it again. {OBTAIN}") from None
+        if sorted(classes) != list(range(len(classes))):
+            raise UserError(f"{file}: its labels are not 0 to {len(classes) - 1}; download it again. {OBTAIN}")
+        return Found(images, [(picture, int(label)) for picture, label, _ in content[self.split]], [classes[label] for label in sorted(classes)])
+
+    def _aircraft(self, option: str) -> Found:
+        """FGVC-Aircraft's own files: the variants' names, and per split a line "PICTURE VARIANT" for each picture."""
+        file, images = self._coop_files(option)
+        variants = text_lines(require_files(str(file.parent), "variants.txt", option, self.dataset, OBTAIN) / "variants.txt")
+        rows = [(picture, name) for picture, _, name in (line.partition(" ") for line in text_lines(file))]
+        if strange := [row for row in rows if row[1] not in variants]:
+            raise UserError(f"{file}: {' '.join(strange[0])!r} names no variant of variants.txt; download both again. {OBTAIN}")
+        label_of = {name: label for label, name in enumerate(variants)}
+        return Found(images, [(f"{picture}.jpg", label_of[name]) for picture, name in rows], variants)
+
+    def _coop_files(self, option: str) -> tuple[Path, Path]:
+        """The file that lists the split, and the folder of the pictures."""
+        facts = self.facts(option)
+        name = str(facts.splits).format(split=self.split)
+        folder = Path() if self._has(Path(name)) else Path(facts.folder)
+        root = require_files(self.path, str(folder / name), option, self.dataset, OBTAIN) / folder
+        return root / name, root / facts.images
+
+    def _has(self, place: Path) -> bool:
+        return self.path is not None and (Path(self.path).expanduser() / place).exists()

@@ -1,0 +1,177 @@
+"""Which class does a picture show? Answered by a classifier's own classes, or zero-shot through a text tower."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ecoflap.data.classification.class_names import OPENAI, own_labels
+from ecoflap.data.classification.reading import Pictures, PictureSource
+from ecoflap.data.easy_vqa.picture_tasks import similarity
+from ecoflap.data.easy_vqa.pictures import check_templates
+from ecoflap.data.example import Classes, Example
+from ecoflap.data.sources import picture_sources
+from ecoflap.errors import NumericalError, UserError, require_positive
+from ecoflap.evaluate.inputs import parts, percent, spread
+from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.models.core.protocols import Classifies, Embeds, require
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.clip.clip import class_features
+
+
+@dataclass(frozen=True)
+class Classification(PictureSource):
+    """Accuracy on a set of pictures; see ``PictureSource`` for the other options.
+
+    Attributes:
+        limit: number of pictures, evenly spaced; null for all.
+        batch_size: pictures per forward pass.
+        name: for people and result files.
+    """
+
+    limit: int | None = None
+    batch_size: int = 128
+    name: str = "classification"
+
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "top_5", "macro_f1", "images")
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size")
+        self.facts("task")
+        if self.templates is not None:
+            check_templates(self.templates, "task.templates", (OPENAI,))
+
+    def check_data(self, option: str) -> None:
+        """Refuse pictures that aren't there, or are fewer than the limit.
+
+        Raises:
+            UserError: if pictures aren't there, or are fewer than the limit.
+        """
+        spread(self.read(option, named=False).examples, self.limit, "pictures")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that classifies no pictures, or whose own classes are others.
+
+        Raises:
+            UserError: if the model classifies no pictures, or its own classes are others.
+        """
+        if not isinstance(model.interface, Classifies):
+            require(model, Embeds, f"task={self.name}")
+        self.named(model)
+
+    def named(self, model: PrunableModel) -> tuple[Pictures, list[int]]:
+        """All pictures with classes that are named as the model needs it, and where the model has each class.
+
+        Raises:
+            UserError: the classes have no names, or the model has others.
+        """
+        own, facts = isinstance(model.interface, Classifies), self.facts("task")
+        pictures = self.read("task", named=not (own and facts.indexed))
+        if not own:
+            return pictures, list(range(len(pictures.names)))
+        return pictures, own_labels(model.interface.names, pictures.names, f"task={self.name}", facts.indexed)
+
+    def load(self, model: PrunableModel) -> ClassificationEvaluation:
+        """List the pictures; they are read batch by batch.
+
+        Raises:
+            UserError: the model classifies no pictures, they are not there, or the limit is out of range.
+        """
+        if not isinstance(model.interface, Classifies):
+            require(model, Embeds, f"task={self.name}")
+        everything, labels = self.named(model)
+        pictures = replace(everything, examples=spread(everything.examples, self.limit, "pictures"))
+        right = [labels[one.label or 0] for one in pictures.examples]
+        classes = None if isinstance(model.interface, Classifies) else Classes(everything.names, self.prompts("task"))
+        return ClassificationEvaluation(self, model.interface, pictures, right, classes, fingerprint(pictures, right, classes))
+
+
+@dataclass
+class ClassificationEvaluation:
+    """The task with its pictures' places and classes; call it with a model.
+
+    Attributes:
+        right: index of each picture's class among the classes that the model chooses from.
+        classes: that the text tower reads; null for a classifier's own.
+        inputs: fingerprint of all that.
+    """
+
+    task: Classification
+    interface: Any
+    pictures: Pictures
+    right: list[int]
+    classes: Classes | None
+    inputs: str
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(one.image for one in self.pictures.examples)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the numbers depend on beside the model."""
+        return {"metric": "accuracy of the likeliest class", "dataset": self.task.dataset, "inputs": self.inputs}
+
+    @torch.no_grad()
+    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+        """Accuracy of the likeliest and of the five likeliest classes and the mean F1 of the classes, in percent; and the number of pictures.
+
+        Raises:
+            NumericalError: a figure of the model is not finite.
+        """
+        model.module.eval()
+        texts = None if self.classes is None else class_features(self.interface, model, self.classes)
+
+        def five_best(batch: list[Example]) -> list[list[int]]:
+            logits = self._logits(model, batch, texts)
+            if not torch.isfinite(logits).all():
+                raise NumericalError(f"{model.name} gives logits that are not finite; use model.dtype=float32 or bfloat16, or prune less")
+            return logits.topk(min(5, logits.shape[1]), dim=-1).indices.tolist()
+
+        best = journal.run(parts(self.pictures.examples, self.task.batch_size), five_best)
+        first = [row[0] for row in best]
+        return {
+            "accuracy": percent([one == right for one, right in zip(first, self.right, strict=True)]),
+            "top_5": percent([right in row for row, right in zip(best, self.right, strict=True)]),
+            "macro_f1": macro_f1(first, self.right),
+            "images": len(best),
+        }
+
+    def _logits(self, model: PrunableModel, batch: list[Example], texts: Tensor | None) -> Tensor:
+        """How well each class fits, [pictures, classes]."""
+        if texts is None:
+            logits: Tensor = self.interface.classify(model, batch)
+            return logits
+        return similarity(self.interface.embed_images(model, [one.image or "" for one in batch]), texts)
+
+
+def macro_f1(found: Sequence[int], right: Sequence[int]) -> float:
+    """The mean of the classes' F1 in percent, over the classes that there are pictures of."""
+    hits = Counter(guess for guess, label in zip(found, right, strict=True) if guess == label)
+    guessed, there = Counter(found), Counter(right)
+    scores = [2 * hits[one] / (guessed[one] + there[one]) for one in there]
+    return 100 * sum(scores) / len(scores) if scores else float("nan")
+
+
+def fingerprint(pictures: Pictures, right: Sequence[int], classes: Classes | None) -> str:
+    """A hash of the classes, and of the pictures' names, sizes and classes; of ten thousands of pictures the content is not read for it.
+
+    Raises:
+        UserError: a picture is missing.
+    """
+    digest = hashlib.blake2b(f"{classes}\n".encode(), digest_size=16)
+    for example, label in zip(pictures.examples, right, strict=True):
+        try:
+            size = Path(example.image or "").stat().st_size
+        except OSError:
+            raise UserError(f"the picture {example.image} is not there; check the folder that holds the data set's images") from None
+        digest.update(f"{os.path.relpath(example.image or '', pictures.root)} {size} {label}\n".encode())
+    return digest.hexdigest()

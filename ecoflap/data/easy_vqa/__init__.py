@@ -1,0 +1,1 @@
+"""Easy-VQA: questions about simple pictures, from the package easy-vqa."""

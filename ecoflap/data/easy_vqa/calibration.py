@@ -1,0 +1,55 @@
+"""Easy-VQA as calibration data: real images, questions and answers of its training split (package ``easy-vqa``, MIT)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ecoflap.data.calibration_set import CalibrationSet, draw
+from ecoflap.data.example import Example
+from ecoflap.data.sources import picture_sources
+from ecoflap.errors import require_positive
+from ecoflap.models.core.encoding import encode_all, require_encoder
+from ecoflap.models.core.prunable import PrunableModel
+
+
+def read_questions(split: str) -> list[Example]:
+    """All questions of the ``train`` or ``test`` split, in the package's order."""
+    import easy_vqa
+
+    texts, answers, images = easy_vqa.get_train_questions() if split == "train" else easy_vqa.get_test_questions()
+    paths = easy_vqa.get_train_image_paths() if split == "train" else easy_vqa.get_test_image_paths()
+    return [Example(text, answer, paths[image]) for text, answer, image in zip(texts, answers, images, strict=True)]
+
+
+@dataclass(frozen=True)
+class EasyVqa:
+    """Questions of the training split, with their answers.
+
+    Attributes:
+        samples: number of questions.
+        name: for people and result files.
+    """
+
+    samples: int = 128
+    name: str = "easy_vqa"
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no pictures.
+
+        Raises:
+            UserError: if the model reads no pictures.
+        """
+        require_encoder(model, f"calibration={self.name}", pictures=True)
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw questions and make model inputs of them.
+
+        Raises:
+            UserError: the model reads no questions.
+        """
+        questions = read_questions("train")
+        chosen = [questions[index] for index in draw(len(questions), self.samples, seed)]
+        return CalibrationSet(self.name, encode_all(model, chosen, f"calibration={self.name}"), picture_sources(one.image for one in chosen))

@@ -1,0 +1,235 @@
+"""Easy-VQA's held-out pictures: which of 24 things do they show? Answered by classes, by captions, or by finding picture and text."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ecoflap.data.easy_vqa.pictures import NAMES, check_templates, read_pictures
+from ecoflap.data.example import Classes, Example, Generation
+from ecoflap.data.sources import picture_sources
+from ecoflap.errors import UserError, require_positive
+from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
+from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.models.core.protocols import Classifies, Describes, Embeds, Matches, require
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.text_length import require_length
+from ecoflap.models.families.clip.clip import class_features
+
+
+@dataclass
+class PictureEvaluation:
+    """A task with its pictures in memory; call it with a model."""
+
+    task: Any
+    pictures: list[Example]
+    interface: Any
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(one.image for one in self.pictures)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the numbers depend on beside the model."""
+        return {"inputs": fingerprint(self.pictures, self.interface), **{key: value for key, value in vars(self.task).items() if key != "batch_size"}}
+
+    @torch.no_grad()
+    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+        """The task's metrics, in percent, and the number of pictures."""
+        model.module.eval()
+        return {**self.task.measure(model, self.pictures, self.interface, journal), "pictures": len(self.pictures)}
+
+
+@dataclass(frozen=True)
+class PictureTask(ABC):
+    """A task on the pictures.
+
+    Attributes:
+        limit: number of pictures, evenly spaced; null for all.
+        batch_size: what share a forward pass.
+    """
+
+    limit: int | None = None
+    batch_size: int = 128
+
+    def check_data(self, group: str) -> None:
+        """Refuse a limit above the number of pictures.
+
+        Raises:
+            UserError: if the limit is above the number of pictures.
+        """
+        spread(read_pictures("test"), self.limit, "pictures")
+
+    @abstractmethod
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that can't do what is needed.
+
+        Raises:
+            UserError: if the model can't.
+        """
+
+    def load(self, model: PrunableModel) -> PictureEvaluation:
+        """Read the pictures.
+
+        Raises:
+            UserError: if the model can't do what is needed, or the limit is out of range.
+        """
+        self.check_model(model)
+        return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), model.interface)
+
+
+@dataclass(frozen=True)
+class EasyClassification(PictureTask):
+    """Top-1 and top-5 accuracy, of a classifier's own classes or, zero-shot, of a text tower's.
+
+    Attributes:
+        limit: number of pictures, evenly spaced; null for all.
+        batch_size: pictures per forward pass.
+        templates: prompts of the text classifier, each with one ``{}``.
+        name: for people and result files.
+    """
+
+    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
+    name: str = "easy_classification"
+
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "top_5", "pictures")
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size")
+        check_templates(self.templates, "task.templates")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that classifies no pictures.
+
+        Raises:
+            UserError: if the model classifies no pictures.
+        """
+        if not isinstance(model.interface, Classifies):
+            require(model, Embeds, f"task={self.name}")
+
+    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:
+        """Accuracy in percent."""
+        batches, own = parts(pictures, self.batch_size), isinstance(interface, Classifies)
+        names = list(interface.names if own else NAMES)
+        texts = None if own else class_features(interface, model, Classes(NAMES, tuple(self.templates)))
+
+        def best_five(batch: list[Example]) -> list[list[int]]:
+            paths = [one.image or "" for one in batch]
+            logits = interface.classify(model, batch) if texts is None else similarity(interface.embed_images(model, paths), texts)
+            return logits.topk(5, dim=-1).indices.tolist()
+
+        right = torch.tensor([names.index(one.target) for one in pictures])
+        best = torch.tensor(journal.run(batches, best_five)) == right[:, None]
+        return {"accuracy": percent(best[:, 0].tolist()), "top_5": percent(best.any(dim=-1).tolist())}
+
+
+@dataclass(frozen=True)
+class EasyCaptions(PictureTask):
+    """Share of captions that name shape and colour right.
+
+    Attributes:
+        limit: number of pictures, evenly spaced; null for all.
+        batch_size: pictures per generation.
+        beams: beam width.
+        max_new_tokens: longest caption.
+        name: for people and result files.
+    """
+
+    beams: int = 1
+    max_new_tokens: int = 8
+    name: str = "easy_captions"
+
+    metrics: ClassVar[tuple[str, ...]] = ("accuracy", "pictures")
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that writes no text.
+
+        Raises:
+            UserError: if the model writes no text.
+        """
+        require(model, Describes, f"task={self.name}")
+        require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
+
+    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:
+        """Accuracy in percent."""
+        generation, batches = Generation(self.beams, self.max_new_tokens), parts(pictures, self.batch_size)
+        captions = journal.run(batches, lambda batch: interface.answer(model, batch, generation))
+        return {"accuracy": percent([f" {one.target}" in f" {text.lower()}" for one, text in zip(pictures, captions, strict=True)])}
+
+
+@dataclass(frozen=True)
+class EasyRetrieval(PictureTask):
+    """Recall at 1 from pictures to the 24 captions, and from a caption to the pictures, first apart (contrast), then together (match).
+
+    Attributes:
+        limit: number of pictures, evenly spaced; null for all.
+        batch_size: pictures or pairs per forward pass.
+        caption: made of a picture's name, which goes where ``{}`` stands.
+        rerank: how many of the best are looked at together; 0 for none.
+        name: for people and result files.
+    """
+
+    caption: str = "a photo of a {}."
+    rerank: int = 8
+    name: str = "easy_retrieval"
+
+    metrics: ClassVar[tuple[str, ...]] = ("text_recall_1", "image_recall_1", "text_recall_1_match", "image_recall_1_match", "pictures")
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size")
+        check_templates([self.caption], "task.caption")
+        if not 0 <= self.rerank <= len(NAMES):
+            raise UserError(f"task.rerank={self.rerank} must be 0 to {len(NAMES)}, the number of captions")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that finds no pictures.
+
+        Raises:
+            UserError: if the model finds no pictures.
+        """
+        require(model, Embeds, f"task={self.name}")
+
+    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:
+        """Recall in percent. A picture is found when the best one for a caption shows what it says."""
+        captions, paths = [self.caption.format(name) for name in NAMES], [one.image or "" for one in pictures]
+        texts = interface.embed_texts(model, captions)
+        scores = torch.cat([similarity(interface.embed_images(model, part), texts) for part in parts(paths, self.batch_size)])
+        labels = torch.tensor([one.label for one in pictures])
+        found = {"text_recall_1": _text_recall(scores, labels), "image_recall_1": _image_recall(scores, labels)}
+        if not self.rerank or not isinstance(interface, Matches):
+            return found
+        rows, columns = self._closest(scores)
+        pairs = parts(list(zip(rows, columns, strict=True)), self.batch_size)
+        logits = journal.run(pairs, lambda part: interface.match(model, [paths[row] for row, _ in part], [captions[c] for _, c in part]).tolist())
+        scores[rows, columns] += 1e3 + torch.tensor(logits)  # above everything that was not looked at
+        return found | {"text_recall_1_match": _text_recall(scores, labels), "image_recall_1_match": _image_recall(scores, labels)}
+
+    def _closest(self, scores: Tensor) -> tuple[list[int], list[int]]:
+        """(pictures, captions) of the pairs that are looked at together: the best captions of each picture."""
+        columns = scores.topk(self.rerank, dim=1).indices
+        return [row for row in range(len(scores)) for _ in range(self.rerank)], columns.flatten().tolist()
+
+
+def similarity(images: Tensor, texts: Tensor) -> Tensor:
+    """Cosine of each picture with each text, [images, texts]; of its best query where a picture has several."""
+    if images.dim() == 2:
+        return images @ texts.t()
+    return (images @ texts.t()).max(dim=1).values
+
+
+def _text_recall(scores: Tensor, labels: Tensor) -> float:
+    return percent((scores.argmax(dim=1) == labels).tolist())
+
+
+def _image_recall(scores: Tensor, labels: Tensor) -> float:
+    asked = [label for label in range(scores.shape[1]) if (labels == label).any()]
+    return percent([bool(labels[scores[:, label].argmax()] == label) for label in asked])

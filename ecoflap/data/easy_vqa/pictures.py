@@ -1,0 +1,94 @@
+"""Easy-VQA's pictures with the name of what they show ("blue circle"), read from the answers to their questions."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Collection
+from dataclasses import dataclass, field
+
+from ecoflap.data.calibration_set import CalibrationSet, draw
+from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.example import Classes, Example
+from ecoflap.data.sources import picture_sources
+from ecoflap.errors import UserError, require_positive
+from ecoflap.models.core.encoding import encode_all, require_encoder
+from ecoflap.models.core.prunable import PrunableModel
+
+SHAPES = ("circle", "rectangle", "triangle")
+COLOURS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
+NAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
+
+
+def read_pictures(split: str) -> list[Example]:
+    """The pictures of a split whose shape and colour both stand in its answers, each with its name as target and its class as label."""
+    said: dict[str, set[str]] = defaultdict(set)
+    for question in read_questions(split):
+        if question.text.startswith("what"):
+            said[question.image or ""].add(question.target)
+    names = {path: _name(answers) for path, answers in said.items()}
+    return [Example(target=name, image=path, label=NAMES.index(name)) for path, name in names.items() if name is not None]
+
+
+def _name(answers: set[str]) -> str | None:
+    colours, shapes = answers.intersection(COLOURS), answers.intersection(SHAPES)
+    return f"{colours.pop()} {shapes.pop()}" if colours and shapes else None
+
+
+def check_templates(templates: list[str], option: str, names: Collection[str] = ()) -> None:
+    """Refuse caption templates that no name can be put into.
+
+    Args:
+        templates: as the config has them.
+        option: that holds them, for the message.
+        names: what may stand for templates of its own.
+
+    Raises:
+        UserError: if a name can't be put into a template, or there are none.
+    """
+    if not templates:
+        raise UserError(f"{option}=[] must hold at least one template, with {{}} where the name goes; null, where it is allowed, is the set's own")
+    for template in set(templates) - set(names):
+        if template.count("{}") != 1:
+            raise UserError(f"{option}={template!r} must hold {{}} once, where the name goes")
+
+
+@dataclass(frozen=True)
+class EasyPictures:
+    """Pictures of the training split with captions.
+
+    Attributes:
+        samples: number of pictures.
+        caption: made of a picture's name, which goes where ``{}`` stands.
+        templates: prompts of the text classifier, for models that are scored by classification.
+        name: for people and result files.
+    """
+
+    samples: int = 128
+    caption: str = "a photo of a {}."
+    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
+    name: str = "easy_pictures"
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples")
+        check_templates([self.caption], "calibration.caption")
+        check_templates(self.templates, "calibration.templates")
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no pictures.
+
+        Raises:
+            UserError: if the model reads no pictures.
+        """
+        require_encoder(model, f"calibration={self.name}", pictures=True)
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw pictures and make model inputs of them.
+
+        Raises:
+            UserError: the model reads no pictures.
+        """
+        pictures = read_pictures("train")
+        chosen = [pictures[index] for index in draw(len(pictures), self.samples, seed)]
+        captioned = [Example(target=self.caption.format(one.target), image=one.image, label=one.label) for one in chosen]
+        samples = encode_all(model, captioned, f"calibration={self.name}", Classes(NAMES, tuple(self.templates)))
+        return CalibrationSet(self.name, samples, picture_sources(one.image for one in chosen))

@@ -1,0 +1,116 @@
+"""Easy-VQA: exact-match accuracy on the package's own held-out questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.example import Example, Generation
+from ecoflap.data.sources import picture_sources
+from ecoflap.errors import require_positive
+from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
+from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.models.core.protocols import Describes, require
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.text_length import require_length
+
+
+@dataclass(frozen=True)
+class EasyVqa:
+    """Ask the held-out questions and compare the generated answers.
+
+    Attributes:
+        limit: number of questions, evenly spaced over the split; null for all 9,673.
+        batch_size: questions per generation; changes nothing beyond rounding.
+        beams: beam width.
+        max_new_tokens: longest answer.
+        length_penalty: of the beam search.
+        name: for people and result files.
+    """
+
+    limit: int | None = None
+    batch_size: int = 256
+    beams: int = 1
+    max_new_tokens: int = 4
+    length_penalty: float = 1.0
+    name: str = "easy_vqa"
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
+
+    def check_data(self, group: str) -> None:
+        """Refuse a limit above the number of questions.
+
+        Raises:
+            UserError: if the limit is above the number of questions.
+        """
+        self.chosen()
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that answers no questions, or with fewer words than are asked for.
+
+        Raises:
+            UserError: if the model answers no questions, or with fewer words than are asked for.
+        """
+        require(model, Describes, f"task={self.name}")
+        require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
+
+    def chosen(self) -> list[Example]:
+        """The questions that are asked.
+
+        Raises:
+            UserError: the limit is out of range.
+        """
+        return spread(read_questions("test"), self.limit, "questions")
+
+    def load(self, model: PrunableModel) -> EasyVqaEvaluation:
+        """Read the questions.
+
+        Raises:
+            UserError: the model answers no questions, or the limit is out of range.
+        """
+        self.check_model(model)
+        return EasyVqaEvaluation(self, self.chosen(), model.interface)
+
+
+@dataclass
+class EasyVqaEvaluation:
+    """The task with its data in memory; call it with a model."""
+
+    task: EasyVqa
+    questions: list[Example]
+    interface: Any
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(one.image for one in self.questions)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the numbers depend on beside the model."""
+        generation = {"beams": self.task.beams, "max_new_tokens": self.task.max_new_tokens, "length_penalty": self.task.length_penalty}
+        return {"metric": "exact match", "inputs": fingerprint(self.questions, self.interface), **generation}
+
+    @torch.no_grad()
+    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+        """Accuracy in percent: over all questions, over yes/no questions, over the others; and the number of questions."""
+        model.module.eval()
+        generation = Generation(self.task.beams, self.task.max_new_tokens, length_penalty=self.task.length_penalty)
+        batches = parts(self.questions, self.task.batch_size)
+        answers = journal.run(batches, lambda batch: self.interface.answer(model, batch, generation))
+        return _accuracies([answer.lower() for answer in answers], self.questions)
+
+
+def _accuracies(predictions: Sequence[str], questions: Sequence[Example]) -> dict[str, float]:
+    right = [prediction == question.target for prediction, question in zip(predictions, questions, strict=True)]
+    closed = [question.target in ("yes", "no") for question in questions]
+    return {
+        "accuracy": percent(right),
+        "accuracy_yes_no": percent([r for r, c in zip(right, closed, strict=True) if c]),
+        "accuracy_open": percent([r for r, c in zip(right, closed, strict=True) if not c]),
+        "questions": len(right),
+    }

@@ -1,0 +1,1 @@
+"""MMLU, and other multiple-choice questions in its layout."""

@@ -1,0 +1,162 @@
+"""Multiple-choice questions: MMLU's own from the hub, or any in its folder layout.
+
+The layout is ``<split>/<subject>_<split>.csv``, with rows of question, four options and a letter.
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+
+from ecoflap.data.calibration_set import CalibrationSet, draw
+from ecoflap.data.example import Example
+from ecoflap.data.folder import read_text
+from ecoflap.errors import UserError, require_positive
+from ecoflap.models.core.encoding import encode_all, require_encoder
+from ecoflap.models.core.prunable import PrunableModel
+
+LETTERS = ("A", "B", "C", "D")
+HUB = "cais/mmlu"
+HUB_SPLITS = {"val": "validation", "train": "auxiliary_train"}  # the others are called there as in the folders
+OBTAIN = (
+    f"MMLU (MIT licence) is {HUB} on the Hugging Face hub, which is read without a path while online; its folders are in data.tar, at the address "
+    "that github.com/hendrycks/test gives."
+)
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+        text: the question.
+        options: the four answers, A to D.
+        answer: the right letter.
+    """
+
+    text: str
+    options: tuple[str, ...]
+    answer: str
+
+    def asked(self) -> str:
+        """Question and options, up to where the letter goes."""
+        options = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=True))
+        return f"{self.text}{options}\nAnswer:"
+
+
+def prompt(subject: str, shots: Sequence[Question], question: Question) -> str:
+    """The prompt of the MMLU harness: a heading, answered examples, and the question. Its double space before the subject is kept."""
+    heading = f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
+    return heading + "".join(f"{shot.asked()} {shot.answer}\n\n" for shot in shots) + question.asked()
+
+
+def question_sources(questions: Iterable[Question]) -> frozenset[str]:
+    """A name for each question: its words, whichever file it stands in."""
+    return frozenset(f"the question {one.asked()!r}" for one in questions)
+
+
+def read_subjects(folder: str | None, split: str, option: str) -> dict[str, list[Question]]:
+    """{subject: its questions} of a split, by name of subject.
+
+    Args:
+        folder: what holds the splits; null for MMLU from the hub.
+        split: dev, val, test, ...
+        option: the config group that asks, for messages.
+
+    Raises:
+        UserError: the folder has no such split, or a row is no question.
+    """
+    if folder is None:
+        return _read_hub(split, option)
+    files = sorted((Path(folder).expanduser() / split).glob(f"*_{split}.csv"))
+    if not files:
+        raise UserError(f"{option}.path={folder} has no {split}/*_{split}.csv; give MMLU's data folder or one of its layout. {OBTAIN}")
+    subjects = {file.name.removesuffix(f"_{split}.csv"): _read_file(file) for file in files}
+    if not any(subjects.values()):
+        raise UserError(f"{option}.path={folder}: the files of the split {split} hold no questions; download them again. {OBTAIN}")
+    return subjects
+
+
+def _read_hub(split: str, option: str) -> dict[str, list[Question]]:
+    from datasets import load_dataset
+
+    try:
+        rows = load_dataset(HUB, "all", split=HUB_SPLITS.get(split, split))
+    except Exception as error:  # whatever a hub, a proxy or a broken cache makes of it
+        raise UserError(
+            f"{option}: {HUB} ({split}) could not be read from the hub ({type(error).__name__}); give MMLU's data folder with {option}.path=FOLDER, "
+            f"or unset HF_HUB_OFFLINE while online. {OBTAIN}"
+        ) from error
+    subjects: dict[str, list[Question]] = {}
+    for row in rows:
+        subjects.setdefault(row["subject"], []).append(Question(row["question"], tuple(row["choices"]), LETTERS[row["answer"]]))
+    return dict(sorted(subjects.items()))
+
+
+def _read_file(file: Path) -> list[Question]:
+    questions = []
+    for number, row in enumerate(csv.reader(StringIO(read_text(file), newline="")), start=1):
+        if len(row) != 6 or row[5] not in LETTERS:
+            raise UserError(f"{file}, row {number}: expected question, four options and a letter A to D, found {len(row)} columns: {row}")
+        questions.append(Question(row[0], tuple(row[1:5]), row[5]))
+    return questions
+
+
+@dataclass(frozen=True)
+class Mmlu:
+    """Questions with their letters, of a split that is not the test's.
+
+    Attributes:
+        path: folder in MMLU's layout; null for MMLU from the hub.
+        split: which of its splits.
+        shots: answered examples of the dev split before each question.
+        samples: number of questions.
+        name: for people and result files.
+    """
+
+    path: str | None = None
+    split: str = "val"
+    shots: int = 0
+    samples: int = 128
+    name: str = "mmlu"
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples")
+        if self.split == "test":
+            raise UserError("calibration.split=test: the test questions are what the model is measured on; choose val, dev or train")
+
+    def check_data(self, group: str) -> None:
+        """Refuse questions that aren't there, or are damaged.
+
+        Raises:
+            UserError: if questions aren't there, or are damaged.
+        """
+        for split in [self.split, *["dev"] * bool(self.shots)]:
+            read_subjects(self.path, split, group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no text with a target.
+
+        Raises:
+            UserError: if the model reads no text with a target.
+        """
+        require_encoder(model, f"calibration={self.name}", pictures=False)
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw questions over all subjects.
+
+        Raises:
+            UserError: no questions there, or the model reads no text with a target.
+        """
+        self.check_model(model)
+        subjects = read_subjects(self.path, self.split, "calibration")
+        dev = read_subjects(self.path, "dev", "calibration") if self.shots else {}
+        questions = [(subject, question) for subject, all_of_it in subjects.items() for question in all_of_it]
+        chosen = [questions[index] for index in draw(len(questions), self.samples, seed)]
+        shots = {subject: dev.get(subject, [])[: self.shots] for subject in subjects}
+        examples = [Example(prompt(subject, shots[subject], one), one.answer) for subject, one in chosen]
+        read = [one for subject, asked in chosen for one in (asked, *shots[subject])]
+        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"), question_sources(read))

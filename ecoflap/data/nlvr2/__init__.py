@@ -1,0 +1,1 @@
+"""NLVR2: is a sentence true of two photographs?"""

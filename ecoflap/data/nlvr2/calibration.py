@@ -1,0 +1,73 @@
+"""NLVR2's training split as calibration data; its other splits hold other pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ecoflap.data.calibration_set import CalibrationSet, draw, require_train
+from ecoflap.data.folder import require_files, require_images
+from ecoflap.data.nlvr2.reading import OBTAIN, read_pairs
+from ecoflap.data.sources import picture_sources
+from ecoflap.errors import require_positive
+from ecoflap.models.core.encoding import encode_all
+from ecoflap.models.core.protocols import Classifies, require
+from ecoflap.models.core.prunable import PrunableModel
+
+
+@dataclass(frozen=True)
+class Nlvr2:
+    """Sentences about two pictures, and whether they are true.
+
+    Attributes:
+        path: folder with the published files and pictures; null names what is needed.
+        split: train; no other one is taken.
+        samples: number of sentences.
+        name: for people and result files.
+    """
+
+    path: str | None = None
+    split: str = "train"
+    samples: int = 128
+    name: str = "nlvr2"
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples")
+        require_train(self.split)
+
+    def locate(self, option: str) -> Path:
+        """The data set's folder, when its sentences are in it.
+
+        Raises:
+            UserError: they aren't.
+        """
+        return require_files(self.path, f"{self.split}.json", option, self.name, OBTAIN)
+
+    def check_data(self, group: str) -> None:
+        """Refuse sentences that aren't there, or are damaged.
+
+        Raises:
+            UserError: if sentences aren't there, or are damaged.
+        """
+        read_pairs(self.path, self.split, group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that does not classify: one that writes would look at the first picture only.
+
+        Raises:
+            UserError: if the model does not classify.
+        """
+        require(model, Classifies, f"calibration={self.name}")
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw sentences and make model inputs of them.
+
+        Raises:
+            UserError: files or pictures are missing, or the model does not classify.
+        """
+        self.check_model(model)
+        pairs = read_pairs(self.path, self.split, "calibration")
+        chosen = [pairs[index] for index in draw(len(pairs), self.samples, seed)]
+        images = [image for one in chosen for image in (one.image, one.second_image) if image is not None]
+        require_images(images, f"calibration={self.name}", OBTAIN)
+        return CalibrationSet(self.name, encode_all(model, chosen, f"calibration={self.name}"), picture_sources(images))

@@ -1,0 +1,134 @@
+"""NLVR2: is a sentence true of two photographs? Accuracy on the development and the public test split."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ecoflap.data.example import Example
+from ecoflap.data.folder import require_files, require_images
+from ecoflap.data.nlvr2.reading import OBTAIN, check_splits, read_pairs
+from ecoflap.data.sources import picture_sources
+from ecoflap.errors import UserError, require_positive
+from ecoflap.evaluate.inputs import fingerprint_by_size, parts, percent, spread
+from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.models.core.protocols import Classifies, require
+from ecoflap.models.core.prunable import PrunableModel
+
+
+@dataclass(frozen=True)
+class Nlvr2:
+    """Share of sentences that are judged right, per split; the first split is the headline.
+
+    Attributes:
+        path: folder with the published files and pictures; null names what is needed.
+        splits: dev, test1 or both.
+        limit: sentences per split, evenly spaced; null for all.
+        batch_size: sentences per forward pass.
+        name: for people and result files.
+    """
+
+    path: str | None = None
+    splits: list[str] = field(default_factory=lambda: ["dev", "test1"])
+    limit: int | None = None
+    batch_size: int = 64
+    name: str = "nlvr2"
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size")
+        check_splits(self.splits, "task.splits")
+
+    def locate(self, option: str) -> Path:
+        """The data set's folder, when its sentences are in it.
+
+        Raises:
+            UserError: they aren't.
+        """
+        root, *_ = (require_files(self.path, f"{split}.json", option, self.name, OBTAIN) for split in self.splits)
+        return root
+
+    def check_data(self, group: str) -> None:
+        """Refuse sentences or pictures that aren't there.
+
+        Raises:
+            UserError: if sentences or pictures aren't there.
+        """
+        self.chosen(group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that does not classify.
+
+        Raises:
+            UserError: if the model does not classify.
+        """
+        require(model, Classifies, f"task={self.name}")
+
+    def chosen(self, group: str) -> dict[str, list[Example]]:
+        """The sentences that are asked about, by split.
+
+        Raises:
+            UserError: files or pictures are missing, or the limit is out of range.
+        """
+        pairs = {split: spread(read_pairs(self.path, split, group), self.limit, f"sentences in {split}") for split in self.splits}
+        require_images((image for of_it in pairs.values() for image in _images(of_it)), f"{group}={self.name}", OBTAIN)
+        return pairs
+
+    def load(self, model: PrunableModel) -> Nlvr2Evaluation:
+        """Read the sentences.
+
+        Raises:
+            UserError: files or pictures are missing, the model does not classify, or the limit is out of range.
+        """
+        self.check_model(model)
+        return Nlvr2Evaluation(self, self.chosen("task"), model.interface)
+
+
+@dataclass
+class Nlvr2Evaluation:
+    """The task with its sentences in memory; call it with a model."""
+
+    task: Nlvr2
+    pairs: dict[str, list[Example]]
+    interface: Any
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(_images(self._everything()))
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the numbers depend on beside the model."""
+        everything = self._everything()
+        rows = [(one.text, one.label) for one in everything]
+        inputs = fingerprint_by_size(rows, _images(everything), self.interface)
+        return {"metric": "accuracy", "inputs": inputs, "splits": {split: len(of_it) for split, of_it in self.pairs.items()}}
+
+    @torch.no_grad()
+    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+        """Accuracy in percent on each split, and the number of sentences."""
+        model.module.eval()
+        everything = self._everything()
+        judged = iter(journal.run(parts(everything, self.task.batch_size), lambda batch: self._judge(model, batch)))
+        accuracies = {f"accuracy_{split}": percent([next(judged) == one.label for one in of_it]) for split, of_it in self.pairs.items()}
+        return {**accuracies, "sentences": len(everything)}
+
+    def _everything(self) -> list[Example]:
+        return [one for of_it in self.pairs.values() for one in of_it]
+
+    def _judge(self, model: PrunableModel, batch: Sequence[Example]) -> list[int]:
+        logits = self.interface.classify(model, batch)
+        if logits.shape[-1] != 2:
+            raise UserError(
+                f"task={self.task.name} needs a model that tells true from false, and {model.name} knows {logits.shape[-1]} classes; "
+                "choose such as model=blip_nlvr"
+            )
+        judged: list[int] = logits.argmax(dim=-1).tolist()
+        return judged
+
+
+def _images(pairs: Sequence[Example]) -> list[str]:
+    return [image for one in pairs for image in (one.image, one.second_image) if image is not None]

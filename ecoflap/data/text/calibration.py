@@ -1,0 +1,264 @@
+"""Calibration text for language models: windows of tokens from a file, a data set, or a tensor of token ids."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoflap.data.calibration_set import CalibrationSet, draw
+from ecoflap.data.sources import file_source
+from ecoflap.data.text.bos import begin, bos_token, check_bos
+from ecoflap.data.text.source import TextSource
+from ecoflap.errors import UserError, did_you_mean, require_positive
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.text_length import require_length
+
+
+def tokenize(tokenizer: Any, text: str) -> Tensor:
+    """The text as one row of token ids, [tokens], without special tokens."""
+    return tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
+
+
+def windows(tokens: Tensor, length: int, option: str, stride: int | None = None, bos: int | None = None) -> Tensor:
+    """Cut a text [tokens] into rows [rows, length]; what is left over is dropped.
+
+    Args:
+        tokens: of the text.
+        length: tokens per row.
+        option: the config group, for the message.
+        stride: tokens between the starts of two rows; null: the rows don't overlap.
+        bos: the token that each row begins with, beside which it has one token of the text less; null for none.
+
+    Raises:
+        UserError: if the text is shorter than one row.
+    """
+    own = length - (bos is not None)
+    if len(tokens) < own:
+        raise UserError(
+            f"{option}.sequence_length={length} is more than the {len(tokens)} tokens of the text; give a longer text or a smaller length"
+        )
+    return begin(tokens.unfold(0, own, stride or own), bos)
+
+
+def check_characters(texts: Iterable[str], length: int, option: str) -> None:
+    """Refuse texts none of which can have a window: a token is at least one byte.
+
+    Raises:
+        UserError: if no text can have a window.
+    """
+    longest = max((len(text.encode()) for text in texts), default=0)
+    if longest < length:
+        raise UserError(
+            f"{option}.sequence_length={length} is more than the {longest} bytes of the longest text; give a longer text or a smaller length"
+        )
+
+
+def read_token_rows(path: str, key: str, option: str) -> Tensor:
+    """An integer tensor [rows, tokens] from a safetensors file.
+
+    Raises:
+        UserError: no such file or key, or the wrong type or rank.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise UserError(f"{option}.path={path}: there is no such file; give a safetensors file with an integer tensor [rows, tokens]")
+    try:
+        with safe_open(file, "pt") as content:
+            keys = list(content.keys())
+            if key not in keys:
+                raise UserError(f"{option}.key={key}: {path} has no such tensor; {did_you_mean(key, keys)}")
+            tokens = content.get_tensor(key)
+    except SafetensorError as error:
+        raise UserError(f"{option}.path={path} is not a safetensors file ({error})") from None
+    if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+        raise UserError(f"{option}.key={key} is {tokens.dtype} {list(tokens.shape)}; token ids are an integer tensor [rows, tokens]")
+    if tokens.shape[1] < 2:
+        raise UserError(f"{option}.key={key} has rows of one token; a language model is measured on the next token, so a row needs two or more")
+    tokens = tokens.long()  # unsigned 16-bit ids, a common format, know no minimum
+    if int(tokens.min()) < 0:
+        raise UserError(f"{option}.key={key} holds ids from {int(tokens.min())} on; token ids are 0 or more")
+    return tokens
+
+
+def require_readable(model: PrunableModel, rows: Tensor, key: str, option: str) -> None:
+    """Refuse rows of tokens that a language model can't read.
+
+    Args:
+        model: what is to read them.
+        rows: [rows, tokens].
+        key: their name in the file.
+        option: the config group that asks, for the message.
+
+    Raises:
+        UserError: an id is outside the vocabulary, or the rows are longer than the model's positions.
+    """
+    vocabulary = vocabulary_of(model)
+    if int(rows.max()) >= vocabulary:
+        raise UserError(f"{option}.key={key} holds ids from {int(rows.min())} to {int(rows.max())}; the model has a vocabulary of {vocabulary}")
+    require_length(model, rows.shape[1], f"{option}.key={key} has rows of {rows.shape[1]} tokens")
+
+
+def vocabulary_of(model: PrunableModel) -> int:
+    """Number of token ids that the model's input embedding knows."""
+    module: Any = model.module
+    return int(module.get_input_embeddings().num_embeddings)
+
+
+def require_language_model(model: PrunableModel, option: str) -> None:
+    """Refuse a model that reads more than text.
+
+    Raises:
+        UserError: it reads images.
+    """
+    if hasattr(model.processor, "image_processor"):
+        raise UserError(
+            f"{option} measures language models on text, and {model.name} answers questions about images; choose another task, such as easy_vqa"
+        )
+
+
+@dataclass(frozen=True)
+class Text(TextSource):
+    """Random windows of a text.
+
+    Attributes:
+        samples: number of windows.
+        sequence_length: tokens per window.
+        bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true or false.
+        name: for people and result files.
+    """
+
+    split: str = "train"
+    samples: int = 128
+    sequence_length: int = 512
+    bos: str = "auto"
+    name: str = "text"
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples", "sequence_length", "documents")
+        check_bos("calibration.bos", self.bos)
+        if self.sequence_length == 1:
+            raise UserError("calibration.sequence_length=1: a language model's loss is over the next token, so a window needs two or more")
+
+    def check_length(self, texts: Sequence[str], option: str) -> None:
+        """See ``TextSource``; a document by itself may be shorter than a window."""
+        check_characters([self.separator.join(texts)], self.sequence_length, option)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that is no language model, reads no such windows, or finds too few tokens in the text.
+
+        Raises:
+            UserError: if the model is no language model, reads no such windows, or finds too few tokens in the text.
+        """
+        require_language_model(model, f"calibration={self.name}")
+        require_length(model, self.sequence_length, f"calibration.sequence_length={self.sequence_length}")
+        if self.is_short(self.sequence_length, "calibration"):
+            self.draw(model.processor, seed=0)
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw the windows.
+
+        Raises:
+            UserError: the model is no language model or reads no windows of that length, the text isn't there, or it is too short.
+        """
+        self.check_model(model)
+        rows = self.draw(model.processor, seed)
+        return CalibrationSet(self.name, tuple({"input_ids": row} for row in rows), self.sources)
+
+    def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
+        """The windows, each [tokens]."""
+        token = bos_token(tokenizer, "calibration.bos", self.bos)
+        rows = windows(tokenize(tokenizer, self.read_text("calibration")), self.sequence_length, "calibration", bos=token)
+        return list(rows[draw(len(rows), self.samples, seed)])
+
+
+@dataclass(frozen=True)
+class Documents(Text):
+    """Random windows of documents, one of each, as Wanda and SparseGPT take them from C4: only a document longer than a window counts.
+
+    Attributes:
+        samples: number of windows; fewer where there are not so many long documents.
+        sequence_length: tokens per window.
+        bos: see ``Text``.
+        name: for people and result files.
+    """
+
+    sequence_length: int = 2048
+    name: str = "documents"
+
+    def check_length(self, texts: Sequence[str], option: str) -> None:
+        """See ``TextSource``; a window is cut out of one document."""
+        check_characters(texts, self.sequence_length, option)
+
+    def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
+        """The windows, each [tokens]: first documents are drawn, then a window of each."""
+        documents, token = self.read_documents("calibration"), bos_token(tokenizer, "calibration.bos", self.bos)
+        length = self.sequence_length - (token is not None)
+        place, rows = random.Random(seed), list[Tensor]()
+        for index in draw(len(documents), len(documents), seed):
+            tokens = tokenize(tokenizer, documents[index])
+            if len(tokens) > length:
+                start = place.randint(0, len(tokens) - length)
+                rows.append(begin(tokens[None, start : start + length], token)[0])
+            if len(rows) == self.samples:
+                break
+        if not rows:
+            raise UserError(
+                f"calibration.sequence_length={self.sequence_length}: none of the {len(documents)} documents has more tokens; choose a smaller length"
+            )
+        return rows
+
+
+@dataclass(frozen=True)
+class TokenFile:
+    """Rows of token ids that somebody has already drawn.
+
+    Attributes:
+        path: a safetensors file.
+        key: the name of an integer tensor [rows, tokens] in it.
+        samples: how many rows, from the first; null for all.
+        name: for people and result files.
+    """
+
+    path: str
+    key: str
+    samples: int | None = None
+    name: str = "token_file"
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples")
+
+    def check_data(self, group: str) -> None:
+        """Refuse a file without such rows.
+
+        Raises:
+            UserError: if the file is without such rows.
+        """
+        read_token_rows(self.path, self.key, group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that can't read the rows.
+
+        Raises:
+            UserError: if the model can't read the rows.
+        """
+        require_language_model(model, f"calibration={self.name}")
+        require_readable(model, read_token_rows(self.path, self.key, "calibration"), self.key, "calibration")
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Read the rows, in their order: a frozen draw is not drawn again.
+
+        Raises:
+            UserError: see ``check_data`` and ``check_model``.
+        """
+        self.check_model(model)
+        rows = read_token_rows(self.path, self.key, "calibration")
+        samples = tuple({"input_ids": row} for row in rows[: self.samples].contiguous())
+        return CalibrationSet(self.name, samples, file_source(self.path, self.key))

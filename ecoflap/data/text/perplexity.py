@@ -1,0 +1,194 @@
+"""Perplexity of a language model: exp of the mean negative log-likelihood of a token, each row scored by itself."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from ecoflap.data.sources import file_source
+from ecoflap.data.text.bos import bos_token, check_bos
+from ecoflap.data.text.calibration import check_characters, read_token_rows, require_language_model, require_readable, tokenize, windows
+from ecoflap.data.text.source import TextSource
+from ecoflap.errors import NumericalError, UserError, require_positive
+from ecoflap.evaluate.inputs import parts
+from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.models.core.losses import IGNORED, next_token_loss
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.text_length import require_length
+
+
+@dataclass(frozen=True)
+class TextPerplexity(TextSource):
+    """Perplexity on windows of a text.
+
+    Without a stride, windows don't overlap and all tokens of a window but its first count, as the papers on pruning language models measure.
+    Their C4 is the first 1100 documents of the first validation shard with spaces between them, of which the first 256 windows count; their Penn
+    Treebank is the sentences of the test split with spaces between them. They begin the whole text with the token that
+    begins texts, if anything: ``bos=false``, but for one token.
+
+    Attributes:
+        sequence_length: tokens per window.
+        stride: tokens between the starts of two windows; only the last so many tokens of a window count, all of the first window's but its first.
+            The smaller, the more context a token has, and the more windows there are. Null: windows don't overlap.
+        bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true or false.
+        limit: number of windows, from the first; null for all.
+        batch_size: windows per forward pass; changes nothing beyond rounding.
+        name: for people and result files.
+    """
+
+    sequence_length: int = 2048
+    stride: int | None = None
+    bos: str = "auto"
+    limit: int | None = None
+    batch_size: int = 4
+    name: str = "wikitext2"
+
+    metrics: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "rows")
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "sequence_length", "stride", "limit", "batch_size", "documents")
+        check_bos("task.bos", self.bos)
+        if self.sequence_length < 2:
+            raise UserError("task.sequence_length=1: a language model is measured on the next token, so a window needs two or more")
+        if self.stride is not None and self.stride >= self.sequence_length:
+            raise UserError(
+                f"task.stride={self.stride} must be less than task.sequence_length={self.sequence_length}; null is for windows that don't overlap"
+            )
+
+    def check_length(self, texts: Sequence[str], option: str) -> None:
+        """See ``TextSource``; windows are cut out of all documents together."""
+        check_characters([self.separator.join(texts)], self.sequence_length, option)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that is no language model, reads no such windows, or finds too few tokens in the text.
+
+        Raises:
+            UserError: if the model is no language model, reads no such windows, or finds too few tokens in the text.
+        """
+        require_language_model(model, f"task={self.name}")
+        require_length(model, self.sequence_length, f"task.sequence_length={self.sequence_length}")
+        if self.is_short(self.sequence_length, "task"):
+            self.rows(model.processor)
+
+    def rows(self, tokenizer: Any) -> Tensor:
+        """The windows, [rows, tokens].
+
+        Raises:
+            UserError: the text isn't there, or is shorter than one.
+        """
+        tokens, bos = tokenize(tokenizer, self.read_text("task")), bos_token(tokenizer, "task.bos", self.bos)
+        return windows(tokens, self.sequence_length, "task", self.stride, bos)[: self.limit]
+
+    def load(self, model: PrunableModel) -> PerplexityEvaluation:
+        """Read and tokenise the text.
+
+        Raises:
+            UserError: the text isn't there, or the model is no language model or reads no windows of that length.
+        """
+        self.check_model(model)
+        return PerplexityEvaluation(self.rows(model.processor), self.batch_size, self.stride, self.sources)
+
+
+@dataclass(frozen=True)
+class TokenPerplexity:
+    """Perplexity on rows of token ids from a file.
+
+    Attributes:
+        path: a safetensors file.
+        key: the name of an integer tensor [rows, tokens] in it.
+        limit: number of rows, from the first; null for all.
+        batch_size: rows per forward pass; changes nothing beyond rounding.
+        name: for people and result files.
+    """
+
+    path: str
+    key: str
+    limit: int | None = None
+    batch_size: int = 4
+    name: str = "token_perplexity"
+
+    metrics: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "rows")
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size")
+
+    def check_data(self, group: str) -> None:
+        """Refuse a file without such rows.
+
+        Raises:
+            UserError: if the file is without such rows.
+        """
+        read_token_rows(self.path, self.key, group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that can't read the rows.
+
+        Raises:
+            UserError: if the model can't read the rows.
+        """
+        require_language_model(model, f"task={self.name}")
+        require_readable(model, read_token_rows(self.path, self.key, "task"), self.key, "task")
+
+    def load(self, model: PrunableModel) -> PerplexityEvaluation:
+        """Read the rows.
+
+        Raises:
+            UserError: no such file or tensor, or the model is no language model or can't read the rows.
+        """
+        self.check_model(model)
+        rows = read_token_rows(self.path, self.key, "task")
+        return PerplexityEvaluation(rows[: self.limit], self.batch_size, sources=file_source(self.path, self.key))
+
+
+@dataclass
+class PerplexityEvaluation:
+    """Rows of tokens [rows, tokens] in memory; call it with a model.
+
+    Attributes:
+        rows: what the model reads.
+        batch_size: rows per forward pass.
+        stride: how many of a row's last tokens count, in all rows but the first; null: all but a row's first token.
+        sources: the text's name, see ``ecoflap.data.sources``.
+    """
+
+    rows: Tensor
+    batch_size: int
+    stride: int | None = None
+    sources: frozenset[str] = frozenset()
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the numbers depend on beside the model."""
+        return {
+            "metric": "perplexity",
+            "rows": list(self.rows.shape),
+            "tokens": hashlib.blake2b(self.rows.contiguous().numpy().data, digest_size=16).hexdigest(),
+            "stride": self.stride,
+        }
+
+    @torch.no_grad()
+    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+        """Perplexity, the loss behind it in nats per token, and the number of rows."""
+        model.module.eval()
+        batches = parts(range(len(self.rows)), self.batch_size)
+        losses = journal.run(batches, lambda places: self._losses(model, places).tolist())
+        counted = [self.rows.shape[1] - 1 if self.stride is None or place == 0 else self.stride for place in range(len(losses))]
+        loss = math.fsum(mean * tokens for mean, tokens in zip(losses, counted, strict=True)) / sum(counted)
+        if math.isnan(loss):
+            raise NumericalError(f"the loss of {model.name} on this task is NaN; use model.dtype=float32 or bfloat16, or prune less")
+        return {"perplexity": math.exp(loss) if loss < 700 else math.inf, "loss": loss, "rows": len(self.rows)}
+
+    def _losses(self, model: PrunableModel, places: list[int]) -> Tensor:
+        """Mean loss of the tokens that count in each of the rows, [rows]."""
+        rows = self.rows[places]
+        if self.stride is None:
+            return model.loss({"input_ids": rows})
+        labels = rows.clone()
+        labels[torch.tensor(places) > 0, : -self.stride] = IGNORED
+        module: Any = model.module
+        return next_token_loss(module(input_ids=rows.to(model.device), use_cache=False).logits, labels.to(model.device))

@@ -1,0 +1,96 @@
+"""Prefix language modelling for encoder-decoder models: a paragraph or document is cut in two, the model reads the beginning and writes the rest."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ecoflap.data.calibration_set import CalibrationSet, draw
+from ecoflap.data.example import Example
+from ecoflap.data.text.source import TextSource
+from ecoflap.errors import UserError, require_positive
+from ecoflap.models.core.encoding import encode_all, require_encoder
+from ecoflap.models.core.prunable import PrunableModel
+
+SHORTEST = 8  # words; shorter lines are headings and list entries
+
+
+@dataclass(frozen=True)
+class PrefixText(TextSource):
+    """Paragraphs of a text, which are its lines, each cut after a random word of its first half.
+
+    Attributes:
+        samples: number of paragraphs.
+        max_words: longer ones lose their end.
+        name: for people and result files.
+    """
+
+    split: str = "train"
+    samples: int = 128
+    max_words: int = 200
+    name: str = "prefix_text"
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples", "documents")
+        if self.max_words < SHORTEST:
+            raise UserError(f"calibration.max_words={self.max_words} must be at least {SHORTEST}")
+
+    def pieces(self) -> Sequence[str]:
+        """What is cut, beside pieces that are too short."""
+        return self.read_text("calibration").split("\n")
+
+    def check_data(self, option: str) -> None:
+        """See ``TextSource``; a piece has some words.
+
+        Raises:
+            UserError: there are none.
+        """
+        self.long_enough()
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no text with a target.
+
+        Raises:
+            UserError: if the model reads no text with a target.
+        """
+        require_encoder(model, f"calibration={self.name}", pictures=False)
+
+    def long_enough(self) -> list[str]:
+        """The pieces that can be cut.
+
+        Raises:
+            UserError: there are none.
+        """
+        found = [piece for piece in self.pieces() if len(piece.split(maxsplit=SHORTEST)) >= SHORTEST]
+        if not found:
+            raise UserError(f"calibration={self.name}: the text has no line or document of {SHORTEST} words or more; give another text")
+        return found
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw pieces and cut them.
+
+        Raises:
+            UserError: no text there, or the model reads no text with a target.
+        """
+        self.check_model(model)
+        long_enough = self.long_enough()
+        cut = random.Random(seed)
+        examples = []
+        for index in draw(len(long_enough), self.samples, seed):
+            words = long_enough[index].split()[: self.max_words]
+            place = cut.randint(1, len(words) // 2)
+            examples.append(Example(" ".join(words[:place]), " ".join(words[place:])))
+        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"), self.sources)
+
+
+@dataclass(frozen=True)
+class PrefixDocuments(PrefixText):
+    """The beginnings of whole documents, each cut after a random word of its first half."""
+
+    max_words: int = 50
+    name: str = "prefix_documents"
+
+    def pieces(self) -> Sequence[str]:
+        """The documents."""
+        return self.read_documents("calibration")

@@ -1,0 +1,1 @@
+"""VQAv2, OK-VQA and GQA: questions about photographs."""

@@ -1,0 +1,85 @@
+"""VQAv2's training split as calibration data; its other splits hold other pictures."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from ecoflap.data.calibration_set import CalibrationSet, draw, require_train
+from ecoflap.data.folder import require_files, require_images
+from ecoflap.data.sources import picture_sources
+from ecoflap.data.vqa.reading import VQAV2, Question, clean_question, read_coco_questions
+from ecoflap.errors import UserError, require_positive
+from ecoflap.models.core.encoding import encode_all, require_encoder
+from ecoflap.models.core.prunable import PrunableModel
+
+
+@dataclass(frozen=True)
+class VqaV2:
+    """Questions about COCO's train2014 with the answer that most annotators gave.
+
+    Attributes:
+        path: folder with the published files and pictures; null names what is needed.
+        split: train; no other one is taken.
+        clean: ask in lower case and without most punctuation, as ``task=vqav2`` does.
+        samples: number of questions.
+        name: for people and result files.
+    """
+
+    path: str | None = None
+    split: str = "train"
+    clean: bool = True
+    samples: int = 128
+    name: str = "vqav2"
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples")
+        require_train(self.split)
+
+    def locate(self, option: str) -> Path:
+        """The data set's folder, when its questions are in it.
+
+        Raises:
+            UserError: they aren't.
+        """
+        return require_files(self.path, VQAV2.questions.format(split=self.split), option, self.name, VQAV2.obtain)
+
+    def check_data(self, group: str) -> None:
+        """Refuse questions that aren't there, or are damaged.
+
+        Raises:
+            UserError: if questions aren't there, or are damaged.
+        """
+        self.questions(group)
+
+    def questions(self, group: str) -> list[Question]:
+        """All questions of the split.
+
+        Raises:
+            UserError: they aren't there, or there are none.
+        """
+        found = read_coco_questions(VQAV2, self.path, self.split, group)
+        if not found:
+            raise UserError(f"{group}.path={self.path}: the files hold no questions; download them again. {VQAV2.obtain}")
+        return found
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no questions about pictures.
+
+        Raises:
+            UserError: if the model reads no questions about pictures.
+        """
+        require_encoder(model, f"calibration={self.name}", pictures=True)
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw questions and make model inputs of them.
+
+        Raises:
+            UserError: files or pictures are missing, or the model reads no questions.
+        """
+        self.check_model(model)
+        questions = self.questions("calibration")
+        chosen = [questions[index].example() for index in draw(len(questions), self.samples, seed)]
+        require_images((one.image or "" for one in chosen), f"calibration={self.name}", VQAV2.obtain)
+        asked = [replace(one, text=clean_question(one.text)) for one in chosen] if self.clean else chosen
+        return CalibrationSet(self.name, encode_all(model, asked, f"calibration={self.name}"), picture_sources(one.image for one in chosen))

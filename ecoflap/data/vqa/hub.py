@@ -1,0 +1,118 @@
+"""VQAv2, OK-VQA and GQA from the Hugging Face hub: the splits that models are measured on, with their pictures.
+
+The copies are those of lmms-lab, in Parquet. Models read pictures from files, so those that are asked about are written beside the hub's cache.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecoflap.data.vqa.reading import GQA_OBTAIN, OKVQA, VQAV2, Question, gqa_question
+from ecoflap.errors import UserError
+
+
+@dataclass(frozen=True)
+class HubQuestions:
+    """A split on the hub.
+
+    Attributes:
+        dataset: its id.
+        split: its split.
+        question: makes a question of a row and of the pictures' folder.
+        obtain: how to get the data set as a folder.
+        config: with the questions; null where there is one only.
+        pictures: config with the pictures by ``id``; null where each row has its own.
+    """
+
+    dataset: str
+    split: str
+    question: Callable[[dict[str, Any], Path], Question]
+    obtain: str
+    config: str | None = None
+    pictures: str | None = None
+
+    def read(self, option: str) -> list[Question]:
+        """All questions, in the hub's order; the files of their pictures may not be there yet.
+
+        Raises:
+            UserError: the hub can't be reached, or has something else there.
+        """
+        rows, folder = self._load(self.config, option), self._folder()
+        if self.pictures is None:
+            rows = rows.remove_columns("image")
+        try:
+            return [self.question(row, folder) for row in rows]
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{option}: {self.dataset} is not as expected ({type(error).__name__}: {error}); give a folder with task.path") from None
+
+    def write_pictures(self, questions: Iterable[Question], option: str) -> None:
+        """Write the files of the pictures that are asked about, where they are not there.
+
+        Raises:
+            UserError: the hub can't be reached.
+        """
+        missing = {Path(one.image) for one in questions if not Path(one.image).is_file()}
+        if not missing:
+            return
+        import datasets
+
+        rows = self._load(self.pictures or self.config, option).cast_column("image", datasets.Image(decode=False))
+        names = rows["id"] if self.pictures else [one.image for one in self.read(option)]
+        for index, name in enumerate(names):
+            file = self._folder() / f"{name}.jpg" if self.pictures else Path(name)
+            if file in missing:
+                _write(file, rows[index]["image"])
+                missing.remove(file)
+
+    def _folder(self) -> Path:
+        import datasets
+
+        return Path(datasets.config.HF_DATASETS_CACHE) / "ecoflap_pictures" / self.dataset.replace("/", "--")
+
+    def _load(self, config: str | None, option: str) -> Any:
+        import datasets
+
+        try:
+            return datasets.load_dataset(self.dataset, config, split=self.split)
+        except Exception as error:  # whatever a hub, a proxy or a broken cache makes of it
+            raise UserError(
+                f"{option}: {self.dataset} ({self.split}) could not be read from the hub ({type(error).__name__}); "
+                f"give the data set's folder with task.path=FOLDER, or unset HF_HUB_OFFLINE while online. {self.obtain}"
+            ) from error
+
+
+def _write(file: Path, image: dict[str, Any]) -> None:
+    """A picture as the hub holds it, whole or not at all."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f"{file.name}.{os.getpid()}")
+    partial.write_bytes(image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes())
+    partial.replace(file)
+
+
+def _coco(row: dict[str, Any], folder: Path, number: int, answers: list[str]) -> Question:
+    image = folder / f"COCO_val2014_{number:012d}.jpg"
+    return Question(str(row["question_id"]), row["question"], str(image), tuple(answers), row["question_type"], row["answer_type"])
+
+
+def _vqav2(row: dict[str, Any], folder: Path) -> Question:
+    return _coco(row, folder, row["image_id"], [answer["answer"] for answer in row["answers"]])
+
+
+def _okvqa(row: dict[str, Any], folder: Path) -> Question:
+    """OK-VQA's questions are numbered by their picture, with one more digit."""
+    return _coco(row, folder, int(row["question_id"]) // 10, row["answers"])
+
+
+def _gqa(row: dict[str, Any], folder: Path) -> Question:
+    return gqa_question(row["id"], row, folder)
+
+
+HUB = {
+    "vqav2": HubQuestions("lmms-lab/VQAv2", "validation", _vqav2, VQAV2.obtain),
+    "okvqa": HubQuestions("lmms-lab/OK-VQA", "val2014", _okvqa, OKVQA.obtain),
+    "gqa": HubQuestions("lmms-lab/GQA", "testdev", _gqa, GQA_OBTAIN, "testdev_balanced_instructions", "testdev_balanced_images"),
+}

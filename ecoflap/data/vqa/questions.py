@@ -1,0 +1,213 @@
+"""Ask the held-out questions of a data set, and score the answers: what VQAv2, OK-VQA and GQA share."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import fmean
+from typing import Any, ClassVar
+
+import torch
+
+from ecoflap.data.example import Generation
+from ecoflap.data.folder import require_files, require_images
+from ecoflap.data.sources import picture_sources
+from ecoflap.data.vqa.accuracy import vqa_accuracy
+from ecoflap.data.vqa.hub import HubQuestions
+from ecoflap.data.vqa.reading import Question, clean_question
+from ecoflap.errors import require_positive
+from ecoflap.evaluate.inputs import fingerprint_by_size, parts, spread
+from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.models.core.protocols import Describes, require
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.text_length import require_length
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """Answers that a model chooses from.
+
+    Attributes:
+        answers: all of them.
+        k: how many are looked at to their end.
+    """
+
+    answers: tuple[str, ...]
+    k: int
+
+
+@dataclass(frozen=True)
+class PublishedQuestions(ABC):
+    """What the three data sets share; the defaults are those that BLIP-2 was published with.
+
+    Attributes:
+        path: folder with the published files and pictures; null for the hub.
+        limit: number of questions, evenly spaced; null for all.
+        batch_size: questions per generation; changes nothing beyond rounding.
+        beams: beam width.
+        max_new_tokens: longest answer.
+        length_penalty: of the beam search; below 0 it prefers short answers.
+        clean: ask in lower case and without most punctuation, as LAVIS does.
+        name: for people and result files.
+    """
+
+    path: str | None = None
+    limit: int | None = None
+    batch_size: int = 64
+    beams: int = 5
+    max_new_tokens: int = 10
+    length_penalty: float = -1.0
+    clean: bool = True
+    name: str = ""
+
+    metric: ClassVar[str] = "VQA accuracy"
+    obtain: ClassVar[str]
+    questions: ClassVar[str]
+    hub: ClassVar[HubQuestions]
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
+
+    def load(self, model: PrunableModel) -> QuestionsEvaluation:
+        """Read the questions.
+
+        Raises:
+            UserError: files or pictures are missing, the model answers no questions, or the limit is out of range.
+        """
+        self.check_model(model)
+        questions = self.chosen()
+        if self.path is None:
+            self.hub.write_pictures(questions, f"task={self.name}")
+        self.require_pictures(questions)
+        asked = [replace(one, text=clean_question(one.text)) for one in questions] if self.clean else questions
+        return QuestionsEvaluation(self, asked, model.interface, self.choices())
+
+    def check_data(self, group: str) -> None:
+        """Refuse questions, answers or pictures that aren't there; the hub's pictures are fetched later.
+
+        Raises:
+            UserError: if questions, answers or pictures aren't there.
+        """
+        self.locate(group)
+        self.choices()
+        questions = self.chosen()
+        if self.path is not None:
+            self.require_pictures(questions)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that answers no questions, or with fewer words than are asked for.
+
+        Raises:
+            UserError: if the model answers no questions, or with fewer words than are asked for.
+        """
+        require(model, Describes, f"task={self.name}")
+        require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
+
+    def chosen(self) -> list[Question]:
+        """The questions that are asked.
+
+        Raises:
+            UserError: they aren't there, or the limit is out of range.
+        """
+        return spread(self.read(), self.limit, "questions")
+
+    def require_pictures(self, questions: Sequence[Question]) -> None:
+        """Refuse questions about pictures that aren't there.
+
+        Raises:
+            UserError: if questions about pictures aren't there.
+        """
+        require_images((one.image for one in questions), f"task={self.name}", self.obtain)
+
+    def choices(self) -> Choices | None:
+        """The answers that the model chooses from; null where it writes its own."""
+        return None
+
+    @abstractmethod
+    def read(self) -> list[Question]:
+        """All questions of the split that is measured on."""
+
+    def locate(self, option: str) -> Path | None:
+        """The data set's folder, when its questions are in it; null for the hub.
+
+        Raises:
+            UserError: they aren't.
+        """
+        return None if self.path is None else require_files(self.path, self.questions, option, self.name, self.obtain)
+
+    def score(self, answer: str, question: Question) -> float:
+        """How right an answer is, from 0 to 1."""
+        return vqa_accuracy(answer, question.answers)
+
+
+@dataclass
+class QuestionsEvaluation:
+    """A task with its questions in memory; call it with a model."""
+
+    task: PublishedQuestions
+    questions: list[Question]
+    interface: Any
+    choices: Choices | None = None
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """Names of what is read, which may not calibrate a model."""
+        return picture_sources(one.image for one in self.questions)
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the numbers depend on beside the model."""
+        asked = [(one.id, one.text, one.answers, one.question_type, one.answer_type) for one in self.questions]
+        inputs = fingerprint_by_size(asked, (one.image for one in self.questions), self.interface)
+        elsewhere = ("path", "limit", "batch_size", "clean", "answer_list", "k_test")
+        options = {key: value for key, value in vars(self.task).items() if key not in elsewhere}
+        choices = None if self.choices is None else hashlib.blake2b(repr(self.choices).encode(), digest_size=16).hexdigest()
+        return {"metric": self.task.metric, "inputs": inputs, "choices": choices, **options}
+
+    @torch.no_grad()
+    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+        """Accuracy in percent: over all questions, per answer type and per question type; and the number of questions.
+
+        Where the right answers are not public, the number alone; the answers then go into a file.
+        """
+        model.module.eval()
+        answers = journal.run(parts(self.questions, self.task.batch_size), lambda batch: self._ask(model, batch))
+        if not any(one.answers for one in self.questions):
+            self._write_for_evalai(answers, journal)
+            return {"questions": len(answers)}
+        scores = [self.task.score(answer, one) for answer, one in zip(answers, self.questions, strict=True)]
+        by_answer = _means([f"accuracy_{one.answer_type.replace('/', '_')}" for one in self.questions], scores)
+        by_question = _means([one.question_type for one in self.questions], scores)
+        return {"accuracy": 100 * fmean(scores), **by_answer, **by_question, "questions": len(scores)}
+
+    def _ask(self, model: PrunableModel, questions: Sequence[Question]) -> list[str]:
+        examples = [one.example() for one in questions]
+        if self.choices is not None:
+            chosen: list[str] = self.interface.rank(model, examples, self.choices.answers, self.choices.k)
+            return chosen
+        generation = Generation(self.task.beams, self.task.max_new_tokens, length_penalty=self.task.length_penalty)
+        written: list[str] = self.interface.answer(model, examples, generation)
+        return written
+
+    def _write_for_evalai(self, answers: Sequence[str], journal: Journal) -> None:
+        """``[{"question_id": ..., "answer": ...}]`` beside the journal, as the evaluation server takes it."""
+        if journal.file is None:
+            return
+        file = journal.file.with_name(f"{journal.file.stem}_evalai.json")
+        rows = [{"question_id": int(one.id), "answer": answer} for one, answer in zip(self.questions, answers, strict=True)]
+        file.write_text(json.dumps(rows), encoding="utf-8")
+        log.info("%s: its answers are not public; EvalAI scores %s", self.task.name, file)
+
+
+def _means(kinds: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
+    """{kind: its mean score in percent}, by name of kind."""
+    grouped: dict[str, list[float]] = {}
+    for kind, score in zip(kinds, scores, strict=True):
+        grouped.setdefault(kind, []).append(score)
+    return {kind: 100 * fmean(grouped[kind]) for kind in sorted(grouped)}

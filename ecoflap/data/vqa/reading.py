@@ -1,0 +1,199 @@
+"""VQAv2, OK-VQA and GQA as they are published: questions about COCO's or GQA's pictures, in a local folder."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecoflap.data.example import Example
+from ecoflap.data.folder import read_json, require_files
+from ecoflap.errors import UserError
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a picture.
+
+    Attributes:
+        id: as the data set has it.
+        text: what is asked.
+        image: path of the picture.
+        answers: of all annotators, or the only one; none where they are not public.
+        question_type: such as "what is the" (VQAv2), "Plants and Animals" (OK-VQA) or "query" (GQA).
+        answer_type: yes/no, number or other; of GQA binary or open.
+    """
+
+    id: str
+    text: str
+    image: str
+    answers: tuple[str, ...]
+    question_type: str
+    answer_type: str
+
+    def example(self) -> Example:
+        """As a model reads it; the target is what most annotators said."""
+        most = Counter(self.answers).most_common(1)
+        return Example(self.text, most[0][0] if most else "", self.image)
+
+
+@dataclass(frozen=True)
+class CocoQuestions:
+    """A data set of questions about COCO's pictures, with ten answers each.
+
+    Attributes:
+        name: its config option.
+        questions: name of the file of questions, with ``{split}``.
+        annotations: name of the file of answers, with ``{split}``.
+        obtain: where it is to be had.
+    """
+
+    name: str
+    questions: str
+    annotations: str
+    obtain: str
+
+    def unanswered(self, split: str) -> str:
+        """Name of the file of questions of a split of 2015, whose answers are not public."""
+        return self.questions.format(split=split).replace("2014", "2015")
+
+
+PICTURES = "Its pictures are COCO's: unpack train2014.zip and val2014.zip (test2015.zip for test questions) of cocodataset.org there"
+VQAV2 = CocoQuestions(
+    "vqav2",
+    "v2_OpenEnded_mscoco_{split}2014_questions.json",
+    "v2_mscoco_{split}2014_annotations.json",
+    f"VQAv2's questions and annotations (CC BY 4.0) are at visualqa.org/download.html. {PICTURES}.",
+)
+OKVQA = CocoQuestions(
+    "okvqa",
+    "OpenEnded_mscoco_{split}2014_questions.json",
+    "mscoco_{split}2014_annotations.json",
+    f"OK-VQA's questions and annotations are at okvqa.allenai.org/download.html. {PICTURES}.",
+)
+ANSWERS_OBTAIN = "BLIP's list of answers is at storage.googleapis.com/sfr-vision-language-research/datasets/answer_list.json."
+GQA_QUESTIONS = "testdev_balanced_questions.json"
+GQA_OBTAIN = "GQA's questions1.2.zip and images.zip are at cs.stanford.edu/people/dorarad/gqa/download.html."
+
+
+def read_answer_list(folder: str, file: str) -> tuple[str, ...]:
+    """Answers to choose from.
+
+    Args:
+        folder: of the data set.
+        file: a JSON list of answers in it, or anywhere as a whole path.
+
+    Raises:
+        UserError: the file is not there or no list of different answers.
+    """
+    path = Path(folder).expanduser() / file
+    if not path.is_file():
+        raise UserError(f"task.answer_list={file}: there is no {path}. {ANSWERS_OBTAIN}")
+    answers = read_json(path)
+    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) and answer for answer in answers):
+        raise UserError(f'task.answer_list={file} must be a JSON list of answers, such as ["yes", "no"]')
+    return tuple(dict.fromkeys(answers))
+
+
+def clean_question(text: str) -> str:
+    """A question in lower case without ``.!"()*#:;~``, as LAVIS' BLIP models were asked; the question mark stays."""
+    return re.sub(r'[.!"()*#:;~]', "", text.lower()).rstrip(" ")
+
+
+def read_coco_questions(source: CocoQuestions, folder: str | None, split: str, option: str) -> list[Question]:
+    """All questions of a split, in the file's order.
+
+    Args:
+        source: which data set.
+        folder: with its files and with COCO's pictures in ``train2014`` and ``val2014``.
+        split: train or val.
+        option: the config group that asks, for messages.
+
+    Raises:
+        UserError: a file is not there or not as it is published.
+    """
+    names = [name.format(split=split) for name in (source.questions, source.annotations)]
+    asked, said = [require_files(folder, name, option, source.name, source.obtain) / name for name in names]
+    try:
+        content = read_json(said)
+        annotations = {entry["question_id"]: entry for entry in content["annotations"]}
+        kinds = content.get("question_types", {})  # OK-VQA's annotations only hold the keys of its categories
+        pictures = said.parent / f"{split}2014"
+        return _answered([_coco_question(entry, annotations[entry["question_id"]], pictures, kinds) for entry in read_json(asked)["questions"]], said)
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _unlike(f"{asked} and {said.name}", error, source.obtain) from None
+
+
+def read_test_questions(source: CocoQuestions, folder: str | None, split: str, option: str) -> list[Question]:
+    """All questions of a split of 2015 whose answers are not public, in the file's order.
+
+    Args:
+        source: which data set.
+        folder: with its file and with COCO's pictures in ``test2015``.
+        split: test-dev or test.
+        option: the config group that asks, for messages.
+
+    Raises:
+        UserError: the file is not there or not as it is published.
+    """
+    name = source.unanswered(split)
+    file = require_files(folder, name, option, source.name, source.obtain) / name
+    pictures = file.parent / "test2015"
+    try:
+        asked = read_json(file)["questions"]
+        return [Question(str(one["question_id"]), one["question"], _picture(pictures, one["image_id"]), (), "", "") for one in asked]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _unlike(str(file), error, source.obtain) from None
+
+
+def _picture(folder: Path, number: int) -> str:
+    return str(folder / f"COCO_{folder.name}_{number:012d}.jpg")
+
+
+def _coco_question(entry: dict[str, Any], annotation: dict[str, Any], pictures: Path, kinds: dict[str, str]) -> Question:
+    kind = annotation["question_type"]
+    return Question(
+        id=str(entry["question_id"]),
+        text=entry["question"],
+        image=_picture(pictures, entry["image_id"]),
+        answers=tuple(answer["answer"] for answer in annotation["answers"]),
+        question_type=kinds.get(kind, kind),
+        answer_type=annotation["answer_type"],
+    )
+
+
+def read_gqa(folder: str | None) -> list[Question]:
+    """GQA's balanced testdev questions, in the file's order; everything but a query is binary there.
+
+    Raises:
+        UserError: the file is not there or not as it is published.
+    """
+    file = require_files(folder, GQA_QUESTIONS, "task", "gqa", GQA_OBTAIN) / GQA_QUESTIONS
+    try:
+        return [gqa_question(key, entry, file.parent / "images") for key, entry in read_json(file).items()]
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise _unlike(str(file), error, GQA_OBTAIN) from None
+
+
+def gqa_question(key: str, entry: dict[str, Any], pictures: Path) -> Question:
+    """A question as GQA has it, whose pictures are in a folder; everything but a query is binary in its balanced testdev."""
+    kind = entry["types"]["structural"]
+    image = str(pictures / f"{entry['imageId']}.jpg")
+    return Question(key, entry["question"], image, (entry["answer"],), kind, "open" if kind == "query" else "binary")
+
+
+def _answered(questions: list[Question], file: Path) -> list[Question]:
+    """The questions, when every one of them has an answer.
+
+    Raises:
+        UserError: one has none, so nothing could be right.
+    """
+    if silent := [one.id for one in questions if not one.answers]:
+        raise UserError(f"{file}: {len(silent)} questions have no answers, such as {silent[0]}; take them out, or download the file again")
+    return questions
+
+
+def _unlike(files: str, error: Exception, obtain: str) -> UserError:
+    return UserError(f"{files}: not as published ({type(error).__name__}: {error}). {obtain}")

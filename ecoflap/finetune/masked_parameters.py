@@ -1,0 +1,88 @@
+"""Train only the weights that a mask keeps.
+
+A pruned weight matrix is replaced by the vector of its kept values, and built from it whenever it is read. Removed weights then have no storage
+of their own: no optimiser can move them, decay them or hold a state for them, and no file of the training can hold anything but zero there.
+
+This is exact for every optimiser that treats weights one by one (SGD, Adam, AdamW, Lion): it does what it would do to the whole matrix with a
+masked gradient. Optimisers that look at the rows and columns of a matrix (Adafactor's factored moments, Shampoo, Muon) see a vector here and
+act as they do on vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ecoflap.models.core.layers import Layer
+
+
+class KeptWeights(nn.Module):
+    """Builds a matrix, zero where the mask is not set, from the vector of its kept values."""
+
+    mask: Tensor
+
+    def __init__(self, mask: Tensor) -> None:
+        """``mask``: bool, as the parameter is stored, True where a weight is kept."""
+        super().__init__()
+        self.register_buffer("mask", mask, persistent=False)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Values [kept] -> the weights, in the mask's shape."""
+        return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
+
+    def right_inverse(self, weight: Tensor) -> Tensor:
+        """The weights, in the mask's shape -> their kept values, [kept]."""
+        return weight[self.mask]
+
+
+@contextmanager
+def only_kept_weights(module: nn.Module, layers: list[Layer], masks: Mapping[str, Tensor]) -> Iterator[None]:
+    """Hold each masked weight of a module as the vector of its kept values; afterwards it is the whole matrix again, and the same parameter.
+
+    Args:
+        module: the whole model, in which a weight may have several owners.
+        layers: those to hold so.
+        masks: {layer: bool mask as the parameter is stored}.
+    """
+    held = [(layer.weight, masks[layer.name].to(layer.weight.device)) for layer in layers]
+    owners = _owners(module, [weight for weight, _ in held])
+    orders = {owner: list(owner._parameters) for known in owners.values() for owner, _ in known}
+    for weight, mask in held:
+        dense = weight.detach().clone()
+        for owner, name in owners[id(weight)]:
+            weight.data = dense  # the first owner's turn has made it a vector
+            parametrize.register_parametrization(owner, name, KeptWeights(mask))
+    try:
+        yield
+    finally:
+        for weight, mask in held:
+            dense = KeptWeights(mask)(weight.detach())
+            for owner, name in owners[id(weight)]:
+                parametrize.remove_parametrizations(owner, name, leave_parametrized=False)
+                _reorder(owner, orders[owner])
+            weight.data, weight.grad = dense, None
+
+
+def _owners(module: nn.Module, weights: list[nn.Parameter]) -> dict[int, list[tuple[nn.Module, str]]]:
+    """Every module that has a weight as its own parameter, with the parameter's name there, by the weight's id."""
+    owners: dict[int, list[tuple[nn.Module, str]]] = {id(weight): [] for weight in weights}
+    for child in module.modules():
+        for name, parameter in child.named_parameters(recurse=False):
+            if id(parameter) in owners:
+                owners[id(parameter)].append((child, name))
+    return owners
+
+
+def _reorder(owner: nn.Module, names: list[str]) -> None:
+    """Put a module's parameters back into their order: one that was replaced comes last, and files and hashes would differ."""
+    for name in names:
+        if name in owner._parameters:  # several of one module come back one by one
+            owner._parameters[name] = owner._parameters.pop(name)
+
+
+def count_trained(module: nn.Module) -> int:
+    """Number of values that an optimiser would change."""
+    return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)

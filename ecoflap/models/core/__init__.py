@@ -1,0 +1,1 @@
+"""What every step sees of a model: layers, blocks, towers, losses, and what its family can do."""

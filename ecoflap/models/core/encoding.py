@@ -1,0 +1,104 @@
+"""Make calibration and training samples of raw examples."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+from ecoflap.data.batch import Sample
+from ecoflap.data.example import Classes, Example
+from ecoflap.errors import UserError
+from ecoflap.models.core.protocols import Encodes, require
+from ecoflap.models.core.prunable import PrunableModel
+
+
+class OnDemand(Sequence[Sample]):
+    """Samples that are encoded each time they are asked for; texts have their own lengths."""
+
+    def __init__(self, interface: Encodes, examples: Sequence[Example]) -> None:
+        self.interface, self.examples = interface, examples
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> OnDemand: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | OnDemand:
+        return OnDemand(self.interface, self.examples[index]) if isinstance(index, slice) else self.interface.encode(self.examples[index])
+
+
+_on_demand: ContextVar[bool] = ContextVar("on_demand", default=False)
+
+
+@contextmanager
+def encoding_on_demand() -> Iterator[None]:
+    """Let data sets that are read meanwhile encode their samples when they are asked for: a whole training split does not fit in memory."""
+    token = _on_demand.set(True)
+    try:
+        yield
+    finally:
+        _on_demand.reset(token)
+
+
+def require_encoder(model: PrunableModel, option: str, pictures: bool) -> Any:
+    """The model's interface, when it can make samples of a data set.
+
+    Args:
+        model: whose interface it is.
+        option: what asks, for the message.
+        pictures: whether the data set shows any.
+
+    Raises:
+        UserError: it can't.
+    """
+    interface = require(model, Encodes, option)
+    if pictures and not getattr(interface, "sees", False):
+        raise UserError(f"{option} shows pictures, and {model.name} reads only text; choose another calibration, such as wikitext2, or another model")
+    return interface
+
+
+def encode_all(model: PrunableModel, examples: Sequence[Example], option: str, classes: Classes | None = None) -> Sequence[Sample]:
+    """Calibration samples of raw examples.
+
+    Args:
+        model: whose interface encodes.
+        examples: as the data set has them.
+        option: what asks, such as ``calibration=easy_vqa``, for the message.
+        classes: of the data set, where it has classes.
+
+    Raises:
+        UserError: the model can't make use of such examples.
+    """
+    interface = require_encoder(model, option, any(example.image for example in examples))
+    if classes is not None and hasattr(interface, "set_classes"):
+        interface.set_classes(model, classes)
+    if _on_demand.get():
+        return OnDemand(interface, examples)
+    return pad_together(model, tuple(interface.encode(example) for example in examples))
+
+
+def pad_together(model: PrunableModel, samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Bring the texts to one length where the model's loss compares samples; elsewhere they stay as they are."""
+    return _padded(samples, model.interface.pad_token_id) if hasattr(model.interface, "pad_token_id") else samples
+
+
+def _padded(samples: Sequence[Sample], pad: int) -> tuple[Sample, ...]:
+    """Bring ``input_ids`` and ``attention_mask`` of all samples to the longest one's length."""
+    longest = max((len(sample["input_ids"]) for sample in samples if "input_ids" in sample), default=0)
+    fills = {"input_ids": pad, "attention_mask": 0}
+
+    def lengthened(name: str, tensor: Tensor) -> Tensor:
+        if name not in fills:
+            return tensor
+        return torch.cat([tensor, tensor.new_full((longest - len(tensor),), fills[name])])
+
+    return tuple({name: lengthened(name, tensor) for name, tensor in sample.items()} for sample in samples)

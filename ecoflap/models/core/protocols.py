@@ -1,0 +1,107 @@
+"""What a model can do with the examples of a data set: its interface has some of these protocols."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from ecoflap.data.batch import Sample
+from ecoflap.data.example import Example, Generation
+from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel
+
+
+@runtime_checkable
+class Encodes(Protocol):
+    """Makes calibration samples: inputs and targets of the loss that the model is scored with.
+
+    An interface with a ``pad_token_id`` wants its texts at one length, because its loss compares samples with each other. One with a
+    ``set_classes(model, classes)`` may score by classification, and has to know the classes first.
+    """
+
+    def encode(self, example: Example) -> Sample:
+        """Model inputs of one example, without a batch dimension."""
+
+
+@runtime_checkable
+class Answers(Protocol):
+    """Writes text about pictures or texts."""
+
+    def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
+        """The text that the model writes for each example, in one batch."""
+
+
+@runtime_checkable
+class Describes(Answers, Protocol):
+    """Writes text about pictures.
+
+    Attributes:
+        sees: the pictures of examples are looked at.
+    """
+
+    sees: bool
+
+
+@runtime_checkable
+class Ranks(Protocol):
+    """Chooses answers out of a list."""
+
+    def rank(self, model: PrunableModel, examples: Sequence[Example], answers: Sequence[str], k: int) -> list[str]:
+        """The likeliest answer to each question, among the ``k`` that begin with the likeliest tokens."""
+
+
+@runtime_checkable
+class Embeds(Protocol):
+    """Puts pictures and texts into one space, where the cosine says how well they fit."""
+
+    def embed_images(self, model: PrunableModel, paths: Sequence[str]) -> Tensor:
+        """Normalised features, [images, features]."""
+
+    def embed_texts(self, model: PrunableModel, texts: Sequence[str]) -> Tensor:
+        """Normalised features, [texts, features]."""
+
+
+@runtime_checkable
+class Matches(Embeds, Protocol):
+    """Can also look at a picture and a text together."""
+
+    def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
+        """Logit of "they belong together" for each pair, [pairs]."""
+
+
+@runtime_checkable
+class Classifies(Protocol):
+    """Says which class a picture, or a picture with a text, belongs to."""
+
+    def classify(self, model: PrunableModel, examples: Sequence[Example]) -> Tensor:
+        """Logits, [examples, classes]."""
+
+
+@runtime_checkable
+class Chooses(Protocol):
+    """Says how likely each of some continuations is."""
+
+    def choose(self, model: PrunableModel, texts: Sequence[str], choices: Sequence[str]) -> Tensor:
+        """Log-probability of the first token of each choice after each text, [texts, choices]."""
+
+    def length(self, text: str) -> int:
+        """Number of tokens that the model would read."""
+
+
+def require(model: PrunableModel, skill: Any, option: str) -> Any:
+    """The model's interface, when it can do what a data set or task needs: one of the protocols here.
+
+    Raises:
+        UserError: it can't.
+    """
+    if not isinstance(model.interface, skill):
+        able = [known for known in (Encodes, Answers, Describes, Embeds, Matches, Classifies, Chooses) if isinstance(model.interface, known)]
+        group, what, such = option.split("=")[0], "reads only text", ", such as wikitext2"
+        if set(able) - {Answers, Chooses}:
+            what, such = f"only {' and '.join(known.__name__.lower() for known in able)}", ""
+        raise UserError(
+            f"{option} needs a model that {skill.__name__.lower()}, and {model.name} {what}; choose another {group}{such}, or another model"
+        )
+    return model.interface

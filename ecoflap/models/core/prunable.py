@@ -1,0 +1,199 @@
+"""What every later step sees of a model: its towers, a loss per sample, and how to save it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.data.batch import Batch, samples_in
+from ecoflap.errors import UserError
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.preparation import preparation, without_origin
+from ecoflap.models.core.towers import MATCHED, Block, Skipped, Tower
+from ecoflap.models.offload.placement import Residence, absent, is_absent
+from ecoflap.storage.stored_tensor import raw
+
+Loss = Callable[[nn.Module, Batch, int], Tensor]
+
+SHARED_BY_LOSSES = ("losses.py", "positives.py")  # files beside this one
+
+
+class Inputs(dict[str, Tensor]):
+    """A batch on the model's device, which says what to change when it lacks what a loss asks for."""
+
+    def __missing__(self, name: str) -> Tensor:
+        """Refuse.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(f"the model is scored on {name!r}, and these data have {', '.join(self)}; choose another calibration or task")
+
+
+@dataclass(frozen=True)
+class PrunableModel:
+    """A model with the parts that are pruned.
+
+    Attributes:
+        name: for people and result files.
+        module: the transformers model.
+        every_tower: all towers that the model has, pruned or not, in pruning order.
+        towers: the towers to prune, in pruning order.
+        skipped: the weights that stay dense, with reasons.
+        loss_function: (module, batch, copies) -> one loss per sample, [batch]; see ``loss``.
+        processor: the tokenizer or processor that makes model inputs.
+        interface: what the family can do with raw examples: some of the protocols in ``ecoflap.models.core.protocols``.
+        residence: where the weights of the blocks are while nobody uses them.
+    """
+
+    name: str
+    module: nn.Module
+    every_tower: tuple[Tower, ...]
+    towers: tuple[Tower, ...]
+    skipped: tuple[Skipped, ...]
+    loss_function: Loss
+    processor: Any = None
+    interface: Any = None
+    residence: Residence = field(default_factory=Residence)
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers to prune, in pruning order."""
+        return [layer for tower in self.towers for layer in tower.layers]
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Every block of the model, whether it is pruned or not."""
+        return [block for tower in self.every_tower for block in tower.blocks]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.residence.device or next(self.module.parameters()).device
+
+    def loss(self, batch: Batch, copies: int = 1) -> Tensor:
+        """One loss per sample, [batch], in fp32.
+
+        Args:
+            batch: the inputs; the first dimension of each tensor is samples.
+            copies: the batch is this many replicas of one batch, one after the other; a loss that compares samples does so inside a replica.
+
+        Raises:
+            UserError: the loss needs something that the data don't have, or is not one number per sample.
+        """
+        inputs = Inputs({name: tensor.to(self.device) for name, tensor in batch.items()})
+        samples = samples_in(batch)
+        loss = self.loss_function(self.module, inputs, copies).float()
+        if batch and loss.shape != (samples,):
+            raise UserError(f"the loss of {self.name} has shape {list(loss.shape)} for {samples} samples; model.loss must give one number per sample")
+        return loss
+
+    def loss_identity(self, name: str | None) -> dict[str, Any]:
+        """What a loss depends on beside weights and samples: its name, the code of its file and of what the families share, the text classifier."""
+        code = getattr(self.loss_function, "__code__", None)
+        files = [*([Path(code.co_filename)] if code is not None else []), *(Path(__file__).with_name(shared) for shared in SHARED_BY_LOSSES)]
+        classes = getattr(self.interface, "classes", None)
+        return {
+            "name": name or getattr(self.loss_function, "__qualname__", ""),
+            "source": hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest(),
+            "classes": None if classes is None else hashlib.sha256(classes.cpu().float().numpy().tobytes()).hexdigest(),
+        }
+
+    def parameter_count(self) -> int:
+        """All parameters, shared ones once."""
+        return sum(parameter.numel() for parameter in self.module.parameters())
+
+    def dense_in_blocks(self) -> Counter[str]:
+        """{reason: weights} of what can't be pruned in the blocks of the chosen towers; ``skip_layers`` has no part in it."""
+        inside = tuple(f"{block.name}." for tower in self.towers for block in tower.blocks)
+        dense = Counter[str]()
+        for skipped in self.skipped:
+            if skipped.name.startswith(inside) and skipped.reason != MATCHED:
+                dense[skipped.reason] += skipped.size
+        return dense
+
+    def block_weights(self) -> int:
+        """Weights of two or more dimensions in the blocks of the chosen towers, without those that ``skip_layers`` names."""
+        return sum(layer.size for layer in self.layers) + self.dense_in_blocks().total()
+
+    def fingerprint(self) -> str:
+        """A hash of all weights, bit for bit, of the module's settings, and of how its inputs are made."""
+        digest = hashlib.blake2b(digest_size=16)
+        for name, like, parts in self.residence.tensors(self.module):
+            digest.update(f"{name} {like.dtype} {tuple(like.shape)}".encode())
+            for part in parts:
+                digest.update(raw(part.detach().cpu().contiguous()))
+        settings = [*self._settings(), *preparation(self.processor, self.interface)]
+        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
+        return digest.hexdigest()
+
+    def _settings(self) -> list[Any]:
+        """What the module computes with beside its weights: epsilons, activations, rotary scaling, generation defaults."""
+        configs = [getattr(self.module, name, None) for name in ("config", "generation_config")]
+        return [without_origin(config.to_dict()) for config in configs if config is not None]
+
+    def save(self, folder: Path) -> None:
+        """Write a checkpoint that ``from_pretrained`` loads."""
+        module: Any = self.module
+        module.save_pretrained(folder)
+        self.processor.save_pretrained(folder)
+
+
+@contextmanager
+def in_float32(module: nn.Module) -> Iterator[None]:
+    """Hold every half-precision weight and buffer in fp32; afterwards they are what they were, bit for bit (widening loses nothing).
+
+    Weights that are away come in as what their stand-ins are.
+    """
+    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.dtype in (torch.float16, torch.bfloat16)]
+    dtypes = [tensor.dtype for tensor in tensors]
+    try:
+        for tensor in tensors:
+            tensor.data = _cast(tensor.data, torch.float32)
+        yield
+    finally:
+        for tensor, dtype in zip(tensors, dtypes, strict=True):
+            tensor.data = _cast(tensor.data, dtype)
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor in another dtype; a stand-in for an absent weight stays one number."""
+    return absent(tensor.shape, dtype) if is_absent(tensor) else tensor.to(dtype)
+
+
+@contextmanager
+def quiet_forward(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode, no key-value cache and no gradients asked of any weight; everything is put back afterwards.
+
+    A cache object handed from block to block would grow at each replay and change the result; PyTorch's fused encoder layer would keep its
+    weights out of sight.
+    """
+    training = {child: child.training for child in module.modules()}
+    gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    configs = {id(config): config for child in module.modules() if (config := getattr(child, "config", None)) is not None}
+    caching = [(config, config.use_cache) for config in configs.values() if getattr(config, "use_cache", None) is not None]
+    fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        module.eval()
+        module.requires_grad_(False)
+        for config, _ in caching:
+            config.use_cache = False
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for child, flag in training.items():
+            child.training = flag
+        for parameter, flag in gradients:
+            parameter.requires_grad_(flag)
+        for config, flag in caching:
+            config.use_cache = flag

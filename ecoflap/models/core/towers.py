@@ -1,0 +1,199 @@
+"""Find the towers of a model in its module tree, and say what is left out and why.
+
+Block paths move between releases of transformers, so nothing is hard-coded: a tower is a list of modules that hold linear weights.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from ecoflap.errors import UserError, did_you_mean, nearest, written
+from ecoflap.models.core.layers import Layer, is_linear, is_plain, weights_of
+from ecoflap.models.core.routers import routers
+from ecoflap.models.core.tower_names import LEFT_DENSE, READS, kind_of, name_towers
+
+MATCHED = "matches skip_layers"
+
+
+@dataclass(frozen=True)
+class Block:
+    """One transformer block: the unit that is run, pruned and cached."""
+
+    name: str
+    module: nn.Module
+    layers: tuple[Layer, ...]
+
+
+@dataclass(frozen=True)
+class Tower:
+    """An ordered list of blocks fed by one input."""
+
+    name: str
+    path: str
+    blocks: tuple[Block, ...]
+
+    @property
+    def layers(self) -> list[Layer]:
+        """The layers of all blocks, in order."""
+        return [layer for block in self.blocks for layer in block.layers]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A weight of two or more dimensions that is not pruned, and the reason."""
+
+    name: str
+    size: int
+    reason: str
+
+
+def block_lists(module: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
+    """Every outermost list of blocks, by path; a list of bare linear weights is a set of heads or a small MLP."""
+    found: dict[str, nn.ModuleList | nn.Sequential] = {}
+    for path, child in module.named_modules():
+        inside = any(path.startswith(f"{outer}.") for outer in found)
+        if not inside and isinstance(child, nn.ModuleList | nn.Sequential) and _are_blocks(child):
+            found[path] = child
+    return found
+
+
+def _are_blocks(modules: nn.ModuleList | nn.Sequential) -> bool:
+    """Whether a list holds blocks; a sequence (CLIP's, torchvision's) only when its members are all of one kind."""
+    members = dict(_members(modules))
+    first = next(iter(members.values()), None)
+    if first is None or weights_of(first) or not any(map(weights_of, first.modules())):
+        return False
+    return isinstance(modules, nn.ModuleList) or len({type(member) for member in modules}) == 1
+
+
+def _members(modules: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The members of a list by name, through lists inside it: a bare list (a stage of Florence-2) is never called."""
+    for name, member in modules.named_children():
+        if isinstance(member, nn.ModuleList):
+            yield from ((f"{name}.{inner}", block) for inner, block in _members(member))
+        else:
+            yield name, member
+
+
+def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> tuple[Tower, ...]:
+    """All towers of a model, in pruning order.
+
+    Args:
+        module: the model.
+        wanted: {tower: path of its block list} where a config names some; the others are found from the tree.
+
+    Raises:
+        UserError: a named path is no list of blocks, or the model has none.
+    """
+    lists = block_lists(module)
+    if not lists:
+        raise UserError(f"no towers found: {type(module).__name__} has no list of blocks that hold linear weights")
+    for tower, path in (wanted or {}).items():
+        if path not in lists:
+            raise UserError(f"model.towers.{tower}={path} is not a list of blocks of {type(module).__name__}; found: {nearest(path, lists)}")
+    names = name_towers(lists, READS.get(str(getattr(module, "main_input_name", None))), wanted)
+    left, seen = set(routers(module)), set[int]()
+    return tuple(_tower(name, path, lists[path], left, seen) for name, path in names.items())
+
+
+def _tower(
+    name: str,
+    path: str,
+    blocks: nn.ModuleList | nn.Sequential,
+    left: Container[nn.Module],
+    seen: set[int],
+) -> Tower:
+    """Collect the layers of each block, but for those of modules that are left dense.
+
+    A weight that an earlier layer already owns is not a layer of its own.
+    """
+    found = []
+    for block_name, block in _members(blocks):
+        layers = []
+        for child_name, child in block.named_modules():
+            for parameter, reader in weights_of(child).items() if child not in left else ():
+                weight = getattr(child, parameter)
+                if id(weight) not in seen:
+                    seen.add(id(weight))
+                    layers.append(Layer(f"{path}.{block_name}.{child_name}.{parameter}", reader))
+        found.append(Block(f"{path}.{block_name}", block, tuple(layers)))
+    return Tower(name, path, tuple(found))
+
+
+def select(towers: Sequence[Tower], names: Sequence[str] | None, skip_layers: Sequence[str] = ()) -> tuple[Tower, ...]:
+    """The towers to prune, without the layers whose name matches a ``skip_layers`` pattern.
+
+    Raises:
+        UserError: a tower is unknown, a pattern matches nothing or is no pattern, or nothing is left.
+    """
+    by_name = {tower.name: tower for tower in towers}
+    for name in names or ():
+        if name not in by_name:
+            raise UserError(f"towers={written(names or ())}: this model has no tower {name!r}; {did_you_mean(name, by_name)}")
+    chosen = [by_name[name] for name in by_name if (name in names if names is not None else kind_of(name) not in LEFT_DENSE)]
+    all_names = [layer.name for tower in chosen for layer in tower.layers]
+    for pattern in skip_layers:
+        try:
+            matched = any(re.search(pattern, name) for name in all_names)
+        except re.error as error:
+            raise UserError(f"skip_layers: {pattern!r} is not a regular expression ({error})") from None
+        if not matched:
+            raise UserError(f"skip_layers: {pattern!r} matches none of the {len(all_names)} layers; the nearest: {nearest(pattern, all_names)}")
+    result = tuple(_without(tower, skip_layers) for tower in chosen)
+    if not any(tower.layers for tower in result):
+        raise UserError(f"towers={written(names)}, skip_layers={written(list(skip_layers))} leave no layer to prune; name fewer layers to skip")
+    return result
+
+
+def _without(tower: Tower, patterns: Sequence[str]) -> Tower:
+    keep = lambda layer: not any(re.search(pattern, layer.name) for pattern in patterns)  # noqa: E731
+    return Tower(tower.name, tower.path, tuple(Block(b.name, b.module, tuple(filter(keep, b.layers))) for b in tower.blocks))
+
+
+def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[Tower]) -> list[Skipped]:
+    """Each weight of two or more dimensions that is not pruned, with the reason."""
+    pruned = {id(layer.weight) for tower in chosen for layer in tower.layers}
+    left = {id(layer.weight): tower.name for tower in every for layer in tower.layers}
+    chosen_names = {tower.name for tower in chosen}
+    deciding = set(routers(module))
+    owners: dict[int, nn.Module] = {}
+    for child in module.modules():
+        for parameter in child.parameters(recurse=False):
+            owners.setdefault(id(parameter), child)
+    result = []
+    for name, parameter in module.named_parameters():
+        if parameter.ndim < 2 or id(parameter) in pruned:
+            continue
+        tower, owner = left.get(id(parameter)), owners[id(parameter)]
+        if tower is not None:
+            reason = MATCHED if tower in chosen_names else f"tower {tower} is left dense"
+        else:
+            reason = "router" if owner in deciding else _no_layer(name, parameter, owner)
+        result.append(Skipped(name, parameter.numel(), reason))
+    return result
+
+
+def _no_layer(name: str, parameter: nn.Parameter, owner: nn.Module) -> str:
+    """Why a weight is no layer of any tower.
+
+    Args:
+        name: of the parameter in the model.
+        parameter: the weight.
+        owner: the module that it is a parameter of.
+    """
+    kind = type(owner).__name__
+    if isinstance(owner, nn.Embedding):
+        return "embedding"
+    if isinstance(owner, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        return "convolution"
+    if is_linear(owner) and not is_plain(owner):
+        return f"forward of {kind} isn't the plain product"
+    if weights_of(owner):
+        return "outside the blocks"
+    if parameter.ndim == 3 and "expert" in f"{name} {kind}".lower():
+        return "experts in one 3-D tensor"
+    return f"parameter of {kind}"

@@ -1,0 +1,147 @@
+"""BLIP of transformers as a retriever: pictures and texts apart (contrast) and together (match)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ecoflap.data.batch import Batch, Sample
+from ecoflap.data.example import Example
+from ecoflap.models.core.losses import contrastive_loss, counting, find_loss, matching_loss
+from ecoflap.models.core.pictures import Pixels
+from ecoflap.models.core.positives import right_pairs, wrong_partners
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.blip.text import ENC, LONGEST, check_encoder_token, image_states
+from ecoflap.models.families.clip.clip import DualInterface
+from ecoflap.models.loading.loader import Pretrained, Selection, prunable
+
+TEMPERATURE = 0.07  # BLIP learns it from here on; the checkpoints of transformers leave it out
+
+
+def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+    """Symmetric in-batch contrast of the class tokens (ITC), per sample, [batch]."""
+    states = image_states(module, batch["pixel_values"])["encoder_hidden_states"]
+    return _contrast(module, batch, states, right_pairs(batch, copies), copies)
+
+
+def match_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+    """Do picture and text belong together (ITM)? Per sample, [batch]; see ``_match``."""
+    return _match(module, batch, image_states(module, batch["pixel_values"]), right_pairs(batch, copies), copies)
+
+
+def match_and_contrastive_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+    """The sum of both, as BLIP is trained; the text tower runs alone and with pictures."""
+    states, right = image_states(module, batch["pixel_values"]), right_pairs(batch, copies)
+    return _contrast(module, batch, states["encoder_hidden_states"], right, copies) + _match(module, batch, states, right, copies)
+
+
+def _contrast(module: Any, batch: Batch, image_states: Tensor, right: Tensor, copies: int) -> Tensor:
+    with counting(batch["attention_mask"]):
+        texts = module.text_encoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])[0]
+    images = normalize(module.vision_proj(image_states[:, 0]), dim=-1)
+    texts = normalize(module.text_proj(texts[:, 0]), dim=-1)
+    return contrastive_loss(images, texts, 1 / TEMPERATURE, right, copies)
+
+
+def _match(module: Any, batch: Batch, image: dict[str, Tensor], right: Tensor, copies: int) -> Tensor:
+    """Mean of the loss of each text with its own picture and with that of the nearest sample before it that is no right partner.
+
+    BLIP draws the wrong partner by similarity; a draw would make the loss jump while weights are probed.
+    """
+    input_ids, attention_mask = _for_pairs(batch["input_ids"], batch.get("encoder_token")), batch["attention_mask"]
+    own = _match_logits(module, input_ids, attention_mask, image)
+
+    def with_pictures_of(others: Tensor) -> Tensor:
+        return _match_logits(module, input_ids, attention_mask, {name: tensor[others] for name, tensor in image.items()})
+
+    return matching_loss(own, wrong_partners(right, copies), with_pictures_of)
+
+
+def _for_pairs(input_ids: Tensor, encoder_token: Tensor | None) -> Tensor:
+    """Tokens of texts as they are read with a picture, [texts, tokens]: ``encoder_token`` [texts] in the place of [CLS], if given."""
+    return input_ids if encoder_token is None else torch.cat([encoder_token[:, None], input_ids[:, 1:]], dim=1)
+
+
+def _match_logits(module: Any, input_ids: Tensor, attention_mask: Tensor, image: dict[str, Tensor]) -> Tensor:
+    """[pairs, 2]: apart, together."""
+    with counting(attention_mask):
+        states = module.text_encoder(input_ids=input_ids, attention_mask=attention_mask, **image)[0]
+    logits: Tensor = module.itm_head(states[:, 0])
+    return logits
+
+
+LOSSES = {
+    "match_and_contrastive": match_and_contrastive_loss,
+    "match": match_loss,
+    "contrastive": itc_loss,
+}
+
+
+class RetrievalInterface(DualInterface):
+    """Pictures and captions, apart and together; together they begin with ``encoder_token``, where null leaves the tokenizer's [CLS]."""
+
+    longest = LONGEST
+
+    def __init__(self, pixels: Pixels, tokenizer: Any, encoder_token: int | None) -> None:
+        super().__init__(pixels, tokenizer, tokenizer.pad_token_id, False)
+        self.encoder_token = encoder_token
+
+    def encode(self, example: Example) -> Sample:
+        """A picture with its caption, and what the caption begins with beside a picture."""
+        sample = super().encode(example)
+        return sample if self.encoder_token is None else {**sample, "encoder_token": torch.tensor(self.encoder_token)}
+
+    def image_features(self, module: Any, pixels: Tensor) -> Tensor:
+        """Normalised features of pixel values, [images, features]."""
+        return normalize(module.vision_proj(image_states(module, pixels)["encoder_hidden_states"][:, 0]), dim=-1)
+
+    def text_features(self, module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Normalised features of tokens, [texts, features]."""
+        states = module.text_encoder(input_ids=input_ids, attention_mask=attention_mask)[0]
+        return normalize(module.text_proj(states[:, 0]), dim=-1)
+
+    @torch.no_grad()
+    def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
+        """Logit of "they belong together" for each pair, [pairs]."""
+        module: Any = model.module
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt").to(model.device)
+        first = None if self.encoder_token is None else torch.full((len(texts),), self.encoder_token, device=model.device)
+        pictures = list(dict.fromkeys(images))  # of many captions: each goes through the vision tower once
+        states = image_states(module, self.pixels(pictures).to(model.device))
+        states = {name: tensor[[pictures.index(image) for image in images]] for name, tensor in states.items()}
+        return _match_logits(module, _for_pairs(tokens["input_ids"], first), tokens["attention_mask"], states)[:, 1].float().cpu()
+
+
+@dataclass(frozen=True)
+class BlipRetrieval(Pretrained):
+    """BLIP that finds pictures and texts; see ``Pretrained`` for its other options.
+
+    Attributes:
+        loss: match_and_contrastive, match, contrastive, or a function by its dotted path.
+        encoder_token: id of the token that a caption begins with when it is read with a picture, as in ``BlipVqa``.
+    """
+
+    name: str = "blip_retrieval"
+    loss: str = "match_and_contrastive"
+    encoder_token: int | None = ENC
+
+    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
+        """Load weights and processor.
+
+        Raises:
+            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+        """
+        from transformers import BlipConfig, BlipForImageTextRetrieval, BlipProcessor
+
+        loss = find_loss(self.loss, LOSSES)
+        module, processor = self.read(BlipConfig, BlipForImageTextRetrieval, BlipProcessor, device)
+        check_encoder_token(self.encoder_token, module)
+        interface = None
+        if processor is not None:
+            interface = RetrievalInterface(Pixels.of(processor.image_processor), processor.tokenizer, self.encoder_token)
+        return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -1,0 +1,207 @@
+"""BLIP of transformers: visual questions and captions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoflap.data.batch import Batch, Sample
+from ecoflap.data.example import Example, Generation
+from ecoflap.errors import UserError
+from ecoflap.models.core.losses import find_loss, next_token_loss
+from ecoflap.models.core.pictures import Pixels
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.blip.ranking import best_answers
+from ecoflap.models.loading.loader import Pretrained, Selection, prunable
+from ecoflap.models.loading.positions import look_at
+from ecoflap.models.offload.load import require_loaded
+
+ENC = 30523  # [ENC], which the published tokenizers leave out: the token behind the one that the decoder starts with
+LONGEST = 35  # tokens of a question or a matched caption, as BLIP cuts them
+LONGEST_CAPTION = 40  # the same of a caption that is written, with its prompt
+
+
+def check_encoder_token(token: int | None, module: Any) -> None:
+    """Refuse a token that the text encoder has no embedding for.
+
+    Raises:
+        UserError: if the text encoder has no embedding for a token.
+    """
+    words = module.config.text_config.vocab_size
+    if token is not None and not 0 <= token < words:
+        raise UserError(
+            f"model.encoder_token={token}: this model has {words} tokens; give the id of its [ENC], or null where it was trained with [CLS]"
+        )
+
+
+def image_states(module: Any, pixels: Tensor) -> dict[str, Tensor]:
+    """What a text tower reads of a picture, as keyword arguments."""
+    states = module.vision_model(pixel_values=pixels.to(next(module.parameters()).dtype))[0]
+    return {"encoder_hidden_states": states, "encoder_attention_mask": states.new_ones(states.shape[:2], dtype=torch.long)}
+
+
+def vqa_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+    """Cross-entropy of the answer that the decoder writes about picture and question, per sample, [batch]."""
+    mask = batch["attention_mask"]
+    states = module.text_encoder(input_ids=batch["input_ids"], attention_mask=mask, **image_states(module, batch["pixel_values"]))[0]
+    logits = module.text_decoder(input_ids=batch["labels"].clamp(min=0), encoder_hidden_states=states, encoder_attention_mask=mask).logits
+    return next_token_loss(logits, batch["labels"])
+
+
+def caption_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+    """Cross-entropy of the caption, its prompt left out, per sample, [batch]."""
+    states = image_states(module, batch["pixel_values"])
+    logits = module.text_decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **states).logits
+    return next_token_loss(logits, batch["labels"])
+
+
+class VqaInterface:
+    """Questions about pictures, which begin with ``encoder_token``; null leaves the tokenizer's [CLS]."""
+
+    sees = True
+
+    def __init__(self, module: Any, processor: Any, encoder_token: int | None) -> None:
+        self.module, self.processor, self.encoder_token = module, processor, encoder_token
+        self.pixels = Pixels.of(processor.image_processor)
+
+    def encode(self, example: Example) -> Sample:
+        """Picture, question, and the answer as the decoder writes it: start token, words, end."""
+        labels = self._answers([example.target])["input_ids"][0]
+        sample = {"pixel_values": self.pixels([example.image or ""])[0], "labels": labels}
+        return sample | {name: tokens[0] for name, tokens in self._questions([example.text]).items()}
+
+    def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
+        """The answer to each question."""
+        module: Any = model.module
+        # transformers lets the decoder see padded question tokens; questions of one length have none.
+        answers: dict[int, str] = {}
+        for rows, texts in _same_length([self._questions([example.text]) for example in examples]):
+            pixels = self.pixels([examples[row].image or "" for row in rows]).to(next(module.parameters()))
+            tokens = module.generate(pixel_values=pixels, **{name: ids.to(model.device) for name, ids in texts.items()}, **generation.options())
+            answers |= dict(zip(rows, self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True))
+        return [answers[row].strip() for row in range(len(examples))]
+
+    @torch.no_grad()
+    def rank(self, model: PrunableModel, examples: Sequence[Example], answers: Sequence[str], k: int) -> list[str]:
+        """The likeliest of given answers to each question, of the ``k`` that begin with the likeliest tokens."""
+        module: Any = model.module
+        questions = {name: tokens.to(model.device) for name, tokens in self._questions([example.text for example in examples]).items()}
+        states = module.text_encoder(**questions, **image_states(module, self.pixels([one.image or "" for one in examples]).to(model.device)))[0]
+        given = {name: tokens.to(model.device) for name, tokens in self._answers(answers).items()}
+        return [answers[row] for row in best_answers(module.text_decoder, states, questions["attention_mask"], **given, k=k)]
+
+    def _questions(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return self._tokens(texts, self.encoder_token)
+
+    def _answers(self, texts: Sequence[str]) -> dict[str, Tensor]:
+        return self._tokens(texts, self.module.decoder_start_token_id)
+
+    def _tokens(self, texts: Sequence[str], first: int | None) -> dict[str, Tensor]:
+        """Ids and attention mask, [texts, tokens] each, with ``first`` in the place of [CLS]."""
+        tokens = self.processor.tokenizer(list(texts), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+        if first is not None:
+            tokens["input_ids"][:, 0] = first
+        return {name: tokens[name] for name in ("input_ids", "attention_mask")}
+
+
+class CaptionInterface:
+    """Pictures and their captions."""
+
+    sees = True
+
+    def __init__(self, module: Any, processor: Any, prompt: str) -> None:
+        self.module, self.processor, self.prompt = module, processor, prompt
+        self.pixels = Pixels.of(processor.image_processor)
+
+    def encode(self, example: Example) -> Sample:
+        """Picture, and prompt and caption as the decoder writes them; the prompt is no target."""
+        text = f"{self.prompt} {example.target}"
+        tokens = self.processor.tokenizer(text, truncation=True, max_length=LONGEST_CAPTION, return_tensors="pt")
+        input_ids = tokens["input_ids"][0].clone()
+        input_ids[0] = self.module.config.text_config.bos_token_id
+        labels = input_ids.clone()
+        labels[: len(self.processor.tokenizer(self.prompt)["input_ids"]) - 1] = -100
+        written = {"input_ids": input_ids, "attention_mask": tokens["attention_mask"][0], "labels": labels}
+        return {"pixel_values": self.pixels([example.image or ""])[0], **written}
+
+    def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
+        """The caption of each picture, its prompt cut off."""
+        module: Any = model.module
+        prompt = self.processor.tokenizer([self.prompt] * len(examples), return_tensors="pt").to(model.device)
+        pixels = self.pixels([example.image or "" for example in examples]).to(next(module.parameters()))
+        tokens = module.generate(pixel_values=pixels, input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], **generation.options())
+        written = tokens[:, prompt["input_ids"].shape[1] - 1 :]
+        return [text.strip() for text in self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)]
+
+
+def _same_length(texts: Sequence[dict[str, Tensor]]) -> list[tuple[list[int], dict[str, Tensor]]]:
+    """The rows of texts [1, tokens] by their length, each group with its tokens [texts, tokens]."""
+    rows: dict[int, list[int]] = {}
+    for row, text in enumerate(texts):
+        rows.setdefault(text["input_ids"].shape[1], []).append(row)
+    return [(group, {name: torch.cat([texts[row][name] for row in group]) for name in texts[0]}) for group in rows.values()]
+
+
+@dataclass(frozen=True)
+class BlipVqa(Pretrained):
+    """BLIP that answers questions; see ``Pretrained`` for its other options.
+
+    Attributes:
+        loss: answer, or a function by its dotted path.
+        encoder_token: id of the token that stands before a question. The published models were trained with [ENC], which transformers does not
+            put there; null keeps the tokenizer's [CLS].
+        image_size: side of the pictures in pixels; positions are resized (bicubic) where the checkpoint has others. Null for the checkpoint's.
+    """
+
+    name: str = "blip_vqa"
+    loss: str = "answer"
+    encoder_token: int | None = ENC
+    image_size: int | None = None
+
+    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
+        """Load weights and processor.
+
+        Raises:
+            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+        """
+        from transformers import BlipConfig, BlipForQuestionAnswering, BlipProcessor
+
+        loss = find_loss(self.loss, {"answer": vqa_loss})
+        module, processor = self.read(BlipConfig, BlipForQuestionAnswering, BlipProcessor, device)
+        check_encoder_token(self.encoder_token, module)
+        require_loaded(self, "image_size")
+        if self.image_size is not None:
+            look_at(module, processor, self.image_size)
+        interface = VqaInterface(module, processor, self.encoder_token) if processor is not None else None
+        return prunable(self.name, module, processor, loss, selection, self.towers, interface)
+
+
+@dataclass(frozen=True)
+class BlipCaption(Pretrained):
+    """BLIP that writes captions; see ``Pretrained`` for its other options.
+
+    Attributes:
+        prompt: what every caption begins with.
+        loss: caption, or a function by its dotted path.
+    """
+
+    name: str = "blip_caption"
+    prompt: str = "a picture of"
+    loss: str = "caption"
+
+    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
+        """Load weights and processor.
+
+        Raises:
+            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+        """
+        from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
+
+        loss = find_loss(self.loss, {"caption": caption_loss})
+        module, processor = self.read(BlipConfig, BlipForConditionalGeneration, BlipProcessor, device)
+        interface = CaptionInterface(module, processor, self.prompt) if processor is not None else None
+        return prunable(self.name, module, processor, loss, selection, self.towers, interface)

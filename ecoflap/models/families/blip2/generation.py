@@ -1,0 +1,147 @@
+"""BLIP-2 of transformers, with a T5 or a decoder-only language model; ``blip2_mini`` is the same class, only smaller."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.data.batch import Batch, Sample
+from ecoflap.data.example import Example, Generation
+from ecoflap.errors import UserError
+from ecoflap.models.core.losses import find_loss, next_token_loss, token_loss
+from ecoflap.models.core.pictures import Pixels, load_image
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.lavis.keys import read_lavis_checkpoint, to_lavis, to_transformers
+from ecoflap.models.loading.loader import Pretrained, Selection, check_prompt, decoder_only, prunable, written
+from ecoflap.models.loading.tower_transfer import take_language_model, take_vision_tower
+from ecoflap.models.offload.load import require_loaded
+
+log = logging.getLogger(__name__)
+
+
+def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+    """Cross-entropy of the answer or caption given image and prompt, per sample, [batch] (the paper's BLIP-2 loss)."""
+    labels = batch["labels"]
+    if not decoder_only(module):
+        return token_loss(module(**batch).logits, labels)
+    # Given labels, the model would compute a loss of its own over all tokens.
+    return next_token_loss(module(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits, labels)
+
+
+class Blip2Interface:
+    """Questions about pictures, and their answers."""
+
+    sees = True
+
+    def __init__(self, module: Any, processor: Any, prompt: str) -> None:
+        self.module, self.processor, self.prompt = module, processor, prompt
+        self.pixels = Pixels.of(processor.image_processor)
+
+    def encode(self, example: Example) -> Sample:
+        """Inputs and labels of one question: labels apart for a T5, after the prompt for a decoder-only model."""
+        inputs = self.processor(images=load_image(example.image or ""), text=example.worded(self.prompt), return_tensors="pt")
+        sample = {name: tensor[0] for name, tensor in inputs.items()}
+        tokenizer = self.processor.tokenizer
+        if not decoder_only(self.module):
+            return {**sample, "labels": tokenizer(example.target, return_tensors="pt")["input_ids"][0]}
+        # A word of its own, and the line end that BLIP-2 was taught to stop with.
+        target = torch.tensor(tokenizer(f" {example.target}\n", add_special_tokens=False)["input_ids"])
+        input_ids = torch.cat([sample["input_ids"], target])
+        labels = torch.cat([torch.full_like(sample["input_ids"], -100), target])
+        return {**sample, "input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
+
+    def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
+        """The answer to each question."""
+        module: Any = model.module
+        tokenizer, weight = self.processor.tokenizer, next(module.parameters())
+        # A decoder-only model writes on from the last token, so padding has to stand before the question.
+        tokenizer.padding_side = "left" if decoder_only(module) else "right"
+        texts = [example.worded(self.prompt) for example in examples]
+        # The processor puts the image tokens into the text only when it is given an image; any one will do for that.
+        inputs = self.processor(images=load_image(examples[0].image or ""), text=texts, padding=True, return_tensors="pt").to(weight.device)
+        tokens = module.generate(
+            pixel_values=self.pixels([example.image or "" for example in examples]).to(weight),
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            **generation.options(),
+        )
+        answers = written(tokens, inputs["input_ids"]) if decoder_only(module) else tokens
+        return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+
+def take_lavis_weights(module: nn.Module, file: str) -> None:
+    """Replace weights by those of a file in LAVIS' format.
+
+    Raises:
+        UserError: the file is of another model.
+    """
+    state, own = to_transformers(read_lavis_checkpoint(file, "model.lavis_checkpoint")), module.state_dict()
+    wrong = [name for name, tensor in state.items() if name not in own or own[name].shape != tensor.shape]
+    if wrong:
+        raise UserError(f"model.lavis_checkpoint={file} does not fit model.path: {len(wrong)} weights are other ones here, such as {wrong[0]}")
+    module.load_state_dict(state, strict=False)
+    log.info("%s: %d of %d tensors replaced", file, len(state), len(own))
+
+
+@dataclass(frozen=True)
+class SavesLavis(PrunableModel):
+    """A BLIP-2 that is saved in both formats."""
+
+    def save(self, folder: Path) -> None:
+        """Write what ``from_pretrained`` reads, and ``lavis.pth``."""
+        super().save(folder)
+        torch.save({"model": to_lavis(self.module.state_dict())}, folder / "lavis.pth")
+
+
+@dataclass(frozen=True)
+class Blip2(Pretrained):
+    """A BLIP-2; see ``Pretrained`` for its other options.
+
+    Attributes:
+        prompt: how a question is put to the model, with one ``{}``.
+        loss: answer, or a function by its dotted path.
+        lavis_checkpoint: a file in LAVIS' format whose weights, all or some, replace those of ``path``: a pruned model of the paper's authors.
+        vision_from: checkpoint folder of another BLIP-2 whose (pruned) vision tower is taken over.
+        language_from: checkpoint folder of another BLIP-2 whose (pruned) language model is taken over.
+        save_lavis: write the pruned weights in LAVIS' format too, as ``lavis.pth`` beside the checkpoint's other files.
+    """
+
+    name: str = "blip2"
+    prompt: str = "Question: {} Short answer:"
+    loss: str = "answer"
+    lavis_checkpoint: str | None = None
+    vision_from: str | None = None
+    language_from: str | None = None
+    save_lavis: bool = False
+
+    def __post_init__(self) -> None:
+        check_prompt(self.prompt)
+
+    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
+        """Load weights and processor.
+
+        Raises:
+            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+        """
+        from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
+
+        loss = find_loss(self.loss, {"answer": answer_loss})
+        module, processor = self.read(Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, device)
+        interface = Blip2Interface(module, processor, self.prompt) if processor is not None else None
+        require_loaded(self, "lavis_checkpoint", "vision_from", "language_from")
+        if device.type != "meta" and self.lavis_checkpoint is not None:
+            take_lavis_weights(module, self.lavis_checkpoint)
+        if device.type != "meta" and self.vision_from is not None:
+            take_vision_tower(module, self.vision_from)
+        if device.type != "meta" and self.language_from is not None:
+            take_language_model(module, self.language_from)
+        if self.save_lavis and decoder_only(module):
+            raise UserError("model.save_lavis=true writes BLIP-2 with a T5, and this one has a decoder-only language model; leave it out")
+        model = prunable(self.name, module, processor, loss, selection, self.towers, interface)
+        return SavesLavis(**vars(model)) if self.save_lavis else model

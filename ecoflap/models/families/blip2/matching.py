@@ -1,0 +1,160 @@
+"""BLIP-2 of transformers as a retriever, its vision tower possibly one that was pruned inside another BLIP-2."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ecoflap.data.batch import Batch
+from ecoflap.models.core.losses import contrastive_loss, counting, find_loss, matching_loss
+from ecoflap.models.core.pictures import Pixels
+from ecoflap.models.core.positives import right_pairs, wrong_partners
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.clip.clip import DualInterface
+from ecoflap.models.loading.loader import Pretrained, Selection, prunable
+from ecoflap.models.loading.tower_transfer import take_vision_tower
+from ecoflap.models.offload.load import require_loaded
+
+TEMPERATURE = 0.07  # BLIP-2 learns it from here on; the checkpoints of transformers leave it out
+
+
+def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+    """Symmetric in-batch contrast (ITC): the query that fits a text best speaks for the picture. Per sample, [batch]."""
+    queries = _query_features(module, _image_states(module, batch["pixel_values"]))
+    texts = _text_features(module, batch["input_ids"], batch["attention_mask"])
+    return _contrast(queries, texts, right_pairs(batch, copies), copies)
+
+
+def match_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+    """Do picture and text belong together (ITM)? Per sample, [batch]; see ``_match``."""
+    return _match(module, batch, _image_states(module, batch["pixel_values"]), right_pairs(batch, copies), copies)
+
+
+def match_and_contrastive_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+    """The sum of both; the vision tower runs once."""
+    states, right = _image_states(module, batch["pixel_values"]), right_pairs(batch, copies)
+    texts = _text_features(module, batch["input_ids"], batch["attention_mask"])
+    return _contrast(_query_features(module, states), texts, right, copies) + _match(module, batch, states, right, copies)
+
+
+def _contrast(queries: Tensor, texts: Tensor, right: Tensor, copies: int) -> Tensor:
+    """``contrastive_loss`` with the best of several queries [batch, queries, features] chosen per text."""
+    one, other = queries.unflatten(0, (copies, -1)), texts.unflatten(0, (copies, -1))
+    best = torch.einsum("cnqf,cmf->cnmq", one, other).max(dim=-1).values  # [copies, images, texts]
+    identity = torch.eye(best.shape[1], device=best.device, dtype=best.dtype).expand(copies, -1, -1)
+    return contrastive_loss(best.flatten(0, 1), identity.flatten(0, 1), 1 / TEMPERATURE, right, copies)
+
+
+def _match(module: Any, batch: Batch, states: Tensor, right: Tensor, copies: int) -> Tensor:
+    """Mean of the loss of each text with its own picture and with that of the nearest sample before it that is no right partner."""
+    input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
+    own = _match_logits(module, input_ids, attention_mask, states)
+
+    def with_pictures_of(others: Tensor) -> Tensor:
+        return _match_logits(module, input_ids, attention_mask, states[others])
+
+    return matching_loss(own, wrong_partners(right, copies), with_pictures_of)
+
+
+def _image_states(module: Any, pixels: Tensor) -> Tensor:
+    """Output of the vision tower, [images, tokens, features]."""
+    states: Tensor = module.vision_model(pixel_values=pixels.to(next(module.vision_model.parameters()).dtype))[0]
+    return states
+
+
+def _cross_attended(states: Tensor) -> dict[str, Tensor]:
+    return {"encoder_hidden_states": states, "encoder_attention_mask": states.new_ones(states.shape[:2], dtype=torch.long)}
+
+
+def _query_features(module: Any, states: Tensor) -> Tensor:
+    """Normalised features of the queries, [images, queries, features]."""
+    queries = module.query_tokens.expand(len(states), -1, -1)
+    output = module.qformer(query_embeds=queries, **_cross_attended(states)).last_hidden_state
+    return normalize(module.vision_projection(output.to(module.vision_projection.weight.dtype)), dim=-1)
+
+
+def _text_features(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+    """Normalised features of texts that the Q-Former reads alone, [texts, features]."""
+    embedded = module.embeddings(input_ids=input_ids)
+    with counting(attention_mask):
+        output = module.qformer(query_embeds=embedded, query_length=0, attention_mask=attention_mask).last_hidden_state
+    return normalize(module.text_projection(output[:, 0].to(module.text_projection.weight.dtype)), dim=-1)
+
+
+def _match_logits(module: Any, input_ids: Tensor, attention_mask: Tensor, states: Tensor) -> Tensor:
+    """[pairs, 2]: apart, together; the mean over the queries."""
+    queries = module.query_tokens.expand(len(states), -1, -1)
+    count = queries.shape[1]
+    if input_ids.shape[1] == count:  # one more token of padding: statistics tell queries from text by their number
+        input_ids, attention_mask = (torch.nn.functional.pad(tensor, (0, 1)) for tensor in (input_ids, attention_mask))
+    mask = torch.cat([attention_mask.new_ones(len(states), count), attention_mask], dim=1)
+    embedded = module.embeddings(input_ids=input_ids, query_embeds=queries)
+    with counting(mask, attention_mask):
+        output = module.qformer(query_embeds=embedded, query_length=count, attention_mask=mask, **_cross_attended(states)).last_hidden_state
+    logits: Tensor = module.itm_head(output[:, :count].to(module.itm_head.weight.dtype)).mean(dim=1)
+    return logits
+
+
+class ItmInterface(DualInterface):
+    """Pictures and captions, apart and together."""
+
+    longest = 35  # as BLIP-2 is measured
+
+    def image_features(self, module: Any, pixels: Tensor) -> Tensor:
+        """Normalised features of each query, [images, queries, features]."""
+        return _query_features(module, _image_states(module, pixels))
+
+    def text_features(self, module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Normalised features, [texts, features]."""
+        return _text_features(module, input_ids, attention_mask)
+
+    @torch.no_grad()
+    def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
+        """Logit of "they belong together" for each pair, [pairs]."""
+        module: Any = model.module
+        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt").to(model.device)
+        pictures = list(dict.fromkeys(images))  # of many captions: each goes through the vision tower once
+        states = _image_states(module, self.pixels(pictures).to(model.device))
+        states = states[[pictures.index(image) for image in images]]
+        return _match_logits(module, tokens["input_ids"], tokens["attention_mask"], states)[:, 1].float().cpu()
+
+
+LOSSES = {"match_and_contrastive": match_and_contrastive_loss, "match": match_loss, "contrastive": itc_loss}
+
+
+@dataclass(frozen=True)
+class Blip2Itm(Pretrained):
+    """BLIP-2's first stage: vision tower and Q-Former, which find pictures and texts. See ``Pretrained`` for its other options.
+
+    Attributes:
+        loss: match_and_contrastive, match, contrastive, or a function by its dotted path.
+        vision_from: checkpoint folder of another BLIP-2 whose (pruned) vision tower is taken over.
+    """
+
+    name: str = "blip2_itm"
+    loss: str = "match_and_contrastive"
+    vision_from: str | None = None
+
+    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
+        """Load weights and processor.
+
+        Raises:
+            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+        """
+        from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor
+
+        loss = find_loss(self.loss, LOSSES)
+        module, processor = self.read(Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor, device)
+        interface = None
+        require_loaded(self, "vision_from")
+        if processor is not None:
+            tokenizer = processor.tokenizer
+            interface = ItmInterface(Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, False)
+        if device.type != "meta" and self.vision_from is not None:
+            take_vision_tower(module, self.vision_from)
+        return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -1,0 +1,1 @@
+"""CLIP, of transformers and of open_clip."""

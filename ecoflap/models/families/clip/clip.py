@@ -1,0 +1,139 @@
+"""Two towers that meet in one space: CLIP of transformers, and what every such model shares."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from ecoflap.data.batch import Batch, Sample
+from ecoflap.data.example import Classes, Example
+from ecoflap.errors import UserError
+from ecoflap.models.core.losses import class_loss, contrastive_loss, counting, find_loss
+from ecoflap.models.core.pictures import Pixels
+from ecoflap.models.core.positives import right_pairs
+from ecoflap.models.core.prunable import Loss, PrunableModel
+from ecoflap.models.loading.loader import Pretrained, Selection, prunable
+
+LOSSES = ("contrastive", "classification")
+
+
+class DualInterface:
+    """Pictures and captions of a model with two towers; the functions that embed them are the family's.
+
+    Attributes:
+        longest: most tokens of a text; null for the tokenizer's own limit.
+        pad_token_id: what shorter texts are filled up with. Padding stands behind the end of the text and counts nowhere.
+        classes: features of the classes [classes, features], where the loss is classification.
+    """
+
+    sees = True
+    longest: ClassVar[int | None] = None
+
+    def __init__(self, pixels: Pixels, tokenizer: Any, pad_token_id: int, classification: bool) -> None:
+        self.pixels, self.tokenizer, self.pad_token_id = pixels, tokenizer, pad_token_id
+        self.classification = classification
+        self.classes: Tensor | None = None
+
+    def image_features(self, module: Any, pixels: Tensor) -> Tensor:
+        """Normalised features of pixel values, [images, features]."""
+        pooled = module.vision_model(pixel_values=pixels).pooler_output
+        return normalize(module.visual_projection(pooled), dim=-1)
+
+    def text_features(self, module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Normalised features of tokens, [texts, features]."""
+        with counting(attention_mask):
+            pooled = module.text_model(input_ids=input_ids, attention_mask=attention_mask).pooler_output
+        return normalize(module.text_projection(pooled), dim=-1)
+
+    def encode(self, example: Example) -> Sample:
+        """A picture with its caption, or with its label where the loss is classification."""
+        pixels = self.pixels([example.image or ""])[0]
+        if self.classification:
+            return {"pixel_values": pixels, "labels": torch.tensor(example.label)}
+        return {"pixel_values": pixels, **self._tokens([example.target])[0]}
+
+    def _tokens(self, texts: Sequence[str]) -> list[Sample]:
+        """Tokens of each text, cut to what the tower can read."""
+        encoded = [self.tokenizer(text, return_tensors="pt", truncation=True, max_length=self.longest) for text in texts]
+        return [{name: inputs[name][0] for name in ("input_ids", "attention_mask")} for inputs in encoded]
+
+    @torch.no_grad()
+    def embed_images(self, model: PrunableModel, paths: Sequence[str]) -> Tensor:
+        """Normalised features, [images, features]."""
+        return self.image_features(model.module, self.pixels(paths).to(next(model.module.parameters()))).float().cpu()
+
+    @torch.no_grad()
+    def embed_texts(self, model: PrunableModel, texts: Sequence[str]) -> Tensor:
+        """Normalised features, [texts, features]."""
+        tokens = self._tokens(texts)
+        rows = {name: nn.utils.rnn.pad_sequence([row[name] for row in tokens], batch_first=True) for name in tokens[0]}
+        ids = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, self.pad_token_id)
+        return self.text_features(model.module, ids.to(model.device), rows["attention_mask"].to(model.device)).float().cpu()
+
+    def set_classes(self, model: PrunableModel, classes: Classes) -> None:
+        """Compute the text classifier from the dense text tower; it stays as it is while the vision tower is pruned."""
+        if self.classification:
+            self.classes = class_features(self, model, classes).to(model.device)
+
+
+def class_features(interface: Any, model: PrunableModel, classes: Classes) -> Tensor:
+    """The text classifier of zero-shot classification: per class the mean of its normalised prompts, [classes, features]."""
+    rows = [interface.embed_texts(model, [template.format(name) for template in classes.templates]).mean(dim=0) for name in classes.names]
+    return normalize(torch.stack(rows), dim=-1)
+
+
+def dual_loss(name: str, interface: DualInterface | None) -> Loss:
+    """``contrastive``: symmetric over the batch. ``classification``: through the text classifier. Both at the model's own temperature.
+
+    Raises:
+        UserError: no such loss.
+    """
+
+    def contrastive(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+        assert interface is not None
+        # Pictures first: a probe of the text tower then finds the vision tower's outputs stored.
+        images = interface.image_features(module, batch["pixel_values"].to(next(module.parameters()).dtype))
+        texts = interface.text_features(module, batch["input_ids"], batch["attention_mask"])
+        return contrastive_loss(images, texts, module.logit_scale.exp(), right_pairs(batch, copies), copies)
+
+    def classification(module: Any, batch: Batch, copies: int = 1) -> Tensor:
+        assert interface is not None
+        if interface.classes is None:
+            raise UserError("model.loss=classification needs a calibration set with classes; choose one, or model.loss=contrastive")
+        pixels = batch["pixel_values"].to(next(module.parameters()).dtype)
+        features = interface.image_features(module, pixels).float()
+        return class_loss(module.logit_scale.exp() * features @ interface.classes.t(), batch["labels"])
+
+    return find_loss(name, dict(zip(LOSSES, (contrastive, classification), strict=True)))
+
+
+@dataclass(frozen=True)
+class Clip(Pretrained):
+    """A CLIP; see ``Pretrained`` for its other options.
+
+    Attributes:
+        loss: contrastive, classification, or a function by its dotted path.
+    """
+
+    name: str = "clip"
+    loss: str = "contrastive"
+
+    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
+        """Load weights and processor.
+
+        Raises:
+            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+        """
+        from transformers import CLIPConfig, CLIPModel, CLIPProcessor
+
+        module, processor = self.read(CLIPConfig, CLIPModel, CLIPProcessor, device)
+        interface = None
+        if processor is not None:
+            tokenizer = processor.tokenizer
+            interface = DualInterface(Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, self.loss == "classification")
+        return prunable(self.name, module, processor, dual_loss(self.loss, interface), selection, self.towers, interface)

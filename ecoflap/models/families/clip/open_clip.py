@@ -1,0 +1,129 @@
+"""CLIPs of the open_clip package, EVA-CLIP among them (extra ``open-clip``)."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ecoflap.data.batch import Sample
+from ecoflap.errors import UserError, did_you_mean
+from ecoflap.models.core.losses import counting
+from ecoflap.models.core.pictures import Pixels
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import block_lists
+from ecoflap.models.families.clip.clip import DualInterface, dual_loss
+from ecoflap.models.loading.device import check_fits, resolve_dtype
+from ecoflap.models.loading.hub import from_hub
+from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.state_dict import SavesStateDict
+
+
+class OpenClipInterface(DualInterface):
+    """Pictures and captions of an open_clip model.
+
+    Its tokenizer fills every text with zeros after the end token; the text tower is causal, so what stands behind the end changes nothing.
+    """
+
+    def image_features(self, module: Any, pixels: Tensor) -> Tensor:
+        """Normalised features of pixel values, [images, features]."""
+        return normalize(module.encode_image(pixels), dim=-1)
+
+    def text_features(self, module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Normalised features of tokens, [texts, features]."""
+        missing = module.context_length - input_ids.shape[1]
+        ids, mask = (torch.nn.functional.pad(tensor, (0, missing)) for tensor in (input_ids, attention_mask))
+        with counting(mask):
+            return normalize(module.encode_text(ids), dim=-1)
+
+    def _tokens(self, texts: Sequence[str]) -> list[Sample]:
+        """Tokens of each text up to the end token, which has the highest number."""
+        rows = self.tokenizer(list(texts))
+        ends = (rows.argmax(dim=-1) + 1).tolist()
+        return [{"input_ids": row[:end], "attention_mask": torch.ones(end, dtype=torch.long)} for row, end in zip(rows, ends, strict=True)]
+
+
+@dataclass(frozen=True)
+class OpenClip:
+    """A model of open_clip.
+
+    Attributes:
+        architecture: its name in ``open_clip.list_models()``.
+        pretrained: a tag of ``open_clip.list_pretrained()``, or a local checkpoint file.
+        name: for people and result files.
+        dtype: float32, float16 or bfloat16.
+        loss: contrastive, classification (through the text classifier, at the true temperature), or a function by its dotted path.
+        towers: {tower: path of its block list}, where it should not be found from the tree.
+        save: write the pruned weights into the run's folder.
+    """
+
+    architecture: str
+    pretrained: str
+    name: str = "open_clip"
+    dtype: str = "float32"
+    loss: str = "classification"
+    towers: dict[str, str] | None = None
+    save: bool = False
+
+    shapes_first: ClassVar[bool] = True
+
+    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
+        """Load weights, transform and tokenizer.
+
+        Raises:
+            UserError: the package or the model is missing, it doesn't fit, or a tower is unknown.
+        """
+        open_clip = _package()
+        if self.architecture not in open_clip.list_models():
+            raise UserError(
+                f"model.architecture={self.architecture} is not known to open_clip; {did_you_mean(self.architecture, open_clip.list_models())}"
+            )
+        with torch.device("meta"), quiet(logging.WARNING):  # it would warn that no weights are loaded
+            shape = open_clip.create_model(self.architecture, pretrained=None, load_weights=False, device="meta")
+        if device.type == "meta":
+            return prunable(self.name, shape, None, dual_loss(self.loss, None), selection, self.towers or _towers(shape))
+        dtype = resolve_dtype(self.dtype)
+        check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype, device)
+        source = str(Path(self.pretrained).expanduser()) if Path(self.pretrained).expanduser().is_file() else self.pretrained
+        with quiet(logging.INFO):
+            module, _, transform = from_hub(lambda: open_clip.create_model_and_transforms(self.architecture, pretrained=source), source)
+        interface = OpenClipInterface(Pixels(transform), open_clip.get_tokenizer(self.architecture), 0, self.loss == "classification")
+        module.to(device, dtype)
+        model = prunable(self.name, module, None, dual_loss(self.loss, interface), selection, self.towers or _towers(module), interface)
+        return SavesStateDict(**vars(model))
+
+
+@contextmanager
+def quiet(level: int) -> Iterator[None]:
+    """Keep open_clip, which logs through the root logger, from saying anything of this level or below."""
+    before = logging.root.manager.disable
+    logging.disable(level)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _towers(module: Any) -> dict[str, str]:
+    """{tower: path}; the text tower's blocks lie at the top of some of open_clip's classes."""
+    return {"vision" if path.startswith("visual") else "text": path for path in block_lists(module)}
+
+
+def _package() -> Any:
+    """The open_clip package.
+
+    Raises:
+        UserError: it isn't installed.
+    """
+    try:
+        import open_clip
+    except ImportError:
+        raise UserError("this model needs the open_clip package: pip install -e '.[open-clip]'") from None
+    return open_clip

@@ -1,0 +1,47 @@
+"""Decoder language models of transformers, of any family: LLaMA, Qwen, Mistral, OPT, GPT-2, ..."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.data.batch import Batch
+from ecoflap.models.core.losses import IGNORED, find_loss, next_token_loss
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.language.interface import LanguageInterface
+from ecoflap.models.loading.loader import Pretrained, Selection, prunable
+
+
+def language_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+    """Next-token cross-entropy of each row, [batch]; rows with an ``attention_mask`` are padded behind their end."""
+    labels = batch["input_ids"]
+    if "attention_mask" in batch:
+        labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORED)
+    return next_token_loss(module(**batch, use_cache=False).logits, labels)
+
+
+@dataclass(frozen=True)
+class CausalLM(Pretrained):
+    """A decoder LM; see ``Pretrained`` for its other options.
+
+    Attributes:
+        loss: next_token, or a function by its dotted path.
+    """
+
+    name: str = "causal_lm"
+    loss: str = "next_token"
+
+    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
+        """Load weights and tokenizer.
+
+        Raises:
+            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+        """
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        loss = find_loss(self.loss, {"next_token": language_loss})
+        module, tokenizer = self.read(AutoConfig, AutoModelForCausalLM, AutoTokenizer, device)
+        interface = LanguageInterface(tokenizer) if tokenizer is not None else None
+        return prunable(self.name, module, tokenizer, loss, selection, self.towers, interface)

@@ -1,0 +1,80 @@
+"""Encoder-decoder language models of transformers: T5, Flan-T5, BART, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.data.batch import Batch, Sample
+from ecoflap.data.example import Example, Generation
+from ecoflap.models.core.losses import find_loss, token_loss
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.loader import Pretrained, Selection, prunable
+
+
+def continuation_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+    """Cross-entropy of the target given the text, per sample, [batch] (the paper's T5 loss: prefix language modelling)."""
+    labels = batch["labels"]
+    return token_loss(module(**batch, use_cache=False).logits, labels)
+
+
+class Seq2SeqInterface:
+    """Texts with their continuations."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self.tokenizer = tokenizer
+
+    def encode(self, example: Example) -> Sample:
+        """Tokens of text and target."""
+        text, target = (self.tokenizer(part, return_tensors="pt")["input_ids"][0] for part in (example.text, example.target))
+        return {"input_ids": text, "attention_mask": torch.ones_like(text), "labels": target}
+
+    def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
+        """What the model writes after each text."""
+        module: Any = model.module
+        inputs = self.tokenizer([example.text for example in examples], padding=True, return_tensors="pt").to(model.device)
+        tokens = module.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **generation.options())
+        return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+
+    @torch.no_grad()
+    def choose(self, model: PrunableModel, texts: Sequence[str], choices: Sequence[str]) -> Tensor:
+        """Log-probability that the decoder starts with each choice's first token, [texts, choices]."""
+        module: Any = model.module
+        inputs = self.tokenizer(list(texts), padding=True, return_tensors="pt").to(model.device)
+        start = torch.full((len(texts), 1), module.config.decoder_start_token_id, device=model.device)
+        logits = module(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], decoder_input_ids=start, use_cache=False).logits
+        first = [self.tokenizer(choice)["input_ids"][0] for choice in choices]
+        return logits[:, 0].float().log_softmax(dim=-1)[:, first].cpu()
+
+    def length(self, text: str) -> int:
+        """Number of tokens of a text."""
+        return len(self.tokenizer(text)["input_ids"])
+
+
+@dataclass(frozen=True)
+class Seq2Seq(Pretrained):
+    """An encoder-decoder LM; see ``Pretrained`` for its other options.
+
+    Attributes:
+        loss: continuation, or a function by its dotted path.
+    """
+
+    name: str = "seq2seq"
+    loss: str = "continuation"
+
+    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
+        """Load weights and tokenizer.
+
+        Raises:
+            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+        """
+        from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
+
+        loss = find_loss(self.loss, {"continuation": continuation_loss})
+        module, tokenizer = self.read(AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, device)
+        interface = Seq2SeqInterface(tokenizer) if tokenizer is not None else None
+        return prunable(self.name, module, tokenizer, loss, selection, self.towers, interface)

@@ -1,0 +1,1 @@
+"""Models of salesforce-lavis, and files in its format."""

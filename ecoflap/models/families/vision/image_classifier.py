@@ -1,0 +1,93 @@
+"""Image classifiers of transformers: ViT, DeiT, BEiT, DINOv2, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.data.batch import Batch, Sample
+from ecoflap.data.example import Classes, Example
+from ecoflap.errors import UserError, nearest
+from ecoflap.models.core.losses import class_loss, find_loss
+from ecoflap.models.core.pictures import Pixels
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.loader import Pretrained, Selection, prunable
+
+
+def classification_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+    """Cross-entropy of the right class, per sample, [batch]."""
+    pixels = batch["pixel_values"].to(next(module.parameters()).dtype)
+    return class_loss(module(pixel_values=pixels).logits, batch["labels"])
+
+
+class ClassifierInterface:
+    """Pictures and their classes."""
+
+    sees = True
+
+    def __init__(self, pixels: Pixels, names: Sequence[str]) -> None:
+        """``names``: of the classes, in the order of the logits."""
+        self.pixels, self.names = pixels, list(names)
+        self.index_of: dict[int, int] = {}
+
+    def set_classes(self, model: PrunableModel, classes: Classes) -> None:
+        """Find the data set's classes among the model's, by name.
+
+        Raises:
+            UserError: one is not among them.
+        """
+        strange = [name for name in classes.names if name not in self.names]
+        if strange:
+            raise UserError(
+                f"{model.name} has no class {strange[0]!r} (nearest: {nearest(strange[0], self.names)}); choose a calibration set of its own classes"
+            )
+        self.index_of = {label: self.names.index(name) for label, name in enumerate(classes.names)}
+
+    def encode(self, example: Example) -> Sample:
+        """A picture and its class.
+
+        Raises:
+            UserError: the example has no class.
+        """
+        if example.label is None:
+            raise UserError("a classifier is scored on labelled pictures, and these have no label; choose another calibration set")
+        label = self.index_of.get(example.label, example.label)
+        return {"pixel_values": self.pixels([example.image or ""])[0], "labels": torch.tensor(label)}
+
+    @torch.no_grad()
+    def classify(self, model: PrunableModel, examples: Sequence[Example]) -> Tensor:
+        """Logits, [examples, classes]."""
+        pixels = self.pixels([example.image or "" for example in examples])
+        return model.module(pixel_values=pixels.to(next(model.module.parameters()))).logits.float().cpu()
+
+
+@dataclass(frozen=True)
+class ImageClassifier(Pretrained):
+    """An image classifier; see ``Pretrained`` for its other options.
+
+    Attributes:
+        loss: classification, or a function by its dotted path.
+    """
+
+    name: str = "image_classifier"
+    loss: str = "classification"
+
+    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
+        """Load weights and image processor.
+
+        Raises:
+            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+        """
+        from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
+
+        loss = find_loss(self.loss, {"classification": classification_loss})
+        module, processor = self.read(AutoConfig, AutoModelForImageClassification, AutoImageProcessor, device)
+        interface: Any = None
+        if processor is not None:
+            names = getattr(module.config, "id2label", {})
+            interface = ClassifierInterface(Pixels.of(processor), [names[index] for index in sorted(names)])
+        return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -1,0 +1,175 @@
+"""Any vision-language model of transformers that writes text: LLaVA, Qwen2.5-VL, SmolVLM, InternVL, PaliGemma, InstructBLIP, ..."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.data.batch import Batch, Sample
+from ecoflap.data.example import Example, Generation
+from ecoflap.errors import UserError
+from ecoflap.models.core.losses import find_loss, next_token_loss, token_loss
+from ecoflap.models.core.pictures import load_image
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.vlm.joining import joined
+from ecoflap.models.loading.loader import Pretrained, Selection, check_prompt, prunable, written
+
+# Models that AutoModelForImageTextToText loads and that have no answer to take the loss of.
+NO_ANSWER = {
+    "diffusion_gemma": "fills blocks of random tokens by diffusion",
+    "pi0": "steers a robot",
+    "pp_formulanet": "doesn't make its decoder's input from labels",
+}
+
+
+def writes_after_prompt(module: Any) -> bool:
+    """Whether question and answer are one sequence; an encoder-decoder (InstructBLIP with a T5) has them apart."""
+    config = module.config
+    text = getattr(config, "text_config", config)
+    return not (getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False))
+
+
+def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+    """Cross-entropy of the answer given picture and question, per sample, [batch].
+
+    Each sample's tensors keep the first dimension that its processor gave them (one, or a number of patches or tiles).
+
+    Raises:
+        UserError: the model gives answers no probability.
+    """
+    kind = str(getattr(module.config, "model_type", None))
+    if kind in NO_ANSWER:
+        raise UserError(
+            f"model.loss=answer asks for the probability of an answer, and {kind} {NO_ANSWER[kind]}; "
+            "set model.loss to a function of your own, or choose another model"
+        )
+    inputs = joined(module, batch)
+    if not writes_after_prompt(module):
+        return token_loss(module(**inputs).logits, inputs["labels"])
+    if kind == "paligemma":  # some releases let what is written see what comes after it unless labels are given
+        return next_token_loss(module(**inputs).logits, inputs["labels"])
+    labels = inputs.pop("labels")  # given labels, other models would compute a loss of their own over all tokens
+    logits = module(**inputs).logits
+    return next_token_loss(logits[:, -labels.shape[1] :], labels)  # GIT's begin with those of the picture
+
+
+class VlmInterface:
+    """Questions about pictures, and their answers."""
+
+    sees = True
+
+    def __init__(self, module: Any, processor: Any, prompt: str | None, brief: str | None = None) -> None:
+        self.module, self.processor, self.brief = module, processor, brief
+        self.prompt = prompt or _chat_prompt(processor)
+
+    def encode(self, example: Example) -> Sample:
+        """Inputs and labels of one question, with the leading dimension that the processor gives.
+
+        The answer's tokens are put behind the question's, so that nothing else of the model's input (the text that a Q-Former reads, what the
+        processor writes after a prompt) can see the answer.
+        """
+        tokenizer = self.processor.tokenizer
+        text = self._ask(example)
+        question = dict(self.processor(images=load_image(example.image or ""), text=text, return_tensors="pt"))
+        if not writes_after_prompt(self.module):
+            return {**question, "labels": tokenizer(example.target, return_tensors="pt")["input_ids"]}
+        space = "" if text[-1:].isspace() or self._is_paligemma else " "
+        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        answer = torch.tensor([_behind(tokenizer, "\n" if self._is_paligemma else text[-1:], space + example.target) + end])
+        asked = question["input_ids"]
+        fills = {"attention_mask": 1, "token_type_ids": int(self._is_paligemma), "mm_token_type_ids": 0}
+        longer = {name: torch.cat([question[name], torch.full_like(answer, fill)], dim=1) for name, fill in fills.items() if name in question}
+        labels = torch.cat([torch.full_like(asked, -100), answer], dim=1)
+        return {**question, **longer, "input_ids": torch.cat([asked, answer], dim=1), "labels": labels}
+
+    @property
+    def _is_paligemma(self) -> bool:
+        """PaliGemma ends its prompts with a line end of its own, and marks what is written by token type 1; in Gemma 3 that marks images."""
+        return bool(self.module.config.model_type == "paligemma")
+
+    def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
+        """The answer to each question."""
+        module: Any = model.module
+        tokenizer = self.processor.tokenizer
+        tokenizer.padding_side = "left" if writes_after_prompt(module) else "right"
+        images = [load_image(example.image or "") for example in examples]
+        texts = [self._ask(example) for example in examples]
+        inputs = self._batch(images, texts).to(model.device, next(module.parameters()).dtype)
+        tokens = module.generate(**inputs, **generation.options())
+        answers = written(tokens, inputs["input_ids"]) if writes_after_prompt(module) else tokens
+        return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+    def _ask(self, example: Example) -> str:
+        """The example in the prompt. A bare text begins what is written: nothing is asked, and only the picture's place stays before it."""
+        if not example.bare:
+            return replace(example, text=example.text + (self.brief or "")).worded(self.prompt)
+        if str(getattr(self.processor, "image_token", "<image>")) not in self.prompt:
+            return example.worded(self.prompt)
+        opened = self.prompt.format("")
+        space = "" if opened[-1:].isspace() or not example.text else " "
+        return opened + space + example.text
+
+    def _batch(self, images: list[Any], texts: list[str]) -> Any:
+        """Inputs of several questions. Some processors take a flat list of pictures for those of one question, others refuse any but a flat one."""
+        try:
+            return self.processor(images=images, text=texts, padding=True, return_tensors="pt")
+        except ValueError:
+            return self.processor(images=[[image] for image in images], text=texts, padding=True, return_tensors="pt")
+
+
+def _behind(tokenizer: Any, before: str, text: str) -> list[int]:
+    """The tokens of a text as they follow another; by itself, some tokenizers of the LLaMA family would put a token for a space in front of it."""
+    first, both, alone = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, before + text, text))
+    return list(both[len(first) :] if both[: len(first)] == first else alone)
+
+
+def _chat_prompt(processor: Any) -> str:
+    """The processor's own way to put one question about one picture, with ``{}`` for the question.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not getattr(processor, "chat_template", None):
+        raise UserError(
+            "this model's processor has no chat template; say how a question is put to it with model.prompt, such as 'USER: <image>\\n{} ASSISTANT:'"
+        )
+    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "@QUESTION@"}]}]
+    text: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return text.replace("{", "{{").replace("}", "}}").replace("@QUESTION@", "{}")
+
+
+@dataclass(frozen=True)
+class VisionLanguage(Pretrained):
+    """A vision-language model; see ``Pretrained`` for its other options.
+
+    Attributes:
+        prompt: how a question is put to the model, with one ``{}``; null for the processor's chat template.
+        brief: what is put behind each question, so that a model which likes to talk answers with a word; null for nothing.
+        loss: answer, or a function by its dotted path.
+    """
+
+    name: str = "vlm"
+    prompt: str | None = None
+    brief: str | None = None
+    loss: str = "answer"
+
+    def __post_init__(self) -> None:
+        if self.prompt is not None:
+            check_prompt(self.prompt)
+
+    def load(self, device: torch.device, selection: Selection) -> PrunableModel:
+        """Load weights and processor.
+
+        Raises:
+            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+        """
+        from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+
+        loss = find_loss(self.loss, {"answer": answer_loss})
+        module, processor = self.read(AutoConfig, AutoModelForImageTextToText, AutoProcessor, device)
+        interface = VlmInterface(module, processor, self.prompt, self.brief) if processor is not None else None
+        return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -1,0 +1,1 @@
+"""Find checkpoints, check them, and load them."""

@@ -1,0 +1,230 @@
+"""Where a model's tensors are in a checkpoint with the names of another release: transformers' own conversion of names."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.errors import UserError
+from ecoflap.storage.stored_tensor import PART, StoredTensor
+
+log = logging.getLogger(__name__)
+
+# The first releases store positions 0, 1, 2, ... and rotary frequencies; later ones compute them.
+COMPUTED = (r"position_ids$", r"rotary_emb\.inv_freq$")
+
+
+@dataclass(frozen=True)
+class ConvertedTensor:
+    """A tensor that transformers makes of stored ones: experts merged into one, or a part of a fused projection.
+
+    Attributes:
+        name: of the tensor in the model.
+        module: the model, whose config some conversions read.
+        converter: of transformers.
+        first: name of the first tensor that the conversion makes.
+        sources: (the converter's pattern, the stored tensor) of each tensor that goes in.
+    """
+
+    name: str
+    module: nn.Module
+    converter: Any
+    first: str
+    sources: tuple[tuple[str, StoredTensor], ...]
+
+    def read(self) -> Tensor:
+        """All of it."""
+        return _convert(self.module, self.converter, self.first, self.sources)[self.name].contiguous()
+
+    mapped = read
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Some of its rows, [indices, ...]."""
+        return self.read()[indices]
+
+    def parts(self) -> Iterator[Tensor]:
+        """All of it, flat, a few megabytes at a time."""
+        flat = self.read().reshape(-1)
+        yield from flat.split(PART // flat.dtype.itemsize)
+
+
+Place = StoredTensor | ConvertedTensor
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a model's tensors are in a checkpoint.
+
+    Attributes:
+        found: {parameter or buffer: where its values are}; parameters that are one tensor have one place.
+        unused: stored tensors that belong to nothing in the model.
+    """
+
+    found: dict[str, Place]
+    unused: list[str]
+
+
+def find_places(path: str, module: nn.Module, stored: Mapping[str, StoredTensor]) -> Places:
+    """Find every parameter of a model, and the buffers that the checkpoint has.
+
+    Args:
+        path: hub id or folder, for the messages.
+        module: of transformers; its weights may be away.
+        stored: the tensors of the checkpoint by name.
+
+    Raises:
+        UserError: a parameter is not in the checkpoint, has another shape there, or has two values.
+    """
+    found, unused = _converted(path, module, stored)
+    lost: list[str] = []
+    for tied in _names_by_tensor(module):
+        places = [found[name] for name in tied if name in found]
+        if not places:
+            lost.append(tied[0])
+            continue
+        if any(place != places[0] and not _equal(place, places[0]) for place in places[1:]):
+            both = " and ".join(name for name in tied if name in found)
+            raise UserError(
+                f"model.path={path} has different values for {both}, and its config.json says that they are one; "
+                "set tie_word_embeddings to false there"
+            )
+        found |= dict.fromkeys(tied, places[0])
+    if lost:
+        raise UserError(_missing(path, sorted(lost), unused))
+    return Places(found, unused)
+
+
+def saved_form(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Tensors of a model under the names, and in the pieces, that ``save_pretrained`` writes."""
+    try:
+        from transformers.core_model_loading import revert_weight_conversion
+    except ImportError:  # before the fifth release
+        return dict(tensors)
+    return dict(revert_weight_conversion(module, dict(tensors)))
+
+
+def warn_unused(path: str, module: Any, names: Iterable[str]) -> None:
+    """Say in one line which tensors nothing in the model takes, but those that its class leaves out on purpose."""
+    ignored = [*COMPUTED, *(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ())]
+    unused = sorted(name for name in names if not any(re.search(pattern, name) for pattern in ignored))
+    if unused:
+        log.warning(
+            "model.path=%s has %d tensors that belong to nothing in its %s, such as %s; they are neither used nor saved",
+            path,
+            len(unused),
+            type(module).__name__,
+            unused[0],
+        )
+
+
+def _converted(path: str, module: nn.Module, stored: Mapping[str, StoredTensor]) -> tuple[dict[str, Place], list[str]]:
+    """Places by the names in the model, and stored tensors that have none."""
+    wanted = module.state_dict()
+    found: dict[str, Place] = {}
+    unused: list[str] = []
+    groups: dict[str, tuple[Any, list[tuple[str, StoredTensor]]]] = {}
+    for name, target, converter, pattern in _targets(module, stored, wanted):
+        if target not in wanted:
+            unused.append(name)
+        elif converter is None:
+            found.setdefault(target, stored[name])
+        else:
+            groups.setdefault(target, (converter, []))[1].append((pattern, stored[name]))
+    for first, (converter, sources) in groups.items():
+        shapes = _convert(module, converter, first, sources, only_shapes=True)
+        found |= {target: ConvertedTensor(target, module, converter, first, tuple(sources)) for target in shapes}
+        _check_shapes(path, wanted, {target: shape.shape for target, shape in shapes.items()})
+    _check_shapes(path, wanted, {target: place.shape for target, place in found.items() if isinstance(place, StoredTensor)})
+    return found, unused
+
+
+def _check_shapes(path: str, wanted: Mapping[str, Tensor], shapes: Mapping[str, Iterable[int]]) -> None:
+    """Refuse another shape than the model's.
+
+    Raises:
+        UserError: a tensor's shape in the checkpoint is not the model's.
+    """
+    for name, shape in shapes.items():
+        if tuple(shape) != tuple(wanted[name].shape):
+            raise UserError(
+                f"{name} has the shape {tuple(shape)} in model.path={path} and {tuple(wanted[name].shape)} "
+                "in the model of its config.json; copy both anew from one place"
+            )
+
+
+def _targets(module: Any, stored: Iterable[str], wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Any, str]]:
+    """Of each stored tensor its name, the name in the model, the converter or null, and the converter's pattern."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+    except ImportError:  # before the fifth release
+        for name in sorted(stored):
+            yield name, next((form for form in _forms(module, name) if form in wanted), name), None, ""
+        return
+    mapping = get_model_conversion_mapping(module)
+    renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
+    converters = [one for one in mapping if isinstance(one, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    for name in sorted(stored, key=dot_natural_key):
+        target, pattern = rename_source_key(name, renamings, converters, module.base_model_prefix, wanted)
+        if target not in wanted and name in wanted:
+            target, pattern = name, None
+        yield name, target, None if pattern is None else by_pattern[pattern], pattern or ""
+    # As from_pretrained leaves it, for saving: all conversions in 5.0, later those that were used.
+    module._weight_conversions = [one for one in mapping if not hasattr(one, "was_used") or one.was_used()]
+
+
+def _forms(module: Any, name: str) -> Iterator[str]:
+    """What a stored name may be in a model of the fourth release: converted or not, with the base model's prefix or not."""
+    mapping = (getattr(module, "_checkpoint_conversion_mapping", None) or {}).items()
+    converted = [re.sub(pattern, replacement, name) for pattern, replacement in mapping if re.search(pattern, name)]
+    prefix = f"{module.base_model_prefix}."
+    for form in (*converted[:1], name):
+        yield from (form, prefix + form, form.removeprefix(prefix))
+
+
+def _convert(module: Any, converter: Any, first: str, sources: Iterable[tuple[str, StoredTensor]], only_shapes: bool = False) -> dict[str, Tensor]:
+    """What a converter makes of stored tensors, by the names in the model.
+
+    Args:
+        module: the model.
+        converter: of transformers.
+        first: the first tensor that it makes.
+        sources: what it makes them of.
+        only_shapes: read nothing, and make tensors without memory.
+    """
+    one = deepcopy(converter)
+    for pattern, tensor in sources:
+        one.add_tensor(first, tensor.name, pattern, tensor.on_meta if only_shapes else tensor.read)
+    made = one.convert(first, model=module, config=module.config)
+    made = made[0] if isinstance(made, tuple) else made  # with its errors, in 5.0
+    return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
+
+
+def _missing(path: str, lost: list[str], unused: list[str]) -> str:
+    """What to say of a checkpoint without some weights; ``unused`` are what it has instead."""
+    lacks = f"model.path={path} lacks {len(lost)} weights of its model, such as {lost[0]}"
+    if not unused:
+        return f"{lacks}; the checkpoint is damaged or of another model"
+    return (
+        f"{lacks}, and has {len(unused)} that belong to nothing in it, such as {unused[0]}; it is of another model, "
+        "or was saved by a newer transformers, and if runtime.offload=cpu loads it all the same, use that"
+    )
+
+
+def _equal(one: Place, other: Place) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one.parts(), other.parts(), strict=True))
+
+
+def _names_by_tensor(module: nn.Module) -> list[list[str]]:
+    names: dict[int, list[str]] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        names.setdefault(id(parameter), []).append(name)
+    return list(names.values())

@@ -1,0 +1,71 @@
+"""Where a model's weights go, in which numbers, and whether they fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ecoflap.console.telemetry import free_memory
+from ecoflap.errors import UserError
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """``auto`` is the accelerator where there is one, else the CPU.
+
+    Raises:
+        UserError: no such device.
+    """
+    if name == "auto":
+        accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+        return accelerator or torch.device("cpu")
+    try:
+        if torch.device(name).type == "meta":
+            raise RuntimeError("it holds no weights")
+        torch.empty(0, device=name)
+        device = torch.device(name)
+        if device.index is not None and device.type == getattr(torch.accelerator.current_accelerator(), "type", None):
+            torch.accelerator.set_device_index(device.index)  # of memory's figures, for one
+        return device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name} is not usable here ({str(error).splitlines()[0]}); device=auto or device=cpu is") from None
+
+
+def resolve_dtype(name: str) -> torch.dtype | None:
+    """The dtype to load weights in; null for ``auto``, the checkpoint's own.
+
+    Raises:
+        UserError: no such dtype.
+    """
+    if name != "auto" and name not in DTYPES:
+        raise UserError(f"model.dtype={name} is not known; choose auto, {', '.join(DTYPES)}")
+    return DTYPES.get(name)
+
+
+def place(module: nn.Module, dtype: str, device: torch.device) -> Any:
+    """A small module in a dtype, fp32 for ``auto``, on a device; one that is only inspected, on the meta device, stays where it is.
+
+    Raises:
+        UserError: no such dtype.
+    """
+    module = module.to(resolve_dtype(dtype) or torch.float32)
+    return module if device.type == "meta" else module.to(device)
+
+
+def check_fits(parameters: int, dtype: torch.dtype | None, device: torch.device) -> None:
+    """Compare the weights' bytes with free memory before anything is read.
+
+    Raises:
+        UserError: the weights alone don't fit.
+    """
+    width = (dtype or torch.float32).itemsize
+    needed, free = parameters * width, free_memory(device)
+    if needed > free:
+        raise UserError(
+            f"the weights need {needed / 2**30:.1f} GiB ({parameters:,} parameters of {width} bytes) and {device} has {free / 2**30:.1f} GiB free; "
+            f"use runtime.offload={'disk' if device.type == 'cpu' else 'cpu'}, which holds a few blocks at a time, model.dtype=bfloat16, "
+            "another device, or a smaller model"
+        )

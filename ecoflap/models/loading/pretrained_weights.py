@@ -1,0 +1,108 @@
+"""Weights as ``from_pretrained`` loads them, and what has to hold of a checkpoint and its tokenizer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+from ecoflap.errors import UserError
+from ecoflap.models.loading.conversion import warn_unused
+from ecoflap.models.loading.hub import from_hub
+
+log = logging.getLogger(__name__)
+
+
+def load_weights(model_class: Any, path: str, revision: str | None, options: Mapping[str, Any]) -> nn.Module:
+    """Load a model with ``from_pretrained``, and refuse what it would fill up with random numbers.
+
+    Args:
+        model_class: of transformers.
+        path: hub id or folder.
+        revision: hub revision.
+        options: for ``from_pretrained``.
+
+    Raises:
+        UserError: it can't be loaded, or weights are missing or of another shape.
+    """
+    with _without_tables():
+        module, report = from_hub(
+            lambda: model_class.from_pretrained(path, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **options),
+            path,
+        )
+    if wrong := sorted(map(_mismatch, report["mismatched_keys"])):
+        raise UserError(
+            f"model.path={path} has {len(wrong)} weights of another shape than the model of its config.json, "
+            f"such as {wrong[0]}; copy both anew from one place"
+        )
+    # The positions 0, 1, 2, ... are a buffer that the first releases store and later ones compute.
+    lost = sorted(str(name) for name in report["missing_keys"] if not str(name).endswith("position_ids"))
+    if lost:
+        lacks = f"model.path={path} lacks {len(lost)} weights of its model, such as {lost[0]}"
+        raise UserError(f"{lacks}; the checkpoint is damaged or of another model")
+    warn_unused(path, module, map(str, report["unexpected_keys"]))
+    return module  # type: ignore[no-any-return]
+
+
+def _mismatch(entry: Any) -> str:
+    """A name and its two shapes."""
+    if isinstance(entry, str):
+        return entry
+    name, stored, wanted = entry
+    return f"{name} ({tuple(stored)}, not {tuple(wanted)})"
+
+
+@contextmanager
+def _without_tables() -> Iterator[None]:
+    """Silence the tables of weights that transformers prints; what matters in them is one line of ours."""
+    logger = logging.getLogger("transformers.modeling_utils")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
+def check_vocabulary(path: str, module: nn.Module, processor: Any) -> None:
+    """Compare a tokenizer with the rows of the embedding that its tokens pick.
+
+    Args:
+        path: hub id or folder, for the message.
+        module: the model; it needs no weights.
+        processor: the tokenizer, or what holds it.
+
+    Raises:
+        UserError: ordinary texts have tokens without a row.
+    """
+    tokenizer = getattr(processor, "tokenizer", processor)
+    rows = _rows(module)
+    if rows is None or not hasattr(tokenizer, "get_vocab"):
+        return
+    highest = max(tokenizer("a")["input_ids"], default=0)  # the special tokens that are put around every text are in it
+    if tokenizer.vocab_size > rows or highest >= rows:
+        raise UserError(
+            f"the tokenizer of model.path={path} has {len(tokenizer)} tokens and its model embeds {rows}; "
+            "they don't belong together: copy both from one place"
+        )
+    if len(tokenizer) > rows:
+        extra = sorted(token for token, index in tokenizer.get_added_vocab().items() if index >= rows)
+        log.warning(
+            "the tokenizer of model.path=%s has %d tokens and its model embeds %d; a text with %s can't be read",
+            path,
+            len(tokenizer),
+            rows,
+            extra[0] if extra else "one of the others",
+        )
+
+
+def _rows(module: Any) -> int | None:
+    """Rows of the embedding of tokens; null where the model has none of the plain kind."""
+    try:
+        embedding = module.get_input_embeddings()
+    except (AttributeError, NotImplementedError):
+        return None
+    return embedding.num_embeddings if type(embedding) is nn.Embedding else None

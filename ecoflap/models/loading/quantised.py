@@ -1,0 +1,114 @@
+"""Quantised checkpoints: which of them transformers dequantises as it loads, and the refusal of all others."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from ecoflap.errors import UserError
+from ecoflap.storage.stored_tensor import read_header
+
+# Those that need no package beside transformers, on any device, and the part of transformers that does it.
+DEQUANTISED = {"fp8": "transformers.integrations.finegrained_fp8", "mxfp4": "transformers.integrations.mxfp4"}
+# Dtypes of safetensors that no weight has unless it is quantised; indices and masks of attention are whole numbers too.
+NARROW_FLOATS = ("F8_", "F6_", "F4")
+WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32")
+
+
+def quantisation(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
+    """The method and the settings of the first quantisation in a config.json, at its top or of one of its parts."""
+    for name in ("quantization_config", "compression_config"):
+        if found := settings.get(name):
+            return _method(found), found
+    parts = (quantisation(part) for part in settings.values() if isinstance(part, Mapping))
+    return next((part for part in parts if part is not None), None)
+
+
+def _method(settings: Mapping[str, Any]) -> str:
+    """What a quantisation is called."""
+    if settings.get("load_in_8bit") or settings.get("load_in_4bit"):
+        return f"bitsandbytes, {4 if settings.get('load_in_4bit') else 8} bits"
+    return str(settings.get("quant_method", "a method without a name"))
+
+
+def check_config(path: str, settings: Mapping[str, Any], streaming: bool) -> bool:
+    """Whether a checkpoint has to be dequantised as it is loaded.
+
+    Args:
+        path: hub id or folder, for the message.
+        settings: its config.json.
+        streaming: whether its weights stay on the disk.
+
+    Raises:
+        UserError: it is quantised, and can't be.
+    """
+    found = quantisation(settings)
+    if found is None:
+        return False
+    method, _ = found
+    if not _dequantises(method):
+        raise _refusal(path, f"quantised with {method}, as its config.json says")
+    if streaming:
+        raise UserError(
+            f"model.path={path} is quantised with {method}, and what stays on the disk can't be dequantised; "
+            "use runtime.offload=cpu, or the checkpoint that it was made from"
+        )
+    return True
+
+
+def dequantise(config: Any) -> Any:
+    """Ask transformers for numbers instead of quantised layers, in a config that is to be loaded with.
+
+    Args:
+        config: of a checkpoint that ``check_config`` lets pass.
+    """
+    for part in (config, config.get_text_config(decoder=True)):
+        if isinstance(getattr(part, "quantization_config", None), dict):
+            part.quantization_config["dequantize"] = True
+    return config
+
+
+def check_weights(path: str, files: list[Path]) -> None:
+    """Refuse weights that are quantised although no config says so: integers and 8-bit floats, by the headers alone.
+
+    Raises:
+        UserError: there are such, or a file is damaged.
+    """
+    for file in files:
+        try:
+            header = read_header(file)[1]
+        except OSError as error:
+            raise UserError(f"model.path={path}: {error}; copy the file anew") from error
+        for name, dtype in _quantised_weights(header):
+            raise _refusal(path, f"quantised: {name} in {file.name} has the dtype {dtype}")
+
+
+def _quantised_weights(header: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for name, entry in header.items():
+        matrix = len(entry["shape"]) > 1 and "weight" in name.rsplit(".", 1)[-1]
+        if entry["dtype"].startswith(NARROW_FLOATS) or (entry["dtype"] in WHOLE and matrix):
+            yield name, entry["dtype"]
+
+
+def _dequantises(method: str) -> bool:
+    """Whether the installed transformers makes numbers of a quantisation by itself."""
+    if method not in DEQUANTISED:
+        return False
+    try:
+        from transformers.quantizers.auto import AUTO_QUANTIZATION_CONFIG_MAPPING
+
+        import_module(DEQUANTISED[method])
+    except ImportError:  # an old release, or a release that needs other packages for it
+        return False
+    known = AUTO_QUANTIZATION_CONFIG_MAPPING.get(method)
+    return known is not None and "dequantize" in inspect.signature(known).parameters
+
+
+def _refusal(path: str, what: str) -> UserError:
+    return UserError(
+        f"model.path={path} is {what}, and only weights in float32, float16 or bfloat16 can be pruned; "
+        "give the checkpoint that it was made from, prune that, and quantise the result"
+    )

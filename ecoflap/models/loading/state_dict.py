@@ -1,0 +1,50 @@
+"""Models whose library has no checkpoint folder of its own: their weights are one file with a state dict."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel
+
+
+@dataclass(frozen=True)
+class SavesStateDict(PrunableModel):
+    """A model that is saved as one safetensors file with the names of its state dict."""
+
+    def save(self, folder: Path) -> None:
+        """Write ``model.safetensors``."""
+        save_file({name: tensor.contiguous().clone() for name, tensor in self.module.state_dict().items()}, folder / "model.safetensors")
+
+
+def read_tensors(file: Path, option: str) -> Any:
+    """What a safetensors file holds, or a PyTorch file read without unpickling anything but tensors.
+
+    Raises:
+        UserError: the file is neither.
+    """
+    try:
+        return load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        raise UserError(f"{option}={file} can't be read ({str(error).splitlines()[0]}); it is damaged, or holds other things than tensors") from None
+
+
+def read_weights(module: nn.Module, file: Path, option: str) -> None:
+    """Put the weights of a file into a module; every name has to be there.
+
+    Raises:
+        UserError: the file can't be read, or is of another model.
+    """
+    state, own = dict(read_tensors(file, option)), module.state_dict()
+    wrong = sorted(set(own) ^ set(state)) + [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    if wrong:
+        raise UserError(f"{option}={file} is of another model: {len(wrong)} weights do not fit, such as {wrong[0]}")
+    module.load_state_dict(state)

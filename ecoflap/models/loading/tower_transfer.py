@@ -1,0 +1,53 @@
+"""Towers that were pruned inside one BLIP-2, carried into another: the paper measures captions and retrieval on fine-tuned models so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+
+from ecoflap.errors import UserError
+from ecoflap.models.loading.hub import require_folder
+from ecoflap.models.loading.positions import resized_positions
+from ecoflap.storage.saved_model import Checkpoint
+
+POSITIONS = "vision_model.embeddings.position_embedding"
+
+
+def take_vision_tower(module: Any, folder: str) -> None:
+    """Replace the vision tower by that of another BLIP-2's checkpoint, its positions resized (bicubic) to this model's picture size.
+
+    Raises:
+        UserError: the checkpoint has no such tower.
+    """
+    _take(module, folder, "vision_model.", "model.vision_from")
+
+
+def take_language_model(module: Any, folder: str) -> None:
+    """Replace the language model by that of another BLIP-2's checkpoint.
+
+    Raises:
+        UserError: the checkpoint has no such language model.
+    """
+    _take(module, folder, "language_model.", "model.language_from")
+
+
+def _take(module: Any, folder: str, prefix: str, option: str) -> None:
+    # A tensor under two names (tied embeddings) is in a checkpoint once, under a name that parameters have.
+    own = {name: tensor for name, tensor in module.named_parameters() if name.startswith(prefix)}
+    try:
+        with Checkpoint(Path(require_folder(folder, option))) as checkpoint:
+            taken = {name: checkpoint.tensor(name).to(tensor.dtype) for name, tensor in own.items()}
+    except FileNotFoundError as error:
+        raise UserError(f"{option}={folder}: {error}; give the checkpoint folder of a run with model.save=true") from None
+    except KeyError as error:
+        raise UserError(f"{option}={folder} has no {error}; give the checkpoint folder of a BLIP-2 run") from None
+    except (SafetensorError, ValueError) as error:
+        raise UserError(f"{option}={folder} is damaged ({error}); copy it anew") from None
+    if POSITIONS in taken:
+        taken[POSITIONS] = resized_positions(taken[POSITIONS], own[POSITIONS].shape[1])
+    wrong = [name for name, tensor in taken.items() if tensor.shape != own[name].shape]
+    if wrong:
+        raise UserError(f"{option}={folder}: {wrong[0]} is {list(taken[wrong[0]].shape)} there and {list(own[wrong[0]].shape)} here")
+    module.load_state_dict(taken, strict=False)

@@ -1,0 +1,1 @@
+"""Blocks that are on the device only while they run."""

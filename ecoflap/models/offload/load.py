@@ -1,0 +1,185 @@
+"""Load a model whose blocks are on the accelerator, or in memory at all, only while they are used: ``runtime.offload``."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ecoflap.console.progress import table
+from ecoflap.console.telemetry import free_memory
+from ecoflap.errors import UserError, did_you_mean
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.checkpoint_folder import stored_in
+from ecoflap.models.loading.conversion import find_places, warn_unused
+from ecoflap.models.offload.placement import AT_A_TIME, InMemory, OnCpu, absent, block_bytes, bytes_outside, own_parameters
+from ecoflap.models.offload.shards import OnDisk, Shards, read_outside
+
+log = logging.getLogger(__name__)
+
+KINDS = ("none", "cpu", "disk")
+
+
+@dataclass
+class Streaming:
+    """What a loader reports that left its weights on the disk.
+
+    Attributes:
+        folder: the checkpoint; null where the loader reads no checkpoint folder.
+    """
+
+    folder: Path | None = None
+
+
+_streaming: ContextVar[Streaming | None] = ContextVar("streaming", default=None)
+
+
+@contextmanager
+def leaving_weights() -> Iterator[Streaming]:
+    """Ask the loaders of checkpoint folders for names, shapes and buffers only."""
+    report = Streaming()
+    token = _streaming.set(report)
+    try:
+        yield report
+    finally:
+        _streaming.reset(token)
+
+
+def streaming() -> Streaming | None:
+    """The innermost ``leaving_weights``."""
+    return _streaming.get()
+
+
+def require_loaded(loader: Any, *options: str) -> None:
+    """Refuse options of a loader that change weights after they are loaded, where they are left on the disk.
+
+    Raises:
+        UserError: if the weights are left on the disk, and one of the options is set.
+    """
+    given = [f"model.{option}={value}" for option in options if (value := getattr(loader, option)) is not None]
+    if given and streaming() is not None:
+        raise UserError(f"{given[0]} changes weights as they are loaded, and runtime.offload=disk leaves them on the disk; use runtime.offload=cpu")
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """Build modules whose parameters have no memory; buffers are made as ever, because no checkpoint has the rotary frequencies."""
+    original = nn.Module.register_parameter
+
+    def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        original(module, name, parameter)
+        if parameter is not None and parameter.device.type != "meta":
+            module._parameters[name] = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+
+    nn.Module.register_parameter = register  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = original  # type: ignore[method-assign]
+
+
+def check_offload(kind: str) -> None:
+    """Refuse a kind that there isn't.
+
+    Raises:
+        UserError: if there is no such kind.
+    """
+    if kind not in KINDS:
+        raise UserError(f"runtime.offload={kind} is not known; {did_you_mean(kind, KINDS)}")
+
+
+def load_offloaded(loader: Any, device: torch.device, selection: Any, kind: str, work: Path) -> PrunableModel:
+    """Load a model with its blocks where ``runtime.offload`` says.
+
+    Args:
+        loader: of the config group ``model``.
+        device: where blocks run.
+        selection: which towers and layers are pruned.
+        kind: none, cpu or disk.
+        work: a folder for pruned blocks and stored activations, made when needed.
+
+    Raises:
+        UserError: there is no such model, it doesn't fit, or its weights can't stay on the disk.
+    """
+    if kind == "none":
+        model: PrunableModel = loader.load(device, selection)
+        return model
+    return _on_cpu(loader, device, selection, work) if kind == "cpu" else _on_disk(loader, device, selection, work)
+
+
+def _on_cpu(loader: Any, device: torch.device, selection: Any, work: Path) -> PrunableModel:
+    model: PrunableModel = loader.load(torch.device("cpu"), selection)
+    show_plan("cpu", model, device)
+    away = own_parameters(model.module, model.blocks)
+    parameters = {name: parameter for mine in away.values() for name, parameter in mine.items()}
+    source = InMemory({name: parameter.data for name, parameter in parameters.items()})
+    for parameter in parameters.values():
+        parameter.data = absent(parameter.shape, parameter.dtype)
+    _move_rest(model.module, {id(parameter) for parameter in parameters.values()}, device)
+    return replace(model, residence=OnCpu("cpu", model.module, model.blocks, source, device, work))
+
+
+def _on_disk(loader: Any, device: torch.device, selection: Any, work: Path) -> PrunableModel:
+    with leaving_weights() as report:
+        model: PrunableModel = loader.load(torch.device("cpu"), selection)
+    if report.folder is None:
+        raise UserError(
+            f"runtime.offload=disk: model {loader.name} is not read from a folder of safetensors; save it once with model.save=true "
+            "and give that folder to model=causal_lm or its kind, or use runtime.offload=cpu"
+        )
+    show_plan("disk", model, device)
+    away = own_parameters(model.module, model.blocks)
+    places = find_places(loader.path, model.module, stored_in(report.folder))
+    warn_unused(loader.path, model.module, places.unused)
+    read_outside(model.module, places.found, {name for mine in away.values() for name in mine}, device)
+    made: dict[int, nn.Parameter] = {}
+    for owner in model.module.modules():
+        for attribute, parameter in owner._parameters.items():
+            if parameter is not None and parameter.device.type == "meta":
+                stand_in = nn.Parameter(absent(parameter.shape, parameter.dtype), parameter.requires_grad)
+                owner._parameters[attribute] = made.setdefault(id(parameter), stand_in)
+    _move_rest(model.module, {id(parameter) for parameter in made.values()}, device)
+    residence = OnDisk("disk", model.module, model.blocks, Shards(places.found, work), device, work)
+    return replace(model, residence=residence)
+
+
+def _move_rest(module: nn.Module, away: set[int], device: torch.device) -> None:
+    """Move what belongs to no block, and all buffers, to the device."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        if id(tensor) not in away:
+            tensor.data = tensor.data.to(device)
+
+
+def memory_plan(model: PrunableModel) -> list[tuple[str, int]]:
+    """Bytes that the weights need at a time, by what they are."""
+    blocks, outside = block_bytes(model.blocks), bytes_outside(model.module, model.blocks)
+    largest = max(blocks)
+    return [
+        ("all weights", outside + sum(blocks)),
+        ("outside the blocks", outside),
+        (f"blocks at a time ({AT_A_TIME} of {len(blocks)})", AT_A_TIME * largest),
+        ("weights in use", outside + AT_A_TIME * largest),
+    ]
+
+
+def show_plan(kind: str, model: PrunableModel, device: torch.device) -> None:
+    """Say what will be in use before anything is computed.
+
+    Raises:
+        UserError: the weights in use at a time don't fit the device.
+    """
+    plan = memory_plan(model)
+    table(f"memory (runtime.offload={kind}, on {device})", ["what", "size"], [(what, f"{size / 2**20:,.1f} MiB") for what, size in plan])
+    needed, free = dict(plan)["weights in use"], free_memory(device)
+    if needed > free:
+        raise UserError(
+            f"runtime.offload={kind} still needs {needed / 2**30:.1f} GiB at a time and {device} has {free / 2**30:.1f} GiB free; "
+            "use model.dtype=bfloat16 or device=cpu"
+        )

@@ -1,8 +1,0 @@
-"""The result record of a run: its schema, how it is written and read, and how it is checked against the saved weights."""
-
-from ecoflap.results.environment import environment, redact
-from ecoflap.results.record import SCHEMA_VERSION, Result
-from ecoflap.results.sparsity import LayerCount, sparsity_section
-from ecoflap.results.verification import verify
-
-__all__ = ["SCHEMA_VERSION", "LayerCount", "Result", "environment", "redact", "sparsity_section", "verify"]

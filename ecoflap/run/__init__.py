@@ -1,0 +1,1 @@
+"""One run: config, plan, steps, state, and the folder that it writes."""

@@ -1,0 +1,114 @@
+"""From a finished run to its record: count what was really removed, save the checkpoint, write the result, show it to the tracker."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import astuple, fields
+from typing import Any
+
+from ecoflap.allocate.allocation import Allocation
+from ecoflap.console.tracking import Tracker
+from ecoflap.errors import NumericalError
+from ecoflap.finetune.distributed import is_first
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.offload.placement import WORK
+from ecoflap.prune.report import BlockReport, PruneReport
+from ecoflap.run.plan import Plan
+from ecoflap.run.state import Progress
+from ecoflap.storage.checkpoint import save_checkpoint
+from ecoflap.storage.file_names import BLOCKS, RESULT
+from ecoflap.storage.results import LayerCount, Result, environment, sparsity_section
+
+
+def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
+    """Verify the realised sparsity, save what was asked for, and write ``result.json`` last."""
+    counts = count_layers(model, progress.report)
+    target, total = (None, None) if (allocation := progress.allocation) is None else (allocation.target, allocation.total)
+    report = progress.report if plan.loader.save and is_first() else None
+    saved = save_checkpoint(model, report.masks, plan.folder) if report is not None else None
+    shutil.rmtree(plan.folder / WORK, ignore_errors=True)
+    surroundings = environment()
+    result = Result(
+        config=plan.config,
+        versions=surroundings["versions"],
+        git=surroundings["git"],
+        model={
+            "name": model.name,
+            "fingerprint": progress.fingerprint,
+            "parameters": model.parameter_count(),
+            "prunable": sum(layer.size for layer in model.layers),
+            "block_weights": model.block_weights(),
+        },
+        data=_data(plan, progress),
+        metrics=progress.metrics,
+        sparsity=sparsity_section(counts, target, model.parameter_count(), total),
+        steps=progress.costs,
+        checkpoint=saved,
+    )
+    result.write(plan.folder / RESULT)
+    shutil.rmtree(plan.folder / BLOCKS, ignore_errors=True)
+    return result
+
+
+def count_layers(model: PrunableModel, report: PruneReport | None) -> dict[str, LayerCount]:
+    """Recount every layer from its weights.
+
+    Raises:
+        NumericalError: a weight that was removed is not zero.
+    """
+    counts: dict[str, LayerCount] = {}
+    for tower in model.towers:
+        for block in tower.blocks:
+            with model.residence.using(block):
+                counts |= {layer.name: _count(tower.name, layer, report) for layer in block.layers}
+    return counts
+
+
+def _count(tower: str, layer: Layer, report: PruneReport | None) -> LayerCount:
+    zeros, kept, error = int((layer.weight == 0).sum()), layer.size, None
+    if report is not None and layer.name in report.masks:
+        mask = report.masks[layer.name].to(layer.weight.device)
+        kept, error = int(mask.sum()), report.errors[layer.name]
+        if bool((layer.weight[~mask] != 0).any()):
+            raise NumericalError(f"{layer.name}: weights that the mask removes are not zero; nothing was saved")
+    return LayerCount(tower, layer.size, kept, zeros, error)
+
+
+def _data(plan: Plan, progress: Progress) -> dict[str, Any]:
+    data: dict[str, Any] = {}
+    if progress.calibration is not None:
+        calibration = progress.calibration
+        data["calibration"] = {"name": calibration.name, "samples": len(calibration), "fingerprint": calibration.fingerprint()}
+    if progress.training is not None:
+        data["finetune"] = progress.training.data
+    if progress.tasks:
+        data["tasks"] = progress.tasks
+    return data
+
+
+def show_in_tracker(tracker: Tracker, result: Result, progress: Progress) -> None:
+    """One table per step that has run, and the figures of the run as its summary."""
+    if progress.scores is not None:
+        rows = [(name, value, progress.scores.standard_error[name]) for name, value in progress.scores.importance.items()]
+        tracker.log_table("score", ["layer", "importance", "standard_error"], rows)
+    if (allocation := progress.allocation) is not None:
+        sizes = allocation.sizes
+        kept = [(name, sizes[name], keep, 1 - keep / sizes[name]) for name, keep in allocation.keep.items()]
+        tracker.log_table("allocate", ["layer", "size", "keep", "sparsity"], kept)
+        tracker.log_image("allocation", lambda: _draw_allocation(result, allocation))
+    if progress.report is not None:
+        tracker.log_table("prune", [f.name for f in fields(BlockReport)], [astuple(block) for block in progress.report.blocks])
+    for when, by_task in result.metrics.items():
+        figures = [(task, metric, value) for task, values in by_task.items() for metric, value in values.items()]
+        tracker.log_table(f"evaluate_{when}", ["task", "metric", "value"], figures)
+    columns = ["seconds", "peak_memory_bytes", "cached"]
+    tracker.log_table("cost", ["step", *columns], [(step, *(cost[column] for column in columns)) for step, cost in result.steps.items()])
+    sparsity = {name: value for name, value in result.sparsity.items() if name != "layers"}
+    tracker.summary({"metrics": result.metrics, "sparsity": sparsity, "model": result.model})
+
+
+def _draw_allocation(result: Result, allocation: Allocation) -> bytes:
+    from ecoflap.sweeps.report.allocation_plot import allocation_png  # the plots' library takes a second to load
+
+    return allocation_png(result.model["name"], result.sparsity["layers"], allocation.keep, allocation.target)

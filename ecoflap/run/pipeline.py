@@ -1,0 +1,114 @@
+"""The steps in order: calibrate, score, allocate, prune, fine-tune where it is asked for, evaluate."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from ecoflap.console.tracking import NoTracker, Tracker
+from ecoflap.evaluate.overlap import refuse_overlap
+from ecoflap.finetune.distributed import is_first, joined, shared_folder
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.device import resolve_device
+from ecoflap.models.loading.loader import Selection
+from ecoflap.prune.whole_model import WholeModelPruner
+from ecoflap.run.config import build, given_options, sweep_name
+from ecoflap.run.folder import claimed, discard_products
+from ecoflap.run.outcome import conclude, show_in_tracker
+from ecoflap.run.plan import Plan, make_plan, unused
+from ecoflap.run.show import show_layers, show_metrics, show_model
+from ecoflap.run.state import Progress
+from ecoflap.run.steps import coarse, fine
+from ecoflap.run.steps.evaluation import evaluate, evaluate_dense
+from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.results import Result
+from ecoflap.storage.results.environment import other_versions
+
+log = logging.getLogger(__name__)
+
+
+def run(config: DictConfig, folder: Path) -> Result | None:
+    """Run the steps that the config asks for, and write ``result.json`` into the folder.
+
+    Returns:
+        The result, or null when the run only inspects the model.
+
+    Raises:
+        UserError: the config asks for something that can't be done.
+        NumericalError: a NaN or an infinity appeared.
+    """
+    if config.inspect:
+        inspect(config)
+        return None
+    values: Any = OmegaConf.to_container(config, resolve=True)
+    with joined(folder, config.device) as own, claimed(own, values, config.resume, shared_folder(own)) as earlier:
+        if earlier.result is not None:
+            log.info("finished already: %s; resume=false runs it anew", folder / RESULT)
+            if changed := other_versions(earlier.result.versions):
+                log.warning("that result was made by other code (%s)", "; ".join(changed))
+            return earlier.result
+        plan = make_plan(config, own)
+        if sweep_name() is None and (idle := unused(plan, given_options())):
+            log.warning("%s", "; ".join(idle))
+        if earlier.unfinished:
+            log.info("going on with the run in %s", own)
+        else:
+            discard_products(own)
+        return _run(plan)
+
+
+def _run(plan: Plan) -> Result:
+    """The steps, followed by the tracker."""
+    tracker = plan.tracking.start(plan.config, plan.name, plan.folder) if is_first() else NoTracker()
+    failed = True
+    try:
+        result, progress = _work(plan, tracker)
+        show_in_tracker(tracker, result, progress)
+        failed = False
+    finally:
+        tracker.close(failed)
+    log.info("result: %s", plan.folder / RESULT)
+    return result
+
+
+def inspect(config: DictConfig) -> None:
+    """Show what would be pruned, from the model's shapes alone; neither weights nor data are read.
+
+    Raises:
+        UserError: there is no such model, tower or layer.
+    """
+    model: PrunableModel = build("model", config.model).load(torch.device("meta"), Selection(config.towers, list(config.skip_layers)))
+    show_model(model, config.sparsity)
+    show_layers(model)
+
+
+def _work(plan: Plan, tracker: Tracker) -> tuple[Result, Progress]:
+    """The steps. Nothing in the run's folder counts before ``result.json``, which is written last and whole."""
+    model, progress = coarse.load(plan, resolve_device(plan.config["device"]))
+    evaluations = {name: task.load(model) for name, task in plan.tasks.items()} if "evaluate" in plan.steps else {}
+    if "calibrate" in plan.steps:
+        refuse_overlap(coarse.calibrate(plan, model, progress), evaluations)
+        coarse.say_memory(plan, model, progress)
+        coarse.check_calls(plan, model, progress)
+    if evaluations and (training := fine.trained_on(plan, model, progress)) is not None:
+        refuse_overlap(training, evaluations, published=True)
+    evaluate_dense(plan, model, evaluations, progress)
+    if "score" in plan.steps and plan.scorer is not None:
+        coarse.score(plan, model, progress)
+    whole_model = isinstance(plan.pruner, WholeModelPruner)
+    if "allocate" in plan.steps and not whole_model:
+        coarse.allocate(plan, model, progress)
+    if "prune" in plan.steps:
+        (fine.prune_whole_model if whole_model else fine.prune)(plan, model, progress)
+        evaluate(plan, model, evaluations, progress, "pruned")
+    if plan.finetuner is not None:
+        fine.finetune(plan, model, progress, tracker)
+        evaluate(plan, model, evaluations, progress, "finetuned")
+    result = conclude(plan, model, progress)
+    for name in progress.metrics.get("dense", {}):
+        show_metrics(f"{model.name} on {name}", {when: by_task[name] for when, by_task in progress.metrics.items()})
+    return result, progress

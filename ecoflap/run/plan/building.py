@@ -1,0 +1,91 @@
+"""Build the parts of a run from its config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from omegaconf import DictConfig, OmegaConf
+
+from ecoflap.errors import UserError, did_you_mean
+from ecoflap.evaluate.protocol import Task
+from ecoflap.prune import driver
+from ecoflap.run.config import build, check_merged
+from ecoflap.run.plan.checks import check
+from ecoflap.run.plan.plan import Plan
+from ecoflap.run.plan.preflight import Preflight
+from ecoflap.storage.cache.code import source_hash
+from ecoflap.storage.cache.store import Mode, Store
+
+
+def make_plan(config: DictConfig, folder: Path, preflight: Preflight | None = None) -> Plan:
+    """Build the parts, and check them as far as that goes without the model's weights.
+
+    Args:
+        config: of the run.
+        folder: where the run writes.
+        preflight: what has been checked before, for the other jobs of a sweep; null for nothing.
+
+    Raises:
+        UserError: a value is impossible, data are not there, or the model can't do what it has to.
+    """
+    check_merged()
+    parts = {group: build(group, config[group]) for group in ("model", "calibration", "allocation", "pruner", "tracking")}
+    tasks = build_tasks(config.task)
+    scorer = build("score", config.score) if "_target_" in config.score and parts["allocation"].needs_scores else None
+    finetuner = build("finetune", config.finetune) if "finetune" in config.steps else None
+    plan = Plan(
+        config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+        folder=folder,
+        loader=parts["model"],
+        calibrator=parts["calibration"],
+        scorer=scorer,
+        allocator=parts["allocation"],
+        pruner=parts["pruner"],
+        finetuner=finetuner,
+        tasks=tasks,
+        mean=config.task.get("mean") if "tasks" in config.task else None,
+        tracking=parts["tracking"],
+        store=make_store(config.cache, config.cache_mode),
+        code=hash_code({**parts, "score": scorer, "finetune": finetuner}, tasks),
+    )
+    check(plan)
+    (preflight or Preflight()).check(plan)
+    return plan
+
+
+def hash_code(parts: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, str]:
+    """Hashes of the source that computes a run's numbers, by config group, by ``task NAME``, and of the block runner."""
+    modules = {group: type(part).__module__ for group, part in parts.items() if part is not None}
+    modules |= {f"task {name}": type(task).__module__ for name, task in tasks.items()}
+    return {part: source_hash(module) for part, module in {**modules, "blocks": driver.__name__}.items()}
+
+
+def build_tasks(node: DictConfig) -> dict[str, Task]:
+    """The task of a config, or the several of a suite, by name.
+
+    Raises:
+        UserError: a value is impossible.
+    """
+    if "tasks" not in node:
+        task = build("task", node)
+        return {task.name: task}
+    if not node.tasks:
+        raise UserError("task.tasks is empty: a suite needs at least one task: task=[easy_vqa], or easy_vqa@tasks.easy_vqa in a file's defaults")
+    if inner := [name for name, member in node.tasks.items() if "tasks" in member]:
+        raise UserError(f"task: {inner[0]} is a suite itself and can't be one task of another; name its tasks, or run it by itself")
+    return {str(name): build(f"task.tasks.{name}", member) for name, member in node.tasks.items()}
+
+
+def make_store(folder: str, mode: str) -> Store:
+    """The stage cache.
+
+    Raises:
+        UserError: no such mode, or no such place.
+    """
+    if mode != "off" and (not folder or (Path(folder).exists() and not Path(folder).is_dir())):
+        raise UserError(f"cache={folder} is no folder; choose another place, such as cache=outputs/cache, or cache_mode=off")
+    if mode not in get_args(Mode):
+        raise UserError(f"cache_mode={mode} is not known; {did_you_mean(mode, get_args(Mode))}")
+    return Store(Path(folder), mode)  # type: ignore[arg-type]

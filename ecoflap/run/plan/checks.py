@@ -1,0 +1,119 @@
+"""What is refused whatever the data and the model: values, steps and parts that can't go together."""
+
+from __future__ import annotations
+
+from ecoflap.allocate.allocation import check_sparsity
+from ecoflap.errors import UserError, did_you_mean, written
+from ecoflap.evaluate.protocol import Task
+from ecoflap.models.offload.load import check_offload
+from ecoflap.prune.inputs import check_propagate
+from ecoflap.prune.whole_model import WholeModelPruner
+from ecoflap.run.config import STEPS
+from ecoflap.run.plan.plan import Plan
+
+SEEDS = 2**32
+
+
+def check(plan: Plan) -> None:
+    """Refuse a plan that can't come to its end.
+
+    Raises:
+        UserError: if the plan can't come to its end.
+    """
+    check_options(plan)
+    check_steps(plan)
+    check_mean(plan.tasks, plan.mean)
+
+
+def check_options(plan: Plan) -> None:
+    """Refuse values that are impossible, whatever the steps.
+
+    Raises:
+        UserError: if values are impossible, whatever the steps.
+    """
+    config, offload = plan.config, plan.config["runtime"]["offload"]
+    check_sparsity(config["sparsity"])
+    plan.allocator.check(config["sparsity"])
+    if config["batch_size"] < 1:
+        raise UserError(f"batch_size={config['batch_size']} must be at least 1")
+    if not 0 <= config["seed"] < SEEDS:
+        raise UserError(f"seed={config['seed']} is outside [0, 2**32), the seeds that every random generator takes; choose one such as seed=0")
+    check_towers(config["towers"])
+    check_propagate(config["propagate"])
+    check_offload(offload)
+    if offload != "none" and plan.finetuner is not None:
+        raise UserError(f"runtime.offload={offload}: finetune trains all weights at once, so they have to be in memory")
+    if plan.finetuner is not None and config["device"].partition(":")[2] not in ("", "0"):
+        raise UserError(
+            f"device={config['device']}: finetune trains on the first accelerator that it sees (the trainer's rule); "
+            f"use device=auto with CUDA_VISIBLE_DEVICES={config['device'].partition(':')[2]}"
+        )
+    if offload != "none" and isinstance(plan.pruner, WholeModelPruner):
+        raise UserError(f"pruner={plan.pruner.name} compares all weights at once, so they have to be in memory; use runtime.offload=none")
+
+
+def check_towers(towers: list[str] | None) -> None:
+    """Refuse a list of towers that is wrong for any model.
+
+    Raises:
+        UserError: it is empty, or names one twice.
+    """
+    if towers is not None and (not towers or len(set(towers)) < len(towers)):
+        raise UserError(f"towers={written(towers)} names {'one twice' if towers else 'none'}; name each once, or towers=null for the default")
+
+
+def check_steps(plan: Plan) -> None:
+    """Refuse steps that are unknown, out of order, or lack what they read.
+
+    Raises:
+        UserError: if steps are unknown, out of order, or lack what they read.
+    """
+    steps = plan.steps
+    for step in steps:
+        if step not in STEPS:
+            raise UserError(f"steps={written(steps)}: there is no step {step!r}; {did_you_mean(step, STEPS)}")
+    if not steps or steps != [step for step in STEPS if step in steps]:
+        raise UserError(f"steps={written(steps)} must be some of {', '.join(STEPS)}, each once and in this order")
+    if "finetune" in steps and "prune" not in steps:
+        raise UserError(f"steps={written(steps)}: finetune needs prune, whose zeros it keeps; add it")
+    if isinstance(plan.pruner, WholeModelPruner):
+        _check_whole_model(plan, plan.pruner)
+        return
+    needs = {
+        "score": "calibrate" if plan.scorer is not None else None,
+        "allocate": "score" if plan.scorer is not None else None,
+        "prune": "allocate",
+    }
+    for step, needed in needs.items():
+        if step in steps and needed is not None and needed not in steps:
+            raise UserError(
+                f"steps={written(steps)}: {step} needs {needed}; add it, or take one: allocation=file allocation.path=RUN/allocation.json"
+            )
+    if "prune" in steps and plan.pruner.statistic is not None and "calibrate" not in steps:
+        raise UserError(f"steps={written(steps)}: pruner={plan.pruner.name} looks at data, so prune needs calibrate; add it")
+
+
+def _check_whole_model(plan: Plan, pruner: WholeModelPruner) -> None:
+    """A pruner over the whole model neither takes scores nor an allocation.
+
+    Raises:
+        UserError: it is given some, or lacks its data.
+    """
+    if plan.scorer is not None:
+        raise UserError(f"pruner={pruner.name} compares all weights by itself, so score={plan.scorer.name} would change nothing; use score=none")
+    if not plan.allocator.needs_scores:
+        raise UserError(f"pruner={pruner.name} compares all weights by itself; allocation={plan.allocator.name} would change nothing, leave it out")
+    if "prune" in plan.steps and pruner.looks_at_data and "calibrate" not in plan.steps:
+        raise UserError(f"steps={written(plan.steps)}: pruner={pruner.name} looks at data, so prune needs calibrate; add it")
+
+
+def check_mean(tasks: dict[str, Task], mean: str | None) -> None:
+    """Refuse the mean of a metric that a task is known not to give; of tasks that say nothing it is found out when they are measured.
+
+    Raises:
+        UserError: if a task is known not to give the metric.
+    """
+    for name, task in tasks.items():
+        given = getattr(task, "metrics", None)
+        if mean is not None and given is not None and mean not in given:
+            raise UserError(f"task.mean={mean}: {name} has no such metric; {did_you_mean(mean, given)}")

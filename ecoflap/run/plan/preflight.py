@@ -1,0 +1,89 @@
+"""What is checked of a plan before any weight is read: its data, and its model's shapes and skills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+
+from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.skeleton import with_processors
+from ecoflap.prune.whole_model import WholeModelPruner
+from ecoflap.run.plan.plan import Plan
+
+Found = TypeVar("Found")
+
+
+class Preflight:
+    """Checks plans; data and models that several plans share are read once."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, Any] = {}
+
+    def check(self, plan: Plan) -> None:
+        """Refuse a plan whose data are missing, damaged or too few, or which its model rules out.
+
+        Raises:
+            UserError: if data are missing, damaged or too few, or the model rules the plan out.
+        """
+        for group, part in data_sets(plan):
+            if hasattr(part, "check_data"):
+                self._once(f"{group} {part!r}", partial(part.check_data, group))
+        if getattr(plan.loader, "shapes_first", False):
+            model = self._once(f"model {plan.loader!r} {plan.selection!r}", partial(skeleton, plan))
+            if model is not None:
+                check_model(plan, model)
+
+    def _once(self, key: str, read: Callable[[], Found]) -> Found:
+        """What was found, or refused, the first time."""
+        if key not in self._known:
+            try:
+                self._known[key] = read()
+            except UserError as error:
+                self._known[key] = error
+        found: Found = self._known[key]
+        if isinstance(found, UserError):
+            raise found
+        return found
+
+
+def data_sets(plan: Plan) -> list[tuple[str, Any]]:
+    """The calibration set and the tasks, with their config groups, as far as the steps read them."""
+    calibration = [("calibration", plan.calibrator)] if plan.reads_calibration else []
+    return [*calibration, *(("task", task) for task in plan.tasks.values() if "evaluate" in plan.steps)]
+
+
+def skeleton(plan: Plan) -> PrunableModel | None:
+    """The model without weights; null where its family can't be built so.
+
+    Raises:
+        UserError: there is no such model, tower or layer.
+    """
+    try:
+        with with_processors():
+            model: PrunableModel = plan.loader.load(torch.device("meta"), plan.selection)
+            return model
+    except (RuntimeError, NotImplementedError):  # it computes something of its weights
+        return None
+
+
+def check_model(plan: Plan, model: PrunableModel) -> None:
+    """Refuse a plan that can't be carried out on the model, as its shapes, tokenizer and interface say.
+
+    Raises:
+        UserError: if the plan can't be carried out on the model, as its shapes, tokenizer and interface say.
+    """
+    sparsity = plan.config["sparsity"]
+    if not isinstance(plan.pruner, WholeModelPruner):
+        if {"allocate", "prune"} & set(plan.steps):
+            plan.pruner.rule.check(model.layers, sparsity, plan.scorer is not None or not plan.allocator.needs_scores)
+        if "allocate" in plan.steps and not plan.allocator.needs_scores:
+            plan.allocator(model.towers, None, sparsity)
+    if model.processor is None and model.interface is None:  # not every family has them before its weights
+        return
+    for _, part in data_sets(plan):
+        if hasattr(part, "check_model"):
+            part.check_model(model)

@@ -1,0 +1,74 @@
+"""Options of the command line that change nothing in a run, because what reads them doesn't run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ecoflap.run.plan.plan import Plan
+
+# Which steps read a group's options; one of them is enough.
+READ_BY = {
+    "allocation": ("allocate",),
+    "pruner": ("prune",),
+    "propagate": ("prune",),
+    "batch_size": ("prune", "finetune"),
+    "finetune": ("finetune",),
+    "task": ("evaluate",),
+}
+
+
+def unused(plan: Plan, given: Sequence[str]) -> list[str]:
+    """A sentence about each option that changes nothing.
+
+    Args:
+        plan: of the run.
+        given: the overrides of its config.
+    """
+    found = []
+    for option in given:
+        group = option.lstrip("+~").partition("=")[0].replace("@", ".").partition(".")[0]
+        reason = _reason(plan, group, option)
+        if reason is not None:
+            found.append(f"{option} changes nothing: {reason}")
+    if plan.reads_calibration and plan.calibrator.samples is not None:
+        found += few_samples(plan, given, plan.calibrator.samples)
+    return found
+
+
+def few_samples(plan: Plan, given: Sequence[str], count: int) -> list[str]:
+    """A sentence about more score samples than there are, where they were asked for; a default may be too many.
+
+    Args:
+        plan: of the run.
+        given: the overrides of its config.
+        count: of the calibration set's samples.
+    """
+    asked = any(option.lstrip("+").startswith("score.samples=") for option in given)
+    if not asked or plan.scorer is None or "score" not in plan.steps or plan.scorer.samples <= count:
+        return []
+    return [f"score.samples={plan.scorer.samples} is more than the {count} of calibration.samples: {count} are scored"]
+
+
+def _reason(plan: Plan, group: str, option: str) -> str | None:
+    """Why nothing reads an option; null where something does."""
+    if group == "calibration" and not plan.reads_calibration:
+        return _lacks(plan, ("calibrate",))
+    if group == "score":
+        return _unscored(plan, option)
+    steps = READ_BY.get(group, ())
+    return _lacks(plan, steps) if steps and not set(steps) & set(plan.steps) else None
+
+
+def _unscored(plan: Plan, option: str) -> str | None:
+    """Why nothing reads an option of the scores; null where something does."""
+    if option == "score=none":
+        return None
+    if not plan.allocator.needs_scores:
+        return f"allocation={plan.allocator.name} takes no scores"
+    if plan.scorer is None:
+        return "score=none measures nothing"
+    return None if "score" in plan.steps else _lacks(plan, ("score",))
+
+
+def _lacks(plan: Plan, steps: Sequence[str]) -> str:
+    return f"steps=[{','.join(plan.steps)}] has no {' or '.join(steps)}"

@@ -1,0 +1,163 @@
+"""Whatever a person or a machine can cause, in one line, and nothing left of a run that was refused.
+
+What is not described here is a bug, and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import errno
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from hydra.errors import CompactHydraException, HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from omegaconf.errors import (
+    GrammarParseError,
+    InterpolationKeyError,
+    InterpolationToMissingValueError,
+    MissingMandatoryValue,
+    OmegaConfBaseException,
+    UnsupportedInterpolationType,
+)
+from yaml import MarkedYAMLError, YAMLError
+
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.storage.file_names import BLOCKS, FINETUNE, PREDICTIONS, TRAINING
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+ADVICE = {
+    errno.EACCES: "it may not be written or read by you; choose another place, or change its permissions",
+    errno.EPERM: "it may not be written or read by you; choose another place, or change its permissions",
+    errno.EROFS: "the disk is read-only; choose another place",
+    errno.ENOTDIR: "a file is where a folder has to be; remove it or choose another place",
+    errno.EEXIST: "a file is where a folder has to be; remove it or choose another place",
+    errno.EISDIR: "it is a folder, where a file has to be; choose another",
+    errno.ENAMETOOLONG: "the name is too long for the disk; choose a shorter one",
+    errno.ENOENT: "there is no such file or folder, and none can be made there; check the path",
+    errno.EMFILE: "too many files are open at once; raise the limit (ulimit -n)",
+    errno.EIO: "the disk fails to read or write; choose another",
+    errno.EINVAL: "the disk can't do that; choose another place",
+}
+GONE_ON_FROM = (BLOCKS, PREDICTIONS, FINETUNE, TRAINING)
+"""What a run leaves that the same command, started again in its folder, need not do again."""
+_made: set[Path] = set()
+
+
+class RunFolder(Callback):
+    """Hydra's callback that sees the folder of a run or a sweep before Hydra makes it."""
+
+    def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Keep in mind whether this run makes its folder."""
+        self._note(config.hydra.run)
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Keep in mind whether this sweep makes its folder."""
+        self._note(config.hydra.sweep)
+
+    def _note(self, place: DictConfig) -> None:
+        try:
+            folder = Path(str(place.dir)).absolute()
+            if not folder.exists():
+                _made.add(folder)
+        except (OSError, OmegaConfBaseException):
+            return  # Hydra is about to raise the same, and a callback's errors are only warnings
+
+
+def has_work(folder: Path) -> bool:
+    """Whether a run has left something in its folder that it can go on from."""
+    return any((folder / name).exists() for name in GONE_ON_FROM)
+
+
+def leave_nothing(folder: Path) -> None:
+    """Remove the folder of a single run that was refused, if the run has made it and has done no work in it."""
+    if folder.absolute() in _made and not has_work(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def leave_no_empty_sweep() -> None:
+    """Remove the folders of sweeps that were refused before their first job, if the sweeps have made them."""
+    for folder in _made:
+        if folder.is_dir() and [entry.name for entry in folder.iterdir()] == ["multirun.yaml"]:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def describe(error: BaseException) -> str | None:
+    """What is wrong, in one line; null for a bug, whose traceback is wanted."""
+    message = _describe(error)
+    return None if message is None else " ".join(message.split())
+
+
+def _describe(error: BaseException) -> str | None:
+    if isinstance(error, UserError | NumericalError):
+        return str(error)
+    if re.search(r"No space left on device|StorageFull|Disk quota exceeded", str(error)) or getattr(error, "errno", None) in FULL:
+        return _disk_full(error)
+    if isinstance(error, OSError) and not isinstance(error, HydraException):
+        return _operating_system(error)
+    if isinstance(error, YAMLError):
+        return _yaml(error)
+    if isinstance(error, OmegaConfBaseException):
+        return _omegaconf(error)
+    if isinstance(error, CompactHydraException) and "Error instantiating" in str(error):
+        return _describe(error.__cause__) if error.__cause__ is not None else str(error)
+    if type(error).__name__ == "OutOfMemoryError":
+        said = str(error).split(". ")[0]
+        return f"the accelerator's memory is full ({said}); use a smaller (score.)batch_size, or runtime.offload=cpu"
+    if isinstance(error, MemoryError):
+        return "the memory is full; use a smaller batch_size, runtime.offload=disk, or a smaller model"
+    return None
+
+
+def of_hydra(error: BaseException) -> str | None:
+    """What Hydra itself says, in one line; null where it isn't Hydra that complains."""
+    if not isinstance(error, HydraException):
+        return None
+    lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
+    details = ("full_key:", "object_type=", "reference_type=", "See http", "Config search path", "provider=")
+    told = [line.rstrip(".") for line in lines if not line.startswith(details)]
+    return "; ".join(told[:3]) + "; python main.py --help lists what there is"
+
+
+def _disk_full(error: BaseException) -> str:
+    file = getattr(error, "filename", None)
+    place = f" of {file}" if file else ""
+    return f"no space is left on the disk{place}; what was being written is gone; free some space, and start the run again"
+
+
+def _operating_system(error: OSError) -> str | None:
+    advice = ADVICE.get(error.errno or 0)
+    if advice is None or error.filename is None:
+        return None
+    name = str(error.filename)
+    return f"{name if len(name) <= 200 else f'{name[:200]}...'}: {advice}"
+
+
+def _yaml(error: YAMLError) -> str:
+    mark = error.problem_mark if isinstance(error, MarkedYAMLError) else None
+    where = f"{mark.name}, line {mark.line + 1}" if mark is not None else "a config file"
+    problem = str(getattr(error, "problem", None) or error)
+    if "'\\t'" in problem:
+        return f"{where}: a tab, which YAML doesn't allow; indent with spaces"
+    return f"{where} is no YAML ({problem}); correct it there"
+
+
+def _omegaconf(error: OmegaConfBaseException) -> str:
+    key, first = str(error.full_key or ""), str(error.msg or error).splitlines()[0]
+    refers = f"{key}: " if key else ""
+    if missing := re.search(r"Environment variable '(.*?)' not found", first):
+        name = missing[1]
+        return f"{refers}the environment variable {name} is not set; set it, or give a value for that case: ${{oc.env:{name},VALUE}}"
+    if isinstance(error, InterpolationKeyError):
+        name = re.sub(r".*'(.*)'.*", r"\1", first)
+        return f"{refers}${{{name}}} refers to an option that is not there; an environment variable is ${{oc.env:{name}}}"
+    if isinstance(error, InterpolationToMissingValueError | MissingMandatoryValue):
+        missing_key = re.sub(r".*: ", "", first) if isinstance(error, MissingMandatoryValue) else key
+        return f"{missing_key or key} is required: add {missing_key or key}=VALUE"
+    if isinstance(error, UnsupportedInterpolationType):
+        return f"{refers}{first}; there are oc.env, now, hydra and package_file: ${{oc.env:NAME}}"
+    if isinstance(error, GrammarParseError):
+        return f"{refers}a ${{ }} can't be read ({first}); write ${{option}} or ${{oc.env:NAME}}, or \\$ for the sign itself"
+    return f"{refers}{first}"

@@ -1,0 +1,124 @@
+"""The steps up to the allocation: load, calibrate, score, allocate."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from ecoflap.blocks.layer_calls import require_calls
+from ecoflap.console.telemetry import measure
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.offload.load import load_offloaded
+from ecoflap.models.offload.placement import WORK
+from ecoflap.prune.whole_model import WholeModelPruner
+from ecoflap.run import model_reuse as warm_model
+from ecoflap.run.config import given_options, runs_follow
+from ecoflap.run.plan import Plan, few_samples
+from ecoflap.run.show import show_allocation, show_model
+from ecoflap.run.state import Progress
+from ecoflap.run.steps.keys import computed_by, scores_key
+from ecoflap.run.steps.memory import memory_plan, show_needs
+from ecoflap.run.steps.sample_cost import sample_cost
+from ecoflap.run.stored_calibration import stored_calibration
+from ecoflap.score.scores import Scores
+from ecoflap.storage.file_names import ALLOCATION, SCORES
+from ecoflap.storage.files import write_json
+
+log = logging.getLogger(__name__)
+
+
+def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, Progress]:
+    """Load the model and show what will be pruned of it; the progress of the run begins here.
+
+    Raises:
+        UserError: it can't be loaded, or its layers can't have the mask that is asked for.
+    """
+    costs: dict[str, dict[str, Any]] = {}
+    with measure(costs, "load"):
+        if (offload := plan.config["runtime"]["offload"]) == "none":
+            model, fingerprint = warm_model.load(plan.loader, device, plan.selection, keep=runs_follow())
+        else:
+            shutil.rmtree(plan.folder / WORK, ignore_errors=True)  # a stopped run's
+            model = load_offloaded(plan.loader, device, plan.selection, offload, plan.folder / WORK)
+            fingerprint = model.fingerprint()
+    show_model(model, plan.config["sparsity"])
+    if not isinstance(plan.pruner, WholeModelPruner) and {"allocate", "prune"} & set(plan.steps):
+        plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores)
+    return model, Progress(fingerprint, costs)
+
+
+def calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> CalibrationSet:
+    """Draw the samples.
+
+    Raises:
+        UserError: there are none.
+    """
+    with measure(progress.costs, "calibrate") as cost:
+        group = plan.config["model"]
+        processor = {name: value for name, value in group.items() if name not in ("name", "save")}
+        progress.calibration, cost["cached"] = stored_calibration(
+            plan.store,
+            plan.calibrator,
+            model,
+            progress.fingerprint,
+            plan.config["calibration"],
+            processor,
+            plan.config["seed"],
+            computed_by(plan, "calibration"),
+        )
+    if not len(progress.calibration):
+        raise UserError(f"calibration={plan.calibrator.name} gave no samples; calibration.samples must be at least 1")
+    asked = plan.calibrator.samples
+    if asked is not None and asked > len(progress.calibration):
+        log.warning("calibration.samples=%d was asked for and there are only %d", asked, len(progress.calibration))
+    if asked is None or asked > len(progress.calibration):
+        for sentence in few_samples(plan, given_options(), len(progress.calibration)):
+            log.warning("%s", sentence)
+    log.info("calibrate: %d samples of %s", len(progress.calibration), progress.calibration.name)
+    return progress.calibration
+
+
+def check_calls(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+    """Refuse layers that the pruner could not measure, before anything is scored; scorers ask for themselves.
+
+    Raises:
+        UserError: the calibration data don't reach a layer, or its weight is used without calling its module.
+    """
+    if "prune" not in plan.steps or isinstance(plan.pruner, WholeModelPruner):
+        return
+    if plan.pruner.statistic is not None:
+        assert progress.calibration is not None
+        require_calls(model, progress.calibration.batches(plan.config["batch_size"]), every_layer=True)
+
+
+def say_memory(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+    """Show what the steps that run through the calibration set will need of memory."""
+    assert progress.calibration is not None
+    cost = sample_cost(model, progress.calibration)
+    scorer = plan.scorer if "score" in plan.steps else None
+    show_needs(model, memory_plan(model, cost, len(progress.calibration), plan.config["batch_size"], scorer, plan.pruner))
+
+
+def score(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+    """Measure each layer, and write ``scores.json``."""
+    assert progress.calibration is not None
+    calibration, seed = progress.calibration, plan.config["seed"]
+    key = scores_key(plan, model, progress)
+    with measure(progress.costs, "score") as cost:
+        value, cost["cached"] = plan.store.get_or_compute("scores", key, lambda: plan.scorer(model, calibration, seed).to_json())
+    progress.scores = Scores.from_json(value)
+    write_json(plan.folder / SCORES, value)
+
+
+def allocate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+    """Turn the scores into a count per layer, and write ``allocation.json``."""
+    with measure(progress.costs, "allocate"):
+        progress.allocation = plan.allocator(model.towers, progress.scores, plan.config["sparsity"])
+    write_json(plan.folder / ALLOCATION, asdict(progress.allocation))
+    show_allocation(model, progress.allocation)

@@ -1,0 +1,80 @@
+"""What the products that are kept for other runs depend on: each key names all that could change the value, and nothing else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import transformers
+
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.run.plan import Plan
+from ecoflap.run.state import Progress
+from ecoflap.storage.cache.entries import key_hash
+
+
+def dense_metrics_key(plan: Plan, progress: Progress, task: str) -> dict[str, Any]:
+    """Of the dense model's metrics on a task."""
+    return {
+        "version": 2,
+        **computed_by(plan, f"task {task}"),
+        "model": progress.fingerprint,
+        "task": progress.tasks[task],
+    }
+
+
+def scores_key(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Any]:
+    """Of the layers' scores."""
+    assert progress.calibration is not None
+    return {
+        "version": 2,
+        **computed_by(plan, "score"),
+        **_layers(plan, model, progress),
+        "calibration": progress.calibration.take(plan.scorer.samples).fingerprint(),
+        "score": plan.scorer.identity(),
+        "seed": plan.config["seed"],
+    }
+
+
+def statistics_key(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Any]:
+    """Of what Wanda wants to know of the dense model's inputs."""
+    assert progress.calibration is not None
+    return {
+        "version": 1,
+        **computed_by(plan, "blocks"),
+        **_layers(plan, model, progress),
+        "calibration": progress.calibration.fingerprint(),
+        "batch_size": plan.config["batch_size"],
+    }
+
+
+def blocks_key(plan: Plan, progress: Progress) -> str:
+    """Of the pruned blocks that a stopped run leaves."""
+    depends = {
+        **computed_by(plan, "pruner", "blocks"),
+        "model": progress.fingerprint,
+        "calibration": None if progress.calibration is None else progress.calibration.fingerprint(),
+        "pruner": plan.config["pruner"],
+        "keep": None if progress.allocation is None else progress.allocation.keep,
+        "batch_size": plan.config["batch_size"],
+        "propagate": plan.config["propagate"],
+    }
+    return key_hash(depends)
+
+
+def computed_by(plan: Plan, *parts: str) -> dict[str, Any]:
+    """The code of some parts and of the model's family, and the versions of the libraries under them."""
+    return {
+        "code": [plan.code[part] for part in (*parts, "model")],
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+    }
+
+
+def _layers(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Any]:
+    """The dense model, the loss whose forward pass is run, and the layers that are measured."""
+    return {
+        "model": progress.fingerprint,
+        "loss": model.loss_identity(plan.config["model"].get("loss")),
+        "layers": [layer.name for layer in model.layers],
+    }

@@ -1,0 +1,114 @@
+"""Bytes that the activations of one sample take, measured on the largest."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.blocks.block_call import first_tensor, take_out_hidden
+from ecoflap.blocks.bypass import taking, without_head
+from ecoflap.data.calibration_set import CalibrationSet, stack
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.offload.placement import AT_A_TIME, block_bytes
+from ecoflap.score.pass_size import LiveBytes
+
+WIDE = 4  # bytes of an fp32 number
+
+
+@dataclass(frozen=True)
+class SampleCost:
+    """Bytes that the activations of one sample take.
+
+    Attributes:
+        states: hidden states at one place of each tower, and what its blocks get beside; those of finished towers are kept for later ones.
+        outputs: what all blocks put out.
+        block: inside a block, at most.
+        forward: in a whole forward pass, at most.
+    """
+
+    states: int
+    outputs: int
+    block: int
+    forward: int
+
+    def in_float32(self, model: PrunableModel) -> SampleCost:
+        """The same while the model is held in fp32."""
+        wider = WIDE / min(WIDE, *(layer.weight.dtype.itemsize for layer in model.layers))
+        return SampleCost(*(int(wider * size) for size in vars(self).values()))
+
+
+@torch.no_grad()
+def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost:
+    """Run the largest sample through the model, and count; its logits by their shape, as the weights of the head may be on the disk."""
+    largest = max(calibration.samples, key=lambda sample: sum(tensor.numel() for tensor in sample.values()))
+    first = [tower.blocks[0].module for tower in model.towers]
+    outputs: Counter[nn.Module] = Counter()
+    head = without_head(model.module)
+    with (
+        quiet_forward(model.module),
+        taking(head),
+        LiveBytes() as live,
+        _arguments(model) as arguments,
+        _inside_blocks(model, live, outputs, head) as inside,
+    ):
+        model.loss(stack([largest]))
+    logits = sum(outputs.pop(module, 0) for module in head)
+    # Weights that come in meanwhile are no activations.
+    coming = 0 if model.residence.kind == "none" else max(block_bytes(model.blocks))
+    return SampleCost(
+        states=sum(outputs[module] for module in first) + sum(tensor.nbytes for tensor in arguments.values()),
+        outputs=sum(outputs.values()),
+        block=max(max(inside) - coming, 0),
+        forward=max(live.peak - AT_A_TIME * coming, 0) + logits,
+    )
+
+
+@contextmanager
+def _arguments(model: PrunableModel) -> Iterator[dict[int, Tensor]]:
+    """What the blocks get beside the hidden states during a forward pass, each tensor once."""
+    found: dict[int, Tensor] = {}
+
+    def see(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        found.update({id(tensor): tensor for tensor in take_out_hidden(arguments, keywords)[0].tensors})
+
+    handles = [block.module.register_forward_pre_hook(see, with_kwargs=True) for block in model.blocks]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
+def _inside_blocks(model: PrunableModel, live: LiveBytes, outputs: Counter[nn.Module], head: Iterable[nn.Module]) -> Iterator[list[int]]:
+    """Count, during a forward pass, the bytes that each block and the head put out; gives what was alive at most inside each call of a block."""
+    inside: list[int] = []
+    entered: list[tuple[int, int]] = []
+
+    def before(_: nn.Module, __: Any) -> None:
+        entered.append((live.alive, live.peak))
+        live.peak = live.alive
+
+    def after(module: nn.Module, _: Any, output: Any) -> None:
+        alive, peak = entered.pop()
+        inside.append(live.peak - alive)
+        live.peak = max(live.peak, peak)
+        count(module, _, output)
+
+    def count(module: nn.Module, _: Any, output: Any) -> None:
+        outputs[module] += first_tensor(output).nbytes
+
+    modules = [block.module for block in model.blocks]
+    handles = [handle for module in modules for handle in (module.register_forward_pre_hook(before), module.register_forward_hook(after))]
+    handles += [module.register_forward_hook(count) for module in head]
+    try:
+        yield inside
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -1,0 +1,100 @@
+"""Calibration sets in the store: drawn once, read by every run of a sweep."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.storage.cache.entries import AS_TENSORS
+from ecoflap.storage.cache.store import Store
+
+SOURCES = "sources"
+
+
+def stored_calibration(
+    store: Store,
+    calibrator: Any,
+    model: PrunableModel,
+    fingerprint: str,
+    config: Mapping[str, Any],
+    processor: Mapping[str, Any],
+    seed: int,
+    computed_by: Mapping[str, Any],
+) -> tuple[CalibrationSet, bool]:
+    """The calibrator's set, from the store where a run has drawn it before, and whether it came from there.
+
+    Args:
+        store: the stage cache.
+        calibrator: draws the set.
+        model: whose processor makes the samples.
+        fingerprint: of the model.
+        config: of the calibration set.
+        processor: of the model, whose prompt and files make the samples.
+        seed: of the draw.
+        computed_by: the code that draws the set, and the libraries under it.
+
+    Raises:
+        UserError: the data aren't there, or the model can't read them.
+    """
+    if hasattr(model.interface, "set_classes"):  # the calibrator tells the model its classes, which a stored set can't
+        return calibrator.load(model, seed), False
+    key = {
+        "version": 1,
+        **computed_by,
+        "calibration": dict(config),
+        "processor": dict(processor),
+        "files": _files([config, processor]),
+        "model": fingerprint,
+        "seed": seed,
+    }
+    tensors, cached = store.get_or_compute("calibration", key, lambda: _to_tensors(calibrator.load(model, seed)), AS_TENSORS)
+    sources = json.loads(bytes(tensors.pop(SOURCES).tolist()))
+    return CalibrationSet(calibrator.name, tuple(_samples(tensors)), frozenset(sources)), cached
+
+
+def _to_tensors(drawn: CalibrationSet) -> dict[str, Tensor]:
+    """The samples' tensors, named number/place/field, and the names of their sources as the bytes of a JSON list."""
+    sources = torch.tensor(list(json.dumps(sorted(drawn.sources)).encode()), dtype=torch.uint8)
+    samples = {
+        f"{index:06d}/{place:02d}/{field}": tensor
+        for index, sample in enumerate(drawn.samples)
+        for place, (field, tensor) in enumerate(sample.items())
+    }
+    return {SOURCES: sources, **samples}
+
+
+def _samples(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
+    """The samples, in order."""
+    by_number: dict[str, dict[str, Tensor]] = {}
+    for name in sorted(tensors):
+        number, _, field = name.split("/", 2)
+        by_number.setdefault(number, {})[field] = tensors[name]
+    yield from by_number.values()
+
+
+def _files(value: Any) -> dict[str, str]:
+    """{name: hash of what it holds} of every file or folder that a config names and that is there."""
+    if isinstance(value, Mapping | list):
+        found: dict[str, str] = {}
+        for inner in value.values() if isinstance(value, Mapping) else value:
+            found |= _files(inner)
+        return found
+    there = isinstance(value, str) and 0 < len(value) < 4096 and Path(value).expanduser().exists()
+    return {value: _files_hash(Path(value).expanduser())} if there else {}
+
+
+def _files_hash(path: Path) -> str:
+    """A hash of name, size and time of a file, or of every file in a folder."""
+    digest = hashlib.sha256()
+    for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
+        state = file.stat()
+        digest.update(f"{file.relative_to(path)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()

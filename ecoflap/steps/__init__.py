@@ -1,1 +1,0 @@
-"""The steps of a run, each a function that adds its product to the progress; ``ecoflap.pipeline`` puts them in order."""

@@ -1,0 +1,1 @@
+"""What is written and read: the stage cache, leases, masks, checkpoints and result records."""

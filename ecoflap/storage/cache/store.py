@@ -1,0 +1,122 @@
+"""The store of stage values, shared by every run, process and host that sees its folder.
+
+An entry is a folder named by the hash of everything its value depends on. It is written beside its final name, flushed to the disk and renamed,
+so readers see a whole entry or none. Of several runs that need the same entry at the same time one computes it and the others wait for it.
+Only JSON and safetensors are stored: nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from ecoflap.storage.cache.entries import AS_JSON, Codec, key_hash, mark_used, read_entry, write_entry
+from ecoflap.storage.files import JSON
+from ecoflap.storage.lease import Lease
+
+log = logging.getLogger(__name__)
+
+Mode = Literal["use", "refresh", "readonly", "off"]
+POLL = 0.2  # seconds between looks at an entry that another run computes
+
+
+@dataclass
+class Store:
+    """A content-addressed store of stage values below one folder.
+
+    Attributes:
+        root: Folder of the entries, one subfolder per stage; made when the first entry is written.
+        mode: ``use`` reads and writes, ``refresh`` computes anew and replaces, ``readonly`` never writes, ``off`` does neither.
+    """
+
+    root: Path
+    mode: Mode = "use"
+    _write_failed: bool = field(default=False, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        """Check the mode.
+
+        Raises:
+            ValueError: The mode is none of the four.
+        """
+        self.root = Path(self.root)
+        if self.mode not in get_args(Mode):
+            raise ValueError(f"store mode {self.mode!r} does not exist: choose one of {', '.join(get_args(Mode))}")
+
+    def get_or_compute(self, stage: str, key: Mapping[str, JSON], compute: Callable[[], Any], codec: Codec = AS_JSON) -> tuple[Any, bool]:
+        """The value of a stage, read from the store or computed and stored.
+
+        A miss gives the value as a hit would give it (tuples as lists, keys as strings), so later steps cannot tell the two apart.
+        When another run is computing the entry, this one waits for it; should that run die, this one takes its place.
+
+        Args:
+            stage: Name of the stage, a folder name.
+            key: Everything that the value depends on, as JSON.
+            compute: Makes the value, from nothing.
+            codec: How the value is kept.
+
+        Returns:
+            The value, and whether it came from the store.
+        """
+        entry = self.root / stage / key_hash(key)
+        if self.mode in ("use", "readonly") and (content := self._read(stage, entry, key, codec)) is not None:
+            return codec.loads(content), True
+        if self.mode != "use":
+            return codec.loads(self._compute(stage, entry, key, compute, codec)), False
+        lease = Lease(entry.with_name(f"{entry.name}.lease"))
+        try:
+            # Whoever got the lease before this run may have written the entry since it was looked for.
+            content = self._wait(lease, stage, entry, key, codec) or self._read(stage, entry, key, codec, quiet=True)
+            return (codec.loads(content), True) if content else (codec.loads(self._compute(stage, entry, key, compute, codec)), False)
+        finally:
+            lease.release()
+
+    def _read(self, stage: str, entry: Path, key: Mapping[str, JSON], codec: Codec, quiet: bool = False) -> bytes | None:
+        if (found := read_entry(entry, key, codec, quiet)) is None:
+            return None
+        mark_used(entry)
+        log.info("%s: read from the store, %.1f s saved", stage, found.seconds)
+        return found.content
+
+    def _wait(self, lease: Lease, stage: str, entry: Path, key: Mapping[str, JSON], codec: Codec) -> bytes | None:
+        """Take the lease, or wait until its owner has written the entry; null when the lease is taken or none can be had."""
+        waiting = False
+        try:
+            while not lease.acquire():
+                if not waiting:
+                    log.info("%s: %s computes it now, waiting", stage, lease.describe_owner())
+                waiting = True
+                time.sleep(POLL)
+                if (content := self._read(stage, entry, key, codec, quiet=True)) is not None:
+                    return content
+        except OSError as error:
+            self._complain(error)
+        return None
+
+    def _compute(self, stage: str, entry: Path, key: Mapping[str, JSON], compute: Callable[[], Any], codec: Codec) -> bytes:
+        """The value's bytes, stored if that is possible; those of the entry when another run stored it first."""
+        if self.mode != "off":
+            log.info("%s: computing, for the cache too", stage)
+        start = time.perf_counter()
+        content = codec.dumps(compute())
+        seconds = time.perf_counter() - start
+        if self.mode in ("off", "readonly"):
+            return content
+        try:
+            if write_entry(entry, key, content, codec, seconds, replace=self.mode == "refresh"):
+                return content
+        except OSError as error:
+            self._complain(error)
+            return content
+        winner = read_entry(entry, key, codec)
+        return content if winner is None else winner.content
+
+    def _complain(self, error: OSError) -> None:
+        """Say once that the disk is full or read-only. That costs a later run some time, but must not cost this one its result."""
+        if not self._write_failed:
+            log.warning("cannot write to the store %s (%s): going on without it. Set cache to a writable folder or cache_mode=off", self.root, error)
+        self._write_failed = True

@@ -1,0 +1,94 @@
+"""Looking after a store: what it holds, whether it is sound, and what to let go."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecoflap.storage.cache.entries import AS_JSON, AS_TENSORS, META, check_entry
+from ecoflap.storage.files import TEMPORARY, discard
+
+ABANDONED = 3600.0  # seconds after which a temporary name or a lease was left by a process that died
+
+
+KEY_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+@dataclass(frozen=True)
+class EntryInfo:
+    """One entry.
+
+    Attributes:
+        path: its folder.
+        stage: what it holds.
+        size: bytes.
+        used: time of its last use, in seconds since the epoch.
+        seconds: what it took to compute, which is what a hit saves; null where its description is damaged.
+        key: what it depends on.
+    """
+
+    path: Path
+    stage: str
+    size: int
+    used: float
+    seconds: float | None
+    key: dict[str, Any]
+
+
+def foreign(root: Path) -> Path | None:
+    """The first folder where a store has its entries that can't be one, such as a run; null where all can."""
+    for path in sorted(root.glob("*/*")):
+        if path.is_dir() and not path.name.startswith(TEMPORARY) and not KEY_HASH.fullmatch(path.name):
+            return path
+    return None
+
+
+def entries(root: Path) -> Iterator[EntryInfo]:
+    """Every entry, the longest unused first."""
+    found = [_info(path) for path in root.glob("*/*") if path.is_dir() and not path.name.startswith(TEMPORARY)]
+    yield from sorted(found, key=lambda info: info.used)
+
+
+def _info(path: Path) -> EntryInfo:
+    size = sum(file.stat().st_size for file in path.iterdir())
+    try:
+        meta = json.loads((path / META).read_text(encoding="utf-8"))
+        return EntryInfo(path, path.parent.name, size, (path / META).stat().st_mtime, float(meta["seconds"]), dict(meta["key"]))
+    except (OSError, ValueError, KeyError, TypeError):
+        return EntryInfo(path, path.parent.name, size, path.stat().st_mtime, None, {})
+
+
+def problem(info: EntryInfo) -> str | None:
+    """What is wrong with an entry; null when its checksum and its key agree with what is there."""
+    file = next((name for name in (AS_JSON.file, AS_TENSORS.file) if (info.path / name).is_file()), None)
+    if file is None:
+        return "it holds no value"
+    try:
+        _, key = check_entry(info.path, file)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(error)
+    return None if key == info.path.name else "its folder is named after another key"
+
+
+def collect_garbage(root: Path, max_bytes: int) -> tuple[int, int]:
+    """Remove what died processes left, damaged entries, and then the longest unused ones until the rest fits.
+
+    Returns:
+        Number of entries removed, and bytes that stay.
+    """
+    for left in [*root.glob(f"*/{TEMPORARY}*"), *root.glob("*/*.lease*")]:
+        if time.time() - left.stat().st_mtime > ABANDONED:
+            discard(left) if left.is_dir() else left.unlink(missing_ok=True)
+    known = list(entries(root))
+    total, removed = sum(info.size for info in known), 0
+    for info in sorted(known, key=lambda info: (problem(info) is None, info.used)):
+        if total <= max_bytes and problem(info) is None:
+            break
+        discard(info.path)
+        total, removed = total - info.size, removed + 1
+    return removed, total

@@ -1,0 +1,88 @@
+"""Write a pruned checkpoint and its masks beside it, whole or not at all."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.storage.disk_space import writing
+from ecoflap.storage.masks import FILE_NAME as MASKS
+from ecoflap.storage.masks import save_masks
+from ecoflap.storage.saved_model import Checkpoint
+
+FOLDER = "checkpoint"
+
+
+def save_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor], run_folder: Path) -> str:
+    """Save the model into ``run_folder/checkpoint`` and return that folder's name.
+
+    Everything is written into a folder of another name first: an interrupted save leaves nothing that looks like a checkpoint.
+
+    Raises:
+        UserError: the disk is full.
+    """
+    final, partial = run_folder / FOLDER, run_folder / f"{FOLDER}.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        with writing("the checkpoint", run_folder):
+            partial.mkdir(parents=True)
+            with model.residence.at_home():
+                model.residence.save(model, partial)
+            save_masks(partial / MASKS, masks, saved_names(model, partial))
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    for file in partial.glob("*.safetensors"):  # their writer makes them private, whatever the umask says
+        file.chmod(partial.stat().st_mode & 0o666)
+    shutil.rmtree(final, ignore_errors=True)
+    partial.rename(final)
+    return FOLDER
+
+
+def saved_names(model: PrunableModel, folder: Path) -> dict[str, str]:
+    """{layer: its name in the checkpoint} where the two differ.
+
+    transformers 5 writes many models under the names that their first release had. Which name belongs to which layer is told by the longest
+    common ending, and by the weights themselves.
+
+    Raises:
+        KeyError: a layer's weights are not in the checkpoint.
+    """
+    found = {}
+    with Checkpoint(folder) as checkpoint:
+        names = checkpoint.names()
+        unclaimed = set(names).difference(layer.name for layer in model.layers)
+        for block in (block for tower in model.towers for block in tower.blocks):
+            renamed = [layer for layer in block.layers if layer.name not in names]
+            if not renamed:
+                continue
+            with model.residence.using(block):
+                for layer in renamed:
+                    found[layer.name] = _saved_name(layer, unclaimed, checkpoint)
+                    unclaimed.remove(found[layer.name])
+    return found
+
+
+def _saved_name(layer: Layer, names: Iterable[str], checkpoint: Checkpoint) -> str:
+    """The one among some names under which a layer's weights are in the checkpoint."""
+    alike = sorted(names, key=lambda name: _common_ending(name, layer.name), reverse=True)
+    for name in alike:
+        if _common_ending(name, layer.name) and _holds(checkpoint.tensor(name), layer):
+            return name
+    raise KeyError(f"the weights of {layer.name} are not in the checkpoint that {checkpoint.folder.name} was to become")
+
+
+def _common_ending(one: str, other: str) -> int:
+    """How many dotted parts two names have in common at their end."""
+    pairs = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
+    return next((count for count, (a, b) in enumerate(pairs) if a != b), min(one.count("."), other.count(".")) + 1)
+
+
+def _holds(tensor: Tensor, layer: Layer) -> bool:
+    return tensor.shape == layer.weight.shape and torch.equal(tensor, layer.weight.detach().cpu().to(tensor.dtype))

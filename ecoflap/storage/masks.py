@@ -1,0 +1,143 @@
+"""Pruning masks on disk: one safetensors file, one bit per weight.
+
+Bit order: the mask is flattened in the saved parameter's own order and packed eight to a byte, the first weight in the highest bit; the last byte
+is padded with zeros. The shapes are in the file's metadata, as JSON. A set bit is a weight that was kept.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ecoflap.storage.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FILE_NAME = "masks.safetensors"
+FORMAT = "ecoflap-masks-1"
+
+
+def save_masks(path: Path, masks: Mapping[str, Tensor], names: Mapping[str, str] | None = None) -> None:
+    """Write masks to one file, whole or not at all.
+
+    Args:
+        path: The file to write; its folder is made.
+        masks: Parameter name -> bool tensor in the shape and orientation of the saved parameter, True where the weight is kept.
+        names: Parameter name -> its name in the checkpoint, where that is another one; the masks go by those.
+
+    Raises:
+        TypeError: A mask is not a bool tensor.
+    """
+    from safetensors.torch import save_file
+
+    names = dict(names or {})
+    packed = {names.get(name, name): pack(name, mask) for name, mask in masks.items()}
+    shapes = {names.get(name, name): list(mask.shape) for name, mask in masks.items()}
+    with replacing(Path(path)) as beside:
+        save_file(packed, beside, metadata={"format": FORMAT, "shapes": json.dumps(shapes), "names": json.dumps(names)})
+
+
+def load_masks(path: Path) -> dict[str, Tensor]:
+    """Read every mask of a file as bool tensors on the CPU, True where the weight is kept.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The file is not a mask file.
+    """
+    with MaskFile(path) as file:
+        return {name: file[name] for name in file.shapes}
+
+
+class PackedMasks(MutableMapping[str, "Tensor"]):
+    """Masks by parameter name, one bit per weight in memory; each is unpacked when it is asked for."""
+
+    def __init__(self) -> None:
+        self._packed: dict[str, tuple[Tensor, list[int]]] = {}
+
+    @classmethod
+    def ordered(cls, masks: Mapping[str, Tensor], names: Sequence[str]) -> PackedMasks:
+        """The masks in another order."""
+        result = cls()
+        for name in names:
+            result[name] = masks[name]
+        return result
+
+    def __setitem__(self, name: str, mask: Tensor) -> None:
+        self._packed[name] = (pack(name, mask), list(mask.shape))
+
+    def __getitem__(self, name: str) -> Tensor:
+        return unpack(*self._packed[name])
+
+    def __delitem__(self, name: str) -> None:
+        del self._packed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._packed)
+
+    def __len__(self) -> int:
+        return len(self._packed)
+
+
+class MaskFile:
+    """An open mask file that unpacks one mask at a time, for models whose masks do not fit in memory together.
+
+    Attributes:
+        shapes: Parameter name in the checkpoint -> shape of its mask.
+        names: Parameter name in the model -> its name in the checkpoint, where that is another one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Open a file and read its shapes.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is not a mask file.
+        """
+        from safetensors import SafetensorError, safe_open
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"no mask file at {path}: masks are saved beside the pruned checkpoint as masks.safetensors")
+        try:
+            self._file: Any = safe_open(str(path), framework="pt")
+        except SafetensorError as error:
+            raise ValueError(f"{path} cannot be read as a mask file ({error}): it is damaged or not ours; prune again to write it anew") from error
+        metadata: dict[str, str] = self._file.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"{path} is not a mask file of this version: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
+        self.shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
+        self.names: dict[str, str] = json.loads(metadata.get("names", "{}"))
+
+    def __getitem__(self, name: str) -> Tensor:
+        """The bool mask of one parameter, in the parameter's shape."""
+        return unpack(self._file.get_tensor(name), self.shapes[name])
+
+    def __enter__(self) -> MaskFile:
+        """Keep the file open for the length of a ``with`` block."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the file."""
+        self._file.__exit__(None, None, None)
+
+
+def pack(name: str, mask: Tensor) -> Tensor:
+    """A bool mask of any shape -> uint8 [ceil(weights / 8)]."""
+    import numpy as np
+    import torch
+
+    if mask.dtype != torch.bool:
+        raise TypeError(f"the mask of {name} has dtype {mask.dtype}, expected torch.bool with True for a kept weight")
+    return torch.from_numpy(np.packbits(mask.detach().cpu().flatten().numpy()))
+
+
+def unpack(packed: Tensor, shape: list[int]) -> Tensor:
+    """uint8 [ceil(weights / 8)] -> bool mask of the given shape."""
+    import numpy as np
+    import torch
+
+    bits = np.unpackbits(packed.numpy(), count=math.prod(shape))
+    return torch.from_numpy(bits).view(torch.bool).reshape(shape)

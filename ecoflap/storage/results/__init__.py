@@ -1,0 +1,8 @@
+"""The result record of a run: its schema, how it is written and read, and how it is checked against the saved weights."""
+
+from ecoflap.storage.results.environment import environment, redact
+from ecoflap.storage.results.record import SCHEMA_VERSION, Result
+from ecoflap.storage.results.sparsity import LayerCount, sparsity_section
+from ecoflap.storage.results.verification import verify
+
+__all__ = ["SCHEMA_VERSION", "LayerCount", "Result", "environment", "redact", "sparsity_section", "verify"]

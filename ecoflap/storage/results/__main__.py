@@ -1,0 +1,53 @@
+"""Check a run's record against its saved weights.
+
+    python -m ecoflap.storage.results verify outputs/<run>
+
+Exit code 0: equal. 1: there are differences, each printed on a line. 2: wrong usage, or files are missing.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from ecoflap.console.progress import ArgumentParser, complain, table
+from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.results.record import Result
+from ecoflap.storage.results.sparsity import read_layers
+from ecoflap.storage.results.verification import verify
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = ArgumentParser(prog="python -m ecoflap.storage.results", description="Check result records.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("verify", help="count the zeros of the saved model again and compare them with the record")
+    command.add_argument("run", type=Path, help=f"folder of a run, holding {RESULT} and the saved checkpoint")
+    run = parser.parse_args(arguments).run
+    try:
+        differences = verify(run)
+    except (OSError, ValueError) as error:
+        return complain(f"cannot verify {run}: {error}; give the folder of a run with model.save=true")
+    show(run, differences)
+    return 1 if differences else 0
+
+
+def show(run: Path, differences: list[str]) -> None:
+    """Print the recorded figures per tower, then each difference."""
+    result = Result.read(run / RESULT)
+    layers = read_layers(result.sparsity)
+    rows = []
+    for tower, sparsity in result.sparsity["towers"].items():
+        inside = [layer for layer in layers.values() if layer.tower == tower]
+        rows.append([tower, len(inside), sum(layer.size for layer in inside), sum(layer.zeros for layer in inside), sparsity])
+    zeros = sum(layer.zeros for layer in layers.values())
+    rows.append(["all prunable layers", len(layers), result.model["prunable"], zeros, result.sparsity["prunable"]])
+    rows.append(["whole model", None, result.model["parameters"], zeros, result.sparsity["model"]])
+    table(f"{run}: recorded sparsity", ["part", "layers", "weights", "zeros", "sparsity"], rows)
+    for difference in differences:
+        print(f"difference: {difference}")
+    print(f"{len(differences)} differences" if differences else f"equal: the saved weights and masks of {len(layers)} layers are as recorded")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,96 @@
+"""Where a result comes from: library versions and the commit, and a config that is safe to publish."""
+
+from __future__ import annotations
+
+import platform
+import re
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from ecoflap.storage.cache.code import package_hash
+from ecoflap.storage.file_names import SNAPSHOT
+from ecoflap.storage.files import read_json
+
+PACKAGES = ("ecoflap", "torch", "transformers", "tokenizers", "safetensors", "datasets", "hydra-core", "omegaconf", "numpy", "wandb")
+PROJECT = Path(__file__).resolve().parents[3]
+CODE = "code"  # beside the versions: a hash of the package's source
+REDACTED = "<redacted>"
+
+# ``key`` alone is not a secret: configs name tensors with it.
+_SECRET = re.compile(r".*token|(.*[_-])?(api[_-]?key|password|secret)", re.IGNORECASE)
+
+
+def environment() -> dict[str, Any]:
+    """The ``versions`` and ``git`` fields of a result: ``Result(**environment(), ...)``."""
+    return {"versions": {**versions(), CODE: package_hash()}, "git": git_state(PROJECT)}
+
+
+def other_versions(recorded: Mapping[str, str | None]) -> list[str]:
+    """``package: recorded -> current`` for every version, and the package's own source, that differs from a record's."""
+    now = {**versions(), CODE: package_hash()}
+    return [f"{name}: {recorded[name]} -> {version}" for name, version in now.items() if recorded.get(name, version) != version]
+
+
+def versions() -> dict[str, str | None]:
+    """Versions of Python and of every library that can change a number; None for one that is not installed."""
+    return {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}}
+
+
+def git_state(project: Path) -> dict[str, Any] | None:
+    """The commit of the project's own checkout and whether any file differs from it; of a copy, the commit that it was copied at.
+
+    Returns:
+        ``{"commit": str, "dirty": bool}``; None outside a checkout, before the first commit, without git, and when the package is merely installed
+        somewhere inside another project's checkout.
+    """
+    if (snapshot := read_json(project / SNAPSHOT)) is not None:
+        git: dict[str, Any] | None = snapshot["git"]
+        return git
+    if not _is_checkout(project):
+        return None
+    commit, changes = _git(project, "rev-parse", "--verify", "--quiet", "HEAD"), _git(project, "status", "--porcelain")
+    return None if commit is None else {"commit": commit, "dirty": changes != ""}
+
+
+def git_diff(project: Path) -> str:
+    """What the project's own checkout has beyond its commit, in files that git knows; empty outside a checkout."""
+    return (_git(project, "diff", "HEAD") or "") if _is_checkout(project) else ""
+
+
+def _is_checkout(project: Path) -> bool:
+    top = _git(project, "rev-parse", "--show-toplevel")
+    return top is not None and Path(top).resolve() == project.resolve()
+
+
+def redact(config: Any) -> Any:
+    """A copy of a config in which the values of ``api_key``, ``*token``, ``password`` and ``secret`` are replaced; empty values and flags stay."""
+    if isinstance(config, dict):
+        return {name: REDACTED if _is_secret(name, value) else redact(value) for name, value in config.items()}
+    return [redact(value) for value in config] if isinstance(config, list) else config
+
+
+def _is_secret(name: object, value: Any) -> bool:
+    """Whether a config entry holds a secret; a number that is called a token is the id of one in a vocabulary."""
+    if value in (None, "") or isinstance(value, bool) or (isinstance(value, int) and str(name).lower().endswith("token")):
+        return False
+    return _SECRET.fullmatch(str(name)) is not None
+
+
+def _version(package: str) -> str | None:
+    """The installed version of a package, or None."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _git(project: Path, *arguments: str) -> str | None:
+    """Output of a git command, or None when it fails; takes no lock, so that concurrent jobs do not disturb each other or the user."""
+    try:
+        command = ["git", "--no-optional-locks", "-C", str(project), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None

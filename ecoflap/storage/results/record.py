@@ -1,0 +1,130 @@
+"""The result record: everything that is known about a finished run, in one JSON file that tables, plots and W&B are views of.
+
+JSON has no NaN or infinity, so those floats are written as the strings "nan", "inf" and "-inf". Reading turns them back into floats in the numeric
+fields (metrics, sparsity, steps); in the config and elsewhere they stay strings, since a string there may be meant.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.files import replacing
+from ecoflap.storage.results.environment import redact
+
+SCHEMA_VERSION = 1
+
+_NUMERIC_FIELDS = ("metrics", "sparsity", "steps")
+_NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+COUNTS = ("questions", "pictures", "captions", "rows")
+"""What metrics are measured on; where a task has nothing else, such as answers that a server scores, it has no metric."""
+
+
+def first_metric(values: Mapping[str, float]) -> str | None:
+    """The name of the metric that leads a task's; null where it only counts."""
+    return next((name for name in values if name not in COUNTS), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """A finished run.
+
+    Attributes:
+        schema: Version of this layout.
+        status: ``done``; a run that did not finish writes no result.
+        config: The resolved config, as plain dicts and lists. Secrets are redacted when it is written.
+        versions: Library -> version, from ``environment()``.
+        git: ``{"commit": str, "dirty": bool}`` of the project's own checkout, or None outside one.
+        model: ``name``, ``fingerprint`` (hash of the dense weights), ``parameters``, ``prunable`` and
+            ``block_weights`` (counts).
+        data: Fingerprints of the calibration set and whatever else identifies the data.
+        metrics: ``{"dense": {task: {metric: float}}, "pruned": {...}, "finetuned": {...}}``; the first metric of the first task is the headline.
+        sparsity: The figures of ``sparsity_section``, from the zeros counted in the pruned weights.
+        steps: Step -> ``{"seconds": float, "peak_memory_bytes": int, "cached": bool}``, in the order they ran; ``cached`` where it was read from
+            the cache.
+        checkpoint: Folder of the saved model relative to the run's folder, or None when none was saved.
+    """
+
+    schema: int = SCHEMA_VERSION
+    status: str = "done"
+    config: dict[str, Any]
+    versions: dict[str, str | None]
+    git: dict[str, Any] | None
+    model: dict[str, Any]
+    data: dict[str, Any]
+    metrics: dict[str, dict[str, dict[str, float]]]
+    sparsity: dict[str, Any]
+    steps: dict[str, dict[str, Any]]
+    checkpoint: str | None = None
+
+    def headline(self) -> float | None:
+        """The first metric of the first task, of the fine-tuned model, else of the pruned one, else of the dense one."""
+        by_task = self.metrics.get("finetuned") or self.metrics.get("pruned") or self.metrics.get("dense") or {}
+        return next((values[name] for values in by_task.values() if (name := first_metric(values)) is not None), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """The record as strict JSON: fields in their order, secrets redacted, NaN and infinities as strings."""
+        fields = {**vars(self), "config": redact(self.config)}
+        return {name: _map_leaves(value, _encode) for name, value in fields.items()}
+
+    def write(self, path: Path) -> None:
+        """Write the record to a file, whole or not at all."""
+        text = json.dumps(self.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
+        with replacing(Path(path)) as beside:
+            beside.write_text(text + "\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Result:
+        """Read a record.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: The file is not a result record, or a newer version of the package wrote it.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"no result record at {path}: give the folder of a finished run, which holds a {RESULT}")
+        record = _parse(path)
+        missing = [field.name for field in dataclasses.fields(cls) if field.name not in record]
+        if missing:
+            raise ValueError(f"{path} is not a complete result record: it lacks {', '.join(missing)}; run the configuration again")
+        decoded = {name: _map_leaves(record[name], _decode) for name in _NUMERIC_FIELDS}
+        return cls(**{field.name: {**record, **decoded}[field.name] for field in dataclasses.fields(cls)})
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    """The JSON object of a file, if it is a result record that this version can read."""
+    try:
+        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not a result record: it is not JSON ({error})") from error
+    schema = record.get("schema") if isinstance(record, dict) else None
+    if not isinstance(schema, int):
+        raise ValueError(f"{path} is not a result record: it has no schema number")
+    if schema > SCHEMA_VERSION:
+        raise ValueError(f"{path} has schema {schema}, but this version reads up to {SCHEMA_VERSION}: update ecoflap to read it")
+    return record
+
+
+def _map_leaves(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Apply a function to every leaf of nested dicts and lists."""
+    if isinstance(value, dict):
+        return {name: _map_leaves(item, change) for name, item in value.items()}
+    return [_map_leaves(item, change) for item in value] if isinstance(value, list | tuple) else change(value)
+
+
+def _encode(leaf: Any) -> Any:
+    """NaN and infinities as strings."""
+    return str(leaf) if isinstance(leaf, float) and not math.isfinite(leaf) else leaf
+
+
+def _decode(leaf: Any) -> Any:
+    """Strings that stand for NaN and infinities as floats."""
+    return _NOT_FINITE.get(leaf, leaf) if isinstance(leaf, str) else leaf

@@ -1,0 +1,72 @@
+"""The sparsity section of a result: every total is computed here from the layers, for writing and for checking alike."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+
+@dataclass(frozen=True)
+class LayerCount:
+    """What pruning left of one layer.
+
+    Attributes:
+        tower: Name of the tower that the layer belongs to.
+        size: Number of weights.
+        kept: Number of weights that the mask keeps.
+        zeros: Number of weights that are zero in the pruned model; more than ``size - kept`` when kept weights were zero to begin with.
+        error: Reconstruction error of the layer's output, or None when the pruner has none.
+    """
+
+    tower: str
+    size: int
+    kept: int
+    zeros: int
+    error: float | None = None
+
+
+def sparsity_section(layers: Mapping[str, LayerCount], target: float | None, parameters: int, total: str | None = None) -> dict[str, Any]:
+    """All sparsity figures of a run.
+
+    Args:
+        layers: Parameter name in the saved checkpoint -> its counts; only the layers that were selected for pruning.
+        target: The sparsity that was asked for, or None when nothing was.
+        parameters: Number of parameters of the whole model, prunable or not.
+        total: How the allocation adds up: ``exact``, ``as_given`` or ``units``; None without one.
+
+    Returns:
+        ``target``; ``total``; ``prunable`` = zeros / weights of the selected layers; ``model`` = the same zeros / all
+        parameters; ``towers`` = the prunable figure per tower; ``layers`` = the counts and ``sparsity`` = zeros / size
+        per layer.
+    """
+    towers = dict.fromkeys(layer.tower for layer in layers.values())
+    return {
+        "target": target,
+        "total": total,
+        "prunable": _share(layers.values()),
+        "model": sum(layer.zeros for layer in layers.values()) / max(parameters, 1),
+        "towers": {tower: _share(layer for layer in layers.values() if layer.tower == tower) for tower in towers},
+        "layers": {name: {**vars(layer), "sparsity": _share([layer])} for name, layer in layers.items()},
+    }
+
+
+def read_layers(section: Mapping[str, Any]) -> dict[str, LayerCount]:
+    """The layer counts of a sparsity section.
+
+    Raises:
+        ValueError: A layer lacks one of its counts.
+    """
+    names = [field.name for field in fields(LayerCount)]
+    for layer, counts in section["layers"].items():
+        if missing := [name for name in names if name not in counts]:
+            raise ValueError(
+                f"the record's layer {layer} lacks {', '.join(missing)}: write the section with ecoflap.storage.results.sparsity_section"
+            )
+    return {layer: LayerCount(**{name: counts[name] for name in names}) for layer, counts in section["layers"].items()}
+
+
+def _share(layers: Iterable[LayerCount]) -> float:
+    """Zeros / weights over some layers; 0 for none."""
+    counted = list(layers)
+    return sum(layer.zeros for layer in counted) / max(sum(layer.size for layer in counted), 1)

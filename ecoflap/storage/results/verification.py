@@ -1,0 +1,109 @@
+"""Does a saved model hold what its result record says? Everything is counted again from the files."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.masks import FILE_NAME as MASKS
+from ecoflap.storage.masks import MaskFile
+from ecoflap.storage.results.record import Result
+from ecoflap.storage.results.sparsity import LayerCount, read_layers, sparsity_section
+from ecoflap.storage.saved_model import Checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def verify(run_folder: Path) -> list[str]:
+    """Compare a run's record with its saved model and masks, one tensor in memory at a time.
+
+    Args:
+        run_folder: Folder with ``result.json`` and the checkpoint that it names.
+
+    Returns:
+        One line per difference, naming the layer or figure; empty when everything is equal.
+
+    Raises:
+        FileNotFoundError: The record, the checkpoint or the mask file is missing, or the run saved no checkpoint.
+        ValueError: The record or the mask file is not ours.
+    """
+    run_folder = Path(run_folder)
+    result = Result.read(run_folder / RESULT)
+    if result.checkpoint is None:
+        raise FileNotFoundError(f"{run_folder} saved no checkpoint, so there are no weights to compare: run it again with the checkpoint saved")
+    folder = run_folder / result.checkpoint
+    differences = list(_figure_differences(result))
+    layers = read_layers(result.sparsity)
+    with Checkpoint(folder) as checkpoint, MaskFile(folder / MASKS) as masks:
+        for name, layer in layers.items():
+            saved = masks.names.get(name, name)
+            differences += (f"{name}: {difference}" for difference in _layer_differences(saved, layer, checkpoint, masks))
+        known = {masks.names.get(name, name) for name in layers}
+        differences += (f"{name}: has a mask but is not in the record" for name in masks.shapes if name not in known)
+    return differences
+
+
+def _layer_differences(name: str, layer: LayerCount, checkpoint: Checkpoint, masks: MaskFile) -> Iterator[str]:
+    """What is wrong with one layer."""
+    from safetensors import SafetensorError
+
+    try:
+        weight = checkpoint.tensor(name)
+    except KeyError:
+        yield "is in the record but not in the checkpoint"
+        return
+    except SafetensorError as error:
+        yield f"its file in the checkpoint cannot be read ({error})"
+        return
+    yield from _weight_differences(weight, layer)
+    if name not in masks.shapes:
+        yield f"has no mask in {MASKS}"
+    else:
+        yield from _mask_differences(weight, masks[name], layer)
+
+
+def _weight_differences(weight: Tensor, layer: LayerCount) -> Iterator[str]:
+    """Weights of any shape against the recorded size and zeros."""
+    if weight.numel() != layer.size:
+        yield f"has {weight.numel()} weights, the record says {layer.size}"
+    if (zeros := int((weight == 0).sum())) != layer.zeros:
+        yield f"has {zeros} zeros, the record says {layer.zeros}"
+    if broken := int((~weight.isfinite()).sum()):
+        yield f"has {broken} weights that are NaN or infinite"
+
+
+def _mask_differences(weight: Tensor, mask: Tensor, layer: LayerCount) -> Iterator[str]:
+    """Weights against their mask, both in the same shape, and the mask against the recorded count."""
+    if mask.shape != weight.shape:
+        yield f"its mask has shape {list(mask.shape)}, the weight {list(weight.shape)}"
+        return
+    if (kept := int(mask.sum())) != layer.kept:
+        yield f"its mask keeps {kept} weights, the record says {layer.kept}"
+    if alive := int((weight[~mask] != 0).sum()):
+        yield f"{alive} weights are not zero although the mask removes them"
+
+
+def _figure_differences(result: Result) -> Iterator[str]:
+    """Recorded totals against the sums over the recorded layers."""
+    recorded, layers = result.sparsity, read_layers(result.sparsity)
+    if not layers:
+        yield "the record lists no layers"
+    if (size := sum(layer.size for layer in layers.values())) != result.model["prunable"]:
+        yield f"model.prunable is {result.model['prunable']}, the layers have {size} weights"
+    expected = _flat_figures(sparsity_section(layers, recorded["target"], result.model["parameters"]))
+    found = _flat_figures(recorded)
+    for name in {**expected, **found}:
+        one, other = found.get(name), expected.get(name)
+        if one is None or other is None or not math.isclose(one, other, rel_tol=1e-9):
+            yield f"{name} is {one} in the record, the layers give {other}"
+
+
+def _flat_figures(section: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of a sparsity section that follow from its counts, each under a readable name."""
+    totals = {f"sparsity of {scope}": section[scope] for scope in ("prunable", "model")}
+    towers = {f"sparsity of tower {name}": value for name, value in section["towers"].items()}
+    return {**totals, **towers, **{f"{name}: sparsity": layer["sparsity"] for name, layer in section["layers"].items()}}

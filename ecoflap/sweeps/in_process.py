@@ -1,0 +1,27 @@
+"""The launcher of ``cluster=none``: the jobs of a sweep one after the other, in this process."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.utils import JobReturn
+
+from ecoflap.sweeps.check import check_jobs
+from ecoflap.sweeps.jobs import finished_values, numbered, raise_failures
+
+
+class InProcessLauncher(BasicLauncher):
+    """Hydra's own launcher, behind the check."""
+
+    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+        """Run every job, when all can run."""
+        assert self.hydra_context is not None
+        assert self.config is not None
+        jobs = numbered(job_overrides, initial_job_idx)
+        values = finished_values(self.hydra_context, self.config, jobs, Path(str(self.config.hydra.sweep.dir)))
+        check_jobs(self.hydra_context, self.config, [job for job in jobs if values[job.number] is None])
+        returns = super().launch(job_overrides, initial_job_idx)
+        raise_failures(self.config, jobs, returns)
+        return returns

@@ -1,0 +1,70 @@
+"""The report of a sweep, or of one run: a table here, and a folder with a page, its plots and a CSV file.
+
+    python -m ecoflap.sweeps.report outputs/sweeps/<sweep> [--metric TASK/METRIC] [--output FOLDER] [--csv FILE] [--title TITLE]
+
+Exit code 0: written. 2: wrong usage, nothing to show, or a record cannot be read.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from ecoflap.console.progress import ArgumentParser, complain
+from ecoflap.errors import UserError
+from ecoflap.sweeps.report.metrics import make_tables
+from ecoflap.sweeps.report.runs import read_runs, read_unfinished
+from ecoflap.sweeps.report.sections import make_sections
+from ecoflap.sweeps.report.table import markdown, write_csv
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        report(options)
+    except (UserError, OSError) as error:
+        return complain(f"no report: {error}")
+    return 0
+
+
+def report(options: argparse.Namespace) -> None:
+    """Read, print the table to stdout, write the files and name them on stderr.
+
+    Raises:
+        UserError: there is nothing to show, a record cannot be read, or no run has a metric that was asked for.
+    """
+    folder: Path = options.folder
+    output = options.output or folder / "report"
+    sections, unfinished = make_sections(read_runs(folder)), read_unfinished(folder)
+    tables = make_tables(sections, options.metric)
+    if tables:
+        print("\n".join(markdown(tables)))
+    else:
+        print("no table: no run was evaluated after pruning", file=sys.stderr)
+    for run in unfinished:
+        print(f"no result: {run.name} ({' '.join(run.overrides)})", file=sys.stderr)
+
+    from ecoflap.sweeps.report.page import write_page  # the plots' library takes a second to load
+
+    page = write_page(output, options.title or folder.resolve().name, sections, tables, unfinished, str(folder))
+    table = options.csv or output / "table.csv"
+    write_csv(table, tables)
+    print(f"page: {page}\ntable: {table}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = ArgumentParser(prog="python -m ecoflap.sweeps.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of a sweep or a run; every result.json below it is read")
+    parser.add_argument(
+        "--metric", action="append", default=[], metavar="TASK/METRIC", help="show this metric, not each task's first; may be repeated"
+    )
+    parser.add_argument("--output", type=Path, help="folder of the page and the plots (default: report/ inside the sweep)")
+    parser.add_argument("--csv", type=Path, help="file of the table (default: table.csv in the output folder)")
+    parser.add_argument("--title", help="heading of the page (default: the folder's name)")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

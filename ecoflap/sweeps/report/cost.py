@@ -1,0 +1,151 @@
+"""What a pruned model costs beside the dense one: parameters, operations, and the time of a forward pass.
+
+python -m ecoflap.sweeps.report.cost RUN [RUN ...] [--batch-size N] [--repeats N]
+
+The runs must have saved their models (``model.save=true``), and be of one model and one data set. All are measured in one process and in turn, on
+the same samples, so that whatever else the machine does meets all of them. A pass computes the loss, targets given.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ecoflap.console.progress import table, track
+from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.loading.device import resolve_device
+from ecoflap.models.loading.loader import Selection
+from ecoflap.run.config import build
+from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.results.record import Result
+
+
+@dataclass(frozen=True)
+class Cost:
+    """One model's row.
+
+    Attributes:
+        name: dense, or the run's folder.
+        parameters: that are stored.
+        nonzero: of them.
+        operations: floating-point operations of a pass as it is computed: a zero in a matrix is multiplied like any other number.
+        without_zeros: the same, were no removed weight multiplied; a kernel for sparse matrices could come down to this.
+        milliseconds: of a pass, median.
+        least: of the milliseconds; on a machine with other work, the figure that this work disturbs least.
+    """
+
+    name: str
+    parameters: int
+    nonzero: int
+    operations: int
+    without_zeros: int
+    milliseconds: float
+    least: float
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 when there is nothing to measure."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ecoflap.sweeps.report.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("runs", type=Path, nargs="+", help=f"folder of a run, with {RESULT} and a saved model")
+    parser.add_argument("--batch-size", type=int, default=1, help="samples per pass")
+    parser.add_argument("--repeats", type=int, default=50, help="timed passes of each model")
+    options = parser.parse_args(arguments)
+    try:
+        costs = measure(options.runs, options.batch_size, options.repeats)
+    except (FileNotFoundError, ValueError, UserError) as error:
+        print(f"nothing measured: {error}", file=sys.stderr)
+        return 2
+    columns = ["model", "parameters", "nonzero", "operations", "without zeros", "ms", "least ms"]
+    rows = [(c.name, f"{c.parameters:,}", f"{c.nonzero:,}", f"{c.operations:,}", f"{c.without_zeros:,}", c.milliseconds, c.least) for c in costs]
+    table(f"a forward pass of {options.batch_size} on {resolve_device('auto')}, {torch.get_num_threads()} threads", columns, rows)
+    return 0
+
+
+def measure(runs: Sequence[Path], batch_size: int, repeats: int) -> list[Cost]:
+    """The dense model of the first run, and each run's own.
+
+    Raises:
+        FileNotFoundError: a folder has no record, or its run saved no model.
+        UserError: a model can't be loaded.
+    """
+    records = [Result.read(run / RESULT) for run in runs]
+    models = {"dense": _load(records[0].config, None)}
+    for run, record in zip(runs, records, strict=True):
+        if record.checkpoint is None:
+            raise FileNotFoundError(f"{run} saved no model; run it again with model.save=true")
+        models[str(run)] = _load(record.config, run / record.checkpoint)
+    calibration = replace(build("calibration", _node(records[0].config["calibration"])), samples=batch_size).load(models["dense"], seed=0)
+    batches = calibration.batches(batch_size)
+    times: dict[str, list[float]] = {name: [] for name in models}
+    for repeat in track(range(repeats + 1), "measure", total=repeats + 1):
+        for name, model in models.items():
+            seconds = _seconds(lambda model=model: [model.loss(batch) for batch in batches], model)  # type: ignore[misc]
+            if repeat:  # the first pass warms up
+                times[name].append(1000 * seconds)
+    return [_cost(name, model, batches, times[name]) for name, model in models.items()]
+
+
+def _load(config: dict[str, Any], folder: Path | None) -> PrunableModel:
+    settings = {**config["model"], "save": False, **({"path": str(folder.resolve())} if folder is not None else {})}
+    model: PrunableModel = build("model", _node(settings)).load(resolve_device("auto"), Selection(config["towers"], config["skip_layers"]))
+    return model
+
+
+def _node(values: dict[str, Any]) -> DictConfig:
+    return OmegaConf.create(values)
+
+
+@torch.no_grad()
+def _seconds(run: Callable[[], Any], model: PrunableModel) -> float:
+    synchronise = torch.accelerator.synchronize if model.device.type != "cpu" else lambda: None
+    with quiet_forward(model.module):
+        synchronise()
+        started = time.perf_counter()
+        run()
+        synchronise()
+        return time.perf_counter() - started
+
+
+@torch.no_grad()
+def _cost(name: str, model: PrunableModel, batches: Sequence[dict[str, Tensor]], times: list[float]) -> Cost:
+    idle = 0  # operations on weights that are zero
+
+    def count(weight: Tensor) -> Callable[..., None]:
+        zeros = int((weight == 0).sum())
+
+        def hook(_: Any, __: Any, output: Tensor) -> None:
+            nonlocal idle
+            idle += 2 * zeros * (output.numel() // output.shape[-1])
+
+        return hook
+
+    handles = [layer.module.register_forward_hook(count(layer.weight)) for layer in model.layers]
+    try:
+        with quiet_forward(model.module), FlopCounterMode(display=False) as counter:
+            for batch in batches:
+                model.loss(batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    parameters = list(model.module.parameters())
+    nonzero = sum(int((parameter != 0).sum()) for parameter in parameters)
+    total = int(counter.get_total_flops())
+    return Cost(name, model.parameter_count(), nonzero, total, total - idle, median(times), min(times))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,84 @@
+"""The chart of what each step costs: seconds side by side, peak memory beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from matplotlib.figure import Figure
+
+from ecoflap.sweeps.report.methods import Method
+from ecoflap.sweeps.report.runs import Run
+from ecoflap.sweeps.report.sections import Section
+from ecoflap.sweeps.report.style import COLOURS, WIDTH, legend_below, new_figure, rows_height, styled, wrapped
+
+GREY = "#8a8d92"
+BLUE, ORANGE, TEAL, RED, PERIWINKLE, VIOLET = COLOURS
+STEPS = {"load": GREY, "calibrate": BLUE, "evaluate_dense": TEAL, "score": ORANGE, "allocate": PERIWINKLE, "prune": VIOLET, "evaluate": RED}
+"""The steps as a run takes them, each with its colour."""
+HEIGHT = 0.66
+"""Of a method's bar, as a share of its row."""
+
+
+class Cost(NamedTuple):
+    """What a step of a method took at most, over the runs that did not read it from the cache."""
+
+    seconds: float
+    gibibytes: float
+
+
+Costs = dict[Method, dict[str, Cost]]
+
+
+def costs_of(section: Section) -> Costs:
+    """Method -> step -> the largest cost over its runs; without the steps that all of them read from the cache."""
+    return {method: {step: _largest(runs, step) for step in _steps(runs)} for method, runs in section.by_method.items()}
+
+
+@styled
+def plot_costs(title: str, costs: Costs) -> Figure:
+    """One bar of steps per method; the memory of each step as a dot of its colour, the first step on top."""
+    steps = _in_order({step for row in costs.values() for step in row})
+    labels = [wrapped(method.label, 30) for method in costs]
+    figure = new_figure(WIDTH, 1.3 + rows_height(labels))
+    time, memory = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
+    handles: dict[str, Any] = {}
+    for place, row in enumerate(costs.values()):
+        start = 0.0
+        for step in _in_order(row):
+            colour, lane = STEPS.get(step, GREY), HEIGHT * ((steps.index(step) + 0.5) / len(steps) - 0.5)
+            bar = time.barh(place, row[step].seconds, left=start, height=HEIGHT, color=colour)
+            memory.plot(row[step].gibibytes, place + lane, "o", color=colour, markersize=3.5)
+            handles.setdefault(step, bar)
+            start += row[step].seconds
+    time.set_yticks(range(len(labels)), labels)
+    time.set_ylim(len(labels) - 0.45, -0.55)
+    time.set_xlabel("seconds")
+    memory.set_xlabel("peak memory, GiB")
+    memory.set_xlim(0, 1.08 * max(cost.gibibytes for row in costs.values() for cost in row.values()))
+    for axes in (time, memory):
+        axes.grid(axis="y", visible=False)
+        axes.tick_params(axis="y", length=0)
+    figure.suptitle(wrapped(title, 80), x=0.01, ha="left", fontsize=11)
+    legend_below(figure, [handles[step] for step in steps], steps)
+    return figure
+
+
+def _largest(runs: Sequence[Run], step: str) -> Cost:
+    found = [computed[step] for run in runs if step in (computed := _computed(run))]
+    return Cost(max(cost["seconds"] for cost in found), max(cost["peak_memory_bytes"] for cost in found) / 2**30)
+
+
+def _steps(runs: Sequence[Run]) -> list[str]:
+    return _in_order({step for run in runs for step in _computed(run)})
+
+
+def _computed(run: Run) -> dict[str, dict[str, Any]]:
+    """The steps that the run did not read from the cache; records of former versions don't say."""
+    return {step: cost for step, cost in run.result.steps.items() if not cost.get("cached", False)}
+
+
+def _in_order(steps: dict[str, Cost] | set[str]) -> list[str]:
+    """Steps as a run takes them; unknown ones at the end."""
+    known = list(STEPS)
+    return sorted(steps, key=lambda step: (known.index(step) if step in known else len(known), step))

@@ -1,0 +1,162 @@
+"""The figures of a report: a metric by method, sparsity and seed."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import NamedTuple
+
+from ecoflap.errors import UserError, did_you_mean
+from ecoflap.storage.results.record import first_metric
+from ecoflap.sweeps.report.methods import Method
+from ecoflap.sweeps.report.sections import Section
+
+SMALLER_IS_BETTER = {"perplexity", "ppl", "loss", "nll", "error", "wer", "mae", "mse", "bits", "brier", "ece"}
+
+
+class Measured(NamedTuple):
+    """One run's figure, after pruning and before, and its sparsity.
+
+    Attributes:
+        pruned: of the pruned model.
+        dense: of the dense model; null where that was not measured.
+        realised: the share of zeros that was counted; null where whole units were cut away instead.
+    """
+
+    pruned: float
+    dense: float | None
+    realised: float | None = None
+
+
+Cells = dict[Method, dict[float, dict[int, Measured]]]
+"""Method -> sparsity -> seed -> figure."""
+
+
+@dataclass(frozen=True)
+class MetricTable:
+    """One metric of one section.
+
+    Attributes:
+        section: the runs.
+        task: name of the task.
+        metric: name of the metric.
+        cells: its figures; methods in their order, sparsities rising.
+    """
+
+    section: Section
+    task: str
+    metric: str
+    cells: Cells
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self.section.model
+
+    @property
+    def title(self) -> str:
+        """What was measured on what."""
+        if self.task == "mean" and len(self.section.tasks) > 1:
+            return f"{self.model}, mean of {len(self.section.tasks) - 1} tasks"
+        return f"{self.model} on {self.task}"
+
+    @property
+    def name(self) -> str:
+        """``task/metric``."""
+        return f"{self.task}/{self.metric}"
+
+    @property
+    def smaller_is_better(self) -> bool:
+        """Whether a perfect model would have zero; by the words of the metric's name."""
+        return not SMALLER_IS_BETTER.isdisjoint(re.split(r"[^a-z]+", self.metric.lower()))
+
+    @property
+    def direction(self) -> str:
+        """Which way is better, in words."""
+        return "lower is better" if self.smaller_is_better else "higher is better"
+
+    @property
+    def sparsities(self) -> list[float]:
+        """All sparsities of the table, rising."""
+        return sorted({sparsity for row in self.cells.values() for sparsity in row})
+
+    @property
+    def dense(self) -> list[float]:
+        """The dense model's figure, lowest and highest over the runs; empty where it was not measured."""
+        values = [value for row in self.cells.values() if (value := dense_mean(row)) is not None and math.isfinite(value)]
+        return [min(values), max(values)] if values else []
+
+
+def make_tables(sections: Sequence[Section], asked: Sequence[str] = ()) -> list[MetricTable]:
+    """The tables of the asked metrics (``task/metric``), or of each task's headline, which is its first.
+
+    Raises:
+        UserError: no run has a metric that was asked for.
+    """
+    names = list(dict.fromkeys(name for section in sections for name in _metrics(section)))
+    for metric in asked:
+        if metric not in names:
+            raise UserError(f"--metric {metric}: no run here has it; {did_you_mean(metric, names) if names else 'none was evaluated after pruning'}")
+    tables = []
+    for section in sections:
+        for name in asked or _headlines(section):
+            task, metric = name.split("/", 1)
+            if cells := _cells(section, task, metric):
+                tables.append(MetricTable(section, task, metric, cells))
+    return tables
+
+
+def statistics(values: Sequence[float]) -> tuple[float, float | None]:
+    """Mean and sample standard deviation; None for the latter when there is one value."""
+    mean = fmean(values)
+    return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else None
+
+
+def pruned(seeds: dict[int, Measured]) -> list[float]:
+    """The figures of a cell."""
+    return [one.pruned for one in seeds.values()]
+
+
+def other_sparsity(target: float, seeds: dict[int, Measured]) -> float | None:
+    """The mean of a cell's realised sparsities, where that isn't the target to three digits; else null."""
+    realised = realised_mean(seeds)
+    return None if realised is None or f"{realised:.3f}" == f"{target:.3f}" else realised
+
+
+def realised_mean(seeds: dict[int, Measured]) -> float | None:
+    """The mean of a cell's realised sparsities; null where whole units were cut away."""
+    values = [one.realised for one in seeds.values() if one.realised is not None]
+    return fmean(values) if values else None
+
+
+def dense_mean(row: dict[float, dict[int, Measured]]) -> float | None:
+    """Mean over the runs of a method that measured the dense model; None when none did."""
+    values = [one.dense for seeds in row.values() for one in seeds.values() if one.dense is not None]
+    return fmean(values) if values else None
+
+
+def _metrics(section: Section) -> list[str]:
+    return [f"{task}/{metric}" for run in section.runs for task, values in run.result.metrics.get("pruned", {}).items() for metric in values]
+
+
+def _headlines(section: Section) -> list[str]:
+    """Each task's first metric; where runs of a task begin with different ones, each of those."""
+    measured = [(task, first_metric(values)) for run in section.runs for task, values in run.result.metrics.get("pruned", {}).items()]
+    names = dict.fromkeys(f"{task}/{metric}" for task, metric in measured if metric is not None)
+    return sorted(names, key=lambda name: section.tasks.index(name.split("/", 1)[0]))
+
+
+def _cells(section: Section, task: str, metric: str) -> Cells:
+    cells: Cells = {}
+    for method, runs in section.by_method.items():
+        row: dict[float, dict[int, Measured]] = {}
+        for run in sorted(runs, key=lambda run: (run.sparsity, run.seed)):
+            before, after = (run.result.metrics.get(when, {}).get(task, {}).get(metric) for when in ("dense", "pruned"))
+            if after is not None:
+                row.setdefault(run.sparsity, {})[run.seed] = Measured(after, before, run.realised)
+        if row:
+            cells[method] = row
+    return cells

@@ -1,0 +1,155 @@
+"""The page of a report: one HTML file that holds its plots, and each plot beside it as PNG and PDF."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from ecoflap.sweeps.report.allocation_plot import are_few, plot_allocation
+from ecoflap.sweeps.report.allocations import lines_of
+from ecoflap.sweeps.report.cost_plot import costs_of, plot_costs
+from ecoflap.sweeps.report.methods import AXES, differences
+from ecoflap.sweeps.report.metric_plot import plot_metric
+from ecoflap.sweeps.report.metrics import MetricTable, dense_mean, other_sparsity, pruned, statistics
+from ecoflap.sweeps.report.runs import Run, Unfinished
+from ecoflap.sweeps.report.sections import Section
+from ecoflap.sweeps.report.style import save
+from ecoflap.sweeps.report.table import cell, figure
+
+NAME = "index.html"
+
+
+@dataclass
+class Plots:
+    """Draws figures into a folder; each name once.
+
+    Attributes:
+        folder: where their files go.
+        names: those that were given so far.
+    """
+
+    folder: Path
+    names: Counter[str] = field(default_factory=Counter)
+
+    def __call__(self, drawn: Figure, *parts: str) -> dict[str, Any]:
+        """The figure for the page, and the name of its files."""
+        name = re.sub(r"[^A-Za-z0-9.-]+", "_", "_".join(parts)).strip("_.")[:120]
+        self.names[name] += 1
+        unique = name if self.names[name] == 1 else f"{name}_{self.names[name]}"
+        return {"svg": Markup(save(drawn, self.folder, unique)), "name": unique, "inches": float(drawn.get_size_inches()[0])}
+
+
+def write_page(
+    folder: Path, title: str, sections: Sequence[Section], tables: Sequence[MetricTable], unfinished: Sequence[Unfinished], source: str
+) -> Path:
+    """Write the page and its plots into a folder.
+
+    Args:
+        folder: where to; made where it is missing.
+        title: the page's heading.
+        sections: the runs, by model and tasks.
+        tables: the metrics to show.
+        unfinished: runs without a result.
+        source: the folder that the runs were found in, for the page's head.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    runs = [run for section in sections for run in section.runs]
+    named = {key for section in sections for method in section.methods for key, _ in method.settings}
+    constant, varying = differences(runs, named)
+    plots = Plots(folder)
+    environment = Environment(
+        loader=PackageLoader("ecoflap.sweeps.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    html = environment.get_template("page.html").render(
+        title=title,
+        source=source,
+        runs=runs,
+        sections=[_section(section, [table for table in tables if table.section is section], plots) for section in sections],
+        unfinished=unfinished,
+        constant=constant,
+        varying=[(key, values, _part(key, named)) for key, values in varying.items()],
+        origins=_origins(runs),
+        metrics=list(dict.fromkeys(table.name for table in tables)),
+        rows=[row for section in sections for row in _rows(section, [table for table in tables if table.section is section])],
+    )
+    path = folder / NAME
+    path.write_text(html, encoding="utf-8")
+    return path
+
+
+def _section(section: Section, tables: Sequence[MetricTable], plots: Plots) -> dict[str, Any]:
+    """One model on its tasks: charts, tables and costs."""
+    ranks = {method: rank for rank, method in enumerate(section.by_method)}
+    lines, costs = lines_of(section, ranks), costs_of(section)
+    return {
+        "title": section.title,
+        "metrics": [
+            {
+                "table": table,
+                "plot": plots(plot_metric(table, ranks), section.model, table.task, table.metric),
+                "rows": list(_table_rows(table)),
+                "elsewhere": any(other_sparsity(target, seeds) is not None for row in table.cells.values() for target, seeds in row.items()),
+                "repeated": any(len(seeds) > 1 for row in table.cells.values() for seeds in row.values()),
+            }
+            for table in tables
+        ],
+        "allocation": plots(plot_allocation(section.title, lines), section.title, "allocation") if lines else None,
+        "few": are_few(lines),
+        "cost": plots(plot_costs(section.title, costs), section.title, "cost"),
+        "costs": [(method.label, step, cost) for method, row in costs.items() for step, cost in row.items()],
+    }
+
+
+def _table_rows(table: MetricTable) -> Iterator[dict[str, Any]]:
+    """Method, dense and one cell per sparsity, each with the number that it sorts by."""
+    for method, row in table.cells.items():
+        cells = [(statistics(pruned(row[at]))[0], cell(at, row[at])) if at in row else (None, "") for at in table.sparsities]
+        yield {"method": method.label, "dense": dense_mean(row), "dense_text": figure(dense_mean(row)), "cells": cells}
+
+
+def _rows(section: Section, tables: Sequence[MetricTable]) -> Iterator[dict[str, Any]]:
+    """One row of the table of all runs."""
+    for method, run in zip(section.methods, section.runs, strict=True):
+        measured = {table.name: table.cells.get(method, {}).get(run.sparsity, {}).get(run.seed) for table in tables}
+        costs = run.result.steps.values()
+        yield {
+            "run": run,
+            "model": section.model,
+            "method": method.label,
+            "figures": {name: one.pruned for name, one in measured.items() if one is not None},
+            "seconds": sum(cost["seconds"] for cost in costs),
+            "gibibytes": max((cost["peak_memory_bytes"] for cost in costs), default=0) / 2**30,
+            "commit": _commit(run),
+        }
+
+
+def _part(key: str, named: Collection[str]) -> str:
+    """What a key that differs between runs is to the report; nothing where it goes along with a key that is named."""
+    if key in AXES:
+        return "the axis" if key == "sparsity" else "averaged over"
+    if key == "model.name":
+        return "names models"
+    return "names methods" if key in {"pruner.name", "score.name", *named} else ""
+
+
+def _commit(run: Run) -> str:
+    """The commit in short, marked where files differed from it."""
+    git = run.result.git
+    return "" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else "")
+
+
+def _origins(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
+    """The library versions that runs were made with, each with its commits and their numbers of runs."""
+    commits: dict[str, Counter[str]] = {}
+    for run in runs:
+        versions = ", ".join(f"{name} {version}" for name, version in run.result.versions.items() if version)
+        commits.setdefault(versions, Counter())[_commit(run)] += 1
+    return [(versions, counts.most_common()) for versions, counts in commits.items()]

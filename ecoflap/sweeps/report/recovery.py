@@ -1,0 +1,107 @@
+"""What fine-tuning brought back: dense, pruned and fine-tuned, mean and standard deviation over seeds.
+
+python -m ecoflap.sweeps.report.recovery SWEEP [--metric METRIC]
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import math
+import sys
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from ecoflap.errors import UserError
+from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.results.record import first_metric
+from ecoflap.sweeps.report.runs import read_runs
+from ecoflap.sweeps.report.sections import make_sections
+from ecoflap.sweeps.report.table import statistics
+
+STATES = ("dense", "pruned", "finetuned")
+
+
+class Kind(NamedTuple):
+    """Runs that differ by their seed only; ``settings`` are the further options that tell kinds of one sweep apart."""
+
+    model: str
+    pruner: str
+    score: str
+    finetune: str
+    settings: str
+    metric: str
+    sparsity: float
+
+
+Runs = dict[Kind, list[tuple[float, float, float]]]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code, 2 when there is nothing to show."""
+    parser = argparse.ArgumentParser(
+        prog="python -m ecoflap.sweeps.report.recovery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("folder", type=Path, help=f"folder of a sweep; every {RESULT} of a fine-tuned model below it is read")
+    parser.add_argument("--metric", help="another metric than each task's first")
+    options = parser.parse_args(arguments)
+    try:
+        runs = read(options.folder, options.metric)
+    except UserError as error:
+        print(f"no table: {error}", file=sys.stderr)
+        return 2
+    print("\n".join(markdown(runs)))
+    return 0
+
+
+def read(folder: Path, metric: str | None) -> Runs:
+    """The three figures of every fine-tuned run below a folder; of two runs that agree in everything, the newer one's.
+
+    Raises:
+        UserError: there is no such run, or a record cannot be read.
+    """
+    found: Runs = defaultdict(list)
+    sections = make_sections([run for run in read_runs(folder) if "finetuned" in run.result.metrics])
+    tasks = {section.model: {task for other in sections if other.model == section.model for task in other.tasks} for section in sections}
+    for section in sections:
+        for method, runs in section.by_method.items():
+            for run, task in itertools.product(runs, section.tasks):
+                finetuned = run.result.metrics["finetuned"][task]
+                name = metric if metric is not None else first_metric(finetuned)
+                if name is not None and name in finetuned:
+                    label = f"{task}/{name}" if len(tasks[section.model]) > 1 else name
+                    settings = " ".join(f"{key}={value}" for key, value in method.settings if key != "finetune.name")
+                    kind = Kind(section.model, method.pruner, method.score, run.config["finetune"]["name"], settings, label, run.sparsity)
+                    found[kind].append((run.result.metrics["dense"][task][name], run.result.metrics["pruned"][task][name], finetuned[name]))
+    if not found:
+        raise UserError(f"no {RESULT} of a fine-tuned model below {folder}, or none with that metric")
+    return found
+
+
+def markdown(runs: Runs) -> Iterator[str]:
+    """The lines of a GitHub table. ``recovered`` is the mean of what fine-tuning gained over the mean of what pruning had cost."""
+    # A column of settings only where there are any.
+    columns = [name for name in Kind._fields if name != "settings" or any(kind.settings for kind in runs)]
+    yield _line((*columns, "n", *STATES, "recovered"))
+    yield _line(["---"] * (len(columns) - 1) + ["---:"] * 6)
+    for kind in sorted(runs):
+        dense, pruned, finetuned = (list(column) for column in zip(*runs[kind], strict=True))
+        lost, gained = sum(dense) - sum(pruned), sum(finetuned) - sum(pruned)
+        recovered = "nothing lost" if math.isclose(sum(dense), sum(pruned), rel_tol=1e-9) else f"{gained / lost:.0%}"
+        names = [getattr(kind, name) for name in columns[:-1]]
+        yield _line((*names, f"{kind.sparsity:g}", len(dense), _cell(dense), _cell(pruned), _cell(finetuned), recovered))
+
+
+def _cell(values: list[float]) -> str:
+    mean, deviation = statistics(values)
+    return f"{mean:.4g}" if not deviation or deviation < 1e-9 * abs(mean) else f"{mean:.4g} ± {deviation:.2g}"
+
+
+def _line(cells: Iterable[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

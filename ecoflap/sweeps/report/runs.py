@@ -1,0 +1,112 @@
+"""The runs below a folder: those that left a result, and those that did not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecoflap.errors import UserError
+from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.results.record import Result
+
+OVERRIDES = Path(".hydra") / "overrides.yaml"
+NEEDED = ("model.name", "pruner.name", "score.name", "sparsity", "seed")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        name: its folder, relative to the one that was asked for.
+        folder: where it is.
+        result: its record.
+    """
+
+    name: str
+    folder: Path
+    result: Result
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The resolved config."""
+        return self.result.config
+
+    @property
+    def sparsity(self) -> float:
+        """The sparsity that was asked for."""
+        return float(self.config["sparsity"])
+
+    @property
+    def realised(self) -> float | None:
+        """The share of zeros that was counted; null where whole units were cut away instead."""
+        return None if self.result.sparsity.get("total") == "units" else float(self.result.sparsity["prunable"])
+
+    @property
+    def seed(self) -> int:
+        """Of every random draw."""
+        return int(self.config["seed"])
+
+
+@dataclass(frozen=True)
+class Unfinished:
+    """A run that left no result: it failed, was stopped, or is still going on.
+
+    Attributes:
+        name: its folder, relative to the one that was asked for.
+        overrides: what it was asked for.
+    """
+
+    name: str
+    overrides: list[str]
+
+
+def read_runs(folder: Path) -> list[Run]:
+    """Every run below a folder, oldest first.
+
+    Raises:
+        UserError: there is no result record below the folder, one cannot be read, or one lacks what a report is made of.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give the folder of a finished run or sweep")
+    paths = sorted(folder.rglob(RESULT), key=lambda path: (path.stat().st_mtime_ns, path))
+    if not paths:
+        without = len(read_unfinished(folder))
+        found = f"; {without} runs there left no result" if without else ""
+        raise UserError(f"no {RESULT} below {folder}{found}: give the folder of a finished run or sweep")
+    return [_read(path, folder) for path in paths]
+
+
+def read_unfinished(folder: Path) -> list[Unfinished]:
+    """The folders below a folder, and itself, where Hydra started a run that left no result."""
+    from omegaconf import OmegaConf
+
+    starts = [path.parents[1] for path in folder.rglob(str(OVERRIDES))]
+    return [
+        Unfinished(_name(run, folder), [str(override) for override in OmegaConf.load(run / OVERRIDES)])
+        for run in sorted(starts, key=lambda run: (len(run.name), run))
+        if not (run / RESULT).is_file()
+    ]
+
+
+def _read(path: Path, folder: Path) -> Run:
+    try:
+        result = Result.read(path)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    for group in ("model", "pruner", "score"):  # a part of somebody's own may leave its name to its class
+        part = result.config.get(group)
+        if isinstance(part, dict) and "_target_" in part:
+            part.setdefault("name", str(part["_target_"]).rpartition(".")[2])
+    for key in NEEDED:
+        value: Any = result.config
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is None:
+            raise UserError(f"{path} lacks {key} in its config, which a report needs; run the configuration again or move the folder away")
+    return Run(_name(path.parent, folder), path.parent, result)
+
+
+def _name(run: Path, folder: Path) -> str:
+    return folder.resolve().name if run == folder else run.relative_to(folder).as_posix()

@@ -1,0 +1,65 @@
+"""What belongs together in a report: the runs of one model on the same tasks, each with the name of its method."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ecoflap.sweeps.report.methods import Method, name_methods, name_models
+from ecoflap.sweeps.report.runs import Run
+
+
+@dataclass(frozen=True)
+class Section:
+    """The runs that share their charts.
+
+    Attributes:
+        model: the model's name.
+        tasks: what the pruned model was measured on; none where the runs stopped before.
+        runs: its runs, oldest first, no two alike.
+        methods: the method of each run.
+    """
+
+    model: str
+    tasks: tuple[str, ...]
+    runs: list[Run]
+    methods: list[Method]
+
+    @property
+    def title(self) -> str:
+        """Model and tasks; ``mean`` is the tasks' own, not another task."""
+        tasks = [task for task in self.tasks if task != "mean" or len(self.tasks) == 1]
+        if not tasks:
+            return f"{self.model}, not evaluated"
+        return f"{self.model} on {', '.join(tasks) if len(tasks) < 4 else f'{len(tasks)} tasks'}"
+
+    @property
+    def by_method(self) -> dict[Method, list[Run]]:
+        """The runs of each method, in the order of every chart and table."""
+        found = defaultdict(list)
+        for method, run in zip(self.methods, self.runs, strict=True):
+            found[method].append(run)
+        return {method: found[method] for method in sorted(found, key=lambda method: method.order)}
+
+
+def make_sections(runs: Sequence[Run]) -> list[Section]:
+    """Runs by model and tasks, in the order of the names."""
+    found = defaultdict(list)
+    for model, run in zip(name_models(runs), runs, strict=True):
+        found[model, tuple(run.result.metrics.get("pruned", {}))].append(run)
+    sections = [Section(model, tasks, members, name_methods(members)) for (model, tasks), members in found.items()]
+    return sorted(map(_newest, sections), key=lambda section: (section.model, section.tasks))
+
+
+def _newest(section: Section) -> Section:
+    """Of two runs that agree in method, sparsity and seed only the newer one stays, and stderr says so."""
+    kept: dict[tuple[Method, float, int], Run] = {}
+    for method, run in zip(section.methods, section.runs, strict=True):
+        key = (method, run.sparsity, run.seed)
+        if (older := kept.pop(key, None)) is not None:
+            alike = f"{section.title}, {method.label}, at sparsity {run.sparsity:g}: {older.name} and {run.name} both have seed {run.seed}"
+            print(f"{alike}; only {run.name}, the newer one, is shown", file=sys.stderr)
+        kept[key] = run
+    return Section(section.model, section.tasks, list(kept.values()), [method for method, *_ in kept])

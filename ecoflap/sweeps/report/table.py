@@ -1,0 +1,62 @@
+"""One table per report: methods down, sparsities across, mean and standard deviation over seeds; as GitHub's Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from ecoflap.sweeps.report.methods import Method
+from ecoflap.sweeps.report.metrics import Measured, MetricTable, dense_mean, other_sparsity, pruned, realised_mean, statistics
+
+COLUMNS = ("model", "pruner", "score", "settings", "metric")
+
+
+def markdown(tables: Sequence[MetricTable]) -> Iterator[str]:
+    """The lines of a GitHub table; its columns are the targets, see ``cell``. Settings have a column only where there are some."""
+    sparsities = sorted({sparsity for table in tables for sparsity in table.sparsities})
+    rows = [(_names(table, method), row) for table in tables for method, row in table.cells.items()]
+    shown = [index for index, column in enumerate(COLUMNS) if column != "settings" or any(names[index] for names, _ in rows)]
+    headings = [*(COLUMNS[index] for index in shown), "dense", *(f"{sparsity:g}" for sparsity in sparsities)]
+    yield _line(headings)
+    yield _line(["---"] * len(shown) + ["---:"] * (len(headings) - len(shown)))
+    for names, row in rows:
+        cells = [cell(sparsity, row[sparsity]) if sparsity in row else "" for sparsity in sparsities]
+        yield _line([*(names[index] for index in shown), figure(dense_mean(row)), *cells])
+
+
+def write_csv(path: Path, tables: Sequence[MetricTable]) -> None:
+    """One line per metric, method and sparsity, figures at full precision."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow([*COLUMNS, "sparsity", "realised", "n", "mean", "deviation", "dense"])
+        for table in tables:
+            for method, row in table.cells.items():
+                for sparsity, seeds in row.items():
+                    names, figures = _names(table, method), statistics(pruned(seeds))
+                    dense = dense_mean({sparsity: seeds})
+                    writer.writerow([*names, sparsity, realised_mean(seeds), len(seeds), *figures, dense])
+
+
+def cell(target: float, seeds: dict[int, Measured]) -> str:
+    """``mean ± deviation (n)``, and the realised sparsity where it isn't the target."""
+    mean, deviation = statistics(pruned(seeds))
+    shown = f"{mean:.4g} (n={len(seeds)})" if deviation is None else f"{mean:.4g} ± {deviation:.2g} (n={len(seeds)})"
+    realised = other_sparsity(target, seeds)
+    return shown if realised is None else f"{shown} at {realised:.4f}"
+
+
+def figure(value: float | None) -> str:
+    """Four digits, or nothing."""
+    return "" if value is None else f"{value:.4g}"
+
+
+def _names(table: MetricTable, method: Method) -> tuple[str, ...]:
+    """One value per column of ``COLUMNS``."""
+    return table.model, method.pruner, method.score, method.setting, table.name
+
+
+def _line(cells: Iterable[Any]) -> str:
+    """One line of a GitHub table; a bar inside a cell would end it."""
+    return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"

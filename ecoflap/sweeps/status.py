@@ -1,0 +1,189 @@
+"""How far the runs of a sweep are: queued, running, done, failed with the reason, and the time left.
+
+    python -m ecoflap.sweeps.status outputs/sweeps/SWEEP
+    python -m ecoflap.sweeps.status outputs/sweeps/SWEEP --rerun-failed
+
+``--rerun-failed`` starts the sweep's own command again in the same folder: jobs that have finished are left alone, and the others go on from where
+they stopped. The folder of a run that was started by itself works too. Exit code 0: nothing has failed. 1: a run failed or died. 2: wrong usage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecoflap.console.progress import ArgumentParser, complain, table
+from ecoflap.errors import UserError
+from ecoflap.storage.file_names import JOBS, LEASE, STATUS
+from ecoflap.storage.files import read_json
+from ecoflap.storage.lease import DEAD_AFTER, lives
+
+FAILED = ("failed", "died")
+ENDED_BADLY = ("FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One run, as it is shown.
+
+    Attributes:
+        name: of its folder.
+        state: queued, running, stopped, done, failed or died.
+        where: the step that it is at, and how far.
+        seconds: since it started, or that it took.
+        note: its overrides, or the reason of a failure.
+    """
+
+    name: str
+    state: str
+    where: str
+    seconds: float | None
+    note: str
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    parser = ArgumentParser(prog="python -m ecoflap.sweeps.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="folder of a sweep, or of a run")
+    parser.add_argument("--rerun-failed", action="store_true", help="start what has not finished again, in the same folders")
+    options = parser.parse_args(arguments)
+    try:
+        if options.rerun_failed:
+            return rerun(options.folder)
+        lines = read(options.folder)
+    except UserError as error:
+        return complain(error)
+    show(options.folder, lines)
+    return int(any(line.state in FAILED for line in lines))
+
+
+def read(folder: Path) -> list[Line]:
+    """Every run of a sweep, or the one run whose folder it is.
+
+    Raises:
+        UserError: no run was ever started there.
+    """
+    listed = (read_json(folder / JOBS) or {}).get("jobs", [])
+    jobs: dict[str, Mapping[str, Any]] = {str(job["number"]): job for job in listed if job["number"] >= 0}
+    if (folder / STATUS).is_file():
+        return [_line(folder, {}, {})]
+    jobs |= {status.parent.name: {} for status in folder.glob(f"*/{STATUS}") if status.parent.name not in jobs}
+    if not jobs:
+        raise UserError(f"{folder} holds neither a run nor a sweep: there is no {STATUS} and no {JOBS}; give a folder below outputs/")
+    slurm = slurm_states([job["id"] for job in jobs.values() if job.get("id")])
+    names = sorted(jobs, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
+    return [_line(folder / name, jobs[name], slurm) for name in names]
+
+
+def _line(run: Path, job: Mapping[str, Any], slurm: Mapping[str, str]) -> Line:
+    status, overrides = read_json(run / STATUS) or {}, job.get("overrides") or _overrides(run)
+    queued = slurm.get(str(job.get("id")), "")
+    state = _state(run, status, queued)
+    done = f" {status['done']} of {status['total']}" if status.get("total") and state != "done" else ""
+    end = time.time() if state == "running" else status.get("updated", 0)
+    seconds = end - status["started"] if "started" in status else None
+    note = status.get("reason") if state in ("failed", "stopped") else None
+    if state == "died":
+        note = f"killed{f' ({queued})' if queued else ''}, the last sign of life at step {status.get('step', 'none')}"
+    return Line(run.name, state, status.get("step", "") + done, seconds, note or " ".join(overrides))
+
+
+def _state(run: Path, status: Mapping[str, Any], queued: str) -> str:
+    """What a run does, from what it wrote, whether it lives, and what Slurm says of its job."""
+    ended_badly = queued.startswith(ENDED_BADLY)
+    if not status:
+        return "died" if ended_badly else "queued"
+    state: str = status["state"]
+    if state == "running" and not lives(run / LEASE, DEAD_AFTER * 2):
+        return "queued" if queued in ("PENDING", "REQUEUED") else "died"
+    return "died" if state == "stopped" and ended_badly else state
+
+
+def _overrides(run: Path) -> list[str]:
+    """What the run was started with, as Hydra kept it."""
+    from omegaconf import OmegaConf
+
+    file = run / ".hydra" / "overrides.yaml"
+    return [str(override) for override in OmegaConf.load(file)] if file.is_file() else []
+
+
+def slurm_states(ids: Sequence[str]) -> dict[str, str]:
+    """{job: state} by Slurm's accounting, or by its queue where there is no accounting; empty without Slurm."""
+    if not ids:
+        return {}
+    commands = (["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(ids)], ["squeue", "-h", "-r", "-o", "%i|%T", "-j", ",".join(ids)])
+    found: dict[str, str] = {}
+    for command in commands:
+        if shutil.which(command[0]) is None:
+            continue
+        answer = subprocess.run(command, capture_output=True, text=True, check=False)
+        found |= {job: state for job, _, state in (line.partition("|") for line in answer.stdout.split("\n")) if state}
+    return found
+
+
+def show(folder: Path, lines: Sequence[Line]) -> None:
+    """Print the runs, how many there are of each state, and the time left."""
+    rows = [(line.name, line.state, line.where, _in_words(line.seconds), line.note) for line in lines]
+    table(str(folder), ["run", "state", "at", "for", "what"], rows)
+    counts = Counter(line.state for line in lines)
+    print(", ".join(f"{count} {state}" for state, count in counts.items()) + time_left(lines))
+
+
+def time_left(lines: Sequence[Line]) -> str:
+    """The time until all have ended, if the rest takes as long as those that are done, as many at a time as are running."""
+    took = [line.seconds for line in lines if line.state == "done" and line.seconds is not None]
+    running = [line.seconds or 0.0 for line in lines if line.state == "running"]
+    queued = sum(line.state == "queued" for line in lines)
+    if not took or not running:
+        return ""
+    mean = sum(took) / len(took)
+    rest = sum(max(mean - seconds, 0.0) for seconds in running) + queued * mean
+    return f"; about {_in_words(rest / len(running))} left"
+
+
+def _in_words(seconds: float | None) -> str:
+    if seconds is None:
+        return ""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
+def rerun(folder: Path) -> int:
+    """Start a sweep, or a run, again as it was started, from where it was started; returns its exit code.
+
+    Raises:
+        UserError: Hydra has not kept the command, or the run is one of a sweep.
+    """
+    from omegaconf import OmegaConf
+
+    from ecoflap.storage.results.environment import PROJECT
+
+    sweep, run = folder / "multirun.yaml", folder / ".hydra" / "hydra.yaml"
+    file = sweep if sweep.is_file() else run
+    if not file.is_file():
+        raise UserError(f"{folder} has no {sweep.name} and no .hydra/hydra.yaml, so the command that started it is not known")
+    if file == run and (folder.resolve().parent / sweep.name).is_file():
+        raise UserError(f"{folder} is one run of a sweep; give {folder.resolve().parent}, where finished runs are left alone")
+    hydra = OmegaConf.load(file).hydra
+    # Without resume=false, which would do finished runs again.
+    overrides, started_in = hydra.overrides, Path(hydra.runtime.cwd)
+    place = "hydra.sweep.dir" if file == sweep else "hydra.run.dir"
+    given = [str(one) for one in [*overrides.task, *overrides.hydra] if not str(one).startswith((place, "hydra.mode", "resume="))]
+    folders = [f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"]
+    command = [sys.executable, str(PROJECT / "main.py"), *(["-m"] if file == sweep else []), *folders, *given, f"{place}={folder.resolve()}"]
+    print(json.dumps(command))
+    return subprocess.run(command, cwd=started_in if started_in.is_dir() else None, check=False).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""Prune speech recognisers: Whisper, recordings with transcripts, and word error rates."""

@@ -1,0 +1,96 @@
+"""Batches for losses hold as many samples as were asked for, and padding changes no sample's loss."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ecoflap.blocks.loss_batches import loss_batches, padded
+from ecoflap.data.batch import Batch
+from ecoflap.data.calibration_set import CalibrationSet, stack
+from ecoflap.models.core.prunable import PrunableModel
+from tests import tiny
+
+LENGTHS = (5, 7, 6, 9, 5)
+TEXTS = [family for family in tiny.FAMILIES if family not in (*tiny.COMPARING, *tiny.CLASSIFIER, *tiny.PACKED, "blip_vqa")]
+
+
+def losses_alone(model: PrunableModel, calibration: CalibrationSet) -> Tensor:
+    return torch.cat([model.loss(stack([sample])) for sample in calibration.samples])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", TEXTS)
+def test_the_loss_of_a_padded_sample_is_its_loss_alone(family: str) -> None:
+    model, calibration = tiny.build(family), tiny.samples(family, LENGTHS)
+    batches = loss_batches(model, calibration, 3)
+    assert [len(batch["pixel_values" if "pixel_values" in batch else "input_ids"]) for batch in batches] == [3, 2]
+    found = torch.cat([model.loss(batch) for batch in batches])
+    torch.testing.assert_close(found, losses_alone(model, calibration), rtol=1e-5, atol=1e-6)
+    assert found.std() > 1e-4
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("family", TEXTS)
+def test_the_order_of_the_samples_changes_no_loss(family: str) -> None:
+    model, calibration = tiny.build(family), tiny.samples(family, LENGTHS)
+    backwards = CalibrationSet("backwards", calibration.samples[::-1])
+    one, other = (torch.cat([model.loss(batch) for batch in loss_batches(model, data, 2)]) for data in (calibration, backwards))
+    torch.testing.assert_close(one, other.flip(0), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family not in TEXTS])
+def test_samples_of_one_length_are_as_they_were(family: str) -> None:
+    calibration = tiny.samples(family, (7, 7, 7))
+    for one, other in zip(loss_batches(tiny.build(family), calibration, 2), calibration.batches(2), strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("family", ["torch_encoder", "torch_encoder_tokens_first"])
+def test_what_is_no_text_is_grouped(family: str) -> None:
+    batches = loss_batches(tiny.build(family), tiny.samples(family, LENGTHS), 8)
+    assert sorted(len(batch["inputs"]) for batch in batches) == [1, 1, 1, 2]
+
+
+@torch.no_grad()
+def test_blip_is_asked_questions_of_one_length() -> None:
+    """Its decoder in transformers sees the padding of a question, in some releases through a mask that only weakens it."""
+    model, calibration = tiny.build("blip_vqa"), tiny.samples("blip_vqa", LENGTHS)
+    padding = padded(calibration.samples)
+    heeded = torch.allclose(model.loss(padding), losses_alone(model, calibration), rtol=1e-3)
+    assert [len(batch["labels"]) for batch in loss_batches(model, calibration, 8)] == ([5] if heeded else [2, 1, 1, 1])
+
+
+def counts_padding(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+    """A loss of somebody's own that never heard of padding."""
+    return module(input_ids=batch["input_ids"]).logits.float().square().mean(dim=(1, 2))
+
+
+def test_a_loss_that_counts_padding_gets_batches_of_one_length(caplog: pytest.LogCaptureFixture) -> None:
+    model = PrunableModel(**{**vars(tiny.build("llama")), "loss_function": counts_padding})
+    calibration = tiny.samples("llama", LENGTHS)
+    with caplog.at_level("INFO"):
+        batches = loss_batches(model, calibration, 8)
+    assert [tuple(batch["input_ids"].shape) for batch in batches] == [(2, 5), (1, 6), (1, 7), (1, 9)]
+    assert "batches of texts of one length" in caplog.text
+
+
+def test_captions_of_many_lengths_make_whole_batches() -> None:
+    lengths = tuple(torch.randint(3, 14, (32,), generator=torch.Generator().manual_seed(0)).tolist())
+    batches = loss_batches(tiny.build("blip2_t5"), tiny.samples("blip2_t5", lengths), 8)
+    assert [len(batch["labels"]) for batch in batches] == [8, 8, 8, 8]
+
+
+def test_padding_by_hand() -> None:
+    samples = [
+        {"input_ids": torch.tensor([[4, 5]]), "labels": torch.tensor([[6]]), "pixel_values": torch.ones(1, 3)},
+        {"input_ids": torch.tensor([[7, 8, 9]]), "labels": torch.tensor([[6, 7]]), "pixel_values": torch.ones(1, 3)},
+    ]
+    batch = padded(samples)
+    assert batch["input_ids"].tolist() == [[[4, 5, 0]], [[7, 8, 9]]]
+    assert batch["attention_mask"].tolist() == [[[1, 1, 0]], [[1, 1, 1]]]
+    assert batch["labels"].tolist() == [[[6, -100]], [[6, 7]]]
+    assert batch["pixel_values"].shape == (2, 1, 3)
+    assert padded(samples[:1]).keys() == samples[0].keys()

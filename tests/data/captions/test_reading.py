@@ -1,0 +1,167 @@
+"""Each published layout gives the pictures that were put into it, and calibration takes none that a model is measured on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ecoflap.data.captions.calibration import Captions
+from ecoflap.data.captions.reading import CaptionSource, clean
+from ecoflap.data.easy_vqa.pictures import NAMES
+from ecoflap.data.example import Example
+from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel
+from tests.data import caption_folders as folders
+
+COCO_MINI = Path(__file__).parents[4] / "shared" / "data" / "coco_mini"
+
+
+class Remembers:
+    """Keeps the examples that it was given."""
+
+    sees = True
+
+    def __init__(self) -> None:
+        self.examples: list[Example] = []
+
+    def encode(self, example: Example) -> dict[str, Tensor]:
+        self.examples.append(example)
+        return {"input_ids": torch.tensor([len(self.examples)])}
+
+
+def drawn(source: Captions, seed: int = 0) -> list[Example]:
+    interface = Remembers()
+    source.load(PrunableModel("tiny", nn.Module(), (), (), (), lambda *_: torch.zeros(1), None, interface), seed)
+    return interface.examples
+
+
+LAYOUTS = {
+    "coco": (folders.karpathy, {"train": 24, "val": 2, "test": 24}),
+    "flickr30k": (lambda root: folders.karpathy(root, "flickr30k"), {"train": 24, "val": 2, "test": 24}),
+    "nocaps": (folders.nocaps, {"val": 24}),
+    "cc3m": (folders.cc3m, {"train": 24}),
+    "cc3m_tsv": (lambda root: folders.cc3m(root, tsv=True), {"train": 24}),
+    "folder": (folders.plain, {"train": 24, "test": 24}),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_layouts(tmp_path: Path, layout: str) -> None:
+    make, splits = LAYOUTS[layout]
+    root = make(tmp_path)
+    for split, count in splits.items():
+        pictures = CaptionSource(str(root), layout, split).pictures("task")
+        assert len(pictures) == len({picture.key for picture in pictures}) == count
+        for picture, shown in zip(pictures, folders.one_of_each("train" if split == "train" else "test"), strict=False):
+            assert Path(picture.image).read_bytes() == Path(shown.image or "").read_bytes()
+            assert len(picture.captions) == (1 if "cc3m" in layout else 5)
+            assert set(picture.captions) <= set(folders.captions(shown))
+        domains = [picture.domain for picture in pictures]
+        assert domains == (["in", "near", "out"] * 8 if layout == "nocaps" else [None] * count)
+
+
+def test_a_folder_without_splits_is_for_training(tmp_path: Path) -> None:
+    folders.plain(tmp_path, splits=False)
+    assert [len(picture.captions) for picture in CaptionSource(str(tmp_path)).pictures("task")] == [5] * 24
+
+
+def test_coco_numbers_are_keys_in_every_layout(tmp_path: Path) -> None:
+    pictures = CaptionSource(str(folders.karpathy(tmp_path)), "coco", "test").pictures("task")
+    assert [picture.key for picture in pictures[:2]] == ["2000", "2001"]
+
+
+@pytest.mark.skipif(not COCO_MINI.is_dir(), reason="needs the pictures of coco_mini beside the repository")
+def test_real_pictures_of_coco(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in (COCO_MINI / "captions.jsonl").read_text().splitlines()]
+    (tmp_path / "images").symlink_to(COCO_MINI / "images")
+    lines = [{"file_name": f"images/{row['file_name']}", "text": row["captions"]} for row in rows]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    pictures = CaptionSource(str(tmp_path)).pictures("task")
+    assert len(pictures) == len(rows)
+    assert [picture.key for picture in pictures] == [str(int(row["file_name"][:-4])) for row in rows]
+    assert len(drawn(Captions(str(tmp_path), samples=8, prefix=True))) == 8
+
+
+def test_captions_are_cleaned() -> None:
+    assert clean('A man;  with a "hat" (red)... #1: 9-inch & more!~*') == "a man with a hat red 1 9-inch & more"
+    assert clean("word " * 60) == " ".join(["word"] * 50)
+
+
+def test_calibration_draws_one_caption_per_picture(tmp_path: Path) -> None:
+    source = Captions(str(folders.karpathy(tmp_path)), "coco", samples=10)
+    examples = drawn(source)
+    assert len({example.image for example in examples}) == 10
+    train = {picture.image: [clean(text) for text in picture.captions] for picture in source.pictures("calibration")}
+    assert all(example.target in train[example.image or ""] and not example.text for example in examples)
+    assert drawn(source) == examples != drawn(source, seed=1)
+    assert len(drawn(Captions(str(tmp_path), "coco", samples=100))) == 24
+    assert len({example.target.replace(name, "") for example in examples for name in NAMES if name in example.target}) > 2
+
+
+def test_prefixes_end_in_the_first_half(tmp_path: Path) -> None:
+    rows = [{"image": "train/0.png", "caption": text} for text in ("one", "one two", "one two three four five six seven eight nine")]
+    (folders.cc3m(tmp_path) / "cc3m.json").write_text(json.dumps(rows))
+    seen = set()
+    for seed in range(30):
+        short, long = sorted(drawn(Captions(str(tmp_path), "cc3m", prefix=True), seed), key=lambda example: len(example.target))
+        assert (short.text, short.target) == ("one", "two")
+        assert f"{long.text} {long.target}" == rows[2]["caption"]
+        seen.add(len(long.text.split()))
+    assert seen == {1, 2, 3, 4}
+
+
+def twice(root: Path) -> Path:
+    """A picture in two splits."""
+    file = folders.karpathy(root) / "dataset_coco.json"
+    data = json.loads(file.read_text())
+    data["images"].append({**data["images"][0], "split": "test"})
+    file.write_text(json.dumps(data))
+    return root
+
+
+def broken(root: Path) -> Path:
+    (folders.cc3m(root) / "cc3m.json").write_text('[{"image": "a.png"}]')
+    return root
+
+
+def without_pictures(root: Path) -> Path:
+    for file in (folders.karpathy(root, "flickr30k") / "flickr30k-images").iterdir():
+        file.unlink()
+    return root
+
+
+@pytest.mark.parametrize(
+    ("make", "source", "message"),
+    [
+        (folders.nocaps, lambda path: CaptionSource(path, "kaggle"), r"task\.layout=kaggle is no layout of captions; .*coco"),
+        (folders.nocaps, lambda path: CaptionSource(path, "coco", name="coco"), r"task=coco: dataset_coco\.json is not in task\.path=.*Karpathy"),
+        (
+            folders.nocaps,
+            lambda path: CaptionSource(None, "flickr30k", name="flickr30k"),
+            "task=flickr30k needs the data set's folder.*non-commercial",
+        ),
+        (folders.nocaps, lambda path: CaptionSource(path, "nocaps", "test"), r"task\.split=test: .* has val"),
+        (
+            without_pictures,
+            lambda path: CaptionSource(path, "flickr30k"),
+            r"the picture 0\.jpg is not in any of .*, .*images, .*University of Illinois",
+        ),
+        (broken, lambda path: CaptionSource(path, "cc3m"), r"cc3m\.json is not in the layout that was expected \(KeyError: 'caption'\)"),
+    ],
+)
+def test_refusals(tmp_path: Path, make: Callable[[Path], Path], source: Callable[[str], CaptionSource], message: str) -> None:
+    path = str(make(tmp_path))
+    with pytest.raises(UserError, match=message):
+        source(path).pictures("task")
+
+
+def test_calibration_refuses_what_is_measured(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"calibration\.split=test: models are measured on these"):
+        Captions(str(tmp_path), "coco", "test")
+    with pytest.raises(UserError, match=r"calibration=captions: 1 of its pictures are in another split too, such as 0"):
+        drawn(Captions(str(twice(tmp_path)), "coco"))

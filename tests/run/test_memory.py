@@ -1,0 +1,121 @@
+"""What the plan says of memory is what the steps take."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from ecoflap.console.telemetry import measure
+
+from benchmarks.models import llama, tokens
+from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.driver import prune
+from ecoflap.prune.pruners import Magnitude, SparseGPT, Wanda
+from ecoflap.prune.whole_model import GlobalMagnitude
+from ecoflap.run.steps.memory import Need, memory_plan, show_needs, weights_in_use, what_helps
+from ecoflap.run.steps.sample_cost import sample_cost
+from ecoflap.score.first_order import FirstOrder
+from ecoflap.score.local import Local
+from ecoflap.score.pass_size import LiveBytes
+from ecoflap.score.zeroth_order import ZerothOrder
+from tests import tiny
+
+SAMPLES, BATCH = 12, 4
+
+
+@pytest.fixture(scope="module")
+def model() -> PrunableModel:
+    """Wide enough that what every process needs beside is small."""
+    return llama(128, 4)
+
+
+def alive(work: Callable[[], object]) -> int:
+    with LiveBytes() as live:
+        work()
+    return live.peak
+
+
+@pytest.mark.parametrize("pruner", [Magnitude(), Wanda(), SparseGPT()], ids=lambda pruner: pruner.name)
+def test_pruning(model: PrunableModel, pruner: Wanda) -> None:
+    calibration = tokens(SAMPLES, 64, 256)
+    (need,) = memory_plan(model, sample_cost(model, calibration), SAMPLES, BATCH, None, pruner)
+    allocation = WaterFilling()(model.towers, None, 0.5)
+    taken = alive(lambda: prune(model, calibration, pruner, allocation, BATCH))
+    taken -= sum(
+        layer.weight.nbytes for block in model.blocks[:-1] for layer in block.layers
+    )  # new weights in the place of old ones, by the last block
+    assert taken / 2 < need.states + need.work
+    if pruner.statistic is not None:  # without data nothing waits and nothing runs
+        assert need.states + need.work < 2 * taken
+
+
+@pytest.mark.parametrize(
+    "scorer",
+    [
+        FirstOrder(batch_size=4),
+        ZerothOrder(batch_size=4, samples_per_pass=1),
+        ZerothOrder(batch_size=4, probe="derivative"),
+        Local(batch_size=4),
+    ],
+    ids=["first", "zeroth", "derivative", "local"],
+)
+def test_scoring(model: PrunableModel, scorer: FirstOrder) -> None:
+    calibration = tokens(SAMPLES, 64, 256)
+    need, _ = memory_plan(model, sample_cost(model, calibration), SAMPLES, BATCH, scorer, Wanda())
+    taken = alive(lambda: scorer(model, calibration, 0))
+    assert taken / 2 < need.states + need.work < 2 * taken
+
+
+@pytest.mark.parametrize("probe", ["layer", "derivative"])
+def test_half_precision_is_scored_in_fp32(probe: str) -> None:
+    scorer = ZerothOrder(batch_size=4, samples_per_pass=1, probe=probe)
+    whole, half, calibration = llama(128, 4), llama(128, 4), tokens(SAMPLES, 64, 256)
+    half.module.bfloat16()
+    needs = [memory_plan(model, sample_cost(model, calibration), SAMPLES, BATCH, scorer, Wanda()) for model in (whole, half)]
+    assert needs[1][0].weights == needs[0][0].weights == 2 * needs[1][1].weights
+    assert needs[1][0].work == pytest.approx(needs[0][0].work, rel=0.1)
+    assert "score=first_order" in what_helps(Need("score", 3, 2, 1, wide=True), "none")
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_every_family_is_counted(family: str) -> None:
+    model, calibration = tiny.build(family), tiny.samples(family)
+    cost = sample_cost(model, calibration)
+    assert min(cost.states, cost.outputs) > 0
+    assert 0 < cost.block <= cost.forward
+    assert weights_in_use(model) == sum(parameter.nbytes for parameter in model.module.parameters())
+    assert memory_plan(model, cost, 5, 2, None, GlobalMagnitude())[0].work > 0
+
+
+def test_a_plan_that_does_not_fit_says_what_helps(model: PrunableModel, caplog: pytest.LogCaptureFixture) -> None:
+    show_needs(model, [Need("score", 1, 2, 3), Need("prune", 1, 2**60, 3)])
+    assert "prune may need" in caplog.text
+    assert "use runtime.offload=cpu, or fewer samples" in caplog.text
+    assert "score may need" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("need", "kind", "option"),
+    [
+        (Need("score", 1, 2, 3), "none", "score.batch_size"),
+        (Need("prune", 1, 2, 3), "none", "a smaller batch_size"),
+        (Need("score", 1, 3, 2), "none", "score.batch_size"),
+        (Need("prune", 3, 2, 1), "none", "runtime.offload=cpu"),
+        (Need("prune", 3, 2, 1), "cpu", "runtime.offload=disk"),
+        (Need("prune", 3, 2, 1), "disk", "model.dtype=bfloat16"),
+    ],
+)
+def test_the_largest_part_decides(need: Need, kind: str, option: str) -> None:
+    assert option in what_helps(need, kind)
+
+
+def test_running_out_of_memory_is_an_error_for_people() -> None:
+    costs: dict[str, dict[str, object]] = {}
+    with pytest.raises(UserError, match=r"memory ran out in step prune \(no room\); use a smaller batch_size"), measure(costs, "prune"):
+        raise torch.OutOfMemoryError("no room\nand much more")
+    assert costs["prune"]["seconds"] >= 0  # type: ignore[operator]
+    with pytest.raises(RuntimeError, match="another"), measure(costs, "prune"):
+        raise RuntimeError("another")

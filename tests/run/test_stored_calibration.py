@@ -1,0 +1,83 @@
+"""Calibration sets from the store are those that are drawn, and a change of anything they depend on draws anew."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.run.stored_calibration import stored_calibration
+from ecoflap.storage.cache.store import Store
+
+
+@dataclass
+class Counts:
+    """Draws samples with two fields, and counts how often it is asked."""
+
+    name: str = "counts"
+    drawn: int = 0
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        self.drawn += 1
+        rows = torch.arange(11 * 3).view(11, 3) + seed
+        samples = tuple({"z": row, "a": torch.tensor(float(index))} for index, row in enumerate(rows))
+        return CalibrationSet(self.name, samples, frozenset({"one picture", "ein zweites: ü"}))
+
+
+def model(interface: object = None) -> PrunableModel:
+    return PrunableModel("tiny", nn.Module(), (), (), (), lambda *_: torch.zeros(1), None, interface)
+
+
+def load(store: Store, counts: Counts, config: dict[str, Any], fingerprint: str = "m", seed: int = 0, prompt: str = "{}") -> CalibrationSet:
+    return stored_calibration(store, counts, model(), fingerprint, config, {"prompt": prompt}, seed, {})[0]
+
+
+def test_a_hit_is_the_set_that_was_drawn(tmp_path: Path) -> None:
+    counts = Counts()
+    plain = counts.load(model(), 0)
+    for mode in ("off", "use", "use", "readonly"):
+        found = load(Store(tmp_path, mode), counts, {"samples": 11})  # type: ignore[arg-type]
+        assert found.fingerprint() == plain.fingerprint()
+        assert found.sources == plain.sources
+        assert [list(sample) for sample in found.samples] == [["z", "a"]] * 11
+    assert counts.drawn == 3  # here, without the store, and once for it
+
+
+def test_what_a_set_depends_on(tmp_path: Path) -> None:
+    counts, store, data = Counts(), Store(tmp_path / "store"), tmp_path / "data.txt"
+    data.write_text("one")
+    config = {"samples": 11, "path": str(data)}
+    load(store, counts, config)
+    load(store, counts, dict(config))
+    assert counts.drawn == 1
+    for change in ({"config": {**config, "samples": 5}}, {"fingerprint": "n"}, {"seed": 1}, {"prompt": "Q: {}"}):
+        load(store, counts, **{"config": config, **change})  # type: ignore[arg-type]
+    assert counts.drawn == 5
+    data.write_text("another text")
+    load(store, counts, config)
+    assert counts.drawn == 6
+
+
+def test_a_model_that_is_told_its_classes_is_told_each_time(tmp_path: Path) -> None:
+    class Told:
+        def set_classes(self) -> None: ...
+
+    counts, store = Counts(), Store(tmp_path)
+    for _ in range(2):
+        assert not stored_calibration(store, counts, model(Told()), "m", {}, {}, 0, {})[1]
+    assert counts.drawn == 2
+
+
+@pytest.mark.parametrize("interface", [None, object()])
+def test_an_empty_set(tmp_path: Path, interface: object) -> None:
+    class Empty(Counts):
+        def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+            return CalibrationSet("empty", ())
+
+    assert len(stored_calibration(Store(tmp_path), Empty(), model(interface), "m", {}, {}, 0, {})[0]) == 0

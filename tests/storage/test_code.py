@@ -1,0 +1,109 @@
+"""The hash of the code that computes a value: it follows every import that a result can depend on."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ecoflap.errors import UserError
+from ecoflap.storage.cache import code
+
+FILES = {
+    "mine/__init__.py": "",
+    "mine/scorer.py": "from mine import formulas\nfrom .parts.weights import scale\nimport torch\n",
+    "mine/formulas.py": "import json\nSIGN = 1\n",
+    "mine/parts/weights.py": "def scale(): \n    import beside\n    return beside.FACTOR\n",
+    "mine/unrelated.py": "VALUE = 1\n",
+    "beside.py": "FACTOR = 2\n",
+}
+
+
+@pytest.fixture
+def parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A package outside the tree, on the path."""
+    for name, content in FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(content)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield tmp_path
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("mine", "beside")]:
+        del sys.modules[name]
+    forget()
+
+
+def forget() -> None:
+    """What a new process knows."""
+    for function in (code._read, code._spec, code._is_own):
+        function.cache_clear()
+
+
+def hashed(module: str) -> str:
+    forget()
+    return code.source_hash(module)
+
+
+@pytest.mark.parametrize("file", ["mine/__init__.py", "mine/scorer.py", "mine/formulas.py", "mine/parts/weights.py", "beside.py"])
+def test_an_edit_of_anything_that_is_imported_changes_the_hash(parts: Path, file: str) -> None:
+    before = hashed("mine.scorer")
+    assert hashed("mine.scorer") == before
+    (parts / file).write_text(FILES[file] + "# an edit\n")
+    assert hashed("mine.scorer") != before
+
+
+def test_an_edit_of_anything_else_does_not(parts: Path) -> None:
+    before = hashed("mine.scorer")
+    (parts / "mine" / "unrelated.py").write_text("VALUE = 2\n")
+    assert hashed("mine.scorer") == before
+
+
+def test_libraries_count_by_their_version_wherever_they_are(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lent = parts / "other" / "site-packages"
+    (lent / "library").mkdir(parents=True)
+    (lent / "library" / "__init__.py").write_text("from library import only_elsewhere\nimport library._windows\n")
+    monkeypatch.syspath_prepend(str(lent))
+    (parts / "mine" / "scorer.py").write_text("import library\n")
+    before = hashed("mine.scorer")
+    (lent / "library" / "__init__.py").write_text("# another release\n")
+    assert hashed("mine.scorer") == before
+
+
+def test_where_the_package_lies_does_not_count(parts: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = hashed("mine.scorer")
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    for name, content in FILES.items():
+        (elsewhere / name).parent.mkdir(parents=True, exist_ok=True)
+        (elsewhere / name).write_text(content)
+    monkeypatch.syspath_prepend(str(elsewhere))
+    assert hashed("mine.scorer") == before
+
+
+def test_a_running_process_keeps_the_hash_of_the_code_that_it_runs(parts: Path) -> None:
+    before = hashed("mine.scorer")
+    (parts / "mine" / "formulas.py").write_text("SIGN = -1\n")
+    assert code.source_hash("mine.scorer") == before
+
+
+@pytest.mark.parametrize("gone", ["mine/scorer.py", "mine/formulas.py"])
+def test_a_file_that_is_gone_is_an_error(parts: Path, gone: str) -> None:
+    (parts / "mine" / "scorer.py").write_text("import mine.formulas\n")
+    (parts / gone).unlink()
+    with pytest.raises(UserError, match=gone.removesuffix(".py").replace("/", ".")):
+        hashed("mine.scorer")
+
+
+def test_the_parts_of_the_package_hash_what_they_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    scorers = {name: hashed(f"ecoflap.score.{name}") for name in ("zeroth_order", "first_order", "local")}
+    assert len(set(scorers.values())) == 3
+    forget()
+    read = code._read
+    monkeypatch.setattr(code, "_read", lambda module: ("edited", read(module)[1]) if module == "ecoflap.ops.wanda" else read(module))
+    changed = {name: code.source_hash(f"ecoflap.score.{name}") for name in scorers}
+    assert [name for name in scorers if changed[name] != scorers[name]] == ["zeroth_order", "local"]  # no gradient needs ops
+
+
+def test_nothing_is_imported_to_find_the_sources(parts: Path) -> None:
+    hashed("mine.scorer")
+    assert not {"mine", "mine.scorer", "beside"} & set(sys.modules)

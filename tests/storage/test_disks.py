@@ -1,0 +1,72 @@
+"""Disks that are full or read-only: no wrong result, a clear message, and a run that goes on."""
+
+from __future__ import annotations
+
+import logging
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from ecoflap.storage.cache.store import Store
+from ecoflap.storage.results import Result
+from tests.cli.conftest import run, text_run, tiny_llama, token_file  # noqa: F401 - fixtures
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 64 KB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    if mount.returncode:
+        pytest.skip(f"mounting a file system is not allowed here: {mount.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def fill(folder: Path) -> None:
+    """Leave no room."""
+    with (folder / "filler").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"x" * 4096)
+
+
+def test_a_full_disk_costs_a_warning(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    store = Store(small_disk / "cache")
+    assert store.get_or_compute("scores", {"seed": 0}, lambda: "x" * 200_000) == ("x" * 200_000, False)
+    assert any("cannot write to the store" in message and "cache_mode=off" in message for message in caplog.messages)
+    assert store.get_or_compute("scores", {"seed": 0}, lambda: "again") == ("again", False)
+    assert not [path for path in small_disk.glob("cache/scores/*") if path.name.endswith(".lease")]
+    fill(small_disk)
+    assert Store(small_disk / "cache").get_or_compute("scores", {"seed": 1}, lambda: "small") == ("small", False)
+
+
+def test_a_read_only_disk_is_read(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
+    Store(small_disk / "cache").get_or_compute("scores", {"seed": 0}, lambda: 1.5)
+    subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    store = Store(small_disk / "cache")
+    assert store.get_or_compute("scores", {"seed": 0}, lambda: None) == (1.5, True)
+    with caplog.at_level(logging.WARNING):
+        assert store.get_or_compute("scores", {"seed": 1}, lambda: 2.5) == (2.5, False)
+    assert any("cannot write to the store" in message for message in caplog.messages)
+
+
+@pytest.mark.parametrize("state", ["full", "read-only"])
+def test_a_run_with_such_a_cache_has_the_same_result(
+    run: Callable[..., Result],  # noqa: F811
+    text_run: list[str],  # noqa: F811
+    small_disk: Path,
+    state: str,
+) -> None:
+    if state == "full":
+        fill(small_disk)
+    else:
+        subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
+    here = run(text_run, "here")
+    there = run([*text_run, f"cache={small_disk / 'cache'}"], "there")
+    assert (there.metrics, there.sparsity) == (here.metrics, here.sparsity)

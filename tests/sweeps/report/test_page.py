@@ -1,0 +1,159 @@
+"""The page: one file that needs nothing else, parses, and says what there is to say."""
+
+from __future__ import annotations
+
+import math
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from ecoflap.sweeps.report.__main__ import main
+from tests.sweeps.report.conftest import write_run
+from tests.sweeps.report.test_sections import start
+
+VOID = {"meta", "input", "br", "hr", "img", "link"}
+
+
+class Page(HTMLParser):
+    """Checks that tags nest, and gathers attributes and text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.attributes: list[tuple[str, str, str]] = []
+        self.cells: list[str] = []
+        self.feed(html)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attributes]
+        if tag in {"td", "th"}:
+            self.cells.append("")
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.attributes += [(tag, name, value or "") for name, value in attributes]
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag, f"</{tag}> closes another element"
+
+    def handle_data(self, data: str) -> None:
+        if {"td", "th"} & set(self.open):
+            self.cells[-1] += data
+
+    def values(self, attribute: str) -> list[str]:
+        return [value for _, name, value in self.attributes if name == attribute]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two models, a metric each way, several methods, an infinite value, a run that failed, names that HTML would take for its own."""
+    folder = tmp_path_factory.mktemp("report") / "sweep"
+    for index, sparsity in enumerate((0.5, 0.6)):
+        for seed in (0, 1):
+            write_run(folder, f"v{index}{seed}", 70.0 + seed, sparsity=sparsity, seed=seed)
+            write_run(folder, f"u{index}{seed}", 71.0, sparsity=sparsity, seed=seed, score={"name": "none"}, towers=["<b>&"])
+        write_run(folder, f"t{index}", {"text": {"perplexity": (20.0, math.inf)[index]}}, dense=None, sparsity=sparsity, model__name="llama<script>")
+    start(folder, "failed", "sparsity=0.9", "score=<zeroth>")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def html(sweep: Path) -> str:
+    """Its page."""
+    return make(sweep, "--title", "A & B")
+
+
+def make(folder: Path, *options: str) -> str:
+    assert main([str(folder), *options]) == 0
+    return (folder / "report" / "index.html").read_text(encoding="utf-8")
+
+
+def test_nothing_is_read_from_elsewhere(html: str) -> None:
+    page = Page(html)
+    links = [*page.values("href"), *page.values("src"), *page.values("xlink:href"), *page.values("srcset"), *page.values("action")]
+    assert links
+    assert [link for link in links if not link.startswith(("#", "data:"))] == []
+    assert re.findall(r"url\((?![\"']?#)", html) == []
+    assert "@import" not in html
+    assert "<link" not in html
+    assert not re.search(r"\b(fetch|import|XMLHttpRequest|WebSocket)\b\s*\(", html)
+
+
+def test_names_are_ids_once_and_every_reference_has_one(html: str) -> None:
+    page = Page(html)
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    references = {link[1:] for name in ("href", "xlink:href") for link in page.values(name) if link.startswith("#")} | set(
+        re.findall(r"url\(#(.+?)\)", html)
+    )
+    assert references <= set(ids)
+
+
+def test_what_it_says(html: str) -> None:
+    page = Page(html)
+    assert "<title>A &amp; B</title>" in html
+    assert "10 runs in" in html
+    assert "1 without a result" in html
+    assert "score=&lt;zeroth&gt;" in html
+    assert "llama<script>" not in html
+    assert "tiny on vqa" in html
+    for cell in ("70.5 ± 0.71 (n=2)", "inf (n=1)", "failed", "v00", "0123456789", '["<b>&"]', "text/perplexity", "names methods", "averaged over"):
+        assert any(cell in text for text in page.cells), cell
+    assert "torch 2.6.0" in html
+    assert html.count("<svg") == html.count("<figure") == 6
+
+
+def test_plots_stand_beside_the_page(sweep: Path, html: str) -> None:
+    files = list((sweep / "report").iterdir())
+    names = {path.stem for path in files if path.suffix == ".png"}
+    assert names == {path.stem for path in files if path.suffix == ".pdf"}
+    assert names == set(re.findall(r"<code>([\w.-]+)\.png</code>", html))
+    assert {"tiny_vqa_accuracy", "tiny_on_vqa_allocation", "tiny_on_vqa_cost"} <= names
+    assert all(path.stat().st_size > 1000 for path in files if path.suffix in {".png", ".pdf"})
+
+
+def test_plots_take_the_colour_of_the_text(html: str) -> None:
+    assert "fill: currentColor" in html
+    assert "#2b2c2e" not in html
+
+
+def test_the_same_runs_make_the_same_page(sweep: Path) -> None:
+    assert make(sweep / "v00") == make(sweep / "v00")
+
+
+def test_one_run_an_asked_metric_and_another_folder(sweep: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "elsewhere"
+    assert main([str(sweep / "v10"), "--output", str(folder), "--metric", "vqa/loss"]) == 0
+    html = (folder / "index.html").read_text(encoding="utf-8")
+    assert "1 run in" in html
+    assert "What differs" not in html
+    assert "The same in this run" in html
+    assert "(lower is better)" in html
+    assert "vqa/accuracy" not in html
+    assert "vqa/loss" in (folder / "table.csv").read_text()
+    assert not (sweep / "v10" / "report").exists()
+
+
+def test_a_metric_that_no_run_has(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(sweep), "--metric", "vqa/acuracy"]) == 2
+    assert "no report: --metric vqa/acuracy: no run here has it; did you mean vqa/accuracy?" in capsys.readouterr().err
+
+
+def test_runs_that_were_not_evaluated_have_allocations_and_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path, "a", {}, record={"metrics": {}})
+    html = make(tmp_path)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "no table: no run was evaluated after pruning" in err
+    assert "Sparsity of every block" in html
+    assert html.count("<svg") == 2
+
+
+def test_nothing_to_show_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert "no report: no result.json below" in capsys.readouterr().err

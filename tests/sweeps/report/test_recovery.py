@@ -1,0 +1,63 @@
+"""The table of what fine-tuning brought back, from records with known figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.results import Result, sparsity_section
+from ecoflap.sweeps.report.recovery import main
+
+
+def write(folder: Path, seed: int, figures: dict[str, float], rate: float = 1e-3, task: str = "vqa") -> None:
+    finetune = {"name": "full", "learning_rate": rate}
+    config = {"model": {"name": "m"}, "pruner": {"name": "wanda"}, "score": {"name": "none"}, "finetune": finetune, "sparsity": 0.5}
+    metrics = {state: {task: {"questions": 3.0, "accuracy": value}} for state, value in figures.items()}
+    section = sparsity_section({}, 0.5, 10)
+    folder.mkdir(parents=True)
+    Result(config={**config, "seed": seed}, versions={}, git=None, model={}, data={}, metrics=metrics, sparsity=section, steps={}).write(
+        folder / RESULT
+    )
+
+
+def test_means_over_seeds_and_the_recovered_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "0", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 80.0})
+    write(tmp_path / "1", 1, {"dense": 90.0, "pruned": 70.0, "finetuned": 85.0})
+    write(tmp_path / "2", 2, {"dense": 90.0, "pruned": 10.0})  # was not fine-tuned
+    assert main([str(tmp_path)]) == 0
+    row = capsys.readouterr().out.splitlines()[2]
+    assert row == "| m | wanda | none | full | accuracy | 0.5 | 2 | 90 | 65 ± 7.1 | 82.5 ± 3.5 | 70% |"
+
+
+def test_nothing_lost_is_nothing_to_recover(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path / "0", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 80.0})
+    assert main([str(tmp_path), "--metric", "questions"]) == 0
+    assert "nothing lost" in capsys.readouterr().out
+
+
+def test_a_folder_without_runs_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path)]) == 2
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_only_seeds_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Other options and other tasks have rows of their own, and of two equal runs the newer one counts."""
+    write(tmp_path / "0", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 70.0})
+    write(tmp_path / "1", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 80.0}, rate=1e-2)
+    write(tmp_path / "2", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 75.0}, task="gqa")
+    assert main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].startswith("| model | pruner | score | finetune | settings | metric | sparsity | n |")
+    assert sorted(line.split(" | ")[4:8] for line in lines[2:]) == [
+        ["", "gqa/accuracy", "0.5", "1"],
+        ["finetune.learning_rate=0.001", "vqa/accuracy", "0.5", "1"],
+        ["finetune.learning_rate=0.01", "vqa/accuracy", "0.5", "1"],
+    ]
+    write(tmp_path / "3", 0, {"dense": 90.0, "pruned": 60.0, "finetuned": 85.0})
+    assert main([str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "the newer one" in captured.err
+    assert "| 85 |" in captured.out
+    assert "| 70 |" not in captured.out

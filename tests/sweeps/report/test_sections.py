@@ -1,0 +1,77 @@
+"""Which runs stand together, and which of two like ones counts."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from ecoflap.errors import UserError
+from ecoflap.sweeps.report.runs import read_runs, read_unfinished
+from ecoflap.sweeps.report.sections import make_sections
+from tests.sweeps.report.conftest import write_run
+
+
+def start(folder: Path, name: str, *overrides: str) -> None:
+    (folder / name / ".hydra").mkdir(parents=True)
+    (folder / name / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides) or "[]\n")
+
+
+def test_a_section_per_model_and_tasks(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", 70.0)
+    write_run(tmp_path, "b", 70.0, model__name="other")
+    write_run(tmp_path, "c", {"text": {"perplexity": 9.0}, "vqa": {"accuracy": 1.0}}, calibration__name="c4")
+    write_run(tmp_path, "d", {}, record={"metrics": {"dense": {"vqa": {"accuracy": 80.0}}}})
+    sections = make_sections(read_runs(tmp_path))
+    assert [section.title for section in sections] == ["other on vqa", "tiny, not evaluated", "tiny on text, vqa", "tiny on vqa"]
+    assert {method.label for section in sections for method in section.methods} == {"wanda, zeroth order"}
+
+
+def test_of_two_like_runs_the_newer_one_counts_and_stderr_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    old, new = write_run(tmp_path, "z-old", 1.0), write_run(tmp_path, "a-new", 2.0)
+    os.utime(old, (1, 1))
+    os.utime(new, (2, 2))
+    (section,) = make_sections(read_runs(tmp_path))
+    assert [run.name for run in section.runs] == ["a-new"]
+    assert "z-old and a-new both have seed 0; only a-new, the newer one, is shown" in capsys.readouterr().err
+
+
+def test_runs_without_a_result_are_known_by_what_hydra_left(tmp_path: Path) -> None:
+    start(tmp_path, "10", "sparsity=0.9", "'+sweeps/case=blip2_mini'")
+    start(tmp_path, "9")
+    start(tmp_path, "8", "sparsity=0.5")
+    write_run(tmp_path, "8", 70.0)
+    assert [(run.name, run.overrides) for run in read_unfinished(tmp_path)] == [("9", []), ("10", ["sparsity=0.9", "+sweeps/case=blip2_mini"])]
+    assert [run.name for run in read_runs(tmp_path)] == ["8"]
+
+
+def test_one_run_is_named_by_its_own_folder(tmp_path: Path) -> None:
+    write_run(tmp_path, "run", 70.0)
+    assert [run.name for run in read_runs(tmp_path / "run")] == ["run"]
+    start(tmp_path, "stopped")
+    assert [run.name for run in read_unfinished(tmp_path / "stopped")] == ["stopped"]
+
+
+def test_nothing_to_show(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no result\.json below"):
+        read_runs(tmp_path)
+    start(tmp_path, "0", "sparsity=0.9")
+    with pytest.raises(UserError, match="1 runs there left no result"):
+        read_runs(tmp_path)
+    with pytest.raises(UserError, match="is not a folder"):
+        read_runs(tmp_path / "missing")
+
+
+def test_a_record_that_cannot_be_used_is_named(tmp_path: Path) -> None:
+    path = write_run(tmp_path, "a", 70.0)
+    text = path.read_text()
+    path.write_text(text.replace('"schema": 1', '"schema": 99'))
+    with pytest.raises(UserError, match=r"a/result\.json has schema 99, but this version reads up to 1"):
+        read_runs(tmp_path)
+    path.write_text(text.replace('"pruner": {', '"other": {'))
+    with pytest.raises(UserError, match=r"a/result\.json lacks pruner\.name in its config"):
+        read_runs(tmp_path)
+    path.write_text("{")
+    with pytest.raises(UserError, match="not JSON"):
+        read_runs(tmp_path)

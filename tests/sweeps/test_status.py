@@ -1,0 +1,110 @@
+"""What is said of the runs of a sweep, whatever became of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from omegaconf import OmegaConf
+
+from ecoflap.run.folder import Status, claimed
+from ecoflap.storage.files import write_json
+from ecoflap.storage.lease import Lease
+from ecoflap.sweeps import status
+
+
+def write(folder: Path, **values: Any) -> None:
+    now = time.time()
+    write_json(folder / "status.json", {**vars(Status()), "started": now - 100, "updated": now, **values})
+
+
+@pytest.fixture
+def sweep(tmp_path: Path) -> Path:
+    jobs = [{"number": number, "overrides": [f"sparsity=0.{number}"], "id": None} for number in range(5)]
+    write_json(tmp_path / "jobs.json", {"launcher": "local", "jobs": jobs})
+    write(tmp_path / "0", state="done", step="done")
+    write(tmp_path / "1", state="failed", reason="no such file")
+    write(tmp_path / "2", state="running", step="prune", done=3, total=12)
+    write(tmp_path / "3", state="running", step="score")
+    return tmp_path
+
+
+def test_every_state(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lease = Lease(sweep / "2" / ".lease")
+    assert lease.acquire()
+    assert status.main([str(sweep)]) == 1
+    lease.release()
+    shown = capsys.readouterr().out
+    assert "1 done, 1 failed, 1 running, 1 died, 1 queued" in shown
+    assert "prune 3 of 12" in shown
+    assert "no such file" in shown
+    assert "sparsity=0.4" in shown
+    assert "left" in shown
+
+
+def test_slurm_knows_what_a_killed_job_could_not_write(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    jobs = json.loads((sweep / "jobs.json").read_text())
+    for job in jobs["jobs"]:
+        job["id"] = f"7_{job['number']}"
+    write_json(sweep / "jobs.json", jobs)
+    monkeypatch.setattr(status, "slurm_states", lambda ids: {"7_2": "PENDING", "7_3": "OUT_OF_MEMORY", "7_4": "CANCELLED by 0"})
+    found = {line.name: line for line in status.read(sweep)}
+    assert [found[name].state for name in "01234"] == ["done", "failed", "queued", "died", "died"]
+    assert "OUT_OF_MEMORY" in found["3"].note
+
+
+def test_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(11):
+        write(tmp_path / str(number), state="done", step="done")
+    assert status.main([str(tmp_path)]) == 0
+    assert "11 done" in capsys.readouterr().out
+    assert [line.name for line in status.read(tmp_path)] == [str(number) for number in range(11)]
+
+
+def test_one_run(tmp_path: Path) -> None:
+    with claimed(tmp_path, {"sparsity": 0.5}, resume=True):
+        (line,) = status.read(tmp_path)
+        assert line.state == "running"
+    (line,) = status.read(tmp_path)
+    assert line.state == "done"
+
+
+def test_an_interrupted_run_is_no_failure(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), claimed(tmp_path, {}, resume=True):
+        raise KeyboardInterrupt
+    assert status.main([str(tmp_path)]) == 0
+    assert status.read(tmp_path)[0].state == "stopped"
+
+
+def test_wrong_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert status.main([str(tmp_path / "nowhere")]) == 2
+    assert status.main([str(tmp_path), "--rerun-failed"]) == 2
+    assert "outputs/" in capsys.readouterr().err
+
+
+def test_a_sweep_is_started_again_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """From the same place, with the same folders of configs, whatever folder the status is asked for in."""
+    sources = [{"path": "/project/conf", "provider": "main"}, {"path": "/mine/conf", "provider": "command-line"}]
+    overrides = {"task": ["model=mine", "sparsity=0.5,0.6", "resume=false"], "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=outputs/sweep"]}
+    kept = {"hydra": {"overrides": overrides, "runtime": {"cwd": str(tmp_path), "config_sources": sources}}}
+    (tmp_path / "sweep" / "0" / ".hydra").mkdir(parents=True)
+    OmegaConf.save(kept, tmp_path / "sweep" / "multirun.yaml")
+    OmegaConf.save(kept, tmp_path / "sweep" / "0" / ".hydra" / "hydra.yaml")
+    started: list[Any] = []
+    monkeypatch.setattr(status.subprocess, "run", lambda command, **how: started.append((command[2:], how["cwd"])) or Namespace(returncode=0))
+    monkeypatch.chdir("/")
+    assert status.main([str(tmp_path / "sweep"), "--rerun-failed"]) == 0
+    expected = ["-m", "--config-dir=/mine/conf", "model=mine", "sparsity=0.5,0.6", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    assert started == [(expected, tmp_path)]
+    assert status.main([str(tmp_path / "sweep" / "0"), "--rerun-failed"]) == 2
+    assert f"one run of a sweep; give {tmp_path / 'sweep'}" in capsys.readouterr().err
+
+
+def test_without_slurm_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", os.devnull)
+    assert status.slurm_states(["1", "2"]) == {}

@@ -1,0 +1,1 @@
+"""Programs of the project that users of the package don't need."""
