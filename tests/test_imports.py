@@ -33,9 +33,9 @@ ALLOWED: dict[str, set[str]] = {
     "status": {"results"},
     "cache": set(),  # a command line over the store
     "run_folder": {"checkpoint", "results"},
-    "warm_model": {"models"},
+    "model_reuse": {"models"},
     "progress": BELOW_STEPS | STEPS,
-    "steps": BELOW_STEPS | STEPS | {"plan", "progress", "report", "tracking", "config", "warm_model"},
+    "steps": BELOW_STEPS | STEPS | {"plan", "progress", "report", "tracking", "config", "model_reuse"},
     "outcome": BELOW_STEPS | STEPS | {"plan", "progress", "report", "results", "tracking", "checkpoint"},
     "pipeline": BELOW_STEPS | STEPS | {"plan", "progress", "steps", "outcome", "report", "results", "tracking", "config", "run_folder"},
     "mini": BELOW_STEPS | STEPS,  # a script that trains a model; nothing imports it

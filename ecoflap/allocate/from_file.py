@@ -19,7 +19,7 @@ class FromFile:
     Attributes:
         path: that file.
         total: ``exact``: its counts must add up to the target; ``as_given``: they need not, and the result says so.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     path: str

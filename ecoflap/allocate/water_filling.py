@@ -35,7 +35,7 @@ class WaterFilling:
         aggregate: a group's score is the sum of its layers' scores, or that sum per weight (average).
         cap: the largest sparsity of any group; null for sparsity + 0.1, the paper's rule.
         scope: one budget for the whole model, or each tower reaches the target by itself.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     granularity: str = "block"

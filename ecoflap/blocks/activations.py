@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ecoflap.models.offload.placement import Residence
+from ecoflap.models.offload.placement import Placement
 
 _numbers = count()
 
@@ -18,17 +18,17 @@ _numbers = count()
 class Waiting:
     """One tensor that waits to be read."""
 
-    def __init__(self, tensor: Tensor, residence: Residence) -> None:
+    def __init__(self, tensor: Tensor, placement: Placement) -> None:
         """Put it away. Reading gives it back on its device, bit for bit."""
         self.device = tensor.device
         self.file: Path | None = None
         self._tensor: Tensor | None = tensor
-        if residence.kind == "cpu":
+        if placement.kind == "cpu":
             self._tensor = tensor.cpu()
-        elif residence.kind == "disk":
-            assert residence.folder is not None
-            residence.folder.mkdir(parents=True, exist_ok=True)
-            self.file, self._tensor = residence.folder / f"hidden-{next(_numbers)}.safetensors", None
+        elif placement.kind == "disk":
+            assert placement.folder is not None
+            placement.folder.mkdir(parents=True, exist_ok=True)
+            self.file, self._tensor = placement.folder / f"hidden-{next(_numbers)}.safetensors", None
             save_file({"hidden": tensor.detach().cpu().contiguous()}, self.file)
 
     def read(self) -> Tensor:

@@ -1,4 +1,4 @@
-"""Bypass a block: hand its hidden states through, or put known ones in their place, without computing it.
+"""SubstituteForward a block: hand its hidden states through, or put known ones in their place, without computing it.
 
 A block whose output is its hidden states, beside things that it got and hands on, can be bypassed. A block that makes
 something for the later ones, as T5's first makes the position bias, is run.
@@ -13,14 +13,14 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ecoflap.blocks.patch_forward import with_forwards
+from ecoflap.blocks.patch_forward import patch_forward
 
 Key = int | str
-Bypass = Callable[[tuple[Any, ...], dict[str, Any]], Any]
+SubstituteForward = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
-class Shortcut:
+class Bypass:
     """How to make an output of a block's kind from its inputs alone.
 
     Attributes:
@@ -35,7 +35,7 @@ class Shortcut:
         """The output whose hidden states are those that came in."""
         return self.changed(lambda hidden: hidden)(arguments, keywords)
 
-    def changed(self, change: Callable[[Tensor], Tensor]) -> Bypass:
+    def changed(self, change: Callable[[Tensor], Tensor]) -> SubstituteForward:
         """(arguments, keywords) -> output, whose hidden states are made from those that came in."""
 
         def make(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
@@ -48,7 +48,7 @@ class Shortcut:
         return make
 
 
-def shortcut(arguments: tuple[Any, ...], keywords: dict[str, Any], hidden: Key, output: Any) -> Shortcut | None:
+def find_bypass(arguments: tuple[Any, ...], keywords: dict[str, Any], hidden: Key, output: Any) -> Bypass | None:
     """How to bypass a block.
 
     Args:
@@ -70,7 +70,7 @@ def shortcut(arguments: tuple[Any, ...], keywords: dict[str, Any], hidden: Key, 
         if place is None and item is not None:
             return None
         places.append(place)
-    return Shortcut(hidden, None if isinstance(output, Tensor) else tuple(places))
+    return Bypass(hidden, None if isinstance(output, Tensor) else tuple(places))
 
 
 def _given(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[Key, Any]:
@@ -80,16 +80,16 @@ def _given(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[Key, An
     return given
 
 
-def taking(bypasses: Mapping[nn.Module, Bypass]) -> AbstractContextManager[None]:
+def taking(bypasses: Mapping[nn.Module, SubstituteForward]) -> AbstractContextManager[None]:
     """Let some modules be bypassed."""
 
-    def taken(make: Bypass) -> Callable[..., Any]:
+    def taken(make: SubstituteForward) -> Callable[..., Any]:
         return lambda *arguments, **keywords: make(arguments, keywords)
 
-    return with_forwards({module: taken(make) for module, make in bypasses.items()})
+    return patch_forward({module: taken(make) for module, make in bypasses.items()})
 
 
-def without_head(module: nn.Module) -> dict[nn.Module, Bypass]:
+def without_head(module: nn.Module) -> dict[nn.Module, SubstituteForward]:
     """Leave out the product with the vocabulary, where a model has one: what the loss is doesn't matter to a capture."""
     find = getattr(module, "get_output_embeddings", None)
     head = find() if find is not None else None

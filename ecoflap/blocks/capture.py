@@ -17,15 +17,15 @@ from torch import Tensor, nn
 
 from ecoflap.blocks.activations import Waiting
 from ecoflap.blocks.block_call import BlockCall
-from ecoflap.blocks.bypass import Bypass, taking
-from ecoflap.blocks.finished_towers import Passed
+from ecoflap.blocks.bypass import SubstituteForward, taking
+from ecoflap.blocks.finished_towers import FinishedTower
 from ecoflap.blocks.recorder import Captured, Entry, Left, Recorder
 from ecoflap.blocks.structure import Structure, learn, leaving
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Tower
-from ecoflap.models.offload.placement import Residence
+from ecoflap.models.offload.placement import Placement
 
 LARGE = 2**20  # bytes
 
@@ -40,18 +40,18 @@ class Stream:
         waiting: the hidden states, put away.
     """
 
-    def __init__(self, entry: Entry, calls: Mapping[int, BlockCall], residence: Residence, writes: bool = False) -> None:
+    def __init__(self, entry: Entry, calls: Mapping[int, BlockCall], placement: Placement, writes: bool = False) -> None:
         """Begin at the first block.
 
         Args:
             entry: what enters it.
             calls: the other arguments of the blocks, by index, as far as they are known.
-            residence: where the hidden states wait, and those of the arguments that are as large.
+            placement: where the hidden states wait, and those of the arguments that are as large.
             writes: blocks write to what they are given, so that they get copies.
         """
         self.block, self.counted = 0, entry.counted
-        self._residence, self._writes = residence, writes
-        self._calls = put_away(calls, residence)
+        self._residence, self._writes = placement, writes
+        self._calls = put_away(calls, placement)
         self._anew: dict[int, BlockCall] = {}
         self._left: BlockCall | None = None
         self.hidden = entry.hidden
@@ -88,9 +88,9 @@ class Stream:
         return Left(self.hidden, self._left)
 
 
-def put_away(calls: Mapping[int, BlockCall], residence: Residence) -> dict[int, BlockCall]:
+def put_away(calls: Mapping[int, BlockCall], placement: Placement) -> dict[int, BlockCall]:
     """Let large arguments wait like hidden states: a position bias, the states that a cross-attention reads. What blocks share waits once."""
-    if residence.kind == "none":
+    if placement.kind == "none":
         return dict(calls)
     waiting: dict[int, Waiting] = {}
 
@@ -98,7 +98,7 @@ def put_away(calls: Mapping[int, BlockCall], residence: Residence) -> dict[int, 
         if not isinstance(value, Tensor) or value.nbytes < LARGE:
             return value
         if id(value) not in waiting:
-            waiting[id(value)] = Waiting(value, residence)
+            waiting[id(value)] = Waiting(value, placement)
         return waiting[id(value)]
 
     return {index: call.changed(put) for index, call in calls.items()}
@@ -113,7 +113,7 @@ class Flow:
     """
 
     @torch.no_grad()
-    def __init__(self, model: PrunableModel, tower: Tower, batches: Sequence[Batch], behind: Sequence[Passed] = (), dense: bool = False) -> None:
+    def __init__(self, model: PrunableModel, tower: Tower, batches: Sequence[Batch], behind: Sequence[FinishedTower] = (), dense: bool = False) -> None:
         """Capture what enters the first block, through the model as it is now.
 
         Args:
@@ -153,21 +153,21 @@ class Flow:
     def _begin(self, structure: Structure, number: int) -> list[Stream]:
         """The streams of one batch at the first block, with the arguments of all blocks that aren't captured anew."""
         replayed = set(range(len(self.tower.blocks))) - structure.from_output - structure.from_start
-        found = self._record(structure, number, replayed, {} if structure.looped else structure.shortcuts)
+        found = self._record(structure, number, replayed, {} if structure.looped else structure.bypasses)
         self._check_calls(number, found, len(found.entries[0]))
         # This batch is not like the one that was learned from: it has pictures, say.
         self.from_start |= found.broken & replayed
         streams = []
         for entries in zip(*(found.entries[index] for index in sorted(replayed)), strict=True):
             calls = {index: entry.call for index, entry in zip(sorted(replayed), entries, strict=True)}
-            streams.append(Stream(entries[0], calls, self.model.residence, structure.writes))
+            streams.append(Stream(entries[0], calls, self.model.placement, structure.writes))
         return streams
 
-    def _record(self, structure: Structure, number: int, wanted: Collection[int], bypasses: Mapping[nn.Module, Bypass]) -> Recorder:
+    def _record(self, structure: Structure, number: int, wanted: Collection[int], bypasses: Mapping[nn.Module, SubstituteForward]) -> Recorder:
         """Run a batch as far as is wanted."""
         past = dict(bypasses)
-        for passed in structure.bypassed:
-            past |= passed.ending_with([output.read() for output in passed.outputs[number]])
+        for finished_tower in structure.bypassed:
+            past |= finished_tower.ending_with([output.read() for output in finished_tower.outputs[number]])
         found = Recorder(self.tower, structure.passes, wanted, structure.writes)
         with found.watching(), taking(past), suppress(Captured):
             self.model.loss(self.batches[number])
@@ -196,10 +196,10 @@ class Flow:
         for number, streams in enumerate(self._of_batches):
             if not streams:
                 continue
-            bypasses: Mapping[nn.Module, Bypass] = {}
+            bypasses: Mapping[nn.Module, SubstituteForward] = {}
             if known:
                 block = self.tower.blocks[index - 1].module
-                bypasses = leaving(structure.shortcuts, block, [stream.left for stream in streams])
+                bypasses = leaving(structure.bypasses, block, [stream.left for stream in streams])
             found = self._record(structure, number, [index], bypasses)
             self._check_calls(number, found, len(streams))
             for stream, entry in zip(streams, found.entries[index], strict=True):
@@ -214,13 +214,13 @@ class Flow:
             call = stream.call(index)
             stream.leave(call.run(self.tower.blocks[index].module, stream.hidden), call)
 
-    def passed(self) -> Passed:
+    def finished_tower(self) -> FinishedTower:
         """The tower, when its last block is left."""
-        shortcuts = {} if self.structure is None else self.structure.shortcuts
-        ended = self._at == len(self.tower.blocks) and self.tower.blocks[-1].module in shortcuts
+        bypasses = {} if self.structure is None else self.structure.bypasses
+        ended = self._at == len(self.tower.blocks) and self.tower.blocks[-1].module in bypasses
         if self.structure is None or self.structure.looped or not ended:
-            return Passed(self.tower, {}, [])
-        return Passed(self.tower, shortcuts, [[stream.waiting for stream in streams] for streams in self._of_batches])
+            return FinishedTower(self.tower, {}, [])
+        return FinishedTower(self.tower, bypasses, [[stream.waiting for stream in streams] for streams in self._of_batches])
 
 
 def _others(one: Batch, batches: Sequence[Batch]) -> list[Batch]:
@@ -246,8 +246,8 @@ def flows(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch
         batches: of the calibration set.
         dense: what enters a tower is to come from dense ones, although some are pruned on the way.
     """
-    behind: list[Passed] = []
+    behind: list[FinishedTower] = []
     for tower in towers:
         flow = Flow(model, tower, batches, behind, dense)
         yield flow
-        behind.append(flow.passed())
+        behind.append(flow.finished_tower())

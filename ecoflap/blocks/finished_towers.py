@@ -11,26 +11,26 @@ from torch import Tensor, nn
 
 from ecoflap.blocks.activations import Waiting
 from ecoflap.blocks.block_call import first_tensor
-from ecoflap.blocks.bypass import Bypass, Shortcut
+from ecoflap.blocks.bypass import SubstituteForward, Bypass
 from ecoflap.errors import UserError
 from ecoflap.models.core.towers import Tower
 
 
 @dataclass(frozen=True)
-class Passed:
+class FinishedTower:
     """One of them.
 
     Attributes:
         tower: its blocks.
-        shortcuts: how to bypass them.
+        bypasses: how to bypass them.
         outputs: what the last block put out in each pass of each batch; empty where the tower has to be run again.
     """
 
     tower: Tower
-    shortcuts: Mapping[nn.Module, Shortcut]
+    bypasses: Mapping[nn.Module, Bypass]
     outputs: list[list[Waiting]]
 
-    def ending_with(self, outputs: Sequence[Tensor], between: Callable[[Tensor], Tensor] = lambda hidden: hidden) -> dict[nn.Module, Bypass]:
+    def ending_with(self, outputs: Sequence[Tensor], between: Callable[[Tensor], Tensor] = lambda hidden: hidden) -> dict[nn.Module, SubstituteForward]:
         """Ways through the tower.
 
         Args:
@@ -51,11 +51,11 @@ class Passed:
                 )
             return output.clone()  # the model may write into it
 
-        ways = {module: made.changed(between) for module, made in self.shortcuts.items()}
-        return {**ways, block: self.shortcuts[block].changed(end)}
+        ways = {module: made.changed(between) for module, made in self.bypasses.items()}
+        return {**ways, block: self.bypasses[block].changed(end)}
 
 
-class Passages:
+class TowerPasses:
     """What is seen of finished towers during one forward pass that computes them.
 
     Attributes:

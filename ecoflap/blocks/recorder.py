@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ecoflap.blocks.block_call import BlockCall, first_tensor, take_out_hidden
-from ecoflap.blocks.bypass import Shortcut, shortcut
+from ecoflap.blocks.bypass import Bypass, find_bypass
 from ecoflap.blocks.containers import Contents, contents, tensors_in, version_of
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import counted_tokens
@@ -80,7 +80,7 @@ class Recorder:
         writers: blocks that put something into a container that they were given.
         left: {block: what it left in each of its calls}.
         order: the block of each call.
-        shortcuts: {block: how to bypass it}, null where it has to be run.
+        bypasses: {block: how to bypass it}, null where it has to be run.
     """
 
     def __init__(self, tower: Tower, passes: int = 0, wanted: Collection[int] | None = None, writes: bool = True) -> None:
@@ -99,7 +99,7 @@ class Recorder:
         self.written: set[str] = set()
         self.writers: set[int] = set()
         self.left: dict[int, list[Left]] = {index: [] for index in self.entries}
-        self.shortcuts: dict[nn.Module, Shortcut | None] = {}
+        self.bypasses: dict[nn.Module, Bypass | None] = {}
         self._last: _Last | None = None
         self.order: list[int] = []
         self._writes = writes
@@ -154,8 +154,8 @@ class Recorder:
             self.written |= {"hidden" if tensor is given else "other" for tensor in written}
             if [id(tensor) for tensor, _ in self._given] != list(map(id, tensors_in((arguments, keywords)))):
                 self.writers.add(index)
-            if self.shortcuts.get(module, ()) is not None:  # one call that makes more than hidden states settles it
-                self.shortcuts[module] = shortcut(arguments, keywords, call.place, output)
+            if self.bypasses.get(module, ()) is not None:  # one call that makes more than hidden states settles it
+                self.bypasses[module] = find_bypass(arguments, keywords, call.place, output)
 
         return record
 

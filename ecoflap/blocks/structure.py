@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecoflap.blocks.bypass import Bypass, Shortcut, taking, without_head
+from ecoflap.blocks.bypass import SubstituteForward, Bypass, taking, without_head
 from ecoflap.blocks.containers import equal
-from ecoflap.blocks.finished_towers import Passages, Passed
+from ecoflap.blocks.finished_towers import TowerPasses, FinishedTower
 from ecoflap.blocks.perturbation import disturbed, disturbing
 from ecoflap.blocks.recorder import Captured, Left, Recorder
 from ecoflap.blocks.standalone import layers_inside_their_blocks, require_alone
@@ -40,7 +40,7 @@ class Structure:
     Attributes:
         passes: how often each is called. Two samples of some batches show it; a later batch that runs the tower more
             often goes unnoticed, unless the tower is bypassed afterwards.
-        shortcuts: how to bypass blocks; those that make what others are given are not among them, and are run.
+        bypasses: how to bypass blocks; those that make what others are given are not among them, and are run.
         from_output: blocks whose inputs the model makes from what the block before leaves: its output, and the
             containers that it was given.
         from_start: blocks whose inputs depend on other blocks as well.
@@ -51,13 +51,13 @@ class Structure:
     """
 
     passes: int
-    shortcuts: Mapping[nn.Module, Shortcut]
+    bypasses: Mapping[nn.Module, Bypass]
     from_output: frozenset[int]
     from_start: frozenset[int]
     looped: bool
     backwards: bool
     writes: bool
-    bypassed: tuple[Passed, ...]
+    bypassed: tuple[FinishedTower, ...]
 
 
 def learn(
@@ -65,7 +65,7 @@ def learn(
     tower: Tower,
     batch: Batch,
     others: Sequence[Batch],
-    finished: Sequence[Passed],
+    finished: Sequence[FinishedTower],
     dense: bool = False,
 ) -> Structure:
     """Learn it from small batches of each kind.
@@ -88,23 +88,23 @@ def learn(
     kinds += [kind for kind in unlike if any(kind.plain.entries.values())]  # texts alone never reach an image tower
     for kind in kinds:
         kind.plain.left.clear()  # as large as what enters all blocks, which is compared from here on
-    shortcuts = {
+    bypasses = {
         module: made
-        for module, made in kinds[0].plain.shortcuts.items()
-        if made is not None and all(kind.plain.shortcuts.get(module) is not None for kind in kinds)
+        for module, made in kinds[0].plain.bypasses.items()
+        if made is not None and all(kind.plain.bypasses.get(module) is not None for kind in kinds)
     }
-    learned = [_learn_from(kind, _Trials(model, tower, shortcuts, kind), finished, dense) for kind in kinds]
+    learned = [_learn_from(kind, _Trials(model, tower, bypasses, kind), finished, dense) for kind in kinds]
     from_start = frozenset[int]().union(*(one.from_start for one in learned))
-    bypassed = [{id(passed) for passed in one.bypassed} for one in learned]
+    bypassed = [{id(finished_tower) for finished_tower in one.bypassed} for one in learned]
     return Structure(
         passes=learned[0].passes,
-        shortcuts=shortcuts,
+        bypasses=bypasses,
         from_output=frozenset[int]().union(*(one.from_output for one in learned)) - from_start,
         from_start=from_start,
         looped=any(one.looped for one in learned),
         backwards=any(one.backwards for one in learned),
         writes=any(one.writes for one in learned),
-        bypassed=tuple(passed for passed in learned[0].bypassed if all(id(passed) in ids for ids in bypassed)),
+        bypassed=tuple(finished_tower for finished_tower in learned[0].bypassed if all(id(finished_tower) in ids for ids in bypassed)),
     )
 
 
@@ -115,19 +115,19 @@ class _Kind:
     Attributes:
         batch: its inputs.
         plain: what enters the tower's blocks.
-        passages: what finished towers put out.
+        passes: what finished towers put out.
     """
 
     batch: Batch
     plain: Recorder
-    passages: Passages
+    passes: TowerPasses
 
 
-def _record(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[Passed]) -> _Kind:
+def _record(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[FinishedTower]) -> _Kind:
     """Run a batch through the whole model."""
-    kind = _Kind(batch, Recorder(tower), Passages([passed.tower for passed in finished]))
+    kind = _Kind(batch, Recorder(tower), TowerPasses([finished_tower.tower for finished_tower in finished]))
     head = without_head(model.module)
-    with layers_inside_their_blocks(model, tower), kind.plain.watching(), kind.passages.watching(), taking(head):
+    with layers_inside_their_blocks(model, tower), kind.plain.watching(), kind.passes.watching(), taking(head):
         model.loss(batch)
     return kind
 
@@ -136,7 +136,7 @@ def _shapes(batch: Batch) -> dict[str, torch.Size]:
     return {name: tensor.shape[1:] for name, tensor in batch.items()}
 
 
-def _learn_from(kind: _Kind, trials: _Trials, finished: Sequence[Passed], dense: bool) -> Structure:
+def _learn_from(kind: _Kind, trials: _Trials, finished: Sequence[FinishedTower], dense: bool) -> Structure:
     """What one kind of batch shows.
 
     Raises:
@@ -146,12 +146,12 @@ def _learn_from(kind: _Kind, trials: _Trials, finished: Sequence[Passed], dense:
     # What blocks write into a tensor can't be handed over as what they put into a container can.
     carried = not looped and "other" not in kind.plain.written
     from_output = {index for index in anew if carried and trials.is_from_output(index)}
-    bypassed = _bypassed(trials, finished, kind.passages, whole=bool(anew) or looped)
+    bypassed = _bypassed(trials, finished, kind.passes, whole=bool(anew) or looped)
     if dense:
-        _check_dense(trials, finished, kind.passages, bypassed)
+        _check_dense(trials, finished, kind.passes, bypassed)
     return Structure(
         passes=trials.passes,
-        shortcuts=trials.shortcuts,
+        bypasses=trials.bypasses,
         from_output=frozenset(from_output),
         from_start=frozenset(anew - from_output),
         looped=looped,
@@ -161,46 +161,46 @@ def _learn_from(kind: _Kind, trials: _Trials, finished: Sequence[Passed], dense:
     )
 
 
-def _bypassed(trials: _Trials, finished: Sequence[Passed], passages: Passages, whole: bool) -> list[int]:
+def _bypassed(trials: _Trials, finished: Sequence[FinishedTower], passes: TowerPasses, whole: bool) -> list[int]:
     """The finished towers that need not be run."""
     chosen: list[int] = []
-    for number in passages.current():
-        if finished[number].outputs and trials.can_leave_out(_past(finished, passages, [*chosen, number]), whole):
+    for number in passes.current():
+        if finished[number].outputs and trials.can_leave_out(_past(finished, passes, [*chosen, number]), whole):
             chosen.append(number)
     return chosen
 
 
-def _past(finished: Sequence[Passed], passages: Passages, numbers: Sequence[int]) -> dict[nn.Module, Bypass]:
-    """Bypass some of them, so that all but their ends is disturbed."""
-    ways = (finished[number].ending_with(passages.outputs[number], disturbed) for number in numbers)
+def _past(finished: Sequence[FinishedTower], passes: TowerPasses, numbers: Sequence[int]) -> dict[nn.Module, SubstituteForward]:
+    """SubstituteForward some of them, so that all but their ends is disturbed."""
+    ways = (finished[number].ending_with(passes.outputs[number], disturbed) for number in numbers)
     return {module: way for of_tower in ways for module, way in of_tower.items()}
 
 
-def _check_dense(trials: _Trials, finished: Sequence[Passed], passages: Passages, bypassed: Sequence[int]) -> None:
+def _check_dense(trials: _Trials, finished: Sequence[FinishedTower], passes: TowerPasses, bypassed: Sequence[int]) -> None:
     """Refuse a tower that reads what a pruned one puts out.
 
     Raises:
         UserError: it reads a tower that is pruned before it and can't be bypassed.
     """
-    past, tower = _past(finished, passages, bypassed), trials.tower
-    for number, passed in enumerate(finished):
-        if number not in bypassed and trials.reads(passed.tower, past):
+    past, tower = _past(finished, passes, bypassed), trials.tower
+    for number, finished_tower in enumerate(finished):
+        if number not in bypassed and trials.reads(finished_tower.tower, past):
             raise UserError(
-                f"propagate=dense prunes tower {passed.tower.name} ({passed.tower.path}) before {tower.name} ({tower.path}), "
+                f"propagate=dense prunes tower {finished_tower.tower.name} ({finished_tower.tower.path}) before {tower.name} ({tower.path}), "
                 "which reads what it puts out; use propagate=pruned, or leave one of them out of towers"
             )
 
 
 def leaving(
-    shortcuts: Mapping[nn.Module, Shortcut],
+    bypasses: Mapping[nn.Module, Bypass],
     block: nn.Module,
     known: Iterable[Left],
     between: Callable[[Tensor], Tensor] = lambda hidden: hidden,
-) -> dict[nn.Module, Bypass]:
-    """Bypass the blocks of a tower, one of which leaves what is known.
+) -> dict[nn.Module, SubstituteForward]:
+    """SubstituteForward the blocks of a tower, one of which leaves what is known.
 
     Args:
-        shortcuts: how to bypass them.
+        bypasses: how to bypass them.
         block: one of them.
         known: what it leaves in one call after the other.
         between: what the others make of their hidden states.
@@ -210,22 +210,22 @@ def leaving(
     def leave(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         left = next(turn)
         left.call.hand_over(arguments, keywords)
-        return shortcuts[block].changed(lambda _: left.output.clone())(arguments, keywords)  # the model may write into it
+        return bypasses[block].changed(lambda _: left.output.clone())(arguments, keywords)  # the model may write into it
 
-    return {**{module: made.changed(between) for module, made in shortcuts.items()}, block: leave}
+    return {**{module: made.changed(between) for module, made in bypasses.items()}, block: leave}
 
 
 class _Trials:
     """Forward passes of the small batch that leave something out, compared with the one that leaves out nothing."""
 
-    def __init__(self, model: PrunableModel, tower: Tower, shortcuts: Mapping[nn.Module, Shortcut], kind: _Kind) -> None:
-        self.model, self.tower, self.shortcuts = model, tower, shortcuts
+    def __init__(self, model: PrunableModel, tower: Tower, bypasses: Mapping[nn.Module, Bypass], kind: _Kind) -> None:
+        self.model, self.tower, self.bypasses = model, tower, bypasses
         self.batch, self.plain, self.passes = kind.batch, kind.plain, kind.plain.passes()
 
     def captured_anew(self) -> tuple[bool, set[int]]:
         """Whether the first block depends on blocks that ran before it; the blocks that can't be run on what was captured at first."""
         every = range(len(self.tower.blocks))
-        bypasses = {module: made.changed(disturbed) for module, made in self.shortcuts.items()}
+        bypasses = {module: made.changed(disturbed) for module, made in self.bypasses.items()}
         found = self._run(bypasses, every, self.tower.layers)
         looped, later = self.plain.returned and not self._same(found, [0], hidden=True), set(every[1:])
         if looped or "other" in self.plain.written:
@@ -239,11 +239,11 @@ class _Trials:
         block = self.tower.blocks[index - 1].module
         before = [entry.before for entry in self.plain.entries[index]]
         known = [left for left in before if left is not None]
-        if len(known) < len(before) or any(one.module not in self.shortcuts for one in self.tower.blocks[:index]):
+        if len(known) < len(before) or any(one.module not in self.bypasses for one in self.tower.blocks[:index]):
             return False
-        return self._same(self._run(leaving(self.shortcuts, block, known, disturbed), [index]), [index], hidden=True)
+        return self._same(self._run(leaving(self.bypasses, block, known, disturbed), [index]), [index], hidden=True)
 
-    def can_leave_out(self, past: Mapping[nn.Module, Bypass], whole: bool) -> bool:
+    def can_leave_out(self, past: Mapping[nn.Module, SubstituteForward], whole: bool) -> bool:
         """Whether finished towers can be bypassed so.
 
         Args:
@@ -253,15 +253,15 @@ class _Trials:
         every = range(len(self.tower.blocks))
         if whole:
             return self._same(self._run(past, every), every, hidden=True)
-        found = self._run({**self.shortcuts, **past}, every)
+        found = self._run({**self.bypasses, **past}, every)
         return self._same(found, [0], hidden=True) and self._same(found, every, hidden=False)
 
-    def reads(self, other: Tower, past: Mapping[nn.Module, Bypass]) -> bool:
+    def reads(self, other: Tower, past: Mapping[nn.Module, SubstituteForward]) -> bool:
         """Whether what enters the tower's blocks depends on the weights of another tower, with others bypassed."""
         every = range(len(self.tower.blocks))
         return bool(other.layers) and not self._same(self._run(past, every, other.layers), every, hidden=True)
 
-    def _run(self, bypasses: Mapping[nn.Module, Bypass], wanted: Collection[int], layers: Iterable[Layer] = ()) -> Recorder:
+    def _run(self, bypasses: Mapping[nn.Module, SubstituteForward], wanted: Collection[int], layers: Iterable[Layer] = ()) -> Recorder:
         """Run the batch until all that is wanted is known, or until the model can't be run so."""
         found = Recorder(self.tower, self.passes, wanted, bool(self.plain.written))
         with suppress(Captured), errors_suppressed(), found.watching(), taking(bypasses), disturbing(layers):

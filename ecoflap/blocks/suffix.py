@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.blocks.containers import changed, contents
-from ecoflap.blocks.patch_forward import with_forwards
+from ecoflap.blocks.patch_forward import patch_forward
 from ecoflap.console.telemetry import out_of_memory
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.errors import UserError
@@ -50,7 +50,7 @@ class SuffixRunner:
         self._copies: tuple[int, Batch] = (1, batch)
         modules = (*(block.module for block in model.blocks), *around)
         recorded = {module: self._recorded(module, module.forward) for module in modules}
-        with torch.no_grad(), self._noting_starts(), with_forwards(recorded):
+        with torch.no_grad(), self._noting_starts(), patch_forward(recorded):
             self.losses = model.loss(batch)
 
     def _recorded(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
@@ -140,7 +140,7 @@ class SuffixRunner:
         for module, calls in prefix.items():
             if module not in self._writers:
                 players[module] = self._player(self.outputs[module][:calls], module.forward, copies)
-        return with_forwards(players)
+        return patch_forward(players)
 
     def _player(self, outputs: list[Any], forward: Callable[..., Any], copies: int) -> Callable[..., Any]:
         """A forward that plays the stored outputs; a call after them (the tower's next pass) may depend on the probe, and is computed."""

@@ -18,7 +18,7 @@ class CalibrationSet:
     """Frozen model inputs.
 
     Attributes:
-        name: for people and result files.
+        name: shown in logs and written to result files.
         samples: one dict of tensors per sample, without a batch dimension.
         sources: names of the pictures or texts that they were made of, see ``ecoflap.data.sources``; tasks that read them are refused.
     """

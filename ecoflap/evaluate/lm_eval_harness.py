@@ -14,7 +14,7 @@ from typing import Any
 
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.lm_eval_tasks import fingerprint, read_task, task_manager
-from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 
 
@@ -28,7 +28,7 @@ class LmEval:
         limit: examples per task, from the first; null for all.
         include_path: folder with YAML tasks of one's own.
         batch_size: requests per forward pass.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     harness_tasks: list[str]
@@ -117,13 +117,13 @@ class LmEvalEvaluation:
         options = {name: value for name, value in asdict(self.task).items() if name not in ("include_path", "batch_size", "name")}
         return {"metric": "lm-evaluation-harness", "version": version("lm_eval"), "inputs": self.inputs, **options}
 
-    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """{task/metric: value}, on the harness's own scales, and {task/samples: number measured}.
 
         Where each of several tasks has an accuracy, their mean comes first.
         """
         names = self.task.harness_tasks
-        found = journal.run([[name] for name in names], lambda batch: [self._measure(model, name) for name in batch])
+        found = prediction_log.run([[name] for name in names], lambda batch: [self._measure(model, name) for name in batch])
         every = {name: value for measured in found for name, value in measured["metrics"].items()}
         accuracies = [every[f"{name}/acc"] for name in names if f"{name}/acc" in every]
         mean = {"mean/acc": sum(accuracies) / len(names)} if len(accuracies) == len(names) > 1 else {}

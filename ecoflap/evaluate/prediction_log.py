@@ -19,7 +19,7 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 
 
-class Journal:
+class PredictionLog:
     """The predictions of one evaluation of one model.
 
     The file's first line is the key of what is evaluated; each further line holds one batch's predictions. Lines of another key, and a last line
@@ -87,4 +87,4 @@ def in_parts(compute: Callable[[Any], Iterable[Any]], batch: Any) -> list[Any]:
     return [*in_parts(compute, batch[:middle]), *in_parts(compute, batch[middle:])]
 
 
-IN_MEMORY = Journal()
+IN_MEMORY = PredictionLog()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ecoflap.finetune.job import Job, Training
-from ecoflap.finetune.masked_parameters import count_trained, only_kept_weights
+from ecoflap.finetune.masked_parameters import count_trained, masked_parameters
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.training import split_of, train
 from ecoflap.models.core.prunable import in_float32
@@ -16,7 +16,7 @@ class Full(Schedule):
     """Every parameter of the model is trained, of pruned weights only those that were kept; see ``Schedule`` for its other options.
 
     Attributes:
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     name: str = "full"
@@ -30,7 +30,7 @@ class Full(Schedule):
         """
         split = split_of(self, job)
         layers = [layer for layer in job.model.layers if layer.name in job.masks]
-        with in_float32(job.model.module), only_kept_weights(job.model.module, layers, job.masks):
+        with in_float32(job.model.module), masked_parameters(job.model.module, layers, job.masks):
             trained = count_trained(job.model.module)
             curve = train(self, job, split)
         return Training(self.name, {"name": split.name, "samples": len(split.train), "held_out": len(split.held_out)}, trained, curve)

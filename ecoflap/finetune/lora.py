@@ -54,7 +54,7 @@ class Lora(Schedule):
     Attributes:
         rank: r, columns of B and rows of A.
         alpha: the update is scaled by alpha / r.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     rank: int = 8

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 from ecoflap.models.core.layers import Layer
 
 
-class KeptWeights(nn.Module):
+class MaskedParameter(nn.Module):
     """Builds a matrix, zero where the mask is not set, from the vector of its kept values."""
 
     mask: Tensor
@@ -39,7 +39,7 @@ class KeptWeights(nn.Module):
 
 
 @contextmanager
-def only_kept_weights(module: nn.Module, layers: list[Layer], masks: Mapping[str, Tensor]) -> Iterator[None]:
+def masked_parameters(module: nn.Module, layers: list[Layer], masks: Mapping[str, Tensor]) -> Iterator[None]:
     """Hold each masked weight of a module as the vector of its kept values; afterwards it is the whole matrix again, and the same parameter.
 
     Args:
@@ -54,12 +54,12 @@ def only_kept_weights(module: nn.Module, layers: list[Layer], masks: Mapping[str
         dense = weight.detach().clone()
         for owner, name in owners[id(weight)]:
             weight.data = dense  # the first owner's turn has made it a vector
-            parametrize.register_parametrization(owner, name, KeptWeights(mask))
+            parametrize.register_parametrization(owner, name, MaskedParameter(mask))
     try:
         yield
     finally:
         for weight, mask in held:
-            dense = KeptWeights(mask)(weight.detach())
+            dense = MaskedParameter(mask)(weight.detach())
             for owner, name in owners[id(weight)]:
                 parametrize.remove_parametrizations(owner, name, leave_parametrized=False)
                 _reorder(owner, orders[owner])

@@ -25,7 +25,7 @@ from ecoflap.blocks.capture import Flow, Stream
 from ecoflap.console.progress import track
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.finetune.job import Job, Point, Training
-from ecoflap.finetune.masked_parameters import only_kept_weights
+from ecoflap.finetune.masked_parameters import masked_parameters
 from ecoflap.models.core.prunable import in_float32, quiet_forward
 from ecoflap.models.core.towers import Block, Tower
 
@@ -40,7 +40,7 @@ class Reconstruct:
         samples: how many of the run's calibration samples are used, from the first; null for all.
         epochs: passes of each block over the samples.
         learning_rate: of Adam; it falls as a half cosine to zero over the block's steps.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     samples: int | None = None
@@ -85,7 +85,7 @@ class Reconstruct:
         if block.layers:
             masked = [layer for layer in block.layers if layer.name in job.masks]
             saved = copy.deepcopy(block.module.state_dict())
-            with only_kept_weights(job.model.module, masked, job.masks), _gradients(block.module) as values:
+            with masked_parameters(job.model.module, masked, job.masks), _gradients(block.module) as values:
                 trained = sum(value.numel() for value in values)
                 self._minimise(values, block, index, streams, targets)
             after = _error(block, index, streams, targets)

@@ -35,7 +35,7 @@ def prune(
     on_block: Callable[[BlockReport], None] = lambda _: None,
     propagate: str = "pruned",
     finished: FinishedBlocks | None = None,
-    given: Mapping[str, Tensor] | None = None,
+    precomputed_statistics: Mapping[str, Tensor] | None = None,
     checked: bool = False,
 ) -> PruneReport:
     """Prune every tower of the model in order, in place.
@@ -50,7 +50,7 @@ def prune(
         propagate: whether a layer's inputs come from ``pruned`` predecessors (published; two passes over the data per block) or from ``dense`` ones
             (one pass; another result). Dense predecessors means the last towers first, so that what comes before is still whole.
         finished: where blocks are kept as soon as they are pruned, and read from when the run was stopped after them.
-        given: what ``measure_dense`` has found, with dense predecessors; the data are then not looked at again.
+        precomputed_statistics: what ``measure_dense`` has found, with dense predecessors; the data are then not looked at again.
         checked: ``require_calls`` has let the model and all of the samples pass already.
 
     Raises:
@@ -58,7 +58,7 @@ def prune(
         UserError: the pruner can't be shown what some layer reads.
     """
     report, dense = PruneReport(), propagate == "dense"
-    looks = calibration is not None and pruner.statistic is not None and given is None
+    looks = calibration is not None and pruner.statistic is not None and precomputed_statistics is None
     batches = calibration.batches(batch_size) if calibration is not None and looks else []
     if looks and not checked:
         require_calls(model, batches, every_layer=True)
@@ -69,9 +69,9 @@ def prune(
             flow.enter(index)
             seconds = None if finished is None else _take_up(flow, index, finished, number, report, dense)
             if seconds is None:
-                seconds = _prune_block(flow, index, pruner, allocation, report, dense, given)
+                seconds = _prune_block(flow, index, pruner, allocation, report, dense, precomputed_statistics)
                 if finished is not None:
-                    with model.residence.using(flow.tower.blocks[index]):
+                    with model.placement.using(flow.tower.blocks[index]):
                         finished.write(number, flow.tower.blocks[index].layers, report, seconds)
             report.blocks.append(_summary(flow.tower, index, allocation, report, seconds))
             on_block(report.blocks[-1])
@@ -81,32 +81,32 @@ def prune(
 
 def _take_up(flow: Flow, index: int, finished: FinishedBlocks, number: int, report: PruneReport, dense: bool) -> float | None:
     """Put a block that an earlier run pruned into its place, and move on through it as that run did; null where there is none."""
-    block, residence = flow.tower.blocks[index], flow.model.residence
+    block, placement = flow.tower.blocks[index], flow.model.placement
     if (found := finished.read(number)) is None:
         return None
     if dense:
         flow.leave(index)
-    with residence.using(block):
+    with placement.using(block):
         found.put(block.layers, report)
         if block.layers:
-            residence.changed(block)
+            placement.changed(block)
     if not dense:
         flow.leave(index)
     return found.seconds
 
 
 def _prune_block(
-    flow: Flow, index: int, pruner: LayerPruner, allocation: Allocation, report: PruneReport, dense: bool, given: Mapping[str, Tensor] | None
+    flow: Flow, index: int, pruner: LayerPruner, allocation: Allocation, report: PruneReport, dense: bool, precomputed_statistics: Mapping[str, Tensor] | None
 ) -> float:
     """Prune the block whose turn it is, and move on through it; returns the seconds that it took."""
-    started, block, residence = time.perf_counter(), flow.tower.blocks[index], flow.model.residence
-    statistics: Statistics | None = None if given is not None else measure_block(flow, index, pruner.statistic, dense)
-    with residence.using(block):
-        if given is not None:
-            statistics = {layer: MeanSquare.restored(given[layer.name], layer.weight.device) for layer in block.layers}
+    started, block, placement = time.perf_counter(), flow.tower.blocks[index], flow.model.placement
+    statistics: Statistics | None = None if precomputed_statistics is not None else measure_block(flow, index, pruner.statistic, dense)
+    with placement.using(block):
+        if precomputed_statistics is not None:
+            statistics = {layer: MeanSquare.restored(precomputed_statistics[layer.name], layer.weight.device) for layer in block.layers}
         prune_layers(block.layers, statistics, pruner, allocation, report)
         if block.layers:
-            residence.changed(block)
+            placement.changed(block)
     if not dense:
         flow.leave(index)
     if not all(stream.finite for stream in flow.streams):

@@ -84,7 +84,7 @@ class Magnitude(ByMetric):
 
     Attributes:
         mask: matrix, row or N:M.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     mask: str = "matrix"
@@ -102,7 +102,7 @@ class Wanda(ByMetric):
 
     Attributes:
         mask: row (as published), matrix or N:M.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     mask: str = "row"
@@ -123,7 +123,7 @@ class SparseGPT:
         mask: matrix (as published: chosen over all rows of each block of columns) or N:M.
         damping: share of the mean diagonal that is added to the Hessian's diagonal.
         block: columns per mask decision.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     mask: str = "matrix"

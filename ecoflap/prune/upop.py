@@ -52,7 +52,7 @@ class UPop:
         batch_size: samples per step.
         learning_rate: of AdamW, at the start; it falls as a half cosine to zero.
         weight_decay: of AdamW.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     steps: int = 300
@@ -61,7 +61,7 @@ class UPop:
     learning_rate: float = 1e-5
     weight_decay: float = 0.05
     name: str = "upop"
-    looks_at_data: ClassVar[bool] = True
+    requires_calibration: ClassVar[bool] = True
     trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -37,7 +37,7 @@ class WholeModelPruner(Protocol):
     """Prunes a model in place, and says afterwards what each layer kept."""
 
     name: str
-    looks_at_data: ClassVar[bool]
+    requires_calibration: ClassVar[bool]
     trains: ClassVar[bool]  # on the training split behind the calibration set, instead of looking at that
 
     def prune(self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock) -> tuple[Allocation, PruneReport]:
@@ -50,12 +50,12 @@ class GlobalMagnitude:
 
     Attributes:
         scope: model (one threshold) or tower (one each).
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     scope: str = "model"
     name: str = "global_magnitude"
-    looks_at_data: ClassVar[bool] = False
+    requires_calibration: ClassVar[bool] = False
     trains: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
@@ -80,7 +80,7 @@ class GlobalGradient:
         iterations: steps T.
         samples: how many samples of the calibration set are used, from the first.
         batch_size: samples whose mean loss is differentiated.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     scope: str = "tower"
@@ -88,7 +88,7 @@ class GlobalGradient:
     samples: int = 128
     batch_size: int = 1
     name: str = "global_gradient"
-    looks_at_data: ClassVar[bool] = True
+    requires_calibration: ClassVar[bool] = True
     trains: ClassVar[bool] = False
 
     def __post_init__(self) -> None:

@@ -15,17 +15,17 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import WORK
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.run.plan import Plan
-from ecoflap.run.state import Progress
+from ecoflap.run.state import RunState
 from ecoflap.storage.checkpoint import save_checkpoint
 from ecoflap.storage.file_names import BLOCKS, RESULT
 from ecoflap.storage.results import LayerCount, Result, environment, sparsity_section
 
 
-def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
+def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
     """Verify the realised sparsity, save what was asked for, and write ``result.json`` last."""
-    counts = count_layers(model, progress.report)
-    target, total = (None, None) if (allocation := progress.allocation) is None else (allocation.target, allocation.total)
-    report = progress.report if plan.loader.save and is_first() else None
+    counts = count_layers(model, state.report)
+    target, total = (None, None) if (allocation := state.allocation) is None else (allocation.target, allocation.total)
+    report = state.report if plan.loader.save and is_first() else None
     saved = save_checkpoint(model, report.masks, plan.folder) if report is not None else None
     shutil.rmtree(plan.folder / WORK, ignore_errors=True)
     surroundings = environment()
@@ -35,15 +35,15 @@ def conclude(plan: Plan, model: PrunableModel, progress: Progress) -> Result:
         git=surroundings["git"],
         model={
             "name": model.name,
-            "fingerprint": progress.fingerprint,
+            "fingerprint": state.fingerprint,
             "parameters": model.parameter_count(),
             "prunable": sum(layer.size for layer in model.layers),
             "block_weights": model.block_weights(),
         },
-        data=_data(plan, progress),
-        metrics=progress.metrics,
+        data=_data(plan, state),
+        metrics=state.metrics,
         sparsity=sparsity_section(counts, target, model.parameter_count(), total),
-        steps=progress.costs,
+        steps=state.costs,
         checkpoint=saved,
     )
     result.write(plan.folder / RESULT)
@@ -60,7 +60,7 @@ def count_layers(model: PrunableModel, report: PruneReport | None) -> dict[str, 
     counts: dict[str, LayerCount] = {}
     for tower in model.towers:
         for block in tower.blocks:
-            with model.residence.using(block):
+            with model.placement.using(block):
                 counts |= {layer.name: _count(tower.name, layer, report) for layer in block.layers}
     return counts
 
@@ -75,30 +75,30 @@ def _count(tower: str, layer: Layer, report: PruneReport | None) -> LayerCount:
     return LayerCount(tower, layer.size, kept, zeros, error)
 
 
-def _data(plan: Plan, progress: Progress) -> dict[str, Any]:
+def _data(plan: Plan, state: RunState) -> dict[str, Any]:
     data: dict[str, Any] = {}
-    if progress.calibration is not None:
-        calibration = progress.calibration
+    if state.calibration is not None:
+        calibration = state.calibration
         data["calibration"] = {"name": calibration.name, "samples": len(calibration), "fingerprint": calibration.fingerprint()}
-    if progress.training is not None:
-        data["finetune"] = progress.training.data
-    if progress.tasks:
-        data["tasks"] = progress.tasks
+    if state.training is not None:
+        data["finetune"] = state.training.data
+    if state.tasks:
+        data["tasks"] = state.tasks
     return data
 
 
-def show_in_tracker(tracker: Tracker, result: Result, progress: Progress) -> None:
+def show_in_tracker(tracker: Tracker, result: Result, state: RunState) -> None:
     """One table per step that has run, and the figures of the run as its summary."""
-    if progress.scores is not None:
-        rows = [(name, value, progress.scores.standard_error[name]) for name, value in progress.scores.importance.items()]
+    if state.scores is not None:
+        rows = [(name, value, state.scores.standard_error[name]) for name, value in state.scores.importance.items()]
         tracker.log_table("score", ["layer", "importance", "standard_error"], rows)
-    if (allocation := progress.allocation) is not None:
+    if (allocation := state.allocation) is not None:
         sizes = allocation.sizes
         kept = [(name, sizes[name], keep, 1 - keep / sizes[name]) for name, keep in allocation.keep.items()]
         tracker.log_table("allocate", ["layer", "size", "keep", "sparsity"], kept)
         tracker.log_image("allocation", lambda: _draw_allocation(result, allocation))
-    if progress.report is not None:
-        tracker.log_table("prune", [f.name for f in fields(BlockReport)], [astuple(block) for block in progress.report.blocks])
+    if state.report is not None:
+        tracker.log_table("prune", [f.name for f in fields(BlockReport)], [astuple(block) for block in state.report.blocks])
     for when, by_task in result.metrics.items():
         figures = [(task, metric, value) for task, values in by_task.items() for metric, value in values.items()]
         tracker.log_table(f"evaluate_{when}", ["task", "metric", "value"], figures)

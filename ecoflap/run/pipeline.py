@@ -21,7 +21,7 @@ from ecoflap.run.folder import claimed, discard_products
 from ecoflap.run.outcome import conclude, show_in_tracker
 from ecoflap.run.plan import Plan, make_plan, unused
 from ecoflap.run.show import show_layers, show_metrics, show_model
-from ecoflap.run.state import Progress
+from ecoflap.run.state import RunState
 from ecoflap.run.steps import coarse, fine
 from ecoflap.run.steps.evaluation import evaluate, evaluate_dense
 from ecoflap.storage.file_names import RESULT
@@ -66,8 +66,8 @@ def _run(plan: Plan) -> Result:
     tracker = plan.tracking.start(plan.config, plan.name, plan.folder) if is_first() else NoTracker()
     failed = True
     try:
-        result, progress = _work(plan, tracker)
-        show_in_tracker(tracker, result, progress)
+        result, state = _work(plan, tracker)
+        show_in_tracker(tracker, result, state)
         failed = False
     finally:
         tracker.close(failed)
@@ -86,29 +86,29 @@ def inspect(config: DictConfig) -> None:
     show_layers(model)
 
 
-def _work(plan: Plan, tracker: Tracker) -> tuple[Result, Progress]:
+def _work(plan: Plan, tracker: Tracker) -> tuple[Result, RunState]:
     """The steps. Nothing in the run's folder counts before ``result.json``, which is written last and whole."""
-    model, progress = coarse.load(plan, resolve_device(plan.config["device"]))
+    model, state = coarse.load(plan, resolve_device(plan.config["device"]))
     evaluations = {name: task.load(model) for name, task in plan.tasks.items()} if "evaluate" in plan.steps else {}
     if "calibrate" in plan.steps:
-        refuse_overlap(coarse.calibrate(plan, model, progress), evaluations)
-        coarse.say_memory(plan, model, progress)
-        coarse.check_calls(plan, model, progress)
-    if evaluations and (training := fine.trained_on(plan, model, progress)) is not None:
+        refuse_overlap(coarse.calibrate(plan, model, state), evaluations)
+        coarse.say_memory(plan, model, state)
+        coarse.check_calls(plan, model, state)
+    if evaluations and (training := fine.trained_on(plan, model, state)) is not None:
         refuse_overlap(training, evaluations, published=True)
-    evaluate_dense(plan, model, evaluations, progress)
+    evaluate_dense(plan, model, evaluations, state)
     if "score" in plan.steps and plan.scorer is not None:
-        coarse.score(plan, model, progress)
+        coarse.score(plan, model, state)
     whole_model = isinstance(plan.pruner, WholeModelPruner)
     if "allocate" in plan.steps and not whole_model:
-        coarse.allocate(plan, model, progress)
+        coarse.allocate(plan, model, state)
     if "prune" in plan.steps:
-        (fine.prune_whole_model if whole_model else fine.prune)(plan, model, progress)
-        evaluate(plan, model, evaluations, progress, "pruned")
+        (fine.prune_whole_model if whole_model else fine.prune)(plan, model, state)
+        evaluate(plan, model, evaluations, state, "pruned")
     if plan.finetuner is not None:
-        fine.finetune(plan, model, progress, tracker)
-        evaluate(plan, model, evaluations, progress, "finetuned")
-    result = conclude(plan, model, progress)
-    for name in progress.metrics.get("dense", {}):
-        show_metrics(f"{model.name} on {name}", {when: by_task[name] for when, by_task in progress.metrics.items()})
-    return result, progress
+        fine.finetune(plan, model, state, tracker)
+        evaluate(plan, model, evaluations, state, "finetuned")
+    result = conclude(plan, model, state)
+    for name in state.metrics.get("dense", {}):
+        show_metrics(f"{model.name} on {name}", {when: by_task[name] for when, by_task in state.metrics.items()})
+    return result, state

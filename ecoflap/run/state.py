@@ -13,7 +13,7 @@ from ecoflap.score.scores import Scores
 
 
 @dataclass
-class Progress:
+class RunState:
     """The products of the steps; each is null or empty until its step has run.
 
     Attributes:

@@ -54,7 +54,7 @@ class FirstOrder:
         samples: how many samples of the calibration set are used, from the first.
         batch_size: samples whose mean loss is differentiated; part of the score, as in the paper. See ``loss_batches`` for texts of other lengths.
         recompute: compute blocks again in the backward pass instead of keeping their activations: less memory, a third more time, the same numbers.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     measure: str = "gradient"
@@ -105,7 +105,7 @@ class FirstOrder:
             with (
                 streaming_gradients(model.layers, unscaled, found.__setitem__),
                 # Blocks that are away after their forward pass are recomputed whatever was asked for: their weights come back with them.
-                recomputing(model.blocks if self.recompute or model.residence.kind != "none" else ()),
+                recomputing(model.blocks if self.recompute or model.placement.kind != "none" else ()),
             ):
                 differentiate(model, batch, scale)
             # After the pass: inside it, the host would wait for an accelerator at each layer.

@@ -49,7 +49,7 @@ class Local:
         measure: wanda or sparsegpt.
         samples: how many samples of the calibration set are used, from the first.
         batch_size: samples per forward pass; changes nothing beyond rounding.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     measure: str = "wanda"
@@ -87,7 +87,7 @@ class Local:
                             call = stream.call(index)
                             statistics.look_at(stream.counted, call.tensors)
                             stream.leave(call.run(block.module, stream.hidden), call)
-                    with model.residence.using(block):
+                    with model.placement.using(block):
                         for layer in block.layers:
                             averages[layer.name].add(measure(layer.matrix(), statistics[layer]).item(), 1.0, layer.name)
         return collect(self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration))})

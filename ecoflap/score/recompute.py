@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint, set_checkpoint_early_stop
 
 from ecoflap.blocks.block_call import first_tensor
 from ecoflap.blocks.containers import snapshot
-from ecoflap.blocks.patch_forward import with_forwards
+from ecoflap.blocks.patch_forward import patch_forward
 from ecoflap.blocks.standalone import close
 from ecoflap.errors import UserError
 from ecoflap.models.core.towers import Block
@@ -30,7 +30,7 @@ def recomputing(blocks: Sequence[Block]) -> Iterator[None]:
     """
     agreements: list[tuple[Block, Tensor]] = []  # read when all is done, so that no backward pass waits for them
     forwards = {block.module: _checkpointed(block, agreements) for block in blocks}
-    with with_forwards(forwards), set_checkpoint_early_stop(False):  # to the end, to compare the outputs
+    with patch_forward(forwards), set_checkpoint_early_stop(False):  # to the end, to compare the outputs
         yield
     for block, agreement in agreements:
         if not agreement:

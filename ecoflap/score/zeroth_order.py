@@ -82,7 +82,7 @@ class ZerothOrder:
         eps: size of a probe.
         samples_per_pass: most samples that share one forward pass, probes included; fewer where memory does not hold them. Changes nothing else.
         probe: layer (the paper's), derivative (the paper's in the limit of small eps, by a backward pass) or block (cheaper, another estimator).
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     samples: int = 32

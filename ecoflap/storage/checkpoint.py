@@ -32,8 +32,8 @@ def save_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor], run_folde
     try:
         with writing("the checkpoint", run_folder):
             partial.mkdir(parents=True)
-            with model.residence.at_home():
-                model.residence.save(model, partial)
+            with model.placement.all_in_place():
+                model.placement.save(model, partial)
             save_masks(partial / MASKS, masks, saved_names(model, partial))
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -62,7 +62,7 @@ def saved_names(model: PrunableModel, folder: Path) -> dict[str, str]:
             renamed = [layer for layer in block.layers if layer.name not in names]
             if not renamed:
                 continue
-            with model.residence.using(block):
+            with model.placement.using(block):
                 for layer in renamed:
                     found[layer.name] = _saved_name(layer, unclaimed, checkpoint)
                     unclaimed.remove(found[layer.name])

@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.errors import UserError
-from ecoflap.finetune.masked_parameters import KeptWeights
+from ecoflap.finetune.masked_parameters import MaskedParameter
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import Away
 from ecoflap.ops import sparsegpt
@@ -190,7 +190,7 @@ def test_auto_is_the_accelerator() -> None:
 
 
 def _mask_on_cpu(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(KeptWeights, "__init__", lambda self, mask, made=KeptWeights.__init__: made(self, mask.cpu()))
+    patch.setattr(MaskedParameter, "__init__", lambda self, mask, made=MaskedParameter.__init__: made(self, mask.cpu()))
 
 
 def _statistics_on_cpu(patch: pytest.MonkeyPatch) -> None:

@@ -16,17 +16,17 @@ HIDDEN, MASK, BIAS = torch.zeros(2, 3, 4), torch.ones(2, 3), torch.full((3, 3), 
 
 
 def test_hidden_states_go_through() -> None:
-    made = shortcut((HIDDEN, MASK), {"bias": BIAS}, 0, HIDDEN + 1)
+    made = find_bypass((HIDDEN, MASK), {"bias": BIAS}, 0, HIDDEN + 1)
     other = torch.ones(5, 1, 4)
     assert made is not None
     assert made((other, MASK), {"bias": BIAS}) is other
-    named = shortcut((MASK,), {"hidden": HIDDEN}, "hidden", (HIDDEN + 1,))
+    named = find_bypass((MASK,), {"hidden": HIDDEN}, "hidden", (HIDDEN + 1,))
     assert named is not None
     assert named((MASK,), {"hidden": other}) == (other,)
 
 
 def test_what_a_block_hands_on_is_handed_on() -> None:
-    made = shortcut((HIDDEN, MASK), {"bias": BIAS}, 0, (HIDDEN + 1, None, BIAS))
+    made = find_bypass((HIDDEN, MASK), {"bias": BIAS}, 0, (HIDDEN + 1, None, BIAS))
     assert made is not None
     hidden, nothing, bias = made((HIDDEN, MASK), {"bias": BIAS + 1})
     assert hidden is HIDDEN
@@ -36,7 +36,7 @@ def test_what_a_block_hands_on_is_handed_on() -> None:
 
 @pytest.mark.parametrize("output", [(HIDDEN + 1, BIAS * 2), HIDDEN[:, :2], HIDDEN.half(), {"hidden": HIDDEN}, (), (3, HIDDEN)])
 def test_a_block_that_makes_more_than_hidden_states_has_none(output: Any) -> None:
-    assert shortcut((HIDDEN,), {"bias": BIAS}, 0, output) is None
+    assert find_bypass((HIDDEN,), {"bias": BIAS}, 0, output) is None
 
 
 def test_forward_is_put_back() -> None:

@@ -9,13 +9,13 @@ from ecoflap.blocks import capture
 from ecoflap.blocks.block_call import first_tensor
 from ecoflap.blocks.capture import Flow, flows
 from ecoflap.blocks.containers import equal
-from ecoflap.blocks.finished_towers import Passages
+from ecoflap.blocks.finished_towers import TowerPasses
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.towers import Block, Tower
 from ecoflap.models.loading.loader import Selection, prunable
-from ecoflap.models.offload.placement import Residence
+from ecoflap.models.offload.placement import Placement
 from tests import tiny
 
 
@@ -122,7 +122,7 @@ def test_t5_position_bias_of_the_first_block_reaches_the_later_ones(name: str) -
         assert not torch.allclose(before.call(1).run(second, before.hidden), after.call(1).run(second, after.hidden))
 
 
-class Elsewhere(Residence):
+class Elsewhere(Placement):
     """Hidden states wait on the disk; weights stay where they are."""
 
     kind = "disk"
@@ -140,7 +140,7 @@ def test_large_arguments_wait_like_hidden_states(family: str, tmp_path: Path, mo
     monkeypatch.setattr(capture, "LARGE", 1)
     model = tiny.build(family)
     batches = tiny.samples(family).batches(2)
-    away = replace(model, residence=Elsewhere(tmp_path / "waiting"))
+    away = replace(model, placement=Elsewhere(tmp_path / "waiting"))
     with quiet_forward(model.module):
         for tower in model.towers:
             plain, other = Flow(model, tower, batches), Flow(away, tower, batches)
@@ -244,6 +244,6 @@ def test_a_finished_tower_is_not_run_again(family: str) -> None:
     ],
 )
 def test_a_tower_that_reads_what_was_pruned_after_it_is_run_again(order: list[int], current: list[int]) -> None:
-    passages = Passages([])
-    passages.order = order
-    assert sorted(passages.current()) == current
+    passes = TowerPasses([])
+    passes.order = order
+    assert sorted(passes.current()) == current

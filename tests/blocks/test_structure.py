@@ -298,8 +298,8 @@ def test_hidden_states_that_bypassed_blocks_hand_through_are_kept_once(way: str,
     plain, found = Recorder(model.towers[1]), Recorder(model.towers[1], 1)
     with plain.watching():
         model.loss(batch)
-    shortcuts = {module: made for module, made in plain.shortcuts.items() if made is not None}
-    with found.watching(), taking(shortcuts), suppress(Captured):
+    bypasses = {module: made for module, made in plain.bypasses.items() if made is not None}
+    with found.watching(), taking(bypasses), suppress(Captured):
         model.loss(batch)
     kept = [entry.hidden for calls in found.entries.values() for entry in calls]
     assert len(kept) == 4

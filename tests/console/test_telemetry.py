@@ -13,7 +13,7 @@ import pytest
 import torch
 from ecoflap.console.telemetry import measure
 
-from ecoflap.console.progress import telemetry
+from ecoflap.console import telemetry
 
 MEGABYTE = 2**20
 HOST_PEAK_CAN_BE_RESET = Path("/proc/self/clear_refs").exists() and not torch.accelerator.is_available()

@@ -15,7 +15,7 @@ from torch import nn
 
 from ecoflap.errors import UserError
 from ecoflap.evaluate.lm_eval_harness import LmEval, flatten, untied
-from ecoflap.evaluate.prediction_log import Journal
+from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.models.families.vlm.vlm import VisionLanguage
@@ -111,7 +111,7 @@ def test_accuracy_of_own_tasks_on_the_model_in_memory(folder: Path, llama: Pruna
 def test_several_tasks_their_mean_first_and_a_journal(folder: Path, llama: PrunableModel, tmp_path: Path) -> None:
     task = LmEval(["one", "other"], num_fewshot=1, limit=3, include_path=str(folder))
     evaluation = task.load(llama)
-    found = evaluation(llama, Journal(tmp_path / "tasks.jsonl", "key"))
+    found = evaluation(llama, PredictionLog(tmp_path / "tasks.jsonl", "key"))
     assert list(found) == ["mean/acc", "one/acc", "one/acc_norm", "one/samples", "other/acc", "other/acc_norm", "other/samples"]
     assert found["one/samples"] == found["other/samples"] == 3  # the limit
     assert found["mean/acc"] == pytest.approx((found["one/acc"] + found["other/acc"]) / 2)
@@ -120,8 +120,8 @@ def test_several_tasks_their_mean_first_and_a_journal(folder: Path, llama: Pruna
     assert [[sample["doc_id"] for sample in line[0]["samples"][name]] for line, name in zip(lines, ("one", "other"), strict=True)] == [[0, 1, 2]] * 2
     assert all(len(sample["filtered_resps"]) == 2 for sample in lines[0][0]["samples"]["one"])
     assert task.load(llama)(llama) == found, "the shots are the same each time"
-    evaluation._measure = lambda *_: pytest.fail("both are in the journal")  # type: ignore[method-assign]
-    assert evaluation(llama, Journal(tmp_path / "tasks.jsonl", "key")) == found
+    evaluation._measure = lambda *_: pytest.fail("both are in the prediction_log")  # type: ignore[method-assign]
+    assert evaluation(llama, PredictionLog(tmp_path / "tasks.jsonl", "key")) == found
 
 
 @HARNESS

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 
 BATCHES = [[1, 2], [3, 4], [5]]
 
@@ -24,17 +24,17 @@ class Counting:
 
 def interrupted(file: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
-        Journal(file, {"model": 1}).run(BATCHES, Counting(stop_at=2))
+        PredictionLog(file, {"model": 1}).run(BATCHES, Counting(stop_at=2))
 
 
 def test_goes_on_where_it_stopped(tmp_path: Path) -> None:
     file = tmp_path / "predictions" / "task.jsonl"
     interrupted(file)
     rest = Counting()
-    assert Journal(file, {"model": 1}).run(BATCHES, rest) == [10, 20, 30, 40, 50]
+    assert PredictionLog(file, {"model": 1}).run(BATCHES, rest) == [10, 20, 30, 40, 50]
     assert rest.calls == 1
     again = Counting()
-    assert Journal(file, {"model": 1}).run(BATCHES, again) == [10, 20, 30, 40, 50]
+    assert PredictionLog(file, {"model": 1}).run(BATCHES, again) == [10, 20, 30, 40, 50]
     assert again.calls == 0
     assert [json.loads(line) for line in file.read_text().splitlines()][1:] == [[10, 20], [30, 40], [50]]
 
@@ -53,9 +53,9 @@ def test_what_does_not_fit_is_predicted_anew(tmp_path: Path, damage: str) -> Non
     else:
         file.write_text("not json\n[1]\n")
     compute = Counting()
-    assert Journal(file, key).run(batches, compute) == [10, 20, 30, 40, 50]
+    assert PredictionLog(file, key).run(batches, compute) == [10, 20, 30, 40, 50]
     assert compute.calls == {"cut": 2, "other key": 3, "other batches": 3, "nonsense": 3}[damage]
-    assert Journal(file, key).run(batches, Counting(stop_at=0)) == [10, 20, 30, 40, 50]
+    assert PredictionLog(file, key).run(batches, Counting(stop_at=0)) == [10, 20, 30, 40, 50]
 
 
 def test_without_a_file_nothing_is_kept() -> None:

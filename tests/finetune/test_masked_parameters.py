@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.finetune.masked_parameters import count_trained, only_kept_weights
+from ecoflap.finetune.masked_parameters import count_trained, masked_parameters
 from ecoflap.models.core.prunable import PrunableModel
 from tests.tiny import FAMILIES, build, samples
 
@@ -50,9 +50,9 @@ def train_whole_matrices(model: PrunableModel, masks: dict[str, Tensor], optimiz
 
 
 def train_kept_values(model: PrunableModel, masks: dict[str, Tensor], optimizer: Callable[..., torch.optim.Optimizer], steps: int) -> int:
-    """The same through ``only_kept_weights``; returns the number of values that the optimizer has a state for."""
+    """The same through ``masked_parameters``; returns the number of values that the optimizer has a state for."""
     batches = samples(model.name).batches(2)
-    with only_kept_weights(model.module, model.layers, masks):
+    with masked_parameters(model.module, model.layers, masks):
         chosen = optimizer(model.module.parameters())
         for step in range(steps):
             chosen.zero_grad()
@@ -82,7 +82,7 @@ def test_it_equals_training_whole_matrices_under_a_mask(family: str, optimizer: 
 def test_the_optimizer_holds_states_of_kept_weights_only() -> None:
     model, masks = pruned("llama")
     removed = sum(int((~mask).sum()) for mask in masks.values())
-    with only_kept_weights(model.module, model.layers, masks):
+    with masked_parameters(model.module, model.layers, masks):
         assert count_trained(model.module) == model.parameter_count()  # which counts values, too
     assert train_kept_values(model, masks, OPTIMIZERS["adamw"], 1) == model.parameter_count() - removed
 
@@ -91,7 +91,7 @@ def test_afterwards_parameters_are_the_same_objects_under_the_same_names() -> No
     model, masks = pruned("blip_vqa")
     names, before = list(model.module.state_dict()), {name: id(value) for name, value in model.module.named_parameters()}
     fingerprint = model.fingerprint()
-    with only_kept_weights(model.module, model.layers, masks):
+    with masked_parameters(model.module, model.layers, masks):
         assert model.loss(samples("blip_vqa").batches(1)[0]).isfinite().all()
     assert list(model.module.state_dict()) == names
     assert {name: id(value) for name, value in model.module.named_parameters()} == before
@@ -101,7 +101,7 @@ def test_afterwards_parameters_are_the_same_objects_under_the_same_names() -> No
 def test_an_error_in_the_training_leaves_whole_matrices() -> None:
     model, masks = pruned("llama")
     fingerprint = model.fingerprint()
-    with pytest.raises(RuntimeError), only_kept_weights(model.module, model.layers, masks):
+    with pytest.raises(RuntimeError), masked_parameters(model.module, model.layers, masks):
         raise RuntimeError
     assert model.fingerprint() == fingerprint
 
@@ -112,7 +112,7 @@ def test_a_weight_of_two_owners_stays_one() -> None:
     twin = nn.Linear(layer.weight.shape[1], layer.weight.shape[0], bias=False)
     twin.weight = layer.weight
     model.module.twin = twin
-    with only_kept_weights(model.module, model.layers, masks):
+    with masked_parameters(model.module, model.layers, masks):
         assert twin.parametrizations.weight.original is layer.module.parametrizations.weight.original  # type: ignore[union-attr]
         with torch.no_grad():
             twin.parametrizations.weight.original.add_(1.0)  # type: ignore[union-attr]

@@ -42,7 +42,7 @@ def load_all(path: Path, offload: str, work: Path) -> None:
     """Load a model and have every block in memory once."""
     model = load(path, offload, work)
     for block in model.blocks:
-        with model.residence.using(block):
+        with model.placement.using(block):
             pass
 
 
@@ -275,5 +275,5 @@ def test_a_full_disk(folder: Path, tmp_path: Path, small_disk: Path, offload: st
 def test_a_full_disk_for_pruned_blocks(folder: Path, small_disk: Path) -> None:  # noqa: F811
     model = load(folder, "disk", small_disk / "offload")
     fill(small_disk)
-    with pytest.raises(UserError, match="no space left for pruned blocks"), model.residence.using(model.blocks[0]):
-        model.residence.changed(model.blocks[0])
+    with pytest.raises(UserError, match="no space left for pruned blocks"), model.placement.using(model.blocks[0]):
+        model.placement.changed(model.blocks[0])

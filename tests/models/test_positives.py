@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from ecoflap.data.batch import Batch
 from ecoflap.models.core.losses import contrastive_loss
-from ecoflap.models.core.positives import right_pairs, right_partners, wrong_partners
+from ecoflap.models.core.positives import right_pairs, find_positives, wrong_partners
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.blip import retrieval as blip_retrieval
 from ecoflap.models.families.blip2 import matching as blip2_itm
@@ -158,8 +158,8 @@ def test_half_precision_and_one_changed_value() -> None:
     rows = torch.zeros(7, 3, 2).half()
     for place in range(6):
         rows[place].view(-1)[place] = 1.0
-    assert right_partners((rows, rows), 1).equal(torch.eye(7, dtype=torch.bool))
-    assert right_partners((rows, rows[:1].expand(7, -1, -1)), 1).all()
+    assert find_positives((rows, rows), 1).equal(torch.eye(7, dtype=torch.bool))
+    assert find_positives((rows, rows[:1].expand(7, -1, -1)), 1).all()
 
 
 @pytest.mark.parametrize("place", [0, 7, 500, 999])
@@ -169,7 +169,7 @@ def test_large_rows_are_compared_whole_where_their_samples_agree(place: int) -> 
     rows[1, place] += 1
     expected = torch.eye(4, dtype=torch.bool)
     expected[0, 3] = expected[3, 0] = True
-    assert right_partners((rows, torch.arange(4.0)[:, None]), 1).equal(expected)
+    assert find_positives((rows, torch.arange(4.0)[:, None]), 1).equal(expected)
 
 
 def test_padding_is_no_text() -> None:

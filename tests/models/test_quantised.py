@@ -141,13 +141,13 @@ def test_fp8_becomes_numbers(folder: Path, tmp_path: Path, offload: str) -> None
     change_config(folder, quantization_config={"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [8, 8]})
     model = load_offloaded(CausalLM(path=str(folder)), CPU, Selection(), offload, tmp_path)
     assert {layer.name for layer in model.layers} == set(exact)
-    with model.residence.at_home():
+    with model.placement.all_in_place():
         for layer in model.layers:
             assert torch.allclose(layer.weight.float(), exact[layer.name], rtol=1e-2), "to the digits of the model's dtype"
-        model.residence.save(model, tmp_path / "saved")
+        model.placement.save(model, tmp_path / "saved")
     assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
     again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
-    with model.residence.at_home():
+    with model.placement.all_in_place():
         assert all(torch.equal(again.get_parameter(layer.name), layer.weight) for layer in model.layers)
 
 

@@ -12,7 +12,7 @@ import torch
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.models.loading.loader import Selection
-from ecoflap.run import model_reuse as warm_model
+from ecoflap.run import model_reuse
 from tests.cli.conftest import tiny_llama  # noqa: F401 - a fixture
 
 CPU = torch.device("cpu")
@@ -20,9 +20,9 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def nothing_kept() -> Iterator[None]:
-    warm_model.forget()
+    model_reuse.forget()
     yield
-    warm_model.forget()
+    model_reuse.forget()
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def loader(tiny_llama: Path) -> CausalLM:  # noqa: F811
 
 
 def load(loader: CausalLM, selection: Selection | None = None, keep: bool = True) -> PrunableModel:
-    return warm_model.load(loader, CPU, selection or Selection(), keep)[0]
+    return model_reuse.load(loader, CPU, selection or Selection(), keep)[0]
 
 
 def test_pruned_layers_come_back_bit_for_bit(loader: CausalLM) -> None:
@@ -54,7 +54,7 @@ def test_a_load_takes_one_fingerprint_and_gives_it(loader: CausalLM, monkeypatch
 
     monkeypatch.setattr(PrunableModel, "fingerprint", counted)
     for loads in (1, 2):
-        _, fingerprint = warm_model.load(loader, CPU, Selection(), keep)
+        _, fingerprint = model_reuse.load(loader, CPU, Selection(), keep)
         assert taken == [fingerprint] * loads
 
 
@@ -93,4 +93,4 @@ def test_nothing_is_kept_unasked_or_without_memory(loader: CausalLM, monkeypatch
 
     model = loader.load(CPU, Selection())
     monkeypatch.setattr(psutil, "virtual_memory", Full)
-    assert not warm_model._fits(model)
+    assert not model_reuse._fits(model)

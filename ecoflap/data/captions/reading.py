@@ -23,7 +23,7 @@ class CaptionSource:
         path: the data set's folder.
         layout: coco, flickr30k, nocaps, cc3m, cc3m_tsv or folder.
         split: of the data set.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     path: str | None = None

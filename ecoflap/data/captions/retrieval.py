@@ -19,7 +19,7 @@ from ecoflap.data.example import Example
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import NumericalError, require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
-from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Embeds, Matches, require
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -162,7 +162,7 @@ class RetrievalEvaluation:
         return {"metric": "recall of captions and pictures", "k_test": self.task.k_test, "inputs": fingerprint(examples, self.interface)}
 
     @torch.no_grad()
-    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Recall at 1, 5 and 10 of captions and of pictures, and their means, in percent; first those of ``_match``, when the model can.
 
         Raises:
@@ -175,31 +175,31 @@ class RetrievalEvaluation:
         k, sizes = max(self.task.k_test, 1), [max(1, BLOCK // (queries * len(others))) for others in (texts, images)]
         by_image = search(lambda rows: similarity(images[rows], texts), pictures, self.owner, k, sizes[0])
         by_text = search(lambda rows: similarity(images, texts[rows]).t(), self.owner, pictures, k, sizes[1])
-        self._write_down(journal, by_image.best, by_text.best)
+        self._write_down(prediction_log, by_image.best, by_text.best)
         found = {**_recalls(by_image.ranks, by_text.ranks, ""), "pictures": len(images), "captions": len(texts)}
         if not self.task.k_test or not isinstance(self.interface, Matches):
             return found
-        logits = self._match(model, journal, by_image.best, by_text.best)
+        logits = self._match(model, prediction_log, by_image.best, by_text.best)
         return {**_recalls(rank_again(by_image, logits[0]), rank_again(by_text, logits[1]), "_match"), **found}
 
     def _features(self, items: Sequence[str], embed: Callable[[list[str]], Tensor]) -> Tensor:
         batches = parts(items, self.task.batch_size)
         return _finite(torch.cat([embed(batch) for batch in track(batches, "embed", total=len(batches))]))
 
-    def _write_down(self, journal: Journal, texts: Tensor, images: Tensor) -> None:
-        """What was found apart, beside the journal: the nearest captions of each picture and pictures of each caption, by their numbers."""
-        if journal.file is not None:
+    def _write_down(self, prediction_log: PredictionLog, texts: Tensor, images: Tensor) -> None:
+        """What was found apart, beside the prediction_log: the nearest captions of each picture and pictures of each caption, by their numbers."""
+        if prediction_log.file is not None:
             names = [Path(image).name for image in self.images]
             rows = [{"picture": name, "captions": best} for name, best in zip(names, texts[:, : RANKS[-1]].tolist(), strict=True)]
             rows += [{"caption": text, "pictures": best} for text, best in zip(self.texts, images[:, : RANKS[-1]].tolist(), strict=True)]
-            Journal(journal.file.with_name(f"{journal.file.stem}_nearest.jsonl"), journal.key).run([rows], list)
+            PredictionLog(prediction_log.file.with_name(f"{prediction_log.file.stem}_nearest.jsonl"), prediction_log.key).run([rows], list)
 
-    def _match(self, model: PrunableModel, journal: Journal, texts: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _match(self, model: PrunableModel, prediction_log: PredictionLog, texts: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of the candidates of both directions.
 
         Args:
             model: what looks at them.
-            journal: keeps the logits, for these candidates only.
+            prediction_log: keeps the logits, for these candidates only.
             texts: candidates of each picture, [pictures, k].
             images: candidates of each caption, [captions, k].
         """
@@ -215,7 +215,7 @@ class RetrievalEvaluation:
             return logits
 
         candidates = hashlib.blake2b(pairs.numpy().data, digest_size=16).hexdigest()
-        logits = _finite(torch.tensor(Journal(journal.file, [journal.key, candidates]).run(parts(pairs.tolist(), self.task.batch_size), look)))
+        logits = _finite(torch.tensor(PredictionLog(prediction_log.file, [prediction_log.key, candidates]).run(parts(pairs.tolist(), self.task.batch_size), look)))
         return logits[torch.searchsorted(pairs, by_image)], logits[torch.searchsorted(pairs, by_text)]
 
 

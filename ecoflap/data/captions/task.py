@@ -14,7 +14,7 @@ from ecoflap.data.example import Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, spread
-from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
@@ -110,12 +110,12 @@ class CaptioningEvaluation:
         return {**self.metrics.identity(), "inputs": fingerprint(self._examples(), self.interface), **generation}
 
     @torch.no_grad()
-    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """The metrics, times 100, each also per domain (``cider_in``); and the number of pictures. A CIDEr of 100 is the papers' 1.0."""
         model.module.eval()
         generation = Generation(self.task.beams, self.task.max_new_tokens, self.task.min_new_tokens)
         batches = parts(self._examples(), self.task.batch_size)
-        captions = journal.run(batches, lambda batch: self.interface.answer(model, batch, generation))
+        captions = prediction_log.run(batches, lambda batch: self.interface.answer(model, batch, generation))
         references = self.metrics.words([one.captions for one in self.pictures])
         predictions = self.metrics.words([[caption] for caption in captions])
         scorers = self.metrics.scorers()

@@ -27,7 +27,7 @@ class Classification(PictureSource):
     Attributes:
         samples: number of pictures.
         caption: made of a class's name, which goes where ``{}`` stands; null for the set's prompt.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     samples: int = 128

@@ -21,7 +21,7 @@ from ecoflap.data.example import Classes, Example
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.inputs import parts, percent, spread
-from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Classifies, Embeds, require
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.clip.clip import class_features
@@ -34,7 +34,7 @@ class Classification(PictureSource):
     Attributes:
         limit: number of pictures, evenly spaced; null for all.
         batch_size: pictures per forward pass.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     limit: int | None = None
@@ -121,7 +121,7 @@ class ClassificationEvaluation:
         return {"metric": "accuracy of the likeliest class", "dataset": self.task.dataset, "inputs": self.inputs}
 
     @torch.no_grad()
-    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Accuracy of the likeliest and of the five likeliest classes and the mean F1 of the classes, in percent; and the number of pictures.
 
         Raises:
@@ -136,7 +136,7 @@ class ClassificationEvaluation:
                 raise NumericalError(f"{model.name} gives logits that are not finite; use model.dtype=float32 or bfloat16, or prune less")
             return logits.topk(min(5, logits.shape[1]), dim=-1).indices.tolist()
 
-        best = journal.run(parts(self.pictures.examples, self.task.batch_size), five_best)
+        best = prediction_log.run(parts(self.pictures.examples, self.task.batch_size), five_best)
         first = [row[0] for row in best]
         return {
             "accuracy": percent([one == right for one, right in zip(first, self.right, strict=True)]),

@@ -27,7 +27,7 @@ class EasyVqa:
 
     Attributes:
         samples: number of questions.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     samples: int = 128

@@ -15,7 +15,7 @@ from ecoflap.data.example import Classes, Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
-from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Classifies, Describes, Embeds, Matches, require
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
@@ -40,10 +40,10 @@ class PictureEvaluation:
         return {"inputs": fingerprint(self.pictures, self.interface), **{key: value for key, value in vars(self.task).items() if key != "batch_size"}}
 
     @torch.no_grad()
-    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """The task's metrics, in percent, and the number of pictures."""
         model.module.eval()
-        return {**self.task.measure(model, self.pictures, self.interface, journal), "pictures": len(self.pictures)}
+        return {**self.task.measure(model, self.pictures, self.interface, prediction_log), "pictures": len(self.pictures)}
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class EasyClassification(PictureTask):
         limit: number of pictures, evenly spaced; null for all.
         batch_size: pictures per forward pass.
         templates: prompts of the text classifier, each with one ``{}``.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
@@ -113,7 +113,7 @@ class EasyClassification(PictureTask):
         if not isinstance(model.interface, Classifies):
             require(model, Embeds, f"task={self.name}")
 
-    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:
+    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, prediction_log: PredictionLog) -> dict[str, float]:
         """Accuracy in percent."""
         batches, own = parts(pictures, self.batch_size), isinstance(interface, Classifies)
         names = list(interface.names if own else NAMES)
@@ -125,7 +125,7 @@ class EasyClassification(PictureTask):
             return logits.topk(5, dim=-1).indices.tolist()
 
         right = torch.tensor([names.index(one.target) for one in pictures])
-        best = torch.tensor(journal.run(batches, best_five)) == right[:, None]
+        best = torch.tensor(prediction_log.run(batches, best_five)) == right[:, None]
         return {"accuracy": percent(best[:, 0].tolist()), "top_5": percent(best.any(dim=-1).tolist())}
 
 
@@ -138,7 +138,7 @@ class EasyCaptions(PictureTask):
         batch_size: pictures per generation.
         beams: beam width.
         max_new_tokens: longest caption.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     beams: int = 1
@@ -159,10 +159,10 @@ class EasyCaptions(PictureTask):
         require(model, Describes, f"task={self.name}")
         require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
 
-    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:
+    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, prediction_log: PredictionLog) -> dict[str, float]:
         """Accuracy in percent."""
         generation, batches = Generation(self.beams, self.max_new_tokens), parts(pictures, self.batch_size)
-        captions = journal.run(batches, lambda batch: interface.answer(model, batch, generation))
+        captions = prediction_log.run(batches, lambda batch: interface.answer(model, batch, generation))
         return {"accuracy": percent([f" {one.target}" in f" {text.lower()}" for one, text in zip(pictures, captions, strict=True)])}
 
 
@@ -175,7 +175,7 @@ class EasyRetrieval(PictureTask):
         batch_size: pictures or pairs per forward pass.
         caption: made of a picture's name, which goes where ``{}`` stands.
         rerank: how many of the best are looked at together; 0 for none.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     caption: str = "a photo of a {}."
@@ -198,7 +198,7 @@ class EasyRetrieval(PictureTask):
         """
         require(model, Embeds, f"task={self.name}")
 
-    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, journal: Journal) -> dict[str, float]:
+    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, prediction_log: PredictionLog) -> dict[str, float]:
         """Recall in percent. A picture is found when the best one for a caption shows what it says."""
         captions, paths = [self.caption.format(name) for name in NAMES], [one.image or "" for one in pictures]
         texts = interface.embed_texts(model, captions)
@@ -209,7 +209,7 @@ class EasyRetrieval(PictureTask):
             return found
         rows, columns = self._closest(scores)
         pairs = parts(list(zip(rows, columns, strict=True)), self.batch_size)
-        logits = journal.run(pairs, lambda part: interface.match(model, [paths[row] for row, _ in part], [captions[c] for _, c in part]).tolist())
+        logits = prediction_log.run(pairs, lambda part: interface.match(model, [paths[row] for row, _ in part], [captions[c] for _, c in part]).tolist())
         scores[rows, columns] += 1e3 + torch.tensor(logits)  # above everything that was not looked at
         return found | {"text_recall_1_match": _text_recall(scores, labels), "image_recall_1_match": _image_recall(scores, labels)}
 

@@ -60,7 +60,7 @@ class EasyPictures:
         samples: number of pictures.
         caption: made of a picture's name, which goes where ``{}`` stands.
         templates: prompts of the text classifier, for models that are scored by classification.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     samples: int = 128

@@ -13,7 +13,7 @@ from ecoflap.data.example import Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
-from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
@@ -29,7 +29,7 @@ class EasyVqa:
         beams: beam width.
         max_new_tokens: longest answer.
         length_penalty: of the beam search.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     limit: int | None = None
@@ -96,12 +96,12 @@ class EasyVqaEvaluation:
         return {"metric": "exact match", "inputs": fingerprint(self.questions, self.interface), **generation}
 
     @torch.no_grad()
-    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Accuracy in percent: over all questions, over yes/no questions, over the others; and the number of questions."""
         model.module.eval()
         generation = Generation(self.task.beams, self.task.max_new_tokens, length_penalty=self.task.length_penalty)
         batches = parts(self.questions, self.task.batch_size)
-        answers = journal.run(batches, lambda batch: self.interface.answer(model, batch, generation))
+        answers = prediction_log.run(batches, lambda batch: self.interface.answer(model, batch, generation))
         return _accuracies([answer.lower() for answer in answers], self.questions)
 
 

@@ -114,7 +114,7 @@ class Mmlu:
         split: which of its splits.
         shots: answered examples of the dev split before each question.
         samples: number of questions.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     path: str | None = None

@@ -14,7 +14,7 @@ from ecoflap.data.mmlu.calibration_error import expected_calibration_error, rms_
 from ecoflap.data.mmlu.categories import GROUPS
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import parts, percent, spread
-from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Chooses, require
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import at_most, most_tokens, require_length
@@ -32,7 +32,7 @@ class Mmlu:
         max_tokens: longest prompt.
         limit: questions per subject, evenly spaced; null for all.
         batch_size: questions per forward pass.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     path: str | None = None
@@ -128,11 +128,11 @@ class MmluEvaluation:
         return {"metric": "accuracy of the likeliest letter", "inputs": digest.hexdigest()}
 
     @torch.no_grad()
-    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Accuracy and calibration errors in percent, and the number of questions."""
         model.module.eval()
         batches = parts(self.asked, self.task.batch_size)
-        found = torch.tensor(journal.run(batches, lambda batch: self.interface.choose(model, [one.text for one in batch], LETTERS).tolist()))
+        found = torch.tensor(prediction_log.run(batches, lambda batch: self.interface.choose(model, [one.text for one in batch], LETTERS).tolist()))
         confidence, choice = found.double().softmax(dim=-1).max(dim=-1)
         right = [LETTERS[index] == one.answer for index, one in zip(choice.tolist(), self.asked, strict=True)]
         return {

@@ -23,7 +23,7 @@ class Nlvr2:
         path: folder with the published files and pictures; null names what is needed.
         split: train; no other one is taken.
         samples: number of sentences.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     path: str | None = None

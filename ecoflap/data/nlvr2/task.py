@@ -15,7 +15,7 @@ from ecoflap.data.nlvr2.reading import OBTAIN, check_splits, read_pairs
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import fingerprint_by_size, parts, percent, spread
-from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Classifies, require
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -29,7 +29,7 @@ class Nlvr2:
         splits: dev, test1 or both.
         limit: sentences per split, evenly spaced; null for all.
         batch_size: sentences per forward pass.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     path: str | None = None
@@ -108,11 +108,11 @@ class Nlvr2Evaluation:
         return {"metric": "accuracy", "inputs": inputs, "splits": {split: len(of_it) for split, of_it in self.pairs.items()}}
 
     @torch.no_grad()
-    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Accuracy in percent on each split, and the number of sentences."""
         model.module.eval()
         everything = self._everything()
-        judged = iter(journal.run(parts(everything, self.task.batch_size), lambda batch: self._judge(model, batch)))
+        judged = iter(prediction_log.run(parts(everything, self.task.batch_size), lambda batch: self._judge(model, batch)))
         accuracies = {f"accuracy_{split}": percent([next(judged) == one.label for one in of_it]) for split, of_it in self.pairs.items()}
         return {**accuracies, "sentences": len(everything)}
 

@@ -132,7 +132,7 @@ class Text(TextSource):
         samples: number of windows.
         sequence_length: tokens per window.
         bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true or false.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     split: str = "train"
@@ -187,7 +187,7 @@ class Documents(Text):
         samples: number of windows; fewer where there are not so many long documents.
         sequence_length: tokens per window.
         bos: see ``Text``.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     sequence_length: int = 2048
@@ -224,7 +224,7 @@ class TokenFile:
         path: a safetensors file.
         key: the name of an integer tensor [rows, tokens] in it.
         samples: how many rows, from the first; null for all.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     path: str

@@ -17,7 +17,7 @@ from ecoflap.data.text.calibration import check_characters, read_token_rows, req
 from ecoflap.data.text.source import TextSource
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.inputs import parts
-from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.losses import IGNORED, next_token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
@@ -39,7 +39,7 @@ class TextPerplexity(TextSource):
         bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true or false.
         limit: number of windows, from the first; null for all.
         batch_size: windows per forward pass; changes nothing beyond rounding.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     sequence_length: int = 2048
@@ -104,7 +104,7 @@ class TokenPerplexity:
         key: the name of an integer tensor [rows, tokens] in it.
         limit: number of rows, from the first; null for all.
         batch_size: rows per forward pass; changes nothing beyond rounding.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     path: str
@@ -172,11 +172,11 @@ class PerplexityEvaluation:
         }
 
     @torch.no_grad()
-    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Perplexity, the loss behind it in nats per token, and the number of rows."""
         model.module.eval()
         batches = parts(range(len(self.rows)), self.batch_size)
-        losses = journal.run(batches, lambda places: self._losses(model, places).tolist())
+        losses = prediction_log.run(batches, lambda places: self._losses(model, places).tolist())
         counted = [self.rows.shape[1] - 1 if self.stride is None or place == 0 else self.stride for place in range(len(losses))]
         loss = math.fsum(mean * tokens for mean, tokens in zip(losses, counted, strict=True)) / sum(counted)
         if math.isnan(loss):

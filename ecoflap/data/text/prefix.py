@@ -23,7 +23,7 @@ class PrefixText(TextSource):
     Attributes:
         samples: number of paragraphs.
         max_words: longer ones lose their end.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     split: str = "train"

@@ -23,7 +23,7 @@ class VqaV2:
         split: train; no other one is taken.
         clean: ask in lower case and without most punctuation, as ``task=vqav2`` does.
         samples: number of questions.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     path: str | None = None

@@ -22,7 +22,7 @@ from ecoflap.data.vqa.hub import HubQuestions
 from ecoflap.data.vqa.reading import Question, clean_question
 from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import fingerprint_by_size, parts, spread
-from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
@@ -55,7 +55,7 @@ class PublishedQuestions(ABC):
         max_new_tokens: longest answer.
         length_penalty: of the beam search; below 0 it prefers short answers.
         clean: ask in lower case and without most punctuation, as LAVIS does.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     path: str | None = None
@@ -171,15 +171,15 @@ class QuestionsEvaluation:
         return {"metric": self.task.metric, "inputs": inputs, "choices": choices, **options}
 
     @torch.no_grad()
-    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Accuracy in percent: over all questions, per answer type and per question type; and the number of questions.
 
         Where the right answers are not public, the number alone; the answers then go into a file.
         """
         model.module.eval()
-        answers = journal.run(parts(self.questions, self.task.batch_size), lambda batch: self._ask(model, batch))
+        answers = prediction_log.run(parts(self.questions, self.task.batch_size), lambda batch: self._ask(model, batch))
         if not any(one.answers for one in self.questions):
-            self._write_for_evalai(answers, journal)
+            self._write_for_evalai(answers, prediction_log)
             return {"questions": len(answers)}
         scores = [self.task.score(answer, one) for answer, one in zip(answers, self.questions, strict=True)]
         by_answer = _means([f"accuracy_{one.answer_type.replace('/', '_')}" for one in self.questions], scores)
@@ -195,11 +195,11 @@ class QuestionsEvaluation:
         written: list[str] = self.interface.answer(model, examples, generation)
         return written
 
-    def _write_for_evalai(self, answers: Sequence[str], journal: Journal) -> None:
-        """``[{"question_id": ..., "answer": ...}]`` beside the journal, as the evaluation server takes it."""
-        if journal.file is None:
+    def _write_for_evalai(self, answers: Sequence[str], prediction_log: PredictionLog) -> None:
+        """``[{"question_id": ..., "answer": ...}]`` beside the prediction_log, as the evaluation server takes it."""
+        if prediction_log.file is None:
             return
-        file = journal.file.with_name(f"{journal.file.stem}_evalai.json")
+        file = prediction_log.file.with_name(f"{prediction_log.file.stem}_evalai.json")
         rows = [{"question_id": int(one.id), "answer": answer} for one, answer in zip(self.questions, answers, strict=True)]
         file.write_text(json.dumps(rows), encoding="utf-8")
         log.info("%s: its answers are not public; EvalAI scores %s", self.task.name, file)

@@ -94,7 +94,7 @@ def contrastive_loss(first: Tensor, second: Tensor, scale: Tensor | float, right
         first: normalised features, [batch, features].
         second: normalised features of the other view, [batch, features].
         scale: what the cosine is multiplied with: one over the temperature.
-        right: which samples are right partners of which (symmetric; each of itself), bool, [samples, samples]; see ``right_partners``.
+        right: which samples are right partners of which (symmetric; each of itself), bool, [samples, samples]; see ``find_positives``.
         copies: replicas that the batch is made of; samples are compared inside a replica only.
     """
     one, other = (features.float().unflatten(0, (copies, -1)) for features in (first, second))

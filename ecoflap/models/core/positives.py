@@ -13,16 +13,16 @@ FEW = 64  # values of each sample that are compared first; only those that agree
 
 
 def right_pairs(batch: Batch, copies: int) -> Tensor:
-    """``right_partners`` of pictures and their texts.
+    """``find_positives`` of pictures and their texts.
 
     Args:
         batch: ``pixel_values`` [batch, ...], ``input_ids`` and ``attention_mask`` [batch, tokens].
         copies: replicas that the batch is made of.
     """
-    return right_partners((batch["pixel_values"], torch.stack([batch["input_ids"], batch["attention_mask"]], dim=1)), copies)
+    return find_positives((batch["pixel_values"], torch.stack([batch["input_ids"], batch["attention_mask"]], dim=1)), copies)
 
 
-def right_partners(views: Sequence[Tensor], copies: int) -> Tensor:
+def find_positives(views: Sequence[Tensor], copies: int) -> Tensor:
     """Which samples of a replica are right partners of which: those with the same first or the same second view. Bool, [samples, samples].
 
     BLIP takes all texts of a picture for right ones (https://arxiv.org/abs/2201.12086); by the same right, so are all pictures of a text.

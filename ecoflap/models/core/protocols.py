@@ -90,18 +90,18 @@ class Chooses(Protocol):
         """Number of tokens that the model would read."""
 
 
-def require(model: PrunableModel, skill: Any, option: str) -> Any:
+def require(model: PrunableModel, protocol: Any, option: str) -> Any:
     """The model's interface, when it can do what a data set or task needs: one of the protocols here.
 
     Raises:
         UserError: it can't.
     """
-    if not isinstance(model.interface, skill):
+    if not isinstance(model.interface, protocol):
         able = [known for known in (Encodes, Answers, Describes, Embeds, Matches, Classifies, Chooses) if isinstance(model.interface, known)]
         group, what, such = option.split("=")[0], "reads only text", ", such as wikitext2"
         if set(able) - {Answers, Chooses}:
             what, such = f"only {' and '.join(known.__name__.lower() for known in able)}", ""
         raise UserError(
-            f"{option} needs a model that {skill.__name__.lower()}, and {model.name} {what}; choose another {group}{such}, or another model"
+            f"{option} needs a model that {protocol.__name__.lower()}, and {model.name} {what}; choose another {group}{such}, or another model"
         )
     return model.interface

@@ -19,7 +19,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.preparation import preparation, without_origin
 from ecoflap.models.core.towers import MATCHED, Block, Skipped, Tower
-from ecoflap.models.offload.placement import Residence, absent, is_absent
+from ecoflap.models.offload.placement import Placement, absent, is_absent
 from ecoflap.storage.stored_tensor import raw
 
 Loss = Callable[[nn.Module, Batch, int], Tensor]
@@ -44,7 +44,7 @@ class PrunableModel:
     """A model with the parts that are pruned.
 
     Attributes:
-        name: for people and result files.
+        name: shown in logs and written to result files.
         module: the transformers model.
         every_tower: all towers that the model has, pruned or not, in pruning order.
         towers: the towers to prune, in pruning order.
@@ -52,7 +52,7 @@ class PrunableModel:
         loss_function: (module, batch, copies) -> one loss per sample, [batch]; see ``loss``.
         processor: the tokenizer or processor that makes model inputs.
         interface: what the family can do with raw examples: some of the protocols in ``ecoflap.models.core.protocols``.
-        residence: where the weights of the blocks are while nobody uses them.
+        placement: where the weights of the blocks are while nobody uses them.
     """
 
     name: str
@@ -63,7 +63,7 @@ class PrunableModel:
     loss_function: Loss
     processor: Any = None
     interface: Any = None
-    residence: Residence = field(default_factory=Residence)
+    placement: Placement = field(default_factory=Placement)
 
     @property
     def layers(self) -> list[Layer]:
@@ -78,7 +78,7 @@ class PrunableModel:
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
-        return self.residence.device or next(self.module.parameters()).device
+        return self.placement.device or next(self.module.parameters()).device
 
     def loss(self, batch: Batch, copies: int = 1) -> Tensor:
         """One loss per sample, [batch], in fp32.
@@ -128,7 +128,7 @@ class PrunableModel:
     def fingerprint(self) -> str:
         """A hash of all weights, bit for bit, of the module's settings, and of how its inputs are made."""
         digest = hashlib.blake2b(digest_size=16)
-        for name, like, parts in self.residence.tensors(self.module):
+        for name, like, parts in self.placement.tensors(self.module):
             digest.update(f"{name} {like.dtype} {tuple(like.shape)}".encode())
             for part in parts:
                 digest.update(raw(part.detach().cpu().contiguous()))

@@ -88,7 +88,7 @@ class Pretrained:
 
     Attributes:
         path: hub id or folder.
-        name: for people and result files.
+        name: shown in logs and written to result files.
         dtype: auto (the checkpoint's), float32, float16 or bfloat16.
         revision: hub revision.
         towers: {tower: path of its block list}, where it should not be found from the tree.

@@ -24,7 +24,7 @@ _with_processors: ContextVar[bool] = ContextVar("with_processors", default=False
 
 @contextmanager
 def with_processors() -> Iterator[None]:
-    """Give models that are loaded on the meta device meanwhile their processors, so that their skills are known."""
+    """Give models that are loaded on the meta device meanwhile their processors, so that the protocols of their interfaces are known."""
     token = _with_processors.set(True)
     try:
         yield

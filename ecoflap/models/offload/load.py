@@ -117,13 +117,13 @@ def load_offloaded(loader: Any, device: torch.device, selection: Any, kind: str,
 def _on_cpu(loader: Any, device: torch.device, selection: Any, work: Path) -> PrunableModel:
     model: PrunableModel = loader.load(torch.device("cpu"), selection)
     show_plan("cpu", model, device)
-    away = own_parameters(model.module, model.blocks)
-    parameters = {name: parameter for mine in away.values() for name, parameter in mine.items()}
+    offloaded = own_parameters(model.module, model.blocks)
+    parameters = {name: parameter for mine in offloaded.values() for name, parameter in mine.items()}
     source = InMemory({name: parameter.data for name, parameter in parameters.items()})
     for parameter in parameters.values():
         parameter.data = absent(parameter.shape, parameter.dtype)
     _move_rest(model.module, {id(parameter) for parameter in parameters.values()}, device)
-    return replace(model, residence=OnCpu("cpu", model.module, model.blocks, source, device, work))
+    return replace(model, placement=OnCpu("cpu", model.module, model.blocks, source, device, work))
 
 
 def _on_disk(loader: Any, device: torch.device, selection: Any, work: Path) -> PrunableModel:
@@ -135,10 +135,10 @@ def _on_disk(loader: Any, device: torch.device, selection: Any, work: Path) -> P
             "and give that folder to model=causal_lm or its kind, or use runtime.offload=cpu"
         )
     show_plan("disk", model, device)
-    away = own_parameters(model.module, model.blocks)
+    offloaded = own_parameters(model.module, model.blocks)
     places = find_places(loader.path, model.module, stored_in(report.folder))
     warn_unused(loader.path, model.module, places.unused)
-    read_outside(model.module, places.found, {name for mine in away.values() for name in mine}, device)
+    read_outside(model.module, places.found, {name for mine in offloaded.values() for name in mine}, device)
     made: dict[int, nn.Parameter] = {}
     for owner in model.module.modules():
         for attribute, parameter in owner._parameters.items():
@@ -146,14 +146,14 @@ def _on_disk(loader: Any, device: torch.device, selection: Any, work: Path) -> P
                 stand_in = nn.Parameter(absent(parameter.shape, parameter.dtype), parameter.requires_grad)
                 owner._parameters[attribute] = made.setdefault(id(parameter), stand_in)
     _move_rest(model.module, {id(parameter) for parameter in made.values()}, device)
-    residence = OnDisk("disk", model.module, model.blocks, Shards(places.found, work), device, work)
-    return replace(model, residence=residence)
+    placement = OnDisk("disk", model.module, model.blocks, Shards(places.found, work), device, work)
+    return replace(model, placement=placement)
 
 
-def _move_rest(module: nn.Module, away: set[int], device: torch.device) -> None:
+def _move_rest(module: nn.Module, offloaded: set[int], device: torch.device) -> None:
     """Move what belongs to no block, and all buffers, to the device."""
     for tensor in (*module.parameters(), *module.buffers()):
-        if id(tensor) not in away:
+        if id(tensor) not in offloaded:
             tensor.data = tensor.data.to(device)
 
 

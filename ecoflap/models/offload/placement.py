@@ -36,7 +36,7 @@ class Saves(Protocol):
         """Write a checkpoint."""
 
 
-class Residence:
+class Placement:
     """Everything stays where it is.
 
     Attributes:
@@ -63,7 +63,7 @@ class Residence:
             yield name, tensor, [tensor]
 
     @contextmanager
-    def at_home(self) -> Iterator[None]:
+    def all_in_place(self) -> Iterator[None]:
         """Have the weights of all blocks in place, as far as there is a place for them."""
         yield
 
@@ -73,7 +73,7 @@ class Residence:
 
 
 class Source(Protocol):
-    """Holds the weights of the blocks that are away."""
+    """Holds the weights of the blocks that are offloaded."""
 
     def read(self, names: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
         """Weights by name, on the CPU in the given dtypes."""
@@ -82,7 +82,7 @@ class Source(Protocol):
         """Replace the weights of a block."""
 
 
-class Away(Residence):
+class Offloaded(Placement):
     """Blocks live in a source, and visit the device."""
 
     def __init__(self, kind: str, module: nn.Module, blocks: list[Block], source: Source, device: torch.device, folder: Path) -> None:
@@ -97,17 +97,17 @@ class Away(Residence):
 
     def _entering(self, block: Block, forward: Callable[..., Any]) -> Callable[..., Any]:
         def enter(*arguments: Any, **keywords: Any) -> Any:
-            self._bring(block.name)
+            self._load(block.name)
             return forward(*arguments, **keywords)
 
         return enter
 
-    def _bring(self, name: str) -> None:
+    def _load(self, name: str) -> None:
         if name in self._present:
             self._present.remove(name)
         else:
             while len(self._present) >= AT_A_TIME:
-                self._send_away(self._present.pop(0))
+                self._release(self._present.pop(0))
             mine = self.parameters[name]
             for full, tensor in self.source.read(self.dtypes[name]).items():
                 if name not in self._checked and not torch.isfinite(tensor).all():
@@ -116,14 +116,14 @@ class Away(Residence):
             self._checked.add(name)
         self._present.append(name)
 
-    def _send_away(self, name: str) -> None:
+    def _release(self, name: str) -> None:
         for parameter in self.parameters[name].values():
             parameter.data = absent(parameter.shape, parameter.dtype)
 
     @contextmanager
     def using(self, block: Block) -> Iterator[None]:
         """Have a block's weights in place."""
-        self._bring(block.name)
+        self._load(block.name)
         yield
 
     def changed(self, block: Block) -> None:
@@ -132,16 +132,16 @@ class Away(Residence):
 
     def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Iterable[Tensor]]]:
         """The entries of the module's state dict; a block's are read for the moment."""
-        away = {name: dtype for mine in self.dtypes.values() for name, dtype in mine.items()}
+        offloaded = {name: dtype for mine in self.dtypes.values() for name, dtype in mine.items()}
         for name, tensor in module.state_dict().items():
-            yield name, tensor, [self.source.read({name: away[name]})[name] if name in away else tensor]
+            yield name, tensor, [self.source.read({name: offloaded[name]})[name] if name in offloaded else tensor]
 
 
-class OnCpu(Away):
+class OnCpu(Offloaded):
     """Blocks live in the CPU's memory."""
 
     @contextmanager
-    def at_home(self) -> Iterator[None]:
+    def all_in_place(self) -> Iterator[None]:
         """Have all blocks in place, on the CPU."""
         self._present.clear()
         for name, mine in self.parameters.items():
@@ -151,7 +151,7 @@ class OnCpu(Away):
             yield
         finally:
             for name in self.parameters:
-                self._send_away(name)
+                self._release(name)
 
 
 class InMemory:
@@ -184,7 +184,7 @@ def _bytes(module: nn.Module, width: int) -> int:
 
 
 def absent(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """A stand-in for a weight that is away: the right shape and one number, NaN, so that a use by mistake can't go unnoticed."""
+    """A stand-in for a weight that is offloaded: the right shape and one number, NaN, so that a use by mistake can't go unnoticed."""
     return torch.full((), float("nan"), dtype=dtype).expand(shape)
 
 

@@ -17,7 +17,7 @@ from torch.nn.functional import embedding
 from ecoflap.errors import NumericalError
 from ecoflap.models.loading.checkpoint_folder import INDEX
 from ecoflap.models.loading.conversion import Place, saved_form
-from ecoflap.models.offload.placement import Away, Saves
+from ecoflap.models.offload.placement import Offloaded, Saves
 from ecoflap.storage.disk_space import writing
 from ecoflap.storage.stored_tensor import StoredTensor, stored_tensors, write_in_parts
 
@@ -56,21 +56,21 @@ class Shards:
         self.changed.update(stored_tensors(path))
 
 
-class OnDisk(Away):
+class OnDisk(Offloaded):
     """Blocks live in safetensors shards."""
 
     source: Shards  # type: ignore[assignment]
 
     def __init__(self, *arguments: Any) -> None:
-        """As ``Away``; from now on the C allocator returns large pieces to the system as soon as they are free."""
+        """As ``Offloaded``; from now on the C allocator returns large pieces to the system as soon as they are free."""
         super().__init__(*arguments)
         # glibc raises that limit whenever a large piece is freed, and then keeps what blocks and activations leave.
         with suppress(*WITHOUT_GLIBC):
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
-    def _send_away(self, name: str) -> None:
+    def _release(self, name: str) -> None:
         """Let a block go, and what the allocator keeps of its small pieces."""
-        super()._send_away(name)
+        super()._release(name)
         with suppress(*WITHOUT_GLIBC):
             ctypes.CDLL(None).malloc_trim(0)
 
@@ -87,8 +87,8 @@ class OnDisk(Away):
             write_in_parts(folder / file, saved, lambda name, saved=saved: [saved[name]])  # type: ignore[misc]
             places |= dict.fromkeys(saved, file)
             total += sum(tensor.nbytes for tensor in saved.values())
-        away = {name for mine in self.parameters.values() for name in mine}
-        rest = _untied({name: tensor for name, tensor in module.state_dict().items() if name not in away})
+        offloaded = {name for mine in self.parameters.values() for name in mine}
+        rest = _untied({name: tensor for name, tensor in module.state_dict().items() if name not in offloaded})
         named = {id(tensor): name for name, tensor in rest.items()}
         saved = saved_form(module, rest)
         parts = lambda name: self._parts(named.get(id(saved[name])), saved[name])  # noqa: E731
@@ -119,7 +119,7 @@ def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in tensors.items() if seen.setdefault(tensor.data_ptr(), name) == name}
 
 
-def read_outside(module: nn.Module, places: Mapping[str, Place], away: set[str], device: torch.device) -> None:
+def read_outside(module: nn.Module, places: Mapping[str, Place], offloaded: set[str], device: torch.device) -> None:
     """Give a skeleton the weights that belong to no block, and the buffers that the checkpoint has.
 
     Raises:
@@ -129,7 +129,7 @@ def read_outside(module: nn.Module, places: Mapping[str, Place], away: set[str],
     for path, owner in module.named_modules():
         for attribute, parameter in owner._parameters.items():
             name = f"{path}.{attribute}" if path else attribute
-            if parameter is None or name in away:
+            if parameter is None or name in offloaded:
                 continue
             place = places[name]
             if id(parameter) not in made:

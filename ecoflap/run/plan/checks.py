@@ -103,7 +103,7 @@ def _check_whole_model(plan: Plan, pruner: WholeModelPruner) -> None:
         raise UserError(f"pruner={pruner.name} compares all weights by itself, so score={plan.scorer.name} would change nothing; use score=none")
     if not plan.allocator.needs_scores:
         raise UserError(f"pruner={pruner.name} compares all weights by itself; allocation={plan.allocator.name} would change nothing, leave it out")
-    if "prune" in plan.steps and pruner.looks_at_data and "calibrate" not in plan.steps:
+    if "prune" in plan.steps and pruner.requires_calibration and "calibrate" not in plan.steps:
         raise UserError(f"steps={written(plan.steps)}: pruner={pruner.name} looks at data, so prune needs calibrate; add it")
 
 

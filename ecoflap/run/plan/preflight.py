@@ -1,4 +1,4 @@
-"""What is checked of a plan before any weight is read: its data, and its model's shapes and skills."""
+"""What is checked of a plan before any weight is read: its data, and its model's shapes and protocols."""
 
 from __future__ import annotations
 

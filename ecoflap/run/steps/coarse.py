@@ -17,11 +17,11 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.load import load_offloaded
 from ecoflap.models.offload.placement import WORK
 from ecoflap.prune.whole_model import WholeModelPruner
-from ecoflap.run import model_reuse as warm_model
+from ecoflap.run import model_reuse
 from ecoflap.run.config import given_options, runs_follow
 from ecoflap.run.plan import Plan, few_samples
 from ecoflap.run.show import show_allocation, show_model
-from ecoflap.run.state import Progress
+from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import computed_by, scores_key
 from ecoflap.run.steps.memory import memory_plan, show_needs
 from ecoflap.run.steps.sample_cost import sample_cost
@@ -33,8 +33,8 @@ from ecoflap.storage.files import write_json
 log = logging.getLogger(__name__)
 
 
-def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, Progress]:
-    """Load the model and show what will be pruned of it; the progress of the run begins here.
+def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, RunState]:
+    """Load the model and show what will be pruned of it; the state of the run begins here.
 
     Raises:
         UserError: it can't be loaded, or its layers can't have the mask that is asked for.
@@ -42,7 +42,7 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, Progress]:
     costs: dict[str, dict[str, Any]] = {}
     with measure(costs, "load"):
         if (offload := plan.config["runtime"]["offload"]) == "none":
-            model, fingerprint = warm_model.load(plan.loader, device, plan.selection, keep=runs_follow())
+            model, fingerprint = model_reuse.load(plan.loader, device, plan.selection, keep=runs_follow())
         else:
             shutil.rmtree(plan.folder / WORK, ignore_errors=True)  # a stopped run's
             model = load_offloaded(plan.loader, device, plan.selection, offload, plan.folder / WORK)
@@ -50,41 +50,41 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, Progress]:
     show_model(model, plan.config["sparsity"])
     if not isinstance(plan.pruner, WholeModelPruner) and {"allocate", "prune"} & set(plan.steps):
         plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores)
-    return model, Progress(fingerprint, costs)
+    return model, RunState(fingerprint, costs)
 
 
-def calibrate(plan: Plan, model: PrunableModel, progress: Progress) -> CalibrationSet:
+def calibrate(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationSet:
     """Draw the samples.
 
     Raises:
         UserError: there are none.
     """
-    with measure(progress.costs, "calibrate") as cost:
+    with measure(state.costs, "calibrate") as cost:
         group = plan.config["model"]
         processor = {name: value for name, value in group.items() if name not in ("name", "save")}
-        progress.calibration, cost["cached"] = stored_calibration(
+        state.calibration, cost["cached"] = stored_calibration(
             plan.store,
             plan.calibrator,
             model,
-            progress.fingerprint,
+            state.fingerprint,
             plan.config["calibration"],
             processor,
             plan.config["seed"],
             computed_by(plan, "calibration"),
         )
-    if not len(progress.calibration):
+    if not len(state.calibration):
         raise UserError(f"calibration={plan.calibrator.name} gave no samples; calibration.samples must be at least 1")
     asked = plan.calibrator.samples
-    if asked is not None and asked > len(progress.calibration):
-        log.warning("calibration.samples=%d was asked for and there are only %d", asked, len(progress.calibration))
-    if asked is None or asked > len(progress.calibration):
-        for sentence in few_samples(plan, given_options(), len(progress.calibration)):
+    if asked is not None and asked > len(state.calibration):
+        log.warning("calibration.samples=%d was asked for and there are only %d", asked, len(state.calibration))
+    if asked is None or asked > len(state.calibration):
+        for sentence in few_samples(plan, given_options(), len(state.calibration)):
             log.warning("%s", sentence)
-    log.info("calibrate: %d samples of %s", len(progress.calibration), progress.calibration.name)
-    return progress.calibration
+    log.info("calibrate: %d samples of %s", len(state.calibration), state.calibration.name)
+    return state.calibration
 
 
-def check_calls(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+def check_calls(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Refuse layers that the pruner could not measure, before anything is scored; scorers ask for themselves.
 
     Raises:
@@ -93,32 +93,32 @@ def check_calls(plan: Plan, model: PrunableModel, progress: Progress) -> None:
     if "prune" not in plan.steps or isinstance(plan.pruner, WholeModelPruner):
         return
     if plan.pruner.statistic is not None:
-        assert progress.calibration is not None
-        require_calls(model, progress.calibration.batches(plan.config["batch_size"]), every_layer=True)
+        assert state.calibration is not None
+        require_calls(model, state.calibration.batches(plan.config["batch_size"]), every_layer=True)
 
 
-def say_memory(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+def say_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Show what the steps that run through the calibration set will need of memory."""
-    assert progress.calibration is not None
-    cost = sample_cost(model, progress.calibration)
+    assert state.calibration is not None
+    cost = sample_cost(model, state.calibration)
     scorer = plan.scorer if "score" in plan.steps else None
-    show_needs(model, memory_plan(model, cost, len(progress.calibration), plan.config["batch_size"], scorer, plan.pruner))
+    show_needs(model, memory_plan(model, cost, len(state.calibration), plan.config["batch_size"], scorer, plan.pruner))
 
 
-def score(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+def score(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Measure each layer, and write ``scores.json``."""
-    assert progress.calibration is not None
-    calibration, seed = progress.calibration, plan.config["seed"]
-    key = scores_key(plan, model, progress)
-    with measure(progress.costs, "score") as cost:
+    assert state.calibration is not None
+    calibration, seed = state.calibration, plan.config["seed"]
+    key = scores_key(plan, model, state)
+    with measure(state.costs, "score") as cost:
         value, cost["cached"] = plan.store.get_or_compute("scores", key, lambda: plan.scorer(model, calibration, seed).to_json())
-    progress.scores = Scores.from_json(value)
+    state.scores = Scores.from_json(value)
     write_json(plan.folder / SCORES, value)
 
 
-def allocate(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Turn the scores into a count per layer, and write ``allocation.json``."""
-    with measure(progress.costs, "allocate"):
-        progress.allocation = plan.allocator(model.towers, progress.scores, plan.config["sparsity"])
-    write_json(plan.folder / ALLOCATION, asdict(progress.allocation))
-    show_allocation(model, progress.allocation)
+    with measure(state.costs, "allocate"):
+        state.allocation = plan.allocator(model.towers, state.scores, plan.config["sparsity"])
+    write_json(plan.folder / ALLOCATION, asdict(state.allocation))
+    show_allocation(model, state.allocation)

@@ -6,41 +6,41 @@ from functools import partial
 
 from ecoflap.console.telemetry import measure
 from ecoflap.errors import UserError
-from ecoflap.evaluate.prediction_log import Journal
+from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.evaluate.protocol import Evaluation
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.run.plan import Plan
-from ecoflap.run.state import Progress
+from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import computed_by, dense_metrics_key
 from ecoflap.storage.file_names import PREDICTIONS
 
 
-def evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], progress: Progress) -> None:
+def evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], state: RunState) -> None:
     """Measure the dense model on each task, or take its figures from the store."""
     if not evaluations:
         return
-    with measure(progress.costs, "evaluate_dense") as cost:
+    with measure(state.costs, "evaluate_dense") as cost:
         metrics: dict[str, dict[str, float]] = {}
         read: list[bool] = []
         for name, evaluation in evaluations.items():
-            progress.tasks[name] = evaluation.identity()
-            journal = _journal(plan, name, "dense", progress.fingerprint, evaluation)
-            dense, cached = plan.store.get_or_compute("dense_metrics", dense_metrics_key(plan, progress, name), partial(evaluation, model, journal))
+            state.tasks[name] = evaluation.identity()
+            prediction_log = _prediction_log(plan, name, "dense", state.fingerprint, evaluation)
+            dense, cached = plan.store.get_or_compute("dense_metrics", dense_metrics_key(plan, state, name), partial(evaluation, model, prediction_log))
             metrics[name] = dense
             read.append(cached)
             with_mean({name: dense}, plan.mean)  # refused now, not after the other tasks
         cost["cached"] = all(read)
-    progress.metrics["dense"] = with_mean(metrics, plan.mean)
+    state.metrics["dense"] = with_mean(metrics, plan.mean)
 
 
-def evaluate(plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], progress: Progress, when: str) -> None:
+def evaluate(plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], state: RunState, when: str) -> None:
     """Measure the model as it is now on each task."""
     if not evaluations:
         return
     fingerprint = model.fingerprint()
-    with measure(progress.costs, "evaluate" if when == "pruned" else f"evaluate_{when}"):
-        metrics = {name: evaluation(model, _journal(plan, name, when, fingerprint, evaluation)) for name, evaluation in evaluations.items()}
-    progress.metrics[when] = with_mean(metrics, plan.mean)
+    with measure(state.costs, "evaluate" if when == "pruned" else f"evaluate_{when}"):
+        metrics = {name: evaluation(model, _prediction_log(plan, name, when, fingerprint, evaluation)) for name, evaluation in evaluations.items()}
+    state.metrics[when] = with_mean(metrics, plan.mean)
 
 
 def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[str, dict[str, float]]:
@@ -58,7 +58,7 @@ def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[
     return {"mean": {metric: mean, "tasks": float(len(metrics))}, **metrics}
 
 
-def _journal(plan: Plan, task: str, which: str, fingerprint: str, evaluation: Evaluation) -> Journal:
+def _prediction_log(plan: Plan, task: str, which: str, fingerprint: str, evaluation: Evaluation) -> PredictionLog:
     """Where the predictions of a task go, and what they depend on."""
     depends = {**computed_by(plan, f"task {task}"), "model": fingerprint, "task": evaluation.identity()}
-    return Journal(plan.folder / PREDICTIONS / f"{task}_{which}.jsonl", depends)
+    return PredictionLog(plan.folder / PREDICTIONS / f"{task}_{which}.jsonl", depends)

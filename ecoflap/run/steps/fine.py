@@ -21,92 +21,92 @@ from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.run.plan import Plan
 from ecoflap.run.show import show_allocation, show_block
-from ecoflap.run.state import Progress
+from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import blocks_key, computed_by, statistics_key
 from ecoflap.storage.cache.entries import AS_TENSORS
 from ecoflap.storage.file_names import ALLOCATION, BLOCKS, FINETUNE, TRAINING
 from ecoflap.storage.files import write_json
 
 
-def prune(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+def prune(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Prune block by block as allocated. Blocks are kept until the run ends, unless it is not to be resumed."""
-    assert progress.allocation is not None
+    assert state.allocation is not None
     assert not isinstance(plan.pruner, WholeModelPruner)
-    finished = FinishedBlocks(plan.folder / BLOCKS, blocks_key(plan, progress)) if plan.config["resume"] else None
-    with measure(progress.costs, "prune"):
+    finished = FinishedBlocks(plan.folder / BLOCKS, blocks_key(plan, state)) if plan.config["resume"] else None
+    with measure(state.costs, "prune"):
         shared = plan.config["propagate"] == "dense" and plan.pruner.statistic is MeanSquare
-        progress.report = driver.prune(
+        state.report = driver.prune(
             model,
-            progress.calibration,
+            state.calibration,
             plan.pruner,
-            progress.allocation,
+            state.allocation,
             plan.config["batch_size"],
             on_block=show_block,
             propagate=plan.config["propagate"],
             finished=finished,
-            given=_dense_statistics(plan, model, progress) if shared else None,
+            precomputed_statistics=_dense_statistics(plan, model, state) if shared else None,
             checked=True,  # before anything was scored
         )
 
 
-def _dense_statistics(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Tensor]:
+def _dense_statistics(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, Tensor]:
     """What Wanda wants to know of the dense model's inputs, shared by all runs; a Gram matrix would be too large to keep."""
-    assert progress.calibration is not None
-    compute = partial(measure_dense, model, progress.calibration, plan.config["batch_size"], checked=True)
-    found: dict[str, Tensor] = plan.store.get_or_compute("statistics", statistics_key(plan, model, progress), compute, AS_TENSORS)[0]
+    assert state.calibration is not None
+    compute = partial(measure_dense, model, state.calibration, plan.config["batch_size"], checked=True)
+    found: dict[str, Tensor] = plan.store.get_or_compute("statistics", statistics_key(plan, model, state), compute, AS_TENSORS)[0]
     return found
 
 
-def read_training(plan: Plan, model: PrunableModel, progress: Progress, samples: int | None = None) -> CalibrationSet:
+def read_training(plan: Plan, model: PrunableModel, state: RunState, samples: int | None = None) -> CalibrationSet:
     """So many samples of the training split behind the calibration set, or all; read once."""
-    if samples not in progress.training_split:
-        progress.training_split[samples] = read_everything(plan.calibrator, model, plan.config["seed"], samples)
-    return progress.training_split[samples]
+    if samples not in state.training_split:
+        state.training_split[samples] = read_everything(plan.calibrator, model, plan.config["seed"], samples)
+    return state.training_split[samples]
 
 
-def trained_on(plan: Plan, model: PrunableModel, progress: Progress) -> CalibrationSet | None:
+def trained_on(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationSet | None:
     """The data of the training split that the run will train on; null where it doesn't."""
     if "prune" in plan.steps and isinstance(plan.pruner, WholeModelPruner) and plan.pruner.trains:
-        return read_training(plan, model, progress)
+        return read_training(plan, model, state)
     if getattr(plan.finetuner, "data", None) == "training":
-        return read_training(plan, model, progress, getattr(plan.finetuner, "samples", None))
+        return read_training(plan, model, state, getattr(plan.finetuner, "samples", None))
     return None
 
 
-def prune_whole_model(plan: Plan, model: PrunableModel, progress: Progress) -> None:
+def prune_whole_model(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Prune with a pruner that compares all weights, and so allocates by itself."""
     assert isinstance(plan.pruner, WholeModelPruner)
-    with measure(progress.costs, "prune"):
-        samples = read_training(plan, model, progress) if plan.pruner.trains else progress.calibration
-        progress.allocation, progress.report = plan.pruner.prune(model, samples, plan.config["sparsity"], show_block)
-    write_json(plan.folder / ALLOCATION, asdict(progress.allocation))
-    show_allocation(model, progress.allocation)
+    with measure(state.costs, "prune"):
+        samples = read_training(plan, model, state) if plan.pruner.trains else state.calibration
+        state.allocation, state.report = plan.pruner.prune(model, samples, plan.config["sparsity"], show_block)
+    write_json(plan.folder / ALLOCATION, asdict(state.allocation))
+    show_allocation(model, state.allocation)
 
 
-def finetune(plan: Plan, model: PrunableModel, progress: Progress, tracker: Tracker) -> None:
+def finetune(plan: Plan, model: PrunableModel, state: RunState, tracker: Tracker) -> None:
     """Train what is left under the masks; several processes agree before and after."""
     assert plan.finetuner is not None
-    assert progress.report is not None
-    masks, device = progress.report.masks, model.device
+    assert state.report is not None
+    masks, device = state.report.masks, model.device
     agree(model, masks)
     job = Job(
         model=model,
         masks=masks,
-        read=partial(read_training, plan, model, progress),
-        calibration=progress.calibration,
+        read=partial(read_training, plan, model, state),
+        calibration=state.calibration,
         dense=lambda: plan.loader.load(device, plan.selection),
         batch_size=plan.config["batch_size"],
         seed=plan.config["seed"],
         folder=shared_folder(plan.folder) / TRAINING,
         identity={
             **computed_by(plan, "finetune"),
-            "model": progress.fingerprint,
+            "model": state.fingerprint,
             "method": plan.finetuner.name,
             "masks": masks_fingerprint(masks),
         },
         show=partial(tracker.log_point, "finetune"),
     )
-    with measure(progress.costs, "finetune"):
-        progress.training = plan.finetuner.finetune(job)
+    with measure(state.costs, "finetune"):
+        state.training = plan.finetuner.finetune(job)
     agree(model, masks)
-    write_json(plan.folder / FINETUNE, asdict(progress.training))
+    write_json(plan.folder / FINETUNE, asdict(state.training))

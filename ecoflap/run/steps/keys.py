@@ -9,53 +9,53 @@ import transformers
 
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.run.plan import Plan
-from ecoflap.run.state import Progress
+from ecoflap.run.state import RunState
 from ecoflap.storage.cache.entries import key_hash
 
 
-def dense_metrics_key(plan: Plan, progress: Progress, task: str) -> dict[str, Any]:
+def dense_metrics_key(plan: Plan, state: RunState, task: str) -> dict[str, Any]:
     """Of the dense model's metrics on a task."""
     return {
         "version": 2,
         **computed_by(plan, f"task {task}"),
-        "model": progress.fingerprint,
-        "task": progress.tasks[task],
+        "model": state.fingerprint,
+        "task": state.tasks[task],
     }
 
 
-def scores_key(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Any]:
+def scores_key(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, Any]:
     """Of the layers' scores."""
-    assert progress.calibration is not None
+    assert state.calibration is not None
     return {
         "version": 2,
         **computed_by(plan, "score"),
-        **_layers(plan, model, progress),
-        "calibration": progress.calibration.take(plan.scorer.samples).fingerprint(),
+        **_layers(plan, model, state),
+        "calibration": state.calibration.take(plan.scorer.samples).fingerprint(),
         "score": plan.scorer.identity(),
         "seed": plan.config["seed"],
     }
 
 
-def statistics_key(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Any]:
+def statistics_key(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, Any]:
     """Of what Wanda wants to know of the dense model's inputs."""
-    assert progress.calibration is not None
+    assert state.calibration is not None
     return {
         "version": 1,
         **computed_by(plan, "blocks"),
-        **_layers(plan, model, progress),
-        "calibration": progress.calibration.fingerprint(),
+        **_layers(plan, model, state),
+        "calibration": state.calibration.fingerprint(),
         "batch_size": plan.config["batch_size"],
     }
 
 
-def blocks_key(plan: Plan, progress: Progress) -> str:
+def blocks_key(plan: Plan, state: RunState) -> str:
     """Of the pruned blocks that a stopped run leaves."""
     depends = {
         **computed_by(plan, "pruner", "blocks"),
-        "model": progress.fingerprint,
-        "calibration": None if progress.calibration is None else progress.calibration.fingerprint(),
+        "model": state.fingerprint,
+        "calibration": None if state.calibration is None else state.calibration.fingerprint(),
         "pruner": plan.config["pruner"],
-        "keep": None if progress.allocation is None else progress.allocation.keep,
+        "keep": None if state.allocation is None else state.allocation.keep,
         "batch_size": plan.config["batch_size"],
         "propagate": plan.config["propagate"],
     }
@@ -71,10 +71,10 @@ def computed_by(plan: Plan, *parts: str) -> dict[str, Any]:
     }
 
 
-def _layers(plan: Plan, model: PrunableModel, progress: Progress) -> dict[str, Any]:
+def _layers(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, Any]:
     """The dense model, the loss whose forward pass is run, and the layers that are measured."""
     return {
-        "model": progress.fingerprint,
+        "model": state.fingerprint,
         "loss": model.loss_identity(plan.config["model"].get("loss")),
         "layers": [layer.name for layer in model.layers],
     }

@@ -93,7 +93,7 @@ def _pruning(model: PrunableModel, cost: SampleCost, samples: int, batch_size: i
 def _waiting(model: PrunableModel, step: str, cost: SampleCost, samples: int, batch: int, more: int) -> Need:
     """A step that runs block by block while the other samples' hidden states wait."""
     waiting, work = samples * cost.states, batch * cost.block + more
-    if model.residence.kind == "none":
+    if model.placement.kind == "none":
         return Need(step, weights_in_use(model), waiting, work)
     return Need(step, weights_in_use(model), batch * cost.states, work, waiting)
 
@@ -101,13 +101,13 @@ def _waiting(model: PrunableModel, step: str, cost: SampleCost, samples: int, ba
 def weights_in_use(model: PrunableModel, width: int = 1) -> int:
     """Bytes of the weights that are on the device at a time, at ``width`` bytes a number or their own, if that is more."""
     blocks = block_bytes(model.blocks, width)
-    inside = sum(blocks) if model.residence.kind == "none" else AT_A_TIME * max(blocks)
+    inside = sum(blocks) if model.placement.kind == "none" else AT_A_TIME * max(blocks)
     return bytes_outside(model.module, model.blocks, width) + inside
 
 
 def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:
     """Print the plan; warn where it doesn't fit, and say which option helps."""
-    free, kind = free_memory(model.device), model.residence.kind
+    free, kind = free_memory(model.device), model.placement.kind
     away = [] if kind == "none" else [f"waiting on {kind}"]
     rows = [(need.step, *map(megabytes, (need.weights, need.states, need.work, need.total, *([need.elsewhere] if away else [])))) for need in needs]
     columns = ["step", "weights", "hidden states", "one pass", "altogether", *away]

@@ -60,7 +60,7 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost
         model.loss(stack([largest]))
     logits = sum(outputs.pop(module, 0) for module in head)
     # Weights that come in meanwhile are no activations.
-    coming = 0 if model.residence.kind == "none" else max(block_bytes(model.blocks))
+    coming = 0 if model.placement.kind == "none" else max(block_bytes(model.blocks))
     return SampleCost(
         states=sum(outputs[module] for module in first) + sum(tensor.nbytes for tensor in arguments.values()),
         outputs=sum(outputs.values()),

@@ -78,7 +78,7 @@ class Pictures:
     Attributes:
         path: a folder of pictures; null for scikit-image's.
         samples: number of pictures.
-        name: for people and result files.
+        name: shown in logs and written to result files.
         unlabelled: the labels are the dense model's own, so nothing is to be learnt from them.
     """
 

@@ -83,7 +83,7 @@ class VitSaliency:
     """The model with its picture processor.
 
     Attributes:
-        name: for people and result files.
+        name: shown in logs and written to result files.
         package: where the file lies.
         file: the ONNX file in it.
         dtype: float32 (what the file holds, and auto), float16 or bfloat16.

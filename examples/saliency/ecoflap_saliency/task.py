@@ -13,7 +13,7 @@ from torch import Tensor
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import NumericalError, require_positive
 from ecoflap.evaluate.inputs import spread
-from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap_saliency.calibration import HELD_OUT, picture_files, read_pixels, require_saliency_model, saliency_maps
 
@@ -26,7 +26,7 @@ class Saliency:
         path: a folder of pictures that are not in the calibration set; null for the second half of scikit-image's.
         limit: number of pictures, evenly spaced; null for all.
         batch_size: pictures per forward pass; changes nothing beyond rounding.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     path: str | None = None
@@ -87,7 +87,7 @@ class SaliencyEvaluation:
         digest = hashlib.blake2b(self.pixels.numpy().tobytes() + self.dense.numpy().tobytes(), digest_size=16)
         return {"metric": "agreement with the dense maps", "pictures and maps": digest.hexdigest()}
 
-    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Mean over pictures of the overlap where the maps exceed one half, of the absolute error, and of the correlation.
 
         Raises:

@@ -1,4 +1,4 @@
-"""Passages of a text in two halves, as calibration data for a sentence encoder: halves of one passage should be close, others far."""
+"""TowerPasses of a text in two halves, as calibration data for a sentence encoder: halves of one passage should be close, others far."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def encode_halves(model: PrunableModel, texts: Sequence[str], length: int) -> di
 
 @dataclass(frozen=True)
 class Sentences(TextSource):
-    """Passages drawn from a text.
+    """TowerPasses drawn from a text.
 
     Attributes:
         samples: number of passages.
         sequence_length: most tokens of a half; shorter halves are padded, and their padding counts nowhere.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     split: str = "train"

@@ -11,7 +11,7 @@ from torch.nn.functional import normalize
 
 from ecoflap.data.batch import Batch
 from ecoflap.models.core.losses import contrastive_loss, counting
-from ecoflap.models.core.positives import right_partners
+from ecoflap.models.core.positives import find_positives
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import block_lists
 from ecoflap.models.loading.installed import installed_file
@@ -48,7 +48,7 @@ def halves_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     features = embed(module, batch["input_ids"].flatten(0, 1), batch["attention_mask"].flatten(0, 1))
     first, second = features.unflatten(0, (-1, 2)).unbind(dim=1)
     halves = torch.stack([batch["input_ids"], batch["attention_mask"]], dim=-1).unbind(dim=1)
-    return contrastive_loss(first, second, 1 / TEMPERATURE, right_partners(halves, copies), copies)
+    return contrastive_loss(first, second, 1 / TEMPERATURE, find_positives(halves, copies), copies)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class MiniLM:
     """The sentence encoder with its tokenizer.
 
     Attributes:
-        name: for people and result files.
+        name: shown in logs and written to result files.
         package: where the files lie.
         folder: the folder in it that ``from_pretrained`` reads.
         dtype: float32 (what the file holds, and auto), float16 or bfloat16.

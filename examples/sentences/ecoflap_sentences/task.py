@@ -14,7 +14,7 @@ from torch import Tensor
 from ecoflap.data.text.calibration import TextSource
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.inputs import spread
-from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
 from ecoflap_sentences.calibration import encode_halves, passages, require_sentence_encoder
@@ -31,7 +31,7 @@ class SentenceRetrieval(TextSource):
         sequence_length: most tokens of a half.
         limit: number of passages, evenly spaced over the text; null for all.
         batch_size: passages per forward pass; changes nothing beyond rounding.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     sequence_length: int = 64
@@ -87,7 +87,7 @@ class SentenceRetrievalEvaluation:
         }
 
     @torch.no_grad()
-    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Share of the first halves, in percent, whose second half is among the 1, 5 and 10 nearest; and the number of passages.
 
         Raises:

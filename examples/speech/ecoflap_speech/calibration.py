@@ -134,7 +134,7 @@ class Speech:
     Attributes:
         path: a folder of wav files with transcripts; null for sentences that eSpeak NG speaks.
         samples: number of recordings.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     path: str | None = None

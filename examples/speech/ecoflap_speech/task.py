@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from ecoflap.data.calibration_set import Sample
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.inputs import parts, spread
-from ecoflap.evaluate.prediction_log import IN_MEMORY, Journal
+from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.losses import IGNORED, token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
@@ -31,7 +31,7 @@ class Speech:
         limit: number of recordings, evenly spaced; null for all, or for 24 sentences.
         batch_size: recordings per forward pass; changes nothing beyond rounding.
         max_new_tokens: longest transcript; a model that is pruned too far goes on for ever.
-        name: for people and result files.
+        name: shown in logs and written to result files.
     """
 
     path: str | None = None
@@ -93,7 +93,7 @@ class SpeechEvaluation:
         return {"metric": "transcript loss and word error rate", "speech": digest.hexdigest(), "max_new_tokens": self.task.max_new_tokens}
 
     @torch.no_grad()
-    def __call__(self, model: PrunableModel, journal: Journal = IN_MEMORY) -> dict[str, float]:
+    def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Word error rate in percent, mean loss of the right transcripts in nats per token, and the number of recordings.
 
         Raises:
@@ -107,7 +107,7 @@ class SpeechEvaluation:
             logits = module(encoder_outputs=heard, decoder_input_ids=batch["decoder_input_ids"], use_cache=False).logits
             return list(zip(token_loss(logits, batch["labels"]).tolist(), self._transcribe(model, heard), strict=True))
 
-        losses, transcripts = zip(*journal.run(parts(self.samples, self.task.batch_size), hear), strict=True)
+        losses, transcripts = zip(*prediction_log.run(parts(self.samples, self.task.batch_size), hear), strict=True)
         self.transcripts = list(transcripts)
         loss = sum(losses) / len(losses)
         if loss != loss:

@@ -55,7 +55,7 @@ class Whisper:
     """The English model with its processor.
 
     Attributes:
-        name: for people and result files.
+        name: shown in logs and written to result files.
         package: where the files lie.
         folder: the folder of ``model.bin``, ``config.json`` and ``tokenizer.json`` in it.
         dtype: float32 (auto too: few processors compute in the float16 of the file), float16 or bfloat16.

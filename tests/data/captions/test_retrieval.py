@@ -15,7 +15,7 @@ from ecoflap.data.captions.reading import retrieval
 from ecoflap.data.captions.retrieval import RANKS, Retrieval
 from ecoflap.data.easy_vqa.pictures import NAMES
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.evaluate.prediction_log import Journal
+from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from tests.data import caption_folders as folders
 
@@ -145,14 +145,14 @@ def test_without_looking_together(folder: Path) -> None:
 
 def test_an_interrupted_run_goes_on(folder: Path, tmp_path: Path) -> None:
     file, whole, stopped, rest = tmp_path / "predictions.jsonl", Together(), Together(), Together()
-    wanted = task(folder, k_test=6).load(model(whole))(model(whole), Journal())
+    wanted = task(folder, k_test=6).load(model(whole))(model(whole), PredictionLog())
     stopped.stop_at = 4
     with pytest.raises(KeyboardInterrupt):
-        task(folder, k_test=6).load(model(stopped))(model(stopped), Journal(file, "a"))
-    assert task(folder, k_test=6).load(model(rest))(model(rest), Journal(file, "a")) == wanted
+        task(folder, k_test=6).load(model(stopped))(model(stopped), PredictionLog(file, "a"))
+    assert task(folder, k_test=6).load(model(rest))(model(rest), PredictionLog(file, "a")) == wanted
     assert rest.looked == whole.looked - 4
     others = Together()
-    task(folder, k_test=7).load(model(others))(model(others), Journal(file, "a"))  # other candidates
+    task(folder, k_test=7).load(model(others))(model(others), PredictionLog(file, "a"))  # other candidates
     assert others.looked > whole.looked
 
 

@@ -17,7 +17,7 @@ from ecoflap.data.classification.task import Classification, macro_f1
 from ecoflap.data.easy_vqa.pictures import NAMES
 from ecoflap.data.example import Classes, Example
 from ecoflap.errors import NumericalError, UserError
-from ecoflap.evaluate.prediction_log import Journal
+from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from tests.data.picture_sets import easy_pictures, write_folders, write_set
 
@@ -138,7 +138,7 @@ def test_macro_f1_by_hand() -> None:
 
 def test_goes_on_where_it_stopped(dtd: Path, tmp_path: Path) -> None:
     def measured(towers: Towers, key: int) -> dict[str, float]:
-        return task(dtd, batch_size=16).load(model(towers))(model(towers), Journal(tmp_path / "dtd.jsonl", key))
+        return task(dtd, batch_size=16).load(model(towers))(model(towers), PredictionLog(tmp_path / "dtd.jsonl", key))
 
     found, blind = measured(Towers(), 1), Towers(float("nan"))
     assert measured(blind, 1) == found  # asked for no picture

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from ecoflap.data.text.perplexity import PerplexityEvaluation, TextPerplexity
 from ecoflap.errors import UserError
-from ecoflap.evaluate.prediction_log import Journal
+from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.causal_lm import CausalLM
 from ecoflap.models.loading.loader import Selection
@@ -97,10 +97,10 @@ def test_limit_and_identity(model: PrunableModel, path: str) -> None:
 
 def test_journal_goes_on(model: PrunableModel, path: str, tmp_path: Path) -> None:
     evaluation = TextPerplexity(path=path, sequence_length=8, stride=3, batch_size=4).load(model)
-    first = evaluation(model, Journal(tmp_path / "rows.jsonl", "key"))
+    first = evaluation(model, PredictionLog(tmp_path / "rows.jsonl", "key"))
     broken = PerplexityEvaluation(evaluation.rows, 4, 3)
-    broken._losses = lambda *_: pytest.fail("all rows are in the journal")  # type: ignore[method-assign]
-    assert broken(model, Journal(tmp_path / "rows.jsonl", "key")) == first
+    broken._losses = lambda *_: pytest.fail("all rows are in the prediction_log")  # type: ignore[method-assign]
+    assert broken(model, PredictionLog(tmp_path / "rows.jsonl", "key")) == first
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from ecoflap.data.vqa.questions import PublishedQuestions
 from ecoflap.data.vqa.reading import OKVQA, VQAV2
 from ecoflap.data.vqa.task import Gqa, OkVqa, VqaV2
 from ecoflap.errors import UserError
-from ecoflap.evaluate.prediction_log import Journal
+from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa, write_test_questions
 
@@ -107,9 +107,9 @@ def test_an_interrupted_evaluation_goes_on(folder: Path, tmp_path: Path) -> None
     first, second, file = model(Stops()), model(Answerer()), tmp_path / "predictions.jsonl"
     evaluation = VqaV2(str(folder), batch_size=4).load(first)
     with pytest.raises(KeyboardInterrupt):
-        evaluation(first, Journal(file, evaluation.identity()))
+        evaluation(first, PredictionLog(file, evaluation.identity()))
     again = VqaV2(str(folder), batch_size=4).load(second)
-    assert again(second, Journal(file, again.identity()))["questions"] == 12
+    assert again(second, PredictionLog(file, again.identity()))["questions"] == 12
     assert len(second.interface.seen) == 4
 
 
@@ -152,7 +152,7 @@ def test_answers_that_are_not_public_go_to_evalai(folder: Path, tmp_path: Path) 
     write_test_questions(folder, VQAV2)
     asks, file = model(Answerer()), tmp_path / "predictions" / "vqav2_pruned.jsonl"
     evaluation = VqaV2(str(folder), split="test-dev", limit=5).load(asks)
-    assert evaluation(asks, Journal(file, "key")) == {"questions": 5}
+    assert evaluation(asks, PredictionLog(file, "key")) == {"questions": 5}
     assert json.loads((file.parent / "vqav2_pruned_evalai.json").read_text()) == [
         {"question_id": number, "answer": "Yes"} for number in (0, 20, 40, 70, 90)
     ]

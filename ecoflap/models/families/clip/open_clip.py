@@ -57,7 +57,7 @@ class OpenClip:
     Attributes:
         architecture: its name in ``open_clip.list_models()``.
         pretrained: a tag of ``open_clip.list_pretrained()``, or a local checkpoint file.
-        name: for people and result files.
+        name: shown in logs and written to result files.
         dtype: float32, float16 or bfloat16.
         loss: contrastive, classification (through the text classifier, at the true temperature), or a function by its dotted path.
         towers: {tower: path of its block list}, where it should not be found from the tree.

@@ -40,7 +40,7 @@ class SmolLM2:
     """The 135 M model, dequantised.
 
     Attributes:
-        name: for people and result files.
+        name: shown in logs and written to result files.
         package: where the file lies.
         file: the GGUF file in it.
         dtype: float32 (what auto means here: the file is quantised), float16 or bfloat16.

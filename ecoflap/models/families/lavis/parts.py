@@ -117,7 +117,7 @@ class LavisPretrained:
         checkpoint: a file in LAVIS' format to read instead, such as a pruned model; nothing is downloaded then but the tokenizer.
         tokenizer: hub id or folder of the tokenizer.
         architecture: sizes.
-        name: for people and result files.
+        name: shown in logs and written to result files.
         dtype: float32 (what auto means here: LAVIS mixes precisions), float16 or bfloat16.
         save: write the pruned checkpoint into the run's folder.
     """

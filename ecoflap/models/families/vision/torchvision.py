@@ -47,7 +47,7 @@ class Torchvision:
     Attributes:
         architecture: its name in ``torchvision.models.list_models()``.
         weights: one of torchvision's tags (DEFAULT, IMAGENET1K_V1, ...), or a local checkpoint file.
-        name: for people and result files.
+        name: shown in logs and written to result files.
         dtype: float32, float16 or bfloat16.
         loss: classification, or a function by its dotted path.
         towers: {tower: path of its block list}, where it should not be found from the tree.
