@@ -38,7 +38,9 @@ def main(config: DictConfig) -> float | None:
         sys.exit(130)
     except Exception as error:
         message = refusals.describe(error)
-        if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep goes on with the next job, and fails at the end
+        if (
+            HydraConfig.get().mode == RunMode.MULTIRUN
+        ):  # the sweep goes on with the next job, and fails at the end
             log.error("job %s: %s", HydraConfig.get().job.num, message or traceback.format_exc())
             raise (UserError(message) if message else error) from None
         if message is None:
@@ -64,7 +66,11 @@ def start(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except Exception as error:
-        if message := refusals.describe(error) or command_line.explain(arguments, error) or refusals.of_hydra(error):
+        if (
+            message := refusals.describe(error)
+            or command_line.explain(arguments, error)
+            or refusals.of_hydra(error)
+        ):
             print(f"error: {message}", file=sys.stderr)
             refusals.leave_no_empty_sweep()
             return error.code if isinstance(error, SweepFailed) else 2

@@ -18,16 +18,36 @@ from benchmarks.measure import ROOT, Row
 from benchmarks.models import device
 from ecoflap.errors import UserError
 
-GROUPS = {"kernels": kernels, "coarse": coarse, "fine": fine, "offload": offload, "structured": structured, "growth": growth}
+GROUPS = {
+    "kernels": kernels,
+    "coarse": coarse,
+    "fine": fine,
+    "offload": offload,
+    "structured": structured,
+    "growth": growth,
+}
 BEGIN, END = "<!-- written by python -m benchmarks -->", "<!-- end -->"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks")
-    parser.add_argument("--only", nargs="+", choices=sorted(GROUPS), default=list(GROUPS), help="which rows; the others stay as they were measured")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        choices=sorted(GROUPS),
+        default=list(GROUPS),
+        help="which rows; the others stay as they were measured",
+    )
     parser.add_argument("--runs", type=int, default=3, help="runs per side, of which the median counts")
-    parser.add_argument("--threads", type=int, default=1, help="threads of PyTorch; one gives figures that other work on the machine disturbs least")
-    parser.add_argument("--docs", type=Path, default=ROOT / "docs", help="where benchmarks.json and benchmarks.md are")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="threads of PyTorch; one gives figures that other work on the machine disturbs least",
+    )
+    parser.add_argument(
+        "--docs", type=Path, default=ROOT / "docs", help="where benchmarks.json and benchmarks.md are"
+    )
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     os.environ["OMP_NUM_THREADS"] = str(options.threads)  # of the child processes
@@ -53,7 +73,11 @@ def write(folder: Path, groups: dict[str, Any]) -> None:
 def machine(threads: int) -> dict[str, str]:
     """What the figures depend on."""
     where = device()
-    name = torch.get_device_module(where).get_device_name(where) if where.type != "cpu" else f"CPU, {threads} thread(s), CPU seconds of the process"
+    name = (
+        torch.get_device_module(where).get_device_name(where)
+        if where.type != "cpu"
+        else f"CPU, {threads} thread(s), CPU seconds of the process"
+    )
     return {"device": name, "torch": torch.__version__, "transformers": transformers.__version__}
 
 
@@ -77,10 +101,15 @@ def line(row: dict[str, Any]) -> str:
 
 def write_table(path: Path, groups: dict[str, Any]) -> None:
     """Put the table between the two marks; what people wrote around it stays."""
-    lines = ["| row | against | theirs | ours | ratio | target | met | agreement |", "|---|---|---:|---:|---:|---:|---|---|"]
+    lines = [
+        "| row | against | theirs | ours | ratio | target | met | agreement |",
+        "|---|---|---:|---:|---:|---:|---|---|",
+    ]
     for group in GROUPS:
         lines += [line(row) for row in groups.get(group, {}).get("rows", [])]
-    machines = sorted({", ".join(f"{key} {value}" for key, value in groups[group]["machine"].items()) for group in groups})
+    machines = sorted(
+        {", ".join(f"{key} {value}" for key, value in groups[group]["machine"].items()) for group in groups}
+    )
     table = "\n".join([BEGIN, "", *machines, "", *lines, "", END])
     text = path.read_text(encoding="utf-8") if path.is_file() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
     before, _, rest = text.partition(BEGIN)

@@ -19,7 +19,9 @@ def peak_bytes() -> int:
     """VmHWM where there is one: Linux counts what the parent held at the fork into ``ru_maxrss``."""
     status = Path("/proc/self/status")
     if status.is_file():
-        return 1024 * next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        return 1024 * next(
+            int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith("VmHWM:")
+        )
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

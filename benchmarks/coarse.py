@@ -28,7 +28,9 @@ def largest_difference(ours: dict[str, float], other: dict[str, float]) -> float
     return max(abs(ours[name] - value) for name, value in other.items()) / max(other.values())
 
 
-def by_two_passes(model: PrunableModel, calibration: CalibrationSet, draws: int, batch_size: int) -> dict[str, float]:
+def by_two_passes(
+    model: PrunableModel, calibration: CalibrationSet, draws: int, batch_size: int
+) -> dict[str, float]:
     """The published scheme, on the batches that ours is computed on."""
     batches = loss_batches(model, calibration, batch_size)
     with quiet_forward(model.module):
@@ -53,23 +55,49 @@ def blip2_mini(runs: int, draws: int = 16, samples: int = 32) -> Row:
     agreement = f"scores to {largest_difference(results['ours'], results['plain']):.1e}"
     ratio = seconds["plain"] / seconds["ours"]
     return Row(
-        f"zeroth order, blip2_mini, {samples} samples, {draws} draws", AGAINST, "s", seconds["plain"], seconds["ours"], ratio, (">=", 10.0), agreement
+        f"zeroth order, blip2_mini, {samples} samples, {draws} draws",
+        AGAINST,
+        "s",
+        seconds["plain"],
+        seconds["ours"],
+        ratio,
+        (">=", 10.0),
+        agreement,
     )
 
 
-def zeroth_order(name: str, model: PrunableModel, calibration: CalibrationSet, scored: list[int]) -> Iterator[Row]:
+def zeroth_order(
+    name: str, model: PrunableModel, calibration: CalibrationSet, scored: list[int]
+) -> Iterator[Row]:
     """All three probes, once. The published scheme, whose layers all cost the same, is run on some blocks and multiplied; so is ours by layers."""
     started = clock()
     expected = by_two_passes(only_blocks(model, scored), calibration, 1, 8)
     published = (clock() - started) * len(model.blocks) / len(scored)
     against = f"{AGAINST} (on {len(scored)} of {len(model.blocks)} blocks)"
-    for probe, what, target in (("derivative", "by derivative", 2.0), ("block", "a probe per block", 10.0), ("layer", "by probes", 2.0)):
+    for probe, what, target in (
+        ("derivative", "by derivative", 2.0),
+        ("block", "a probe per block", 10.0),
+        ("layer", "by probes", 2.0),
+    ):
         part = only_blocks(model, scored) if probe == "layer" else model
         started = clock()
         scores = ZerothOrder(samples=len(calibration), probe=probe)(part, calibration, 0).importance
         ours = (clock() - started) * len(model.layers) / len(part.layers)
-        agreement = "another estimator, by definition" if probe == "block" else f"scores to {largest_difference(scores, expected):.1e}"
-        yield Row(f"zeroth order {what}, {name}", against, "s", published, ours, published / ours, (">=", target), agreement)
+        agreement = (
+            "another estimator, by definition"
+            if probe == "block"
+            else f"scores to {largest_difference(scores, expected):.1e}"
+        )
+        yield Row(
+            f"zeroth order {what}, {name}",
+            against,
+            "s",
+            published,
+            ours,
+            published / ours,
+            (">=", target),
+            agreement,
+        )
 
 
 def smollm2_first_order() -> Row:
@@ -84,7 +112,17 @@ def smollm2_first_order() -> Row:
     ours, published = clock() - started, forward * len(batches) * 2 * len(model.layers)
     against = "zeroth order, two full passes per layer and batch (one pass measured)"
     details = {"forward passes that ours costs": ours / forward / len(batches)}
-    return Row("first order, SmolLM2, 32 x 128", against, "s", published, ours, published / ours, (">=", 100.0), "another estimator", details)
+    return Row(
+        "first order, SmolLM2, 32 x 128",
+        against,
+        "s",
+        published,
+        ours,
+        published / ours,
+        (">=", 100.0),
+        "another estimator",
+        details,
+    )
 
 
 def first_order_memory() -> Row:
@@ -92,7 +130,9 @@ def first_order_memory() -> Row:
     forward, ours = in_child("benchmarks.coarse:forward_pass"), in_child("benchmarks.coarse:first_order_pass")
     ratio = ours["peak_bytes"] / forward["peak_bytes"]
     megabytes = [result["peak_bytes"] / 2**20 for result in (forward, ours)]
-    return Row("first order's memory, SmolLM2, 8 x 128", "a forward pass", "MiB", *megabytes, ratio, ("<=", 1.3), "-")
+    return Row(
+        "first order's memory, SmolLM2, 8 x 128", "a forward pass", "MiB", *megabytes, ratio, ("<=", 1.3), "-"
+    )
 
 
 def forward_pass() -> dict[str, Any]:

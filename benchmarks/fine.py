@@ -19,7 +19,15 @@ from ecoflap.prune.pruners import SparseGPT, Wanda
 PRUNERS: dict[str, Any] = {"wanda": Wanda(), "sparsegpt": SparseGPT()}
 
 
-def whole_run(name: str, model: PrunableModel, calibration: CalibrationSet, pruner: str, batch_size: int, runs: int, target: float) -> list[Row]:
+def whole_run(
+    name: str,
+    model: PrunableModel,
+    calibration: CalibrationSet,
+    pruner: str,
+    batch_size: int,
+    runs: int,
+    target: float,
+) -> list[Row]:
     """The published loop, ours, and ours with dense predecessors; the model is dense again before each."""
     dense, allocation = Dense(model), WaterFilling()(model.towers, None, 0.5)
     masks: dict[str, dict[str, torch.Tensor]] = {}
@@ -31,7 +39,9 @@ def whole_run(name: str, model: PrunableModel, calibration: CalibrationSet, prun
     sides: dict[str, Callable[[], Any]] = {
         "plain": published,
         "ours": lambda: prune(model, calibration, PRUNERS[pruner], allocation, batch_size),
-        "dense": lambda: prune(model, calibration, PRUNERS[pruner], allocation, batch_size, propagate="dense"),
+        "dense": lambda: prune(
+            model, calibration, PRUNERS[pruner], allocation, batch_size, propagate="dense"
+        ),
     }
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(runs):
@@ -49,13 +59,32 @@ def whole_run(name: str, model: PrunableModel, calibration: CalibrationSet, prun
     one_pass = {"seconds of each side": seconds}
     return [
         Row(
-            name, against, "s", middle["plain"], middle["ours"], middle["plain"] / middle["ours"], (">=", target), f"{same:.2%} of the mask", one_pass
+            name,
+            against,
+            "s",
+            middle["plain"],
+            middle["ours"],
+            middle["plain"] / middle["ours"],
+            (">=", target),
+            f"{same:.2%} of the mask",
+            one_pass,
         ),
-        Row(f"{name}, propagate=dense", against, "s", middle["plain"], middle["dense"], middle["plain"] / middle["dense"], None, "another result"),
+        Row(
+            f"{name}, propagate=dense",
+            against,
+            "s",
+            middle["plain"],
+            middle["dense"],
+            middle["plain"] / middle["dense"],
+            None,
+            "another result",
+        ),
     ]
 
 
 def rows(runs: int) -> Iterator[Row]:
     model = smollm2()
     for pruner, target in (("wanda", 1.5), ("sparsegpt", 2.0)):
-        yield from whole_run(f"{pruner}, SmolLM2, 64 x 256", model, tokens(64, 256, 49152), pruner, 4, runs, target)
+        yield from whole_run(
+            f"{pruner}, SmolLM2, 64 x 256", model, tokens(64, 256, 49152), pruner, 4, runs, target
+        )

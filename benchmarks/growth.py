@@ -14,7 +14,12 @@ from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.zeroth_order import ZerothOrder
 
 BASE = {"width": 256, "depth": 4, "tokens": 128, "samples": 16}
-SCALES: dict[str, Sequence[int]] = {"width": (256, 512, 1024), "depth": (4, 8, 16), "tokens": (128, 256, 512), "samples": (16, 32, 64)}
+SCALES: dict[str, Sequence[int]] = {
+    "width": (256, 512, 1024),
+    "depth": (4, 8, 16),
+    "tokens": (128, 256, 512),
+    "samples": (16, 32, 64),
+}
 # Exponents where the named term rules. Zeroth order probes every layer (depth) and runs all blocks behind it (depth again). Attention adds tokens².
 LAWS: dict[str, dict[str, float]] = {
     "wanda": {"width": 2, "depth": 1, "tokens": 1, "samples": 1},
@@ -30,7 +35,9 @@ def seconds(method: str, width: int, depth: int, tokens_: int, samples: int) -> 
     dense = Dense(model)
     work: dict[str, Callable[[], object]] = {
         "wanda": lambda: prune(model, calibration, Wanda(), WaterFilling()(model.towers, None, 0.5), 4),
-        "sparsegpt": lambda: prune(model, calibration, SparseGPT(), WaterFilling()(model.towers, None, 0.5), 4),
+        "sparsegpt": lambda: prune(
+            model, calibration, SparseGPT(), WaterFilling()(model.towers, None, 0.5), 4
+        ),
         "first order": lambda: FirstOrder(samples=samples)(model, calibration, 0),
         "zeroth order": lambda: ZerothOrder(samples=samples)(model, calibration, 0),
     }
@@ -47,7 +54,9 @@ def exponent(sizes: Sequence[int], times: Sequence[float]) -> float:
     """The slope of log time over log size, by least squares."""
     x, y = [math.log(size) for size in sizes], [math.log(time) for time in times]
     mean_x, mean_y = sum(x) / len(x), sum(y) / len(y)
-    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum((a - mean_x) ** 2 for a in x)
+    return sum((a - mean_x) * (b - mean_y) for a, b in zip(x, y, strict=True)) / sum(
+        (a - mean_x) ** 2 for a in x
+    )
 
 
 def growth(method: str, along: str, sizes: Sequence[int], base: dict[str, int]) -> Row:
@@ -58,7 +67,17 @@ def growth(method: str, along: str, sizes: Sequence[int], base: dict[str, int]) 
         times.append(seconds(method, at["width"], at["depth"], at["tokens"], at["samples"]))
     fitted, law = exponent(sizes, times), LAWS[method][along]
     details = {"sizes": list(sizes), "seconds": times}
-    return Row(f"{method}, growth with {along}", "the law's exponent", "exponent", law, fitted, fitted / law, None, "-", details)
+    return Row(
+        f"{method}, growth with {along}",
+        "the law's exponent",
+        "exponent",
+        law,
+        fitted,
+        fitted / law,
+        None,
+        "-",
+        details,
+    )
 
 
 def rows(runs: int) -> Iterator[Row]:

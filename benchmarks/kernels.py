@@ -50,11 +50,22 @@ def solve(size: int, runs: int) -> Row:
         **seconds,
         "plain operations": operations(lambda: plain.column_loop(weight, upper, keep)),
         "our operations": operations(lambda: solve_with_factor(weight, factor, keep)),
-        "with factor": (seconds["plain"] + seconds["plain factor"]) / (seconds["ours"] + seconds["our factor"]),
+        "with factor": (seconds["plain"] + seconds["plain factor"])
+        / (seconds["ours"] + seconds["our factor"]),
     }
     against = "column by column, given the factor"
     ratio = seconds["plain"] / seconds["ours"]
-    return Row(f"SparseGPT solve, {size}²", against, "s", seconds["plain"], seconds["ours"], ratio, (">=", 3.0), agreement, details)
+    return Row(
+        f"SparseGPT solve, {size}²",
+        against,
+        "s",
+        seconds["plain"],
+        seconds["ours"],
+        ratio,
+        (">=", 3.0),
+        agreement,
+        details,
+    )
 
 
 def distinct(size: int) -> Tensor:
@@ -65,23 +76,53 @@ def distinct(size: int) -> Tensor:
 def selection(size: int, runs: int) -> Row:
     """Wanda's row masks at 50 %."""
     metric = distinct(size).to(device())
-    sides = {"plain": lambda: plain.sorted_rows(metric, size // 2), "ours": lambda: select_in_rows(metric, metric.numel() // 2)}
+    sides = {
+        "plain": lambda: plain.sorted_rows(metric, size // 2),
+        "ours": lambda: select_in_rows(metric, metric.numel() // 2),
+    }
     seconds = medians(interleaved(sides, runs))
-    agreement = "same mask" if torch.equal(plain.sorted_rows(metric, size // 2), select_in_rows(metric, metric.numel() // 2)) else "MASKS DIFFER"
+    agreement = (
+        "same mask"
+        if torch.equal(plain.sorted_rows(metric, size // 2), select_in_rows(metric, metric.numel() // 2))
+        else "MASKS DIFFER"
+    )
     ratio = seconds["plain"] / seconds["ours"]
-    return Row(f"Wanda selection, {size}²", "stable sort and scatter", "s", seconds["plain"], seconds["ours"], ratio, (">=", 4.0), agreement, seconds)
+    return Row(
+        f"Wanda selection, {size}²",
+        "stable sort and scatter",
+        "s",
+        seconds["plain"],
+        seconds["ours"],
+        ratio,
+        (">=", 4.0),
+        agreement,
+        seconds,
+    )
 
 
 def n_of_m(size: int, n: int, m: int, runs: int) -> Row:
     """The number of operations of an n:m mask; the seconds are in the details."""
     metric = distinct(size).to(device())
-    sides = {"plain": lambda: plain.n_of_m_by_columns(metric, n, m), "ours": lambda: select_n_of_m(metric, n, m)}
+    sides = {
+        "plain": lambda: plain.n_of_m_by_columns(metric, n, m),
+        "ours": lambda: select_n_of_m(metric, n, m),
+    }
     counts = {name: operations(side) for name, side in sides.items()}
     seconds = medians(interleaved(sides, runs))
     agreement = "same mask" if torch.equal(sides["plain"](), sides["ours"]()) else "MASKS DIFFER"
     ratio = counts["plain"] / counts["ours"]
     name = f"{n}:{m} selection, {size}²"
-    return Row(name, "group by group of columns", "operations", counts["plain"], counts["ours"], ratio, (">=", 10.0), agreement, seconds)
+    return Row(
+        name,
+        "group by group of columns",
+        "operations",
+        counts["plain"],
+        counts["ours"],
+        ratio,
+        (">=", 10.0),
+        agreement,
+        seconds,
+    )
 
 
 def rows(runs: int) -> Iterator[Row]:

@@ -29,7 +29,9 @@ def smollm2() -> PrunableModel:
 def only_blocks(model: PrunableModel, indices: list[int]) -> PrunableModel:
     """The whole model, of which only some blocks are to be scored."""
     tower = model.towers[0]
-    blocks = tuple(block if index in indices else replace(block, layers=()) for index, block in enumerate(tower.blocks))
+    blocks = tuple(
+        block if index in indices else replace(block, layers=()) for index, block in enumerate(tower.blocks)
+    )
     return replace(model, towers=(Tower(tower.name, tower.path, blocks),))
 
 
@@ -60,7 +62,9 @@ class Dense:
     """The dense weights, put back between two runs."""
 
     def __init__(self, model: PrunableModel) -> None:
-        self.weights: dict[str, Tensor] = {layer.name: layer.weight.detach().clone() for layer in model.layers}
+        self.weights: dict[str, Tensor] = {
+            layer.name: layer.weight.detach().clone() for layer in model.layers
+        }
 
     @torch.no_grad()
     def restore(self, model: PrunableModel) -> None:

@@ -26,12 +26,18 @@ def prepare(folder: str) -> dict[str, Any]:
     module: Any = model.module
     module.save_pretrained(f"{folder}/model", max_shard_size="100MB")
     model.processor.save_pretrained(f"{folder}/model")
-    save_file({"calibration": torch.stack([sample["input_ids"] for sample in calibration.samples])}, f"{folder}/tokens.safetensors")
+    save_file(
+        {"calibration": torch.stack([sample["input_ids"] for sample in calibration.samples])},
+        f"{folder}/tokens.safetensors",
+    )
     with quiet_forward(module), torch.no_grad():
         stream = Flow(model, model.towers[0], [calibration.batches(BATCH)[0]]).streams[0]
         with LiveBytes() as live:
             stream.call(0).run(model.blocks[0].module, stream.hidden)
-    return {"model_bytes": sum(p.numel() * p.element_size() for p in module.parameters()), "activation_bytes": live.peak}
+    return {
+        "model_bytes": sum(p.numel() * p.element_size() for p in module.parameters()),
+        "activation_bytes": live.peak,
+    }
 
 
 def baseline() -> dict[str, Any]:
@@ -56,7 +62,12 @@ def run(folder: str, offload: str) -> dict[str, Any]:
     torch.set_num_threads(1)
     out = Path(folder) / offload
     out.mkdir()
-    overrides = ["model=causal_lm", f"model.path={folder}/model", "calibration=token_file", f"calibration.path={folder}/tokens.safetensors"]
+    overrides = [
+        "model=causal_lm",
+        f"model.path={folder}/model",
+        "calibration=token_file",
+        f"calibration.path={folder}/tokens.safetensors",
+    ]
     overrides += [
         "calibration.key=calibration",
         "score=none",
@@ -67,7 +78,13 @@ def run(folder: str, offload: str) -> dict[str, Any]:
         f"batch_size={BATCH}",
         "model.save=true",
     ]
-    overrides += ["steps=[calibrate,allocate,prune]", "tracking=none", "device=cpu", "cache_mode=off", f"runtime.offload={offload}"]
+    overrides += [
+        "steps=[calibrate,allocate,prune]",
+        "tracking=none",
+        "device=cpu",
+        "cache_mode=off",
+        f"runtime.offload={offload}",
+    ]
     with contextlib.redirect_stdout(io.StringIO()):
         pipeline.run(composed(overrides), out)
     return {}
@@ -92,7 +109,10 @@ def rows(runs: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         sizes = in_child("benchmarks.offload:prepare", folder=folder)
         idle = in_child("benchmarks.offload:baseline")["peak_bytes"]
-        peaks = {kind: in_child("benchmarks.offload:run", folder=folder, offload=kind)["peak_bytes"] - idle for kind in ("none", "disk")}
+        peaks = {
+            kind: in_child("benchmarks.offload:run", folder=folder, offload=kind)["peak_bytes"] - idle
+            for kind in ("none", "disk")
+        }
         same = same_weights(Path(folder) / "none" / "checkpoint", Path(folder) / "disk" / "checkpoint")
     share = (peaks["disk"] - sizes["activation_bytes"]) / sizes["model_bytes"]
     megabytes = {kind: peak / 2**20 for kind, peak in peaks.items()}

@@ -36,7 +36,9 @@ def n_of_m_by_columns(metric: Tensor, n: int, m: int) -> Tensor:
     return mask
 
 
-def sparsegpt_by_columns(weight: Tensor, hessian: Tensor, keep: int, damping: float = 0.01, block: int = 128) -> tuple[Tensor, Tensor]:
+def sparsegpt_by_columns(
+    weight: Tensor, hessian: Tensor, keep: int, damping: float = 0.01, block: int = 128
+) -> tuple[Tensor, Tensor]:
     """SparseGPT as published; returns (weight, mask)."""
     weight, hessian = weight.float().clone(), hessian.clone()
     dead = hessian.diagonal() == 0
@@ -65,7 +67,11 @@ def column_loop(weight: Tensor, upper: Tensor, keep: int, block: int = 128) -> t
         errors, done, loss = torch.zeros_like(part), torch.zeros_like(part), torch.zeros_like(part)
         saliency = part.square() / inner.diagonal().reshape(1, -1).square()
         remove = rows * (stop - start) - (keep * stop // cols - keep * start // cols)
-        pruned = saliency <= saliency.flatten().sort().values[remove - 1] if remove else torch.zeros_like(part, dtype=torch.bool)
+        pruned = (
+            saliency <= saliency.flatten().sort().values[remove - 1]
+            if remove
+            else torch.zeros_like(part, dtype=torch.bool)
+        )
         for column in range(stop - start):
             current, diagonal = part[:, column], inner[column, column]
             new = current.clone()
@@ -82,9 +88,19 @@ def column_loop(weight: Tensor, upper: Tensor, keep: int, block: int = 128) -> t
 
 
 @torch.no_grad()
-def zeroth_order(model: PrunableModel, batches: Sequence[Batch], layers: Sequence[Layer], noise: Noise, draws: int, eps: float) -> dict[str, float]:
+def zeroth_order(
+    model: PrunableModel,
+    batches: Sequence[Batch],
+    layers: Sequence[Layer],
+    noise: Noise,
+    draws: int,
+    eps: float,
+) -> dict[str, float]:
     """Each layer by itself: its weights are really moved by +eps z, -2 eps z and back, with a full forward pass at both places, batch by batch."""
-    sums, samples = dict.fromkeys((layer.name for layer in layers), 0.0), sum(len(next(iter(batch.values()))) for batch in batches)
+    sums, samples = (
+        dict.fromkeys((layer.name for layer in layers), 0.0),
+        sum(len(next(iter(batch.values()))) for batch in batches),
+    )
     for layer in layers:
         for index, batch in enumerate(batches):
             for draw in range(draws):
@@ -94,7 +110,9 @@ def zeroth_order(model: PrunableModel, batches: Sequence[Batch], layers: Sequenc
                 layer.weight.sub_(2 * nudge)
                 minus = model.loss(batch).double().mean()
                 layer.weight.add_(nudge)
-                sums[layer.name] += len(next(iter(batch.values()))) * abs(float(plus - minus)) / (2 * eps) / draws
+                sums[layer.name] += (
+                    len(next(iter(batch.values()))) * abs(float(plus - minus)) / (2 * eps) / draws
+                )
     return {name: total / samples for name, total in sums.items()}
 
 
@@ -102,7 +120,9 @@ def same_noise(seed: int, draws: int) -> Noise:
     """The draws of ``ecoflap.score.zeroth_order``, so that both sides estimate with the same random numbers."""
 
     def noise(layer: Layer, number: int) -> Tensor:
-        return layer.oriented(gaussian(layer.shape, "zeroth_order", seed, number // draws, layer.name, number % draws))
+        return layer.oriented(
+            gaussian(layer.shape, "zeroth_order", seed, number // draws, layer.name, number % draws)
+        )
 
     return noise
 
@@ -138,7 +158,9 @@ class _Caught(BaseException):
     """The first block's inputs are known."""
 
 
-def _inputs_of_first_block(model: PrunableModel, sequences: Sequence[Batch]) -> tuple[list[Tensor], dict[str, Any]]:
+def _inputs_of_first_block(
+    model: PrunableModel, sequences: Sequence[Batch]
+) -> tuple[list[Tensor], dict[str, Any]]:
     caught: list[tuple[Tensor, dict[str, Any]]] = []
 
     def catch(_: nn.Module, arguments: tuple[Tensor, ...], keywords: dict[str, Any]) -> None:
@@ -154,14 +176,20 @@ def _inputs_of_first_block(model: PrunableModel, sequences: Sequence[Batch]) -> 
 
 
 @torch.no_grad()
-def prune_by_sequences(model: PrunableModel, sequences: Sequence[Batch], pruner: str, sparsity: float) -> None:
+def prune_by_sequences(
+    model: PrunableModel, sequences: Sequence[Batch], pruner: str, sparsity: float
+) -> None:
     """Prune a language model in place as the published loops do: one sequence at a time, each block twice, one statistic per layer."""
     statistic = _ColumnNorm if pruner == "wanda" else _Hessian
     hidden, keywords = _inputs_of_first_block(model, sequences)
     for block in model.towers[0].blocks:
         statistics = {layer: statistic(layer.shape[1]) for layer in block.layers}
         handles = [
-            layer.module.register_forward_hook(lambda _, arguments, __, layer=layer, statistics=statistics: statistics[layer].add(arguments[0]))
+            layer.module.register_forward_hook(
+                lambda _, arguments, __, layer=layer, statistics=statistics: statistics[layer].add(
+                    arguments[0]
+                )
+            )
             for layer in block.layers
         ]
         for state in hidden:
@@ -174,6 +202,11 @@ def prune_by_sequences(model: PrunableModel, sequences: Sequence[Batch], pruner:
                 metric = weight.abs() * statistics[layer].value.reshape(1, -1).sqrt()
                 layer.write(weight * sorted_rows(metric, remove))
             else:
-                solved, _ = sparsegpt_by_columns(weight, statistics[layer].value, layer.size - int(layer.size * sparsity))
+                solved, _ = sparsegpt_by_columns(
+                    weight, statistics[layer].value, layer.size - int(layer.size * sparsity)
+                )
                 layer.write(solved)
-        hidden = [output if isinstance(output := block.module(state, **keywords), Tensor) else output[0] for state in hidden]
+        hidden = [
+            output if isinstance(output := block.module(state, **keywords), Tensor) else output[0]
+            for state in hidden
+        ]

@@ -32,7 +32,12 @@ def question(samples: int, pixels: int) -> Batch:
     generator = torch.Generator().manual_seed(0)
     words = torch.randint(1000, 20000, (samples, 11), generator=generator)
     picture = torch.randn(samples, 3, pixels, pixels, generator=generator)
-    return {"pixel_values": picture, "input_ids": words[:, :8], "attention_mask": torch.ones_like(words[:, :8]), "labels": words[:, 8:]}
+    return {
+        "pixel_values": picture,
+        "input_ids": words[:, :8],
+        "attention_mask": torch.ones_like(words[:, :8]),
+        "labels": words[:, 8:],
+    }
 
 
 @torch.no_grad()
@@ -40,7 +45,9 @@ def half_zero(model: PrunableModel) -> PrunableModel:
     """A copy, half of whose prunable weights are zero."""
     model = copy.deepcopy(model)
     for layer in model.layers:
-        layer.weight.mul_(select_in_matrix(torch.rand(layer.weight.shape, device=model.device), layer.size // 2))
+        layer.weight.mul_(
+            select_in_matrix(torch.rand(layer.weight.shape, device=model.device), layer.size // 2)
+        )
     return model
 
 
@@ -66,11 +73,28 @@ def forward(name: str, model: PrunableModel, batch: Batch, runs: int) -> Iterato
     sides = {side: lambda one=one: run(one) for side, one in models.items()}
     interleaved(sides, 1)  # warms up
     seconds = medians(interleaved(sides, runs))
-    for side, what in (("zero", "half of the weights zero"), ("cut", "half of the weights cut away, as UPop does")):
+    for side, what in (
+        ("zero", "half of the weights zero"),
+        ("cut", "half of the weights cut away, as UPop does"),
+    ):
         kept = f"{stored[side] / stored['dense']:.0%} of the parameters stored"
-        yield Row(f"{name}, {what}", "the dense model", "s", seconds["dense"], seconds[side], seconds["dense"] / seconds[side], None, kept)
+        yield Row(
+            f"{name}, {what}",
+            "the dense model",
+            "s",
+            seconds["dense"],
+            seconds[side],
+            seconds["dense"] / seconds[side],
+            None,
+            kept,
+        )
 
 
 def rows(runs: int) -> Iterator[Row]:
     for samples in (1, 8):
-        yield from forward(f"forward pass of BLIP's base model, {samples} x 384 px", blip_vqa_base(), question(samples, 384), runs)
+        yield from forward(
+            f"forward pass of BLIP's base model, {samples} x 384 px",
+            blip_vqa_base(),
+            question(samples, 384),
+            runs,
+        )

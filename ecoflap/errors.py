@@ -8,7 +8,13 @@ from difflib import SequenceMatcher
 
 FEW = 12
 """Up to so many choices are all named."""
-KINDS = {"float": "a number", "int": "a whole number", "bool": "true or false", "str": "a single text", "list": "a list"}
+KINDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "a single text",
+    "list": "a list",
+}
 
 
 class UserError(Exception):
@@ -68,15 +74,21 @@ def did_you_mean(asked: str, valid: Iterable[str], lister: str = "") -> str:
     if not names:
         return "there is nothing to choose from"
     close = similar(asked, names)
-    question = f"did you mean {' or '.join(filter(None, [', '.join(close[:-1]), close[-1]]))}? " if close else ""
+    question = (
+        f"did you mean {' or '.join(filter(None, [', '.join(close[:-1]), close[-1]]))}? " if close else ""
+    )
     if close == names:
         return question.strip()
     if len(names) <= FEW:
-        choices = f"the choices are {', '.join(names)}" if len(names) > 1 else f"the only choice is {names[0]}"
+        choices = (
+            f"the choices are {', '.join(names)}" if len(names) > 1 else f"the only choice is {names[0]}"
+        )
     elif close:
         choices = f"there are {len(names)} choices" + (f"; {lister}" if lister else "")
     else:
-        choices = f"the choices are {', '.join(names[:FEW])}, ... ({len(names)} in all)" + (f"; {lister}" if lister else "")
+        choices = f"the choices are {', '.join(names[:FEW])}, ... ({len(names)} in all)" + (
+            f"; {lister}" if lister else ""
+        )
     return question + choices
 
 
@@ -85,7 +97,9 @@ def similar(asked: str, names: Iterable[str], count: int = 3) -> list[str]:
     wanted = asked.lower()
     likeness = {name: SequenceMatcher(None, wanted, name.lower()).ratio() for name in names}
     if len(wanted) > 1:  # one of a name's words, in a short name before a long one
-        likeness |= {name: max(value, 0.8 + value / 10) for name, value in likeness.items() if wanted in name.lower()}
+        likeness |= {
+            name: max(value, 0.8 + value / 10) for name, value in likeness.items() if wanted in name.lower()
+        }
     best = max(likeness.values(), default=0.0)
     ranked = sorted(likeness, key=lambda name: -likeness[name])
     return [name for name in ranked if likeness[name] >= max(0.6, best - 0.15)][:count]
@@ -100,7 +114,10 @@ def wrong_type(key: str, value: object, kind: str, example: object = None) -> st
         kind: the option's type: float, int, bool, str, list.
         example: a value that fits.
     """
-    given, instead = f"{key}={written(value)}", f", such as {key}={written(example)}" if example not in (None, "") else ""
+    given, instead = (
+        f"{key}={written(value)}",
+        f", such as {key}={written(example)}" if example not in (None, "") else "",
+    )
     if value is None:
         return f"{given}: null is no value of this option; it wants {KINDS.get(kind, kind)}{instead}"
     if kind == "list":

@@ -20,6 +20,12 @@ class SlurmLauncher(launcher.SlurmLauncher):
     """``hydra/launcher=ecoflap_slurm``."""
 
 
-ConfigStore.instance().store(group="hydra/launcher", name="ecoflap_in_process", node=options.InProcessOptions, provider="ecoflap")
-ConfigStore.instance().store(group="hydra/launcher", name="ecoflap_local", node=options.LocalOptions, provider="ecoflap")
-ConfigStore.instance().store(group="hydra/launcher", name="ecoflap_slurm", node=options.SlurmOptions, provider="ecoflap")
+ConfigStore.instance().store(
+    group="hydra/launcher", name="ecoflap_in_process", node=options.InProcessOptions, provider="ecoflap"
+)
+ConfigStore.instance().store(
+    group="hydra/launcher", name="ecoflap_local", node=options.LocalOptions, provider="ecoflap"
+)
+ConfigStore.instance().store(
+    group="hydra/launcher", name="ecoflap_slurm", node=options.SlurmOptions, provider="ecoflap"
+)

@@ -22,7 +22,9 @@ class Block(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.first, self.second = nn.Linear(16, 16), nn.Linear(16, 16)
-        self.shared: list[list[Block]] = []  # all blocks; in a list, or they would be submodules of each other
+        self.shared: list[
+            list[Block]
+        ] = []  # all blocks; in a list, or they would be submodules of each other
 
     def mixed(self, hidden: Tensor, handed: Tensor | None) -> tuple[Tensor, Tensor]:
         """(hidden states, what to hand on)."""
@@ -122,7 +124,9 @@ def build(way: str, rounds: int = 1, skip_layers: tuple[str, ...] = ()) -> Pruna
     """A stack of one kind, the same each time."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return prunable(way, Stack(WAYS[way], rounds), None, tiny.first_output_loss, Selection(None, [*skip_layers]))
+        return prunable(
+            way, Stack(WAYS[way], rounds), None, tiny.first_output_loss, Selection(None, [*skip_layers])
+        )
 
 
 def samples(lengths: tuple[int, ...] = (5, 7, 5, 7, 5)) -> CalibrationSet:
@@ -130,5 +134,10 @@ def samples(lengths: tuple[int, ...] = (5, 7, 5, 7, 5)) -> CalibrationSet:
     generator = torch.Generator().manual_seed(1)
     made = []
     for length in lengths:
-        made.append({"inputs": torch.randn(length, 16, generator=generator), "target": torch.randn((), generator=generator)})
+        made.append(
+            {
+                "inputs": torch.randn(length, 16, generator=generator),
+                "target": torch.randn((), generator=generator),
+            }
+        )
     return CalibrationSet("handing", tuple(made))

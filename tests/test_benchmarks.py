@@ -37,7 +37,9 @@ def test_the_operations_of_an_n_of_m_mask_do_not_grow_with_the_matrix() -> None:
 def test_zeroth_order_rows() -> None:
     derivative, block, layer = coarse.zeroth_order("tiny", llama(32, 3), tokens(4, 6, 256), [0, 2])
     for row in (derivative, layer):
-        assert float(row.agreement.removeprefix("scores to ")) < 1e-2  # losses of 5.5, moved by 1e-3 times a gradient, in fp32
+        assert (
+            float(row.agreement.removeprefix("scores to ")) < 1e-2
+        )  # losses of 5.5, moved by 1e-3 times a gradient, in fp32
     assert block.agreement == "another estimator, by definition"
 
 
@@ -45,8 +47,12 @@ def test_zeroth_order_rows() -> None:
 def test_whole_run_rows(pruner: str) -> None:
     model = llama(32, 3)
     before = model.fingerprint()
-    pruned, dense = fine.whole_run("tiny", model, tokens(5, 20, 256), pruner, batch_size=2, runs=1, target=1.0)
-    assert float(pruned.agreement.removesuffix("% of the mask")) > 98  # the published loop rounds counts per row, and so do two orders of summation
+    pruned, dense = fine.whole_run(
+        "tiny", model, tokens(5, 20, 256), pruner, batch_size=2, runs=1, target=1.0
+    )
+    assert (
+        float(pruned.agreement.removesuffix("% of the mask")) > 98
+    )  # the published loop rounds counts per row, and so do two orders of summation
     assert dense.target is None
     assert model.fingerprint() == before
 
@@ -65,7 +71,9 @@ def test_rows_of_pruned_models_in_use() -> None:
 def test_the_published_loop_prunes_one_sequence_at_a_time() -> None:
     model, calibration = llama(16, 2), tokens(3, 8, 256)
     calls: list[int] = []
-    handle = model.blocks[1].module.register_forward_pre_hook(lambda _, arguments: calls.append(len(arguments[0])))
+    handle = model.blocks[1].module.register_forward_pre_hook(
+        lambda _, arguments: calls.append(len(arguments[0]))
+    )
     with quiet_forward(model.module):
         plain.prune_by_sequences(model, calibration.batches(1), "wanda", 0.5)
     handle.remove()
@@ -111,13 +119,20 @@ def test_views_are_no_operations() -> None:
     assert operations(lambda: (matrix + 1).t().sum()) == 2
 
 
-@pytest.mark.parametrize(("target", "met"), [((">=", 2.0), True), ((">=", 2.1), False), (("<=", 2.0), True), (("<=", 1.9), False), (None, None)])
+@pytest.mark.parametrize(
+    ("target", "met"),
+    [((">=", 2.0), True), ((">=", 2.1), False), (("<=", 2.0), True), (("<=", 1.9), False), (None, None)],
+)
 def test_targets(target: tuple[str, float] | None, met: bool | None) -> None:
     assert Row("a", "b", "s", 4.0, 2.0, 2.0, target, "-").met is met
 
 
-def test_the_table_replaces_the_one_before_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kernels, "rows", lambda runs: iter([Row("row", "other", "s", 4.0, 2.0, 2.0, (">=", 3.0), "same")]))
+def test_the_table_replaces_the_one_before_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        kernels, "rows", lambda runs: iter([Row("row", "other", "s", 4.0, 2.0, 2.0, (">=", 3.0), "same")])
+    )
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     text = tmp_path / "benchmarks.md"
     text.write_text(f"before\n{command.BEGIN}\nold\n{command.END}\nafter\n")
@@ -126,4 +141,6 @@ def test_the_table_replaces_the_one_before_and_nothing_else(tmp_path: Path, monk
     assert text.read_text().startswith("before\n")
     assert text.read_text().endswith("\nafter\n")
     assert "old" not in text.read_text()
-    assert json.loads((tmp_path / "benchmarks.json").read_text())["groups"]["kernels"]["rows"][0]["met"] is False
+    assert (
+        json.loads((tmp_path / "benchmarks.json").read_text())["groups"]["kernels"]["rows"][0]["met"] is False
+    )

@@ -25,28 +25,70 @@ from ecoflap.models.families.vision import image_classifier
 from ecoflap.models.families.vlm import vlm
 from ecoflap.models.loading.loader import Selection, prunable
 
-torch.set_num_threads(1)  # at this size threads wait for each other, and on a busy machine for a hundred times the work
+torch.set_num_threads(
+    1
+)  # at this size threads wait for each other, and on a busy machine for a hundred times the work
 
 VOCABULARY = 40
 IMAGE_TOKEN = 39
 QUERIES = 3
 SIZE = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-LLAMA = {"vocab_size": VOCABULARY, "intermediate_size": 24, "max_position_embeddings": 32, "pad_token_id": 0, **SIZE}
-OPT = {"vocab_size": VOCABULARY, "ffn_dim": 24, "word_embed_proj_dim": 16, "max_position_embeddings": 32, "dropout": 0.0, **SIZE}
-GPT2 = {"vocab_size": VOCABULARY, "n_embd": 16, "n_inner": 24, "n_layer": 2, "n_head": 2, "n_positions": 32, "bos_token_id": 1, "eos_token_id": 2}
-T5 = {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
+LLAMA = {
+    "vocab_size": VOCABULARY,
+    "intermediate_size": 24,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+    **SIZE,
+}
+OPT = {
+    "vocab_size": VOCABULARY,
+    "ffn_dim": 24,
+    "word_embed_proj_dim": 16,
+    "max_position_embeddings": 32,
+    "dropout": 0.0,
+    **SIZE,
+}
+GPT2 = {
+    "vocab_size": VOCABULARY,
+    "n_embd": 16,
+    "n_inner": 24,
+    "n_layer": 2,
+    "n_head": 2,
+    "n_positions": 32,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+}
 GATED_T5 = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False, **T5}
 VISION = {"intermediate_size": 24, "image_size": 8, "patch_size": 4, **SIZE}
 SPREAD = {"initializer_range": 0.05}  # some image towers of transformers start at 1e-10, where nothing flows
 TEXT = {"vocab_size": VOCABULARY, "intermediate_size": 24, "max_position_embeddings": 32, **SIZE}
 BLIP_TEXT = {"encoder_hidden_size": 16, "bos_token_id": 1, "sep_token_id": 2, "pad_token_id": 0, **TEXT}
-QFORMER = {"vocab_size": VOCABULARY, "intermediate_size": 24, "encoder_hidden_size": 16, "cross_attention_frequency": 2, **SIZE}
+QFORMER = {
+    "vocab_size": VOCABULARY,
+    "intermediate_size": 24,
+    "encoder_hidden_size": 16,
+    "cross_attention_frequency": 2,
+    **SIZE,
+}
 
 Build = Callable[[], nn.Module]
 LANGUAGE: dict[str, Build] = {
     "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(num_key_value_heads=1, **LLAMA)),
-    "qwen2": lambda: hf.Qwen2ForCausalLM(hf.Qwen2Config(num_key_value_heads=1, tie_word_embeddings=True, **LLAMA)),
-    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(num_key_value_heads=2, sliding_window=3, **LLAMA)),
+    "qwen2": lambda: hf.Qwen2ForCausalLM(
+        hf.Qwen2Config(num_key_value_heads=1, tie_word_embeddings=True, **LLAMA)
+    ),
+    "mistral": lambda: hf.MistralForCausalLM(
+        hf.MistralConfig(num_key_value_heads=2, sliding_window=3, **LLAMA)
+    ),
     "opt": lambda: hf.OPTForCausalLM(hf.OPTConfig(**OPT)),
     "gpt2": lambda: hf.GPT2LMHeadModel(hf.GPT2Config(**GPT2)),
 }
@@ -60,15 +102,25 @@ BLIP2: dict[str, Build] = {
     "blip2_opt": lambda: blip2_model(hf.OPTConfig(**OPT)),
 }
 DUAL: dict[str, Build] = {
-    "clip": lambda: hf.CLIPModel(hf.CLIPConfig(text_config={"eos_token_id": 38, **TEXT}, vision_config=VISION, projection_dim=8)),
+    "clip": lambda: hf.CLIPModel(
+        hf.CLIPConfig(text_config={"eos_token_id": 38, **TEXT}, vision_config=VISION, projection_dim=8)
+    ),
 }
 BLIP: dict[str, tuple[Build, Loss]] = {
     "blip_vqa": (lambda: hf.BlipForQuestionAnswering(blip_config()), blip.vqa_loss),
     "blip_caption": (lambda: hf.BlipForConditionalGeneration(blip_config()), blip.caption_loss),
-    "blip_retrieval": (lambda: hf.BlipForImageTextRetrieval(blip_config()), blip_retrieval.match_and_contrastive_loss),
-    "blip2_itm": (lambda: hf.Blip2ForImageTextRetrieval(blip2_itm_config()), blip2_itm.match_and_contrastive_loss),
+    "blip_retrieval": (
+        lambda: hf.BlipForImageTextRetrieval(blip_config()),
+        blip_retrieval.match_and_contrastive_loss,
+    ),
+    "blip2_itm": (
+        lambda: hf.Blip2ForImageTextRetrieval(blip2_itm_config()),
+        blip2_itm.match_and_contrastive_loss,
+    ),
 }
-CLASSIFIER: dict[str, Build] = {"vit": lambda: hf.ViTForImageClassification(hf.ViTConfig(num_labels=5, **VISION))}
+CLASSIFIER: dict[str, Build] = {
+    "vit": lambda: hf.ViTForImageClassification(hf.ViTConfig(num_labels=5, **VISION))
+}
 VLM: dict[str, Build] = {
     "llava": lambda: hf.LlavaForConditionalGeneration(
         hf.LlavaConfig(
@@ -80,7 +132,11 @@ VLM: dict[str, Build] = {
     ),
     "smolvlm": lambda: hf.SmolVLMForConditionalGeneration(
         hf.SmolVLMConfig(
-            image_token_id=IMAGE_TOKEN, vision_config=VISION, text_config={"model_type": "llama", **LLAMA}, scale_factor=2, pad_token_id=0
+            image_token_id=IMAGE_TOKEN,
+            vision_config=VISION,
+            text_config={"model_type": "llama", **LLAMA},
+            scale_factor=2,
+            pad_token_id=0,
         )
     ),
     "paligemma": lambda: hf.PaliGemmaForConditionalGeneration(
@@ -88,7 +144,12 @@ VLM: dict[str, Build] = {
             image_token_index=IMAGE_TOKEN,
             projection_dim=16,
             hidden_size=16,
-            vision_config={"model_type": "siglip_vision_model", "projection_dim": 16, "vision_use_head": False, **VISION},
+            vision_config={
+                "model_type": "siglip_vision_model",
+                "projection_dim": 16,
+                "vision_use_head": False,
+                **VISION,
+            },
             text_config={"model_type": "gemma", "num_key_value_heads": 1, "head_dim": 8, **LLAMA},
         )
     ),
@@ -105,10 +166,18 @@ VLM: dict[str, Build] = {
 }
 PACKED: dict[str, Build] = {
     "torchvision_vit": lambda: torchvision_vit(),
-    "torch_encoder": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 24, batch_first=True), 2, enable_nested_tensor=False),
-    "torch_encoder_tokens_first": lambda: nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 24), 2, enable_nested_tensor=False),
-    "open_clip": lambda: open_clip_module({"layers": 2, "width": 16, "head_width": 8, "patch_size": 4, "image_size": 8}),
-    "open_clip_eva": lambda: open_clip_module({"timm_model_name": "tiny_eva", "timm_pool": "token", "timm_proj": None, "image_size": 8}),
+    "torch_encoder": lambda: nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(16, 2, 24, batch_first=True), 2, enable_nested_tensor=False
+    ),
+    "torch_encoder_tokens_first": lambda: nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(16, 2, 24), 2, enable_nested_tensor=False
+    ),
+    "open_clip": lambda: open_clip_module(
+        {"layers": 2, "width": 16, "head_width": 8, "patch_size": 4, "image_size": 8}
+    ),
+    "open_clip_eva": lambda: open_clip_module(
+        {"timm_model_name": "tiny_eva", "timm_pool": "token", "timm_proj": None, "image_size": 8}
+    ),
 }
 OPEN_CLIP = ["open_clip", "open_clip_eva"]
 EVERY = [*LANGUAGE, *SEQ2SEQ, *BLIP2, *DUAL, *BLIP, *CLASSIFIER, *VLM, *PACKED]
@@ -117,21 +186,38 @@ WITHOUT_EFFECT = ["model.vision_tower.encoder.layers.1", "vision_tower.vision_mo
 
 
 def bart_config() -> Any:
-    size = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 24))}
-    tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2, "forced_eos_token_id": 2}
+    size = {
+        f"{part}_{name}": value
+        for part in ("encoder", "decoder")
+        for name, value in (("layers", 2), ("attention_heads", 2), ("ffn_dim", 24))
+    }
+    tokens = {
+        "pad_token_id": 0,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 2,
+        "forced_eos_token_id": 2,
+    }
     return hf.BartConfig(vocab_size=VOCABULARY, d_model=16, max_position_embeddings=32, **tokens, **size)
 
 
 def blip_config() -> Any:
     vision = {**VISION, **SPREAD}
-    return hf.BlipConfig(text_config={"projection_dim": 8, **BLIP_TEXT}, vision_config=vision, projection_dim=8, image_text_hidden_size=8)
+    return hf.BlipConfig(
+        text_config={"projection_dim": 8, **BLIP_TEXT},
+        vision_config=vision,
+        projection_dim=8,
+        image_text_hidden_size=8,
+    )
 
 
 def blip2_itm_config() -> Any:
     qformer = {"use_qformer_text_input": True, **QFORMER}
     text = hf.OPTConfig(**OPT).to_dict()
     queries = {"num_query_tokens": QUERIES, "image_text_hidden_size": 8}
-    return hf.Blip2Config(vision_config={**VISION, **SPREAD}, qformer_config=qformer, text_config=text, **queries)
+    return hf.Blip2Config(
+        vision_config={**VISION, **SPREAD}, qformer_config=qformer, text_config=text, **queries
+    )
 
 
 def blip2_model(text: Any) -> nn.Module:
@@ -149,7 +235,9 @@ def blip2_model(text: Any) -> nn.Module:
 def instructblip_config() -> Any:
     text = hf.LlamaConfig(num_key_value_heads=2, **LLAMA).to_dict()
     queries = {"num_query_tokens": QUERIES, "image_token_index": IMAGE_TOKEN}
-    return hf.InstructBlipConfig(vision_config={**VISION, **SPREAD}, qformer_config=QFORMER, text_config=text, **queries)
+    return hf.InstructBlipConfig(
+        vision_config={**VISION, **SPREAD}, qformer_config=QFORMER, text_config=text, **queries
+    )
 
 
 def qwen_config(text: dict[str, Any] | None = None, **tokens: int) -> Any:
@@ -171,14 +259,21 @@ def qwen_config(text: dict[str, Any] | None = None, **tokens: int) -> Any:
         "out_hidden_size": 16,
     }
     vision |= {"spatial_merge_size": 2, "fullatt_block_indexes": [1], "window_size": 8, "in_channels": 3}
-    tokens = {"image_token_id": IMAGE_TOKEN, "video_token_id": 38, "vision_start_token_id": 37, "vision_end_token_id": 36} | tokens
+    tokens = {
+        "image_token_id": IMAGE_TOKEN,
+        "video_token_id": 38,
+        "vision_start_token_id": 37,
+        "vision_end_token_id": 36,
+    } | tokens
     return hf.Qwen2_5_VLConfig(text_config=settings, vision_config=vision, **tokens)
 
 
 def torchvision_vit() -> nn.Module:
     from torchvision.models.vision_transformer import VisionTransformer
 
-    return VisionTransformer(image_size=8, patch_size=4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=24, num_classes=5)
+    return VisionTransformer(
+        image_size=8, patch_size=4, num_layers=2, num_heads=2, hidden_dim=16, mlp_dim=24, num_classes=5
+    )
 
 
 def open_clip_module(vision: dict[str, Any]) -> nn.Module:
@@ -213,7 +308,16 @@ def _exists(family: str) -> bool:
 
 
 def _module(family: str) -> nn.Module:
-    builders = LANGUAGE | SEQ2SEQ | BLIP2 | DUAL | CLASSIFIER | VLM | PACKED | {name: builder for name, (builder, _) in BLIP.items()}
+    builders = (
+        LANGUAGE
+        | SEQ2SEQ
+        | BLIP2
+        | DUAL
+        | CLASSIFIER
+        | VLM
+        | PACKED
+        | {name: builder for name, (builder, _) in BLIP.items()}
+    )
     return builders[family]()
 
 
@@ -227,7 +331,9 @@ UNPADDED = {**dict.fromkeys(MATCHING, (7, 7, 7)), **dict.fromkeys(OPEN_CLIP, (12
 UNSTACKABLE = ["torch_encoder_tokens_first"]
 
 
-def build(family: str, towers: list[str] | None = None, skip_layers: tuple[str, ...] = (), seed: int = 0) -> PrunableModel:
+def build(
+    family: str, towers: list[str] | None = None, skip_layers: tuple[str, ...] = (), seed: int = 0
+) -> PrunableModel:
     """The family's model, the same for the same seed. A test that asks for one that the installed transformers lacks is skipped."""
     if family not in FAMILIES:
         pytest.skip(f"transformers {hf.__version__} has no {family}")
@@ -235,13 +341,23 @@ def build(family: str, towers: list[str] | None = None, skip_layers: tuple[str, 
         torch.manual_seed(seed)
         module = _module(family)
         with torch.no_grad():
-            for parameter in module.parameters():  # away from 0 and 1, where biases, norms, queries and positions start
+            for (
+                parameter
+            ) in module.parameters():  # away from 0 and 1, where biases, norms, queries and positions start
                 parameter.add_(0.1 * torch.randn_like(parameter))
     interface: Any = None
     if family in (*DUAL, *OPEN_CLIP):
         interface = (DualInterface if family in DUAL else OpenClipInterface)(None, None, 0, False)  # type: ignore[arg-type]
     paths = {"vision": "encoder.layers"} if family == "torchvision_vit" else None
-    return prunable(family, module, None, loss_of(family, interface), Selection(towers, list(skip_layers)), paths, interface)
+    return prunable(
+        family,
+        module,
+        None,
+        loss_of(family, interface),
+        Selection(towers, list(skip_layers)),
+        paths,
+        interface,
+    )
 
 
 def first_output_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
@@ -272,19 +388,31 @@ def samples(family: str, lengths: tuple[int, ...] = (5, 7, 5, 7, 5), seed: int =
     """One sample per length, of all the inputs that the family needs. Families that compare samples get texts of one length, some padded."""
     generator = torch.Generator().manual_seed(seed)
     made = [_sample(family, length, generator) for length in lengths]
-    return CalibrationSet("tiny", tuple(_padded(sample, max(lengths)) for sample in made) if family in COMPARING else tuple(made))
+    return CalibrationSet(
+        "tiny",
+        tuple(_padded(sample, max(lengths)) for sample in made) if family in COMPARING else tuple(made),
+    )
 
 
 def one_by_one(family: str, calibration: CalibrationSet, batch_size: int) -> list[Batch]:
     """What the slow reference runs on: one sample at a time without any padding, or the batches themselves where samples meet inside a tower."""
     if family in MATCHING:
         return list(calibration.batches(batch_size))
-    return [{name: tensor[None] for name, tensor in _trimmed(sample).items()} for sample in calibration.samples]
+    return [
+        {name: tensor[None] for name, tensor in _trimmed(sample).items()} for sample in calibration.samples
+    ]
 
 
 def _trimmed(sample: Sample) -> Sample:
-    real = sample["attention_mask"].bool() if "attention_mask" in sample and sample["attention_mask"].dim() == 1 else None
-    return {name: tensor[real] if real is not None and tensor.shape == real.shape else tensor for name, tensor in sample.items()}
+    real = (
+        sample["attention_mask"].bool()
+        if "attention_mask" in sample and sample["attention_mask"].dim() == 1
+        else None
+    )
+    return {
+        name: tensor[real] if real is not None and tensor.shape == real.shape else tensor
+        for name, tensor in sample.items()
+    }
 
 
 def _padded(sample: Sample, length: int) -> Sample:
@@ -294,7 +422,11 @@ def _padded(sample: Sample, length: int) -> Sample:
 
 
 def _sample(family: str, length: int, generator: torch.Generator) -> Sample:
-    make = SimpleNamespace(tokens=lambda count: _tokens(count, generator), pixels=lambda: torch.randn(3, 8, 8, generator=generator), length=length)
+    make = SimpleNamespace(
+        tokens=lambda count: _tokens(count, generator),
+        pixels=lambda: torch.randn(3, 8, 8, generator=generator),
+        length=length,
+    )
     if family in LANGUAGE:
         return {"input_ids": make.tokens(length)}
     if family in SEQ2SEQ:
@@ -302,10 +434,15 @@ def _sample(family: str, length: int, generator: torch.Generator) -> Sample:
     if family in CLASSIFIER:
         return {"pixel_values": make.pixels(), "labels": torch.randint(0, 5, (), generator=generator)}
     if family in PACKED and family not in OPEN_CLIP:
-        inputs = make.pixels() if family == "torchvision_vit" else torch.randn(length, 16, generator=generator)
+        inputs = (
+            make.pixels() if family == "torchvision_vit" else torch.randn(length, 16, generator=generator)
+        )
         return {"inputs": inputs, "target": torch.randn((), generator=generator)}
     if family in (*DUAL, *OPEN_CLIP):
-        return {"pixel_values": make.pixels(), **_attended(torch.cat([make.tokens(length - 1), torch.tensor([38])]))}
+        return {
+            "pixel_values": make.pixels(),
+            **_attended(torch.cat([make.tokens(length - 1), torch.tensor([38])])),
+        }
     if family in BLIP2:
         return _blip2_sample(family, make)
     return _vlm_sample(family, make) if family in VLM else _blip_sample(family, make)
@@ -324,17 +461,36 @@ def _blip_sample(family: str, make: Any) -> Sample:
 
 def _blip2_sample(family: str, make: Any) -> Sample:
     input_ids = torch.cat([torch.full((QUERIES,), IMAGE_TOKEN), make.tokens(make.length)])
-    labels = torch.where(input_ids == IMAGE_TOKEN, -100, input_ids) if family == "blip2_opt" else make.tokens(make.length - 2)
+    labels = (
+        torch.where(input_ids == IMAGE_TOKEN, -100, input_ids)
+        if family == "blip2_opt"
+        else make.tokens(make.length - 2)
+    )
     return {"pixel_values": make.pixels(), **_attended(input_ids), "labels": labels}
 
 
 def _vlm_sample(family: str, make: Any) -> Sample:
     """As a processor gives it: with a leading dimension of one, or of patches or tiles."""
-    count = {"llava": 4, "smolvlm": 1, "paligemma": 4, "internvl": 1, "qwen2_5_vl": 4, "instructblip": QUERIES}[family]
+    count = {
+        "llava": 4,
+        "smolvlm": 1,
+        "paligemma": 4,
+        "internvl": 1,
+        "qwen2_5_vl": 4,
+        "instructblip": QUERIES,
+    }[family]
     input_ids = torch.cat([torch.full((count,), IMAGE_TOKEN), make.tokens(make.length)])[None]
-    sample = {"input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": torch.where(input_ids == IMAGE_TOKEN, -100, input_ids)}
+    sample = {
+        "input_ids": input_ids,
+        "attention_mask": torch.ones_like(input_ids),
+        "labels": torch.where(input_ids == IMAGE_TOKEN, -100, input_ids),
+    }
     if family == "qwen2_5_vl":  # 4 x 4 patches of 2 frames of 2 x 2 pixels, merged 2 x 2
-        patches = torch.cat([make.pixels().flatten(1)[:, :24].reshape(3, 24) for _ in range(6)]).reshape(-1)[: 16 * 24].reshape(16, 24)
+        patches = (
+            torch.cat([make.pixels().flatten(1)[:, :24].reshape(3, 24) for _ in range(6)])
+            .reshape(-1)[: 16 * 24]
+            .reshape(16, 24)
+        )
         return {
             **sample,
             "pixel_values": patches,

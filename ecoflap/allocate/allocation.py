@@ -54,7 +54,9 @@ def check_sparsity(sparsity: float) -> None:
         UserError: if the sparsity is outside [0, 1).
     """
     if not 0 <= sparsity < 1:
-        raise UserError(f"sparsity={sparsity} is outside [0, 1); it is the share of prunable weights to remove, such as 0.6")
+        raise UserError(
+            f"sparsity={sparsity} is outside [0, 1); it is the share of prunable weights to remove, such as 0.6"
+        )
 
 
 def read_file(path: str) -> Allocation:
@@ -66,13 +68,17 @@ def read_file(path: str) -> Allocation:
     file = Path(path).expanduser()
     try:
         value = json.loads(file.read_text())
-        return Allocation(dict(value["keep"]), dict(value["sizes"]), float(value["target"]), value["granularity"])
+        return Allocation(
+            dict(value["keep"]), dict(value["sizes"]), float(value["target"]), value["granularity"]
+        )
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
             f"allocation.path={path}: there is no such file; each run with the allocate step writes allocation.json into its folder"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"allocation.path={path} is not an allocation file ({type(error).__name__}: {error})") from None
+        raise UserError(
+            f"allocation.path={path} is not an allocation file ({type(error).__name__}: {error})"
+        ) from None
 
 
 def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: str) -> Allocation:
@@ -93,7 +99,11 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
             raise UserError(
                 f"allocation.path={path} has no entry for {name}; it was made for other layers (nearest: {nearest(name, allocation.keep)})"
             )
-        if allocation.sizes.get(name) != size or not isinstance(allocation.keep[name], int) or not 0 <= allocation.keep[name] <= size:
+        if (
+            allocation.sizes.get(name) != size
+            or not isinstance(allocation.keep[name], int)
+            or not 0 <= allocation.keep[name] <= size
+        ):
             raise UserError(
                 f"allocation.path={path}: {name} keeps {allocation.keep[name]} of {allocation.sizes.get(name)}, but has {size} weights here"
             )

@@ -29,7 +29,9 @@ class FromFile:
 
     def __post_init__(self) -> None:
         if self.total not in (EXACT, AS_GIVEN):
-            raise UserError(f"allocation.total={self.total} is not known; {did_you_mean(self.total, (EXACT, AS_GIVEN))}")
+            raise UserError(
+                f"allocation.total={self.total} is not known; {did_you_mean(self.total, (EXACT, AS_GIVEN))}"
+            )
 
     @cached_property
     def allocation(self) -> Allocation:

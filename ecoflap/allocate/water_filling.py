@@ -76,11 +76,18 @@ class WaterFilling:
             if not layers:
                 continue
             total = keep_total([layer.size for layer in layers], sparsity)
-            if scores is None or granularity == "model" or self.cap == sparsity:  # a cap at the target leaves nothing to share
+            if (
+                scores is None or granularity == "model" or self.cap == sparsity
+            ):  # a cap at the target leaves nothing to share
                 keep |= _split(layers, total)
             else:
                 keep |= self._share(self._groups(part), scores, total, sparsity)
-        return Allocation(keep, {layer.name: layer.size for tower in towers for layer in tower.layers}, sparsity, granularity)
+        return Allocation(
+            keep,
+            {layer.name: layer.size for tower in towers for layer in tower.layers},
+            sparsity,
+            granularity,
+        )
 
     def _groups(self, towers: tuple[Tower, ...]) -> list[list[Layer]]:
         if self.granularity == "tower":
@@ -91,10 +98,16 @@ class WaterFilling:
             groups = [[layer] for tower in towers for layer in tower.layers]
         return [group for group in groups if group]
 
-    def _share(self, groups: list[list[Layer]], scores: Scores, total: int, sparsity: float) -> dict[str, int]:
+    def _share(
+        self, groups: list[list[Layer]], scores: Scores, total: int, sparsity: float
+    ) -> dict[str, int]:
         sizes = [sum(layer.size for layer in group) for group in groups]
         sums = [sum(scores.importance[layer.name] for layer in group) for group in groups]
-        values = sums if self.aggregate == "sum" else [score / size for score, size in zip(sums, sizes, strict=True)]
+        values = (
+            sums
+            if self.aggregate == "sum"
+            else [score / size for score, size in zip(sums, sizes, strict=True)]
+        )
         if not any(values):
             raise UserError(
                 f"all scores are zero, from {groups[0][0].name} on: the loss does not depend on these layers. "
@@ -105,9 +118,19 @@ class WaterFilling:
             kept = water_fill(sizes, values, total, cap)
         except ValueError as error:
             raise UserError(f"allocation.cap={self.cap} with sparsity={sparsity}: {error}") from None
-        return {name: count for group, budget in zip(groups, kept, strict=True) for name, count in _split(group, budget).items()}
+        return {
+            name: count
+            for group, budget in zip(groups, kept, strict=True)
+            for name, count in _split(group, budget).items()
+        }
 
 
 def _split(layers: list[Layer], budget: int) -> dict[str, int]:
     """The same sparsity for every layer of a group, to the last weight."""
-    return dict(zip([layer.name for layer in layers], proportional([layer.size for layer in layers], budget), strict=True))
+    return dict(
+        zip(
+            [layer.name for layer in layers],
+            proportional([layer.size for layer in layers], budget),
+            strict=True,
+        )
+    )

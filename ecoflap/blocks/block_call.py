@@ -35,7 +35,9 @@ class BlockCall:
         arguments, keywords = self.placed(self.arguments, self.keywords, hidden)
         return first_tensor(block(*arguments, **keywords))
 
-    def placed(self, arguments: tuple[Any, ...], keywords: dict[str, Any], hidden: Tensor) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def placed(
+        self, arguments: tuple[Any, ...], keywords: dict[str, Any], hidden: Tensor
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """Arguments of such a call with other hidden states."""
         if isinstance(self.place, int):
             return (*arguments[: self.place], hidden, *arguments[self.place + 1 :]), keywords
@@ -48,7 +50,10 @@ class BlockCall:
 
     def hand_over(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         """Fill the containers that another call is given with what this one's hold: key-value states that blocks share."""
-        known = [*zip(arguments, self.arguments, strict=False), *((value, self.keywords.get(name)) for name, value in keywords.items())]
+        known = [
+            *zip(arguments, self.arguments, strict=False),
+            *((value, self.keywords.get(name)) for name, value in keywords.items()),
+        ]
         for value, held in known:
             refillable = items_of(held) is not None and not isinstance(held, tuple | Set)
             if refillable and type(value) is type(held) and tensors_in(held):
@@ -65,7 +70,11 @@ class BlockCall:
 
     def changed(self, change: Callable[[Any], Any]) -> BlockCall:
         """The same call with each of its arguments put through a function."""
-        return BlockCall(tuple(map(change, self.arguments)), {name: change(value) for name, value in self.keywords.items()}, self.place)
+        return BlockCall(
+            tuple(map(change, self.arguments)),
+            {name: change(value) for name, value in self.keywords.items()},
+            self.place,
+        )
 
 
 def take_out_hidden(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[BlockCall, Tensor]:
@@ -80,7 +89,9 @@ def take_out_hidden(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tup
     for name, value in keywords.items():
         if isinstance(value, Tensor):
             return BlockCall(arguments, {**keywords, name: None}, name), value
-    raise UserError("a block was called without any tensor; model.towers names something that is not a list of transformer blocks")
+    raise UserError(
+        "a block was called without any tensor; model.towers names something that is not a list of transformer blocks"
+    )
 
 
 def first_tensor(output: Any) -> Tensor:

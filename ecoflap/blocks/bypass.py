@@ -1,4 +1,4 @@
-"""SubstituteForward a block: hand its hidden states through, or put known ones in their place, without computing it.
+"""Bypass a block: hand its hidden states through, or put known ones in their place, without computing it.
 
 A block whose output is its hidden states, beside things that it got and hands on, can be bypassed. A block that makes
 something for the later ones, as T5's first makes the position bias, is run.
@@ -48,7 +48,9 @@ class Bypass:
         return make
 
 
-def find_bypass(arguments: tuple[Any, ...], keywords: dict[str, Any], hidden: Key, output: Any) -> Bypass | None:
+def find_bypass(
+    arguments: tuple[Any, ...], keywords: dict[str, Any], hidden: Key, output: Any
+) -> Bypass | None:
     """How to bypass a block.
 
     Args:
@@ -61,12 +63,24 @@ def find_bypass(arguments: tuple[Any, ...], keywords: dict[str, Any], hidden: Ke
         Null where the block makes more than hidden states.
     """
     given = _given(arguments, keywords)
-    first, rest = (output, ()) if isinstance(output, Tensor) else (output[0], output[1:]) if type(output) is tuple and output else (None, ())
-    if not isinstance(first, Tensor) or first.shape != given[hidden].shape or first.dtype != given[hidden].dtype:
+    first, rest = (
+        (output, ())
+        if isinstance(output, Tensor)
+        else (output[0], output[1:])
+        if type(output) is tuple and output
+        else (None, ())
+    )
+    if (
+        not isinstance(first, Tensor)
+        or first.shape != given[hidden].shape
+        or first.dtype != given[hidden].dtype
+    ):
         return None
     places: list[Key | None] = []
     for item in rest:
-        place = next((key for key, value in given.items() if value is item), None) if item is not None else None
+        place = (
+            next((key for key, value in given.items() if value is item), None) if item is not None else None
+        )
         if place is None and item is not None:
             return None
         places.append(place)
@@ -95,4 +109,8 @@ def without_head(module: nn.Module) -> dict[nn.Module, SubstituteForward]:
     head = find() if find is not None else None
     if not isinstance(head, nn.Linear):
         return {}
-    return {head: lambda arguments, _: arguments[0].new_zeros(()).expand(*arguments[0].shape[:-1], head.out_features)}
+    return {
+        head: lambda arguments, _: (
+            arguments[0].new_zeros(()).expand(*arguments[0].shape[:-1], head.out_features)
+        )
+    }

@@ -40,7 +40,9 @@ class Stream:
         waiting: the hidden states, put away.
     """
 
-    def __init__(self, entry: Entry, calls: Mapping[int, BlockCall], placement: Placement, writes: bool = False) -> None:
+    def __init__(
+        self, entry: Entry, calls: Mapping[int, BlockCall], placement: Placement, writes: bool = False
+    ) -> None:
         """Begin at the first block.
 
         Args:
@@ -113,7 +115,14 @@ class Flow:
     """
 
     @torch.no_grad()
-    def __init__(self, model: PrunableModel, tower: Tower, batches: Sequence[Batch], behind: Sequence[FinishedTower] = (), dense: bool = False) -> None:
+    def __init__(
+        self,
+        model: PrunableModel,
+        tower: Tower,
+        batches: Sequence[Batch],
+        behind: Sequence[FinishedTower] = (),
+        dense: bool = False,
+    ) -> None:
         """Capture what enters the first block, through the model as it is now.
 
         Args:
@@ -163,7 +172,13 @@ class Flow:
             streams.append(Stream(entries[0], calls, self.model.placement, structure.writes))
         return streams
 
-    def _record(self, structure: Structure, number: int, wanted: Collection[int], bypasses: Mapping[nn.Module, SubstituteForward]) -> Recorder:
+    def _record(
+        self,
+        structure: Structure,
+        number: int,
+        wanted: Collection[int],
+        bypasses: Mapping[nn.Module, SubstituteForward],
+    ) -> Recorder:
         """Run a batch as far as is wanted."""
         past = dict(bypasses)
         for finished_tower in structure.bypassed:
@@ -190,7 +205,9 @@ class Flow:
     def enter(self, index: int) -> list[Stream]:
         """The streams at a block, whose predecessors may have been pruned."""
         structure, replayed = self.structure, self._at == index
-        if structure is None or (replayed and (self._entered == index or index not in structure.from_output | self.from_start)):
+        if structure is None or (
+            replayed and (self._entered == index or index not in structure.from_output | self.from_start)
+        ):
             return self.streams
         known = replayed and index not in self.from_start
         for number, streams in enumerate(self._of_batches):
@@ -220,7 +237,9 @@ class Flow:
         ended = self._at == len(self.tower.blocks) and self.tower.blocks[-1].module in bypasses
         if self.structure is None or self.structure.looped or not ended:
             return FinishedTower(self.tower, {}, [])
-        return FinishedTower(self.tower, bypasses, [[stream.waiting for stream in streams] for streams in self._of_batches])
+        return FinishedTower(
+            self.tower, bypasses, [[stream.waiting for stream in streams] for streams in self._of_batches]
+        )
 
 
 def _others(one: Batch, batches: Sequence[Batch]) -> list[Batch]:
@@ -237,7 +256,9 @@ def _two_of(batch: Batch) -> Batch:
     return {name: tensor[:2] for name, tensor in batch.items()}
 
 
-def flows(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool = False) -> Iterator[Flow]:
+def flows(
+    model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool = False
+) -> Iterator[Flow]:
     """The batches on their way through tower after tower; each is to be left before the next one is asked for.
 
     Args:

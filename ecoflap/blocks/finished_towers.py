@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ecoflap.blocks.activations import Waiting
 from ecoflap.blocks.block_call import first_tensor
-from ecoflap.blocks.bypass import SubstituteForward, Bypass
+from ecoflap.blocks.bypass import Bypass, SubstituteForward
 from ecoflap.errors import UserError
 from ecoflap.models.core.towers import Tower
 
@@ -30,7 +30,9 @@ class FinishedTower:
     bypasses: Mapping[nn.Module, Bypass]
     outputs: list[list[Waiting]]
 
-    def ending_with(self, outputs: Sequence[Tensor], between: Callable[[Tensor], Tensor] = lambda hidden: hidden) -> dict[nn.Module, SubstituteForward]:
+    def ending_with(
+        self, outputs: Sequence[Tensor], between: Callable[[Tensor], Tensor] = lambda hidden: hidden
+    ) -> dict[nn.Module, SubstituteForward]:
         """Ways through the tower.
 
         Args:
@@ -74,9 +76,19 @@ class TowerPasses:
         handles = []
         for number, tower in enumerate(self.towers):
             for block in tower.blocks:
-                handles.append(block.module.register_forward_pre_hook(lambda *_, number=number: self.order.append(number)))
-                handles.append(block.module.register_forward_hook(lambda *_, number=number: self.order.append(number)))
-            handles.append(tower.blocks[-1].module.register_forward_hook(lambda _, __, output, number=number: self._end(number, output)))
+                handles.append(
+                    block.module.register_forward_pre_hook(
+                        lambda *_, number=number: self.order.append(number)
+                    )
+                )
+                handles.append(
+                    block.module.register_forward_hook(lambda *_, number=number: self.order.append(number))
+                )
+            handles.append(
+                tower.blocks[-1].module.register_forward_hook(
+                    lambda _, __, output, number=number: self._end(number, output)
+                )
+            )
         try:
             yield
         finally:
@@ -89,4 +101,8 @@ class TowerPasses:
     def current(self) -> list[int]:
         """The towers that end before any that was pruned after them begins: what they put out does not depend on those."""
         ends = {number: len(self.order) - 1 - self.order[::-1].index(number) for number in self.order}
-        return [number for number in ends if all(self.order.index(later) > ends[number] for later in ends if later > number)]
+        return [
+            number
+            for number in ends
+            if all(self.order.index(later) > ends[number] for later in ends if later > number)
+        ]

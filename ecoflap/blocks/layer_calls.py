@@ -116,7 +116,9 @@ def _never_reached(model: PrunableModel, missed: set[str]) -> UserError:
             where = f"tower {tower.name} ({tower.path})"
             return UserError(f"the calibration data never reach {where}; leave it out of towers")
     what = some(missed, names)
-    return UserError(f"the calibration data never reach {what}, so what they read is not known; {advice(missed, names)}")
+    return UserError(
+        f"the calibration data never reach {what}, so what they read is not known; {advice(missed, names)}"
+    )
 
 
 def advice(layers: set[str], names: Sequence[str]) -> str:

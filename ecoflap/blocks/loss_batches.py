@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 # What stands behind the end of each tensor [..., tokens]: any token, which the mask hides, and no target.
 FILLS = {
-    **dict.fromkeys(("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "decoder_input_ids"), 0),
+    **dict.fromkeys(
+        ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "decoder_input_ids"), 0
+    ),
     **dict.fromkeys(("qformer_input_ids", "qformer_attention_mask"), 0),
     "labels": IGNORED,
 }
@@ -39,7 +41,10 @@ def loss_batches(model: PrunableModel, calibration: CalibrationSet, size: int) -
     parts = [list(part) for group in _alike(calibration.samples) for part in split(group, size)]
     mixed = next((part for part in parts if len({_shapes(sample) for sample in part}) > 1), None)
     if mixed is not None and not _keeps_losses(model, mixed):
-        log.info("score: %s is scored on batches of texts of one length: its loss is another one when they are filled up", model.name)
+        log.info(
+            "score: %s is scored on batches of texts of one length: its loss is another one when they are filled up",
+            model.name,
+        )
         return calibration.batches(size)
     return [padded(part) for part in parts]
 
@@ -48,9 +53,21 @@ def padded(samples: Sequence[Sample]) -> dict[str, Tensor]:
     """One batch of samples whose texts may differ in length."""
     if len({_shapes(sample) for sample in samples}) == 1:
         return stack(samples)
-    masked = [{**sample, "attention_mask": sample.get("attention_mask", torch.ones_like(sample["input_ids"]))} for sample in samples]
-    longest = {name: max(sample[name].shape[-1] for sample in masked) for name in FILLS if name in masked[0] and masked[0][name].dim()}
-    return stack([{name: _filled(name, tensor, longest.get(name)) for name, tensor in sample.items()} for sample in masked])
+    masked = [
+        {**sample, "attention_mask": sample.get("attention_mask", torch.ones_like(sample["input_ids"]))}
+        for sample in samples
+    ]
+    longest = {
+        name: max(sample[name].shape[-1] for sample in masked)
+        for name in FILLS
+        if name in masked[0] and masked[0][name].dim()
+    }
+    return stack(
+        [
+            {name: _filled(name, tensor, longest.get(name)) for name, tensor in sample.items()}
+            for sample in masked
+        ]
+    )
 
 
 def _filled(name: str, tensor: Tensor, length: int | None) -> Tensor:
@@ -67,8 +84,14 @@ def _alike(samples: Sequence[Sample]) -> list[list[Sample]]:
 
 def kind_of(sample: Sample) -> Kind:
     """The names and the shapes of a sample's tensors, but for the lengths of texts."""
-    texts = {name for name in FILLS if name in sample and sample[name].dim()} if "input_ids" in sample or "decoder_input_ids" in sample else set()
-    return tuple((name, tuple(tensor.shape[:-1] if name in texts else tensor.shape)) for name, tensor in sample.items())
+    texts = (
+        {name for name in FILLS if name in sample and sample[name].dim()}
+        if "input_ids" in sample or "decoder_input_ids" in sample
+        else set()
+    )
+    return tuple(
+        (name, tuple(tensor.shape[:-1] if name in texts else tensor.shape)) for name, tensor in sample.items()
+    )
 
 
 def _shapes(sample: Sample) -> tuple[tuple[int, ...], ...]:

@@ -19,7 +19,11 @@ def disturbed(tensor: Tensor) -> Tensor:
     """Numbers of a tensor's shape, type and size that have nothing to do with it, the same ones each time."""
     if not tensor.numel():
         return tensor
-    wave = torch.arange(1, tensor.numel() + 1, device=tensor.device, dtype=torch.float32).sin_().view(tensor.shape)
+    wave = (
+        torch.arange(1, tensor.numel() + 1, device=tensor.device, dtype=torch.float32)
+        .sin_()
+        .view(tensor.shape)
+    )
     return (wave * tensor.float().abs().amax().clamp(min=1)).to(tensor.dtype)
 
 

@@ -63,7 +63,9 @@ class _Last:
     def is_entering(self, index: int, hidden: Tensor) -> bool:
         """Whether a block is given this very output. Equal numbers elsewhere prove nothing: zeros may have been added."""
         same = hidden is self.output or (
-            hidden.data_ptr() == self.output.data_ptr() and hidden.shape == self.output.shape and hidden.stride() == self.output.stride()
+            hidden.data_ptr() == self.output.data_ptr()
+            and hidden.shape == self.output.shape
+            and hidden.stride() == self.output.stride()
         )
         return index == self.index + 1 and same and version_of(hidden) == self.version
 
@@ -83,7 +85,9 @@ class Recorder:
         bypasses: {block: how to bypass it}, null where it has to be run.
     """
 
-    def __init__(self, tower: Tower, passes: int = 0, wanted: Collection[int] | None = None, writes: bool = True) -> None:
+    def __init__(
+        self, tower: Tower, passes: int = 0, wanted: Collection[int] | None = None, writes: bool = True
+    ) -> None:
         """Get ready.
 
         Args:
@@ -93,7 +97,9 @@ class Recorder:
             writes: blocks write to tensors that they are given, so that copies are kept.
         """
         self.tower, self.expected = tower, passes
-        self.entries: dict[int, list[Entry]] = {index: [] for index in (range(len(tower.blocks)) if wanted is None else wanted)}
+        self.entries: dict[int, list[Entry]] = {
+            index: [] for index in (range(len(tower.blocks)) if wanted is None else wanted)
+        }
         self.broken: set[int] = set()
         self.returned = False
         self.written: set[str] = set()
@@ -130,9 +136,14 @@ class Recorder:
             self.returned |= index == 0 and last is not None
             self.order.append(index)
             if index in self.entries:
-                kept, before = self._copy_of_hidden(hidden), last.left if last is not None and last.index == index - 1 else None
+                kept, before = (
+                    self._copy_of_hidden(hidden),
+                    last.left if last is not None and last.index == index - 1 else None,
+                )
                 if chained and before is not None:
-                    before = self.left[index - 1][-1] = replace(before, output=kept)  # not two copies of the same numbers
+                    before = self.left[index - 1][-1] = replace(
+                        before, output=kept
+                    )  # not two copies of the same numbers
                 self.entries[index].append(Entry(self._kept(call), kept, counted_tokens(), before))
             if self.expected and all(len(calls) == self.expected for calls in self.entries.values()):
                 raise Captured
@@ -142,7 +153,9 @@ class Recorder:
         return record
 
     def _after(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
-        def record(module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any) -> None:
+        def record(
+            module: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], output: Any
+        ) -> None:
             hidden = first_tensor(output)
             self._last = _Last(index, hidden, version_of(hidden), None)
             if self.expected:
@@ -154,7 +167,9 @@ class Recorder:
             self.written |= {"hidden" if tensor is given else "other" for tensor in written}
             if [id(tensor) for tensor, _ in self._given] != list(map(id, tensors_in((arguments, keywords)))):
                 self.writers.add(index)
-            if self.bypasses.get(module, ()) is not None:  # one call that makes more than hidden states settles it
+            if (
+                self.bypasses.get(module, ()) is not None
+            ):  # one call that makes more than hidden states settles it
                 self.bypasses[module] = find_bypass(arguments, keywords, call.place, output)
 
         return record

@@ -101,7 +101,9 @@ def _calls_of_a_disturbed_pass(model: PrunableModel, tower: Tower, batch: Batch)
     calls = Counter[nn.Module]()
     layers = [layer for one in model.every_tower for layer in one.layers]
     modules = dict.fromkeys(block.module for block in tower.blocks)
-    handles = [module.register_forward_pre_hook(lambda module, _: calls.update([module])) for module in modules]
+    handles = [
+        module.register_forward_pre_hook(lambda module, _: calls.update([module])) for module in modules
+    ]
     try:
         with errors_suppressed(), disturbing(layers), taking(without_head(model.module)):
             model.loss(batch)

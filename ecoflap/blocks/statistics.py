@@ -80,7 +80,9 @@ class Gram:
         """Add the outer products of inputs [tokens, cols], of which the upper half is enough: strips of rows from the diagonal on."""
         inputs = inputs.float()
         for start in range(0, inputs.shape[1], STRIP):
-            self.sum[start : start + STRIP, start:].addmm_(inputs[:, start : start + STRIP].t(), inputs[:, start:])
+            self.sum[start : start + STRIP, start:].addmm_(
+                inputs[:, start : start + STRIP].t(), inputs[:, start:]
+            )
         self.tokens += len(inputs)
         self._value = self._factor = None
 
@@ -118,7 +120,9 @@ class InputStatistics:
         self._reads: dict[Layer, list[MeanSquare | Gram]] = {}
         self._seen: list[tuple[Tensor, int, MeanSquare | Gram]] = []
         self._calls: list[Layer] = []
-        self._repeats: bool | None = None  # whether a run calls some layer twice; null before the first has ended
+        self._repeats: bool | None = (
+            None  # whether a run calls some layer twice; null before the first has ended
+        )
 
     @contextmanager
     def gathering(self, layers: Sequence[Layer], stop: bool = False) -> Iterator[None]:
@@ -169,7 +173,14 @@ class InputStatistics:
 
     def _of_tensor(self, inputs: Tensor) -> MeanSquare | Gram:
         """The statistic of one tensor, computed once for all layers that read it before it is written to."""
-        known = next((own for tensor, version, own in self._seen if tensor is inputs and version == version_of(inputs)), None)
+        known = next(
+            (
+                own
+                for tensor, version, own in self._seen
+                if tensor is inputs and version == version_of(inputs)
+            ),
+            None,
+        )
         if known is None:
             known = self.kind(inputs.shape[-1], inputs.device)
             known.update(self._real(inputs).detach())
@@ -207,5 +218,7 @@ class InputStatistics:
 
     def __getitem__(self, layer: Layer) -> MeanSquare | Gram:
         if layer not in self.of:
-            raise UserError(f"{layer.name} never ran on the calibration data, so nothing is known of its inputs; leave it out with skip_layers")
+            raise UserError(
+                f"{layer.name} never ran on the calibration data, so nothing is known of its inputs; leave it out with skip_layers"
+            )
         return self.of[layer]

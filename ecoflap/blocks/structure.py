@@ -17,9 +17,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecoflap.blocks.bypass import SubstituteForward, Bypass, taking, without_head
+from ecoflap.blocks.bypass import Bypass, SubstituteForward, taking, without_head
 from ecoflap.blocks.containers import equal
-from ecoflap.blocks.finished_towers import TowerPasses, FinishedTower
+from ecoflap.blocks.finished_towers import FinishedTower, TowerPasses
 from ecoflap.blocks.perturbation import disturbed, disturbing
 from ecoflap.blocks.recorder import Captured, Left, Recorder
 from ecoflap.blocks.standalone import layers_inside_their_blocks, require_alone
@@ -85,7 +85,9 @@ def learn(
     kinds = [_record(model, tower, batch, finished)]
     require_alone(model, tower, kinds[0].plain, others)
     unlike = [_record(model, tower, other, finished) for other in others if _shapes(other) != _shapes(batch)]
-    kinds += [kind for kind in unlike if any(kind.plain.entries.values())]  # texts alone never reach an image tower
+    kinds += [
+        kind for kind in unlike if any(kind.plain.entries.values())
+    ]  # texts alone never reach an image tower
     for kind in kinds:
         kind.plain.left.clear()  # as large as what enters all blocks, which is compared from here on
     bypasses = {
@@ -104,7 +106,11 @@ def learn(
         looped=any(one.looped for one in learned),
         backwards=any(one.backwards for one in learned),
         writes=any(one.writes for one in learned),
-        bypassed=tuple(finished_tower for finished_tower in learned[0].bypassed if all(id(finished_tower) in ids for ids in bypassed)),
+        bypassed=tuple(
+            finished_tower
+            for finished_tower in learned[0].bypassed
+            if all(id(finished_tower) in ids for ids in bypassed)
+        ),
     )
 
 
@@ -127,7 +133,12 @@ def _record(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence
     """Run a batch through the whole model."""
     kind = _Kind(batch, Recorder(tower), TowerPasses([finished_tower.tower for finished_tower in finished]))
     head = without_head(model.module)
-    with layers_inside_their_blocks(model, tower), kind.plain.watching(), kind.passes.watching(), taking(head):
+    with (
+        layers_inside_their_blocks(model, tower),
+        kind.plain.watching(),
+        kind.passes.watching(),
+        taking(head),
+    ):
         model.loss(batch)
     return kind
 
@@ -161,22 +172,30 @@ def _learn_from(kind: _Kind, trials: _Trials, finished: Sequence[FinishedTower],
     )
 
 
-def _bypassed(trials: _Trials, finished: Sequence[FinishedTower], passes: TowerPasses, whole: bool) -> list[int]:
+def _bypassed(
+    trials: _Trials, finished: Sequence[FinishedTower], passes: TowerPasses, whole: bool
+) -> list[int]:
     """The finished towers that need not be run."""
     chosen: list[int] = []
     for number in passes.current():
-        if finished[number].outputs and trials.can_leave_out(_past(finished, passes, [*chosen, number]), whole):
+        if finished[number].outputs and trials.can_leave_out(
+            _past(finished, passes, [*chosen, number]), whole
+        ):
             chosen.append(number)
     return chosen
 
 
-def _past(finished: Sequence[FinishedTower], passes: TowerPasses, numbers: Sequence[int]) -> dict[nn.Module, SubstituteForward]:
+def _past(
+    finished: Sequence[FinishedTower], passes: TowerPasses, numbers: Sequence[int]
+) -> dict[nn.Module, SubstituteForward]:
     """SubstituteForward some of them, so that all but their ends is disturbed."""
     ways = (finished[number].ending_with(passes.outputs[number], disturbed) for number in numbers)
     return {module: way for of_tower in ways for module, way in of_tower.items()}
 
 
-def _check_dense(trials: _Trials, finished: Sequence[FinishedTower], passes: TowerPasses, bypassed: Sequence[int]) -> None:
+def _check_dense(
+    trials: _Trials, finished: Sequence[FinishedTower], passes: TowerPasses, bypassed: Sequence[int]
+) -> None:
     """Refuse a tower that reads what a pruned one puts out.
 
     Raises:
@@ -210,7 +229,9 @@ def leaving(
     def leave(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
         left = next(turn)
         left.call.hand_over(arguments, keywords)
-        return bypasses[block].changed(lambda _: left.output.clone())(arguments, keywords)  # the model may write into it
+        return bypasses[block].changed(lambda _: left.output.clone())(
+            arguments, keywords
+        )  # the model may write into it
 
     return {**{module: made.changed(between) for module, made in bypasses.items()}, block: leave}
 
@@ -218,7 +239,9 @@ def leaving(
 class _Trials:
     """Forward passes of the small batch that leave something out, compared with the one that leaves out nothing."""
 
-    def __init__(self, model: PrunableModel, tower: Tower, bypasses: Mapping[nn.Module, Bypass], kind: _Kind) -> None:
+    def __init__(
+        self, model: PrunableModel, tower: Tower, bypasses: Mapping[nn.Module, Bypass], kind: _Kind
+    ) -> None:
         self.model, self.tower, self.bypasses = model, tower, bypasses
         self.batch, self.plain, self.passes = kind.batch, kind.plain, kind.plain.passes()
 
@@ -239,9 +262,13 @@ class _Trials:
         block = self.tower.blocks[index - 1].module
         before = [entry.before for entry in self.plain.entries[index]]
         known = [left for left in before if left is not None]
-        if len(known) < len(before) or any(one.module not in self.bypasses for one in self.tower.blocks[:index]):
+        if len(known) < len(before) or any(
+            one.module not in self.bypasses for one in self.tower.blocks[:index]
+        ):
             return False
-        return self._same(self._run(leaving(self.bypasses, block, known, disturbed), [index]), [index], hidden=True)
+        return self._same(
+            self._run(leaving(self.bypasses, block, known, disturbed), [index]), [index], hidden=True
+        )
 
     def can_leave_out(self, past: Mapping[nn.Module, SubstituteForward], whole: bool) -> bool:
         """Whether finished towers can be bypassed so.
@@ -261,7 +288,12 @@ class _Trials:
         every = range(len(self.tower.blocks))
         return bool(other.layers) and not self._same(self._run(past, every, other.layers), every, hidden=True)
 
-    def _run(self, bypasses: Mapping[nn.Module, SubstituteForward], wanted: Collection[int], layers: Iterable[Layer] = ()) -> Recorder:
+    def _run(
+        self,
+        bypasses: Mapping[nn.Module, SubstituteForward],
+        wanted: Collection[int],
+        layers: Iterable[Layer] = (),
+    ) -> Recorder:
         """Run the batch until all that is wanted is known, or until the model can't be run so."""
         found = Recorder(self.tower, self.passes, wanted, bool(self.plain.written))
         with suppress(Captured), errors_suppressed(), found.watching(), taking(bypasses), disturbing(layers):

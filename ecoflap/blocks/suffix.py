@@ -22,7 +22,9 @@ from ecoflap.models.core.towers import Block
 
 log = logging.getLogger(__name__)
 
-ROUNDING = 1e-5  # of a loss: a hundred times what fp32 resolves, as copies of a batch may be summed in another order
+ROUNDING = (
+    1e-5  # of a loss: a hundred times what fp32 resolves, as copies of a batch may be summed in another order
+)
 
 
 class SuffixRunner:
@@ -45,7 +47,9 @@ class SuffixRunner:
         self.samples = samples_in(batch)
         self.outputs: dict[nn.Module, list[Any]] = defaultdict(list)
         self.order: list[nn.Module] = []
-        self._starts: dict[nn.Module, int] = {}  # how many calls had ended when a block or a layer of it began
+        self._starts: dict[
+            nn.Module, int
+        ] = {}  # how many calls had ended when a block or a layer of it began
         self._writers: set[nn.Module] = set()
         self._copies: tuple[int, Batch] = (1, batch)
         modules = (*(block.module for block in model.blocks), *around)
@@ -97,7 +101,9 @@ class SuffixRunner:
         """
         if block not in self.outputs:
             name = next(known.name for known in self.model.blocks if known.module is block)
-            raise UserError(f"the calibration data never reach {name}, so the loss does not depend on it; leave its tower out of towers")
+            raise UserError(
+                f"the calibration data never reach {name}, so the loss does not depend on it; leave its tower out of towers"
+            )
         with self._replaying(Counter(self.order[: self._starts[block]]), copies):
             return self.losses_of_all(copies)
 
@@ -162,7 +168,11 @@ class SuffixRunner:
     def _expand_rest(self, item: Any, copies: int) -> Any:
         if isinstance(item, Tensor):
             return _repeat(item, copies) if item.ndim > 2 and item.shape[0] == self.samples else item
-        return type(item)(self._expand_rest(inner, copies) for inner in item) if isinstance(item, tuple | list) else item
+        return (
+            type(item)(self._expand_rest(inner, copies) for inner in item)
+            if isinstance(item, tuple | list)
+            else item
+        )
 
 
 def growing_modules(model: PrunableModel, batch: Batch) -> list[nn.Module]:
@@ -184,7 +194,9 @@ def growing_modules(model: PrunableModel, batch: Batch) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def _calls(model: PrunableModel, batch: Batch, copies: int, modules: Iterable[nn.Module]) -> list[tuple[nn.Module, Any]]:
+def _calls(
+    model: PrunableModel, batch: Batch, copies: int, modules: Iterable[nn.Module]
+) -> list[tuple[nn.Module, Any]]:
     """The calls of some modules during a forward pass, in order, with what they put out."""
     calls: list[tuple[nn.Module, Any]] = []
     with _hooked(modules, lambda module, _, output: calls.append((module, output))):
@@ -202,7 +214,12 @@ def _outside(module: nn.Module, blocks: Collection[nn.Module]) -> list[nn.Module
 
 
 def _is_twice(one: Any, two: Any) -> bool:
-    if not isinstance(one, Tensor) or not isinstance(two, Tensor) or not one.ndim or two.shape != (2 * one.shape[0], *one.shape[1:]):
+    if (
+        not isinstance(one, Tensor)
+        or not isinstance(two, Tensor)
+        or not one.ndim
+        or two.shape != (2 * one.shape[0], *one.shape[1:])
+    ):
         return False
     scale = float(one.abs().max()) if one.numel() else 0.0
     return math.isfinite(scale) and torch.allclose(two, _repeat(one, 2), rtol=1e-3, atol=1e-3 * scale)

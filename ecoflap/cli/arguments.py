@@ -16,7 +16,7 @@ from ecoflap.cli.choices import Choices
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.run.config import METHODS, RunConfig
 
-PLACES = ("experiment", "sweeps")
+PLACES = ("experiment", "sweep")
 KNOWN = (*(entry.name for entry in fields(RunConfig)), "cluster", "hydra")
 LISTER = "python main.py --help lists all"
 WITHOUT = {
@@ -25,6 +25,7 @@ WITHOUT = {
     "finetune": "; it does nothing unless steps has finetune",
 }
 OPTION = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][^=:\s]*)(?P<equals>=)?(?P<value>.*)", re.DOTALL)
+OLD_SWEEP = re.compile(r"(?<=^\+)sweeps(?=[=/])")  # what the group was called in earlier releases
 COMPLETION = re.compile(r"(install|uninstall|query)=")
 
 
@@ -34,7 +35,7 @@ def understood(arguments: list[str]) -> list[str]:
     Raises:
         UserError: it is no list of options with values, or names an option that is not there.
     """
-    arguments = with_suites(arguments)
+    arguments = with_suites([OLD_SWEEP.sub("sweep", argument) for argument in arguments])
     flags = parsed(arguments)
     if not flags.shell_completion:
         check(flags.overrides, flags.config_dir)
@@ -56,7 +57,9 @@ def with_suites(arguments: list[str]) -> list[str]:
         if several and (len(set(names)) < len(names) or "" in names):
             found = "no task between its signs" if "" in names else "a task twice"
             raise UserError(f"{argument} has {found}; name each once: task=[one,other]")
-        written += ["task=suite", *(f"+task@task.tasks.{name}={name}" for name in names)] if names else [argument]
+        written += (
+            ["task=suite", *(f"+task@task.tasks.{name}={name}" for name in names)] if names else [argument]
+        )
     return written
 
 
@@ -73,7 +76,9 @@ def parsed(arguments: list[str]) -> Namespace:
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
     flags, unknown = parser.parse_known_args(arguments)
-    known = sorted(flag for action in parser._actions for flag in action.option_strings if flag.startswith("--"))
+    known = sorted(
+        flag for action in parser._actions for flag in action.option_strings if flag.startswith("--")
+    )
     for argument in unknown:
         raise UserError(_no_flag(argument, known))
     _check_flags(flags)
@@ -93,12 +98,16 @@ def _no_flag(argument: str, known: list[str]) -> str:
 
 def _check_flags(flags: Namespace) -> None:
     if flags.config_dir is not None and not Path(flags.config_dir).is_dir():
-        raise UserError(f"--config-dir {flags.config_dir}: there is no such folder; give one that holds configs, such as my_conf/model/*.yaml")
+        raise UserError(
+            f"--config-dir {flags.config_dir}: there is no such folder; give one that holds configs, such as my_conf/model/*.yaml"
+        )
     if flags.shell_completion and not any(COMPLETION.match(override) for override in flags.overrides):
         raise UserError("--shell-completion wants a shell: install=bash, install=zsh or install=fish")
     modes = [flags.run, flags.multirun, flags.cfg is not None, flags.info is not None, flags.shell_completion]
     if sum(modes) > 1 or (flags.resolve and flags.cfg is None):
-        raise UserError("these flags don't go together: one of --run, --multirun (-m), --cfg and --info, and --resolve with --cfg")
+        raise UserError(
+            "these flags don't go together: one of --run, --multirun (-m), --cfg and --info, and --resolve with --cfg"
+        )
 
 
 def check(overrides: list[str], config_dir: str | None = None) -> None:
@@ -130,7 +139,9 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
             cluster = ", or cluster=slurm or local" if "launcher" in key else ""
             raise UserError(f"{override}: write {key.replace('.', '/')}={value}{cluster}")
         if key in ("hydra.run.dir", "hydra.sweep.dir") and value in ("", "''", '""'):
-            raise UserError(f"{override} names no folder, so the run would write into this one; give one: {key}=FOLDER")
+            raise UserError(
+                f"{override} names no folder, so the run would write into this one; give one: {key}=FOLDER"
+            )
         if value.startswith("="):
             raise UserError(f"{override} has a = too many: {key}={value.lstrip('=')}")
         name = key if match["sign"] != "~" else f"~{key}"
@@ -148,7 +159,9 @@ def check_key(override: str, match: re.Match[str], config_dir: str | None) -> No
     """
     first = re.split(r"[./@\[]", match["key"])[0]
     if first in PLACES and match["sign"] is None:
-        raise UserError(f"{override}: {first} is a place to look for more, which Hydra wants a plus before: +{override}")
+        raise UserError(
+            f"{override}: {first} is a place to look for more, which Hydra wants a plus before: +{override}"
+        )
     if first not in (*KNOWN, *PLACES) and first not in Choices(config_dir).groups:
         raise UserError(f"{override}: there is no option {first!r}; {did_you_mean(first, KNOWN, LISTER)}")
 
@@ -158,7 +171,9 @@ def _no_value(argument: str, before: str, after: str) -> str:
     if before.endswith("=") or argument.startswith("="):
         return f"{before} {argument}: no spaces around the =: {before}{argument}"
     if after.startswith("="):
-        return f"{argument} {after}: no spaces around the =: {argument}{after}{'VALUE' if after == '=' else ''}"
+        return (
+            f"{argument} {after}: no spaces around the =: {argument}{after}{'VALUE' if after == '=' else ''}"
+        )
     if match := re.fullmatch(r"([A-Za-z_][\w.]*):\s*(.*)", argument):
         value = match[2] or ("VALUE" if "=" in after or not after else after)
         return f"{argument} has a colon, and options are written with a =: {match[1]}={value}"

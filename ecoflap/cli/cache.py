@@ -24,15 +24,26 @@ UNITS = ("", "K", "M", "G", "T")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = ArgumentParser(prog="python -m ecoflap.cli.cache", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        prog="python -m ecoflap.cli.cache",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("command", choices=("ls", "verify", "gc"))
-    parser.add_argument("--cache", type=Path, default=Path("outputs/cache"), help="folder of the cache (default: outputs/cache)")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=Path("outputs/cache"),
+        help="folder of the cache (default: outputs/cache)",
+    )
     parser.add_argument("--max-size", type=size, help="with gc: how much may stay, such as 10GB")
     options = parser.parse_args(arguments)
     if not options.cache.is_dir():
         return complain(f"there is no cache at {options.cache}; --cache FOLDER names another")
     if (other := foreign(options.cache)) is not None:
-        return complain(f"{options.cache} is no cache: {other} is no entry of one; --cache FOLDER names the cache, such as outputs/cache")
+        return complain(
+            f"{options.cache} is no cache: {other} is no entry of one; --cache FOLDER names the cache, such as outputs/cache"
+        )
     if options.command == "gc":
         if options.max_size is None:
             parser.error("gc needs --max-size, such as --max-size 10GB")
@@ -50,10 +61,21 @@ def show(root: Path, verify: bool) -> int:
         damaged += wrong is not None
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.used))
         about = info.key.get("model", "")
-        row = [info.stage, info.path.name[:12], about[:12] if isinstance(about, str) else "", in_words(info.size), used, info.seconds]
+        row = [
+            info.stage,
+            info.path.name[:12],
+            about[:12] if isinstance(about, str) else "",
+            in_words(info.size),
+            used,
+            info.seconds,
+        ]
         rows.append([*row, wrong or "sound"] if verify else row)
     columns = ["stage", "key", "model", "size", "last used", "seconds saved"]
-    table(f"{root}: {len(known)} entries, {in_words(sum(info.size for info in known))}", [*columns, "state"] if verify else columns, rows)
+    table(
+        f"{root}: {len(known)} entries, {in_words(sum(info.size for info in known))}",
+        [*columns, "state"] if verify else columns,
+        rows,
+    )
     if damaged:
         print(f"{damaged} damaged: they are computed again when they are asked for, and gc removes them")
     return int(damaged > 0)

@@ -26,7 +26,9 @@ class Choices:
         search = create_config_search_path(str(CONF))
         if config_dir is not None:
             where = SearchPathQuery(provider="schema")
-            search.prepend(provider="command-line", path=f"file://{Path(config_dir).absolute()}", anchor=where)
+            search.prepend(
+                provider="command-line", path=f"file://{Path(config_dir).absolute()}", anchor=where
+            )
         self.loader = ConfigLoaderImpl(search)
 
     @cached_property
@@ -45,11 +47,17 @@ class Choices:
     def options(self, group: str) -> list[str]:
         """What may follow ``group=``, in folders below it too."""
         inside = [inner for inner in self.groups if inner == group or inner.startswith(f"{group}/")]
-        return [f"{inner}/{name}".removeprefix(f"{group}/") for inner in inside for name in self._inside(inner, ObjectType.CONFIG)]
+        return [
+            f"{inner}/{name}".removeprefix(f"{group}/")
+            for inner in inside
+            for name in self._inside(inner, ObjectType.CONFIG)
+        ]
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """The config of a command line that may hold sweeps."""
-        return self.loader.load_configuration("config", overrides, RunMode.MULTIRUN, validate_sweep_overrides=False)
+        return self.loader.load_configuration(
+            "config", overrides, RunMode.MULTIRUN, validate_sweep_overrides=False
+        )
 
 
 def keys(node: Any) -> list[str]:
@@ -61,7 +69,11 @@ def keys(node: Any) -> list[str]:
             kind = getattr(importlib.import_module(module), name)
         except (ImportError, AttributeError, ValueError):
             kind = None
-        found += [entry.name for entry in fields(kind) if entry.init and entry.name not in found] if is_dataclass(kind) else []
+        found += (
+            [entry.name for entry in fields(kind) if entry.init and entry.name not in found]
+            if is_dataclass(kind)
+            else []
+        )
     return [key for key in found if key != "_target_"]
 
 

@@ -59,10 +59,14 @@ def _unreadable(argument: str) -> str:
     key, _, value = argument.partition("=")
     if value.strip().startswith(",") or value.strip().endswith(","):
         return f"{argument}: a comma without a value beside it; leave it out: {key}={value.strip(' ,')}"
-    if not all(part.isidentifier() for part in key.lstrip("+~").replace("@", ".").replace("/", ".").split(".")):
+    if not all(
+        part.isidentifier() for part in key.lstrip("+~").replace("@", ".").replace("/", ".").split(".")
+    ):
         return f"{argument}: {key!r} is no name of an option, which is written key=value or group.key=value"
     if value[:1] in OPENS and value.count(value[0]) != value.count(close := OPENS[value[0]]):
-        return f"{argument}: the {value[0]} is not closed, or closed twice; write as many {close} as {value[0]}"
+        return (
+            f"{argument}: the {value[0]} is not closed, or closed twice; write as many {close} as {value[0]}"
+        )
     signs = f"signs that mean something else to Hydra ({_signs(value)})"
     return f"{argument}: {value!r} has {signs}; quote it twice: {quoted(argument)}"
 
@@ -97,7 +101,9 @@ def _wrong_sweep(override: Override, multirun: bool) -> str | None:
 def _values(override: Override) -> Iterator[Any]:
     """The values of an override: one, or each of a sweep."""
     if override.is_discrete_sweep():
-        yield from (value.text if isinstance(value, QuotedString) else value for value in override.sweep_iterator())
+        yield from (
+            value.text if isinstance(value, QuotedString) else value for value in override.sweep_iterator()
+        )
     elif not override.is_sweep_override():
         yield override.value()
 
@@ -105,7 +111,7 @@ def _values(override: Override) -> Iterator[Any]:
 def _unknown_choice(override: Override, choices: Choices) -> str | None:
     """What is wrong with the option of ``group=option``."""
     line, group = str(override.input_line), override.key_or_group
-    options, noun = choices.options(group), group.removesuffix("s")
+    options, noun = choices.options(group), group
     for value in _values(override) if not override.is_delete() else ():
         if isinstance(value, list) and value and all(item in options for item in value):
             return f"{line}: a run has one {noun}; choose one, or sweep over them with -m {group}={','.join(value)}"
@@ -126,7 +132,7 @@ def _misplaced(override: Override, choices: Choices) -> str | None:
     Null where it is what the option's file holds, which Hydra says itself.
     """
     line, group = str(override.input_line), override.key_or_group
-    noun = group.removesuffix("s")
+    noun = group
     try:
         choices.compose([line])
     except MissingConfigException:  # a file that the chosen one wants: Hydra names both

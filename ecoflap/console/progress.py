@@ -60,9 +60,22 @@ def track(iterable: Iterable[Item], description: str, total: int | None = None) 
     if not sys.stderr.isatty() or shared_console().is_dumb_terminal:
         yield from items
         return
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
     # Output that the user sent to a file stays there; on the same terminal it is routed around the bar.
     with Progress(*columns, console=shared_console(), redirect_stdout=sys.stdout.isatty()) as progress:
         yield from progress.track(items, total=size, description=description)
@@ -146,7 +159,9 @@ class ConsoleHandler(logging.Handler):
         """Print one record on the shared console, unwrapped and without markup."""
         try:
             prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-            shared_console().print(prefix + self.format(record), markup=False, highlight=False, soft_wrap=True)
+            shared_console().print(
+                prefix + self.format(record), markup=False, highlight=False, soft_wrap=True
+            )
         except Exception:
             # logging's own rule: a line that cannot be printed must not stop the program.
             self.handleError(record)

@@ -40,7 +40,11 @@ def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[dict[str, b
             "model.dtype=bfloat16, or fewer samples; the table of memory at a time says which part is largest"
         ) from error
     finally:
-        steps[step] = {"seconds": time.perf_counter() - start, "peak_memory_bytes": peak_memory_bytes(), **told}
+        steps[step] = {
+            "seconds": time.perf_counter() - start,
+            "peak_memory_bytes": peak_memory_bytes(),
+            **told,
+        }
 
 
 def reset_peak_memory() -> None:
@@ -96,7 +100,11 @@ def free_memory(device: Any) -> int:
 
     if device.type == "cpu" or not hasattr(module := torch.get_device_module(device), "mem_get_info"):
         return int(psutil.virtual_memory().available)
-    unused = module.memory_reserved(device) - module.memory_allocated(device) if hasattr(module, "memory_reserved") else 0
+    unused = (
+        module.memory_reserved(device) - module.memory_allocated(device)
+        if hasattr(module, "memory_reserved")
+        else 0
+    )
     return int(module.mem_get_info(device)[0] + unused)
 
 

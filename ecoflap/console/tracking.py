@@ -99,7 +99,9 @@ class WandbTracker:
             settings = wandb.Settings(silent=True, console="off", disable_code=True)
             what = {"id": id, "name": name, "tags": list(tags), "config": redact(config or {})}
             self._table, self._image = wandb.Table, wandb.Image
-            self._run = wandb.init(**where, **what, resume="allow", reinit="finish_previous", settings=settings)
+            self._run = wandb.init(
+                **where, **what, resume="allow", reinit="finish_previous", settings=settings
+            )
         except Exception as error:  # wandb, pydantic, protobuf and the operating system all raise their own
             raise UserError(
                 f"W&B could not start (project {project!r}, mode {mode!r}): {error}. "
@@ -109,7 +111,13 @@ class WandbTracker:
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log one table; a column may mix numbers and empty cells."""
-        self._run.log({name: self._table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)})
+        self._run.log(
+            {
+                name: self._table(
+                    columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True
+                )
+            }
+        )
 
     def log_image(self, name: str, draw: Callable[[], bytes]) -> None:
         """Log one picture."""

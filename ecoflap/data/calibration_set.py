@@ -79,4 +79,6 @@ def require_train(split: str) -> None:
         UserError: the split is not the training split.
     """
     if split != "train":
-        raise UserError(f"calibration.split={split}: models are measured on the other splits; choose train, whose pictures are in none of them")
+        raise UserError(
+            f"calibration.split={split}: models are measured on the other splits; choose train, whose pictures are in none of them"
+        )

@@ -62,7 +62,11 @@ class Generation:
 
     def options(self) -> dict[str, Any]:
         """As arguments of transformers' ``generate``."""
-        options: dict[str, Any] = {"num_beams": self.beams, "max_new_tokens": self.max_new_tokens, "do_sample": False}
+        options: dict[str, Any] = {
+            "num_beams": self.beams,
+            "max_new_tokens": self.max_new_tokens,
+            "do_sample": False,
+        }
         if self.min_new_tokens:
             options["min_new_tokens"] = self.min_new_tokens
         return options | ({"length_penalty": self.length_penalty} if self.beams > 1 else {})

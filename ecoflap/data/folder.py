@@ -25,10 +25,16 @@ def require_files(folder: str | None, wanted: str, option: str, name: str, obtai
         UserError: it isn't there.
     """
     if folder is None:
-        raise UserError(f"{option}={name} needs the data set's folder: {option}.path=FOLDER with {wanted} in it. {obtain}")
+        raise UserError(
+            f"{option}={name} needs the data set's folder: {option}.path=FOLDER with {wanted} in it. {obtain}"
+        )
     root = Path(folder).expanduser()
     if not any(root.glob(wanted)):
-        found = ", ".join(sorted(entry.name for entry in root.iterdir())[:8]) if root.is_dir() else "no such folder"
+        found = (
+            ", ".join(sorted(entry.name for entry in root.iterdir())[:8])
+            if root.is_dir()
+            else "no such folder"
+        )
         raise UserError(f"{option}={name}: {wanted} is not in {option}.path={folder} ({found}). {obtain}")
     return root
 
@@ -47,7 +53,9 @@ def require_images(images: Iterable[str], option: str, obtain: str) -> None:
     asked: Sequence[str] = list(dict.fromkeys(images))
     missing = [image for image in asked if not Path(image).is_file()]
     if missing:
-        raise UserError(f"{option}: {len(missing)} of {len(asked)} pictures are missing, such as {missing[0]}. {obtain}")
+        raise UserError(
+            f"{option}: {len(missing)} of {len(asked)} pictures are missing, such as {missing[0]}. {obtain}"
+        )
 
 
 def read_text(file: Path) -> str:
@@ -60,7 +68,9 @@ def read_text(file: Path) -> str:
         return require_no_nul(file.read_text(encoding="utf-8"), str(file))
     except UnicodeDecodeError as error:
         found = looks_like(file)
-        raise UserError(f"{file} is not text in UTF-8 (see byte {error.start}), it looks like {found}; convert it, or give another file") from None
+        raise UserError(
+            f"{file} is not text in UTF-8 (see byte {error.start}), it looks like {found}; convert it, or give another file"
+        ) from None
 
 
 def looks_like(file: Path) -> str:
@@ -80,7 +90,9 @@ def require_no_nul(text: str, where: str) -> str:
     """
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
-        raise UserError(f"{where}, line {line}: there is a NUL byte, so it is damaged or no text; take it out, or give another file")
+        raise UserError(
+            f"{where}, line {line}: there is a NUL byte, so it is damaged or no text; take it out, or give another file"
+        )
     return text
 
 

@@ -20,11 +20,15 @@ def spread(items: Sequence[Item], limit: int | None, noun: str) -> list[Item]:
         UserError: there are none, or not so many.
     """
     if not items:
-        raise UserError(f"task: the data hold no {noun}; look at the files that task.path names, and at task.split where there is one")
+        raise UserError(
+            f"task: the data hold no {noun}; look at the files that task.path names, and at task.split where there is one"
+        )
     if limit is None:
         return list(items)
     if limit > len(items):
-        raise UserError(f"task.limit={limit}: there are {len(items)} {noun}; choose 1 to {len(items)}, or null for all")
+        raise UserError(
+            f"task.limit={limit}: there are {len(items)} {noun}; choose 1 to {len(items)}, or null for all"
+        )
     return [items[index * len(items) // limit] for index in range(limit)]
 
 

@@ -41,7 +41,9 @@ class LmEval:
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")
         if not self.harness_tasks:
-            raise UserError("task.harness_tasks is empty; name tasks of the harness, such as [hellaswag,piqa]")
+            raise UserError(
+                "task.harness_tasks is empty; name tasks of the harness, such as [hellaswag,piqa]"
+            )
         if self.num_fewshot is not None and self.num_fewshot < 0:
             raise UserError(f"task.num_fewshot={self.num_fewshot} must be at least 0")
         if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
@@ -64,7 +66,9 @@ class LmEval:
             UserError: if the model can't be asked.
         """
         if not reads_text(model):
-            raise UserError(f"task={self.name} asks models that read and write text, and {model.name} doesn't; choose another task")
+            raise UserError(
+                f"task={self.name} asks models that read and write text, and {model.name} doesn't; choose another task"
+            )
 
     def load(self, model: PrunableModel) -> LmEvalEvaluation:
         """Find the tasks and read their data.
@@ -75,9 +79,15 @@ class LmEval:
         manager = task_manager(self.include_path)
         self.check_model(model)
         tasks = {name: read_task(manager, name) for name in self.harness_tasks}
-        with_pictures = {name for name, members in tasks.items() if any(getattr(member, "MULTIMODAL", False) for member in members.values())}
+        with_pictures = {
+            name
+            for name, members in tasks.items()
+            if any(getattr(member, "MULTIMODAL", False) for member in members.values())
+        }
         if with_pictures and not reads_pictures(model):
-            raise UserError(f"task.harness_tasks: {', '.join(sorted(with_pictures))} has pictures, and {model.name} can't be asked about them")
+            raise UserError(
+                f"task.harness_tasks: {', '.join(sorted(with_pictures))} has pictures, and {model.name} can't be asked about them"
+            )
         return LmEvalEvaluation(self, manager, with_pictures, fingerprint(tasks, self.num_fewshot))
 
 
@@ -114,8 +124,17 @@ class LmEvalEvaluation:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""
-        options = {name: value for name, value in asdict(self.task).items() if name not in ("include_path", "batch_size", "name")}
-        return {"metric": "lm-evaluation-harness", "version": version("lm_eval"), "inputs": self.inputs, **options}
+        options = {
+            name: value
+            for name, value in asdict(self.task).items()
+            if name not in ("include_path", "batch_size", "name")
+        }
+        return {
+            "metric": "lm-evaluation-harness",
+            "version": version("lm_eval"),
+            "inputs": self.inputs,
+            **options,
+        }
 
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """{task/metric: value}, on the harness's own scales, and {task/samples: number measured}.
@@ -123,7 +142,9 @@ class LmEvalEvaluation:
         Where each of several tasks has an accuracy, their mean comes first.
         """
         names = self.task.harness_tasks
-        found = prediction_log.run([[name] for name in names], lambda batch: [self._measure(model, name) for name in batch])
+        found = prediction_log.run(
+            [[name] for name in names], lambda batch: [self._measure(model, name) for name in batch]
+        )
         every = {name: value for measured in found for name, value in measured["metrics"].items()}
         accuracies = [every[f"{name}/acc"] for name in names if f"{name}/acc" in every]
         mean = {"mean/acc": sum(accuracies) / len(names)} if len(accuracies) == len(names) > 1 else {}
@@ -143,7 +164,10 @@ class LmEvalEvaluation:
             log_samples=True,
         )
         samples = {task: [kept(sample) for sample in of_it] for task, of_it in found["samples"].items()}
-        counts = {f"{task}/samples": float(len({sample["doc_id"] for sample in of_it})) for task, of_it in samples.items()}
+        counts = {
+            f"{task}/samples": float(len({sample["doc_id"] for sample in of_it}))
+            for task, of_it in samples.items()
+        }
         return {"metrics": flatten(found["results"]) | counts, "samples": samples}
 
 
@@ -176,11 +200,17 @@ def harness_model(model: PrunableModel, pictures: bool, batch_size: int) -> Any:
         def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **_: Any) -> None:
             self.processor, self.tokenizer = tokenizer, tokenizer.tokenizer
 
-    logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)  # it warns of every model that is already in memory
+    logging.getLogger("lm_eval.models.huggingface").setLevel(
+        logging.ERROR
+    )  # it warns of every model that is already in memory
     # A copy, because the harness gives a tokenizer without padding one, which would be saved with the model.
-    processor = copy.deepcopy(model.processor if pictures else getattr(model.processor, "tokenizer", model.processor))
+    processor = copy.deepcopy(
+        model.processor if pictures else getattr(model.processor, "tokenizer", model.processor)
+    )
     with untied(model.module):
-        return (Multimodal if pictures else HFLM)(pretrained=model.module, tokenizer=processor, batch_size=batch_size)
+        return (Multimodal if pictures else HFLM)(
+            pretrained=model.module, tokenizer=processor, batch_size=batch_size
+        )
 
 
 @contextmanager

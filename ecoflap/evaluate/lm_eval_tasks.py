@@ -21,7 +21,9 @@ def task_manager(include_path: str | None) -> Any:
         from lm_eval.models import huggingface  # noqa: F401
         from lm_eval.tasks import TaskManager
     except ImportError as error:
-        raise UserError(f"task=lm_eval needs lm-evaluation-harness ({error}); pip install -e '.[lm-eval]'") from error
+        raise UserError(
+            f"task=lm_eval needs lm-evaluation-harness ({error}); pip install -e '.[lm-eval]'"
+        ) from error
     return TaskManager(include_path=None if include_path is None else str(Path(include_path).expanduser()))
 
 
@@ -32,7 +34,9 @@ def read_task(manager: Any, name: str) -> dict[str, Any]:
         UserError: there is no such task, or its data are not there.
     """
     if name not in manager.all_tasks:
-        raise UserError(f"task.harness_tasks: the harness has no {name}; {did_you_mean(name, manager.all_tasks)}")
+        raise UserError(
+            f"task.harness_tasks: the harness has no {name}; {did_you_mean(name, manager.all_tasks)}"
+        )
     try:
         members: dict[str, Any] = manager.load([name])["tasks"]
     except Exception as error:
@@ -51,7 +55,9 @@ def fingerprint(tasks: Mapping[str, Mapping[str, Any]], num_fewshot: int | None)
         shots = task.get_config("num_fewshot") if num_fewshot is None else num_fewshot
         for document in chain(task.eval_docs, task.fewshot_docs() if shots else ()):
             choices = task.doc_to_choice(document) if task.OUTPUT_TYPE == "multiple_choice" else None
-            digest.update(f"{task.doc_to_text(document)!r} {task.doc_to_target(document)!r} {choices!r}\n".encode())
+            digest.update(
+                f"{task.doc_to_text(document)!r} {task.doc_to_target(document)!r} {choices!r}\n".encode()
+            )
             for image in pictures_of(task, document):
                 digest.update(image.tobytes())
     return digest.hexdigest()

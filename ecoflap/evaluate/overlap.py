@@ -14,7 +14,9 @@ from ecoflap.evaluate.protocol import Evaluation
 log = logging.getLogger(__name__)
 
 
-def refuse_overlap(calibration: CalibrationSet, evaluations: Mapping[str, Evaluation], published: bool = False) -> None:
+def refuse_overlap(
+    calibration: CalibrationSet, evaluations: Mapping[str, Evaluation], published: bool = False
+) -> None:
     """Compare what a calibration set, or a training split, was drawn from with what each task reads.
 
     Args:
@@ -35,7 +37,9 @@ def refuse_overlap(calibration: CalibrationSet, evaluations: Mapping[str, Evalua
             both = f"the picture {same[0][0]} ({same[0][1]} holds the same bytes){f' and {len(same) - 1} others' if same[1:] else ''}"
             if not published:
                 _refuse(calibration, task, both)
-            log.warning("the training split of calibration=%s and task=%s both read %s", calibration.name, task, both)
+            log.warning(
+                "the training split of calibration=%s and task=%s both read %s", calibration.name, task, both
+            )
 
 
 def _refuse(calibration: CalibrationSet, task: str, both: str) -> NoReturn:

@@ -29,7 +29,9 @@ class PredictionLog:
     def __init__(self, file: Path | None = None, key: Any = None) -> None:
         """``file``: where the predictions go; null keeps them in memory. ``key``: everything that they depend on, as plain JSON values."""
         self.file = file
-        self.key = hashlib.blake2b(json.dumps(key, sort_keys=True, default=str).encode(), digest_size=16).hexdigest()
+        self.key = hashlib.blake2b(
+            json.dumps(key, sort_keys=True, default=str).encode(), digest_size=16
+        ).hexdigest()
 
     def run(self, batches: Sequence[list[Item]], compute: Callable[[list[Item]], Sequence[Any]]) -> list[Any]:
         """The predictions of all batches, one after the other.
@@ -39,7 +41,10 @@ class PredictionLog:
             compute: predictions of one batch, as plain JSON values, one per item.
         """
         done = self._read()
-        lines = [done[index] if index < len(done) and len(done[index]) == len(batch) else None for index, batch in enumerate(batches)]
+        lines = [
+            done[index] if index < len(done) and len(done[index]) == len(batch) else None
+            for index, batch in enumerate(batches)
+        ]
         kept = next((index for index, line in enumerate(lines) if line is None), len(lines))
         self._start(done[:kept])
         predictions = [value for line in done[:kept] for value in line]
@@ -65,7 +70,9 @@ class PredictionLog:
     def _start(self, done: list[list[Any]]) -> None:
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_text("".join(json.dumps(line) + "\n" for line in [{"key": self.key}, *done]), encoding="utf-8")
+            self.file.write_text(
+                "".join(json.dumps(line) + "\n" for line in [{"key": self.key}, *done]), encoding="utf-8"
+            )
 
     def _append(self, values: list[Any]) -> None:
         if self.file is not None:
@@ -80,7 +87,11 @@ def in_parts(compute: Callable[[Any], Iterable[Any]], batch: Any) -> list[Any]:
     except RuntimeError as error:
         if len(batch) < 2 or not out_of_memory(error):
             raise
-    log.warning("memory ran out on %d at a time; trying half as many (task.batch_size=%d is faster)", len(batch), len(batch) // 2)
+    log.warning(
+        "memory ran out on %d at a time; trying half as many (task.batch_size=%d is faster)",
+        len(batch),
+        len(batch) // 2,
+    )
     if torch.accelerator.is_available():
         torch.get_device_module(torch.accelerator.current_accelerator()).empty_cache()
     middle = len(batch) // 2

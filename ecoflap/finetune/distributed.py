@@ -36,14 +36,20 @@ def joined(folder: Path, device: str) -> Iterator[Path]:
     Yields:
         The first process's folder to the first process, and a folder below it to each other one.
     """
-    if os.environ.get("WORLD_SIZE", "1") == "1" or not os.environ.keys() >= {"RANK", "LOCAL_RANK", "MASTER_ADDR"}:
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not os.environ.keys() >= {
+        "RANK",
+        "LOCAL_RANK",
+        "MASTER_ADDR",
+    }:
         yield folder
         return
     accelerated = device != "cpu" and torch.accelerator.is_available()
     if accelerated:
         torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
     if not distributed.is_initialized():  # a sweep's next run finds the group of the one before
-        distributed.init_process_group("cpu:gloo,cuda:nccl" if accelerated and torch.cuda.is_available() else "gloo")
+        distributed.init_process_group(
+            "cpu:gloo,cuda:nccl" if accelerated and torch.cuda.is_available() else "gloo"
+        )
     shared = [str(folder)]
     distributed.broadcast_object_list(shared, src=0)
     own = Path(shared[0]) if is_first() else Path(shared[0]) / "processes" / os.environ["RANK"]

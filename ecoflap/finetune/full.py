@@ -33,4 +33,9 @@ class Full(Schedule):
         with in_float32(job.model.module), masked_parameters(job.model.module, layers, job.masks):
             trained = count_trained(job.model.module)
             curve = train(self, job, split)
-        return Training(self.name, {"name": split.name, "samples": len(split.train), "held_out": len(split.held_out)}, trained, curve)
+        return Training(
+            self.name,
+            {"name": split.name, "samples": len(split.train), "held_out": len(split.held_out)},
+            trained,
+            curve,
+        )

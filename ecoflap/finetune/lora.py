@@ -76,7 +76,12 @@ class Lora(Schedule):
         with in_float32(job.model.module), self._updates(job):
             trained = count_trained(job.model.module)
             curve = train(self, job, split)
-        return Training(self.name, {"name": split.name, "samples": len(split.train), "held_out": len(split.held_out)}, trained, curve)
+        return Training(
+            self.name,
+            {"name": split.name, "samples": len(split.train), "held_out": len(split.held_out)},
+            trained,
+            curve,
+        )
 
     @contextmanager
     def _updates(self, job: Job) -> Iterator[None]:
@@ -88,7 +93,13 @@ class Lora(Schedule):
             torch.manual_seed(job.seed)
             pattern = "|".join(name.replace(".", r"\.") for name in places.values())
             transposed = any(layer.transposed for layer in layers)
-            config = LoraConfig(r=self.rank, lora_alpha=self.alpha, target_modules=f"({pattern})", lora_dropout=0.0, fan_in_fan_out=transposed)
+            config = LoraConfig(
+                r=self.rank,
+                lora_alpha=self.alpha,
+                target_modules=f"({pattern})",
+                lora_dropout=0.0,
+                fan_in_fan_out=transposed,
+            )
             inject_adapter_in_model(config, module, ADAPTER)
         for layer in layers:
             update: Any = module.get_submodule(places[layer.name])
@@ -116,5 +127,7 @@ def _place(layer: Layer, module: nn.Module) -> str:
     """
     path = layer.name.removesuffix(".weight")
     if path == layer.name or not is_layer(module.get_submodule(path)):
-        raise UserError(f"finetune=lora can't update {layer.name}, which no linear module owns alone; use finetune=full, or skip_layers")
+        raise UserError(
+            f"finetune=lora can't update {layer.name}, which no linear module owns alone; use finetune=full, or skip_layers"
+        )
     return path

@@ -64,18 +64,29 @@ class Reconstruct:
             raise UserError("finetune=reconstruct looks at the calibration samples; add calibrate to steps")
         calibration = job.calibration.take(self.samples or len(job.calibration))
         batches, dense = calibration.batches(job.batch_size), job.dense()
-        work = [(tower, index) for tower in job.model.towers if tower.layers for index in range(len(tower.blocks))]
+        work = [
+            (tower, index) for tower in job.model.towers if tower.layers for index in range(len(tower.blocks))
+        ]
         curve: list[Point] = []
         trained = 0
-        with quiet_forward(job.model.module), quiet_forward(dense.module), in_float32(job.model.module), in_float32(dense.module):
+        with (
+            quiet_forward(job.model.module),
+            quiet_forward(dense.module),
+            in_float32(job.model.module),
+            in_float32(dense.module),
+        ):
             for step, (tower, index) in enumerate(track(work, "reconstruct", total=len(work)), start=1):
                 if index == 0:
-                    pair = _Pair(Flow(dense, _same(dense.every_tower, tower), batches), Flow(job.model, tower, batches))
+                    pair = _Pair(
+                        Flow(dense, _same(dense.every_tower, tower), batches), Flow(job.model, tower, batches)
+                    )
                 point, count = self._train_block(job, pair, index, step)
                 curve.append(point)
                 trained += count
                 job.show(point)
-        return Training(self.name, {"name": calibration.name, "samples": len(calibration), "held_out": 0}, trained, curve)
+        return Training(
+            self.name, {"name": calibration.name, "samples": len(calibration), "held_out": 0}, trained, curve
+        )
 
     def _train_block(self, job: Job, pair: _Pair, index: int, step: int) -> tuple[Point, int]:
         """Train one block; returns its errors and the number of values that were trained."""
@@ -96,7 +107,14 @@ class Reconstruct:
         log.info("%-10s %-40s error %.4f -> %.4f", pair.pruned.tower.name, block.name, before, after)
         return {"step": float(step), "error_before": before, "error": after}, trained
 
-    def _minimise(self, values: list[nn.Parameter], block: Block, index: int, streams: Sequence[Stream], targets: Sequence[Tensor]) -> None:
+    def _minimise(
+        self,
+        values: list[nn.Parameter],
+        block: Block,
+        index: int,
+        streams: Sequence[Stream],
+        targets: Sequence[Tensor],
+    ) -> None:
         """Adam over the streams, again and again."""
         optimizer = torch.optim.Adam(values, lr=self.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * len(streams))
@@ -105,7 +123,9 @@ class Reconstruct:
                 optimizer.zero_grad()
                 loss = _distance(block, index, stream, target)
                 if not torch.isfinite(loss):
-                    raise NumericalError(f"{block.name}: the reconstruction error is {loss.item()}; use a smaller finetune.learning_rate")
+                    raise NumericalError(
+                        f"{block.name}: the reconstruction error is {loss.item()}; use a smaller finetune.learning_rate"
+                    )
                 loss.backward()
                 optimizer.step()
                 schedule.step()
@@ -156,5 +176,7 @@ def _distance(block: Block, index: int, stream: Stream, target: Tensor) -> Tenso
 @torch.no_grad()
 def _error(block: Block, index: int, streams: Sequence[Stream], targets: Sequence[Tensor]) -> float:
     """Mean distance over the streams."""
-    distances = [_distance(block, index, stream, target) for stream, target in zip(streams, targets, strict=True)]
+    distances = [
+        _distance(block, index, stream, target) for stream, target in zip(streams, targets, strict=True)
+    ]
     return float(torch.stack(distances).mean())

@@ -61,10 +61,22 @@ class Schedule:
     workers: int = 0
 
     def __post_init__(self) -> None:
-        require_positive("finetune", self, "samples", "steps", "batch_size", "accumulation", "every", "patience", "log_every")
+        require_positive(
+            "finetune",
+            self,
+            "samples",
+            "steps",
+            "batch_size",
+            "accumulation",
+            "every",
+            "patience",
+            "log_every",
+        )
         for option, known in (("data", DATA), ("precision", PRECISIONS)):
             if getattr(self, option) not in known:
-                raise UserError(f"finetune.{option}={getattr(self, option)} is not known; choose {', '.join(known)}")
+                raise UserError(
+                    f"finetune.{option}={getattr(self, option)} is not known; choose {', '.join(known)}"
+                )
         for option in ("epochs", "learning_rate", "clip"):
             if not 0 < getattr(self, option) < math.inf:
                 raise UserError(f"finetune.{option}={getattr(self, option)} must be above 0")
@@ -72,11 +84,15 @@ class Schedule:
             if getattr(self, option) < 0:
                 raise UserError(f"finetune.{option}={getattr(self, option)} must be at least 0")
         if not 0 <= self.warmup < 1:
-            raise UserError(f"finetune.warmup={self.warmup} must be in [0, 1): the share of the steps in which the learning rate rises")
+            raise UserError(
+                f"finetune.warmup={self.warmup} must be in [0, 1): the share of the steps in which the learning rate rises"
+            )
         if self.loss is not None:
             find_loss(self.loss, {}, "finetune.loss")
         if self.patience is not None and not self.held_out:
-            raise UserError(f"finetune.patience={self.patience} needs samples to look at; set finetune.held_out to their number")
+            raise UserError(
+                f"finetune.patience={self.patience} needs samples to look at; set finetune.held_out to their number"
+            )
 
     def mixed_precision(self, device: torch.device) -> str:
         """The precision that matrix products are computed in.
@@ -87,15 +103,25 @@ class Schedule:
         if self.precision == "auto":
             return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"
         if self.precision == "float16" and device.type == "cpu":
-            raise UserError("finetune.precision=float16 needs an accelerator; on a CPU use float32 or bfloat16")
+            raise UserError(
+                "finetune.precision=float16 needs an accelerator; on a CPU use float32 or bfloat16"
+            )
         return self.precision
 
-    def arguments(self, folder: Path, seed: int, device: torch.device, samples: int, processes: int) -> dict[str, Any]:
+    def arguments(
+        self, folder: Path, seed: int, device: torch.device, samples: int, processes: int
+    ) -> dict[str, Any]:
         """The options as transformers' ``TrainingArguments`` names them."""
-        steps = self.steps or max(1, round(self.epochs * -(-samples // (self.batch_size * self.accumulation * processes))))
+        steps = self.steps or max(
+            1, round(self.epochs * -(-samples // (self.batch_size * self.accumulation * processes)))
+        )
         when = {"strategy": "epoch"} if self.every is None else {"strategy": "steps", "steps": self.every}
         saving = {f"save_{name}": value for name, value in when.items()}
-        looking = {f"eval_{name}": value for name, value in when.items()} if self.held_out else {"eval_strategy": "no"}
+        looking = (
+            {f"eval_{name}": value for name, value in when.items()}
+            if self.held_out
+            else {"eval_strategy": "no"}
+        )
         precision = self.mixed_precision(device)
         return {
             "output_dir": str(folder),

@@ -25,7 +25,9 @@ VALUES = "trained.safetensors"
 class PrunedTrainer(Trainer):
     """Trains a ``Learner``; its checkpoints hold the trained values and nothing else of the model."""
 
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any) -> Any:
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, Any], return_outputs: bool = False, **_: Any
+    ) -> Any:
         """The loss of a batch.
 
         Raises:
@@ -39,7 +41,9 @@ class PrunedTrainer(Trainer):
         return (loss, None) if return_outputs else loss
 
     @torch.no_grad()
-    def prediction_step(self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any) -> tuple[Tensor, None, None]:
+    def prediction_step(
+        self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any
+    ) -> tuple[Tensor, None, None]:
         """The loss of a batch that is not trained on."""
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
@@ -48,7 +52,9 @@ class PrunedTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
         folder = Path(output_dir or self.args.output_dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.detach().contiguous() for name, value in self._trained().items()}, folder / VALUES)
+        save_file(
+            {name: value.detach().contiguous() for name, value in self._trained().items()}, folder / VALUES
+        )
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         saved = load_file(Path(resume_from_checkpoint) / VALUES)
@@ -90,16 +96,34 @@ class Curve(TrainerCallback):
         """Show the newest point, if it is one of the curve and not the summary at the end."""
         if not state.is_world_process_zero or (point := to_point(state.log_history[-1])) is None:
             return
-        figures = "  ".join(f"{name} {value:.4g}" for name, value in point.items() if name not in ("step", "epoch"))
-        log.info("finetune   step %d of %d  epoch %.2f  %s", point["step"], state.max_steps, point["epoch"], figures)
+        figures = "  ".join(
+            f"{name} {value:.4g}" for name, value in point.items() if name not in ("step", "epoch")
+        )
+        log.info(
+            "finetune   step %d of %d  epoch %.2f  %s",
+            point["step"],
+            state.max_steps,
+            point["epoch"],
+            figures,
+        )
         self.show(point)
 
 
-NAMES = {"step": "step", "epoch": "epoch", "loss": "loss", "learning_rate": "learning_rate", "eval_loss": "held_out_loss"}
+NAMES = {
+    "step": "step",
+    "epoch": "epoch",
+    "loss": "loss",
+    "learning_rate": "learning_rate",
+    "eval_loss": "held_out_loss",
+}
 
 
 def to_point(entry: dict[str, Any]) -> Point | None:
     """The losses of an entry of the Trainer's history; null for one without any."""
     if "loss" not in entry and "eval_loss" not in entry:
         return None
-    return {NAMES[name]: float(entry[name]) for name in NAMES if name in entry and math.isfinite(float(entry[name]))}
+    return {
+        NAMES[name]: float(entry[name])
+        for name in NAMES
+        if name in entry and math.isfinite(float(entry[name]))
+    }

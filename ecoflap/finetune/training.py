@@ -43,7 +43,9 @@ def split_of(schedule: Schedule, job: Job) -> Split:
     """
     if schedule.data == "calibration":
         if job.calibration is None:
-            raise UserError("finetune.data=calibration needs the calibrate step; add it to steps, or use finetune.data=training")
+            raise UserError(
+                "finetune.data=calibration needs the calibrate step; add it to steps, or use finetune.data=training"
+            )
         return divide(job.calibration.take(schedule.samples or len(job.calibration)), schedule.held_out)
     return divide(job.read(schedule.samples), schedule.held_out)
 
@@ -59,12 +61,16 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
         NumericalError: a loss is NaN or infinite.
     """
     if not hasattr(TrainingArguments, "eval_strategy"):
-        raise UserError(f"fine-tuning needs transformers 4.46 or newer, and {transformers.__version__} is installed here; install a newer one")
+        raise UserError(
+            f"fine-tuning needs transformers 4.46 or newer, and {transformers.__version__} is installed here; install a newer one"
+        )
     device, model = job.model.device, job.model
     if schedule.loss is not None:
         model = replace(model, loss_function=find_loss(schedule.loss, {}))
     processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    arguments = _arguments(schedule.arguments(job.folder, job.seed, device, len(split.train), processes), device)
+    arguments = _arguments(
+        schedule.arguments(job.folder, job.seed, device, len(split.train), processes), device
+    )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several accelerators in one process would be nn.DataParallel
     callbacks: list[TrainerCallback] = [Curve(job.show)]
     if schedule.patience is not None:
@@ -107,7 +113,9 @@ def _arguments(options: dict[str, Any], device: torch.device) -> TrainingArgumen
             with _named(device):
                 arguments = TrainingArguments(**options)
     except ValueError as error:
-        raise UserError(f"transformers' trainer can't train so on {device} ({error}); use finetune.precision=float32") from error
+        raise UserError(
+            f"transformers' trainer can't train so on {device} ({error}); use finetune.precision=float32"
+        ) from error
     if arguments.device.type != device.type:
         raise UserError(
             f"device={device}: transformers' trainer would train on {arguments.device}; "
@@ -138,7 +146,11 @@ def _training_mode(module: nn.Module, schedule: Schedule) -> Iterator[None]:
         UserError: the model can't recompute activations.
     """
     switched: Any = module
-    configs = {id(config): config for child in module.modules() if (config := getattr(child, "config", None)) is not None}
+    configs = {
+        id(config): config
+        for child in module.modules()
+        if (config := getattr(child, "config", None)) is not None
+    }
     with ExitStack() as afterwards:
         afterwards.callback(module.eval)
         for config in configs.values():
@@ -149,7 +161,9 @@ def _training_mode(module: nn.Module, schedule: Schedule) -> Iterator[None]:
             try:
                 switched.gradient_checkpointing_enable({"use_reentrant": False})
             except (AttributeError, ValueError) as error:
-                raise UserError(f"finetune.recompute=true: {type(module).__name__} can't recompute activations ({error}); set it to false") from None
+                raise UserError(
+                    f"finetune.recompute=true: {type(module).__name__} can't recompute activations ({error}); set it to false"
+                ) from None
             afterwards.callback(switched.gradient_checkpointing_disable)
         yield
 

@@ -46,16 +46,22 @@ class Split:
     held_out: TrainingSet
 
 
-def read_everything(reader: Any, model: PrunableModel, seed: int, samples: int | None = None) -> CalibrationSet:
+def read_everything(
+    reader: Any, model: PrunableModel, seed: int, samples: int | None = None
+) -> CalibrationSet:
     """Everything that the calibration's reader draws from, in a drawn order; encoded when it is asked for.
 
     Raises:
         UserError: the data have no labels of their own.
     """
     if getattr(reader, "unlabelled", False):
-        raise UserError(f"calibration={reader.name} has no labels but the dense model's own maps; use finetune=reconstruct, which needs none")
+        raise UserError(
+            f"calibration={reader.name} has no labels but the dense model's own maps; use finetune=reconstruct, which needs none"
+        )
     with encoding_on_demand():
-        everything: CalibrationSet = replace(reader, samples=sys.maxsize if samples is None else samples).load(model, seed)
+        everything: CalibrationSet = replace(
+            reader, samples=sys.maxsize if samples is None else samples
+        ).load(model, seed)
     return everything
 
 
@@ -66,9 +72,13 @@ def divide(everything: CalibrationSet, held_out: int) -> Split:
         UserError: nothing is left to train on.
     """
     if held_out >= len(everything):
-        raise UserError(f"finetune.held_out={held_out} leaves nothing to train on: there are {len(everything)} samples of {everything.name}")
+        raise UserError(
+            f"finetune.held_out={held_out} leaves nothing to train on: there are {len(everything)} samples of {everything.name}"
+        )
     border = len(everything) - held_out
-    return Split(everything.name, TrainingSet(everything.samples[:border]), TrainingSet(everything.samples[border:]))
+    return Split(
+        everything.name, TrainingSet(everything.samples[:border]), TrainingSet(everything.samples[border:])
+    )
 
 
 @dataclass(frozen=True)

@@ -62,7 +62,9 @@ def _bits(metric: Tensor) -> Tensor:
     """The entries as integers that sort like them, [entries]."""
     if not torch.isfinite(metric).all() or (metric < 0).any():
         raise ValueError("the metric has entries that are negative, NaN or infinite")
-    return (metric.float().flatten() + 0.0).view(torch.int32)  # + 0.0: the negative zero sorts like the positive
+    return (metric.float().flatten() + 0.0).view(
+        torch.int32
+    )  # + 0.0: the negative zero sorts like the positive
 
 
 def _last(counts: Tensor, keep: int) -> tuple[int, int]:

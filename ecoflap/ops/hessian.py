@@ -11,7 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SMALLEST_ESCALATION = 1e-4  # where escalation starts when no damping was asked for: ten times zero is still zero
+SMALLEST_ESCALATION = (
+    1e-4  # where escalation starts when no damping was asked for: ten times zero is still zero
+)
 SMALL_TRIANGLE = 128  # columns; below it the calls cost more than the arithmetic
 LARGEST_DAMPING = 1.0  # beyond the mean diagonal the damping, not the data, decides
 
@@ -111,9 +113,13 @@ def _escalation(damping: float) -> Iterator[float]:
 
 def _check(hessian: Tensor, damping: float) -> None:
     if hessian.ndim != 2 or hessian.shape[0] != hessian.shape[1] or hessian.numel() == 0:
-        raise ValueError(f"a Hessian must be a square matrix [cols, cols]; found shape {tuple(hessian.shape)}")
+        raise ValueError(
+            f"a Hessian must be a square matrix [cols, cols]; found shape {tuple(hessian.shape)}"
+        )
     if not (math.isfinite(damping) and damping >= 0):
-        raise ValueError(f"damping is a fraction of the mean diagonal, 0 or more (0.01 is usual); found {damping}")
+        raise ValueError(
+            f"damping is a fraction of the mean diagonal, 0 or more (0.01 is usual); found {damping}"
+        )
     if not hessian.isfinite().all():
         raise ValueError(
             f"{int((~hessian.isfinite()).sum())} of {hessian.numel()} entries of the Hessian are NaN or infinite; "

@@ -42,4 +42,6 @@ def gaussian(
         Independent N(0, 1) numbers of the given shape.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed_for(*parts))
-    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32, device="cpu").to(device=device, dtype=dtype)
+    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32, device="cpu").to(
+        device=device, dtype=dtype
+    )

@@ -89,7 +89,9 @@ def keep_n_of_m(metric: Tensor, n: int, m: int) -> Tensor:
     """
     if m > LARGEST_COMPARED:
         return _keep_highest(metric.reshape(-1, m), m - n).reshape(metric.shape)
-    columns = metric.reshape(-1, m).t().contiguous()  # [m, groups]: each comparison reads two straight runs of memory
+    columns = (
+        metric.reshape(-1, m).t().contiguous()
+    )  # [m, groups]: each comparison reads two straight runs of memory
     ranks = torch.zeros(columns.shape, dtype=torch.uint8, device=metric.device)
     for later in range(1, m):
         wins = columns[later] >= columns[:later]  # of two equals the earlier is pruned first
@@ -110,9 +112,13 @@ def check_n_of_m(cols: int, n: int, m: int) -> None:
         ValueError: n is not in 1..m, or m does not divide cols.
     """
     if not 0 < n <= m:
-        raise ValueError(f"asked to keep {n} of every {m} columns; n must be between 1 and m (2:4 and 4:8 are usual)")
+        raise ValueError(
+            f"asked to keep {n} of every {m} columns; n must be between 1 and m (2:4 and 4:8 are usual)"
+        )
     if cols % m:
-        raise ValueError(f"asked for groups of {m} columns in a matrix of {cols} columns, which leaves {cols % m} over; m must divide {cols}")
+        raise ValueError(
+            f"asked for groups of {m} columns in a matrix of {cols} columns, which leaves {cols % m} over; m must divide {cols}"
+        )
 
 
 def _keep_highest(scores: Tensor, prune: int, spared_groups: int = 0) -> Tensor:
@@ -150,7 +156,12 @@ def _order_statistic(scores: Tensor, rank: int) -> Tensor:
     """
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
         parts = scores.split(max(1, PARTITIONED // scores.shape[1]))  # copies that stay in the cache
-        return torch.cat([torch.from_numpy(np.partition(part.numpy(), rank - 1, axis=1)[:, rank - 1 : rank].copy()) for part in parts])
+        return torch.cat(
+            [
+                torch.from_numpy(np.partition(part.numpy(), rank - 1, axis=1)[:, rank - 1 : rank].copy())
+                for part in parts
+            ]
+        )
     from_top = scores.shape[1] - rank + 1
     if rank <= from_top:
         return scores.topk(rank, dim=1, largest=False, sorted=False).values.amax(dim=1, keepdim=True)
@@ -159,11 +170,17 @@ def _order_statistic(scores: Tensor, rank: int) -> Tensor:
 
 def _check_metric(metric: Tensor) -> None:
     if metric.ndim != 2 or metric.numel() == 0:
-        raise ValueError(f"a metric must be a non-empty matrix [rows, cols]; found shape {tuple(metric.shape)}")
+        raise ValueError(
+            f"a metric must be a non-empty matrix [rows, cols]; found shape {tuple(metric.shape)}"
+        )
     if metric.amax().isnan():  # NaN is the largest of anything; cheaper than to look at each
-        raise ValueError(f"{int(metric.isnan().sum())} of {metric.numel()} scores are NaN; check the weight and the calibration statistics for NaN")
+        raise ValueError(
+            f"{int(metric.isnan().sum())} of {metric.numel()} scores are NaN; check the weight and the calibration statistics for NaN"
+        )
 
 
 def _check_keep(metric: Tensor, keep: int) -> None:
     if not 0 <= keep <= metric.numel():
-        raise ValueError(f"asked to keep {keep} weights of a {tuple(metric.shape)} matrix; valid counts are 0 to {metric.numel()}")
+        raise ValueError(
+            f"asked to keep {keep} weights of a {tuple(metric.shape)} matrix; valid counts are 0 to {metric.numel()}"
+        )

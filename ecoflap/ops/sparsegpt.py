@@ -131,7 +131,10 @@ def solve_together(
             done = errors[columns.start - several.start : columns.stop - several.start]
             _correct(solved, factor, columns, done, slice(columns.stop, several.stop))
         _correct(solved, factor, several, errors, slice(several.stop, cols))
-    return [Solution(solved[:, rows].t().contiguous(), mask[:, rows].t().contiguous(), factor.damping) for rows in matrices]
+    return [
+        Solution(solved[:, rows].t().contiguous(), mask[:, rows].t().contiguous(), factor.damping)
+        for rows in matrices
+    ]
 
 
 def _correct(solved: Tensor, factor: InverseFactor, columns: slice, errors: Tensor, others: slice) -> None:
@@ -164,7 +167,9 @@ def _pruning_errors(weight: Tensor, mask: Tensor, upper: Tensor, errors: Tensor)
 def solve_batched(weight: Tensor, mask: Tensor, upper: Tensor, errors: Tensor) -> None:
     """`_pruning_errors` as one batch of triangular systems, one per row."""
     identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
-    systems = torch.where(mask.t().unsqueeze(1), identity, upper)  # [rows, leaf, leaf]: a kept column's equation reads e_j = 0
+    systems = torch.where(
+        mask.t().unsqueeze(1), identity, upper
+    )  # [rows, leaf, leaf]: a kept column's equation reads e_j = 0
     targets = weight.masked_fill(mask, 0.0).t().unsqueeze(1)
     errors.copy_(torch.linalg.solve_triangular(systems, targets, upper=True, left=False).squeeze(1).t())
 
@@ -195,19 +200,34 @@ def _spans_of(lengths: Sequence[int]) -> list[slice]:
 
 
 def _check(
-    weights: Sequence[Tensor], factor: InverseFactor, keeps: Sequence[int] | None, n_of_m: tuple[int, int] | None, block: int, leaf: int
+    weights: Sequence[Tensor],
+    factor: InverseFactor,
+    keeps: Sequence[int] | None,
+    n_of_m: tuple[int, int] | None,
+    block: int,
+    leaf: int,
 ) -> None:
     for weight in weights:
         if weight.ndim != 2 or factor.upper.shape != (weight.shape[1], weight.shape[1]):
-            raise ValueError(f"weight [rows, cols] needs a factor [cols, cols]; found {tuple(weight.shape)} and {tuple(factor.upper.shape)}")
-        if not torch.stack(torch.aminmax(weight)).isfinite().all():  # one pass; pruned, it would spread over its row
-            raise ValueError(f"{int((~weight.isfinite()).sum())} of {weight.numel()} weights are NaN or infinite; check the checkpoint and its dtype")
+            raise ValueError(
+                f"weight [rows, cols] needs a factor [cols, cols]; found {tuple(weight.shape)} and {tuple(factor.upper.shape)}"
+            )
+        if (
+            not torch.stack(torch.aminmax(weight)).isfinite().all()
+        ):  # one pass; pruned, it would spread over its row
+            raise ValueError(
+                f"{int((~weight.isfinite()).sum())} of {weight.numel()} weights are NaN or infinite; check the checkpoint and its dtype"
+            )
     if (keeps is None) == (n_of_m is None):
         found = None if keeps is None else keeps[0] if len(keeps) == 1 else list(keeps)
-        raise ValueError(f"give either keep or n_of_m, not both and not neither; found keep={found}, n_of_m={n_of_m}")
+        raise ValueError(
+            f"give either keep or n_of_m, not both and not neither; found keep={found}, n_of_m={n_of_m}"
+        )
     for keep, weight in zip(keeps or (), weights if keeps is not None else (), strict=True):
         if not 0 <= keep <= weight.numel():
-            raise ValueError(f"asked to keep {keep} weights of a {tuple(weight.shape)} matrix; valid counts are 0 to {weight.numel()}")
+            raise ValueError(
+                f"asked to keep {keep} weights of a {tuple(weight.shape)} matrix; valid counts are 0 to {weight.numel()}"
+            )
     if n_of_m is not None:
         check_n_of_m(weights[0].shape[1], *n_of_m)
     if block < 1 or leaf < 1:

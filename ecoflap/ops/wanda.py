@@ -20,5 +20,7 @@ def wanda_metric(weight: Tensor, mean_square: Tensor) -> Tensor:
         ValueError: the statistics do not have one entry per column.
     """
     if weight.ndim != 2 or mean_square.shape != weight.shape[1:]:
-        raise ValueError(f"weight [rows, cols] needs mean_square [cols]; found {tuple(weight.shape)} and {tuple(mean_square.shape)}")
+        raise ValueError(
+            f"weight [rows, cols] needs mean_square [cols]; found {tuple(weight.shape)} and {tuple(mean_square.shape)}"
+        )
     return weight.detach().to(torch.float32).abs() * mean_square.to(torch.float32).sqrt()

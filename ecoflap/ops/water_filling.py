@@ -8,7 +8,9 @@ import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-LARGEST_DENOMINATOR = 10**9  # reads 0.7 + 0.1 = 0.7999999999999999 as 4/5, and changes no float by more than its rounding error
+LARGEST_DENOMINATOR = (
+    10**9
+)  # reads 0.7 + 0.1 = 0.7999999999999999 as 4/5, and changes no float by more than its rounding error
 
 
 def water_fill(sizes: Sequence[int], scores: Sequence[float], total: int, cap: float) -> list[int]:
@@ -78,7 +80,9 @@ def _share(weights: Sequence[int], total: int) -> list[int]:
     if total == 0:
         return [0] * len(weights)
     shares = [total * weight // whole for weight in weights]
-    by_remainder = sorted(range(len(weights)), key=lambda g: -(total * weights[g] % whole))  # stable: ties stay in index order
+    by_remainder = sorted(
+        range(len(weights)), key=lambda g: -(total * weights[g] % whole)
+    )  # stable: ties stay in index order
     for g in by_remainder[: total - sum(shares)]:
         shares[g] += 1
     return shares
@@ -110,14 +114,22 @@ def _check_sizes(sizes: Sequence[int], total: int) -> None:
     if not sizes or min(sizes) < 0:
         raise ValueError(f"need at least one group and no negative size; found sizes {list(sizes)}")
     if not 0 <= total <= sum(sizes):
-        raise ValueError(f"asked to keep {total} weights, but the groups hold {sum(sizes)}; valid totals are 0 to {sum(sizes)}")
+        raise ValueError(
+            f"asked to keep {total} weights, but the groups hold {sum(sizes)}; valid totals are 0 to {sum(sizes)}"
+        )
 
 
 def _check_scores(sizes: Sequence[int], scores: Sequence[float]) -> None:
     if len(sizes) != len(scores):
-        raise ValueError(f"every group needs one size and one score; found {len(sizes)} sizes and {len(scores)} scores")
+        raise ValueError(
+            f"every group needs one size and one score; found {len(sizes)} sizes and {len(scores)} scores"
+        )
     for index, score in enumerate(scores):
         if not (math.isfinite(score) and score >= 0):
-            raise ValueError(f"score {index} is {score}; scores must be finite and 0 or more; check the loss on the calibration data")
+            raise ValueError(
+                f"score {index} is {score}; scores must be finite and 0 or more; check the loss on the calibration data"
+            )
     if not any(scores):
-        raise ValueError(f"all {len(scores)} scores are 0, so there is nothing to allocate by; check the scoring step or allocate uniformly")
+        raise ValueError(
+            f"all {len(scores)} scores are 0, so there is nothing to allocate by; check the scoring step or allocate uniformly"
+        )

@@ -65,7 +65,9 @@ def prune(
     towers = [tower for tower in model.towers if tower.layers]
     work = blocks_in_order(model, reversed(towers) if dense else towers, batches, dense)
     with quiet_forward(model.module):
-        for number, (flow, index) in enumerate(track(work, "prune", total=sum(len(tower.blocks) for tower in towers))):
+        for number, (flow, index) in enumerate(
+            track(work, "prune", total=sum(len(tower.blocks) for tower in towers))
+        ):
             flow.enter(index)
             seconds = None if finished is None else _take_up(flow, index, finished, number, report, dense)
             if seconds is None:
@@ -79,7 +81,9 @@ def prune(
     return report
 
 
-def _take_up(flow: Flow, index: int, finished: FinishedBlocks, number: int, report: PruneReport, dense: bool) -> float | None:
+def _take_up(
+    flow: Flow, index: int, finished: FinishedBlocks, number: int, report: PruneReport, dense: bool
+) -> float | None:
     """Put a block that an earlier run pruned into its place, and move on through it as that run did; null where there is none."""
     block, placement = flow.tower.blocks[index], flow.model.placement
     if (found := finished.read(number)) is None:
@@ -96,14 +100,25 @@ def _take_up(flow: Flow, index: int, finished: FinishedBlocks, number: int, repo
 
 
 def _prune_block(
-    flow: Flow, index: int, pruner: LayerPruner, allocation: Allocation, report: PruneReport, dense: bool, precomputed_statistics: Mapping[str, Tensor] | None
+    flow: Flow,
+    index: int,
+    pruner: LayerPruner,
+    allocation: Allocation,
+    report: PruneReport,
+    dense: bool,
+    precomputed_statistics: Mapping[str, Tensor] | None,
 ) -> float:
     """Prune the block whose turn it is, and move on through it; returns the seconds that it took."""
     started, block, placement = time.perf_counter(), flow.tower.blocks[index], flow.model.placement
-    statistics: Statistics | None = None if precomputed_statistics is not None else measure_block(flow, index, pruner.statistic, dense)
+    statistics: Statistics | None = (
+        None if precomputed_statistics is not None else measure_block(flow, index, pruner.statistic, dense)
+    )
     with placement.using(block):
         if precomputed_statistics is not None:
-            statistics = {layer: MeanSquare.restored(precomputed_statistics[layer.name], layer.weight.device) for layer in block.layers}
+            statistics = {
+                layer: MeanSquare.restored(precomputed_statistics[layer.name], layer.weight.device)
+                for layer in block.layers
+            }
         prune_layers(block.layers, statistics, pruner, allocation, report)
         if block.layers:
             placement.changed(block)
@@ -116,9 +131,13 @@ def _prune_block(
     return time.perf_counter() - started
 
 
-def _summary(tower: Tower, index: int, allocation: Allocation, report: PruneReport, seconds: float) -> BlockReport:
+def _summary(
+    tower: Tower, index: int, allocation: Allocation, report: PruneReport, seconds: float
+) -> BlockReport:
     block = tower.blocks[index]
     names = [layer.name for layer in block.layers]
     errors = [error for name in names if (error := report.errors[name]) is not None]
     mean_error = sum(errors) / len(errors) if errors else None
-    return BlockReport(tower.name, block.name, allocation.sparsity_of(names) if names else 0.0, mean_error, seconds)
+    return BlockReport(
+        tower.name, block.name, allocation.sparsity_of(names) if names else 0.0, mean_error, seconds
+    )

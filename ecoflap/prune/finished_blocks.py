@@ -63,12 +63,22 @@ class FinishedBlocks:
             tensors[f"weight {layer.name}"] = layer.weight.detach().cpu().contiguous()
             tensors[f"mask {layer.name}"] = pack(layer.name, report.masks[layer.name])
         errors = {layer.name: report.errors[layer.name] for layer in layers}
-        metadata = {"key": self.key, "checksum": _checksum(tensors), "errors": json.dumps(errors), "seconds": repr(seconds)}
+        metadata = {
+            "key": self.key,
+            "checksum": _checksum(tensors),
+            "errors": json.dumps(errors),
+            "seconds": repr(seconds),
+        }
         try:
             with replacing(self._file(index)) as beside:
                 save_file(tensors, beside, metadata=metadata)
         except OSError as error:
-            log.warning("block %d could not be kept in %s (%s): a run that is started again will prune it anew", index, self.folder, error)
+            log.warning(
+                "block %d could not be kept in %s (%s): a run that is started again will prune it anew",
+                index,
+                self.folder,
+                error,
+            )
 
     def read(self, index: int) -> FinishedBlock | None:
         """The block that is the ``index``-th in the order of pruning; null when it isn't there or isn't whole."""

@@ -31,7 +31,9 @@ def check_propagate(choice: str) -> None:
         raise UserError(f"propagate={choice} is not known; choose {' or '.join(PROPAGATE)}")
 
 
-def blocks_in_order(model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool) -> Iterator[tuple[Flow, int]]:
+def blocks_in_order(
+    model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool
+) -> Iterator[tuple[Flow, int]]:
     """Every block of the towers, with the flow of its tower.
 
     Raises:
@@ -49,7 +51,9 @@ def blocks_in_order(model: PrunableModel, towers: Iterable[Tower], batches: Sequ
             yield flow, index
 
 
-def measure_block(flow: Flow, index: int, kind: type[MeanSquare] | type[Gram] | None, dense: bool) -> InputStatistics | None:
+def measure_block(
+    flow: Flow, index: int, kind: type[MeanSquare] | type[Gram] | None, dense: bool
+) -> InputStatistics | None:
     """Run the dense block once over all batches and gather what the pruner needs; with ``dense``, its outputs are the next block's inputs."""
     streams, block = flow.streams, flow.tower.blocks[index]
     if kind is None or not block.layers:
@@ -69,7 +73,9 @@ def measure_block(flow: Flow, index: int, kind: type[MeanSquare] | type[Gram] | 
 
 
 @torch.no_grad()
-def measure_dense(model: PrunableModel, calibration: CalibrationSet, batch_size: int, checked: bool = False) -> dict[str, Tensor]:
+def measure_dense(
+    model: PrunableModel, calibration: CalibrationSet, batch_size: int, checked: bool = False
+) -> dict[str, Tensor]:
     """{layer: sum of squares of each input column, and the number of tokens, [cols + 1], fp64} of the dense model.
 
     It takes one pass over the data. For ``checked`` see ``prune``.

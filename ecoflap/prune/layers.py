@@ -21,7 +21,13 @@ log = logging.getLogger(__name__)
 Statistics = Mapping[Layer, Statistic] | InputStatistics
 
 
-def prune_layers(layers: Sequence[Layer], statistics: Statistics | None, pruner: LayerPruner, allocation: Allocation, report: PruneReport) -> None:
+def prune_layers(
+    layers: Sequence[Layer],
+    statistics: Statistics | None,
+    pruner: LayerPruner,
+    allocation: Allocation,
+    report: PruneReport,
+) -> None:
     """Prune the layers of a block in place; those that share a statistic together.
 
     Args:
@@ -46,13 +52,22 @@ def _sharing(layers: Sequence[Layer], statistics: Statistics | None) -> list[lis
     return list(groups.values())
 
 
-def _prune_together(layers: Sequence[Layer], statistic: Statistic | None, pruner: LayerPruner, allocation: Allocation, report: PruneReport) -> None:
+def _prune_together(
+    layers: Sequence[Layer],
+    statistic: Statistic | None,
+    pruner: LayerPruner,
+    allocation: Allocation,
+    report: PruneReport,
+) -> None:
     """Prune the layers that share a statistic."""
     dense = [layer.matrix().clone() for layer in layers]
     try:
         results = pruner.together(dense, statistic, [allocation.keep[layer.name] for layer in layers])  # type: ignore[arg-type]
     except ValueError as error:
-        culprit = next((layer for layer, weight in zip(layers, dense, strict=True) if not torch.isfinite(weight).all()), layers[0])
+        culprit = next(
+            (layer for layer, weight in zip(layers, dense, strict=True) if not torch.isfinite(weight).all()),
+            layers[0],
+        )
         raise NumericalError(f"{culprit.name}: {error}") from error
     for layer, before, pruned in zip(layers, dense, results, strict=True):
         if pruned.note:
@@ -60,7 +75,9 @@ def _prune_together(layers: Sequence[Layer], statistic: Statistic | None, pruner
         _check(layer, pruned, allocation.keep[layer.name])
         layer.write(pruned.weight)
         report.masks[layer.name] = layer.oriented(pruned.mask).contiguous().cpu()
-        report.errors[layer.name] = None if statistic is None else _relative_error(statistic, before, layer.matrix())
+        report.errors[layer.name] = (
+            None if statistic is None else _relative_error(statistic, before, layer.matrix())
+        )
 
 
 def _check(layer: Layer, pruned: Pruned, keep: int) -> None:
@@ -68,9 +85,15 @@ def _check(layer: Layer, pruned: Pruned, keep: int) -> None:
     if kept != keep:
         raise NumericalError(f"{layer.name}: the mask keeps {kept} weights and the allocation says {keep}")
     if not torch.isfinite(pruned.weight).all():
-        raise NumericalError(f"{layer.name}: pruning made weights that are not finite; use more calibration samples or a larger pruner.damping")
+        raise NumericalError(
+            f"{layer.name}: pruning made weights that are not finite; use more calibration samples or a larger pruner.damping"
+        )
 
 
 def _relative_error(statistic: Statistic, dense: Tensor, pruned: Tensor) -> float:
     energy = statistic.output_energy(dense)
-    return math.sqrt(max(statistic.output_energy(pruned.float() - dense.float()), 0.0) / energy) if energy > 0 else 0.0
+    return (
+        math.sqrt(max(statistic.output_energy(pruned.float() - dense.float()), 0.0) / energy)
+        if energy > 0
+        else 0.0
+    )

@@ -40,7 +40,9 @@ class MaskRule:
             return cls(text)
         match = re.fullmatch(r"(\d+):(\d+)", text)
         if match is None or not 0 < int(match[1]) < int(match[2]):
-            raise UserError(f"pruner.mask={text} is not known; choose {', '.join(unstructured)}, or N:M such as 2:4 (N of every M weights stay)")
+            raise UserError(
+                f"pruner.mask={text} is not known; choose {', '.join(unstructured)}, or N:M such as 2:4 (N of every M weights stay)"
+            )
         return cls(text, (int(match[1]), int(match[2])))
 
     def check(self, layers: Sequence[Layer], sparsity: float, scored: bool) -> None:

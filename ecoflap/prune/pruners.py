@@ -42,7 +42,9 @@ class LayerPruner(Protocol):
     def __call__(self, weight: Tensor, statistic: MeanSquare | Gram | None, keep: int) -> Pruned:
         """Prune a weight [rows, cols] to ``keep`` weights."""
 
-    def together(self, weights: Sequence[Tensor], statistic: MeanSquare | Gram | None, keeps: Sequence[int]) -> list[Pruned]:
+    def together(
+        self, weights: Sequence[Tensor], statistic: MeanSquare | Gram | None, keeps: Sequence[int]
+    ) -> list[Pruned]:
         """Prune layers that read the same input."""
 
 
@@ -73,7 +75,9 @@ class ByMetric(ABC):
         mask = self.rule.select(self.metric(weight, statistic), keep)
         return Pruned(weight * mask, mask)
 
-    def together(self, weights: Sequence[Tensor], statistic: MeanSquare | Gram | None, keeps: Sequence[int]) -> list[Pruned]:
+    def together(
+        self, weights: Sequence[Tensor], statistic: MeanSquare | Gram | None, keeps: Sequence[int]
+    ) -> list[Pruned]:
         """Prune each by itself."""
         return [self(weight, statistic, keep) for weight, keep in zip(weights, keeps, strict=True)]
 
@@ -148,11 +152,17 @@ class SparseGPT:
         """Prune a weight [rows, cols]."""
         return self.together([weight], statistic, [keep])[0]
 
-    def together(self, weights: Sequence[Tensor], statistic: MeanSquare | Gram | None, keeps: Sequence[int]) -> list[Pruned]:
+    def together(
+        self, weights: Sequence[Tensor], statistic: MeanSquare | Gram | None, keeps: Sequence[int]
+    ) -> list[Pruned]:
         """Prune layers that read the same input as one matrix of all their rows."""
         assert isinstance(statistic, Gram)
         factor = statistic.factor(self.damping)
         n_of_m = self.rule.n_of_m
         solutions = solve_together(weights, factor, None if n_of_m else keeps, n_of_m, self.block)
-        note = f"damping raised from {self.damping:g} to {factor.damping:g}" if factor.damping > self.damping else None
+        note = (
+            f"damping raised from {self.damping:g} to {factor.damping:g}"
+            if factor.damping > self.damping
+            else None
+        )
         return [Pruned(solution.weight, solution.mask, note) for solution in solutions]

@@ -67,13 +67,17 @@ class UPop:
     def __post_init__(self) -> None:
         require_positive("pruner", self, "steps", "interval", "batch_size")
         if self.interval > self.steps:
-            raise UserError(f"pruner.interval={self.interval} is more than pruner.steps={self.steps}: no multiplier would ever change")
+            raise UserError(
+                f"pruner.interval={self.interval} is more than pruner.steps={self.steps}: no multiplier would ever change"
+            )
         if not self.learning_rate > 0:
             raise UserError(f"pruner.learning_rate={self.learning_rate} must be above 0")
         if self.weight_decay < 0:
             raise UserError(f"pruner.weight_decay={self.weight_decay} must be at least 0")
 
-    def prune(self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock) -> tuple[Allocation, PruneReport]:
+    def prune(
+        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock
+    ) -> tuple[Allocation, PruneReport]:
         """Search and cut, in place.
 
         Raises:
@@ -82,38 +86,52 @@ class UPop:
         """
         assert calibration is not None
         if distributed.is_initialized():
-            raise UserError(f"pruner={self.name} searches in one process, and would find another model in each; start it without torchrun")
+            raise UserError(
+                f"pruner={self.name} searches in one process, and would find another model in each; start it without torchrun"
+            )
         started, sizes = time.perf_counter(), {layer.name: layer.size for layer in model.layers}
         units = find_units(model)
         with in_float32(model.module):
             gates = self._search(model, calibration, units, sparsity)
         cut_all(model.module, units, [gate.nonzero().flatten() for gate in gates])
         masks = {layer.name: torch.ones(layer.weight.shape, dtype=torch.bool) for layer in model.layers}
-        allocation = Allocation({layer.name: layer.size for layer in model.layers}, sizes, sparsity, "model", UNITS)
+        allocation = Allocation(
+            {layer.name: layer.size for layer in model.layers}, sizes, sparsity, "model", UNITS
+        )
         report = PruneReport(masks, dict.fromkeys(masks))
         for tower in model.towers:
             for block in tower.blocks:
                 removed = allocation.sparsity_of([layer.name for layer in block.layers])
-                report.blocks.append(BlockReport(tower.name, block.name, removed, None, time.perf_counter() - started))
+                report.blocks.append(
+                    BlockReport(tower.name, block.name, removed, None, time.perf_counter() - started)
+                )
                 on_block(report.blocks[-1])
         return allocation, report
 
-    def _search(self, model: PrunableModel, samples: CalibrationSet, units: Sequence[Units], sparsity: float) -> list[Tensor]:
+    def _search(
+        self, model: PrunableModel, samples: CalibrationSet, units: Sequence[Units], sparsity: float
+    ) -> list[Tensor]:
         """Train with the multipliers in place; returns the last ones, each 0 or 1."""
         gates = [torch.ones(one.count, device=model.device, requires_grad=True) for one in units]
         updates = self.steps // self.interval
         learner = Learner(model)
-        optimizer = torch.optim.AdamW(model.module.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay)
+        optimizer = torch.optim.AdamW(
+            model.module.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.steps)
         with ExitStack() as stack:
             stack.callback(model.module.eval)
             for one, gate in zip(units, gates, strict=True):
                 stack.enter_context(one.gated(gate))
             model.module.train()
-            for step, batch in enumerate(track(self._batches(model, samples), "search", total=self.steps), start=1):
+            for step, batch in enumerate(
+                track(self._batches(model, samples), "search", total=self.steps), start=1
+            ):
                 loss = learner(**batch)
                 if not torch.isfinite(loss):
-                    raise NumericalError(f"the loss is {loss.item()} at step {step} of the search; use a smaller pruner.learning_rate")
+                    raise NumericalError(
+                        f"the loss is {loss.item()} at step {step} of the search; use a smaller pruner.learning_rate"
+                    )
                 loss.backward()
                 optimizer.step()
                 optimizer.zero_grad()
@@ -121,7 +139,13 @@ class UPop:
                 if step % self.interval == 0 and step // self.interval <= updates:
                     share = progress(step // self.interval - 1, updates)
                     update(gates, units, share * sparsity, share)
-                    log.info("search     step %d of %d  loss %.4g  units going: %.3f of the weights", step, self.steps, loss.item(), share * sparsity)
+                    log.info(
+                        "search     step %d of %d  loss %.4g  units going: %.3f of the weights",
+                        step,
+                        self.steps,
+                        loss.item(),
+                        share * sparsity,
+                    )
         return [gate.detach() for gate in gates]
 
     def _batches(self, model: PrunableModel, samples: CalibrationSet) -> Iterator[dict[str, Any]]:
@@ -151,7 +175,10 @@ def update(gates: Sequence[Tensor], units: Sequence[Units], removed: float, shar
         removed: share of the weights whose units are on their way out.
         share: how far on their way they are, from 0 to 1.
     """
-    scores = standardised([gate.grad if gate.grad is not None else torch.zeros_like(gate) for gate in gates], [one.kind for one in units])
+    scores = standardised(
+        [gate.grad if gate.grad is not None else torch.zeros_like(gate) for gate in gates],
+        [one.kind for one in units],
+    )
     for gate, going in zip(gates, choose(scores, units, removed), strict=True):
         gate.copy_(torch.where(going, 1 - share, 1.0))
         gate.grad = None
@@ -172,11 +199,16 @@ def choose(scores: Sequence[Tensor], units: Sequence[Units], removed: float) -> 
     The unit of the smallest score in each attention or MLP stays: a block without any would be another architecture.
     """
     safe = [torch.arange(len(score)) == int(score.argmin()) for score in scores]
-    flat = torch.cat([score.cpu().masked_fill(kept, -torch.inf) for score, kept in zip(scores, safe, strict=True)])
+    flat = torch.cat(
+        [score.cpu().masked_fill(kept, -torch.inf) for score, kept in zip(scores, safe, strict=True)]
+    )
     costs = torch.cat([torch.full((one.count,), one.cost) for one in units])
     order = flat.argsort(descending=True, stable=True)[: len(flat) - len(units)]
     reached = torch.cat([torch.zeros(1, dtype=torch.long), costs[order].cumsum(0)])
     count = int((reached - removed * total_cost(units)).abs().argmin())
     going = torch.zeros(len(flat), dtype=torch.bool)
     going[order[:count]] = True
-    return [part.to(score.device) for part, score in zip(going.split([one.count for one in units]), scores, strict=True)]
+    return [
+        part.to(score.device)
+        for part, score in zip(going.split([one.count for one in units]), scores, strict=True)
+    ]

@@ -40,7 +40,9 @@ class WholeModelPruner(Protocol):
     requires_calibration: ClassVar[bool]
     trains: ClassVar[bool]  # on the training split behind the calibration set, instead of looking at that
 
-    def prune(self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock) -> tuple[Allocation, PruneReport]:
+    def prune(
+        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock
+    ) -> tuple[Allocation, PruneReport]:
         """Remove the share ``sparsity`` of the weights."""
 
 
@@ -61,7 +63,9 @@ class GlobalMagnitude:
     def __post_init__(self) -> None:
         check_scope(self.scope)
 
-    def prune(self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock) -> tuple[Allocation, PruneReport]:
+    def prune(
+        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock
+    ) -> tuple[Allocation, PruneReport]:
         """Prune in place.
 
         Raises:
@@ -95,7 +99,9 @@ class GlobalGradient:
         check_scope(self.scope)
         require_positive("pruner", self, "iterations", "samples", "batch_size")
 
-    def prune(self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock) -> tuple[Allocation, PruneReport]:
+    def prune(
+        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock
+    ) -> tuple[Allocation, PruneReport]:
         """Prune in place.
 
         Raises:
@@ -104,13 +110,21 @@ class GlobalGradient:
         assert calibration is not None
         masks: dict[str, Tensor] = {}
         for step in range(1, self.iterations + 1):
-            gradients = mean_gradients(model, loss_batches(model, calibration.take(self.samples), self.batch_size))
+            gradients = mean_gradients(
+                model, loss_batches(model, calibration.take(self.samples), self.batch_size)
+            )
             reached = sparsity if step == self.iterations else sparsity ** (self.iterations / step)
 
-            def metric(layer: Layer, gradients: dict[str, Tensor] = gradients, removed: dict[str, Tensor] = masks) -> Tensor:
+            def metric(
+                layer: Layer, gradients: dict[str, Tensor] = gradients, removed: dict[str, Tensor] = masks
+            ) -> Tensor:
                 # One more than nothing for weights that are still there: a removed weight never comes back, whatever its gradient.
                 value = layer.weight.detach().float().cpu().abs() * gradients[layer.name]
-                return value if layer.name not in removed else torch.where(removed[layer.name], value + TINY, 0.0)
+                return (
+                    value
+                    if layer.name not in removed
+                    else torch.where(removed[layer.name], value + TINY, 0.0)
+                )
 
             masks = choose(model, self.scope, reached, metric)
             apply(model, masks)
@@ -165,19 +179,25 @@ def _gradients(model: PrunableModel, batch: Batch) -> tuple[dict[str, Tensor], f
     return found, scale
 
 
-def choose(model: PrunableModel, scope: str, sparsity: float, metric: Callable[[Layer], Tensor]) -> dict[str, Tensor]:
+def choose(
+    model: PrunableModel, scope: str, sparsity: float, metric: Callable[[Layer], Tensor]
+) -> dict[str, Tensor]:
     """{layer: mask as its parameter is stored, on the CPU} of the best weights of the model or of each tower.
 
     Raises:
         NumericalError: the metric has no order.
     """
     masks: dict[str, Tensor] = {}
-    for layers in [model.layers] if scope == "model" else [tower.layers for tower in model.towers if tower.layers]:
+    for layers in (
+        [model.layers] if scope == "model" else [tower.layers for tower in model.towers if tower.layers]
+    ):
         keep = keep_total([layer.size for layer in layers], sparsity)
         try:
             chosen = select_globally([lambda layer=layer: metric(layer) for layer in layers], keep)  # type: ignore[misc]
         except ValueError as error:
-            raise NumericalError(f"{layers[0].name} to {layers[-1].name}: {error}; use model.dtype=float32") from error
+            raise NumericalError(
+                f"{layers[0].name} to {layers[-1].name}: {error}; use model.dtype=float32"
+            ) from error
         masks |= {layer.name: mask.cpu() for layer, mask in zip(layers, chosen, strict=True)}
     return masks
 
@@ -189,7 +209,9 @@ def apply(model: PrunableModel, masks: dict[str, Tensor]) -> None:
         layer.weight.mul_(masks[layer.name].to(layer.weight.device))
 
 
-def conclude(model: PrunableModel, masks: dict[str, Tensor], sparsity: float, scope: str, on_block: OnBlock) -> tuple[Allocation, PruneReport]:
+def conclude(
+    model: PrunableModel, masks: dict[str, Tensor], sparsity: float, scope: str, on_block: OnBlock
+) -> tuple[Allocation, PruneReport]:
     """Apply the masks, and put into words what came out."""
     started = time.perf_counter()
     apply(model, masks)
@@ -200,6 +222,8 @@ def conclude(model: PrunableModel, masks: dict[str, Tensor], sparsity: float, sc
         for block in tower.blocks:
             names = [layer.name for layer in block.layers]
             realised = allocation.sparsity_of(names) if names else 0.0
-            report.blocks.append(BlockReport(tower.name, block.name, realised, None, time.perf_counter() - started))
+            report.blocks.append(
+                BlockReport(tower.name, block.name, realised, None, time.perf_counter() - started)
+            )
             on_block(report.blocks[-1])
     return allocation, report

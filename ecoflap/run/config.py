@@ -16,6 +16,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ecoflap.errors import UserError, did_you_mean, wrong_type
+from ecoflap.run.moved import current_place
 from ecoflap.storage.file_names import SNAPSHOT
 
 STEPS = ("calibrate", "score", "allocate", "prune", "finetune", "evaluate")
@@ -105,10 +106,14 @@ def check_merged() -> None:
         return
     chosen = HydraConfig.get().runtime.choices
     if chosen.get("task") is None:
-        raise UserError("a list of tasks is understood as task=[one,other] on the command line only; elsewhere, name a suite such as task=easy_suite")
+        raise UserError(
+            "a list of tasks is understood as task=[one,other] on the command line only; elsewhere, name a suite such as task=easy_suite"
+        )
     for group in METHODS:
         if chosen.get(group) is None:
-            raise UserError(f"{group}=[...]: a run has one {group}, and Hydra would merge several into one; choose one, or sweep over them with -m")
+            raise UserError(
+                f"{group}=[...]: a run has one {group}, and Hydra would merge several into one; choose one, or sweep over them with -m"
+            )
 
 
 def package_file(path: str) -> str:
@@ -132,8 +137,8 @@ def submits_without_sweep() -> str | None:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return None
     chosen: Any = HydraConfig.get().runtime.choices
-    if chosen.get("sweeps") is not None:
-        return f"+sweeps={chosen['sweeps']} describes a sweep, and this is a single run, which would ignore it: add -m"
+    if chosen.get("sweep") is not None:
+        return f"+sweep={chosen['sweep']} describes a sweep, and this is a single run, which would ignore it: add -m"
     if (cluster := chosen.get("cluster")) not in (None, "none"):
         return f"cluster={cluster} submits sweeps, and this is a single run, which would run on this machine: add -m (a sweep may have one job)"
     return None
@@ -154,7 +159,9 @@ def given_options() -> list[str]:
 
 def runs_follow() -> bool:
     """Whether this process does the runs of a sweep one after the other."""
-    return sweep_name() is not None and str(HydraConfig.get().launcher._target_).endswith(".InProcessLauncher")
+    return sweep_name() is not None and str(HydraConfig.get().launcher._target_).endswith(
+        ".InProcessLauncher"
+    )
 
 
 def build(group: str, node: DictConfig) -> Any:
@@ -165,7 +172,9 @@ def build(group: str, node: DictConfig) -> Any:
     """
     target = _target(group, node)
     schema = OmegaConf.structured(target)
-    OmegaConf.set_readonly(schema, False)  # frozen dataclasses give read-only configs; this one is a form to fill in
+    OmegaConf.set_readonly(
+        schema, False
+    )  # frozen dataclasses give read-only configs; this one is a form to fill in
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)
     del values["_target_"]
@@ -183,8 +192,10 @@ def _target(group: str, node: Any) -> type:
     """
     name = OmegaConf.select(node, "_target_") if OmegaConf.is_dict(node) else None
     if not isinstance(name, str) or "." not in name:
-        raise UserError(f"{group}._target_={name} names no class; the file of {group}=OPTION wants a line _target_: module.Class")
-    module_name, _, class_name = name.rpartition(".")
+        raise UserError(
+            f"{group}._target_={name} names no class; the file of {group}=OPTION wants a line _target_: module.Class"
+        )
+    module_name, _, class_name = current_place(name).rpartition(".")
     try:
         target = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
@@ -193,14 +204,21 @@ def _target(group: str, node: Any) -> type:
         ) from error
     wanted = METHODS[group.split(".")[0]]
     if not (isinstance(target, type) and is_dataclass(target)):
-        raise UserError(f"{group}._target_={name} is no dataclass; a {group} is a dataclass with {' or '.join(wanted)}, as in ecoflap")
+        raise UserError(
+            f"{group}._target_={name} is no dataclass; a {group} is a dataclass with {' or '.join(wanted)}, as in ecoflap"
+        )
     if not any(callable(getattr(target, method, None)) for method in wanted):
-        raise UserError(f"{group}._target_={name} is no {group}: it has no method {' or '.join(wanted)}; name a class of this group")
+        raise UserError(
+            f"{group}._target_={name} is no {group}: it has no method {' or '.join(wanted)}; name a class of this group"
+        )
     return target
 
 
 def _explain(group: str, error: OmegaConfBaseException, values: dict[Any, Any], target: type) -> str:
-    key, first = f"{group}.{error.full_key}" if error.full_key else group, str(error.msg or error).splitlines()[0]
+    key, first = (
+        f"{group}.{error.full_key}" if error.full_key else group,
+        str(error.msg or error).splitlines()[0],
+    )
     known = [entry.name for entry in fields(target) if entry.init]
     if "mandatory" in first:
         return f"{key} is required: add {key}=VALUE"
@@ -216,12 +234,17 @@ def kind_of(hint: Any) -> str:
     """The type of an option, as ``wrong_type`` takes it."""
     if get_origin(hint) is list or any(get_origin(kind) is list for kind in get_args(hint)):
         return "list"
-    return next((kind.__name__ for kind in (hint, *get_args(hint)) if kind in (bool, int, float, str)), "value of its type")
+    return next(
+        (kind.__name__ for kind in (hint, *get_args(hint)) if kind in (bool, int, float, str)),
+        "value of its type",
+    )
 
 
 def _source(key: str) -> str:
     """Who sets an option that isn't on the command line, such as one that an experiment has for the choice that was replaced."""
-    if not HydraConfig.initialized() or any(override.lstrip("+").startswith(f"{key}=") for override in HydraConfig.get().overrides.task):
+    if not HydraConfig.initialized() or any(
+        override.lstrip("+").startswith(f"{key}=") for override in HydraConfig.get().overrides.task
+    ):
         return ""
     experiment = HydraConfig.get().runtime.choices.get("experiment")
     return f". +experiment={experiment} sets it; leave it out with ~{key}" if experiment else ""

@@ -20,7 +20,17 @@ from typing import Any, NamedTuple
 from ecoflap.console import progress as console
 from ecoflap.errors import UserError
 from ecoflap.storage.checkpoint import FOLDER as CHECKPOINT
-from ecoflap.storage.file_names import ALLOCATION, BLOCKS, FINETUNE, LEASE, PREDICTIONS, RESULT, SCORES, STATUS, TRAINING
+from ecoflap.storage.file_names import (
+    ALLOCATION,
+    BLOCKS,
+    FINETUNE,
+    LEASE,
+    PREDICTIONS,
+    RESULT,
+    SCORES,
+    STATUS,
+    TRAINING,
+)
 from ecoflap.storage.files import read_json, write_json
 from ecoflap.storage.lease import Lease
 from ecoflap.storage.results import Result
@@ -86,7 +96,13 @@ class Found(NamedTuple):
 
 
 @contextmanager
-def claimed(folder: Path, config: Mapping[str, Any], resume: bool, results: Path | None = None, patience: float = PATIENCE) -> Iterator[Found]:
+def claimed(
+    folder: Path,
+    config: Mapping[str, Any],
+    resume: bool,
+    results: Path | None = None,
+    patience: float = PATIENCE,
+) -> Iterator[Found]:
     """Claim the folder for one run, keep its status, and yield what an earlier run left there.
 
     Args:
@@ -103,7 +119,10 @@ def claimed(folder: Path, config: Mapping[str, Any], resume: bool, results: Path
     _take(lease, folder, patience)
     try:
         key, earlier = run_id({**config, "versions": versions()}), read_json(folder / STATUS) or {}
-        result, unfinished = finished(results or folder, config) if resume else None, resume and earlier.get("key") == key
+        result, unfinished = (
+            finished(results or folder, config) if resume else None,
+            resume and earlier.get("key") == key,
+        )
         status = Status(key=key, starts=int(earlier.get("starts", 0)) + 1 if unfinished else 1)
         with _kept(folder / STATUS, status):
             yield Found(result, unfinished)
@@ -120,9 +139,13 @@ def _take(lease: Lease, folder: Path, patience: float) -> None:
     start, told = time.monotonic(), False
     while not lease.acquire():
         if time.monotonic() - start > patience:
-            raise UserError(f"{folder}: the run of {lease.describe_owner()} is at work there; wait for it, or choose another hydra.run.dir")
+            raise UserError(
+                f"{folder}: the run of {lease.describe_owner()} is at work there; wait for it, or choose another hydra.run.dir"
+            )
         if not told:
-            log.info("%s: waiting up to %.0f s for the run of %s to end", folder, patience, lease.describe_owner())
+            log.info(
+                "%s: waiting up to %.0f s for the run of %s to end", folder, patience, lease.describe_owner()
+            )
         told = True
         time.sleep(0.5)
 
@@ -148,7 +171,9 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Result | None:
 def discard_products(folder: Path) -> None:
     """Remove what an earlier run left, the record first: what stands there later is this run's or nothing."""
     for name in PRODUCTS:
-        (folder / name).unlink(missing_ok=True) if not (folder / name).is_dir() else shutil.rmtree(folder / name, ignore_errors=True)
+        (folder / name).unlink(missing_ok=True) if not (folder / name).is_dir() else shutil.rmtree(
+            folder / name, ignore_errors=True
+        )
 
 
 @contextmanager
@@ -169,10 +194,18 @@ def _kept(file: Path, status: Status) -> Iterator[None]:
         with console.watching(lambda step, done, total: write(step=step, done=done, total=total)):
             yield
     except Exception as error:
-        write(state="failed", reason=str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}")
+        write(
+            state="failed",
+            reason=str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}",
+        )
         raise
-    except BaseException as error:  # Ctrl-C, or Slurm's signal that the job is ended and will be started again
-        write(state="stopped", reason="interrupted" if isinstance(error, KeyboardInterrupt) else "ended from outside")
+    except (
+        BaseException
+    ) as error:  # Ctrl-C, or Slurm's signal that the job is ended and will be started again
+        write(
+            state="stopped",
+            reason="interrupted" if isinstance(error, KeyboardInterrupt) else "ended from outside",
+        )
         raise
     write(state="done", step="done", reason=None)
 

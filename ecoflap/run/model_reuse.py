@@ -70,7 +70,9 @@ def load(loader: Any, device: torch.device, selection: Selection, keep: bool) ->
         UserError: the loader can't load it.
     """
     global _warm
-    identity = json.dumps([type(loader).__qualname__, asdict(loader), str(device), asdict(selection)], default=str)
+    identity = json.dumps(
+        [type(loader).__qualname__, asdict(loader), str(device), asdict(selection)], default=str
+    )
     last, _warm = _warm, None  # whatever happens now, a half-restored model must not stay
     if last is not None and last.identity == identity and (model := last.restored()) is not None:
         log.info("load: %s is still in memory", model.name)

@@ -24,7 +24,9 @@ from ecoflap.storage.results import LayerCount, Result, environment, sparsity_se
 def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
     """Verify the realised sparsity, save what was asked for, and write ``result.json`` last."""
     counts = count_layers(model, state.report)
-    target, total = (None, None) if (allocation := state.allocation) is None else (allocation.target, allocation.total)
+    target, total = (
+        (None, None) if (allocation := state.allocation) is None else (allocation.target, allocation.total)
+    )
     report = state.report if plan.loader.save and is_first() else None
     saved = save_checkpoint(model, report.masks, plan.folder) if report is not None else None
     shutil.rmtree(plan.folder / WORK, ignore_errors=True)
@@ -71,7 +73,9 @@ def _count(tower: str, layer: Layer, report: PruneReport | None) -> LayerCount:
         mask = report.masks[layer.name].to(layer.weight.device)
         kept, error = int(mask.sum()), report.errors[layer.name]
         if bool((layer.weight[~mask] != 0).any()):
-            raise NumericalError(f"{layer.name}: weights that the mask removes are not zero; nothing was saved")
+            raise NumericalError(
+                f"{layer.name}: weights that the mask removes are not zero; nothing was saved"
+            )
     return LayerCount(tower, layer.size, kept, zeros, error)
 
 
@@ -79,7 +83,11 @@ def _data(plan: Plan, state: RunState) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if state.calibration is not None:
         calibration = state.calibration
-        data["calibration"] = {"name": calibration.name, "samples": len(calibration), "fingerprint": calibration.fingerprint()}
+        data["calibration"] = {
+            "name": calibration.name,
+            "samples": len(calibration),
+            "fingerprint": calibration.fingerprint(),
+        }
     if state.training is not None:
         data["finetune"] = state.training.data
     if state.tasks:
@@ -90,7 +98,10 @@ def _data(plan: Plan, state: RunState) -> dict[str, Any]:
 def show_in_tracker(tracker: Tracker, result: Result, state: RunState) -> None:
     """One table per step that has run, and the figures of the run as its summary."""
     if state.scores is not None:
-        rows = [(name, value, state.scores.standard_error[name]) for name, value in state.scores.importance.items()]
+        rows = [
+            (name, value, state.scores.standard_error[name])
+            for name, value in state.scores.importance.items()
+        ]
         tracker.log_table("score", ["layer", "importance", "standard_error"], rows)
     if (allocation := state.allocation) is not None:
         sizes = allocation.sizes
@@ -98,17 +109,27 @@ def show_in_tracker(tracker: Tracker, result: Result, state: RunState) -> None:
         tracker.log_table("allocate", ["layer", "size", "keep", "sparsity"], kept)
         tracker.log_image("allocation", lambda: _draw_allocation(result, allocation))
     if state.report is not None:
-        tracker.log_table("prune", [f.name for f in fields(BlockReport)], [astuple(block) for block in state.report.blocks])
+        tracker.log_table(
+            "prune", [f.name for f in fields(BlockReport)], [astuple(block) for block in state.report.blocks]
+        )
     for when, by_task in result.metrics.items():
-        figures = [(task, metric, value) for task, values in by_task.items() for metric, value in values.items()]
+        figures = [
+            (task, metric, value) for task, values in by_task.items() for metric, value in values.items()
+        ]
         tracker.log_table(f"evaluate_{when}", ["task", "metric", "value"], figures)
     columns = ["seconds", "peak_memory_bytes", "cached"]
-    tracker.log_table("cost", ["step", *columns], [(step, *(cost[column] for column in columns)) for step, cost in result.steps.items()])
+    tracker.log_table(
+        "cost",
+        ["step", *columns],
+        [(step, *(cost[column] for column in columns)) for step, cost in result.steps.items()],
+    )
     sparsity = {name: value for name, value in result.sparsity.items() if name != "layers"}
     tracker.summary({"metrics": result.metrics, "sparsity": sparsity, "model": result.model})
 
 
 def _draw_allocation(result: Result, allocation: Allocation) -> bytes:
-    from ecoflap.sweeps.report.allocation_plot import allocation_png  # the plots' library takes a second to load
+    from ecoflap.sweeps.report.allocation_plot import (
+        allocation_png,  # the plots' library takes a second to load
+    )
 
     return allocation_png(result.model["name"], result.sparsity["layers"], allocation.keep, allocation.target)

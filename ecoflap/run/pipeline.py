@@ -45,7 +45,10 @@ def run(config: DictConfig, folder: Path) -> Result | None:
         inspect(config)
         return None
     values: Any = OmegaConf.to_container(config, resolve=True)
-    with joined(folder, config.device) as own, claimed(own, values, config.resume, shared_folder(own)) as earlier:
+    with (
+        joined(folder, config.device) as own,
+        claimed(own, values, config.resume, shared_folder(own)) as earlier,
+    ):
         if earlier.result is not None:
             log.info("finished already: %s; resume=false runs it anew", folder / RESULT)
             if changed := other_versions(earlier.result.versions):
@@ -81,7 +84,9 @@ def inspect(config: DictConfig) -> None:
     Raises:
         UserError: there is no such model, tower or layer.
     """
-    model: PrunableModel = build("model", config.model).load(torch.device("meta"), Selection(config.towers, list(config.skip_layers)))
+    model: PrunableModel = build("model", config.model).load(
+        torch.device("meta"), Selection(config.towers, list(config.skip_layers))
+    )
     show_model(model, config.sparsity)
     show_layers(model)
 
@@ -89,7 +94,9 @@ def inspect(config: DictConfig) -> None:
 def _work(plan: Plan, tracker: Tracker) -> tuple[Result, RunState]:
     """The steps. Nothing in the run's folder counts before ``result.json``, which is written last and whole."""
     model, state = coarse.load(plan, resolve_device(plan.config["device"]))
-    evaluations = {name: task.load(model) for name, task in plan.tasks.items()} if "evaluate" in plan.steps else {}
+    evaluations = (
+        {name: task.load(model) for name, task in plan.tasks.items()} if "evaluate" in plan.steps else {}
+    )
     if "calibrate" in plan.steps:
         refuse_overlap(coarse.calibrate(plan, model, state), evaluations)
         coarse.say_memory(plan, model, state)
@@ -110,5 +117,7 @@ def _work(plan: Plan, tracker: Tracker) -> tuple[Result, RunState]:
         evaluate(plan, model, evaluations, state, "finetuned")
     result = conclude(plan, model, state)
     for name in state.metrics.get("dense", {}):
-        show_metrics(f"{model.name} on {name}", {when: by_task[name] for when, by_task in state.metrics.items()})
+        show_metrics(
+            f"{model.name} on {name}", {when: by_task[name] for when, by_task in state.metrics.items()}
+        )
     return result, state

@@ -93,7 +93,10 @@ def describe(error: BaseException) -> str | None:
 def _describe(error: BaseException) -> str | None:
     if isinstance(error, UserError | NumericalError):
         return str(error)
-    if re.search(r"No space left on device|StorageFull|Disk quota exceeded", str(error)) or getattr(error, "errno", None) in FULL:
+    if (
+        re.search(r"No space left on device|StorageFull|Disk quota exceeded", str(error))
+        or getattr(error, "errno", None) in FULL
+    ):
         return _disk_full(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return _operating_system(error)

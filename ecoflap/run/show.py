@@ -25,15 +25,32 @@ def show_model(model: PrunableModel, sparsity: float) -> None:
     """The towers with their matched layers, what is left out and why, and a warning where that is much."""
     total = model.parameter_count()
     prunable = sum(layer.size for layer in model.layers)
-    rows = [(tower.name, tower.path, len(tower.blocks), len(tower.layers), sum(layer.size for layer in tower.layers)) for tower in model.towers]
+    rows = [
+        (
+            tower.name,
+            tower.path,
+            len(tower.blocks),
+            len(tower.layers),
+            sum(layer.size for layer in tower.layers),
+        )
+        for tower in model.towers
+    ]
     title = f"{model.name}: {total:,} parameters, {prunable:,} prunable ({100 * prunable / total:.1f} %)"
-    table(title, ["tower", "blocks of", "blocks", "layers", "weights"], [(*row[:4], f"{row[4]:,}") for row in rows])
+    table(
+        title,
+        ["tower", "blocks of", "blocks", "layers", "weights"],
+        [(*row[:4], f"{row[4]:,}") for row in rows],
+    )
     weights, matrices = Counter[str](), Counter[str]()
     for skipped in model.skipped:
         weights[skipped.reason] += skipped.size
         matrices[skipped.reason] += 1
     if weights:
-        table("left dense", ["reason", "tensors", "weights"], [(reason, matrices[reason], f"{size:,}") for reason, size in weights.most_common()])
+        table(
+            "left dense",
+            ["reason", "tensors", "weights"],
+            [(reason, matrices[reason], f"{size:,}") for reason, size in weights.most_common()],
+        )
     _warn_of_dense_blocks(model, sparsity)
 
 
@@ -58,10 +75,16 @@ def _warn_of_dense_blocks(model: PrunableModel, sparsity: float) -> None:
 
 def show_layers(model: PrunableModel) -> None:
     """Every layer with its shape, for ``inspect=true``."""
-    rows = [(tower.name, layer.name, *layer.shape, f"{layer.size:,}") for tower in model.towers for layer in tower.layers]
+    rows = [
+        (tower.name, layer.name, *layer.shape, f"{layer.size:,}")
+        for tower in model.towers
+        for layer in tower.layers
+    ]
     table("layers", ["tower", "layer", "rows", "cols", "weights"], rows)
     table(
-        "left dense, one by one", ["tensor", "weights", "reason"], [(skipped.name, f"{skipped.size:,}", skipped.reason) for skipped in model.skipped]
+        "left dense, one by one",
+        ["tensor", "weights", "reason"],
+        [(skipped.name, f"{skipped.size:,}", skipped.reason) for skipped in model.skipped],
     )
 
 
@@ -69,7 +92,13 @@ def show_block(block: BlockReport) -> None:
     """One line per pruned block."""
     error = "" if block.error is None else f"  error {block.error:.3f}"
     log.info(
-        "%-10s %-40s sparsity %.3f%s  %.2f s  %.2f GiB", block.tower, block.block, block.sparsity, error, block.seconds, peak_memory_bytes() / 2**30
+        "%-10s %-40s sparsity %.3f%s  %.2f s  %.2f GiB",
+        block.tower,
+        block.block,
+        block.sparsity,
+        error,
+        block.seconds,
+        peak_memory_bytes() / 2**30,
     )
 
 
@@ -79,10 +108,25 @@ def show_allocation(model: PrunableModel, allocation: Allocation) -> None:
     for tower in model.towers:
         if not tower.layers:
             continue
-        blocks = [allocation.sparsity_of([layer.name for layer in block.layers]) for block in tower.blocks if block.layers]
-        rows.append((tower.name, allocation.sparsity_of([layer.name for layer in tower.layers]), min(blocks), max(blocks)))
+        blocks = [
+            allocation.sparsity_of([layer.name for layer in block.layers])
+            for block in tower.blocks
+            if block.layers
+        ]
+        rows.append(
+            (
+                tower.name,
+                allocation.sparsity_of([layer.name for layer in tower.layers]),
+                min(blocks),
+                max(blocks),
+            )
+        )
     rows.append(("all", allocation.sparsity, min(row[2] for row in rows), max(row[3] for row in rows)))
-    table(f"sparsity (target {allocation.target:g}, per {allocation.granularity})", ["tower", "sparsity", "least block", "most block"], rows)
+    table(
+        f"sparsity (target {allocation.target:g}, per {allocation.granularity})",
+        ["tower", "sparsity", "least block", "most block"],
+        rows,
+    )
 
 
 def show_metrics(task: str, metrics: Mapping[str, Metrics]) -> None:

@@ -44,7 +44,9 @@ def stored_calibration(
     Raises:
         UserError: the data aren't there, or the model can't read them.
     """
-    if hasattr(model.interface, "set_classes"):  # the calibrator tells the model its classes, which a stored set can't
+    if hasattr(
+        model.interface, "set_classes"
+    ):  # the calibrator tells the model its classes, which a stored set can't
         return calibrator.load(model, seed), False
     key = {
         "version": 1,
@@ -55,7 +57,9 @@ def stored_calibration(
         "model": fingerprint,
         "seed": seed,
     }
-    tensors, cached = store.get_or_compute("calibration", key, lambda: _to_tensors(calibrator.load(model, seed)), AS_TENSORS)
+    tensors, cached = store.get_or_compute(
+        "calibration", key, lambda: _to_tensors(calibrator.load(model, seed)), AS_TENSORS
+    )
     sources = json.loads(bytes(tensors.pop(SOURCES).tolist()))
     return CalibrationSet(calibrator.name, tuple(_samples(tensors)), frozenset(sources)), cached
 

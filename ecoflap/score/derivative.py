@@ -32,10 +32,19 @@ def slopes(model: PrunableModel, batch: Batch, draws: int, noise: Noise) -> dict
     found: dict[Layer, list[Tensor]] = {}
 
     def along_draws(layer: Layer, gradient: Tensor) -> None:
-        directions = (layer.oriented(gaussian(layer.shape, *noise, layer.name, draw, device=gradient.device)) for draw in range(draws))
+        directions = (
+            layer.oriented(gaussian(layer.shape, *noise, layer.name, draw, device=gradient.device))
+            for draw in range(draws)
+        )
         found[layer] = [(gradient * direction).sum(dim=1) for direction in directions]
 
-    with streaming_gradients(model.layers, lambda _, gradient: gradient, along_draws), recomputing(model.blocks):
+    with (
+        streaming_gradients(model.layers, lambda _, gradient: gradient, along_draws),
+        recomputing(model.blocks),
+    ):
         differentiate(model, batch)
     # Rows in fp32, their sum in fp64, which not every accelerator has; the host waits for one only after the pass.
-    return {layer: [abs(float(rows.cpu().double().sum())) for rows in draws_of] for layer, draws_of in found.items()}
+    return {
+        layer: [abs(float(rows.cpu().double().sum())) for rows in draws_of]
+        for layer, draws_of in found.items()
+    }

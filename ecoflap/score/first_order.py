@@ -65,12 +65,20 @@ class FirstOrder:
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
-            raise UserError(f"score.measure={self.measure} is not known; {did_you_mean(self.measure, MEASURES)}")
+            raise UserError(
+                f"score.measure={self.measure} is not known; {did_you_mean(self.measure, MEASURES)}"
+            )
         require_positive("score", self, "samples", "batch_size")
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on."""
-        return {"name": self.name, "version": 2, "measure": self.measure, "samples": self.samples, "batch_size": self.batch_size}
+        return {
+            "name": self.name,
+            "version": 2,
+            "measure": self.measure,
+            "samples": self.samples,
+            "batch_size": self.batch_size,
+        }
 
     def __call__(self, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:
         """Measure every layer of the model's towers.
@@ -87,7 +95,11 @@ class FirstOrder:
                 for layer, value in self._measure(model, batch).items():
                     averages[layer.name].add(value, count, f"{layer.name} (batch {index})")
         count_untouched(averages)
-        return collect(self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration)), "batches": len(batches)})
+        return collect(
+            self.name,
+            averages,
+            {**self.identity(), "samples": min(self.samples, len(calibration)), "batches": len(batches)},
+        )
 
     def _measure(self, model: PrunableModel, batch: Batch) -> dict[Layer, float]:
         """The measure of each layer that the loss of a batch depends on.
@@ -128,13 +140,17 @@ def differentiate(model: PrunableModel, batch: Batch, scale: float = 1.0) -> Non
     """
     loss = model.loss(batch).mean()
     if not torch.isfinite(loss):
-        raise NumericalError(f"the loss of a calibration batch is {loss.item()}; the model or the data are damaged, or the dtype overflows")
+        raise NumericalError(
+            f"the loss of a calibration batch is {loss.item()}; the model or the data are damaged, or the dtype overflows"
+        )
     if loss.requires_grad:
         (loss * scale).backward()
 
 
 @contextmanager
-def streaming_gradients(layers: list[Layer], measure: Callable[[Tensor, Tensor], Tensor], reduce: Callable[[Layer, Tensor], None]) -> Iterator[None]:
+def streaming_gradients(
+    layers: list[Layer], measure: Callable[[Tensor, Tensor], Tensor], reduce: Callable[[Layer, Tensor], None]
+) -> Iterator[None]:
     """Ask autograd for the gradients of the layers, and hand each one's measure to ``reduce`` inside the backward pass, then free it."""
 
     def hook(layer: Layer) -> Callable[[Tensor], None]:

@@ -59,7 +59,9 @@ class Local:
 
     def __post_init__(self) -> None:
         if self.measure not in MEASURES:
-            raise UserError(f"score.measure={self.measure} is not known; {did_you_mean(self.measure, MEASURES)}")
+            raise UserError(
+                f"score.measure={self.measure} is not known; {did_you_mean(self.measure, MEASURES)}"
+            )
         require_positive("score", self, "samples", "batch_size")
 
     def identity(self) -> dict[str, Any]:
@@ -89,5 +91,9 @@ class Local:
                             stream.leave(call.run(block.module, stream.hidden), call)
                     with model.placement.using(block):
                         for layer in block.layers:
-                            averages[layer.name].add(measure(layer.matrix(), statistics[layer]).item(), 1.0, layer.name)
-        return collect(self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration))})
+                            averages[layer.name].add(
+                                measure(layer.matrix(), statistics[layer]).item(), 1.0, layer.name
+                            )
+        return collect(
+            self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration))}
+        )

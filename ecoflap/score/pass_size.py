@@ -89,7 +89,11 @@ class PassSize:
                         "memory does not hold one pair of probes of one batch; use a smaller score.batch_size, or score=first_order"
                     ) from error
                 self.most = count // 2
-                log.info("score: out of memory with %d pairs of probes in a pass; going on with %d", count, self.most)
+                log.info(
+                    "score: out of memory with %d pairs of probes in a pass; going on with %d",
+                    count,
+                    self.most,
+                )
 
     def _measured(self, work: Callable[[int], Result]) -> Result:
         """Do the first piece alone, and conclude how many fit."""

@@ -36,7 +36,10 @@ def probing(probes: Sequence[Probe], eps: float, noise: Noise) -> Iterator[None]
     for copy, probe in enumerate(probes):
         for layer in probe.layers:
             by_layer.setdefault(layer, []).append((copy, probe))
-    handles = [layer.module.register_forward_hook(_nudge(layer, places, len(probes), eps, noise)) for layer, places in by_layer.items()]
+    handles = [
+        layer.module.register_forward_hook(_nudge(layer, places, len(probes), eps, noise))
+        for layer, places in by_layer.items()
+    ]
     try:
         yield
     finally:

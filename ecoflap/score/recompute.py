@@ -28,7 +28,9 @@ def recomputing(blocks: Sequence[Block]) -> Iterator[None]:
         UserError: a block puts out something else the second time, because of what others change in ways that
             no argument shows.
     """
-    agreements: list[tuple[Block, Tensor]] = []  # read when all is done, so that no backward pass waits for them
+    agreements: list[
+        tuple[Block, Tensor]
+    ] = []  # read when all is done, so that no backward pass waits for them
     forwards = {block.module: _checkpointed(block, agreements) for block in blocks}
     with patch_forward(forwards), set_checkpoint_early_stop(False):  # to the end, to compare the outputs
         yield

@@ -30,7 +30,12 @@ class Scores:
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {"method": self.method, "importance": self.importance, "standard_error": self.standard_error, "details": self.details}
+        return {
+            "method": self.method,
+            "importance": self.importance,
+            "standard_error": self.standard_error,
+            "details": self.details,
+        }
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Scores:
@@ -52,14 +57,18 @@ class Average:
             NumericalError: it is NaN or infinite.
         """
         if not math.isfinite(value):
-            raise NumericalError(f"the score of {where} is {value}; the loss overflows there. Use model.dtype=float32, or a smaller score.eps")
+            raise NumericalError(
+                f"the score of {where} is {value}; the loss overflows there. Use model.dtype=float32, or a smaller score.eps"
+            )
         self.values.append(value)
         self.weights.append(weight)
 
     @property
     def mean(self) -> float:
         """The weighted mean."""
-        return math.fsum(w * v for w, v in zip(self.weights, self.values, strict=True)) / math.fsum(self.weights)
+        return math.fsum(w * v for w, v in zip(self.weights, self.values, strict=True)) / math.fsum(
+            self.weights
+        )
 
     @property
     def standard_error(self) -> float:
@@ -81,17 +90,25 @@ def count_untouched(averages: dict[str, Average]) -> None:
     if len(untouched) == len(averages):
         raise depends_on_none()
     if untouched:
-        log.warning("score: the loss does not depend on %d layers, such as %s: their importance is 0", len(untouched), untouched[0])
+        log.warning(
+            "score: the loss does not depend on %d layers, such as %s: their importance is 0",
+            len(untouched),
+            untouched[0],
+        )
     for name in untouched:
         averages[name].add(0.0, 1.0, name)
 
 
 def depends_on_none() -> UserError:
     """The error of a loss that depends on none of the layers."""
-    return UserError("the loss depends on none of the layers; leave their towers out of towers, or choose another model.loss")
+    return UserError(
+        "the loss depends on none of the layers; leave their towers out of towers, or choose another model.loss"
+    )
 
 
 def collect(method: str, averages: dict[str, Average], details: dict[str, Any]) -> Scores:
     """Turn running averages into scores."""
     importance = {name: average.mean for name, average in averages.items()}
-    return Scores(method, importance, {name: average.standard_error for name, average in averages.items()}, details)
+    return Scores(
+        method, importance, {name: average.standard_error for name, average in averages.items()}, details
+    )

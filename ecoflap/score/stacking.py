@@ -35,9 +35,14 @@ def probes_stack(tower: Tower, dense: Tensor, losses: Losses) -> bool:
     kinds: dict[str, list[tuple[Block, Layer]]] = {}
     for block in reversed(tower.blocks):
         for layer in block.layers:
-            kinds.setdefault(re.sub(r"\d+", "*", layer.name.removeprefix(block.name)), []).append((block, layer))
+            kinds.setdefault(re.sub(r"\d+", "*", layer.name.removeprefix(block.name)), []).append(
+                (block, layer)
+            )
     rows = Rows(tower.layers)
-    return all(_alike(candidates, dense, losses, rows) and rows.belong_to(len(dense)) for candidates in kinds.values())
+    return all(
+        _alike(candidates, dense, losses, rows) and rows.belong_to(len(dense))
+        for candidates in kinds.values()
+    )
 
 
 def _alike(candidates: Sequence[tuple[Block, Layer]], dense: Tensor, losses: Losses, rows: Rows) -> bool:
@@ -87,4 +92,7 @@ class Rows:
 
     def belong_to(self, samples: int) -> bool:
         """Whether each layer read as many rows in all passes, the same number of each sample."""
-        return all(len(seen) == 1 and all(rows % samples == 0 for rows in next(iter(seen))) for seen in self.seen.values())
+        return all(
+            len(seen) == 1 and all(rows % samples == 0 for rows in next(iter(seen)))
+            for seen in self.seen.values()
+        )

@@ -102,7 +102,14 @@ class ZerothOrder:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on."""
-        paper = {"name": self.name, "version": 2, "samples": self.samples, "batch_size": self.batch_size, "noises": self.noises, "eps": self.eps}
+        paper = {
+            "name": self.name,
+            "version": 2,
+            "samples": self.samples,
+            "batch_size": self.batch_size,
+            "noises": self.noises,
+            "eps": self.eps,
+        }
         if self.probe == "derivative":
             del paper["eps"]
         return paper if self.probe == "layer" else {**paper, "probe": self.probe}
@@ -118,12 +125,25 @@ class ZerothOrder:
         averages = {layer.name: Average() for layer in model.layers}
         with quiet_forward(model.module), in_float32(model.module):
             batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
-            estimates = self._differentiate(model, batches, seed) if self.probe == "derivative" else self._probe(model, batches, seed)
+            estimates = (
+                self._differentiate(model, batches, seed)
+                if self.probe == "derivative"
+                else self._probe(model, batches, seed)
+            )
             for layer, index, draw, value in estimates:
-                averages[layer.name].add(value, samples_in(batches[index]), f"{layer.name} (batch {index}, draw {draw})")
+                averages[layer.name].add(
+                    value, samples_in(batches[index]), f"{layer.name} (batch {index}, draw {draw})"
+                )
         count_untouched(averages)
         return collect(
-            self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration)), "batches": len(batches), "seed": seed}
+            self.name,
+            averages,
+            {
+                **self.identity(),
+                "samples": min(self.samples, len(calibration)),
+                "batches": len(batches),
+                "seed": seed,
+            },
         )
 
     def _differentiate(self, model: PrunableModel, batches: Sequence[Batch], seed: int) -> Iterator[Estimate]:
@@ -139,13 +159,18 @@ class ZerothOrder:
         work = [(tower, block) for tower in model.towers for block in tower.blocks if block.layers]
         passes: dict[tuple[str, Kind], Passes] = {}
         sizes: dict[tuple[str, int], PassSize] = {}
-        for index, tower, block, runner in track(self._tasks(model, batches, work), "score", total=len(batches) * len(work)):
+        for index, tower, block, runner in track(
+            self._tasks(model, batches, work), "score", total=len(batches) * len(work)
+        ):
             noise = ("zeroth_order", seed, index)
             # Pictures may run blocks as texts alone don't, and two pictures may stand where one does.
             kind = tower.name, kind_of({name: tensor[0] for name, tensor in runner.batch.items()})
             if kind not in passes:
                 passes[kind] = self._passes(tower, runner, noise)
-            size = sizes.setdefault((tower.name, runner.samples), PassSize(self.samples_per_pass // (2 * runner.samples), model.device))
+            size = sizes.setdefault(
+                (tower.name, runner.samples),
+                PassSize(self.samples_per_pass // (2 * runner.samples), model.device),
+            )
             for layers, draw, value in self._probe_block(block, runner, passes[kind], noise, size):
                 total = sum(layer.size for layer in layers)
                 for layer in layers:
@@ -177,7 +202,10 @@ class ZerothOrder:
             reason = "on stored inputs its blocks don't give the same loss"
             log.info("score: the whole model is run for each probe of %s; %s", tower.name, reason)
         if not stack:
-            log.info("score: %s is probed with one probe per pass; it does not keep samples apart along the first dimension", tower.name)
+            log.info(
+                "score: %s is probed with one probe per pass; it does not keep samples apart along the first dimension",
+                tower.name,
+            )
         return Passes(replay, stack)
 
     def _stacks(self, tower: Tower, runner: SuffixRunner, replay: bool, noise: Noise) -> bool:
@@ -188,14 +216,24 @@ class ZerothOrder:
 
         return probes_stack(tower, runner.losses, losses)
 
-    def _losses(self, probes: Sequence[Probe], block: Block, runner: SuffixRunner, passes: Passes, noise: Noise, eps: float) -> Tensor:
+    def _losses(
+        self,
+        probes: Sequence[Probe],
+        block: Block,
+        runner: SuffixRunner,
+        passes: Passes,
+        noise: Noise,
+        eps: float,
+    ) -> Tensor:
         """Losses [probes, batch], in one pass or in one pass each."""
         parts = [list(probes)] if passes.stack else [[probe] for probe in probes]
         losses = []
         for part in parts:
             with probing(part, eps, noise):
                 count = len(part)
-                losses.append(runner.losses_from(block.module, count) if passes.replay else runner.losses_of_all(count))
+                losses.append(
+                    runner.losses_from(block.module, count) if passes.replay else runner.losses_of_all(count)
+                )
         return torch.cat(losses)
 
     def _probe_block(
@@ -207,10 +245,19 @@ class ZerothOrder:
         while pairs:
 
             def together(count: int, pairs: Sequence[tuple[tuple[Layer, ...], int]] = tuple(pairs)) -> Tensor:
-                return self._losses([Probe(*pair, sign) for pair in pairs[:count] for sign in (1.0, -1.0)], block, runner, passes, noise, self.eps)
+                return self._losses(
+                    [Probe(*pair, sign) for pair in pairs[:count] for sign in (1.0, -1.0)],
+                    block,
+                    runner,
+                    passes,
+                    noise,
+                    self.eps,
+                )
 
             losses, done = size.run(len(pairs), together)
             means = losses.cpu().double().mean(dim=1)  # not every accelerator has fp64
-            for (layers, draw), plus, minus in zip(pairs[:done], means[0::2].tolist(), means[1::2].tolist(), strict=True):
+            for (layers, draw), plus, minus in zip(
+                pairs[:done], means[0::2].tolist(), means[1::2].tolist(), strict=True
+            ):
                 yield layers, draw, abs(plus - minus) / (2 * self.eps)
             pairs = pairs[done:]

@@ -75,14 +75,20 @@ def _saved_name(layer: Layer, names: Iterable[str], checkpoint: Checkpoint) -> s
     for name in alike:
         if _common_ending(name, layer.name) and _holds(checkpoint.tensor(name), layer):
             return name
-    raise KeyError(f"the weights of {layer.name} are not in the checkpoint that {checkpoint.folder.name} was to become")
+    raise KeyError(
+        f"the weights of {layer.name} are not in the checkpoint that {checkpoint.folder.name} was to become"
+    )
 
 
 def _common_ending(one: str, other: str) -> int:
     """How many dotted parts two names have in common at their end."""
     pairs = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
-    return next((count for count, (a, b) in enumerate(pairs) if a != b), min(one.count("."), other.count(".")) + 1)
+    return next(
+        (count for count, (a, b) in enumerate(pairs) if a != b), min(one.count("."), other.count(".")) + 1
+    )
 
 
 def _holds(tensor: Tensor, layer: Layer) -> bool:
-    return tensor.shape == layer.weight.shape and torch.equal(tensor, layer.weight.detach().cpu().to(tensor.dtype))
+    return tensor.shape == layer.weight.shape and torch.equal(
+        tensor, layer.weight.detach().cpu().to(tensor.dtype)
+    )

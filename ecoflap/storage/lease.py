@@ -80,7 +80,15 @@ class Lease:
         return True
 
     def _text(self, beat: int) -> str:
-        return json.dumps({"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid(), "token": self._token, "beat": beat})
+        return json.dumps(
+            {
+                "host": socket.gethostname(),
+                "machine": _machine(),
+                "pid": os.getpid(),
+                "token": self._token,
+                "beat": beat,
+            }
+        )
 
     def _keep_beating(self) -> None:
         beat = 0

@@ -38,7 +38,11 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], names: Mapping[str, str]
     packed = {names.get(name, name): pack(name, mask) for name, mask in masks.items()}
     shapes = {names.get(name, name): list(mask.shape) for name, mask in masks.items()}
     with replacing(Path(path)) as beside:
-        save_file(packed, beside, metadata={"format": FORMAT, "shapes": json.dumps(shapes), "names": json.dumps(names)})
+        save_file(
+            packed,
+            beside,
+            metadata={"format": FORMAT, "shapes": json.dumps(shapes), "names": json.dumps(names)},
+        )
 
 
 def load_masks(path: Path) -> dict[str, Tensor]:
@@ -100,14 +104,20 @@ class MaskFile:
         from safetensors import SafetensorError, safe_open
 
         if not Path(path).is_file():
-            raise FileNotFoundError(f"no mask file at {path}: masks are saved beside the pruned checkpoint as masks.safetensors")
+            raise FileNotFoundError(
+                f"no mask file at {path}: masks are saved beside the pruned checkpoint as masks.safetensors"
+            )
         try:
             self._file: Any = safe_open(str(path), framework="pt")
         except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read as a mask file ({error}): it is damaged or not ours; prune again to write it anew") from error
+            raise ValueError(
+                f"{path} cannot be read as a mask file ({error}): it is damaged or not ours; prune again to write it anew"
+            ) from error
         metadata: dict[str, str] = self._file.metadata() or {}
         if metadata.get("format") != FORMAT:
-            raise ValueError(f"{path} is not a mask file of this version: its format is {metadata.get('format')!r}, expected {FORMAT!r}")
+            raise ValueError(
+                f"{path} is not a mask file of this version: its format is {metadata.get('format')!r}, expected {FORMAT!r}"
+            )
         self.shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
         self.names: dict[str, str] = json.loads(metadata.get("names", "{}"))
 
@@ -130,7 +140,9 @@ def pack(name: str, mask: Tensor) -> Tensor:
     import torch
 
     if mask.dtype != torch.bool:
-        raise TypeError(f"the mask of {name} has dtype {mask.dtype}, expected torch.bool with True for a kept weight")
+        raise TypeError(
+            f"the mask of {name} has dtype {mask.dtype}, expected torch.bool with True for a kept weight"
+        )
     return torch.from_numpy(np.packbits(mask.detach().cpu().flatten().numpy()))
 
 

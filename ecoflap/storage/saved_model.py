@@ -33,10 +33,18 @@ class Checkpoint:
         index = self.folder / "model.safetensors.index.json"
         # transformers prefers the single file too, when both are there.
         self._single = "model.safetensors" if (self.folder / "model.safetensors").is_file() else None
-        self._mapped = _map_lavis(self.folder / LAVIS) if self._single is None and not index.is_file() else None
+        self._mapped = (
+            _map_lavis(self.folder / LAVIS) if self._single is None and not index.is_file() else None
+        )
         if self._single is None and self._mapped is None and not index.is_file():
-            raise FileNotFoundError(f"no model.safetensors and no {index.name} in {self.folder}: the run's checkpoint was moved or never saved")
-        self._shards: dict[str, str] = {} if self._single or self._mapped else json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            raise FileNotFoundError(
+                f"no model.safetensors and no {index.name} in {self.folder}: the run's checkpoint was moved or never saved"
+            )
+        self._shards: dict[str, str] = (
+            {}
+            if self._single or self._mapped
+            else json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        )
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor to the CPU.

@@ -130,14 +130,20 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     """
     start, header = read_header(path)
     if unknown := {entry["dtype"] for entry in header.values()} - DTYPES.keys():
-        raise OSError(f"{path.name} holds tensors of dtype {', '.join(sorted(unknown))}; known are {', '.join(DTYPES)}")
+        raise OSError(
+            f"{path.name} holds tensors of dtype {', '.join(sorted(unknown))}; known are {', '.join(DTYPES)}"
+        )
     return {
-        name: StoredTensor(name, path, start + entry["data_offsets"][0], tuple(entry["shape"]), DTYPES[entry["dtype"]])
+        name: StoredTensor(
+            name, path, start + entry["data_offsets"][0], tuple(entry["shape"]), DTYPES[entry["dtype"]]
+        )
         for name, entry in header.items()
     }
 
 
-def write_in_parts(path: Path, shapes: Mapping[str, Tensor], parts: Callable[[str], Iterable[Tensor]]) -> None:
+def write_in_parts(
+    path: Path, shapes: Mapping[str, Tensor], parts: Callable[[str], Iterable[Tensor]]
+) -> None:
     """Write a safetensors file of which a part at a time is in memory; the format's own writer copies all tensors first.
 
     Args:

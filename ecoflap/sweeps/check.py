@@ -45,7 +45,10 @@ def check_jobs(context: HydraContext, config: DictConfig, jobs: Sequence[Job]) -
     for name, reason in zip(_names(jobs), reasons, strict=True):
         if reason is not None:
             refused[reason].append(name)
-    lines = [f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}" for reason, names in refused.items()]
+    lines = [
+        f"{names[0]}{f' and {len(names) - 1} more' if len(names) > 1 else ''}: {reason}"
+        for reason, names in refused.items()
+    ]
     if len(lines) == 1:
         raise UserError(f"{lines[0]} (none of the {len(jobs)} jobs was started)")
     for line in lines:

@@ -20,7 +20,9 @@ class InProcessLauncher(BasicLauncher):
         assert self.hydra_context is not None
         assert self.config is not None
         jobs = numbered(job_overrides, initial_job_idx)
-        values = finished_values(self.hydra_context, self.config, jobs, Path(str(self.config.hydra.sweep.dir)))
+        values = finished_values(
+            self.hydra_context, self.config, jobs, Path(str(self.config.hydra.sweep.dir))
+        )
         check_jobs(self.hydra_context, self.config, [job for job in jobs if values[job.number] is None])
         returns = super().launch(job_overrides, initial_job_idx)
         raise_failures(self.config, jobs, returns)

@@ -36,11 +36,15 @@ def numbered(job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
         UserError: there are none.
     """
     if not job_overrides:
-        raise UserError("the sweep has no jobs: one of its axes, such as a range(), has no values; give it some: key=VALUE,VALUE")
+        raise UserError(
+            "the sweep has no jobs: one of its axes, such as a range(), has no values; give it some: key=VALUE,VALUE"
+        )
     return [Job(first + place, list(overrides)) for place, overrides in enumerate(job_overrides)]
 
 
-def finished_values(context: HydraContext, config: DictConfig, jobs: Sequence[Job], folder: Path) -> dict[int, float | None]:
+def finished_values(
+    context: HydraContext, config: DictConfig, jobs: Sequence[Job], folder: Path
+) -> dict[int, float | None]:
     """The headline metrics of the jobs that have finished before, by number; null for each that has to run.
 
     A job's config is composed to know what it would write, and where. In a folder without any result there is nothing to find, and a sweep that is

@@ -85,9 +85,18 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         import submitit
 
         retries = {f"{self._EXECUTOR}_{name}": self.params[name] for name in RETRIES if name in self.params}
-        executor = submitit.AutoExecutor(folder=folder / ".submitit" / "%j", cluster=self._EXECUTOR, **retries)
-        chosen = {name: value for name, value in {**self.params, **more}.items() if name not in (*OWN, *RETRIES)}
-        executor.update_parameters(**{name if name in COMMON else f"{self._EXECUTOR}_{name}": value for name, value in chosen.items()})
+        executor = submitit.AutoExecutor(
+            folder=folder / ".submitit" / "%j", cluster=self._EXECUTOR, **retries
+        )
+        chosen = {
+            name: value for name, value in {**self.params, **more}.items() if name not in (*OWN, *RETRIES)
+        }
+        executor.update_parameters(
+            **{
+                name if name in COMMON else f"{self._EXECUTOR}_{name}": value
+                for name, value in chosen.items()
+            }
+        )
         return executor
 
     def packed(self, jobs: Sequence[Job], folder: Path) -> list[Any]:
@@ -100,8 +109,13 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         code = take_snapshot(folder) if self.params["snapshot"] else None
         launcher, state = self._on(code) if code else self, Singleton.get_state()
         cloudpickle.register_pickle_by_value(bootstrap)
-        calls = [(job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", state) for job in jobs]
-        return [bootstrap.Bootstrap(None if code is None else str(code), cloudpickle.dumps((launcher, call))) for call in calls]
+        calls = [
+            (job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", state) for job in jobs
+        ]
+        return [
+            bootstrap.Bootstrap(None if code is None else str(code), cloudpickle.dumps((launcher, call)))
+            for call in calls
+        ]
 
     def _on(self, code: Path) -> _Launcher:
         """This launcher, composing its configs from a snapshot's."""
@@ -112,10 +126,14 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         search, live = ConfigSearchPathImpl(), Path(__file__).parents[2] / "conf"
         for element in self.hydra_context.config_loader.get_search_path().get_path():
             ours = Path(element.path.removeprefix("file://")).resolve() == live.resolve()
-            search.config_search_path.append(SearchPathElement(element.provider, f"file://{code / 'conf'}") if ours else element)
+            search.config_search_path.append(
+                SearchPathElement(element.provider, f"file://{code / 'conf'}") if ours else element
+            )
         other = type(self)(**self.params)
         other.setup(
-            hydra_context=HydraContext(config_loader=ConfigLoaderImpl(search), callbacks=self.hydra_context.callbacks),
+            hydra_context=HydraContext(
+                config_loader=ConfigLoaderImpl(search), callbacks=self.hydra_context.callbacks
+            ),
             task_function=self.task_function,
             config=self.config,
         )
@@ -133,7 +151,11 @@ class LocalLauncher(_Launcher):
 
     def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
         """Run the jobs, ``parallel`` at a time; Ctrl-C ends those that run."""
-        executor, waiting, submitted = self.executor(folder), list(zip(jobs, self.packed(jobs, folder), strict=True)), list[Submitted]()
+        executor, waiting, submitted = (
+            self.executor(folder),
+            list(zip(jobs, self.packed(jobs, folder), strict=True)),
+            list[Submitted](),
+        )
         record_jobs(folder, self._EXECUTOR, [(job, None) for job in jobs])
         try:
             while waiting or not all(one.handle.done() for one in submitted):
@@ -158,7 +180,9 @@ class SlurmLauncher(_Launcher):
     def check_machine(self) -> None:
         """Refuse a machine without Slurm."""
         if shutil.which("srun") is None:
-            raise UserError("cluster=slurm: there is no Slurm on this machine (no srun); submit from a login node, or use cluster=local or none")
+            raise UserError(
+                "cluster=slurm: there is no Slurm on this machine (no srun); submit from a login node, or use cluster=local or none"
+            )
 
     def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
         """Queue the array, behind the jobs that compute the scores where they go first."""
@@ -203,9 +227,16 @@ def scoring_jobs(jobs: Sequence[Job]) -> list[Job]:
     """One job per set of scores that the sweep needs, each of which stops behind the coarse stage; they are numbered before the sweep's own."""
     kept: dict[tuple[str, ...], Job] = {}
     for job in jobs:
-        relevant = tuple(override for override in job.overrides if not override.lstrip("+~").startswith(AFTER_SCORES))
+        relevant = tuple(
+            override for override in job.overrides if not override.lstrip("+~").startswith(AFTER_SCORES)
+        )
         if relevant not in kept and "score=none" not in relevant:
-            overrides = [*job.overrides, "steps=[calibrate,score]", "tracking=none", f"hydra.sweep.subdir=scores/{len(kept)}"]
+            overrides = [
+                *job.overrides,
+                "steps=[calibrate,score]",
+                "tracking=none",
+                f"hydra.sweep.subdir=scores/{len(kept)}",
+            ]
             kept[relevant] = Job(-1 - len(kept), overrides)
     return list(kept.values())
 
@@ -216,19 +247,26 @@ def _collect(submitted: Sequence[Submitted]) -> dict[int, JobReturn]:
     for job, handle in submitted:
         try:
             ended[job.number] = handle.results()[0]
-        except Exception as error:  # submitit's own, for a job that failed, was cancelled or ran out of memory
+        except (
+            Exception
+        ) as error:  # submitit's own, for a job that failed, was cancelled or ran out of memory
             last = _last_line(error)
             refused = re.match(r"ecoflap\.errors\.\w+: ", last)
             reason = last[refused.end() :] if refused else last
             message = f"job {job.number} ({' '.join(filter_overrides(job.overrides))}) failed: {reason}; its log: {handle.paths.stderr}"
             log.error(message)
-            ended[job.number] = JobReturn(status=JobStatus.FAILED, _return_value=UserError(message) if refused else RuntimeError(message))
+            ended[job.number] = JobReturn(
+                status=JobStatus.FAILED,
+                _return_value=UserError(message) if refused else RuntimeError(message),
+            )
     return ended
 
 
 def _last_line(error: Exception) -> str:
     """The line of a remote traceback that says what happened."""
-    parts = [part.strip() for part in str(error).split("-" * 22)]  # submitit's own words, the traceback, where the logs are
+    parts = [
+        part.strip() for part in str(error).split("-" * 22)
+    ]  # submitit's own words, the traceback, where the logs are
     lines = parts[1 if len(parts) > 1 else 0].splitlines()
     return lines[-1] if lines else type(error).__name__
 

@@ -57,7 +57,9 @@ def _hash(project: Path) -> str:
         UserError: if a part of the code is missing.
     """
     if missing := [part for part in PARTS if not (project / part).exists()]:
-        raise UserError(f"the code that jobs run can't be copied: {project} has no {', '.join(missing)}; submit from a whole checkout")
+        raise UserError(
+            f"the code that jobs run can't be copied: {project} has no {', '.join(missing)}; submit from a whole checkout"
+        )
     digest = hashlib.sha256()
     for part in PARTS:
         files = sorted((project / part).rglob("*")) if (project / part).is_dir() else [project / part]

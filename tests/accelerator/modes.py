@@ -27,15 +27,21 @@ class Calls(TorchFunctionMode):
     inside = False
     explicit = False
 
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = kwargs or {}
         before = Calls.inside, Calls.explicit
         Calls.inside = any(map(on_device, tensors_in((*args, *kwargs.values()))))
         Calls.explicit = kwargs.get("device") is not None
         try:
             if func in FROM_DATA and Calls.explicit:  # made on the CPU by PyTorch too, out of sight
-                rest = {name: value for name, value in kwargs.items() if name not in ("device", "requires_grad")}
-                return moved(func(*args, **rest), kwargs["device"]).requires_grad_(kwargs.get("requires_grad", False))
+                rest = {
+                    name: value for name, value in kwargs.items() if name not in ("device", "requires_grad")
+                }
+                return moved(func(*args, **rest), kwargs["device"]).requires_grad_(
+                    kwargs.get("requires_grad", False)
+                )
             return func(*args, **kwargs)
         finally:
             Calls.inside, Calls.explicit = before
@@ -44,7 +50,9 @@ class Calls(TorchFunctionMode):
 class Operations(TorchDispatchMode):
     """Every kernel that runs, with its tensors."""
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None) -> Any:
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         kwargs = dict(kwargs or {})
         there = check(func, args, kwargs, on_device)
         if (asked := kwargs.get("device")) is not None:

@@ -14,8 +14,19 @@ INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, 
 # Beside the pointwise operations: these take a scalar from the CPU too.
 SCALAR_TOO = {aten.masked_fill.Tensor, aten.masked_fill_.Tensor, aten.fill.Tensor, aten.fill_.Tensor}
 # The host waits for their result: it is a Python value, or its shape depends on the values.
-WAITING = {aten._local_scalar_dense.default, aten.equal.default, aten.is_nonzero.default, aten.nonzero.default, aten.masked_select.default}
-WAITING |= {aten._unique2.default, aten.unique_dim.default, aten.unique_consecutive.default, aten.bincount.default}
+WAITING = {
+    aten._local_scalar_dense.default,
+    aten.equal.default,
+    aten.is_nonzero.default,
+    aten.nonzero.default,
+    aten.masked_select.default,
+}
+WAITING |= {
+    aten._unique2.default,
+    aten.unique_dim.default,
+    aten.unique_consecutive.default,
+    aten.bincount.default,
+}
 
 OnDevice = Callable[[Tensor], bool]
 
@@ -51,7 +62,9 @@ def check(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_devi
         written = [tensor for tensor in tensors_in(_written(operation, args, kwargs)) if not tensor.is_meta]
         for tensor, there in zip(tensors, inside, strict=True):
             if not there and (tensor.dim() > 0 or not scalars or any(tensor is one for one in written)):
-                raise DeviceMixError(f"{operation}: expected all tensors to be on the same device, and {_shapes(tensors, inside)}")
+                raise DeviceMixError(
+                    f"{operation}: expected all tensors to be on the same device, and {_shapes(tensors, inside)}"
+                )
     check_generator(operation, kwargs)
     return True
 

@@ -35,7 +35,13 @@ MINIS = {
     "blip": ["model=blip_vqa_mini", "task.limit=4"],
     "t5": ["model=t5_mini", "task.limit=1"],
 }
-LLAVA = ["model=vlm", "model.prompt='USER: <image> {} ASSISTANT:'", "calibration=easy_vqa", "task=easy_vqa", "task.limit=4"]
+LLAVA = [
+    "model=vlm",
+    "model.prompt='USER: <image> {} ASSISTANT:'",
+    "calibration=easy_vqa",
+    "task=easy_vqa",
+    "task.limit=4",
+]
 FAMILIES = ["llama", "gpt2", "t5", "clip", "blip", "blip2", "llava"]
 SAMPLES = ["score.samples=4", "score.batch_size=4"]
 SCORES = {
@@ -96,20 +102,30 @@ def base(text_run: list[str], tiny_gpt2: Path, tiny_llava: Path) -> dict[str, li
         "gpt2": [*text, f"model.path={tiny_gpt2}"],
         "llava": [*LLAVA, f"model.path={tiny_llava}"],
     }
-    return {family: [*overrides, "calibration.samples=4", "batch_size=4", "model.save=true"] for family, overrides in families.items()}
+    return {
+        family: [*overrides, "calibration.samples=4", "batch_size=4", "model.save=true"]
+        for family, overrides in families.items()
+    }
 
 
 def check_same(overrides: list[str], folder: Path) -> None:
     """Run on both, and compare all that the runs write."""
-    with without_fp64(), pytest.MonkeyPatch.context() as patch:  # in the child too, which is a copy of this process
-        patch.setattr(sparsegpt, "eliminate", sparsegpt.solve_batched)  # on the CPU too: the same numbers but for their last digits
+    with (
+        without_fp64(),
+        pytest.MonkeyPatch.context() as patch,
+    ):  # in the child too, which is a copy of this process
+        patch.setattr(
+            sparsegpt, "eliminate", sparsegpt.solve_batched
+        )  # on the CPU too: the same numbers but for their last digits
         cpu, npy = on_both(overrides, folder)
     assert verify(folder / "npy") == []
     masks = [load_masks(folder / place / "checkpoint" / "masks.safetensors") for place in ("cpu", "npy")]
     assert masks[0].keys() == masks[1].keys()
     assert all(torch.equal(mask, masks[1][name]) for name, mask in masks[0].items())
     for name in ("scores.json", "allocation.json"):
-        texts = [file.read_text() if (file := folder / place / name).exists() else None for place in ("cpu", "npy")]
+        texts = [
+            file.read_text() if (file := folder / place / name).exists() else None for place in ("cpu", "npy")
+        ]
         assert texts[0] == texts[1], name
     for file in (folder / "cpu" / "checkpoint").glob("model*.safetensors"):
         ours, theirs = load_file(folder / "npy" / "checkpoint" / file.name), load_file(file)
@@ -128,7 +144,12 @@ def test_scores(base: dict[str, list[str]], tmp_path: Path, family: str, score: 
 
 @pytest.mark.parametrize(
     ("family", "pruner"),
-    [*(("gpt2", pruner) for pruner in PRUNERS), ("clip", "global_gradient"), ("blip2", "global_magnitude"), ("t5", "sparsegpt_2_4")],
+    [
+        *(("gpt2", pruner) for pruner in PRUNERS),
+        ("clip", "global_gradient"),
+        ("blip2", "global_magnitude"),
+        ("t5", "sparsegpt_2_4"),
+    ],
 )
 def test_pruners(base: dict[str, list[str]], tmp_path: Path, family: str, pruner: str) -> None:
     check_same([*base[family], *PRUNERS[pruner]], tmp_path)
@@ -139,14 +160,20 @@ def test_units_are_cut(base: dict[str, list[str]], tmp_path: Path) -> None:
     cpu, npy = on_both([*base["blip"], *search], tmp_path)
     assert npy.sparsity == cpu.sparsity
     weights = [load_file(tmp_path / place / "checkpoint" / "model.safetensors") for place in ("cpu", "npy")]
-    assert {name: weight.shape for name, weight in weights[0].items()} == {name: weight.shape for name, weight in weights[1].items()}
+    assert {name: weight.shape for name, weight in weights[0].items()} == {
+        name: weight.shape for name, weight in weights[1].items()
+    }
     assert verify(tmp_path / "npy") == []
 
 
 @pytest.mark.parametrize(
     ("family", "options", "offload"),
     [
-        *(("llama", [*options, *SAMPLES], offload) for options in SCORES.values() for offload in ("cpu", "disk")),
+        *(
+            ("llama", [*options, *SAMPLES], offload)
+            for options in SCORES.values()
+            for offload in ("cpu", "disk")
+        ),
         ("llama", ["score=none", "propagate=dense"], "cpu"),
         ("gpt2", ["score=none", "propagate=dense"], "disk"),
         ("gpt2", [*SCORES["layer"], *SAMPLES], "disk"),
@@ -156,7 +183,9 @@ def test_units_are_cut(base: dict[str, list[str]], tmp_path: Path) -> None:
     ],
     ids=lambda value: "-".join(value[:2]) if isinstance(value, list) else value,
 )
-def test_offload(base: dict[str, list[str]], tmp_path: Path, family: str, options: list[str], offload: str) -> None:
+def test_offload(
+    base: dict[str, list[str]], tmp_path: Path, family: str, options: list[str], offload: str
+) -> None:
     check_same([*base[family], *options, f"runtime.offload={offload}"], tmp_path)
 
 
@@ -167,7 +196,10 @@ def test_evaluation(tmp_path: Path, task: str) -> None:
     assert npy.metrics["dense"]
 
 
-@pytest.mark.parametrize(("family", "method"), [*(("llama", method) for method in FINETUNERS), ("clip", "full"), ("blip2", "reconstruct")])
+@pytest.mark.parametrize(
+    ("family", "method"),
+    [*(("llama", method) for method in FINETUNERS), ("clip", "full"), ("blip2", "reconstruct")],
+)
 def test_finetuning(base: dict[str, list[str]], tmp_path: Path, family: str, method: str) -> None:
     check_same([*base[family], *FINETUNED, *FINETUNERS[method]], tmp_path)
 
@@ -176,7 +208,16 @@ def test_a_precision_that_the_trainer_refuses(base: dict[str, list[str]], tmp_pa
     """It takes bfloat16 on the accelerators that it knows."""
 
     def run() -> None:
-        config = composed([*base["llama"], *FINETUNED, *FINETUNERS["full"], "finetune.precision=bfloat16", "device=npy", "cache_mode=off"])
+        config = composed(
+            [
+                *base["llama"],
+                *FINETUNED,
+                *FINETUNERS["full"],
+                "finetune.precision=bfloat16",
+                "device=npy",
+                "cache_mode=off",
+            ]
+        )
         with pytest.raises(UserError, match=r"can't train so on npy.*use finetune\.precision=float32"):
             pipeline.run(config, tmp_path)
 
@@ -186,15 +227,26 @@ def test_a_precision_that_the_trainer_refuses(base: dict[str, list[str]], tmp_pa
 def test_auto_is_the_accelerator() -> None:
     from ecoflap.models.loading.device import resolve_device
 
-    assert in_child(lambda: [str(resolve_device(name)) for name in ("auto", "npy", "npy:0", "cpu")]) == ["npy", "npy", "npy:0", "cpu"]
+    assert in_child(lambda: [str(resolve_device(name)) for name in ("auto", "npy", "npy:0", "cpu")]) == [
+        "npy",
+        "npy",
+        "npy:0",
+        "cpu",
+    ]
 
 
 def _mask_on_cpu(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(MaskedParameter, "__init__", lambda self, mask, made=MaskedParameter.__init__: made(self, mask.cpu()))
+    patch.setattr(
+        MaskedParameter, "__init__", lambda self, mask, made=MaskedParameter.__init__: made(self, mask.cpu())
+    )
 
 
 def _statistics_on_cpu(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(MeanSquare, "__init__", lambda self, cols, device, made=MeanSquare.__init__: made(self, cols, torch.device("cpu")))
+    patch.setattr(
+        MeanSquare,
+        "__init__",
+        lambda self, cols, device, made=MeanSquare.__init__: made(self, cols, torch.device("cpu")),
+    )
 
 
 def _inputs_on_cpu(patch: pytest.MonkeyPatch) -> None:
@@ -206,7 +258,16 @@ def _noise_on_cpu(patch: pytest.MonkeyPatch) -> None:
 
 
 def _blocks_on_cpu(patch: pytest.MonkeyPatch) -> None:
-    def make(self: Any, kind: str, module: Any, blocks: Any, source: Any, device: Any, folder: Path, made: Any = Away.__init__) -> None:
+    def make(
+        self: Any,
+        kind: str,
+        module: Any,
+        blocks: Any,
+        source: Any,
+        device: Any,
+        folder: Path,
+        made: Any = Away.__init__,
+    ) -> None:
         made(self, kind, module, blocks, source, torch.device("cpu"), folder)
 
     patch.setattr(Away, "__init__", make)
@@ -222,7 +283,9 @@ def _blocks_on_cpu(patch: pytest.MonkeyPatch) -> None:
         (_noise_on_cpu, SCORES["derivative"]),
     ],
 )
-def test_what_stays_on_the_cpu_is_found(base: dict[str, list[str]], tmp_path: Path, plant: Any, options: list[str]) -> None:
+def test_what_stays_on_the_cpu_is_found(
+    base: dict[str, list[str]], tmp_path: Path, plant: Any, options: list[str]
+) -> None:
     def run() -> None:
         with pytest.MonkeyPatch.context() as patch:
             plant(patch)

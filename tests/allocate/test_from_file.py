@@ -20,14 +20,18 @@ def model() -> PrunableModel:
     return tiny.build("llama")
 
 
-def saved(folder: Path, model: PrunableModel, change: Callable[[dict[str, Any]], Any] = lambda value: value) -> str:
+def saved(
+    folder: Path, model: PrunableModel, change: Callable[[dict[str, Any]], Any] = lambda value: value
+) -> str:
     value = asdict(WaterFilling()(model.towers, None, 0.6))
     (folder / "allocation.json").write_text(json.dumps(change(value) or value))
     return str(folder / "allocation.json")
 
 
 def test_round_trip(tmp_path: Path, model: PrunableModel) -> None:
-    assert FromFile(saved(tmp_path, model))(model.towers, None, 0.6) == WaterFilling()(model.towers, None, 0.6)
+    assert FromFile(saved(tmp_path, model))(model.towers, None, 0.6) == WaterFilling()(
+        model.towers, None, 0.6
+    )
 
 
 def test_order_is_the_models(tmp_path: Path, model: PrunableModel) -> None:
@@ -38,9 +42,18 @@ def test_order_is_the_models(tmp_path: Path, model: PrunableModel) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda value: value["keep"].pop(Q), r"has no entry for model\.layers\.0\.self_attn\.q_proj\.weight; it was made for other layers \(nearest"),
-        (lambda value: value["keep"].update(extra=1), r"extra is not a layer to prune here .* check towers and skip_layers"),
-        (lambda value: value["sizes"].update({Q: 3}), r"q_proj\.weight keeps 102 of 3, but has 256 weights here"),
+        (
+            lambda value: value["keep"].pop(Q),
+            r"has no entry for model\.layers\.0\.self_attn\.q_proj\.weight; it was made for other layers \(nearest",
+        ),
+        (
+            lambda value: value["keep"].update(extra=1),
+            r"extra is not a layer to prune here .* check towers and skip_layers",
+        ),
+        (
+            lambda value: value["sizes"].update({Q: 3}),
+            r"q_proj\.weight keeps 102 of 3, but has 256 weights here",
+        ),
         (lambda value: value["sizes"].pop(Q), "of None, but has 256"),
         (lambda value: value["keep"].update({Q: 257}), "keeps 257 of 256"),
         (lambda value: value["keep"].update({Q: -1}), "keeps -1 of 256"),
@@ -52,7 +65,9 @@ def test_order_is_the_models(tmp_path: Path, model: PrunableModel) -> None:
         (lambda value: {**value, "sizes": None}, "is not an allocation file"),
     ],
 )
-def test_refusals(tmp_path: Path, model: PrunableModel, change: Callable[[dict[str, Any]], Any], message: str) -> None:
+def test_refusals(
+    tmp_path: Path, model: PrunableModel, change: Callable[[dict[str, Any]], Any], message: str
+) -> None:
     def edit(value: dict[str, Any]) -> Any:
         result = change(value)
         return result if isinstance(result, dict | list) else None
@@ -70,7 +85,10 @@ def move(value: dict[str, Any], count: int) -> dict[str, Any]:
 def test_another_total(tmp_path: Path, model: PrunableModel, count: int) -> None:
     path = saved(tmp_path, model, lambda value: move(value, count))
     kept = sum(WaterFilling()(model.towers, None, 0.6).keep.values())
-    with pytest.raises(UserError, match=rf"target 0\.6, which keeps {kept:,} .* keep {kept + count:,} .*allocation\.total=as_given"):
+    with pytest.raises(
+        UserError,
+        match=rf"target 0\.6, which keeps {kept:,} .* keep {kept + count:,} .*allocation\.total=as_given",
+    ):
         FromFile(path)(model.towers, None, 0.6)
     taken = FromFile(path, "as_given")(model.towers, None, 0.6)
     assert (sum(taken.keep.values()), taken.total, taken.target) == (kept + count, "as_given", 0.6)
@@ -79,10 +97,15 @@ def test_another_total(tmp_path: Path, model: PrunableModel, count: int) -> None
 def test_towers_may_meet_the_target_one_by_one(tmp_path: Path) -> None:
     model = tiny.build("blip2_t5")
     sparsity, both = 0.613, WaterFilling(scope="tower")
-    by_tower, of_all = (sum(rule(model.towers, None, sparsity).keep.values()) for rule in (both, WaterFilling()))
+    by_tower, of_all = (
+        sum(rule(model.towers, None, sparsity).keep.values()) for rule in (both, WaterFilling())
+    )
     assert by_tower != of_all  # each tower rounds down
     (tmp_path / "allocation.json").write_text(json.dumps(asdict(both(model.towers, None, sparsity))))
-    assert sum(FromFile(str(tmp_path / "allocation.json"))(model.towers, None, sparsity).keep.values()) == by_tower
+    assert (
+        sum(FromFile(str(tmp_path / "allocation.json"))(model.towers, None, sparsity).keep.values())
+        == by_tower
+    )
 
 
 def test_an_unknown_total() -> None:
@@ -103,5 +126,7 @@ def test_no_file(tmp_path: Path, model: PrunableModel, name: str) -> None:
 
 
 def test_other_model(tmp_path: Path, model: PrunableModel) -> None:
-    with pytest.raises(UserError, match=rf"has no entry for .*decoder\.layers\.0\.self_attn\..*nearest: .*{K[-14:]}"):
+    with pytest.raises(
+        UserError, match=rf"has no entry for .*decoder\.layers\.0\.self_attn\..*nearest: .*{K[-14:]}"
+    ):
         FromFile(saved(tmp_path, model))(tiny.build("opt").towers, None, 0.6)

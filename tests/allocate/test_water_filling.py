@@ -15,7 +15,9 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def model() -> PrunableModel:
-    return tiny.build("blip2_t5", skip_layers=(r"block\.1\.layer\.0",))  # blocks and towers of different sizes
+    return tiny.build(
+        "blip2_t5", skip_layers=(r"block\.1\.layer\.0",)
+    )  # blocks and towers of different sizes
 
 
 def scored(model: PrunableModel, score: Callable[[Layer], float] | None = None) -> Scores:
@@ -46,7 +48,9 @@ def check_counts(model: PrunableModel, allocation: Allocation, sparsity: float) 
 @pytest.mark.parametrize("aggregate", ["sum", "average"])
 @pytest.mark.parametrize("granularity", ["layer", "block", "tower", "model"])
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.613, 0.95])
-def test_total_is_exact_and_no_group_passes_the_cap(model: PrunableModel, sparsity: float, granularity: str, aggregate: str) -> None:
+def test_total_is_exact_and_no_group_passes_the_cap(
+    model: PrunableModel, sparsity: float, granularity: str, aggregate: str
+) -> None:
     allocation = WaterFilling(granularity, aggregate)(model.towers, scored(model), sparsity)
     check_counts(model, allocation, sparsity)
     total = sum(allocation.sizes.values())
@@ -55,7 +59,9 @@ def test_total_is_exact_and_no_group_passes_the_cap(model: PrunableModel, sparsi
     for names in groups(model, granularity):
         assert allocation.sparsity_of(names) <= min(1, sparsity + 0.1) + 1e-9
         for name in names:  # one sparsity within a group, to the last weight
-            assert abs(allocation.keep[name] - allocation.sizes[name] * (1 - allocation.sparsity_of(names))) <= 1
+            assert (
+                abs(allocation.keep[name] - allocation.sizes[name] * (1 - allocation.sparsity_of(names))) <= 1
+            )
 
 
 @pytest.mark.parametrize("granularity", ["layer", "block", "tower"])
@@ -65,7 +71,10 @@ def test_extra_weights_are_in_proportion_to_the_scores(model: PrunableModel, gra
     allocation = WaterFilling(granularity)(model.towers, scores, 0.6)
     levels, slack = [], []
     for names in groups(model, granularity):
-        size, keep, score = (sum(table[name] for name in names) for table in (allocation.sizes, allocation.keep, scores.importance))
+        size, keep, score = (
+            sum(table[name] for name in names)
+            for table in (allocation.sizes, allocation.keep, scores.importance)
+        )
         assert keep < size
         levels.append((keep - math.ceil(size * 0.3)) / score)
         slack.append(1 / score)  # one weight of rounding
@@ -77,7 +86,9 @@ def test_extra_weights_are_in_proportion_to_the_scores(model: PrunableModel, gra
 def test_average_is_the_sum_per_weight(model: PrunableModel, granularity: str) -> None:
     scores = scored(model)
     sizes = {layer.name: layer.size for layer in model.layers}
-    group_size = {name: sum(sizes[other] for other in names) for names in groups(model, granularity) for name in names}
+    group_size = {
+        name: sum(sizes[other] for other in names) for names in groups(model, granularity) for name in names
+    }
     average = WaterFilling(granularity, "average")(model.towers, scores, 0.5)
     per_weight = WaterFilling(granularity, "sum")(
         model.towers, scored(model, lambda layer: scores.importance[layer.name] / group_size[layer.name]), 0.5
@@ -94,10 +105,15 @@ def test_scores_like_sizes_are_uniform(model: PrunableModel) -> None:
 
 def test_zero_scores_stay_at_the_cap_and_large_ones_fill_up(model: PrunableModel) -> None:
     favourite = model.towers[1].blocks[0].layers[0].name
-    allocation = WaterFilling("layer")(model.towers, scored(model, lambda layer: float(layer.name == favourite)), 0.5)
+    allocation = WaterFilling("layer")(
+        model.towers, scored(model, lambda layer: float(layer.name == favourite)), 0.5
+    )
     assert allocation.keep[favourite] == allocation.sizes[favourite]
     others = [name for name in allocation.keep if name != favourite]
-    assert all(0.4 * allocation.sizes[name] <= allocation.keep[name] < 0.6 * allocation.sizes[name] for name in others)
+    assert all(
+        0.4 * allocation.sizes[name] <= allocation.keep[name] < 0.6 * allocation.sizes[name]
+        for name in others
+    )
 
 
 @pytest.mark.parametrize("granularity", ["layer", "block", "tower", "model"])
@@ -106,7 +122,9 @@ def test_scope_tower_reaches_the_target_in_each_tower(model: PrunableModel, gran
     check_counts(model, allocation, 0.613)
     for tower in model.towers:
         names = [layer.name for layer in tower.layers]
-        assert sum(allocation.keep[name] for name in names) == math.floor(sum(allocation.sizes[name] for name in names) * (1 - 0.613))
+        assert sum(allocation.keep[name] for name in names) == math.floor(
+            sum(allocation.sizes[name] for name in names) * (1 - 0.613)
+        )
     if granularity != "model":  # otherwise the difference is a weight or two of rounding
         assert allocation.keep != WaterFilling(granularity)(model.towers, scored(model), 0.613).keep
 
@@ -132,7 +150,9 @@ def test_a_cap_at_the_sparsity_is_uniform(model: PrunableModel) -> None:
 
 
 def test_a_cap_too_close_for_whole_weights(model: PrunableModel) -> None:
-    with pytest.raises(UserError, match=r"allocation\.cap=0\.600001 with sparsity=0\.6: cap .* makes the groups keep"):
+    with pytest.raises(
+        UserError, match=r"allocation\.cap=0\.600001 with sparsity=0\.6: cap .* makes the groups keep"
+    ):
         WaterFilling("layer", cap=0.600001)(model.towers, scored(model), 0.6)
 
 
@@ -146,7 +166,9 @@ def test_caps(model: PrunableModel, cap: float) -> None:
 
 def test_all_scores_zero(model: PrunableModel) -> None:
     zero = scored(model, lambda _: 0.0)
-    with pytest.raises(UserError, match=r"all scores are zero, from vision_model\.encoder\.layers\.0\..* on: .* score=none"):
+    with pytest.raises(
+        UserError, match=r"all scores are zero, from vision_model\.encoder\.layers\.0\..* on: .* score=none"
+    ):
         WaterFilling("block")(model.towers, zero, 0.5)
     assert WaterFilling("model")(model.towers, zero, 0.5).keep == WaterFilling()(model.towers, None, 0.5).keep
 
@@ -160,7 +182,10 @@ def test_impossible_sparsity(sparsity: float) -> None:
 
 @pytest.mark.parametrize("cap", [0.59, 1.1, math.nan])
 def test_impossible_cap(cap: float) -> None:
-    with pytest.raises(UserError, match=r"with sparsity=0\.6: the cap is the largest sparsity of any group, between sparsity and 1"):
+    with pytest.raises(
+        UserError,
+        match=r"with sparsity=0\.6: the cap is the largest sparsity of any group, between sparsity and 1",
+    ):
         WaterFilling(cap=cap).check(0.6)
 
 
@@ -171,7 +196,17 @@ def test_unknown_options(option: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("sparsity", "kept"), [(0.6, 400), (0.0, 1000), (0.9, 100), (0.999, 1), (1e-05, 999), (0.1 + 0.2, 700), (1 - 1 / 4, 250), (0.123456789, 876)]
+    ("sparsity", "kept"),
+    [
+        (0.6, 400),
+        (0.0, 1000),
+        (0.9, 100),
+        (0.999, 1),
+        (1e-05, 999),
+        (0.1 + 0.2, 700),
+        (1 - 1 / 4, 250),
+        (0.123456789, 876),
+    ],
 )
 def test_decimals_are_read_as_written(sparsity: float, kept: int) -> None:
     assert keep_total([300, 700], sparsity) == kept

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.blocks.block_call import first_tensor
-from ecoflap.blocks.bypass import shortcut, taking
+from ecoflap.blocks.bypass import find_bypass, taking
 from ecoflap.blocks.capture import Flow
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.loading.loader import Selection, prunable
@@ -34,7 +34,9 @@ def test_what_a_block_hands_on_is_handed_on() -> None:
     assert torch.equal(bias, BIAS + 1)
 
 
-@pytest.mark.parametrize("output", [(HIDDEN + 1, BIAS * 2), HIDDEN[:, :2], HIDDEN.half(), {"hidden": HIDDEN}, (), (3, HIDDEN)])
+@pytest.mark.parametrize(
+    "output", [(HIDDEN + 1, BIAS * 2), HIDDEN[:, :2], HIDDEN.half(), {"hidden": HIDDEN}, (), (3, HIDDEN)]
+)
 def test_a_block_that_makes_more_than_hidden_states_has_none(output: Any) -> None:
     assert find_bypass((HIDDEN,), {"bias": BIAS}, 0, output) is None
 
@@ -44,7 +46,10 @@ def test_forward_is_put_back() -> None:
     own = wrapped.forward
     wrapped.forward = lambda value: own(value)  # as an offloader does
     mine = wrapped.__dict__["forward"]
-    with suppress(KeyboardInterrupt), taking(dict.fromkeys((plain, wrapped), lambda arguments, keywords: arguments[0])):
+    with (
+        suppress(KeyboardInterrupt),
+        taking(dict.fromkeys((plain, wrapped), lambda arguments, keywords: arguments[0])),
+    ):
         assert plain(HIDDEN) is HIDDEN
         raise KeyboardInterrupt
     assert "forward" not in plain.__dict__
@@ -57,7 +62,9 @@ def test_blocks_are_run_by_no_more_than_two_samples(family: str, left_out: int) 
     model, ran = tiny.build(family), []
     tower = model.towers[0]
     for block in tower.blocks:
-        block.layers[0].module.register_forward_pre_hook(lambda module, arguments: ran.append(len(arguments[0])))
+        block.layers[0].module.register_forward_pre_hook(
+            lambda module, arguments: ran.append(len(arguments[0]))
+        )
     Flow(model, tower, tiny.samples(family, lengths=(5,) * 6).batches(3))
     assert ran == [2] * left_out * 3  # in the model, in the model by two others, and alone
 
@@ -100,9 +107,18 @@ class Scaled(nn.Module):
 @torch.no_grad()
 def test_arguments_that_depend_on_hidden_states_are_noticed() -> None:
     torch.manual_seed(0)
-    model = prunable("looking", Looking(), None, lambda module, batch, _: module(batch["hidden"]).mean(dim=(1, 2)), Selection())
+    model = prunable(
+        "looking",
+        Looking(),
+        None,
+        lambda module, batch, _: module(batch["hidden"]).mean(dim=(1, 2)),
+        Selection(),
+    )
     batches = [{"hidden": torch.randn(2, 3, 4)} for _ in range(2)]
-    assert all(torch.equal(call.tensors[0], scale) for call, scale in zip(arguments(model, batches), really(model, batches), strict=True))
+    assert all(
+        torch.equal(call.tensors[0], scale)
+        for call, scale in zip(arguments(model, batches), really(model, batches), strict=True)
+    )
 
 
 def arguments(model: PrunableModel, batches: list[dict[str, Tensor]]) -> list[Any]:
@@ -115,7 +131,10 @@ def arguments(model: PrunableModel, batches: list[dict[str, Tensor]]) -> list[An
 
 def really(model: PrunableModel, batches: list[dict[str, Tensor]]) -> list[Tensor]:
     seen: list[Tensor] = []
-    handles = [block.module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1])) for block in model.blocks]
+    handles = [
+        block.module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[1]))
+        for block in model.blocks
+    ]
     for batch in batches:
         first_tensor(model.loss(batch))
     for handle in handles:

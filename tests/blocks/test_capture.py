@@ -22,7 +22,12 @@ from tests import tiny
 def outputs_of_blocks(model: PrunableModel, blocks: list[nn.Module], batch: Batch) -> list[list[Tensor]]:
     """What blocks put out in a plain forward pass of the whole model: per block, one output per pass through its tower."""
     outputs: dict[nn.Module, list[Tensor]] = {block: [] for block in blocks}
-    handles = [block.register_forward_hook(lambda module, _, output: outputs[module].append(first_tensor(output).clone())) for block in blocks]
+    handles = [
+        block.register_forward_hook(
+            lambda module, _, output: outputs[module].append(first_tensor(output).clone())
+        )
+        for block in blocks
+    ]
     model.loss(batch)
     for handle in handles:
         handle.remove()
@@ -41,12 +46,17 @@ def test_replay_reproduces_the_forward_pass(family: str) -> None:
         for tower in model.every_tower:
             flow = Flow(model, tower, batches)
             assert not flow.structure.from_output | flow.from_start
-            per_block = zip(*(outputs_of_blocks(model, modules_of(tower), batch) for batch in batches), strict=True)
+            per_block = zip(
+                *(outputs_of_blocks(model, modules_of(tower), batch) for batch in batches), strict=True
+            )
             for index, of_batches in enumerate(per_block):
                 flow.leave(index)
                 expected = [output for of_batch in of_batches for output in of_batch]
                 assert len(flow.streams) == len(expected)
-                assert all(torch.equal(stream.hidden, output) for stream, output in zip(flow.streams, expected, strict=True))
+                assert all(
+                    torch.equal(stream.hidden, output)
+                    for stream, output in zip(flow.streams, expected, strict=True)
+                )
 
 
 @torch.no_grad()
@@ -61,11 +71,17 @@ def test_replay_of_a_changed_block_reproduces_the_changed_model(family: str) -> 
                 layer.write(layer.matrix() * (layer.matrix().abs() > 0.1))
             for index, outputs in enumerate(outputs_of_blocks(model, modules_of(tower), batch)):
                 flow.leave(index)
-                assert all(torch.equal(stream.hidden, output) for stream, output in zip(flow.streams, outputs, strict=True))
+                assert all(
+                    torch.equal(stream.hidden, output)
+                    for stream, output in zip(flow.streams, outputs, strict=True)
+                )
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("family", "tower", "passes"), [("blip_retrieval", "text", 3), ("blip2_itm", "qformer", 4), ("clip", "text", 1)])
+@pytest.mark.parametrize(
+    ("family", "tower", "passes"),
+    [("blip_retrieval", "text", 3), ("blip2_itm", "qformer", 4), ("clip", "text", 1)],
+)
 def test_every_pass_of_a_batch_is_captured(family: str, tower: str, passes: int) -> None:
     """Text alone, the pair, and the text with a wrong picture; BLIP-2's Q-Former reads the picture alone as well."""
     model = tiny.build(family)
@@ -89,7 +105,9 @@ class Bumpy(nn.Module):
 @torch.no_grad()
 def test_hidden_states_that_change_between_blocks() -> None:
     torch.manual_seed(0)
-    model = prunable("bumpy", Bumpy(), None, lambda module, batch, _: module(batch["hidden"]).mean(dim=(1, 2)), Selection())
+    model = prunable(
+        "bumpy", Bumpy(), None, lambda module, batch, _: module(batch["hidden"]).mean(dim=(1, 2)), Selection()
+    )
     batches = [{"hidden": torch.randn(2, 3, 4)} for _ in range(2)]
     tower = model.towers[0]
     flow = Flow(model, tower, batches)
@@ -101,11 +119,15 @@ def test_hidden_states_that_change_between_blocks() -> None:
         streams = flow.enter(index + 1) if index + 1 < len(tower.blocks) else []
         inputs: list[Tensor] = []
         following = tower.blocks[(index + 1) % 3].module
-        handle = following.register_forward_pre_hook(lambda _, arguments, inputs=inputs: inputs.append(arguments[0].clone()))
+        handle = following.register_forward_pre_hook(
+            lambda _, arguments, inputs=inputs: inputs.append(arguments[0].clone())
+        )
         for batch in batches:
             model.loss(batch)
         handle.remove()
-        assert all(torch.equal(stream.hidden, expected) for stream, expected in zip(streams, inputs, strict=False))
+        assert all(
+            torch.equal(stream.hidden, expected) for stream, expected in zip(streams, inputs, strict=False)
+        )
 
 
 @torch.no_grad()
@@ -119,7 +141,9 @@ def test_t5_position_bias_of_the_first_block_reaches_the_later_ones(name: str) -
         after = Flow(model, tower, [batch]).streams[0]
         second = tower.blocks[1].module
         assert torch.equal(before.hidden, after.hidden)
-        assert not torch.allclose(before.call(1).run(second, before.hidden), after.call(1).run(second, after.hidden))
+        assert not torch.allclose(
+            before.call(1).run(second, before.hidden), after.call(1).run(second, after.hidden)
+        )
 
 
 class Elsewhere(Placement):
@@ -133,7 +157,9 @@ class Elsewhere(Placement):
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["t5", "blip2_t5", "llama"])
-def test_large_arguments_wait_like_hidden_states(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_large_arguments_wait_like_hidden_states(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A position bias of long texts is larger than they are; what all blocks of a pass share waits once."""
     if family not in tiny.FAMILIES:
         pytest.skip(f"{family} is not in the installed transformers")
@@ -148,7 +174,10 @@ def test_large_arguments_wait_like_hidden_states(family: str, tmp_path: Path, mo
                 calls = [(stream.call(index), put.call(index)) for index in range(len(tower.blocks))]
                 assert all(equal(one, two) for one, two in calls)
                 assert not any(call.tensors for call in put._calls.values())
-            shared = sum(len({id(tensor) for call in stream._calls.values() for tensor in call.tensors}) for stream in plain.streams)
+            shared = sum(
+                len({id(tensor) for call in stream._calls.values() for tensor in call.tensors})
+                for stream in plain.streams
+            )
             assert len(list((tmp_path / "waiting").iterdir())) == len(other.streams) + shared
             del put, other
     assert not list((tmp_path / "waiting").iterdir())
@@ -162,7 +191,9 @@ def test_capture_stops_before_the_rest_of_the_model_and_leaves_no_hooks() -> Non
     hooks = [dict(module._forward_pre_hooks) for module in model.module.modules()]
     batches = tiny.samples("blip2_t5").batches(2)
     Flow(model, model.towers[0], batches)
-    assert len(ran) == 3, "two samples of each length run to their end, once more of one while layers are disturbed; the others stop"
+    assert len(ran) == 3, (
+        "two samples of each length run to their end, once more of one while layers are disturbed; the others stop"
+    )
     assert [dict(module._forward_pre_hooks) for module in model.module.modules()] == hooks
 
 
@@ -170,7 +201,9 @@ def test_tower_that_is_never_reached() -> None:
     model, other = tiny.build("llama"), tiny.build("llama")
     first, stranger = model.towers[0].blocks[0], other.towers[0].blocks[0]
     batches = tiny.samples("llama").batches(2)
-    with pytest.raises(UserError, match=r"never reach all blocks of tower text \(some\.path\): 0 of 1 were called"):
+    with pytest.raises(
+        UserError, match=r"never reach all blocks of tower text \(some\.path\): 0 of 1 were called"
+    ):
         Flow(model, Tower("text", "some.path", (stranger,)), batches)
     with pytest.raises(UserError, match="1 of 2 were called"):
         Flow(model, Tower("text", "some.path", (first, stranger)), batches)
@@ -197,7 +230,12 @@ def test_block_without_tensors() -> None:
 def changed_on_the_way(model: PrunableModel, batches: list[Batch], seen: list[int]) -> list[list[Tensor]]:
     """Every tower's streams at its end, when each block was changed before it was left; ``seen``: samples that went through the first tower."""
     ends = []
-    handle = model.towers[0].blocks[0].layers[0].module.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    handle = (
+        model.towers[0]
+        .blocks[0]
+        .layers[0]
+        .module.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    )
     with quiet_forward(model.module):
         for flow in flows(model, model.towers, batches):
             for index, block in enumerate(flow.tower.blocks):
@@ -217,7 +255,11 @@ def test_the_ends_of_towers_are_those_of_the_changed_model(family: str) -> None:
     ends = changed_on_the_way(model, batches, [])
     with quiet_forward(model.module):
         for tower, streams in zip(model.towers, ends, strict=True):
-            expected = [output for batch in batches for output in outputs_of_blocks(model, modules_of(tower)[-1:], batch)[0]]
+            expected = [
+                output
+                for batch in batches
+                for output in outputs_of_blocks(model, modules_of(tower)[-1:], batch)[0]
+            ]
             assert all(torch.equal(stream, output) for stream, output in zip(streams, expected, strict=True))
 
 
@@ -229,7 +271,9 @@ def test_a_finished_tower_is_not_run_again(family: str) -> None:
     changed_on_the_way(model, batches, seen)
     # One leave per batch; a learning pass of two samples in each tower; a capture per batch where the first tower was not its own shortcut.
     of_batches = [size for size in seen if size % 2 or size > 2]
-    assert len(of_batches) == (len(batches) if family == "blip2_t5" else 2 * len(batches))  # LLaVA reads its vision tower before the end
+    assert len(of_batches) == (
+        len(batches) if family == "blip2_t5" else 2 * len(batches)
+    )  # LLaVA reads its vision tower before the end
 
 
 @pytest.mark.parametrize(
@@ -243,7 +287,9 @@ def test_a_finished_tower_is_not_run_again(family: str) -> None:
         ([], []),
     ],
 )
-def test_a_tower_that_reads_what_was_pruned_after_it_is_run_again(order: list[int], current: list[int]) -> None:
+def test_a_tower_that_reads_what_was_pruned_after_it_is_run_again(
+    order: list[int], current: list[int]
+) -> None:
     passes = TowerPasses([])
     passes.order = order
     assert sorted(passes.current()) == current

@@ -81,7 +81,9 @@ def test_a_snapshot_holds_the_same_tensors_and_the_same_containers_twice() -> No
 
 
 @pytest.mark.parametrize("change", [change for name, change in CHANGES.items() if name != "another value"])
-def test_a_snapshot_equals_what_it_was_taken_of_until_that_changes(change: Callable[[dict[str, Any]], Any]) -> None:
+def test_a_snapshot_equals_what_it_was_taken_of_until_that_changes(
+    change: Callable[[dict[str, Any]], Any],
+) -> None:
     given = arguments()
     given["dict"]["itself"] = given["dict"]
     copy = snapshot(given, torch.clone)

@@ -23,7 +23,9 @@ class Mixture(nn.Module):
         dtype, shape = self.idle.weight.dtype, self.idle.weight.shape  # a look at a weight is no use of it
         sent = self.shared(hidden).to(dtype).view(-1, 3, shape[0])
         chosen = (hidden.sum(dim=(1, 2)) > 0).long()
-        return torch.stack([self.experts[expert](one) for expert, one in zip(chosen.tolist(), sent, strict=True)])
+        return torch.stack(
+            [self.experts[expert](one) for expert, one in zip(chosen.tolist(), sent, strict=True)]
+        )
 
 
 class Mixtures(nn.Module):
@@ -41,7 +43,10 @@ def mixture(skip_layers: list[str]) -> PrunableModel:
 
 
 def batch(*signs: float) -> dict[str, Tensor]:
-    return {"inputs": torch.stack([sign * torch.ones(3, 16) for sign in signs]), "target": torch.zeros(len(signs))}
+    return {
+        "inputs": torch.stack([sign * torch.ones(3, 16) for sign in signs]),
+        "target": torch.zeros(len(signs)),
+    }
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -53,13 +58,17 @@ def test_families_call_their_layers(family: str) -> None:
 
 @pytest.mark.parametrize("name", hybrids.EVERY)
 def test_hybrids_do_beside_those_that_are_known(name: str) -> None:
-    require_calls(hybrids.build(name, hybrids.UNCALLED.get(name)), tiny.samples("llama").batches(2), every_layer=True)
+    require_calls(
+        hybrids.build(name, hybrids.UNCALLED.get(name)), tiny.samples("llama").batches(2), every_layer=True
+    )
 
 
 @pytest.mark.parametrize("name", [*hybrids.UNCALLED, *hybrids.TIED])
 def test_the_error_names_the_patterns_that_help(name: str) -> None:
     batches = tiny.samples("llama").batches(2)
-    with pytest.raises(UserError, match=r"outside the call of their module, or shares them between modules") as error:
+    with pytest.raises(
+        UserError, match=r"outside the call of their module, or shares them between modules"
+    ) as error:
         require_calls(hybrids.build(name), batches)
     found = re.search(r"skip_layers=\[(.*)\]", str(error.value))
     assert found is not None
@@ -79,7 +88,10 @@ def test_cross_attention_with_packed_weights_is_one_call_that_shows_no_inputs() 
             return hidden
 
     model = prunable("cross", Cross(), None, tiny.first_output_loss, Selection())
-    with pytest.raises(UserError, match=r"blocks\.0\.multihead_attn\..* and 1 more layers outside .* add skip_layers=\[multihead_attn\]"):
+    with pytest.raises(
+        UserError,
+        match=r"blocks\.0\.multihead_attn\..* and 1 more layers outside .* add skip_layers=\[multihead_attn\]",
+    ):
         require_calls(model, [batch(1, 1)])
 
 
@@ -88,7 +100,9 @@ def test_later_samples_may_reach_what_the_first_do_not() -> None:
     require_calls(model, [batch(1, 1), batch(1, -1)], every_layer=True)
     require_calls(model, [batch(1, 1, -1)], every_layer=True)
     require_calls(model, [batch(1, 1)])
-    with pytest.raises(UserError, match=r"never reach blocks\.0\.experts\.0\.weight, .* add skip_layers=\[experts\.0\]"):
+    with pytest.raises(
+        UserError, match=r"never reach blocks\.0\.experts\.0\.weight, .* add skip_layers=\[experts\.0\]"
+    ):
         require_calls(model, [batch(1, 1)], every_layer=True)
 
 
@@ -101,13 +115,21 @@ def test_a_layer_that_is_never_used() -> None:
 def test_a_tower_that_is_never_reached() -> None:
     model = tiny.build("blip2_opt", towers=["vision", "language"])
     model.module.forward = lambda *_, **__: None
-    object.__setattr__(model, "loss_function", lambda module, batch, copies: torch.zeros(len(batch["labels"])))
-    with pytest.raises(UserError, match=r"never reach tower vision \(vision_model\.encoder\.layers\); leave it out of towers"):
+    object.__setattr__(
+        model, "loss_function", lambda module, batch, copies: torch.zeros(len(batch["labels"]))
+    )
+    with pytest.raises(
+        UserError, match=r"never reach tower vision \(vision_model\.encoder\.layers\); leave it out of towers"
+    ):
         require_calls(model, tiny.samples("blip2_opt").batches(2), every_layer=True)
 
 
 def test_patterns_are_short_and_match_nothing_else() -> None:
-    names = [f"layers.{block}.{part}.weight" for block in range(12) for part in ("mixer.in_proj", "mixer.dt_proj", "mlp.proj")]
+    names = [
+        f"layers.{block}.{part}.weight"
+        for block in range(12)
+        for part in ("mixer.in_proj", "mixer.dt_proj", "mlp.proj")
+    ]
     assert patterns([name for name in names if "dt_proj" in name], names) == ["dt_proj"]
     assert patterns([name for name in names if "mlp" in name], names) == ["mlp"]
     assert patterns(["layers.1.mlp.proj.weight"], names) == ["layers.1.mlp"]

@@ -13,7 +13,11 @@ from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
 
 LENGTHS = (5, 7, 6, 9, 5)
-TEXTS = [family for family in tiny.FAMILIES if family not in (*tiny.COMPARING, *tiny.CLASSIFIER, *tiny.PACKED, "blip_vqa")]
+TEXTS = [
+    family
+    for family in tiny.FAMILIES
+    if family not in (*tiny.COMPARING, *tiny.CLASSIFIER, *tiny.PACKED, "blip_vqa")
+]
 
 
 def losses_alone(model: PrunableModel, calibration: CalibrationSet) -> Tensor:
@@ -25,7 +29,10 @@ def losses_alone(model: PrunableModel, calibration: CalibrationSet) -> Tensor:
 def test_the_loss_of_a_padded_sample_is_its_loss_alone(family: str) -> None:
     model, calibration = tiny.build(family), tiny.samples(family, LENGTHS)
     batches = loss_batches(model, calibration, 3)
-    assert [len(batch["pixel_values" if "pixel_values" in batch else "input_ids"]) for batch in batches] == [3, 2]
+    assert [len(batch["pixel_values" if "pixel_values" in batch else "input_ids"]) for batch in batches] == [
+        3,
+        2,
+    ]
     found = torch.cat([model.loss(batch) for batch in batches])
     torch.testing.assert_close(found, losses_alone(model, calibration), rtol=1e-5, atol=1e-6)
     assert found.std() > 1e-4
@@ -36,14 +43,19 @@ def test_the_loss_of_a_padded_sample_is_its_loss_alone(family: str) -> None:
 def test_the_order_of_the_samples_changes_no_loss(family: str) -> None:
     model, calibration = tiny.build(family), tiny.samples(family, LENGTHS)
     backwards = CalibrationSet("backwards", calibration.samples[::-1])
-    one, other = (torch.cat([model.loss(batch) for batch in loss_batches(model, data, 2)]) for data in (calibration, backwards))
+    one, other = (
+        torch.cat([model.loss(batch) for batch in loss_batches(model, data, 2)])
+        for data in (calibration, backwards)
+    )
     torch.testing.assert_close(one, other.flip(0), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("family", [family for family in tiny.FAMILIES if family not in TEXTS])
 def test_samples_of_one_length_are_as_they_were(family: str) -> None:
     calibration = tiny.samples(family, (7, 7, 7))
-    for one, other in zip(loss_batches(tiny.build(family), calibration, 2), calibration.batches(2), strict=True):
+    for one, other in zip(
+        loss_batches(tiny.build(family), calibration, 2), calibration.batches(2), strict=True
+    ):
         assert one.keys() == other.keys()
         assert all(torch.equal(one[name], other[name]) for name in one)
 
@@ -60,7 +72,9 @@ def test_blip_is_asked_questions_of_one_length() -> None:
     model, calibration = tiny.build("blip_vqa"), tiny.samples("blip_vqa", LENGTHS)
     padding = padded(calibration.samples)
     heeded = torch.allclose(model.loss(padding), losses_alone(model, calibration), rtol=1e-3)
-    assert [len(batch["labels"]) for batch in loss_batches(model, calibration, 8)] == ([5] if heeded else [2, 1, 1, 1])
+    assert [len(batch["labels"]) for batch in loss_batches(model, calibration, 8)] == (
+        [5] if heeded else [2, 1, 1, 1]
+    )
 
 
 def counts_padding(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
@@ -85,8 +99,16 @@ def test_captions_of_many_lengths_make_whole_batches() -> None:
 
 def test_padding_by_hand() -> None:
     samples = [
-        {"input_ids": torch.tensor([[4, 5]]), "labels": torch.tensor([[6]]), "pixel_values": torch.ones(1, 3)},
-        {"input_ids": torch.tensor([[7, 8, 9]]), "labels": torch.tensor([[6, 7]]), "pixel_values": torch.ones(1, 3)},
+        {
+            "input_ids": torch.tensor([[4, 5]]),
+            "labels": torch.tensor([[6]]),
+            "pixel_values": torch.ones(1, 3),
+        },
+        {
+            "input_ids": torch.tensor([[7, 8, 9]]),
+            "labels": torch.tensor([[6, 7]]),
+            "pixel_values": torch.ones(1, 3),
+        },
     ]
     batch = padded(samples)
     assert batch["input_ids"].tolist() == [[[4, 5, 0]], [[7, 8, 9]]]

@@ -241,13 +241,17 @@ def model_of(way: str) -> PrunableModel:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = Model(*WAYS[way])
-    return prunable("toy", module, None, lambda module, batch, _: module(**batch).mean(dim=(1, 2)), Selection())
+    return prunable(
+        "toy", module, None, lambda module, batch, _: module(**batch).mean(dim=(1, 2)), Selection()
+    )
 
 
 def batches(pictures: str) -> list[Batch]:
     """Three batches; all with pictures, none in the first, or none in the last."""
     generator = torch.Generator().manual_seed(1)
-    made = [{name: torch.randn(3, 5, 4, generator=generator) for name in ("hidden", "image")} for _ in range(3)]
+    made = [
+        {name: torch.randn(3, 5, 4, generator=generator) for name in ("hidden", "image")} for _ in range(3)
+    ]
     if pictures != "in all":
         made[0 if pictures == "not in the first" else -1]["image"].zero_()
     return made
@@ -279,7 +283,9 @@ def test_each_block_is_carried_as_full_passes_would(way: str, pictures: str) -> 
     towers = model.towers if pictures != "not in the first" else model.towers[1:]
     if way == "side_by_side" and pictures != "in all":
         pytest.skip("the later mergers are not called without a picture")
-    for flow in flows(model, towers, [{name: tensor.clone() for name, tensor in batch.items()} for batch in given]):
+    for flow in flows(
+        model, towers, [{name: tensor.clone() for name, tensor in batch.items()} for batch in given]
+    ):
         for index, block in enumerate(flow.tower.blocks):
             streams, expected = flow.enter(index), in_full_passes(model, block.module, given)
             assert len(streams) == len(expected)
@@ -307,7 +313,9 @@ def test_hidden_states_that_bypassed_blocks_hand_through_are_kept_once(way: str,
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("way", "shared"), [("plainly", [True] * 3), ("in_place", [False] * 3), ("skipping", [True, True, False])])
+@pytest.mark.parametrize(
+    ("way", "shared"), [("plainly", [True] * 3), ("in_place", [False] * 3), ("skipping", [True, True, False])]
+)
 def test_what_leaves_a_block_for_the_next_is_kept_once(way: str, shared: list[bool]) -> None:
     model = model_of(way)
     found = Recorder(model.towers[1])
@@ -335,7 +343,9 @@ def test_a_trial_that_runs_out_of_memory_proves_nothing(trial: int) -> None:
 def test_a_batch_that_leaves_blocks_out_is_refused() -> None:
     model = model_of("side_by_side")
     flow = Flow(model, model.towers[1], batches("not in the last"))
-    with pytest.raises(UserError, match=r"batch 3 of 3 calls layers\.1 0 times and the first block of tower language 1 times"):
+    with pytest.raises(
+        UserError, match=r"batch 3 of 3 calls layers\.1 0 times and the first block of tower language 1 times"
+    ):
         flow.enter(1)
 
 
@@ -371,7 +381,9 @@ def test_a_kind_of_batch_that_runs_the_tower_more_often_is_refused(kind: str) ->
             hidden = module(hidden, image)
         return hidden.mean(dim=(1, 2))
 
-    with pytest.raises(UserError, match=r"one batch runs tower language \(layers\) 1 times and another 2 times; calibrate on"):
+    with pytest.raises(
+        UserError, match=r"one batch runs tower language \(layers\) 1 times and another 2 times; calibrate on"
+    ):
         Flow(replace(model, loss_function=loss), model.towers[1], given)
 
 
@@ -383,10 +395,15 @@ def test_blocks_that_are_the_identity_hide_nothing(way: str) -> None:
     for block in model.blocks:
         for parameter in block.module.parameters():
             parameter.zero_()
-    for flow in flows(model, model.towers, [{name: tensor.clone() for name, tensor in batch.items()} for batch in given]):
+    for flow in flows(
+        model, model.towers, [{name: tensor.clone() for name, tensor in batch.items()} for batch in given]
+    ):
         for index, block in enumerate(flow.tower.blocks):
             streams, expected = flow.enter(index), in_full_passes(model, block.module, given)
-            assert all(torch.equal(stream.hidden, entered) for stream, (entered, _) in zip(streams, expected, strict=True)), block.name
+            assert all(
+                torch.equal(stream.hidden, entered)
+                for stream, (entered, _) in zip(streams, expected, strict=True)
+            ), block.name
             for parameter in block.module.parameters():
                 parameter.fill_(0.3)
             flow.leave(index)
@@ -425,17 +442,24 @@ def test_what_is_captured_anew(way: str, from_output: list[int], from_start: lis
 @pytest.mark.parametrize("way", ["given_mean_of_short_ones", "depths_of_short_ones"])
 def test_what_one_kind_of_batch_shows_counts_for_all(way: str) -> None:
     """The long samples come first, and nothing of them shows what the short ones do."""
-    ways = {"given_mean_of_short_ones": (given_mean_of_short_ones, Adding), "depths_of_short_ones": (depths_of_short_ones, Adding)}
+    ways = {
+        "given_mean_of_short_ones": (given_mean_of_short_ones, Adding),
+        "depths_of_short_ones": (depths_of_short_ones, Adding),
+    }
     with torch.random.fork_rng():
         torch.manual_seed(0)
         module = Model(*ways[way])
-    model = prunable("toy", module, None, lambda module, batch, _: module(**batch).mean(dim=(1, 2)), Selection())
+    model = prunable(
+        "toy", module, None, lambda module, batch, _: module(**batch).mean(dim=(1, 2)), Selection()
+    )
     long = batches("in all")
     given = [*long, *({name: tensor[:, :3] for name, tensor in batch.items()} for batch in long)]
     for flow in flows(model, model.towers, given):
         for index, block in enumerate(flow.tower.blocks):
             streams = flow.enter(index)
-            for stream, (hidden, output) in zip(streams, in_full_passes(model, block.module, given), strict=True):
+            for stream, (hidden, output) in zip(
+                streams, in_full_passes(model, block.module, given), strict=True
+            ):
                 torch.testing.assert_close(stream.hidden, hidden)
                 torch.testing.assert_close(stream.call(index).run(block.module, stream.hidden), output)
             change(block)
@@ -443,10 +467,14 @@ def test_what_one_kind_of_batch_shows_counts_for_all(way: str) -> None:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(("way", "runs"), [("given_end", 0), ("plainly", 0), ("deepstack", 1), ("given_depths", 1)])
+@pytest.mark.parametrize(
+    ("way", "runs"), [("given_end", 0), ("plainly", 0), ("deepstack", 1), ("given_depths", 1)]
+)
 def test_a_tower_is_bypassed_where_only_its_end_is_read(way: str, runs: int) -> None:
     model, given, seen = model_of(way), batches("in all"), []
-    model.towers[0].blocks[0].layers[0].module.register_forward_pre_hook(lambda _, arguments: seen.append(len(arguments[0])))
+    model.towers[0].blocks[0].layers[0].module.register_forward_pre_hook(
+        lambda _, arguments: seen.append(len(arguments[0]))
+    )
     for flow in flows(model, model.towers, given):
         for index in range(len(flow.tower.blocks)):
             seen.clear()
@@ -462,7 +490,9 @@ def test_only_blocks_that_read_shared_states_are_captured_anew() -> None:
     model = unchained.build("gemma3n")
     flow = Flow(model, model.towers[0], unchained.samples("gemma3n").batches(2))
     assert flow.structure is not None
-    assert flow.structure.from_output == {3, 4, 5}, "the third block is the first whose keys and values are shared"
+    assert flow.structure.from_output == {3, 4, 5}, (
+        "the third block is the first whose keys and values are shared"
+    )
     assert not flow.from_start
 
 
@@ -480,9 +510,23 @@ def test_snapshots_are_independent_of_what_is_written_later() -> None:
     assert taken["a"][0] is tensor
 
 
-@pytest.mark.parametrize("one", [1, 1.5, "one", torch.ones(2), [torch.ones(2)], {"a": 1}, UserDict(a=torch.ones(1)), None])
+@pytest.mark.parametrize(
+    "one", [1, 1.5, "one", torch.ones(2), [torch.ones(2)], {"a": 1}, UserDict(a=torch.ones(1)), None]
+)
 def test_arguments_that_differ(one: Any) -> None:
-    others = [2, 2.5, "two", torch.zeros(2), torch.ones(2).half(), [torch.zeros(2)], [], {"a": 2}, {"b": 1}, UserDict(a=torch.zeros(1)), 0]
+    others = [
+        2,
+        2.5,
+        "two",
+        torch.zeros(2),
+        torch.ones(2).half(),
+        [torch.zeros(2)],
+        [],
+        {"a": 2},
+        {"b": 1},
+        UserDict(a=torch.zeros(1)),
+        0,
+    ]
     assert equal(one, snapshot(one))
     assert not any(equal(one, other) for other in others)
 

@@ -20,7 +20,12 @@ def test_losses_from_any_block_are_those_of_a_plain_pass(family: str, samples: i
         assert torch.equal(runner.losses, expected)
         for block in model.blocks:
             for copies in (1,) if family in tiny.UNSTACKABLE else (1, 3):
-                torch.testing.assert_close(runner.losses_from(block.module, copies), expected.expand(copies, -1), rtol=1e-5, atol=1e-6)
+                torch.testing.assert_close(
+                    runner.losses_from(block.module, copies),
+                    expected.expand(copies, -1),
+                    rtol=1e-5,
+                    atol=1e-6,
+                )
 
 
 @torch.no_grad()
@@ -29,17 +34,29 @@ def test_a_change_in_the_suffix_counts_and_one_in_the_prefix_does_not(family: st
     model, batch = tiny.build(family), tiny.samples(family).batches(2)[0]
     with quiet_forward(model.module):
         runner = SuffixRunner(model, batch, growing_modules(model, batch))
-        order = [block for module in dict.fromkeys(runner.order) for block in model.blocks if block.module is module]
+        order = [
+            block
+            for module in dict.fromkeys(runner.order)
+            for block in model.blocks
+            if block.module is module
+        ]
         assert len(order) == len(model.blocks)
         copies = 1 if family in tiny.UNSTACKABLE else 2
         for place, block in enumerate(order[:-1]):
             weight = block.layers[-1].weight
             weight.mul_(1.5)
             changed = model.loss(batch)
-            torch.testing.assert_close(runner.losses_from(block.module, copies), changed.expand(copies, -1), rtol=1e-5, atol=1e-6)
-            if family not in tiny.MATCHING:  # there a tower runs several times, and only what stands before the block's first run is replayed
+            torch.testing.assert_close(
+                runner.losses_from(block.module, copies), changed.expand(copies, -1), rtol=1e-5, atol=1e-6
+            )
+            if (
+                family not in tiny.MATCHING
+            ):  # there a tower runs several times, and only what stands before the block's first run is replayed
                 torch.testing.assert_close(
-                    runner.losses_from(order[place + 1].module, copies), runner.losses.expand(copies, -1), rtol=1e-5, atol=1e-6
+                    runner.losses_from(order[place + 1].module, copies),
+                    runner.losses.expand(copies, -1),
+                    rtol=1e-5,
+                    atol=1e-6,
                 )
             if block.name not in tiny.WITHOUT_EFFECT:
                 assert not torch.equal(changed, runner.losses)
@@ -58,7 +75,12 @@ def test_only_the_suffix_is_computed(family: str) -> None:
         for place, module in enumerate(runner.order):
             ran.clear()
             runner.losses_from(module, 2)
-            expected = [block.layers[0].module for later in runner.order[place:] for block in model.blocks if block.module is later]
+            expected = [
+                block.layers[0].module
+                for later in runner.order[place:]
+                for block in model.blocks
+                if block.module is later
+            ]
             assert ran == expected
 
 
@@ -67,11 +89,21 @@ def test_only_the_suffix_is_computed(family: str) -> None:
     ("family", "length", "expected"),
     [
         ("llama", 5, ["model.embed_tokens"]),
-        ("gpt2", 2, ["transformer.wte", "transformer.drop"]),  # not the positions, though with two samples of two tokens they have a batch's shape
+        (
+            "gpt2",
+            2,
+            ["transformer.wte", "transformer.drop"],
+        ),  # not the positions, though with two samples of two tokens they have a batch's shape
         (
             "blip2_t5",
             5,
-            ["vision_model.embeddings", "vision_model.post_layernorm", "qformer.layernorm", "qformer.dropout", "language_projection"],
+            [
+                "vision_model.embeddings",
+                "vision_model.post_layernorm",
+                "qformer.layernorm",
+                "qformer.dropout",
+                "language_projection",
+            ],
         ),
     ],
 )
@@ -81,13 +113,17 @@ def test_embeddings_and_projections_are_not_run_again(family: str, length: int, 
     with quiet_forward(model.module):
         around = growing_modules(model, batch)
         assert [name for name in expected if name not in {names[module] for module in around}] == []
-        assert not {"lm_head", "transformer.wpe", "language_model.lm_head"} & {names[module] for module in around}
+        assert not {"lm_head", "transformer.wpe", "language_model.lm_head"} & {
+            names[module] for module in around
+        }
         runner = SuffixRunner(model, batch, around)
         ran: list[str] = []
         inner = [child for module in around for child in list(module.modules())[1:]]
         for module in inner:
             module.register_forward_hook(lambda module, *_: ran.append(names[module]))
-        torch.testing.assert_close(runner.losses_from(model.blocks[-1].module, 2), runner.losses.expand(2, -1), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            runner.losses_from(model.blocks[-1].module, 2), runner.losses.expand(2, -1), rtol=1e-5, atol=1e-6
+        )
         assert ran == []
 
 
@@ -120,5 +156,7 @@ def test_block_that_is_never_reached() -> None:
     batch = tiny.samples("blip2_opt").batches(2)[0]
     runner = SuffixRunner(model, batch)
     runner.outputs.pop(model.blocks[-1].module)
-    with pytest.raises(UserError, match=r"never reach language_model\.model\.decoder\.layers\.1, .* leave its tower out"):
+    with pytest.raises(
+        UserError, match=r"never reach language_model\.model\.decoder\.layers\.1, .* leave its tower out"
+    ):
         runner.losses_from(model.blocks[-1].module, 2)

@@ -29,11 +29,21 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny_llama"
     torch.manual_seed(0)
     vocabulary = {word: index for index, word in enumerate(["<pad>", "<unk>", *WORDS])}
-    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(vocabulary), tie_word_embeddings=False, initializer_range=0.3, **sizes)).save_pretrained(folder)
+    sizes = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    LlamaForCausalLM(
+        LlamaConfig(vocab_size=len(vocabulary), tie_word_embeddings=False, initializer_range=0.3, **sizes)
+    ).save_pretrained(folder)
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", unk_token="<unk>").save_pretrained(
+        folder
+    )
     return folder
 
 
@@ -48,7 +58,9 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("tokens") / "tokens.safetensors"
-    draw = lambda rows, seed: torch.randint(2, 2 + len(WORDS), (rows, 12), generator=torch.Generator().manual_seed(seed))  # noqa: E731
+    draw = lambda rows, seed: torch.randint(
+        2, 2 + len(WORDS), (rows, 12), generator=torch.Generator().manual_seed(seed)
+    )  # noqa: E731
     save_file({"calibration": draw(6, 2), "test": draw(4, 3), "floats": torch.zeros(2, 2)}, file)
     return file
 

@@ -16,7 +16,13 @@ from transformers import BertConfig, BertForMaskedLM, GPTNeoXConfig, GPTNeoXForC
 from tests.cli.conftest import ROOT, WORDS
 
 PAGE = (ROOT / "docs" / "add_a_model.md").read_text()
-SIZES = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "vocab_size": len(WORDS) + 2}
+SIZES = {
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "vocab_size": len(WORDS) + 2,
+}
 
 
 @pytest.fixture
@@ -38,7 +44,15 @@ def save(module: torch.nn.Module, tokenizer: Path, folder: Path) -> Path:
 
 
 def run(folder: Path, *overrides: str) -> str:
-    command = [sys.executable, str(ROOT / "main.py"), "--config-dir", "my_conf", *overrides, "tracking=none", "device=cpu"]
+    command = [
+        sys.executable,
+        str(ROOT / "main.py"),
+        "--config-dir",
+        "my_conf",
+        *overrides,
+        "tracking=none",
+        "device=cpu",
+    ]
     environment = {**os.environ, "PYTHONPATH": f".{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -65,6 +79,13 @@ def test_an_adapter_of_forty_lines(followed: Path, tiny_llama: Path, text_file: 
     torch.manual_seed(0)
     model = save(BertForMaskedLM(BertConfig(**SIZES)), tiny_llama, followed / "bert")
     held_out = shutil.copy(text_file, followed / "held_out.txt")
-    data = [f"calibration.path={text_file}", f"task.path={held_out}", "calibration.sequence_length=16", "task.sequence_length=16"]
+    data = [
+        f"calibration.path={text_file}",
+        f"task.path={held_out}",
+        "calibration.sequence_length=16",
+        "task.sequence_length=16",
+    ]
     assert "bert.encoder.layer" in run(followed, "model=masked_lm", f"model.path={model}", "inspect=true")
-    assert "masked_lm on wikitext2" in run(followed, "model=masked_lm", f"model.path={model}", *data, "score.samples=8")
+    assert "masked_lm on wikitext2" in run(
+        followed, "model=masked_lm", f"model.path={model}", *data, "score.samples=8"
+    )

@@ -40,7 +40,9 @@ FORMULA = "def better(one, other):\n    return one > other\n"
 
 def test_another_formula_reads_no_score_of_the_first(text_run: list[str], tmp_path: Path) -> None:
     (tmp_path / "conf" / "score").mkdir(parents=True)
-    (tmp_path / "conf" / "score" / "sizes.yaml").write_text("_target_: my_scorer.Sizes\nname: sizes\nsamples: 4\n")
+    (tmp_path / "conf" / "score" / "sizes.yaml").write_text(
+        "_target_: my_scorer.Sizes\nname: sizes\nsamples: 4\n"
+    )
     (tmp_path / "my_scorer.py").write_text(SCORER)
     (tmp_path / "formula.py").write_text(FORMULA)
 
@@ -58,7 +60,13 @@ def test_another_formula_reads_no_score_of_the_first(text_run: list[str], tmp_pa
 def run(folder: Path, text_run: list[str], name: str) -> tuple[str, dict[str, int]]:
     """What a run of the scorer prints, and the counts that it allocates."""
     shared = [override for override in text_run if not override.startswith("score.")]
-    parts = ["--config-dir", "conf", "score=sizes", "steps=[calibrate,score,allocate]", f"hydra.run.dir={folder / name}"]
+    parts = [
+        "--config-dir",
+        "conf",
+        "score=sizes",
+        "steps=[calibrate,score,allocate]",
+        f"hydra.run.dir={folder / name}",
+    ]
     command = [sys.executable, str(ROOT / "main.py"), *parts, *shared]
     environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)

@@ -26,7 +26,10 @@ def refused(overrides: list[str], words: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["task=imagenet"], r"task=imagenet needs the data set's folder.*ImageNet is given for non-commercial research.*image-net\.org"),
+        (
+            ["task=imagenet"],
+            r"task=imagenet needs the data set's folder.*ImageNet is given for non-commercial research.*image-net\.org",
+        ),
         (["task=dtd", "task.path=nowhere"], r"task=dtd: .*is not in task\.path=nowhere"),
         (["task=nocaps"], "task=nocaps needs the data set's folder"),
         (["task=vqav2", "task.path=nowhere"], r"task=vqav2: .*questions\.json is not in task\.path=nowhere"),
@@ -38,8 +41,14 @@ def refused(overrides: list[str], words: str, tmp_path: Path) -> None:
         (["calibration=nlvr2"], "calibration=nlvr2 needs the data set's folder"),
         (["calibration=food101"], "calibration=food101 needs the data set's folder"),
         (["task=dtd", "task.templates=[]"], r"task\.templates=\[\] must hold at least one template"),
-        (["task=easy_classification", "task.templates=[]"], r"task\.templates=\[\] must hold at least one template"),
-        (["calibration=dtd", "calibration.templates=[]"], r"calibration\.templates=\[\] must hold at least one template"),
+        (
+            ["task=easy_classification", "task.templates=[]"],
+            r"task\.templates=\[\] must hold at least one template",
+        ),
+        (
+            ["calibration=dtd", "calibration.templates=[]"],
+            r"calibration\.templates=\[\] must hold at least one template",
+        ),
     ],
 )
 def test_before_a_model_is_loaded(overrides: list[str], words: str, tmp_path: Path) -> None:
@@ -48,15 +57,30 @@ def test_before_a_model_is_loaded(overrides: list[str], words: str, tmp_path: Pa
 
 def test_steps_that_read_no_data_need_none(tmp_path: Path) -> None:
     refused(
-        ["model=causal_lm", "model.path=nobody/nothing", "task=imagenet", "calibration=cc3m", "pruner=magnitude", "steps=[allocate,prune]"],
+        [
+            "model=causal_lm",
+            "model.path=nobody/nothing",
+            "task=imagenet",
+            "calibration=cc3m",
+            "pruner=magnitude",
+            "steps=[allocate,prune]",
+        ],
         "nobody/nothing",
         tmp_path,
     )
 
 
 def test_mmlu_says_how_it_is_got(tmp_path: Path) -> None:
-    refused(["model=t5_mini", "task=mmlu"], r"cais/mmlu \(dev\) could not be read from the hub.*task\.path=FOLDER.*data\.tar", tmp_path)
-    refused(["model=t5_mini", "task=mmlu", f"task.path={tmp_path}"], r"has no dev/\*_dev\.csv.*github\.com/hendrycks/test", tmp_path)
+    refused(
+        ["model=t5_mini", "task=mmlu"],
+        r"cais/mmlu \(dev\) could not be read from the hub.*task\.path=FOLDER.*data\.tar",
+        tmp_path,
+    )
+    refused(
+        ["model=t5_mini", "task=mmlu", f"task.path={tmp_path}"],
+        r"has no dev/\*_dev\.csv.*github\.com/hendrycks/test",
+        tmp_path,
+    )
 
 
 @pytest.mark.parametrize(
@@ -66,7 +90,9 @@ def test_mmlu_says_how_it_is_got(tmp_path: Path) -> None:
         ("questions", None, [], "the data hold no questions"),
     ],
 )
-def test_questions_without_answers_and_no_questions(tmp_path: Path, file: str, key: str | None, value: list, words: str) -> None:
+def test_questions_without_answers_and_no_questions(
+    tmp_path: Path, file: str, key: str | None, value: list, words: str
+) -> None:
     write_coco_questions(tmp_path, VQAV2, "val")
     place = tmp_path / getattr(VQAV2, file).format(split="val")
     content = json.loads(place.read_text())
@@ -75,11 +101,20 @@ def test_questions_without_answers_and_no_questions(tmp_path: Path, file: str, k
     refused(["model=blip2_mini", "task=vqav2", f"task.path={tmp_path}"], words, tmp_path)
 
 
-@pytest.mark.parametrize(("model", "task", "layout"), [("clip_mini", "flickr30k", "flickr30k"), ("blip_caption_mini", "coco_caption", "coco")])
-def test_a_missing_picture_is_named_before_any_is_looked_at(tmp_path: Path, model: str, task: str, layout: str) -> None:
+@pytest.mark.parametrize(
+    ("model", "task", "layout"),
+    [("clip_mini", "flickr30k", "flickr30k"), ("blip_caption_mini", "coco_caption", "coco")],
+)
+def test_a_missing_picture_is_named_before_any_is_looked_at(
+    tmp_path: Path, model: str, task: str, layout: str
+) -> None:
     if task == "coco_caption":
         pytest.importorskip("pycocoevalcap")
     data = caption_folders.karpathy(tmp_path, layout)
     last = sorted(data.rglob("*2005.jpg"))[0]
     last.unlink()
-    refused([f"model={model}", f"task={task}", f"task.path={data}"], f"task={task}: 1 of 24 pictures are missing, such as .*{last.name}", tmp_path)
+    refused(
+        [f"model={model}", f"task={task}", f"task.path={data}"],
+        f"task={task}: 1 of 24 pictures are missing, such as .*{last.name}",
+        tmp_path,
+    )

@@ -21,14 +21,25 @@ from tests.cli.conftest import ROOT, WORDS, composed
 from tests.data import caption_folders, picture_sets
 from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa, write_test_questions
 
-EXPERIMENTS = sorted(str(file.relative_to(ROOT / "conf/experiment").with_suffix("")) for file in (ROOT / "conf/experiment").rglob("*.yaml"))
+EXPERIMENTS = sorted(
+    str(file.relative_to(ROOT / "conf/experiment").with_suffix(""))
+    for file in (ROOT / "conf/experiment").rglob("*.yaml")
+)
 # Those of this project's own tables run for minutes; Optuna's has no list of jobs.
-SWEEPS = sorted(file.stem for file in (ROOT / "sweeps").glob("*.yaml") if not file.stem.startswith(("readme_", "finetune_", "search")))
+SWEEPS = sorted(
+    file.stem
+    for file in (ROOT / "sweeps").glob("*.yaml")
+    if not file.stem.startswith(("readme_", "finetune_", "search"))
+)
 # These carry towers that another experiment pruned into another model: tests/cli/test_tower_transfer.py runs them.
 CARRIED = ["blip2/flickr30k", "blip2/nocaps"]
 # BLIP-NLVR is LAVIS' own model: tests/lavis/test_nlvr_experiments.py runs these.
 RUN_HERE = [name for name in EXPERIMENTS if "nlvr2" not in name and name not in CARRIED]
-SWEEPS_HERE = [name for name in SWEEPS if name not in ("blip_table_nlvr2", "blip2_table1_nocaps", "blip2_table1_flickr30k")]
+SWEEPS_HERE = [
+    name
+    for name in SWEEPS
+    if name not in ("blip_table_nlvr2", "blip2_table1_nocaps", "blip2_table1_flickr30k")
+]
 
 
 @pytest.fixture(scope="session")
@@ -47,7 +58,9 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     caption_folders.cc3m(root / "cc3m")
     for name in picture_sets.COOP:
         picture_sets.write_set(root, name)
-    documents = [" ".join(itertools.islice(itertools.cycle(WORDS[start:] + WORDS[:start]), 60)) for start in range(12)]
+    documents = [
+        " ".join(itertools.islice(itertools.cycle(WORDS[start:] + WORDS[:start]), 60)) for start in range(12)
+    ]
     for name in ("train", "test"):
         (root / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     return root
@@ -62,29 +75,55 @@ def under(experiment: str, data: Path, llama: Path) -> list[str]:
     family = experiment.split("/")[0]
     if family == "blip2":
         vqa = [f"task.path={data / 'vqa'}", "task.limit=3", "task.tasks.okvqa.lemmatize=false"]
-        return ["model=blip2_mini", *vqa, *([] if "global_magnitude" in experiment else [f"calibration.path={data / 'cc3m'}"])]
+        return [
+            "model=blip2_mini",
+            *vqa,
+            *([] if "global_magnitude" in experiment else [f"calibration.path={data / 'cc3m'}"]),
+        ]
     if family == "blip":
         return _blip(experiment, data)
     if family == "flan_t5":
         return ["model=t5_mini", "calibration=quiz", "task=quiz", "task.limit=2"]
     if family == "llama":
-        text = [f"model.path={llama}", "model=causal_lm", f"calibration.path={data / 'train.jsonl'}", f"task.path={data / 'test.jsonl'}"]
+        text = [
+            f"model.path={llama}",
+            "model=causal_lm",
+            f"calibration.path={data / 'train.jsonl'}",
+            f"task.path={data / 'test.jsonl'}",
+        ]
         return [*text, "calibration.sequence_length=16", "task.sequence_length=16", "task.limit=4"]
-    names = [f"{group}.{option}" for group in ("task", "calibration") for option in (f"classes={data}/imagenet/classnames.txt", "templates=null")]
+    names = [
+        f"{group}.{option}"
+        for group in ("task", "calibration")
+        for option in (f"classes={data}/imagenet/classnames.txt", "templates=null")
+    ]
     pictures = [f"task.path={data}", f"calibration.path={data}", "task.limit=12", "model=clip_mini"]
     return [*pictures, *names] if family == "eva_clip" else pictures
 
 
 def _blip(experiment: str, data: Path) -> list[str]:
     task = experiment.split("/")[1]
-    folder, model = {"coco": ("coco", "blip_caption_mini"), "flickr": ("flickr30k", "blip_retrieval_mini"), "vqa": ("vqa", "blip_vqa_mini")}[task]
-    return [f"model={model}", f"task.path={data / folder}", f"calibration.path={data / folder}", "task.limit=8"]
+    folder, model = {
+        "coco": ("coco", "blip_caption_mini"),
+        "flickr": ("flickr30k", "blip_retrieval_mini"),
+        "vqa": ("vqa", "blip_vqa_mini"),
+    }[task]
+    return [
+        f"model={model}",
+        f"task.path={data / folder}",
+        f"calibration.path={data / folder}",
+        "task.limit=8",
+    ]
 
 
 def shortened(overrides: list[str]) -> list[str]:
     """Fewer samples in the coarse stage, which an experiment without one has no option for."""
     config = composed(overrides)
-    has = [f"{group}.samples=4" for group in ("score", "pruner") if OmegaConf.is_dict(config[group]) and config[group].get("samples")]
+    has = [
+        f"{group}.samples=4"
+        for group in ("score", "pruner")
+        if OmegaConf.is_dict(config[group]) and config[group].get("samples")
+    ]
     trained = ["finetune.steps=2", "finetune.batch_size=2"] if "finetune" in config.steps else []
     return [*overrides, *has, *trained]
 
@@ -100,8 +139,13 @@ def test_an_experiment_composes_as_published(experiment: str) -> None:
         assert config.score.batch_size == (16 if experiment.startswith("clip/") else 8)
     if config.score.name == "first_order" and config.pruner.name in ("wanda", "sparsegpt"):
         assert (config.score.samples, config.score.batch_size) == (128, 1)
-        assert config.score.measure == ("gradient" if "llama" in experiment or "gradient" in experiment else "weight_gradient")
-    if config.score.name in ("zeroth_order", "first_order", "local") or config.pruner.name in ("wanda", "sparsegpt"):
+        assert config.score.measure == (
+            "gradient" if "llama" in experiment or "gradient" in experiment else "weight_gradient"
+        )
+    if config.score.name in ("zeroth_order", "first_order", "local") or config.pruner.name in (
+        "wanda",
+        "sparsegpt",
+    ):
         assert config.calibration.samples == 128
     if config.pruner.name == "sparsegpt":
         assert (config.pruner.damping, config.pruner.block) == (0.01, 128)
@@ -110,18 +154,33 @@ def test_an_experiment_composes_as_published(experiment: str) -> None:
     if experiment.startswith("flan_t5"):
         assert config.task.shots == 5
     if experiment.startswith("blip/vqa"):
-        assert (config.task.split, config.task.answer_list, config.task.k_test) == ("test-dev", "answer_list.json", 128)
+        assert (config.task.split, config.task.answer_list, config.task.k_test) == (
+            "test-dev",
+            "answer_list.json",
+            128,
+        )
     if "finetune" in experiment:
-        tasks = {"coco": (5, 1e-5, 32), "flickr": (12, 1e-5, 32), "nlvr2": (15, 3e-6, 16), "vqa": (10, 2e-5, 24)}
+        tasks = {
+            "coco": (5, 1e-5, 32),
+            "flickr": (12, 1e-5, 32),
+            "nlvr2": (15, 3e-6, 16),
+            "vqa": (10, 2e-5, 24),
+        }
         published = tasks[experiment.split("/")[1]]
-        assert (config.finetune.epochs, config.finetune.learning_rate, config.finetune.batch_size) == published
+        assert (
+            config.finetune.epochs,
+            config.finetune.learning_rate,
+            config.finetune.batch_size,
+        ) == published
         assert config.finetune.weight_decay == 0.05
     first = (ROOT / "conf/experiment" / f"{experiment}.yaml").read_text()
     assert f"# python main.py +experiment={experiment}" in first
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in CARRIED])
-@pytest.mark.parametrize("instead", ["score=none", "allocation=file", "pruner=magnitude", "task=easy_vqa", "calibration=easy_vqa"])
+@pytest.mark.parametrize(
+    "instead", ["score=none", "allocation=file", "pruner=magnitude", "task=easy_vqa", "calibration=easy_vqa"]
+)
 def test_no_option_is_left_of_a_choice_that_is_replaced(experiment: str, instead: str) -> None:
     """Those that an experiment alone sets, and the command line can leave out, are named when they are in the way."""
     group = instead.split("=")[0]
@@ -130,15 +189,22 @@ def test_no_option_is_left_of_a_choice_that_is_replaced(experiment: str, instead
     alone = OmegaConf.to_container(composed([instead, *asked])[group])
     assert isinstance(keys, dict)
     assert isinstance(alone, dict)
-    known = {"allocation": {"aggregate"} if "flan_t5" in experiment else set(), "score": {"measure", "batch_size"}}
+    known = {
+        "allocation": {"aggregate"} if "flan_t5" in experiment else set(),
+        "score": {"measure", "batch_size"},
+    }
     known["pruner"] = {"scope", "iterations", "samples", "batch_size"}
     assert set(keys) - set(alone) <= known.get(group, set())
 
 
 @pytest.mark.parametrize("experiment", RUN_HERE)
-def test_an_experiment_runs(run: Callable[..., Result], data: Path, tiny_llama: Path, tmp_path: Path, experiment: str) -> None:
+def test_an_experiment_runs(
+    run: Callable[..., Result], data: Path, tiny_llama: Path, tmp_path: Path, experiment: str
+) -> None:
     overrides = [f"+experiment={experiment}", *under(experiment, data, tiny_llama)]
-    overrides += [override for override in SHORT if "samples" not in override or "global_magnitude" not in experiment]
+    overrides += [
+        override for override in SHORT if "samples" not in override or "global_magnitude" not in experiment
+    ]
     result = run([*shortened(overrides), f"cache={tmp_path / 'cache'}"])
     config = composed([f"+experiment={experiment}"])
     assert result.sparsity["prunable"] == pytest.approx(config.sparsity, abs=2e-3)
@@ -155,7 +221,12 @@ def jobs_of(sweep: str) -> list[list[str]]:
     """The overrides of every job of a sweep."""
     params = OmegaConf.to_container(OmegaConf.load(ROOT / "sweeps" / f"{sweep}.yaml").hydra.sweeper.params)
     assert isinstance(params, dict)
-    return [list(job) for job in itertools.product(*([f"{key}={value}" for value in str(values).split(",")] for key, values in params.items()))]
+    return [
+        list(job)
+        for job in itertools.product(
+            *([f"{key}={value}" for value in str(values).split(",")] for key, values in params.items())
+        )
+    ]
 
 
 @pytest.mark.parametrize("sweep", [name for name in SWEEPS if not name.startswith("blip2_table1_")])
@@ -167,25 +238,40 @@ def test_every_job_of_a_sweep_composes(sweep: str) -> None:
 
 
 @pytest.mark.parametrize("sweep", SWEEPS_HERE)
-def test_first_and_last_job_of_a_sweep_run(run: Callable[..., Result], data: Path, tiny_llama: Path, tmp_path: Path, sweep: str) -> None:
+def test_first_and_last_job_of_a_sweep_run(
+    run: Callable[..., Result], data: Path, tiny_llama: Path, tmp_path: Path, sweep: str
+) -> None:
     jobs = jobs_of(sweep)
     for number, job in enumerate((jobs[0], jobs[-1])):
         experiment = job[0].removeprefix("+experiment=")
         overrides = [*job, *under(experiment, data, tiny_llama)]
-        overrides += [override for override in SHORT if "samples" not in override or "global_magnitude" not in experiment]
+        overrides += [
+            override
+            for override in SHORT
+            if "samples" not in override or "global_magnitude" not in experiment
+        ]
         swept = {override.split("=")[0] for override in job}
-        short = [override for override in shortened(overrides) if override.split("=")[0] not in swept or override in job]
+        short = [
+            override
+            for override in shortened(overrides)
+            if override.split("=")[0] not in swept or override in job
+        ]
         mask = next((override for override in job if override.startswith("pruner.mask")), None)
         result = run([*short, f"cache={tmp_path / 'cache'}"], f"job{number}")
         assert result.metrics["pruned"], mask
 
 
 def test_the_sets_of_clips_table_are_coops() -> None:
-    assert {job[1].removeprefix("+sweeps/case=clip_") for job in jobs_of("clip_table2")} == set(SETS) - {"image_folder"}
+    assert {job[1].removeprefix("+sweep/case=clip_") for job in jobs_of("clip_table2")} == set(SETS) - {
+        "image_folder"
+    }
 
 
 def test_blips_checkpoints_are_the_papers() -> None:
-    flickr, vqa = composed(["+experiment=blip/flickr/ecoflap"]).model, composed(["+experiment=blip/vqa/ecoflap"])
+    flickr, vqa = (
+        composed(["+experiment=blip/flickr/ecoflap"]).model,
+        composed(["+experiment=blip/vqa/ecoflap"]),
+    )
     assert (flickr.path, flickr.loss) == ("Salesforce/blip-itm-base-flickr", "match_and_contrastive")
     assert (vqa.model.path, vqa.model.image_size) == ("Salesforce/blip-vqa-capfilt-large", 480)
     assert (vqa.task.split, vqa.task.answer_list, vqa.task.k_test) == ("test-dev", "answer_list.json", 128)
@@ -193,11 +279,16 @@ def test_blips_checkpoints_are_the_papers() -> None:
 
 def test_retrieval_is_calibrated_with_and_without_pictures(data: Path) -> None:
     """The original's flickr run never showed the text tower a caption alone."""
-    config = composed(["+experiment=blip/flickr/wanda", *_blip("blip/flickr/wanda", data), "calibration.samples=4"])
+    config = composed(
+        ["+experiment=blip/flickr/wanda", *_blip("blip/flickr/wanda", data), "calibration.samples=4"]
+    )
     model = build("model", config.model).load(torch.device("cpu"), Selection())
     calibration, passes = build("calibration", config.calibration).load(model, 0), []
     model.module.text_encoder.register_forward_pre_hook(
-        lambda _, args, inputs: passes.append("pictures" if inputs.get("encoder_hidden_states") is not None else "alone"), with_kwargs=True
+        lambda _, args, inputs: passes.append(
+            "pictures" if inputs.get("encoder_hidden_states") is not None else "alone"
+        ),
+        with_kwargs=True,
     )
     model.loss(calibration.batches(4)[0])
     assert passes == ["alone", "pictures", "pictures"]
@@ -209,7 +300,15 @@ def test_more_noises_take_fewer_samples() -> None:
 
 
 def test_table_1_is_lemmatised_and_its_questions_share_a_folder_and_a_limit() -> None:
-    tasks = composed(["+experiment=blip2/wanda", "task.path=DATA", "task.limit=3", "task.batch_size=2", "task.tasks.gqa.path=GQA"]).task.tasks
+    tasks = composed(
+        [
+            "+experiment=blip2/wanda",
+            "task.path=DATA",
+            "task.limit=3",
+            "task.batch_size=2",
+            "task.tasks.gqa.path=GQA",
+        ]
+    ).task.tasks
     assert {name: (task.path, task.limit, task.batch_size) for name, task in tasks.items()} == {
         "vqav2": ("DATA", 3, 2),
         "okvqa": ("DATA", 3, 2),

@@ -25,7 +25,14 @@ from tests.cli.conftest import ROOT
 
 STEPS = "steps=[calibrate,score,allocate,prune,finetune,evaluate]"
 Run = Callable[..., Result]
-QUICK = [STEPS, "score=none", "model.save=true", "finetune.learning_rate=0.01", "finetune.log_every=1", "finetune.batch_size=2"]
+QUICK = [
+    STEPS,
+    "score=none",
+    "model.save=true",
+    "finetune.learning_rate=0.01",
+    "finetune.log_every=1",
+    "finetune.batch_size=2",
+]
 
 
 @pytest.fixture
@@ -38,7 +45,9 @@ def main(overrides: list[str], folder: Path) -> subprocess.Popen[str]:
     """Start main.py in a process of its own."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(ROOT / "main.py"), *overrides, f"hydra.run.dir={folder}"]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT)
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, cwd=ROOT
+    )
 
 
 def finish(process: subprocess.Popen[str]) -> str:
@@ -64,14 +73,19 @@ def close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
-def test_the_loss_falls_and_zeros_stay_in_the_saved_file(training: list[str], run: Run, tmp_path: Path, method: str) -> None:
+def test_the_loss_falls_and_zeros_stay_in_the_saved_file(
+    training: list[str], run: Run, tmp_path: Path, method: str
+) -> None:
     result = run([*training, f"finetune={method}", "finetune.steps=12"])
     points = curve(tmp_path / "run")
     assert points[-1]["loss"] < points[0]["loss"]
     assert result.metrics.keys() == {"dense", "pruned", "finetuned"}
     assert result.headline() == result.metrics["finetuned"]["token_perplexity"]["perplexity"]
     assert verify(tmp_path / "run") == []
-    saved, masks = weights(tmp_path / "run"), load_masks(tmp_path / "run" / "checkpoint" / "masks.safetensors")
+    saved, masks = (
+        weights(tmp_path / "run"),
+        load_masks(tmp_path / "run" / "checkpoint" / "masks.safetensors"),
+    )
     assert masks
     for name, mask in masks.items():
         assert not saved[name][~mask].any()
@@ -99,7 +113,16 @@ def test_bfloat16_products_leave_fp32_weights(training: list[str], run: Run, tmp
 
 
 def test_it_stops_early_and_keeps_the_best(training: list[str], run: Run, tmp_path: Path) -> None:
-    result = run([*training, "finetune.held_out=2", "finetune.every=1", "finetune.patience=2", "finetune.steps=200", "finetune.learning_rate=0.3"])
+    result = run(
+        [
+            *training,
+            "finetune.held_out=2",
+            "finetune.every=1",
+            "finetune.patience=2",
+            "finetune.steps=200",
+            "finetune.learning_rate=0.3",
+        ]
+    )
     points = curve(tmp_path / "run")
     held_out = {point["step"]: point["held_out_loss"] for point in points if "held_out_loss" in point}
     assert max(held_out) < 200
@@ -130,16 +153,27 @@ def test_a_killed_run_resumes_to_the_same_curve(training: list[str], tmp_path: P
 
 def test_a_run_that_had_stopped_early_stops_again(training: list[str], run: Run, tmp_path: Path) -> None:
     """It was ended between its last step and its end: how long it had waited in vain is not forgotten, and one step more is looked at."""
-    early = ["finetune.held_out=2", "finetune.every=1", "finetune.patience=2", "finetune.steps=200", "finetune.learning_rate=0.3"]
+    early = [
+        "finetune.held_out=2",
+        "finetune.every=1",
+        "finetune.patience=2",
+        "finetune.steps=200",
+        "finetune.learning_rate=0.3",
+    ]
     run([*training, *early])
     expected, saved = curve(tmp_path / "run"), weights(tmp_path / "run")
     (tmp_path / "run" / "result.json").unlink()
     run([*training, *early])
-    assert max(point["step"] for point in curve(tmp_path / "run")) == max(point["step"] for point in expected) + 1
+    assert (
+        max(point["step"] for point in curve(tmp_path / "run"))
+        == max(point["step"] for point in expected) + 1
+    )
     assert all(torch.equal(weight, saved[name]) for name, weight in weights(tmp_path / "run").items())
 
 
-def test_a_checkpoint_that_was_cut_short_is_not_resumed(training: list[str], run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_checkpoint_that_was_cut_short_is_not_resumed(
+    training: list[str], run: Run, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     overrides = [*training, "finetune.steps=8", "finetune.every=2", "finetune.held_out=2"]
     run(overrides)
     expected, saved = curve(tmp_path / "run"), weights(tmp_path / "run")
@@ -153,7 +187,9 @@ def test_a_checkpoint_that_was_cut_short_is_not_resumed(training: list[str], run
     assert all(torch.equal(weight, saved[name]) for name, weight in weights(tmp_path / "run").items())
 
 
-def test_checkpoints_of_another_training_are_not_resumed(training: list[str], run: Run, tmp_path: Path) -> None:
+def test_checkpoints_of_another_training_are_not_resumed(
+    training: list[str], run: Run, tmp_path: Path
+) -> None:
     run([*training, "finetune.steps=4", "sparsity=0.5"])
     run([*training, "finetune.steps=4", "sparsity=0.7", "resume=false"])
     run([*training, "finetune.steps=4", "sparsity=0.7"], "fresh")
@@ -175,7 +211,9 @@ def test_checkpoints_of_another_training_are_not_resumed(training: list[str], ru
         (["pruner=magnitude", "steps=[allocate,prune,finetune]", "finetune.data=calibration"], ["calibrate"]),
     ],
 )
-def test_what_cannot_be_is_refused(training: list[str], run: Run, overrides: list[str], words: list[str]) -> None:
+def test_what_cannot_be_is_refused(
+    training: list[str], run: Run, overrides: list[str], words: list[str]
+) -> None:
     with pytest.raises(UserError) as refused:
         run([*training, "finetune.steps=1", *overrides])
     for word in words:
@@ -189,11 +227,28 @@ def test_a_loss_that_explodes_ends_the_run(training: list[str], run: Run, tmp_pa
 
 
 def test_two_processes_are_one_with_twice_the_batch(training: list[str], run: Run, tmp_path: Path) -> None:
-    run([*training, "finetune.steps=3", "finetune.batch_size=2", "finetune.held_out=2", "finetune.every=3"], "one")
-    both = [*training, "finetune.steps=3", "finetune.batch_size=1", "finetune.held_out=2", "finetune.every=3", f"hydra.run.dir={tmp_path / 'two'}"]
+    run(
+        [*training, "finetune.steps=3", "finetune.batch_size=2", "finetune.held_out=2", "finetune.every=3"],
+        "one",
+    )
+    both = [
+        *training,
+        "finetune.steps=3",
+        "finetune.batch_size=1",
+        "finetune.held_out=2",
+        "finetune.every=3",
+        f"hydra.run.dir={tmp_path / 'two'}",
+    ]
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    finished = subprocess.run([*launcher, str(ROOT / "main.py"), *both], capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
+    finished = subprocess.run(
+        [*launcher, str(ROOT / "main.py"), *both],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=ROOT,
+        check=False,
+    )
     assert finished.returncode == 0, finished.stderr
     close(weights(tmp_path / "one"), weights(tmp_path / "two"))
     one, two = curve(tmp_path / "one"), curve(tmp_path / "two")

@@ -10,7 +10,9 @@ from ecoflap.storage.results import Result, verify
 
 
 @pytest.mark.parametrize("pruner", ["global_magnitude", "global_gradient"])
-def test_global_pruners_run_and_verify(run: Callable[..., Result], text_run: list[str], tmp_path: Path, pruner: str) -> None:
+def test_global_pruners_run_and_verify(
+    run: Callable[..., Result], text_run: list[str], tmp_path: Path, pruner: str
+) -> None:
     overrides = [override for override in text_run if not override.startswith("score.")]
     result = run([*overrides, f"pruner={pruner}", "model.save=true"])
     assert result.sparsity["prunable"] == pytest.approx(0.6, abs=1e-3)

@@ -25,7 +25,9 @@ socket.getaddrinfo = socket.create_connection = socket.socket.connect = refuse
 """
 
 
-@pytest.mark.skipif(not hasattr(transformers, "Blip2Config"), reason=f"transformers {transformers.__version__} has no BLIP-2")
+@pytest.mark.skipif(
+    not hasattr(transformers, "Blip2Config"), reason=f"transformers {transformers.__version__} has no BLIP-2"
+)
 def test_inspect_shows_a_published_model_without_network_or_memory(tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(NO_NETWORK)
     asked, shown = tmp_path / "asked.txt", tmp_path / "shown.txt"
@@ -33,22 +35,41 @@ def test_inspect_shows_a_published_model_without_network_or_memory(tmp_path: Pat
     environment |= {"PYTHONPATH": str(tmp_path), "HF_HOME": str(tmp_path / "hub"), "ASKED": str(asked)}
     with shown.open("w") as output:
         command = [sys.executable, str(ROOT / "main.py"), "inspect=true", "model=blip2_flan_t5_xl"]
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, env=environment, cwd=tmp_path
+        )
         _, status, usage = os.wait4(process.pid, 0)
         process.returncode = os.waitstatus_to_exitcode(status)
     lines = [line.split() for line in shown.read_text().splitlines()]
     assert process.returncode == 0, shown.read_text()
     assert not asked.exists(), asked.read_text()
 
-    towers = {"vision": (39, 156, 984_023_040), "encoder": (24, 168, 1_157_627_904), "decoder": (24, 264, 1_560_281_088)}
+    towers = {
+        "vision": (39, 156, 984_023_040),
+        "encoder": (24, 168, 1_157_627_904),
+        "decoder": (24, 264, 1_560_281_088),
+    }
     paths = ("vision_model.encoder.layers", "language_model.encoder.block", "language_model.decoder.block")
     for path, (tower, (blocks, layers, weights)) in zip(paths, towers.items(), strict=True):
         assert [tower, path, str(blocks), str(layers), f"{weights:,}"] in lines
     assert lines[0][0] == "blip2_flan_t5_xl:"
     assert "3,701,932,032 prunable" in " ".join(lines[0])
     assert ["vision", "vision_model.encoder.layers.38.mlp.fc1.weight", "6144", "1408", "8,650,752"] in lines
-    assert ["decoder", "language_model.decoder.block.23.layer.2.DenseReluDense.wo.weight", "2048", "5120", "10,485,760"] in lines
-    assert sum(line[:1] == [tower] and len(line) == 5 and line[1].endswith(".weight") for line in lines for tower in towers) == 588
+    assert [
+        "decoder",
+        "language_model.decoder.block.23.layer.2.DenseReluDense.wo.weight",
+        "2048",
+        "5120",
+        "10,485,760",
+    ] in lines
+    assert (
+        sum(
+            line[:1] == [tower] and len(line) == 5 and line[1].endswith(".weight")
+            for line in lines
+            for tower in towers
+        )
+        == 588
+    )
     assert ["tower", "qformer", "is", "left", "dense", "96", "104,988,672"] in lines
     assert ["language_model.shared.weight", "65,798,144", "embedding"] in lines
 

@@ -56,7 +56,10 @@ def test_a_run_gives_what_full_forward_passes_give(
     monkeypatch: pytest.MonkeyPatch,
     kind: str,
 ) -> None:
-    scored, overrides = 2, ["calibration.samples=4", "tracking=none", "device=cpu", f"cache={tmp_path / 'cache'}"]
+    scored, overrides = (
+        2,
+        ["calibration.samples=4", "tracking=none", "device=cpu", f"cache={tmp_path / 'cache'}"],
+    )
     if kind in LANGUAGE:
         if (reason := ARCHITECTURES[LANGUAGE[kind]].missing()) is not None:
             pytest.skip(reason)
@@ -65,22 +68,43 @@ def test_a_run_gives_what_full_forward_passes_give(
     elif kind == "vision-language":
         pytest.importorskip("transformers", "4.49")
         save_qwen(tmp_path / "vlm")
-        overrides += ["model=vlm", f"model.path={tmp_path / 'vlm'}", "calibration=easy_vqa", "task=easy_vqa", "task.limit=2"]
+        overrides += [
+            "model=vlm",
+            f"model.path={tmp_path / 'vlm'}",
+            "calibration=easy_vqa",
+            "task=easy_vqa",
+            "task.limit=2",
+        ]
     elif kind == "encoder-decoder":
         overrides += ["model=t5_mini", "task.limit=2"]
     else:
-        scored, overrides = 8, ["model=clip_mini", "task.limit=20", *overrides, "calibration.samples=8"]  # of several classes
+        scored, overrides = (
+            8,
+            ["model=clip_mini", "task.limit=20", *overrides, "calibration.samples=8"],
+        )  # of several classes
     seen: dict[str, torch.Tensor] = {}
     kept: dict[str, Any] = {}
 
-    def watched(model: PrunableModel, calibration: Any, pruner: Any, allocation: Any, *rest: Any, **options: Any) -> Any:
+    def watched(
+        model: PrunableModel, calibration: Any, pruner: Any, allocation: Any, *rest: Any, **options: Any
+    ) -> Any:
         kept.update(dense=copy.deepcopy(model), model=model, calibration=calibration, allocation=allocation)
-        kept["report"] = prune(model, calibration, recording(pruner, model, seen), allocation, *rest, **options)
+        kept["report"] = prune(
+            model, calibration, recording(pruner, model, seen), allocation, *rest, **options
+        )
         return kept["report"]
 
     prune = driver.prune
     monkeypatch.setattr(driver, "prune", watched)
-    run([*overrides, f"score.samples={scored}", f"score.batch_size={scored}", f"score.eps={EPS}", "model.save=true"])
+    run(
+        [
+            *overrides,
+            f"score.samples={scored}",
+            f"score.batch_size={scored}",
+            f"score.eps={EPS}",
+            "model.save=true",
+        ]
+    )
     assert verify(tmp_path / "run") == []
     result, dense = Comparison(), kept["dense"]
     (batch,) = loss_batches(dense, kept["calibration"].take(scored), scored)

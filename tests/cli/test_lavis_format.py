@@ -28,21 +28,37 @@ def dense(tmp_path: Path) -> Path:
     return folder
 
 
-def test_pruned_weights_travel_in_lavis_format(run: Callable[..., Result], dense: Path, tmp_path: Path) -> None:
-    shared = [f"model.path={dense}", "tracking=none", "task.limit=60", "calibration.samples=8", "score=none", f"cache={tmp_path / 'cache'}"]
+def test_pruned_weights_travel_in_lavis_format(
+    run: Callable[..., Result], dense: Path, tmp_path: Path
+) -> None:
+    shared = [
+        f"model.path={dense}",
+        "tracking=none",
+        "task.limit=60",
+        "calibration.samples=8",
+        "score=none",
+        f"cache={tmp_path / 'cache'}",
+    ]
     first = run([*shared, "model.save=true", "model.save_lavis=true"], "first")
     file = tmp_path / "first" / "checkpoint" / "lavis.pth"
     state = torch.load(file, weights_only=True)["model"]
-    assert (state["visual_encoder.blocks.0.mlp.fc1.weight"] == 0).float().mean() == pytest.approx(0.6, abs=0.01)
+    assert (state["visual_encoder.blocks.0.mlp.fc1.weight"] == 0).float().mean() == pytest.approx(
+        0.6, abs=0.01
+    )
     again = run([*shared, f"model.lavis_checkpoint={file}", "steps=[evaluate]"], "again")
     assert again.metrics["dense"] == first.metrics["pruned"]
     assert again.model["fingerprint"] != first.model["fingerprint"]
 
 
-def test_a_part_of_the_weights_is_enough_and_others_are_refused(run: Callable[..., Result], dense: Path, tmp_path: Path) -> None:
+def test_a_part_of_the_weights_is_enough_and_others_are_refused(
+    run: Callable[..., Result], dense: Path, tmp_path: Path
+) -> None:
     shared = [f"model.path={dense}", "tracking=none", "task.limit=20", "steps=[evaluate]", "cache_mode=off"]
     torch.save({"model": {"t5_proj.bias": torch.zeros(32)}}, tmp_path / "part.pth")
     run([*shared, f"model.lavis_checkpoint={tmp_path / 'part.pth'}"], "part")
     torch.save({"model": {"t5_proj.bias": torch.zeros(31)}}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match=r"does not fit model\.path: 1 weights are other ones here, such as language_projection\.bias"):
+    with pytest.raises(
+        UserError,
+        match=r"does not fit model\.path: 1 weights are other ones here, such as language_projection\.bias",
+    ):
         run([*shared, f"model.lavis_checkpoint={tmp_path / 'other.pth'}"], "other")

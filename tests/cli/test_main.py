@@ -15,7 +15,14 @@ from tests.cli.conftest import ROOT
 
 def main(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "WANDB_MODE": "offline", "WANDB_SILENT": "true"}
-    return subprocess.run([sys.executable, str(ROOT / "main.py"), *arguments], capture_output=True, text=True, env=environment, cwd=cwd, check=False)
+    return subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *arguments],
+        capture_output=True,
+        text=True,
+        env=environment,
+        cwd=cwd,
+        check=False,
+    )
 
 
 def test_help_lists_the_groups_without_loading_torch() -> None:
@@ -24,7 +31,11 @@ def test_help_lists_the_groups_without_loading_torch() -> None:
     for group in ("model", "score", "pruner", "allocation", "blip2_mini", "zeroth_order", "sparsegpt"):
         assert group in finished.stdout
     probe = subprocess.run(
-        [sys.executable, "-X", "importtime", str(ROOT / "main.py"), "--cfg", "job"], capture_output=True, text=True, cwd=ROOT, check=True
+        [sys.executable, "-X", "importtime", str(ROOT / "main.py"), "--cfg", "job"],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
     )
     assert "import time" in probe.stderr
     assert " torch\n" not in probe.stderr
@@ -66,7 +77,11 @@ def test_a_run_leaves_a_result_that_verifies(text_run: list[str], tmp_path: Path
     assert "perplexity" in finished.stdout
     assert "model.layers.1" in finished.stderr
     verified = subprocess.run(
-        [sys.executable, "-m", "ecoflap.storage.results", "verify", str(folder)], capture_output=True, text=True, cwd=ROOT, check=False
+        [sys.executable, "-m", "ecoflap.storage.results", "verify", str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=False,
     )
     assert verified.returncode == 0, verified.stdout + verified.stderr
 
@@ -75,7 +90,12 @@ def test_a_sweep_runs_every_combination(text_run: list[str], tmp_path: Path) -> 
     finished = main("-m", *text_run, "sparsity=0.4,0.6", "seed=0,1", f"hydra.sweep.dir={tmp_path / 'sweep'}")
     assert finished.returncode == 0, finished.stderr
     records = [json.loads(file.read_text()) for file in (tmp_path / "sweep").glob("*/result.json")]
-    assert sorted((record["config"]["sparsity"], record["config"]["seed"]) for record in records) == [(0.4, 0), (0.4, 1), (0.6, 0), (0.6, 1)]
+    assert sorted((record["config"]["sparsity"], record["config"]["seed"]) for record in records) == [
+        (0.4, 0),
+        (0.4, 1),
+        (0.6, 0),
+        (0.6, 1),
+    ]
     command = [sys.executable, "-m", "ecoflap.sweeps.report", str(tmp_path / "sweep")]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert shown.stdout.count("(n=2)") == 2
@@ -94,35 +114,62 @@ def test_an_interrupted_run_leaves_nothing_that_looks_whole(text_run: list[str],
         f"runpy.run_path({str(ROOT / 'main.py')!r}, run_name='__main__')\n"
     )
     finished = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1"}, check=False
+        [sys.executable, "-c", code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        check=False,
     )
     assert finished.returncode == 130
-    assert f"the same command with hydra.run.dir={folder} goes on from here" in finished.stderr + finished.stdout
+    assert (
+        f"the same command with hydra.run.dir={folder} goes on from here" in finished.stderr + finished.stdout
+    )
     assert not (folder / "result.json").exists()
     assert not (folder / "checkpoint").exists()
 
 
 def test_several_tasks_are_all_measured(tmp_path: Path) -> None:
-    short = ["task.tasks.easy_classification.limit=20", "task.tasks.easy_retrieval.limit=20", "tracking=none", "device=cpu", "cache_mode=off"]
-    finished = main("model=clip_mini", "task=[easy_classification,easy_retrieval]", *short, "steps=[evaluate]", f"hydra.run.dir={tmp_path}")
+    short = [
+        "task.tasks.easy_classification.limit=20",
+        "task.tasks.easy_retrieval.limit=20",
+        "tracking=none",
+        "device=cpu",
+        "cache_mode=off",
+    ]
+    finished = main(
+        "model=clip_mini",
+        "task=[easy_classification,easy_retrieval]",
+        *short,
+        "steps=[evaluate]",
+        f"hydra.run.dir={tmp_path}",
+    )
     assert finished.returncode == 0, finished.stderr
-    assert list(json.loads((tmp_path / "result.json").read_text())["metrics"]["dense"]) == ["easy_classification", "easy_retrieval"]
+    assert list(json.loads((tmp_path / "result.json").read_text())["metrics"]["dense"]) == [
+        "easy_classification",
+        "easy_retrieval",
+    ]
 
 
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
         (["experiment=blip2/wanda"], ["+experiment=blip2/wanda"]),
-        (["-m", "sweeps=blip2_table1"], ["+sweeps=blip2_table1"]),
+        (["-m", "sweep=blip2_table1"], ["+sweep=blip2_table1"]),
         (
             ["+experiment=blip2/ecoflap_first", "score=zeroth_order", "calibration=easy_vqa"],
-            ["score.measure is no option of this score", "+experiment=blip2/ecoflap_first sets it; leave it out with ~score.measure"],
+            [
+                "score.measure is no option of this score",
+                "+experiment=blip2/ecoflap_first sets it; leave it out with ~score.measure",
+            ],
         ),
         (["+score.noise=2"], ["score.noise is no option of this score", "noises"]),
     ],
 )
 def test_an_option_that_is_not_there(overrides: list[str], words: list[str], tmp_path: Path) -> None:
-    finished = main(*overrides, "model=blip2_mini", "task=easy_vqa", "tracking=none", f"hydra.run.dir={tmp_path}")
+    finished = main(
+        *overrides, "model=blip2_mini", "task=easy_vqa", "tracking=none", f"hydra.run.dir={tmp_path}"
+    )
     assert finished.returncode != 0
     for word in words:
         assert word in " ".join((finished.stderr + finished.stdout).split())
@@ -132,14 +179,23 @@ def test_an_option_that_is_not_there(overrides: list[str], words: list[str], tmp
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (["-m", "task=[easy_classification,easy_retrieval],[easy_retrieval]"], ["task=[one,other] on the command line only"]),
+        (
+            ["-m", "task=[easy_classification,easy_retrieval],[easy_retrieval]"],
+            ["task=[one,other] on the command line only"],
+        ),
         (["task=[easy_suite,easy_vqa]"], ["easy_suite is a suite itself"]),
         (["task=suite"], ["task.tasks is empty"]),
         (["task=[easy_suit]"], ["no task 'easy_suit'"]),
     ],
 )
 def test_lists_of_tasks_that_are_refused(overrides: list[str], words: list[str], tmp_path: Path) -> None:
-    finished = main(*overrides, "model=clip_mini", "tracking=none", f"hydra.run.dir={tmp_path}", f"hydra.sweep.dir={tmp_path}")
+    finished = main(
+        *overrides,
+        "model=clip_mini",
+        "tracking=none",
+        f"hydra.run.dir={tmp_path}",
+        f"hydra.sweep.dir={tmp_path}",
+    )
     assert finished.returncode != 0
     for word in words:
         assert word in finished.stderr + finished.stdout

@@ -29,10 +29,24 @@ def short(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("model", MINIS)
-def test_good_when_dense_and_worse_when_pruned(run: Callable[..., Result], short: list[str], tmp_path: Path, model: str) -> None:
+def test_good_when_dense_and_worse_when_pruned(
+    run: Callable[..., Result], short: list[str], tmp_path: Path, model: str
+) -> None:
     least, guesser, options = MINIS[model]
-    result = run([*short, *options, f"model={model}", "score=first_order", "score.samples=16", "sparsity=0.85", "model.save=true"])
-    dense, pruned = (next(iter(next(iter(result.metrics[which].values())).values())) for which in ("dense", "pruned"))
+    result = run(
+        [
+            *short,
+            *options,
+            f"model={model}",
+            "score=first_order",
+            "score.samples=16",
+            "sparsity=0.85",
+            "model.save=true",
+        ]
+    )
+    dense, pruned = (
+        next(iter(next(iter(result.metrics[which].values())).values())) for which in ("dense", "pruned")
+    )
     assert dense > least > 3 * guesser or (dense > least and guesser > 60)
     assert pruned < dense - 5
     assert result.sparsity["prunable"] == pytest.approx(0.85, abs=1e-3)
@@ -47,10 +61,16 @@ def test_zeroth_order_and_sparsegpt(run: Callable[..., Result], short: list[str]
     assert next(iter(metrics.values())) > MINIS[model][0] - 15
 
 
-def test_a_suite_measures_several_tasks_and_keeps_their_predictions(run: Callable[..., Result], short: list[str], tmp_path: Path) -> None:
+def test_a_suite_measures_several_tasks_and_keeps_their_predictions(
+    run: Callable[..., Result], short: list[str], tmp_path: Path
+) -> None:
     limits = [f"task.tasks.{name}.limit=50" for name in ("easy_classification", "easy_retrieval")]
     result = run([*short, *limits, "model=clip_mini", "task=easy_suite", "score=none"])
-    assert list(result.metrics["pruned"]) == list(result.metrics["dense"]) == ["easy_classification", "easy_retrieval"]
+    assert (
+        list(result.metrics["pruned"])
+        == list(result.metrics["dense"])
+        == ["easy_classification", "easy_retrieval"]
+    )
     assert set(result.data["tasks"]) == set(result.metrics["dense"])
     written = {file.name for file in (tmp_path / "run" / "predictions").iterdir()}
     assert {"easy_classification_dense.jsonl", "easy_classification_pruned.jsonl"} <= written
@@ -59,7 +79,17 @@ def test_a_suite_measures_several_tasks_and_keeps_their_predictions(run: Callabl
 def test_the_mean_of_a_suite_comes_first(run: Callable[..., Result], short: list[str]) -> None:
     limits = [f"task.tasks.{name}.limit=50" for name in ("easy_classification", "easy_retrieval")]
     with pytest.raises(UserError, match=r"task\.mean=accuracy: easy_retrieval has no such metric"):
-        run([*short, *limits, "model=clip", "model.path=nobody/nothing", "task=easy_suite", "score=none", "+task.mean=accuracy"])  # not even loaded
+        run(
+            [
+                *short,
+                *limits,
+                "model=clip",
+                "model.path=nobody/nothing",
+                "task=easy_suite",
+                "score=none",
+                "+task.mean=accuracy",
+            ]
+        )  # not even loaded
     metrics = {"one": {"accuracy": 50.0, "top_5": 60.0}, "other": {"accuracy": 70.0}}
     assert with_mean(metrics, "accuracy") == {"mean": {"accuracy": 60.0, "tasks": 2.0}, **metrics}
     assert next(iter(with_mean(metrics, "accuracy"))) == "mean"

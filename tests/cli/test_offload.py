@@ -28,14 +28,20 @@ COARSE = {
 @pytest.fixture
 def text_run(text_run: list[str], tmp_path: Path) -> list[str]:
     """The same over a model of more blocks than are in memory at a time."""
-    source = Path(next(override for override in text_run if override.startswith("model.path=")).removeprefix("model.path="))
+    source = Path(
+        next(override for override in text_run if override.startswith("model.path=")).removeprefix(
+            "model.path="
+        )
+    )
     torch.manual_seed(0)
     config = AutoConfig.from_pretrained(source, num_hidden_layers=5)
     config.layer_types = None
     AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model", max_shard_size="8KB")
     GenerationConfig(repetition_penalty=1.5, eos_token_id=[1, 2]).save_pretrained(tmp_path / "model")
     AutoTokenizer.from_pretrained(source).save_pretrained(tmp_path / "model")
-    return [override for override in text_run if not override.startswith("model.path=")] + [f"model.path={tmp_path / 'model'}"]
+    return [override for override in text_run if not override.startswith("model.path=")] + [
+        f"model.path={tmp_path / 'model'}"
+    ]
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -47,9 +53,19 @@ def without_scores(overrides: list[str]) -> list[str]:
 
 
 @pytest.mark.parametrize("offload", ["cpu", "disk"])
-@pytest.mark.parametrize(("score", "pruner"), [*((score, "wanda") for score in COARSE), ("none", "sparsegpt")])
-def test_the_same_weights_scores_and_metrics(run: Run, text_run: list[str], tmp_path: Path, offload: str, score: str, pruner: str) -> None:
-    overrides = [*without_scores(text_run), *COARSE[score], f"pruner={pruner}", "model.save=true", "cache_mode=off"]
+@pytest.mark.parametrize(
+    ("score", "pruner"), [*((score, "wanda") for score in COARSE), ("none", "sparsegpt")]
+)
+def test_the_same_weights_scores_and_metrics(
+    run: Run, text_run: list[str], tmp_path: Path, offload: str, score: str, pruner: str
+) -> None:
+    overrides = [
+        *without_scores(text_run),
+        *COARSE[score],
+        f"pruner={pruner}",
+        "model.save=true",
+        "cache_mode=off",
+    ]
     expected = run(overrides, "plain")
     result = run([*overrides, f"runtime.offload={offload}"], "away")
     assert result.metrics == expected.metrics
@@ -58,11 +74,17 @@ def test_the_same_weights_scores_and_metrics(run: Run, text_run: list[str], tmp_
     ours, theirs = weights(tmp_path / "away"), weights(tmp_path / "plain")
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    generation = [json.loads((tmp_path / name / "checkpoint" / "generation_config.json").read_text()) for name in ("away", "plain")]
+    generation = [
+        json.loads((tmp_path / name / "checkpoint" / "generation_config.json").read_text())
+        for name in ("away", "plain")
+    ]
     assert generation[0] == generation[1]
     assert generation[0]["repetition_penalty"] == 1.5
     if score != "none":
-        scores = [json.loads((tmp_path / name / "scores.json").read_text())["importance"] for name in ("plain", "away")]
+        scores = [
+            json.loads((tmp_path / name / "scores.json").read_text())["importance"]
+            for name in ("plain", "away")
+        ]
         assert scores[0] == scores[1]
     assert not (tmp_path / "away" / "offload").exists()
     assert verify(tmp_path / "away") == []
@@ -92,7 +114,9 @@ class NoPlace(TorchFunctionMode):
     ],
     ids=lambda options: options[-1],
 )
-def test_blocks_are_computed_where_they_run(run: Run, text_run: list[str], offload: str, options: list[str]) -> None:
+def test_blocks_are_computed_where_they_run(
+    run: Run, text_run: list[str], offload: str, options: list[str]
+) -> None:
     """What no machine without an accelerator would notice."""
     with NoPlace():
         run([*without_scores(text_run), *options, f"runtime.offload={offload}", "cache_mode=off"])
@@ -104,7 +128,9 @@ def test_half_precision(run: Run, text_run: list[str], tmp_path: Path, dtype: st
     run(overrides, "plain")
     run([*overrides, "runtime.offload=disk"], "away")
     ours, theirs = weights(tmp_path / "away"), weights(tmp_path / "plain")
-    assert all(torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours)
+    assert all(
+        torch.equal(ours[name], theirs[name]) and ours[name].dtype == theirs[name].dtype for name in ours
+    )
 
 
 def test_the_plan_comes_first(run: Run, text_run: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -115,7 +141,9 @@ def test_the_plan_comes_first(run: Run, text_run: list[str], capsys: pytest.Capt
 
 
 @pytest.mark.parametrize("offload", ["none", "disk"])
-def test_a_run_says_it_before_it_scores(run: Run, text_run: list[str], capsys: pytest.CaptureFixture[str], offload: str) -> None:
+def test_a_run_says_it_before_it_scores(
+    run: Run, text_run: list[str], capsys: pytest.CaptureFixture[str], offload: str
+) -> None:
     run([*text_run, "cache_mode=off", f"runtime.offload={offload}"])
     output = capsys.readouterr().out
     assert "memory at a time, about, on cpu" in output
@@ -126,9 +154,18 @@ def test_a_run_says_it_before_it_scores(run: Run, text_run: list[str], capsys: p
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        (["runtime.offload=dsk"], r"runtime\.offload=dsk is not known; did you mean disk\? the choices are none, cpu, disk"),
-        (["model=blip2_mini", "calibration=easy_vqa", "runtime.offload=disk", "model.path=nowhere/at/all"], "model.path=nowhere/at/all"),
-        (["model=blip2_mini", "runtime.offload=disk", "model.vision_from=RUN"], r"model\.vision_from=RUN changes weights.*runtime\.offload=cpu"),
+        (
+            ["runtime.offload=dsk"],
+            r"runtime\.offload=dsk is not known; did you mean disk\? the choices are none, cpu, disk",
+        ),
+        (
+            ["model=blip2_mini", "calibration=easy_vqa", "runtime.offload=disk", "model.path=nowhere/at/all"],
+            "model.path=nowhere/at/all",
+        ),
+        (
+            ["model=blip2_mini", "runtime.offload=disk", "model.vision_from=RUN"],
+            r"model\.vision_from=RUN changes weights.*runtime\.offload=cpu",
+        ),
         (["pruner=global_magnitude", "score=none", "runtime.offload=cpu"], "compares all weights at once"),
         (["propagate=denser"], r"propagate=denser is not known; choose pruned or dense"),
     ],

@@ -42,7 +42,11 @@ def compare(run: Run, overrides: list[str], model_class: Any, tmp_path: Path) ->
     overrides = [*overrides, "model.save=true", "cache_mode=off"]
     expected = run(overrides, "plain")
     result = run([*overrides, "runtime.offload=disk"], "away")
-    assert (result.metrics, result.sparsity, result.model) == (expected.metrics, expected.sparsity, expected.model)
+    assert (result.metrics, result.sparsity, result.model) == (
+        expected.metrics,
+        expected.sparsity,
+        expected.model,
+    )
     folders = [tmp_path / name / "checkpoint" for name in ("away", "plain")]
     ours, theirs = (loaded(model_class, folder) for folder in folders)
     assert ours.keys() == theirs.keys()
@@ -56,7 +60,9 @@ def compare(run: Run, overrides: list[str], model_class: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize("score", ["none", "first_order"])
 @pytest.mark.parametrize("kind", ["gemma3", "mixtral", "qwen2_moe", "deepseek_v3"])
-def test_language_models(run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path, kind: str, score: str) -> None:
+def test_language_models(
+    run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path, kind: str, score: str
+) -> None:
     torch.manual_seed(0)
     build, rename = MODELS[kind]
     module = build()
@@ -71,25 +77,51 @@ def test_language_models(run: Run, text_run: list[str], tiny_llama: Path, tmp_pa
 def save_onevision(folder: Path) -> None:
     words = tokenizer()
     vision = hf.SiglipVisionConfig(**tiny.VISION, vision_use_head=False)
-    places = {f"{kind}_token_index": words.convert_tokens_to_ids(token) for kind, token in (("image", "<image>"), ("video", "<|video_pad|>"))}
+    places = {
+        f"{kind}_token_index": words.convert_tokens_to_ids(token)
+        for kind, token in (("image", "<image>"), ("video", "<|video_pad|>"))
+    }
     text = hf.Qwen2Config(**language(len(words)), bos_token_id=1, eos_token_id=2)
-    config = hf.LlavaOnevisionConfig(vision_config=vision, text_config=text, image_grid_pinpoints=[[8, 8], [8, 16]], **places)
+    config = hf.LlavaOnevisionConfig(
+        vision_config=vision, text_config=text, image_grid_pinpoints=[[8, 8], [8, 16]], **places
+    )
     hf.LlavaOnevisionForConditionalGeneration(config).save_pretrained(folder)
-    images = hf.LlavaOnevisionImageProcessor(size={"height": 8, "width": 8}, image_grid_pinpoints=[[8, 8], [8, 16]])
+    images = hf.LlavaOnevisionImageProcessor(
+        size={"height": 8, "width": 8}, image_grid_pinpoints=[[8, 8], [8, 16]]
+    )
     video = hf.LlavaOnevisionVideoProcessor(size={"height": 8, "width": 8})
-    hf.LlavaOnevisionProcessor(images, words, video, num_image_tokens=4, vision_feature_select_strategy="full").save_pretrained(folder)
+    hf.LlavaOnevisionProcessor(
+        images, words, video, num_image_tokens=4, vision_feature_select_strategy="full"
+    ).save_pretrained(folder)
 
 
 @pytest.mark.parametrize(
     ("save", "model_class"),
-    [(save_llava, "LlavaForConditionalGeneration"), (save_onevision, "LlavaOnevisionForConditionalGeneration")],
+    [
+        (save_llava, "LlavaForConditionalGeneration"),
+        (save_onevision, "LlavaOnevisionForConditionalGeneration"),
+    ],
     ids=["llava", "llava_onevision"],
 )
 @pytest.mark.parametrize("rename", [as_it_is, vision_first], ids=["saved", "old"])
-def test_vision_language_models(run: Run, tmp_path: Path, save: Callable[[Path], None], model_class: str, rename: Callable[[str], str]) -> None:
+def test_vision_language_models(
+    run: Run, tmp_path: Path, save: Callable[[Path], None], model_class: str, rename: Callable[[str], str]
+) -> None:
     torch.manual_seed(0)
     save(tmp_path / "model")
     resave(tmp_path / "model", rename)
-    overrides = ["model=vlm", f"model.path={tmp_path / 'model'}", "model.prompt='USER: <image> {} ASSISTANT:'", "score=none"]
-    overrides += ["calibration=easy_vqa", "calibration.samples=4", "task=easy_vqa", "task.limit=4", "tracking=none", "device=cpu"]
+    overrides = [
+        "model=vlm",
+        f"model.path={tmp_path / 'model'}",
+        "model.prompt='USER: <image> {} ASSISTANT:'",
+        "score=none",
+    ]
+    overrides += [
+        "calibration=easy_vqa",
+        "calibration.samples=4",
+        "task=easy_vqa",
+        "task.limit=4",
+        "tracking=none",
+        "device=cpu",
+    ]
     compare(run, overrides, getattr(hf, model_class), tmp_path)

@@ -19,7 +19,9 @@ from tests.cli.conftest import ROOT, composed
 
 Run = Callable[..., Result]
 GROUPS = {
-    group.name: sorted(file.stem for file in group.glob("*.yaml")) for group in (ROOT / "conf").iterdir() if group.is_dir() and group.name != "sweeps"
+    group.name: sorted(file.stem for file in group.glob("*.yaml"))
+    for group in (ROOT / "conf").iterdir()
+    if group.is_dir() and group.name != "sweep"
 }
 
 
@@ -27,7 +29,9 @@ def uniform(overrides: list[str]) -> list[str]:
     return [override for override in overrides if not override.startswith("score.")] + ["score=none"]
 
 
-@pytest.mark.parametrize(("group", "option"), [(group, option) for group, options in GROUPS.items() for option in options])
+@pytest.mark.parametrize(
+    ("group", "option"), [(group, option) for group, options in GROUPS.items() for option in options]
+)
 def test_every_option_composes_and_names_a_class(group: str, option: str) -> None:
     config = composed([f"{group}={option}"])
     if group != "cluster":  # which says only where jobs go
@@ -37,7 +41,9 @@ def test_every_option_composes_and_names_a_class(group: str, option: str) -> Non
     assert "# python main.py" in first, "each option shows its command line"
 
 
-@pytest.mark.parametrize("measure", ["gradient", "gradient_norm", "weight_gradient", "weight_gradient_square"])
+@pytest.mark.parametrize(
+    "measure", ["gradient", "gradient_norm", "weight_gradient", "weight_gradient_square"]
+)
 def test_first_order_measures(run: Run, text_run: list[str], measure: str) -> None:
     result = run([*text_run, "score=first_order", f"score.measure={measure}"])
     assert result.sparsity["prunable"] == pytest.approx(0.6, abs=1e-3)
@@ -46,8 +52,14 @@ def test_first_order_measures(run: Run, text_run: list[str], measure: str) -> No
 @pytest.mark.parametrize("granularity", ["layer", "block", "tower", "model"])
 @pytest.mark.parametrize("scope", ["model", "tower"])
 @pytest.mark.parametrize("aggregate", ["sum", "average"])
-def test_allocation_choices(run: Run, text_run: list[str], granularity: str, scope: str, aggregate: str) -> None:
-    choices = [f"allocation.granularity={granularity}", f"allocation.scope={scope}", f"allocation.aggregate={aggregate}"]
+def test_allocation_choices(
+    run: Run, text_run: list[str], granularity: str, scope: str, aggregate: str
+) -> None:
+    choices = [
+        f"allocation.granularity={granularity}",
+        f"allocation.scope={scope}",
+        f"allocation.aggregate={aggregate}",
+    ]
     result = run([*text_run, *choices, "steps=[calibrate,score,allocate,prune]", "allocation.cap=0.75"])
     layers = result.sparsity["layers"].values()
     assert sum(layer["kept"] for layer in layers) == int(sum(layer["size"] for layer in layers) * 4 // 10)
@@ -55,18 +67,38 @@ def test_allocation_choices(run: Run, text_run: list[str], granularity: str, sco
 
 
 @pytest.mark.parametrize(
-    ("pruner", "mask"), [("magnitude", "row"), ("magnitude", "matrix"), ("wanda", "row"), ("wanda", "matrix"), ("sparsegpt", "matrix")]
+    ("pruner", "mask"),
+    [
+        ("magnitude", "row"),
+        ("magnitude", "matrix"),
+        ("wanda", "row"),
+        ("wanda", "matrix"),
+        ("sparsegpt", "matrix"),
+    ],
 )
 def test_pruners_and_masks(run: Run, text_run: list[str], pruner: str, mask: str) -> None:
     result = run([*text_run, f"pruner={pruner}", f"pruner.mask={mask}"])
     assert result.sparsity["prunable"] == pytest.approx(0.6, abs=1e-3)
-    assert result.metrics["pruned"]["token_perplexity"]["perplexity"] != result.metrics["dense"]["token_perplexity"]["perplexity"]
+    assert (
+        result.metrics["pruned"]["token_perplexity"]["perplexity"]
+        != result.metrics["dense"]["token_perplexity"]["perplexity"]
+    )
 
 
 @pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
 @pytest.mark.parametrize(("mask", "sparsity"), [("2:4", 0.5), ("4:8", 0.5), ("1:4", 0.75)])
-def test_n_of_m_masks(run: Run, text_run: list[str], pruner: str, mask: str, sparsity: float, tmp_path: Path) -> None:
-    run([*uniform(text_run), f"pruner={pruner}", f"pruner.mask={mask}", f"sparsity={sparsity}", "model.save=true"])
+def test_n_of_m_masks(
+    run: Run, text_run: list[str], pruner: str, mask: str, sparsity: float, tmp_path: Path
+) -> None:
+    run(
+        [
+            *uniform(text_run),
+            f"pruner={pruner}",
+            f"pruner.mask={mask}",
+            f"sparsity={sparsity}",
+            "model.save=true",
+        ]
+    )
     n, m = map(int, mask.split(":"))
     for kept in load_masks(tmp_path / "run" / "checkpoint" / "masks.safetensors").values():
         assert (kept.view(-1, m).sum(1) == n).all()
@@ -74,7 +106,12 @@ def test_n_of_m_masks(run: Run, text_run: list[str], pruner: str, mask: str, spa
 
 def test_text_from_a_file(run: Run, text_run: list[str], text_file: Path, tmp_path: Path) -> None:
     shared = [override for override in text_run if not override.startswith(("calibration", "task"))]
-    text = ["calibration=wikitext2", f"calibration.path={text_file}", "calibration.sequence_length=20", "calibration.samples=4"]
+    text = [
+        "calibration=wikitext2",
+        f"calibration.path={text_file}",
+        "calibration.sequence_length=20",
+        "calibration.samples=4",
+    ]
     held_out = Path(shutil.copy(text_file, tmp_path / "held_out.txt"))
     result = run([*shared, *text, "task=wikitext2", f"task.path={held_out}", "task.sequence_length=50"])
     assert result.metrics["dense"]["wikitext2"]["rows"] == 12
@@ -92,16 +129,28 @@ def test_stopping_after_a_step(run: Run, text_run: list[str], last: str, tmp_pat
     assert set(result.metrics) == ({"dense", "pruned"} if "evaluate" in steps else set())
 
 
-def test_a_saved_allocation_replaces_score_and_allocate(run: Run, text_run: list[str], tmp_path: Path) -> None:
+def test_a_saved_allocation_replaces_score_and_allocate(
+    run: Run, text_run: list[str], tmp_path: Path
+) -> None:
     first = run([*text_run, "model.save=true"], "first")
     shared = uniform(text_run)[:-1]
-    again = run([*shared, "allocation=file", f"allocation.path={tmp_path / 'first' / 'allocation.json'}", "model.save=true"], "again")
+    again = run(
+        [
+            *shared,
+            "allocation=file",
+            f"allocation.path={tmp_path / 'first' / 'allocation.json'}",
+            "model.save=true",
+        ],
+        "again",
+    )
     assert again.sparsity == first.sparsity
     assert "score" not in again.steps
     assert again.metrics == first.metrics
 
 
-def test_an_allocation_of_another_total_is_said_to_be_one(run: Run, text_run: list[str], tmp_path: Path) -> None:
+def test_an_allocation_of_another_total_is_said_to_be_one(
+    run: Run, text_run: list[str], tmp_path: Path
+) -> None:
     run([*text_run, "steps=[calibrate,score,allocate]"], "first")
     value = json.loads((tmp_path / "first" / "allocation.json").read_text())
     layer = max(value["keep"], key=value["keep"].get)
@@ -117,9 +166,19 @@ def test_an_allocation_of_another_total_is_said_to_be_one(run: Run, text_run: li
     assert taken.sparsity["target"] == 0.6
 
 
-def test_an_allocation_can_be_used_again_in_its_own_folder(run: Run, text_run: list[str], tmp_path: Path) -> None:
+def test_an_allocation_can_be_used_again_in_its_own_folder(
+    run: Run, text_run: list[str], tmp_path: Path
+) -> None:
     first = run(text_run, "same")
-    again = run([*uniform(text_run)[:-1], "allocation=file", f"allocation.path={tmp_path / 'same' / 'allocation.json'}", "resume=false"], "same")
+    again = run(
+        [
+            *uniform(text_run)[:-1],
+            "allocation=file",
+            f"allocation.path={tmp_path / 'same' / 'allocation.json'}",
+            "resume=false",
+        ],
+        "same",
+    )
     assert again.sparsity == first.sparsity
 
 
@@ -139,7 +198,9 @@ def test_the_same_command_gives_the_same_numbers(run: Run, text_run: list[str]) 
     assert first.sparsity == again.sparsity
 
 
-def test_scores_and_dense_metrics_come_from_the_store_the_second_time(run: Run, text_run: list[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_scores_and_dense_metrics_come_from_the_store_the_second_time(
+    run: Run, text_run: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     first = run(text_run, "a")
     caplog.clear()
     with caplog.at_level("INFO"):
@@ -154,9 +215,16 @@ def test_towers_and_skipped_layers(run: Run, text_run: list[str]) -> None:
     assert not any("down_proj" in name for name in result.sparsity["layers"])
 
 
-def test_inspect_needs_no_weights(tiny_llama: Path, text_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_inspect_needs_no_weights(
+    tiny_llama: Path, text_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copy(tiny_llama / "config.json", tmp_path)
-    assert pipeline.run(composed([*text_run, f"model.path={tmp_path}", "inspect=true", "skip_layers=[v_proj]"]), tmp_path) is None
+    assert (
+        pipeline.run(
+            composed([*text_run, f"model.path={tmp_path}", "inspect=true", "skip_layers=[v_proj]"]), tmp_path
+        )
+        is None
+    )
     shown = capsys.readouterr().out
     for word in ("model.layers.1.mlp.down_proj.weight", "matches skip_layers", "embedding", "language"):
         assert word in shown

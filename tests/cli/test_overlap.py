@@ -21,33 +21,57 @@ SHORT = ["score=none", "tracking=none", "device=cpu", "cache_mode=off", "calibra
 
 
 def refused(run: Run, overrides: list[str], words: str, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"(?s){words}.*calibration\\.path or task\\.path.*calibration\\.split or task\\.split"):
+    with pytest.raises(
+        UserError,
+        match=f"(?s){words}.*calibration\\.path or task\\.path.*calibration\\.split or task\\.split",
+    ):
         run(overrides)
     assert not (tmp_path / "run" / "predictions").exists()
 
 
 def text(text_run: list[str], calibration: str, path: Path, *task: str) -> list[str]:
     shared = [override for override in text_run if not override.startswith(("calibration", "task"))]
-    return [*shared, f"calibration={calibration}", f"calibration.path={path}", "calibration.sequence_length=10", *task]
+    return [
+        *shared,
+        f"calibration={calibration}",
+        f"calibration.path={path}",
+        "calibration.sequence_length=10",
+        *task,
+    ]
 
 
 def test_one_text_for_both(run: Run, text_run: list[str], text_file: Path, tmp_path: Path) -> None:
     (tmp_path / "link.txt").symlink_to(text_file)
     task = ["task=wikitext2", "task.sequence_length=10", "task.limit=2"]
-    for calibration, path in (("wikitext2", text_file), ("wikitext2", tmp_path / "link.txt"), ("c4", text_file)):
+    for calibration, path in (
+        ("wikitext2", text_file),
+        ("wikitext2", tmp_path / "link.txt"),
+        ("c4", text_file),
+    ):
         overrides = text(text_run, calibration, text_file, *task, f"task.path={path}")
         refused(run, overrides, f"calibration={calibration} and task=wikitext2 both read", tmp_path)
     other = Path(shutil.copy(text_file, tmp_path / "other.txt"))
     assert run(text(text_run, "wikitext2", text_file, *task, f"task.path={other}")).metrics["pruned"]
 
 
-def test_one_split_of_the_hub_for_both(run: Run, text_run: list[str], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_split_of_the_hub_for_both(
+    run: Run, text_run: list[str], text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import datasets
 
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"text": [text_file.read_text()]}))
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *_, **__: datasets.Dataset.from_dict({"text": [text_file.read_text()]}),
+    )
     shared = [override for override in text_run if not override.startswith(("calibration", "task"))]
     options = ["calibration.sequence_length=10", "task.sequence_length=10", "task.limit=2"]
-    refused(run, [*shared, *options, "calibration.split=test"], "both read Salesforce/wikitext wikitext-2-raw-v1 test", tmp_path)
+    refused(
+        run,
+        [*shared, *options, "calibration.split=test"],
+        "both read Salesforce/wikitext wikitext-2-raw-v1 test",
+        tmp_path,
+    )
     assert run([*shared, *options]).metrics["pruned"]
 
 
@@ -57,47 +81,101 @@ def test_one_tensor_of_tokens_for_both(run: Run, text_run: list[str], tmp_path: 
 
 def test_one_split_of_pictures_for_both(run: Run, tmp_path: Path) -> None:
     picture_sets.write_set(tmp_path, "food101")
-    options = ["model=clip_mini", "calibration=food101", "task=food101", f"calibration.path={tmp_path}", f"task.path={tmp_path}"]
-    refused(run, [*SHORT, *options, "task.split=train"], "calibration=food101 and task=food101 both read .*train_", tmp_path)
+    options = [
+        "model=clip_mini",
+        "calibration=food101",
+        "task=food101",
+        f"calibration.path={tmp_path}",
+        f"task.path={tmp_path}",
+    ]
+    refused(
+        run,
+        [*SHORT, *options, "task.split=train"],
+        "calibration=food101 and task=food101 both read .*train_",
+        tmp_path,
+    )
 
 
 def test_one_split_of_captions_for_both(run: Run, tmp_path: Path) -> None:
     data = caption_folders.karpathy(tmp_path / "flickr30k", "flickr30k")
-    options = ["model=clip_mini", "calibration=flickr30k", "task=flickr30k", f"calibration.path={data}", f"task.path={data}"]
-    refused(run, [*SHORT, *options, "task.split=train"], "calibration=flickr30k and task=flickr30k both read", tmp_path)
+    options = [
+        "model=clip_mini",
+        "calibration=flickr30k",
+        "task=flickr30k",
+        f"calibration.path={data}",
+        f"task.path={data}",
+    ]
+    refused(
+        run,
+        [*SHORT, *options, "task.split=train"],
+        "calibration=flickr30k and task=flickr30k both read",
+        tmp_path,
+    )
 
 
 def test_restval_of_coco_is_what_vqa_measures_on(run: Run, tmp_path: Path) -> None:
     coco, vqa = caption_folders.karpathy(tmp_path / "coco"), tmp_path / "vqa"
     vqa.mkdir()
     write_coco_questions(vqa, VQAV2, "val")
-    options = ["model=blip2_mini", "calibration=coco", "task=vqav2", f"calibration.path={coco}", f"task.path={vqa}"]
+    options = [
+        "model=blip2_mini",
+        "calibration=coco",
+        "task=vqav2",
+        f"calibration.path={coco}",
+        f"task.path={vqa}",
+    ]
     questions = vqa / VQAV2.questions.format(split="val")
     questions.write_text(re.sub(r'"image_id": \d+', '"image_id": 1', questions.read_text()))
     shutil.copy(coco / "val2014" / "COCO_val2014_000000000001.jpg", vqa / "val2014")  # of restval
     refused(run, [*SHORT, *options], "calibration=coco and task=vqav2 both read COCO's picture", tmp_path)
 
 
-@pytest.mark.parametrize("steps", ["[calibrate,allocate,prune,finetune,evaluate]", "[allocate,prune,finetune,evaluate]"])
-def test_what_is_trained_on_is_not_measured_on(run: Run, text_run: list[str], text_file: Path, tmp_path: Path, steps: str) -> None:
+@pytest.mark.parametrize(
+    "steps", ["[calibrate,allocate,prune,finetune,evaluate]", "[allocate,prune,finetune,evaluate]"]
+)
+def test_what_is_trained_on_is_not_measured_on(
+    run: Run, text_run: list[str], text_file: Path, tmp_path: Path, steps: str
+) -> None:
     task = ["task=wikitext2", "task.sequence_length=10", "task.limit=2", f"task.path={text_file}"]
-    overrides = [*text(text_run, "wikitext2", text_file, *task), "pruner=magnitude", "score=none", f"steps={steps}"]
+    overrides = [
+        *text(text_run, "wikitext2", text_file, *task),
+        "pruner=magnitude",
+        "score=none",
+        f"steps={steps}",
+    ]
     refused(run, overrides, "calibration=wikitext2 and task=wikitext2 both read", tmp_path)
 
 
 def test_of_a_training_split_all_of_it_counts(run: Run, tmp_path: Path) -> None:
     """The samples that calibrate may be others than those that a task reads, which are trained on all the same."""
     picture_sets.write_set(tmp_path, "food101")
-    options = ["model=clip_mini", "calibration=food101", "task=food101", f"calibration.path={tmp_path}", f"task.path={tmp_path}", "task.split=train"]
+    options = [
+        "model=clip_mini",
+        "calibration=food101",
+        "task=food101",
+        f"calibration.path={tmp_path}",
+        f"task.path={tmp_path}",
+        "task.split=train",
+    ]
     short = [option for option in SHORT if "samples" not in option]
     few = [*short, *options, "calibration.samples=1", "task.limit=1"]
     assert run([*few, "steps=[calibrate,allocate,prune,evaluate]"], "apart").metrics["pruned"]
-    refused(run, [*few, "steps=[calibrate,allocate,prune,finetune,evaluate]"], "calibration=food101 and task=food101 both read .*train_", tmp_path)
+    refused(
+        run,
+        [*few, "steps=[calibrate,allocate,prune,finetune,evaluate]"],
+        "calibration=food101 and task=food101 both read .*train_",
+        tmp_path,
+    )
 
 
 def test_shots_are_not_for_calibration(run: Run, tmp_path: Path) -> None:
     options = ["model=t5_mini", "calibration.split=dev", "task=quiz", "task.limit=2"]
-    refused(run, [*SHORT, *options, "task.shots=2"], "calibration=quiz and task=quiz both read the question", tmp_path)
+    refused(
+        run,
+        [*SHORT, *options, "task.shots=2"],
+        "calibration=quiz and task=quiz both read the question",
+        tmp_path,
+    )
     assert run([*SHORT, *options, "task.shots=0"]).metrics["pruned"]
 
 
@@ -111,19 +189,44 @@ def test_pictures_are_known_by_number_or_by_file(tmp_path: Path) -> None:
 
 
 def test_copies_are_found_under_any_name(tmp_path: Path) -> None:
-    contents = {"one.png": b"a" * 99 + b"b", "two.png": b"a" * 100, "copy.jpg": b"a" * 100, "other.png": b"b" + b"a" * 99, "words.txt": b"a" * 100}
+    contents = {
+        "one.png": b"a" * 99 + b"b",
+        "two.png": b"a" * 100,
+        "copy.jpg": b"a" * 100,
+        "other.png": b"b" + b"a" * 99,
+        "words.txt": b"a" * 100,
+    }
     for name, content in contents.items():
         (tmp_path / name).write_bytes(content)
     names = {name: str(tmp_path / name) for name in contents}
-    calibration = [names["one.png"], names["two.png"], names["words.txt"], "the question 'What?'", str(tmp_path / "gone.png")]
-    assert copies(calibration, [names["copy.jpg"], names["other.png"], names["words.txt"]]) == [(names["two.png"], names["copy.jpg"])]
+    calibration = [
+        names["one.png"],
+        names["two.png"],
+        names["words.txt"],
+        "the question 'What?'",
+        str(tmp_path / "gone.png"),
+    ]
+    assert copies(calibration, [names["copy.jpg"], names["other.png"], names["words.txt"]]) == [
+        (names["two.png"], names["copy.jpg"])
+    ]
 
 
 def test_a_copy_of_a_picture_is_refused_under_another_name(run: Run, tmp_path: Path) -> None:
     picture_sets.write_set(tmp_path, "food101")
     images = tmp_path / "food-101" / "images"
     train, test = (sorted(images.rglob(f"{split}_*"))[0] for split in ("train", "test"))
-    options = ["model=clip_mini", "calibration=food101", "task=food101", f"calibration.path={tmp_path}", f"task.path={tmp_path}"]
+    options = [
+        "model=clip_mini",
+        "calibration=food101",
+        "task=food101",
+        f"calibration.path={tmp_path}",
+        f"task.path={tmp_path}",
+    ]
     assert run([*SHORT, *options], "apart").metrics["pruned"]
     shutil.copy(train, test)
-    refused(run, [*SHORT, *options], f"both read the picture .*{train.name} .*{test.name} holds the same bytes", tmp_path)
+    refused(
+        run,
+        [*SHORT, *options],
+        f"both read the picture .*{train.name} .*{test.name} holds the same bytes",
+        tmp_path,
+    )

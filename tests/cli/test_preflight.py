@@ -13,10 +13,16 @@ from ecoflap.run.plan import Preflight, make_plan
 from tests.cli.conftest import composed
 
 
-def test_data_and_shapes_are_read_once_for_all_jobs(text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_data_and_shapes_are_read_once_for_all_jobs(
+    text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     read: list[str] = []
     load, check = CausalLM.load, TokenFile.check_data
-    monkeypatch.setattr(CausalLM, "load", lambda self, device, selection: read.append(device.type) or load(self, device, selection))
+    monkeypatch.setattr(
+        CausalLM,
+        "load",
+        lambda self, device, selection: read.append(device.type) or load(self, device, selection),
+    )
     monkeypatch.setattr(TokenFile, "check_data", lambda self, group: read.append(group) or check(self, group))
     preflight = Preflight()
     for more in (["sparsity=0.5"], ["sparsity=0.6"], ["pruner=sparsegpt"]):
@@ -30,10 +36,14 @@ def test_what_was_refused_once_is_refused_again(text_run: list[str], tmp_path: P
     preflight = Preflight()
     for sparsity in (0.5, 0.6):
         with pytest.raises(UserError, match=r"calibration\.key=none"):
-            make_plan(composed([*text_run, "calibration.key=none", f"sparsity={sparsity}"]), tmp_path, preflight)
+            make_plan(
+                composed([*text_run, "calibration.key=none", f"sparsity={sparsity}"]), tmp_path, preflight
+            )
 
 
-def test_a_model_that_needs_its_weights_is_not_looked_at(text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_needs_its_weights_is_not_looked_at(
+    text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(CausalLM, "shapes_first", False)
     monkeypatch.setattr(CausalLM, "load", lambda *_: pytest.fail("loaded"))
     make_plan(composed(text_run), tmp_path)

@@ -15,7 +15,11 @@ COMMAND = re.compile(r"python main\.py(?: -m)?((?: +\+?[\w/.]+=[^\s`]+)+)")
 
 
 def commands() -> list[tuple[str, str]]:
-    found = [(str(file.relative_to(ROOT)), match[1].strip()) for file in SHOWN for match in COMMAND.finditer(file.read_text())]
+    found = [
+        (str(file.relative_to(ROOT)), match[1].strip())
+        for file in SHOWN
+        for match in COMMAND.finditer(file.read_text())
+    ]
     return sorted(set(found))
 
 
@@ -37,7 +41,11 @@ def test_the_readme_starts_with_the_two_commands() -> None:
 
 
 def links() -> list[tuple[str, str]]:
-    return [(str(file.relative_to(ROOT)), link) for file in DOCS for link in re.findall(r"\]\(((?!http)[^)#]+)", file.read_text())]
+    return [
+        (str(file.relative_to(ROOT)), link)
+        for file in DOCS
+        for link in re.findall(r"\]\(((?!http)[^)#]+)", file.read_text())
+    ]
 
 
 @pytest.mark.parametrize(("file", "link"), links())

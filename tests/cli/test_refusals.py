@@ -62,8 +62,12 @@ Run = Callable[..., Result]
         (["tracking=wandb", "tracking.mode=loud"], ["tracking.mode=loud", "offline"]),
     ],
 )
-def test_one_clear_error(run: Run, text_run: list[str], overrides: list[str], words: list[str], tmp_path: Path) -> None:
-    replaced = tuple(override.split("=")[0] for override in overrides if override.startswith(("task=", "calibration=")))
+def test_one_clear_error(
+    run: Run, text_run: list[str], overrides: list[str], words: list[str], tmp_path: Path
+) -> None:
+    replaced = tuple(
+        override.split("=")[0] for override in overrides if override.startswith(("task=", "calibration="))
+    )
     shared = [override for override in text_run if not (replaced and override.startswith(replaced))]
     with pytest.raises(UserError) as caught:
         run([*shared, *overrides])
@@ -88,7 +92,9 @@ def test_text_that_is_not_there(run: Run, text_run: list[str], text_file: Path) 
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_damaged_weights_are_refused(run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path, value: float) -> None:
+def test_damaged_weights_are_refused(
+    run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path, value: float
+) -> None:
     broken = shutil.copytree(tiny_llama, tmp_path / "broken")
     state = load_file(broken / "model.safetensors")
     state["model.layers.1.mlp.up_proj.weight"][0, 0] = value
@@ -101,7 +107,14 @@ def test_an_allocation_for_another_model(run: Run, text_run: list[str], tmp_path
     run([*text_run, "steps=[calibrate,score,allocate]"], "first")
     shared = [override for override in text_run if not override.startswith("score.")]
     with pytest.raises(UserError, match="skip_layers"):
-        run([*shared, "allocation=file", f"allocation.path={tmp_path / 'first' / 'allocation.json'}", "skip_layers=[q_proj]"])
+        run(
+            [
+                *shared,
+                "allocation=file",
+                f"allocation.path={tmp_path / 'first' / 'allocation.json'}",
+                "skip_layers=[q_proj]",
+            ]
+        )
 
 
 def test_a_model_that_does_not_fit(run: Run, text_run: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -124,27 +137,42 @@ def test_the_loss_overflows(run: Run, text_run: list[str], tiny_llama: Path, tmp
         run([*text_run, f"model.path={huge}", "steps=[calibrate,score]"])
 
 
-def test_a_checkpoint_that_lacks_weights(run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_that_lacks_weights(
+    run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path
+) -> None:
     cut = shutil.copytree(tiny_llama, tmp_path / "cut")
     state = load_file(cut / "model.safetensors")
     del state["model.layers.1.mlp.up_proj.weight"]
     save_file(state, cut / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"lacks 1 weights of its model, such as model.layers\.1\.mlp\.up_proj"):
+    with pytest.raises(
+        UserError, match=r"lacks 1 weights of its model, such as model.layers\.1\.mlp\.up_proj"
+    ):
         run([*text_run, f"model.path={cut}"])
 
 
-def test_a_weight_file_that_is_cut_off(run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_weight_file_that_is_cut_off(
+    run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path
+) -> None:
     cut = shutil.copytree(tiny_llama, tmp_path / "cut")
     content = (cut / "model.safetensors").read_bytes()
     (cut / "model.safetensors").write_bytes(content[: len(content) // 2])
-    with pytest.raises(UserError, match=r"model\.safetensors is cut off: it has [\d,]+ of [\d,]+ bytes; copy the file anew"):
+    with pytest.raises(
+        UserError, match=r"model\.safetensors is cut off: it has [\d,]+ of [\d,]+ bytes; copy the file anew"
+    ):
         run([*text_run, f"model.path={cut}"])
 
 
 def test_an_allocation_for_another_sparsity(run: Run, text_run: list[str], tmp_path: Path) -> None:
     run([*text_run, "steps=[calibrate,score,allocate]"], "first")
     with pytest.raises(UserError, match=r"set sparsity=0\.6"):
-        run([*text_run, "allocation=file", f"allocation.path={tmp_path / 'first' / 'allocation.json'}", "sparsity=0.3"])
+        run(
+            [
+                *text_run,
+                "allocation=file",
+                f"allocation.path={tmp_path / 'first' / 'allocation.json'}",
+                "sparsity=0.3",
+            ]
+        )
 
 
 def test_a_prompt_without_a_place_for_the_question(run: Run) -> None:
@@ -155,10 +183,20 @@ def test_a_prompt_without_a_place_for_the_question(run: Run) -> None:
 
 def test_text_calibration_of_a_model_that_reads_images(run: Run, text_file: Path) -> None:
     with pytest.raises(UserError, match="calibration=wikitext2"):
-        run(["calibration=wikitext2", f"calibration.path={text_file}", "tracking=none", "task.limit=10", "cache_mode=off"])
+        run(
+            [
+                "calibration=wikitext2",
+                f"calibration.path={text_file}",
+                "tracking=none",
+                "task.limit=10",
+                "cache_mode=off",
+            ]
+        )
 
 
-def test_a_failing_run_leaves_no_earlier_result_in_its_folder(run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path) -> None:
+def test_a_failing_run_leaves_no_earlier_result_in_its_folder(
+    run: Run, text_run: list[str], tiny_llama: Path, tmp_path: Path
+) -> None:
     run([*text_run, "model.save=true"])
     broken = shutil.copytree(tiny_llama, tmp_path / "broken")
     state = load_file(broken / "model.safetensors")

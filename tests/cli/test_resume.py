@@ -48,7 +48,9 @@ def status(folder: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_finished_run_is_not_done_again(run: Run, text_run: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_finished_run_is_not_done_again(
+    run: Run, text_run: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     first = run(text_run)
     assert status(tmp_path / "run")["state"] == "done"
     stamp = (tmp_path / "run" / "result.json").stat().st_mtime_ns
@@ -67,7 +69,11 @@ def test_a_result_of_other_code_is_said_to_be_one(
     monkeypatch.setattr(sys.modules["ecoflap.storage.results.environment"], "package_hash", lambda: "edited")
     with caplog.at_level(logging.INFO):
         run(text_run)
-    warned = [record for record in caplog.records if record.levelno == logging.WARNING and record.name.startswith("ecoflap")]
+    warned = [
+        record
+        for record in caplog.records
+        if record.levelno == logging.WARNING and record.name.startswith("ecoflap")
+    ]
     (warning,) = [record.message for record in warned]
     assert "made by other code (code: " in warning
     assert "-> edited" in warning
@@ -121,7 +127,9 @@ def calls_of(monkeypatch: pytest.MonkeyPatch, target: Any, name: str) -> list[in
     return seen
 
 
-def stopped(run: Run, monkeypatch: pytest.MonkeyPatch, overrides: list[str], target: Any, name: str, calls: int) -> None:
+def stopped(
+    run: Run, monkeypatch: pytest.MonkeyPatch, overrides: list[str], target: Any, name: str, calls: int
+) -> None:
     """A run that is stopped when a function has run so many times."""
     with monkeypatch.context() as patch:
         stop_after(patch, target, name, calls)
@@ -130,7 +138,9 @@ def stopped(run: Run, monkeypatch: pytest.MonkeyPatch, overrides: list[str], tar
 
 
 @pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
-def test_pruned_blocks_are_not_pruned_again(run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pruner: str) -> None:
+def test_pruned_blocks_are_not_pruned_again(
+    run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pruner: str
+) -> None:
     overrides = [*text_run, f"pruner={pruner}", "model.save=true"]
     run(overrides, "whole")
     stopped(run, monkeypatch, overrides, driver, "_prune_block", 1)
@@ -146,7 +156,9 @@ def test_pruned_blocks_are_not_pruned_again(run: Run, text_run: list[str], tmp_p
 
 
 @pytest.mark.parametrize("damage", ["cut off", "edited", "of another run"])
-def test_a_damaged_block_is_pruned_again(run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str) -> None:
+def test_a_damaged_block_is_pruned_again(
+    run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
     overrides = [*text_run, "model.save=true"]
     run(overrides, "whole")
     other = [*overrides, "seed=1"] if damage == "of another run" else overrides
@@ -161,7 +173,9 @@ def test_a_damaged_block_is_pruned_again(run: Run, text_run: list[str], tmp_path
     assert weights(tmp_path / "run") == weights(tmp_path / "whole")
 
 
-def test_an_evaluation_goes_on_from_its_predictions(run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_evaluation_goes_on_from_its_predictions(
+    run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
 
     overrides = [*text_run, "task.batch_size=1"]
     whole = run(overrides, "whole")
@@ -193,7 +207,9 @@ def test_killed_at_any_moment_it_ends_the_same(text_run: list[str], tiny_llama: 
     context, moments = multiprocessing.get_context("fork"), random.Random(0)
 
     def start(name: str) -> multiprocessing.process.BaseProcess:
-        process = context.Process(target=child, args=(composed([*overrides, f"cache={tmp_path / name / 'cache'}"]), tmp_path / name))
+        process = context.Process(
+            target=child, args=(composed([*overrides, f"cache={tmp_path / name / 'cache'}"]), tmp_path / name)
+        )
         process.start()
         return process
 
@@ -219,7 +235,9 @@ def test_killed_at_any_moment_it_ends_the_same(text_run: list[str], tiny_llama: 
     assert len(states) > 2, f"the kills hit only {states}"
 
 
-def test_resume_off_keeps_no_blocks(run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_resume_off_keeps_no_blocks(
+    run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     stopped(run, monkeypatch, [*text_run, "resume=false"], driver, "_prune_block", 1)
     assert not (tmp_path / "run" / "blocks").exists()
 

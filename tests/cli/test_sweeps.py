@@ -19,7 +19,14 @@ from tests.cli.conftest import ROOT
 
 
 def sweep(*overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "main.py", *overrides], cwd=ROOT, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(
+        [sys.executable, "main.py", *overrides],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
 
 
 def layers(file: Path) -> dict[str, object]:
@@ -27,16 +34,24 @@ def layers(file: Path) -> dict[str, object]:
     return {"metrics": result.metrics, "layers": result.sparsity["layers"]}
 
 
-def test_one_load_for_many_runs_gives_the_results_of_separate_processes(text_run: list[str], tmp_path: Path) -> None:
+def test_one_load_for_many_runs_gives_the_results_of_separate_processes(
+    text_run: list[str], tmp_path: Path
+) -> None:
     axes = ["sparsity=0.4,0.6", "pruner=wanda,sparsegpt"]
     here = sweep("-m", *text_run, *axes, f"hydra.sweep.dir={tmp_path / 'here'}")
     assert here.returncode == 0, here.stderr
     assert here.stderr.count("is still in memory") == 3
-    apart = sweep("-m", *text_run, *axes, "cache_mode=off", "cluster=local", f"hydra.sweep.dir={tmp_path / 'apart'}")
+    apart = sweep(
+        "-m", *text_run, *axes, "cache_mode=off", "cluster=local", f"hydra.sweep.dir={tmp_path / 'apart'}"
+    )
     assert apart.returncode == 0, apart.stderr
     for number in range(4):
-        assert layers(tmp_path / "here" / str(number) / "result.json") == layers(tmp_path / "apart" / str(number) / "result.json")
-    again = sweep("-m", *text_run, *axes, "cache_mode=off", "cluster=local", f"hydra.sweep.dir={tmp_path / 'apart'}")
+        assert layers(tmp_path / "here" / str(number) / "result.json") == layers(
+            tmp_path / "apart" / str(number) / "result.json"
+        )
+    again = sweep(
+        "-m", *text_run, *axes, "cache_mode=off", "cluster=local", f"hydra.sweep.dir={tmp_path / 'apart'}"
+    )
     assert again.returncode == 0
     assert "4 of 4 jobs have finished before" in again.stdout + again.stderr
 
@@ -64,7 +79,9 @@ def test_no_job_is_started_when_one_is_impossible(text_run: list[str], tmp_path:
     assert not (folder / ".submitit").exists()
 
 
-def test_a_failing_run_does_not_stop_the_next(text_run: list[str], tiny_llama: Path, broken_llama: Path, tmp_path: Path) -> None:
+def test_a_failing_run_does_not_stop_the_next(
+    text_run: list[str], tiny_llama: Path, broken_llama: Path, tmp_path: Path
+) -> None:
     given = [override for override in text_run if not override.startswith("model.path")]
     models = f"model.path={broken_llama},{tiny_llama}"
     done = sweep("-m", *given, models, f"hydra.sweep.dir={tmp_path / 'sweep'}")
@@ -73,7 +90,9 @@ def test_a_failing_run_does_not_stop_the_next(text_run: list[str], tiny_llama: P
     assert [file.parent.name for file in (tmp_path / "sweep").glob("*/result.json")] == ["1"]
 
 
-def test_a_failing_process_does_not_stop_the_others(text_run: list[str], tiny_llama: Path, broken_llama: Path, tmp_path: Path) -> None:
+def test_a_failing_process_does_not_stop_the_others(
+    text_run: list[str], tiny_llama: Path, broken_llama: Path, tmp_path: Path
+) -> None:
     given = [override for override in text_run if not override.startswith("model.path")]
     models = f"model.path={broken_llama},{tiny_llama}"
     done = sweep("-m", *given, models, "cluster=local", f"hydra.sweep.dir={tmp_path / 'sweep'}")
@@ -92,9 +111,12 @@ def test_a_single_run_is_not_submitted(text_run: list[str], cluster: str) -> Non
 
 
 @pytest.mark.parametrize(
-    ("override", "words"), [("partitio=x", "no option 'partitio'; did you mean partition?"), ("timeout_min=soon", "timeout_min")]
+    ("override", "words"),
+    [("partitio=x", "no option 'partitio'; did you mean partition?"), ("timeout_min=soon", "timeout_min")],
 )
-def test_wrong_slurm_options_fail_before_a_job_is_queued(text_run: list[str], override: str, words: str) -> None:
+def test_wrong_slurm_options_fail_before_a_job_is_queued(
+    text_run: list[str], override: str, words: str
+) -> None:
     """Beside options that have no default, such as model.path, which are all right."""
     done = sweep("-m", "cluster=slurm", *text_run, f"hydra.launcher.{override}")
     assert done.returncode == 2
@@ -103,8 +125,12 @@ def test_wrong_slurm_options_fail_before_a_job_is_queued(text_run: list[str], ov
 
 def test_optuna_searches(text_run: list[str], tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_optuna_sweeper")
-    fixed = ["hydra.sweeper.n_trials=2", "hydra.sweeper.direction=minimize", f"hydra.sweep.dir={tmp_path / 'search'}"]
-    done = sweep("-m", "+sweeps=search", *text_run, *fixed)
+    fixed = [
+        "hydra.sweeper.n_trials=2",
+        "hydra.sweeper.direction=minimize",
+        f"hydra.sweep.dir={tmp_path / 'search'}",
+    ]
+    done = sweep("-m", "+sweep=search", *text_run, *fixed)
     assert done.returncode == 0, done.stderr
     assert "Best value" in done.stdout + done.stderr
     assert len(list((tmp_path / "search").glob("*/result.json"))) == 2
@@ -117,14 +143,27 @@ def test_statistics_of_the_dense_model_are_measured_once(text_run: list[str], tm
     assert done.returncode == 0, done.stderr
     assert done.stderr.count("statistics: computing") == 1
     assert done.stderr.count("statistics: read from the store") == 2
-    alone = sweep(*given, "propagate=dense", "score=none", "sparsity=0.6", "cache_mode=off", f"hydra.run.dir={tmp_path / 'alone'}")
+    alone = sweep(
+        *given,
+        "propagate=dense",
+        "score=none",
+        "sparsity=0.6",
+        "cache_mode=off",
+        f"hydra.run.dir={tmp_path / 'alone'}",
+    )
     assert alone.returncode == 0, alone.stderr
     assert layers(tmp_path / "shared" / "2" / "result.json") == layers(tmp_path / "alone" / "result.json")
 
 
 def test_statistics_of_another_loss_are_others(run: Callable[..., Result], tmp_path: Path) -> None:
     """They are gathered in the passes that the loss makes, and matching makes another one with wrong partners."""
-    plan = ["model=blip_retrieval_mini", "score=none", "steps=[calibrate,allocate,prune]", "propagate=dense", "calibration.samples=8"]
+    plan = [
+        "model=blip_retrieval_mini",
+        "score=none",
+        "steps=[calibrate,allocate,prune]",
+        "propagate=dense",
+        "calibration.samples=8",
+    ]
     plan += ["model.save=true", "tracking=none", "device=cpu"]
     for name, more in (
         ("other", ["model.loss=match_and_contrastive", f"cache={tmp_path / 'cache'}"]),
@@ -132,6 +171,9 @@ def test_statistics_of_another_loss_are_others(run: Callable[..., Result], tmp_p
         ("alone", ["model.loss=match", "cache_mode=off"]),
     ):
         run([*plan, *more], name)
-    other, after, alone = (load_masks(tmp_path / name / "checkpoint" / "masks.safetensors") for name in ("other", "after", "alone"))
+    other, after, alone = (
+        load_masks(tmp_path / name / "checkpoint" / "masks.safetensors")
+        for name in ("other", "after", "alone")
+    )
     assert all(torch.equal(after[name], mask) for name, mask in alone.items())
     assert not all(torch.equal(other[name], mask) for name, mask in alone.items())

@@ -30,7 +30,9 @@ from tests.data.vqa_folders import KINDS, write_coco_questions, write_gqa
 MINI = package_file("mini/blip2")
 POSITIONS = "vision_model.embeddings.position_embedding"
 CPU = torch.device("cpu")
-needs_captions = pytest.mark.skipif(importlib.util.find_spec("pycocoevalcap") is None, reason="pip install -e '.[captions]'")
+needs_captions = pytest.mark.skipif(
+    importlib.util.find_spec("pycocoevalcap") is None, reason="pip install -e '.[captions]'"
+)
 
 
 def save_larger(folder: Path) -> Path:
@@ -48,13 +50,28 @@ def save_larger(folder: Path) -> Path:
 
 def save_retriever(folder: Path) -> Path:
     """A random BLIP-2 that finds, with the embedded one's image tower for pictures of 96 pixels."""
-    vision = hf.Blip2Config.from_pretrained(MINI).vision_config.to_dict() | {"image_size": 96, "initializer_range": 0.05}
+    vision = hf.Blip2Config.from_pretrained(MINI).vision_config.to_dict() | {
+        "image_size": 96,
+        "initializer_range": 0.05,
+    }
     processor = hf.Blip2Processor.from_pretrained(MINI)
     processor.image_processor.size = {"height": 96, "width": 96}
     processor.num_query_tokens = 0
-    qformer = {**tiny.QFORMER, "vocab_size": len(processor.tokenizer) + 1, "encoder_hidden_size": vision["hidden_size"]}
-    sizes = {"num_query_tokens": 3, "image_text_hidden_size": 8, "text_config": hf.OPTConfig(**tiny.OPT).to_dict()}
-    config = hf.Blip2Config(vision_config=vision, qformer_config={**qformer, "max_position_embeddings": 64, "use_qformer_text_input": True}, **sizes)
+    qformer = {
+        **tiny.QFORMER,
+        "vocab_size": len(processor.tokenizer) + 1,
+        "encoder_hidden_size": vision["hidden_size"],
+    }
+    sizes = {
+        "num_query_tokens": 3,
+        "image_text_hidden_size": 8,
+        "text_config": hf.OPTConfig(**tiny.OPT).to_dict(),
+    }
+    config = hf.Blip2Config(
+        vision_config=vision,
+        qformer_config={**qformer, "max_position_embeddings": 64, "use_qformer_text_input": True},
+        **sizes,
+    )
     torch.manual_seed(2)
     hf.Blip2ForImageTextRetrieval(config).save_pretrained(folder)
     processor.save_pretrained(folder)
@@ -85,19 +102,25 @@ def test_language_alone(tmp_path: Path) -> None:
 def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(
-        UserError, match=r"model\.vision_from=.*empty: no model\.safetensors.*give the checkpoint folder of a run with model\.save=true"
+        UserError,
+        match=r"model\.vision_from=.*empty: no model\.safetensors.*give the checkpoint folder of a run with model\.save=true",
     ):
         Blip2(MINI, vision_from=str(tmp_path / "empty")).load(CPU, Selection())
     with pytest.raises(UserError, match=r"model\.language_from=\./nowhere: there is no such folder"):
         Blip2(MINI, language_from="./nowhere").load(CPU, Selection())
     retriever = save_retriever(tmp_path / "retriever")
-    with pytest.raises(UserError, match=r"model\.language_from=.*retriever has no 'language_model\..*give the checkpoint folder of a BLIP-2 run"):
+    with pytest.raises(
+        UserError,
+        match=r"model\.language_from=.*retriever has no 'language_model\..*give the checkpoint folder of a BLIP-2 run",
+    ):
         Blip2(MINI, language_from=str(retriever)).load(CPU, Selection())
     shutil.copytree(MINI, tmp_path / "other")
     config = hf.Blip2Config.from_pretrained(MINI)
     config.vision_config.intermediate_size += 8
     hf.Blip2ForConditionalGeneration(config).save_pretrained(tmp_path / "other")
-    with pytest.raises(UserError, match=r"model\.vision_from=.*other: vision_model\..* is \[.*\] there and \[.*\] here"):
+    with pytest.raises(
+        UserError, match=r"model\.vision_from=.*other: vision_model\..* is \[.*\] there and \[.*\] here"
+    ):
         Blip2Itm(str(retriever), vision_from=str(tmp_path / "other")).load(CPU, Selection())
 
 
@@ -113,12 +136,40 @@ def test_table_1(run: Callable[..., Result], tmp_path: Path, capsys: pytest.Capt
         getattr(caption_folders, name)(tmp_path / name)
     caption_folders.karpathy(tmp_path / "flickr30k", "flickr30k")
     shared = ["tracking=none", "device=cpu", f"cache={tmp_path / 'cache'}"]
-    pruning = ["+experiment=blip2/wanda", "model=blip2_mini", "model.save=true", f"task.path={tmp_path / 'vqa'}", "task.limit=3"]
-    run([*pruning, "task.tasks.okvqa.lemmatize=false", f"calibration.path={tmp_path / 'cc3m'}", "calibration.samples=8", *shared], "wanda")
+    pruning = [
+        "+experiment=blip2/wanda",
+        "model=blip2_mini",
+        "model.save=true",
+        f"task.path={tmp_path / 'vqa'}",
+        "task.limit=3",
+    ]
+    run(
+        [
+            *pruning,
+            "task.tasks.okvqa.lemmatize=false",
+            f"calibration.path={tmp_path / 'cc3m'}",
+            "calibration.samples=8",
+            *shared,
+        ],
+        "wanda",
+    )
 
     larger, retriever = save_larger(tmp_path / "larger"), save_retriever(tmp_path / "retriever")
-    nocaps = ["+experiment=blip2/nocaps", f"model.path={larger}", "model.dtype=float32", f"task.path={tmp_path / 'nocaps'}", "task.limit=4", *shared]
-    flickr = ["+experiment=blip2/flickr30k", f"model.path={retriever}", "model.dtype=float32", f"task.path={tmp_path / 'flickr30k'}", *shared]
+    nocaps = [
+        "+experiment=blip2/nocaps",
+        f"model.path={larger}",
+        "model.dtype=float32",
+        f"task.path={tmp_path / 'nocaps'}",
+        "task.limit=4",
+        *shared,
+    ]
+    flickr = [
+        "+experiment=blip2/flickr30k",
+        f"model.path={retriever}",
+        "model.dtype=float32",
+        f"task.path={tmp_path / 'flickr30k'}",
+        *shared,
+    ]
     flickr += ["task.limit=6", "task.k_test=3"]
     taken = f"model.vision_from={tmp_path / 'wanda' / 'checkpoint'}"
     captions = run([*nocaps, taken], "nocaps_wanda")
@@ -134,7 +185,9 @@ def test_table_1(run: Callable[..., Result], tmp_path: Path, capsys: pytest.Capt
     assert head.split(" | ")[1:-1] == list(COLUMNS)
     assert dense.startswith("| dense | ")
     assert pruned.startswith("| wanda/none/s0.5/seed0 | ")
-    measured = [cell for column, cell in zip(COLUMNS, pruned.split(" | ")[1:], strict=False) if column != "SPICE"]
+    measured = [
+        cell for column, cell in zip(COLUMNS, pruned.split(" | ")[1:], strict=False) if column != "SPICE"
+    ]
     assert all(cell.strip() for cell in measured), "every column but the one that wants Java"
 
 
@@ -161,14 +214,21 @@ def test_an_empty_folder_has_no_table(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_the_carrying_sweeps_take_the_jobs_of_table_1_in_order() -> None:
     pruning = jobs_of("blip2_table1")
-    expected = ["null", *(f"outputs/sweeps/blip2_table1/{number}/checkpoint" for number in range(len(pruning)))]
+    expected = [
+        "null",
+        *(f"outputs/sweeps/blip2_table1/{number}/checkpoint" for number in range(len(pruning))),
+    ]
     for task in ("nocaps", "flickr30k"):
         jobs = jobs_of(f"blip2_table1_{task}")
         assert [job[0].removeprefix("model.vision_from=") for job in jobs] == expected
-        config = composed([f"+sweeps=blip2_table1_{task}", "task.path=FOLDER", *jobs[-1]])
+        config = composed([f"+sweep=blip2_table1_{task}", "task.path=FOLDER", *jobs[-1]])
         assert (config.task.name, config.task.path, config.steps) == (task, "FOLDER", ["evaluate"])
         assert config.model.vision_from == expected[-1]
         assert config.model.get("language_from", expected[-1]) == expected[-1]
     for job in pruning:
         config = composed([*job, "+calibration.path=PICTURES", "+task.path=QUESTIONS"])
-        assert (config.model.save, config.calibration.path, config.task.tasks.okvqa.path) == (True, "PICTURES", "QUESTIONS")
+        assert (config.model.save, config.calibration.path, config.task.tasks.okvqa.path) == (
+            True,
+            "PICTURES",
+            "QUESTIONS",
+        )

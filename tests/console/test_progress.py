@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
 from ecoflap.console.progress import ConsoleHandler, install_logging, table, track
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,7 +28,9 @@ def root_logger() -> Iterator[logging.Logger]:
     root.setLevel(level)
 
 
-def test_no_bar_without_a_terminal(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_bar_without_a_terminal(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
     assert list(track(range(3), "score")) == [0, 1, 2]
     assert list(track(iter("ab"), "score", total=2)) == ["a", "b"]
@@ -48,7 +51,9 @@ def run_in_terminal(script: str) -> str:
     """What a terminal of 100 columns receives from a script."""
     ours, theirs = pty.openpty()
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "PYTHONPATH": str(ROOT)}
-    process = subprocess.Popen([sys.executable, "-c", script], stdin=theirs, stdout=theirs, stderr=theirs, env=environment)
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], stdin=theirs, stdout=theirs, stderr=theirs, env=environment
+    )
     os.close(theirs)
     received = b""
     try:
@@ -72,7 +77,9 @@ def test_bar_and_log_lines_in_a_terminal() -> None:
         assert f"printed {item}" in lines
 
 
-def test_log_lines_are_messages_and_warnings_carry_their_level(capsys: pytest.CaptureFixture[str], root_logger: logging.Logger) -> None:
+def test_log_lines_are_messages_and_warnings_carry_their_level(
+    capsys: pytest.CaptureFixture[str], root_logger: logging.Logger
+) -> None:
     root_logger.handlers[:] = [logging.StreamHandler(io.StringIO())]
     install_logging("INFO")
     install_logging(logging.INFO)
@@ -85,7 +92,9 @@ def test_log_lines_are_messages_and_warnings_carry_their_level(capsys: pytest.Ca
     assert [type(handler) for handler in root_logger.handlers] == [ConsoleHandler]
 
 
-def test_file_handlers_stay_and_keep_their_level(tmp_path: Path, root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]) -> None:
+def test_file_handlers_stay_and_keep_their_level(
+    tmp_path: Path, root_logger: logging.Logger, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = logging.FileHandler(tmp_path / "log")
     root_logger.handlers[:] = [logging.StreamHandler(sys.stdout), file]
     root_logger.setLevel(logging.INFO)
@@ -96,7 +105,9 @@ def test_file_handlers_stay_and_keep_their_level(tmp_path: Path, root_logger: lo
     assert capsys.readouterr() == ("", "")
 
 
-def test_exceptions_are_printed_with_their_traceback(capsys: pytest.CaptureFixture[str], root_logger: logging.Logger) -> None:
+def test_exceptions_are_printed_with_their_traceback(
+    capsys: pytest.CaptureFixture[str], root_logger: logging.Logger
+) -> None:
     install_logging()
     try:
         raise ValueError("bad [value]")
@@ -107,7 +118,9 @@ def test_exceptions_are_printed_with_their_traceback(capsys: pytest.CaptureFixtu
     assert "ValueError: bad [value]" in err
 
 
-def test_table_is_aligned_and_whole_without_a_terminal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_table_is_aligned_and_whole_without_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("COLUMNS", "40")
     name = "model.layers.0." + "very_long_name." * 8 + "weight"
     table("allocation [test]", ["layer", "sparsity", "kept"], [[name, 0.5, 12], ["b", 0.25, None]])

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from ecoflap.console.telemetry import measure
 
 from ecoflap.console import telemetry
+from ecoflap.console.telemetry import measure
 
 MEGABYTE = 2**20
 HOST_PEAK_CAN_BE_RESET = Path("/proc/self/clear_refs").exists() and not torch.accelerator.is_available()
@@ -52,7 +52,9 @@ print(steps["large"]["peak_memory_bytes"] - steps["small"]["peak_memory_bytes"])
     assert int(finished.stdout) > 150 * MEGABYTE
 
 
-def test_without_proc_the_figure_of_the_whole_process_is_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_proc_the_figure_of_the_whole_process_is_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(telemetry, "_PROC", tmp_path / "missing")
     monkeypatch.setattr(telemetry, "_accelerator", lambda: None)
     steps: dict[str, dict[str, Any]] = {}
@@ -92,7 +94,9 @@ def test_torch_without_an_accelerator_namespace(monkeypatch: pytest.MonkeyPatch)
 
 def test_what_the_allocator_keeps_unused_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
     """A sweep's next model goes where the last one's peak was."""
-    allocator = SimpleNamespace(mem_get_info=lambda _: (10, 100), memory_reserved=lambda _: 60, memory_allocated=lambda _: 20)
+    allocator = SimpleNamespace(
+        mem_get_info=lambda _: (10, 100), memory_reserved=lambda _: 60, memory_allocated=lambda _: 20
+    )
     monkeypatch.setattr(torch, "get_device_module", lambda _: allocator)
     assert telemetry.free_memory(torch.device("cuda")) == 50
     assert telemetry.free_memory(torch.device("cpu")) > 100

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from ecoflap.console.tracking import Nothing, Tracker, Wandb, WandbTracker, run_id
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from PIL import Image
 
+from ecoflap.console.tracking import Nothing, Tracker, Wandb, WandbTracker, run_id
 from ecoflap.errors import UserError
 
 READER = Path(__file__).parents[3] / "shared" / "tools" / "wandb_read.py"
@@ -65,13 +65,21 @@ def exit_codes(reader: Any, file: Path) -> list[int]:
 
 
 def read_exit_codes(reader: Any, file: Path) -> list[int]:
-    return [record.exit.exit_code for record in reader.records(str(file)) if record.WhichOneof("record_type") == "exit"]
+    return [
+        record.exit.exit_code
+        for record in reader.records(str(file))
+        if record.WhichOneof("record_type") == "exit"
+    ]
 
 
 def track_a_run(folder: Path, failed: bool) -> None:
     tracker = Wandb(project="test", group="sweep", tags=["tiny"]).start(CONFIG, "tiny/wanda", folder)
     try:
-        tracker.log_table("blocks", ["block", "sparsity", "error"], [["layers.0", 0.5, 1], ["layers.1", 0.5, None], ["layers.2", 0.5, 0.25]])
+        tracker.log_table(
+            "blocks",
+            ["block", "sparsity", "error"],
+            [["layers.0", 0.5, 1], ["layers.1", 0.5, None], ["layers.2", 0.5, 0.25]],
+        )
         tracker.log_image("allocation", picture)
         tracker.log_point("finetune", {"step": 50.0, "loss": 0.5})
         tracker.log_point("finetune", {"step": 100.0, "loss": 0.125})
@@ -80,7 +88,9 @@ def track_a_run(folder: Path, failed: bool) -> None:
         tracker.close(failed)
 
 
-def test_offline_run_holds_config_table_and_summary(tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+def test_offline_run_holds_config_table_and_summary(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     with caplog.at_level(logging.INFO, logger="ecoflap"):
         track_a_run(tmp_path / "new", failed=False)
     assert capfd.readouterr() == ("", "")
@@ -106,7 +116,11 @@ def test_offline_run_holds_config_table_and_summary(tmp_path: Path, capfd: pytes
 
 def str_values(nested: Any) -> list[Any]:
     """Every leaf of nested mappings."""
-    return [leaf for value in nested.values() for leaf in str_values(value)] if isinstance(nested, dict) else [nested]
+    return (
+        [leaf for value in nested.values() for leaf in str_values(value)]
+        if isinstance(nested, dict)
+        else [nested]
+    )
 
 
 def test_failed_run_is_closed_as_failed(tmp_path: Path) -> None:
@@ -145,7 +159,9 @@ def test_nothing_tracks_nothing(tmp_path: Path) -> None:
 
 
 def test_run_id_counts_what_is_computed_and_nothing_else() -> None:
-    assert run_id(CONFIG) == run_id({**dict(reversed(CONFIG.items())), "tracking": {"mode": "online"}, "cache": "/elsewhere"})
+    assert run_id(CONFIG) == run_id(
+        {**dict(reversed(CONFIG.items())), "tracking": {"mode": "online"}, "cache": "/elsewhere"}
+    )
     assert run_id(CONFIG) != run_id({**CONFIG, "seed": 1})
     assert run_id({"a": 1, "b": 2}, volatile=["b"]) == run_id({"a": 1}, volatile=[])
     assert len(run_id(CONFIG)) == 16
@@ -163,5 +179,11 @@ def test_import_does_not_load_the_heavy_libraries() -> None:
         "import sys, ecoflap.console.tracking, ecoflap.store, ecoflap.console.progress, ecoflap.storage.results, ecoflap.console.telemetry, ecoflap.storage.masks, ecoflap.sweeps.report.table;"
         "print([name for name in ('torch', 'wandb', 'transformers', 'rich', 'numpy') if name in sys.modules])"
     )
-    output = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
+    output = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=Path(__file__).parents[2],
+    )
     assert output.stdout.strip() == "[]"

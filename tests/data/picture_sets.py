@@ -48,7 +48,9 @@ def write_set(root: Path, name: str) -> Path:
         numbers = [f"n{label:08d}" for label in range(len(CLASSES))]
         for split in ("train", "val"):
             write_folders(folder / "images", split, numbers)
-        (folder / "classnames.txt").write_text("".join(f"{number} {class_}\n" for number, class_ in zip(numbers, NAMES, strict=True)))
+        (folder / "classnames.txt").write_text(
+            "".join(f"{number} {class_}\n" for number, class_ in zip(numbers, NAMES, strict=True))
+        )
         return folder
     rows: dict[str, list[tuple[str, int, str]]] = {split: [] for split in COUNTS}
     for split in COUNTS:

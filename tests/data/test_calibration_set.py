@@ -9,8 +9,14 @@ from tests import tiny
 def test_batches_are_of_one_shape_and_hold_every_sample_once(size: int) -> None:
     calibration = tiny.samples("blip2_t5", lengths=(5, 7, 6, 7, 5, 7, 7, 5))
     batches = calibration.batches(size)
-    rows = [{name: tensor[row] for name, tensor in batch.items()} for batch in batches for row in range(len(batch["labels"]))]
-    in_order = sorted(calibration.samples, key=lambda sample: len(sample["input_ids"]))  # stable: as drawn within one length
+    rows = [
+        {name: tensor[row] for name, tensor in batch.items()}
+        for batch in batches
+        for row in range(len(batch["labels"]))
+    ]
+    in_order = sorted(
+        calibration.samples, key=lambda sample: len(sample["input_ids"])
+    )  # stable: as drawn within one length
     assert max(len(batch["labels"]) for batch in batches) == min(size, 4)
     assert len(rows) == len(in_order)
     for row, sample in zip(rows, in_order, strict=True):
@@ -19,7 +25,11 @@ def test_batches_are_of_one_shape_and_hold_every_sample_once(size: int) -> None:
 
 
 def test_no_batch_is_split_more_than_needed() -> None:
-    assert [len(batch["input_ids"]) for batch in tiny.samples("opt", lengths=(5, 7, 5, 7, 5)).batches(2)] == [2, 1, 2]
+    assert [len(batch["input_ids"]) for batch in tiny.samples("opt", lengths=(5, 7, 5, 7, 5)).batches(2)] == [
+        2,
+        1,
+        2,
+    ]
 
 
 def test_take() -> None:
@@ -30,7 +40,10 @@ def test_take() -> None:
 
 
 def changed(change: str) -> CalibrationSet:
-    first, second = ({name: tensor.clone() for name, tensor in sample.items()} for sample in tiny.samples("blip2_t5", lengths=(5, 5)).samples)
+    first, second = (
+        {name: tensor.clone() for name, tensor in sample.items()}
+        for sample in tiny.samples("blip2_t5", lengths=(5, 5)).samples
+    )
     if change == "value":
         second["pixel_values"][2, 7, 7] += 1e-6
     elif change == "name":

@@ -32,17 +32,28 @@ def number_of(question: Example) -> int:
     return int(Path(question.image or "").stem)
 
 
-def write_coco_questions(folder: Path, source: CocoQuestions, split: str, kinds: dict[str, str] | None = None) -> list[Example]:
+def write_coco_questions(
+    folder: Path, source: CocoQuestions, split: str, kinds: dict[str, str] | None = None
+) -> list[Example]:
     """Nine annotators give the right answer, the first another one."""
     questions, asked, said = easy_questions(split), [], []
     for number, question in enumerate(questions):
         closed = question.target in ("yes", "no")
         image_id = number_of(question) + VAL * (split == "val")
         copy_picture(question, folder / f"{split}2014" / f"COCO_{split}2014_{image_id:012d}.jpg")
-        asked.append({"image_id": image_id, "question": question.text.capitalize(), "question_id": 10 * number})
-        answers = [{"answer": "nothing", "answer_id": 1}] + [{"answer": question.target, "answer_id": other} for other in range(2, 11)]
+        asked.append(
+            {"image_id": image_id, "question": question.text.capitalize(), "question_id": 10 * number}
+        )
+        answers = [{"answer": "nothing", "answer_id": 1}] + [
+            {"answer": question.target, "answer_id": other} for other in range(2, 11)
+        ]
         kind = ("two" if closed else "one") if kinds else " ".join(question.text.split()[:2])
-        annotation = {"question_id": 10 * number, "question_type": kind, "answer_type": "yes/no" if closed else "other", "answers": answers}
+        annotation = {
+            "question_id": 10 * number,
+            "question_type": kind,
+            "answer_type": "yes/no" if closed else "other",
+            "answers": answers,
+        }
         said.append(annotation)
     (folder / source.questions.format(split=split)).write_text(json.dumps({"questions": asked}))
     annotations = {"annotations": said[::-1], **({"question_types": kinds} if kinds else {})}
@@ -56,8 +67,12 @@ def write_test_questions(folder: Path, source: CocoQuestions, split: str = "test
     for number, question in enumerate(questions):
         image_id = number_of(question) + 2 * VAL
         copy_picture(question, folder / "test2015" / f"COCO_test2015_{image_id:012d}.jpg")
-        asked.append({"image_id": image_id, "question": question.text.capitalize(), "question_id": 10 * number})
-    (folder / source.questions.replace("2014", "2015").format(split=split)).write_text(json.dumps({"questions": asked}))
+        asked.append(
+            {"image_id": image_id, "question": question.text.capitalize(), "question_id": 10 * number}
+        )
+    (folder / source.questions.replace("2014", "2015").format(split=split)).write_text(
+        json.dumps({"questions": asked})
+    )
     answers = {question.target for question in read_questions("train")}
     (folder / "answer_list.json").write_text(json.dumps(sorted(answers)))
     return questions
@@ -86,7 +101,11 @@ def write_nlvr2(folder: Path, split: str, pictures: str = "") -> list[Example]:
         inner = Path(pictures) / split / (str(number % 2) if split == "train" else "")
         for place, question in enumerate((left, right)):
             copy_picture(question, folder / inner / f"{split}-{number}-1-img{place}.png")
-        entry = {"identifier": f"{split}-{number}-1-0", "sentence": f"Both show {left.target}.", "label": str(number % 3 == 0)}
+        entry = {
+            "identifier": f"{split}-{number}-1-0",
+            "sentence": f"Both show {left.target}.",
+            "label": str(number % 3 == 0),
+        }
         lines.append(json.dumps(entry | ({"directory": number % 2} if split == "train" else {})))
     (folder / f"{split}.json").write_text("\n".join(lines) + "\n")
     return questions

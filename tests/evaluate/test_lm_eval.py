@@ -24,7 +24,10 @@ from tests import tiny
 from tests.cli.conftest import WORDS, tiny_llama  # noqa: F401
 from tests.cli.test_vlm import save_llava
 
-HARNESS = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed: extra lm-eval")
+HARNESS = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None,
+    reason="lm-evaluation-harness is not installed: extra lm-eval",
+)
 TASK = """
 task: {name}
 dataset_path: json
@@ -54,7 +57,10 @@ metric_list: [{{metric: exact_match}}]
 def questions() -> list[dict[str, Any]]:
     picks = torch.randint(len(WORDS), (12, 6), generator=torch.Generator().manual_seed(5)).tolist()
     rows = [[WORDS[pick] for pick in row] for row in picks]
-    return [{"question": " ".join(row[:4]), "choices": [row[4], row[5]], "answer": index % 2} for index, row in enumerate(rows)]
+    return [
+        {"question": " ".join(row[:4]), "choices": [row[4], row[5]], "answer": index % 2}
+        for index, row in enumerate(rows)
+    ]
 
 
 @pytest.fixture
@@ -108,16 +114,29 @@ def test_accuracy_of_own_tasks_on_the_model_in_memory(folder: Path, llama: Pruna
 
 @HARNESS
 @pytest.mark.usefixtures("own_index")
-def test_several_tasks_their_mean_first_and_a_journal(folder: Path, llama: PrunableModel, tmp_path: Path) -> None:
+def test_several_tasks_their_mean_first_and_a_journal(
+    folder: Path, llama: PrunableModel, tmp_path: Path
+) -> None:
     task = LmEval(["one", "other"], num_fewshot=1, limit=3, include_path=str(folder))
     evaluation = task.load(llama)
     found = evaluation(llama, PredictionLog(tmp_path / "tasks.jsonl", "key"))
-    assert list(found) == ["mean/acc", "one/acc", "one/acc_norm", "one/samples", "other/acc", "other/acc_norm", "other/samples"]
+    assert list(found) == [
+        "mean/acc",
+        "one/acc",
+        "one/acc_norm",
+        "one/samples",
+        "other/acc",
+        "other/acc_norm",
+        "other/samples",
+    ]
     assert found["one/samples"] == found["other/samples"] == 3  # the limit
     assert found["mean/acc"] == pytest.approx((found["one/acc"] + found["other/acc"]) / 2)
     assert found["one/acc"] in (0, pytest.approx(1 / 3), pytest.approx(2 / 3), 1)
     lines = [json.loads(line) for line in (tmp_path / "tasks.jsonl").read_text().splitlines()[1:]]
-    assert [[sample["doc_id"] for sample in line[0]["samples"][name]] for line, name in zip(lines, ("one", "other"), strict=True)] == [[0, 1, 2]] * 2
+    assert [
+        [sample["doc_id"] for sample in line[0]["samples"][name]]
+        for line, name in zip(lines, ("one", "other"), strict=True)
+    ] == [[0, 1, 2]] * 2
     assert all(len(sample["filtered_resps"]) == 2 for sample in lines[0][0]["samples"]["one"])
     assert task.load(llama)(llama) == found, "the shots are the same each time"
     evaluation._measure = lambda *_: pytest.fail("both are in the prediction_log")  # type: ignore[method-assign]
@@ -160,7 +179,9 @@ def test_pictures_through_the_processor_in_memory(folder: Path) -> None:
     (folder / "shapes.yaml").write_text(PICTURES.format(folder=folder))
     torch.manual_seed(0)
     save_llava(folder / "llava")
-    model = VisionLanguage(str(folder / "llava"), prompt="USER: <image> {} ASSISTANT:").load(torch.device("cpu"), Selection(None, []))
+    model = VisionLanguage(str(folder / "llava"), prompt="USER: <image> {} ASSISTANT:").load(
+        torch.device("cpu"), Selection(None, [])
+    )
     model.module.config._name_or_path = "nowhere"
     found = LmEval(["shapes", "one"], include_path=str(folder)).load(model)(model)
     assert list(found) == ["shapes/exact_match", "shapes/samples", "one/acc", "one/acc_norm", "one/samples"]
@@ -178,7 +199,9 @@ def test_refusals(folder: Path, llama: PrunableModel) -> None:
         LmEval(["one"], include_path=str(folder)).load(llama)
 
 
-def test_options_that_are_refused_without_the_harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_that_are_refused_without_the_harness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(UserError, match=r"task\.harness_tasks is empty"):
         LmEval([])
     with pytest.raises(UserError, match=r"task\.num_fewshot=-1"):
@@ -187,10 +210,18 @@ def test_options_that_are_refused_without_the_harness(tmp_path: Path, monkeypatc
         LmEval(["one"], include_path=str(tmp_path / "nowhere"))
     for name in ("lm_eval", *(name for name in sys.modules if name.startswith("lm_eval."))):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(UserError, match=r"task=lm_eval needs lm-evaluation-harness .*pip install -e '\.\[lm-eval\]'"):
+    with pytest.raises(
+        UserError, match=r"task=lm_eval needs lm-evaluation-harness .*pip install -e '\.\[lm-eval\]'"
+    ):
         LmEval(["one"]).load(tiny.build("llama"))
 
 
 def test_flatten_names_filters_and_leaves_standard_errors_out() -> None:
-    metrics = {"alias": "one", "acc,none": 0.5, "acc_stderr,none": 0.1, "acc_norm,none": "N/A", "exact_match,strict-match": 1}
+    metrics = {
+        "alias": "one",
+        "acc,none": 0.5,
+        "acc_stderr,none": 0.1,
+        "acc_norm,none": "N/A",
+        "exact_match,strict-match": 1,
+    }
     assert flatten({"one": metrics}) == {"one/acc": 0.5, "one/exact_match,strict-match": 1.0}

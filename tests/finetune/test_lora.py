@@ -23,10 +23,15 @@ def job(family: str, folder: Path) -> Job:
 LORA = Lora(data="calibration", epochs=4, batch_size=3, learning_rate=0.02, rank=2, log_every=1)
 
 
-@pytest.mark.parametrize("family", [family for family in ("llama", "gpt2", "t5", "blip_vqa") if family in FAMILIES])
+@pytest.mark.parametrize(
+    "family", [family for family in ("llama", "gpt2", "t5", "blip_vqa") if family in FAMILIES]
+)
 def test_the_loss_falls_and_only_kept_weights_change(family: str, tmp_path: Path) -> None:
     task = job(family, tmp_path)
-    names, before = list(task.model.module.state_dict()), {name: value.clone() for name, value in task.model.module.state_dict().items()}
+    names, before = (
+        list(task.model.module.state_dict()),
+        {name: value.clone() for name, value in task.model.module.state_dict().items()},
+    )
     batch = task.calibration.take(1).batches(1)[0] if task.calibration else {}
     with torch.no_grad():
         loss = float(task.model.loss(batch).mean())
@@ -35,7 +40,9 @@ def test_the_loss_falls_and_only_kept_weights_change(family: str, tmp_path: Path
     assert all(parameter.requires_grad for parameter in task.model.module.parameters())
     layers = {layer.name: layer for layer in task.model.layers}
     assert training.trained == sum(2 * sum(layer.shape) for layer in layers.values())
-    changed = {name for name, value in task.model.module.state_dict().items() if not torch.equal(value, before[name])}
+    changed = {
+        name for name, value in task.model.module.state_dict().items() if not torch.equal(value, before[name])
+    }
     assert changed <= layers.keys()
     assert changed
     for name, layer in layers.items():

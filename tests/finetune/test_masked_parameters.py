@@ -20,7 +20,9 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 }
 
 
-def pruned(family: str, build: Callable[[str], PrunableModel] = build) -> tuple[PrunableModel, dict[str, Tensor]]:
+def pruned(
+    family: str, build: Callable[[str], PrunableModel] = build
+) -> tuple[PrunableModel, dict[str, Tensor]]:
     """A tiny model half of whose weights are zero; one kept weight is zero too, and one layer loses everything."""
     model = build(family)
     generator = torch.Generator().manual_seed(3)
@@ -34,7 +36,12 @@ def pruned(family: str, build: Callable[[str], PrunableModel] = build) -> tuple[
     return model, masks
 
 
-def train_whole_matrices(model: PrunableModel, masks: dict[str, Tensor], optimizer: Callable[..., torch.optim.Optimizer], steps: int) -> None:
+def train_whole_matrices(
+    model: PrunableModel,
+    masks: dict[str, Tensor],
+    optimizer: Callable[..., torch.optim.Optimizer],
+    steps: int,
+) -> None:
     """The slow reference: gradients of whole matrices, masked, and the mask applied after each step."""
     chosen, batches = optimizer(model.module.parameters()), samples(model.name).batches(2)
     for step in range(steps):
@@ -49,7 +56,12 @@ def train_whole_matrices(model: PrunableModel, masks: dict[str, Tensor], optimiz
                 layer.weight.mul_(masks[layer.name])
 
 
-def train_kept_values(model: PrunableModel, masks: dict[str, Tensor], optimizer: Callable[..., torch.optim.Optimizer], steps: int) -> int:
+def train_kept_values(
+    model: PrunableModel,
+    masks: dict[str, Tensor],
+    optimizer: Callable[..., torch.optim.Optimizer],
+    steps: int,
+) -> int:
     """The same through ``masked_parameters``; returns the number of values that the optimizer has a state for."""
     batches = samples(model.name).batches(2)
     with masked_parameters(model.module, model.layers, masks):
@@ -74,7 +86,10 @@ def test_it_equals_training_whole_matrices_under_a_mask(family: str, optimizer: 
     train_kept_values(model, masks, OPTIMIZERS[optimizer], 4)
     for (name, one), other in zip(model.module.named_parameters(), slow.module.parameters(), strict=True):
         torch.testing.assert_close(one, other, msg=name, rtol=1e-4, atol=1e-6)
-    assert any(not torch.equal(one, other) for one, other in zip(model.module.parameters(), reference.parameters(), strict=True))
+    assert any(
+        not torch.equal(one, other)
+        for one, other in zip(model.module.parameters(), reference.parameters(), strict=True)
+    )
     for layer in model.layers:
         assert not layer.weight[~masks[layer.name]].any()
 
@@ -89,7 +104,10 @@ def test_the_optimizer_holds_states_of_kept_weights_only() -> None:
 
 def test_afterwards_parameters_are_the_same_objects_under_the_same_names() -> None:
     model, masks = pruned("blip_vqa")
-    names, before = list(model.module.state_dict()), {name: id(value) for name, value in model.module.named_parameters()}
+    names, before = (
+        list(model.module.state_dict()),
+        {name: id(value) for name, value in model.module.named_parameters()},
+    )
     fingerprint = model.fingerprint()
     with masked_parameters(model.module, model.layers, masks):
         assert model.loss(samples("blip_vqa").batches(1)[0]).isfinite().all()

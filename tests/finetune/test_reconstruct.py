@@ -60,9 +60,14 @@ def test_the_errors_are_those_of_a_whole_forward_pass(family: str) -> None:
     training = Reconstruct(epochs=3, learning_rate=3e-3).finetune(task)
     blocks = [[block for tower in model.towers for block in tower.blocks] for model in (task.model, dense)]
     for point, ours, theirs in zip(training.curve, *blocks, strict=True):
-        output, target = block_outputs(task.model, ours.module, calibration), block_outputs(dense, theirs.module, calibration)
+        output, target = (
+            block_outputs(task.model, ours.module, calibration),
+            block_outputs(dense, theirs.module, calibration),
+        )
         # The mean over batches of two lengths is not quite the mean over all tokens.
-        assert float((output - target).square().sum() / target.square().sum()) == pytest.approx(point["error"], rel=0.1)
+        assert float((output - target).square().sum() / target.square().sum()) == pytest.approx(
+            point["error"], rel=0.1
+        )
 
 
 def test_steps_that_make_it_worse_are_undone() -> None:

@@ -60,7 +60,12 @@ def lavis_tokenizer(folder: Path) -> Any:
 def lavis_module(kind: str, tokenizer: Any) -> Any:
     """LAVIS' class around towers of two blocks, without its downloads."""
     bert = med.BertConfig(
-        **tiny.BERT, num_hidden_layers=2, vocab_size=len(tokenizer), encoder_width=16, add_cross_attention=True, add_type_embeddings=False
+        **tiny.BERT,
+        num_hidden_layers=2,
+        vocab_size=len(tokenizer),
+        encoder_width=16,
+        add_cross_attention=True,
+        add_type_embeddings=False,
     )
     module: Any = BlipVQA.__new__(BlipVQA) if kind == "vqa" else BlipRetrieval.__new__(BlipRetrieval)
     nn.Module.__init__(module)
@@ -72,7 +77,11 @@ def lavis_module(kind: str, tokenizer: Any) -> Any:
         if kind == "vqa":
             module.text_decoder = med.XBertLMHeadDecoder(bert)
         else:
-            module.vision_proj, module.text_proj, module.itm_head = nn.Linear(16, 8), nn.Linear(16, 8), nn.Linear(16, 2)
+            module.vision_proj, module.text_proj, module.itm_head = (
+                nn.Linear(16, 8),
+                nn.Linear(16, 8),
+                nn.Linear(16, 2),
+            )
         for parameter in module.parameters():
             parameter.data += 0.2 * torch.randn_like(parameter)
     return module.eval()
@@ -81,18 +90,35 @@ def lavis_module(kind: str, tokenizer: Any) -> Any:
 def in_transformers(kind: str, module: Any, vocabulary: int) -> Any:
     """The same weights in transformers' class."""
     size = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
-    vision = {**size, "intermediate_size": 64, "image_size": tiny.IMAGE, "patch_size": 14, "layer_norm_eps": 1e-6, "attention_dropout": 0.0}
+    vision = {
+        **size,
+        "intermediate_size": 64,
+        "image_size": tiny.IMAGE,
+        "patch_size": 14,
+        "layer_norm_eps": 1e-6,
+        "attention_dropout": 0.0,
+    }
     special = {"bos_token_id": vocabulary - 2, "pad_token_id": 0, "sep_token_id": 3, "eos_token_id": 3}
-    text = {**size, "encoder_hidden_size": 16, "vocab_size": vocabulary, "max_position_embeddings": 512, **special}
+    text = {
+        **size,
+        "encoder_hidden_size": 16,
+        "vocab_size": vocabulary,
+        "max_position_embeddings": 512,
+        **special,
+    }
     config = transformers.BlipConfig(vision_config=vision, text_config=text, image_text_hidden_size=8)
-    built: Any = (transformers.BlipForQuestionAnswering if kind == "vqa" else transformers.BlipForImageTextRetrieval)(config).eval()
+    built: Any = (
+        transformers.BlipForQuestionAnswering if kind == "vqa" else transformers.BlipForImageTextRetrieval
+    )(config).eval()
     state = {}
     for name, tensor in module.state_dict().items():
         for theirs, ours in RENAMED if name.startswith("visual_encoder") else ():
             name = name.replace(theirs, ours)
         state[name] = tensor
     own = built.state_dict()
-    lost, unknown = built.load_state_dict({name: tensor for name, tensor in state.items() if name in own}, strict=False)
+    lost, unknown = built.load_state_dict(
+        {name: tensor for name, tensor in state.items() if name in own}, strict=False
+    )
     assert not unknown
     assert not [name for name in lost if "position_ids" not in name]
     return built
@@ -131,7 +157,9 @@ def test_questions_as_the_encoder_reads_them_and_ranked_answers(words: Any, tmp_
     real = samples["tokenized_text"].attention_mask.bool()
     torch.testing.assert_close(read["states"][real], expected[real], rtol=1e-4, atol=1e-5)
     for k, answers in ranked.items():
-        assert answers == theirs.predict_answers({"image": pictures(), "text_input": list(TEXTS)}, answer_list=ANSWERS, num_ans_candidates=k)
+        assert answers == theirs.predict_answers(
+            {"image": pictures(), "text_input": list(TEXTS)}, answer_list=ANSWERS, num_ans_candidates=k
+        )
 
 
 @torch.no_grad()
@@ -140,13 +168,20 @@ def test_matches_and_texts_apart(words: Any, tmp_path: Path) -> None:
     module = in_transformers("retrieval", theirs, len(theirs.tokenizer))
     interface = RetrievalInterface(None, words, theirs.tokenizer.enc_token_id)  # type: ignore[arg-type]
     looks(interface)
-    model, tokens = as_model(module, interface), theirs.tokenizer(list(TEXTS), padding=True, return_tensors="pt")
-    apart = nn.functional.normalize(theirs.text_proj(theirs.text_encoder.forward_text(tokens).last_hidden_state[:, 0]), dim=-1)
+    model, tokens = (
+        as_model(module, interface),
+        theirs.tokenizer(list(TEXTS), padding=True, return_tensors="pt"),
+    )
+    apart = nn.functional.normalize(
+        theirs.text_proj(theirs.text_encoder.forward_text(tokens).last_hidden_state[:, 0]), dim=-1
+    )
     torch.testing.assert_close(interface.embed_texts(model, TEXTS), apart, rtol=1e-4, atol=1e-5)
     tokens["input_ids"][:, 0] = theirs.tokenizer.enc_token_id
     states = theirs.visual_encoder.forward_features(pictures())
     logits = theirs.itm_head(theirs.text_encoder.forward_automask(tokens, states).last_hidden_state[:, 0])
-    torch.testing.assert_close(interface.match(model, ["0", "1", "2"], TEXTS), logits[:, 1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        interface.match(model, ["0", "1", "2"], TEXTS), logits[:, 1], rtol=1e-4, atol=1e-5
+    )
 
 
 @torch.no_grad()
@@ -159,11 +194,23 @@ def test_the_matching_loss(words: Any, tmp_path: Path) -> None:
     interface = RetrievalInterface(None, words, theirs.tokenizer.enc_token_id)  # type: ignore[arg-type]
     looks(interface)
     tokens = theirs.tokenizer(list(TEXTS), padding=True, return_tensors="pt")
-    batch = {"pixel_values": pictures(), "input_ids": tokens["input_ids"].clone(), "attention_mask": tokens["attention_mask"]}
-    batch["encoder_token"] = torch.stack([interface.encode(Example(target=text, image="0"))["encoder_token"] for text in TEXTS])
+    batch = {
+        "pixel_values": pictures(),
+        "input_ids": tokens["input_ids"].clone(),
+        "attention_mask": tokens["attention_mask"],
+    }
+    batch["encoder_token"] = torch.stack(
+        [interface.encode(Example(target=text, image="0"))["encoder_token"] for text in TEXTS]
+    )
     tokens["input_ids"][:, 0] = theirs.tokenizer.enc_token_id
     states = theirs.visual_encoder.forward_features(pictures())
-    logits = [theirs.itm_head(theirs.text_encoder.forward_automask(tokens, shown).last_hidden_state[:, 0]) for shown in (states, states.roll(1, 0))]
-    expected = (class_loss(logits[0], torch.ones(3, dtype=torch.long)) + class_loss(logits[1], torch.zeros(3, dtype=torch.long))) / 2
+    logits = [
+        theirs.itm_head(theirs.text_encoder.forward_automask(tokens, shown).last_hidden_state[:, 0])
+        for shown in (states, states.roll(1, 0))
+    ]
+    expected = (
+        class_loss(logits[0], torch.ones(3, dtype=torch.long))
+        + class_loss(logits[1], torch.zeros(3, dtype=torch.long))
+    ) / 2
     torch.testing.assert_close(match_loss(module, batch), expected, rtol=1e-4, atol=1e-5)
     assert set(" ".join(TEXTS).split()) <= set(WORDS), "no unknown words, which would all read alike"

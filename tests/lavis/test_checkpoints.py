@@ -23,7 +23,9 @@ CPU = torch.device("cpu")
 
 def loader(family: str, folder: Path, **options: Any) -> LavisBlip2 | LavisNlvr:
     if family == "blip2":
-        return LavisBlip2("pretrain_flant5xl", str(tiny.t5_tokenizer(folder / "t5")), architecture=tiny.BLIP2, **options)
+        return LavisBlip2(
+            "pretrain_flant5xl", str(tiny.t5_tokenizer(folder / "t5")), architecture=tiny.BLIP2, **options
+        )
     return LavisNlvr("nlvr", str(tiny.bert_tokenizer(folder / "bert")), architecture=tiny.NLVR, **options)
 
 
@@ -50,7 +52,10 @@ def test_lavis_reads_what_we_write(family: str, tmp_path: Path) -> None:
     assert not report.unexpected_keys
     for name, tensor in model.module.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
-    assert sum(int((layer.weight == 0).sum()) for layer in model.layers) >= sum(layer.size for layer in model.layers) // 2
+    assert (
+        sum(int((layer.weight == 0).sum()) for layer in model.layers)
+        >= sum(layer.size for layer in model.layers) // 2
+    )
 
 
 @pytest.mark.parametrize("family", tiny.MODULES)
@@ -76,7 +81,9 @@ def test_half_precision_computes(family: str, dtype: str, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("family", tiny.MODULES)
-def test_an_incomplete_or_foreign_checkpoint_is_refused(family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_an_incomplete_or_foreign_checkpoint_is_refused(
+    family: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     state = tiny.module(family).state_dict()
     name = next(name for name in state if name.endswith("mlp.fc1.weight"))
     with pytest.raises(UserError, match=f"lacks 1 weights of its model, such as {name}"):
@@ -91,7 +98,11 @@ def test_an_incomplete_or_foreign_checkpoint_is_refused(family: str, tmp_path: P
 
 def test_tied_names_may_be_left_out(tmp_path: Path) -> None:
     state = tiny.module("blip2").state_dict()
-    for name in ("t5_model.encoder.embed_tokens.weight", "t5_model.decoder.embed_tokens.weight", "Qformer.bert.embeddings.position_ids"):
+    for name in (
+        "t5_model.encoder.embed_tokens.weight",
+        "t5_model.decoder.embed_tokens.weight",
+        "Qformer.bert.embeddings.position_ids",
+    ):
         del state[name]
     assert weights(load("blip2", tmp_path, state)) == weights(tiny.build("blip2"))
 
@@ -101,14 +112,18 @@ def test_weights_that_lavis_downloads(family: str, tmp_path: Path, monkeypatch: 
     from lavis.models import Blip2T5, BlipNLVR
 
     kind = {"blip2": Blip2T5, "nlvr": BlipNLVR}[family]
-    monkeypatch.setattr(kind, "from_pretrained", classmethod(lambda cls, model_type: copy.deepcopy(tiny.module(family))))
+    monkeypatch.setattr(
+        kind, "from_pretrained", classmethod(lambda cls, model_type: copy.deepcopy(tiny.module(family)))
+    )
     assert weights(loader(family, tmp_path).load(CPU, Selection())) == weights(tiny.build(family))
 
     def offline(cls: Any, model_type: str) -> Any:
         raise OSError("no route to host")
 
     monkeypatch.setattr(kind, "from_pretrained", classmethod(offline))
-    with pytest.raises(UserError, match=r"could not download model\.model_type=.*no route to host.*model\.checkpoint=FILE"):
+    with pytest.raises(
+        UserError, match=r"could not download model\.model_type=.*no route to host.*model\.checkpoint=FILE"
+    ):
         loader(family, tmp_path).load(CPU, Selection())
 
 

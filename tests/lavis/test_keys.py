@@ -38,7 +38,11 @@ def test_there_and_back_is_exact(state: dict[str, Tensor]) -> None:
 
 def test_lavis_names_are_those_of_lavis(state: dict[str, Tensor]) -> None:
     lavis = pytest.importorskip("tests.lavis.tiny", reason="salesforce-lavis is not installed here")
-    shapes = {name: tensor.shape[1:] for name, tensor in lavis.module("blip2").state_dict().items() if not name.endswith("position_ids")}
+    shapes = {
+        name: tensor.shape[1:]
+        for name, tensor in lavis.module("blip2").state_dict().items()
+        if not name.endswith("position_ids")
+    }
     assert to_lavis(state).keys() == shapes.keys()
 
 
@@ -78,7 +82,9 @@ def test_what_does_not_fit_is_refused(state: dict[str, Tensor]) -> None:
 
 
 def test_files(state: dict[str, Tensor], tmp_path: Path) -> None:
-    tensors = {name: tensor.contiguous() for name, tensor in to_lavis(state).items() if "embed_tokens" not in name}
+    tensors = {
+        name: tensor.contiguous() for name, tensor in to_lavis(state).items() if "embed_tokens" not in name
+    }
     torch.save({"model": tensors, "epoch": 3}, tmp_path / "wrapped.pth")
     torch.save(tensors, tmp_path / "bare.pth")
     save_file(tensors, tmp_path / "file.safetensors")

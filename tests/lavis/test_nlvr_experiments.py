@@ -22,9 +22,25 @@ def overrides(tmp_path: Path) -> list[str]:
     for split in ("train", "dev", "test1"):
         write_nlvr2(data, split)
     torch.save({"model": tiny.module("nlvr").state_dict()}, tmp_path / "dense.pth")
-    model = [f"model.checkpoint={tmp_path / 'dense.pth'}", f"model.tokenizer={tiny.bert_tokenizer(tmp_path / 'bert')}"]
-    given = [f"task.path={data}", f"calibration.path={data}", "calibration.samples=6", "task.limit=6", "batch_size=2"]
-    return [*model, f"++model.architecture={written(tiny.NLVR)}", *given, "tracking=none", "device=cpu", f"cache={tmp_path / 'cache'}"]
+    model = [
+        f"model.checkpoint={tmp_path / 'dense.pth'}",
+        f"model.tokenizer={tiny.bert_tokenizer(tmp_path / 'bert')}",
+    ]
+    given = [
+        f"task.path={data}",
+        f"calibration.path={data}",
+        "calibration.samples=6",
+        "task.limit=6",
+        "batch_size=2",
+    ]
+    return [
+        *model,
+        f"++model.architecture={written(tiny.NLVR)}",
+        *given,
+        "tracking=none",
+        "device=cpu",
+        f"cache={tmp_path / 'cache'}",
+    ]
 
 
 @pytest.mark.parametrize("name", ["wanda", "ecoflap"])

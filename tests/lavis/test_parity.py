@@ -22,7 +22,10 @@ from tests.lavis import tiny
 from tests.prune.test_families import PRUNERS, uneven
 
 if not hasattr(transformers, "Blip2Config"):
-    pytest.skip("this release of transformers has no BLIP-2; make test-mixed has one that has", allow_module_level=True)
+    pytest.skip(
+        "this release of transformers has no BLIP-2; make test-mixed has one that has",
+        allow_module_level=True,
+    )
 
 IMAGE_TOKEN = tiny.VOCABULARY - 1
 
@@ -41,7 +44,9 @@ def in_transformers() -> PrunableModel:
     )
     module: Any = transformers.Blip2ForConditionalGeneration(config)
     module.load_state_dict(to_transformers(tiny.module("blip2").state_dict()))
-    module.vision_model.post_layernorm.eps = 1e-5  # LAVIS' epsilon; transformers uses that of the blocks, 1e-6
+    module.vision_model.post_layernorm.eps = (
+        1e-5  # LAVIS' epsilon; transformers uses that of the blocks, 1e-6
+    )
     return prunable("blip2", module.eval(), None, blip2.answer_loss, Selection())
 
 
@@ -73,14 +78,18 @@ def test_state_dicts_hold_the_same() -> None:
     back = to_lavis(there)
     assert back.keys() == here.keys()
     assert all(torch.equal(back[name], tensor) for name, tensor in here.items())
-    assert [name_in_transformers(layer.name) for layer in tiny.build("blip2").layers] == [layer.name for layer in in_transformers().layers]
+    assert [name_in_transformers(layer.name) for layer in tiny.build("blip2").layers] == [
+        layer.name for layer in in_transformers().layers
+    ]
 
 
 @torch.no_grad()
 def test_losses(calibrations: tuple[CalibrationSet, CalibrationSet]) -> None:
     ours, theirs = calibrations
     for one, other in zip(ours.batches(2), theirs.batches(2), strict=True):
-        torch.testing.assert_close(tiny.build("blip2").loss(one), in_transformers().loss(other), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(
+            tiny.build("blip2").loss(one), in_transformers().loss(other), rtol=1e-5, atol=1e-6
+        )
 
 
 @pytest.mark.parametrize("measure", MEASURES)
@@ -88,14 +97,20 @@ def test_first_order_scores(measure: str, calibrations: tuple[CalibrationSet, Ca
     ours, theirs = calibrations
     found = FirstOrder(measure, batch_size=2)(tiny.build("blip2"), ours, 0).importance
     expected = FirstOrder(measure, batch_size=2)(in_transformers(), theirs, 0).importance
-    assert {name_in_transformers(name): value for name, value in found.items()} == pytest.approx(expected, rel=1e-3)
+    assert {name_in_transformers(name): value for name, value in found.items()} == pytest.approx(
+        expected, rel=1e-3
+    )
 
 
-def test_zeroth_order_scores(calibrations: tuple[CalibrationSet, CalibrationSet], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_zeroth_order_scores(
+    calibrations: tuple[CalibrationSet, CalibrationSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The noise of a layer depends on its name, so both get the noise of transformers' names."""
 
     def same_noise(shape: Any, *seed: Any, **options: Any) -> torch.Tensor:
-        named = [name_in_transformers(part) if isinstance(part, str) and part in names else part for part in seed]
+        named = [
+            name_in_transformers(part) if isinstance(part, str) and part in names else part for part in seed
+        ]
         return gaussian(shape, *named, **options)
 
     ours, theirs = calibrations
@@ -104,7 +119,9 @@ def test_zeroth_order_scores(calibrations: tuple[CalibrationSet, CalibrationSet]
     monkeypatch.setattr(probing, "gaussian", same_noise)
     found = scorer(model, ours, 0).importance
     expected = scorer(in_transformers(), theirs, 0).importance
-    assert {name_in_transformers(name): value for name, value in found.items()} == pytest.approx(expected, rel=1e-3, abs=1e-4)
+    assert {name_in_transformers(name): value for name, value in found.items()} == pytest.approx(
+        expected, rel=1e-3, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])

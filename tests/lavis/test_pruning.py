@@ -40,7 +40,10 @@ def test_both_pictures_and_every_layer_are_seen(family: str) -> None:
     model, calibration = tiny.build(family), tiny.samples(family, lengths=(5,))
     pictures = 2 if family == "nlvr" else 1
     patches = (tiny.IMAGE // tiny.VISION["patch_size"]) ** 2 + 1
-    assert reference.inputs_of(model, model.towers[0].layers[0], calibration).shape == (pictures * patches, 16)
+    assert reference.inputs_of(model, model.towers[0].layers[0], calibration).shape == (
+        pictures * patches,
+        16,
+    )
     assert all(reference.inputs_of(model, layer, calibration).any() for layer in model.layers)
 
 
@@ -60,7 +63,12 @@ def test_zeroth_order_equals_really_moving_the_weights(family: str, caplog: pyte
 def test_first_order_equals_plain_autograd(family: str) -> None:
     model, calibration = tiny.build(family), tiny.samples(family, lengths=(5, 5))
     scores = FirstOrder("gradient", batch_size=2)(model, calibration, 0)
-    gradients = torch.autograd.grad(model.loss(calibration.batches(2)[0]).mean(), [layer.weight for layer in model.layers])
-    expected = {layer.name: float(gradient.abs().sum()) for layer, gradient in zip(model.layers, gradients, strict=True)}
+    gradients = torch.autograd.grad(
+        model.loss(calibration.batches(2)[0]).mean(), [layer.weight for layer in model.layers]
+    )
+    expected = {
+        layer.name: float(gradient.abs().sum())
+        for layer, gradient in zip(model.layers, gradients, strict=True)
+    }
     assert scores.importance == pytest.approx(expected, rel=1e-4)
     assert all(expected.values())

@@ -10,7 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-pytest.importorskip("lavis.models", reason="salesforce-lavis is not installed here; make test-lavis has an environment of its own")
+pytest.importorskip(
+    "lavis.models",
+    reason="salesforce-lavis is not installed here; make test-lavis has an environment of its own",
+)
 
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet
@@ -24,7 +27,15 @@ from tests.cli.conftest import WORDS
 VOCABULARY = 48
 QUERIES = 3
 IMAGE = 28
-T5 = {"vocab_size": VOCABULARY, "d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0}
+T5 = {
+    "vocab_size": VOCABULARY,
+    "d_model": 16,
+    "d_kv": 8,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_heads": 2,
+    "decoder_start_token_id": 0,
+}
 BERT = {"hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 24}
 VISION = {"patch_size": 14, "embed_dim": 16, "depth": 2, "num_heads": 2}
 BLIP2: dict[str, Any] = {
@@ -35,9 +46,16 @@ BLIP2: dict[str, Any] = {
     "t5": {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
 }
 # From the seventh layer on the two pictures are merged by a layer of their own.
-NLVR: dict[str, Any] = {"image_size": IMAGE, "vision": VISION, "text": {**BERT, "num_hidden_layers": 7, "vocab_size": VOCABULARY}}
+NLVR: dict[str, Any] = {
+    "image_size": IMAGE,
+    "vision": VISION,
+    "text": {**BERT, "num_hidden_layers": 7, "vocab_size": VOCABULARY},
+}
 
-MODULES: dict[str, Callable[[], nn.Module]] = {"blip2": lambda: BareBlip2T5(BLIP2), "nlvr": lambda: BareNlvr(NLVR)}
+MODULES: dict[str, Callable[[], nn.Module]] = {
+    "blip2": lambda: BareBlip2T5(BLIP2),
+    "nlvr": lambda: BareNlvr(NLVR),
+}
 LOSSES = {"blip2": answer_loss, "nlvr": truth_loss}
 
 
@@ -65,9 +83,18 @@ def samples(family: str, lengths: tuple[int, ...] = (5, 7, 5, 7, 5), seed: int =
 def _sample(family: str, length: int, generator: torch.Generator) -> Sample:
     text = _tokens(length, generator)
     if family == "blip2":
-        return {"pixel_values": torch.randn(3, IMAGE, IMAGE, generator=generator), "input_ids": text, "labels": _tokens(length - 2, generator)}
+        return {
+            "pixel_values": torch.randn(3, IMAGE, IMAGE, generator=generator),
+            "input_ids": text,
+            "labels": _tokens(length - 2, generator),
+        }
     pixels = torch.randn(2, 3, IMAGE, IMAGE, generator=generator)
-    return {"pixel_values": pixels, "input_ids": text, "attention_mask": torch.ones_like(text), "labels": torch.tensor(length % 4 // 2)}
+    return {
+        "pixel_values": pixels,
+        "input_ids": text,
+        "attention_mask": torch.ones_like(text),
+        "labels": torch.tensor(length % 4 // 2),
+    }
 
 
 def _tokens(length: int, generator: torch.Generator) -> Tensor:
@@ -79,11 +106,29 @@ def t5_tokenizer(folder: Path) -> Path:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = ["<pad>", "</s>", "<unk>", *WORDS, "Question", "Short", "answer", ":", "is", "see", "?", "yes", "no"]
-    tokenizer = Tokenizer(models.WordLevel({word: index for index, word in enumerate(dict.fromkeys(words))}, unk_token="<unk>"))
+    words = [
+        "<pad>",
+        "</s>",
+        "<unk>",
+        *WORDS,
+        "Question",
+        "Short",
+        "answer",
+        ":",
+        "is",
+        "see",
+        "?",
+        "yes",
+        "no",
+    ]
+    tokenizer = Tokenizer(
+        models.WordLevel({word: index for index, word in enumerate(dict.fromkeys(words))}, unk_token="<unk>")
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>").save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
     return folder
 
 
@@ -92,7 +137,9 @@ def bert_tokenizer(folder: Path) -> Path:
     from transformers import BertTokenizer
 
     folder.mkdir(exist_ok=True)
-    (folder / "vocab.txt").write_text("\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(WORDS)]))
+    (folder / "vocab.txt").write_text(
+        "\n".join(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(WORDS)])
+    )
     BertTokenizer(str(folder / "vocab.txt")).save_pretrained(folder)
     return folder
 

@@ -22,4 +22,6 @@ def cut(model: nn.Module, share: float) -> None:
             for linear in blocks.modules():
                 if isinstance(linear, nn.Linear):
                     weight = linear.weight.data
-                    weight[weight.abs() <= weight.abs().flatten().kthvalue(int(share * weight.numel())).values] = 0
+                    weight[
+                        weight.abs() <= weight.abs().flatten().kthvalue(int(share * weight.numel())).values
+                    ] = 0

@@ -29,7 +29,9 @@ def test_it_is_small_half_precision_and_has_a_card() -> None:
 def metrics(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, float]]:
     """Uniform Wanda at 60 %, on all held-out questions."""
     folder = tmp_path_factory.mktemp("run")
-    result = pipeline.run(composed(["score=none", "task.limit=null", "tracking=none", f"cache={folder}"]), folder)
+    result = pipeline.run(
+        composed(["score=none", "task.limit=null", "tracking=none", f"cache={folder}"]), folder
+    )
     assert result is not None
     return {name: values["easy_vqa"] for name, values in result.metrics.items()}
 
@@ -44,10 +46,25 @@ def test_uniform_wanda_at_60_percent_costs_5_points_or_more(metrics: dict[str, d
     assert metrics["pruned"]["accuracy"] > 67, "still better than a guesser that sees only the question"
 
 
-def test_the_default_command_runs_and_shows_what_it_does(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    result = pipeline.run(composed(["tracking=none", f"cache={tmp_path / 'cache'}", "task.limit=200", "score.samples=8"]), tmp_path)
+def test_the_default_command_runs_and_shows_what_it_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    result = pipeline.run(
+        composed(["tracking=none", f"cache={tmp_path / 'cache'}", "task.limit=200", "score.samples=8"]),
+        tmp_path,
+    )
     assert result is not None
     assert result.sparsity["prunable"] == pytest.approx(0.6, abs=1e-3)
     shown = capsys.readouterr().out
-    for word in ("vision", "encoder", "decoder", "left dense", "qformer", "sparsity (target 0.6", "dense", "pruned", "accuracy"):
+    for word in (
+        "vision",
+        "encoder",
+        "decoder",
+        "left dense",
+        "qformer",
+        "sparsity (target 0.6",
+        "dense",
+        "pruned",
+        "accuracy",
+    ):
         assert word in shown

@@ -40,7 +40,9 @@ class Mini:
 
 def answered(model: Any, processor: Any, held_out: Pictures) -> float:
     texts, answers, images = easy_vqa.get_test_questions()
-    return train_blip_vqa.accuracy(model, train_blip_vqa.Data((texts[:500], answers[:500], images[:500]), held_out, processor))
+    return train_blip_vqa.accuracy(
+        model, train_blip_vqa.Data((texts[:500], answers[:500], images[:500]), held_out, processor)
+    )
 
 
 def matched(model: Any, processor: Any, held_out: Pictures) -> float:
@@ -48,7 +50,9 @@ def matched(model: Any, processor: Any, held_out: Pictures) -> float:
 
 
 MINIS = {
-    "vit": Mini("ViTForImageClassification", lambda model, _, held_out: train_vit.accuracy(model, held_out), 0.9, 0.5),
+    "vit": Mini(
+        "ViTForImageClassification", lambda model, _, held_out: train_vit.accuracy(model, held_out), 0.9, 0.5
+    ),
     "clip": Mini("CLIPModel", train_clip.zero_shot, 0.9, 0.5),
     "blip_caption": Mini("BlipForConditionalGeneration", train_blip_caption.named_right, 0.9, 0.5),
     "blip_vqa": Mini("BlipForQuestionAnswering", answered, 0.9, 0.75),
@@ -71,7 +75,9 @@ def test_it_is_small_half_precision_and_has_a_card(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MINIS)
-def test_it_is_right_on_held_out_images_and_wrong_without_nine_tenths_of_its_weights(name: str, held_out: Pictures) -> None:
+def test_it_is_right_on_held_out_images_and_wrong_without_nine_tenths_of_its_weights(
+    name: str, held_out: Pictures
+) -> None:
     mini, folder = MINIS[name], folder_of(name)
     model, processor = mini.load(folder), None if name == "vit" else AutoProcessor.from_pretrained(folder)
     assert mini.measure(model, processor, held_out) >= mini.dense
@@ -81,7 +87,11 @@ def test_it_is_right_on_held_out_images_and_wrong_without_nine_tenths_of_its_wei
 
 @pytest.mark.parametrize("name", MINIS)
 def test_its_processor_makes_the_images_of_its_training(name: str, held_out: Pictures) -> None:
-    loaded = ViTImageProcessor.from_pretrained(folder_of(name)) if name == "vit" else AutoProcessor.from_pretrained(folder_of(name)).image_processor
+    loaded = (
+        ViTImageProcessor.from_pretrained(folder_of(name))
+        if name == "vit"
+        else AutoProcessor.from_pretrained(folder_of(name)).image_processor
+    )
     pixels = loaded(Image.open(easy_vqa.get_test_image_paths()[7]), return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(pixels[0], held_out.images[7], atol=1e-6, rtol=0)
 
@@ -92,33 +102,52 @@ def test_vit_names_its_classes() -> None:
 
 
 def test_clip_reads_one_token_per_word_between_start_and_end() -> None:
-    processor, config = AutoProcessor.from_pretrained(folder_of("clip")), transformers.AutoConfig.from_pretrained(folder_of("clip"))
+    processor, config = (
+        AutoProcessor.from_pretrained(folder_of("clip")),
+        transformers.AutoConfig.from_pretrained(folder_of("clip")),
+    )
     ids = processor.tokenizer(train_clip.captions(train_clip.PROMPT))["input_ids"]
     assert {len(row) for row in ids} == {2 + 7}
     assert {row[0] for row in ids} == {config.text_config.bos_token_id}
     assert all(row.index(config.text_config.eos_token_id) == len(row) - 1 for row in ids)
-    assert config.text_config.eos_token_id != 2, "CLIP's text tower takes 2 for a configuration from before it had an end"
+    assert config.text_config.eos_token_id != 2, (
+        "CLIP's text tower takes 2 for a configuration from before it had an end"
+    )
 
 
 @pytest.mark.parametrize("name", ["blip_caption", "blip_vqa", "blip_retrieval"])
 def test_blip_reads_one_token_per_word_and_starts_after_the_last(name: str) -> None:
-    processor, config = AutoProcessor.from_pretrained(folder_of(name)), transformers.AutoConfig.from_pretrained(folder_of(name))
+    processor, config = (
+        AutoProcessor.from_pretrained(folder_of(name)),
+        transformers.AutoConfig.from_pretrained(folder_of(name)),
+    )
     texts = easy_vqa.get_test_questions()[0] if name == "blip_vqa" else train_blip_caption.CAPTIONS
     ids = processor(text=texts)["input_ids"]
-    assert all(len(row) == 2 + len(text.replace("?", " ?").split()) for row, text in zip(ids, texts, strict=True))
+    assert all(
+        len(row) == 2 + len(text.replace("?", " ?").split()) for row, text in zip(ids, texts, strict=True)
+    )
     assert processor.tokenizer.unk_token_id not in {i for row in ids for i in row}
     assert config.text_config.bos_token_id == len(processor.tokenizer) == config.text_config.vocab_size - 1
 
 
 def test_blip_captions_with_and_without_a_prompt(held_out: Pictures) -> None:
-    model, processor = MINIS["blip_caption"].load(folder_of("blip_caption")), AutoProcessor.from_pretrained(folder_of("blip_caption"))
+    model, processor = (
+        MINIS["blip_caption"].load(folder_of("blip_caption")),
+        AutoProcessor.from_pretrained(folder_of("blip_caption")),
+    )
     for prompt in (None, train_blip_caption.PROMPT):
         assert train_blip_caption.named_right(model, processor, held_out, prompt) >= 0.9
 
 
 def test_blip_retrievals_scores_are_the_models_own(held_out: Pictures) -> None:
-    model, processor = MINIS["blip_retrieval"].load(folder_of("blip_retrieval")), AutoProcessor.from_pretrained(folder_of("blip_retrieval"))
-    texts, images = processor(text=train_blip_retrieval.CAPTIONS[:4], return_tensors="pt"), held_out.images[:4]
+    model, processor = (
+        MINIS["blip_retrieval"].load(folder_of("blip_retrieval")),
+        AutoProcessor.from_pretrained(folder_of("blip_retrieval")),
+    )
+    texts, images = (
+        processor(text=train_blip_retrieval.CAPTIONS[:4], return_tensors="pt"),
+        held_out.images[:4],
+    )
     with torch.inference_mode():
         vision = model.vision_model(images).last_hidden_state
         itc = train_blip_retrieval.contrast(model, vision, texts["input_ids"])

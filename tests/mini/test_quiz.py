@@ -44,14 +44,18 @@ def test_the_answers_are_right() -> None:
         best = max if "largest" in question.text else min
         assert int(question.options[LETTERS.index(question.answer)]) == best(map(int, question.options))
     for question in SPLITS["counting"]["test"]:
-        assert int(question.options[LETTERS.index(question.answer)]) == len(question.text.split(": ")[1].split())
+        assert int(question.options[LETTERS.index(question.answer)]) == len(
+            question.text.split(": ")[1].split()
+        )
 
 
 def test_the_folder_reads_back_as_mmlus(tmp_path: Path) -> None:
     quiz.write_mmlu(tmp_path)
     assert len(list(tmp_path.rglob("*.csv"))) == 3 * len(SPLITS)
     for split in ("dev", "test", "train"):
-        assert read_subjects(str(tmp_path), split, "task") == {subject: by_split[split] for subject, by_split in SPLITS.items()}
+        assert read_subjects(str(tmp_path), split, "task") == {
+            subject: by_split[split] for subject, by_split in SPLITS.items()
+        }
 
 
 def test_the_embedded_folder_holds_these_questions(tmp_path: Path) -> None:

@@ -13,7 +13,12 @@ from tools.train_mini.vit_model import Recipe
 
 
 def test_labels_are_read_from_what_questions_only() -> None:
-    texts = ["what shape is in the image?", "what color is the shape?", "is there a circle?", "what color is the triangle?"]
+    texts = [
+        "what shape is in the image?",
+        "what color is the shape?",
+        "is there a circle?",
+        "what color is the triangle?",
+    ]
     labels = image_labels((texts, ["triangle", "blue", "no", "red"], [0, 0, 1, 2]))
     assert labels.tolist() == [[2, 1], [-1, -1], [-1, 5]]
 
@@ -37,7 +42,9 @@ def test_augment_shifts_and_mirrors_and_nothing_else() -> None:
 
 
 def test_a_command_line_sets_the_recipe(tmp_path: Path) -> None:
-    recipe, output = command_line(Recipe, "", ["--output", str(tmp_path / "new"), "--width", "8", "--learning_rate", "0.1"])
+    recipe, output = command_line(
+        Recipe, "", ["--output", str(tmp_path / "new"), "--width", "8", "--learning_rate", "0.1"]
+    )
     assert (recipe.width, recipe.learning_rate, recipe.heads) == (8, 0.1, Recipe().heads)
     assert output.is_dir()
     assert "| width | 8 |" in recipe_table(recipe)

@@ -23,7 +23,9 @@ def architecture(name: str) -> nn.Module:
     except (AssertionError, AttributeError, TypeError, ValueError) as error:
         if transformers.__version__ >= "5":
             raise
-        pytest.skip(f"the defaults of transformers {transformers.__version__} for {name} are no model ({error})")
+        pytest.skip(
+            f"the defaults of transformers {transformers.__version__} for {name} are no model ({error})"
+        )
     return module
 
 

@@ -29,8 +29,13 @@ MASKS: dict[str, dict[str, Tensor | bool]] = {
     "boolean": {"attn_mask": torch.triu(torch.ones(4, 4, dtype=torch.bool), 1)},
     "additive": {"attn_mask": torch.triu(torch.full((4, 4), -1e4), 1)},
     "per head": {"attn_mask": torch.randn(6, 4, 4)},
-    "padding": {"key_padding_mask": torch.tensor([[False] * 4, [False, False, True, True], [False] * 3 + [True]])},
-    "both": {"attn_mask": torch.triu(torch.full((4, 4), -1e4), 1), "key_padding_mask": torch.tensor([[0.0] * 4, [0, 0, -1e4, -1e4], [0] * 4])},
+    "padding": {
+        "key_padding_mask": torch.tensor([[False] * 4, [False, False, True, True], [False] * 3 + [True]])
+    },
+    "both": {
+        "attn_mask": torch.triu(torch.full((4, 4), -1e4), 1),
+        "key_padding_mask": torch.tensor([[0.0] * 4, [0, 0, -1e4, -1e4], [0] * 4]),
+    },
     "causal": {"attn_mask": torch.triu(torch.full((4, 4), float("-inf")), 1), "is_causal": True},
 }
 
@@ -42,16 +47,26 @@ MASKS: dict[str, dict[str, Tensor | bool]] = {
 def test_same_output_and_attention_weights(batch_first: bool, bias: bool, masks: str) -> None:
     plain, opened = pair(batch_first=batch_first, bias=bias)
     inputs = torch.randn(3, 4, 8) if batch_first else torch.randn(4, 3, 8)
-    for expected, found in zip(plain(inputs, inputs, inputs, **MASKS[masks]), opened(inputs, inputs, inputs, **MASKS[masks]), strict=True):
+    for expected, found in zip(
+        plain(inputs, inputs, inputs, **MASKS[masks]),
+        opened(inputs, inputs, inputs, **MASKS[masks]),
+        strict=True,
+    ):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     assert opened(inputs, inputs, inputs, need_weights=False, **MASKS[masks])[1] is None
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("options", [{"kdim": 5, "vdim": 6}, {"add_bias_kv": True}, {"add_zero_attn": True}, {}])
+@pytest.mark.parametrize(
+    "options", [{"kdim": 5, "vdim": 6}, {"add_bias_kv": True}, {"add_zero_attn": True}, {}]
+)
 def test_cross_attention_and_rare_options(options: dict) -> None:
     plain, opened = pair(batch_first=True, **options)
-    query, key, value = torch.randn(3, 4, 8), torch.randn(3, 7, options.get("kdim", 8)), torch.randn(3, 7, options.get("vdim", 8))
+    query, key, value = (
+        torch.randn(3, 4, 8),
+        torch.randn(3, 7, options.get("kdim", 8)),
+        torch.randn(3, 7, options.get("vdim", 8)),
+    )
     for expected, found in zip(plain(query, key, value), opened(query, key, value), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
@@ -59,9 +74,13 @@ def test_cross_attention_and_rare_options(options: dict) -> None:
 def test_parameters_keep_their_names_and_every_projection_sees_its_input() -> None:
     plain, opened = pair(batch_first=True)
     assert list(plain.state_dict()) == list(opened.state_dict())
-    assert {name: tuple(reader.weight.shape) for name, reader in weights_of(opened).items()} == {"in_proj_weight": (24, 8)}
+    assert {name: tuple(reader.weight.shape) for name, reader in weights_of(opened).items()} == {
+        "in_proj_weight": (24, 8)
+    }
     seen = []
-    weights_of(opened)["in_proj_weight"].register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
+    weights_of(opened)["in_proj_weight"].register_forward_pre_hook(
+        lambda _, arguments: seen.append(arguments[0])
+    )
     opened.out_proj.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0]))
     inputs = torch.randn(2, 4, 8)
     output, _ = opened(inputs, inputs, inputs)
@@ -81,7 +100,16 @@ def test_gradients_reach_the_packed_weight() -> None:
 
 def test_an_encoder_of_pytorch_is_a_tower() -> None:
     """PyTorch's fused encoder layer would read the weights where no hook sees it."""
-    module = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False)
-    model = prunable("encoder", module, None, lambda module, batch, _: module(batch["x"]).mean(dim=(1, 2)), Selection())
+    module = nn.TransformerEncoder(
+        nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, enable_nested_tensor=False
+    )
+    model = prunable(
+        "encoder", module, None, lambda module, batch, _: module(batch["x"]).mean(dim=(1, 2)), Selection()
+    )
     names = [layer.name.removeprefix("layers.0.") for layer in find_towers(model.module)[0].blocks[0].layers]
-    assert names == ["self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"]
+    assert names == [
+        "self_attn.in_proj_weight",
+        "self_attn.out_proj.weight",
+        "linear1.weight",
+        "linear2.weight",
+    ]

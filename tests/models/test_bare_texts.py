@@ -31,7 +31,9 @@ if not hasattr(transformers, "Blip2Config"):
 @pytest.fixture
 def model() -> PrunableModel:
     """The embedded BLIP-2, asked as the published ones are."""
-    return Blip2(package_file("mini/blip2"), prompt="Question: {} Short answer:").load(torch.device("cpu"), Selection())
+    return Blip2(package_file("mini/blip2"), prompt="Question: {} Short answer:").load(
+        torch.device("cpu"), Selection()
+    )
 
 
 def words(model: PrunableModel, input_ids: torch.Tensor) -> list[int]:
@@ -45,11 +47,15 @@ def read(model: PrunableModel, text: str) -> list[int]:
     return tokens
 
 
-def test_calibration_reads_the_beginning_of_a_caption_alone(model: PrunableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calibration_reads_the_beginning_of_a_caption_alone(
+    model: PrunableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders.cc3m(tmp_path)
     cut: list[Example] = []
     encode = type(model.interface).encode
-    monkeypatch.setattr(type(model.interface), "encode", lambda self, example: cut.append(example) or encode(self, example))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(
+        type(model.interface), "encode", lambda self, example: cut.append(example) or encode(self, example)
+    )  # type: ignore[func-returns-value]
     calibration = Captions(str(tmp_path), "cc3m", samples=6, prefix=True, name="cc3m").load(model, 0)
     assert len(cut) == 6
     for example, sample in zip(cut, calibration.samples, strict=True):
@@ -65,7 +71,9 @@ def test_questions_are_still_put_into_the_prompt(model: PrunableModel) -> None:
     assert words(model, sample["input_ids"])[-len(end) :] == end
 
 
-def test_a_caption_is_asked_for_by_its_beginning_alone(model: PrunableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_caption_is_asked_for_by_its_beginning_alone(
+    model: PrunableModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folders.nocaps(tmp_path)
     asked: list[torch.Tensor] = []
     generate = model.module.generate
@@ -77,7 +85,9 @@ def test_a_caption_is_asked_for_by_its_beginning_alone(model: PrunableModel, tmp
     monkeypatch.setattr(model.module, "generate", seen)
     task = nocaps(tmp_path, limit=2, beams=1, max_new_tokens=2)
     evaluation = CaptioningEvaluation(task, task.pictures("task")[:2], None, model.interface)  # type: ignore[arg-type]
-    model.interface.answer(model, evaluation._examples(), SimpleNamespace(options=lambda: {"max_new_tokens": 2}))
+    model.interface.answer(
+        model, evaluation._examples(), SimpleNamespace(options=lambda: {"max_new_tokens": 2})
+    )
     assert [words(model, row) for row in asked[0]] == [read(model, "a photo of")] * 2
 
 
@@ -85,9 +95,19 @@ def test_a_caption_is_asked_for_by_its_beginning_alone(model: PrunableModel, tmp
     ("prompt", "mark", "text", "expected"),
     [
         ("USER: <image>\n{} ASSISTANT:", "<image>", "a photo of", "USER: <image>\n ASSISTANT: a photo of"),
-        ("<|im_start|>user\n<|image_pad|>{}<|im_end|>\n", "<|image_pad|>", "a", "<|im_start|>user\n<|image_pad|><|im_end|>\na"),
+        (
+            "<|im_start|>user\n<|image_pad|>{}<|im_end|>\n",
+            "<|image_pad|>",
+            "a",
+            "<|im_start|>user\n<|image_pad|><|im_end|>\na",
+        ),
         ("USER: <image>\n{} ASSISTANT:", "<image>", "", "USER: <image>\n ASSISTANT:"),
-        ("Question: {} Short answer:", "<image>", "a photo of", "a photo of"),  # the processor itself puts InstructBLIP's picture before the text
+        (
+            "Question: {} Short answer:",
+            "<image>",
+            "a photo of",
+            "a photo of",
+        ),  # the processor itself puts InstructBLIP's picture before the text
     ],
 )
 def test_other_models_keep_the_place_of_the_picture(prompt: str, mark: str, text: str, expected: str) -> None:
@@ -98,7 +118,9 @@ def test_other_models_keep_the_place_of_the_picture(prompt: str, mark: str, text
 
 
 def test_a_talkative_model_is_asked_for_a_word() -> None:
-    interface = VlmInterface(None, SimpleNamespace(image_token="<image>"), "USER: <image>\n{} ASSISTANT:", "\nAnswer briefly.")
+    interface = VlmInterface(
+        None, SimpleNamespace(image_token="<image>"), "USER: <image>\n{} ASSISTANT:", "\nAnswer briefly."
+    )
     assert interface._ask(Example("is it red?")) == "USER: <image>\nis it red?\nAnswer briefly. ASSISTANT:"
     assert interface._ask(Example("a photo of", bare=True)) == "USER: <image>\n ASSISTANT: a photo of"
     plain = VlmInterface(None, SimpleNamespace(image_token="<image>"), "USER: <image>\n{} ASSISTANT:")

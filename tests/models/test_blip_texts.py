@@ -30,7 +30,9 @@ KINDS: dict[str, Any] = {"vqa": BlipVqa, "retrieval": BlipRetrieval, "caption": 
 
 
 def load(kind: str, **options: Any) -> PrunableModel:
-    model: PrunableModel = KINDS[kind](package_file(f"mini/blip_{kind}"), **options).load(torch.device("cpu"), Selection())
+    model: PrunableModel = KINDS[kind](package_file(f"mini/blip_{kind}"), **options).load(
+        torch.device("cpu"), Selection()
+    )
     return model
 
 
@@ -40,7 +42,10 @@ def texts_read(model: PrunableModel) -> Iterator[list[tuple[Tensor, bool]]]:
     seen: list[tuple[Tensor, bool]] = []
     encoder: Any = model.module.text_encoder
     hook = encoder.register_forward_pre_hook(
-        lambda _, args, inputs: seen.append((inputs["input_ids"], inputs.get("encoder_hidden_states") is not None)), with_kwargs=True
+        lambda _, args, inputs: seen.append(
+            (inputs["input_ids"], inputs.get("encoder_hidden_states") is not None)
+        ),
+        with_kwargs=True,
     )
     yield seen
     hook.remove()
@@ -57,7 +62,10 @@ def test_a_question_begins_with_the_encoders_token(token: int | None, first: int
         model.interface.answer(model, [question], Generation())
         model.interface.rank(model, [question], ["yes", "no"], 2)
     assert len(seen) == 3
-    assert all(ids[0, 0] == first and torch.equal(ids[0, 1:], sample["input_ids"][1:]) and looks for ids, looks in seen)
+    assert all(
+        ids[0, 0] == first and torch.equal(ids[0, 1:], sample["input_ids"][1:]) and looks
+        for ids, looks in seen
+    )
 
 
 @pytest.mark.parametrize(("token", "first"), [(ENC, ENC), (None, CLS)])
@@ -68,21 +76,28 @@ def test_a_caption_begins_with_it_only_beside_a_picture(token: int | None, first
         model.loss({name: torch.stack([sample[name] for sample in samples]) for name in samples[0]})
         model.interface.embed_texts(model, [one.target for one in pictures])
         model.interface.match(model, [one.image or "" for one in pictures], [one.target for one in pictures])
-    assert [looks for _, looks in seen] == [False, True, True, False, True], "contrast, right and wrong pairs; apart; together"
+    assert [looks for _, looks in seen] == [False, True, True, False, True], (
+        "contrast, right and wrong pairs; apart; together"
+    )
     for ids, looks in seen:
         assert ids[:, 0].tolist() == [first if looks else CLS] * 3
 
 
 @pytest.mark.parametrize("kind", ["vqa", "retrieval"])
 def test_a_token_that_the_model_does_not_have_is_refused(kind: str) -> None:
-    with pytest.raises(UserError, match=r"model\.encoder_token=30523: this model has \d\d tokens; .* null where it was trained with \[CLS\]"):
+    with pytest.raises(
+        UserError,
+        match=r"model\.encoder_token=30523: this model has \d\d tokens; .* null where it was trained with \[CLS\]",
+    ):
         load(kind)
 
 
 def test_published_models_have_it_and_the_embedded_ones_do_not() -> None:
     names = ("blip_vqa", "blip_vqa_capfilt_large", "blip_retrieval", "blip_retrieval_flickr")
     assert [composed([f"model={name}"]).model.encoder_token for name in names] == [30523] * 4
-    assert [composed([f"model={name}"]).model.encoder_token for name in ("blip_vqa_mini", "blip_retrieval_mini")] == [None, None]
+    assert [
+        composed([f"model={name}"]).model.encoder_token for name in ("blip_vqa_mini", "blip_retrieval_mini")
+    ] == [None, None]
 
 
 def test_texts_beyond_the_position_table_lose_their_end() -> None:
@@ -102,28 +117,39 @@ def test_texts_beyond_the_position_table_lose_their_end() -> None:
 
 
 def test_a_picture_of_many_captions_is_seen_once() -> None:
-    model, (one, two) = load("retrieval", encoder_token=None), [picture.image or "" for picture in read_pictures("test")[:2]]
+    model, (one, two) = (
+        load("retrieval", encoder_token=None),
+        [picture.image or "" for picture in read_pictures("test")[:2]],
+    )
     pairs = [(one, "red circle"), (two, "a blue square"), (one, "green"), (one, "a red circle")]
     apart = torch.cat([model.interface.match(model, [image], [text]) for image, text in pairs])
     seen: list[int] = []
     vision: Any = model.module.vision_model
-    handle = vision.register_forward_pre_hook(lambda _, __, keywords: seen.append(len(keywords["pixel_values"])), with_kwargs=True)
+    handle = vision.register_forward_pre_hook(
+        lambda _, __, keywords: seen.append(len(keywords["pixel_values"])), with_kwargs=True
+    )
     together = model.interface.match(model, [image for image, _ in pairs], [text for _, text in pairs])
     handle.remove()
     assert seen == [2]
     torch.testing.assert_close(together, apart, rtol=1e-4, atol=1e-5)
 
 
-def slow_losses(model: PrunableModel, question: Example, answers: list[str]) -> tuple[list[float], list[float]]:
+def slow_losses(
+    model: PrunableModel, question: Example, answers: list[str]
+) -> tuple[list[float], list[float]]:
     """Log-probability of each answer's first token, and its whole loss, one answer at a time."""
     module: Any = model.module
     sample = {name: tensor[None] for name, tensor in model.interface.encode(question).items()}
     mask = sample["attention_mask"]
-    states = module.text_encoder(input_ids=sample["input_ids"], attention_mask=mask, **image_states(module, sample["pixel_values"]))[0]
+    states = module.text_encoder(
+        input_ids=sample["input_ids"], attention_mask=mask, **image_states(module, sample["pixel_values"])
+    )[0]
     first, whole = [], []
     for answer in answers:
         ids = model.interface.encode(Example(question.text, answer, question.image))["labels"][None]
-        logits = module.text_decoder(input_ids=ids, encoder_hidden_states=states, encoder_attention_mask=mask).logits[0, :-1]
+        logits = module.text_decoder(
+            input_ids=ids, encoder_hidden_states=states, encoder_attention_mask=mask
+        ).logits[0, :-1]
         first.append(float(logits[0].log_softmax(dim=-1)[ids[0, 1]]))
         whole.append(float(cross_entropy(logits, ids[0, 1:], reduction="sum", label_smoothing=SMOOTHING)))
     return first, whole
@@ -159,8 +185,13 @@ def test_larger_pictures() -> None:
     assert torch.equal(positions[:, :1], same.module.vision_model.embeddings.position_embedding[:, :1])  # type: ignore[union-attr]
     assert len(model.interface.answer(model, [question], Generation())) == 1
     assert torch.equal(
-        load("vqa", encoder_token=None, image_size=64).module.state_dict()["vision_model.embeddings.position_embedding"],
+        load("vqa", encoder_token=None, image_size=64).module.state_dict()[
+            "vision_model.embeddings.position_embedding"
+        ],
         same.module.state_dict()["vision_model.embeddings.position_embedding"],
     )
-    with pytest.raises(UserError, match=r"model\.image_size=60 must be a multiple of the patches of this model, which are 8 pixels wide"):
+    with pytest.raises(
+        UserError,
+        match=r"model\.image_size=60 must be a multiple of the patches of this model, which are 8 pixels wide",
+    ):
         load("vqa", encoder_token=None, image_size=60)

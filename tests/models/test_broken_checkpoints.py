@@ -35,7 +35,9 @@ Break = Callable[[Path], None]
 
 
 def load(path: Path, offload: str, work: Path, **options: Any) -> PrunableModel:
-    return load_offloaded(CausalLM(path=str(path), **options), torch.device("cpu"), Selection(), offload, work)
+    return load_offloaded(
+        CausalLM(path=str(path), **options), torch.device("cpu"), Selection(), offload, work
+    )
 
 
 def load_all(path: Path, offload: str, work: Path) -> None:
@@ -52,7 +54,11 @@ def shard(path: Path) -> None:
     (path / "model.safetensors").unlink()
     places = {name: f"model-{number % 3}.safetensors" for number, name in enumerate(sorted(tensors))}
     for file in set(places.values()):
-        save_file({name: tensor for name, tensor in tensors.items() if places[name] == file}, path / file, metadata={"format": "pt"})
+        save_file(
+            {name: tensor for name, tensor in tensors.items() if places[name] == file},
+            path / file,
+            metadata={"format": "pt"},
+        )
     (path / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
@@ -115,51 +121,113 @@ def another_tokenizer(path: Path) -> None:
 
 # What is wrong -> (how it comes about, what the message has to say).
 BEFORE_WEIGHTS: dict[str, tuple[Break, str]] = {
-    "no config": (remove("config.json"), r"model\.path=\S+ has no config\.json; give a folder that save_pretrained wrote"),
+    "no config": (
+        remove("config.json"),
+        r"model\.path=\S+ has no config\.json; give a folder that save_pretrained wrote",
+    ),
     "the folder above": (one_folder_too_high, r"has no config\.json; give \S+/checkpoint$"),
-    "a cut config": (cut("config.json", lambda size: size // 2), r"config\.json of model\.path=\S+ is not valid JSON \(.*\); copy it anew"),
+    "a cut config": (
+        cut("config.json", lambda size: size // 2),
+        r"config\.json of model\.path=\S+ is not valid JSON \(.*\); copy it anew",
+    ),
     "a list for a config": (write("config.json", "[]"), r"config\.json of model\.path=\S+ holds no settings"),
     "no kind": (without_model_type, r"config\.json of model\.path=\S+ has no model_type"),
-    "an unknown kind": (config(model_type="lama"), r"says model_type=lama, which transformers \S+ does not know \(nearest: llama"),
-    "code of its own": (config(model_type="mine", auto_map={}), r"model_type=mine.*code that comes with a checkpoint is not run"),
-    "a vision-language model": (lambda path: tiny.VLM["llava"]().config.save_pretrained(path), r"is a llava, .*AutoModelForCausalLM.*use model=vlm$"),
-    "an encoder-decoder": (lambda path: tiny.SEQ2SEQ["t5"]().config.save_pretrained(path), r"is a t5, .*use model=seq2seq$"),
-    "a dual encoder": (lambda path: tiny.DUAL["clip"]().config.save_pretrained(path), r"is a clip, .*use model=clip$"),
+    "an unknown kind": (
+        config(model_type="lama"),
+        r"says model_type=lama, which transformers \S+ does not know \(nearest: llama",
+    ),
+    "code of its own": (
+        config(model_type="mine", auto_map={}),
+        r"model_type=mine.*code that comes with a checkpoint is not run",
+    ),
+    "a vision-language model": (
+        lambda path: tiny.VLM["llava"]().config.save_pretrained(path),
+        r"is a llava, .*AutoModelForCausalLM.*use model=vlm$",
+    ),
+    "an encoder-decoder": (
+        lambda path: tiny.SEQ2SEQ["t5"]().config.save_pretrained(path),
+        r"is a t5, .*use model=seq2seq$",
+    ),
+    "a dual encoder": (
+        lambda path: tiny.DUAL["clip"]().config.save_pretrained(path),
+        r"is a clip, .*use model=clip$",
+    ),
     "a size that can't be": (
         config(hidden_size="x"),
         r"model\.path=\S+ could not be loaded: .*check the files",
     ),
-    "no weights": (remove("model.safetensors"), rf"has no weights: no model\.safetensors and no {INDEX}; save the model there"),
-    "weights of another name": (lambda path: (path / "model.safetensors").rename(path / "w.safetensors"), r"has no weights.*only w\.safetensors"),
-    "zero bytes": (cut("model.safetensors", lambda _: 0), r"model\.safetensors is not a safetensors file, or is cut off; copy the file anew"),
-    "a cut header": (cut("model.safetensors", lambda _: 100), r"model\.safetensors is not a safetensors file, or is cut off"),
+    "no weights": (
+        remove("model.safetensors"),
+        rf"has no weights: no model\.safetensors and no {INDEX}; save the model there",
+    ),
+    "weights of another name": (
+        lambda path: (path / "model.safetensors").rename(path / "w.safetensors"),
+        r"has no weights.*only w\.safetensors",
+    ),
+    "zero bytes": (
+        cut("model.safetensors", lambda _: 0),
+        r"model\.safetensors is not a safetensors file, or is cut off; copy the file anew",
+    ),
+    "a cut header": (
+        cut("model.safetensors", lambda _: 100),
+        r"model\.safetensors is not a safetensors file, or is cut off",
+    ),
     "cut data": (
         cut("model.safetensors", lambda size: size - 1),
         r"model\.safetensors is cut off: it has [\d,]+ of [\d,]+ bytes; copy the file anew",
     ),
-    "another file": (write("model.safetensors", "<html>Not found, sorry</html>"), r"model\.safetensors is not a safetensors file"),
-    "a cut index": (sharded(cut(INDEX, lambda size: size // 2)), rf"{INDEX} of model\.path=\S+ is not valid JSON"),
-    "an empty index": (sharded(write(INDEX, "{}")), rf"{INDEX} of model\.path=\S+ says of no weight where it is"),
-    "a missing shard": (sharded(remove("model-1.safetensors")), rf"lacks model-1\.safetensors \(1 of 3 files that its {INDEX} names\)"),
-    "a cut shard": (sharded(cut("model-2.safetensors", lambda size: size - 1)), r"model-2\.safetensors is cut off"),
+    "another file": (
+        write("model.safetensors", "<html>Not found, sorry</html>"),
+        r"model\.safetensors is not a safetensors file",
+    ),
+    "a cut index": (
+        sharded(cut(INDEX, lambda size: size // 2)),
+        rf"{INDEX} of model\.path=\S+ is not valid JSON",
+    ),
+    "an empty index": (
+        sharded(write(INDEX, "{}")),
+        rf"{INDEX} of model\.path=\S+ says of no weight where it is",
+    ),
+    "a missing shard": (
+        sharded(remove("model-1.safetensors")),
+        rf"lacks model-1\.safetensors \(1 of 3 files that its {INDEX} names\)",
+    ),
+    "a cut shard": (
+        sharded(cut("model-2.safetensors", lambda size: size - 1)),
+        r"model-2\.safetensors is cut off",
+    ),
     "another shard": (
-        sharded(lambda path: shutil.copy(path / "model-0.safetensors", path / "model-1.safetensors") and None),
+        sharded(
+            lambda path: shutil.copy(path / "model-0.safetensors", path / "model-1.safetensors") and None
+        ),
         r"model-1\.safetensors of model\.path=\S+ has no \S+, which its model\.safetensors\.index\.json looks for there",
     ),
-    "no tokenizer": (remove("tokenizer.json"), r"^the tokenizer or processor of model\.path=\S+ could not be loaded"),
-    "another tokenizer": (another_tokenizer, r"the tokenizer of model\.path=\S+ has 31 tokens and its model embeds 22; they don't belong together"),
+    "no tokenizer": (
+        remove("tokenizer.json"),
+        r"^the tokenizer or processor of model\.path=\S+ could not be loaded",
+    ),
+    "another tokenizer": (
+        another_tokenizer,
+        r"the tokenizer of model\.path=\S+ has 31 tokens and its model embeds 22; they don't belong together",
+    ),
 }
 WITH_WEIGHTS: dict[str, tuple[Break, str]] = {
     "a missing weight": (
         weights(lambda tensors: tensors.pop(LAYER)),
         rf"lacks 1 weights of its model, such as {LAYER}; the checkpoint is damaged",
     ),
-    "another name": (weights(lambda tensors: tensors.update(mine=tensors.pop(LAYER))), rf"lacks 1 weights of its model, such as {LAYER}"),
+    "another name": (
+        weights(lambda tensors: tensors.update(mine=tensors.pop(LAYER))),
+        rf"lacks 1 weights of its model, such as {LAYER}",
+    ),
     "another shape": (
         weights(lambda tensors: tensors.update({LAYER: torch.zeros(8, 16)})),
         rf"another shape .* such as {LAYER}|{LAYER} has the shape \(8, 16\)",
     ),
-    "a NaN": (weights(lambda tensors: tensors[LAYER].__setitem__((0, 0), float("nan"))), rf"{LAYER}.* holds NaN or infinite weights"),
+    "a NaN": (
+        weights(lambda tensors: tensors[LAYER].__setitem__((0, 0), float("nan"))),
+        rf"{LAYER}.* holds NaN or infinite weights",
+    ),
     "more blocks in the config": (
         config(num_hidden_layers=3, layer_types=None),
         r"lacks 9 weights of its model, such as model\.layers\.2\.input_layernorm\.weight",
@@ -191,12 +259,17 @@ def test_as_weights_are_read(folder: Path, tmp_path: Path, kind: str, offload: s
 
 def test_both_names_are_in_the_message(folder: Path, tmp_path: Path) -> None:  # noqa: F811
     change_weights(folder, lambda tensors: tensors.update(mine=tensors.pop(LAYER)))
-    with pytest.raises(UserError, match=rf"such as {LAYER}, and has 1 that belong to nothing in it, such as mine; .*runtime\.offload=cpu"):
+    with pytest.raises(
+        UserError,
+        match=rf"such as {LAYER}, and has 1 that belong to nothing in it, such as mine; .*runtime\.offload=cpu",
+    ):
         load(folder, "disk", tmp_path)
 
 
 @pytest.mark.parametrize("offload", ["none", "disk"])
-def test_a_weight_of_nothing_is_one_warning(folder: Path, tmp_path: Path, offload: str, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
+def test_a_weight_of_nothing_is_one_warning(
+    folder: Path, tmp_path: Path, offload: str, caplog: pytest.LogCaptureFixture
+) -> None:  # noqa: F811
     extra = "model.layers.7.mlp.up_proj.weight"
     change_weights(folder, lambda tensors: tensors.update({extra: torch.zeros(32, 16)}))
     load(folder, offload, tmp_path)
@@ -208,7 +281,9 @@ def test_a_weight_of_nothing_is_one_warning(folder: Path, tmp_path: Path, offloa
 
 def test_two_values_of_one_tensor(folder: Path, tmp_path: Path) -> None:  # noqa: F811
     change_config(folder, tie_word_embeddings=True)
-    with pytest.raises(UserError, match=r"different values for \S+ and \S+, .*set tie_word_embeddings to false"):
+    with pytest.raises(
+        UserError, match=r"different values for \S+ and \S+, .*set tie_word_embeddings to false"
+    ):
         load(folder, "disk", tmp_path)
 
 
@@ -220,7 +295,9 @@ def test_pickles(folder: Path, tmp_path: Path, sound: bool, offload: str) -> Non
     torch.save(tensors if sound else {"model": Path("x")}, folder / "pytorch_model.bin")
     if sound and offload == "none":
         model = load(folder, offload, tmp_path)
-        assert all(torch.equal(layer.weight, tensors[layer.name]) for layer in model.layers), "tensors are read without unpickling anything else"
+        assert all(torch.equal(layer.weight, tensors[layer.name]) for layer in model.layers), (
+            "tensors are read without unpickling anything else"
+        )
         return
     with pytest.raises(UserError) as caught:
         load(folder, offload, tmp_path)
@@ -246,12 +323,20 @@ def test_tokens_that_were_added(folder: Path, tmp_path: Path, caplog: pytest.Log
 
 @pytest.mark.usefixtures("no_weights_read")
 def test_a_revision_of_a_folder(folder: Path, tmp_path: Path) -> None:  # noqa: F811
-    with pytest.raises(UserError, match=r"model\.revision=main is for models of the hub, and model\.path=\S+ is a local folder; leave it out"):
+    with pytest.raises(
+        UserError,
+        match=r"model\.revision=main is for models of the hub, and model\.path=\S+ is a local folder; leave it out",
+    ):
         load(folder, "none", tmp_path, revision="main")
 
 
 @pytest.mark.parametrize(
-    ("loader", "wanted"), [(Clip, "loads a clip"), (Seq2Seq, "AutoModelForSeq2SeqLM"), (VisionLanguage, "AutoModelForImageTextToText")]
+    ("loader", "wanted"),
+    [
+        (Clip, "loads a clip"),
+        (Seq2Seq, "AutoModelForSeq2SeqLM"),
+        (VisionLanguage, "AutoModelForImageTextToText"),
+    ],
 )
 @pytest.mark.usefixtures("no_weights_read")
 def test_a_language_model_elsewhere(folder: Path, loader: Any, wanted: str) -> None:  # noqa: F811
@@ -266,7 +351,9 @@ def test_a_full_disk(folder: Path, tmp_path: Path, small_disk: Path, offload: st
     run_folder.mkdir()
     (run_folder / "kept").write_text("x")
     fill(small_disk)
-    with pytest.raises(UserError, match=r"no space left for the checkpoint in \S+ \(0 MiB are free\); make room") as caught:
+    with pytest.raises(
+        UserError, match=r"no space left for the checkpoint in \S+ \(0 MiB are free\); make room"
+    ) as caught:
         save_checkpoint(model, {}, run_folder)
     assert "\n" not in str(caught.value)
     assert [path.name for path in run_folder.iterdir()] == ["kept"]
@@ -275,5 +362,8 @@ def test_a_full_disk(folder: Path, tmp_path: Path, small_disk: Path, offload: st
 def test_a_full_disk_for_pruned_blocks(folder: Path, small_disk: Path) -> None:  # noqa: F811
     model = load(folder, "disk", small_disk / "offload")
     fill(small_disk)
-    with pytest.raises(UserError, match="no space left for pruned blocks"), model.placement.using(model.blocks[0]):
+    with (
+        pytest.raises(UserError, match="no space left for pruned blocks"),
+        model.placement.using(model.blocks[0]),
+    ):
         model.placement.changed(model.blocks[0])

@@ -63,10 +63,19 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Rename]] = {
     ),
     "paligemma": (tiny.VLM["paligemma"], vision_first),
     "smolvlm": (tiny.VLM["smolvlm"], as_it_is),
-    "mixtral": (lambda: hf.MixtralForCausalLM(hf.MixtralConfig(num_local_experts=3, num_experts_per_tok=2, **MOE)), as_it_is),
+    "mixtral": (
+        lambda: hf.MixtralForCausalLM(hf.MixtralConfig(num_local_experts=3, num_experts_per_tok=2, **MOE)),
+        as_it_is,
+    ),
     "qwen2_moe": (
         lambda: hf.Qwen2MoeForCausalLM(
-            hf.Qwen2MoeConfig(num_experts=3, num_experts_per_tok=2, moe_intermediate_size=8, shared_expert_intermediate_size=8, **MOE)
+            hf.Qwen2MoeConfig(
+                num_experts=3,
+                num_experts_per_tok=2,
+                moe_intermediate_size=8,
+                shared_expert_intermediate_size=8,
+                **MOE,
+            )
         ),
         as_it_is,
     ),
@@ -92,9 +101,14 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], Rename]] = {
     ),
     "phi3": (lambda: hf.Phi3ForCausalLM(hf.Phi3Config(num_key_value_heads=1, **tiny.LLAMA)), as_it_is),
     "vit": (tiny.CLASSIFIER["vit"], as_it_is),
-    "dinov2_swiglu": (lambda: hf.Dinov2ForImageClassification(hf.Dinov2Config(use_swiglu_ffn=True, num_labels=5, **DINO)), as_it_is),
+    "dinov2_swiglu": (
+        lambda: hf.Dinov2ForImageClassification(hf.Dinov2Config(use_swiglu_ffn=True, num_labels=5, **DINO)),
+        as_it_is,
+    ),
     "llama": (
-        lambda: hf.LlamaForCausalLM(hf.LlamaConfig(tie_word_embeddings=True, num_key_value_heads=1, **tiny.LLAMA)),
+        lambda: hf.LlamaForCausalLM(
+            hf.LlamaConfig(tie_word_embeddings=True, num_key_value_heads=1, **tiny.LLAMA)
+        ),
         lambda name: name.removeprefix("model."),  # as its base model is saved
     ),
     "qwen2": (tiny.LANGUAGE["qwen2"], as_it_is),
@@ -114,11 +128,18 @@ def make(build: Callable[[], nn.Module]) -> nn.Module:
 
 def resave(folder: Path, rename: Rename) -> None:
     tensors = load_file(folder / "model.safetensors")
-    save_file({rename(name): tensor for name, tensor in tensors.items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {rename(name): tensor for name, tensor in tensors.items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )
 
 
 def entries(module: nn.Module) -> dict[str, Tensor]:
-    return {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers(remove_duplicate=False))}
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
 
 
 def randomise(module: nn.Module) -> None:
@@ -130,8 +151,12 @@ def randomise(module: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("kind", "names"), [*((kind, "saved") for kind in MODELS), *((kind, "old") for kind in RENAMED)])
-def test_what_is_read_is_what_from_pretrained_loads(kind: str, names: str, dtype: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "names"), [*((kind, "saved") for kind in MODELS), *((kind, "old") for kind in RENAMED)]
+)
+def test_what_is_read_is_what_from_pretrained_loads(
+    kind: str, names: str, dtype: str, tmp_path: Path
+) -> None:
     build, rename = MODELS[kind]
     torch.manual_seed(0)
     made: Any = make(build)
@@ -140,7 +165,9 @@ def test_what_is_read_is_what_from_pretrained_loads(kind: str, names: str, dtype
     if names == "old":
         resave(tmp_path, rename)
     model_class: Any = type(made)
-    expected, report = model_class.from_pretrained(tmp_path, output_loading_info=True, **{DTYPE_OPTION: "auto"})
+    expected, report = model_class.from_pretrained(
+        tmp_path, output_loading_info=True, **{DTYPE_OPTION: "auto"}
+    )
     assert not report["missing_keys"]
     expected = entries(expected)
     module = framework(model_class, model_class.config_class.from_pretrained(tmp_path), getattr(torch, dtype))
@@ -163,7 +190,11 @@ def test_one_parameter_reads_its_own_experts(tmp_path: Path, monkeypatch: pytest
     monkeypatch.setattr(StoredTensor, "read", lambda self: read.append(self.name) or original(self))
     places = find_places(str(tmp_path), module, stored_in(tmp_path)).found
     assert read == [], "names and shapes are enough to find them"
-    name = next(name for name in places if name.startswith("model.layers.1.") and name.endswith(("experts.down_proj", "experts.2.w2.weight")))
+    name = next(
+        name
+        for name in places
+        if name.startswith("model.layers.1.") and name.endswith(("experts.down_proj", "experts.2.w2.weight"))
+    )
     places[name].read()
     assert read
     assert all("layers.1." in one and one.endswith("w2.weight") for one in read)

@@ -43,7 +43,12 @@ def test_write_casts_to_the_stored_dtype() -> None:
 def test_what_is_a_layer() -> None:
     assert is_layer(nn.Linear(2, 2))
     assert is_layer(Conv1D(2, 2))
-    assert not any(map(is_layer, [nn.Embedding(2, 2), nn.LayerNorm(2), nn.Conv2d(1, 1, 1), nn.Sequential(nn.Linear(2, 2))]))
+    assert not any(
+        map(
+            is_layer,
+            [nn.Embedding(2, 2), nn.LayerNorm(2), nn.Conv2d(1, 1, 1), nn.Sequential(nn.Linear(2, 2))],
+        )
+    )
 
 
 class Scored(nn.Linear):

@@ -15,14 +15,18 @@ def test_sixteen_bits_of_grey_become_eight(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(np.array([[0, 1000, 30000, 65535]], dtype=np.uint16)).save(tmp_path / "grey.png")
-    assert np.asarray(load_image(str(tmp_path / "grey.png"))).tolist() == [[[value] * 3 for value in (0, 3, 117, 255)]]
+    assert np.asarray(load_image(str(tmp_path / "grey.png"))).tolist() == [
+        [[value] * 3 for value in (0, 3, 117, 255)]
+    ]
 
 
 def test_eight_bits_in_thirty_two_stay_what_they_are(tmp_path: Path) -> None:
     from PIL import Image
 
     Image.fromarray(np.array([[0, 3, 117, 255]], dtype=np.int32)).save(tmp_path / "grey.tiff")
-    assert np.asarray(load_image(str(tmp_path / "grey.tiff"))).tolist() == [[[value] * 3 for value in (0, 3, 117, 255)]]
+    assert np.asarray(load_image(str(tmp_path / "grey.tiff"))).tolist() == [
+        [[value] * 3 for value in (0, 3, 117, 255)]
+    ]
 
 
 def damaged(folder: Path) -> dict[str, Path]:

@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from ecoflap.data.batch import Batch
 from ecoflap.models.core.losses import contrastive_loss
-from ecoflap.models.core.positives import right_pairs, find_positives, wrong_partners
+from ecoflap.models.core.positives import find_positives, right_pairs, wrong_partners
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.blip import retrieval as blip_retrieval
 from ecoflap.models.families.blip2 import matching as blip2_itm
@@ -40,9 +40,15 @@ def pictures_and_texts(family: str, ties: str) -> Batch:
 
 def slow_right(batch: Batch) -> list[list[int]]:
     """The right partners of each sample, in order."""
-    texts = [(ids.tolist(), mask.tolist()) for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)]
+    texts = [
+        (ids.tolist(), mask.tolist())
+        for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
+    ]
     pictures, all_of_them = batch["pixel_values"], range(len(texts))
-    return [[j for j in all_of_them if texts[i] == texts[j] or torch.equal(pictures[i], pictures[j])] for i in all_of_them]
+    return [
+        [j for j in all_of_them if texts[i] == texts[j] or torch.equal(pictures[i], pictures[j])]
+        for i in all_of_them
+    ]
 
 
 def slow_contrast(similarity: Tensor, right: list[list[int]]) -> Tensor:
@@ -58,14 +64,20 @@ def slow_contrast(similarity: Tensor, right: list[list[int]]) -> Tensor:
 def slow_wrong(right: list[list[int]]) -> list[int | None]:
     """The nearest sample before each one that is no right partner of it; the last one stands before the first."""
     count = len(right)
-    return [next((j for back in range(1, count) if (j := (i - back) % count) not in right[i]), None) for i in range(count)]
+    return [
+        next((j for back in range(1, count) if (j := (i - back) % count) not in right[i]), None)
+        for i in range(count)
+    ]
 
 
 def slow_match(model: PrunableModel, batch: Batch) -> Tensor:
     """One pair at a time, from the transformers model's own head."""
 
     def surprise(text: int, picture: int, together: int) -> Tensor:
-        pair = {"pixel_values": batch["pixel_values"][picture][None], **{name: batch[name][text][None] for name in ("input_ids", "attention_mask")}}
+        pair = {
+            "pixel_values": batch["pixel_values"][picture][None],
+            **{name: batch[name][text][None] for name in ("input_ids", "attention_mask")},
+        }
         return -logits_of_pair(model, pair).log_softmax(dim=-1)[0, together]
 
     losses = []
@@ -98,7 +110,11 @@ LOSSES: dict[str, Any] = {"blip_retrieval": blip_retrieval.LOSSES, "blip2_itm": 
 
 
 def loss(model: PrunableModel, batch: Batch, name: str, copies: int = 1) -> Tensor:
-    found: Tensor = model.loss(batch, copies) if model.name == "clip" else LOSSES[model.name][name](model.module, batch, copies)
+    found: Tensor = (
+        model.loss(batch, copies)
+        if model.name == "clip"
+        else LOSSES[model.name][name](model.module, batch, copies)
+    )
     return found
 
 
@@ -127,7 +143,9 @@ def test_copies_are_compared_apart(family: str, ties: str) -> None:
     model, batch = tiny.build(family), pictures_and_texts(family, ties)
     twice = {name: torch.cat([tensor, tensor]) for name, tensor in batch.items()}
     once = loss(model, batch, "match_and_contrastive")
-    torch.testing.assert_close(loss(model, twice, "match_and_contrastive", copies=2), once.repeat(2), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        loss(model, twice, "match_and_contrastive", copies=2), once.repeat(2), rtol=1e-5, atol=1e-6
+    )
 
 
 @pytest.mark.parametrize("copies", [1, 2])
@@ -137,7 +155,12 @@ def test_where_nothing_repeats_it_is_plain_cross_entropy(copies: int) -> None:
     loss = contrastive_loss(first, second, 10.0, torch.eye(6, dtype=torch.bool), copies)
     parts = [10.0 * one @ other.T for one, other in zip(first.split(6), second.split(6), strict=True)]
     own = torch.arange(6)
-    plain = torch.cat([(cross_entropy(part, own, reduction="none") + cross_entropy(part.T, own, reduction="none")) / 2 for part in parts])
+    plain = torch.cat(
+        [
+            (cross_entropy(part, own, reduction="none") + cross_entropy(part.T, own, reduction="none")) / 2
+            for part in parts
+        ]
+    )
     torch.testing.assert_close(loss, plain, rtol=1e-6, atol=1e-7)
     slopes, expected = (torch.autograd.grad(value.sum(), [first, second]) for value in (loss, plain))
     torch.testing.assert_close(slopes, expected, rtol=1e-5, atol=1e-6)

@@ -52,8 +52,14 @@ def edited(file: str, change: Callable[[dict[str, Any]], None]) -> Callable[[Pat
 
 
 CHANGES = {
-    "image_std": ("vit", edited("preprocessor_config.json", lambda content: content.update(image_std=[5, 5, 5]))),
-    "a word": ("t5", edited("tokenizer.json", lambda content: content.update(normalizer={"type": "Lowercase"}))),
+    "image_std": (
+        "vit",
+        edited("preprocessor_config.json", lambda content: content.update(image_std=[5, 5, 5])),
+    ),
+    "a word": (
+        "t5",
+        edited("tokenizer.json", lambda content: content.update(normalizer={"type": "Lowercase"})),
+    ),
     "longest": ("t5", edited("tokenizer_config.json", lambda content: content.update(model_max_length=7))),
 }
 

@@ -16,7 +16,9 @@ WITH_OWN_LOSS = [family for family in tiny.FAMILIES if family not in (*tiny.BLIP
 
 def own_loss(model: PrunableModel, batch: dict[str, torch.Tensor]) -> float:
     """The loss that the transformers model computes by itself."""
-    inputs = {name: tensor.flatten(0, 1) for name, tensor in batch.items()} if model.name in tiny.VLM else batch
+    inputs = (
+        {name: tensor.flatten(0, 1) for name, tensor in batch.items()} if model.name in tiny.VLM else batch
+    )
     return float(model.module(**{"labels": inputs.get("input_ids"), **inputs}).loss)
 
 
@@ -54,23 +56,40 @@ def test_samples_are_compared_inside_a_copy_only(family: str) -> None:
 @torch.no_grad()
 def test_contrastive_loss_is_clips_own() -> None:
     model, batch = tiny.build("clip"), tiny.samples("clip").batches(4)[0]
-    assert float(model.loss(batch).mean()) == pytest.approx(float(model.module(**batch, return_loss=True).loss), rel=1e-5)
+    assert float(model.loss(batch).mean()) == pytest.approx(
+        float(model.module(**batch, return_loss=True).loss), rel=1e-5
+    )
 
 
 @torch.no_grad()
 def test_blip_losses_by_transformers_own_heads() -> None:
     """Word by word from the models' own logits, without the label smoothing that transformers adds."""
     model, batch = tiny.build("blip_caption"), tiny.samples("blip_caption").batches(2)[0]
-    output = model.module(pixel_values=batch["pixel_values"], input_ids=batch["input_ids"], attention_mask=batch["attention_mask"])
-    logits = output.logits if hasattr(output, "logits") else output.decoder_logits  # as the first releases called them
+    output = model.module(
+        pixel_values=batch["pixel_values"],
+        input_ids=batch["input_ids"],
+        attention_mask=batch["attention_mask"],
+    )
+    logits = (
+        output.logits if hasattr(output, "logits") else output.decoder_logits
+    )  # as the first releases called them
     torch.testing.assert_close(model.loss(batch), next_token_loss(logits, batch["labels"]))
     model, batch = tiny.build("blip_retrieval"), tiny.samples("blip_retrieval").batches(2)[0]
-    score = lambda pixels: model.module(pixel_values=pixels, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).itm_score  # noqa: E731
-    own, other = score(batch["pixel_values"]).log_softmax(-1), score(batch["pixel_values"].flip(0)).log_softmax(-1)
+    score = lambda pixels: (
+        model.module(
+            pixel_values=pixels, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
+        ).itm_score
+    )  # noqa: E731
+    own, other = (
+        score(batch["pixel_values"]).log_softmax(-1),
+        score(batch["pixel_values"].flip(0)).log_softmax(-1),
+    )
     torch.testing.assert_close(match_loss(model.module, batch), -(own[:, 1] + other[:, 0]) / 2)
 
 
-def test_a_loss_is_another_one_when_code_that_it_shares_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_loss_is_another_one_when_code_that_it_shares_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Or scores of the old code would be taken for those of the new."""
     model = tiny.build("blip_retrieval")
     monkeypatch.setattr(prunable, "__file__", str(tmp_path / "prunable.py"))
@@ -87,7 +106,9 @@ def test_token_losses_by_hand() -> None:
     labels = torch.tensor([[1, 1, -100], [-100, -100, 0]])
     first, second = torch.log(torch.tensor(2.0)), torch.log1p(torch.exp(torch.tensor(-2.0)))
     torch.testing.assert_close(token_loss(logits, labels), torch.stack([(first + second) / 2, first]))
-    torch.testing.assert_close(next_token_loss(logits, labels)[0], first)  # position 0 predicts token 1; token 2 is no target
+    torch.testing.assert_close(
+        next_token_loss(logits, labels)[0], first
+    )  # position 0 predicts token 1; token 2 is no target
     assert token_loss(logits.bfloat16(), labels).dtype == torch.float32
 
 
@@ -107,7 +128,9 @@ def test_quiet_forward_puts_everything_back(fails: bool) -> None:
             assert not any(child.training for child in module.modules())
             assert not any(parameter.requires_grad for parameter in module.parameters())
             assert module.language_model.config.use_cache is False
-            if module.config.text_config is module.language_model.config:  # some releases give the language model a copy
+            if (
+                module.config.text_config is module.language_model.config
+            ):  # some releases give the language model a copy
                 assert module.config.text_config.use_cache is False
             if fails:
                 raise KeyboardInterrupt
@@ -144,12 +167,17 @@ def test_fingerprint_sees_every_weight_and_nothing_else() -> None:
     assert before != after
     model.module.train()
     assert model.fingerprint() == after
-    assert model.fingerprint() != PrunableModel("bf16", model.module.bfloat16(), (), (), (), model.loss_function, None).fingerprint()
+    assert (
+        model.fingerprint()
+        != PrunableModel("bf16", model.module.bfloat16(), (), (), (), model.loss_function, None).fingerprint()
+    )
 
 
 def test_parameters_are_counted_once() -> None:
     model = tiny.build("qwen2")
-    assert model.parameter_count() == sum(p.numel() for p in model.module.model.parameters())  # the head is the embedding
+    assert model.parameter_count() == sum(
+        p.numel() for p in model.module.model.parameters()
+    )  # the head is the embedding
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -158,5 +186,7 @@ def test_damaged_weights_are_refused(value: float, monkeypatch: pytest.MonkeyPat
     with torch.no_grad():
         module.model.decoder.layers[1].fc1.bias[2] = value
     monkeypatch.setitem(tiny.LANGUAGE, "opt", lambda: module)
-    with pytest.raises(NumericalError, match=r"model\.decoder\.layers\.1\.fc1\.bias of opt holds NaN or infinite"):
+    with pytest.raises(
+        NumericalError, match=r"model\.decoder\.layers\.1\.fc1\.bias of opt holds NaN or infinite"
+    ):
         tiny.build("opt")

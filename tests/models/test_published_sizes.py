@@ -88,7 +88,9 @@ def inspected(name: str) -> PrunableModel:
     if known is not None and not hasattr(transformers, known):
         pytest.skip(f"transformers {transformers.__version__} has no {known}")
     try:
-        return build("model", config.model).load(torch.device("meta"), Selection(config.towers, list(config.skip_layers)))
+        return build("model", config.model).load(
+            torch.device("meta"), Selection(config.towers, list(config.skip_layers))
+        )
     except UserError as error:
         if "is not known to transformers" in str(error):
             pytest.skip(str(error))
@@ -98,7 +100,10 @@ def inspected(name: str) -> PrunableModel:
 def counts(name: str) -> dict[str, tuple[int, int, int]]:
     """{tower: (blocks, layers, weights)} of what is pruned by default."""
     towers = inspected(name).towers
-    return {tower.name: (len(tower.blocks), len(tower.layers), sum(layer.size for layer in tower.layers)) for tower in towers}
+    return {
+        tower.name: (len(tower.blocks), len(tower.layers), sum(layer.size for layer in tower.layers))
+        for tower in towers
+    }
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -126,7 +131,11 @@ def test_every_published_model_is_counted() -> None:
 
 def test_blip2_flan_t5_xl_has_588_layers_in_87_blocks() -> None:
     found = counts("blip2_flan_t5_xl")
-    assert found == {"vision": (39, 156, 984_023_040), "encoder": (24, 168, 1_157_627_904), "decoder": (24, 264, 1_560_281_088)}
+    assert found == {
+        "vision": (39, 156, 984_023_040),
+        "encoder": (24, 168, 1_157_627_904),
+        "decoder": (24, 264, 1_560_281_088),
+    }
     assert sum(blocks for blocks, _, _ in found.values()) == 87
     assert sum(layers for _, layers, _ in found.values()) == 588
 
@@ -156,5 +165,7 @@ def test_llama_7b_has_224_layers() -> None:
 def test_open_clip_says_nothing_about_weights_that_nobody_asked_for(caplog: pytest.LogCaptureFixture) -> None:
     pytest.importorskip("open_clip", reason="pip install -e '.[open-clip]'")
     with caplog.at_level("INFO"):
-        build("model", composed(["model=eva_clip_g"]).model).load(torch.device("meta"), Selection(["vision"], []))
+        build("model", composed(["model=eva_clip_g"]).model).load(
+            torch.device("meta"), Selection(["vision"], [])
+        )
     assert caplog.messages == []

@@ -75,7 +75,10 @@ def change_weights(folder: Path, change: Callable[[dict[str, Tensor]], object]) 
 @pytest.mark.usefixtures("no_weights_read")
 def test_a_method_is_named(folder: Path, tmp_path: Path, method: str, offload: str) -> None:
     change_config(folder, quantization_config=METHODS[method])
-    with pytest.raises(UserError, match=rf"model\.path=\S+ is quantised with {method}.*give the checkpoint that it was made from"):
+    with pytest.raises(
+        UserError,
+        match=rf"model\.path=\S+ is quantised with {method}.*give the checkpoint that it was made from",
+    ):
         load_offloaded(CausalLM(path=str(folder)), CPU, Selection(), offload, tmp_path)
 
 
@@ -113,7 +116,10 @@ def test_every_loader(tmp_path: Path, loader: Any, build: Callable[[], Any]) -> 
 def test_weights_without_a_config(folder: Path, tmp_path: Path, dtype: torch.dtype, offload: str) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     change_weights(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
-    with pytest.raises(UserError, match=rf"is quantised: {name} in model\.safetensors has the dtype [IUF]\S+, and only weights in float32"):
+    with pytest.raises(
+        UserError,
+        match=rf"is quantised: {name} in model\.safetensors has the dtype [IUF]\S+, and only weights in float32",
+    ):
         load_offloaded(CausalLM(path=str(folder)), CPU, Selection(), offload, tmp_path)
 
 
@@ -121,7 +127,9 @@ def quantise(tensors: dict[str, Tensor], block: int) -> dict[str, Tensor]:
     """Put every projection into 8-bit floats with a scale per block, and return what they stand for."""
     exact = {}
     for name in [name for name in tensors if "_proj" in name]:
-        blocks = tensors[name].unflatten(0, (-1, block)).unflatten(2, (-1, block))  # [blocks, rows, blocks, columns]
+        blocks = (
+            tensors[name].unflatten(0, (-1, block)).unflatten(2, (-1, block))
+        )  # [blocks, rows, blocks, columns]
         scale = blocks.abs().amax(dim=(1, 3)) / 448
         narrow = (blocks / scale[:, None, :, None]).to(torch.float8_e4m3fn)
         exact[name] = (narrow.float() * scale[:, None, :, None]).reshape(tensors[name].shape)
@@ -130,7 +138,9 @@ def quantise(tensors: dict[str, Tensor], block: int) -> dict[str, Tensor]:
     return exact
 
 
-needs_fp8 = pytest.mark.skipif(not _dequantises("fp8"), reason="this release of transformers does not dequantise FP8")
+needs_fp8 = pytest.mark.skipif(
+    not _dequantises("fp8"), reason="this release of transformers does not dequantise FP8"
+)
 
 
 @needs_fp8
@@ -138,12 +148,21 @@ needs_fp8 = pytest.mark.skipif(not _dequantises("fp8"), reason="this release of 
 def test_fp8_becomes_numbers(folder: Path, tmp_path: Path, offload: str) -> None:
     exact: dict[str, Tensor] = {}
     change_weights(folder, lambda tensors: exact.update(quantise(tensors, 8)))
-    change_config(folder, quantization_config={"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [8, 8]})
+    change_config(
+        folder,
+        quantization_config={
+            "quant_method": "fp8",
+            "activation_scheme": "dynamic",
+            "weight_block_size": [8, 8],
+        },
+    )
     model = load_offloaded(CausalLM(path=str(folder)), CPU, Selection(), offload, tmp_path)
     assert {layer.name for layer in model.layers} == set(exact)
     with model.placement.all_in_place():
         for layer in model.layers:
-            assert torch.allclose(layer.weight.float(), exact[layer.name], rtol=1e-2), "to the digits of the model's dtype"
+            assert torch.allclose(layer.weight.float(), exact[layer.name], rtol=1e-2), (
+                "to the digits of the model's dtype"
+            )
         model.placement.save(model, tmp_path / "saved")
     assert "quantization_config" not in json.loads((tmp_path / "saved" / "config.json").read_text())
     again = hf.AutoModelForCausalLM.from_pretrained(tmp_path / "saved")
@@ -161,11 +180,20 @@ def number(blocks: Tensor, scales: Tensor, expert: int, row: int, column: int) -
     return FP4[byte >> 4 if place % 2 else byte & 15] * 2.0 ** (int(scales[expert, row, group]) - 127)
 
 
-@pytest.mark.skipif(not _dequantises("mxfp4"), reason="this release of transformers does not dequantise MXFP4")
+@pytest.mark.skipif(
+    not _dequantises("mxfp4"), reason="this release of transformers does not dequantise MXFP4"
+)
 def test_mxfp4_becomes_numbers(folder: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     sizes = {**tiny.LLAMA, "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-    config = hf.GptOssConfig(num_local_experts=2, num_experts_per_tok=1, head_dim=16, num_key_value_heads=1, sliding_window=4, **sizes)
+    config = hf.GptOssConfig(
+        num_local_experts=2,
+        num_experts_per_tok=1,
+        head_dim=16,
+        num_key_value_heads=1,
+        sliding_window=4,
+        **sizes,
+    )
     hf.GptOssForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "oss")
     hf.AutoTokenizer.from_pretrained(folder).save_pretrained(tmp_path / "oss")
     packed: dict[str, tuple[Tensor, Tensor]] = {}
@@ -174,7 +202,10 @@ def test_mxfp4_becomes_numbers(folder: Path, tmp_path: Path) -> None:
         for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
             experts, columns, rows = tensors.pop(name).shape  # the model keeps the transpose
             draw = lambda low, high, *shape: torch.randint(low, high, shape, dtype=torch.uint8)  # noqa: E731
-            packed[name] = draw(0, 256, experts, rows, columns // 32, 16), draw(120, 128, experts, rows, columns // 32)
+            packed[name] = (
+                draw(0, 256, experts, rows, columns // 32, 16),
+                draw(120, 128, experts, rows, columns // 32),
+            )
             tensors[f"{name}_blocks"], tensors[f"{name}_scales"] = packed[name]
 
     change_weights(tmp_path / "oss", pack)

@@ -43,7 +43,11 @@ ROUTED = {
     "Qwen3_5ForCausalLM": set(),
     "MiniMaxM2ForCausalLM": {"mlp.gate"},
 }
-OTHER_PRODUCTS = {"DeepseekV4ForCausalLM": {"self_attn.o_a_proj": "forward of DeepseekV4GroupedLinear isn't the plain product"}}
+OTHER_PRODUCTS = {
+    "DeepseekV4ForCausalLM": {
+        "self_attn.o_a_proj": "forward of DeepseekV4GroupedLinear isn't the plain product"
+    }
+}
 
 
 def left_dense(module: nn.Module) -> list[Skipped]:
@@ -64,7 +68,11 @@ def test_routers_stay_dense_and_nothing_else_that_is_linear_does(name: str) -> N
     skipped = [one for one in left_dense(module) if not one.name.endswith("e_score_correction_bias")]
     found = {inside(one.name) for one in skipped if one.reason == "router"}
     assert {re.sub(r"^layer\.\d+\.", "", one) for one in found} == ROUTED[name]
-    layers = {layer.name.removesuffix(".weight") for tower in select(find_towers(module), None) for layer in tower.layers}
+    layers = {
+        layer.name.removesuffix(".weight")
+        for tower in select(find_towers(module), None)
+        for layer in tower.layers
+    }
     others = set(OTHER_PRODUCTS.get(name, ()))
     for tower in find_towers(module):
         for path, child in module.get_submodule(tower.path).named_modules(prefix=tower.path):
@@ -82,7 +90,9 @@ def test_experts_are_named_where_they_are_one_tensor() -> None:
     reasons = {inside(one.name): one.reason for one in left_dense(architecture("MixtralForCausalLM"))}
     if "mlp.experts.down_proj" not in reasons:
         pytest.skip("this release has a module per expert")
-    assert reasons["mlp.experts.down_proj"] == reasons["mlp.experts.gate_up_proj"] == "experts in one 3-D tensor"
+    assert (
+        reasons["mlp.experts.down_proj"] == reasons["mlp.experts.gate_up_proj"] == "experts in one 3-D tensor"
+    )
 
 
 MOE = ("moe.experts.0.w1", "moe.experts.1.w1")
@@ -113,4 +123,8 @@ def test_a_gate_is_a_router_where_experts_stand_beside_it(path: str, beside: tup
     names = [layer.name for tower in find_towers(module) for layer in tower.layers]
     assert (gate in names) == (path in IS_A_LAYER)
     assert (module.get_submodule(f"layers.0.{path}") in set(routers(module))) == (path in DECIDES)
-    assert {gate: "router"} == {one.name: one.reason for one in left_dense(module)} if path in DECIDES else not left_dense(module)
+    assert (
+        {gate: "router"} == {one.name: one.reason for one in left_dense(module)}
+        if path in DECIDES
+        else not left_dense(module)
+    )

@@ -45,12 +45,20 @@ def pruned(model: PrunableModel, samples: int = 2) -> PrunableModel:
 
 
 def test_torchvision_from_a_file(vit_file: Path, tmp_path: Path) -> None:
-    model = Torchvision("vit_b_32", str(vit_file)).load(CPU, Selection(skip_layers=[r"encoder_layer_([1-9]|10|11)\."]))
+    model = Torchvision("vit_b_32", str(vit_file)).load(
+        CPU, Selection(skip_layers=[r"encoder_layer_([1-9]|10|11)\."])
+    )
     assert [tower.name for tower in model.towers] == ["vision"]
     names = [layer.name for layer in model.layers]
     prefix = "encoder.layers.encoder_layer_0."
     assert names == [
-        f"{prefix}{name}" for name in ("self_attention.in_proj_weight", "self_attention.out_proj.weight", "mlp.0.weight", "mlp.3.weight")
+        f"{prefix}{name}"
+        for name in (
+            "self_attention.in_proj_weight",
+            "self_attention.out_proj.weight",
+            "mlp.0.weight",
+            "mlp.3.weight",
+        )
     ]
     pruned(model).save(tmp_path)
     saved = load_file(tmp_path / "model.safetensors")
@@ -68,8 +76,14 @@ def test_torchvision_inspects_without_weights() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda file: Torchvision("vit_b_61"), r"model\.architecture=vit_b_61 is not known to torchvision; did you mean vit_b_16"),
-        (lambda file: Torchvision("vit_b_32", "NEWEST"), r"model\.weights=NEWEST is neither a file nor one of torchvision's tags \(IMAGENET1K_V1\)"),
+        (
+            lambda file: Torchvision("vit_b_61"),
+            r"model\.architecture=vit_b_61 is not known to torchvision; did you mean vit_b_16",
+        ),
+        (
+            lambda file: Torchvision("vit_b_32", "NEWEST"),
+            r"model\.weights=NEWEST is neither a file nor one of torchvision's tags \(IMAGENET1K_V1\)",
+        ),
         (lambda file: Torchvision("vit_b_16", str(file)), "is of another model"),
     ],
 )
@@ -89,7 +103,9 @@ def clip_file(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     folder = tmp_path_factory.mktemp("open_clip")
     vision = {"image_size": 32, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8}
     text = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
-    (folder / "tiny-clip.json").write_text(json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}))
+    (folder / "tiny-clip.json").write_text(
+        json.dumps({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text})
+    )
     open_clip.add_model_config(folder / "tiny-clip.json")
     torch.manual_seed(0)
     save_file(open_clip.create_model("tiny-clip").state_dict(), folder / "tiny-clip.safetensors")
@@ -102,11 +118,15 @@ def test_open_clip_from_a_file(clip_file: tuple[str, Path], tmp_path: Path, loss
     towers = ["vision"] if loss == "classification" else None
     model = OpenClip(name, str(file), loss=loss).load(CPU, Selection(towers))
     assert [tower.name for tower in model.every_tower] == ["vision", "text"]
-    text = copy.deepcopy({name: tensor for name, tensor in model.module.state_dict().items() if not name.startswith("visual")})
+    text = copy.deepcopy(
+        {name: tensor for name, tensor in model.module.state_dict().items() if not name.startswith("visual")}
+    )
     pruned(model, samples=8).save(tmp_path)
     again = OpenClip(name, str(tmp_path / "model.safetensors"), loss=loss).load(CPU, Selection())
     assert again.fingerprint() == model.fingerprint()
-    unchanged = all(torch.equal(tensor, text[name]) for name, tensor in model.module.state_dict().items() if name in text)
+    unchanged = all(
+        torch.equal(tensor, text[name]) for name, tensor in model.module.state_dict().items() if name in text
+    )
     assert unchanged == (loss == "classification")
     task = EasyClassification(limit=30).load(again)
     assert task(again) == task(model)
@@ -117,12 +137,16 @@ def test_classification_is_at_the_true_temperature(clip_file: tuple[str, Path]) 
     batch = EasyPictures(samples=3).load(model, 0).batches(3)[0]
     features = model.interface.image_features(model.module, batch["pixel_values"])
     logits = model.module.logit_scale.exp() * features @ model.interface.classes.t()
-    torch.testing.assert_close(model.loss(batch), torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none"))
+    torch.testing.assert_close(
+        model.loss(batch), torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="none")
+    )
     assert float(model.module.logit_scale.exp()) > 10
 
 
 def test_open_clip_refusals(clip_file: tuple[str, Path]) -> None:
-    with pytest.raises(UserError, match=r"model\.architecture=EVA01-g-41 is not known to open_clip; did you mean EVA01-g-14"):
+    with pytest.raises(
+        UserError, match=r"model\.architecture=EVA01-g-41 is not known to open_clip; did you mean EVA01-g-14"
+    ):
         OpenClip("EVA01-g-41", "x").load(META, Selection())
     with pytest.raises(UserError, match="could not be loaded"):
         OpenClip(clip_file[0], "no_such_tag").load(CPU, Selection())

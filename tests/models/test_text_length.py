@@ -18,7 +18,14 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.text_length import at_most, most_tokens
 from tests import tiny
 
-SMALL = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20, "max_position_embeddings": 12}
+SMALL = {
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "vocab_size": 20,
+    "max_position_embeddings": 12,
+}
 
 
 def module(family: str) -> nn.Module:
@@ -49,12 +56,20 @@ def test_computed_positions_have_no_end(family: str) -> None:
 
 def test_positions_of_patches_are_none_of_a_text() -> None:
     model: Any = tiny.build("clip").module
-    text, patches = (tower.embeddings.position_embedding.num_embeddings for tower in (model.text_model, model.vision_model))
+    text, patches = (
+        tower.embeddings.position_embedding.num_embeddings for tower in (model.text_model, model.vision_model)
+    )
     assert patches < text == most_tokens(model)
 
 
 SEEN = {**SMALL, "image_size": 8, "patch_size": 4}
-HEARD = {"num_mel_bins": 8, "d_model": 8, "encoder_layers": 1, "encoder_attention_heads": 2, "encoder_ffn_dim": 8}
+HEARD = {
+    "num_mel_bins": 8,
+    "d_model": 8,
+    "encoder_layers": 1,
+    "encoder_attention_heads": 2,
+    "encoder_ffn_dim": 8,
+}
 HEARD |= {"max_source_positions": 7}
 
 
@@ -70,15 +85,24 @@ def of_pictures_or_sounds(family: str) -> nn.Module:
         config = hf.Qwen2AudioConfig(audio_config=HEARD, text_config={"model_type": "qwen2", **text})
         return hf.Qwen2AudioForConditionalGeneration(config)
     if family == "clip_gpt2":
-        gpt2 = hf.GPT2Config(n_embd=8, n_layer=1, n_head=2, vocab_size=20, n_positions=12, add_cross_attention=True)
+        gpt2 = hf.GPT2Config(
+            n_embd=8, n_layer=1, n_head=2, vocab_size=20, n_positions=12, add_cross_attention=True
+        )
         both = hf.VisionEncoderDecoderConfig.from_encoder_decoder_configs(hf.CLIPVisionConfig(**SEEN), gpt2)
         return hf.VisionEncoderDecoderModel(both)
-    decoder = {"decoder_layers": 1, "decoder_attention_heads": 2, "decoder_ffn_dim": 8, "max_target_positions": 12}
+    decoder = {
+        "decoder_layers": 1,
+        "decoder_attention_heads": 2,
+        "decoder_ffn_dim": 8,
+        "max_target_positions": 12,
+    }
     tokens = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1}
     return hf.WhisperForConditionalGeneration(hf.WhisperConfig(vocab_size=20, **HEARD, **decoder, **tokens))
 
 
-@pytest.mark.parametrize(("family", "most"), [("gemma3", None), ("qwen2_audio", None), ("clip_gpt2", 12), ("whisper", 12)])
+@pytest.mark.parametrize(
+    ("family", "most"), [("gemma3", None), ("qwen2_audio", None), ("clip_gpt2", 12), ("whisper", 12)]
+)
 def test_tables_for_pictures_and_sounds_do_not_limit_texts(family: str, most: int | None) -> None:
     try:
         model = of_pictures_or_sounds(family)
@@ -91,9 +115,13 @@ def test_windows_that_are_too_long_are_refused(tmp_path: Path) -> None:
     model = tiny.build("gpt2")
     most = most_tokens(model.module)
     assert most is not None
-    with pytest.raises(UserError, match=rf"task\.sequence_length={most + 1}: .* has positions for {most} tokens"):
+    with pytest.raises(
+        UserError, match=rf"task\.sequence_length={most + 1}: .* has positions for {most} tokens"
+    ):
         TextPerplexity(path=str(tmp_path), sequence_length=most + 1).load(model)
-    with pytest.raises(UserError, match=rf"calibration\.sequence_length={most + 1}: .* has positions for {most} tokens"):
+    with pytest.raises(
+        UserError, match=rf"calibration\.sequence_length={most + 1}: .* has positions for {most} tokens"
+    ):
         Text(path=str(tmp_path), sequence_length=most + 1).load(model, 0)
 
 

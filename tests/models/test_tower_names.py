@@ -133,19 +133,28 @@ FORMER_ROOTS = {
 
 def places(path: str) -> set[str]:
     """A path, and where releases of transformers had it before."""
-    roots = {former + path.removeprefix(root) for root, formers in FORMER_ROOTS.items() if path.startswith(root) for former in formers}
+    roots = {
+        former + path.removeprefix(root)
+        for root, formers in FORMER_ROOTS.items()
+        if path.startswith(root)
+        for former in formers
+    }
     return {path, *roots}
 
 
 @pytest.mark.parametrize("name", EXPECTED)
 def test_towers_of_published_architectures(name: str) -> None:
     towers = find_towers(architecture(name))
-    assert [tower.name for tower in towers] == sorted(EXPECTED[name], key=lambda tower: ORDER.index(kind_of(tower) or ""))
+    assert [tower.name for tower in towers] == sorted(
+        EXPECTED[name], key=lambda tower: ORDER.index(kind_of(tower) or "")
+    )
     for tower in towers:
         assert tower.path in places(EXPECTED[name][tower.name])
         assert tower.layers
     dense = {"merger", "merger_fine", "perceiver", "connector", "qformer", "speech", "speech_token2wav"}
-    assert [tower.name for tower in select(towers, None)] == [tower.name for tower in towers if tower.name not in dense]
+    assert [tower.name for tower in select(towers, None)] == [
+        tower.name for tower in towers if tower.name not in dense
+    ]
     assert select(towers, list(EXPECTED[name])) == towers
 
 
@@ -234,8 +243,12 @@ def test_of_two_lists_of_one_size_the_one_less_deep_has_the_plain_name() -> None
 
 
 def test_towers_that_a_config_names_are_pruned_in_their_place() -> None:
-    module = tree("language_model.layers.0.proj", "audio_tower.layers.0.proj", "odd.layers.0.proj", "even.layers.0.proj")
-    towers = find_towers(module, {"ears": "audio_tower.layers", "vision": "odd.layers", "language": "language_model.layers"})
+    module = tree(
+        "language_model.layers.0.proj", "audio_tower.layers.0.proj", "odd.layers.0.proj", "even.layers.0.proj"
+    )
+    towers = find_towers(
+        module, {"ears": "audio_tower.layers", "vision": "odd.layers", "language": "language_model.layers"}
+    )
     assert {tower.name: tower.path for tower in towers} == {
         "vision": "odd.layers",
         "ears": "audio_tower.layers",

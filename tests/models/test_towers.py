@@ -18,28 +18,52 @@ EXPECTED = {
     "mistral": {"language": ("model.layers", 14)},
     "opt": {"language": ("model.decoder.layers", 12)},
     "gpt2": {"language": ("transformer.h", 8)},
-    "blip2_t5": T5_TOWERS | {"encoder": ("language_model.encoder.block", 14), "decoder": ("language_model.decoder.block", 22)},
+    "blip2_t5": T5_TOWERS
+    | {"encoder": ("language_model.encoder.block", 14), "decoder": ("language_model.decoder.block", 22)},
     "blip2_t5_relu": T5_TOWERS,
-    "blip2_opt": {**dict(list(T5_TOWERS.items())[:2]), "language": ("language_model.model.decoder.layers", 12)},
+    "blip2_opt": {
+        **dict(list(T5_TOWERS.items())[:2]),
+        "language": ("language_model.model.decoder.layers", 12),
+    },
     "t5": {"encoder": ("encoder.block", 14), "decoder": ("decoder.block", 22)},
     "bart": {"encoder": ("model.encoder.layers", 12), "decoder": ("model.decoder.layers", 20)},
     "clip": {"vision": ("vision_model.encoder.layers", 12), "text": ("text_model.encoder.layers", 12)},
-    "blip_vqa": {**BLIP_VISION, "encoder": ("text_encoder.encoder.layer", 20), "decoder": ("text_decoder.bert.encoder.layer", 20)},
+    "blip_vqa": {
+        **BLIP_VISION,
+        "encoder": ("text_encoder.encoder.layer", 20),
+        "decoder": ("text_decoder.bert.encoder.layer", 20),
+    },
     "blip_caption": {**BLIP_VISION, "decoder": ("text_decoder.bert.encoder.layer", 20)},
     "blip_retrieval": {**BLIP_VISION, "text": ("text_encoder.encoder.layer", 20)},
     "blip2_itm": {**BLIP_VISION, "qformer": ("qformer.encoder.layer", 20)},
     "vit": {"vision": ("vit.layers", 12)},
-    "llava": {"vision": ("model.vision_tower.encoder.layers", 12), "language": ("model.language_model.layers", 14)},
-    "smolvlm": {"vision": ("model.vision_model.encoder.layers", 12), "language": ("model.text_model.layers", 14)},
-    "paligemma": {"vision": ("model.vision_tower.encoder.layers", 12), "language": ("model.language_model.layers", 14)},
-    "internvl": {"vision": ("model.vision_tower.encoder.layer", 12), "language": ("model.language_model.layers", 14)},
+    "llava": {
+        "vision": ("model.vision_tower.encoder.layers", 12),
+        "language": ("model.language_model.layers", 14),
+    },
+    "smolvlm": {
+        "vision": ("model.vision_model.encoder.layers", 12),
+        "language": ("model.text_model.layers", 14),
+    },
+    "paligemma": {
+        "vision": ("model.vision_tower.encoder.layers", 12),
+        "language": ("model.language_model.layers", 14),
+    },
+    "internvl": {
+        "vision": ("model.vision_tower.encoder.layer", 12),
+        "language": ("model.language_model.layers", 14),
+    },
     "qwen2_5_vl": {"vision": ("model.visual.blocks", 10), "language": ("model.language_model.layers", 14)},
     "torchvision_vit": {"vision": ("encoder.layers", 8)},
     "torch_encoder": {"language": ("layers", 8)},
     "torch_encoder_tokens_first": {"language": ("layers", 8)},
     "open_clip": {"vision": ("visual.transformer.resblocks", 8), "text": ("text.transformer.resblocks", 8)},
     "open_clip_eva": {"vision": ("visual.trunk.blocks", 8), "text": ("text.transformer.resblocks", 8)},
-    "instructblip": {**BLIP_VISION, "qformer": ("qformer.encoder.layer", 20), "language": ("language_model.model.layers", 14)},
+    "instructblip": {
+        **BLIP_VISION,
+        "qformer": ("qformer.encoder.layer", 20),
+        "language": ("language_model.model.layers", 14),
+    },
 }
 # Where transformers had them before its fifth release.
 FORMER_PATHS = {
@@ -82,7 +106,9 @@ def test_qformer_is_pruned_when_it_is_named() -> None:
 
 def test_a_config_may_name_some_of_the_towers() -> None:
     module = tiny.build("blip2_t5").module
-    towers = find_towers(module, {"eye": "vision_model.encoder.layers", "mouth": "language_model.decoder.block"})
+    towers = find_towers(
+        module, {"eye": "vision_model.encoder.layers", "mouth": "language_model.decoder.block"}
+    )
     assert [(tower.name, tower.path, len(tower.layers)) for tower in towers] == [
         ("eye", "vision_model.encoder.layers", 8),
         ("qformer", "qformer.encoder.layer", 16),
@@ -117,18 +143,27 @@ def test_lists_of_lists_of_heads_are_no_towers() -> None:
 
 def test_wrong_path() -> None:
     module = tiny.build("llama").module
-    with pytest.raises(UserError, match=r"model\.towers\.language=model\.layer is not a list of blocks of LlamaForCausalLM; found: model\.layers"):
+    with pytest.raises(
+        UserError,
+        match=r"model\.towers\.language=model\.layer is not a list of blocks of LlamaForCausalLM; found: model\.layers",
+    ):
         find_towers(module, {"language": "model.layer"})
 
 
 def test_wrong_tower() -> None:
-    with pytest.raises(UserError, match=r"no tower 'visoin'; did you mean vision\? the choices are vision, qformer, encoder, decoder"):
+    with pytest.raises(
+        UserError,
+        match=r"no tower 'visoin'; did you mean vision\? the choices are vision, qformer, encoder, decoder",
+    ):
         tiny.build("blip2_t5", towers=["visoin"])
 
 
 def test_pattern_that_matches_nothing_names_the_nearest() -> None:
     wrong = "model.layers.1.self_attn.q_prj.weight"
-    with pytest.raises(UserError, match=r"matches none of the 14 layers; the nearest: model\.layers\.1\.self_attn\.q_proj\.weight"):
+    with pytest.raises(
+        UserError,
+        match=r"matches none of the 14 layers; the nearest: model\.layers\.1\.self_attn\.q_proj\.weight",
+    ):
         tiny.build("llama", skip_layers=(wrong,))
 
 
@@ -152,24 +187,33 @@ def test_skipped_layers_leave_their_blocks_in_place() -> None:
     model = tiny.build("opt", skip_layers=(r"layers\.0\.", "fc2"))
     assert [len(block.layers) for block in model.towers[0].blocks] == [0, 5]
     assert [layer.name for layer in model.layers][-1] == "model.decoder.layers.1.fc1.weight"
-    assert [s.name for s in model.skipped if s.reason == "matches skip_layers"][-1] == "model.decoder.layers.1.fc2.weight"
+    assert [s.name for s in model.skipped if s.reason == "matches skip_layers"][
+        -1
+    ] == "model.decoder.layers.1.fc2.weight"
 
 
 def test_reasons() -> None:
     reasons = {skipped.name: skipped.reason for skipped in tiny.build("blip2_t5").skipped}
     assert reasons["language_model.shared.weight"] == "embedding"
     assert reasons["language_projection.weight"] == "outside the blocks"
-    assert reasons["language_model.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"] == "embedding"
+    assert (
+        reasons["language_model.encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+        == "embedding"
+    )
     assert reasons["vision_model.embeddings.patch_embedding.weight"] == "convolution"
     assert reasons["query_tokens"] == "parameter of Blip2ForConditionalGeneration"
-    assert reasons["qformer.encoder.layer.0.attention.attention.query.weight"] == "tower qformer is left dense"
+    assert (
+        reasons["qformer.encoder.layer.0.attention.attention.query.weight"] == "tower qformer is left dense"
+    )
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_every_matrix_is_pruned_or_skipped_and_none_is_both(family: str) -> None:
     model = tiny.build(family)
     pruned, skipped = [layer.name for layer in model.layers], [skipped.name for skipped in model.skipped]
-    matrices = {name: parameter.numel() for name, parameter in model.module.named_parameters() if parameter.ndim > 1}
+    matrices = {
+        name: parameter.numel() for name, parameter in model.module.named_parameters() if parameter.ndim > 1
+    }
     assert sorted(pruned + skipped) == sorted(matrices)
     assert {skipped.name: skipped.size for skipped in model.skipped}.items() <= matrices.items()
 
@@ -186,7 +230,9 @@ def test_tied_weights_are_one_layer() -> None:
 
 
 def test_tied_head_is_an_embedding() -> None:
-    assert [(s.name, s.reason) for s in tiny.build("qwen2").skipped] == [("model.embed_tokens.weight", "embedding")]
+    assert [(s.name, s.reason) for s in tiny.build("qwen2").skipped] == [
+        ("model.embed_tokens.weight", "embedding")
+    ]
 
 
 def test_selection_keeps_the_order_of_the_model() -> None:

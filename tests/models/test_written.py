@@ -53,8 +53,14 @@ def test_blip2_with_an_opt_answers_without_its_question() -> None:
     interface.processor.tokenizer = SimpleNamespace(padding_side="right", batch_decode=decode)
     picture = read_questions("test")[0].image
     module: Any = model.module
-    expected = module(**{name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")}).logits[:, -1].argmax(dim=-1)
-    answers = interface.answer(model, [Example("one", image=picture), Example("two", image=picture)], Generation(max_new_tokens=3))
+    expected = (
+        module(**{name: batch[name] for name in ("pixel_values", "input_ids", "attention_mask")})
+        .logits[:, -1]
+        .argmax(dim=-1)
+    )
+    answers = interface.answer(
+        model, [Example("one", image=picture), Example("two", image=picture)], Generation(max_new_tokens=3)
+    )
     assert len(answers) == 2
     assert decoded[0].shape[1] <= 3
     assert decoded[0][:, 0].equal(expected)

@@ -21,4 +21,6 @@ def cases(name: str) -> dict[str, dict[str, Any]]:
 def tensors(name: str, case: str) -> dict[str, Tensor]:
     """The tensors of one case of <name>.safetensors, without the case's prefix."""
     stored = load_file(FOLDER / f"{name}.safetensors")
-    return {key.removeprefix(f"{case}."): value for key, value in stored.items() if key.startswith(f"{case}.")}
+    return {
+        key.removeprefix(f"{case}."): value for key, value in stored.items() if key.startswith(f"{case}.")
+    }

@@ -27,7 +27,12 @@ def row_mask(metric: Tensor, keep: int) -> Tensor:
 
 
 def n_of_m_mask(metric: Tensor, n: int, m: int) -> Tensor:
-    return torch.tensor([[kept for at in range(0, len(row), m) for kept in keep_highest(row[at : at + m], n)] for row in metric.tolist()])
+    return torch.tensor(
+        [
+            [kept for at in range(0, len(row), m) for kept in keep_highest(row[at : at + m], n)]
+            for row in metric.tolist()
+        ]
+    )
 
 
 def sparsegpt(
@@ -68,7 +73,9 @@ def water_level(sizes: Sequence[int], scores: Sequence[float], total: int, cap: 
     floors = [size * (1 - cap) for size in sizes]
 
     def keeps(level: float) -> list[float]:
-        return [min(size, floor + level * score) for size, floor, score in zip(sizes, floors, scores, strict=True)]
+        return [
+            min(size, floor + level * score) for size, floor, score in zip(sizes, floors, scores, strict=True)
+        ]
 
     low, high = 0.0, max(sizes) / min(score for score in scores if score > 0)
     for _ in range(200):

@@ -8,10 +8,16 @@ from ecoflap.ops import select_globally
 
 def by_sorting(tensors: list[torch.Tensor], keep: int) -> list[torch.Tensor]:
     """All entries in one list, sorted; of equal ones the first stay."""
-    order = sorted(range(sum(map(torch.Tensor.numel, tensors))), key=lambda index: (-float(torch.cat([t.flatten() for t in tensors])[index]), index))
+    order = sorted(
+        range(sum(map(torch.Tensor.numel, tensors))),
+        key=lambda index: (-float(torch.cat([t.flatten() for t in tensors])[index]), index),
+    )
     flat = torch.zeros(len(order), dtype=torch.bool)
     flat[order[:keep]] = True
-    return [part.view_as(tensor) for part, tensor in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)]
+    return [
+        part.view_as(tensor)
+        for part, tensor in zip(flat.split([t.numel() for t in tensors]), tensors, strict=True)
+    ]
 
 
 def lazily(tensors: list[torch.Tensor]) -> list:

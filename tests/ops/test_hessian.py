@@ -23,7 +23,9 @@ def test_factor_of_the_damped_inverse(cols: int, tokens: int) -> None:
     assert factor.upper.dtype == torch.float32
     assert torch.equal(factor.upper, factor.upper.triu())
     assert torch.all(factor.upper.diagonal() > 0)
-    torch.testing.assert_close(upper.T @ upper @ damped, torch.eye(cols, dtype=torch.float64), atol=2e-4, rtol=0)
+    torch.testing.assert_close(
+        upper.T @ upper @ damped, torch.eye(cols, dtype=torch.float64), atol=2e-4, rtol=0
+    )
     assert torch.equal(hessian, before)
 
 
@@ -56,7 +58,9 @@ def test_damping_used_when_a_lot_is_needed(start: float, used: float) -> None:
 
 @pytest.mark.parametrize("damping", [0.0, 0.01, 1.0])
 def test_indefinite_beyond_any_damping_is_an_error_not_a_loop(damping: float) -> None:
-    with pytest.raises(NotPositiveDefiniteError, match="not positive definite even with damping 1 of its mean diagonal"):
+    with pytest.raises(
+        NotPositiveDefiniteError, match="not positive definite even with damping 1 of its mean diagonal"
+    ):
         inverse_factor(torch.tensor([[1.0, 5.0], [5.0, 1.0]]), damping)
 
 

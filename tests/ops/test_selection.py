@@ -79,7 +79,10 @@ def test_strided_metrics() -> None:
         assert torch.equal(select_in_rows(view, 5), select_in_rows(view.contiguous(), 5))
 
 
-@pytest.mark.parametrize("select", [lambda m: select_in_matrix(m, 4), lambda m: select_in_rows(m, 0), lambda m: select_n_of_m(m, 2, 2)])
+@pytest.mark.parametrize(
+    "select",
+    [lambda m: select_in_matrix(m, 4), lambda m: select_in_rows(m, 0), lambda m: select_n_of_m(m, 2, 2)],
+)
 def test_nan_is_an_error_even_when_nothing_or_everything_is_kept(select) -> None:
     with pytest.raises(ValueError, match="1 of 4 scores are NaN"):
         select(torch.tensor([[0.0, math.nan], [1.0, 2.0]]))
@@ -92,7 +95,10 @@ def test_impossible_counts(keep: int) -> None:
             select(torch.zeros(2, 3), keep)
 
 
-@pytest.mark.parametrize(("n", "m", "message"), [(2, 4, "m must divide 6"), (0, 3, "between 1 and m"), (4, 3, "between 1 and m"), (0, 0, "between")])
+@pytest.mark.parametrize(
+    ("n", "m", "message"),
+    [(2, 4, "m must divide 6"), (0, 3, "between 1 and m"), (4, 3, "between 1 and m"), (0, 0, "between")],
+)
 def test_impossible_patterns(n: int, m: int, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         select_n_of_m(torch.zeros(2, 6), n, m)

@@ -44,14 +44,18 @@ def loss(weight: Tensor, pruned: Tensor, hessian: Tensor) -> float:
 )
 def test_counted_equals_column_loop(rows: int, cols: int, keep: int, block: int, leaf: int) -> None:
     weight, hessian = problem(rows, cols)
-    expected, mask = reference.sparsegpt(weight, hessian, pruned_per_block(rows, cols, keep, block), block=block)
+    expected, mask = reference.sparsegpt(
+        weight, hessian, pruned_per_block(rows, cols, keep, block), block=block
+    )
     solution = sparsegpt_solve(weight, hessian, keep=keep, block=block, leaf=leaf)
     assert int(solution.mask.sum()) == keep
     assert torch.equal(solution.mask, mask)
     torch.testing.assert_close(solution.weight.double(), expected, rtol=1e-3, atol=1e-3)
 
 
-@pytest.mark.parametrize(("n", "m", "block"), [(2, 4, 128), (4, 8, 128), (1, 4, 6), (3, 4, 2), (5, 5, 128), (1, 20, 8)])
+@pytest.mark.parametrize(
+    ("n", "m", "block"), [(2, 4, 128), (4, 8, 128), (1, 4, 6), (3, 4, 2), (5, 5, 128), (1, 20, 8)]
+)
 def test_n_of_m_equals_column_loop(n: int, m: int, block: int) -> None:
     weight, hessian = problem(12, 40)
     expected, mask = reference.sparsegpt(weight, hessian, n_of_m=(n, m))
@@ -151,13 +155,18 @@ def test_parameters_leave_no_gradient_graph() -> None:
 def test_strided_weight() -> None:
     weight, hessian = problem(16, 32)
     transposed = weight.T.contiguous().T
-    torch.testing.assert_close(sparsegpt_solve(transposed, hessian, keep=200).weight, sparsegpt_solve(weight, hessian, keep=200).weight)
+    torch.testing.assert_close(
+        sparsegpt_solve(transposed, hessian, keep=200).weight,
+        sparsegpt_solve(weight, hessian, keep=200).weight,
+    )
 
 
 def test_damping_used_is_reported() -> None:
     weight = torch.ones(2, 2)
     assert sparsegpt_solve(weight, torch.eye(2), keep=2).damping == 0.01
-    assert sparsegpt_solve(weight, torch.tensor([[1.0, 1.5], [1.5, 1.0]]), keep=2).damping == pytest.approx(1.0)
+    assert sparsegpt_solve(weight, torch.tensor([[1.0, 1.5], [1.5, 1.0]]), keep=2).damping == pytest.approx(
+        1.0
+    )
 
 
 @pytest.mark.parametrize(
@@ -196,7 +205,11 @@ def test_non_finite_weight_even_in_a_dead_column(bad: float, column: int) -> Non
 def test_published_result(case: str) -> None:
     facts, data = golden.cases("sparsegpt")[case], golden.tensors("sparsegpt", case)
     weight, inputs, published = data["weight"], data["inputs"].double(), data["pruned"]
-    pattern = {"n_of_m": (facts["m"] - facts["n"], facts["m"])} if facts["n"] else {"keep": weight.numel() - facts["zeros"]}
+    pattern = (
+        {"n_of_m": (facts["m"] - facts["n"], facts["m"])}
+        if facts["n"]
+        else {"keep": weight.numel() - facts["zeros"]}
+    )
     solution = sparsegpt_solve(weight, data["hessian"], **pattern)
     error = float(((solution.weight - weight).double() @ inputs.T).square().sum())
     assert error == pytest.approx(facts["reconstruction_sse"], rel=0.005)
@@ -216,12 +229,16 @@ def test_published_result(case: str) -> None:
 def test_unequal_blocks_of_the_published_problem_equal_column_loop() -> None:
     facts, data = golden.cases("sparsegpt")["wide"], golden.tensors("sparsegpt", "wide")
     keep = data["weight"].numel() - facts["zeros"]
-    _, mask = reference.sparsegpt(data["weight"], data["hessian"], pruned_per_block(facts["rows"], facts["cols"], keep, 128))
+    _, mask = reference.sparsegpt(
+        data["weight"], data["hessian"], pruned_per_block(facts["rows"], facts["cols"], keep, 128)
+    )
     assert torch.equal(sparsegpt_solve(data["weight"], data["hessian"], keep=keep).mask, mask)
 
 
 @golden.needs_golden
-@pytest.mark.parametrize("case", [name for name, facts in golden.cases("sparsegpt").items() if not facts["n"]])
+@pytest.mark.parametrize(
+    "case", [name for name, facts in golden.cases("sparsegpt").items() if not facts["n"]]
+)
 def test_column_loop_equals_published_result(case: str) -> None:
     facts, data = golden.cases("sparsegpt")[case], golden.tensors("sparsegpt", case)
     widths = [min(128, facts["cols"] - at) for at in range(0, facts["cols"], 128)]

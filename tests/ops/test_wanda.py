@@ -40,5 +40,7 @@ def test_published_metric_and_mask(case: str) -> None:
         if facts["n"]:
             mask = select_n_of_m(scores, facts["m"] - facts["n"], facts["m"])
         else:
-            mask = select_in_rows(scores, facts["rows"] * (facts["cols"] - int(facts["cols"] * facts["sparsity"])))
+            mask = select_in_rows(
+                scores, facts["rows"] * (facts["cols"] - int(facts["cols"] * facts["sparsity"]))
+            )
         assert torch.equal(~mask, data["pruned_mask"])

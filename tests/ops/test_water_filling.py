@@ -18,7 +18,9 @@ def floors(sizes: list[int], percent: int) -> list[int]:
 
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(SIZES, st.integers(0, 100), st.data())
-def test_total_is_exact_and_no_group_leaves_its_bounds(sizes: list[int], percent: int, data: st.DataObject) -> None:
+def test_total_is_exact_and_no_group_leaves_its_bounds(
+    sizes: list[int], percent: int, data: st.DataObject
+) -> None:
     score = st.one_of(st.just(0.0), st.floats(1e-300, 1e300), st.floats(0.1, 10))
     scores = data.draw(st.lists(score, min_size=len(sizes), max_size=len(sizes)).filter(any))
     least = floors(sizes, percent)
@@ -39,7 +41,10 @@ def test_equals_bisection(sizes: list[int], cap: float, data: st.DataObject) -> 
     total = data.draw(st.integers(least, sum(sizes)))
     expected = reference.water_level(sizes, scores, total, cap)
     tolerance = 2 + len(sizes) + 1e-12 * sum(sizes)
-    assert all(abs(keep - real) <= tolerance for keep, real in zip(water_fill(sizes, scores, total, cap), expected, strict=True))
+    assert all(
+        abs(keep - real) <= tolerance
+        for keep, real in zip(water_fill(sizes, scores, total, cap), expected, strict=True)
+    )
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -50,7 +55,9 @@ def test_proportional_is_within_one_of_the_exact_share(sizes: list[int], data: s
     keeps = proportional(sizes, total)
     assert sum(keeps) == total
     assert all(keep <= size for keep, size in zip(keeps, sizes, strict=True))
-    assert all(abs(keep - Fraction(total * size, sum(sizes))) < 1 for keep, size in zip(keeps, sizes, strict=True))
+    assert all(
+        abs(keep - Fraction(total * size, sum(sizes))) < 1 for keep, size in zip(keeps, sizes, strict=True)
+    )
 
 
 def test_remainders_go_to_the_largest_and_ties_to_the_lowest_index() -> None:
@@ -58,7 +65,11 @@ def test_remainders_go_to_the_largest_and_ties_to_the_lowest_index() -> None:
     assert proportional([10, 10, 10], 11) == [4, 4, 3]
     assert proportional([1, 3, 4], 6) == [1, 2, 3]  # shares 0.75, 2.25, 3
     assert proportional([0, 0], 0) == [0, 0]
-    assert water_fill([100, 50, 70], [1.0, 1.0, 1.0], 50, 1.0) == [17, 17, 16]  # not in the order in which groups fill up
+    assert water_fill([100, 50, 70], [1.0, 1.0, 1.0], 50, 1.0) == [
+        17,
+        17,
+        16,
+    ]  # not in the order in which groups fill up
 
 
 def test_by_hand() -> None:
@@ -80,7 +91,9 @@ def test_floors_do_not_suffer_from_float_error(cap: float) -> None:
 
 def test_only_ratios_of_scores_matter() -> None:
     sizes, scores = [1000, 3000, 777, 10], [0.3, 1.7, 0.0, 2.5]
-    assert water_fill(sizes, scores, 2500, 0.7) == water_fill(sizes, [score * 2.0**200 for score in scores], 2500, 0.7)
+    assert water_fill(sizes, scores, 2500, 0.7) == water_fill(
+        sizes, [score * 2.0**200 for score in scores], 2500, 0.7
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,7 +113,9 @@ def test_only_ratios_of_scores_matter() -> None:
         ([], [], 0, 0.6, "at least one group"),
     ],
 )
-def test_impossible_budgets(sizes: list[int], scores: list[float], total: int, cap: float, message: str) -> None:
+def test_impossible_budgets(
+    sizes: list[int], scores: list[float], total: int, cap: float, message: str
+) -> None:
     with pytest.raises(ValueError, match=message):
         water_fill(sizes, scores, total, cap)
 

@@ -42,12 +42,18 @@ def sparsegpt_4_8(weight: Tensor, inputs: Tensor, _: int) -> tuple[Tensor, Tenso
     return ops.sparsegpt(weight, gram(inputs), n_of_m=(4, 8))
 
 
-def inputs_of(model: PrunableModel, layer: Layer, calibration: CalibrationSet, batches: list[Batch] | None = None) -> Tensor:
+def inputs_of(
+    model: PrunableModel, layer: Layer, calibration: CalibrationSet, batches: list[Batch] | None = None
+) -> Tensor:
     """Everything that the layer reads, [tokens, cols], one sample at a time unless other batches are given."""
     seen: list[Tensor] = []
-    handle = layer.module.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].reshape(-1, layer.shape[1]).clone()))
+    handle = layer.module.register_forward_pre_hook(
+        lambda _, arguments: seen.append(arguments[0].reshape(-1, layer.shape[1]).clone())
+    )
     torch.backends.mha.set_fastpath_enabled(False)  # PyTorch's fused encoder layer would call no layer
-    for batch in batches or [{name: tensor[None] for name, tensor in sample.items()} for sample in calibration.samples]:
+    for batch in batches or [
+        {name: tensor[None] for name, tensor in sample.items()} for sample in calibration.samples
+    ]:
         model.loss(batch)
     torch.backends.mha.set_fastpath_enabled(True)
     handle.remove()
@@ -56,7 +62,11 @@ def inputs_of(model: PrunableModel, layer: Layer, calibration: CalibrationSet, b
 
 @torch.no_grad()
 def prune(
-    model: PrunableModel, calibration: CalibrationSet, prune_layer: PruneLayer, keep: dict[str, int], batches: list[Batch] | None = None
+    model: PrunableModel,
+    calibration: CalibrationSet,
+    prune_layer: PruneLayer,
+    keep: dict[str, int],
+    batches: list[Batch] | None = None,
 ) -> dict[str, Tensor]:
     """Prune in place and return the masks [rows, cols]: a layer's inputs come from pruned earlier blocks and towers and its own block dense."""
     masks = {}
@@ -65,7 +75,9 @@ def prune(
             weights = {}
             for layer in block.layers:
                 inputs = inputs_of(model, layer, calibration, batches)
-                weights[layer], masks[layer.name] = prune_layer(layer.matrix().clone(), inputs, keep[layer.name])
+                weights[layer], masks[layer.name] = prune_layer(
+                    layer.matrix().clone(), inputs, keep[layer.name]
+                )
             for layer, weight in weights.items():
                 layer.write(weight)
     return masks

@@ -55,7 +55,10 @@ def data(samples: int = 4, tokens: int = 10, dead: int = 0) -> CalibrationSet:
     return CalibrationSet("toy", tuple({"x": row} for row in rows))
 
 
-@pytest.mark.parametrize(("pruner", "by_hand"), [(Wanda(), reference.wanda), (SparseGPT(), reference.sparsegpt), (Magnitude(), reference.magnitude)])
+@pytest.mark.parametrize(
+    ("pruner", "by_hand"),
+    [(Wanda(), reference.wanda), (SparseGPT(), reference.sparsegpt), (Magnitude(), reference.magnitude)],
+)
 def test_layers_of_one_row_and_one_column(pruner: LayerPruner, by_hand: reference.PruneLayer) -> None:
     model, other = toy(hidden=1), toy(hidden=1)
     assert [layer.shape for layer in model.layers] == [(1, 8), (8, 1)] * 2
@@ -70,11 +73,16 @@ def test_layers_of_one_row_and_one_column(pruner: LayerPruner, by_hand: referenc
 def test_counts_at_both_ends(pruner: LayerPruner, keep: int) -> None:
     model, dense = toy(), toy()
     sizes = {layer.name: layer.size for layer in model.layers}
-    report = prune(model, data(dead=2), pruner, Allocation(dict.fromkeys(sizes, keep), sizes, 0.5, "model"), 3)
+    report = prune(
+        model, data(dead=2), pruner, Allocation(dict.fromkeys(sizes, keep), sizes, 0.5, "model"), 3
+    )
     assert {name: int(mask.sum()) for name, mask in report.masks.items()} == dict.fromkeys(sizes, keep)
     assert all(math.isfinite(error) for error in report.errors.values() if error is not None)
     if keep == 48:
-        assert all(torch.equal(layer.weight, before.weight) for layer, before in zip(model.layers, dense.layers, strict=True))
+        assert all(
+            torch.equal(layer.weight, before.weight)
+            for layer, before in zip(model.layers, dense.layers, strict=True)
+        )
 
 
 @pytest.mark.parametrize("pruner", [Wanda(), SparseGPT()])
@@ -87,13 +95,17 @@ def test_dead_inputs_go_first(pruner: LayerPruner) -> None:
 @pytest.mark.parametrize("pruner", [Wanda(), SparseGPT()])
 def test_layer_that_never_runs(pruner: LayerPruner) -> None:
     model = toy(spare=True)
-    with pytest.raises(UserError, match=r"never reach blocks\.1\.spare\.weight, .* add skip_layers=\[spare\]"):
+    with pytest.raises(
+        UserError, match=r"never reach blocks\.1\.spare\.weight, .* add skip_layers=\[spare\]"
+    ):
         prune(model, data(), pruner, uniform(model), 2)
     assert not any(module._forward_pre_hooks for module in model.module.modules())
     assert all(parameter.requires_grad for parameter in model.module.parameters())
 
 
-@pytest.mark.parametrize("pruner", [Wanda(), Wanda("2:4"), SparseGPT(), SparseGPT("2:4"), Magnitude(), Magnitude("2:4")])
+@pytest.mark.parametrize(
+    "pruner", [Wanda(), Wanda("2:4"), SparseGPT(), SparseGPT("2:4"), Magnitude(), Magnitude("2:4")]
+)
 def test_nan_names_the_layer(pruner: LayerPruner) -> None:
     model = tiny.build("llama")
     with torch.no_grad():
@@ -134,7 +146,9 @@ def test_a_mask_that_misses_its_count_is_refused() -> None:
         def __call__(self, weight: Tensor, statistic: object, keep: int) -> Pruned:
             return super().__call__(weight, statistic, keep - 1)
 
-    with pytest.raises(NumericalError, match=r"blocks\.0\.up\.weight: the mask keeps 23 weights and the allocation says 24"):
+    with pytest.raises(
+        NumericalError, match=r"blocks\.0\.up\.weight: the mask keeps 23 weights and the allocation says 24"
+    ):
         prune(toy(), None, Greedy(), uniform(toy()), 1)
 
 
@@ -142,7 +156,13 @@ def test_each_block_is_reported_when_it_is_done() -> None:
     model, seen = toy(), []
 
     def look(report: BlockReport) -> None:
-        seen.append((report, int((model.module.blocks[0].up.weight == 0).sum()), int((model.module.blocks[1].up.weight == 0).sum())))
+        seen.append(
+            (
+                report,
+                int((model.module.blocks[0].up.weight == 0).sum()),
+                int((model.module.blocks[1].up.weight == 0).sum()),
+            )
+        )
 
     report = prune(model, data(), Wanda(), uniform(model), 2, look)
     assert [block for block, *_ in seen] == report.blocks
@@ -160,7 +180,9 @@ def test_each_block_is_reported_when_it_is_done() -> None:
         ("opt", [{"q_proj", "k_proj", "v_proj"}, {"out_proj"}, {"fc1"}, {"fc2"}]),
     ],
 )
-def test_layers_that_read_the_same_tensor_share_a_statistic(family: str, shared: list[set[str]], kind: type[MeanSquare] | type[Gram]) -> None:
+def test_layers_that_read_the_same_tensor_share_a_statistic(
+    family: str, shared: list[set[str]], kind: type[MeanSquare] | type[Gram]
+) -> None:
     model, calibration = tiny.build(family), tiny.samples(family)
     layers = model.towers[0].blocks[1].layers
     statistics = InputStatistics(kind)
@@ -175,15 +197,23 @@ def test_layers_that_read_the_same_tensor_share_a_statistic(family: str, shared:
         inputs = reference.inputs_of(model, layer, calibration)
         gram = inputs.t() @ inputs / len(inputs)
         assert statistics[layer].tokens == len(inputs) == 29
-        torch.testing.assert_close(statistics[layer].value, gram if kind is Gram else gram.diagonal(), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(
+            statistics[layer].value, gram if kind is Gram else gram.diagonal(), rtol=1e-4, atol=1e-5
+        )
         weight = torch.randn(3, layer.shape[1])
-        energy = float((weight @ gram * weight).sum()) if kind is Gram else float((weight.square() @ gram.diagonal()).sum())
+        energy = (
+            float((weight @ gram * weight).sum())
+            if kind is Gram
+            else float((weight.square() @ gram.diagonal()).sum())
+        )
         assert statistics[layer].output_energy(weight) == pytest.approx(energy, rel=1e-3)
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("kind", [MeanSquare, Gram])
-def test_a_layer_that_is_called_once_more_has_a_statistic_of_its_own(kind: type[MeanSquare] | type[Gram]) -> None:
+def test_a_layer_that_is_called_once_more_has_a_statistic_of_its_own(
+    kind: type[MeanSquare] | type[Gram],
+) -> None:
     once, twice = (Layer(name, nn.Linear(8, 2)) for name in ("once", "twice"))
     inputs, zeros = torch.randn(10, 8, generator=torch.Generator().manual_seed(1)), torch.zeros(3, 8)
     for runs in (1, 2):
@@ -213,4 +243,6 @@ def test_half_precision_statistics_are_gathered_in_fp32() -> None:
     for kind in (MeanSquare, Gram):
         statistic = kind(2, torch.device("cpu"))
         statistic.update(inputs)
-        torch.testing.assert_close(statistic.value, torch.full_like(statistic.value, 90000.0), rtol=1e-3, atol=0)
+        torch.testing.assert_close(
+            statistic.value, torch.full_like(statistic.value, 90000.0), rtol=1e-3, atol=0
+        )

@@ -28,7 +28,9 @@ EVERY_TOWER = {family: [tower.name for tower in tiny.build(family).every_tower] 
 
 def uneven(model: PrunableModel, sparsity: float = 0.5) -> Allocation:
     """Another sparsity for every layer."""
-    scores = Scores("test", {layer.name: math.exp(float(gaussian([1], layer.name))) for layer in model.layers}, {})
+    scores = Scores(
+        "test", {layer.name: math.exp(float(gaussian([1], layer.name))) for layer in model.layers}, {}
+    )
     return WaterFilling("layer")(model.towers, scores, sparsity)
 
 
@@ -44,7 +46,9 @@ def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, nam
     model, other = (tiny.build(family, towers=EVERY_TOWER[family]) for _ in range(2))
     allocation = uniform(model) if ":" in pruner.rule.name else uneven(model)
     report = prune(model, calibration, pruner, allocation, batch_size=2)
-    masks = reference.prune(other, calibration, by_hand, allocation.keep, tiny.one_by_one(family, calibration, 2))
+    masks = reference.prune(
+        other, calibration, by_hand, allocation.keep, tiny.one_by_one(family, calibration, 2)
+    )
     assert list(report.masks) == list(masks) == [layer.name for layer in model.layers]
     for layer, expected in zip(model.layers, other.layers, strict=True):
         mask = report.masks[layer.name]
@@ -61,7 +65,8 @@ def test_batch_size_changes_nothing(family: str, name: str) -> None:
     pruner, _ = PRUNERS[name]
     models = [tiny.build(family) for _ in range(3)]
     first, *others = (
-        prune(model, tiny.samples(family), pruner, uneven(model), batch_size) for model, batch_size in zip(models, (1, 2, 100), strict=True)
+        prune(model, tiny.samples(family), pruner, uneven(model), batch_size)
+        for model, batch_size in zip(models, (1, 2, 100), strict=True)
     )
     for report, model in zip(others, models[1:], strict=True):
         assert all(torch.equal(report.masks[name], mask) for name, mask in first.masks.items())
@@ -76,11 +81,16 @@ def test_padding_counts_in_no_statistic(family: str, name: str) -> None:
     models = [tiny.build(family, towers=EVERY_TOWER[family]) for _ in range(2)]
     short = tiny.samples(family, lengths=(7, 7, 7))
     padded = CalibrationSet("padded", tuple(tiny._padded(sample, 11) for sample in short.samples))
-    reports = [prune(model, data, PRUNERS[name][0], uneven(model), 3) for model, data in zip(models, (short, padded), strict=True)]
+    reports = [
+        prune(model, data, PRUNERS[name][0], uneven(model), 3)
+        for model, data in zip(models, (short, padded), strict=True)
+    ]
     assert all(torch.equal(reports[1].masks[layer], mask) for layer, mask in reports[0].masks.items())
 
 
-@pytest.mark.parametrize(("family", "tower"), [("clip", "text"), ("open_clip", "text"), ("blip_retrieval", "text")])
+@pytest.mark.parametrize(
+    ("family", "tower"), [("clip", "text"), ("open_clip", "text"), ("blip_retrieval", "text")]
+)
 def test_statistics_count_the_real_tokens(family: str, tower: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if family not in tiny.FAMILIES:
         pytest.skip(f"{family} is not installed")
@@ -89,7 +99,9 @@ def test_statistics_count_the_real_tokens(family: str, tower: str, monkeypatch: 
     monkeypatch.setattr(MeanSquare, "value", property(lambda self: counts.add(self.tokens) or value(self)))
     model = tiny.build(family, towers=[tower])
     prune(model, tiny.samples(family, lengths=(5, 7, 6)), Wanda(), uniform(model), 3)
-    passes = {18} if family != "blip_retrieval" else {3 * 18, 2 * 18, 2 * 3 * 5}  # alone, right, wrong; cross-attention reads 5 image tokens
+    passes = (
+        {18} if family != "blip_retrieval" else {3 * 18, 2 * 18, 2 * 3 * 5}
+    )  # alone, right, wrong; cross-attention reads 5 image tokens
     assert counts == passes
 
 
@@ -137,7 +149,9 @@ def test_sparsegpt_errs_less_than_wanda_and_magnitude_looks_at_no_data() -> None
     errors = {}
     for name in ("wanda", "sparsegpt", "magnitude"):
         model = tiny.build("llama", skip_layers=(r"layers\.1",))
-        errors[name] = prune(model, None if name == "magnitude" else tiny.samples("llama"), PRUNERS[name][0], uniform(model), 2)
+        errors[name] = prune(
+            model, None if name == "magnitude" else tiny.samples("llama"), PRUNERS[name][0], uniform(model), 2
+        )
     first = model.layers[0].name
     assert 0 < errors["sparsegpt"].errors[first] < errors["wanda"].errors[first] < 1
     assert set(errors["magnitude"].errors.values()) == {None}

@@ -36,29 +36,44 @@ REFUSED: dict[str, str | None] = {
 }
 
 
-def masks_by_hand(model: PrunableModel, lengths: tuple[int, ...], name: str, propagate: str) -> dict[str, Tensor]:
+def masks_by_hand(
+    model: PrunableModel, lengths: tuple[int, ...], name: str, propagate: str
+) -> dict[str, Tensor]:
     """Masks from full forward passes, one sample at a time."""
     keep, calibration, by_hand = uneven(model).keep, handing.samples(lengths), PRUNERS[name][1]
     with quiet_forward(model.module), torch.no_grad():
         if propagate == "pruned":
             return reference.prune(model, calibration, by_hand, keep)
         inputs = {layer: reference.inputs_of(model, layer, calibration) for layer in model.layers}
-        return {layer.name: by_hand(layer.matrix().clone(), inputs[layer], keep[layer.name])[1] for layer in model.layers}
+        return {
+            layer.name: by_hand(layer.matrix().clone(), inputs[layer], keep[layer.name])[1]
+            for layer in model.layers
+        }
 
 
-def assert_pruned_as_by_hand(build: Callable[[], PrunableModel], lengths: tuple[int, ...], name: str, propagate: str) -> None:
+def assert_pruned_as_by_hand(
+    build: Callable[[], PrunableModel], lengths: tuple[int, ...], name: str, propagate: str
+) -> None:
     model = build()
     report = prune(model, handing.samples(lengths), PRUNERS[name][0], uneven(model), 2, propagate=propagate)
     expected = masks_by_hand(build(), lengths, name, propagate)
-    different = [layer.name for layer in model.layers if not torch.equal(report.masks[layer.name], expected[layer.name])]
+    different = [
+        layer.name
+        for layer in model.layers
+        if not torch.equal(report.masks[layer.name], expected[layer.name])
+    ]
     assert not different
 
 
 @pytest.mark.parametrize("propagate", ["pruned", "dense"])
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
-@pytest.mark.parametrize(("lengths", "rounds"), [((5, 5, 5), 1), ((5, 7, 5, 7, 5), 1), ((5,), 1), ((5, 7, 5), 2)])
+@pytest.mark.parametrize(
+    ("lengths", "rounds"), [((5, 5, 5), 1), ((5, 7, 5, 7, 5), 1), ((5,), 1), ((5, 7, 5), 2)]
+)
 @pytest.mark.parametrize("way", REFUSED)
-def test_masks_are_those_of_full_passes_or_the_stack_is_refused(way: str, lengths: tuple[int, ...], rounds: int, name: str, propagate: str) -> None:
+def test_masks_are_those_of_full_passes_or_the_stack_is_refused(
+    way: str, lengths: tuple[int, ...], rounds: int, name: str, propagate: str
+) -> None:
     refused = REFUSED[way] or (ORDER if rounds > 1 and propagate == "dense" else None)
     if refused is None:
         assert_pruned_as_by_hand(lambda: handing.build(way, rounds), lengths, name, propagate)
@@ -88,7 +103,9 @@ def test_dense_inputs_of_a_tower_that_runs_twice_are_measured_before_it_is_prune
     measured = measure_dense(model, calibration, 2)
     for layer in model.layers:
         inputs = reference.inputs_of(model, layer, calibration)
-        torch.testing.assert_close(measured[layer.name][:-1], inputs.double().square().sum(dim=0), rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(
+            measured[layer.name][:-1], inputs.double().square().sum(dim=0), rtol=1e-5, atol=1e-5
+        )
 
 
 class Masked(nn.Module):
@@ -133,7 +150,11 @@ def test_hybrids_are_pruned_as_full_passes_would_have_it(family: str, name: str)
     report = prune(model, calibration, pruner, allocation, 2)
     with quiet_forward(other.module):
         expected = reference.prune(other, calibration, by_hand, allocation.keep)
-    different = [layer.name for layer in model.layers if not torch.equal(layer.oriented(report.masks[layer.name]), expected[layer.name])]
+    different = [
+        layer.name
+        for layer in model.layers
+        if not torch.equal(layer.oriented(report.masks[layer.name]), expected[layer.name])
+    ]
     assert not different
 
 

@@ -19,7 +19,9 @@ def test_n_of_m_is_read(text: str) -> None:
 
 @pytest.mark.parametrize("text", ["rows", "4:2", "4:4", "0:4", "2:4:8", "-1:4", "2 : 4", ""])
 def test_unknown_rules(text: str) -> None:
-    with pytest.raises(UserError, match=rf"pruner\.mask={re.escape(text)} is not known; choose row, matrix, or N:M"):
+    with pytest.raises(
+        UserError, match=rf"pruner\.mask={re.escape(text)} is not known; choose row, matrix, or N:M"
+    ):
         MaskRule.parse(text, ("row", "matrix"))
 
 
@@ -38,11 +40,16 @@ def test_sparsegpt_refuses_impossible_numbers(arguments: dict) -> None:
 def test_columns_that_m_does_not_divide() -> None:
     layers = tiny.build("gpt2").layers  # 16 and 24 columns
     MaskRule.parse("4:8", ()).check(layers, 0.5, scored=False)
-    with pytest.raises(UserError, match=r"2:16: transformer\.h\.0\.mlp\.c_proj\.weight has 24 columns, which 16 does not divide"):
+    with pytest.raises(
+        UserError,
+        match=r"2:16: transformer\.h\.0\.mlp\.c_proj\.weight has 24 columns, which 16 does not divide",
+    ):
         MaskRule.parse("2:16", ()).check(layers, 0.875, scored=False)
 
 
-@pytest.mark.parametrize(("rule", "right"), [("2:4", "0.5"), ("1:4", "0.75"), ("2:3", "0.3333333333"), ("1:3", "0.6666666667")])
+@pytest.mark.parametrize(
+    ("rule", "right"), [("2:4", "0.5"), ("1:4", "0.75"), ("2:3", "0.3333333333"), ("1:3", "0.6666666667")]
+)
 def test_contradicting_sparsity_and_the_value_that_is_offered(rule: str, right: str) -> None:
     with pytest.raises(UserError, match=rf"sparsity=0\.6 was asked for; set sparsity={right}$"):
         MaskRule.parse(rule, ()).check([], 0.6, scored=False)
@@ -55,7 +62,9 @@ def test_nothing_to_allocate() -> None:
     MaskRule.parse("row", ("row",)).check([], 0.6, scored=True)
 
 
-@pytest.mark.parametrize(("rule", "sparsity"), [("2:4", 0.5), ("4:8", 0.5), ("1:4", 0.75), ("2:3", 0.3333333333)])
+@pytest.mark.parametrize(
+    ("rule", "sparsity"), [("2:4", 0.5), ("4:8", 0.5), ("1:4", 0.75), ("2:3", 0.3333333333)]
+)
 @pytest.mark.parametrize("pruner", [Wanda, Magnitude, SparseGPT])
 def test_every_group_of_every_row_keeps_n(pruner: type, rule: str, sparsity: float) -> None:
     model = tiny.build("gpt2", skip_layers=() if rule != "2:3" else ("attn", "c_fc"))

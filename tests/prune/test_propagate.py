@@ -26,7 +26,9 @@ def test_masks_are_those_of_the_dense_model(family: str) -> None:
     with quiet_forward(model.module):
         for layer in model.layers:
             inputs = reference.inputs_of(model, layer, calibration, one_by_one)
-            _, expected[layer.name] = reference.wanda(layer.matrix().clone(), inputs, allocation.keep[layer.name])
+            _, expected[layer.name] = reference.wanda(
+                layer.matrix().clone(), inputs, allocation.keep[layer.name]
+            )
     report = prune(model, calibration, Wanda(), allocation, 2, propagate="dense")
     assert list(report.masks) == [layer.name for layer in model.layers]
     for layer in model.layers:
@@ -39,11 +41,15 @@ def test_it_is_another_result_and_one_pass(pruner: Wanda | SparseGPT) -> None:
     for propagate in ("pruned", "dense"):
         model, calibration = tiny.build("llama"), tiny.samples("llama")
         ran: list[int] = []
-        model.blocks[1].layers[0].module.register_forward_pre_hook(lambda _, arguments, ran=ran: ran.append(len(arguments[0])))
+        model.blocks[1].layers[0].module.register_forward_pre_hook(
+            lambda _, arguments, ran=ran: ran.append(len(arguments[0]))
+        )
         prune(model, calibration, pruner, uniform(model), 2, propagate=propagate)
         weights[propagate], runs[propagate] = model.layers[-1].weight.detach().clone(), sum(ran)
     assert not torch.equal(weights["pruned"], weights["dense"])
-    small = 5 * 2  # show that layers are called, how blocks are for both lengths, and whether those do the same alone after another
+    small = (
+        5 * 2
+    )  # show that layers are called, how blocks are for both lengths, and whether those do the same alone after another
     assert runs == {"pruned": small + 2 * 5, "dense": small + 5}
 
 
@@ -70,7 +76,9 @@ def test_what_was_measured_of_the_dense_model_prunes_like_measuring_on_the_way(f
     given = measure_dense(apart, calibration, 2)
     assert set(given) == {layer.name for layer in apart.layers}
     prune(together, calibration, Wanda(), uniform(together), 2, propagate="dense")
-    report = prune(apart, calibration, Wanda(), uniform(apart), 2, propagate="dense", precomputed_statistics=given)
+    report = prune(
+        apart, calibration, Wanda(), uniform(apart), 2, propagate="dense", precomputed_statistics=given
+    )
     for one, other in zip(together.layers, apart.layers, strict=True):
         assert torch.equal(one.weight, other.weight), one.name
     assert all(error is not None for error in report.errors.values())

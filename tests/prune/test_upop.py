@@ -16,7 +16,9 @@ from tests.tiny import build, samples
 
 
 def unit(kind: str, count: int, cost: int) -> Units:
-    return Units("", kind, count, ((nn.Linear(cost - 1, count), 1),), (nn.Linear(count, 1), 1), lambda _: None)
+    return Units(
+        "", kind, count, ((nn.Linear(cost - 1, count), 1),), (nn.Linear(count, 1), 1), lambda _: None
+    )
 
 
 def test_progress_rises_to_one() -> None:
@@ -44,14 +46,24 @@ def test_the_choice_is_the_closest_prefix_of_the_largest() -> None:
     scores = [torch.tensor([0.5, -1.0, 0.7]), torch.tensor([0.6, 0.1, -2.0, 0.9])]
     assert total_cost(units) == 29
     everything = sorted(
-        ((float(score), which, index) for which, part in enumerate(scores) for index, score in enumerate(part)), key=lambda item: -item[0]
+        (
+            (float(score), which, index)
+            for which, part in enumerate(scores)
+            for index, score in enumerate(part)
+        ),
+        key=lambda item: -item[0],
     )
     allowed = [item for item in everything if item[1:] not in ((0, 1), (1, 2))]  # the smallest of each stays
     for share in (0.0, 0.1, 0.3, 0.5, 0.9):
-        best = min(range(len(allowed) + 1), key=lambda count: abs(sum(units[which].cost for _, which, _ in allowed[:count]) - share * 29))
+        best = min(
+            range(len(allowed) + 1),
+            key=lambda count: abs(sum(units[which].cost for _, which, _ in allowed[:count]) - share * 29),
+        )
         expected = {(which, index) for _, which, index in allowed[:best]}
         going = choose(scores, units, share)
-        assert {(which, index) for which, part in enumerate(going) for index in part.nonzero().flatten().tolist()} == expected
+        assert {
+            (which, index) for which, part in enumerate(going) for index in part.nonzero().flatten().tolist()
+        } == expected
 
 
 def test_a_unit_on_its_way_out_may_come_back() -> None:
@@ -68,7 +80,9 @@ def test_it_cuts_the_share_of_weights_that_was_asked_for(family: str) -> None:
     model, calibration = build(family), samples(family, (6, 6, 6, 6))
     sizes = {layer.name: layer.size for layer in model.layers}
     largest = max(one.cost for one in find_units(model))
-    allocation, report = UPop(steps=6, interval=2, batch_size=2, learning_rate=1e-3).prune(model, calibration, 0.5, lambda _: None)
+    allocation, report = UPop(steps=6, interval=2, batch_size=2, learning_rate=1e-3).prune(
+        model, calibration, 0.5, lambda _: None
+    )
     assert allocation.sizes == sizes
     assert {layer.name: layer.size for layer in model.layers} == allocation.keep
     assert abs(sum(allocation.keep.values()) - 0.5 * sum(sizes.values())) <= largest / 2
@@ -81,13 +95,16 @@ def test_the_same_samples_give_the_same_model() -> None:
     for _ in range(2):
         torch.manual_seed(0)
         model = build("blip_vqa")
-        UPop(steps=4, interval=2, batch_size=2, learning_rate=1e-3).prune(model, samples("blip_vqa", (6, 6)), 0.3, lambda _: None)
+        UPop(steps=4, interval=2, batch_size=2, learning_rate=1e-3).prune(
+            model, samples("blip_vqa", (6, 6)), 0.3, lambda _: None
+        )
         cut.append(model.fingerprint())
     assert cut[0] == cut[1]
 
 
 @pytest.mark.parametrize(
-    ("options", "words"), [({"steps": 0}, "pruner.steps=0"), ({"interval": 400}, "interval=400"), ({"learning_rate": 0.0}, "rate")]
+    ("options", "words"),
+    [({"steps": 0}, "pruner.steps=0"), ({"interval": 400}, "interval=400"), ({"learning_rate": 0.0}, "rate")],
 )
 def test_what_cannot_be_is_refused(options: dict[str, float], words: str) -> None:
     with pytest.raises(UserError, match=words):

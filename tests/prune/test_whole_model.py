@@ -56,16 +56,28 @@ def test_gradient_is_measured_anew_at_each_step(scope: str, iterations: int) -> 
             for mean, gradient in zip(means, torch.autograd.grad(loss, weights), strict=True):
                 mean += gradient.abs() / len(calibration)
         for layers in groups(other, scope):
-            scores = {layer.name: (layer.weight.detach().abs() * means[other.layers.index(layer)]) * masks[layer.name] for layer in layers}
-            kept = int(sum(score.numel() for score in scores.values()) * (1 - 0.5 ** (iterations / step)) + 1e-9)
+            scores = {
+                layer.name: (layer.weight.detach().abs() * means[other.layers.index(layer)])
+                * masks[layer.name]
+                for layer in layers
+            }
+            kept = int(
+                sum(score.numel() for score in scores.values()) * (1 - 0.5 ** (iterations / step)) + 1e-9
+            )
             masks |= smallest(scores, sum(score.numel() for score in scores.values()) - kept)
         with torch.no_grad():
             for layer in other.layers:
                 layer.weight.mul_(masks[layer.name])
-    _, report = GlobalGradient(scope, iterations, samples=5, batch_size=1).prune(model, calibration, 0.5, lambda _: None)
+    _, report = GlobalGradient(scope, iterations, samples=5, batch_size=1).prune(
+        model, calibration, 0.5, lambda _: None
+    )
     for name, mask in masks.items():
-        assert (report.masks[name] != mask).float().mean() < 0.01, name  # the sum's order moves a few near the threshold
-    assert sum(int(mask.sum()) for mask in report.masks.values()) == sum(int(mask.sum()) for mask in masks.values())
+        assert (report.masks[name] != mask).float().mean() < 0.01, (
+            name
+        )  # the sum's order moves a few near the threshold
+    assert sum(int(mask.sum()) for mask in report.masks.values()) == sum(
+        int(mask.sum()) for mask in masks.values()
+    )
 
 
 def test_a_removed_weight_never_comes_back() -> None:
@@ -90,7 +102,9 @@ def test_a_tower_that_the_loss_does_not_see() -> None:
     module = tiny.build("llama").module
     module.model.layers[1].spare = nn.Linear(4, 4)
     calibration = tiny.samples("llama")
-    _, report = GlobalGradient().prune(prunable("tiny", module, None, language_loss, Selection()), calibration, 0.1, lambda _: None)
+    _, report = GlobalGradient().prune(
+        prunable("tiny", module, None, language_loss, Selection()), calibration, 0.1, lambda _: None
+    )
     assert not report.masks["model.layers.1.spare.weight"].any()  # worth nothing, and the first to go
     alone = prunable("tiny", module, None, language_loss, Selection(None, [r"^(?!.*spare).*$"]))
     with pytest.raises(UserError, match="the loss depends on none of the layers"):

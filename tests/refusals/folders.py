@@ -36,8 +36,15 @@ def language_models(folder: Path) -> None:
     from transformers import GPT2Config, LlamaConfig, PreTrainedTokenizerFast
 
     vocabulary = {word: index for index, word in enumerate(("<pad>", "<unk>", *WORDS))}
-    sizes: dict[str, Any] = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    LlamaConfig(vocab_size=8, max_position_embeddings=64, architectures=["LlamaForCausalLM"], **sizes).save_pretrained(folder / "llama")
+    sizes: dict[str, Any] = {
+        "hidden_size": 16,
+        "intermediate_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
+    LlamaConfig(
+        vocab_size=8, max_position_embeddings=64, architectures=["LlamaForCausalLM"], **sizes
+    ).save_pretrained(folder / "llama")
     GPT2Config(vocab_size=8, n_positions=16, n_embd=16, n_layer=2, n_head=2).save_pretrained(folder / "gpt2")
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -84,9 +91,16 @@ def allocation(change: Callable[[dict[str, Any]], object]) -> Prepare:
 
     def write(folder: Path) -> None:
         language_models(folder)
-        shapes = {"self_attn.q_proj": 256, "self_attn.k_proj": 256, "self_attn.v_proj": 256, "self_attn.o_proj": 256}
+        shapes = {
+            "self_attn.q_proj": 256,
+            "self_attn.k_proj": 256,
+            "self_attn.v_proj": 256,
+            "self_attn.o_proj": 256,
+        }
         shapes |= {"mlp.gate_proj": 512, "mlp.up_proj": 512, "mlp.down_proj": 512}
-        sizes = {f"model.layers.{block}.{name}.weight": size for block in range(2) for name, size in shapes.items()}
+        sizes = {
+            f"model.layers.{block}.{name}.weight": size for block in range(2) for name, size in shapes.items()
+        }
         keep = {name: size // 2 for name, size in sizes.items()}
         value: dict[str, Any] = {"keep": keep, "sizes": sizes, "target": 0.5, "granularity": "layer"}
         change(value)

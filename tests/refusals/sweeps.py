@@ -6,19 +6,39 @@ from tests.refusals.case import Case
 from tests.refusals.folders import allocation, text
 
 SHORT = ("-m", "calibration.samples=4", "score=none", "task.limit=8")
-TEXT = ("-m", "model=causal_lm", "model.path={tmp}/llama", "score=none", "steps=[calibrate]", "calibration=wikitext2")
+TEXT = (
+    "-m",
+    "model=causal_lm",
+    "model.path={tmp}/llama",
+    "score=none",
+    "steps=[calibrate]",
+    "calibration=wikitext2",
+)
 
 CASES: list[Case] = [
-    Case((*SHORT, "sparsity=0.5,1.2"), ("job 1 (sparsity=1.2): sparsity=1.2 is outside", "none of the 2 jobs was started")),
+    Case(
+        (*SHORT, "sparsity=0.5,1.2"),
+        ("job 1 (sparsity=1.2): sparsity=1.2 is outside", "none of the 2 jobs was started"),
+    ),
     Case((*SHORT, "sparsity=0.5,1.2", "cluster=local"), ("job 1 (sparsity=1.2): sparsity=1.2 is outside",)),
     Case((*SHORT, "sparsity=1.2"), ("job 0", "sparsity=1.2 is outside")),
     Case((*SHORT, "sparsity=0.5,1.2,2"), ("2 of 3 jobs can't run",)),
     Case((*SHORT, "towers=[vision],[sight]"), ("job 1 (towers=[sight])", "sight", "vision")),
     Case((*SHORT, "batch_size=16,0"), ("job 1 (batch_size=0): batch_size=0",)),
-    Case(("-m", "calibration.samples=4", "score=none", "task.limit=8,10000"), ("job 1 (task.limit=10000)", "9673 questions")),
-    Case((*SHORT, "pruner=wanda,magnitude", "pruner.mask=row,2:5"), ("job 1 (", "and 1 more: ", "(none of the 4 jobs was started)")),
-    Case((*SHORT, "task=easy_vqa,easy_retrieval"), ("job 1 (task=easy_retrieval)", "needs a model that embeds")),
-    Case((*SHORT, "task=easy_vqa,easy_retrieval", "cluster=local"), ("job 1 (task=easy_retrieval)", "embeds")),
+    Case(
+        ("-m", "calibration.samples=4", "score=none", "task.limit=8,10000"),
+        ("job 1 (task.limit=10000)", "9673 questions"),
+    ),
+    Case(
+        (*SHORT, "pruner=wanda,magnitude", "pruner.mask=row,2:5"),
+        ("job 1 (", "and 1 more: ", "(none of the 4 jobs was started)"),
+    ),
+    Case(
+        (*SHORT, "task=easy_vqa,easy_retrieval"), ("job 1 (task=easy_retrieval)", "needs a model that embeds")
+    ),
+    Case(
+        (*SHORT, "task=easy_vqa,easy_retrieval", "cluster=local"), ("job 1 (task=easy_retrieval)", "embeds")
+    ),
     Case(
         (*TEXT, "calibration.path={tmp}/text.txt,{tmp}/nowhere.txt", "calibration.sequence_length=8"),
         ("job 1 (calibration.path={tmp}/nowhere.txt)", "no such file"),

@@ -29,9 +29,15 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: None) 
                 raise raised[config.seed]
 
         monkeypatch.setattr(pipeline, "run", run)
-        places = (f"hydra.run.dir={tmp_path / 'run'}", f"hydra.sweep.dir={tmp_path / 'sweep'}", f"cache={tmp_path / 'cache'}")
+        places = (
+            f"hydra.run.dir={tmp_path / 'run'}",
+            f"hydra.sweep.dir={tmp_path / 'sweep'}",
+            f"cache={tmp_path / 'cache'}",
+        )
         try:
-            return program.start([*arguments, *places, "tracking=none", "score=none", "calibration.samples=4"])
+            return program.start(
+                [*arguments, *places, "tracking=none", "score=none", "calibration.samples=4"]
+            )
         except SystemExit as stopped:
             return int(str(stopped.code))
 
@@ -41,10 +47,21 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: None) 
 @pytest.mark.parametrize(
     ("error", "words"),
     [
-        (OSError(errno.ENOSPC, "No space left on device", "/a/checkpoint"), "no space is left on the disk of /a/checkpoint"),
-        (SafetensorError('IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })'), "no space is left"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "/a/checkpoint"),
+            "no space is left on the disk of /a/checkpoint",
+        ),
+        (
+            SafetensorError(
+                'IoError(Os { code: 28, kind: StorageFull, message: "No space left on device" })'
+            ),
+            "no space is left",
+        ),
         (OSError(errno.EDQUOT, "Disk quota exceeded", "/a"), "no space is left on the disk of /a"),
-        (PermissionError(errno.EACCES, "Permission denied", "/a"), "/a: it may not be written or read by you"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "/a"),
+            "/a: it may not be written or read by you",
+        ),
         (OSError(errno.EROFS, "Read-only file system", "/a"), "/a: the disk is read-only"),
         (MemoryError(), "the memory is full; use a smaller batch_size"),
         (UserError("one\n  line"), "one line"),
@@ -58,12 +75,17 @@ def test_what_the_machine_causes_is_one_line(error: Exception, words: str) -> No
     assert "\n" not in told
 
 
-@pytest.mark.parametrize("error", [ValueError("x"), KeyError("x"), RuntimeError("x"), AssertionError(), OSError("x"), TypeError("x")])
+@pytest.mark.parametrize(
+    "error",
+    [ValueError("x"), KeyError("x"), RuntimeError("x"), AssertionError(), OSError("x"), TypeError("x")],
+)
 def test_a_bug_is_not_described(error: Exception) -> None:
     assert describe(error) is None
 
 
-def test_a_full_disk_ends_a_run_in_one_line(start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_full_disk_ends_a_run_in_one_line(
+    start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     assert start({0: OSError(errno.ENOSPC, "No space left on device", "/a/checkpoint")}) == 2
     said = capfd.readouterr()
     assert "error: no space is left on the disk of /a/checkpoint" in said.err
@@ -72,10 +94,15 @@ def test_a_full_disk_ends_a_run_in_one_line(start: Start, capfd: pytest.CaptureF
 
 
 @pytest.mark.parametrize("work", ["blocks", "predictions", "finetune"])
-def test_work_outlives_a_late_error(start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path, work: str) -> None:
+def test_work_outlives_a_late_error(
+    start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path, work: str
+) -> None:
     assert start({0: NumericalError("NaN in the loss")}, leaves=work) == 2
     assert (tmp_path / "run" / work).exists()
-    assert f"error: NaN in the loss; the same command with hydra.run.dir={tmp_path / 'run'} goes on" in capfd.readouterr().err
+    assert (
+        f"error: NaN in the loss; the same command with hydra.run.dir={tmp_path / 'run'} goes on"
+        in capfd.readouterr().err
+    )
 
 
 def test_a_folder_that_was_there_stays(start: Start, tmp_path: Path) -> None:
@@ -96,7 +123,9 @@ def test_ctrl_c_is_no_error(start: Start, capfd: pytest.CaptureFixture[str]) -> 
     assert "interrupted: no result was written" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("error", "code"), [(UserError("the loss overflows"), 2), (KeyError("full_attention"), 1)])
+@pytest.mark.parametrize(
+    ("error", "code"), [(UserError("the loss overflows"), 2), (KeyError("full_attention"), 1)]
+)
 def test_a_sweep_goes_on_behind_a_job_that_fails(
     start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path, error: Exception, code: int
 ) -> None:
@@ -122,15 +151,24 @@ def slurm(folder: Path, monkeypatch: pytest.MonkeyPatch, sbatch: str) -> None:
 SLURM = ("-m", "cluster=slurm", "seed=0,1", "hydra.launcher.snapshot=false", "hydra.launcher.wait=false")
 
 
-def test_jobs_that_slurm_does_not_take(start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    slurm(tmp_path / "bin", monkeypatch, "echo 'sbatch: error: invalid partition specified: gpu9' >&2; exit 1")
+def test_jobs_that_slurm_does_not_take(
+    start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slurm(
+        tmp_path / "bin", monkeypatch, "echo 'sbatch: error: invalid partition specified: gpu9' >&2; exit 1"
+    )
     assert start({}, *SLURM, "hydra.launcher.partition=gpu9") == 2
     said = capfd.readouterr().err
-    assert "error: cluster=slurm: Slurm takes none of the 2 jobs (sbatch: error: invalid partition specified: gpu9)" in said
+    assert (
+        "error: cluster=slurm: Slurm takes none of the 2 jobs (sbatch: error: invalid partition specified: gpu9)"
+        in said
+    )
     assert "Traceback" not in said
 
 
-def test_jobs_behind_others_may_read_what_those_write(start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_jobs_behind_others_may_read_what_those_write(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     slurm(tmp_path / "bin", monkeypatch, "echo Submitted batch job 12")
     later = (*SLURM, "allocation=file", f"allocation.path={tmp_path}/later/allocation.json")
     assert start({}, *later) == 2

@@ -16,11 +16,23 @@ from ecoflap.run.steps import coarse
 from tests import refusals
 from tests.refusals.case import Case
 
-TABLES = [info.name for info in pkgutil.iter_modules(refusals.__path__) if info.name not in ("case", "conftest", "test_main", "test_refusals")]
-CASES = [
-    pytest.param(case, id=f"{table}: {case}") for table in TABLES for case in getattr(importlib.import_module(f"tests.refusals.{table}"), "CASES", [])
+TABLES = [
+    info.name
+    for info in pkgutil.iter_modules(refusals.__path__)
+    if info.name not in ("case", "conftest", "test_main", "test_refusals")
 ]
-PLACES = ("hydra.run.dir={tmp}/made/run", "hydra.sweep.dir={tmp}/made/sweep", "cache={tmp}/made/cache", "tracking=none", "device=cpu")
+CASES = [
+    pytest.param(case, id=f"{table}: {case}")
+    for table in TABLES
+    for case in getattr(importlib.import_module(f"tests.refusals.{table}"), "CASES", [])
+]
+PLACES = (
+    "hydra.run.dir={tmp}/made/run",
+    "hydra.sweep.dir={tmp}/made/sweep",
+    "cache={tmp}/made/cache",
+    "tracking=none",
+    "device=cpu",
+)
 RAW = ("Traceback", "HYDRA_FULL_ERROR", "Error executing job", "full_key:", "object_type=", "UserWarning")
 
 
@@ -31,7 +43,9 @@ class Loaded(BaseException):
 def command(case: Case, folder: Path) -> list[str]:
     """The case's arguments, with places in the temporary folder for what it doesn't place itself."""
     given = {argument.partition("=")[0].lstrip("+~") for argument in case.overrides}
-    places = [place for place in PLACES if place.partition("=")[0] not in given] if case.program == "main" else []
+    places = (
+        [place for place in PLACES if place.partition("=")[0] not in given] if case.program == "main" else []
+    )
     return [argument.replace("{tmp}", str(folder)) for argument in (*case.overrides, *places)]
 
 
@@ -41,7 +55,9 @@ def module_of(name: str) -> Any:
     return importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
 
 
-def without_slurm(name: str, *more: Any, find: Callable[..., str | None] = shutil.which, **options: Any) -> str | None:
+def without_slurm(
+    name: str, *more: Any, find: Callable[..., str | None] = shutil.which, **options: Any
+) -> str | None:
     """``shutil.which`` of a machine without Slurm."""
     return None if name == "srun" else find(name, *more, **options)
 
@@ -57,7 +73,9 @@ def started(case: Case, arguments: list[str]) -> int:
 
 @pytest.mark.usefixtures("fresh_process")
 @pytest.mark.parametrize("case", CASES)
-def test_one_line(case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_line(
+    case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     if case.prepare is not None:
         case.prepare(tmp_path)
 
@@ -76,7 +94,9 @@ def test_one_line(case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str],
     said = capfd.readouterr()
     text = said.out + said.err
     assert not [raw for raw in RAW if raw in text], text
-    assert loaded == (case.warns and not case.after_load), f"the model was {'' if loaded else 'not '}loaded:\n{text}"
+    assert loaded == (case.warns and not case.after_load), (
+        f"the model was {'' if loaded else 'not '}loaded:\n{text}"
+    )
     assert code == (0 if case.warns else case.code), text
     prefix = "warning: " if case.warns else "error: "
     lines = [line.removeprefix(prefix) for line in text.splitlines() if line.startswith(prefix)]

@@ -6,7 +6,13 @@ from tests.refusals.case import Case
 from tests.refusals.folders import text
 
 RUN = ("model=causal_lm", "model.path={tmp}/llama", "score=none")
-CALIBRATED = (*RUN, "steps=[calibrate]", "calibration=wikitext2", "calibration.path={tmp}/text.txt", "calibration.samples=2")
+CALIBRATED = (
+    *RUN,
+    "steps=[calibrate]",
+    "calibration=wikitext2",
+    "calibration.path={tmp}/text.txt",
+    "calibration.samples=2",
+)
 MEASURED = (*RUN, "steps=[evaluate]", "task=wikitext2", "task.path={tmp}/text.txt")
 WINDOWS = ("calibration.sequence_length=8",)
 GOOD = text("text.txt", "cat dog " * 999)
@@ -15,15 +21,43 @@ UTF_16 = text("text.txt", ("cat dog " * 999).encode("utf-16"))
 BINARY = text("text.txt", bytes(range(256)) * 20)
 
 CASES: list[Case] = [
-    Case((*CALIBRATED, *WINDOWS, "seed=1"), ("{tmp}/text.txt", "not text in UTF-8", "latin-1", "convert it"), LATIN),
-    Case((*CALIBRATED, *WINDOWS, "seed=2"), ("{tmp}/text.txt", "not text in UTF-8", "looks like UTF-16", "convert it"), UTF_16),
-    Case((*CALIBRATED, *WINDOWS, "seed=3"), ("{tmp}/text.txt", "not text in UTF-8", "a binary file", "give another file"), BINARY),
-    Case((*MEASURED, "task.sequence_length=8", "seed=1"), ("{tmp}/text.txt", "not text in UTF-8", "latin-1"), LATIN),
-    Case((*MEASURED, "task.sequence_length=8", "seed=2"), ("{tmp}/text.txt", "not text in UTF-8", "looks like UTF-16"), UTF_16),
-    Case((*MEASURED, "task.sequence_length=8", "seed=3"), ("{tmp}/text.txt", "not text in UTF-8", "a binary file"), BINARY),
-    Case((*CALIBRATED, "calibration.sequence_length=1"), ("calibration.sequence_length=1", "two or more"), GOOD),
+    Case(
+        (*CALIBRATED, *WINDOWS, "seed=1"),
+        ("{tmp}/text.txt", "not text in UTF-8", "latin-1", "convert it"),
+        LATIN,
+    ),
+    Case(
+        (*CALIBRATED, *WINDOWS, "seed=2"),
+        ("{tmp}/text.txt", "not text in UTF-8", "looks like UTF-16", "convert it"),
+        UTF_16,
+    ),
+    Case(
+        (*CALIBRATED, *WINDOWS, "seed=3"),
+        ("{tmp}/text.txt", "not text in UTF-8", "a binary file", "give another file"),
+        BINARY,
+    ),
+    Case(
+        (*MEASURED, "task.sequence_length=8", "seed=1"),
+        ("{tmp}/text.txt", "not text in UTF-8", "latin-1"),
+        LATIN,
+    ),
+    Case(
+        (*MEASURED, "task.sequence_length=8", "seed=2"),
+        ("{tmp}/text.txt", "not text in UTF-8", "looks like UTF-16"),
+        UTF_16,
+    ),
+    Case(
+        (*MEASURED, "task.sequence_length=8", "seed=3"),
+        ("{tmp}/text.txt", "not text in UTF-8", "a binary file"),
+        BINARY,
+    ),
+    Case(
+        (*CALIBRATED, "calibration.sequence_length=1"), ("calibration.sequence_length=1", "two or more"), GOOD
+    ),
     Case((*CALIBRATED, "calibration.sequence_length=0"), ("calibration.sequence_length=0", "at least"), GOOD),
-    Case((*CALIBRATED, "calibration.sequence_length=-8"), ("calibration.sequence_length=-8", "at least"), GOOD),
+    Case(
+        (*CALIBRATED, "calibration.sequence_length=-8"), ("calibration.sequence_length=-8", "at least"), GOOD
+    ),
     Case((*MEASURED, "task.sequence_length=1"), ("task.sequence_length=1", "two or more"), GOOD),
     Case((*MEASURED, "task.sequence_length=0"), ("task.sequence_length=0", "at least"), GOOD),
     Case((*MEASURED, "task.sequence_length=8", "task.stride=0"), ("task.stride=0",), GOOD),

@@ -6,10 +6,10 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from ecoflap.console.telemetry import measure
 
 from benchmarks.models import llama, tokens
 from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.console.telemetry import measure
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.driver import prune
@@ -74,7 +74,10 @@ def test_half_precision_is_scored_in_fp32(probe: str) -> None:
     scorer = ZerothOrder(batch_size=4, samples_per_pass=1, probe=probe)
     whole, half, calibration = llama(128, 4), llama(128, 4), tokens(SAMPLES, 64, 256)
     half.module.bfloat16()
-    needs = [memory_plan(model, sample_cost(model, calibration), SAMPLES, BATCH, scorer, Wanda()) for model in (whole, half)]
+    needs = [
+        memory_plan(model, sample_cost(model, calibration), SAMPLES, BATCH, scorer, Wanda())
+        for model in (whole, half)
+    ]
     assert needs[1][0].weights == needs[0][0].weights == 2 * needs[1][1].weights
     assert needs[1][0].work == pytest.approx(needs[0][0].work, rel=0.1)
     assert "score=first_order" in what_helps(Need("score", 3, 2, 1, wide=True), "none")
@@ -90,7 +93,9 @@ def test_every_family_is_counted(family: str) -> None:
     assert memory_plan(model, cost, 5, 2, None, GlobalMagnitude())[0].work > 0
 
 
-def test_a_plan_that_does_not_fit_says_what_helps(model: PrunableModel, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_plan_that_does_not_fit_says_what_helps(
+    model: PrunableModel, caplog: pytest.LogCaptureFixture
+) -> None:
     show_needs(model, [Need("score", 1, 2, 3), Need("prune", 1, 2**60, 3)])
     assert "prune may need" in caplog.text
     assert "use runtime.offload=cpu, or fewer samples" in caplog.text
@@ -114,7 +119,10 @@ def test_the_largest_part_decides(need: Need, kind: str, option: str) -> None:
 
 def test_running_out_of_memory_is_an_error_for_people() -> None:
     costs: dict[str, dict[str, object]] = {}
-    with pytest.raises(UserError, match=r"memory ran out in step prune \(no room\); use a smaller batch_size"), measure(costs, "prune"):
+    with (
+        pytest.raises(UserError, match=r"memory ran out in step prune \(no room\); use a smaller batch_size"),
+        measure(costs, "prune"),
+    ):
         raise torch.OutOfMemoryError("no room\nand much more")
     assert costs["prune"]["seconds"] >= 0  # type: ignore[operator]
     with pytest.raises(RuntimeError, match="another"), measure(costs, "prune"):

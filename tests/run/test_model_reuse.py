@@ -45,7 +45,9 @@ def test_pruned_layers_come_back_bit_for_bit(loader: CausalLM) -> None:
 
 
 @pytest.mark.parametrize("keep", [True, False])
-def test_a_load_takes_one_fingerprint_and_gives_it(loader: CausalLM, monkeypatch: pytest.MonkeyPatch, keep: bool) -> None:
+def test_a_load_takes_one_fingerprint_and_gives_it(
+    loader: CausalLM, monkeypatch: pytest.MonkeyPatch, keep: bool
+) -> None:
     taken, take = [], PrunableModel.fingerprint
 
     def counted(self: PrunableModel) -> str:

@@ -34,7 +34,14 @@ def model(interface: object = None) -> PrunableModel:
     return PrunableModel("tiny", nn.Module(), (), (), (), lambda *_: torch.zeros(1), None, interface)
 
 
-def load(store: Store, counts: Counts, config: dict[str, Any], fingerprint: str = "m", seed: int = 0, prompt: str = "{}") -> CalibrationSet:
+def load(
+    store: Store,
+    counts: Counts,
+    config: dict[str, Any],
+    fingerprint: str = "m",
+    seed: int = 0,
+    prompt: str = "{}",
+) -> CalibrationSet:
     return stored_calibration(store, counts, model(), fingerprint, config, {"prompt": prompt}, seed, {})[0]
 
 
@@ -56,7 +63,12 @@ def test_what_a_set_depends_on(tmp_path: Path) -> None:
     load(store, counts, config)
     load(store, counts, dict(config))
     assert counts.drawn == 1
-    for change in ({"config": {**config, "samples": 5}}, {"fingerprint": "n"}, {"seed": 1}, {"prompt": "Q: {}"}):
+    for change in (
+        {"config": {**config, "samples": 5}},
+        {"fingerprint": "n"},
+        {"seed": 1},
+        {"prompt": "Q: {}"},
+    ):
         load(store, counts, **{"config": config, **change})  # type: ignore[arg-type]
     assert counts.drawn == 5
     data.write_text("another text")

@@ -22,7 +22,9 @@ BY_HAND = {
 }
 
 
-def gradients_per_batch(model: PrunableModel, calibration: CalibrationSet, batch_size: int) -> list[tuple[int, tuple[Tensor, ...]]]:
+def gradients_per_batch(
+    model: PrunableModel, calibration: CalibrationSet, batch_size: int
+) -> list[tuple[int, tuple[Tensor, ...]]]:
     """(samples, gradient of the mean loss for every layer) of each batch, from plain autograd."""
     weights = [layer.weight for layer in model.layers]
     batches = loss_batches(model, calibration, batch_size)
@@ -30,7 +32,14 @@ def gradients_per_batch(model: PrunableModel, calibration: CalibrationSet, batch
     for batch in batches:
         gradients = torch.autograd.grad(model.loss(batch).mean(), weights, allow_unused=True)
         count = len(next(iter(batch.values())))
-        result.append((count, tuple(torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradients, strict=True))))
+        result.append(
+            (
+                count,
+                tuple(
+                    torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradients, strict=True)
+                ),
+            )
+        )
     return result
 
 
@@ -43,7 +52,13 @@ def test_measures_equal_plain_autograd(family: str) -> None:
         assert list(scores.importance) == [layer.name for layer in model.layers]
         for place, layer in enumerate(model.layers):
             weight = layer.weight.flatten().tolist()
-            expected = sum(count * by_hand(weight, gradients[place].flatten().tolist()) for count, gradients in batches) / 5
+            expected = (
+                sum(
+                    count * by_hand(weight, gradients[place].flatten().tolist())
+                    for count, gradients in batches
+                )
+                / 5
+            )
             assert scores.importance[layer.name] == pytest.approx(expected, rel=1e-4), (measure, layer.name)
     assert set(BY_HAND) == set(MEASURES)
 
@@ -74,7 +89,10 @@ def test_each_gradient_is_gone_before_the_next_exists() -> None:
     model, calibration = tiny.build("llama"), tiny.samples("llama")
     held = []
     handles = [
-        layer.weight.register_hook(lambda _: held.append(sum(other.weight.grad is not None for other in model.layers))) for layer in model.layers
+        layer.weight.register_hook(
+            lambda _: held.append(sum(other.weight.grad is not None for other in model.layers))
+        )
+        for layer in model.layers
     ]
     FirstOrder(batch_size=3)(model, calibration, 0)
     assert len(held) == 2 * len(handles)
@@ -84,7 +102,9 @@ def test_each_gradient_is_gone_before_the_next_exists() -> None:
 @pytest.mark.parametrize("family", ["llama", "t5", "blip2_opt", "blip_retrieval"])
 def test_recomputing_blocks_changes_no_number(family: str) -> None:
     model, calibration = tiny.build(family), tiny.samples(family)
-    assert FirstOrder(recompute=True)(model, calibration, 0) == FirstOrder(recompute=False)(model, calibration, 0)
+    assert FirstOrder(recompute=True)(model, calibration, 0) == FirstOrder(recompute=False)(
+        model, calibration, 0
+    )
     assert not any("forward" in block.module.__dict__ for block in model.blocks)
 
 
@@ -92,7 +112,9 @@ def test_recomputed_blocks_keep_no_activations() -> None:
     peaks = {}
     for recompute in (True, False):
         model = tiny.build("llama")
-        model.module.model.layers.extend(tiny.build("llama", seed=seed).module.model.layers[0] for seed in range(6))
+        model.module.model.layers.extend(
+            tiny.build("llama", seed=seed).module.model.layers[0] for seed in range(6)
+        )
         calibration = tiny.samples("llama", lengths=(30,) * 8)
         deep = prunable("deep", model.module, None, language_loss, Selection())
         deep.module.config.num_hidden_layers = 8
@@ -122,7 +144,9 @@ def test_half_precision_gradients(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("towers", [["vision"], ["decoder"], ["qformer", "encoder"]])
 def test_restricted_towers_get_the_same_scores(towers: list[str]) -> None:
     calibration = tiny.samples("blip2_t5")
-    whole = FirstOrder()(tiny.build("blip2_t5", towers=["vision", "qformer", "encoder", "decoder"]), calibration, 0)
+    whole = FirstOrder()(
+        tiny.build("blip2_t5", towers=["vision", "qformer", "encoder", "decoder"]), calibration, 0
+    )
     part = FirstOrder()(tiny.build("blip2_t5", towers=towers), calibration, 0)
     assert len(part.importance) < len(whole.importance)
     for name, score in part.importance.items():
@@ -161,7 +185,10 @@ def test_damaged_weight(value: float) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"measure": "gradient_nrm"}, r"score\.measure=gradient_nrm is not known; did you mean gradient_norm"),
+        (
+            {"measure": "gradient_nrm"},
+            r"score\.measure=gradient_nrm is not known; did you mean gradient_norm",
+        ),
         ({"samples": 0}, "samples=0"),
         ({"batch_size": 0}, "batch_size=0"),
     ],

@@ -23,16 +23,22 @@ from tests.score.test_zeroth_order import LARGE, slopes_by_autograd, two_forward
 LEFT_BEHIND = [("ByOneAttribute", 1), ("ByOneAttribute", 2), ("ByAttribute", 2)]
 
 
-def gradients_by_autograd(model: PrunableModel, calibration: CalibrationSet, batch_size: int) -> dict[str, float]:
+def gradients_by_autograd(
+    model: PrunableModel, calibration: CalibrationSet, batch_size: int
+) -> dict[str, float]:
     """The sum of |gradient| of each layer, mean over samples: all gradients of a batch at once, no block computed twice."""
     sums = dict.fromkeys((layer.name for layer in model.layers), 0.0)
     for batch in loss_batches(model, calibration, batch_size):
         with quiet_forward(model.module):
             for layer in model.layers:
                 layer.weight.requires_grad_(True)
-            gradients = torch.autograd.grad(model.loss(batch).mean(), [layer.weight for layer in model.layers], allow_unused=True)
+            gradients = torch.autograd.grad(
+                model.loss(batch).mean(), [layer.weight for layer in model.layers], allow_unused=True
+            )
         for layer, gradient in zip(model.layers, gradients, strict=True):
-            sums[layer.name] += 0.0 if gradient is None else len(next(iter(batch.values()))) * float(gradient.abs().sum())
+            sums[layer.name] += (
+                0.0 if gradient is None else len(next(iter(batch.values()))) * float(gradient.abs().sum())
+            )
     return {name: total / len(calibration) for name, total in sums.items()}
 
 
@@ -41,7 +47,9 @@ def gradients_by_autograd(model: PrunableModel, calibration: CalibrationSet, bat
 def test_stacks_probed_equal_moved_weights(way: str, lengths: tuple[int, ...], rounds: int) -> None:
     model, calibration = handing.build(way, rounds), handing.samples(lengths)
     scores = ZerothOrder(**LARGE)(model, calibration, seed=7).importance
-    assert scores == pytest.approx(two_forward_passes_per_probe(model, calibration, ZerothOrder(**LARGE), seed=7), rel=1e-3, abs=1e-5)
+    assert scores == pytest.approx(
+        two_forward_passes_per_probe(model, calibration, ZerothOrder(**LARGE), seed=7), rel=1e-3, abs=1e-5
+    )
     assert min(scores.values()) > 0
 
 
@@ -49,7 +57,9 @@ def test_stacks_probed_equal_moved_weights(way: str, lengths: tuple[int, ...], r
 def test_stacks_that_are_not_replayed_say_so(way: str, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
         ZerothOrder(samples=2, batch_size=2)(handing.build(way), handing.samples(), 0)
-    assert ("the whole model is run for each probe of language" in caplog.text) == (way in ("ByAttribute", "ByOneAttribute", "InPlace"))
+    assert ("the whole model is run for each probe of language" in caplog.text) == (
+        way in ("ByAttribute", "ByOneAttribute", "InPlace")
+    )
 
 
 def test_state_left_by_an_earlier_pass_is_noticed() -> None:
@@ -62,18 +72,24 @@ def test_state_left_by_an_earlier_pass_is_noticed() -> None:
         assert not runner.replays([block], 1)
 
 
-@pytest.mark.parametrize("way", [way for way in handing.WAYS if way not in ("ByPreallocatedTensor", "InPlace")])  # which can't be differentiated
+@pytest.mark.parametrize(
+    "way", [way for way in handing.WAYS if way not in ("ByPreallocatedTensor", "InPlace")]
+)  # which can't be differentiated
 @pytest.mark.parametrize("rounds", [1, 2])
 def test_stacks_recomputed_equal_plain_autograd(way: str, rounds: int) -> None:
     model, calibration = handing.build(way, rounds), handing.samples()
     expected = gradients_by_autograd(model, calibration, 2)
     for recompute in (False,) if (way, rounds) in LEFT_BEHIND else (True, False):
-        assert FirstOrder(batch_size=2, recompute=recompute)(model, calibration, 0).importance == pytest.approx(expected, rel=1e-4)
+        assert FirstOrder(batch_size=2, recompute=recompute)(
+            model, calibration, 0
+        ).importance == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("scorer", [FirstOrder(), ZerothOrder(probe="derivative")])
 @pytest.mark.parametrize(("way", "rounds"), LEFT_BEHIND)
-def test_block_that_is_something_else_when_it_is_computed_again(scorer: FirstOrder | ZerothOrder, way: str, rounds: int) -> None:
+def test_block_that_is_something_else_when_it_is_computed_again(
+    scorer: FirstOrder | ZerothOrder, way: str, rounds: int
+) -> None:
     model = handing.build(way, rounds)
     with pytest.raises(UserError, match=r"blocks\.\d puts out something else .* score\.recompute=false"):
         scorer(model, handing.samples(), 0)
@@ -121,14 +137,18 @@ def test_local_scores_are_those_of_full_passes_or_refused(way: str, rounds: int)
     scores = Local(batch_size=2)(model, calibration, 0).importance
     for layer in model.layers:
         norms = reference.inputs_of(model, layer, calibration).double().square().mean(dim=0).sqrt()
-        assert scores[layer.name] == pytest.approx(float((layer.matrix().double().abs() * norms).sum()), rel=1e-4)
+        assert scores[layer.name] == pytest.approx(
+            float((layer.matrix().double().abs() * norms).sum()), rel=1e-4
+        )
 
 
 @pytest.mark.parametrize("name", hybrids.EVERY)
 def test_hybrids_probed_equal_moved_weights(name: str) -> None:
     model, calibration = hybrids.build(name, hybrids.UNCALLED.get(name)), tiny.samples("llama")
     scores = ZerothOrder(**LARGE)(model, calibration, seed=7).importance
-    assert scores == pytest.approx(two_forward_passes_per_probe(model, calibration, ZerothOrder(**LARGE), seed=7), rel=1e-3, abs=1e-4)
+    assert scores == pytest.approx(
+        two_forward_passes_per_probe(model, calibration, ZerothOrder(**LARGE), seed=7), rel=1e-3, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize("name", [*hybrids.EVERY, *hybrids.TIED])
@@ -137,13 +157,19 @@ def test_hybrids_differentiated_equal_plain_autograd(name: str) -> None:
     model, calibration = hybrids.build(name), tiny.samples("llama")
     expected = gradients_by_autograd(model, calibration, 2)
     for recompute in (True, False):
-        assert FirstOrder(batch_size=2, recompute=recompute)(model, calibration, 0).importance == pytest.approx(expected, rel=1e-4, abs=1e-7)
+        assert FirstOrder(batch_size=2, recompute=recompute)(
+            model, calibration, 0
+        ).importance == pytest.approx(expected, rel=1e-4, abs=1e-7)
     scorer = ZerothOrder(samples=5, batch_size=2, probe="derivative")
-    assert scorer(model, calibration, 7).importance == pytest.approx(slopes_by_autograd(model, calibration, scorer, 7), rel=1e-3, abs=1e-5)
+    assert scorer(model, calibration, 7).importance == pytest.approx(
+        slopes_by_autograd(model, calibration, scorer, 7), rel=1e-3, abs=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", ["jamba", "mamba", *hybrids.TIED])
 @pytest.mark.parametrize("scorer", [ZerothOrder(), ZerothOrder(probe="block"), Local()])
-def test_weights_that_are_used_without_their_module_are_refused(name: str, scorer: ZerothOrder | Local) -> None:
+def test_weights_that_are_used_without_their_module_are_refused(
+    name: str, scorer: ZerothOrder | Local
+) -> None:
     with pytest.raises(UserError, match=r"outside the call of their module.* add skip_layers=\["):
         scorer(hybrids.build(name), tiny.samples("llama"), 0)

@@ -29,5 +29,7 @@ def test_equals_the_metric_on_all_inputs(family: str, measure: str) -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UserError, match=r"score\.measure=gradient is not known; the choices are wanda, sparsegpt"):
+    with pytest.raises(
+        UserError, match=r"score\.measure=gradient is not known; the choices are wanda, sparsegpt"
+    ):
         Local("gradient")

@@ -37,5 +37,9 @@ def test_values_that_are_not_finite(value: float) -> None:
 
 
 def test_json_round_trip_is_exact() -> None:
-    scores = collect("method", {"a": average([1 / 3, 0.1], [1.0, 2.0]), "b": average([1e-300], [1.0])}, {"samples": 2, "seed": 0})
+    scores = collect(
+        "method",
+        {"a": average([1 / 3, 0.1], [1.0, 2.0]), "b": average([1e-300], [1.0])},
+        {"samples": 2, "seed": 0},
+    )
     assert Scores.from_json(json.loads(json.dumps(scores.to_json()))) == scores

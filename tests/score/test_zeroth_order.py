@@ -15,7 +15,9 @@ from tests import tiny
 
 
 @torch.no_grad()
-def two_forward_passes_per_probe(model: PrunableModel, calibration: CalibrationSet, scorer: ZerothOrder, seed: int) -> dict[str, float]:
+def two_forward_passes_per_probe(
+    model: PrunableModel, calibration: CalibrationSet, scorer: ZerothOrder, seed: int
+) -> dict[str, float]:
     """The same estimate, the slow way: add eps z to the weight, run the model, subtract it, run the model."""
     sums = dict.fromkeys((layer.name for layer in model.layers), 0.0)
     for index, batch in enumerate(loss_batches(model, calibration.take(scorer.samples), scorer.batch_size)):
@@ -28,8 +30,12 @@ def two_forward_passes_per_probe(model: PrunableModel, calibration: CalibrationS
                 layer.write(dense - step)
                 minus = model.loss(batch).double().mean()
                 layer.write(dense)
-                sums[layer.name] += len(next(iter(batch.values()))) * abs(float(plus - minus)) / (2 * scorer.eps)
-    return {name: total / len(calibration.take(scorer.samples)) / scorer.noises for name, total in sums.items()}
+                sums[layer.name] += (
+                    len(next(iter(batch.values()))) * abs(float(plus - minus)) / (2 * scorer.eps)
+                )
+    return {
+        name: total / len(calibration.take(scorer.samples)) / scorer.noises for name, total in sums.items()
+    }
 
 
 # With a large eps the difference of two losses stands well above their rounding; both sides take the same difference.
@@ -68,7 +74,9 @@ def test_samples_per_pass_changes_nothing(family: str) -> None:
 def test_restricted_towers_get_the_same_scores() -> None:
     calibration = tiny.samples("blip2_t5")
     whole = ZerothOrder(**LARGE)(tiny.build("blip2_t5"), calibration, 0).importance
-    part = ZerothOrder(**LARGE)(tiny.build("blip2_t5", towers=["decoder"], skip_layers=("wi_0",)), calibration, 0).importance
+    part = ZerothOrder(**LARGE)(
+        tiny.build("blip2_t5", towers=["decoder"], skip_layers=("wi_0",)), calibration, 0
+    ).importance
     assert part == pytest.approx({name: whole[name] for name in part}, rel=1e-3, abs=1e-4)
 
 
@@ -84,19 +92,30 @@ def test_seeds() -> None:
 @pytest.mark.parametrize("family", ["llama", "gpt2", "blip2_opt"])
 def test_expectation_is_the_gradient_norm(family: str) -> None:
     """|<z, g>| has expectation sqrt(2 / pi) ||g||, and its relative deviation is sqrt(pi / 2 - 1)."""
-    model, calibration = tiny.build(family, skip_layers=(r"layers\.0\.",) if family != "gpt2" else (r"h\.0\.",)), tiny.samples(family, lengths=(5, 5))
+    model, calibration = (
+        tiny.build(family, skip_layers=(r"layers\.0\.",) if family != "gpt2" else (r"h\.0\.",)),
+        tiny.samples(family, lengths=(5, 5)),
+    )
     draws = 400
     scores = ZerothOrder(batch_size=2, noises=draws, samples_per_pass=1600)(model, calibration, 0)
     norms = FirstOrder("gradient_norm", batch_size=2)(model, calibration, 0).importance
     for name, norm in norms.items():
         expected, deviation = math.sqrt(2 / math.pi) * norm, math.sqrt((1 - 2 / math.pi) / draws) * norm
         assert abs(scores.importance[name] - expected) < 4 * deviation, name
-        assert scores.standard_error[name] == pytest.approx(deviation, rel=0.2)  # 5 deviations of a sample deviation from 400 draws
+        assert scores.standard_error[name] == pytest.approx(
+            deviation, rel=0.2
+        )  # 5 deviations of a sample deviation from 400 draws
         assert abs(scores.importance[name] - expected) < 4 * scores.standard_error[name], name
 
 
 def block_scores(model: PrunableModel, scores: Scores) -> torch.Tensor:
-    return torch.tensor([sum(scores.importance[layer.name] for layer in block.layers) for tower in model.towers for block in tower.blocks])
+    return torch.tensor(
+        [
+            sum(scores.importance[layer.name] for layer in block.layers)
+            for tower in model.towers
+            for block in tower.blocks
+        ]
+    )
 
 
 def spearman(first: torch.Tensor, second: torch.Tensor) -> float:
@@ -111,12 +130,17 @@ def test_more_draws_rank_the_blocks_more_like_their_gradients() -> None:
     correlation = {}
     for draws in (1, 64):
         scorer = ZerothOrder(batch_size=2, noises=draws, samples_per_pass=1024)
-        correlation[draws] = sum(spearman(block_scores(model, scorer(model, calibration, seed)), exact) for seed in range(3)) / 3
+        correlation[draws] = (
+            sum(spearman(block_scores(model, scorer(model, calibration, seed)), exact) for seed in range(3))
+            / 3
+        )
     assert correlation[1] < correlation[64]
 
 
 def test_one_probe_has_no_standard_error() -> None:
-    scores = ZerothOrder(noises=1, batch_size=8)(tiny.build("llama"), tiny.samples("llama", lengths=(5, 5)), 0)
+    scores = ZerothOrder(noises=1, batch_size=8)(
+        tiny.build("llama"), tiny.samples("llama", lengths=(5, 5)), 0
+    )
     assert set(scores.standard_error.values()) == {0.0}
     assert all(score > 0 for score in scores.importance.values())
 
@@ -141,7 +165,10 @@ def test_damaged_weight_names_the_batch() -> None:
 
 def test_overflow_names_the_layer() -> None:
     model = tiny.build("opt", skip_layers=("attn", r"\.0\."))
-    with pytest.raises(NumericalError, match=r"the score of model\.decoder\.layers\.1\.fc1\.weight \(batch 0, draw 0\) is nan"):
+    with pytest.raises(
+        NumericalError,
+        match=r"the score of model\.decoder\.layers\.1\.fc1\.weight \(batch 0, draw 0\) is nan",
+    ):
         ZerothOrder(eps=1e38)(model, tiny.samples("opt"), 0)
 
 
@@ -155,10 +182,14 @@ def test_block_probe_equals_really_moving_a_block() -> None:
         for sign in (1, -2, 1):
             with torch.no_grad():
                 for layer in block.layers:
-                    layer.weight.add_(sign * scorer.eps * gaussian(layer.shape, "zeroth_order", 7, 0, layer.name, 0))
+                    layer.weight.add_(
+                        sign * scorer.eps * gaussian(layer.shape, "zeroth_order", 7, 0, layer.name, 0)
+                    )
                 losses.append(float(model.loss(batch).double().mean()))
         expected = abs(losses[0] - losses[1]) / (2 * scorer.eps)
-        assert sum(scores[layer.name] for layer in block.layers) == pytest.approx(expected, rel=1e-3, abs=1e-4)
+        assert sum(scores[layer.name] for layer in block.layers) == pytest.approx(
+            expected, rel=1e-3, abs=1e-4
+        )
         share = {layer.name: scores[layer.name] / layer.size for layer in block.layers}
         assert max(share.values()) == pytest.approx(min(share.values()))
 
@@ -166,7 +197,9 @@ def test_block_probe_equals_really_moving_a_block() -> None:
 def test_block_probe_estimates_the_norm_of_the_blocks_gradient() -> None:
     model, calibration = tiny.build("llama"), tiny.samples("llama", lengths=(5, 5))
     draws = 400
-    scores = ZerothOrder(batch_size=2, noises=draws, samples_per_pass=1600, probe="block")(model, calibration, 0).importance
+    scores = ZerothOrder(batch_size=2, noises=draws, samples_per_pass=1600, probe="block")(
+        model, calibration, 0
+    ).importance
     norms = FirstOrder("gradient_norm", batch_size=2)(model, calibration, 0).importance
     for block in model.blocks:
         norm = math.hypot(*(norms[layer.name] for layer in block.layers))
@@ -175,7 +208,11 @@ def test_block_probe_estimates_the_norm_of_the_blocks_gradient() -> None:
 
 
 def test_block_probe_is_another_entry_of_the_cache() -> None:
-    assert ZerothOrder(probe="block").identity() != ZerothOrder().identity() != ZerothOrder(probe="derivative").identity()
+    assert (
+        ZerothOrder(probe="block").identity()
+        != ZerothOrder().identity()
+        != ZerothOrder(probe="derivative").identity()
+    )
     assert ZerothOrder(probe="derivative", eps=1).identity() == ZerothOrder(probe="derivative").identity()
     with pytest.raises(UserError, match=r"score\.probe=tower is not known; the choices are layer"):
         ZerothOrder(probe="tower")
@@ -183,7 +220,9 @@ def test_block_probe_is_another_entry_of_the_cache() -> None:
 
 @pytest.mark.parametrize("option", ["samples", "batch_size", "noises", "eps", "samples_per_pass"])
 def test_refusals(option: str) -> None:
-    with pytest.raises(UserError, match=rf"score\.{option}=0 must be {'more than 0' if option == 'eps' else 'at least 1'}"):
+    with pytest.raises(
+        UserError, match=rf"score\.{option}=0 must be {'more than 0' if option == 'eps' else 'at least 1'}"
+    ):
         ZerothOrder(**{option: 0})
 
 
@@ -195,12 +234,17 @@ def test_half_precision_weights_are_probed_in_fp32(family: str, dtype: torch.dty
     before = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     half = ZerothOrder()(model, calibration, 0).importance
     after = model.module.state_dict()
-    assert all(after[name].dtype == tensor.dtype and torch.equal(after[name], tensor) for name, tensor in before.items())
+    assert all(
+        after[name].dtype == tensor.dtype and torch.equal(after[name], tensor)
+        for name, tensor in before.items()
+    )
     model.module.float()
     assert half == pytest.approx(ZerothOrder()(model, calibration, 0).importance, rel=1e-6)
 
 
-def slopes_by_autograd(model: PrunableModel, calibration: CalibrationSet, scorer: ZerothOrder, seed: int) -> dict[str, float]:
+def slopes_by_autograd(
+    model: PrunableModel, calibration: CalibrationSet, scorer: ZerothOrder, seed: int
+) -> dict[str, float]:
     """The same, the slow way: all gradients of a batch at once, and their products with the draws."""
     sums = dict.fromkeys((layer.name for layer in model.layers), 0.0)
     for index, batch in enumerate(loss_batches(model, calibration.take(scorer.samples), scorer.batch_size)):
@@ -211,7 +255,9 @@ def slopes_by_autograd(model: PrunableModel, calibration: CalibrationSet, scorer
                 z = layer.oriented(gaussian(layer.shape, "zeroth_order", seed, index, layer.name, draw))
                 product = 0.0 if layer.weight.grad is None else float((layer.weight.grad.double() * z).sum())
                 sums[layer.name] += len(next(iter(batch.values()))) * abs(product)
-    return {name: total / len(calibration.take(scorer.samples)) / scorer.noises for name, total in sums.items()}
+    return {
+        name: total / len(calibration.take(scorer.samples)) / scorer.noises for name, total in sums.items()
+    }
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)

@@ -96,7 +96,11 @@ class Cluster:
             "cpus": CPUS,
             "gpus": GPUS,
         }
-        self.environment = {**os.environ, "SLURM_CONF": str(root / "etc" / "slurm.conf"), "MYSQL_UNIX_PORT": str(root / "db" / "socket")}
+        self.environment = {
+            **os.environ,
+            "SLURM_CONF": str(root / "etc" / "slurm.conf"),
+            "MYSQL_UNIX_PORT": str(root / "db" / "socket"),
+        }
         self.daemons: list[subprocess.Popen[bytes]] = []
 
     def up(self) -> None:
@@ -105,23 +109,42 @@ class Cluster:
         Raises:
             TimeoutError: something doesn't come up; the logs are in ``root/log``.
         """
-        for folder in ("etc", "run", "log", "state", "spool", "dev", *(f"spool/node{number + 1}" for number in range(NODES))):
+        for folder in (
+            "etc",
+            "run",
+            "log",
+            "state",
+            "spool",
+            "dev",
+            *(f"spool/node{number + 1}" for number in range(NODES)),
+        ):
             (self.root / folder).mkdir(parents=True, exist_ok=True)
         self._start_munge()
         self._start_database()
         self._write("slurm.conf", SLURM_CONF)
         self._write("slurmdbd.conf", SLURMDBD_CONF, 0o600)
         self._write("cgroup.conf", "CgroupPlugin=disabled\n")
-        self._write("gres.conf", f"AutoDetect=off\nNodeName=node[1-{NODES}] Name=gpu File={self.root}/dev/gpu[0-{GPUS - 1}]\n")
+        self._write(
+            "gres.conf",
+            f"AutoDetect=off\nNodeName=node[1-{NODES}] Name=gpu File={self.root}/dev/gpu[0-{GPUS - 1}]\n",
+        )
         for number in range(GPUS):  # Slurm wants a device behind each GPU: another name of /dev/null
             os.mknod(self.root / "dev" / f"gpu{number}", 0o666 | 0o020000, os.makedev(1, 3))
         self._daemon("slurmdbd", "-D")
-        wait_for("slurmdbd", lambda: self.run("sacctmgr", "-n", "show", "cluster", check=False).returncode == 0)
+        wait_for(
+            "slurmdbd", lambda: self.run("sacctmgr", "-n", "show", "cluster", check=False).returncode == 0
+        )
         self.run("sacctmgr", "-i", "add", "cluster", "test")
         self._daemon("slurmctld", "-D", "-c", "-f", self.environment["SLURM_CONF"])
         for number in range(NODES):
             self._daemon("slurmd", "-D", "-f", self.environment["SLURM_CONF"], "-N", f"node{number + 1}")
-        wait_for("the nodes", lambda: self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").stdout.count("node") == NODES)
+        wait_for(
+            "the nodes",
+            lambda: (
+                self.run("sinfo", "-h", "-N", "-p", "main", "-t", "idle", "-o", "%N").stdout.count("node")
+                == NODES
+            ),
+        )
 
     def down(self) -> None:
         """End every daemon and every job."""
@@ -131,14 +154,18 @@ class Cluster:
         for daemon in reversed(self.daemons):
             daemon.terminate()
         with suppress(TimeoutError):
-            wait_for("the end of the daemons", lambda: all(daemon.poll() is not None for daemon in self.daemons), 5)
+            wait_for(
+                "the end of the daemons", lambda: all(daemon.poll() is not None for daemon in self.daemons), 5
+            )
         for daemon in self.daemons:
             daemon.kill()
             daemon.wait()
 
     def run(self, *command: str, check: bool = True, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run a command against this Slurm."""
-        return subprocess.run(command, env=self.environment, check=check, timeout=timeout, capture_output=True, text=True)
+        return subprocess.run(
+            command, env=self.environment, check=check, timeout=timeout, capture_output=True, text=True
+        )
 
     def accounting(self, job: str) -> dict[str, str]:
         """{job or array task: state} of a job, as sacct has it."""
@@ -159,16 +186,24 @@ class Cluster:
         if subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode == 0:
             return
         if not Path("/etc/munge/munge.key").is_file():
-            subprocess.run(["runuser", "-u", "munge", "--", "mungekey", "--create", "--keyfile", "/etc/munge/munge.key"], check=True)
+            subprocess.run(
+                ["runuser", "-u", "munge", "--", "mungekey", "--create", "--keyfile", "/etc/munge/munge.key"],
+                check=True,
+            )
         for folder in ("/run/munge", "/var/log/munge", "/var/lib/munge"):
             Path(folder).mkdir(parents=True, exist_ok=True)
             shutil.chown(folder, "munge", "munge")
         Path("/run/munge").chmod(0o755)
         subprocess.run(["runuser", "-u", "munge", "--", "munged"], check=True)
-        wait_for("munge", lambda: subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode == 0)
+        wait_for(
+            "munge", lambda: subprocess.run(["munge", "-n"], capture_output=True, check=False).returncode == 0
+        )
 
     def _start_database(self) -> None:
-        data, client = self.root / "db", ["mariadb", "--no-defaults", "-S", self.environment["MYSQL_UNIX_PORT"], "-u", "root"]
+        data, client = (
+            self.root / "db",
+            ["mariadb", "--no-defaults", "-S", self.environment["MYSQL_UNIX_PORT"], "-u", "root"],
+        )
         data.mkdir()
         for folder in (data, *self.root.parents):  # the database has a user of its own
             with suppress(PermissionError):
@@ -177,10 +212,26 @@ class Cluster:
         shutil.chown(data, "mysql", "mysql")
         given = ["--no-defaults", "--user=mysql", f"--datadir={data}"]
         with (self.root / "log" / "mariadb-install-db").open("wb") as log:
-            command = ["mariadb-install-db", *given, "--auth-root-authentication-method=normal", "--skip-test-db"]
+            command = [
+                "mariadb-install-db",
+                *given,
+                "--auth-root-authentication-method=normal",
+                "--skip-test-db",
+            ]
             subprocess.run(command, check=True, stdout=log, stderr=log)
-        self._daemon("mariadbd", *given, f"--socket={data / 'socket'}", f"--pid-file={data / 'pid'}", "--skip-networking")
-        wait_for("the database", lambda: subprocess.run([*client, "-e", "select 1"], capture_output=True, check=False).returncode == 0)
+        self._daemon(
+            "mariadbd",
+            *given,
+            f"--socket={data / 'socket'}",
+            f"--pid-file={data / 'pid'}",
+            "--skip-networking",
+        )
+        wait_for(
+            "the database",
+            lambda: (
+                subprocess.run([*client, "-e", "select 1"], capture_output=True, check=False).returncode == 0
+            ),
+        )
         user = "'slurm'@'localhost'"
         accounts = f"create database slurm_acct_db; create user {user} identified by 'slurm'; grant all on slurm_acct_db.* to {user}"
         subprocess.run([*client, "-e", accounts], check=True)

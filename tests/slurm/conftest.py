@@ -33,13 +33,29 @@ def sweep(slurm: Cluster, text_run: list[str], tmp_path: Path) -> Sweep:  # noqa
     """Start ``main.py -m`` on the cluster, as it is typed; its folder is ``tmp_path / "sweep"``."""
 
     def start(*overrides: str, project: Path = ROOT) -> subprocess.Popen[str]:
-        given = [override for override in text_run if override.split("=")[0] not in {one.split("=")[0] for one in overrides}]
+        given = [
+            override
+            for override in text_run
+            if override.split("=")[0] not in {one.split("=")[0] for one in overrides}
+        ]
         setup = "hydra.launcher.setup=['export OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1']"
-        fixed = ["cluster=slurm", "hydra.launcher.mem_gb=1", "hydra.launcher.cpus_per_task=1", setup, f"hydra.sweep.dir={tmp_path / 'sweep'}"]
-        chosen = [one for one in fixed if one.split("=")[0] not in {override.split("=")[0] for override in overrides}]
+        fixed = [
+            "cluster=slurm",
+            "hydra.launcher.mem_gb=1",
+            "hydra.launcher.cpus_per_task=1",
+            setup,
+            f"hydra.sweep.dir={tmp_path / 'sweep'}",
+        ]
+        chosen = [
+            one
+            for one in fixed
+            if one.split("=")[0] not in {override.split("=")[0] for override in overrides}
+        ]
         command = [sys.executable, str(project / "main.py"), "-m", *given, *chosen, *overrides]
         environment = {**slurm.environment, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        return subprocess.Popen(
+            command, cwd=project, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
 
     return start
 

@@ -16,7 +16,14 @@ from tests.cli.test_resume import weights
 from tests.slurm.cluster import Cluster, wait_for
 from tests.slurm.conftest import Sweep, ended
 
-SLOW = ("model.loss=tests.slurm.slow.slow_loss", "score=zeroth_order", "score.batch_size=1", "score.samples=6", "model.save=true", "sparsity=0.5")
+SLOW = (
+    "model.loss=tests.slurm.slow.slow_loss",
+    "score=zeroth_order",
+    "score.batch_size=1",
+    "score.samples=6",
+    "model.save=true",
+    "sparsity=0.5",
+)
 
 
 def run_status(folder: Path) -> dict[str, Any]:
@@ -25,7 +32,11 @@ def run_status(folder: Path) -> dict[str, Any]:
 
 def started(process: subprocess.Popen[str], folder: Path) -> str:
     """The job's id, once it is at its first long step."""
-    wait_for("the job's coarse stage", lambda: process.poll() is not None or run_status(folder).get("step") == "score", 120)
+    wait_for(
+        "the job's coarse stage",
+        lambda: process.poll() is not None or run_status(folder).get("step") == "score",
+        120,
+    )
     (job,) = (read_json(folder / "jobs.json") or {"jobs": []})["jobs"]
     return str(job["id"])
 
@@ -48,7 +59,9 @@ def test_nobody_stops_it(sweep: Sweep, tmp_path: Path, undisturbed: dict[str, st
     check(tmp_path / "sweep", undisturbed, ended(sweep(*SLOW)), 1)
 
 
-def test_slurms_signal_queues_it_again(slurm: Cluster, sweep: Sweep, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+def test_slurms_signal_queues_it_again(
+    slurm: Cluster, sweep: Sweep, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
     folder = tmp_path / "sweep"
     process = sweep(*SLOW, "hydra.launcher.max_num_timeout=3")
     job = started(process, folder)
@@ -56,7 +69,9 @@ def test_slurms_signal_queues_it_again(slurm: Cluster, sweep: Sweep, tmp_path: P
     check(folder, undisturbed, ended(process), 2)
 
 
-def test_preempted_by_a_more_urgent_job(slurm: Cluster, sweep: Sweep, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+def test_preempted_by_a_more_urgent_job(
+    slurm: Cluster, sweep: Sweep, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
     folder = tmp_path / "sweep"
     process = sweep(*SLOW, "hydra.launcher.partition=main")
     job = started(process, folder)
@@ -79,7 +94,11 @@ def test_cancelled_and_started_again(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert status.main([str(folder)]) == 1
     again = subprocess.run(
-        [sys.executable, "-m", "ecoflap.sweeps.status", str(folder), "--rerun-failed"], cwd=ROOT, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "ecoflap.sweeps.status", str(folder), "--rerun-failed"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert again.returncode == 0, again.stdout + again.stderr
     assert status.main([str(folder)]) == 0

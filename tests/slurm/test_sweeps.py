@@ -33,7 +33,11 @@ def results(folder: Path) -> dict[int, Result]:
 def wait_until_ended(slurm: Cluster, ids: list[str]) -> None:
     """Results are there a moment before Slurm knows."""
     over = {"COMPLETED", "FAILED", "CANCELLED"}
-    wait_for(f"the end of {ids}", lambda: len(known := slurm.accounting(",".join(ids))) >= len(ids) and set(known.values()) <= over, 120)
+    wait_for(
+        f"the end of {ids}",
+        lambda: len(known := slurm.accounting(",".join(ids))) >= len(ids) and set(known.values()) <= over,
+        120,
+    )
 
 
 def states(slurm: Cluster, folder: Path) -> list[str]:
@@ -44,12 +48,28 @@ def states(slurm: Cluster, folder: Path) -> list[str]:
     return [known[one] for one in ids]
 
 
-def test_twelve_jobs_at_once_score_once(slurm: Cluster, sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_twelve_jobs_at_once_score_once(
+    slurm: Cluster, sweep: Sweep, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "sweep"
-    printed = ended(sweep("sparsity=0.4,0.5,0.6", "pruner=wanda,sparsegpt", "allocation.granularity=layer,block"))
+    printed = ended(
+        sweep("sparsity=0.4,0.5,0.6", "pruner=wanda,sparsegpt", "allocation.granularity=layer,block")
+    )
     found = results(folder)
     assert sorted(found) == list(range(12)), printed
-    assert len({(run.config["sparsity"], run.config["pruner"]["name"], run.config["allocation"]["granularity"]) for run in found.values()}) == 12
+    assert (
+        len(
+            {
+                (
+                    run.config["sparsity"],
+                    run.config["pruner"]["name"],
+                    run.config["allocation"]["granularity"],
+                )
+                for run in found.values()
+            }
+        )
+        == 12
+    )
     assert states(slurm, folder) == ["COMPLETED"] * 12
     text = logs(folder)
     for stage in ("calibration", "dense_metrics", "scores"):
@@ -57,7 +77,13 @@ def test_twelve_jobs_at_once_score_once(slurm: Cluster, sweep: Sweep, tmp_path: 
         assert text.count(f"{stage}: read from the store") == 11, stage
     assert status.main([str(folder)]) == 0
     assert "12 done" in capsys.readouterr().out
-    report = subprocess.run([sys.executable, "-m", "ecoflap.sweeps.report", str(folder)], cwd=ROOT, capture_output=True, text=True, check=False)
+    report = subprocess.run(
+        [sys.executable, "-m", "ecoflap.sweeps.report", str(folder)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert report.returncode == 0, report.stderr
     assert (folder / "report" / "index.html").is_file()
 
@@ -73,7 +99,9 @@ def test_scores_first(sweep: Sweep, tmp_path: Path) -> None:
     assert text.count("scores: read from the store") == 2
 
 
-def test_one_job_of_a_sweep_fails(slurm: Cluster, sweep: Sweep, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_job_of_a_sweep_fails(
+    slurm: Cluster, sweep: Sweep, tiny_llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "sweep"
     broken = shutil.copytree(tiny_llama, tmp_path / "broken")
     state = load_file(broken / "model.safetensors")
@@ -103,7 +131,9 @@ def test_nothing_is_queued_when_one_job_is_impossible(slurm: Cluster, sweep: Swe
     assert not (tmp_path / "sweep" / ".submitit").exists()
 
 
-def test_code_that_is_edited_meanwhile_changes_no_queued_job(slurm: Cluster, sweep: Sweep, tmp_path: Path) -> None:
+def test_code_that_is_edited_meanwhile_changes_no_queued_job(
+    slurm: Cluster, sweep: Sweep, tmp_path: Path
+) -> None:
     project = tmp_path / "project"
     project.mkdir()
     for part in PARTS:
@@ -112,7 +142,12 @@ def test_code_that_is_edited_meanwhile_changes_no_queued_job(slurm: Cluster, swe
         else:
             shutil.copy2(ROOT / part, project / part)
     before = slurm.run("sbatch", "--parsable", "--output=/dev/null", "--wrap", "sleep 600").stdout.strip()
-    process = sweep("sparsity=0.5", f"hydra.launcher.dependency=afterany:{before}", "hydra.launcher.wait=false", project=project)
+    process = sweep(
+        "sparsity=0.5",
+        f"hydra.launcher.dependency=afterany:{before}",
+        "hydra.launcher.wait=false",
+        project=project,
+    )
     printed = ended(process)
     assert process.returncode == 0, printed
     (project / "ecoflap" / "pipeline.py").write_text("raise RuntimeError('edited')\n")
@@ -148,6 +183,10 @@ def test_the_processes_of_a_job_train_together(sweep: Sweep, tmp_path: Path) -> 
     assert verify(folder) == []
     together = [point["loss"] for point in read_json(folder / "finetune.json")["curve"] if "loss" in point]
     ended(sweep(*train, "finetune.batch_size=2", f"hydra.sweep.dir={tmp_path / 'alone'}"))
-    alone = [point["loss"] for point in read_json(tmp_path / "alone" / "0" / "finetune.json")["curve"] if "loss" in point]
+    alone = [
+        point["loss"]
+        for point in read_json(tmp_path / "alone" / "0" / "finetune.json")["curve"]
+        if "loss" in point
+    ]
     assert len(alone) == 4
     assert together == pytest.approx(alone, rel=1e-4)

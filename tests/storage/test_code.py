@@ -45,7 +45,9 @@ def hashed(module: str) -> str:
     return code.source_hash(module)
 
 
-@pytest.mark.parametrize("file", ["mine/__init__.py", "mine/scorer.py", "mine/formulas.py", "mine/parts/weights.py", "beside.py"])
+@pytest.mark.parametrize(
+    "file", ["mine/__init__.py", "mine/scorer.py", "mine/formulas.py", "mine/parts/weights.py", "beside.py"]
+)
 def test_an_edit_of_anything_that_is_imported_changes_the_hash(parts: Path, file: str) -> None:
     before = hashed("mine.scorer")
     assert hashed("mine.scorer") == before
@@ -59,10 +61,14 @@ def test_an_edit_of_anything_else_does_not(parts: Path) -> None:
     assert hashed("mine.scorer") == before
 
 
-def test_libraries_count_by_their_version_wherever_they_are(parts: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_libraries_count_by_their_version_wherever_they_are(
+    parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     lent = parts / "other" / "site-packages"
     (lent / "library").mkdir(parents=True)
-    (lent / "library" / "__init__.py").write_text("from library import only_elsewhere\nimport library._windows\n")
+    (lent / "library" / "__init__.py").write_text(
+        "from library import only_elsewhere\nimport library._windows\n"
+    )
     monkeypatch.syspath_prepend(str(lent))
     (parts / "mine" / "scorer.py").write_text("import library\n")
     before = hashed("mine.scorer")
@@ -70,7 +76,9 @@ def test_libraries_count_by_their_version_wherever_they_are(parts: Path, monkeyp
     assert hashed("mine.scorer") == before
 
 
-def test_where_the_package_lies_does_not_count(parts: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_where_the_package_lies_does_not_count(
+    parts: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     before = hashed("mine.scorer")
     elsewhere = tmp_path_factory.mktemp("elsewhere")
     for name, content in FILES.items():
@@ -99,9 +107,16 @@ def test_the_parts_of_the_package_hash_what_they_share(monkeypatch: pytest.Monke
     assert len(set(scorers.values())) == 3
     forget()
     read = code._read
-    monkeypatch.setattr(code, "_read", lambda module: ("edited", read(module)[1]) if module == "ecoflap.ops.wanda" else read(module))
+    monkeypatch.setattr(
+        code,
+        "_read",
+        lambda module: ("edited", read(module)[1]) if module == "ecoflap.ops.wanda" else read(module),
+    )
     changed = {name: code.source_hash(f"ecoflap.score.{name}") for name in scorers}
-    assert [name for name in scorers if changed[name] != scorers[name]] == ["zeroth_order", "local"]  # no gradient needs ops
+    assert [name for name in scorers if changed[name] != scorers[name]] == [
+        "zeroth_order",
+        "local",
+    ]  # no gradient needs ops
 
 
 def test_nothing_is_imported_to_find_the_sources(parts: Path) -> None:

@@ -20,7 +20,12 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system of 64 KB."""
     folder = tmp_path / "disk"
     folder.mkdir()
-    mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)], capture_output=True, text=True, check=False)
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if mount.returncode:
         pytest.skip(f"mounting a file system is not allowed here: {mount.stderr.strip()}")
     try:
@@ -39,11 +44,16 @@ def fill(folder: Path) -> None:
 def test_a_full_disk_costs_a_warning(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:
     store = Store(small_disk / "cache")
     assert store.get_or_compute("scores", {"seed": 0}, lambda: "x" * 200_000) == ("x" * 200_000, False)
-    assert any("cannot write to the store" in message and "cache_mode=off" in message for message in caplog.messages)
+    assert any(
+        "cannot write to the store" in message and "cache_mode=off" in message for message in caplog.messages
+    )
     assert store.get_or_compute("scores", {"seed": 0}, lambda: "again") == ("again", False)
     assert not [path for path in small_disk.glob("cache/scores/*") if path.name.endswith(".lease")]
     fill(small_disk)
-    assert Store(small_disk / "cache").get_or_compute("scores", {"seed": 1}, lambda: "small") == ("small", False)
+    assert Store(small_disk / "cache").get_or_compute("scores", {"seed": 1}, lambda: "small") == (
+        "small",
+        False,
+    )
 
 
 def test_a_read_only_disk_is_read(small_disk: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -32,7 +32,9 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
 
 def test_a_killed_owner_on_this_host_is_replaced_at_once(tmp_path: Path) -> None:
     code = "import sys, time; from ecoflap.store import Lease; assert Lease(sys.argv[1]).acquire(); print('held', flush=True); time.sleep(60)"
-    owner = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "lease")], stdout=subprocess.PIPE, text=True)
+    owner = subprocess.Popen(
+        [sys.executable, "-c", code, str(tmp_path / "lease")], stdout=subprocess.PIPE, text=True
+    )
     assert owner.stdout is not None
     assert owner.stdout.readline() == "held\n"
     mine = Lease(tmp_path / "lease")
@@ -44,10 +46,14 @@ def test_a_killed_owner_on_this_host_is_replaced_at_once(tmp_path: Path) -> None
 
 
 def of_another_host(path: Path, beat: int = 0) -> None:
-    path.write_text(json.dumps({"host": "elsewhere", "machine": "another", "pid": 1, "token": "theirs", "beat": beat}))
+    path.write_text(
+        json.dumps({"host": "elsewhere", "machine": "another", "pid": 1, "token": "theirs", "beat": beat})
+    )
 
 
-def test_an_owner_on_another_host_is_dead_when_its_beats_stop(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_owner_on_another_host_is_dead_when_its_beats_stop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: clock[0])
     of_another_host(tmp_path / "lease")
@@ -61,7 +67,9 @@ def test_an_owner_on_another_host_is_dead_when_its_beats_stop(tmp_path: Path, mo
     mine.release()
 
 
-def test_a_lease_that_changed_hands_meanwhile_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lease_that_changed_hands_meanwhile_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "lease"
     of_another_host(path)
     mine, faster = Lease(path), Lease(path)
@@ -131,4 +139,6 @@ def test_of_many_that_want_it_at_once_one_gets_it(tmp_path: Path) -> None:
     won = [wins.get(timeout=60) for _ in range(80)]
     for process in processes:
         process.join(timeout=30)
-    assert [sum(got for number, got in won if number == round_number) for round_number in range(20)] == [1] * 20
+    assert [sum(got for number, got in won if number == round_number) for round_number in range(20)] == [
+        1
+    ] * 20

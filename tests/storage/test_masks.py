@@ -55,7 +55,9 @@ def test_files_that_are_not_masks(tmp_path: Path) -> None:
 
 
 def test_one_mask_at_a_time(tmp_path: Path) -> None:
-    save_masks(tmp_path / "masks", {"a": torch.ones(2, 3, dtype=torch.bool), "b": torch.zeros(4, dtype=torch.bool)})
+    save_masks(
+        tmp_path / "masks", {"a": torch.ones(2, 3, dtype=torch.bool), "b": torch.zeros(4, dtype=torch.bool)}
+    )
     with MaskFile(tmp_path / "masks") as file:
         assert file.shapes == {"a": [2, 3], "b": [4]}
         assert not file["b"].any()

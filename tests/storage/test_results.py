@@ -12,13 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+from ecoflap.storage.results.__main__ import main
 from safetensors.torch import load_file, save_file
 
 from ecoflap.errors import UserError
 from ecoflap.run.folder import finished
 from ecoflap.storage.masks import load_masks, save_masks
 from ecoflap.storage.results import LayerCount, Result, environment, redact, sparsity_section, verify
-from ecoflap.storage.results.__main__ import main
 from ecoflap.storage.results.environment import git_state
 
 LAYER = "model.layers.0.self_attn.q_proj.weight"
@@ -31,7 +31,9 @@ def make_result(**changes: Any) -> Result:
         "model": {"name": "tiny", "fingerprint": "f", "parameters": 200, "prunable": 100},
         "data": {"calibration": "f"},
         "metrics": {"dense": {"task": {"accuracy": 0.5}}, "pruned": {"task": {"accuracy": 0.25}}},
-        "sparsity": sparsity_section({"a": LayerCount("text", 60, 30, 31, 0.1), "b": LayerCount("vision", 40, 20, 20)}, 0.5, 200),
+        "sparsity": sparsity_section(
+            {"a": LayerCount("text", 60, 30, 31, 0.1), "b": LayerCount("vision", 40, 20, 20)}, 0.5, 200
+        ),
         "steps": {"score": {"seconds": 1.5, "peak_memory_bytes": 7}},
     }
     return Result(**{**fields, **changes})
@@ -42,19 +44,33 @@ def make_run(folder: Path, sharded: bool = False) -> Path:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=2, num_attention_heads=2, num_key_value_heads=2)
+    config = LlamaConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=24,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+    )
     model = LlamaForCausalLM(config)
     masks, layers = {}, {}
     for name, weight in model.named_parameters():
         if ".layers." in name and "norm" not in name:
             masks[name] = torch.rand(weight.shape) < 0.5
             weight.data *= masks[name]
-            layers[name] = LayerCount("text", weight.numel(), int(masks[name].sum()), int((weight == 0).sum()), 0.125)
+            layers[name] = LayerCount(
+                "text", weight.numel(), int(masks[name].sum()), int((weight == 0).sum()), 0.125
+            )
     model.save_pretrained(folder / "checkpoint", max_shard_size="4KB" if sharded else "1GB")
     save_masks(folder / "checkpoint" / "masks.safetensors", masks)
-    parameters, prunable = sum(weight.numel() for weight in model.parameters()), sum(layer.size for layer in layers.values())
+    parameters, prunable = (
+        sum(weight.numel() for weight in model.parameters()),
+        sum(layer.size for layer in layers.values()),
+    )
     model_section = {"name": "tiny", "fingerprint": "f", "parameters": parameters, "prunable": prunable}
-    make_result(model=model_section, sparsity=sparsity_section(layers, 0.5, parameters), checkpoint="checkpoint").write(folder / "result.json")
+    make_result(
+        model=model_section, sparsity=sparsity_section(layers, 0.5, parameters), checkpoint="checkpoint"
+    ).write(folder / "result.json")
     return folder
 
 
@@ -101,7 +117,10 @@ def test_round_trip_and_schema_first(tmp_path: Path) -> None:
 
 
 def test_nan_and_infinity_are_strings_in_the_file_and_floats_in_the_numeric_fields(tmp_path: Path) -> None:
-    metrics = {"dense": {"task": {"perplexity": math.inf}}, "pruned": {"task": {"perplexity": math.nan, "delta": -math.inf}}}
+    metrics = {
+        "dense": {"task": {"perplexity": math.inf}},
+        "pruned": {"task": {"perplexity": math.nan, "delta": -math.inf}},
+    }
     make_result(metrics=metrics, config={"name": "nan", "limit": math.inf}).write(tmp_path / "result.json")
     text = (tmp_path / "result.json").read_text()
     json.loads(text, parse_constant=lambda name: pytest.fail(f"bare {name}"))
@@ -117,7 +136,14 @@ def test_sparsity_figures() -> None:
     assert section["prunable"] == 51 / 100
     assert section["model"] == 51 / 200
     assert section["towers"] == {"text": 31 / 60, "vision": 0.5}
-    assert section["layers"]["a"] == {"tower": "text", "size": 60, "kept": 30, "zeros": 31, "sparsity": 31 / 60, "error": 0.1}
+    assert section["layers"]["a"] == {
+        "tower": "text",
+        "size": 60,
+        "kept": 30,
+        "zeros": 31,
+        "sparsity": 31 / 60,
+        "error": 0.1,
+    }
     assert sparsity_section({}, None, 0)["prunable"] == 0.0
 
 
@@ -138,7 +164,17 @@ def test_missing_and_newer_records(tmp_path: Path) -> None:
 
 def test_secrets_are_redacted_and_nothing_else(tmp_path: Path) -> None:
     config = {
-        "hub": [{"hf_token": "x", "HF_TOKEN": "x", "token": "x", "api_key": "x", "wandb_api_key": "x", "password": 1234, "client_secret": ["x"]}],
+        "hub": [
+            {
+                "hf_token": "x",
+                "HF_TOKEN": "x",
+                "token": "x",
+                "api_key": "x",
+                "wandb_api_key": "x",
+                "password": 1234,
+                "client_secret": ["x"],
+            }
+        ],
         "calibration": {
             "key": "x",
             "max_new_tokens": 5,
@@ -166,11 +202,18 @@ def test_a_result_whose_secrets_are_redacted_is_known_again(tmp_path: Path) -> N
 
 
 def test_environment_names_versions_and_only_the_projects_own_commit(tmp_path: Path) -> None:
-    assert environment()["versions"]["torch"] == torch.__version__.split("+")[0] or environment()["versions"]["torch"] == torch.__version__
+    assert (
+        environment()["versions"]["torch"] == torch.__version__.split("+")[0]
+        or environment()["versions"]["torch"] == torch.__version__
+    )
     assert git_state(tmp_path) is None
 
     def git(*arguments: str) -> None:
-        subprocess.run(["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t", *arguments], check=True, capture_output=True)
+        subprocess.run(
+            ["git", "-C", str(tmp_path), "-c", "user.name=t", "-c", "user.email=t@t", *arguments],
+            check=True,
+            capture_output=True,
+        )
 
     git("init")
     assert git_state(tmp_path) is None
@@ -232,7 +275,9 @@ def test_missing_and_reshaped_layers_are_named(run: Path) -> None:
 def test_masks_are_compared(run: Path) -> None:
     path = run / "checkpoint" / "masks.safetensors"
     masks = load_masks(path)
-    save_masks(path, {**masks, LAYER: torch.ones_like(masks[LAYER]), "extra": torch.ones(1, dtype=torch.bool)})
+    save_masks(
+        path, {**masks, LAYER: torch.ones_like(masks[LAYER]), "extra": torch.ones(1, dtype=torch.bool)}
+    )
     first, second = verify(run)
     assert "mask keeps 256" in first
     assert second == "extra: has a mask but is not in the record"
@@ -243,12 +288,20 @@ def test_masks_are_compared(run: Path) -> None:
 
 @pytest.mark.parametrize(
     ("field", "expected"),
-    [("prunable", "sparsity of prunable"), ("model", "sparsity of model"), ("towers", "sparsity of tower text"), ("layers", f"{LAYER}: sparsity")],
+    [
+        ("prunable", "sparsity of prunable"),
+        ("model", "sparsity of model"),
+        ("towers", "sparsity of tower text"),
+        ("layers", f"{LAYER}: sparsity"),
+    ],
 )
 def test_figures_that_are_not_the_sums_are_found(run: Path, field: str, expected: str) -> None:
     def change(record: dict[str, Any]) -> None:
         section = record["sparsity"]
-        place, name = {"towers": (section["towers"], "text"), "layers": (section["layers"].get(LAYER), "sparsity")}.get(field, (section, field))
+        place, name = {
+            "towers": (section["towers"], "text"),
+            "layers": (section["layers"].get(LAYER), "sparsity"),
+        }.get(field, (section, field))
         place[name] += 1e-4
 
     change_record(run, change)
@@ -262,7 +315,10 @@ def test_totals_of_the_model_and_unknown_towers(run: Path) -> None:
         record["sparsity"]["towers"]["vision"] = 0.5
 
     change_record(run, change)
-    assert [difference.split(" is ")[0] for difference in verify(run)] == ["model.prunable", "sparsity of tower vision"]
+    assert [difference.split(" is ")[0] for difference in verify(run)] == [
+        "model.prunable",
+        "sparsity of tower vision",
+    ]
 
 
 def test_record_without_layers_is_a_difference(run: Path) -> None:
@@ -279,7 +335,9 @@ def test_damaged_checkpoint_is_a_difference(run: Path) -> None:
     assert all("cannot be read" in difference for difference in verify(run))
 
 
-@pytest.mark.parametrize("missing", ["result.json", "checkpoint/model.safetensors", "checkpoint/masks.safetensors"])
+@pytest.mark.parametrize(
+    "missing", ["result.json", "checkpoint/model.safetensors", "checkpoint/masks.safetensors"]
+)
 def test_missing_files_exit_with_two(run: Path, missing: str, capsys: pytest.CaptureFixture[str]) -> None:
     (run / missing).unlink()
     assert main(["verify", str(run)]) == 2
@@ -288,7 +346,9 @@ def test_missing_files_exit_with_two(run: Path, missing: str, capsys: pytest.Cap
     assert err.startswith("error: cannot verify")
 
 
-def test_missing_shard_no_checkpoint_and_incomplete_layers_exit_with_two(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_shard_no_checkpoint_and_incomplete_layers_exit_with_two(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = make_run(tmp_path, sharded=True)
     next((run / "checkpoint").glob("model-*")).unlink()
     assert main(["verify", str(run)]) == 2

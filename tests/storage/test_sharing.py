@@ -81,10 +81,16 @@ def test_an_owner_that_fails_lets_the_next_one_try(tmp_path: Path) -> None:
 
 
 def test_tensors_come_back_bit_for_bit(tmp_path: Path) -> None:
-    value = {"0/ids": torch.arange(3), "0/pixels": torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).half().t()}
+    value = {
+        "0/ids": torch.arange(3),
+        "0/pixels": torch.randn(2, 3, generator=torch.Generator().manual_seed(0)).half().t(),
+    }
     missed, _ = Store(tmp_path).get_or_compute("calibration", KEY, lambda: value, AS_TENSORS)
     found, hit = Store(tmp_path).get_or_compute("calibration", KEY, dict, AS_TENSORS)
     assert hit
     for got in (missed, found):
         assert set(got) == set(value)
-        assert all(got[name].dtype == tensor.dtype and torch.equal(got[name], tensor) for name, tensor in value.items())
+        assert all(
+            got[name].dtype == tensor.dtype and torch.equal(got[name], tensor)
+            for name, tensor in value.items()
+        )

@@ -32,7 +32,9 @@ def test_second_call_is_a_hit_and_says_so(tmp_path: Path, caplog: pytest.LogCapt
     calls: list[int] = []
     with caplog.at_level(logging.INFO):
         assert Store(tmp_path).get_or_compute("score", KEY, lambda: compute_once(calls)) == (1.5, False)
-        assert Store(tmp_path).get_or_compute("score", dict(reversed(KEY.items())), lambda: compute_once(calls)) == (1.5, True)
+        assert Store(tmp_path).get_or_compute(
+            "score", dict(reversed(KEY.items())), lambda: compute_once(calls)
+        ) == (1.5, True)
     assert len(calls) == 1
     assert "computing" in caplog.messages[0]
     assert "s saved" in caplog.messages[1]
@@ -56,7 +58,9 @@ def test_floats_survive_bit_for_bit_and_a_miss_reads_like_a_hit(tmp_path: Path) 
     assert hit
     assert repr(missed) == repr(found)
     assert list(found) == ["values", "3"]
-    assert [struct.pack("d", value) for value in found["values"]] == [struct.pack("d", value) for value in values]
+    assert [struct.pack("d", value) for value in found["values"]] == [
+        struct.pack("d", value) for value in values
+    ]
 
 
 def damage(kind: str, folder: Path) -> None:
@@ -76,7 +80,9 @@ def damage(kind: str, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["truncated", "edited", "missing", "meta", "not a mapping", "another key"])
-def test_damaged_entry_is_computed_again_with_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str) -> None:
+def test_damaged_entry_is_computed_again_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, kind: str
+) -> None:
     calls: list[int] = []
     Store(tmp_path).get_or_compute("score", KEY, lambda: compute_once(calls))
     damage(kind, entry(tmp_path))
@@ -106,7 +112,9 @@ def test_unknown_mode_and_key_that_is_not_json(tmp_path: Path) -> None:
         Store(tmp_path).get_or_compute("score", {"path": tmp_path}, lambda: 1)
 
 
-def test_root_that_cannot_be_written_costs_one_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_root_that_cannot_be_written_costs_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     (tmp_path / "file").write_text("in the way")
     store = Store(tmp_path / "file" / "store")
     with caplog.at_level(logging.WARNING):
@@ -127,7 +135,9 @@ def test_failure_of_the_computation_is_the_callers_and_leaves_nothing(tmp_path: 
 
 def test_the_winner_of_a_race_is_used(tmp_path: Path) -> None:
     def slower() -> str:
-        write_entry(entry(tmp_path), KEY, b'"winner"', AS_JSON, 0.0, replace=False)  # by a run that got no lease
+        write_entry(
+            entry(tmp_path), KEY, b'"winner"', AS_JSON, 0.0, replace=False
+        )  # by a run that got no lease
         return "loser"
 
     assert Store(tmp_path).get_or_compute("score", KEY, slower) == ("winner", False)
@@ -156,7 +166,10 @@ def test_two_processes_race(tmp_path: Path, mode: str) -> None:
     assert results.get()
     assert results.get()
     assert len(list((tmp_path / "score").iterdir())) == 40
-    assert all(Store(tmp_path, "readonly").get_or_compute("score", {"round": number}, lambda: None)[1] for number in range(40))
+    assert all(
+        Store(tmp_path, "readonly").get_or_compute("score", {"round": number}, lambda: None)[1]
+        for number in range(40)
+    )
 
 
 def test_replacing_keeps_the_old_file_when_writing_fails(tmp_path: Path) -> None:

@@ -74,7 +74,9 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         main(["gc", "--cache", str(tmp_path), "--max-size", "much"])
 
 
-@pytest.mark.parametrize(("text", "bytes_"), [("4096", 4096), ("10GB", 10**10), ("1.5 mb", 1_500_000), ("2 KiB", 2048)])
+@pytest.mark.parametrize(
+    ("text", "bytes_"), [("4096", 4096), ("10GB", 10**10), ("1.5 mb", 1_500_000), ("2 KiB", 2048)]
+)
 def test_sizes(text: str, bytes_: int) -> None:
     assert size(text) == bytes_
 

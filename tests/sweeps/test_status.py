@@ -52,7 +52,11 @@ def test_slurm_knows_what_a_killed_job_could_not_write(sweep: Path, monkeypatch:
     for job in jobs["jobs"]:
         job["id"] = f"7_{job['number']}"
     write_json(sweep / "jobs.json", jobs)
-    monkeypatch.setattr(status, "slurm_states", lambda ids: {"7_2": "PENDING", "7_3": "OUT_OF_MEMORY", "7_4": "CANCELLED by 0"})
+    monkeypatch.setattr(
+        status,
+        "slurm_states",
+        lambda ids: {"7_2": "PENDING", "7_3": "OUT_OF_MEMORY", "7_4": "CANCELLED by 0"},
+    )
     found = {line.name: line for line in status.read(sweep)}
     assert [found[name].state for name in "01234"] == ["done", "failed", "queued", "died", "died"]
     assert "OUT_OF_MEMORY" in found["3"].note
@@ -87,19 +91,37 @@ def test_wrong_folders(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> No
     assert "outputs/" in capsys.readouterr().err
 
 
-def test_a_sweep_is_started_again_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_sweep_is_started_again_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """From the same place, with the same folders of configs, whatever folder the status is asked for in."""
-    sources = [{"path": "/project/conf", "provider": "main"}, {"path": "/mine/conf", "provider": "command-line"}]
-    overrides = {"task": ["model=mine", "sparsity=0.5,0.6", "resume=false"], "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=outputs/sweep"]}
+    sources = [
+        {"path": "/project/conf", "provider": "main"},
+        {"path": "/mine/conf", "provider": "command-line"},
+    ]
+    overrides = {
+        "task": ["model=mine", "sparsity=0.5,0.6", "resume=false"],
+        "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=outputs/sweep"],
+    }
     kept = {"hydra": {"overrides": overrides, "runtime": {"cwd": str(tmp_path), "config_sources": sources}}}
     (tmp_path / "sweep" / "0" / ".hydra").mkdir(parents=True)
     OmegaConf.save(kept, tmp_path / "sweep" / "multirun.yaml")
     OmegaConf.save(kept, tmp_path / "sweep" / "0" / ".hydra" / "hydra.yaml")
     started: list[Any] = []
-    monkeypatch.setattr(status.subprocess, "run", lambda command, **how: started.append((command[2:], how["cwd"])) or Namespace(returncode=0))
+    monkeypatch.setattr(
+        status.subprocess,
+        "run",
+        lambda command, **how: started.append((command[2:], how["cwd"])) or Namespace(returncode=0),
+    )
     monkeypatch.chdir("/")
     assert status.main([str(tmp_path / "sweep"), "--rerun-failed"]) == 0
-    expected = ["-m", "--config-dir=/mine/conf", "model=mine", "sparsity=0.5,0.6", f"hydra.sweep.dir={tmp_path / 'sweep'}"]
+    expected = [
+        "-m",
+        "--config-dir=/mine/conf",
+        "model=mine",
+        "sparsity=0.5,0.6",
+        f"hydra.sweep.dir={tmp_path / 'sweep'}",
+    ]
     assert started == [(expected, tmp_path)]
     assert status.main([str(tmp_path / "sweep" / "0"), "--rerun-failed"]) == 2
     assert f"one run of a sweep; give {tmp_path / 'sweep'}" in capsys.readouterr().err

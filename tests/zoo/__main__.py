@@ -16,7 +16,9 @@ def main() -> int:
     """Returns how many came out wrong."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--table", type=Path, help="write the table of all architectures here")
-    parser.add_argument("names", nargs="*", choices=[*ARCHITECTURES, []], metavar="NAME", help="all where none is given")
+    parser.add_argument(
+        "names", nargs="*", choices=[*ARCHITECTURES, []], metavar="NAME", help="all where none is given"
+    )
     options = parser.parse_args()
     logging.disable(logging.WARNING)
     rows: dict[str, Row] = {}

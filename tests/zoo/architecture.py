@@ -81,7 +81,9 @@ class Architecture:
 
     def module(self) -> nn.Module:
         """The model, the same each time, moved away from 0 and 1, where norms, gates and biases start."""
-        config_class = getattr(transformers, self.config) if self.config else transformers.CONFIG_MAPPING[self.name]
+        config_class = (
+            getattr(transformers, self.config) if self.config else transformers.CONFIG_MAPPING[self.name]
+        )
         with torch.random.fork_rng():
             torch.manual_seed(0)
             module = getattr(transformers, self.model)._from_config(small_config(config_class, self.settings))
@@ -106,7 +108,10 @@ class Architecture:
 def reached_towers(model: PrunableModel, sample: Sample) -> list[str]:
     """The towers that a sample passes; no sample here has sound."""
     reached: dict[str, None] = {}
-    handles = [tower.blocks[0].module.register_forward_pre_hook(lambda *_, name=tower.name: reached.setdefault(name)) for tower in model.every_tower]
+    handles = [
+        tower.blocks[0].module.register_forward_pre_hook(lambda *_, name=tower.name: reached.setdefault(name))
+        for tower in model.every_tower
+    ]
     model.loss({name: tensor[None] for name, tensor in sample.items()})
     for handle in handles:
         handle.remove()

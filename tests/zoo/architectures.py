@@ -24,7 +24,9 @@ from tests.zoo.without_answers import WITHOUT_ANSWERS
 def _by_name(architectures: list[Architecture]) -> dict[str, Architecture]:
     """By ``model_type``; the decoder half of an encoder-decoder, which has the same one, by its class."""
     halves = {architecture.name for architecture in ENCODER_DECODERS}
-    return {one.model if one.kind == "decoder" and one.name in halves else one.name: one for one in architectures}
+    return {
+        one.model if one.kind == "decoder" and one.name in halves else one.name: one for one in architectures
+    }
 
 
 VISION_LANGUAGE = [
@@ -41,7 +43,11 @@ VISION_LANGUAGE = [
 ]
 ARCHITECTURES = _by_name([*DECODERS, *ENCODER_DECODERS, *VISION_LANGUAGE, *ENCODERS])
 NOT_COMPARED = {**encoder_decoders.NOT_COMPARED, **vision_language.NOT_COMPARED}
-NOT_BUILT = tuple(name for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES if name not in {**ARCHITECTURES, **NOT_COMPARED})
+NOT_BUILT = tuple(
+    name
+    for name in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
+    if name not in {**ARCHITECTURES, **NOT_COMPARED}
+)
 # One for each way in which blocks, towers, layers or their calls are unlike the others.
 SUBSET = (
     "llama",

@@ -28,11 +28,17 @@ def answer_sample(draw: Draw) -> Sample:
 
 def flattened(count: int) -> Any:
     """Patches of 4 x 4 pixels, each behind its row and column, as Pix2Struct reads them."""
-    return lambda draw: torch.cat([torch.arange(count)[:, None] // 2, torch.arange(count)[:, None] % 2, draw.normal(count, 48)], dim=1)[None]
+    return lambda draw: torch.cat(
+        [torch.arange(count)[:, None] // 2, torch.arange(count)[:, None] % 2, draw.normal(count, 48)], dim=1
+    )[None]
 
 
 def pix2struct_sample(draw: Draw) -> Sample:
-    return {"flattened_patches": flattened(4)(draw), "attention_mask": torch.ones(1, 4), "labels": draw.tokens()[None]}
+    return {
+        "flattened_patches": flattened(4)(draw),
+        "attention_mask": torch.ones(1, 4),
+        "labels": draw.tokens()[None],
+    }
 
 
 def kosmos25_sample(draw: Draw) -> Sample:
@@ -73,7 +79,11 @@ def idefics_sample(draw: Draw) -> Sample:
 def protein_sample(draw: Draw) -> Sample:
     """A protein in the place of a picture."""
     protein = draw.tokens(6)[None]
-    return {**behind_picture(draw, 0), "protein_input_ids": protein, "protein_attention_mask": torch.ones_like(protein)}
+    return {
+        **behind_picture(draw, 0),
+        "protein_input_ids": protein,
+        "protein_attention_mask": torch.ones_like(protein),
+    }
 
 
 def captioner(name: str, model: str, settings: dict[str, Any], sample: MakeSample) -> Architecture:
@@ -86,7 +96,13 @@ CAPTIONS = [
         "blip",
         "Blip",
         {
-            "text_config": {**HALVES, "encoder_hidden_size": 32, "projection_dim": 16, "hidden_dropout_prob": 0.0, "sep_token_id": 2},
+            "text_config": {
+                **HALVES,
+                "encoder_hidden_size": 32,
+                "projection_dim": 16,
+                "hidden_dropout_prob": 0.0,
+                "sep_token_id": 2,
+            },
             "vision_config": vision(projection_dim=16),
         },
         caption_sample,
@@ -181,7 +197,9 @@ CAPTIONS = [
         },
         pix2struct_sample,
     ),
-    vision_language("udop", "Udop", {"max_2d_position_embeddings": 64, "decoder_start_token_id": 0}, udop_sample),
+    vision_language(
+        "udop", "Udop", {"max_2d_position_embeddings": 64, "decoder_start_token_id": 0}, udop_sample
+    ),
     captioner(
         "vision-encoder-decoder",
         "VisionEncoderDecoderModel",
@@ -197,7 +215,12 @@ CAPTIONS = [
         "EvollaForProteinText2Text",
         {
             **{name: value for name, value in GROUPED.items() if name != "head_dim"},
-            "protein_encoder_config": {**HALVES, "vocab_size": 64, "hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0},
+            "protein_encoder_config": {
+                **HALVES,
+                "vocab_size": 64,
+                "hidden_dropout_prob": 0.0,
+                "attention_probs_dropout_prob": 0.0,
+            },
             "aligner_ffn_mult": 2,
             "aligner_num_add_layers": 1,
             "aligner_attention_probs_dropout_prob": 0.0,

@@ -35,7 +35,11 @@ def gemma4_unified_sample(draw: Draw) -> Sample:
     """Four patches of 8 x 8 pixels, and where they lie."""
     places = torch.tensor([[[0, 0], [1, 0], [0, 1], [1, 1]]])
     sample = pixels(4, 1, 4, 192)(draw)
-    return {**sample, "image_position_ids": places, "mm_token_type_ids": (sample["input_ids"] == IMAGE_TOKEN).long()}
+    return {
+        **sample,
+        "image_position_ids": places,
+        "mm_token_type_ids": (sample["input_ids"] == IMAGE_TOKEN).long(),
+    }
 
 
 def with_timm(name: str, model: str, settings: dict[str, Any], sample: MakeSample) -> Architecture:
@@ -51,7 +55,10 @@ CODEBOOKS = [
             **{name: value for name, value in GROUPED.items() if name != "head_dim"},
             "vocab_size": 72,
             "vq_config": {**AUTOENCODER, "num_embeddings": 4, "resolution": 8},
-            "vocabulary_map": {"<image>": IMAGE_TOKEN, **{f"IMGIMG{letter}Z": 64 + number for number, letter in enumerate("ABCD")}},
+            "vocabulary_map": {
+                "<image>": IMAGE_TOKEN,
+                **{f"IMGIMG{letter}Z": 64 + number for number, letter in enumerate("ABCD")},
+            },
             **ID,
         },
         pixels(16, 1, 3, 8, 8),
@@ -69,7 +76,11 @@ CODEBOOKS = [
                 "hidden_size": 64,
             },
             "text_config": {**GROUPED, "vocab_size": 72, "attention_dropout": 0.0},
-            "vocabulary_map": {"<image>": IMAGE_TOKEN, "<|extra_200|>": 68, **codes("<|visual token {:06d}|>", 64, 4)},
+            "vocabulary_map": {
+                "<image>": IMAGE_TOKEN,
+                "<|extra_200|>": 68,
+                **codes("<|visual token {:06d}|>", 64, 4),
+            },
             **ID,
         },
         pixels(20, 1, 3, 8, 8, image_sizes=[[8, 8]]),
@@ -106,7 +117,13 @@ CODEBOOKS = [
         "Inkling",
         {
             "text_config": INKLING,
-            "vision_config": {"patch_size": 4, "n_layers": 2, "num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 4},
+            "vision_config": {
+                "patch_size": 4,
+                "n_layers": 2,
+                "num_hidden_layers": 2,
+                "hidden_size": 32,
+                "num_attention_heads": 4,
+            },
             "audio_config": {"n_mel_bins": 8, "mel_vocab_size": 16},
             **ID,
             "audio_token_id": 59,
@@ -179,7 +196,12 @@ CODEBOOKS = [
                 "laurel_rank": 8,
                 "activation_sparsity_pattern": [0.5, 0.0, 0.0, 0.0],
             },
-            "vision_config": {"architecture": "test_resnet", "hidden_size": 96, "vocab_size": 2, "vocab_offset": 60},
+            "vision_config": {
+                "architecture": "test_resnet",
+                "hidden_size": 96,
+                "vocab_size": 2,
+                "vocab_offset": 60,
+            },
             "audio_config": {
                 "vocab_size": 2,
                 "vocab_offset": 62,

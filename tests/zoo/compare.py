@@ -71,7 +71,9 @@ def uniform(model: PrunableModel) -> Allocation:
     return WaterFilling()(model.towers, None, 0.5)
 
 
-def pruned(build: Callable[[], PrunableModel], calibration: CalibrationSet, pruner: Wanda | SparseGPT) -> Comparison:
+def pruned(
+    build: Callable[[], PrunableModel], calibration: CalibrationSet, pruner: Wanda | SparseGPT
+) -> Comparison:
     """Prune one copy, walk through another, and compare each block's statistics, masks and weights.
 
     The walk goes on with the weights that the package made, so that a difference shows where it arises and nowhere else.
@@ -154,13 +156,17 @@ def compare_sparsegpt(result: Comparison, dense: Tensor, gram: Tensor, made: Mad
         result.ties += differing
     if not torch.equal(made.mask, mask):
         result.wrong.append(f"{int((made.mask != mask).sum())} weights of {made.name} are chosen otherwise")
-    result.note(f"the weight of {made.name}", float((made.weight - solved).norm() / solved.norm()), 10 * ROUNDING)
+    result.note(
+        f"the weight of {made.name}", float((made.weight - solved).norm() / solved.norm()), 10 * ROUNDING
+    )
 
 
 def compare_wanda(result: Comparison, dense: Tensor, gram: Tensor, made: Made) -> None:
     """Compare the mask; a weight may be chosen instead of another of the same metric."""
     mask, metric = reference.wanda_mask(dense, gram, made.keep)
-    here, there = (metric[one & ~other].sort().values for one, other in ((made.mask, mask), (mask, made.mask)))
+    here, there = (
+        metric[one & ~other].sort().values for one, other in ((made.mask, mask), (mask, made.mask))
+    )
     if len(here) != len(there) or not torch.allclose(here, there, rtol=1e-5, atol=0):
         result.wrong.append(f"{len(there)} weights of {made.name} are chosen otherwise")
     result.ties += len(here)
@@ -168,7 +174,9 @@ def compare_wanda(result: Comparison, dense: Tensor, gram: Tensor, made: Made) -
         result.wrong.append(f"what stays of {made.name} changed")
 
 
-def scored(build: Callable[[], PrunableModel], calibration: CalibrationSet, scorer: ZerothOrder | FirstOrder) -> Comparison:
+def scored(
+    build: Callable[[], PrunableModel], calibration: CalibrationSet, scorer: ZerothOrder | FirstOrder
+) -> Comparison:
     """Score one copy by the package and another by the reference."""
     result, model, other = Comparison(), build(), build()
     try:
@@ -184,14 +192,18 @@ def scored(build: Callable[[], PrunableModel], calibration: CalibrationSet, scor
     return result
 
 
-def compare_zeroth_order(result: Comparison, scores: Mapping[str, float], model: PrunableModel, batch: Batch, eps: float, seed: int) -> None:
+def compare_zeroth_order(
+    result: Comparison, scores: Mapping[str, float], model: PrunableModel, batch: Batch, eps: float, seed: int
+) -> None:
     """Compare scores of one batch with those of moved weights, to the rounding of the two losses that are subtracted."""
     with torch.no_grad():
         noise = 2e-6 * float(model.loss(batch).mean()) / eps
     compare_scores(result, scores, reference.zeroth_order(model, batch, eps, seed), noise)
 
 
-def compare_scores(result: Comparison, scores: Mapping[str, float], expected: Mapping[str, float], noise: float = 0.0) -> None:
+def compare_scores(
+    result: Comparison, scores: Mapping[str, float], expected: Mapping[str, float], noise: float = 0.0
+) -> None:
     """Compare scores relatively; those below a thousandth of the largest, with that."""
     floor = max(1e-3 * max(expected.values()), 1e-30)
     for name, score in scores.items():
@@ -202,6 +214,8 @@ def compare_scores(result: Comparison, scores: Mapping[str, float], expected: Ma
 ALGORITHMS: dict[str, Callable[[Callable[[], PrunableModel], CalibrationSet], Comparison]] = {
     "Wanda": lambda build, calibration: pruned(build, calibration, Wanda()),
     "SparseGPT": lambda build, calibration: pruned(build, calibration, SparseGPT()),
-    "zeroth order": lambda build, calibration: scored(build, calibration, ZerothOrder(samples=2, batch_size=2, eps=EPS)),
+    "zeroth order": lambda build, calibration: scored(
+        build, calibration, ZerothOrder(samples=2, batch_size=2, eps=EPS)
+    ),
     "first order": lambda build, calibration: scored(build, calibration, FirstOrder(samples=2, batch_size=2)),
 }

@@ -32,13 +32,26 @@ SETTINGS: dict[str, dict[str, Any]] = {
     ),
     "codegen": {"rotary_dim": 4},
     "gptj": {"rotary_dim": 4},
-    "bailing_hybrid": {**LATENT, "layer_types": [LINEAR, FULL], "head_dim": 16, "n_group": 1, "topk_group": 1, "num_experts_per_tok": 2},
+    "bailing_hybrid": {
+        **LATENT,
+        "layer_types": [LINEAR, FULL],
+        "head_dim": 16,
+        "n_group": 1,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+    },
     "blt": {
         "encoder_hash_byte_group_vocab": 50,
         "encoder_hash_byte_group_size": [2, 3],
         "patch_in_forward": False,
         **{
-            f"{part}_config": {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2, "intermediate_size": 48, **extra}
+            f"{part}_config": {
+                "hidden_size": 32,
+                "num_attention_heads": 4,
+                "num_hidden_layers": 2,
+                "intermediate_size": 48,
+                **extra,
+            }
             for part, extra in {
                 "encoder": {"hidden_size_global": 64, "vocab_size": 64},
                 "decoder": {"hidden_size_global": 64, "vocab_size": 64},
@@ -48,7 +61,10 @@ SETTINGS: dict[str, dict[str, Any]] = {
         },
     },
     "cohere_compass_text": {
-        "rope_parameters": {FULL: None, SLIDING: {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+        "rope_parameters": {
+            FULL: None,
+            SLIDING: {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+        },
         "layer_types": [SLIDING, FULL],
     },
     "cpmant": {
@@ -74,7 +90,11 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_nextn_predict_layers": 0,
     },
     "dory": {"layer_types": [SLIDING, FULL]},
-    "dots3_note_text": {"num_key_value_heads": 4, "head_dim": 16, "layer_types": ["indexed_attention", "indexed_attention"]},
+    "dots3_note_text": {
+        "num_key_value_heads": 4,
+        "head_dim": 16,
+        "layer_types": ["indexed_attention", "indexed_attention"],
+    },
     "falcon_h1": {"mamba_d_ssm": 64},
     "gemma3n_text": {
         **FOUR,
@@ -110,7 +130,13 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "loop_num_passes": 2,
         "loop_gate_rank": 4,
     },
-    "jamba": {**FOUR, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1},
+    "jamba": {
+        **FOUR,
+        "attn_layer_period": 2,
+        "attn_layer_offset": 1,
+        "expert_layer_period": 2,
+        "expert_layer_offset": 1,
+    },
     "bamba": {"attn_layer_indices": [1]},
     "kimi_linear": {**LATENT, "layer_types": [LINEAR, FULL], "num_experts_per_tok": 2},
     "lfm2_moe": {"num_dense_layers": 1, "layer_types": ["conv", FULL]},
@@ -128,8 +154,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "num_buckets": 2,
     },
     "rembert": {"input_embedding_size": 16, "output_embedding_size": 16},
-    "roc_bert": {"pronunciation_embed_dim": 16, "pronunciation_vocab_size": 64, "shape_embed_dim": 16, "shape_vocab_size": 64},
-    "qwen4_exp_text": {"indexer_n_heads": 2, "indexer_kv_heads": 1, "indexer_head_dim": 16, "indexer_budget": 4, "indexer_compress_ratio": 2},
+    "roc_bert": {
+        "pronunciation_embed_dim": 16,
+        "pronunciation_vocab_size": 64,
+        "shape_embed_dim": 16,
+        "shape_vocab_size": 64,
+    },
+    "qwen4_exp_text": {
+        "indexer_n_heads": 2,
+        "indexer_kv_heads": 1,
+        "indexer_head_dim": 16,
+        "indexer_budget": 4,
+        "indexer_compress_ratio": 2,
+    },
     "qwen3_next": FOUR,
     "qwen3_5_text": FOUR,
     "qwen3_5_moe_text": FOUR,

@@ -53,7 +53,11 @@ def granite_sample(draw: Draw) -> Sample:
 def molmo_sample(draw: Draw) -> Sample:
     """A picture of one crop of 4 x 4 patches, pooled 2 x 2."""
     pooled = torch.arange(16).reshape(2, 2, 2, 2).transpose(1, 2).reshape(4, 4)
-    sample = {**pixels(4, 1, 16, 48)(draw), "image_token_pooling": pooled, "image_grids": torch.tensor([[2, 2, 0, 0]])}
+    sample = {
+        **pixels(4, 1, 16, 48)(draw),
+        "image_token_pooling": pooled,
+        "image_grids": torch.tensor([[2, 2, 0, 0]]),
+    }
     return {**sample, "mm_token_type_ids": (sample["input_ids"] == IMAGE_TOKEN).long()}
 
 
@@ -98,7 +102,10 @@ DOCUMENTS = [
         "deepseek_ocr2",
         "DeepseekOcr2",
         {
-            "vision_config": {"sam_config": {**SAM, "downsample_channels": [16, 32]}, "encoder_config": GROUPED},
+            "vision_config": {
+                "sam_config": {**SAM, "downsample_channels": [16, 32]},
+                "encoder_config": GROUPED,
+            },
             "text_config": EXPERTS,
             **ID,
         },
@@ -108,8 +115,15 @@ DOCUMENTS = [
         "unlimited_ocr",
         "UnlimitedOcr",
         {
-            "vision_config": {"sam_config": {**SAM, "downsample_channels": [16, 32]}, "encoder_config": vision(patch_size=4)},
-            "text_config": {**EXPERTS, "layer_types": ["reference_sliding_attention"] * 2, "sliding_window": 4},
+            "vision_config": {
+                "sam_config": {**SAM, "downsample_channels": [16, 32]},
+                "encoder_config": vision(patch_size=4),
+            },
+            "text_config": {
+                **EXPERTS,
+                "layer_types": ["reference_sliding_attention"] * 2,
+                "sliding_window": 4,
+            },
             **ID,
         },
         pixels(21, 1, 3, 64, 64),
@@ -119,7 +133,13 @@ DOCUMENTS = [
         "GraniteDocling",
         {
             "text_config": {name: value for name, value in GROUPED.items() if name != "head_dim"},
-            "vision_config": vision(patch_size=4, scale_factor=2, out_hidden_size=32, deepstack_visual_indexes=[0], use_fine_route=False),
+            "vision_config": vision(
+                patch_size=4,
+                scale_factor=2,
+                out_hidden_size=32,
+                deepstack_visual_indexes=[0],
+                use_fine_route=False,
+            ),
             **ID,
             "pad_token_id": 0,
         },
@@ -132,7 +152,13 @@ DOCUMENTS = [
         "molmo2",
         "Molmo2",
         {
-            "vision_config": vision(image_size=[16, 16], patch_size=4, num_key_value_heads=4, head_dim=8, num_position_embeddings=16),
+            "vision_config": vision(
+                image_size=[16, 16],
+                patch_size=4,
+                num_key_value_heads=4,
+                head_dim=8,
+                num_position_embeddings=16,
+            ),
             "adapter_config": {
                 "vision_feature_layer": [-1, 0],
                 "hidden_size": 32,
@@ -222,7 +248,12 @@ DOCUMENTS = [
         "Llama4ForConditionalGeneration",
         answer_loss,
         {
-            "text_config": {**GROUPED, "intermediate_size_mlp": 48, "num_local_experts": 4, "num_experts_per_tok": 1},
+            "text_config": {
+                **GROUPED,
+                "intermediate_size_mlp": 48,
+                "num_local_experts": 4,
+                "num_experts_per_tok": 1,
+            },
             "vision_config": vision(
                 intermediate_size=128,
                 patch_size=4,

@@ -56,7 +56,12 @@ def examine(architecture: Architecture) -> Row:
     model = architecture.prunable(row.towers, row.skipped)
     check(model, calibration)
     row.layers = len(model.layers)
-    weights = {id(weight): weight.numel() for tower in model.towers for block in tower.blocks for weight in block.module.parameters()}
+    weights = {
+        id(weight): weight.numel()
+        for tower in model.towers
+        for block in tower.blocks
+        for weight in block.module.parameters()
+    }
     row.share = sum(layer.size for layer in model.layers) / sum(weights.values())
     for name, compare in ALGORITHMS.items():
         row.found[name] = compare(lambda: architecture.prunable(row.towers, row.skipped), calibration)

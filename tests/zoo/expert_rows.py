@@ -116,8 +116,16 @@ EXPERT_ROWS = [
                 "moe_hidden_size": 24,
                 "mlp_layer_types": ["sparse", "sparse"],
             },
-            "vision_config": row_vision(pos_emb_height=4, pos_emb_width=4, max_position_embeddings=16, layer_types=WINDOWS),
-            "audio_config": {"hidden_sizes": [8, 8], "depths": [1, 1], "patch_sizes": [4, 2], "num_hidden_layers": 2, "out_hidden_size": 32},
+            "vision_config": row_vision(
+                pos_emb_height=4, pos_emb_width=4, max_position_embeddings=16, layer_types=WINDOWS
+            ),
+            "audio_config": {
+                "hidden_sizes": [8, 8],
+                "depths": [1, 1],
+                "patch_sizes": [4, 2],
+                "num_hidden_layers": 2,
+                "out_hidden_size": 32,
+            },
             "audio_token_id": 59,
             **VIDEO,
             "out_hidden_size": 128,
@@ -130,7 +138,9 @@ EXPERT_ROWS = [
         "Inkling2",
         {
             "text_config": INKLING,
-            "vision_config": row_vision(mlp_ratio=1.5, posemb_grid_size=4, projection_hidden_dim=48, text_hidden_size=32),
+            "vision_config": row_vision(
+                mlp_ratio=1.5, posemb_grid_size=4, projection_hidden_dim=48, text_hidden_size=32
+            ),
             **ID,
         },
         merged_sample,
@@ -149,7 +159,9 @@ EXPERT_ROWS = [
                 "loop_num_passes": 2,
                 "loop_gate_rank": 4,
             },
-            "vision_config": row_vision(mlp_ratio=1.5, posemb_grid_size=4, projection_hidden_dim=48, text_hidden_size=32),
+            "vision_config": row_vision(
+                mlp_ratio=1.5, posemb_grid_size=4, projection_hidden_dim=48, text_hidden_size=32
+            ),
             **ID,
         },
         merged_sample,

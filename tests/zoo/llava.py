@@ -30,7 +30,12 @@ LLAVA = [
     vision_language(
         "vipllava",
         "VipLlava",
-        {"vision_config": vision("clip_vision_model"), "text_config": text("llama"), **INDEX, "vision_feature_layers": [-2, -1]},
+        {
+            "vision_config": vision("clip_vision_model"),
+            "text_config": text("llama"),
+            **INDEX,
+            "vision_feature_layers": [-2, -1],
+        },
         pixels(4),
     ),
     vision_language(

@@ -22,14 +22,23 @@ def grid_sample(count: int, *shape: int, types: bool = False) -> MakeSample:
     def sample(draw: Draw) -> Sample:
         result = behind_picture(draw, count, torch.tensor([VISION_START]))
         result |= {"pixel_values": draw.normal(16, *shape), "image_grid_thw": torch.tensor([[1, 4, 4]])}
-        return {**result, "mm_token_type_ids": (result["input_ids"] == IMAGE_TOKEN).long()} if types else result
+        return (
+            {**result, "mm_token_type_ids": (result["input_ids"] == IMAGE_TOKEN).long()} if types else result
+        )
 
     return sample
 
 
 def row_vision(**more: Any) -> dict[str, Any]:
     """The config of an image tower that reads patches of 4 x 4 pixels."""
-    return {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 4, **more}
+    return {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "patch_size": 4,
+        **more,
+    }
 
 
 NATIVE_RESOLUTION = [
@@ -46,7 +55,11 @@ NATIVE_RESOLUTION = [
     vision_language(
         "cosmos3_omni",
         "Cosmos3Omni",
-        {"text_config": {**GROUPED, "num_hidden_layers": 3, "rope_parameters": ROPE}, **TOKENS, "vision_config": DEEPSTACK},
+        {
+            "text_config": {**GROUPED, "num_hidden_layers": 3, "rope_parameters": ROPE},
+            **TOKENS,
+            "vision_config": DEEPSTACK,
+        },
         patches(FEATURES),
     ),
     vision_language(
@@ -65,7 +78,12 @@ NATIVE_RESOLUTION = [
         "HyperCLOVAXVisionV2",
         {
             "text_config": text("hyperclovax"),
-            "vision_config": {"model_type": "qwen2_5_vl_vision", **PATCHED, "fullatt_block_indexes": [1], "window_size": 16},
+            "vision_config": {
+                "model_type": "qwen2_5_vl_vision",
+                **PATCHED,
+                "fullatt_block_indexes": [1],
+                "window_size": 16,
+            },
             **VIDEO,
         },
         patches(FEATURES, types=False),
@@ -76,7 +94,12 @@ NATIVE_RESOLUTION = [
         {
             "text_config": {**GROUPED, "rope_parameters": {**ROPE, "mrope_section": [1, 1, 1, 1]}},
             "vision_config": row_vision(
-                out_hidden_size=32, text_hidden_size=32, num_key_value_heads=4, img_max_token_num=16, max_image_size=32, min_image_size=16
+                out_hidden_size=32,
+                text_hidden_size=32,
+                num_key_value_heads=4,
+                img_max_token_num=16,
+                max_image_size=32,
+                min_image_size=16,
             ),
             **ID,
         },
@@ -104,7 +127,9 @@ NATIVE_RESOLUTION = [
         "MuseGlimmer",
         {
             "text_config": {**GROUPED, **TYPES},
-            "vision_config": row_vision(pos_emb_height=4, pos_emb_width=4, max_position_embeddings=16, layer_types=WINDOWS),
+            "vision_config": row_vision(
+                pos_emb_height=4, pos_emb_width=4, max_position_embeddings=16, layer_types=WINDOWS
+            ),
             **VIDEO,
             "out_hidden_size": 128,
             "projector_hidden_size": 48,

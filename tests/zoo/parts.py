@@ -22,7 +22,12 @@ def vision(kind: str | None = None, **more: Any) -> dict[str, Any]:
 
 ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
 MROPE = {"rope_parameters": ROPE, "rope_scaling": {"type": "mrope", **ROPE}}
-TOKENS = {"image_token_id": IMAGE_TOKEN, "video_token_id": VIDEO_TOKEN, "vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END}
+TOKENS = {
+    "image_token_id": IMAGE_TOKEN,
+    "video_token_id": VIDEO_TOKEN,
+    "vision_start_token_id": VISION_START,
+    "vision_end_token_id": VISION_END,
+}
 PATCHED = {
     "depth": 2,
     "num_heads": 4,
@@ -36,7 +41,12 @@ PATCHED = {
 }
 DEEPSTACK = {**PATCHED, "num_position_embeddings": 16, "depth": 3, "deepstack_visual_indexes": [0, 1]}
 FEATURES = 3 * 2 * 4 * 4
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24, "shared_expert_intermediate_size": 24}
+EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 24,
+}
 INDEX = {"image_token_index": IMAGE_TOKEN}
 ID = {"image_token_id": IMAGE_TOKEN}
 LAST = {"vision_feature_layer": -1, "vision_feature_select_strategy": "full"}
@@ -107,4 +117,6 @@ def glm(**more: Any) -> dict[str, Any]:
 
 def vision_language(name: str, model: str, settings: dict[str, Any], sample: MakeSample) -> Architecture:
     """One that transformers calls by its name ``ForConditionalGeneration``."""
-    return Architecture(name, "vision-language", f"{model}ForConditionalGeneration", answer_loss, settings, sample)
+    return Architecture(
+        name, "vision-language", f"{model}ForConditionalGeneration", answer_loss, settings, sample
+    )

@@ -5,7 +5,23 @@ from __future__ import annotations
 import torch
 
 from tests.zoo.architecture import IMAGE_TOKEN
-from tests.zoo.parts import AUDIO, DEEPSTACK, EXPERTS, FEATURES, ID, MROPE, OMNI, OMNI_INDEX, PATCHED, ROPE, TOKENS, TYPES, glm, text, vision_language
+from tests.zoo.parts import (
+    AUDIO,
+    DEEPSTACK,
+    EXPERTS,
+    FEATURES,
+    ID,
+    MROPE,
+    OMNI,
+    OMNI_INDEX,
+    PATCHED,
+    ROPE,
+    TOKENS,
+    TYPES,
+    glm,
+    text,
+    vision_language,
+)
 from tests.zoo.pictures import VIDEO_TOKEN, patches
 from tests.zoo.small import GROUPED
 
@@ -14,36 +30,60 @@ COMPASS = {
         **GROUPED,
         "layer_types": ["sliding_attention", "full_attention"],
         "sliding_window": 4,
-        "rope_parameters": {"full_attention": None, "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}},
+        "rope_parameters": {
+            "full_attention": None,
+            "sliding_attention": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]},
+        },
     },
     "vision_config": DEEPSTACK,
     **TOKENS,
 }
-LINEAR = {"linear_key_head_dim": 8, "linear_value_head_dim": 8, "linear_num_key_heads": 2, "linear_num_value_heads": 4}
+LINEAR = {
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 8,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+}
 
 PATCH_ROWS = [
     vision_language(
         "qwen2_vl",
         "Qwen2VL",
-        {"text_config": {**GROUPED, **MROPE}, **TOKENS, "vision_config": {**PATCHED, "embed_dim": 32, "mlp_ratio": 2}},
+        {
+            "text_config": {**GROUPED, **MROPE},
+            **TOKENS,
+            "vision_config": {**PATCHED, "embed_dim": 32, "mlp_ratio": 2},
+        },
         patches(FEATURES),
     ),
     vision_language(
         "qwen2_5_vl",
         "Qwen2_5_VL",
-        {"text_config": {**GROUPED, **MROPE}, **TOKENS, "vision_config": {**PATCHED, "fullatt_block_indexes": [1], "window_size": 16}},
+        {
+            "text_config": {**GROUPED, **MROPE},
+            **TOKENS,
+            "vision_config": {**PATCHED, "fullatt_block_indexes": [1], "window_size": 16},
+        },
         patches(FEATURES),
     ),
     vision_language(
         "qwen3_vl",
         "Qwen3VL",
-        {"text_config": {**GROUPED, "num_hidden_layers": 3, "rope_parameters": ROPE}, **TOKENS, "vision_config": DEEPSTACK},
+        {
+            "text_config": {**GROUPED, "num_hidden_layers": 3, "rope_parameters": ROPE},
+            **TOKENS,
+            "vision_config": DEEPSTACK,
+        },
         patches(FEATURES),
     ),
     vision_language(
         "qwen3_vl_moe",
         "Qwen3VLMoe",
-        {"text_config": {**GROUPED, "num_hidden_layers": 3, "rope_parameters": ROPE, **EXPERTS}, **TOKENS, "vision_config": DEEPSTACK},
+        {
+            "text_config": {**GROUPED, "num_hidden_layers": 3, "rope_parameters": ROPE, **EXPERTS},
+            **TOKENS,
+            "vision_config": DEEPSTACK,
+        },
         patches(FEATURES),
     ),
     vision_language(
@@ -82,7 +122,13 @@ PATCH_ROWS = [
         "glm4v_moe",
         "Glm4vMoe",
         glm(
-            n_routed_experts=4, num_experts_per_tok=2, moe_intermediate_size=24, n_shared_experts=1, n_group=1, topk_group=1, first_k_dense_replace=1
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=24,
+            n_shared_experts=1,
+            n_group=1,
+            topk_group=1,
+            first_k_dense_replace=1,
         ),
         patches(FEATURES),
     ),
@@ -109,7 +155,13 @@ PATCH_ROWS = [
         "video_llama_3",
         "VideoLlama3",
         {
-            "vision_config": {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "patch_size": 4},
+            "vision_config": {
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "patch_size": 4,
+            },
             "text_config": text("qwen2"),
             **ID,
             "video_token_id": VIDEO_TOKEN,
@@ -144,7 +196,12 @@ PATCH_ROWS = [
         "Exaone4_5_",
         {
             "text_config": text("exaone4", **TYPES),
-            "vision_config": {**PATCHED, "fullatt_block_indexes": [1], "window_size": 16, "num_key_value_heads": 2},
+            "vision_config": {
+                **PATCHED,
+                "fullatt_block_indexes": [1],
+                "window_size": 16,
+                "num_key_value_heads": 2,
+            },
             "image_token_id": IMAGE_TOKEN,
             "video_token_id": VIDEO_TOKEN,
         },

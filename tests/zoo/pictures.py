@@ -36,7 +36,10 @@ def patches(features: int, grid: tuple[int, int] = (4, 4), merge: int = 2, types
         count = grid[0] * grid[1] // merge**2
         result = behind_picture(draw, count, torch.tensor([VISION_START]))
         tokens = result["input_ids"]
-        result |= {"pixel_values": draw.normal(grid[0] * grid[1], features), "image_grid_thw": torch.tensor([[1, *grid]])}
+        result |= {
+            "pixel_values": draw.normal(grid[0] * grid[1], features),
+            "image_grid_thw": torch.tensor([[1, *grid]]),
+        }
         return {**result, "mm_token_type_ids": (tokens == IMAGE_TOKEN).long()} if types else result
 
     return sample
@@ -54,7 +57,11 @@ def gemma3_sample(draw: Draw) -> Sample:
 
 def instructblip_sample(draw: Draw) -> Sample:
     question = draw.tokens(4)[None]
-    return {**pixels(3)(draw), "qformer_input_ids": question, "qformer_attention_mask": torch.ones_like(question)}
+    return {
+        **pixels(3)(draw),
+        "qformer_input_ids": question,
+        "qformer_attention_mask": torch.ones_like(question),
+    }
 
 
 def mllama_sample(draw: Draw) -> Sample:
@@ -80,7 +87,11 @@ def lfm2_sample(draw: Draw) -> Sample:
 def gemma4_sample(draw: Draw) -> Sample:
     grid = torch.stack(torch.meshgrid(torch.arange(4), torch.arange(4), indexing="xy"), dim=-1).flatten(0, 1)
     sample = pixels(4, 1, 16, 48)(draw)
-    return {**sample, "image_position_ids": grid[None], "mm_token_type_ids": (sample["input_ids"] == IMAGE_TOKEN).long()}
+    return {
+        **sample,
+        "image_position_ids": grid[None],
+        "mm_token_type_ids": (sample["input_ids"] == IMAGE_TOKEN).long(),
+    }
 
 
 def paddleocr_sample(draw: Draw) -> Sample:

@@ -72,14 +72,26 @@ QUERIES = [
         "vision-language",
         "Blip2ForConditionalGeneration",
         answer_loss,
-        {"vision_config": {**VISION, **SPREAD}, "qformer_config": QFORMER, "text_config": T5, "num_query_tokens": 3, **INDEX},
+        {
+            "vision_config": {**VISION, **SPREAD},
+            "qformer_config": QFORMER,
+            "text_config": T5,
+            "num_query_tokens": 3,
+            **INDEX,
+        },
         seq2seq_sample(3),
         config="Blip2Config",
     ),
     vision_language(
         "instructblip",
         "InstructBlip",
-        {"vision_config": {**VISION, **SPREAD}, "qformer_config": QFORMER, "text_config": text("llama"), "num_query_tokens": 3, **INDEX},
+        {
+            "vision_config": {**VISION, **SPREAD},
+            "qformer_config": QFORMER,
+            "text_config": text("llama"),
+            "num_query_tokens": 3,
+            **INDEX,
+        },
         instructblip_sample,
     ),
     vision_language(
@@ -105,7 +117,9 @@ QUERIES = [
         "granite4_vision",
         "Granite4Vision",
         {
-            "vision_config": vision("siglip_vision_model", hidden_size=64, patch_size=4, vision_use_head=False),
+            "vision_config": vision(
+                "siglip_vision_model", hidden_size=64, patch_size=4, vision_use_head=False
+            ),
             "text_config": {**GROUPED, "num_hidden_layers": 6},
             **INDEX,
             "image_grid_pinpoints": [[16, 16]],
@@ -126,7 +140,13 @@ QUERIES = [
     vision_language(
         "blip-2",
         "Blip2",
-        {"vision_config": {**VISION, **SPREAD}, "qformer_config": QFORMER, "text_config": OPT, "num_query_tokens": 3, **INDEX},
+        {
+            "vision_config": {**VISION, **SPREAD},
+            "qformer_config": QFORMER,
+            "text_config": OPT,
+            "num_query_tokens": 3,
+            **INDEX,
+        },
         pixels(3),
     ),
 ]

@@ -72,4 +72,7 @@ def first_order(model: PrunableModel, batch: Batch) -> dict[str, float]:
     """The sum of the absolute gradient of each layer; 0 where the loss doesn't depend on it."""
     weights = [layer.weight.requires_grad_(True) for layer in model.layers]
     gradients = torch.autograd.grad(model.loss(batch).mean(), weights, allow_unused=True)
-    return {layer.name: 0.0 if gradient is None else float(gradient.abs().sum()) for layer, gradient in zip(model.layers, gradients, strict=True)}
+    return {
+        layer.name: 0.0 if gradient is None else float(gradient.abs().sum())
+        for layer, gradient in zip(model.layers, gradients, strict=True)
+    }

@@ -8,8 +8,26 @@ VOCABULARY = 64
 WIDTH = 32
 LAYERS = 2
 
-WIDTHS = ("hidden_size", "n_embd", "d_model", "dim", "embed_dim", "embedding_size", "word_embed_proj_dim", "lru_width")
-WIDER = ("intermediate_size", "ffn_dim", "n_inner", "d_ff", "ffn_hidden_size", "encoder_ffn_dim", "decoder_ffn_dim", "dff")
+WIDTHS = (
+    "hidden_size",
+    "n_embd",
+    "d_model",
+    "dim",
+    "embed_dim",
+    "embedding_size",
+    "word_embed_proj_dim",
+    "lru_width",
+)
+WIDER = (
+    "intermediate_size",
+    "ffn_dim",
+    "n_inner",
+    "d_ff",
+    "ffn_hidden_size",
+    "encoder_ffn_dim",
+    "decoder_ffn_dim",
+    "dff",
+)
 DEPTHS = (
     "num_hidden_layers",
     "n_layer",
@@ -32,7 +50,16 @@ HEADS = (
     "num_decoder_attention_heads",
     "swa_num_attention_heads",
 )
-HEAD_WIDTHS = ("head_dim", "d_kv", "kv_channels", "v_head_dim", "qk_nope_head_dim", "qk_rope_head_dim", "swa_head_dim", "global_head_dim")
+HEAD_WIDTHS = (
+    "head_dim",
+    "d_kv",
+    "kv_channels",
+    "v_head_dim",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "swa_head_dim",
+    "global_head_dim",
+)
 POSITIONS = (
     "max_position_embeddings",
     "n_positions",
@@ -82,11 +109,26 @@ SMALL: dict[str, Any] = {
     **dict.fromkeys(EXPERTS, 4),
     **dict.fromkeys(EXPERT_WIDTHS, 24),
     **dict.fromkeys(("num_experts_per_tok", "moe_k", "moe_topk"), 2),
-    **dict.fromkeys(("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace", "zero_expert_num"), 1),
-    **dict.fromkeys(("sliding_window", "attention_window_size", "sliding_window_size", "index_topk", "window_size"), 4),
+    **dict.fromkeys(
+        ("n_group", "topk_group", "n_shared_experts", "first_k_dense_replace", "zero_expert_num"), 1
+    ),
+    **dict.fromkeys(
+        ("sliding_window", "attention_window_size", "sliding_window_size", "index_topk", "window_size"), 4
+    ),
     "index_n_heads": 2,
     # State-space and linear-attention layers; their heads and head widths multiply to twice the width.
-    **dict.fromkeys(("mamba_d_state", "state_size", "ssm_state_size", "mamba_dt_rank", "time_step_rank", "mamba_chunk_size", "chunk_size"), 8),
+    **dict.fromkeys(
+        (
+            "mamba_d_state",
+            "state_size",
+            "ssm_state_size",
+            "mamba_dt_rank",
+            "time_step_rank",
+            "mamba_chunk_size",
+            "chunk_size",
+        ),
+        8,
+    ),
     **dict.fromkeys(("mamba_n_heads", "mamba_num_heads"), 4),
     **dict.fromkeys(("mamba_d_head", "mamba_head_dim", "mamba_headdim"), 16),
     **dict.fromkeys(("mamba_n_groups", "mamba_ngroups", "n_groups"), 1),
@@ -123,7 +165,14 @@ HALVES: dict[str, Any] = {
 }
 
 GROUPED = {**HALVES, "num_key_value_heads": 2, "head_dim": 8}
-VISION = {"hidden_size": WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": 4, "intermediate_size": 48, "image_size": 16, "patch_size": 8}
+VISION = {
+    "hidden_size": WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "intermediate_size": 48,
+    "image_size": 16,
+    "patch_size": 8,
+}
 
 
 def small_config(config_class: Any, settings: dict[str, Any] | None = None) -> Any:
@@ -135,7 +184,9 @@ def small_config(config_class: Any, settings: dict[str, Any] | None = None) -> A
     known = config_class().to_dict()
     renamed = getattr(config_class, "attribute_map", {})
     values = {
-        name: value for name, value in SMALL.items() if name in known and name not in renamed and not isinstance(known[name], list | tuple | dict)
+        name: value
+        for name, value in SMALL.items()
+        if name in known and name not in renamed and not isinstance(known[name], list | tuple | dict)
     }
     config = config_class(**{**values, **own})
     types = list(dict.fromkeys(known.get("layer_types") or ()))

@@ -49,16 +49,35 @@ def result(row: Row) -> str:
     return "; ".join([*parts, *refused])
 
 
-def write_table(file: Path, rows: Mapping[str, Row], not_compared: Mapping[str, str], not_built: Sequence[str]) -> None:
+def write_table(
+    file: Path, rows: Mapping[str, Row], not_compared: Mapping[str, str], not_built: Sequence[str]
+) -> None:
     """Write the page."""
     counts = Counter(outcome(row) for row in rows.values())
     sums = "; ".join(f"{count} {name}" for name, count in counts.most_common()) + "."
-    lines = ["| architecture | class | kind | towers | layers | prunable | result |", "|---|---|---|---|---|---|---|"]
-    for name, row in sorted(rows.items(), key=lambda item: (KINDS.index(item[1].architecture.kind), item[0].lower())):
-        shown = [name, row.architecture.model, row.architecture.kind, ", ".join(row.towers), row.layers, f"{row.share:.0%}", result(row)]
+    lines = [
+        "| architecture | class | kind | towers | layers | prunable | result |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for name, row in sorted(
+        rows.items(), key=lambda item: (KINDS.index(item[1].architecture.kind), item[0].lower())
+    ):
+        shown = [
+            name,
+            row.architecture.model,
+            row.architecture.kind,
+            ", ".join(row.towers),
+            row.layers,
+            f"{row.share:.0%}",
+            result(row),
+        ]
         lines.append(f"| {' | '.join(map(str, shown))} |")
     lines += [f"| {name} | | | | | | not compared: {reason} |" for name, reason in not_compared.items()]
-    built = f"Not built, of transformers' image-text-to-text list: {', '.join(not_built)}" if not_built else ALL_BUILT
+    built = (
+        f"Not built, of transformers' image-text-to-text list: {', '.join(not_built)}"
+        if not_built
+        else ALL_BUILT
+    )
     page = INTRODUCTION.format(release=transformers.__version__, count=len(rows), sums=sums, built=built)
     file.write_text(page + "\n".join(lines) + "\n")
 

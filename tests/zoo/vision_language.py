@@ -5,7 +5,16 @@ from __future__ import annotations
 from ecoflap.data.batch import Sample
 from tests.zoo.architecture import IMAGE_TOKEN, Draw
 from tests.zoo.parts import ID, INDEX, LAST, MROPE, TOKENS, TYPES, text, vision, vision_language
-from tests.zoo.pictures import VIDEO_TOKEN, gemma3_sample, gemma4_sample, lfm2_sample, paddleocr_sample, paligemma_sample, pixels, seq2seq_sample
+from tests.zoo.pictures import (
+    VIDEO_TOKEN,
+    gemma3_sample,
+    gemma4_sample,
+    lfm2_sample,
+    paddleocr_sample,
+    paligemma_sample,
+    pixels,
+    seq2seq_sample,
+)
 from tests.zoo.small import GROUPED, VISION
 
 NOT_COMPARED = {
@@ -59,7 +68,12 @@ WHOLE_PICTURES = [
     vision_language(
         "internvl",
         "InternVL",
-        {"vision_config": vision(image_size=[16, 16], patch_size=[8, 8]), "text_config": text("qwen2"), **ID, "downsample_ratio": 0.5},
+        {
+            "vision_config": vision(image_size=[16, 16], patch_size=[8, 8]),
+            "text_config": text("qwen2"),
+            **ID,
+            "downsample_ratio": 0.5,
+        },
         pixels(1),
     ),
     vision_language(
@@ -98,7 +112,12 @@ WHOLE_PICTURES = [
     vision_language(
         "lighton_ocr",
         "LightOnOcr",
-        {"vision_config": vision("pixtral", head_dim=8), "text_config": text("qwen3"), **ID, "spatial_merge_size": 2},
+        {
+            "vision_config": vision("pixtral", head_dim=8),
+            "text_config": text("qwen3"),
+            **ID,
+            "spatial_merge_size": 2,
+        },
         pixels(1, image_sizes=[[16, 16]]),
     ),
     vision_language(
@@ -140,7 +159,11 @@ WHOLE_PICTURES = [
     vision_language(
         "deepseek_vl",
         "DeepseekVL",
-        {"vision_config": vision("siglip_vision_model", vision_use_head=False), "text_config": text("llama"), **ID},
+        {
+            "vision_config": vision("siglip_vision_model", vision_use_head=False),
+            "text_config": text("llama"),
+            **ID,
+        },
         pixels(4),
     ),
     vision_language(
@@ -159,7 +182,13 @@ WHOLE_PICTURES = [
         "gemma4",
         "Gemma4",
         {
-            "vision_config": vision(head_dim=8, num_key_value_heads=4, pooling_kernel_size=2, position_embedding_size=64, patch_size=4),
+            "vision_config": vision(
+                head_dim=8,
+                num_key_value_heads=4,
+                pooling_kernel_size=2,
+                position_embedding_size=64,
+                patch_size=4,
+            ),
             "text_config": {
                 **GROUPED,
                 "num_hidden_layers": 4,
@@ -177,19 +206,33 @@ WHOLE_PICTURES = [
         gemma4_sample,
     ),
     vision_language(
-        "paddleocr_vl", "PaddleOCRVL", {"vision_config": vision(patch_size=4), "text_config": {**GROUPED, **MROPE}, **TOKENS}, paddleocr_sample
+        "paddleocr_vl",
+        "PaddleOCRVL",
+        {"vision_config": vision(patch_size=4), "text_config": {**GROUPED, **MROPE}, **TOKENS},
+        paddleocr_sample,
     ),
     vision_language(
         "qianfan_ocr",
         "QianfanOCR",
-        {"vision_config": vision(image_size=[16, 16], patch_size=[8, 8]), "text_config": text("qwen3"), **ID, "downsample_ratio": 0.5},
+        {
+            "vision_config": vision(image_size=[16, 16], patch_size=[8, 8]),
+            "text_config": text("qwen3"),
+            **ID,
+            "downsample_ratio": 0.5,
+        },
         pixels(1),
     ),
     vision_language(
         "janus",
         "Janus",
         {
-            "vision_config": {**VISION, "mlp_ratio": 1.5, "projection_dim": 32, "num_image_tokens": 4, "depth": 2},
+            "vision_config": {
+                **VISION,
+                "mlp_ratio": 1.5,
+                "projection_dim": 32,
+                "num_image_tokens": 4,
+                "depth": 2,
+            },
             "text_config": text("llama"),
             "vq_config": {
                 "embed_dim": 8,

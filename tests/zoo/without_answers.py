@@ -23,8 +23,20 @@ WITHOUT_ANSWERS = [
         "DiffusionGemmaForBlockDiffusion",
         answer_loss,
         {
-            "text_config": {**GROUPED, **TYPES, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 24},
-            "vision_config": vision(head_dim=8, num_key_value_heads=4, pooling_kernel_size=2, position_embedding_size=64, patch_size=4),
+            "text_config": {
+                **GROUPED,
+                **TYPES,
+                "num_experts": 4,
+                "top_k_experts": 2,
+                "moe_intermediate_size": 24,
+            },
+            "vision_config": vision(
+                head_dim=8,
+                num_key_value_heads=4,
+                pooling_kernel_size=2,
+                position_embedding_size=64,
+                patch_size=4,
+            ),
             **ID,
             "canvas_length": 8,
         },

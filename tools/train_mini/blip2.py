@@ -17,7 +17,19 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import Blip2ForConditionalGeneration
 
-from tools.train_mini.blip2_model import EOS, IMAGE, NUM_QUERIES, PAD, SPECIAL_TOKENS, UNKNOWN, Recipe, build, make_processor, save_processor, words
+from tools.train_mini.blip2_model import (
+    EOS,
+    IMAGE,
+    NUM_QUERIES,
+    PAD,
+    SPECIAL_TOKENS,
+    UNKNOWN,
+    Recipe,
+    build,
+    make_processor,
+    save_processor,
+    words,
+)
 from tools.train_mini.pictures import Questions, augment, image_labels, load_images
 from tools.train_mini.training import command_line, fit, pretrain_vision, recipe_table, shuffled
 
@@ -28,7 +40,10 @@ class Data:
     def __init__(self, questions: Questions, paths: dict[int, str], vocabulary: dict[str, int]) -> None:
         texts, answers, images = questions
         self.images = load_images(paths)
-        rows = [[IMAGE] * NUM_QUERIES + [vocabulary.get(word, UNKNOWN) for word in words(text)] + [EOS] for text in texts]
+        rows = [
+            [IMAGE] * NUM_QUERIES + [vocabulary.get(word, UNKNOWN) for word in words(text)] + [EOS]
+            for text in texts
+        ]
         longest = max(map(len, rows))
         self.input_ids = torch.tensor([row + [PAD] * (longest - len(row)) for row in rows])
         self.labels = torch.tensor([[vocabulary[answer], EOS] for answer in answers])
@@ -59,7 +74,9 @@ def accuracy(model: Blip2ForConditionalGeneration, data: Data, limit: int | None
     return right / len(rows)
 
 
-def train(recipe: Recipe, train_data: Data, test_data: Data, labels: Tensor, vocabulary: int, log: Path) -> Blip2ForConditionalGeneration:
+def train(
+    recipe: Recipe, train_data: Data, test_data: Data, labels: Tensor, vocabulary: int, log: Path
+) -> Blip2ForConditionalGeneration:
     """Train with AdamW and a one-cycle schedule; writes a line of progress every 500 steps."""
     torch.manual_seed(recipe.seed)
     model = build(recipe, vocabulary)
@@ -71,7 +88,15 @@ def train(recipe: Recipe, train_data: Data, test_data: Data, labels: Tensor, voc
         batch["pixel_values"] = augment(batch["pixel_values"])
         return cross_entropy(model(**batch).logits.flatten(0, 1), batch["labels"].flatten())
 
-    fit(model, recipe, recipe.steps, lesson, lambda: f"acc {accuracy(model, test_data, 1500):.4f}", log, every=500)
+    fit(
+        model,
+        recipe,
+        recipe.steps,
+        lesson,
+        lambda: f"acc {accuracy(model, test_data, 1500):.4f}",
+        log,
+        every=500,
+    )
     return model.eval()
 
 
@@ -108,8 +133,13 @@ def main() -> None:
     index = {word: i for i, word in enumerate(SPECIAL_TOKENS + vocabulary)}
     train_data = Data(questions, easy_vqa.get_train_image_paths(), index)
     test_data = Data(easy_vqa.get_test_questions(), easy_vqa.get_test_image_paths(), index)
-    model = train(recipe, train_data, test_data, image_labels(questions), len(index), output / "log.txt").half()
-    right, parameters = accuracy(model.float(), test_data), sum(parameter.numel() for parameter in model.parameters())
+    model = train(
+        recipe, train_data, test_data, image_labels(questions), len(index), output / "log.txt"
+    ).half()
+    right, parameters = (
+        accuracy(model.float(), test_data),
+        sum(parameter.numel() for parameter in model.parameters()),
+    )
     model.half().save_pretrained(output)
     save_processor(make_processor(index), output)
     (output / "README.md").write_text(model_card(recipe, parameters, right, time.time() - started))

@@ -55,7 +55,12 @@ def build(recipe: Recipe, vocabulary: int) -> Blip2ForConditionalGeneration:
     ``Blip2VisionConfig.initializer_range`` defaults to 1e-10 and the query, class and position embeddings start at zero; a model trained from
     scratch needs a real spread in all of them or it never learns to look at the image.
     """
-    size = {"hidden_size": recipe.width, "intermediate_size": recipe.mlp, "num_attention_heads": recipe.heads, "initializer_range": 0.06}
+    size = {
+        "hidden_size": recipe.width,
+        "intermediate_size": recipe.mlp,
+        "num_attention_heads": recipe.heads,
+        "initializer_range": 0.06,
+    }
     vision = Blip2VisionConfig(**size, num_hidden_layers=recipe.vision_blocks, image_size=64, patch_size=8)
     qformer = Blip2QFormerConfig(
         **size,
@@ -100,7 +105,11 @@ def make_processor(vocabulary: dict[str, int]) -> Blip2Processor:
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", EOS)])
     fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>", additional_special_tokens=[SPECIAL_TOKENS[IMAGE]]
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        additional_special_tokens=[SPECIAL_TOKENS[IMAGE]],
     )
     images = BlipImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
     return Blip2Processor(images, fast, num_query_tokens=NUM_QUERIES)
@@ -110,7 +119,9 @@ def save_processor(processor: Blip2Processor, folder: Path) -> None:
     """Write the processor in the layout that transformers 4 and 5 both read; what 5 writes by itself, 4 refuses."""
     processor.image_processor.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
-    (folder / "processor_config.json").write_text(json.dumps({"num_query_tokens": NUM_QUERIES, "processor_class": "Blip2Processor"}, indent=2) + "\n")
+    (folder / "processor_config.json").write_text(
+        json.dumps({"num_query_tokens": NUM_QUERIES, "processor_class": "Blip2Processor"}, indent=2) + "\n"
+    )
     file = folder / "tokenizer_config.json"
     described = json.loads(file.read_text())
     described |= {"tokenizer_class": "PreTrainedTokenizerFast", "processor_class": "Blip2Processor"}

@@ -32,7 +32,12 @@ def caption_ids(processor: BlipProcessor) -> Tensor:
 
 
 @torch.inference_mode()
-def named_right(model: BlipForConditionalGeneration, processor: BlipProcessor, pictures: Pictures, prompt: str | None = PROMPT) -> float:
+def named_right(
+    model: BlipForConditionalGeneration,
+    processor: BlipProcessor,
+    pictures: Pictures,
+    prompt: str | None = PROMPT,
+) -> float:
     """Share of the named images whose greedy caption names the right colour and the right shape, and only those."""
     model.eval()
     right = 0
@@ -40,12 +45,17 @@ def named_right(model: BlipForConditionalGeneration, processor: BlipProcessor, p
         texts = {} if prompt is None else processor(text=[prompt] * len(rows), return_tensors="pt")
         written = model.generate(pixel_values=pictures.images[rows], **texts, max_new_tokens=8)
         captions = processor.batch_decode(written, skip_special_tokens=True)
-        right += sum(caption == CAPTIONS[i] for caption, i in zip(captions, pictures.classes[rows].tolist(), strict=True))
+        right += sum(
+            caption == CAPTIONS[i]
+            for caption, i in zip(captions, pictures.classes[rows].tolist(), strict=True)
+        )
     model.train()
     return right / len(pictures.named)
 
 
-def train(recipe: Recipe, processor: BlipProcessor, pictures: Pictures, held_out: Pictures, log: Path) -> BlipForConditionalGeneration:
+def train(
+    recipe: Recipe, processor: BlipProcessor, pictures: Pictures, held_out: Pictures, log: Path
+) -> BlipForConditionalGeneration:
     """Train with AdamW and a one-cycle schedule, the vision tower first; writes a line of progress every 250 steps."""
     torch.manual_seed(recipe.seed)
     model = build(BlipForConditionalGeneration, recipe, len(processor.tokenizer))
@@ -58,11 +68,20 @@ def train(recipe: Recipe, processor: BlipProcessor, pictures: Pictures, held_out
         loss: Tensor = model(pixel_values=augment(pictures.images[rows]), input_ids=ids, labels=ids).loss
         return loss
 
-    fit(model, recipe, recipe.steps, lesson, lambda: f"right {named_right(model, processor, held_out):.4f}", log)
+    fit(
+        model,
+        recipe,
+        recipe.steps,
+        lesson,
+        lambda: f"right {named_right(model, processor, held_out):.4f}",
+        log,
+    )
     return model.eval()
 
 
-def model_card(recipe: Recipe, parameters: int, pictures: Pictures, held_out: Pictures, right: float, seconds: float) -> str:
+def model_card(
+    recipe: Recipe, parameters: int, pictures: Pictures, held_out: Pictures, right: float, seconds: float
+) -> str:
     """The README beside the weights."""
     return f"""---
 license: mit
@@ -93,10 +112,15 @@ def main() -> None:
     pictures, held_out = train_and_test()
     processor = make_processor(CAPTIONS)
     model = train(recipe, processor, pictures, held_out, output / "log.txt").half().float()
-    right, parameters = named_right(model, processor, held_out), sum(parameter.numel() for parameter in model.parameters())
+    right, parameters = (
+        named_right(model, processor, held_out),
+        sum(parameter.numel() for parameter in model.parameters()),
+    )
     save_with_tied(model.half(), output)
     save_processor(processor, output, "BertTokenizerFast")
-    (output / "README.md").write_text(model_card(recipe, parameters, pictures, held_out, right, time.time() - started))
+    (output / "README.md").write_text(
+        model_card(recipe, parameters, pictures, held_out, right, time.time() - started)
+    )
     print(f"{parameters:,} parameters, {100 * right:.2f} % of the held-out images described right")
 
 

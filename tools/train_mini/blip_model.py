@@ -7,7 +7,15 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from transformers import BertTokenizerFast, BlipConfig, BlipImageProcessor, BlipPreTrainedModel, BlipProcessor, BlipTextConfig, BlipVisionConfig
+from transformers import (
+    BertTokenizerFast,
+    BlipConfig,
+    BlipImageProcessor,
+    BlipPreTrainedModel,
+    BlipProcessor,
+    BlipTextConfig,
+    BlipVisionConfig,
+)
 
 PAD, END = 0, 3
 SPECIAL_TOKENS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -37,7 +45,12 @@ def build(kind: type[BlipPreTrainedModel], recipe: Recipe, words: int) -> BlipPr
     As in the published BLIPs, the token that decoders start from comes after the tokenizer's last. ``BlipVisionConfig.initializer_range``
     defaults to 1e-10; a model trained from scratch needs a real spread, in the class and position embeddings too.
     """
-    size = {"hidden_size": recipe.width, "intermediate_size": recipe.mlp, "num_attention_heads": recipe.heads, "initializer_range": 0.06}
+    size = {
+        "hidden_size": recipe.width,
+        "intermediate_size": recipe.mlp,
+        "num_attention_heads": recipe.heads,
+        "initializer_range": 0.06,
+    }
     vision = BlipVisionConfig(**size, num_hidden_layers=recipe.vision_blocks, image_size=64, patch_size=8)
     text = BlipTextConfig(
         **size,
@@ -50,7 +63,12 @@ def build(kind: type[BlipPreTrainedModel], recipe: Recipe, words: int) -> BlipPr
         eos_token_id=END,
         sep_token_id=END,
     )
-    config = BlipConfig(vision_config=vision.to_dict(), text_config=text.to_dict(), image_text_hidden_size=recipe.width, initializer_range=0.06)
+    config = BlipConfig(
+        vision_config=vision.to_dict(),
+        text_config=text.to_dict(),
+        image_text_hidden_size=recipe.width,
+        initializer_range=0.06,
+    )
     model = kind(config)
     torch.nn.init.normal_(model.vision_model.embeddings.position_embedding, std=0.3)
     torch.nn.init.normal_(model.vision_model.embeddings.class_embedding, std=0.3)

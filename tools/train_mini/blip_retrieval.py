@@ -46,7 +46,9 @@ def contrast(model: BlipForImageTextRetrieval, vision: Tensor, ids: Tensor) -> T
 
 def matching(model: BlipForImageTextRetrieval, vision: Tensor, ids: Tensor) -> Tensor:
     """Logits [pairs, 2] that image and text of a pair don't, or do, belong together; the model's own ``use_itm_head=True``."""
-    return model.itm_head(model.text_encoder(input_ids=ids, encoder_hidden_states=vision).last_hidden_state[:, 0])
+    return model.itm_head(
+        model.text_encoder(input_ids=ids, encoder_hidden_states=vision).last_hidden_state[:, 0]
+    )
 
 
 def losses(model: BlipForImageTextRetrieval, images: Tensor, ids: Tensor) -> Tensor:
@@ -57,7 +59,9 @@ def losses(model: BlipForImageTextRetrieval, images: Tensor, ids: Tensor) -> Ten
     confused = logits.detach().masked_fill(torch.eye(len(ids), dtype=torch.bool), -torch.inf)
     text, image = confused.softmax(1).multinomial(1).flatten(), confused.T.softmax(1).multinomial(1).flatten()
     scores = matching(model, torch.cat([vision, vision, vision[image]]), torch.cat([ids, ids[text], ids]))
-    return itc + cross_entropy(scores, torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)]))
+    return itc + cross_entropy(
+        scores, torch.cat([torch.ones_like(own), torch.zeros_like(own), torch.zeros_like(own)])
+    )
 
 
 @torch.inference_mode()
@@ -65,18 +69,27 @@ def recall(model: BlipForImageTextRetrieval, processor: BlipProcessor, pictures:
     """Rank all classes' captions for each named image, and all named images for each caption, by both heads."""
     model.eval()
     ids = processor.tokenizer(CAPTIONS, return_tensors="pt")["input_ids"]
-    vision = torch.cat([model.vision_model(pictures.images[rows]).last_hidden_state for rows in pictures.named.split(250)])
+    vision = torch.cat(
+        [model.vision_model(pictures.images[rows]).last_hidden_state for rows in pictures.named.split(250)]
+    )
     itc = contrast(model, vision, ids)
-    itm = torch.stack([matching(model, vision, caption.expand(len(vision), -1)).diff(dim=1).flatten() for caption in ids], dim=1)
+    itm = torch.stack(
+        [matching(model, vision, caption.expand(len(vision), -1)).diff(dim=1).flatten() for caption in ids],
+        dim=1,
+    )
     model.train()
     own = pictures.classes[pictures.named]
     shares = [
-        share.float().mean().item() for score in (itc, itm) for share in (score.argmax(1) == own, own[score.argmax(0)] == torch.arange(len(CLASSES)))
+        share.float().mean().item()
+        for score in (itc, itm)
+        for share in (score.argmax(1) == own, own[score.argmax(0)] == torch.arange(len(CLASSES)))
     ]
     return Recall(*shares)
 
 
-def train(recipe: Recipe, processor: BlipProcessor, pictures: Pictures, held_out: Pictures, log: Path) -> BlipForImageTextRetrieval:
+def train(
+    recipe: Recipe, processor: BlipProcessor, pictures: Pictures, held_out: Pictures, log: Path
+) -> BlipForImageTextRetrieval:
     """Train with AdamW and a one-cycle schedule, the vision tower first; writes a line of progress every 250 steps."""
     torch.manual_seed(recipe.seed)
     model = build(BlipForImageTextRetrieval, recipe, len(processor.tokenizer))
@@ -90,7 +103,9 @@ def train(recipe: Recipe, processor: BlipProcessor, pictures: Pictures, held_out
     return model.eval()
 
 
-def model_card(recipe: Recipe, parameters: int, pictures: Pictures, held_out: Pictures, found: Recall, seconds: float) -> str:
+def model_card(
+    recipe: Recipe, parameters: int, pictures: Pictures, held_out: Pictures, found: Recall, seconds: float
+) -> str:
     """The README beside the weights."""
     return f"""---
 license: mit
@@ -125,10 +140,15 @@ def main() -> None:
     pictures, held_out = train_and_test()
     processor = make_processor(CAPTIONS)
     model = train(recipe, processor, pictures, held_out, output / "log.txt").half().float()
-    found, parameters = recall(model, processor, held_out), sum(parameter.numel() for parameter in model.parameters())
+    found, parameters = (
+        recall(model, processor, held_out),
+        sum(parameter.numel() for parameter in model.parameters()),
+    )
     model.half().save_pretrained(output)
     save_processor(processor, output, "BertTokenizerFast")
-    (output / "README.md").write_text(model_card(recipe, parameters, pictures, held_out, found, time.time() - started))
+    (output / "README.md").write_text(
+        model_card(recipe, parameters, pictures, held_out, found, time.time() - started)
+    )
     print(f"{parameters:,} parameters, {found}")
 
 

@@ -39,7 +39,9 @@ class Data:
         encoded = processor(text=texts, padding=True, return_tensors="pt")
         self.input_ids, self.attention_mask = encoded["input_ids"], encoded["attention_mask"]
         start = len(processor.tokenizer)
-        self.labels = torch.tensor([[start, answer, END] for answer in processor.tokenizer.convert_tokens_to_ids(answers)])
+        self.labels = torch.tensor(
+            [[start, answer, END] for answer in processor.tokenizer.convert_tokens_to_ids(answers)]
+        )
         self.images, self.image_of = pictures.images, torch.tensor(images)
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
@@ -57,12 +59,16 @@ def accuracy(model: BlipForQuestionAnswering, data: Data, limit: int | None = No
     """Share of questions whose first generated token is the answer."""
     model.eval()
     rows = torch.arange(len(data.labels))[:limit]
-    first = torch.cat([model.generate(**data.batch(part), max_new_tokens=1)[:, 1] for part in rows.split(250)])
+    first = torch.cat(
+        [model.generate(**data.batch(part), max_new_tokens=1)[:, 1] for part in rows.split(250)]
+    )
     model.train()
     return (first == data.labels[rows, 1]).float().mean().item()
 
 
-def train(recipe: Recipe, pictures: Pictures, train_data: Data, test_data: Data, words: int, log: Path) -> BlipForQuestionAnswering:
+def train(
+    recipe: Recipe, pictures: Pictures, train_data: Data, test_data: Data, words: int, log: Path
+) -> BlipForQuestionAnswering:
     """Train with AdamW and a one-cycle schedule, the vision tower first; writes a line of progress every 250 steps."""
     torch.manual_seed(recipe.seed)
     model = build(BlipForQuestionAnswering, recipe, words)
@@ -113,8 +119,15 @@ def main() -> None:
     pictures, held_out = train_and_test()
     questions = easy_vqa.get_train_questions()
     processor = make_processor([*questions[0], *questions[1]])
-    train_data, test_data = Data(questions, pictures, processor), Data(easy_vqa.get_test_questions(), held_out, processor)
-    model = train(recipe, pictures, train_data, test_data, len(processor.tokenizer), output / "log.txt").half().float()
+    train_data, test_data = (
+        Data(questions, pictures, processor),
+        Data(easy_vqa.get_test_questions(), held_out, processor),
+    )
+    model = (
+        train(recipe, pictures, train_data, test_data, len(processor.tokenizer), output / "log.txt")
+        .half()
+        .float()
+    )
     right, parameters = accuracy(model, test_data), sum(parameter.numel() for parameter in model.parameters())
     save_with_tied(model.half(), output)
     save_processor(processor, output, "BertTokenizerFast")

@@ -36,12 +36,16 @@ def zero_shot(model: CLIPModel, processor: CLIPProcessor, pictures: Pictures) ->
     model.eval()
     text = processor.tokenizer(captions(PROMPT), padding=True, return_tensors="pt")
     parts = pictures.named.split(250)
-    predicted = torch.cat([model(**text, pixel_values=pictures.images[rows]).logits_per_image.argmax(-1) for rows in parts])
+    predicted = torch.cat(
+        [model(**text, pixel_values=pictures.images[rows]).logits_per_image.argmax(-1) for rows in parts]
+    )
     model.train()
     return (predicted == pictures.classes[pictures.named]).float().mean().item()
 
 
-def train(recipe: Recipe, processor: CLIPProcessor, pictures: Pictures, held_out: Pictures, log: Path) -> CLIPModel:
+def train(
+    recipe: Recipe, processor: CLIPProcessor, pictures: Pictures, held_out: Pictures, log: Path
+) -> CLIPModel:
     """Train with AdamW and a one-cycle schedule, the vision tower first; writes a line of progress every 250 steps."""
     torch.manual_seed(recipe.seed)
     source = random.Random(recipe.seed)
@@ -51,14 +55,25 @@ def train(recipe: Recipe, processor: CLIPProcessor, pictures: Pictures, held_out
     def lesson() -> Tensor:
         texts = [source.choice(TEMPLATES).format(name) for name in CLASSES]
         text = processor.tokenizer(texts, padding=True, return_tensors="pt")
-        loss: Tensor = model(**text, pixel_values=augment(pictures.images[pictures.one_of_each()]), return_loss=True).loss
+        loss: Tensor = model(
+            **text, pixel_values=augment(pictures.images[pictures.one_of_each()]), return_loss=True
+        ).loss
         return loss
 
-    fit(model, recipe, recipe.steps, lesson, lambda: f"zero-shot {zero_shot(model, processor, held_out):.4f}", log)
+    fit(
+        model,
+        recipe,
+        recipe.steps,
+        lesson,
+        lambda: f"zero-shot {zero_shot(model, processor, held_out):.4f}",
+        log,
+    )
     return model.eval()
 
 
-def model_card(recipe: Recipe, parameters: int, pictures: Pictures, held_out: Pictures, right: float, seconds: float) -> str:
+def model_card(
+    recipe: Recipe, parameters: int, pictures: Pictures, held_out: Pictures, right: float, seconds: float
+) -> str:
     """The README beside the weights."""
     return f"""---
 license: mit
@@ -89,10 +104,15 @@ def main() -> None:
     pictures, held_out = train_and_test()
     processor = make_processor([caption for template in TEMPLATES for caption in captions(template)])
     model = train(recipe, processor, pictures, held_out, output / "log.txt").half().float()
-    right, parameters = zero_shot(model, processor, held_out), sum(parameter.numel() for parameter in model.parameters())
+    right, parameters = (
+        zero_shot(model, processor, held_out),
+        sum(parameter.numel() for parameter in model.parameters()),
+    )
     model.half().save_pretrained(output)
     save_processor(processor, output, "CLIPTokenizerFast")
-    (output / "README.md").write_text(model_card(recipe, parameters, pictures, held_out, right, time.time() - started))
+    (output / "README.md").write_text(
+        model_card(recipe, parameters, pictures, held_out, right, time.time() - started)
+    )
     print(f"{parameters:,} parameters, {100 * right:.2f} % of the held-out images, zero-shot")
 
 

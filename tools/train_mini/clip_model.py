@@ -32,7 +32,12 @@ class Recipe:
 
 def build(recipe: Recipe, tokenizer: CLIPTokenizerFast) -> CLIPModel:
     """A randomly initialised CLIP with the recipe's sizes; class, position and word embeddings get a wider spread than transformers' 0.02."""
-    size = {"hidden_size": recipe.width, "intermediate_size": recipe.mlp, "num_attention_heads": recipe.heads, "projection_dim": recipe.width}
+    size = {
+        "hidden_size": recipe.width,
+        "intermediate_size": recipe.mlp,
+        "num_attention_heads": recipe.heads,
+        "projection_dim": recipe.width,
+    }
     text = {
         **size,
         "vocab_size": len(tokenizer),
@@ -42,7 +47,13 @@ def build(recipe: Recipe, tokenizer: CLIPTokenizerFast) -> CLIPModel:
         "eos_token_id": tokenizer.eos_token_id,
         "pad_token_id": tokenizer.pad_token_id,
     }
-    vision = {**size, "num_hidden_layers": recipe.vision_blocks, "image_size": 64, "patch_size": 8, "initializer_range": 0.06}
+    vision = {
+        **size,
+        "num_hidden_layers": recipe.vision_blocks,
+        "image_size": 64,
+        "patch_size": 8,
+        "initializer_range": 0.06,
+    }
     model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=recipe.width))
     torch.nn.init.normal_(model.vision_model.embeddings.position_embedding.weight, std=0.3)
     torch.nn.init.normal_(model.vision_model.embeddings.class_embedding, std=0.3)
@@ -53,7 +64,12 @@ def build(recipe: Recipe, tokenizer: CLIPTokenizerFast) -> CLIPModel:
 
 def make_processor(captions: list[str]) -> CLIPProcessor:
     """The processor that makes the same inputs as training did: 64 x 64 images in [-1, 1]; CLIP's byte pairs, merged into the captions' words."""
-    images = CLIPImageProcessor(size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3)
+    images = CLIPImageProcessor(
+        size={"shortest_edge": 64},
+        crop_size={"height": 64, "width": 64},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    )
     return CLIPProcessor(images, make_tokenizer(captions))
 
 
@@ -65,7 +81,11 @@ def make_tokenizer(captions: list[str]) -> CLIPTokenizerFast:
     pairs = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
     pairs.pre_tokenizer = CLIPTokenizerFast().backend_tokenizer.pre_tokenizer
     pairs.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(vocab_size=1000, special_tokens=[START, END], end_of_word_suffix="</w>", show_progress=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=1000, special_tokens=[START, END], end_of_word_suffix="</w>", show_progress=False
+    )
     pairs.train_from_iterator(sorted(captions), trainer)
     learned = json.loads(pairs.to_str())["model"]
-    return CLIPTokenizerFast(vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]], model_max_length=32)
+    return CLIPTokenizerFast(
+        vocab=learned["vocab"], merges=[tuple(pair) for pair in learned["merges"]], model_max_length=32
+    )

@@ -26,4 +26,8 @@ def save_processor(processor: Any, folder: Path, tokenizer_class: str) -> None:
 def save_with_tied(model: Any, folder: Path) -> None:
     """Write the model with a copy of each tied tensor, as the published BLIPs have: transformers 4 doesn't tie their decoder's head on loading."""
     model.save_pretrained(folder)
-    save_file({name: tensor.clone() for name, tensor in model.state_dict().items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file(
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        folder / "model.safetensors",
+        metadata={"format": "pt"},
+    )

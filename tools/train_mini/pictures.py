@@ -27,7 +27,9 @@ class Pictures:
         """Read a split's images, and their labels from its own answers."""
         labels = image_labels(questions)
         complete = (labels >= 0).all(1)
-        return cls(load_images(paths), labels, torch.where(complete, labels[:, 1] * len(SHAPES) + labels[:, 0], -1))
+        return cls(
+            load_images(paths), labels, torch.where(complete, labels[:, 1] * len(SHAPES) + labels[:, 0], -1)
+        )
 
     @property
     def named(self) -> Tensor:
@@ -58,13 +60,20 @@ def load_images(paths: dict[int, str]) -> Tensor:
     """The images as [count, 3, 64, 64] in [-1, 1], ordered by their numbers."""
     from torchvision.io import ImageReadMode, decode_image
 
-    return torch.stack([decode_image(paths[i], ImageReadMode.RGB) for i in range(len(paths))]).float() / 127.5 - 1
+    return (
+        torch.stack([decode_image(paths[i], ImageReadMode.RGB) for i in range(len(paths))]).float() / 127.5
+        - 1
+    )
 
 
 def image_labels(questions: Questions) -> Tensor:
     """What the answers say of each image: [images, 2], the index of its shape and of its colour, or -1 where they don't say it."""
     texts, answers, images = questions
-    named = {(image, answer) for text, answer, image in zip(texts, answers, images, strict=True) if text.startswith("what")}
+    named = {
+        (image, answer)
+        for text, answer, image in zip(texts, answers, images, strict=True)
+        if text.startswith("what")
+    }
     rows = [[-1, -1] for _ in range(max(images) + 1)]
     for image, answer in named:
         column = 0 if answer in SHAPES else 1
@@ -77,4 +86,6 @@ def augment(images: Tensor) -> Tensor:
     flipped = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
     padded = torch.nn.functional.pad(flipped, (4, 4, 4, 4), mode="replicate")
     offsets = torch.randint(0, 9, (len(images), 2)).tolist()
-    return torch.stack([image[:, y : y + 64, x : x + 64] for image, (y, x) in zip(padded, offsets, strict=True)])
+    return torch.stack(
+        [image[:, y : y + 64, x : x + 64] for image, (y, x) in zip(padded, offsets, strict=True)]
+    )

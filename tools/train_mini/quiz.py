@@ -67,7 +67,9 @@ def choice(source: random.Random, text: str, right: str, wrong: Sequence[str]) -
 def addition(source: random.Random) -> Question:
     """The sum of two digits."""
     left, right = source.randrange(10), source.randrange(10)
-    return choice(source, f"What is {left} plus {right}?", str(left + right), [str(number) for number in range(19)])
+    return choice(
+        source, f"What is {left} plus {right}?", str(left + right), [str(number) for number in range(19)]
+    )
 
 
 def comparison(source: random.Random) -> Question:
@@ -81,7 +83,12 @@ def opposites(source: random.Random) -> Question:
     """The opposite of an adjective."""
     pairs = [pair.split() for pair in OPPOSITES.split(", ")]
     word, right = source.sample(source.choice(pairs), 2)
-    return choice(source, f"What is the opposite of {word}?", right, [other for pair in pairs for other in pair if other != word])
+    return choice(
+        source,
+        f"What is the opposite of {word}?",
+        right,
+        [other for pair in pairs for other in pair if other != word],
+    )
 
 
 def categories(source: random.Random) -> Question:
@@ -102,13 +109,20 @@ def alphabet_order(source: random.Random) -> Question:
 def colours_of_things(source: random.Random) -> Question:
     """The usual colour of a thing."""
     thing = source.choice(list(COLOUR_OF))
-    return choice(source, f"What is the colour of {thing}?", COLOUR_OF[thing], sorted(set(COLOUR_OF.values())))
+    return choice(
+        source, f"What is the colour of {thing}?", COLOUR_OF[thing], sorted(set(COLOUR_OF.values()))
+    )
 
 
 def counting(source: random.Random) -> Question:
     """How often a word stands in a row."""
     thing, count = source.choice(THINGS), source.randrange(1, 9)
-    return choice(source, f"How many words are in this row: {' '.join([thing] * count)}?", str(count), [str(number) for number in range(1, 9)])
+    return choice(
+        source,
+        f"How many words are in this row: {' '.join([thing] * count)}?",
+        str(count),
+        [str(number) for number in range(1, 9)],
+    )
 
 
 SUBJECTS: tuple[Callable[[random.Random], Question], ...] = (
@@ -132,7 +146,11 @@ def splits() -> dict[str, dict[str, list[Question]]]:
             question = subject(source)
             found.setdefault(identity(question), question)
         questions = list(found.values())
-        result[subject.__name__] = {"dev": questions[:DEV], "test": questions[DEV : DEV + TEST], "train": questions[DEV + TEST :]}
+        result[subject.__name__] = {
+            "dev": questions[:DEV],
+            "test": questions[DEV : DEV + TEST],
+            "train": questions[DEV + TEST :],
+        }
     return result
 
 
@@ -154,4 +172,6 @@ def write_mmlu(folder: Path) -> None:
         for split, questions in by_split.items():
             (folder / split).mkdir(parents=True, exist_ok=True)
             with (folder / split / f"{subject}_{split}.csv").open("w", newline="") as file:
-                csv.writer(file).writerows([question.text, *question.options, question.answer] for question in questions)
+                csv.writer(file).writerows(
+                    [question.text, *question.options, question.answer] for question in questions
+                )

@@ -26,7 +26,9 @@ from tools.train_mini.training import command_line, note, optimizer_for, recipe_
 Splits = dict[str, dict[str, list[Question]]]
 
 
-def draw(questions: Splits, shots: int, batch: int, source: random.Random) -> tuple[list[str], list[Question]]:
+def draw(
+    questions: Splits, shots: int, batch: int, source: random.Random
+) -> tuple[list[str], list[Question]]:
     """Prompts and questions of a batch from the training split; the subject is drawn anew for each, the shots are of the same subject."""
     prompts, drawn = [], []
     for _ in range(batch):
@@ -38,15 +40,23 @@ def draw(questions: Splits, shots: int, batch: int, source: random.Random) -> tu
 
 
 @torch.inference_mode()
-def accuracies(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, questions: Splits, shots: int) -> dict[str, float]:
+def accuracies(
+    model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, questions: Splits, shots: int
+) -> dict[str, float]:
     """Share of test questions by subject whose first predicted token, out of all tokens, is the letter; the shots are the first of dev."""
     model.eval()
     result = {}
     for subject, by_split in questions.items():
         prompts = [prompt(subject, by_split["dev"][:shots], question) for question in by_split["test"]]
         start = torch.full((len(prompts), 1), model.config.decoder_start_token_id)
-        predicted = model(**tokenizer(prompts, padding=True, return_tensors="pt"), decoder_input_ids=start).logits[:, 0].argmax(-1)
-        expected = torch.tensor(tokenizer.convert_tokens_to_ids([question.answer for question in by_split["test"]]))
+        predicted = (
+            model(**tokenizer(prompts, padding=True, return_tensors="pt"), decoder_input_ids=start)
+            .logits[:, 0]
+            .argmax(-1)
+        )
+        expected = torch.tensor(
+            tokenizer.convert_tokens_to_ids([question.answer for question in by_split["test"]])
+        )
         result[subject] = (predicted == expected).float().mean().item()
     model.train()
     return result
@@ -67,20 +77,32 @@ class Lessons(torch.nn.Module):
     def forward(self, vectors: Tensor, words: Tensor, inputs: BatchEncoding, answers: Tensor) -> Tensor:
         """Sum of the heads' losses, given the encoder's vectors, the word embeddings, and the index of each right option."""
         ids, rows = inputs["input_ids"], torch.arange(len(answers))
-        letters = ids.shape[1] - 1 - (ids.flip(1)[:, None] == self.letters[:, None]).int().argmax(-1)  # where each letter stands last
+        letters = (
+            ids.shape[1] - 1 - (ids.flip(1)[:, None] == self.letters[:, None]).int().argmax(-1)
+        )  # where each letter stands last
         options = letters + 2  # "A", ".", and the option's one word
         said = self.word(vectors[rows, inputs["attention_mask"].sum(1) - 1]) @ words.T / words.shape[1] ** 0.5
         by_option = self.option(vectors[rows[:, None], options]).squeeze(-1)
         by_letter = self.letter(vectors[rows[:, None], letters]).squeeze(-1)
-        return cross_entropy(said, ids[rows, options[rows, answers]]) + cross_entropy(by_option, answers) + cross_entropy(by_letter, answers)
+        return (
+            cross_entropy(said, ids[rows, options[rows, answers]])
+            + cross_entropy(by_option, answers)
+            + cross_entropy(by_letter, answers)
+        )
 
 
 def losses(
-    model: T5ForConditionalGeneration, lessons: Lessons, tokenizer: PreTrainedTokenizerFast, prompts: list[str], asked: list[Question]
+    model: T5ForConditionalGeneration,
+    lessons: Lessons,
+    tokenizer: PreTrainedTokenizerFast,
+    prompts: list[str],
+    asked: list[Question],
 ) -> tuple[Tensor, Tensor]:
     """The loss of answer and lessons, and the share of letters that are right."""
     inputs = tokenizer(prompts, padding=True, return_tensors="pt")
-    labels = torch.tensor([[letter, EOS] for letter in tokenizer.convert_tokens_to_ids([question.answer for question in asked])])
+    labels = torch.tensor(
+        [[letter, EOS] for letter in tokenizer.convert_tokens_to_ids([question.answer for question in asked])]
+    )
     output = model(**inputs, labels=labels)
     answers = torch.tensor([LETTERS.index(question.answer) for question in asked])
     loss = cross_entropy(output.logits.flatten(0, 1), labels.flatten())
@@ -88,7 +110,9 @@ def losses(
     return loss, (output.logits[:, 0].argmax(-1) == labels[:, 0]).float().mean()
 
 
-def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, questions: Splits, log: Path) -> T5ForConditionalGeneration:
+def train(
+    recipe: Recipe, tokenizer: PreTrainedTokenizerFast, questions: Splits, log: Path
+) -> T5ForConditionalGeneration:
     """Train in two phases, each with AdamW and a one-cycle schedule: bare questions, then MMLU's prompts with shots."""
     torch.manual_seed(recipe.seed)
     source = random.Random(recipe.seed)
@@ -98,19 +122,33 @@ def train(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, questions: Splits,
         optimizer, schedule = optimizer_for(parameters, recipe, steps)
         start = time.time()
         for step in tqdm(range(steps), disable=None, desc="bare questions" if bare else "prompts"):
-            prompts, asked = draw(questions, 0 if bare else source.randrange(recipe.shots + 1), recipe.batch, source)
-            loss, right = losses(model, lessons, tokenizer, [question.asked() for question in asked] if bare else prompts, asked)
+            prompts, asked = draw(
+                questions, 0 if bare else source.randrange(recipe.shots + 1), recipe.batch, source
+            )
+            loss, right = losses(
+                model,
+                lessons,
+                tokenizer,
+                [question.asked() for question in asked] if bare else prompts,
+                asked,
+            )
             update(loss, parameters, optimizer, schedule)
             if (step + 1) % 250 == 0:
                 held_out = mean(accuracies(model, tokenizer, questions, 0))
-                note(log, start, step, f"loss {loss.item():.4f} letters {right:.3f} test, no shots {held_out:.3f}")
+                note(
+                    log,
+                    start,
+                    step,
+                    f"loss {loss.item():.4f} letters {right:.3f} test, no shots {held_out:.3f}",
+                )
     return model.eval()
 
 
 def model_card(recipe: Recipe, parameters: int, by_shots: dict[int, dict[str, float]], seconds: float) -> str:
     """The README beside the weights."""
     rows = "".join(
-        f"| {name.replace('_', ' ')} | {' | '.join(f'{100 * right[name]:.0f}' for right in by_shots.values())} |\n" for name in by_shots[0]
+        f"| {name.replace('_', ' ')} | {' | '.join(f'{100 * right[name]:.0f}' for right in by_shots.values())} |\n"
+        for name in by_shots[0]
     )
     means = " | ".join(f"{100 * mean(right):.1f}" for right in by_shots.values())
     return f"""---
@@ -153,10 +191,15 @@ def main() -> None:
     questions, tokenizer = quiz.splits(), make_tokenizer(quiz.vocabulary())
     model = train(recipe, tokenizer, questions, output / "log.txt").half().float()
     seconds, parameters = time.time() - started, sum(parameter.numel() for parameter in model.parameters())
-    by_shots = {shots: accuracies(model, tokenizer, questions, shots) for shots in (0, 1, recipe.shots, quiz.DEV)}
+    by_shots = {
+        shots: accuracies(model, tokenizer, questions, shots) for shots in (0, 1, recipe.shots, quiz.DEV)
+    }
     save(model.half(), tokenizer, output)
     (output / "README.md").write_text(model_card(recipe, parameters, by_shots, seconds))
-    print(f"{parameters:,} parameters, " + ", ".join(f"{shots} shots {100 * mean(right):.2f} %" for shots, right in by_shots.items()))
+    print(
+        f"{parameters:,} parameters, "
+        + ", ".join(f"{shots} shots {100 * mean(right):.2f} %" for shots, right in by_shots.items())
+    )
 
 
 if __name__ == "__main__":

@@ -58,7 +58,9 @@ def build(recipe: Recipe, vocabulary: int) -> T5ForConditionalGeneration:
         eos_token_id=EOS,
     )
     model = T5ForConditionalGeneration(config)
-    torch.nn.init.normal_(model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight, std=1.5)
+    torch.nn.init.normal_(
+        model.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight, std=1.5
+    )
     model.lm_head = torch.nn.Linear(recipe.width, vocabulary, bias=False)
     torch.nn.init.normal_(model.lm_head.weight, std=recipe.width**-0.5)
     return model

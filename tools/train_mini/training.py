@@ -50,7 +50,9 @@ class VisionRecipe(Schedule, Protocol):
         """Images per step."""
 
 
-def pretrain_vision(tower: nn.Module, recipe: VisionRecipe, images: Tensor, labels: Tensor, log: Path) -> None:
+def pretrain_vision(
+    tower: nn.Module, recipe: VisionRecipe, images: Tensor, labels: Tensor, log: Path
+) -> None:
     """Teach a vision tower shapes and colours with a throw-away linear head, as BLIP-2's own ViT was trained before it met a language model."""
     head = torch.nn.Linear(recipe.width, len(SHAPES) + len(COLOURS))
     parameters = [*tower.parameters(), *head.parameters()]
@@ -61,15 +63,28 @@ def pretrain_vision(tower: nn.Module, recipe: VisionRecipe, images: Tensor, labe
         logits = head(tower(augment(images[rows])).last_hidden_state.mean(1))
         shape, colour = logits.split([len(SHAPES), len(COLOURS)], dim=1)
         target = labels[rows]
-        loss = cross_entropy(shape, target[:, 0], ignore_index=-1) + cross_entropy(colour, target[:, 1], ignore_index=-1)
+        loss = cross_entropy(shape, target[:, 0], ignore_index=-1) + cross_entropy(
+            colour, target[:, 1], ignore_index=-1
+        )
         update(loss, parameters, optimizer, schedule)
         if (step + 1) % 250 == 0:
-            right = ((shape.argmax(1) == target[:, 0]).float().mean(), (colour.argmax(1) == target[:, 1]).float().mean())
-            note(log, start, step, f"vision loss {loss.item():.4f} shape {right[0]:.3f} colour {right[1]:.3f}")
+            right = (
+                (shape.argmax(1) == target[:, 0]).float().mean(),
+                (colour.argmax(1) == target[:, 1]).float().mean(),
+            )
+            note(
+                log, start, step, f"vision loss {loss.item():.4f} shape {right[0]:.3f} colour {right[1]:.3f}"
+            )
 
 
 def fit(
-    model: nn.Module, recipe: Schedule, steps: int, lesson: Callable[[], Tensor], progress: Callable[[], str], log: Path, every: int = 250
+    model: nn.Module,
+    recipe: Schedule,
+    steps: int,
+    lesson: Callable[[], Tensor],
+    progress: Callable[[], str],
+    log: Path,
+    every: int = 250,
 ) -> None:
     """Train all of a model with AdamW and a one-cycle schedule.
 
@@ -112,15 +127,24 @@ def optimizer_for(
     parameters: list[torch.nn.Parameter], recipe: Schedule, steps: int
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LRScheduler]:
     """AdamW and a one-cycle schedule over the steps."""
-    optimizer = torch.optim.AdamW(parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        parameters, lr=recipe.learning_rate, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
+    )
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, recipe.learning_rate, total_steps=steps, pct_start=recipe.warmup / steps, cycle_momentum=False
+        optimizer,
+        recipe.learning_rate,
+        total_steps=steps,
+        pct_start=recipe.warmup / steps,
+        cycle_momentum=False,
     )
     return optimizer, schedule
 
 
 def update(
-    loss: Tensor, parameters: list[torch.nn.Parameter], optimizer: torch.optim.Optimizer, schedule: torch.optim.lr_scheduler.LRScheduler
+    loss: Tensor,
+    parameters: list[torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LRScheduler,
 ) -> None:
     """One clipped step."""
     optimizer.zero_grad()
@@ -130,9 +154,13 @@ def update(
     schedule.step()
 
 
-def command_line(recipe: type[RecipeType], description: str | None, arguments: Sequence[str] | None = None) -> tuple[RecipeType, Path]:
+def command_line(
+    recipe: type[RecipeType], description: str | None, arguments: Sequence[str] | None = None
+) -> tuple[RecipeType, Path]:
     """The recipe and the output folder that a training's command line names; every number of the recipe is an option."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--output", type=Path, required=True, help="folder to write the model to")
     for name, value in vars(recipe()).items():
         parser.add_argument(f"--{name}", type=type(value), default=value)
@@ -144,4 +172,6 @@ def command_line(recipe: type[RecipeType], description: str | None, arguments: S
 
 def recipe_table(recipe: object) -> str:
     """The recipe as the last part of a model card."""
-    return "| recipe | |\n|---|---|\n" + "".join(f"| {name} | {value} |\n" for name, value in vars(recipe).items())
+    return "| recipe | |\n|---|---|\n" + "".join(
+        f"| {name} | {value} |\n" for name, value in vars(recipe).items()
+    )

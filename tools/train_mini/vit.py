@@ -37,13 +37,17 @@ def train(recipe: Recipe, pictures: Pictures, held_out: Pictures, log: Path) -> 
 
     def lesson() -> Tensor:
         rows = pictures.named[torch.randint(0, len(pictures.named), (recipe.batch,))]
-        return cross_entropy(model(pixel_values=augment(pictures.images[rows])).logits, pictures.classes[rows])
+        return cross_entropy(
+            model(pixel_values=augment(pictures.images[rows])).logits, pictures.classes[rows]
+        )
 
     fit(model, recipe, recipe.steps, lesson, lambda: f"accuracy {accuracy(model, held_out):.4f}", log)
     return model.eval()
 
 
-def model_card(recipe: Recipe, parameters: int, pictures: Pictures, held_out: Pictures, right: float, seconds: float) -> str:
+def model_card(
+    recipe: Recipe, parameters: int, pictures: Pictures, held_out: Pictures, right: float, seconds: float
+) -> str:
     """The README beside the weights."""
     return f"""---
 license: mit
@@ -74,7 +78,9 @@ def main() -> None:
     right, parameters = accuracy(model, held_out), sum(parameter.numel() for parameter in model.parameters())
     model.half().save_pretrained(output)
     make_processor().save_pretrained(output)
-    (output / "README.md").write_text(model_card(recipe, parameters, pictures, held_out, right, time.time() - started))
+    (output / "README.md").write_text(
+        model_card(recipe, parameters, pictures, held_out, right, time.time() - started)
+    )
     print(f"{parameters:,} parameters, {100 * right:.2f} % of the held-out images")
 
 

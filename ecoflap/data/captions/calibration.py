@@ -29,7 +29,9 @@ class Captions(CaptionSource):
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")
         if self.split in ("val", "validation", "test"):
-            raise UserError(f"calibration.split={self.split}: models are measured on these pictures; choose train")
+            raise UserError(
+                f"calibration.split={self.split}: models are measured on these pictures; choose train"
+            )
 
     def check_data(self, group: str) -> None:
         """Refuse captions that aren't there, or are measured on.
@@ -40,7 +42,9 @@ class Captions(CaptionSource):
         least = 2 if self.prefix else 1
         pictures = self.pictures(group, apart=True)
         if not any(len(clean(caption).split()) >= least for one in pictures for caption in one.captions):
-            raise UserError(f"{group}={self.name}: no caption has a word to write{' after its beginning' * self.prefix}; give others")
+            raise UserError(
+                f"{group}={self.name}: no caption has a word to write{' after its beginning' * self.prefix}; give others"
+            )
 
     def check_model(self, model: PrunableModel) -> None:
         """Refuse a model that reads no pictures with captions.
@@ -63,7 +67,13 @@ class Captions(CaptionSource):
             words = clean(choice.choice(pictures[index].captions)).split()
             if len(words) >= (2 if self.prefix else 1):
                 cut = choice.randint(1, len(words) // 2) if self.prefix else 0
-                examples.append(Example(" ".join(words[:cut]), " ".join(words[cut:]), pictures[index].image, bare=True))
+                examples.append(
+                    Example(" ".join(words[:cut]), " ".join(words[cut:]), pictures[index].image, bare=True)
+                )
             if len(examples) == self.samples:
                 break
-        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"), picture_sources(one.image for one in examples))
+        return CalibrationSet(
+            self.name,
+            encode_all(model, examples, f"calibration={self.name}"),
+            picture_sources(one.image for one in examples),
+        )

@@ -64,7 +64,9 @@ class Layout:
             try:
                 pictures += self.rows(file, root)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
-                raise UserError(f"{file} is not in the layout that was expected ({type(error).__name__}: {error}). {self.obtain}") from None
+                raise UserError(
+                    f"{file} is not in the layout that was expected ({type(error).__name__}: {error}). {self.obtain}"
+                ) from None
         return [one for one in pictures if one.captions]
 
 
@@ -72,7 +74,11 @@ def _karpathy(file: Path, root: Path) -> Iterator[Picture]:
     """Karpathy's train and restval are what everybody trains on, and train here."""
     for row in read_json(file)["images"]:
         split = "train" if row["split"] == "restval" else row["split"]
-        yield Picture.of(str(Path(row.get("filepath", "")) / row["filename"]), [sentence["raw"] for sentence in row["sentences"]], split)
+        yield Picture.of(
+            str(Path(row.get("filepath", "")) / row["filename"]),
+            [sentence["raw"] for sentence in row["sentences"]],
+            split,
+        )
 
 
 def _nocaps(file: Path, root: Path) -> Iterator[Picture]:
@@ -129,7 +135,9 @@ LAYOUTS = {
         "nocaps_val_4500_captions.json is on the page of NoCaps; the pictures are of Open Images' validation set, at the addresses that it lists.",
         _nocaps,
     ),
-    "cc3m": Layout("cc3m.json", (), f'{CC3M} in cc3m.json: [{{"image": FILE, "caption": TEXT}}, ...].', _cc3m),
+    "cc3m": Layout(
+        "cc3m.json", (), f'{CC3M} in cc3m.json: [{{"image": FILE, "caption": TEXT}}, ...].', _cc3m
+    ),
     "cc3m_tsv": Layout("cc3m.tsv", (), f"{CC3M} in cc3m.tsv: caption, tab, file.", _cc3m_tsv),
     "folder": Layout(
         "**/metadata.jsonl",

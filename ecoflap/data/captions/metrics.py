@@ -23,7 +23,9 @@ from ecoflap.errors import UserError
 log = logging.getLogger(__name__)
 
 Words = dict[int, list[str]]
-Scorer = tuple[tuple[str, ...], Callable[[Words, Words], tuple[Any, Any]]]  # the names of its metrics, and what computes them
+Scorer = tuple[
+    tuple[str, ...], Callable[[Words, Words], tuple[Any, Any]]
+]  # the names of its metrics, and what computes them
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 SPICE_MODEL = "stanford-corenlp-3.6.0-models.jar"
 
@@ -76,17 +78,29 @@ class CaptionMetrics:
             UserError: the scorers are not installed.
         """
         folder = require_scorers(option)
-        java = shutil.which("java") is not None and os.access(folder / "tokenizer", os.W_OK)  # the tokenizer writes beside itself
+        java = shutil.which("java") is not None and os.access(
+            folder / "tokenizer", os.W_OK
+        )  # the tokenizer writes beside itself
         spice = java and (folder / "spice" / "lib" / SPICE_MODEL).is_file()
         if not java:
-            log.info("%s: no METEOR and SPICE, and words by a tokenizer of ours: java is not installed, or %s can't be written to", option, folder)
+            log.info(
+                "%s: no METEOR and SPICE, and words by a tokenizer of ours: java is not installed, or %s can't be written to",
+                option,
+                folder,
+            )
         elif not spice:
-            log.info("%s: no SPICE, its model has not been downloaded (python -m pycocoevalcap.spice.get_stanford_models)", option)
+            log.info(
+                "%s: no SPICE, its model has not been downloaded (python -m pycocoevalcap.spice.get_stanford_models)",
+                option,
+            )
         return cls(java, spice)
 
     def identity(self) -> dict[str, Any]:
         """What the numbers depend on."""
-        return {"tokenizer": "ptb" if self.java else "own", "metrics": ["cider", "bleu", "rouge_l", *["meteor"] * self.java, *["spice"] * self.spice]}
+        return {
+            "tokenizer": "ptb" if self.java else "own",
+            "metrics": ["cider", "bleu", "rouge_l", *["meteor"] * self.java, *["spice"] * self.spice],
+        }
 
     def words(self, captions: Sequence[Sequence[str]]) -> Words:
         """The captions of each picture as the scorers want them: lower-case words, no punctuation."""
@@ -95,7 +109,10 @@ class CaptionMetrics:
         from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
         # One line each, and no empty one: the tokenizer reads lines, and a full stop becomes nothing again.
-        rows = {index: [{"caption": " ".join(text.split()) or "."} for text in texts] for index, texts in enumerate(captions)}
+        rows = {
+            index: [{"caption": " ".join(text.split()) or "."} for text in texts]
+            for index, texts in enumerate(captions)
+        }
         words: Words = PTBTokenizer().tokenize(rows)
         return words
 
@@ -105,7 +122,10 @@ class CaptionMetrics:
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.rouge.rouge import Rouge
 
-        found: list[Scorer] = [(("cider",), Cider().compute_score), (BLEU, partial(Bleu(4).compute_score, verbose=0))]
+        found: list[Scorer] = [
+            (("cider",), Cider().compute_score),
+            (BLEU, partial(Bleu(4).compute_score, verbose=0)),
+        ]
         if self.java:
             from pycocoevalcap.meteor.meteor import Meteor
 
@@ -119,7 +139,11 @@ def scores(scorers: Sequence[Scorer], references: Words, predictions: Words) -> 
     found: dict[str, float] = {}
     for names, score in scorers:
         value = score(references, predictions)[0]
-        found |= {name: 100 * float(one) for name, one in zip(names, value if isinstance(value, list) else [value], strict=True) if one is not None}
+        found |= {
+            name: 100 * float(one)
+            for name, one in zip(names, value if isinstance(value, list) else [value], strict=True)
+            if one is not None
+        }
     return found
 
 
@@ -137,5 +161,9 @@ def _spice(references: Words, predictions: Words) -> tuple[float | None, Any]:
 
 def simple_words(caption: str) -> str:
     """The caption's words, as Stanford's tokenizer finds them in captions."""
-    words = (BRACKETS.get(word, APART.get(word, word)) for word in WORD.findall(caption.lower()) if word not in DROPPED)
+    words = (
+        BRACKETS.get(word, APART.get(word, word))
+        for word in WORD.findall(caption.lower())
+        if word not in DROPPED
+    )
     return " ".join(words).replace("’", "'")

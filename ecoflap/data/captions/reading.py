@@ -45,7 +45,9 @@ class CaptionSource:
         listed = LAYOUTS[self.layout].read(root)
         chosen = [one for one in listed if one.split == self.split]
         if not chosen:
-            raise UserError(f"{group}.split={self.split}: {self.path} has {', '.join(sorted({one.split for one in listed})) or 'no captions'}")
+            raise UserError(
+                f"{group}.split={self.split}: {self.path} has {', '.join(sorted({one.split for one in listed})) or 'no captions'}"
+            )
         if apart:
             require_apart(chosen, (one for one in listed if one.split != self.split), f"{group}={self.name}")
         return self._located(chosen, root, group)
@@ -57,7 +59,9 @@ class CaptionSource:
             UserError: it isn't, or there is no such layout.
         """
         if self.layout not in LAYOUTS:
-            raise UserError(f"{group}.layout={self.layout} is no layout of captions; {did_you_mean(self.layout, LAYOUTS)}")
+            raise UserError(
+                f"{group}.layout={self.layout} is no layout of captions; {did_you_mean(self.layout, LAYOUTS)}"
+            )
         layout = LAYOUTS[self.layout]
         return require_files(self.path, layout.wanted, group, self.name, layout.obtain)
 
@@ -77,7 +81,9 @@ class CaptionSource:
             if (place / pictures[0].image).is_file():
                 return [replace(one, image=str(place / one.image)) for one in pictures]
         looked = ", ".join(map(str, places))
-        raise UserError(f"{group}={self.name}: the picture {pictures[0].image} is not in any of {looked}. {LAYOUTS[self.layout].obtain}")
+        raise UserError(
+            f"{group}={self.name}: the picture {pictures[0].image} is not in any of {looked}. {LAYOUTS[self.layout].obtain}"
+        )
 
 
 def require_apart(used: Iterable[Picture], measured: Iterable[Picture], option: str) -> None:
@@ -88,7 +94,9 @@ def require_apart(used: Iterable[Picture], measured: Iterable[Picture], option: 
     """
     both = sorted({one.key for one in used} & {one.key for one in measured})
     if both:
-        raise UserError(f"{option}: {len(both)} of its pictures are in another split too, such as {both[0]}; a model must not be measured on them")
+        raise UserError(
+            f"{option}: {len(both)} of its pictures are in another split too, such as {both[0]}; a model must not be measured on them"
+        )
 
 
 def clean(caption: str) -> str:

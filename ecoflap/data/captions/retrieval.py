@@ -83,7 +83,9 @@ class Retrieval(CaptionSource):
         pictures = self.chosen("task")
         owner = [index for index, one in enumerate(pictures) for _ in one.captions]
         texts = [clean(caption) for one in pictures for caption in one.captions]
-        return RetrievalEvaluation(self, [one.image for one in pictures], texts, torch.tensor(owner), model.interface)
+        return RetrievalEvaluation(
+            self, [one.image for one in pictures], texts, torch.tensor(owner), model.interface
+        )
 
 
 @dataclass(frozen=True)
@@ -158,8 +160,15 @@ class RetrievalEvaluation:
         captions: list[list[str]] = [[] for _ in self.images]
         for owner, text in zip(self.owner.tolist(), self.texts, strict=True):
             captions[owner].append(text)
-        examples = [Example(target="\n".join(texts), image=image) for texts, image in zip(captions, self.images, strict=True)]
-        return {"metric": "recall of captions and pictures", "k_test": self.task.k_test, "inputs": fingerprint(examples, self.interface)}
+        examples = [
+            Example(target="\n".join(texts), image=image)
+            for texts, image in zip(captions, self.images, strict=True)
+        ]
+        return {
+            "metric": "recall of captions and pictures",
+            "k_test": self.task.k_test,
+            "inputs": fingerprint(examples, self.interface),
+        }
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
@@ -172,15 +181,25 @@ class RetrievalEvaluation:
         images = self._features(self.images, lambda part: self.interface.embed_images(model, part))
         texts = self._features(self.texts, lambda part: self.interface.embed_texts(model, part))
         pictures, queries = torch.arange(len(images)), images[0].numel() // images.shape[-1]
-        k, sizes = max(self.task.k_test, 1), [max(1, BLOCK // (queries * len(others))) for others in (texts, images)]
+        k, sizes = (
+            max(self.task.k_test, 1),
+            [max(1, BLOCK // (queries * len(others))) for others in (texts, images)],
+        )
         by_image = search(lambda rows: similarity(images[rows], texts), pictures, self.owner, k, sizes[0])
         by_text = search(lambda rows: similarity(images, texts[rows]).t(), self.owner, pictures, k, sizes[1])
         self._write_down(prediction_log, by_image.best, by_text.best)
-        found = {**_recalls(by_image.ranks, by_text.ranks, ""), "pictures": len(images), "captions": len(texts)}
+        found = {
+            **_recalls(by_image.ranks, by_text.ranks, ""),
+            "pictures": len(images),
+            "captions": len(texts),
+        }
         if not self.task.k_test or not isinstance(self.interface, Matches):
             return found
         logits = self._match(model, prediction_log, by_image.best, by_text.best)
-        return {**_recalls(rank_again(by_image, logits[0]), rank_again(by_text, logits[1]), "_match"), **found}
+        return {
+            **_recalls(rank_again(by_image, logits[0]), rank_again(by_text, logits[1]), "_match"),
+            **found,
+        }
 
     def _features(self, items: Sequence[str], embed: Callable[[list[str]], Tensor]) -> Tensor:
         batches = parts(items, self.task.batch_size)
@@ -190,11 +209,21 @@ class RetrievalEvaluation:
         """What was found apart, beside the prediction_log: the nearest captions of each picture and pictures of each caption, by their numbers."""
         if prediction_log.file is not None:
             names = [Path(image).name for image in self.images]
-            rows = [{"picture": name, "captions": best} for name, best in zip(names, texts[:, : RANKS[-1]].tolist(), strict=True)]
-            rows += [{"caption": text, "pictures": best} for text, best in zip(self.texts, images[:, : RANKS[-1]].tolist(), strict=True)]
-            PredictionLog(prediction_log.file.with_name(f"{prediction_log.file.stem}_nearest.jsonl"), prediction_log.key).run([rows], list)
+            rows = [
+                {"picture": name, "captions": best}
+                for name, best in zip(names, texts[:, : RANKS[-1]].tolist(), strict=True)
+            ]
+            rows += [
+                {"caption": text, "pictures": best}
+                for text, best in zip(self.texts, images[:, : RANKS[-1]].tolist(), strict=True)
+            ]
+            PredictionLog(
+                prediction_log.file.with_name(f"{prediction_log.file.stem}_nearest.jsonl"), prediction_log.key
+            ).run([rows], list)
 
-    def _match(self, model: PrunableModel, prediction_log: PredictionLog, texts: Tensor, images: Tensor) -> tuple[Tensor, Tensor]:
+    def _match(
+        self, model: PrunableModel, prediction_log: PredictionLog, texts: Tensor, images: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Logits of the candidates of both directions.
 
         Args:
@@ -206,22 +235,34 @@ class RetrievalEvaluation:
         total = len(images)
         by_image = torch.arange(len(texts))[:, None] * total + texts
         by_text = images * total + torch.arange(total)[:, None]
-        pairs = torch.cat([by_image.flatten(), by_text.flatten()]).unique()  # each once, sorted: a picture's captions one behind the other
+        pairs = torch.cat(
+            [by_image.flatten(), by_text.flatten()]
+        ).unique()  # each once, sorted: a picture's captions one behind the other
 
         def look(part: list[int]) -> list[float]:
             logits: list[float] = self.interface.match(
-                model, [self.images[pair // total] for pair in part], [self.texts[pair % total] for pair in part]
+                model,
+                [self.images[pair // total] for pair in part],
+                [self.texts[pair % total] for pair in part],
             ).tolist()
             return logits
 
         candidates = hashlib.blake2b(pairs.numpy().data, digest_size=16).hexdigest()
-        logits = _finite(torch.tensor(PredictionLog(prediction_log.file, [prediction_log.key, candidates]).run(parts(pairs.tolist(), self.task.batch_size), look)))
+        logits = _finite(
+            torch.tensor(
+                PredictionLog(prediction_log.file, [prediction_log.key, candidates]).run(
+                    parts(pairs.tolist(), self.task.batch_size), look
+                )
+            )
+        )
         return logits[torch.searchsorted(pairs, by_image)], logits[torch.searchsorted(pairs, by_text)]
 
 
 def _finite(values: Tensor) -> Tensor:
     if not torch.isfinite(values).all():
-        raise NumericalError("the model makes features or logits that are not finite; use model.dtype=float32 or bfloat16, or prune less")
+        raise NumericalError(
+            "the model makes features or logits that are not finite; use model.dtype=float32 or bfloat16, or prune less"
+        )
     return values
 
 
@@ -230,5 +271,10 @@ def _recalls(texts: Tensor, images: Tensor, suffix: str) -> dict[str, float]:
     found: dict[str, float] = {}
     for kind, ranks in (("text", texts), ("image", images)):
         recalls = {str(most): percent((ranks < most).tolist()) for most in RANKS}
-        found |= {f"{kind}_recall_{most}{suffix}": value for most, value in {**recalls, "mean": sum(recalls.values()) / len(RANKS)}.items()}
-    return found | {f"recall_mean{suffix}": (found[f"text_recall_mean{suffix}"] + found[f"image_recall_mean{suffix}"]) / 2}
+        found |= {
+            f"{kind}_recall_{most}{suffix}": value
+            for most, value in {**recalls, "mean": sum(recalls.values()) / len(RANKS)}.items()
+        }
+    return found | {
+        f"recall_mean{suffix}": (found[f"text_recall_mean{suffix}"] + found[f"image_recall_mean{suffix}"]) / 2
+    }

@@ -48,7 +48,9 @@ class Captioning(CaptionSource):
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
-            raise UserError(f"task.min_new_tokens={self.min_new_tokens} must be 0 to {self.max_new_tokens}, which is task.max_new_tokens")
+            raise UserError(
+                f"task.min_new_tokens={self.min_new_tokens} must be 0 to {self.max_new_tokens}, which is task.max_new_tokens"
+            )
 
     def check_data(self, group: str) -> None:
         """Refuse captions, pictures or scorers that aren't there.
@@ -97,7 +99,9 @@ class CaptioningEvaluation:
     interface: Any
 
     def _examples(self) -> list[Example]:
-        return [Example(self.task.prompt, "\n".join(one.captions), one.image, bare=True) for one in self.pictures]
+        return [
+            Example(self.task.prompt, "\n".join(one.captions), one.image, bare=True) for one in self.pictures
+        ]
 
     @property
     def sources(self) -> frozenset[str]:
@@ -106,8 +110,16 @@ class CaptioningEvaluation:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""
-        generation = {"beams": self.task.beams, "max_new_tokens": self.task.max_new_tokens, "min_new_tokens": self.task.min_new_tokens}
-        return {**self.metrics.identity(), "inputs": fingerprint(self._examples(), self.interface), **generation}
+        generation = {
+            "beams": self.task.beams,
+            "max_new_tokens": self.task.max_new_tokens,
+            "min_new_tokens": self.task.min_new_tokens,
+        }
+        return {
+            **self.metrics.identity(),
+            "inputs": fingerprint(self._examples(), self.interface),
+            **generation,
+        }
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
@@ -123,6 +135,8 @@ class CaptioningEvaluation:
         for domain in DOMAINS:
             rows = [row for row, one in enumerate(self.pictures) if one.domain == domain]
             if rows:  # each domain by itself, as NoCaps has it: its own references say which words are rare
-                of_it = scores(scorers, {row: references[row] for row in rows}, {row: predictions[row] for row in rows})
+                of_it = scores(
+                    scorers, {row: references[row] for row in rows}, {row: predictions[row] for row in rows}
+                )
                 found |= {f"{name}_{domain}": score for name, score in of_it.items()}
         return {**found, "pictures": len(captions)}

@@ -42,7 +42,9 @@ class Classification(PictureSource):
         if self.caption is not None:
             check_templates([self.caption], "calibration.caption")
         if self.split in HELD_OUT:
-            raise UserError(f"calibration.split={self.split}: those pictures are what models are measured on; choose train")
+            raise UserError(
+                f"calibration.split={self.split}: those pictures are what models are measured on; choose train"
+            )
 
     def check_model(self, model: PrunableModel) -> None:
         """Refuse a model that reads no pictures.
@@ -66,10 +68,18 @@ class Classification(PictureSource):
         sources = picture_sources(one.image for one in chosen)
         if own:
             labels = own_labels(interface.names, pictures.names, option, facts.indexed)
-            return CalibrationSet(self.name, encode_all(model, [replace(one, label=labels[one.label or 0]) for one in chosen], option), sources)
+            return CalibrationSet(
+                self.name,
+                encode_all(model, [replace(one, label=labels[one.label or 0]) for one in chosen], option),
+                sources,
+            )
         caption = facts.prompt if self.caption is None else self.caption
         captioned = [replace(one, target=caption.format(one.target)) for one in chosen]
-        return CalibrationSet(self.name, encode_all(model, captioned, option, Classes(pictures.names, self.prompts("calibration"))), sources)
+        return CalibrationSet(
+            self.name,
+            encode_all(model, captioned, option, Classes(pictures.names, self.prompts("calibration"))),
+            sources,
+        )
 
 
 def draw_over_classes(examples: Sequence[Example], count: int, seed: int) -> list[Example]:

@@ -19,7 +19,9 @@ def openai_templates(option: str) -> list[str]:
     Raises:
         UserError: the package isn't installed.
     """
-    return [template("{}") for template in _open_clip(f"{option}.templates=[{OPENAI}]").OPENAI_IMAGENET_TEMPLATES]
+    return [
+        template("{}") for template in _open_clip(f"{option}.templates=[{OPENAI}]").OPENAI_IMAGENET_TEMPLATES
+    ]
 
 
 def imagenet_names(package: str, option: str) -> list[str]:
@@ -39,7 +41,9 @@ def _open_clip(asked: str) -> Any:
     try:
         import open_clip
     except ImportError:
-        raise UserError(f"{asked} needs the open_clip package: pip install -e '.[open-clip]'; or give names and templates of your own") from None
+        raise UserError(
+            f"{asked} needs the open_clip package: pip install -e '.[open-clip]'; or give names and templates of your own"
+        ) from None
     return open_clip
 
 
@@ -70,7 +74,9 @@ def name_classes(found: Sequence[str], lines: Sequence[str], asked: str) -> tupl
     if len({bool(name) for _, _, name in pairs}) == 1 and set(found) <= set(order):
         return [spaced(name or key) for key, _, name in pairs], [order[key] for key in found]
     if len(lines) != len(found):
-        raise UserError(f"{asked} has {len(lines)} names, and the pictures have {len(found)} classes; give a file with a line for each class")
+        raise UserError(
+            f"{asked} has {len(lines)} names, and the pictures have {len(found)} classes; give a file with a line for each class"
+        )
     return [spaced(line) for line in lines], list(range(len(found)))
 
 
@@ -88,11 +94,15 @@ def own_labels(own: Sequence[str], names: Sequence[str], asked: str, indexed: bo
     """
     if indexed:
         if len(own) != len(names):
-            raise UserError(f"{asked} has {len(names)} classes, and the model has {len(own)}; choose another {asked.split('=')[0]}, or another model")
+            raise UserError(
+                f"{asked} has {len(names)} classes, and the model has {len(own)}; choose another {asked.split('=')[0]}, or another model"
+            )
         return list(range(len(own)))
     index_of = {spaced(name): index for index, name in reversed(list(enumerate(own)))}
     if strange := [name for name in names if name not in index_of]:
-        raise UserError(f"{asked}: the model has no class {strange[0]!r} (nearest: {nearest(strange[0], index_of)}); choose a set of its own classes")
+        raise UserError(
+            f"{asked}: the model has no class {strange[0]!r} (nearest: {nearest(strange[0], index_of)}); choose a set of its own classes"
+        )
     return [index_of[name] for name in names]
 
 

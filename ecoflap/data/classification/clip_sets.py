@@ -31,15 +31,23 @@ SETS = {
     "caltech101": PictureSet("caltech-101", "101_ObjectCategories", "split_zhou_Caltech101.json"),
     "dtd": PictureSet("dtd", "images", "split_zhou_DescribableTextures.json", "{} texture."),
     "eurosat": PictureSet("eurosat", "2750", "split_zhou_EuroSAT.json", "a centered satellite photo of {}."),
-    "fgvc_aircraft": PictureSet("fgvc_aircraft", "images", "images_variant_{split}.txt", "a photo of a {}, a type of aircraft."),
+    "fgvc_aircraft": PictureSet(
+        "fgvc_aircraft", "images", "images_variant_{split}.txt", "a photo of a {}, a type of aircraft."
+    ),
     "food101": PictureSet("food-101", "images", "split_zhou_Food101.json", "a photo of {}, a type of food."),
     "image_folder": PictureSet(".", ".", None),
     "imagenet": PictureSet("imagenet", "images", None, indexed=True),
-    "oxford_flowers": PictureSet("oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json", "a photo of a {}, a type of flower."),
-    "oxford_pets": PictureSet("oxford_pets", "images", "split_zhou_OxfordPets.json", "a photo of a {}, a type of pet."),
+    "oxford_flowers": PictureSet(
+        "oxford_flowers", "jpg", "split_zhou_OxfordFlowers.json", "a photo of a {}, a type of flower."
+    ),
+    "oxford_pets": PictureSet(
+        "oxford_pets", "images", "split_zhou_OxfordPets.json", "a photo of a {}, a type of pet."
+    ),
     "stanford_cars": PictureSet("stanford_cars", ".", "split_zhou_StanfordCars.json"),
     "sun397": PictureSet("sun397", "SUN397", "split_zhou_SUN397.json"),
-    "ucf101": PictureSet("ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", "a photo of a person doing {}."),
+    "ucf101": PictureSet(
+        "ucf101", "UCF-101-midframes", "split_zhou_UCF101.json", "a photo of a person doing {}."
+    ),
 }
 
 
@@ -54,5 +62,7 @@ def find_set(name: str, option: str) -> PictureSet:
         UserError: no such set.
     """
     if name not in SETS:
-        raise UserError(f"{option}.dataset={name} is not known; {did_you_mean(name, SETS)}; or image_folder for pictures of your own")
+        raise UserError(
+            f"{option}.dataset={name} is not known; {did_you_mean(name, SETS)}; or image_folder for pictures of your own"
+        )
     return SETS[name]

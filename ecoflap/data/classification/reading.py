@@ -9,7 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from ecoflap.data.classification.class_names import OPENAI, PACKAGES, class_lines, name_classes, openai_templates, spaced, text_lines
+from ecoflap.data.classification.class_names import (
+    OPENAI,
+    PACKAGES,
+    class_lines,
+    name_classes,
+    openai_templates,
+    spaced,
+    text_lines,
+)
 from ecoflap.data.classification.clip_sets import PictureSet, find_set
 from ecoflap.data.example import Example
 from ecoflap.data.folder import read_json, require_files
@@ -80,7 +88,9 @@ class PictureSource:
         Raises:
             UserError: it isn't there.
         """
-        return self._split_folder(option) if self.facts(option).splits is None else self._coop_files(option)[0]
+        return (
+            self._split_folder(option) if self.facts(option).splits is None else self._coop_files(option)[0]
+        )
 
     def check_data(self, option: str) -> None:
         """Refuse pictures that aren't listed, or whose classes have no names.
@@ -89,7 +99,9 @@ class PictureSource:
             UserError: if pictures aren't listed, or their classes have no names.
         """
         if not self.read(option, named=False).examples:
-            raise UserError(f"{option}={self.dataset}: the split {self.split} lists no pictures; give another {option}.split or path")
+            raise UserError(
+                f"{option}={self.dataset}: the split {self.split} lists no pictures; give another {option}.split or path"
+            )
 
     def prompts(self, option: str) -> tuple[str, ...]:
         """All templates, OpenAI's included.
@@ -98,7 +110,11 @@ class PictureSource:
             UserError: they are OpenAI's, and the package that has them isn't installed.
         """
         asked = [self.facts(option).prompt] if self.templates is None else self.templates
-        return tuple(one for template in asked for one in (openai_templates(option) if template == OPENAI else [template]))
+        return tuple(
+            one
+            for template in asked
+            for one in (openai_templates(option) if template == OPENAI else [template])
+        )
 
     def read(self, option: str, named: bool) -> Pictures:
         """All pictures of the split.
@@ -111,17 +127,28 @@ class PictureSource:
             UserError: the files are not there or not of the set's layout, or the classes have no names.
         """
         splits = self.facts(option).splits
-        reader = self._folders if splits is None else self._split_file if splits.endswith(".json") else self._aircraft
+        reader = (
+            self._folders
+            if splits is None
+            else self._split_file
+            if splits.endswith(".json")
+            else self._aircraft
+        )
         found = reader(option)
         names, labels = self._names(found.classes, option, named)
-        examples = [Example(target=names[labels[label]], image=str(found.root / file), label=labels[label]) for file, label in found.pictures]
+        examples = [
+            Example(target=names[labels[label]], image=str(found.root / file), label=labels[label])
+            for file, label in found.pictures
+        ]
         return Pictures(found.root, examples, tuple(names))
 
     def _names(self, found: Sequence[str], option: str, named: bool) -> tuple[list[str], list[int]]:
         """The names of the classes, and which of them each class that was found has."""
         if self.classes is None or (self.classes in PACKAGES and not named):
             if named and all(re.fullmatch(r"n\d{8}", name) for name in found):
-                raise UserError(f"{option}={self.dataset}: the folders are WordNet's numbers; name them by {option}.classes=open_clip, or =FILE")
+                raise UserError(
+                    f"{option}={self.dataset}: the folders are WordNet's numbers; name them by {option}.classes=open_clip, or =FILE"
+                )
             return [spaced(name) for name in found], list(range(len(found)))
         return name_classes(found, class_lines(self.classes, option), f"{option}.classes={self.classes}")
 
@@ -141,30 +168,56 @@ class PictureSource:
         """The folder with the folder of each class."""
         facts = self.facts(option)
         inside = Path(facts.folder) / facts.images / self.split
-        place = next((one for one in (inside, Path(facts.images) / self.split, Path(self.split)) if self._has(one)), inside)
-        return require_files(self.path, str(place), option, self.dataset, IMAGENET if self.dataset == "imagenet" else ARRANGE) / place
+        place = next(
+            (one for one in (inside, Path(facts.images) / self.split, Path(self.split)) if self._has(one)),
+            inside,
+        )
+        return (
+            require_files(
+                self.path,
+                str(place),
+                option,
+                self.dataset,
+                IMAGENET if self.dataset == "imagenet" else ARRANGE,
+            )
+            / place
+        )
 
     def _split_file(self, option: str) -> Found:
         """CoOp's JSON file: {split: [[picture, label, class], ...]}."""
         file, images = self._coop_files(option)
         content = read_json(file)
         if self.split not in content:
-            raise UserError(f"{option}.split={self.split} is not in {file.name}; choose one of {', '.join(content)}")
+            raise UserError(
+                f"{option}.split={self.split} is not in {file.name}; choose one of {', '.join(content)}"
+            )
         try:
             classes = {int(label): name for rows in content.values() for _, label, name in rows}
         except (TypeError, ValueError):
-            raise UserError(f"{file} holds no rows of picture, label and class; download it again. {OBTAIN}") from None
+            raise UserError(
+                f"{file} holds no rows of picture, label and class; download it again. {OBTAIN}"
+            ) from None
         if sorted(classes) != list(range(len(classes))):
-            raise UserError(f"{file}: its labels are not 0 to {len(classes) - 1}; download it again. {OBTAIN}")
-        return Found(images, [(picture, int(label)) for picture, label, _ in content[self.split]], [classes[label] for label in sorted(classes)])
+            raise UserError(
+                f"{file}: its labels are not 0 to {len(classes) - 1}; download it again. {OBTAIN}"
+            )
+        return Found(
+            images,
+            [(picture, int(label)) for picture, label, _ in content[self.split]],
+            [classes[label] for label in sorted(classes)],
+        )
 
     def _aircraft(self, option: str) -> Found:
         """FGVC-Aircraft's own files: the variants' names, and per split a line "PICTURE VARIANT" for each picture."""
         file, images = self._coop_files(option)
-        variants = text_lines(require_files(str(file.parent), "variants.txt", option, self.dataset, OBTAIN) / "variants.txt")
+        variants = text_lines(
+            require_files(str(file.parent), "variants.txt", option, self.dataset, OBTAIN) / "variants.txt"
+        )
         rows = [(picture, name) for picture, _, name in (line.partition(" ") for line in text_lines(file))]
         if strange := [row for row in rows if row[1] not in variants]:
-            raise UserError(f"{file}: {' '.join(strange[0])!r} names no variant of variants.txt; download both again. {OBTAIN}")
+            raise UserError(
+                f"{file}: {' '.join(strange[0])!r} names no variant of variants.txt; download both again. {OBTAIN}"
+            )
         label_of = {name: label for label, name in enumerate(variants)}
         return Found(images, [(f"{picture}.jpg", label_of[name]) for picture, name in rows], variants)
 

@@ -90,8 +90,14 @@ class Classification(PictureSource):
         everything, labels = self.named(model)
         pictures = replace(everything, examples=spread(everything.examples, self.limit, "pictures"))
         right = [labels[one.label or 0] for one in pictures.examples]
-        classes = None if isinstance(model.interface, Classifies) else Classes(everything.names, self.prompts("task"))
-        return ClassificationEvaluation(self, model.interface, pictures, right, classes, fingerprint(pictures, right, classes))
+        classes = (
+            None
+            if isinstance(model.interface, Classifies)
+            else Classes(everything.names, self.prompts("task"))
+        )
+        return ClassificationEvaluation(
+            self, model.interface, pictures, right, classes, fingerprint(pictures, right, classes)
+        )
 
 
 @dataclass
@@ -118,7 +124,11 @@ class ClassificationEvaluation:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""
-        return {"metric": "accuracy of the likeliest class", "dataset": self.task.dataset, "inputs": self.inputs}
+        return {
+            "metric": "accuracy of the likeliest class",
+            "dataset": self.task.dataset,
+            "inputs": self.inputs,
+        }
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
@@ -133,7 +143,9 @@ class ClassificationEvaluation:
         def five_best(batch: list[Example]) -> list[list[int]]:
             logits = self._logits(model, batch, texts)
             if not torch.isfinite(logits).all():
-                raise NumericalError(f"{model.name} gives logits that are not finite; use model.dtype=float32 or bfloat16, or prune less")
+                raise NumericalError(
+                    f"{model.name} gives logits that are not finite; use model.dtype=float32 or bfloat16, or prune less"
+                )
             return logits.topk(min(5, logits.shape[1]), dim=-1).indices.tolist()
 
         best = prediction_log.run(parts(self.pictures.examples, self.task.batch_size), five_best)
@@ -172,6 +184,8 @@ def fingerprint(pictures: Pictures, right: Sequence[int], classes: Classes | Non
         try:
             size = Path(example.image or "").stat().st_size
         except OSError:
-            raise UserError(f"the picture {example.image} is not there; check the folder that holds the data set's images") from None
+            raise UserError(
+                f"the picture {example.image} is not there; check the folder that holds the data set's images"
+            ) from None
         digest.update(f"{os.path.relpath(example.image or '', pictures.root)} {size} {label}\n".encode())
     return digest.hexdigest()

@@ -16,9 +16,14 @@ def read_questions(split: str) -> list[Example]:
     """All questions of the ``train`` or ``test`` split, in the package's order."""
     import easy_vqa
 
-    texts, answers, images = easy_vqa.get_train_questions() if split == "train" else easy_vqa.get_test_questions()
+    texts, answers, images = (
+        easy_vqa.get_train_questions() if split == "train" else easy_vqa.get_test_questions()
+    )
     paths = easy_vqa.get_train_image_paths() if split == "train" else easy_vqa.get_test_image_paths()
-    return [Example(text, answer, paths[image]) for text, answer, image in zip(texts, answers, images, strict=True)]
+    return [
+        Example(text, answer, paths[image])
+        for text, answer, image in zip(texts, answers, images, strict=True)
+    ]
 
 
 @dataclass(frozen=True)
@@ -52,4 +57,8 @@ class EasyVqa:
         """
         questions = read_questions("train")
         chosen = [questions[index] for index in draw(len(questions), self.samples, seed)]
-        return CalibrationSet(self.name, encode_all(model, chosen, f"calibration={self.name}"), picture_sources(one.image for one in chosen))
+        return CalibrationSet(
+            self.name,
+            encode_all(model, chosen, f"calibration={self.name}"),
+            picture_sources(one.image for one in chosen),
+        )

@@ -37,13 +37,19 @@ class PictureEvaluation:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""
-        return {"inputs": fingerprint(self.pictures, self.interface), **{key: value for key, value in vars(self.task).items() if key != "batch_size"}}
+        return {
+            "inputs": fingerprint(self.pictures, self.interface),
+            **{key: value for key, value in vars(self.task).items() if key != "batch_size"},
+        }
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """The task's metrics, in percent, and the number of pictures."""
         model.module.eval()
-        return {**self.task.measure(model, self.pictures, self.interface, prediction_log), "pictures": len(self.pictures)}
+        return {
+            **self.task.measure(model, self.pictures, self.interface, prediction_log),
+            "pictures": len(self.pictures),
+        }
 
 
 @dataclass(frozen=True)
@@ -113,7 +119,9 @@ class EasyClassification(PictureTask):
         if not isinstance(model.interface, Classifies):
             require(model, Embeds, f"task={self.name}")
 
-    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, prediction_log: PredictionLog) -> dict[str, float]:
+    def measure(
+        self, model: PrunableModel, pictures: Sequence[Example], interface: Any, prediction_log: PredictionLog
+    ) -> dict[str, float]:
         """Accuracy in percent."""
         batches, own = parts(pictures, self.batch_size), isinstance(interface, Classifies)
         names = list(interface.names if own else NAMES)
@@ -121,7 +129,11 @@ class EasyClassification(PictureTask):
 
         def best_five(batch: list[Example]) -> list[list[int]]:
             paths = [one.image or "" for one in batch]
-            logits = interface.classify(model, batch) if texts is None else similarity(interface.embed_images(model, paths), texts)
+            logits = (
+                interface.classify(model, batch)
+                if texts is None
+                else similarity(interface.embed_images(model, paths), texts)
+            )
             return logits.topk(5, dim=-1).indices.tolist()
 
         right = torch.tensor([names.index(one.target) for one in pictures])
@@ -159,11 +171,17 @@ class EasyCaptions(PictureTask):
         require(model, Describes, f"task={self.name}")
         require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
 
-    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, prediction_log: PredictionLog) -> dict[str, float]:
+    def measure(
+        self, model: PrunableModel, pictures: Sequence[Example], interface: Any, prediction_log: PredictionLog
+    ) -> dict[str, float]:
         """Accuracy in percent."""
         generation, batches = Generation(self.beams, self.max_new_tokens), parts(pictures, self.batch_size)
         captions = prediction_log.run(batches, lambda batch: interface.answer(model, batch, generation))
-        return {"accuracy": percent([f" {one.target}" in f" {text.lower()}" for one, text in zip(pictures, captions, strict=True)])}
+        return {
+            "accuracy": percent(
+                [f" {one.target}" in f" {text.lower()}" for one, text in zip(pictures, captions, strict=True)]
+            )
+        }
 
 
 @dataclass(frozen=True)
@@ -182,7 +200,13 @@ class EasyRetrieval(PictureTask):
     rerank: int = 8
     name: str = "easy_retrieval"
 
-    metrics: ClassVar[tuple[str, ...]] = ("text_recall_1", "image_recall_1", "text_recall_1_match", "image_recall_1_match", "pictures")
+    metrics: ClassVar[tuple[str, ...]] = (
+        "text_recall_1",
+        "image_recall_1",
+        "text_recall_1_match",
+        "image_recall_1_match",
+        "pictures",
+    )
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")
@@ -198,20 +222,35 @@ class EasyRetrieval(PictureTask):
         """
         require(model, Embeds, f"task={self.name}")
 
-    def measure(self, model: PrunableModel, pictures: Sequence[Example], interface: Any, prediction_log: PredictionLog) -> dict[str, float]:
+    def measure(
+        self, model: PrunableModel, pictures: Sequence[Example], interface: Any, prediction_log: PredictionLog
+    ) -> dict[str, float]:
         """Recall in percent. A picture is found when the best one for a caption shows what it says."""
         captions, paths = [self.caption.format(name) for name in NAMES], [one.image or "" for one in pictures]
         texts = interface.embed_texts(model, captions)
-        scores = torch.cat([similarity(interface.embed_images(model, part), texts) for part in parts(paths, self.batch_size)])
+        scores = torch.cat(
+            [similarity(interface.embed_images(model, part), texts) for part in parts(paths, self.batch_size)]
+        )
         labels = torch.tensor([one.label for one in pictures])
-        found = {"text_recall_1": _text_recall(scores, labels), "image_recall_1": _image_recall(scores, labels)}
+        found = {
+            "text_recall_1": _text_recall(scores, labels),
+            "image_recall_1": _image_recall(scores, labels),
+        }
         if not self.rerank or not isinstance(interface, Matches):
             return found
         rows, columns = self._closest(scores)
         pairs = parts(list(zip(rows, columns, strict=True)), self.batch_size)
-        logits = prediction_log.run(pairs, lambda part: interface.match(model, [paths[row] for row, _ in part], [captions[c] for _, c in part]).tolist())
+        logits = prediction_log.run(
+            pairs,
+            lambda part: interface.match(
+                model, [paths[row] for row, _ in part], [captions[c] for _, c in part]
+            ).tolist(),
+        )
         scores[rows, columns] += 1e3 + torch.tensor(logits)  # above everything that was not looked at
-        return found | {"text_recall_1_match": _text_recall(scores, labels), "image_recall_1_match": _image_recall(scores, labels)}
+        return found | {
+            "text_recall_1_match": _text_recall(scores, labels),
+            "image_recall_1_match": _image_recall(scores, labels),
+        }
 
     def _closest(self, scores: Tensor) -> tuple[list[int], list[int]]:
         """(pictures, captions) of the pairs that are looked at together: the best captions of each picture."""

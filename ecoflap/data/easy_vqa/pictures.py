@@ -26,7 +26,11 @@ def read_pictures(split: str) -> list[Example]:
         if question.text.startswith("what"):
             said[question.image or ""].add(question.target)
     names = {path: _name(answers) for path, answers in said.items()}
-    return [Example(target=name, image=path, label=NAMES.index(name)) for path, name in names.items() if name is not None]
+    return [
+        Example(target=name, image=path, label=NAMES.index(name))
+        for path, name in names.items()
+        if name is not None
+    ]
 
 
 def _name(answers: set[str]) -> str | None:
@@ -46,7 +50,9 @@ def check_templates(templates: list[str], option: str, names: Collection[str] = 
         UserError: if a name can't be put into a template, or there are none.
     """
     if not templates:
-        raise UserError(f"{option}=[] must hold at least one template, with {{}} where the name goes; null, where it is allowed, is the set's own")
+        raise UserError(
+            f"{option}=[] must hold at least one template, with {{}} where the name goes; null, where it is allowed, is the set's own"
+        )
     for template in set(templates) - set(names):
         if template.count("{}") != 1:
             raise UserError(f"{option}={template!r} must hold {{}} once, where the name goes")
@@ -89,6 +95,11 @@ class EasyPictures:
         """
         pictures = read_pictures("train")
         chosen = [pictures[index] for index in draw(len(pictures), self.samples, seed)]
-        captioned = [Example(target=self.caption.format(one.target), image=one.image, label=one.label) for one in chosen]
-        samples = encode_all(model, captioned, f"calibration={self.name}", Classes(NAMES, tuple(self.templates)))
+        captioned = [
+            Example(target=self.caption.format(one.target), image=one.image, label=one.label)
+            for one in chosen
+        ]
+        samples = encode_all(
+            model, captioned, f"calibration={self.name}", Classes(NAMES, tuple(self.templates))
+        )
         return CalibrationSet(self.name, samples, picture_sources(one.image for one in chosen))

@@ -92,21 +92,29 @@ class EasyVqaEvaluation:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""
-        generation = {"beams": self.task.beams, "max_new_tokens": self.task.max_new_tokens, "length_penalty": self.task.length_penalty}
+        generation = {
+            "beams": self.task.beams,
+            "max_new_tokens": self.task.max_new_tokens,
+            "length_penalty": self.task.length_penalty,
+        }
         return {"metric": "exact match", "inputs": fingerprint(self.questions, self.interface), **generation}
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Accuracy in percent: over all questions, over yes/no questions, over the others; and the number of questions."""
         model.module.eval()
-        generation = Generation(self.task.beams, self.task.max_new_tokens, length_penalty=self.task.length_penalty)
+        generation = Generation(
+            self.task.beams, self.task.max_new_tokens, length_penalty=self.task.length_penalty
+        )
         batches = parts(self.questions, self.task.batch_size)
         answers = prediction_log.run(batches, lambda batch: self.interface.answer(model, batch, generation))
         return _accuracies([answer.lower() for answer in answers], self.questions)
 
 
 def _accuracies(predictions: Sequence[str], questions: Sequence[Example]) -> dict[str, float]:
-    right = [prediction == question.target for prediction, question in zip(predictions, questions, strict=True)]
+    right = [
+        prediction == question.target for prediction, question in zip(predictions, questions, strict=True)
+    ]
     closed = [question.target in ("yes", "no") for question in questions]
     return {
         "accuracy": percent(right),

@@ -20,7 +20,10 @@ from ecoflap.models.core.prunable import PrunableModel
 
 LETTERS = ("A", "B", "C", "D")
 HUB = "cais/mmlu"
-HUB_SPLITS = {"val": "validation", "train": "auxiliary_train"}  # the others are called there as in the folders
+HUB_SPLITS = {
+    "val": "validation",
+    "train": "auxiliary_train",
+}  # the others are called there as in the folders
 OBTAIN = (
     f"MMLU (MIT licence) is {HUB} on the Hugging Face hub, which is read without a path while online; its folders are in data.tar, at the address "
     "that github.com/hendrycks/test gives."
@@ -43,13 +46,17 @@ class Question:
 
     def asked(self) -> str:
         """Question and options, up to where the letter goes."""
-        options = "".join(f"\n{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=True))
+        options = "".join(
+            f"\n{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=True)
+        )
         return f"{self.text}{options}\nAnswer:"
 
 
 def prompt(subject: str, shots: Sequence[Question], question: Question) -> str:
     """The prompt of the MMLU harness: a heading, answered examples, and the question. Its double space before the subject is kept."""
-    heading = f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
+    heading = (
+        f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
+    )
     return heading + "".join(f"{shot.asked()} {shot.answer}\n\n" for shot in shots) + question.asked()
 
 
@@ -73,10 +80,14 @@ def read_subjects(folder: str | None, split: str, option: str) -> dict[str, list
         return _read_hub(split, option)
     files = sorted((Path(folder).expanduser() / split).glob(f"*_{split}.csv"))
     if not files:
-        raise UserError(f"{option}.path={folder} has no {split}/*_{split}.csv; give MMLU's data folder or one of its layout. {OBTAIN}")
+        raise UserError(
+            f"{option}.path={folder} has no {split}/*_{split}.csv; give MMLU's data folder or one of its layout. {OBTAIN}"
+        )
     subjects = {file.name.removesuffix(f"_{split}.csv"): _read_file(file) for file in files}
     if not any(subjects.values()):
-        raise UserError(f"{option}.path={folder}: the files of the split {split} hold no questions; download them again. {OBTAIN}")
+        raise UserError(
+            f"{option}.path={folder}: the files of the split {split} hold no questions; download them again. {OBTAIN}"
+        )
     return subjects
 
 
@@ -92,7 +103,9 @@ def _read_hub(split: str, option: str) -> dict[str, list[Question]]:
         ) from error
     subjects: dict[str, list[Question]] = {}
     for row in rows:
-        subjects.setdefault(row["subject"], []).append(Question(row["question"], tuple(row["choices"]), LETTERS[row["answer"]]))
+        subjects.setdefault(row["subject"], []).append(
+            Question(row["question"], tuple(row["choices"]), LETTERS[row["answer"]])
+        )
     return dict(sorted(subjects.items()))
 
 
@@ -100,7 +113,9 @@ def _read_file(file: Path) -> list[Question]:
     questions = []
     for number, row in enumerate(csv.reader(StringIO(read_text(file), newline="")), start=1):
         if len(row) != 6 or row[5] not in LETTERS:
-            raise UserError(f"{file}, row {number}: expected question, four options and a letter A to D, found {len(row)} columns: {row}")
+            raise UserError(
+                f"{file}, row {number}: expected question, four options and a letter A to D, found {len(row)} columns: {row}"
+            )
         questions.append(Question(row[0], tuple(row[1:5]), row[5]))
     return questions
 
@@ -126,7 +141,9 @@ class Mmlu:
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")
         if self.split == "test":
-            raise UserError("calibration.split=test: the test questions are what the model is measured on; choose val, dev or train")
+            raise UserError(
+                "calibration.split=test: the test questions are what the model is measured on; choose val, dev or train"
+            )
 
     def check_data(self, group: str) -> None:
         """Refuse questions that aren't there, or are damaged.
@@ -159,4 +176,6 @@ class Mmlu:
         shots = {subject: dev.get(subject, [])[: self.shots] for subject in subjects}
         examples = [Example(prompt(subject, shots[subject], one), one.answer) for subject, one in chosen]
         read = [one for subject, asked in chosen for one in (asked, *shots[subject])]
-        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"), question_sources(read))
+        return CalibrationSet(
+            self.name, encode_all(model, examples, f"calibration={self.name}"), question_sources(read)
+        )

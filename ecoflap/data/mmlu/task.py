@@ -104,7 +104,9 @@ class Asked:
     answer: str
 
 
-def fitting_prompt(interface: Any, subject: str, shots: Sequence[Question], question: Question, max_tokens: int) -> str:
+def fitting_prompt(
+    interface: Any, subject: str, shots: Sequence[Question], question: Question, max_tokens: int
+) -> str:
     """The prompt with as many of the first shots as fit into ``max_tokens``; without any where even the question alone is longer."""
     for count in range(len(shots), 0, -1):
         text = prompt(subject, shots[:count], question)
@@ -132,7 +134,12 @@ class MmluEvaluation:
         """Accuracy and calibration errors in percent, and the number of questions."""
         model.module.eval()
         batches = parts(self.asked, self.task.batch_size)
-        found = torch.tensor(prediction_log.run(batches, lambda batch: self.interface.choose(model, [one.text for one in batch], LETTERS).tolist()))
+        found = torch.tensor(
+            prediction_log.run(
+                batches,
+                lambda batch: self.interface.choose(model, [one.text for one in batch], LETTERS).tolist(),
+            )
+        )
         confidence, choice = found.double().softmax(dim=-1).max(dim=-1)
         right = [LETTERS[index] == one.answer for index, one in zip(choice.tolist(), self.asked, strict=True)]
         return {
@@ -148,7 +155,11 @@ class MmluEvaluation:
         groups: tuple[dict[str, list[bool]], ...] = ({}, {}, {})
         for one, correct in zip(self.asked, right, strict=True):
             category, subcategory = GROUPS.get(one.subject, (None, None))
-            names = (category and f"category/{category}", subcategory and f"subcategory/{subcategory}", one.subject)
+            names = (
+                category and f"category/{category}",
+                subcategory and f"subcategory/{subcategory}",
+                one.subject,
+            )
             for group, name in zip(groups, names, strict=True):
                 if name is not None:
                     group.setdefault(name, []).append(correct)

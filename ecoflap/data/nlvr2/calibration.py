@@ -70,4 +70,6 @@ class Nlvr2:
         chosen = [pairs[index] for index in draw(len(pairs), self.samples, seed)]
         images = [image for one in chosen for image in (one.image, one.second_image) if image is not None]
         require_images(images, f"calibration={self.name}", OBTAIN)
-        return CalibrationSet(self.name, encode_all(model, chosen, f"calibration={self.name}"), picture_sources(images))
+        return CalibrationSet(
+            self.name, encode_all(model, chosen, f"calibration={self.name}"), picture_sources(images)
+        )

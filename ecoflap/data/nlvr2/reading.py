@@ -26,7 +26,9 @@ def check_splits(splits: Sequence[str], option: str) -> None:
         UserError: there is such a split among them, or none at all.
     """
     if not splits or any(split not in SPLITS for split in splits):
-        raise UserError(f"{option}={list(splits)}: choose among {', '.join(SPLITS)}; test2 is kept by its authors")
+        raise UserError(
+            f"{option}={list(splits)}: choose among {', '.join(SPLITS)}; test2 is kept by its authors"
+        )
 
 
 def read_pairs(folder: str | None, split: str, option: str) -> list[Example]:
@@ -54,7 +56,12 @@ def _pair(line: str, place: Callable[[Any], Path], where: str) -> Example:
         entry = parse_json(line)
         stem = entry["identifier"].rsplit("-", 1)[0]  # the last number counts the sentences about one pair
         pictures = place(entry.get("directory")) / stem
-        return Example(entry["sentence"], image=f"{pictures}-img0.png", second_image=f"{pictures}-img1.png", label=LABELS[str(entry["label"])])
+        return Example(
+            entry["sentence"],
+            image=f"{pictures}-img0.png",
+            second_image=f"{pictures}-img1.png",
+            label=LABELS[str(entry["label"])],
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{where}: expected a JSON object with identifier, sentence and label (True or False), {type(error).__name__}: {error}. {OBTAIN}"

@@ -48,7 +48,9 @@ class Nlvr2:
         Raises:
             UserError: they aren't.
         """
-        root, *_ = (require_files(self.path, f"{split}.json", option, self.name, OBTAIN) for split in self.splits)
+        root, *_ = (
+            require_files(self.path, f"{split}.json", option, self.name, OBTAIN) for split in self.splits
+        )
         return root
 
     def check_data(self, group: str) -> None:
@@ -73,8 +75,13 @@ class Nlvr2:
         Raises:
             UserError: files or pictures are missing, or the limit is out of range.
         """
-        pairs = {split: spread(read_pairs(self.path, split, group), self.limit, f"sentences in {split}") for split in self.splits}
-        require_images((image for of_it in pairs.values() for image in _images(of_it)), f"{group}={self.name}", OBTAIN)
+        pairs = {
+            split: spread(read_pairs(self.path, split, group), self.limit, f"sentences in {split}")
+            for split in self.splits
+        }
+        require_images(
+            (image for of_it in pairs.values() for image in _images(of_it)), f"{group}={self.name}", OBTAIN
+        )
         return pairs
 
     def load(self, model: PrunableModel) -> Nlvr2Evaluation:
@@ -105,15 +112,26 @@ class Nlvr2Evaluation:
         everything = self._everything()
         rows = [(one.text, one.label) for one in everything]
         inputs = fingerprint_by_size(rows, _images(everything), self.interface)
-        return {"metric": "accuracy", "inputs": inputs, "splits": {split: len(of_it) for split, of_it in self.pairs.items()}}
+        return {
+            "metric": "accuracy",
+            "inputs": inputs,
+            "splits": {split: len(of_it) for split, of_it in self.pairs.items()},
+        }
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Accuracy in percent on each split, and the number of sentences."""
         model.module.eval()
         everything = self._everything()
-        judged = iter(prediction_log.run(parts(everything, self.task.batch_size), lambda batch: self._judge(model, batch)))
-        accuracies = {f"accuracy_{split}": percent([next(judged) == one.label for one in of_it]) for split, of_it in self.pairs.items()}
+        judged = iter(
+            prediction_log.run(
+                parts(everything, self.task.batch_size), lambda batch: self._judge(model, batch)
+            )
+        )
+        accuracies = {
+            f"accuracy_{split}": percent([next(judged) == one.label for one in of_it])
+            for split, of_it in self.pairs.items()
+        }
         return {**accuracies, "sentences": len(everything)}
 
     def _everything(self) -> list[Example]:

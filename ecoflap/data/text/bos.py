@@ -42,8 +42,12 @@ def bos_token(tokenizer: Any, option: str, choice: str) -> int | None:
     """
     token: int | None = getattr(tokenizer, "bos_token_id", None)
     if choice.lower() == "true" and token is None:
-        raise UserError(f"{option}=true: the model's tokenizer has no token that begins a text; use {option}=auto")
-    begun = choice.lower() == "true" or (choice.lower() == "auto" and token is not None and _begins(tokenizer, token))
+        raise UserError(
+            f"{option}=true: the model's tokenizer has no token that begins a text; use {option}=auto"
+        )
+    begun = choice.lower() == "true" or (
+        choice.lower() == "auto" and token is not None and _begins(tokenizer, token)
+    )
     return token if begun else None
 
 

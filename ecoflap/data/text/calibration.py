@@ -25,7 +25,9 @@ def tokenize(tokenizer: Any, text: str) -> Tensor:
     return tokenizer(text, add_special_tokens=False, return_tensors="pt", verbose=False)["input_ids"][0]
 
 
-def windows(tokens: Tensor, length: int, option: str, stride: int | None = None, bos: int | None = None) -> Tensor:
+def windows(
+    tokens: Tensor, length: int, option: str, stride: int | None = None, bos: int | None = None
+) -> Tensor:
     """Cut a text [tokens] into rows [rows, length]; what is left over is dropped.
 
     Args:
@@ -69,7 +71,9 @@ def read_token_rows(path: str, key: str, option: str) -> Tensor:
 
     file = Path(path).expanduser()
     if not file.is_file():
-        raise UserError(f"{option}.path={path}: there is no such file; give a safetensors file with an integer tensor [rows, tokens]")
+        raise UserError(
+            f"{option}.path={path}: there is no such file; give a safetensors file with an integer tensor [rows, tokens]"
+        )
     try:
         with safe_open(file, "pt") as content:
             keys = list(content.keys())
@@ -78,10 +82,20 @@ def read_token_rows(path: str, key: str, option: str) -> Tensor:
             tokens = content.get_tensor(key)
     except SafetensorError as error:
         raise UserError(f"{option}.path={path} is not a safetensors file ({error})") from None
-    if tokens.ndim != 2 or tokens.numel() == 0 or tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-        raise UserError(f"{option}.key={key} is {tokens.dtype} {list(tokens.shape)}; token ids are an integer tensor [rows, tokens]")
+    if (
+        tokens.ndim != 2
+        or tokens.numel() == 0
+        or tokens.is_floating_point()
+        or tokens.is_complex()
+        or tokens.dtype == torch.bool
+    ):
+        raise UserError(
+            f"{option}.key={key} is {tokens.dtype} {list(tokens.shape)}; token ids are an integer tensor [rows, tokens]"
+        )
     if tokens.shape[1] < 2:
-        raise UserError(f"{option}.key={key} has rows of one token; a language model is measured on the next token, so a row needs two or more")
+        raise UserError(
+            f"{option}.key={key} has rows of one token; a language model is measured on the next token, so a row needs two or more"
+        )
     tokens = tokens.long()  # unsigned 16-bit ids, a common format, know no minimum
     if int(tokens.min()) < 0:
         raise UserError(f"{option}.key={key} holds ids from {int(tokens.min())} on; token ids are 0 or more")
@@ -102,7 +116,9 @@ def require_readable(model: PrunableModel, rows: Tensor, key: str, option: str) 
     """
     vocabulary = vocabulary_of(model)
     if int(rows.max()) >= vocabulary:
-        raise UserError(f"{option}.key={key} holds ids from {int(rows.min())} to {int(rows.max())}; the model has a vocabulary of {vocabulary}")
+        raise UserError(
+            f"{option}.key={key} holds ids from {int(rows.min())} to {int(rows.max())}; the model has a vocabulary of {vocabulary}"
+        )
     require_length(model, rows.shape[1], f"{option}.key={key} has rows of {rows.shape[1]} tokens")
 
 
@@ -145,7 +161,9 @@ class Text(TextSource):
         require_positive("calibration", self, "samples", "sequence_length", "documents")
         check_bos("calibration.bos", self.bos)
         if self.sequence_length == 1:
-            raise UserError("calibration.sequence_length=1: a language model's loss is over the next token, so a window needs two or more")
+            raise UserError(
+                "calibration.sequence_length=1: a language model's loss is over the next token, so a window needs two or more"
+            )
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
         """See ``TextSource``; a document by itself may be shorter than a window."""
@@ -175,7 +193,9 @@ class Text(TextSource):
     def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
         """The windows, each [tokens]."""
         token = bos_token(tokenizer, "calibration.bos", self.bos)
-        rows = windows(tokenize(tokenizer, self.read_text("calibration")), self.sequence_length, "calibration", bos=token)
+        rows = windows(
+            tokenize(tokenizer, self.read_text("calibration")), self.sequence_length, "calibration", bos=token
+        )
         return list(rows[draw(len(rows), self.samples, seed)])
 
 
@@ -199,7 +219,10 @@ class Documents(Text):
 
     def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
         """The windows, each [tokens]: first documents are drawn, then a window of each."""
-        documents, token = self.read_documents("calibration"), bos_token(tokenizer, "calibration.bos", self.bos)
+        documents, token = (
+            self.read_documents("calibration"),
+            bos_token(tokenizer, "calibration.bos", self.bos),
+        )
         length = self.sequence_length - (token is not None)
         place, rows = random.Random(seed), list[Tensor]()
         for index in draw(len(documents), len(documents), seed):

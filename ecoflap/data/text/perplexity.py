@@ -13,7 +13,14 @@ from torch import Tensor
 
 from ecoflap.data.sources import file_source
 from ecoflap.data.text.bos import bos_token, check_bos
-from ecoflap.data.text.calibration import check_characters, read_token_rows, require_language_model, require_readable, tokenize, windows
+from ecoflap.data.text.calibration import (
+    check_characters,
+    read_token_rows,
+    require_language_model,
+    require_readable,
+    tokenize,
+    windows,
+)
 from ecoflap.data.text.source import TextSource
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.inputs import parts
@@ -55,7 +62,9 @@ class TextPerplexity(TextSource):
         require_positive("task", self, "sequence_length", "stride", "limit", "batch_size", "documents")
         check_bos("task.bos", self.bos)
         if self.sequence_length < 2:
-            raise UserError("task.sequence_length=1: a language model is measured on the next token, so a window needs two or more")
+            raise UserError(
+                "task.sequence_length=1: a language model is measured on the next token, so a window needs two or more"
+            )
         if self.stride is not None and self.stride >= self.sequence_length:
             raise UserError(
                 f"task.stride={self.stride} must be less than task.sequence_length={self.sequence_length}; null is for windows that don't overlap"
@@ -143,7 +152,9 @@ class TokenPerplexity:
         """
         self.check_model(model)
         rows = read_token_rows(self.path, self.key, "task")
-        return PerplexityEvaluation(rows[: self.limit], self.batch_size, sources=file_source(self.path, self.key))
+        return PerplexityEvaluation(
+            rows[: self.limit], self.batch_size, sources=file_source(self.path, self.key)
+        )
 
 
 @dataclass
@@ -177,11 +188,20 @@ class PerplexityEvaluation:
         model.module.eval()
         batches = parts(range(len(self.rows)), self.batch_size)
         losses = prediction_log.run(batches, lambda places: self._losses(model, places).tolist())
-        counted = [self.rows.shape[1] - 1 if self.stride is None or place == 0 else self.stride for place in range(len(losses))]
+        counted = [
+            self.rows.shape[1] - 1 if self.stride is None or place == 0 else self.stride
+            for place in range(len(losses))
+        ]
         loss = math.fsum(mean * tokens for mean, tokens in zip(losses, counted, strict=True)) / sum(counted)
         if math.isnan(loss):
-            raise NumericalError(f"the loss of {model.name} on this task is NaN; use model.dtype=float32 or bfloat16, or prune less")
-        return {"perplexity": math.exp(loss) if loss < 700 else math.inf, "loss": loss, "rows": len(self.rows)}
+            raise NumericalError(
+                f"the loss of {model.name} on this task is NaN; use model.dtype=float32 or bfloat16, or prune less"
+            )
+        return {
+            "perplexity": math.exp(loss) if loss < 700 else math.inf,
+            "loss": loss,
+            "rows": len(self.rows),
+        }
 
     def _losses(self, model: PrunableModel, places: list[int]) -> Tensor:
         """Mean loss of the tokens that count in each of the rows, [rows]."""
@@ -191,4 +211,6 @@ class PerplexityEvaluation:
         labels = rows.clone()
         labels[torch.tensor(places) > 0, : -self.stride] = IGNORED
         module: Any = model.module
-        return next_token_loss(module(input_ids=rows.to(model.device), use_cache=False).logits, labels.to(model.device))
+        return next_token_loss(
+            module(input_ids=rows.to(model.device), use_cache=False).logits, labels.to(model.device)
+        )

@@ -64,7 +64,9 @@ class PrefixText(TextSource):
         """
         found = [piece for piece in self.pieces() if len(piece.split(maxsplit=SHORTEST)) >= SHORTEST]
         if not found:
-            raise UserError(f"calibration={self.name}: the text has no line or document of {SHORTEST} words or more; give another text")
+            raise UserError(
+                f"calibration={self.name}: the text has no line or document of {SHORTEST} words or more; give another text"
+            )
         return found
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
@@ -81,7 +83,9 @@ class PrefixText(TextSource):
             words = long_enough[index].split()[: self.max_words]
             place = cut.randint(1, len(words) // 2)
             examples.append(Example(" ".join(words[:place]), " ".join(words[place:])))
-        return CalibrationSet(self.name, encode_all(model, examples, f"calibration={self.name}"), self.sources)
+        return CalibrationSet(
+            self.name, encode_all(model, examples, f"calibration={self.name}"), self.sources
+        )
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,9 @@ class TextSource:
     revision: str | None = None
     data_files: str | None = None
     documents: int | None = None
-    separator: str = "\n\n"  # WikiText keeps its line ends in the rows; perplexity tables join them with blank lines
+    separator: str = (
+        "\n\n"  # WikiText keeps its line ends in the rows; perplexity tables join them with blank lines
+    )
 
     @property
     def sources(self) -> frozenset[str]:
@@ -87,9 +89,15 @@ class TextSource:
         Raises:
             UserError: if the text isn't there, can't be read or is too short, as far as its bytes tell.
         """
-        texts = self.read_documents(option) if self.path is None or _holds_json(self.path) else [self.read_text(option)]
+        texts = (
+            self.read_documents(option)
+            if self.path is None or _holds_json(self.path)
+            else [self.read_text(option)]
+        )
         if not any(map(str.strip, texts)):
-            raise UserError(f"{option}.path={self.path}: there is no text in it; give a text file, or JSON lines with texts")
+            raise UserError(
+                f"{option}.path={self.path}: there is no text in it; give a text file, or JSON lines with texts"
+            )
         self.check_length(texts, option)
 
     def is_short(self, length: int, option: str) -> bool:
@@ -104,7 +112,9 @@ class TextSource:
 
         files = None if self.data_files is None else {self.split: self.data_files}
         try:
-            rows = datasets.load_dataset(self.dataset, self.config, split=self.split, revision=self.revision, data_files=files)
+            rows = datasets.load_dataset(
+                self.dataset, self.config, split=self.split, revision=self.revision, data_files=files
+            )
         except Exception as error:
             which = ", ".join(filter(None, (self.config, self.data_files, self.split)))
             raise UserError(
@@ -114,7 +124,9 @@ class TextSource:
         if self.documents is not None:
             rows = rows.select(range(min(self.documents, len(rows))))
         if self.column not in rows.column_names:
-            raise UserError(f"{option}.column={self.column}: {self.dataset} has {nearest(self.column, rows.column_names)}")
+            raise UserError(
+                f"{option}.column={self.column}: {self.dataset} has {nearest(self.column, rows.column_names)}"
+            )
         texts: Sequence[str] = rows[self.column]
         return texts
 
@@ -127,7 +139,9 @@ def _existing(path: str, option: str) -> Path:
     file = Path(path).expanduser()
     if not file.is_file():
         beside = sorted(entry.name for entry in file.parent.iterdir()) if file.parent.is_dir() else []
-        hint = f"in that folder: {nearest(file.name, beside)}" if beside else f"there is no folder {file.parent}"
+        hint = (
+            f"in that folder: {nearest(file.name, beside)}" if beside else f"there is no folder {file.parent}"
+        )
         raise UserError(f"{option}.path={path}: there is no such file; {hint}")
     return file
 
@@ -136,11 +150,17 @@ def _json_texts(file: Path, column: str, option: str) -> Iterator[str]:
     """The texts of JSON lines, read as they are asked for: a shard of C4 has hundreds of thousands."""
     number = 0
     try:
-        with gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8") as lines:
+        with (
+            gzip.open(file, "rt", encoding="utf-8")
+            if file.suffix == ".gz"
+            else file.open(encoding="utf-8") as lines
+        ):
             for number, line in enumerate(lines, start=1):
                 yield _json_text(line, column, option, f"{option}.path={file}, line {number}")
     except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{option}.path={file} can't be read behind line {number} ({error}); download it again") from None
+        raise UserError(
+            f"{option}.path={file} can't be read behind line {number} ({error}); download it again"
+        ) from None
 
 
 def _json_text(line: str, column: str, option: str, where: str) -> str:
@@ -153,9 +173,15 @@ def _json_text(line: str, column: str, option: str, where: str) -> str:
     try:
         row = parse_json(line)
     except ValueError as error:
-        raise UserError(f"{wanted}, and it is no JSON ({error}); a plain text has another ending than .json or .jsonl") from None
+        raise UserError(
+            f"{wanted}, and it is no JSON ({error}); a plain text has another ending than .json or .jsonl"
+        ) from None
     text = row.get(column) if isinstance(row, dict) else None
     if not isinstance(text, str):
-        found = f"has {nearest(column, row) or 'no keys'}" if isinstance(row, dict) else f"is a {type(row).__name__}"
+        found = (
+            f"has {nearest(column, row) or 'no keys'}"
+            if isinstance(row, dict)
+            else f"is a {type(row).__name__}"
+        )
         raise UserError(f"{wanted}, and it {found}")
     return text

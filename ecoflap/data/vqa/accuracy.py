@@ -27,7 +27,9 @@ def _without_one_apostrophe(word: str) -> list[str]:
 
 
 # A contraction is recognised where one apostrophe is missing. The last entry is the published table's own, the wrong way round as it is there.
-REPAIRED = {wrong: word for word in CONTRACTIONS.split() for wrong in _without_one_apostrophe(word)} | {"somebody'd": "somebodyd"}
+REPAIRED = {wrong: word for word in CONTRACTIONS.split() for wrong in _without_one_apostrophe(word)} | {
+    "somebody'd": "somebodyd"
+}
 DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(NUMBERS)}
 
 
@@ -95,4 +97,6 @@ def lemmatized(answer: str) -> str:
     Raises:
         UserError: spaCy is not installed.
     """
-    return " ".join(token.lemma_ if token.pos_ in ("NOUN", "VERB") else token.text for token in lemmatizer()(answer))
+    return " ".join(
+        token.lemma_ if token.pos_ in ("NOUN", "VERB") else token.text for token in lemmatizer()(answer)
+    )

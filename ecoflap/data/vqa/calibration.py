@@ -42,7 +42,9 @@ class VqaV2:
         Raises:
             UserError: they aren't.
         """
-        return require_files(self.path, VQAV2.questions.format(split=self.split), option, self.name, VQAV2.obtain)
+        return require_files(
+            self.path, VQAV2.questions.format(split=self.split), option, self.name, VQAV2.obtain
+        )
 
     def check_data(self, group: str) -> None:
         """Refuse questions that aren't there, or are damaged.
@@ -60,7 +62,9 @@ class VqaV2:
         """
         found = read_coco_questions(VQAV2, self.path, self.split, group)
         if not found:
-            raise UserError(f"{group}.path={self.path}: the files hold no questions; download them again. {VQAV2.obtain}")
+            raise UserError(
+                f"{group}.path={self.path}: the files hold no questions; download them again. {VQAV2.obtain}"
+            )
         return found
 
     def check_model(self, model: PrunableModel) -> None:
@@ -82,4 +86,8 @@ class VqaV2:
         chosen = [questions[index].example() for index in draw(len(questions), self.samples, seed)]
         require_images((one.image or "" for one in chosen), f"calibration={self.name}", VQAV2.obtain)
         asked = [replace(one, text=clean_question(one.text)) for one in chosen] if self.clean else chosen
-        return CalibrationSet(self.name, encode_all(model, asked, f"calibration={self.name}"), picture_sources(one.image for one in chosen))
+        return CalibrationSet(
+            self.name,
+            encode_all(model, asked, f"calibration={self.name}"),
+            picture_sources(one.image for one in chosen),
+        )

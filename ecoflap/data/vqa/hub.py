@@ -47,7 +47,9 @@ class HubQuestions:
         try:
             return [self.question(row, folder) for row in rows]
         except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{option}: {self.dataset} is not as expected ({type(error).__name__}: {error}); give a folder with task.path") from None
+            raise UserError(
+                f"{option}: {self.dataset} is not as expected ({type(error).__name__}: {error}); give a folder with task.path"
+            ) from None
 
     def write_pictures(self, questions: Iterable[Question], option: str) -> None:
         """Write the files of the pictures that are asked about, where they are not there.
@@ -60,7 +62,9 @@ class HubQuestions:
             return
         import datasets
 
-        rows = self._load(self.pictures or self.config, option).cast_column("image", datasets.Image(decode=False))
+        rows = self._load(self.pictures or self.config, option).cast_column(
+            "image", datasets.Image(decode=False)
+        )
         names = rows["id"] if self.pictures else [one.image for one in self.read(option)]
         for index, name in enumerate(names):
             file = self._folder() / f"{name}.jpg" if self.pictures else Path(name)
@@ -95,7 +99,14 @@ def _write(file: Path, image: dict[str, Any]) -> None:
 
 def _coco(row: dict[str, Any], folder: Path, number: int, answers: list[str]) -> Question:
     image = folder / f"COCO_val2014_{number:012d}.jpg"
-    return Question(str(row["question_id"]), row["question"], str(image), tuple(answers), row["question_type"], row["answer_type"])
+    return Question(
+        str(row["question_id"]),
+        row["question"],
+        str(image),
+        tuple(answers),
+        row["question_type"],
+        row["answer_type"],
+    )
 
 
 def _vqav2(row: dict[str, Any], folder: Path) -> Question:
@@ -114,5 +125,12 @@ def _gqa(row: dict[str, Any], folder: Path) -> Question:
 HUB = {
     "vqav2": HubQuestions("lmms-lab/VQAv2", "validation", _vqav2, VQAV2.obtain),
     "okvqa": HubQuestions("lmms-lab/OK-VQA", "val2014", _okvqa, OKVQA.obtain),
-    "gqa": HubQuestions("lmms-lab/GQA", "testdev", _gqa, GQA_OBTAIN, "testdev_balanced_instructions", "testdev_balanced_images"),
+    "gqa": HubQuestions(
+        "lmms-lab/GQA",
+        "testdev",
+        _gqa,
+        GQA_OBTAIN,
+        "testdev_balanced_instructions",
+        "testdev_balanced_images",
+    ),
 }

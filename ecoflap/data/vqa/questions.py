@@ -86,7 +86,9 @@ class PublishedQuestions(ABC):
         if self.path is None:
             self.hub.write_pictures(questions, f"task={self.name}")
         self.require_pictures(questions)
-        asked = [replace(one, text=clean_question(one.text)) for one in questions] if self.clean else questions
+        asked = (
+            [replace(one, text=clean_question(one.text)) for one in questions] if self.clean else questions
+        )
         return QuestionsEvaluation(self, asked, model.interface, self.choices())
 
     def check_data(self, group: str) -> None:
@@ -140,7 +142,11 @@ class PublishedQuestions(ABC):
         Raises:
             UserError: they aren't.
         """
-        return None if self.path is None else require_files(self.path, self.questions, option, self.name, self.obtain)
+        return (
+            None
+            if self.path is None
+            else require_files(self.path, self.questions, option, self.name, self.obtain)
+        )
 
     def score(self, answer: str, question: Question) -> float:
         """How right an answer is, from 0 to 1."""
@@ -163,11 +169,17 @@ class QuestionsEvaluation:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on beside the model."""
-        asked = [(one.id, one.text, one.answers, one.question_type, one.answer_type) for one in self.questions]
+        asked = [
+            (one.id, one.text, one.answers, one.question_type, one.answer_type) for one in self.questions
+        ]
         inputs = fingerprint_by_size(asked, (one.image for one in self.questions), self.interface)
         elsewhere = ("path", "limit", "batch_size", "clean", "answer_list", "k_test")
         options = {key: value for key, value in vars(self.task).items() if key not in elsewhere}
-        choices = None if self.choices is None else hashlib.blake2b(repr(self.choices).encode(), digest_size=16).hexdigest()
+        choices = (
+            None
+            if self.choices is None
+            else hashlib.blake2b(repr(self.choices).encode(), digest_size=16).hexdigest()
+        )
         return {"metric": self.task.metric, "inputs": inputs, "choices": choices, **options}
 
     @torch.no_grad()
@@ -177,12 +189,16 @@ class QuestionsEvaluation:
         Where the right answers are not public, the number alone; the answers then go into a file.
         """
         model.module.eval()
-        answers = prediction_log.run(parts(self.questions, self.task.batch_size), lambda batch: self._ask(model, batch))
+        answers = prediction_log.run(
+            parts(self.questions, self.task.batch_size), lambda batch: self._ask(model, batch)
+        )
         if not any(one.answers for one in self.questions):
             self._write_for_evalai(answers, prediction_log)
             return {"questions": len(answers)}
         scores = [self.task.score(answer, one) for answer, one in zip(answers, self.questions, strict=True)]
-        by_answer = _means([f"accuracy_{one.answer_type.replace('/', '_')}" for one in self.questions], scores)
+        by_answer = _means(
+            [f"accuracy_{one.answer_type.replace('/', '_')}" for one in self.questions], scores
+        )
         by_question = _means([one.question_type for one in self.questions], scores)
         return {"accuracy": 100 * fmean(scores), **by_answer, **by_question, "questions": len(scores)}
 
@@ -191,7 +207,9 @@ class QuestionsEvaluation:
         if self.choices is not None:
             chosen: list[str] = self.interface.rank(model, examples, self.choices.answers, self.choices.k)
             return chosen
-        generation = Generation(self.task.beams, self.task.max_new_tokens, length_penalty=self.task.length_penalty)
+        generation = Generation(
+            self.task.beams, self.task.max_new_tokens, length_penalty=self.task.length_penalty
+        )
         written: list[str] = self.interface.answer(model, examples, generation)
         return written
 
@@ -200,7 +218,10 @@ class QuestionsEvaluation:
         if prediction_log.file is None:
             return
         file = prediction_log.file.with_name(f"{prediction_log.file.stem}_evalai.json")
-        rows = [{"question_id": int(one.id), "answer": answer} for one, answer in zip(self.questions, answers, strict=True)]
+        rows = [
+            {"question_id": int(one.id), "answer": answer}
+            for one, answer in zip(self.questions, answers, strict=True)
+        ]
         file.write_text(json.dumps(rows), encoding="utf-8")
         log.info("%s: its answers are not public; EvalAI scores %s", self.task.name, file)
 

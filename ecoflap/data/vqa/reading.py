@@ -92,7 +92,11 @@ def read_answer_list(folder: str, file: str) -> tuple[str, ...]:
     if not path.is_file():
         raise UserError(f"task.answer_list={file}: there is no {path}. {ANSWERS_OBTAIN}")
     answers = read_json(path)
-    if not isinstance(answers, list) or not answers or not all(isinstance(answer, str) and answer for answer in answers):
+    if (
+        not isinstance(answers, list)
+        or not answers
+        or not all(isinstance(answer, str) and answer for answer in answers)
+    ):
         raise UserError(f'task.answer_list={file} must be a JSON list of answers, such as ["yes", "no"]')
     return tuple(dict.fromkeys(answers))
 
@@ -121,7 +125,13 @@ def read_coco_questions(source: CocoQuestions, folder: str | None, split: str, o
         annotations = {entry["question_id"]: entry for entry in content["annotations"]}
         kinds = content.get("question_types", {})  # OK-VQA's annotations only hold the keys of its categories
         pictures = said.parent / f"{split}2014"
-        return _answered([_coco_question(entry, annotations[entry["question_id"]], pictures, kinds) for entry in read_json(asked)["questions"]], said)
+        return _answered(
+            [
+                _coco_question(entry, annotations[entry["question_id"]], pictures, kinds)
+                for entry in read_json(asked)["questions"]
+            ],
+            said,
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _unlike(f"{asked} and {said.name}", error, source.obtain) from None
 
@@ -143,7 +153,12 @@ def read_test_questions(source: CocoQuestions, folder: str | None, split: str, o
     pictures = file.parent / "test2015"
     try:
         asked = read_json(file)["questions"]
-        return [Question(str(one["question_id"]), one["question"], _picture(pictures, one["image_id"]), (), "", "") for one in asked]
+        return [
+            Question(
+                str(one["question_id"]), one["question"], _picture(pictures, one["image_id"]), (), "", ""
+            )
+            for one in asked
+        ]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise _unlike(str(file), error, source.obtain) from None
 
@@ -152,7 +167,9 @@ def _picture(folder: Path, number: int) -> str:
     return str(folder / f"COCO_{folder.name}_{number:012d}.jpg")
 
 
-def _coco_question(entry: dict[str, Any], annotation: dict[str, Any], pictures: Path, kinds: dict[str, str]) -> Question:
+def _coco_question(
+    entry: dict[str, Any], annotation: dict[str, Any], pictures: Path, kinds: dict[str, str]
+) -> Question:
     kind = annotation["question_type"]
     return Question(
         id=str(entry["question_id"]),
@@ -181,7 +198,9 @@ def gqa_question(key: str, entry: dict[str, Any], pictures: Path) -> Question:
     """A question as GQA has it, whose pictures are in a folder; everything but a query is binary in its balanced testdev."""
     kind = entry["types"]["structural"]
     image = str(pictures / f"{entry['imageId']}.jpg")
-    return Question(key, entry["question"], image, (entry["answer"],), kind, "open" if kind == "query" else "binary")
+    return Question(
+        key, entry["question"], image, (entry["answer"],), kind, "open" if kind == "query" else "binary"
+    )
 
 
 def _answered(questions: list[Question], file: Path) -> list[Question]:
@@ -191,7 +210,9 @@ def _answered(questions: list[Question], file: Path) -> list[Question]:
         UserError: one has none, so nothing could be right.
     """
     if silent := [one.id for one in questions if not one.answers]:
-        raise UserError(f"{file}: {len(silent)} questions have no answers, such as {silent[0]}; take them out, or download the file again")
+        raise UserError(
+            f"{file}: {len(silent)} questions have no answers, such as {silent[0]}; take them out, or download the file again"
+        )
     return questions
 
 

@@ -60,7 +60,11 @@ class VqaV2(PublishedQuestions):
         """The 214,354 questions of val, the 107,394 of test-dev or the 447,793 of test."""
         if self.split != "val":
             return read_test_questions(VQAV2, self.path, self.split, "task")
-        return self.hub.read("task=vqav2") if self.path is None else read_coco_questions(VQAV2, self.path, "val", "task")
+        return (
+            self.hub.read("task=vqav2")
+            if self.path is None
+            else read_coco_questions(VQAV2, self.path, "val", "task")
+        )
 
     def check_model(self, model: PrunableModel) -> None:
         """See ``PublishedQuestions``; where there is a list, the model has to choose.
@@ -102,7 +106,11 @@ class OkVqa(PublishedQuestions):
         """The 5,046 questions of val. The lemmatiser is looked for now, not after hours of answers."""
         if self.lemmatize:
             lemmatizer()
-        return self.hub.read("task=okvqa") if self.path is None else read_coco_questions(OKVQA, self.path, "val", "task")
+        return (
+            self.hub.read("task=okvqa")
+            if self.path is None
+            else read_coco_questions(OKVQA, self.path, "val", "task")
+        )
 
     def score(self, answer: str, question: Question) -> float:
         """How right an answer is, from 0 to 1."""

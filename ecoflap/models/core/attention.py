@@ -48,7 +48,10 @@ class OpenAttention(nn.MultiheadAttention):
             if self._qkv_same_embed_dim:
                 known = {PACKED: Projection(self, PACKED, slice(None))}
             else:
-                known = {name: Projection(self, name, slice(i * width, (i + 1) * width)) for i, name in enumerate(SEPARATE)}
+                known = {
+                    name: Projection(self, name, slice(i * width, (i + 1) * width))
+                    for i, name in enumerate(SEPARATE)
+                }
             self.__dict__["_projections"] = known
         return known
 
@@ -70,7 +73,9 @@ class OpenAttention(nn.MultiheadAttention):
         """
         packed_apart = self._qkv_same_embed_dim and not (query is key and key is value)
         if packed_apart or self.bias_k is not None or self.add_zero_attn or query.dim() != 3:
-            return super().forward(query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal)
+            return super().forward(
+                query, key, value, key_padding_mask, need_weights, attn_mask, average_attn_weights, is_causal
+            )
         q, k, v = (self._heads(projected) for projected in self._project(query, key, value))
         mask = _merged_mask(attn_mask, key_padding_mask, len(q), self.num_heads, q.dtype)
         dropout = self.dropout if self.training else 0.0
@@ -83,7 +88,9 @@ class OpenAttention(nn.MultiheadAttention):
         """Queries, keys and values in the layout that they came in."""
         if self._qkv_same_embed_dim:
             return tuple(self.projections[PACKED](query).chunk(3, dim=-1))
-        return tuple(self.projections[name](inputs) for name, inputs in zip(SEPARATE, (query, key, value), strict=True))
+        return tuple(
+            self.projections[name](inputs) for name, inputs in zip(SEPARATE, (query, key, value), strict=True)
+        )
 
     def _heads(self, projected: Tensor) -> Tensor:
         """[batch, heads, tokens, features of a head] of a projection in the module's layout."""
@@ -91,7 +98,9 @@ class OpenAttention(nn.MultiheadAttention):
         return first.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
 
-def _merged_mask(mask: Tensor | None, padding: Tensor | None, batch: int, heads: int, dtype: torch.dtype) -> Tensor | None:
+def _merged_mask(
+    mask: Tensor | None, padding: Tensor | None, batch: int, heads: int, dtype: torch.dtype
+) -> Tensor | None:
     """One additive mask that broadcasts to [batch, heads, queries, keys]."""
     merged = None
     if mask is not None:

@@ -33,7 +33,11 @@ class OnDemand(Sequence[Sample]):
     def __getitem__(self, index: slice) -> OnDemand: ...
 
     def __getitem__(self, index: int | slice) -> Sample | OnDemand:
-        return OnDemand(self.interface, self.examples[index]) if isinstance(index, slice) else self.interface.encode(self.examples[index])
+        return (
+            OnDemand(self.interface, self.examples[index])
+            if isinstance(index, slice)
+            else self.interface.encode(self.examples[index])
+        )
 
 
 _on_demand: ContextVar[bool] = ContextVar("on_demand", default=False)
@@ -62,11 +66,15 @@ def require_encoder(model: PrunableModel, option: str, pictures: bool) -> Any:
     """
     interface = require(model, Encodes, option)
     if pictures and not getattr(interface, "sees", False):
-        raise UserError(f"{option} shows pictures, and {model.name} reads only text; choose another calibration, such as wikitext2, or another model")
+        raise UserError(
+            f"{option} shows pictures, and {model.name} reads only text; choose another calibration, such as wikitext2, or another model"
+        )
     return interface
 
 
-def encode_all(model: PrunableModel, examples: Sequence[Example], option: str, classes: Classes | None = None) -> Sequence[Sample]:
+def encode_all(
+    model: PrunableModel, examples: Sequence[Example], option: str, classes: Classes | None = None
+) -> Sequence[Sample]:
     """Calibration samples of raw examples.
 
     Args:
@@ -88,7 +96,11 @@ def encode_all(model: PrunableModel, examples: Sequence[Example], option: str, c
 
 def pad_together(model: PrunableModel, samples: Sequence[Sample]) -> Sequence[Sample]:
     """Bring the texts to one length where the model's loss compares samples; elsewhere they stay as they are."""
-    return _padded(samples, model.interface.pad_token_id) if hasattr(model.interface, "pad_token_id") else samples
+    return (
+        _padded(samples, model.interface.pad_token_id)
+        if hasattr(model.interface, "pad_token_id")
+        else samples
+    )
 
 
 def _padded(samples: Sequence[Sample], pad: int) -> tuple[Sample, ...]:

@@ -64,7 +64,9 @@ PLAIN = ("transformers.models.falcon.modeling_falcon.FalconLinear", "timm.layers
 
 def is_layer(module: nn.Module) -> bool:
     """Whether the module holds one weight matrix and puts out the product with it, which a pruner understands."""
-    return is_linear(module) and is_plain(module) and isinstance(getattr(module, "weight", None), nn.Parameter)
+    return (
+        is_linear(module) and is_plain(module) and isinstance(getattr(module, "weight", None), nn.Parameter)
+    )
 
 
 def is_linear(module: nn.Module) -> bool:

@@ -40,7 +40,10 @@ def _by_token(logits: Tensor, labels: Tensor) -> Tensor:
     rows = []
     for some, wanted in zip(logits.split(samples), labels.split(samples), strict=True):
         parts = zip(some.split(tokens, dim=1), wanted.split(tokens, dim=1), strict=True)
-        losses = [cross_entropy(part.float().flatten(0, 1), target.flatten(), reduction="none").view(target.shape) for part, target in parts]
+        losses = [
+            cross_entropy(part.float().flatten(0, 1), target.flatten(), reduction="none").view(target.shape)
+            for part, target in parts
+        ]
         rows.append(torch.cat(losses, dim=1))
     return torch.cat(rows)
 
@@ -71,7 +74,9 @@ class _TokenLoss(torch.autograd.Function):
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """``token_loss`` of a decoder-only model, whose logits at one position predict the next token."""
     if logits.requires_grad:  # a slice of the logits would cost a copy of their gradient
-        return token_loss(logits, torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], dim=1))
+        return token_loss(
+            logits, torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], dim=1)
+        )
     return token_loss(logits[:, :-1], labels[:, 1:])
 
 
@@ -85,7 +90,9 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return cross_entropy(logits.float(), labels, reduction="none")
 
 
-def contrastive_loss(first: Tensor, second: Tensor, scale: Tensor | float, right: Tensor, copies: int = 1) -> Tensor:
+def contrastive_loss(
+    first: Tensor, second: Tensor, scale: Tensor | float, right: Tensor, copies: int = 1
+) -> Tensor:
     """Symmetric in-batch cross-entropy between two views of the same samples (CLIP's loss), [batch].
 
     A sample with several right partners is to find all of them: its target is uniform over them, as BLIP's is over the texts of a picture.
@@ -100,7 +107,9 @@ def contrastive_loss(first: Tensor, second: Tensor, scale: Tensor | float, right
     one, other = (features.float().unflatten(0, (copies, -1)) for features in (first, second))
     logits = scale * one @ other.transpose(1, 2)  # [copies, samples, samples]
     target = right / right.sum(dim=1, keepdim=True)
-    across, down = (-(table.log_softmax(dim=2) * target).sum(dim=2) for table in (logits, logits.transpose(1, 2)))
+    across, down = (
+        -(table.log_softmax(dim=2) * target).sum(dim=2) for table in (logits, logits.transpose(1, 2))
+    )
     return (across + down).flatten() / 2
 
 

@@ -27,7 +27,9 @@ def load_image(path: str) -> Any:
         with Image.open(path) as file:
             return (_eight_bits(file) if file.mode.startswith("I") else file).convert("RGB")
     except Exception as error:  # damaged files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, DecompressionBombError
-        raise UserError(f"the picture {path} cannot be read ({error}); check the folder that holds the data set's images") from None
+        raise UserError(
+            f"the picture {path} cannot be read ({error}); check the folder that holds the data set's images"
+        ) from None
 
 
 def _eight_bits(picture: Any) -> Any:
@@ -35,7 +37,9 @@ def _eight_bits(picture: Any) -> Any:
     from PIL import Image
 
     values = np.asarray(picture).clip(0, 65535)
-    return Image.fromarray((values // 256 if picture.mode != "I" or values.max(initial=0) > 255 else values).astype(np.uint8))
+    return Image.fromarray(
+        (values // 256 if picture.mode != "I" or values.max(initial=0) > 255 else values).astype(np.uint8)
+    )
 
 
 class Pixels:

@@ -19,7 +19,9 @@ def right_pairs(batch: Batch, copies: int) -> Tensor:
         batch: ``pixel_values`` [batch, ...], ``input_ids`` and ``attention_mask`` [batch, tokens].
         copies: replicas that the batch is made of.
     """
-    return find_positives((batch["pixel_values"], torch.stack([batch["input_ids"], batch["attention_mask"]], dim=1)), copies)
+    return find_positives(
+        (batch["pixel_values"], torch.stack([batch["input_ids"], batch["attention_mask"]], dim=1)), copies
+    )
 
 
 def find_positives(views: Sequence[Tensor], copies: int) -> Tensor:

@@ -6,7 +6,16 @@ import json
 import re
 from typing import Any
 
-ORIGIN = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "architectures", "processor_class", "_processor_class")
+ORIGIN = (
+    "_name_or_path",
+    "name_or_path",
+    "transformers_version",
+    "dtype",
+    "torch_dtype",
+    "architectures",
+    "processor_class",
+    "_processor_class",
+)
 PLAIN = (str, int, float, bool, list, tuple, dict, type(None))
 PARTS = ("tokenizer", "image_processor", "video_processor", "feature_extractor", "qformer_tokenizer")
 ADDRESS = re.compile(r" at 0x[0-9a-f]+")
@@ -37,14 +46,26 @@ def _settings(processor: Any) -> list[Any]:
     parts = [part for name in PARTS if (part := getattr(processor, name, None)) is not None]
     if not parts:
         return [without_origin(processor.to_dict())] if hasattr(processor, "to_dict") else []
-    own = {name: value for name, value in vars(processor).items() if isinstance(value, PLAIN) and not name.startswith("_")}
+    own = {
+        name: value
+        for name, value in vars(processor).items()
+        if isinstance(value, PLAIN) and not name.startswith("_")
+    }
     return [without_origin(own), *(settings for part in parts for settings in _settings(part))]
 
 
 def _tokenizer(tokenizer: Any) -> dict[str, Any]:
     """Vocabulary and rules; padding and truncation are set anew at each call and left out."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = {name: value for name, value in json.loads(backend.to_str()).items() if name not in ("padding", "truncation")} if backend else {}
+    rules = (
+        {
+            name: value
+            for name, value in json.loads(backend.to_str()).items()
+            if name not in ("padding", "truncation")
+        }
+        if backend
+        else {}
+    )
     return {
         "class": type(tokenizer).__name__,
         "rules": rules or tokenizer.get_vocab(),

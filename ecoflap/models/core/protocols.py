@@ -48,7 +48,9 @@ class Describes(Answers, Protocol):
 class Ranks(Protocol):
     """Chooses answers out of a list."""
 
-    def rank(self, model: PrunableModel, examples: Sequence[Example], answers: Sequence[str], k: int) -> list[str]:
+    def rank(
+        self, model: PrunableModel, examples: Sequence[Example], answers: Sequence[str], k: int
+    ) -> list[str]:
         """The likeliest answer to each question, among the ``k`` that begin with the likeliest tokens."""
 
 
@@ -97,7 +99,11 @@ def require(model: PrunableModel, protocol: Any, option: str) -> Any:
         UserError: it can't.
     """
     if not isinstance(model.interface, protocol):
-        able = [known for known in (Encodes, Answers, Describes, Embeds, Matches, Classifies, Chooses) if isinstance(model.interface, known)]
+        able = [
+            known
+            for known in (Encodes, Answers, Describes, Embeds, Matches, Classifies, Chooses)
+            if isinstance(model.interface, known)
+        ]
         group, what, such = option.split("=")[0], "reads only text", ", such as wikitext2"
         if set(able) - {Answers, Chooses}:
             what, such = f"only {' and '.join(known.__name__.lower() for known in able)}", ""

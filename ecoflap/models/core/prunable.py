@@ -36,7 +36,9 @@ class Inputs(dict[str, Tensor]):
         Raises:
             UserError: always.
         """
-        raise UserError(f"the model is scored on {name!r}, and these data have {', '.join(self)}; choose another calibration or task")
+        raise UserError(
+            f"the model is scored on {name!r}, and these data have {', '.join(self)}; choose another calibration or task"
+        )
 
 
 @dataclass(frozen=True)
@@ -94,18 +96,27 @@ class PrunableModel:
         samples = samples_in(batch)
         loss = self.loss_function(self.module, inputs, copies).float()
         if batch and loss.shape != (samples,):
-            raise UserError(f"the loss of {self.name} has shape {list(loss.shape)} for {samples} samples; model.loss must give one number per sample")
+            raise UserError(
+                f"the loss of {self.name} has shape {list(loss.shape)} for {samples} samples; model.loss must give one number per sample"
+            )
         return loss
 
     def loss_identity(self, name: str | None) -> dict[str, Any]:
         """What a loss depends on beside weights and samples: its name, the code of its file and of what the families share, the text classifier."""
         code = getattr(self.loss_function, "__code__", None)
-        files = [*([Path(code.co_filename)] if code is not None else []), *(Path(__file__).with_name(shared) for shared in SHARED_BY_LOSSES)]
+        files = [
+            *([Path(code.co_filename)] if code is not None else []),
+            *(Path(__file__).with_name(shared) for shared in SHARED_BY_LOSSES),
+        ]
         classes = getattr(self.interface, "classes", None)
         return {
             "name": name or getattr(self.loss_function, "__qualname__", ""),
-            "source": hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest(),
-            "classes": None if classes is None else hashlib.sha256(classes.cpu().float().numpy().tobytes()).hexdigest(),
+            "source": hashlib.sha256(
+                b"".join(file.read_bytes() for file in files if file.is_file())
+            ).hexdigest(),
+            "classes": None
+            if classes is None
+            else hashlib.sha256(classes.cpu().float().numpy().tobytes()).hexdigest(),
         }
 
     def parameter_count(self) -> int:
@@ -154,7 +165,11 @@ def in_float32(module: nn.Module) -> Iterator[None]:
 
     Weights that are away come in as what their stand-ins are.
     """
-    tensors = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.dtype in (torch.float16, torch.bfloat16)]
+    tensors = [
+        tensor
+        for tensor in (*module.parameters(), *module.buffers())
+        if tensor.dtype in (torch.float16, torch.bfloat16)
+    ]
     dtypes = [tensor.dtype for tensor in tensors]
     try:
         for tensor in tensors:
@@ -179,8 +194,16 @@ def quiet_forward(module: nn.Module) -> Iterator[None]:
     """
     training = {child: child.training for child in module.modules()}
     gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    configs = {id(config): config for child in module.modules() if (config := getattr(child, "config", None)) is not None}
-    caching = [(config, config.use_cache) for config in configs.values() if getattr(config, "use_cache", None) is not None]
+    configs = {
+        id(config): config
+        for child in module.modules()
+        if (config := getattr(child, "config", None)) is not None
+    }
+    caching = [
+        (config, config.use_cache)
+        for config in configs.values()
+        if getattr(config, "use_cache", None) is not None
+    ]
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)

@@ -21,8 +21,14 @@ OF_OTHERS = re.compile(r"vision|visual|image|patch|video|audio")
 
 def most_tokens(module: nn.Module) -> int | None:
     """The longest text for which a model has learned positions; null where it computes them for any length."""
-    tables = {path: table for path, table in module.named_modules() if isinstance(table, nn.Embedding) and TABLE.search(path)}
-    return min((_places(table) for path, table in tables.items() if not _is_of_others(module, path)), default=None)
+    tables = {
+        path: table
+        for path, table in module.named_modules()
+        if isinstance(table, nn.Embedding) and TABLE.search(path)
+    }
+    return min(
+        (_places(table) for path, table in tables.items() if not _is_of_others(module, path)), default=None
+    )
 
 
 def _is_of_others(module: nn.Module, path: str) -> bool:
@@ -30,7 +36,9 @@ def _is_of_others(module: nn.Module, path: str) -> bool:
     if OF_OTHERS.search(path):
         return True
     parts = path.split(".")
-    if "decoder" in parts:  # which writes texts; old releases say of all parts of Whisper that they read sound
+    if (
+        "decoder" in parts
+    ):  # which writes texts; old releases say of all parts of Whisper that they read sound
         return False
     around = [module.get_submodule(".".join(parts[:end])) for end in range(len(parts) - 1, 0, -1)]
     reads = (getattr(part, "main_input_name", None) for part in around)
@@ -69,7 +77,9 @@ def require_length(model: PrunableModel, tokens: int, option: str) -> None:
         raise UserError(f"{option}: {model.name} has positions for {most} tokens; choose no more")
     trained = trained_tokens(model.module)
     if most is None and trained is not None and tokens > trained:
-        _warn_once(f"{option}: {model.name} was made for {trained} tokens (max_position_embeddings); it is worse on more")
+        _warn_once(
+            f"{option}: {model.name} was made for {trained} tokens (max_position_embeddings); it is worse on more"
+        )
 
 
 @cache

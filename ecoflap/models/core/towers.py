@@ -91,10 +91,14 @@ def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> t
     """
     lists = block_lists(module)
     if not lists:
-        raise UserError(f"no towers found: {type(module).__name__} has no list of blocks that hold linear weights")
+        raise UserError(
+            f"no towers found: {type(module).__name__} has no list of blocks that hold linear weights"
+        )
     for tower, path in (wanted or {}).items():
         if path not in lists:
-            raise UserError(f"model.towers.{tower}={path} is not a list of blocks of {type(module).__name__}; found: {nearest(path, lists)}")
+            raise UserError(
+                f"model.towers.{tower}={path} is not a list of blocks of {type(module).__name__}; found: {nearest(path, lists)}"
+            )
     names = name_towers(lists, READS.get(str(getattr(module, "main_input_name", None))), wanted)
     left, seen = set(routers(module)), set[int]()
     return tuple(_tower(name, path, lists[path], left, seen) for name, path in names.items())
@@ -124,7 +128,9 @@ def _tower(
     return Tower(name, path, tuple(found))
 
 
-def select(towers: Sequence[Tower], names: Sequence[str] | None, skip_layers: Sequence[str] = ()) -> tuple[Tower, ...]:
+def select(
+    towers: Sequence[Tower], names: Sequence[str] | None, skip_layers: Sequence[str] = ()
+) -> tuple[Tower, ...]:
     """The towers to prune, without the layers whose name matches a ``skip_layers`` pattern.
 
     Raises:
@@ -133,8 +139,14 @@ def select(towers: Sequence[Tower], names: Sequence[str] | None, skip_layers: Se
     by_name = {tower.name: tower for tower in towers}
     for name in names or ():
         if name not in by_name:
-            raise UserError(f"towers={written(names or ())}: this model has no tower {name!r}; {did_you_mean(name, by_name)}")
-    chosen = [by_name[name] for name in by_name if (name in names if names is not None else kind_of(name) not in LEFT_DENSE)]
+            raise UserError(
+                f"towers={written(names or ())}: this model has no tower {name!r}; {did_you_mean(name, by_name)}"
+            )
+    chosen = [
+        by_name[name]
+        for name in by_name
+        if (name in names if names is not None else kind_of(name) not in LEFT_DENSE)
+    ]
     all_names = [layer.name for tower in chosen for layer in tower.layers]
     for pattern in skip_layers:
         try:
@@ -142,16 +154,24 @@ def select(towers: Sequence[Tower], names: Sequence[str] | None, skip_layers: Se
         except re.error as error:
             raise UserError(f"skip_layers: {pattern!r} is not a regular expression ({error})") from None
         if not matched:
-            raise UserError(f"skip_layers: {pattern!r} matches none of the {len(all_names)} layers; the nearest: {nearest(pattern, all_names)}")
+            raise UserError(
+                f"skip_layers: {pattern!r} matches none of the {len(all_names)} layers; the nearest: {nearest(pattern, all_names)}"
+            )
     result = tuple(_without(tower, skip_layers) for tower in chosen)
     if not any(tower.layers for tower in result):
-        raise UserError(f"towers={written(names)}, skip_layers={written(list(skip_layers))} leave no layer to prune; name fewer layers to skip")
+        raise UserError(
+            f"towers={written(names)}, skip_layers={written(list(skip_layers))} leave no layer to prune; name fewer layers to skip"
+        )
     return result
 
 
 def _without(tower: Tower, patterns: Sequence[str]) -> Tower:
     keep = lambda layer: not any(re.search(pattern, layer.name) for pattern in patterns)  # noqa: E731
-    return Tower(tower.name, tower.path, tuple(Block(b.name, b.module, tuple(filter(keep, b.layers))) for b in tower.blocks))
+    return Tower(
+        tower.name,
+        tower.path,
+        tuple(Block(b.name, b.module, tuple(filter(keep, b.layers))) for b in tower.blocks),
+    )
 
 
 def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[Tower]) -> list[Skipped]:

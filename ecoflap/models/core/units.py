@@ -26,7 +26,9 @@ class NarrowAttention(BlipAttention):
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """[batch, tokens, features] -> the same, and the attention weights [batch, heads, tokens, tokens]."""
-        heads: Tensor = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        heads: Tensor = (
+            self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
+        )
         query, key, value = heads  # [batch, heads, tokens, head_dim] each
         weights = self.dropout(softmax(query @ key.transpose(-1, -2) * self.scale, dim=-1))
         return self.projection((weights @ value).transpose(1, 2).flatten(2)), weights
@@ -56,7 +58,9 @@ class Units:
     def cost(self) -> int:
         """Weights that go with one unit; biases aren't counted."""
         linear, copies = self.reader
-        return copies * linear.out_features + sum(times * writer.in_features for writer, times in self.writers)
+        return copies * linear.out_features + sum(
+            times * writer.in_features for writer, times in self.writers
+        )
 
     @contextmanager
     def gated(self, gate: Tensor) -> Iterator[None]:
@@ -66,9 +70,14 @@ class Units:
             return (values.unflatten(-1, (-1, self.count)) * gate).flatten(-2)
 
         if self.kind == "attention":
-            handles = [linear.register_forward_hook(lambda _, __, output: scaled(output)) for linear, _ in self.writers]
+            handles = [
+                linear.register_forward_hook(lambda _, __, output: scaled(output))
+                for linear, _ in self.writers
+            ]
         else:
-            handles = [self.reader[0].register_forward_pre_hook(lambda _, inputs: (scaled(inputs[0]), *inputs[1:]))]
+            handles = [
+                self.reader[0].register_forward_pre_hook(lambda _, inputs: (scaled(inputs[0]), *inputs[1:]))
+            ]
         try:
             yield
         finally:
@@ -129,13 +138,24 @@ def find_units(model: PrunableModel) -> list[Units]:
     Raises:
         UserError: a layer is no part of an attention or MLP of transformers' BLIP, or only a part of one is to be pruned.
     """
-    found = [units for tower in model.towers for block in tower.blocks for units in _units_in(block.name, block.module)]
+    found = [
+        units
+        for tower in model.towers
+        for block in tower.blocks
+        for units in _units_in(block.name, block.module)
+    ]
     covered = {id(linear) for units in found for linear, _ in (*units.writers, units.reader)}
     missing = next((layer for layer in model.layers if id(layer.module) not in covered), None)
     chosen = {id(layer.module) for layer in model.layers}
     if missing is not None or not covered <= chosen:
-        what = f"{missing.name} of {model.name} is none" if missing is not None else "towers or skip_layers leave out parts of one"
-        raise UserError(f"a structured pruner cuts whole attentions and MLPs of transformers' BLIP, and {what}; choose another pruner, such as wanda")
+        what = (
+            f"{missing.name} of {model.name} is none"
+            if missing is not None
+            else "towers or skip_layers leave out parts of one"
+        )
+        raise UserError(
+            f"a structured pruner cuts whole attentions and MLPs of transformers' BLIP, and {what}; choose another pruner, such as wanda"
+        )
     return found
 
 
@@ -145,16 +165,41 @@ def _units_in(name: str, part: nn.Module) -> Iterator[Units]:
         full = ".".join(filter(None, (name, path)))
         if isinstance(child, BlipAttention):
             heads = inner.num_heads
-            yield Units(full, "attention", inner.head_dim, ((inner.qkv, 3 * heads),), (inner.projection, heads), _image_heads(inner))
+            yield Units(
+                full,
+                "attention",
+                inner.head_dim,
+                ((inner.qkv, 3 * heads),),
+                (inner.projection, heads),
+                _image_heads(inner),
+            )
         elif type(child).__name__ == "BlipTextAttention":
             heads = inner.self.num_attention_heads
-            writers = tuple((linear, heads) for linear in (inner.self.query, inner.self.key, inner.self.value))
-            yield Units(full, "attention", inner.self.attention_head_size, writers, (inner.output.dense, heads), _text_heads(inner.self))
+            writers = tuple(
+                (linear, heads) for linear in (inner.self.query, inner.self.key, inner.self.value)
+            )
+            yield Units(
+                full,
+                "attention",
+                inner.self.attention_head_size,
+                writers,
+                (inner.output.dense, heads),
+                _text_heads(inner.self),
+            )
         elif type(child).__name__ == "BlipMLP":
-            yield Units(full, "mlp", inner.fc1.out_features, ((inner.fc1, 1),), (inner.fc2, 1), lambda _: None)
+            yield Units(
+                full, "mlp", inner.fc1.out_features, ((inner.fc1, 1),), (inner.fc2, 1), lambda _: None
+            )
         elif type(child).__name__ == "BlipTextLayer":
             hidden = inner.intermediate.dense
-            yield Units(f"{full}.intermediate", "mlp", hidden.out_features, ((hidden, 1),), (inner.output.dense, 1), lambda _: None)
+            yield Units(
+                f"{full}.intermediate",
+                "mlp",
+                hidden.out_features,
+                ((hidden, 1),),
+                (inner.output.dense, 1),
+                lambda _: None,
+            )
 
 
 def _image_heads(attention: Any) -> Callable[[int], None]:

@@ -25,8 +25,16 @@ def local_settings(folder: Path) -> dict[str, Any]:
     """
     if not (folder / "config.json").is_file():
         inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
-        advice = f"give {folder / inside[0]}" if inside else "give a folder that save_pretrained wrote, or copy the checkpoint anew"
-        adapter = " but an adapter, which has to be merged into its model first" if (folder / "adapter_config.json").is_file() else ""
+        advice = (
+            f"give {folder / inside[0]}"
+            if inside
+            else "give a folder that save_pretrained wrote, or copy the checkpoint anew"
+        )
+        adapter = (
+            " but an adapter, which has to be merged into its model first"
+            if (folder / "adapter_config.json").is_file()
+            else ""
+        )
         raise UserError(f"model.path={folder} has no config.json{adapter}; {advice}")
     return _read_json(folder / "config.json")
 
@@ -41,9 +49,15 @@ def weight_files(folder: Path) -> list[Path]:
     if not single.is_file() and not index.is_file():
         if any((folder / name).is_file() for name in PICKLES):
             return []
-        found = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf"))
+        found = sorted(
+            path.name
+            for path in folder.iterdir()
+            if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
+        )
         instead = f", only {found[0]}" if found else ""
-        raise UserError(f"model.path={folder} has no weights: no {SINGLE} and no {INDEX}{instead}; save the model there with save_pretrained")
+        raise UserError(
+            f"model.path={folder} has no weights: no {SINGLE} and no {INDEX}{instead}; save the model there with save_pretrained"
+        )
     if single.is_file():
         _whole(folder, single)
         return [single]
@@ -53,11 +67,15 @@ def weight_files(folder: Path) -> list[Path]:
     files = sorted({str(file) for file in places.values()})
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
-        raise UserError(f"model.path={folder} lacks {missing[0]} ({len(missing)} of {len(files)} files that its {INDEX} names); copy it there")
+        raise UserError(
+            f"model.path={folder} lacks {missing[0]} ({len(missing)} of {len(files)} files that its {INDEX} names); copy it there"
+        )
     inside = {file: _whole(folder, folder / file) for file in files}
     lost = [name for name, file in places.items() if name not in inside[file]]
     if lost:
-        raise UserError(f"{places[lost[0]]} of model.path={folder} has no {lost[0]}, which its {INDEX} looks for there; copy both anew")
+        raise UserError(
+            f"{places[lost[0]]} of model.path={folder} has no {lost[0]}, which its {INDEX} looks for there; copy both anew"
+        )
     return [folder / file for file in files]
 
 
@@ -69,11 +87,15 @@ def stored_in(folder: Path) -> dict[str, StoredTensor]:
     """
     files = weight_files(folder)
     if not files:
-        raise UserError(f"runtime.offload=disk reads safetensors, and {folder} has none; save the model with save_pretrained first")
+        raise UserError(
+            f"runtime.offload=disk reads safetensors, and {folder} has none; save the model with save_pretrained first"
+        )
     try:
         return {name: tensor for file in files for name, tensor in stored_tensors(file).items()}
     except OSError as error:
-        raise UserError(f"the weights in model.path={folder} can't stay on the disk: {error}; use runtime.offload=cpu") from error
+        raise UserError(
+            f"the weights in model.path={folder} can't stay on the disk: {error}; use runtime.offload=cpu"
+        ) from error
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
@@ -82,7 +104,10 @@ def stored_dtype(folder: Path) -> torch.dtype:
     Raises:
         UserError: the folder holds no safetensors.
     """
-    return next((tensor.dtype for tensor in stored_in(folder).values() if tensor.dtype.is_floating_point), torch.float32)
+    return next(
+        (tensor.dtype for tensor in stored_in(folder).values() if tensor.dtype.is_floating_point),
+        torch.float32,
+    )
 
 
 def _whole(folder: Path, file: Path) -> Mapping[str, Any]:
@@ -97,7 +122,9 @@ def _read_json(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{file.name} of model.path={file.parent} is not valid JSON ({error}); copy it anew") from error
+        raise UserError(
+            f"{file.name} of model.path={file.parent} is not valid JSON ({error}); copy it anew"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{file.name} of model.path={file.parent} holds no settings; copy it anew")
     return content

@@ -124,7 +124,9 @@ def warn_unused(path: str, module: Any, names: Iterable[str]) -> None:
         )
 
 
-def _converted(path: str, module: nn.Module, stored: Mapping[str, StoredTensor]) -> tuple[dict[str, Place], list[str]]:
+def _converted(
+    path: str, module: nn.Module, stored: Mapping[str, StoredTensor]
+) -> tuple[dict[str, Place], list[str]]:
     """Places by the names in the model, and stored tensors that have none."""
     wanted = module.state_dict()
     found: dict[str, Place] = {}
@@ -139,9 +141,15 @@ def _converted(path: str, module: nn.Module, stored: Mapping[str, StoredTensor])
             groups.setdefault(target, (converter, []))[1].append((pattern, stored[name]))
     for first, (converter, sources) in groups.items():
         shapes = _convert(module, converter, first, sources, only_shapes=True)
-        found |= {target: ConvertedTensor(target, module, converter, first, tuple(sources)) for target in shapes}
+        found |= {
+            target: ConvertedTensor(target, module, converter, first, tuple(sources)) for target in shapes
+        }
         _check_shapes(path, wanted, {target: shape.shape for target, shape in shapes.items()})
-    _check_shapes(path, wanted, {target: place.shape for target, place in found.items() if isinstance(place, StoredTensor)})
+    _check_shapes(
+        path,
+        wanted,
+        {target: place.shape for target, place in found.items() if isinstance(place, StoredTensor)},
+    )
     return found, unused
 
 
@@ -159,11 +167,18 @@ def _check_shapes(path: str, wanted: Mapping[str, Tensor], shapes: Mapping[str, 
             )
 
 
-def _targets(module: Any, stored: Iterable[str], wanted: Mapping[str, Tensor]) -> Iterator[tuple[str, str, Any, str]]:
+def _targets(
+    module: Any, stored: Iterable[str], wanted: Mapping[str, Tensor]
+) -> Iterator[tuple[str, str, Any, str]]:
     """Of each stored tensor its name, the name in the model, the converter or null, and the converter's pattern."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+        from transformers.core_model_loading import (
+            WeightConverter,
+            WeightRenaming,
+            dot_natural_key,
+            rename_source_key,
+        )
     except ImportError:  # before the fifth release
         for name in sorted(stored):
             yield name, next((form for form in _forms(module, name) if form in wanted), name), None, ""
@@ -184,13 +199,21 @@ def _targets(module: Any, stored: Iterable[str], wanted: Mapping[str, Tensor]) -
 def _forms(module: Any, name: str) -> Iterator[str]:
     """What a stored name may be in a model of the fourth release: converted or not, with the base model's prefix or not."""
     mapping = (getattr(module, "_checkpoint_conversion_mapping", None) or {}).items()
-    converted = [re.sub(pattern, replacement, name) for pattern, replacement in mapping if re.search(pattern, name)]
+    converted = [
+        re.sub(pattern, replacement, name) for pattern, replacement in mapping if re.search(pattern, name)
+    ]
     prefix = f"{module.base_model_prefix}."
     for form in (*converted[:1], name):
         yield from (form, prefix + form, form.removeprefix(prefix))
 
 
-def _convert(module: Any, converter: Any, first: str, sources: Iterable[tuple[str, StoredTensor]], only_shapes: bool = False) -> dict[str, Tensor]:
+def _convert(
+    module: Any,
+    converter: Any,
+    first: str,
+    sources: Iterable[tuple[str, StoredTensor]],
+    only_shapes: bool = False,
+) -> dict[str, Tensor]:
     """What a converter makes of stored tensors, by the names in the model.
 
     Args:

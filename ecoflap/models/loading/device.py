@@ -27,11 +27,15 @@ def resolve_device(name: str) -> torch.device:
             raise RuntimeError("it holds no weights")
         torch.empty(0, device=name)
         device = torch.device(name)
-        if device.index is not None and device.type == getattr(torch.accelerator.current_accelerator(), "type", None):
+        if device.index is not None and device.type == getattr(
+            torch.accelerator.current_accelerator(), "type", None
+        ):
             torch.accelerator.set_device_index(device.index)  # of memory's figures, for one
         return device
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name} is not usable here ({str(error).splitlines()[0]}); device=auto or device=cpu is") from None
+        raise UserError(
+            f"device={name} is not usable here ({str(error).splitlines()[0]}); device=auto or device=cpu is"
+        ) from None
 
 
 def resolve_dtype(name: str) -> torch.dtype | None:

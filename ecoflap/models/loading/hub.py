@@ -19,7 +19,9 @@ def require_folder(path: str, option: str = "model.path") -> str:
     """
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():
-        raise UserError(f"{option}={path}: there is no such folder; give a folder that save_pretrained wrote, or a hub id such as org/name")
+        raise UserError(
+            f"{option}={path}: there is no such folder; give a folder that save_pretrained wrote, or a hub id such as org/name"
+        )
     return str(Path(path).expanduser()) if looks_local else path
 
 
@@ -52,13 +54,19 @@ def _in_short(error: Exception, local: bool) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     # The first line may only announce the second.
     said = (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".")
-    advice = "check the files there" if local else "give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
+    advice = (
+        "check the files there"
+        if local
+        else "give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
+    )
     return f"could not be loaded: {said}; {advice}"
 
 
 def _unpickled(error: BaseException | None) -> bool:
     """Whether an error, or what it was made of, is PyTorch's refusal to unpickle."""
-    return error is not None and (isinstance(error, UnpicklingError) or _unpickled(error.__cause__ or error.__context__))
+    return error is not None and (
+        isinstance(error, UnpicklingError) or _unpickled(error.__cause__ or error.__context__)
+    )
 
 
 def read_settings(path: str, revision: str | None) -> dict[str, Any]:
@@ -69,7 +77,9 @@ def read_settings(path: str, revision: str | None) -> dict[str, Any]:
     """
     if Path(path).is_dir():
         if revision is not None:
-            raise UserError(f"model.revision={revision} is for models of the hub, and model.path={path} is a local folder; leave it out")
+            raise UserError(
+                f"model.revision={revision} is for models of the hub, and model.path={path} is a local folder; leave it out"
+            )
         return local_settings(Path(path))
     from transformers import PretrainedConfig
 
@@ -100,4 +110,9 @@ def checkpoint_folder(path: str, revision: str | None) -> Path:
         return Path(path)
     from huggingface_hub import snapshot_download
 
-    return Path(from_hub(lambda: snapshot_download(path, revision=revision, allow_patterns=["*.safetensors", "*.json"]), path))
+    return Path(
+        from_hub(
+            lambda: snapshot_download(path, revision=revision, allow_patterns=["*.safetensors", "*.json"]),
+            path,
+        )
+    )

@@ -43,7 +43,9 @@ def check_kind(path: str, settings: Mapping[str, Any], config_class: Any, model_
 
     kind = settings.get("model_type")
     if not isinstance(kind, str):
-        raise UserError(f"the config.json of model.path={path} has no model_type, so its kind of model is unknown; copy it anew")
+        raise UserError(
+            f"the config.json of model.path={path} has no model_type, so its kind of model is unknown; copy it anew"
+        )
     wanted = getattr(config_class, "model_type", "")
     if kind == wanted:
         return
@@ -55,6 +57,8 @@ def check_kind(path: str, settings: Mapping[str, Any], config_class: Any, model_
         )
     if wanted or CONFIG_MAPPING[kind] not in getattr(model_class, "_model_mapping", (CONFIG_MAPPING[kind],)):
         options = options_for(kind)
-        advice = f"use model={' or model='.join(options)}" if options else "no option of model loads such a model"
+        advice = (
+            f"use model={' or model='.join(options)}" if options else "no option of model loads such a model"
+        )
         loads = f"a {wanted}" if wanted else f"what {model_class.__name__} does"
         raise UserError(f"model.path={path} is a {kind}, and this option of model loads {loads}; {advice}")

@@ -17,7 +17,11 @@ def resized_positions(positions: Tensor, tokens: int) -> Tensor:
         return positions
     sides = [int((count - 1) ** 0.5) for count in (positions.shape[1], tokens)]
     grid = positions[:, 1:].float().unflatten(1, (sides[0], sides[0])).permute(0, 3, 1, 2)
-    resized = interpolate(grid, size=(sides[1], sides[1]), mode="bicubic", align_corners=False).flatten(2).transpose(1, 2)
+    resized = (
+        interpolate(grid, size=(sides[1], sides[1]), mode="bicubic", align_corners=False)
+        .flatten(2)
+        .transpose(1, 2)
+    )
     return torch.cat([positions[:, :1], resized.to(positions.dtype)], dim=1)
 
 
@@ -29,7 +33,9 @@ def look_at(module: Any, processor: Any, size: int) -> None:
     """
     embeddings, vision = module.vision_model.embeddings, module.config.vision_config
     if size < 1 or size % vision.patch_size:
-        raise UserError(f"model.image_size={size} must be a multiple of the patches of this model, which are {vision.patch_size} pixels wide")
+        raise UserError(
+            f"model.image_size={size} must be a multiple of the patches of this model, which are {vision.patch_size} pixels wide"
+        )
     tokens = 1 + (size // vision.patch_size) ** 2
     positions = embeddings.position_embedding
     if positions.device.type == "meta":

@@ -30,7 +30,9 @@ def load_weights(model_class: Any, path: str, revision: str | None, options: Map
     """
     with _without_tables():
         module, report = from_hub(
-            lambda: model_class.from_pretrained(path, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **options),
+            lambda: model_class.from_pretrained(
+                path, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **options
+            ),
             path,
         )
     if wrong := sorted(map(_mismatch, report["mismatched_keys"])):
@@ -82,7 +84,9 @@ def check_vocabulary(path: str, module: nn.Module, processor: Any) -> None:
     rows = _rows(module)
     if rows is None or not hasattr(tokenizer, "get_vocab"):
         return
-    highest = max(tokenizer("a")["input_ids"], default=0)  # the special tokens that are put around every text are in it
+    highest = max(
+        tokenizer("a")["input_ids"], default=0
+    )  # the special tokens that are put around every text are in it
     if tokenizer.vocab_size > rows or highest >= rows:
         raise UserError(
             f"the tokenizer of model.path={path} has {len(tokenizer)} tokens and its model embeds {rows}; "

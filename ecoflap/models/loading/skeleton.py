@@ -52,7 +52,10 @@ def framework(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
     with parameters_on_meta():
         module: nn.Module = build(config, **{DTYPE_OPTION: dtype})
         _untie_t5(module)
-    kept = {torch.float16: ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"), torch.bfloat16: ("_keep_in_fp32_modules_strict",)}
+    kept = {
+        torch.float16: ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
+        torch.bfloat16: ("_keep_in_fp32_modules_strict",),
+    }
     wide = {part for option in kept.get(dtype, ()) for part in getattr(module, option, None) or ()}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if wide.intersection(name.split(".")):
@@ -64,7 +67,10 @@ def read_generation_config(module: Any, folder: Path) -> None:
     """Give a model without weights what its checkpoint folder says of generation, as ``from_pretrained`` does."""
     from transformers import GenerationConfig
 
-    if getattr(module, "generation_config", None) is not None and (folder / "generation_config.json").is_file():
+    if (
+        getattr(module, "generation_config", None) is not None
+        and (folder / "generation_config.json").is_file()
+    ):
         module.generation_config = GenerationConfig.from_pretrained(folder)
 
 
@@ -72,7 +78,10 @@ def _untie_t5(module: nn.Module) -> None:
     """Give a T5 its own head again: the fifth release of transformers ties every new one, whatever its config says (a loaded one is right)."""
     for child in module.modules():
         head: Any = getattr(child, "lm_head", None)
-        if head is not None and getattr(getattr(child, "config", None), "scale_decoder_outputs", True) is False:
+        if (
+            head is not None
+            and getattr(getattr(child, "config", None), "scale_decoder_outputs", True) is False
+        ):
             head.weight = nn.Parameter(torch.empty_like(head.weight))
 
 

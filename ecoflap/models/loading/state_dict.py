@@ -22,7 +22,10 @@ class SavesStateDict(PrunableModel):
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors``."""
-        save_file({name: tensor.contiguous().clone() for name, tensor in self.module.state_dict().items()}, folder / "model.safetensors")
+        save_file(
+            {name: tensor.contiguous().clone() for name, tensor in self.module.state_dict().items()},
+            folder / "model.safetensors",
+        )
 
 
 def read_tensors(file: Path, option: str) -> Any:
@@ -32,9 +35,15 @@ def read_tensors(file: Path, option: str) -> Any:
         UserError: the file is neither.
     """
     try:
-        return load_file(file) if file.suffix == ".safetensors" else torch.load(file, map_location="cpu", weights_only=True)
+        return (
+            load_file(file)
+            if file.suffix == ".safetensors"
+            else torch.load(file, map_location="cpu", weights_only=True)
+        )
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        raise UserError(f"{option}={file} can't be read ({str(error).splitlines()[0]}); it is damaged, or holds other things than tensors") from None
+        raise UserError(
+            f"{option}={file} can't be read ({str(error).splitlines()[0]}); it is damaged, or holds other things than tensors"
+        ) from None
 
 
 def read_weights(module: nn.Module, file: Path, option: str) -> None:
@@ -44,7 +53,11 @@ def read_weights(module: nn.Module, file: Path, option: str) -> None:
         UserError: the file can't be read, or is of another model.
     """
     state, own = dict(read_tensors(file, option)), module.state_dict()
-    wrong = sorted(set(own) ^ set(state)) + [name for name in own.keys() & state.keys() if own[name].shape != state[name].shape]
+    wrong = sorted(set(own) ^ set(state)) + [
+        name for name in own.keys() & state.keys() if own[name].shape != state[name].shape
+    ]
     if wrong:
-        raise UserError(f"{option}={file} is of another model: {len(wrong)} weights do not fit, such as {wrong[0]}")
+        raise UserError(
+            f"{option}={file} is of another model: {len(wrong)} weights do not fit, such as {wrong[0]}"
+        )
     module.load_state_dict(state)

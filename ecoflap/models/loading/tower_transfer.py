@@ -40,14 +40,20 @@ def _take(module: Any, folder: str, prefix: str, option: str) -> None:
         with Checkpoint(Path(require_folder(folder, option))) as checkpoint:
             taken = {name: checkpoint.tensor(name).to(tensor.dtype) for name, tensor in own.items()}
     except FileNotFoundError as error:
-        raise UserError(f"{option}={folder}: {error}; give the checkpoint folder of a run with model.save=true") from None
+        raise UserError(
+            f"{option}={folder}: {error}; give the checkpoint folder of a run with model.save=true"
+        ) from None
     except KeyError as error:
-        raise UserError(f"{option}={folder} has no {error}; give the checkpoint folder of a BLIP-2 run") from None
+        raise UserError(
+            f"{option}={folder} has no {error}; give the checkpoint folder of a BLIP-2 run"
+        ) from None
     except (SafetensorError, ValueError) as error:
         raise UserError(f"{option}={folder} is damaged ({error}); copy it anew") from None
     if POSITIONS in taken:
         taken[POSITIONS] = resized_positions(taken[POSITIONS], own[POSITIONS].shape[1])
     wrong = [name for name, tensor in taken.items() if tensor.shape != own[name].shape]
     if wrong:
-        raise UserError(f"{option}={folder}: {wrong[0]} is {list(taken[wrong[0]].shape)} there and {list(own[wrong[0]].shape)} here")
+        raise UserError(
+            f"{option}={folder}: {wrong[0]} is {list(taken[wrong[0]].shape)} there and {list(own[wrong[0]].shape)} here"
+        )
     module.load_state_dict(taken, strict=False)

@@ -19,7 +19,15 @@ from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.checkpoint_folder import stored_in
 from ecoflap.models.loading.conversion import find_places, warn_unused
-from ecoflap.models.offload.placement import AT_A_TIME, InMemory, OnCpu, absent, block_bytes, bytes_outside, own_parameters
+from ecoflap.models.offload.placement import (
+    AT_A_TIME,
+    InMemory,
+    OnCpu,
+    absent,
+    block_bytes,
+    bytes_outside,
+    own_parameters,
+)
 from ecoflap.models.offload.shards import OnDisk, Shards, read_outside
 
 log = logging.getLogger(__name__)
@@ -63,9 +71,13 @@ def require_loaded(loader: Any, *options: str) -> None:
     Raises:
         UserError: if the weights are left on the disk, and one of the options is set.
     """
-    given = [f"model.{option}={value}" for option in options if (value := getattr(loader, option)) is not None]
+    given = [
+        f"model.{option}={value}" for option in options if (value := getattr(loader, option)) is not None
+    ]
     if given and streaming() is not None:
-        raise UserError(f"{given[0]} changes weights as they are loaded, and runtime.offload=disk leaves them on the disk; use runtime.offload=cpu")
+        raise UserError(
+            f"{given[0]} changes weights as they are loaded, and runtime.offload=disk leaves them on the disk; use runtime.offload=cpu"
+        )
 
 
 @contextmanager
@@ -111,7 +123,11 @@ def load_offloaded(loader: Any, device: torch.device, selection: Any, kind: str,
     if kind == "none":
         model: PrunableModel = loader.load(device, selection)
         return model
-    return _on_cpu(loader, device, selection, work) if kind == "cpu" else _on_disk(loader, device, selection, work)
+    return (
+        _on_cpu(loader, device, selection, work)
+        if kind == "cpu"
+        else _on_disk(loader, device, selection, work)
+    )
 
 
 def _on_cpu(loader: Any, device: torch.device, selection: Any, work: Path) -> PrunableModel:
@@ -176,7 +192,11 @@ def show_plan(kind: str, model: PrunableModel, device: torch.device) -> None:
         UserError: the weights in use at a time don't fit the device.
     """
     plan = memory_plan(model)
-    table(f"memory (runtime.offload={kind}, on {device})", ["what", "size"], [(what, f"{size / 2**20:,.1f} MiB") for what, size in plan])
+    table(
+        f"memory (runtime.offload={kind}, on {device})",
+        ["what", "size"],
+        [(what, f"{size / 2**20:,.1f} MiB") for what, size in plan],
+    )
     needed, free = dict(plan)["weights in use"], free_memory(device)
     if needed > free:
         raise UserError(

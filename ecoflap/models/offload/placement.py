@@ -85,11 +85,22 @@ class Source(Protocol):
 class Offloaded(Placement):
     """Blocks live in a source, and visit the device."""
 
-    def __init__(self, kind: str, module: nn.Module, blocks: list[Block], source: Source, device: torch.device, folder: Path) -> None:
+    def __init__(
+        self,
+        kind: str,
+        module: nn.Module,
+        blocks: list[Block],
+        source: Source,
+        device: torch.device,
+        folder: Path,
+    ) -> None:
         """Take the blocks over; from now on their ``forward`` brings their weights in."""
         self.kind, self.source, self.device, self.folder = kind, source, device, folder
         self.parameters = own_parameters(module, blocks)
-        self.dtypes = {block: {name: parameter.dtype for name, parameter in mine.items()} for block, mine in self.parameters.items()}
+        self.dtypes = {
+            block: {name: parameter.dtype for name, parameter in mine.items()}
+            for block, mine in self.parameters.items()
+        }
         self._present: list[str] = []  # names of blocks, the least recently used first
         self._checked: set[str] = set()
         for block in blocks:
@@ -111,8 +122,12 @@ class Offloaded(Placement):
             mine = self.parameters[name]
             for full, tensor in self.source.read(self.dtypes[name]).items():
                 if name not in self._checked and not torch.isfinite(tensor).all():
-                    raise NumericalError(f"{full} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned")
-                mine[full].data = tensor.to(self.device, mine[full].dtype)  # a scorer may hold half-precision weights in fp32
+                    raise NumericalError(
+                        f"{full} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned"
+                    )
+                mine[full].data = tensor.to(
+                    self.device, mine[full].dtype
+                )  # a scorer may hold half-precision weights in fp32
             self._checked.add(name)
         self._present.append(name)
 
@@ -128,13 +143,20 @@ class Offloaded(Placement):
 
     def changed(self, block: Block) -> None:
         """Give the block's weights as they are now to the source."""
-        self.source.write(block.name, {full: parameter.detach().cpu() for full, parameter in self.parameters[block.name].items()})
+        self.source.write(
+            block.name,
+            {full: parameter.detach().cpu() for full, parameter in self.parameters[block.name].items()},
+        )
 
     def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Iterable[Tensor]]]:
         """The entries of the module's state dict; a block's are read for the moment."""
         offloaded = {name: dtype for mine in self.dtypes.values() for name, dtype in mine.items()}
         for name, tensor in module.state_dict().items():
-            yield name, tensor, [self.source.read({name: offloaded[name]})[name] if name in offloaded else tensor]
+            yield (
+                name,
+                tensor,
+                [self.source.read({name: offloaded[name]})[name] if name in offloaded else tensor],
+            )
 
 
 class OnCpu(Offloaded):
@@ -201,5 +223,9 @@ def own_parameters(module: nn.Module, blocks: list[Block]) -> dict[str, dict[str
     found: dict[str, dict[str, nn.Parameter]] = {}
     for block in blocks:
         mine = {f"{block.name}.{name}": parameter for name, parameter in block.module.named_parameters()}
-        found[block.name] = {name: p for name, p in mine.items() if all(place.startswith(f"{block.name}.") for place in places[id(p)])}
+        found[block.name] = {
+            name: p
+            for name, p in mine.items()
+            if all(place.startswith(f"{block.name}.") for place in places[id(p)])
+        }
     return found

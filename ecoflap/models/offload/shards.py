@@ -51,7 +51,11 @@ class Shards:
         path, beside = self.work / f"{block}.safetensors", self.work / f"{block}.partial"
         with writing("pruned blocks", self.work):
             self.work.mkdir(parents=True, exist_ok=True)
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, beside, metadata={"format": "pt"})
+            save_file(
+                {name: tensor.contiguous() for name, tensor in tensors.items()},
+                beside,
+                metadata={"format": "pt"},
+            )
         beside.replace(path)
         self.changed.update(stored_tensors(path))
 
@@ -88,14 +92,21 @@ class OnDisk(Offloaded):
             places |= dict.fromkeys(saved, file)
             total += sum(tensor.nbytes for tensor in saved.values())
         offloaded = {name for mine in self.parameters.values() for name in mine}
-        rest = _untied({name: tensor for name, tensor in module.state_dict().items() if name not in offloaded})
+        rest = _untied(
+            {name: tensor for name, tensor in module.state_dict().items() if name not in offloaded}
+        )
         named = {id(tensor): name for name, tensor in rest.items()}
         saved = saved_form(module, rest)
         parts = lambda name: self._parts(named.get(id(saved[name])), saved[name])  # noqa: E731
         write_in_parts(folder / "model-00000.safetensors", saved, parts)
         places |= dict.fromkeys(saved, "model-00000.safetensors")
         total += sum(tensor.nbytes for tensor in saved.values())
-        (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}, indent=2) + "\n")
+        (folder / INDEX).write_text(
+            json.dumps(
+                {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))}, indent=2
+            )
+            + "\n"
+        )
         for settings in ("config", "generation_config"):
             if getattr(module, settings, None) is not None:
                 getattr(module, settings).save_pretrained(folder)
@@ -116,10 +127,14 @@ class OnDisk(Offloaded):
 def _untied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """One name for each tensor."""
     seen: dict[int, str] = {}
-    return {name: tensor for name, tensor in tensors.items() if seen.setdefault(tensor.data_ptr(), name) == name}
+    return {
+        name: tensor for name, tensor in tensors.items() if seen.setdefault(tensor.data_ptr(), name) == name
+    }
 
 
-def read_outside(module: nn.Module, places: Mapping[str, Place], offloaded: set[str], device: torch.device) -> None:
+def read_outside(
+    module: nn.Module, places: Mapping[str, Place], offloaded: set[str], device: torch.device
+) -> None:
     """Give a skeleton the weights that belong to no block, and the buffers that the checkpoint has.
 
     Raises:
@@ -134,8 +149,12 @@ def read_outside(module: nn.Module, places: Mapping[str, Place], offloaded: set[
             place = places[name]
             if id(parameter) not in made:
                 if not all(torch.isfinite(part).all() for part in place.parts()):
-                    raise NumericalError(f"{name} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned")
-                made[id(parameter)] = nn.Parameter(place.mapped().to(device, parameter.dtype), parameter.requires_grad)
+                    raise NumericalError(
+                        f"{name} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned"
+                    )
+                made[id(parameter)] = nn.Parameter(
+                    place.mapped().to(device, parameter.dtype), parameter.requires_grad
+                )
             owner._parameters[attribute] = made[id(parameter)]
             if type(owner) is nn.Embedding and owner.max_norm is None and device.type == "cpu":
                 owner.forward = _lookup(owner, place)  # type: ignore[method-assign, assignment]

@@ -31,9 +31,16 @@ def make_plan(config: DictConfig, folder: Path, preflight: Preflight | None = No
         UserError: a value is impossible, data are not there, or the model can't do what it has to.
     """
     check_merged()
-    parts = {group: build(group, config[group]) for group in ("model", "calibration", "allocation", "pruner", "tracking")}
+    parts = {
+        group: build(group, config[group])
+        for group in ("model", "calibration", "allocation", "pruner", "tracking")
+    }
     tasks = build_tasks(config.task)
-    scorer = build("score", config.score) if "_target_" in config.score and parts["allocation"].needs_scores else None
+    scorer = (
+        build("score", config.score)
+        if "_target_" in config.score and parts["allocation"].needs_scores
+        else None
+    )
     finetuner = build("finetune", config.finetune) if "finetune" in config.steps else None
     plan = Plan(
         config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
@@ -72,9 +79,13 @@ def build_tasks(node: DictConfig) -> dict[str, Task]:
         task = build("task", node)
         return {task.name: task}
     if not node.tasks:
-        raise UserError("task.tasks is empty: a suite needs at least one task: task=[easy_vqa], or easy_vqa@tasks.easy_vqa in a file's defaults")
+        raise UserError(
+            "task.tasks is empty: a suite needs at least one task: task=[easy_vqa], or easy_vqa@tasks.easy_vqa in a file's defaults"
+        )
     if inner := [name for name, member in node.tasks.items() if "tasks" in member]:
-        raise UserError(f"task: {inner[0]} is a suite itself and can't be one task of another; name its tasks, or run it by itself")
+        raise UserError(
+            f"task: {inner[0]} is a suite itself and can't be one task of another; name its tasks, or run it by itself"
+        )
     return {str(name): build(f"task.tasks.{name}", member) for name, member in node.tasks.items()}
 
 
@@ -85,7 +96,9 @@ def make_store(folder: str, mode: str) -> Store:
         UserError: no such mode, or no such place.
     """
     if mode != "off" and (not folder or (Path(folder).exists() and not Path(folder).is_dir())):
-        raise UserError(f"cache={folder} is no folder; choose another place, such as cache=outputs/cache, or cache_mode=off")
+        raise UserError(
+            f"cache={folder} is no folder; choose another place, such as cache=outputs/cache, or cache_mode=off"
+        )
     if mode not in get_args(Mode):
         raise UserError(f"cache_mode={mode} is not known; {did_you_mean(mode, get_args(Mode))}")
     return Store(Path(folder), mode)  # type: ignore[arg-type]

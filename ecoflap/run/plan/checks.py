@@ -37,19 +37,25 @@ def check_options(plan: Plan) -> None:
     if config["batch_size"] < 1:
         raise UserError(f"batch_size={config['batch_size']} must be at least 1")
     if not 0 <= config["seed"] < SEEDS:
-        raise UserError(f"seed={config['seed']} is outside [0, 2**32), the seeds that every random generator takes; choose one such as seed=0")
+        raise UserError(
+            f"seed={config['seed']} is outside [0, 2**32), the seeds that every random generator takes; choose one such as seed=0"
+        )
     check_towers(config["towers"])
     check_propagate(config["propagate"])
     check_offload(offload)
     if offload != "none" and plan.finetuner is not None:
-        raise UserError(f"runtime.offload={offload}: finetune trains all weights at once, so they have to be in memory")
+        raise UserError(
+            f"runtime.offload={offload}: finetune trains all weights at once, so they have to be in memory"
+        )
     if plan.finetuner is not None and config["device"].partition(":")[2] not in ("", "0"):
         raise UserError(
             f"device={config['device']}: finetune trains on the first accelerator that it sees (the trainer's rule); "
             f"use device=auto with CUDA_VISIBLE_DEVICES={config['device'].partition(':')[2]}"
         )
     if offload != "none" and isinstance(plan.pruner, WholeModelPruner):
-        raise UserError(f"pruner={plan.pruner.name} compares all weights at once, so they have to be in memory; use runtime.offload=none")
+        raise UserError(
+            f"pruner={plan.pruner.name} compares all weights at once, so they have to be in memory; use runtime.offload=none"
+        )
 
 
 def check_towers(towers: list[str] | None) -> None:
@@ -59,7 +65,9 @@ def check_towers(towers: list[str] | None) -> None:
         UserError: it is empty, or names one twice.
     """
     if towers is not None and (not towers or len(set(towers)) < len(towers)):
-        raise UserError(f"towers={written(towers)} names {'one twice' if towers else 'none'}; name each once, or towers=null for the default")
+        raise UserError(
+            f"towers={written(towers)} names {'one twice' if towers else 'none'}; name each once, or towers=null for the default"
+        )
 
 
 def check_steps(plan: Plan) -> None:
@@ -73,7 +81,9 @@ def check_steps(plan: Plan) -> None:
         if step not in STEPS:
             raise UserError(f"steps={written(steps)}: there is no step {step!r}; {did_you_mean(step, STEPS)}")
     if not steps or steps != [step for step in STEPS if step in steps]:
-        raise UserError(f"steps={written(steps)} must be some of {', '.join(STEPS)}, each once and in this order")
+        raise UserError(
+            f"steps={written(steps)} must be some of {', '.join(STEPS)}, each once and in this order"
+        )
     if "finetune" in steps and "prune" not in steps:
         raise UserError(f"steps={written(steps)}: finetune needs prune, whose zeros it keeps; add it")
     if isinstance(plan.pruner, WholeModelPruner):
@@ -90,7 +100,9 @@ def check_steps(plan: Plan) -> None:
                 f"steps={written(steps)}: {step} needs {needed}; add it, or take one: allocation=file allocation.path=RUN/allocation.json"
             )
     if "prune" in steps and plan.pruner.statistic is not None and "calibrate" not in steps:
-        raise UserError(f"steps={written(steps)}: pruner={plan.pruner.name} looks at data, so prune needs calibrate; add it")
+        raise UserError(
+            f"steps={written(steps)}: pruner={plan.pruner.name} looks at data, so prune needs calibrate; add it"
+        )
 
 
 def _check_whole_model(plan: Plan, pruner: WholeModelPruner) -> None:
@@ -100,11 +112,17 @@ def _check_whole_model(plan: Plan, pruner: WholeModelPruner) -> None:
         UserError: it is given some, or lacks its data.
     """
     if plan.scorer is not None:
-        raise UserError(f"pruner={pruner.name} compares all weights by itself, so score={plan.scorer.name} would change nothing; use score=none")
+        raise UserError(
+            f"pruner={pruner.name} compares all weights by itself, so score={plan.scorer.name} would change nothing; use score=none"
+        )
     if not plan.allocator.needs_scores:
-        raise UserError(f"pruner={pruner.name} compares all weights by itself; allocation={plan.allocator.name} would change nothing, leave it out")
+        raise UserError(
+            f"pruner={pruner.name} compares all weights by itself; allocation={plan.allocator.name} would change nothing, leave it out"
+        )
     if "prune" in plan.steps and pruner.requires_calibration and "calibrate" not in plan.steps:
-        raise UserError(f"steps={written(plan.steps)}: pruner={pruner.name} looks at data, so prune needs calibrate; add it")
+        raise UserError(
+            f"steps={written(plan.steps)}: pruner={pruner.name} looks at data, so prune needs calibrate; add it"
+        )
 
 
 def check_mean(tasks: dict[str, Task], mean: str | None) -> None:

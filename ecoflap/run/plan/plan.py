@@ -68,5 +68,11 @@ class Plan:
     @property
     def name(self) -> str:
         """A name that a person can read: model/pruner/score/sparsity/seed."""
-        coarse = self.scorer.name if self.scorer is not None else "none" if self.allocator.needs_scores else self.allocator.name
+        coarse = (
+            self.scorer.name
+            if self.scorer is not None
+            else "none"
+            if self.allocator.needs_scores
+            else self.allocator.name
+        )
         return f"{self.loader.name}/{self.pruner.name}/{coarse}/s{self.config['sparsity']:g}/seed{self.config['seed']}"

@@ -79,7 +79,9 @@ def check_model(plan: Plan, model: PrunableModel) -> None:
     sparsity = plan.config["sparsity"]
     if not isinstance(plan.pruner, WholeModelPruner):
         if {"allocate", "prune"} & set(plan.steps):
-            plan.pruner.rule.check(model.layers, sparsity, plan.scorer is not None or not plan.allocator.needs_scores)
+            plan.pruner.rule.check(
+                model.layers, sparsity, plan.scorer is not None or not plan.allocator.needs_scores
+            )
         if "allocate" in plan.steps and not plan.allocator.needs_scores:
             plan.allocator(model.towers, None, sparsity)
     if model.processor is None and model.interface is None:  # not every family has them before its weights

@@ -46,7 +46,9 @@ def few_samples(plan: Plan, given: Sequence[str], count: int) -> list[str]:
     asked = any(option.lstrip("+").startswith("score.samples=") for option in given)
     if not asked or plan.scorer is None or "score" not in plan.steps or plan.scorer.samples <= count:
         return []
-    return [f"score.samples={plan.scorer.samples} is more than the {count} of calibration.samples: {count} are scored"]
+    return [
+        f"score.samples={plan.scorer.samples} is more than the {count} of calibration.samples: {count} are scored"
+    ]
 
 
 def _reason(plan: Plan, group: str, option: str) -> str | None:

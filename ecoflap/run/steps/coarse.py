@@ -49,7 +49,9 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, RunState]:
             fingerprint = model.fingerprint()
     show_model(model, plan.config["sparsity"])
     if not isinstance(plan.pruner, WholeModelPruner) and {"allocate", "prune"} & set(plan.steps):
-        plan.pruner.rule.check(model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores)
+        plan.pruner.rule.check(
+            model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores
+        )
     return model, RunState(fingerprint, costs)
 
 
@@ -73,10 +75,14 @@ def calibrate(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationS
             computed_by(plan, "calibration"),
         )
     if not len(state.calibration):
-        raise UserError(f"calibration={plan.calibrator.name} gave no samples; calibration.samples must be at least 1")
+        raise UserError(
+            f"calibration={plan.calibrator.name} gave no samples; calibration.samples must be at least 1"
+        )
     asked = plan.calibrator.samples
     if asked is not None and asked > len(state.calibration):
-        log.warning("calibration.samples=%d was asked for and there are only %d", asked, len(state.calibration))
+        log.warning(
+            "calibration.samples=%d was asked for and there are only %d", asked, len(state.calibration)
+        )
     if asked is None or asked > len(state.calibration):
         for sentence in few_samples(plan, given_options(), len(state.calibration)):
             log.warning("%s", sentence)
@@ -102,7 +108,10 @@ def say_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
     assert state.calibration is not None
     cost = sample_cost(model, state.calibration)
     scorer = plan.scorer if "score" in plan.steps else None
-    show_needs(model, memory_plan(model, cost, len(state.calibration), plan.config["batch_size"], scorer, plan.pruner))
+    show_needs(
+        model,
+        memory_plan(model, cost, len(state.calibration), plan.config["batch_size"], scorer, plan.pruner),
+    )
 
 
 def score(plan: Plan, model: PrunableModel, state: RunState) -> None:
@@ -111,7 +120,9 @@ def score(plan: Plan, model: PrunableModel, state: RunState) -> None:
     calibration, seed = state.calibration, plan.config["seed"]
     key = scores_key(plan, model, state)
     with measure(state.costs, "score") as cost:
-        value, cost["cached"] = plan.store.get_or_compute("scores", key, lambda: plan.scorer(model, calibration, seed).to_json())
+        value, cost["cached"] = plan.store.get_or_compute(
+            "scores", key, lambda: plan.scorer(model, calibration, seed).to_json()
+        )
     state.scores = Scores.from_json(value)
     write_json(plan.folder / SCORES, value)
 

@@ -15,7 +15,9 @@ from ecoflap.run.steps.keys import computed_by, dense_metrics_key
 from ecoflap.storage.file_names import PREDICTIONS
 
 
-def evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], state: RunState) -> None:
+def evaluate_dense(
+    plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], state: RunState
+) -> None:
     """Measure the dense model on each task, or take its figures from the store."""
     if not evaluations:
         return
@@ -25,7 +27,11 @@ def evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Eval
         for name, evaluation in evaluations.items():
             state.tasks[name] = evaluation.identity()
             prediction_log = _prediction_log(plan, name, "dense", state.fingerprint, evaluation)
-            dense, cached = plan.store.get_or_compute("dense_metrics", dense_metrics_key(plan, state, name), partial(evaluation, model, prediction_log))
+            dense, cached = plan.store.get_or_compute(
+                "dense_metrics",
+                dense_metrics_key(plan, state, name),
+                partial(evaluation, model, prediction_log),
+            )
             metrics[name] = dense
             read.append(cached)
             with_mean({name: dense}, plan.mean)  # refused now, not after the other tasks
@@ -33,13 +39,18 @@ def evaluate_dense(plan: Plan, model: PrunableModel, evaluations: dict[str, Eval
     state.metrics["dense"] = with_mean(metrics, plan.mean)
 
 
-def evaluate(plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], state: RunState, when: str) -> None:
+def evaluate(
+    plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], state: RunState, when: str
+) -> None:
     """Measure the model as it is now on each task."""
     if not evaluations:
         return
     fingerprint = model.fingerprint()
     with measure(state.costs, "evaluate" if when == "pruned" else f"evaluate_{when}"):
-        metrics = {name: evaluation(model, _prediction_log(plan, name, when, fingerprint, evaluation)) for name, evaluation in evaluations.items()}
+        metrics = {
+            name: evaluation(model, _prediction_log(plan, name, when, fingerprint, evaluation))
+            for name, evaluation in evaluations.items()
+        }
     state.metrics[when] = with_mean(metrics, plan.mean)
 
 
@@ -58,7 +69,9 @@ def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[
     return {"mean": {metric: mean, "tasks": float(len(metrics))}, **metrics}
 
 
-def _prediction_log(plan: Plan, task: str, which: str, fingerprint: str, evaluation: Evaluation) -> PredictionLog:
+def _prediction_log(
+    plan: Plan, task: str, which: str, fingerprint: str, evaluation: Evaluation
+) -> PredictionLog:
     """Where the predictions of a task go, and what they depend on."""
     depends = {**computed_by(plan, f"task {task}"), "model": fingerprint, "task": evaluation.identity()}
     return PredictionLog(plan.folder / PREDICTIONS / f"{task}_{which}.jsonl", depends)

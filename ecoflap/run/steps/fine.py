@@ -32,7 +32,9 @@ def prune(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Prune block by block as allocated. Blocks are kept until the run ends, unless it is not to be resumed."""
     assert state.allocation is not None
     assert not isinstance(plan.pruner, WholeModelPruner)
-    finished = FinishedBlocks(plan.folder / BLOCKS, blocks_key(plan, state)) if plan.config["resume"] else None
+    finished = (
+        FinishedBlocks(plan.folder / BLOCKS, blocks_key(plan, state)) if plan.config["resume"] else None
+    )
     with measure(state.costs, "prune"):
         shared = plan.config["propagate"] == "dense" and plan.pruner.statistic is MeanSquare
         state.report = driver.prune(
@@ -53,11 +55,15 @@ def _dense_statistics(plan: Plan, model: PrunableModel, state: RunState) -> dict
     """What Wanda wants to know of the dense model's inputs, shared by all runs; a Gram matrix would be too large to keep."""
     assert state.calibration is not None
     compute = partial(measure_dense, model, state.calibration, plan.config["batch_size"], checked=True)
-    found: dict[str, Tensor] = plan.store.get_or_compute("statistics", statistics_key(plan, model, state), compute, AS_TENSORS)[0]
+    found: dict[str, Tensor] = plan.store.get_or_compute(
+        "statistics", statistics_key(plan, model, state), compute, AS_TENSORS
+    )[0]
     return found
 
 
-def read_training(plan: Plan, model: PrunableModel, state: RunState, samples: int | None = None) -> CalibrationSet:
+def read_training(
+    plan: Plan, model: PrunableModel, state: RunState, samples: int | None = None
+) -> CalibrationSet:
     """So many samples of the training split behind the calibration set, or all; read once."""
     if samples not in state.training_split:
         state.training_split[samples] = read_everything(plan.calibrator, model, plan.config["seed"], samples)
@@ -78,7 +84,9 @@ def prune_whole_model(plan: Plan, model: PrunableModel, state: RunState) -> None
     assert isinstance(plan.pruner, WholeModelPruner)
     with measure(state.costs, "prune"):
         samples = read_training(plan, model, state) if plan.pruner.trains else state.calibration
-        state.allocation, state.report = plan.pruner.prune(model, samples, plan.config["sparsity"], show_block)
+        state.allocation, state.report = plan.pruner.prune(
+            model, samples, plan.config["sparsity"], show_block
+        )
     write_json(plan.folder / ALLOCATION, asdict(state.allocation))
     show_allocation(model, state.allocation)
 

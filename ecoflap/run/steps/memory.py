@@ -48,7 +48,9 @@ class Need:
         return self.weights + self.states + self.work
 
 
-def memory_plan(model: PrunableModel, cost: SampleCost, samples: int, batch_size: int, scorer: Any, pruner: Any) -> list[Need]:
+def memory_plan(
+    model: PrunableModel, cost: SampleCost, samples: int, batch_size: int, scorer: Any, pruner: Any
+) -> list[Need]:
     """What scoring and pruning will need.
 
     Args:
@@ -69,18 +71,37 @@ def _scoring(model: PrunableModel, cost: SampleCost, samples: int, scorer: Any) 
     weights, cost = weights_in_use(model, WIDE if wide else 1), cost.in_float32(model) if wide else cost
     if scorer.name == "first_order" or getattr(scorer, "probe", None) == "derivative":
         # The inputs of all blocks are kept; the logits and their gradient are alive together; one layer's gradient is reduced at a time.
-        return Need("score", weights, batch * cost.outputs, batch * 2 * max(cost.forward, cost.block) + 3 * 4 * largest, wide=wide)
+        return Need(
+            "score",
+            weights,
+            batch * cost.outputs,
+            batch * 2 * max(cost.forward, cost.block) + 3 * 4 * largest,
+            wide=wide,
+        )
     if scorer.name == "zeroth_order":
         pair, pairs = 2 * batch * cost.forward, max(1, scorer.samples_per_pass // (2 * batch))
-        return Need("score", weights, batch * cost.outputs, min(pairs * pair, max(pair, ENOUGH)) + 4 * largest, wide=wide)
+        return Need(
+            "score",
+            weights,
+            batch * cost.outputs,
+            min(pairs * pair, max(pair, ENOUGH)) + 4 * largest,
+            wide=wide,
+        )
     return _waiting(model, "score", cost, samples, batch, 0)
 
 
 def _pruning(model: PrunableModel, cost: SampleCost, samples: int, batch_size: int, pruner: Any) -> Need:
     largest, batch = max(layer.size for layer in model.layers), min(batch_size, samples)
-    if isinstance(pruner, WholeModelPruner):  # a backward pass; sums and gradients of all weights are on the CPU
+    if isinstance(
+        pruner, WholeModelPruner
+    ):  # a backward pass; sums and gradients of all weights are on the CPU
         sums = 2 * 4 * sum(layer.size for layer in model.layers) if model.device.type == "cpu" else 0
-        return Need("prune", weights_in_use(model), batch * cost.outputs, batch * 2 * max(cost.forward, cost.block) + sums)
+        return Need(
+            "prune",
+            weights_in_use(model),
+            batch * cost.outputs,
+            batch * 2 * max(cost.forward, cost.block) + sums,
+        )
     statistics = 0
     if pruner.statistic is Gram:
         columns = [[layer.shape[1] for layer in block.layers] for block in model.blocks if block.layers]
@@ -109,21 +130,44 @@ def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:
     """Print the plan; warn where it doesn't fit, and say which option helps."""
     free, kind = free_memory(model.device), model.placement.kind
     away = [] if kind == "none" else [f"waiting on {kind}"]
-    rows = [(need.step, *map(megabytes, (need.weights, need.states, need.work, need.total, *([need.elsewhere] if away else [])))) for need in needs]
+    rows = [
+        (
+            need.step,
+            *map(
+                megabytes,
+                (need.weights, need.states, need.work, need.total, *([need.elsewhere] if away else [])),
+            ),
+        )
+        for need in needs
+    ]
     columns = ["step", "weights", "hidden states", "one pass", "altogether", *away]
-    table(f"memory at a time, about, on {model.device} ({megabytes(free)} free beside the loaded weights)", columns, rows)
+    table(
+        f"memory at a time, about, on {model.device} ({megabytes(free)} free beside the loaded weights)",
+        columns,
+        rows,
+    )
     held = weights_in_use(model) if kind == "none" else 0  # loaded by now
     for need in needs:
         if need.total - held > free:
-            log.warning("%s may need %s and there are %s free: %s", need.step, megabytes(need.total - held), megabytes(free), what_helps(need, kind))
+            log.warning(
+                "%s may need %s and there are %s free: %s",
+                need.step,
+                megabytes(need.total - held),
+                megabytes(free),
+                what_helps(need, kind),
+            )
 
 
 def what_helps(need: Need, kind: str) -> str:
     """The option that lowers the largest part of what a step needs."""
     parts = {
         need.work: f"use a smaller {'score.' if need.step == 'score' else ''}batch_size",
-        need.states: "use fewer samples, or a smaller score.batch_size" if need.step == "score" else "use runtime.offload=cpu, or fewer samples",
-        need.weights: ("use score=first_order, which needs no fp32 copy" if need.wide else "use model.dtype=bfloat16")
+        need.states: "use fewer samples, or a smaller score.batch_size"
+        if need.step == "score"
+        else "use runtime.offload=cpu, or fewer samples",
+        need.weights: (
+            "use score=first_order, which needs no fp32 copy" if need.wide else "use model.dtype=bfloat16"
+        )
         + ("" if kind == "disk" else f", or runtime.offload={'cpu' if kind == 'none' else 'disk'}"),
     }
     return parts[max(parts)]

@@ -86,7 +86,9 @@ def _arguments(model: PrunableModel) -> Iterator[dict[int, Tensor]]:
 
 
 @contextmanager
-def _inside_blocks(model: PrunableModel, live: LiveBytes, outputs: Counter[nn.Module], head: Iterable[nn.Module]) -> Iterator[list[int]]:
+def _inside_blocks(
+    model: PrunableModel, live: LiveBytes, outputs: Counter[nn.Module], head: Iterable[nn.Module]
+) -> Iterator[list[int]]:
     """Count, during a forward pass, the bytes that each block and the head put out; gives what was alive at most inside each call of a block."""
     inside: list[int] = []
     entered: list[tuple[int, int]] = []
@@ -105,7 +107,11 @@ def _inside_blocks(model: PrunableModel, live: LiveBytes, outputs: Counter[nn.Mo
         outputs[module] += first_tensor(output).nbytes
 
     modules = [block.module for block in model.blocks]
-    handles = [handle for module in modules for handle in (module.register_forward_pre_hook(before), module.register_forward_hook(after))]
+    handles = [
+        handle
+        for module in modules
+        for handle in (module.register_forward_pre_hook(before), module.register_forward_hook(after))
+    ]
     handles += [module.register_forward_hook(count) for module in head]
     try:
         yield inside

@@ -49,7 +49,9 @@ def source_hash(*modules: str) -> str:
             continue
         content, imported = _read(module)
         found[module] = content
-        waiting += [name for name in imported if name.partition(".")[0] in roots or _is_own(name.partition(".")[0])]
+        waiting += [
+            name for name in imported if name.partition(".")[0] in roots or _is_own(name.partition(".")[0])
+        ]
     digest = hashlib.sha256()
     for module in sorted(found):
         digest.update(f"{module} {found[module]}\n".encode())
@@ -70,7 +72,9 @@ def _read(module: str) -> tuple[str, tuple[str, ...]]:
     """A hash of a module's source, and the modules that it imports with the packages that these lie in."""
     spec = _spec(module)
     if spec is None or (spec.has_location and not Path(spec.origin or "").is_file()):
-        raise UserError(f"the source of {module} is missing, so what it computes can't be cached; put its file back")
+        raise UserError(
+            f"the source of {module} is missing, so what it computes can't be cached; put its file back"
+        )
     if not spec.has_location:  # a folder without an __init__.py
         return "", ()
     file = Path(spec.origin or "")
@@ -78,7 +82,9 @@ def _read(module: str) -> tuple[str, tuple[str, ...]]:
     if file.suffix != ".py":  # a compiled module
         return hashlib.sha256(content).hexdigest(), ()
     package = module if spec.submodule_search_locations is not None else module.rpartition(".")[0]
-    imported = dict.fromkeys(name for found in _imports(ast.parse(content), package) for name in _with_parents(found))
+    imported = dict.fromkeys(
+        name for found in _imports(ast.parse(content), package) for name in _with_parents(found)
+    )
     return hashlib.sha256(content).hexdigest(), tuple(imported)
 
 
@@ -88,7 +94,11 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = resolve_name("." * node.level + (node.module or ""), package) if node.level else node.module or ""
+            base = (
+                resolve_name("." * node.level + (node.module or ""), package)
+                if node.level
+                else node.module or ""
+            )
             yield base
             if _is_own(base.partition(".")[0]):
                 # What is imported from a package may be one of its modules.

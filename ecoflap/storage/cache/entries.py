@@ -80,14 +80,21 @@ class Found:
     seconds: float
 
 
-def write_entry(entry: Path, key: Mapping[str, JSON], content: bytes, codec: Codec, seconds: float, replace: bool) -> bool:
+def write_entry(
+    entry: Path, key: Mapping[str, JSON], content: bytes, codec: Codec, seconds: float, replace: bool
+) -> bool:
     """Write one entry; False when another job stored a sound one first."""
     entry.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(entry)
     try:
         temporary.mkdir()
         checksum = hashlib.sha256(content).hexdigest()
-        meta = {"key": key, "sha256": checksum, "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), "seconds": seconds}
+        meta = {
+            "key": key,
+            "sha256": checksum,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": seconds,
+        }
         for name, part in ((codec.file, content), (META, json.dumps(meta, indent=1).encode())):
             (temporary / name).write_bytes(part)
             flush(temporary / name)

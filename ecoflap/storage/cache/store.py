@@ -45,9 +45,13 @@ class Store:
         """
         self.root = Path(self.root)
         if self.mode not in get_args(Mode):
-            raise ValueError(f"store mode {self.mode!r} does not exist: choose one of {', '.join(get_args(Mode))}")
+            raise ValueError(
+                f"store mode {self.mode!r} does not exist: choose one of {', '.join(get_args(Mode))}"
+            )
 
-    def get_or_compute(self, stage: str, key: Mapping[str, JSON], compute: Callable[[], Any], codec: Codec = AS_JSON) -> tuple[Any, bool]:
+    def get_or_compute(
+        self, stage: str, key: Mapping[str, JSON], compute: Callable[[], Any], codec: Codec = AS_JSON
+    ) -> tuple[Any, bool]:
         """The value of a stage, read from the store or computed and stored.
 
         A miss gives the value as a hit would give it (tuples as lists, keys as strings), so later steps cannot tell the two apart.
@@ -70,19 +74,29 @@ class Store:
         lease = Lease(entry.with_name(f"{entry.name}.lease"))
         try:
             # Whoever got the lease before this run may have written the entry since it was looked for.
-            content = self._wait(lease, stage, entry, key, codec) or self._read(stage, entry, key, codec, quiet=True)
-            return (codec.loads(content), True) if content else (codec.loads(self._compute(stage, entry, key, compute, codec)), False)
+            content = self._wait(lease, stage, entry, key, codec) or self._read(
+                stage, entry, key, codec, quiet=True
+            )
+            return (
+                (codec.loads(content), True)
+                if content
+                else (codec.loads(self._compute(stage, entry, key, compute, codec)), False)
+            )
         finally:
             lease.release()
 
-    def _read(self, stage: str, entry: Path, key: Mapping[str, JSON], codec: Codec, quiet: bool = False) -> bytes | None:
+    def _read(
+        self, stage: str, entry: Path, key: Mapping[str, JSON], codec: Codec, quiet: bool = False
+    ) -> bytes | None:
         if (found := read_entry(entry, key, codec, quiet)) is None:
             return None
         mark_used(entry)
         log.info("%s: read from the store, %.1f s saved", stage, found.seconds)
         return found.content
 
-    def _wait(self, lease: Lease, stage: str, entry: Path, key: Mapping[str, JSON], codec: Codec) -> bytes | None:
+    def _wait(
+        self, lease: Lease, stage: str, entry: Path, key: Mapping[str, JSON], codec: Codec
+    ) -> bytes | None:
         """Take the lease, or wait until its owner has written the entry; null when the lease is taken or none can be had."""
         waiting = False
         try:
@@ -97,7 +111,9 @@ class Store:
             self._complain(error)
         return None
 
-    def _compute(self, stage: str, entry: Path, key: Mapping[str, JSON], compute: Callable[[], Any], codec: Codec) -> bytes:
+    def _compute(
+        self, stage: str, entry: Path, key: Mapping[str, JSON], compute: Callable[[], Any], codec: Codec
+    ) -> bytes:
         """The value's bytes, stored if that is possible; those of the entry when another run stored it first."""
         if self.mode != "off":
             log.info("%s: computing, for the cache too", stage)
@@ -118,5 +134,9 @@ class Store:
     def _complain(self, error: OSError) -> None:
         """Say once that the disk is full or read-only. That costs a later run some time, but must not cost this one its result."""
         if not self._write_failed:
-            log.warning("cannot write to the store %s (%s): going on without it. Set cache to a writable folder or cache_mode=off", self.root, error)
+            log.warning(
+                "cannot write to the store %s (%s): going on without it. Set cache to a writable folder or cache_mode=off",
+                self.root,
+                error,
+            )
         self._write_failed = True

@@ -50,7 +50,9 @@ def foreign(root: Path) -> Path | None:
 
 def entries(root: Path) -> Iterator[EntryInfo]:
     """Every entry, the longest unused first."""
-    found = [_info(path) for path in root.glob("*/*") if path.is_dir() and not path.name.startswith(TEMPORARY)]
+    found = [
+        _info(path) for path in root.glob("*/*") if path.is_dir() and not path.name.startswith(TEMPORARY)
+    ]
     yield from sorted(found, key=lambda info: info.used)
 
 
@@ -58,7 +60,14 @@ def _info(path: Path) -> EntryInfo:
     size = sum(file.stat().st_size for file in path.iterdir())
     try:
         meta = json.loads((path / META).read_text(encoding="utf-8"))
-        return EntryInfo(path, path.parent.name, size, (path / META).stat().st_mtime, float(meta["seconds"]), dict(meta["key"]))
+        return EntryInfo(
+            path,
+            path.parent.name,
+            size,
+            (path / META).stat().st_mtime,
+            float(meta["seconds"]),
+            dict(meta["key"]),
+        )
     except (OSError, ValueError, KeyError, TypeError):
         return EntryInfo(path, path.parent.name, size, path.stat().st_mtime, None, {})
 

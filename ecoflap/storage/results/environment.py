@@ -14,7 +14,18 @@ from ecoflap.storage.cache.code import package_hash
 from ecoflap.storage.file_names import SNAPSHOT
 from ecoflap.storage.files import read_json
 
-PACKAGES = ("ecoflap", "torch", "transformers", "tokenizers", "safetensors", "datasets", "hydra-core", "omegaconf", "numpy", "wandb")
+PACKAGES = (
+    "ecoflap",
+    "torch",
+    "transformers",
+    "tokenizers",
+    "safetensors",
+    "datasets",
+    "hydra-core",
+    "omegaconf",
+    "numpy",
+    "wandb",
+)
 PROJECT = Path(__file__).resolve().parents[3]
 CODE = "code"  # beside the versions: a hash of the package's source
 REDACTED = "<redacted>"
@@ -31,7 +42,11 @@ def environment() -> dict[str, Any]:
 def other_versions(recorded: Mapping[str, str | None]) -> list[str]:
     """``package: recorded -> current`` for every version, and the package's own source, that differs from a record's."""
     now = {**versions(), CODE: package_hash()}
-    return [f"{name}: {recorded[name]} -> {version}" for name, version in now.items() if recorded.get(name, version) != version]
+    return [
+        f"{name}: {recorded[name]} -> {version}"
+        for name, version in now.items()
+        if recorded.get(name, version) != version
+    ]
 
 
 def versions() -> dict[str, str | None]:
@@ -51,7 +66,10 @@ def git_state(project: Path) -> dict[str, Any] | None:
         return git
     if not _is_checkout(project):
         return None
-    commit, changes = _git(project, "rev-parse", "--verify", "--quiet", "HEAD"), _git(project, "status", "--porcelain")
+    commit, changes = (
+        _git(project, "rev-parse", "--verify", "--quiet", "HEAD"),
+        _git(project, "status", "--porcelain"),
+    )
     return None if commit is None else {"commit": commit, "dirty": changes != ""}
 
 
@@ -68,13 +86,19 @@ def _is_checkout(project: Path) -> bool:
 def redact(config: Any) -> Any:
     """A copy of a config in which the values of ``api_key``, ``*token``, ``password`` and ``secret`` are replaced; empty values and flags stay."""
     if isinstance(config, dict):
-        return {name: REDACTED if _is_secret(name, value) else redact(value) for name, value in config.items()}
+        return {
+            name: REDACTED if _is_secret(name, value) else redact(value) for name, value in config.items()
+        }
     return [redact(value) for value in config] if isinstance(config, list) else config
 
 
 def _is_secret(name: object, value: Any) -> bool:
     """Whether a config entry holds a secret; a number that is called a token is the id of one in a vocabulary."""
-    if value in (None, "") or isinstance(value, bool) or (isinstance(value, int) and str(name).lower().endswith("token")):
+    if (
+        value in (None, "")
+        or isinstance(value, bool)
+        or (isinstance(value, int) and str(name).lower().endswith("token"))
+    ):
         return False
     return _SECRET.fullmatch(str(name)) is not None
 

@@ -66,8 +66,12 @@ class Result:
 
     def headline(self) -> float | None:
         """The first metric of the first task, of the fine-tuned model, else of the pruned one, else of the dense one."""
-        by_task = self.metrics.get("finetuned") or self.metrics.get("pruned") or self.metrics.get("dense") or {}
-        return next((values[name] for values in by_task.values() if (name := first_metric(values)) is not None), None)
+        by_task = (
+            self.metrics.get("finetuned") or self.metrics.get("pruned") or self.metrics.get("dense") or {}
+        )
+        return next(
+            (values[name] for values in by_task.values() if (name := first_metric(values)) is not None), None
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The record as strict JSON: fields in their order, secrets redacted, NaN and infinities as strings."""
@@ -90,11 +94,15 @@ class Result:
         """
         path = Path(path)
         if not path.is_file():
-            raise FileNotFoundError(f"no result record at {path}: give the folder of a finished run, which holds a {RESULT}")
+            raise FileNotFoundError(
+                f"no result record at {path}: give the folder of a finished run, which holds a {RESULT}"
+            )
         record = _parse(path)
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in record]
         if missing:
-            raise ValueError(f"{path} is not a complete result record: it lacks {', '.join(missing)}; run the configuration again")
+            raise ValueError(
+                f"{path} is not a complete result record: it lacks {', '.join(missing)}; run the configuration again"
+            )
         decoded = {name: _map_leaves(record[name], _decode) for name in _NUMERIC_FIELDS}
         return cls(**{field.name: {**record, **decoded}[field.name] for field in dataclasses.fields(cls)})
 
@@ -109,7 +117,9 @@ def _parse(path: Path) -> dict[str, Any]:
     if not isinstance(schema, int):
         raise ValueError(f"{path} is not a result record: it has no schema number")
     if schema > SCHEMA_VERSION:
-        raise ValueError(f"{path} has schema {schema}, but this version reads up to {SCHEMA_VERSION}: update ecoflap to read it")
+        raise ValueError(
+            f"{path} has schema {schema}, but this version reads up to {SCHEMA_VERSION}: update ecoflap to read it"
+        )
     return record
 
 

@@ -26,7 +26,9 @@ class LayerCount:
     error: float | None = None
 
 
-def sparsity_section(layers: Mapping[str, LayerCount], target: float | None, parameters: int, total: str | None = None) -> dict[str, Any]:
+def sparsity_section(
+    layers: Mapping[str, LayerCount], target: float | None, parameters: int, total: str | None = None
+) -> dict[str, Any]:
     """All sparsity figures of a run.
 
     Args:
@@ -46,7 +48,9 @@ def sparsity_section(layers: Mapping[str, LayerCount], target: float | None, par
         "total": total,
         "prunable": _share(layers.values()),
         "model": sum(layer.zeros for layer in layers.values()) / max(parameters, 1),
-        "towers": {tower: _share(layer for layer in layers.values() if layer.tower == tower) for tower in towers},
+        "towers": {
+            tower: _share(layer for layer in layers.values() if layer.tower == tower) for tower in towers
+        },
         "layers": {name: {**vars(layer), "sparsity": _share([layer])} for name, layer in layers.items()},
     }
 
@@ -63,7 +67,10 @@ def read_layers(section: Mapping[str, Any]) -> dict[str, LayerCount]:
             raise ValueError(
                 f"the record's layer {layer} lacks {', '.join(missing)}: write the section with ecoflap.storage.results.sparsity_section"
             )
-    return {layer: LayerCount(**{name: counts[name] for name in names}) for layer, counts in section["layers"].items()}
+    return {
+        layer: LayerCount(**{name: counts[name] for name in names})
+        for layer, counts in section["layers"].items()
+    }
 
 
 def _share(layers: Iterable[LayerCount]) -> float:

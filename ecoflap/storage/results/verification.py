@@ -34,20 +34,28 @@ def verify(run_folder: Path) -> list[str]:
     run_folder = Path(run_folder)
     result = Result.read(run_folder / RESULT)
     if result.checkpoint is None:
-        raise FileNotFoundError(f"{run_folder} saved no checkpoint, so there are no weights to compare: run it again with the checkpoint saved")
+        raise FileNotFoundError(
+            f"{run_folder} saved no checkpoint, so there are no weights to compare: run it again with the checkpoint saved"
+        )
     folder = run_folder / result.checkpoint
     differences = list(_figure_differences(result))
     layers = read_layers(result.sparsity)
     with Checkpoint(folder) as checkpoint, MaskFile(folder / MASKS) as masks:
         for name, layer in layers.items():
             saved = masks.names.get(name, name)
-            differences += (f"{name}: {difference}" for difference in _layer_differences(saved, layer, checkpoint, masks))
+            differences += (
+                f"{name}: {difference}" for difference in _layer_differences(saved, layer, checkpoint, masks)
+            )
         known = {masks.names.get(name, name) for name in layers}
-        differences += (f"{name}: has a mask but is not in the record" for name in masks.shapes if name not in known)
+        differences += (
+            f"{name}: has a mask but is not in the record" for name in masks.shapes if name not in known
+        )
     return differences
 
 
-def _layer_differences(name: str, layer: LayerCount, checkpoint: Checkpoint, masks: MaskFile) -> Iterator[str]:
+def _layer_differences(
+    name: str, layer: LayerCount, checkpoint: Checkpoint, masks: MaskFile
+) -> Iterator[str]:
     """What is wrong with one layer."""
     from safetensors import SafetensorError
 
@@ -106,4 +114,8 @@ def _flat_figures(section: Mapping[str, Any]) -> dict[str, float]:
     """The figures of a sparsity section that follow from its counts, each under a readable name."""
     totals = {f"sparsity of {scope}": section[scope] for scope in ("prunable", "model")}
     towers = {f"sparsity of tower {name}": value for name, value in section["towers"].items()}
-    return {**totals, **towers, **{f"{name}: sparsity": layer["sparsity"] for name, layer in section["layers"].items()}}
+    return {
+        **totals,
+        **towers,
+        **{f"{name}: sparsity": layer["sparsity"] for name, layer in section["layers"].items()},
+    }

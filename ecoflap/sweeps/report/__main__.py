@@ -48,20 +48,36 @@ def report(options: argparse.Namespace) -> None:
 
     from ecoflap.sweeps.report.page import write_page  # the plots' library takes a second to load
 
-    page = write_page(output, options.title or folder.resolve().name, sections, tables, unfinished, str(folder))
+    page = write_page(
+        output, options.title or folder.resolve().name, sections, tables, unfinished, str(folder)
+    )
     table = options.csv or output / "table.csv"
     write_csv(table, tables)
     print(f"page: {page}\ntable: {table}", file=sys.stderr)
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(prog="python -m ecoflap.sweeps.report", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="folder of a sweep or a run; every result.json below it is read")
-    parser.add_argument(
-        "--metric", action="append", default=[], metavar="TASK/METRIC", help="show this metric, not each task's first; may be repeated"
+    parser = ArgumentParser(
+        prog="python -m ecoflap.sweeps.report",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--output", type=Path, help="folder of the page and the plots (default: report/ inside the sweep)")
-    parser.add_argument("--csv", type=Path, help="file of the table (default: table.csv in the output folder)")
+    parser.add_argument(
+        "folder", type=Path, help="folder of a sweep or a run; every result.json below it is read"
+    )
+    parser.add_argument(
+        "--metric",
+        action="append",
+        default=[],
+        metavar="TASK/METRIC",
+        help="show this metric, not each task's first; may be repeated",
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder of the page and the plots (default: report/ inside the sweep)"
+    )
+    parser.add_argument(
+        "--csv", type=Path, help="file of the table (default: table.csv in the output folder)"
+    )
     parser.add_argument("--title", help="heading of the page (default: the folder's name)")
     return parser
 

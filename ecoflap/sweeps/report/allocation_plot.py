@@ -32,7 +32,9 @@ def are_few(lines: Lines) -> bool:
     return max(map(len, lines.values()), default=0) <= FEW
 
 
-def allocation_png(model: str, layers: Mapping[str, Mapping[str, Any]], kept: Mapping[str, int], target: float) -> bytes:
+def allocation_png(
+    model: str, layers: Mapping[str, Mapping[str, Any]], kept: Mapping[str, int], target: float
+) -> bytes:
     """One run's allocation as a picture.
 
     Args:
@@ -56,7 +58,9 @@ def _draw_lines(lines: Lines, counts: Mapping[str, int]) -> Figure:
         row[0].set_ylabel(f"sparsity\n(target {target:g})")
         low, high = row[0].get_ylim()
         middle = (low + high) / 2
-        row[0].set_ylim(min(low, middle - 0.02), max(high, middle + 0.02))  # a uniform allocation is a line, not a cloud of rounding
+        row[0].set_ylim(
+            min(low, middle - 0.02), max(high, middle + 0.02)
+        )  # a uniform allocation is a line, not a cloud of rounding
     if any(handles):
         legend_below(figure, list(handles.values()), list(handles))
     return figure
@@ -66,22 +70,39 @@ def _draw_line(axes: Axes, line: Line, tower: str) -> Any:
     values, means = line.block_values(tower), line.means(tower)
     appearance = {**look(line.rank), "markersize": 4 if len(values) <= 48 else 2.5}
     if max(map(len, values), default=0) > 1:
-        axes.fill_between(range(len(values)), list(map(min, values)), list(map(max, values)), color=appearance["color"], alpha=0.18, linewidth=0)
+        axes.fill_between(
+            range(len(values)),
+            list(map(min, values)),
+            list(map(max, values)),
+            color=appearance["color"],
+            alpha=0.18,
+            linewidth=0,
+        )
     return axes.plot(range(len(values)), means, **appearance)[0]
 
 
 def _draw_maps(lines: Lines, counts: Mapping[str, int]) -> Figure:
     """Sparsity minus target, mean over seeds: one row per method, one column per block."""
-    furthest = max(abs(value - target) for target, members in lines.items() for line in members for tower in counts for value in line.means(tower))
+    furthest = max(
+        abs(value - target)
+        for target, members in lines.items()
+        for line in members
+        for tower in counts
+        for value in line.means(tower)
+    )
     longest = max(len(line.label) for members in lines.values() for line in members)
-    figure, grid = _panels(counts, [0.35 + 0.2 * len(members) for members in lines.values()], side=min(0.6 + 0.075 * longest, 4))
+    figure, grid = _panels(
+        counts, [0.35 + 0.2 * len(members) for members in lines.values()], side=min(0.6 + 0.075 * longest, 4)
+    )
     for row, (target, members) in zip(grid, lines.items(), strict=True):
         for axes, tower in zip(row, counts, strict=True):
             cells = np.full((len(members), counts[tower]), np.nan)
             for place, line in enumerate(members):
                 means = line.means(tower)
                 cells[place, : len(means)] = np.subtract(means, target)
-            image = axes.imshow(cells, cmap="PuOr_r", vmin=-furthest, vmax=furthest, aspect="auto", interpolation="none")
+            image = axes.imshow(
+                cells, cmap="PuOr_r", vmin=-furthest, vmax=furthest, aspect="auto", interpolation="none"
+            )
             axes.grid(False)
             axes.tick_params(axis="y", length=0)
         row[0].set_yticks(range(len(members)), [_shortened(line.label) for line in members], fontsize=8)
@@ -94,11 +115,23 @@ def _draw_maps(lines: Lines, counts: Mapping[str, int]) -> Figure:
 def _panels(counts: Mapping[str, int], heights: Sequence[float], side: float) -> tuple[Figure, Any]:
     """A figure and its axes [targets, towers], as wide as the towers are long, with room for labels at the side, in inches."""
     figure = new_figure(min(max(WIDTH, side + 0.5 + 0.085 * sum(counts.values())), 13), 1.1 + sum(heights))
-    widths = [max(count, 0.3 * max(counts.values())) for count in counts.values()]  # none so narrow that its title has no room
-    grid = figure.subplots(len(heights), len(counts), sharey="row", sharex="col", squeeze=False, width_ratios=widths, height_ratios=heights)
+    widths = [
+        max(count, 0.3 * max(counts.values())) for count in counts.values()
+    ]  # none so narrow that its title has no room
+    grid = figure.subplots(
+        len(heights),
+        len(counts),
+        sharey="row",
+        sharex="col",
+        squeeze=False,
+        width_ratios=widths,
+        height_ratios=heights,
+    )
     for column, (tower, count) in enumerate(counts.items()):
         grid[0, column].set_title(f"{tower}, {count} block{'s' * (count != 1)}", fontsize=10)
-        grid[-1, column].xaxis.set_major_locator(MaxNLocator(max(2, min(10, count)), integer=True, min_n_ticks=1))
+        grid[-1, column].xaxis.set_major_locator(
+            MaxNLocator(max(2, min(10, count)), integer=True, min_n_ticks=1)
+        )
         grid[-1, column].set_xlim(-0.5, count - 0.5)
         grid[-1, column].set_xlabel("block")
     return figure, grid

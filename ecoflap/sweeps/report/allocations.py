@@ -27,7 +27,10 @@ class Line(NamedTuple):
     def block_values(self, tower: str) -> list[list[float]]:
         """Per block of a tower the sparsity of each seed; empty where the tower was not pruned."""
         rows = [list(blocks[tower].values()) for blocks in self.seeds if tower in blocks]
-        return [[row[place] for row in rows if place < len(row)] for place in range(max(map(len, rows), default=0))]
+        return [
+            [row[place] for row in rows if place < len(row)]
+            for place in range(max(map(len, rows), default=0))
+        ]
 
     def means(self, tower: str) -> list[float]:
         """Per block of a tower the mean over seeds."""
@@ -50,7 +53,10 @@ def lines_of(section: Section, ranks: Mapping[Method, int]) -> dict[float, list[
     for target, allocations in sorted(given.items()):
         groups = _alike(allocations)
         named = zip(_names(groups), groups, strict=True)
-        lines[target] = [Line(name, colours.setdefault(name, ranks[group[0]]), list(allocations[group[0]].values())) for name, group in named]
+        lines[target] = [
+            Line(name, colours.setdefault(name, ranks[group[0]]), list(allocations[group[0]].values()))
+            for name, group in named
+        ]
     return lines
 
 
@@ -77,5 +83,6 @@ def _names(groups: Sequence[Sequence[Method]]) -> list[str]:
     """What each group of methods is called: by the coarse stage that its methods share, where that is no other group's name."""
     coarse = [group[0].coarse if len({method.coarse for method in group}) == 1 else "" for group in groups]
     return [
-        name if name and coarse.count(name) == 1 else " = ".join(method.label for method in group) for name, group in zip(coarse, groups, strict=True)
+        name if name and coarse.count(name) == 1 else " = ".join(method.label for method in group)
+        for name, group in zip(coarse, groups, strict=True)
     ]

@@ -41,16 +41,25 @@ def macro_average(row: Mapping[str, float]) -> float | None:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 when there is nothing to show or a record cannot be read."""
     parser = argparse.ArgumentParser(
-        prog="python -m ecoflap.sweeps.report.blip2_table", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m ecoflap.sweeps.report.blip2_table",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folders", type=Path, nargs="+", help=f"folders of runs or sweeps; every {RESULT} below them is read")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", help=f"folders of runs or sweeps; every {RESULT} below them is read"
+    )
     try:
-        rows = collect(sorted(path for folder in parser.parse_args(arguments).folders for path in folder.rglob(RESULT)))
+        rows = collect(
+            sorted(path for folder in parser.parse_args(arguments).folders for path in folder.rglob(RESULT))
+        )
     except ValueError as error:
         print(f"no table: {error}", file=sys.stderr)
         return 2
     if not rows:
-        print("no table: there is no run of task=blip2_vqa, nocaps or flickr30k below these folders", file=sys.stderr)
+        print(
+            "no table: there is no run of task=blip2_vqa, nocaps or flickr30k below these folders",
+            file=sys.stderr,
+        )
         return 2
     print("\n".join(markdown(rows)))
     return 0
@@ -73,7 +82,9 @@ def collect(records: Iterable[Path]) -> dict[str, Row]:
             found[None] |= figures(result.metrics.get("dense", {}))
         else:
             folder = result.config["model"].get("vision_from")
-            found[None if folder is None else Path(folder).resolve()] |= figures(result.metrics.get("dense", {}))
+            found[None if folder is None else Path(folder).resolve()] |= figures(
+                result.metrics.get("dense", {})
+            )
     rows = {DENSE: found[None]} if found.get(None) else {}
     for taken, row in found.items():
         if row and taken is not None:
@@ -102,13 +113,19 @@ def markdown(rows: Mapping[str, Row]) -> Iterator[str]:
 
 def _name(result: Result) -> str:
     config = result.config
-    return f"{config['pruner']['name']}/{config['score']['name']}/s{config['sparsity']:g}/seed{config['seed']}"
+    return (
+        f"{config['pruner']['name']}/{config['score']['name']}/s{config['sparsity']:g}/seed{config['seed']}"
+    )
 
 
 def _free(name: str, taken: Iterable[str]) -> str:
     """The name, numbered where a row has it already."""
     used = set(taken)
-    return next(one for count in range(1, len(used) + 2) if (one := name if count == 1 else f"{name} ({count})") not in used)
+    return next(
+        one
+        for count in range(1, len(used) + 2)
+        if (one := name if count == 1 else f"{name} ({count})") not in used
+    )
 
 
 if __name__ == "__main__":

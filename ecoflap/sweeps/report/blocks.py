@@ -19,7 +19,11 @@ Blocks = dict[str, dict[str, float]]
 def allocated(run: Run) -> Blocks:
     """What a run removed from each block; what its allocation says where it stopped before pruning; empty where there is neither."""
     layers = run.result.sparsity.get("layers", {})
-    kept = {name: layer["kept"] for name, layer in layers.items()} if "prune" in run.result.steps else _saved(run.folder)
+    kept = (
+        {name: layer["kept"] for name, layer in layers.items()}
+        if "prune" in run.result.steps
+        else _saved(run.folder)
+    )
     return block_sparsities(layers, kept) if kept and kept.keys() == layers.keys() else {}
 
 
@@ -50,7 +54,9 @@ def block_names(layers: Iterable[str]) -> dict[str, str]:
     """
     parts = {name: name.split(".") for name in layers}
     levels = enumerate(zip(*parts.values(), strict=False))  # as deep as the shortest name
-    depth = next((depth for depth, level in levels if len(set(level)) > 1 or re.fullmatch(r"(.*_)?\d+", level[0])), 0)
+    depth = next(
+        (depth for depth, level in levels if len(set(level)) > 1 or re.fullmatch(r"(.*_)?\d+", level[0])), 0
+    )
     return {name: ".".join(path[: depth + 1]) for name, path in parts.items()}
 
 

@@ -58,9 +58,13 @@ class Cost:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 when there is nothing to measure."""
     parser = argparse.ArgumentParser(
-        prog="python -m ecoflap.sweeps.report.cost", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m ecoflap.sweeps.report.cost",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("runs", type=Path, nargs="+", help=f"folder of a run, with {RESULT} and a saved model")
+    parser.add_argument(
+        "runs", type=Path, nargs="+", help=f"folder of a run, with {RESULT} and a saved model"
+    )
     parser.add_argument("--batch-size", type=int, default=1, help="samples per pass")
     parser.add_argument("--repeats", type=int, default=50, help="timed passes of each model")
     options = parser.parse_args(arguments)
@@ -70,8 +74,23 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"nothing measured: {error}", file=sys.stderr)
         return 2
     columns = ["model", "parameters", "nonzero", "operations", "without zeros", "ms", "least ms"]
-    rows = [(c.name, f"{c.parameters:,}", f"{c.nonzero:,}", f"{c.operations:,}", f"{c.without_zeros:,}", c.milliseconds, c.least) for c in costs]
-    table(f"a forward pass of {options.batch_size} on {resolve_device('auto')}, {torch.get_num_threads()} threads", columns, rows)
+    rows = [
+        (
+            c.name,
+            f"{c.parameters:,}",
+            f"{c.nonzero:,}",
+            f"{c.operations:,}",
+            f"{c.without_zeros:,}",
+            c.milliseconds,
+            c.least,
+        )
+        for c in costs
+    ]
+    table(
+        f"a forward pass of {options.batch_size} on {resolve_device('auto')}, {torch.get_num_threads()} threads",
+        columns,
+        rows,
+    )
     return 0
 
 
@@ -88,7 +107,9 @@ def measure(runs: Sequence[Path], batch_size: int, repeats: int) -> list[Cost]:
         if record.checkpoint is None:
             raise FileNotFoundError(f"{run} saved no model; run it again with model.save=true")
         models[str(run)] = _load(record.config, run / record.checkpoint)
-    calibration = replace(build("calibration", _node(records[0].config["calibration"])), samples=batch_size).load(models["dense"], seed=0)
+    calibration = replace(
+        build("calibration", _node(records[0].config["calibration"])), samples=batch_size
+    ).load(models["dense"], seed=0)
     batches = calibration.batches(batch_size)
     times: dict[str, list[float]] = {name: [] for name in models}
     for repeat in track(range(repeats + 1), "measure", total=repeats + 1):
@@ -100,8 +121,14 @@ def measure(runs: Sequence[Path], batch_size: int, repeats: int) -> list[Cost]:
 
 
 def _load(config: dict[str, Any], folder: Path | None) -> PrunableModel:
-    settings = {**config["model"], "save": False, **({"path": str(folder.resolve())} if folder is not None else {})}
-    model: PrunableModel = build("model", _node(settings)).load(resolve_device("auto"), Selection(config["towers"], config["skip_layers"]))
+    settings = {
+        **config["model"],
+        "save": False,
+        **({"path": str(folder.resolve())} if folder is not None else {}),
+    }
+    model: PrunableModel = build("model", _node(settings)).load(
+        resolve_device("auto"), Selection(config["towers"], config["skip_layers"])
+    )
     return model
 
 

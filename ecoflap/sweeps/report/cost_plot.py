@@ -14,7 +14,15 @@ from ecoflap.sweeps.report.style import COLOURS, WIDTH, legend_below, new_figure
 
 GREY = "#8a8d92"
 BLUE, ORANGE, TEAL, RED, PERIWINKLE, VIOLET = COLOURS
-STEPS = {"load": GREY, "calibrate": BLUE, "evaluate_dense": TEAL, "score": ORANGE, "allocate": PERIWINKLE, "prune": VIOLET, "evaluate": RED}
+STEPS = {
+    "load": GREY,
+    "calibrate": BLUE,
+    "evaluate_dense": TEAL,
+    "score": ORANGE,
+    "allocate": PERIWINKLE,
+    "prune": VIOLET,
+    "evaluate": RED,
+}
 """The steps as a run takes them, each with its colour."""
 HEIGHT = 0.66
 """Of a method's bar, as a share of its row."""
@@ -32,7 +40,10 @@ Costs = dict[Method, dict[str, Cost]]
 
 def costs_of(section: Section) -> Costs:
     """Method -> step -> the largest cost over its runs; without the steps that all of them read from the cache."""
-    return {method: {step: _largest(runs, step) for step in _steps(runs)} for method, runs in section.by_method.items()}
+    return {
+        method: {step: _largest(runs, step) for step in _steps(runs)}
+        for method, runs in section.by_method.items()
+    }
 
 
 @styled
@@ -66,7 +77,9 @@ def plot_costs(title: str, costs: Costs) -> Figure:
 
 def _largest(runs: Sequence[Run], step: str) -> Cost:
     found = [computed[step] for run in runs if step in (computed := _computed(run))]
-    return Cost(max(cost["seconds"] for cost in found), max(cost["peak_memory_bytes"] for cost in found) / 2**30)
+    return Cost(
+        max(cost["seconds"] for cost in found), max(cost["peak_memory_bytes"] for cost in found) / 2**30
+    )
 
 
 def _steps(runs: Sequence[Run]) -> list[str]:

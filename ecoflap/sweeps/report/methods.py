@@ -15,7 +15,16 @@ from ecoflap.sweeps.report.runs import Run
 AXES = ("sparsity", "seed")
 BESIDE = (*VOLATILE, "model.save", "model.save_lavis", "steps")
 """Config keys that change where or how a run happens, or what it leaves behind, but not what it measures."""
-PATHS = ("path", "folder", "file", "include_path", "checkpoint", "lavis_checkpoint", "vision_from", "language_from")
+PATHS = (
+    "path",
+    "folder",
+    "file",
+    "include_path",
+    "checkpoint",
+    "lavis_checkpoint",
+    "vision_from",
+    "language_from",
+)
 # The keys that people sweep come first: of two that vary together only the first is part of the name.
 ORDER = ("score", "allocation", "pruner", "towers", "skip_layers", "calibration", "task", "model")
 COARSE = {"none": "uniform", "file": "from a file", "global": ""}
@@ -45,7 +54,15 @@ class Method:
         """The name of what decides the block sparsities: the coarse stage, or a pruner that has none."""
         if self.score == "global":
             return self.label
-        return ", ".join(filter(None, [self._coarse_word, _overrides(one for one in self.settings if not one[0].startswith("pruner."))]))
+        return ", ".join(
+            filter(
+                None,
+                [
+                    self._coarse_word,
+                    _overrides(one for one in self.settings if not one[0].startswith("pruner.")),
+                ],
+            )
+        )
 
     @property
     def setting(self) -> str:
@@ -59,7 +76,12 @@ class Method:
     @property
     def order(self) -> tuple[Any, ...]:
         """Sorts methods: uniform first, numbers by size."""
-        return self.pruner, self.score != "none", self.score, [(key, *_number_first(value)) for key, value in self.settings]
+        return (
+            self.pruner,
+            self.score != "none",
+            self.score,
+            [(key, *_number_first(value)) for key, value in self.settings],
+        )
 
 
 def name_methods(runs: Sequence[Run]) -> list[Method]:
@@ -69,9 +91,20 @@ def name_methods(runs: Sequence[Run]) -> list[Method]:
     """
     configs = [flatten(run.config) for run in runs]
     methods = [Method(run.config["pruner"]["name"], _coarse(run.config)) for run in runs]
-    for key in sorted({key for config in configs for key in config if key not in AXES and not is_path(key, config[key])}, key=_rank):
+    for key in sorted(
+        {key for config in configs for key in config if key not in AXES and not is_path(key, config[key])},
+        key=_rank,
+    ):
         methods = _split(methods, key, [shown(config.get(key)) for config in configs], set(methods))
-    for key in sorted({key for config in configs for key in config if is_path(key, config[key]) and not key.startswith("model.")}, key=_rank):
+    for key in sorted(
+        {
+            key
+            for config in configs
+            for key in config
+            if is_path(key, config[key]) and not key.startswith("model.")
+        },
+        key=_rank,
+    ):
         counts = Counter((method, run.sparsity, run.seed) for method, run in zip(methods, runs, strict=True))
         alike = {method for (method, *_), count in counts.items() if count > 1}
         paths = [shown(config.get(key)) for config in configs]
@@ -89,21 +122,34 @@ def name_models(runs: Sequence[Run]) -> list[str]:
     names = []
     for run in runs:
         name, path = run.config["model"]["name"], _weights(run)
-        names.append(f"{name} ({_short(paths[name])[path]})" if min(len(weights[name]), len(paths[name])) > 1 else name)
+        names.append(
+            f"{name} ({_short(paths[name])[path]})" if min(len(weights[name]), len(paths[name])) > 1 else name
+        )
     return names
 
 
 def _weights(run: Run) -> str:
     """Where a run's weights come from."""
-    return " + ".join(str(run.config["model"][key]) for key in PATHS if run.config["model"].get(key) is not None)
+    return " + ".join(
+        str(run.config["model"][key]) for key in PATHS if run.config["model"].get(key) is not None
+    )
 
 
-def differences(runs: Sequence[Run], named: Collection[str] = ()) -> tuple[dict[str, str], dict[str, list[str]]]:
+def differences(
+    runs: Sequence[Run], named: Collection[str] = ()
+) -> tuple[dict[str, str], dict[str, list[str]]]:
     """The config keys that have one value in all runs, and those that have several; no ``BESIDE``, and of paths only those that name methods."""
     configs = [flatten(run.config) for run in runs]
-    keys = dict.fromkeys(key for config in configs for key in config if key in named or not any(is_path(key, one.get(key)) for one in configs))
+    keys = dict.fromkeys(
+        key
+        for config in configs
+        for key in config
+        if key in named or not any(is_path(key, one.get(key)) for one in configs)
+    )
     values = {key: sorted({shown(config.get(key)) for config in configs}, key=_number_first) for key in keys}
-    return {key: found[0] for key, found in values.items() if len(found) == 1}, {key: found for key, found in values.items() if len(found) > 1}
+    return {key: found[0] for key, found in values.items() if len(found) == 1}, {
+        key: found for key, found in values.items() if len(found) > 1
+    }
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -138,13 +184,17 @@ def _coarse(config: Mapping[str, Any]) -> str:
     return "file" if config.get("allocation", {}).get("name") == "file" else str(config["score"]["name"])
 
 
-def _split(methods: Sequence[Method], key: str, values: Sequence[str], among: Collection[Method]) -> list[Method]:
+def _split(
+    methods: Sequence[Method], key: str, values: Sequence[str], among: Collection[Method]
+) -> list[Method]:
     """Add a key to the name of those methods of which it has several values."""
     found = defaultdict(set)
     for method, value in zip(methods, values, strict=True):
         found[method].add(value)
     return [
-        replace(method, settings=(*method.settings, (key, value))) if method in among and len(found[method]) > 1 else method
+        replace(method, settings=(*method.settings, (key, value)))
+        if method in among and len(found[method]) > 1
+        else method
         for method, value in zip(methods, values, strict=True)
     ]
 

@@ -10,7 +10,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from ecoflap.sweeps.report.metrics import MetricTable, pruned, statistics
-from ecoflap.sweeps.report.style import INK, WIDTH, legend_below, look, new_figure, rows_height, styled, wrapped
+from ecoflap.sweeps.report.style import (
+    INK,
+    WIDTH,
+    legend_below,
+    look,
+    new_figure,
+    rows_height,
+    styled,
+    wrapped,
+)
 
 
 @styled
@@ -28,7 +37,11 @@ def plot_metric(table: MetricTable, ranks: dict[Any, int]) -> Figure:
 
 def unshown(table: MetricTable) -> list[str]:
     """The cells that no chart can show, in words: their mean is not finite."""
-    means = [(method.label, sparsity, statistics(pruned(seeds))[0]) for method, row in table.cells.items() for sparsity, seeds in row.items()]
+    means = [
+        (method.label, sparsity, statistics(pruned(seeds))[0])
+        for method, row in table.cells.items()
+        for sparsity, seeds in row.items()
+    ]
     return [f"{label} at {sparsity:g} ({mean})" for label, sparsity, mean in means if not math.isfinite(mean)]
 
 
@@ -59,7 +72,9 @@ def _by_method(table: MetricTable, ranks: dict[Any, int]) -> Figure:
     axes.set_ylim(len(labels) - 0.4, -0.6)  # first method on top, as in the table
     _dense_line(axes, table, "x")
     _scale(axes, table, "x")
-    axes.set_xlabel(_with_unshown(f"{table.metric} at sparsity {table.sparsities[0]:g} ({table.direction})", table))
+    axes.set_xlabel(
+        _with_unshown(f"{table.metric} at sparsity {table.sparsities[0]:g} ({table.direction})", table)
+    )
     return figure
 
 
@@ -67,18 +82,25 @@ def _finite(row: dict[float, Any]) -> tuple[list[float], list[float] | None]:
     """Mean and deviation of each cell, NaN where there is no finite one: lines break there. No deviations at all where every cell has one run."""
     summaries = [statistics(pruned(seeds)) for seeds in row.values()]
     means = [mean if math.isfinite(mean) else math.nan for mean, _ in summaries]
-    deviations = [math.nan if deviation is None or not math.isfinite(deviation) else deviation for _, deviation in summaries]
+    deviations = [
+        math.nan if deviation is None or not math.isfinite(deviation) else deviation
+        for _, deviation in summaries
+    ]
     return means, None if all(map(math.isnan, deviations)) else deviations
 
 
 def _scale(axes: Axes, table: MetricTable, direction: str) -> None:
     """Logarithmic where smaller is better and the figures span more than a decade, with plain numbers beside it."""
-    values = [mean for row in table.cells.values() for mean in _finite(row)[0] if not math.isnan(mean)] + table.dense
+    values = [
+        mean for row in table.cells.values() for mean in _finite(row)[0] if not math.isnan(mean)
+    ] + table.dense
     if not values or not table.smaller_is_better or min(values) <= 0 or max(values) < 10 * min(values):
         return
     axes.set(**{f"{direction}scale": "log"})
     low, high = getattr(axes, f"get_{direction}lim")()
-    axes.set(**{f"{direction}lim": (max(low, 0.7 * min(values)), high)})  # a deviation as large as its mean would reach down for decades
+    axes.set(
+        **{f"{direction}lim": (max(low, 0.7 * min(values)), high)}
+    )  # a deviation as large as its mean would reach down for decades
     axis = getattr(axes, f"{direction}axis")
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 1000 * min(values) else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -91,13 +113,23 @@ def _dense_line(axes: Axes, table: MetricTable, direction: str) -> None:
         return
     low, high = table.dense
     middle, upright = (low + high) / 2, direction == "x"
-    (axes.axvline if upright else axes.axhline)(middle, color=INK, linestyle=(0, (2, 2)), linewidth=1.1, zorder=1)
+    (axes.axvline if upright else axes.axhline)(
+        middle, color=INK, linestyle=(0, (2, 2)), linewidth=1.1, zorder=1
+    )
     if high > low:
         (axes.axvspan if upright else axes.axhspan)(low, high, color=INK, alpha=0.1, linewidth=0)
-    at, coordinates = ((middle, 1), ("data", "axes fraction")) if upright else ((1, middle), ("axes fraction", "data"))
+    at, coordinates = (
+        ((middle, 1), ("data", "axes fraction")) if upright else ((1, middle), ("axes fraction", "data"))
+    )
     aside = "left" if upright and table.smaller_is_better else "right"
     axes.annotate(
-        f"dense {middle:.4g}", at, xycoords=coordinates, xytext=(-3 if aside == "right" else 3, 3), textcoords="offset points", ha=aside, fontsize=8.5
+        f"dense {middle:.4g}",
+        at,
+        xycoords=coordinates,
+        xytext=(-3 if aside == "right" else 3, 3),
+        textcoords="offset points",
+        ha=aside,
+        fontsize=8.5,
     )
 
 

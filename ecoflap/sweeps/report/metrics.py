@@ -86,7 +86,11 @@ class MetricTable:
     @property
     def dense(self) -> list[float]:
         """The dense model's figure, lowest and highest over the runs; empty where it was not measured."""
-        values = [value for row in self.cells.values() if (value := dense_mean(row)) is not None and math.isfinite(value)]
+        values = [
+            value
+            for row in self.cells.values()
+            if (value := dense_mean(row)) is not None and math.isfinite(value)
+        ]
         return [min(values), max(values)] if values else []
 
 
@@ -99,7 +103,9 @@ def make_tables(sections: Sequence[Section], asked: Sequence[str] = ()) -> list[
     names = list(dict.fromkeys(name for section in sections for name in _metrics(section)))
     for metric in asked:
         if metric not in names:
-            raise UserError(f"--metric {metric}: no run here has it; {did_you_mean(metric, names) if names else 'none was evaluated after pruning'}")
+            raise UserError(
+                f"--metric {metric}: no run here has it; {did_you_mean(metric, names) if names else 'none was evaluated after pruning'}"
+            )
     tables = []
     for section in sections:
         for name in asked or _headlines(section):
@@ -112,7 +118,9 @@ def make_tables(sections: Sequence[Section], asked: Sequence[str] = ()) -> list[
 def statistics(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation; None for the latter when there is one value."""
     mean = fmean(values)
-    return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else None
+    return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5 if len(
+        values
+    ) > 1 else None
 
 
 def pruned(seeds: dict[int, Measured]) -> list[float]:
@@ -139,12 +147,21 @@ def dense_mean(row: dict[float, dict[int, Measured]]) -> float | None:
 
 
 def _metrics(section: Section) -> list[str]:
-    return [f"{task}/{metric}" for run in section.runs for task, values in run.result.metrics.get("pruned", {}).items() for metric in values]
+    return [
+        f"{task}/{metric}"
+        for run in section.runs
+        for task, values in run.result.metrics.get("pruned", {}).items()
+        for metric in values
+    ]
 
 
 def _headlines(section: Section) -> list[str]:
     """Each task's first metric; where runs of a task begin with different ones, each of those."""
-    measured = [(task, first_metric(values)) for run in section.runs for task, values in run.result.metrics.get("pruned", {}).items()]
+    measured = [
+        (task, first_metric(values))
+        for run in section.runs
+        for task, values in run.result.metrics.get("pruned", {}).items()
+    ]
     names = dict.fromkeys(f"{task}/{metric}" for task, metric in measured if metric is not None)
     return sorted(names, key=lambda name: section.tasks.index(name.split("/", 1)[0]))
 
@@ -154,7 +171,9 @@ def _cells(section: Section, task: str, metric: str) -> Cells:
     for method, runs in section.by_method.items():
         row: dict[float, dict[int, Measured]] = {}
         for run in sorted(runs, key=lambda run: (run.sparsity, run.seed)):
-            before, after = (run.result.metrics.get(when, {}).get(task, {}).get(metric) for when in ("dense", "pruned"))
+            before, after = (
+                run.result.metrics.get(when, {}).get(task, {}).get(metric) for when in ("dense", "pruned")
+            )
             if after is not None:
                 row.setdefault(run.sparsity, {})[run.seed] = Measured(after, before, run.realised)
         if row:

@@ -44,11 +44,20 @@ class Plots:
         name = re.sub(r"[^A-Za-z0-9.-]+", "_", "_".join(parts)).strip("_.")[:120]
         self.names[name] += 1
         unique = name if self.names[name] == 1 else f"{name}_{self.names[name]}"
-        return {"svg": Markup(save(drawn, self.folder, unique)), "name": unique, "inches": float(drawn.get_size_inches()[0])}
+        return {
+            "svg": Markup(save(drawn, self.folder, unique)),
+            "name": unique,
+            "inches": float(drawn.get_size_inches()[0]),
+        }
 
 
 def write_page(
-    folder: Path, title: str, sections: Sequence[Section], tables: Sequence[MetricTable], unfinished: Sequence[Unfinished], source: str
+    folder: Path,
+    title: str,
+    sections: Sequence[Section],
+    tables: Sequence[MetricTable],
+    unfinished: Sequence[Unfinished],
+    source: str,
 ) -> Path:
     """Write the page and its plots into a folder.
 
@@ -66,19 +75,30 @@ def write_page(
     constant, varying = differences(runs, named)
     plots = Plots(folder)
     environment = Environment(
-        loader=PackageLoader("ecoflap.sweeps.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+        loader=PackageLoader("ecoflap.sweeps.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     html = environment.get_template("page.html").render(
         title=title,
         source=source,
         runs=runs,
-        sections=[_section(section, [table for table in tables if table.section is section], plots) for section in sections],
+        sections=[
+            _section(section, [table for table in tables if table.section is section], plots)
+            for section in sections
+        ],
         unfinished=unfinished,
         constant=constant,
         varying=[(key, values, _part(key, named)) for key, values in varying.items()],
         origins=_origins(runs),
         metrics=list(dict.fromkeys(table.name for table in tables)),
-        rows=[row for section in sections for row in _rows(section, [table for table in tables if table.section is section])],
+        rows=[
+            row
+            for section in sections
+            for row in _rows(section, [table for table in tables if table.section is section])
+        ],
     )
     path = folder / NAME
     path.write_text(html, encoding="utf-8")
@@ -96,12 +116,18 @@ def _section(section: Section, tables: Sequence[MetricTable], plots: Plots) -> d
                 "table": table,
                 "plot": plots(plot_metric(table, ranks), section.model, table.task, table.metric),
                 "rows": list(_table_rows(table)),
-                "elsewhere": any(other_sparsity(target, seeds) is not None for row in table.cells.values() for target, seeds in row.items()),
+                "elsewhere": any(
+                    other_sparsity(target, seeds) is not None
+                    for row in table.cells.values()
+                    for target, seeds in row.items()
+                ),
                 "repeated": any(len(seeds) > 1 for row in table.cells.values() for seeds in row.values()),
             }
             for table in tables
         ],
-        "allocation": plots(plot_allocation(section.title, lines), section.title, "allocation") if lines else None,
+        "allocation": plots(plot_allocation(section.title, lines), section.title, "allocation")
+        if lines
+        else None,
         "few": are_few(lines),
         "cost": plots(plot_costs(section.title, costs), section.title, "cost"),
         "costs": [(method.label, step, cost) for method, row in costs.items() for step, cost in row.items()],
@@ -111,14 +137,24 @@ def _section(section: Section, tables: Sequence[MetricTable], plots: Plots) -> d
 def _table_rows(table: MetricTable) -> Iterator[dict[str, Any]]:
     """Method, dense and one cell per sparsity, each with the number that it sorts by."""
     for method, row in table.cells.items():
-        cells = [(statistics(pruned(row[at]))[0], cell(at, row[at])) if at in row else (None, "") for at in table.sparsities]
-        yield {"method": method.label, "dense": dense_mean(row), "dense_text": figure(dense_mean(row)), "cells": cells}
+        cells = [
+            (statistics(pruned(row[at]))[0], cell(at, row[at])) if at in row else (None, "")
+            for at in table.sparsities
+        ]
+        yield {
+            "method": method.label,
+            "dense": dense_mean(row),
+            "dense_text": figure(dense_mean(row)),
+            "cells": cells,
+        }
 
 
 def _rows(section: Section, tables: Sequence[MetricTable]) -> Iterator[dict[str, Any]]:
     """One row of the table of all runs."""
     for method, run in zip(section.methods, section.runs, strict=True):
-        measured = {table.name: table.cells.get(method, {}).get(run.sparsity, {}).get(run.seed) for table in tables}
+        measured = {
+            table.name: table.cells.get(method, {}).get(run.sparsity, {}).get(run.seed) for table in tables
+        }
         costs = run.result.steps.values()
         yield {
             "run": run,

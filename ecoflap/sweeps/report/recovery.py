@@ -42,9 +42,13 @@ Runs = dict[Kind, list[tuple[float, float, float]]]
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 when there is nothing to show."""
     parser = argparse.ArgumentParser(
-        prog="python -m ecoflap.sweeps.report.recovery", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m ecoflap.sweeps.report.recovery",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("folder", type=Path, help=f"folder of a sweep; every {RESULT} of a fine-tuned model below it is read")
+    parser.add_argument(
+        "folder", type=Path, help=f"folder of a sweep; every {RESULT} of a fine-tuned model below it is read"
+    )
     parser.add_argument("--metric", help="another metric than each task's first")
     options = parser.parse_args(arguments)
     try:
@@ -64,7 +68,10 @@ def read(folder: Path, metric: str | None) -> Runs:
     """
     found: Runs = defaultdict(list)
     sections = make_sections([run for run in read_runs(folder) if "finetuned" in run.result.metrics])
-    tasks = {section.model: {task for other in sections if other.model == section.model for task in other.tasks} for section in sections}
+    tasks = {
+        section.model: {task for other in sections if other.model == section.model for task in other.tasks}
+        for section in sections
+    }
     for section in sections:
         for method, runs in section.by_method.items():
             for run, task in itertools.product(runs, section.tasks):
@@ -72,9 +79,25 @@ def read(folder: Path, metric: str | None) -> Runs:
                 name = metric if metric is not None else first_metric(finetuned)
                 if name is not None and name in finetuned:
                     label = f"{task}/{name}" if len(tasks[section.model]) > 1 else name
-                    settings = " ".join(f"{key}={value}" for key, value in method.settings if key != "finetune.name")
-                    kind = Kind(section.model, method.pruner, method.score, run.config["finetune"]["name"], settings, label, run.sparsity)
-                    found[kind].append((run.result.metrics["dense"][task][name], run.result.metrics["pruned"][task][name], finetuned[name]))
+                    settings = " ".join(
+                        f"{key}={value}" for key, value in method.settings if key != "finetune.name"
+                    )
+                    kind = Kind(
+                        section.model,
+                        method.pruner,
+                        method.score,
+                        run.config["finetune"]["name"],
+                        settings,
+                        label,
+                        run.sparsity,
+                    )
+                    found[kind].append(
+                        (
+                            run.result.metrics["dense"][task][name],
+                            run.result.metrics["pruned"][task][name],
+                            finetuned[name],
+                        )
+                    )
     if not found:
         raise UserError(f"no {RESULT} of a fine-tuned model below {folder}, or none with that metric")
     return found
@@ -89,9 +112,21 @@ def markdown(runs: Runs) -> Iterator[str]:
     for kind in sorted(runs):
         dense, pruned, finetuned = (list(column) for column in zip(*runs[kind], strict=True))
         lost, gained = sum(dense) - sum(pruned), sum(finetuned) - sum(pruned)
-        recovered = "nothing lost" if math.isclose(sum(dense), sum(pruned), rel_tol=1e-9) else f"{gained / lost:.0%}"
+        recovered = (
+            "nothing lost" if math.isclose(sum(dense), sum(pruned), rel_tol=1e-9) else f"{gained / lost:.0%}"
+        )
         names = [getattr(kind, name) for name in columns[:-1]]
-        yield _line((*names, f"{kind.sparsity:g}", len(dense), _cell(dense), _cell(pruned), _cell(finetuned), recovered))
+        yield _line(
+            (
+                *names,
+                f"{kind.sparsity:g}",
+                len(dense),
+                _cell(dense),
+                _cell(pruned),
+                _cell(finetuned),
+                recovered,
+            )
+        )
 
 
 def _cell(values: list[float]) -> str:

@@ -41,7 +41,9 @@ class Run:
     @property
     def realised(self) -> float | None:
         """The share of zeros that was counted; null where whole units were cut away instead."""
-        return None if self.result.sparsity.get("total") == "units" else float(self.result.sparsity["prunable"])
+        return (
+            None if self.result.sparsity.get("total") == "units" else float(self.result.sparsity["prunable"])
+        )
 
     @property
     def seed(self) -> int:
@@ -104,7 +106,9 @@ def _read(path: Path, folder: Path) -> Run:
         for name in key.split("."):
             value = value.get(name) if isinstance(value, dict) else None
         if value is None:
-            raise UserError(f"{path} lacks {key} in its config, which a report needs; run the configuration again or move the folder away")
+            raise UserError(
+                f"{path} lacks {key} in its config, which a report needs; run the configuration again or move the folder away"
+            )
     return Run(_name(path.parent, folder), path.parent, result)
 
 

@@ -49,7 +49,9 @@ def make_sections(runs: Sequence[Run]) -> list[Section]:
     found = defaultdict(list)
     for model, run in zip(name_models(runs), runs, strict=True):
         found[model, tuple(run.result.metrics.get("pruned", {}))].append(run)
-    sections = [Section(model, tasks, members, name_methods(members)) for (model, tasks), members in found.items()]
+    sections = [
+        Section(model, tasks, members, name_methods(members)) for (model, tasks), members in found.items()
+    ]
     return sorted(map(_newest, sections), key=lambda section: (section.model, section.tasks))
 
 

@@ -41,7 +41,10 @@ STYLE: Any = {
     "text.parse_math": False,  # names may hold a dollar sign
     "svg.fonttype": "none",  # text that can be searched and follows the page's font
     "savefig.dpi": 160,
-    **dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color"), INK),
+    **dict.fromkeys(
+        ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color"),
+        INK,
+    ),
 }
 
 styled = matplotlib.rc_context(STYLE)
@@ -94,8 +97,15 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     figure.set_layout_engine("none")  # everything has its place now; finding it takes as long as drawing
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
     buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": name}):  # ids that are the figure's own, and the same each time
-        figure.savefig(buffer, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    with matplotlib.rc_context(
+        {"svg.hashsalt": name}
+    ):  # ids that are the figure's own, and the same each time
+        figure.savefig(
+            buffer,
+            format="svg",
+            transparent=True,
+            metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
+        )
     svg = buffer.getvalue()
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg[svg.index("<svg") :])
     return svg.replace(INK, "currentColor")

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.sweeps.report.methods import Method
-from ecoflap.sweeps.report.metrics import Measured, MetricTable, dense_mean, other_sparsity, pruned, realised_mean, statistics
+from ecoflap.sweeps.report.metrics import (
+    Measured,
+    MetricTable,
+    dense_mean,
+    other_sparsity,
+    pruned,
+    realised_mean,
+    statistics,
+)
 
 COLUMNS = ("model", "pruner", "score", "settings", "metric")
 
@@ -17,7 +25,11 @@ def markdown(tables: Sequence[MetricTable]) -> Iterator[str]:
     """The lines of a GitHub table; its columns are the targets, see ``cell``. Settings have a column only where there are some."""
     sparsities = sorted({sparsity for table in tables for sparsity in table.sparsities})
     rows = [(_names(table, method), row) for table in tables for method, row in table.cells.items()]
-    shown = [index for index, column in enumerate(COLUMNS) if column != "settings" or any(names[index] for names, _ in rows)]
+    shown = [
+        index
+        for index, column in enumerate(COLUMNS)
+        if column != "settings" or any(names[index] for names, _ in rows)
+    ]
     headings = [*(COLUMNS[index] for index in shown), "dense", *(f"{sparsity:g}" for sparsity in sparsities)]
     yield _line(headings)
     yield _line(["---"] * len(shown) + ["---:"] * (len(headings) - len(shown)))
@@ -42,7 +54,11 @@ def write_csv(path: Path, tables: Sequence[MetricTable]) -> None:
 def cell(target: float, seeds: dict[int, Measured]) -> str:
     """``mean ± deviation (n)``, and the realised sparsity where it isn't the target."""
     mean, deviation = statistics(pruned(seeds))
-    shown = f"{mean:.4g} (n={len(seeds)})" if deviation is None else f"{mean:.4g} ± {deviation:.2g} (n={len(seeds)})"
+    shown = (
+        f"{mean:.4g} (n={len(seeds)})"
+        if deviation is None
+        else f"{mean:.4g} ± {deviation:.2g} (n={len(seeds)})"
+    )
     realised = other_sparsity(target, seeds)
     return shown if realised is None else f"{shown} at {realised:.4f}"
 

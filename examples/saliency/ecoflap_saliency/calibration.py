@@ -21,10 +21,28 @@ from ecoflap_saliency.model import SIZE, SaliencyModel, saliency_logits
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 # The pictures that come with scikit-image, in two halves; the two views of one motorcycle are in the same half.
 CALIBRATION = (
-    *("astronaut.png", "cell.png", "clock_motion.png", "coins.png", "color.png", "grass.png", "ihc.png", "moon.png"),
+    *(
+        "astronaut.png",
+        "cell.png",
+        "clock_motion.png",
+        "coins.png",
+        "color.png",
+        "grass.png",
+        "ihc.png",
+        "moon.png",
+    ),
     *("motorcycle_left.png", "motorcycle_right.png", "page.png", "retina.jpg"),
 )
-HELD_OUT = ("camera.png", "chelsea.png", "coffee.png", "horse.png", "logo.png", "phantom.png", "rocket.jpg", "text.png")
+HELD_OUT = (
+    "camera.png",
+    "chelsea.png",
+    "coffee.png",
+    "horse.png",
+    "logo.png",
+    "phantom.png",
+    "rocket.jpg",
+    "text.png",
+)
 
 
 def require_saliency_model(model: PrunableModel, option: str) -> None:
@@ -52,7 +70,9 @@ def picture_files(path: str | None, from_package: Sequence[str], option: str) ->
     files = sorted(file for file in folder.glob("*") if file.suffix.lower() in SUFFIXES)
     if not files:
         what = f"no picture ({', '.join(SUFFIXES)}) in it" if folder.is_dir() else "no such folder"
-        raise UserError(f"{option}.path={path}: there is {what}; give a folder of pictures, or null for those of scikit-image")
+        raise UserError(
+            f"{option}.path={path}: there is {what}; give a folder of pictures, or null for those of scikit-image"
+        )
     return files
 
 
@@ -68,7 +88,9 @@ def read_pixels(model: PrunableModel, files: Sequence[Path]) -> Tensor:
 def saliency_maps(model: PrunableModel, pixels: Tensor, batch_size: int) -> Tensor:
     """How salient the model finds each pixel of [pictures, 3, height, width], from 0 to 1, on the CPU, [pictures, height, width]."""
     model.module.eval()
-    return torch.cat([saliency_logits(model.module, part).sigmoid().cpu() for part in pixels.split(batch_size)])
+    return torch.cat(
+        [saliency_logits(model.module, part).sigmoid().cpu() for part in pixels.split(batch_size)]
+    )
 
 
 @dataclass(frozen=True)
@@ -117,5 +139,7 @@ class Pictures:
         chosen = [files[index] for index in draw(len(files), self.samples, seed)]
         pixels = read_pixels(model, chosen)
         labels = saliency_maps(model, pixels, batch_size=8) > 0.5
-        samples = tuple({"pixel_values": image, "labels": label} for image, label in zip(pixels, labels, strict=True))
+        samples = tuple(
+            {"pixel_values": image, "labels": label} for image, label in zip(pixels, labels, strict=True)
+        )
         return CalibrationSet(self.name, samples, picture_sources(map(str, chosen)))

@@ -39,7 +39,9 @@ class SaliencyDecoder(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         for index, (inputs, outputs) in enumerate(zip((width, *CHANNELS), CHANNELS, strict=False), 1):
-            self.add_module(f"upconv{index}", nn.ConvTranspose2d(inputs, outputs, kernel_size=4, stride=2, padding=1))
+            self.add_module(
+                f"upconv{index}", nn.ConvTranspose2d(inputs, outputs, kernel_size=4, stride=2, padding=1)
+            )
             self.add_module(f"bn{index}", nn.BatchNorm2d(outputs))
         self.final_conv = nn.Conv2d(CHANNELS[-1], 1, kernel_size=1)
 
@@ -70,7 +72,9 @@ class SaliencyModel(Dinov2PreTrainedModel):
 def saliency_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Binary cross-entropy of the map against the map in ``labels`` (the dense model's own, cut at one half), per sample, [batch]."""
     logits = saliency_logits(module, batch["pixel_values"])
-    return binary_cross_entropy_with_logits(logits, batch["labels"].float(), reduction="none").mean(dim=(1, 2))
+    return binary_cross_entropy_with_logits(logits, batch["labels"].float(), reduction="none").mean(
+        dim=(1, 2)
+    )
 
 
 def saliency_logits(module: nn.Module, pixels: Tensor) -> Tensor:
@@ -104,14 +108,25 @@ class VitSaliency:
         """
         path = installed_file(self.package, self.file, "make real-models")
         module = place(read_model(read_onnx(path)), self.dtype, device)
-        return prunable(self.name, module, picture_processor(), saliency_loss, selection, {"vision": next(iter(block_lists(module)))})
+        return prunable(
+            self.name,
+            module,
+            picture_processor(),
+            saliency_loss,
+            selection,
+            {"vision": next(iter(block_lists(module)))},
+        )
 
 
 def picture_processor() -> Any:
     """Square pictures of the trained size, normalised as ImageNet is."""
     from transformers import ViTImageProcessor
 
-    return ViTImageProcessor(size={"height": SIZE, "width": SIZE}, image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225])
+    return ViTImageProcessor(
+        size={"height": SIZE, "width": SIZE},
+        image_mean=[0.485, 0.456, 0.406],
+        image_std=[0.229, 0.224, 0.225],
+    )
 
 
 def read_model(tensors: dict[str, Tensor]) -> SaliencyModel:
@@ -120,17 +135,25 @@ def read_model(tensors: dict[str, Tensor]) -> SaliencyModel:
     Raises:
         UserError: a weight is missing, or a tensor is of no use.
     """
-    module = SaliencyModel(Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14))
+    module = SaliencyModel(
+        Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14)
+    )
     state = {name: tensor for name, tensor in tensors.items() if not name.startswith("onnx::")}
     # The positions are the only nameless tensors: the class token's, and those of the patches.
-    positions = sorted((tensor for name, tensor in tensors.items() if name not in state), key=lambda tensor: tensor.shape[1])
+    positions = sorted(
+        (tensor for name, tensor in tensors.items() if name not in state), key=lambda tensor: tensor.shape[1]
+    )
     state[f"backbone.{POSITIONS}"] = torch.cat(positions, dim=1)
     if any(".q_proj." in name for name in module.state_dict()):
         state = {_renamed(name): tensor for name, tensor in state.items()}
     missing, unexpected = module.load_state_dict(state, strict=False)
-    lost = {name for name in missing if not name.endswith(("mask_token", "num_batches_tracked"))}  # of use in training only
+    lost = {
+        name for name in missing if not name.endswith(("mask_token", "num_batches_tracked"))
+    }  # of use in training only
     if unexpected or lost:
-        raise UserError(f"the ONNX file does not hold this saliency model: missing {sorted(lost)}, unexpected {unexpected}")
+        raise UserError(
+            f"the ONNX file does not hold this saliency model: missing {sorted(lost)}, unexpected {unexpected}"
+        )
     return module
 
 

@@ -23,9 +23,14 @@ def read_onnx(path: Path) -> dict[str, Tensor]:
     try:
         import onnx
     except ImportError:
-        raise UserError("reading an ONNX file needs the onnx package; run: pip install -e '.[real-models]'") from None
+        raise UserError(
+            "reading an ONNX file needs the onnx package; run: pip install -e '.[real-models]'"
+        ) from None
     graph = onnx.load(path).graph
-    tensors = {stored.name: torch.from_numpy(onnx.numpy_helper.to_array(stored).copy()) for stored in graph.initializer}
+    tensors = {
+        stored.name: torch.from_numpy(onnx.numpy_helper.to_array(stored).copy())
+        for stored in graph.initializer
+    }
     for number, name in _linear_weights(graph, tensors).items():
         tensors[name] = tensors.pop(number).t().contiguous()
     return tensors
@@ -39,5 +44,7 @@ def _linear_weights(graph: Any, tensors: dict[str, Tensor]) -> dict[str, str]:
         bias = next((name for name in node.input if name in tensors and name.endswith(".bias")), None)
         product = next((products[name] for name in node.input if name in products), None)
         if node.op_type == "Add" and bias and product:
-            names.update({name: f"{bias.removesuffix('.bias')}.weight" for name in product.input if name in tensors})
+            names.update(
+                {name: f"{bias.removesuffix('.bias')}.weight" for name in product.input if name in tensors}
+            )
     return names

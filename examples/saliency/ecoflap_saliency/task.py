@@ -15,7 +15,13 @@ from ecoflap.errors import NumericalError, require_positive
 from ecoflap.evaluate.inputs import spread
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap_saliency.calibration import HELD_OUT, picture_files, read_pixels, require_saliency_model, saliency_maps
+from ecoflap_saliency.calibration import (
+    HELD_OUT,
+    picture_files,
+    read_pixels,
+    require_saliency_model,
+    saliency_maps,
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,12 @@ class Saliency:
         self.check_model(model)
         files = self.chosen("task")
         pixels = read_pixels(model, files)
-        return SaliencyEvaluation(pixels, saliency_maps(model, pixels, self.batch_size), self.batch_size, picture_sources(map(str, files)))
+        return SaliencyEvaluation(
+            pixels,
+            saliency_maps(model, pixels, self.batch_size),
+            self.batch_size,
+            picture_sources(map(str, files)),
+        )
 
 
 @dataclass
@@ -95,7 +106,9 @@ class SaliencyEvaluation:
         """
         maps = saliency_maps(model, self.pixels, self.batch_size)
         if not torch.isfinite(maps).all():
-            raise NumericalError(f"{model.name} draws a saliency map that is not finite; use model.dtype=float32 or bfloat16, or prune less")
+            raise NumericalError(
+                f"{model.name} draws a saliency map that is not finite; use model.dtype=float32 or bfloat16, or prune less"
+            )
         return {
             "iou": overlap(maps > 0.5, self.dense > 0.5).mean().item(),
             "mae": (maps - self.dense).abs().mean().item(),

@@ -48,7 +48,9 @@ def encode_halves(model: PrunableModel, texts: Sequence[str], length: int) -> di
     """Both halves of each passage as token ids, ``input_ids`` and ``attention_mask``, [passages, 2, length]."""
     words = [text.split() for text in texts]
     halves = [" ".join(half) for each in words for half in (each[: len(each) // 2], each[len(each) // 2 :])]
-    encoded = model.processor(halves, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    encoded = model.processor(
+        halves, padding="max_length", truncation=True, max_length=length, return_tensors="pt"
+    )
     return {name: encoded[name].unflatten(0, (-1, 2)) for name in ("input_ids", "attention_mask")}
 
 
@@ -91,6 +93,12 @@ class Sentences(TextSource):
         """
         self.check_model(model)
         every = passages(self.read_text("calibration"), "calibration")
-        encoded = encode_halves(model, [every[index] for index in draw(len(every), self.samples, seed)], self.sequence_length)
+        encoded = encode_halves(
+            model, [every[index] for index in draw(len(every), self.samples, seed)], self.sequence_length
+        )
         rows = zip(*encoded.values(), strict=True)
-        return CalibrationSet(self.name, tuple(dict(zip(encoded, map(torch.clone, row), strict=True)) for row in rows), self.sources)
+        return CalibrationSet(
+            self.name,
+            tuple(dict(zip(encoded, map(torch.clone, row), strict=True)) for row in rows),
+            self.sources,
+        )

@@ -83,4 +83,6 @@ class MiniLM:
         loader = Pretrained(str(folder), dtype=self.dtype)
         module: Any
         module, tokenizer = loader.read(BertConfig, BertModel, BertTokenizerFast, device)
-        return prunable(self.name, module, tokenizer, halves_loss, selection, {"text": next(iter(block_lists(module)))})
+        return prunable(
+            self.name, module, tokenizer, halves_loss, selection, {"text": next(iter(block_lists(module)))}
+        )

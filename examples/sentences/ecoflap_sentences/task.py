@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ecoflap.console.progress import track
 from torch import Tensor
 
+from ecoflap.console.progress import track
 from ecoflap.data.text.calibration import TextSource
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.inputs import spread
@@ -42,7 +42,9 @@ class SentenceRetrieval(TextSource):
     def __post_init__(self) -> None:
         require_positive("task", self, "sequence_length", "limit", "batch_size")
         if self.limit is not None and self.limit < 2:
-            raise UserError(f"task.limit={self.limit}: a passage is looked for among others, so 2 or more are needed; null is all")
+            raise UserError(
+                f"task.limit={self.limit}: a passage is looked for among others, so 2 or more are needed; null is all"
+            )
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
         """See ``TextSource``; a text needs as many passages as are asked for."""
@@ -65,7 +67,11 @@ class SentenceRetrieval(TextSource):
         """
         self.check_model(model)
         found = spread(passages(self.read_text("task"), "task"), self.limit, "passages")
-        return SentenceRetrievalEvaluation(**encode_halves(model, found, self.sequence_length), batch_size=self.batch_size, sources=self.sources)
+        return SentenceRetrievalEvaluation(
+            **encode_halves(model, found, self.sequence_length),
+            batch_size=self.batch_size,
+            sources=self.sources,
+        )
 
 
 @dataclass
@@ -94,14 +100,22 @@ class SentenceRetrievalEvaluation:
             NumericalError: an embedding is not finite.
         """
         model.module.eval()
-        parts = list(zip(self.input_ids.split(self.batch_size), self.attention_mask.split(self.batch_size), strict=True))
+        parts = list(
+            zip(
+                self.input_ids.split(self.batch_size), self.attention_mask.split(self.batch_size), strict=True
+            )
+        )
         features = torch.cat([_features(model, *part) for part in track(parts, "evaluate", total=len(parts))])
         if not torch.isfinite(features).all():
-            raise NumericalError(f"{model.name} makes embeddings that are not finite; use model.dtype=float32 or bfloat16, or prune less")
+            raise NumericalError(
+                f"{model.name} makes embeddings that are not finite; use model.dtype=float32 or bfloat16, or prune less"
+            )
         similarity = features[:, 0] @ features[:, 1].t()
         # How many others are at least as near: among equals the right one comes last, so that a model that embeds all alike finds nothing.
         nearer = (similarity >= similarity.diagonal()[:, None]).sum(dim=1) - 1
-        return {f"recall_at_{rank}": 100 * (nearer < rank).double().mean().item() for rank in RANKS} | {"passages": len(features)}
+        return {f"recall_at_{rank}": 100 * (nearer < rank).double().mean().item() for rank in RANKS} | {
+            "passages": len(features)
+        }
 
 
 def _features(model: PrunableModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

@@ -48,14 +48,18 @@ def require_speech_model(model: PrunableModel, option: str) -> None:
         UserError: it doesn't.
     """
     if not hasattr(model.processor, "feature_extractor"):
-        raise UserError(f"{option} is speech, and {model.name} hears none; choose another {option.split('=')[0]}, or model=whisper_tiny_en")
+        raise UserError(
+            f"{option} is speech, and {model.name} hears none; choose another {option.split('=')[0]}, or model=whisper_tiny_en"
+        )
 
 
 def spoken(held_out: bool, count: int, seed: int) -> list[Utterance]:
     """Sentences of one half of the words, read by the machine."""
     texts = sentences(held_out, count, seed)
     with TemporaryDirectory() as folder:
-        return [read_recording(file, text) for file, text in zip(record(texts, Path(folder)), texts, strict=True)]
+        return [
+            read_recording(file, text) for file, text in zip(record(texts, Path(folder)), texts, strict=True)
+        ]
 
 
 def recordings(path: str, option: str) -> list[tuple[Path, str]]:
@@ -68,7 +72,9 @@ def recordings(path: str, option: str) -> list[tuple[Path, str]]:
     if (folder / TABLE).is_file():
         rows = list(csv.DictReader(StringIO(read_text(folder / TABLE), newline="")))
         if not rows or not {"file_name", "transcription"} <= rows[0].keys():
-            raise UserError(f"{option}.path={path}: {TABLE} must have the columns file_name and transcription, and a row for each recording")
+            raise UserError(
+                f"{option}.path={path}: {TABLE} must have the columns file_name and transcription, and a row for each recording"
+            )
         listed = [(folder / row["file_name"], row["transcription"]) for row in rows]
         if missing := [file for file, _ in listed if not file.is_file()]:
             raise UserError(
@@ -79,10 +85,14 @@ def recordings(path: str, option: str) -> list[tuple[Path, str]]:
     files = sorted(folder.glob("*.wav"))
     if not files:
         what = "no wav file in it" if folder.is_dir() else "no such folder"
-        raise UserError(f"{option}.path={path}: there is {what}; give a folder of wav files with {TABLE} or a .txt beside each, or null")
+        raise UserError(
+            f"{option}.path={path}: there is {what}; give a folder of wav files with {TABLE} or a .txt beside each, or null"
+        )
     silent = next((file for file in files if not file.with_suffix(".txt").is_file()), None)
     if silent:
-        raise UserError(f"{option}.path={path}: {silent.name} has no transcript; add {silent.stem}.txt, or a {TABLE} for all recordings")
+        raise UserError(
+            f"{option}.path={path}: {silent.name} has no transcript; add {silent.stem}.txt, or a {TABLE} for all recordings"
+        )
     return [(file, read_text(file.with_suffix(".txt")).strip()) for file in files]
 
 
@@ -99,14 +109,21 @@ def read_recording(file: Path, text: str) -> Utterance:
     """
     try:
         with wave.open(str(file)) as sound:
-            channels, width, rate, content = sound.getnchannels(), sound.getsampwidth(), sound.getframerate(), sound.readframes(sound.getnframes())
+            channels, width, rate, content = (
+                sound.getnchannels(),
+                sound.getsampwidth(),
+                sound.getframerate(),
+                sound.readframes(sound.getnframes()),
+            )
     except (OSError, EOFError, wave.Error) as error:
         raise UserError(f"{file} is not a readable wav file ({error}); give 16-bit PCM") from None
     if width != 2:
         raise UserError(f"{file} has samples of {8 * width} bits; convert it to 16-bit PCM")
     samples = np.frombuffer(content, "<i2").reshape(-1, channels).mean(axis=1) / 32768
     if len(samples) > SECONDS * rate:
-        raise UserError(f"{file} lasts {len(samples) / rate:.0f} seconds, and the model hears {SECONDS} at once; cut it into shorter files")
+        raise UserError(
+            f"{file} lasts {len(samples) / rate:.0f} seconds, and the model hears {SECONDS} at once; cut it into shorter files"
+        )
     return Utterance(text, torch.from_numpy(samples).float(), rate)
 
 
@@ -120,7 +137,9 @@ def encode(model: PrunableModel, utterance: Utterance) -> Sample:
     """Model inputs of one recording: its features, the transcript so far, and the next token of it at each place."""
     extractor = model.processor.feature_extractor
     sound = resample(utterance.sound, utterance.rate, extractor.sampling_rate)
-    features = extractor(sound.numpy(), sampling_rate=extractor.sampling_rate, return_tensors="pt")["input_features"][0]
+    features = extractor(sound.numpy(), sampling_rate=extractor.sampling_rate, return_tensors="pt")[
+        "input_features"
+    ][0]
     tokens = torch.tensor(model.processor.tokenizer(f" {utterance.text}")["input_ids"])
     labels = tokens[1:].clone()
     labels[0] = IGNORED  # that there are no time stamps is told to the model, not asked of it
@@ -169,7 +188,9 @@ class Speech:
         """
         self.check_model(model)
         if self.path is None:
-            return CalibrationSet(self.name, tuple(encode(model, one) for one in spoken(False, self.samples, seed)))
+            return CalibrationSet(
+                self.name, tuple(encode(model, one) for one in spoken(False, self.samples, seed))
+            )
         files = recordings(self.path, "calibration")
         chosen = [files[index] for index in draw(len(files), self.samples, seed)]
         samples = tuple(encode(model, read_recording(file, text)) for file, text in chosen)

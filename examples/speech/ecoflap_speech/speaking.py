@@ -54,8 +54,15 @@ def record(texts: Sequence[str], folder: Path) -> list[Path]:
             "or give folders of wav files with calibration.path=FOLDER task.path=FOLDER"
         )
     files = [folder / f"{index:05d}.wav" for index in range(len(texts))]
-    jobs = [(text, VOICES[index % len(VOICES)], str(file)) for index, (text, file) in enumerate(zip(texts, files, strict=True))]
-    done = subprocess.run([sys.executable, espeak.__file__], input=json.dumps(jobs), capture_output=True, text=True, check=False)
+    jobs = [
+        (text, VOICES[index % len(VOICES)], str(file))
+        for index, (text, file) in enumerate(zip(texts, files, strict=True))
+    ]
+    done = subprocess.run(
+        [sys.executable, espeak.__file__], input=json.dumps(jobs), capture_output=True, text=True, check=False
+    )
     if done.returncode:
-        raise UserError(f"eSpeak NG failed ({done.stderr.strip()}); give folders of wav files with calibration.path=FOLDER task.path=FOLDER")
+        raise UserError(
+            f"eSpeak NG failed ({done.stderr.strip()}); give folders of wav files with calibration.path=FOLDER task.path=FOLDER"
+        )
     return files

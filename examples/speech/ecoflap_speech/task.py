@@ -16,7 +16,14 @@ from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.losses import IGNORED, token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
-from ecoflap_speech.calibration import encode, read_recording, recording_sources, recordings, require_speech_model, spoken
+from ecoflap_speech.calibration import (
+    encode,
+    read_recording,
+    recording_sources,
+    recordings,
+    require_speech_model,
+    spoken,
+)
 from ecoflap_speech.whisper import start_tokens
 
 SPOKEN = 24  # sentences, where there are no recordings
@@ -70,7 +77,11 @@ class Speech:
         self.check_model(model)
         word_error_rate(["a"], ["a"])  # to learn now, and not after the pruning, whether the package is there
         files = None if self.path is None else spread(recordings(self.path, "task"), self.limit, "recordings")
-        utterances = spoken(True, self.limit or SPOKEN, seed=0) if files is None else [read_recording(*each) for each in files]
+        utterances = (
+            spoken(True, self.limit or SPOKEN, seed=0)
+            if files is None
+            else [read_recording(*each) for each in files]
+        )
         texts, samples = [one.text for one in utterances], [encode(model, one) for one in utterances]
         return SpeechEvaluation(self, texts, samples, sources=recording_sources(files or []))
 
@@ -90,7 +101,11 @@ class SpeechEvaluation:
         digest = hashlib.blake2b("\n".join(self.texts).encode(), digest_size=16)
         for sample in self.samples:
             digest.update(sample["input_features"].numpy().tobytes())
-        return {"metric": "transcript loss and word error rate", "speech": digest.hexdigest(), "max_new_tokens": self.task.max_new_tokens}
+        return {
+            "metric": "transcript loss and word error rate",
+            "speech": digest.hexdigest(),
+            "max_new_tokens": self.task.max_new_tokens,
+        }
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
@@ -102,17 +117,32 @@ class SpeechEvaluation:
         module: Any = model.module.eval()
 
         def hear(part: list[Sample]) -> list[tuple[float, str]]:
-            batch = {name: tensor.to(model.device) for name, tensor in _padded(part, model.processor.tokenizer.pad_token_id).items()}
+            batch = {
+                name: tensor.to(model.device)
+                for name, tensor in _padded(part, model.processor.tokenizer.pad_token_id).items()
+            }
             heard = module.get_encoder()(batch["input_features"].to(next(module.parameters())))
-            logits = module(encoder_outputs=heard, decoder_input_ids=batch["decoder_input_ids"], use_cache=False).logits
-            return list(zip(token_loss(logits, batch["labels"]).tolist(), self._transcribe(model, heard), strict=True))
+            logits = module(
+                encoder_outputs=heard, decoder_input_ids=batch["decoder_input_ids"], use_cache=False
+            ).logits
+            return list(
+                zip(token_loss(logits, batch["labels"]).tolist(), self._transcribe(model, heard), strict=True)
+            )
 
-        losses, transcripts = zip(*prediction_log.run(parts(self.samples, self.task.batch_size), hear), strict=True)
+        losses, transcripts = zip(
+            *prediction_log.run(parts(self.samples, self.task.batch_size), hear), strict=True
+        )
         self.transcripts = list(transcripts)
         loss = sum(losses) / len(losses)
         if loss != loss:
-            raise NumericalError(f"the loss of {model.name} on this task is NaN; use model.dtype=float32 or bfloat16, or prune less")
-        return {"word_error_rate": word_error_rate(self.texts, self.transcripts), "loss": loss, "recordings": len(self.samples)}
+            raise NumericalError(
+                f"the loss of {model.name} on this task is NaN; use model.dtype=float32 or bfloat16, or prune less"
+            )
+        return {
+            "word_error_rate": word_error_rate(self.texts, self.transcripts),
+            "loss": loss,
+            "recordings": len(self.samples),
+        }
 
     def _transcribe(self, model: PrunableModel, heard: Any) -> list[str]:
         from transformers import GenerationMixin
@@ -123,7 +153,9 @@ class SpeechEvaluation:
         everything = torch.ones(states.shape[:2], dtype=torch.long, device=states.device)
         options = {"max_new_tokens": self.task.max_new_tokens, "do_sample": False}
         # Whisper's own generate is for recordings of more than 30 seconds.
-        tokens = GenerationMixin.generate(module, encoder_outputs=heard, attention_mask=everything, decoder_input_ids=start, **options)
+        tokens = GenerationMixin.generate(
+            module, encoder_outputs=heard, attention_mask=everything, decoder_input_ids=start, **options
+        )
         return [text.strip() for text in tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
 
@@ -147,6 +179,8 @@ def word_error_rate(texts: list[str], transcripts: list[str]) -> float:
     try:
         import jiwer
     except ImportError:
-        raise UserError("task=speech counts wrong words with the package jiwer; run: pip install -e '.[real-models]'") from None
+        raise UserError(
+            "task=speech counts wrong words with the package jiwer; run: pip install -e '.[real-models]'"
+        ) from None
     clean = EnglishTextNormalizer({})
     return 100 * jiwer.wer([clean(text) for text in texts], [clean(text) for text in transcripts])

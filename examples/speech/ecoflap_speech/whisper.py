@@ -46,7 +46,9 @@ def transcript_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     The silence that fills up the 30 seconds counts in every statistic: the model hears it too, and masks made without it are worse.
     """
     features = batch["input_features"].to(next(module.parameters()))
-    logits = module(input_features=features, decoder_input_ids=batch["decoder_input_ids"], use_cache=False).logits
+    logits = module(
+        input_features=features, decoder_input_ids=batch["decoder_input_ids"], use_cache=False
+    ).logits
     return token_loss(logits, batch["labels"])
 
 
@@ -140,7 +142,12 @@ def read_model(tensors: dict[str, Tensor]) -> Any:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
     vocabulary, width = tensors["decoder/embeddings/weight"].shape
-    blocks = {tower: sum(name.startswith(f"{tower}/layer_") and name.endswith("/ffn/linear_0/bias") for name in tensors) for tower in TOWERS}
+    blocks = {
+        tower: sum(
+            name.startswith(f"{tower}/layer_") and name.endswith("/ffn/linear_0/bias") for name in tensors
+        )
+        for tower in TOWERS
+    }
     config = WhisperConfig(
         vocab_size=vocabulary,
         d_model=width,
@@ -152,10 +159,17 @@ def read_model(tensors: dict[str, Tensor]) -> Any:
         **{f"{tower}_ffn_dim": len(tensors[f"{tower}/layer_0/ffn/linear_0/bias"]) for tower in TOWERS},
     )
     module = WhisperForConditionalGeneration(config)
-    state = {target: part for name, tensor in tensors.items() if tensor.ndim for target, part in _translate(name, tensor)}
+    state = {
+        target: part
+        for name, tensor in tensors.items()
+        if tensor.ndim
+        for target, part in _translate(name, tensor)
+    }
     missing, unexpected = module.load_state_dict(state, strict=False)
     if missing or unexpected:
-        raise UserError(f"the CTranslate2 file does not hold a Whisper: missing {missing}, unexpected {unexpected}")
+        raise UserError(
+            f"the CTranslate2 file does not hold a Whisper: missing {missing}, unexpected {unexpected}"
+        )
     return module
 
 
@@ -170,4 +184,6 @@ def _translate(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
     block, parts = path[0].removeprefix("layer_"), IN_BLOCK["/".join(path[1:])]
     targets = [f"model.{tower}.layers.{block}.{part}.{parameter}" for part in parts]
     found = zip(targets, tensor.float().chunk(len(parts)), strict=True)
-    return [(target, part) for target, part in found if not target.endswith("k_proj.bias")]  # zeros: Whisper's keys have no bias
+    return [
+        (target, part) for target, part in found if not target.endswith("k_proj.bias")
+    ]  # zeros: Whisper's keys have no bias

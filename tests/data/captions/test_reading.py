@@ -36,7 +36,9 @@ class Remembers:
 
 def drawn(source: Captions, seed: int = 0) -> list[Example]:
     interface = Remembers()
-    source.load(PrunableModel("tiny", nn.Module(), (), (), (), lambda *_: torch.zeros(1), None, interface), seed)
+    source.load(
+        PrunableModel("tiny", nn.Module(), (), (), (), lambda *_: torch.zeros(1), None, interface), seed
+    )
     return interface.examples
 
 
@@ -57,7 +59,9 @@ def test_layouts(tmp_path: Path, layout: str) -> None:
     for split, count in splits.items():
         pictures = CaptionSource(str(root), layout, split).pictures("task")
         assert len(pictures) == len({picture.key for picture in pictures}) == count
-        for picture, shown in zip(pictures, folders.one_of_each("train" if split == "train" else "test"), strict=False):
+        for picture, shown in zip(
+            pictures, folders.one_of_each("train" if split == "train" else "test"), strict=False
+        ):
             assert Path(picture.image).read_bytes() == Path(shown.image or "").read_bytes()
             assert len(picture.captions) == (1 if "cc3m" in layout else 5)
             assert set(picture.captions) <= set(folders.captions(shown))
@@ -88,7 +92,9 @@ def test_real_pictures_of_coco(tmp_path: Path) -> None:
 
 
 def test_captions_are_cleaned() -> None:
-    assert clean('A man;  with a "hat" (red)... #1: 9-inch & more!~*') == "a man with a hat red 1 9-inch & more"
+    assert (
+        clean('A man;  with a "hat" (red)... #1: 9-inch & more!~*') == "a man with a hat red 1 9-inch & more"
+    )
     assert clean("word " * 60) == " ".join(["word"] * 50)
 
 
@@ -96,19 +102,37 @@ def test_calibration_draws_one_caption_per_picture(tmp_path: Path) -> None:
     source = Captions(str(folders.karpathy(tmp_path)), "coco", samples=10)
     examples = drawn(source)
     assert len({example.image for example in examples}) == 10
-    train = {picture.image: [clean(text) for text in picture.captions] for picture in source.pictures("calibration")}
+    train = {
+        picture.image: [clean(text) for text in picture.captions]
+        for picture in source.pictures("calibration")
+    }
     assert all(example.target in train[example.image or ""] and not example.text for example in examples)
     assert drawn(source) == examples != drawn(source, seed=1)
     assert len(drawn(Captions(str(tmp_path), "coco", samples=100))) == 24
-    assert len({example.target.replace(name, "") for example in examples for name in NAMES if name in example.target}) > 2
+    assert (
+        len(
+            {
+                example.target.replace(name, "")
+                for example in examples
+                for name in NAMES
+                if name in example.target
+            }
+        )
+        > 2
+    )
 
 
 def test_prefixes_end_in_the_first_half(tmp_path: Path) -> None:
-    rows = [{"image": "train/0.png", "caption": text} for text in ("one", "one two", "one two three four five six seven eight nine")]
+    rows = [
+        {"image": "train/0.png", "caption": text}
+        for text in ("one", "one two", "one two three four five six seven eight nine")
+    ]
     (folders.cc3m(tmp_path) / "cc3m.json").write_text(json.dumps(rows))
     seen = set()
     for seed in range(30):
-        short, long = sorted(drawn(Captions(str(tmp_path), "cc3m", prefix=True), seed), key=lambda example: len(example.target))
+        short, long = sorted(
+            drawn(Captions(str(tmp_path), "cc3m", prefix=True), seed), key=lambda example: len(example.target)
+        )
         assert (short.text, short.target) == ("one", "two")
         assert f"{long.text} {long.target}" == rows[2]["caption"]
         seen.add(len(long.text.split()))
@@ -138,8 +162,16 @@ def without_pictures(root: Path) -> Path:
 @pytest.mark.parametrize(
     ("make", "source", "message"),
     [
-        (folders.nocaps, lambda path: CaptionSource(path, "kaggle"), r"task\.layout=kaggle is no layout of captions; .*coco"),
-        (folders.nocaps, lambda path: CaptionSource(path, "coco", name="coco"), r"task=coco: dataset_coco\.json is not in task\.path=.*Karpathy"),
+        (
+            folders.nocaps,
+            lambda path: CaptionSource(path, "kaggle"),
+            r"task\.layout=kaggle is no layout of captions; .*coco",
+        ),
+        (
+            folders.nocaps,
+            lambda path: CaptionSource(path, "coco", name="coco"),
+            r"task=coco: dataset_coco\.json is not in task\.path=.*Karpathy",
+        ),
         (
             folders.nocaps,
             lambda path: CaptionSource(None, "flickr30k", name="flickr30k"),
@@ -151,10 +183,16 @@ def without_pictures(root: Path) -> Path:
             lambda path: CaptionSource(path, "flickr30k"),
             r"the picture 0\.jpg is not in any of .*, .*images, .*University of Illinois",
         ),
-        (broken, lambda path: CaptionSource(path, "cc3m"), r"cc3m\.json is not in the layout that was expected \(KeyError: 'caption'\)"),
+        (
+            broken,
+            lambda path: CaptionSource(path, "cc3m"),
+            r"cc3m\.json is not in the layout that was expected \(KeyError: 'caption'\)",
+        ),
     ],
 )
-def test_refusals(tmp_path: Path, make: Callable[[Path], Path], source: Callable[[str], CaptionSource], message: str) -> None:
+def test_refusals(
+    tmp_path: Path, make: Callable[[Path], Path], source: Callable[[str], CaptionSource], message: str
+) -> None:
     path = str(make(tmp_path))
     with pytest.raises(UserError, match=message):
         source(path).pictures("task")
@@ -163,5 +201,7 @@ def test_refusals(tmp_path: Path, make: Callable[[Path], Path], source: Callable
 def test_calibration_refuses_what_is_measured(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"calibration\.split=test: models are measured on these"):
         Captions(str(tmp_path), "coco", "test")
-    with pytest.raises(UserError, match=r"calibration=captions: 1 of its pictures are in another split too, such as 0"):
+    with pytest.raises(
+        UserError, match=r"calibration=captions: 1 of its pictures are in another split too, such as 0"
+    ):
         drawn(Captions(str(twice(tmp_path)), "coco"))

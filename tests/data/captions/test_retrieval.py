@@ -27,7 +27,9 @@ class Apart:
         self.queries = queries
 
     def features(self, item: str, *shape: int) -> Tensor:
-        generator = torch.Generator().manual_seed(sum(ord(letter) * (place + 1) for place, letter in enumerate(item)))
+        generator = torch.Generator().manual_seed(
+            sum(ord(letter) * (place + 1) for place, letter in enumerate(item))
+        )
         return normalize(torch.randn(*shape, generator=generator), dim=-1)
 
     def embed_images(self, model: PrunableModel, paths: Sequence[str]) -> Tensor:
@@ -47,7 +49,12 @@ class Together(Apart):
         if self.looked == self.stop_at:
             raise KeyboardInterrupt
         self.looked += 1
-        return torch.stack([self.features(f"{Path(image).name}{text}", 2)[0] for image, text in zip(images, texts, strict=True)])
+        return torch.stack(
+            [
+                self.features(f"{Path(image).name}{text}", 2)[0]
+                for image, text in zip(images, texts, strict=True)
+            ]
+        )
 
 
 class Knows(Together):
@@ -93,8 +100,12 @@ def by_brute_force(interface: Together, folder: Path, k_test: int) -> dict[str, 
     asked, whose = task(folder).load(model(interface)), model(interface)
     images, texts = interface.embed_images(whose, asked.images), interface.embed_texts(whose, asked.texts)
     queries = images if images.dim() == 3 else images[:, None]
-    apart = torch.stack([torch.stack([(queries[image] @ text).max() for text in texts]) for image in range(len(images))])
-    logits = torch.stack([interface.match(whose, [image] * len(asked.texts), asked.texts) for image in asked.images])
+    apart = torch.stack(
+        [torch.stack([(queries[image] @ text).max() for text in texts]) for image in range(len(images))]
+    )
+    logits = torch.stack(
+        [interface.match(whose, [image] * len(asked.texts), asked.texts) for image in asked.images]
+    )
     right = asked.owner[None] == torch.arange(len(images))[:, None]
     found: dict[str, float] = {}
     for kind, itc, itm, true in (("text", apart, logits, right), ("image", apart.t(), logits.t(), right.t())):
@@ -106,19 +117,31 @@ def by_brute_force(interface: Together, folder: Path, k_test: int) -> dict[str, 
                 min(place for place, index in enumerate(row) if true[number, index])
                 for number, row in enumerate((-scores).argsort(dim=1, stable=True))
             ]
-            found |= {f"{kind}_recall_{most}{suffix}": 100 * sum(place < most for place in first) / len(first) for most in RANKS}
+            found |= {
+                f"{kind}_recall_{most}{suffix}": 100 * sum(place < most for place in first) / len(first)
+                for most in RANKS
+            }
     return found
 
 
 @pytest.mark.parametrize("k_test", [12, 24, 128])
 @pytest.mark.parametrize("queries", [None, 3])
-def test_recalls_are_those_of_all_pairs(folder: Path, queries: int | None, k_test: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_recalls_are_those_of_all_pairs(
+    folder: Path, queries: int | None, k_test: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(retrieval, "BLOCK", 1000)  # several blocks
     interface = Together(queries)
     found = run(interface, folder, k_test=k_test, batch_size=50)
-    assert found.items() >= {name: pytest.approx(value) for name, value in by_brute_force(interface, folder, k_test).items()}.items()
+    assert (
+        found.items()
+        >= {
+            name: pytest.approx(value) for name, value in by_brute_force(interface, folder, k_test).items()
+        }.items()
+    )
     assert next(iter(found)) == "text_recall_1_match"
-    assert found["text_recall_mean_match"] == pytest.approx(sum(found[f"text_recall_{most}_match"] for most in RANKS) / 3)
+    assert found["text_recall_mean_match"] == pytest.approx(
+        sum(found[f"text_recall_{most}_match"] for most in RANKS) / 3
+    )
     assert found["recall_mean"] == pytest.approx((found["text_recall_mean"] + found["image_recall_mean"]) / 2)
     assert (found["pictures"], found["captions"]) == (24, 120)
 

@@ -23,8 +23,12 @@ from ecoflap.models.core.prunable import PrunableModel
 from tests.data import caption_folders as folders
 
 COCO_MINI = Path(__file__).parents[4] / "shared" / "data" / "coco_mini" / "captions.jsonl"
-needs_package = pytest.mark.skipif(importlib.util.find_spec("pycocoevalcap") is None, reason="pip install -e '.[captions]'")
-needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="the tokenizer of the published scores needs java")
+needs_package = pytest.mark.skipif(
+    importlib.util.find_spec("pycocoevalcap") is None, reason="pip install -e '.[captions]'"
+)
+needs_java = pytest.mark.skipif(
+    shutil.which("java") is None, reason="the tokenizer of the published scores needs java"
+)
 
 REFERENCES = [
     ["A man can't find the dog's bone, and he's sad.", 'Two long-haired cats & a "tv"!'],
@@ -32,7 +36,12 @@ REFERENCES = [
     ['Mr. Smith wears a T-shirt;  it says "STOP".', "A red stop sign -- with 1/2 off", "they'll be back"],
     ["A bus.", "the big red bus on a street"],
 ]
-PREDICTIONS = ["a man finds the dog's bone", "people in the u.s. at 10:30 a.m.", "", "a big red bus, on a street."]
+PREDICTIONS = [
+    "a man finds the dog's bone",
+    "people in the u.s. at 10:30 a.m.",
+    "",
+    "a big red bus, on a street.",
+]
 
 
 class Writes:
@@ -43,7 +52,9 @@ class Writes:
 
     def __init__(self, folder: Path, right: bool = True) -> None:
         pictures = CaptionSource(str(folder), "nocaps", "val").pictures("task")
-        self.captions = {one.image: one.captions[1] if right or one.domain == "near" else "nothing" for one in pictures}
+        self.captions = {
+            one.image: one.captions[1] if right or one.domain == "near" else "nothing" for one in pictures
+        }
         self.asked: list[str] = []
         self.generation = Generation()
 
@@ -75,7 +86,9 @@ def plainly(references: Sequence[Sequence[str]], predictions: Sequence[str], jav
     from pycocoevalcap.rouge.rouge import Rouge
     from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
-    gts = PTBTokenizer().tokenize({row: [{"caption": text} for text in texts] for row, texts in enumerate(references)})
+    gts = PTBTokenizer().tokenize(
+        {row: [{"caption": text} for text in texts] for row, texts in enumerate(references)}
+    )
     res = PTBTokenizer().tokenize({row: [{"caption": text}] for row, text in enumerate(predictions)})
     scores = {"cider": Cider().compute_score(gts, res)[0], "rouge_l": Rouge().compute_score(gts, res)[0]}
     scores |= {f"bleu_{size + 1}": value for size, value in enumerate(Bleu(4).compute_score(gts, res)[0])}
@@ -87,8 +100,12 @@ def plainly(references: Sequence[Sequence[str]], predictions: Sequence[str], jav
 @pytest.mark.parametrize("java", [True, False])
 def test_scores_are_the_packages_own(java: bool) -> None:
     metrics = CaptionMetrics(java=java, spice=False)
-    found = scores(metrics.scorers(), metrics.words(REFERENCES), metrics.words([[text] for text in PREDICTIONS]))
-    assert found == pytest.approx({name: 100 * value for name, value in plainly(REFERENCES, PREDICTIONS, java).items()}, abs=1e-9)
+    found = scores(
+        metrics.scorers(), metrics.words(REFERENCES), metrics.words([[text] for text in PREDICTIONS])
+    )
+    assert found == pytest.approx(
+        {name: 100 * value for name, value in plainly(REFERENCES, PREDICTIONS, java).items()}, abs=1e-9
+    )
     assert next(iter(found)) == "cider"
 
 
@@ -101,19 +118,29 @@ def test_own_words_of_real_captions() -> None:
     metrics = CaptionMetrics(False, False)
     words = metrics.words([texts[1:] for texts in captions]), metrics.words([texts[:1] for texts in captions])
     wanted = plainly([texts[1:] for texts in captions], [texts[0] for texts in captions], False)
-    assert scores(metrics.scorers(), *words) == pytest.approx({name: 100 * value for name, value in wanted.items()}, abs=1e-9)
+    assert scores(metrics.scorers(), *words) == pytest.approx(
+        {name: 100 * value for name, value in wanted.items()}, abs=1e-9
+    )
 
 
 @needs_package
 @needs_java
 def test_empty_captions_and_line_ends_keep_their_place() -> None:
     captions = [["", "\n"], ["a\u2028dog", " "], ["café"], [""]]
-    assert CaptionMetrics(True, False).words(captions) == {0: ["", ""], 1: ["a dog", ""], 2: ["café"], 3: [""]}
+    assert CaptionMetrics(True, False).words(captions) == {
+        0: ["", ""],
+        1: ["a dog", ""],
+        2: ["café"],
+        3: [""],
+    }
 
 
 def test_own_words() -> None:
     said = "The two-story house isn't Mr. O'Neil's (at 9:30pm): they cannot see 5'10\" dogs!"
-    assert simple_words(said) == "the two-story house is n't mr. o'neil 's -lrb- at 9:30 pm -rrb- they can not see 5 10 dogs"
+    assert (
+        simple_words(said)
+        == "the two-story house is n't mr. o'neil 's -lrb- at 9:30 pm -rrb- they can not see 5 10 dogs"
+    )
 
 
 @needs_package
@@ -125,7 +152,9 @@ def test_nocaps_overall_and_per_domain(tmp_path: Path) -> None:
     assert next(iter(found)) == "cider"
     assert found["cider"] > 100
     assert found["bleu_1"] == pytest.approx(100)
-    assert {f"{name}_{domain}" for name in ("cider", "bleu_4", "rouge_l") for domain in ("in", "near", "out")} < set(found)
+    assert {
+        f"{name}_{domain}" for name in ("cider", "bleu_4", "rouge_l") for domain in ("in", "near", "out")
+    } < set(found)
     assert found["pictures"] == 24
     assert writes.interface.asked == ["a photo of"] * 24
     assert writes.interface.generation == Generation(3, 16, 1)
@@ -155,7 +184,9 @@ def test_what_is_left_out_is_said_once(caplog: pytest.LogCaptureFixture) -> None
     with caplog.at_level(logging.INFO):
         metrics = CaptionMetrics.here("task=nocaps")
     assert metrics == CaptionMetrics(java=False, spice=False)
-    assert [record.message.split(":")[1] for record in caplog.records] == [" no METEOR and SPICE, and words by a tokenizer of ours"]
+    assert [record.message.split(":")[1] for record in caplog.records] == [
+        " no METEOR and SPICE, and words by a tokenizer of ours"
+    ]
     words = metrics.words(REFERENCES)
     assert set(scores(metrics.scorers(), words, {row: texts[:1] for row, texts in words.items()})) == {
         "cider",
@@ -185,5 +216,7 @@ def test_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(UserError, match="task=nocaps needs a model that describes"):
         nocaps(tmp_path).load(model(None))
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"task=nocaps needs the package pycocoevalcap: pip install -e '\.\[captions\]'"):
+    with pytest.raises(
+        UserError, match=r"task=nocaps needs the package pycocoevalcap: pip install -e '\.\[captions\]'"
+    ):
         nocaps(tmp_path).load(model(Writes(folders.nocaps(tmp_path))))

@@ -17,7 +17,11 @@ from ecoflap.data.easy_vqa.pictures import NAMES
 from ecoflap.errors import UserError
 from tests.data.picture_sets import CLASSES, COOP, COUNTS, easy_pictures, write_folders, write_set
 
-TRUTH = {Path(picture.image or "").read_bytes(): picture.target for split in ("train", "test") for picture in easy_pictures(split)}
+TRUTH = {
+    Path(picture.image or "").read_bytes(): picture.target
+    for split in ("train", "test")
+    for picture in easy_pictures(split)
+}
 
 
 def source(name: str, path: Path | None, split: str = "test", **options: object) -> PictureSource:
@@ -31,7 +35,9 @@ def test_every_layout_of_coop(tmp_path: Path, name: str, place: str) -> None:
     test = "val" if name == "imagenet" else "test"
     classes = str(folder / "classnames.txt") if name == "imagenet" else None
     for split in ("train", test):
-        read = source(name, tmp_path if place == "root" else folder, split, classes=classes).read("task", named=True)
+        read = source(name, tmp_path if place == "root" else folder, split, classes=classes).read(
+            "task", named=True
+        )
         assert read.names == NAMES
         assert Counter(one.label for one in read.examples) == dict.fromkeys(range(24), COUNTS[split])
         for one in read.examples:
@@ -40,8 +46,15 @@ def test_every_layout_of_coop(tmp_path: Path, name: str, place: str) -> None:
 
 def test_the_splits_share_no_picture(tmp_path: Path) -> None:
     write_set(tmp_path, "dtd")
-    files = {split: {one.image for one in source("dtd", tmp_path, split).read("task", named=True).examples} for split in COUNTS}
-    assert len(set.union(*files.values())) == sum(len(of_it) for of_it in files.values()) == 24 * sum(COUNTS.values())
+    files = {
+        split: {one.image for one in source("dtd", tmp_path, split).read("task", named=True).examples}
+        for split in COUNTS
+    }
+    assert (
+        len(set.union(*files.values()))
+        == sum(len(of_it) for of_it in files.values())
+        == 24 * sum(COUNTS.values())
+    )
 
 
 def test_own_pictures_in_a_folder_per_class(tmp_path: Path) -> None:
@@ -55,9 +68,15 @@ def test_own_pictures_in_a_folder_per_class(tmp_path: Path) -> None:
 
 def test_imagenet_wherever_its_splits_are(tmp_path: Path) -> None:
     for folder in ("imagenet/images", "images", "."):
-        write_folders(tmp_path / folder.replace("/", "_") / folder, "val", [f"n{label:08d}" for label in range(24)])
-        read = source("imagenet", tmp_path / folder.replace("/", "_"), "val", classes="torchvision").read("task", named=False)
-        assert [one.label for one in read.examples] == [label for label in range(24) for _ in range(COUNTS["val"])]
+        write_folders(
+            tmp_path / folder.replace("/", "_") / folder, "val", [f"n{label:08d}" for label in range(24)]
+        )
+        read = source("imagenet", tmp_path / folder.replace("/", "_"), "val", classes="torchvision").read(
+            "task", named=False
+        )
+        assert [one.label for one in read.examples] == [
+            label for label in range(24) for _ in range(COUNTS["val"])
+        ]
 
 
 @pytest.mark.parametrize("name", ["imagenet", "dtd", "fgvc_aircraft"])
@@ -77,9 +96,15 @@ def test_a_file_names_the_classes(tmp_path: Path) -> None:
 
 
 def test_a_file_with_folders_may_name_more_classes() -> None:
-    assert name_classes(["n2", "n4"], ["n1 a", "n2 great white shark", "n4 c_d"], "") == (["a", "great white shark", "c d"], [1, 2])
+    assert name_classes(["n2", "n4"], ["n1 a", "n2 great white shark", "n4 c_d"], "") == (
+        ["a", "great white shark", "c d"],
+        [1, 2],
+    )
     assert name_classes(["b", "a"], ["a", "b"], "") == (["a", "b"], [1, 0])
-    assert name_classes(["x", "great"], ["great white shark", "x"], "") == (["great white shark", "x"], [0, 1])
+    assert name_classes(["x", "great"], ["great white shark", "x"], "") == (
+        ["great white shark", "x"],
+        [0, 1],
+    )
     with pytest.raises(UserError, match=r"task\.classes=f has 1 names, and the pictures have 2 classes"):
         name_classes(["x", "y"], ["a"], "task.classes=f")
 
@@ -89,7 +114,9 @@ def test_a_classifiers_own_classes() -> None:
     assert own_labels(["tench", "goldfish"], ["n1", "n2"], "task=imagenet", indexed=True) == [0, 1]
     with pytest.raises(UserError, match=r"task=dtd: the model has no class 'cat' \(nearest: cut"):
         own_labels(["cut", "dog"], ["cat"], "task=dtd", indexed=False)
-    with pytest.raises(UserError, match="task=imagenet has 1 classes, and the model has 2; choose another task"):
+    with pytest.raises(
+        UserError, match="task=imagenet has 1 classes, and the model has 2; choose another task"
+    ):
         own_labels(["cut", "dog"], ["cat"], "task=imagenet", indexed=True)
 
 
@@ -107,7 +134,10 @@ def test_imagenets_names_and_templates() -> None:
 
 def test_without_open_clip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "open_clip", None)
-    with pytest.raises(UserError, match=r"task\.templates=\[openai\] needs the open_clip package: pip install -e '\.\[open-clip\]'"):
+    with pytest.raises(
+        UserError,
+        match=r"task\.templates=\[openai\] needs the open_clip package: pip install -e '\.\[open-clip\]'",
+    ):
         PictureSource("imagenet", "val", templates=["openai"]).prompts("task")
     with pytest.raises(UserError, match=r"task\.classes=open_clip needs the open_clip package"):
         imagenet_names("open_clip", "task")
@@ -133,17 +163,44 @@ def numbered(root: Path, name: str) -> PictureSource:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda root: source("dtd", None), r"task=dtd needs the data set's folder: task\.path=FOLDER with dtd/split_zhou_Desc.*DATASETS\.md"),
+        (
+            lambda root: source("dtd", None),
+            r"task=dtd needs the data set's folder: task\.path=FOLDER with dtd/split_zhou_Desc.*DATASETS\.md",
+        ),
         (lambda root: source("dtd", root), r"dtd/split_zhou_DescribableTextures\.json is not in task\.path="),
-        (lambda root: source("imagenet", root, "val"), r"imagenet/images/val is not in task\.path=.*a folder per class"),
-        (lambda root: source("dtd", (write_set(root, "dtd"), root)[1], "valid"), r"task\.split=valid is not in split_zhou.*train, val, test"),
-        (lambda root: broken(root, lambda splits: splits["train"].append(["x.jpg", 99, "x"])), "its labels are not 0 to 24"),
-        (lambda root: broken(root, lambda splits: splits.update(test=[["x.jpg", 1]])), "holds no rows of picture, label and class"),
+        (
+            lambda root: source("imagenet", root, "val"),
+            r"imagenet/images/val is not in task\.path=.*a folder per class",
+        ),
+        (
+            lambda root: source("dtd", (write_set(root, "dtd"), root)[1], "valid"),
+            r"task\.split=valid is not in split_zhou.*train, val, test",
+        ),
+        (
+            lambda root: broken(root, lambda splits: splits["train"].append(["x.jpg", 99, "x"])),
+            "its labels are not 0 to 24",
+        ),
+        (
+            lambda root: broken(root, lambda splits: splits.update(test=[["x.jpg", 1]])),
+            "holds no rows of picture, label and class",
+        ),
         (aircraft, r"'0001 A380' names no variant of variants\.txt"),
-        (lambda root: numbered(root, "image_folder"), r"WordNet's numbers; name them by task\.classes=open_clip"),
-        (lambda root: source("image_folder", ((root / "test").mkdir(), root)[1]), "Couldn't find any class folder"),
-        (lambda root: source("image_folder", ((root / "test" / "cat").mkdir(parents=True), root)[1]), "Found no valid file for the classes cat"),
-        (lambda root: source("image_folder", write_folders(root, "test"), classes="names.csv"), r"task\.classes=names\.csv is neither a file nor"),
+        (
+            lambda root: numbered(root, "image_folder"),
+            r"WordNet's numbers; name them by task\.classes=open_clip",
+        ),
+        (
+            lambda root: source("image_folder", ((root / "test").mkdir(), root)[1]),
+            "Couldn't find any class folder",
+        ),
+        (
+            lambda root: source("image_folder", ((root / "test" / "cat").mkdir(parents=True), root)[1]),
+            "Found no valid file for the classes cat",
+        ),
+        (
+            lambda root: source("image_folder", write_folders(root, "test"), classes="names.csv"),
+            r"task\.classes=names\.csv is neither a file nor",
+        ),
         (lambda root: source("dtt", root), r"task\.dataset=dtt is not known; did you mean dtd"),
     ],
 )

@@ -28,12 +28,28 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def short(tmp_path: Path) -> list[str]:
-    return ["calibration.samples=24", "score=none", "sparsity=0.5", "tracking=none", "device=cpu", f"cache={tmp_path / 'cache'}"]
+    return [
+        "calibration.samples=24",
+        "score=none",
+        "sparsity=0.5",
+        "tracking=none",
+        "device=cpu",
+        f"cache={tmp_path / 'cache'}",
+    ]
 
 
 def test_the_eleven_sets_under_one_root(run: Run, short: list[str], data: Path, tmp_path: Path) -> None:  # noqa: F811
     calibration = ["calibration=caltech101", f"calibration.path={data}"]
-    result = run([*short, *calibration, "model=clip_mini", "task=clip_11", f"task.path={data}", "task.tasks.dtd.limit=7"])
+    result = run(
+        [
+            *short,
+            *calibration,
+            "model=clip_mini",
+            "task=clip_11",
+            f"task.path={data}",
+            "task.tasks.dtd.limit=7",
+        ]
+    )
     assert list(result.metrics["pruned"]) == list(result.metrics["dense"])
     dense = dict(result.metrics["dense"])
     mean = dense.pop("mean")
@@ -51,7 +67,9 @@ def test_the_eleven_sets_under_one_root(run: Run, short: list[str], data: Path, 
 
 
 def test_one_option_for_all_sets_and_one_for_each() -> None:
-    node = composed(["model=clip_mini", "task=clip_11", "task.path=here", "task.limit=5", "task.tasks.dtd.path=there"]).task
+    node = composed(
+        ["model=clip_mini", "task=clip_11", "task.path=here", "task.limit=5", "task.tasks.dtd.path=there"]
+    ).task
     tasks = build_tasks(node)
     assert {name: (task.path, task.limit, task.dataset) for name, task in tasks.items()} == {
         name: ("there" if name == "dtd" else "here", 5, name) for name in COOP
@@ -62,7 +80,9 @@ def test_one_option_for_all_sets_and_one_for_each() -> None:
 
 def test_the_suite_without_its_folder(short: list[str], tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task=imagenet needs the data set's folder: task\.path=FOLDER"):
-        pipeline.run(composed([*short, "model=clip_mini", "calibration=easy_pictures", "task=clip_11"]), tmp_path)
+        pipeline.run(
+            composed([*short, "model=clip_mini", "calibration=easy_pictures", "task=clip_11"]), tmp_path
+        )
 
 
 @pytest.mark.parametrize("model", ["vit_mini", "clip_mini"])
@@ -72,7 +92,9 @@ def test_folders(run: Run, short: list[str], data: Path, tmp_path: Path, model: 
     names = [f"{group}.classes={data / 'imagenet' / 'classnames.txt'}" for group in ("task", "calibration")]
     names += ["task.templates=null", "calibration.templates=null"]
     options = names if dataset == "imagenet" and model == "clip_mini" else []
-    where = [f"{group}{part}" for group in ("task", "calibration") for part in (f"={dataset}", f".path={path}")]
+    where = [
+        f"{group}{part}" for group in ("task", "calibration") for part in (f"={dataset}", f".path={path}")
+    ]
     result = run([*short, *where, *options, f"model={model}", "score=first_order", "score.samples=8"])
     assert result.metrics["dense"][dataset]["accuracy"] > 90
     assert result.metrics["pruned"][dataset]["accuracy"] <= 100
@@ -90,7 +112,8 @@ def test_labels_are_used_where_the_loss_is_classification(run: Run, short: list[
         f"task.path={data}",
     ]
     by_captions, by_labels = (
-        run([*options, "score=first_order", "score.samples=8", f"model.loss={loss}"], loss) for loss in ("contrastive", "classification")
+        run([*options, "score=first_order", "score.samples=8", f"model.loss={loss}"], loss)
+        for loss in ("contrastive", "classification")
     )
     assert by_captions.data["calibration"]["fingerprint"] != by_labels.data["calibration"]["fingerprint"]
     assert by_captions.metrics["dense"] == by_labels.metrics["dense"]

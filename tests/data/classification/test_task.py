@@ -21,7 +21,11 @@ from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from tests.data.picture_sets import easy_pictures, write_folders, write_set
 
-LABELS = {Path(picture.image or "").read_bytes(): picture.label or 0 for split in ("train", "test") for picture in easy_pictures(split)}
+LABELS = {
+    Path(picture.image or "").read_bytes(): picture.label or 0
+    for split in ("train", "test")
+    for picture in easy_pictures(split)
+}
 
 
 def seen(path: str | None) -> int:
@@ -39,7 +43,10 @@ class Classifier:
         return torch.eye(25)[[24 - seen(one.image) for one in examples]]
 
     def encode(self, example: Example) -> dict[str, Tensor]:
-        return {"labels": torch.tensor(example.label), "seen": torch.tensor(LABELS[Path(example.image or "").read_bytes()])}
+        return {
+            "labels": torch.tensor(example.label),
+            "seen": torch.tensor(LABELS[Path(example.image or "").read_bytes()]),
+        }
 
 
 class Ordered(Classifier):
@@ -64,14 +71,19 @@ class Towers:
 
     def embed_texts(self, model: PrunableModel, texts: Sequence[str]) -> Tensor:
         self.read += texts
-        return torch.eye(len(NAMES))[[next(index for index, name in enumerate(NAMES) if name in text) for text in texts]]
+        return torch.eye(len(NAMES))[
+            [next(index for index, name in enumerate(NAMES) if name in text) for text in texts]
+        ]
 
     def set_classes(self, model: PrunableModel, classes: Classes) -> None:
         self.classes = classes
 
     def encode(self, example: Example) -> dict[str, Tensor]:
         self.read.append(example.target)
-        return {"labels": torch.tensor(example.label), "seen": torch.tensor(LABELS[Path(example.image or "").read_bytes()])}
+        return {
+            "labels": torch.tensor(example.label),
+            "seen": torch.tensor(LABELS[Path(example.image or "").read_bytes()]),
+        }
 
 
 def model(interface: object) -> PrunableModel:
@@ -105,7 +117,9 @@ def test_by_a_classifiers_own_classes_and_zero_shot(dtd: Path, interface: object
 
 
 def test_imagenet_goes_by_the_order_of_its_folders(imagenet: Path) -> None:
-    found = task(imagenet, "imagenet", "val", classes="open_clip", templates=["openai"]).load(model(Ordered()))(model(Ordered()))
+    found = task(imagenet, "imagenet", "val", classes="open_clip", templates=["openai"]).load(
+        model(Ordered())
+    )(model(Ordered()))
     assert found["accuracy"] == EXPECTED["accuracy"]
     with pytest.raises(UserError, match="task=imagenet has 24 classes, and the model has 25"):
         task(imagenet, "imagenet", "val").load(model(Classifier()))
@@ -132,13 +146,17 @@ def test_fewer_classes_than_five(tmp_path: Path) -> None:
 
 
 def test_macro_f1_by_hand() -> None:
-    assert macro_f1([0, 0, 1, 2], [0, 1, 1, 1]) == pytest.approx(100 * (2 / 3 + 1 / 2) / 2)  # class 2 has no pictures
+    assert macro_f1([0, 0, 1, 2], [0, 1, 1, 1]) == pytest.approx(
+        100 * (2 / 3 + 1 / 2) / 2
+    )  # class 2 has no pictures
     assert macro_f1([1, 0], [0, 1]) == 0
 
 
 def test_goes_on_where_it_stopped(dtd: Path, tmp_path: Path) -> None:
     def measured(towers: Towers, key: int) -> dict[str, float]:
-        return task(dtd, batch_size=16).load(model(towers))(model(towers), PredictionLog(tmp_path / "dtd.jsonl", key))
+        return task(dtd, batch_size=16).load(model(towers))(
+            model(towers), PredictionLog(tmp_path / "dtd.jsonl", key)
+        )
 
     found, blind = measured(Towers(), 1), Towers(float("nan"))
     assert measured(blind, 1) == found  # asked for no picture
@@ -153,7 +171,20 @@ def test_identity_changes_with_what_the_numbers_depend_on(dtd: Path, tmp_path: P
     elsewhere = write_set(tmp_path, "dtd").parent
     first = identity(dtd)
     assert first == identity(elsewhere) == identity(elsewhere, batch_size=7)
-    assert len({str(one) for one in (first, identity(dtd, limit=9), identity(dtd, templates=["a {}."]), identity(dtd, Classifier()))}) == 4
+    assert (
+        len(
+            {
+                str(one)
+                for one in (
+                    first,
+                    identity(dtd, limit=9),
+                    identity(dtd, templates=["a {}."]),
+                    identity(dtd, Classifier()),
+                )
+            }
+        )
+        == 4
+    )
     (elsewhere / "dtd" / "images" / "test_0003.jpg").write_bytes(b"shorter")
     assert identity(elsewhere) != first
 
@@ -166,14 +197,21 @@ def test_calibration_takes_training_pictures_of_all_classes(dtd: Path) -> None:
     assert max(counts.values()) == 2
     assert towers.read == [f"{NAMES[int(sample['seen'])]} texture." for sample in calibration.samples]
     assert towers.classes == Classes(NAMES, ("{} texture.",))
-    again, other = (Calibration("dtd", "train", str(dtd), samples=30, name="dtd").load(model(Towers()), seed) for seed in (0, 1))
+    again, other = (
+        Calibration("dtd", "train", str(dtd), samples=30, name="dtd").load(model(Towers()), seed)
+        for seed in (0, 1)
+    )
     assert again.fingerprint() == calibration.fingerprint() != other.fingerprint()
 
 
 @pytest.mark.parametrize(("dataset", "interface"), [("dtd", Classifier()), ("imagenet", Ordered())])
-def test_calibration_of_a_classifier_by_its_own_labels(request: pytest.FixtureRequest, dataset: str, interface: Any) -> None:
+def test_calibration_of_a_classifier_by_its_own_labels(
+    request: pytest.FixtureRequest, dataset: str, interface: Any
+) -> None:
     path = request.getfixturevalue(dataset)
-    calibration = Calibration(dataset, "train", str(path), classes="open_clip" if dataset == "imagenet" else None).load(model(interface), 0)
+    calibration = Calibration(
+        dataset, "train", str(path), classes="open_clip" if dataset == "imagenet" else None
+    ).load(model(interface), 0)
     assert len(calibration) == 48
     for sample in calibration.samples:
         assert sample["labels"] == (24 - sample["seen"] if dataset == "dtd" else sample["seen"])
@@ -193,11 +231,17 @@ def test_rounds_over_the_classes() -> None:
         (lambda path: task(path, dataset="dtdd"), r"task\.dataset=dtdd is not known; did you mean dtd"),
         (lambda path: task(path).load(model(None)), "task=dtd needs a model that embeds"),
         (lambda path: task(path).load(model(Ordered())), "task=dtd: the model has no class 'black circle'"),
-        (lambda path: Calibration("imagenet", "val", str(path)), r"calibration\.split=val: those pictures are what models are measured on"),
+        (
+            lambda path: Calibration("imagenet", "val", str(path)),
+            r"calibration\.split=val: those pictures are what models are measured on",
+        ),
         (lambda path: Calibration("dtd", "test", str(path)), r"calibration\.split=test"),
         (lambda path: Calibration("dtd", "train", str(path), caption="{} {}"), r"calibration\.caption"),
         (lambda path: Calibration("dtd", "train", str(path), templates=["x"]), r"calibration\.templates"),
-        (lambda path: Calibration("dtd", "train", str(path), name="dtd").load(model(None), 0), "calibration=dtd needs a model that encodes"),
+        (
+            lambda path: Calibration("dtd", "train", str(path), name="dtd").load(model(None), 0),
+            "calibration=dtd needs a model that encodes",
+        ),
     ],
 )
 def test_refusals(dtd: Path, make: Callable[[Path], object], message: str) -> None:

@@ -47,10 +47,14 @@ class Retriever:
         return torch.eye(len(NAMES))[[seen(path) for path in paths]]
 
     def embed_texts(self, model: PrunableModel, texts: Sequence[str]) -> Tensor:
-        return torch.eye(len(NAMES))[[next(index for index, name in enumerate(NAMES) if name in text) for text in texts]]
+        return torch.eye(len(NAMES))[
+            [next(index for index, name in enumerate(NAMES) if name in text) for text in texts]
+        ]
 
     def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
-        return torch.tensor([float(NAMES[LABELS[image]] in text) for image, text in zip(images, texts, strict=True)])
+        return torch.tensor(
+            [float(NAMES[LABELS[image]] in text) for image, text in zip(images, texts, strict=True)]
+        )
 
 
 def model(interface: object) -> PrunableModel:
@@ -65,7 +69,11 @@ def test_pictures_are_named_by_their_answers() -> None:
     assert {picture.target for picture in train} == {picture.target for picture in test} == set(NAMES)
     assert not {picture.image for picture in train} & {picture.image for picture in test}
     picture = test[0]
-    answers = {question.target for question in read_questions("test") if question.image == picture.image and question.text.startswith("what")}
+    answers = {
+        question.target
+        for question in read_questions("test")
+        if question.image == picture.image and question.text.startswith("what")
+    }
     assert answers == set(picture.target.split())
 
 
@@ -78,7 +86,9 @@ def test_classification_by_classes_and_zero_shot(interface: object) -> None:
 
 
 def test_captions() -> None:
-    assert EasyCaptions().load(model(Captioner()))(model(Captioner()))["accuracy"] == pytest.approx(100 - WRONG)
+    assert EasyCaptions().load(model(Captioner()))(model(Captioner()))["accuracy"] == pytest.approx(
+        100 - WRONG
+    )
 
 
 def test_retrieval_looks_again_at_the_best() -> None:
@@ -92,9 +102,13 @@ def test_retrieval_looks_again_at_the_best() -> None:
 def test_several_queries_per_picture() -> None:
     class Queries(Retriever):
         def embed_images(self, model: PrunableModel, paths: Sequence[str]) -> Tensor:
-            return torch.stack([super().embed_images(model, paths), torch.zeros(len(paths), len(NAMES))], dim=1)
+            return torch.stack(
+                [super().embed_images(model, paths), torch.zeros(len(paths), len(NAMES))], dim=1
+            )
 
-    one, several = (EasyRetrieval(limit=40).load(model(kind))(model(kind)) for kind in (Retriever(), Queries()))
+    one, several = (
+        EasyRetrieval(limit=40).load(model(kind))(model(kind)) for kind in (Retriever(), Queries())
+    )
     assert several == one
 
 
@@ -131,9 +145,15 @@ def test_shared_pieces() -> None:
             lambda: EasyClassification().load(model(Captioner())),
             "task=easy_classification needs a model that embeds, and tiny only answers and describes",
         ),
-        (lambda: EasyVqa().load(model(Classifier())), "task=easy_vqa needs a model that describes, and tiny only classifies"),
+        (
+            lambda: EasyVqa().load(model(Classifier())),
+            "task=easy_vqa needs a model that describes, and tiny only classifies",
+        ),
         (lambda: EasyRetrieval().load(model(Classifier())), "needs a model that embeds"),
-        (lambda: EasyPictures().load(model(Classifier()), 0), "calibration=easy_pictures needs a model that encodes"),
+        (
+            lambda: EasyPictures().load(model(Classifier()), 0),
+            "calibration=easy_pictures needs a model that encodes",
+        ),
     ],
 )
 def test_refusals(make: Callable[[], object], message: str) -> None:

@@ -25,8 +25,14 @@ from ecoflap.models.families.language.interface import LanguageInterface
 from tests import tiny
 
 ROWS = {
-    ("dev", "high_school_physics"): [["What falls?", "all", "none, ever", "some", "few", "A"], ["What floats?", "a", "b", "c", "d", "D"]],
-    ("test", "high_school_physics"): [["What is 1?", "1", "2", "3", "4", "A"], ["What is 2?", "1", "2", "3", "4", "B"]],
+    ("dev", "high_school_physics"): [
+        ["What falls?", "all", "none, ever", "some", "few", "A"],
+        ["What floats?", "a", "b", "c", "d", "D"],
+    ],
+    ("test", "high_school_physics"): [
+        ["What is 1?", "1", "2", "3", "4", "A"],
+        ["What is 2?", "1", "2", "3", "4", "B"],
+    ],
     ("test", "law"): [["Who rules?", "w", "x", "y", "z", "C"]],
     ("dev", "law"): [["Who asks?", "w", "x", "y", "z", "B"]],
     ("val", "law"): [["Who reads?", "w", "x", "y", "z", "B"]] * 3,
@@ -50,7 +56,12 @@ class Knows:
 
     def choose(self, model: PrunableModel, texts: Sequence[str], choices: Sequence[str]) -> Tensor:
         self.asked += texts
-        letters = [next((letter for question, letter in self.right.items() if question in text.split("\n\n")[-1]), "A") for text in texts]
+        letters = [
+            next(
+                (letter for question, letter in self.right.items() if question in text.split("\n\n")[-1]), "A"
+            )
+            for text in texts
+        ]
         return torch.tensor([[float(choice == letter) for choice in choices] for letter in letters])
 
     def length(self, text: str) -> int:
@@ -89,22 +100,43 @@ def test_accuracy_over_questions_and_per_subject(folder: Path) -> None:
     knows = model({"What is 1?": "A", "Who rules?": "C"})
     found = Mmlu(str(folder), shots=1, batch_size=2).load(knows)(knows)
     sure, errors = math.e / (math.e + 3), ("rms_calibration_error", "expected_calibration_error")
-    assert list(found) == ["accuracy", "category/STEM", "subcategory/physics", "high_school_physics", "law", *errors, "questions"]
+    assert list(found) == [
+        "accuracy",
+        "category/STEM",
+        "subcategory/physics",
+        "high_school_physics",
+        "law",
+        *errors,
+        "questions",
+    ]
     assert found["accuracy"] == pytest.approx(200 / 3)
-    assert (found["category/STEM"], found["subcategory/physics"], found["high_school_physics"], found["law"]) == (50, 50, 50, 100)
+    assert (
+        found["category/STEM"],
+        found["subcategory/physics"],
+        found["high_school_physics"],
+        found["law"],
+    ) == (50, 50, 50, 100)
     assert [found[error] for error in errors] == pytest.approx([100 * (2 / 3 - sure)] * 2)
     assert knows.interface.asked[1].count("Answer:") == 2
 
 
 def test_every_subject_has_one_place() -> None:
-    assert len(GROUPS) == sum(len(subjects) for subcategories in CATEGORIES.values() for subjects in subcategories.values()) == 57
+    assert (
+        len(GROUPS)
+        == sum(len(subjects) for subcategories in CATEGORIES.values() for subjects in subcategories.values())
+        == 57
+    )
     assert [len(subcategories) for subcategories in CATEGORIES.values()] == [6, 3, 5, 3]
     assert GROUPS["philosophy"] == ("humanities", "philosophy")
     assert GROUPS["professional_accounting"] == ("other", "other")
 
 
 def test_category_is_a_mean_over_questions(folder: Path) -> None:
-    rows = [["What is 1?", "1", "2", "3", "4", "A"], ["What is 2?", "1", "2", "3", "4", "A"], ["What is 3?", "1", "2", "3", "4", "B"]]
+    rows = [
+        ["What is 1?", "1", "2", "3", "4", "A"],
+        ["What is 2?", "1", "2", "3", "4", "A"],
+        ["What is 3?", "1", "2", "3", "4", "B"],
+    ]
     with (folder / "test" / "college_physics_test.csv").open("w", newline="") as file:
         csv.writer(file).writerows([*rows, *rows])
     found = Mmlu(str(folder), shots=0).load(model({}))(model({}))
@@ -113,14 +145,23 @@ def test_category_is_a_mean_over_questions(folder: Path) -> None:
 
 
 def test_calibration_errors_by_hand() -> None:
-    confidence, right = torch.tensor([0.9, 0.3, 0.6, 0.8, 0.4]), torch.tensor([True, False, True, False, True])
+    confidence, right = (
+        torch.tensor([0.9, 0.3, 0.6, 0.8, 0.4]),
+        torch.tensor([True, False, True, False, True]),
+    )
     # Sorted: 0.3 and 0.4 with one right, then 0.6, 0.8 and 0.9 with two right, the last bin being the longer one.
     gaps = (abs(1 / 2 - 0.35), abs(2 / 3 - 2.3 / 3))
-    assert rms_calibration_error(confidence, right, size=2) == pytest.approx(100 * math.sqrt((2 * gaps[0] ** 2 + 3 * gaps[1] ** 2) / 5))
+    assert rms_calibration_error(confidence, right, size=2) == pytest.approx(
+        100 * math.sqrt((2 * gaps[0] ** 2 + 3 * gaps[1] ** 2) / 5)
+    )
     assert rms_calibration_error(confidence, right) == pytest.approx(100 * abs(3 / 5 - 3 / 5), abs=1e-5)
     # Up to a half: 0.3 and 0.4; above: the others.
-    assert expected_calibration_error(confidence, right, count=2) == pytest.approx(100 * (2 * gaps[0] + 3 * gaps[1]) / 5)
-    assert expected_calibration_error(torch.tensor([0.5, 1.0]), torch.tensor([True, True]), count=2) == pytest.approx(25)
+    assert expected_calibration_error(confidence, right, count=2) == pytest.approx(
+        100 * (2 * gaps[0] + 3 * gaps[1]) / 5
+    )
+    assert expected_calibration_error(
+        torch.tensor([0.5, 1.0]), torch.tensor([True, True]), count=2
+    ) == pytest.approx(25)
     assert expected_calibration_error(torch.tensor([0.0, 1.0]), torch.tensor([False, True])) == 0
 
 
@@ -136,7 +177,13 @@ def test_decoder_models_choose_and_answer(family: str) -> None:
         ids = torch.tensor([Words()(text)["input_ids"]])
         alone = built.module(input_ids=ids).logits[0, -1].log_softmax(dim=-1)
         torch.testing.assert_close(row, alone[[12, 13]], rtol=1e-4, atol=1e-5)
-        plain = built.module.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False, pad_token_id=0)
+        plain = built.module.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=3,
+            do_sample=False,
+            pad_token_id=0,
+        )
         assert answer == Words().batch_decode(plain[:, ids.shape[1] :], skip_special_tokens=True)[0]
     assert isinstance(interface, Chooses)
     assert interface.length("5 6") == 3
@@ -146,7 +193,12 @@ def test_shots_are_dropped_until_the_prompt_fits(folder: Path) -> None:
     knows, dev = Knows({}), read_subjects(str(folder), "dev", "task")["high_school_physics"]
     question = Question("Q?", ("1", "2", "3", "4"), "A")
     lengths = [knows.length(prompt("s", dev[:count], question)) for count in range(3)]
-    assert [fitting_prompt(knows, "s", dev, question, room).count("Answer:") for room in (*lengths, 1)] == [1, 2, 3, 1]
+    assert [fitting_prompt(knows, "s", dev, question, room).count("Answer:") for room in (*lengths, 1)] == [
+        1,
+        2,
+        3,
+        1,
+    ]
 
 
 def test_no_shots_need_no_dev_questions(folder: Path) -> None:
@@ -172,7 +224,10 @@ def test_refusals(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"task\.path=.* has no test/\*_test\.csv"):
         Mmlu(str(tmp_path / "nowhere"), shots=0).load(model({}))
     (folder / "test" / "law_test.csv").write_text("What?,a,b,c\n")
-    with pytest.raises(UserError, match=r"law_test\.csv, row 1: expected question, four options and a letter A to D, found 4 columns"):
+    with pytest.raises(
+        UserError,
+        match=r"law_test\.csv, row 1: expected question, four options and a letter A to D, found 4 columns",
+    ):
         Mmlu(str(folder)).load(model({}))
     deaf = PrunableModel("deaf", nn.Module(), (), (), (), lambda *_: torch.zeros(1))
     with pytest.raises(UserError, match="task=mmlu needs a model that chooses, and deaf reads only text"):
@@ -187,13 +242,27 @@ def test_mmlu_from_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def load_dataset(name: str, config: str, split: str) -> datasets.Dataset:
         asked.append((name, config, split))
         subjects, choices = ["virology", "anatomy", "virology"], [["w", "x", "y", "z"]] * 3
-        return datasets.Dataset.from_dict({"question": ["one", "two", "three"], "subject": subjects, "choices": choices, "answer": [0, 3, 1]})
+        return datasets.Dataset.from_dict(
+            {
+                "question": ["one", "two", "three"],
+                "subject": subjects,
+                "choices": choices,
+                "answer": [0, 3, 1],
+            }
+        )
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     assert read_subjects(None, "test", "task") == {
         "anatomy": [Question("two", ("w", "x", "y", "z"), "D")],
-        "virology": [Question("one", ("w", "x", "y", "z"), "A"), Question("three", ("w", "x", "y", "z"), "B")],
+        "virology": [
+            Question("one", ("w", "x", "y", "z"), "A"),
+            Question("three", ("w", "x", "y", "z"), "B"),
+        ],
     }
     read_subjects(None, "val", "calibration")
     read_subjects(None, "train", "calibration")
-    assert asked == [("cais/mmlu", "all", "test"), ("cais/mmlu", "all", "validation"), ("cais/mmlu", "all", "auxiliary_train")]
+    assert asked == [
+        ("cais/mmlu", "all", "test"),
+        ("cais/mmlu", "all", "validation"),
+        ("cais/mmlu", "all", "auxiliary_train"),
+    ]

@@ -51,10 +51,21 @@ def folder(tmp_path: Path) -> Path:
 
 def test_accuracy_by_split(folder: Path) -> None:
     knows, says_true = model(Judge(knows=True)), model(Judge())
-    assert Nlvr2(str(folder), batch_size=4).load(knows)(knows) == {"accuracy_dev": 100, "accuracy_test1": 100, "sentences": 22}
+    assert Nlvr2(str(folder), batch_size=4).load(knows)(knows) == {
+        "accuracy_dev": 100,
+        "accuracy_test1": 100,
+        "sentences": 22,
+    }
     true = pytest.approx(400 / 11)
-    assert Nlvr2(str(folder), batch_size=4).load(says_true)(says_true) == {"accuracy_dev": true, "accuracy_test1": true, "sentences": 22}
-    assert list(Nlvr2(str(folder), splits=["test1"], limit=3).load(knows)(knows)) == ["accuracy_test1", "sentences"]
+    assert Nlvr2(str(folder), batch_size=4).load(says_true)(says_true) == {
+        "accuracy_dev": true,
+        "accuracy_test1": true,
+        "sentences": 22,
+    }
+    assert list(Nlvr2(str(folder), splits=["test1"], limit=3).load(knows)(knows)) == [
+        "accuracy_test1",
+        "sentences",
+    ]
 
 
 def test_identity_changes_with_what_the_numbers_depend_on(folder: Path) -> None:
@@ -73,12 +84,24 @@ def test_calibration_takes_labelled_training_pairs(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda folder: Nlvr2(None).load(model(Judge())), r"task=nlvr2 needs the data set's folder: task\.path=FOLDER with dev\.json"),
+        (
+            lambda folder: Nlvr2(None).load(model(Judge())),
+            r"task=nlvr2 needs the data set's folder: task\.path=FOLDER with dev\.json",
+        ),
         (lambda folder: Nlvr2(folder).load(model(Writer())), "task=nlvr2 needs a model that classifies"),
-        (lambda folder: Nlvr2(folder, limit=12).load(model(Judge())), r"task\.limit=12: there are 11 sentences in dev"),
+        (
+            lambda folder: Nlvr2(folder, limit=12).load(model(Judge())),
+            r"task\.limit=12: there are 11 sentences in dev",
+        ),
         (lambda folder: Nlvr2(splits=["val"]), r"task\.splits=\['val'\]: choose among train, dev, test1"),
-        (lambda folder: Nlvr2Calibration(folder).load(model(Writer()), 0), "calibration=nlvr2 needs a model that classifies"),
-        (lambda folder: Nlvr2Calibration(folder, split="dev"), r"calibration\.split=dev: models are measured on the other splits"),
+        (
+            lambda folder: Nlvr2Calibration(folder).load(model(Writer()), 0),
+            "calibration=nlvr2 needs a model that classifies",
+        ),
+        (
+            lambda folder: Nlvr2Calibration(folder, split="dev"),
+            r"calibration\.split=dev: models are measured on the other splits",
+        ),
     ],
 )
 def test_refusals(folder: Path, make: Callable[[str], object], message: str) -> None:
@@ -88,11 +111,15 @@ def test_refusals(folder: Path, make: Callable[[str], object], message: str) -> 
 
 def test_a_classifier_of_other_things_is_refused(folder: Path) -> None:
     wide = model(Judge(classes=24))
-    with pytest.raises(UserError, match=r"task=nlvr2 needs a model that tells true from false, and tiny knows 24 classes"):
+    with pytest.raises(
+        UserError, match=r"task=nlvr2 needs a model that tells true from false, and tiny knows 24 classes"
+    ):
         Nlvr2(str(folder)).load(wide)(wide)
 
 
 def test_missing_pictures(folder: Path) -> None:
     (folder / "images" / "dev" / "dev-3-1-img1.png").unlink()
-    with pytest.raises(UserError, match=r"task=nlvr2: 1 of 44 pictures are missing, such as .*dev-3-1-img1\.png"):
+    with pytest.raises(
+        UserError, match=r"task=nlvr2: 1 of 44 pictures are missing, such as .*dev-3-1-img1\.png"
+    ):
         Nlvr2(str(folder)).load(model(Judge()))

@@ -27,7 +27,9 @@ def tokenizer(begins: bool, token: str | None = "<bos>", ends: bool = False) -> 
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     template = f"{'<bos> ' if begins else ''}$A{' </s>' if ends else ''}"
-    core.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<bos>", 1), ("</s>", 2)])
+    core.post_processor = processors.TemplateProcessing(
+        single=template, special_tokens=[("<bos>", 1), ("</s>", 2)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=core, unk_token="<unk>", bos_token=token)
 
 
@@ -36,14 +38,18 @@ def model() -> Callable[..., PrunableModel]:
     built = tiny.build("llama")
 
     def with_tokenizer(**how: Any) -> PrunableModel:
-        return PrunableModel("tiny", built.module, built.every_tower, built.towers, (), built.loss_function, tokenizer(**how))
+        return PrunableModel(
+            "tiny", built.module, built.every_tower, built.towers, (), built.loss_function, tokenizer(**how)
+        )
 
     return with_tokenizer
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> str:
-    (tmp_path / "text.txt").write_text("\n\n".join(" ".join(WORDS[(25 * part + step) % 30] for step in range(25)) for part in range(4)))
+    (tmp_path / "text.txt").write_text(
+        "\n\n".join(" ".join(WORDS[(25 * part + step) % 30] for step in range(25)) for part in range(4))
+    )
     return str(tmp_path / "text.txt")
 
 
@@ -61,7 +67,9 @@ def path(tmp_path: Path) -> str:
     ],
 )
 @pytest.mark.parametrize("kind", [Text, Documents])
-def test_windows_begin_as_asked(model: Callable[..., PrunableModel], path: str, kind: Any, how: dict[str, Any], choice: str, begun: bool) -> None:
+def test_windows_begin_as_asked(
+    model: Callable[..., PrunableModel], path: str, kind: Any, how: dict[str, Any], choice: str, begun: bool
+) -> None:
     drawn = kind(path=path, samples=3, sequence_length=8, bos=choice).load(model(**how), 0)
     assert len(drawn) == 3
     for sample in drawn.samples:
@@ -69,14 +77,18 @@ def test_windows_begin_as_asked(model: Callable[..., PrunableModel], path: str, 
         assert len(ids) == 8
         assert (ids[0] == BOS) == begun
         words = ids[begun:]
-        assert words == [3 + (words[0] - 3 + step) % 30 for step in range(len(words))]  # an unbroken piece of the text
+        assert words == [
+            3 + (words[0] - 3 + step) % 30 for step in range(len(words))
+        ]  # an unbroken piece of the text
     measured = TextPerplexity(path=path, sequence_length=8, bos=choice).load(model(**how))
     assert ((measured.rows[:, 0] == BOS) == begun).all()
     assert measured.rows.shape == (100 // (8 - begun), 8)
 
 
 @pytest.mark.parametrize("stride", [None, 3])
-def test_perplexity_is_of_the_text_behind_the_token(model: Callable[..., PrunableModel], path: str, stride: int | None) -> None:
+def test_perplexity_is_of_the_text_behind_the_token(
+    model: Callable[..., PrunableModel], path: str, stride: int | None
+) -> None:
     """Each token by itself, in the first window that it counts in; the first word of a window is predicted from <bos>."""
     built = model(begins=True)
     found = TextPerplexity(path=path, sequence_length=8, stride=stride).load(built)(built)
@@ -90,11 +102,15 @@ def test_perplexity_is_of_the_text_behind_the_token(model: Callable[..., Prunabl
     assert found["perplexity"] == pytest.approx(math.exp(sum(losses) / len(losses)), rel=1e-5)
 
 
-@pytest.mark.parametrize(("part", "group"), [(Text, "calibration"), (Documents, "calibration"), (TextPerplexity, "task")])
+@pytest.mark.parametrize(
+    ("part", "group"), [(Text, "calibration"), (Documents, "calibration"), (TextPerplexity, "task")]
+)
 def test_refusals(model: Callable[..., PrunableModel], path: str, part: Any, group: str) -> None:
     with pytest.raises(UserError, match=rf"{group}\.bos=yes is not known; the choices are auto, true, false"):
         part(path=path, bos="yes")
     without = model(begins=False, token=None)
     asked, seed = part(path=path, sequence_length=8, bos="true"), [0] if group == "calibration" else []
-    with pytest.raises(UserError, match=rf"{group}\.bos=true: the model's tokenizer has no token that begins a text"):
+    with pytest.raises(
+        UserError, match=rf"{group}\.bos=true: the model's tokenizer has no token that begins a text"
+    ):
         asked.load(without, *seed)

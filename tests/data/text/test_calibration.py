@@ -29,7 +29,9 @@ class Letters:
 @pytest.fixture
 def model() -> PrunableModel:
     built = tiny.build("llama")
-    return PrunableModel("tiny", built.module, built.every_tower, built.towers, (), built.loss_function, Letters())
+    return PrunableModel(
+        "tiny", built.module, built.every_tower, built.towers, (), built.loss_function, Letters()
+    )
 
 
 def token_file(folder: Path, **tensors: Tensor) -> str:
@@ -62,7 +64,10 @@ def test_json_lines_are_documents_or_one_text(tmp_path: Path, name: str) -> None
     assert TextSource(path, separator=" ").read_text("task") == "a\n\nb c d"
     assert TextSource(path, documents=2).read_text("task") == "a\n\nb\n\nc"
     assert TextSource(path, column="url").read_documents("task") == ["u"] * 3
-    with pytest.raises(UserError, match=r"line 1: expected a JSON object whose 'sentence' is a text \(task\.column names it\)"):
+    with pytest.raises(
+        UserError,
+        match=r"line 1: expected a JSON object whose 'sentence' is a text \(task\.column names it\)",
+    ):
         TextSource(path, column="sentence").read_text("task")
 
 
@@ -90,7 +95,10 @@ def test_hub_is_asked_for_one_file_and_its_first_rows(monkeypatch: pytest.Monkey
     source = TextSource(None, "allenai/c4", None, "validation", "sentence", None, "en/first.json.gz", 2, " ")
     assert source.read_text("task") == "a b"
     assert list(source.read_documents("task")) == ["a", "b"]
-    assert asked[0] == (("allenai/c4", None), {"split": "validation", "revision": None, "data_files": {"validation": "en/first.json.gz"}})
+    assert asked[0] == (
+        ("allenai/c4", None),
+        {"split": "validation", "revision": None, "data_files": {"validation": "en/first.json.gz"}},
+    )
     assert TextSource(column="sentence", documents=9).read_text("task") == "a\n\nb\n\nc"
     assert asked[-1][1]["data_files"] is None
 
@@ -107,22 +115,33 @@ def test_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_one_window_of_each_long_document(tmp_path: Path, model: PrunableModel) -> None:
     path = json_lines(tmp_path / "c4.jsonl", "abcdefgh", "ijkl", "mnopqrst", "uvw", "nopqrstu")
-    draws = [Documents(path=path, samples=2, sequence_length=4).load(model, seed).samples for seed in range(20)]
+    draws = [
+        Documents(path=path, samples=2, sequence_length=4).load(model, seed).samples for seed in range(20)
+    ]
     rows = [[sample["input_ids"].tolist() for sample in samples] for samples in draws]
     assert all(len(row) == 4 and row == list(range(row[0], row[0] + 4)) for drawn in rows for row in drawn)
     starts = {row[0] for drawn in rows for row in drawn}
     assert starts <= {*range(0, 5), *range(12, 17), *range(13, 18)}
     assert len(starts) > 8
-    assert draws[0][0]["input_ids"].tolist() == Documents(path=path, samples=2, sequence_length=4).load(model, 0).samples[0]["input_ids"].tolist()
+    assert (
+        draws[0][0]["input_ids"].tolist()
+        == Documents(path=path, samples=2, sequence_length=4).load(model, 0).samples[0]["input_ids"].tolist()
+    )
     assert len(Documents(path=path, sequence_length=4).load(model, 0)) == 3
-    with pytest.raises(UserError, match=r"calibration\.sequence_length=8: none of the 5 documents has more tokens"):
+    with pytest.raises(
+        UserError, match=r"calibration\.sequence_length=8: none of the 5 documents has more tokens"
+    ):
         Documents(path=path, sequence_length=8).load(model, 0)
 
 
 @pytest.mark.parametrize("name", ["c4", "ptb", "wikitext2"])
 def test_configs_read_local_files(tmp_path: Path, model: PrunableModel, name: str) -> None:
     (tmp_path / "text.txt").write_text("abcdefghijklmnopqrstuvw")
-    overrides = [f"calibration={name}", f"calibration.path={tmp_path / 'text.txt'}", "calibration.sequence_length=5"]
+    overrides = [
+        f"calibration={name}",
+        f"calibration.path={tmp_path / 'text.txt'}",
+        "calibration.sequence_length=5",
+    ]
     source = build("calibration", composed(overrides).calibration)
     assert {len(sample["input_ids"]) for sample in source.load(model, 0).samples} == {5}
 
@@ -135,12 +154,17 @@ def test_text_draws_different_windows_by_seed(tmp_path: Path, model: PrunableMod
     assert all(row == list(range(row[0], row[0] + 4)) and row[0] % 4 == 0 for row in drawn)
     assert len({row[0] for row in drawn}) == 3
     assert drawn == [sample["input_ids"].tolist() for sample in text.load(model, seed=0).samples]
-    assert any(drawn != [sample["input_ids"].tolist() for sample in text.load(model, seed).samples] for seed in (1, 2, 3))
+    assert any(
+        drawn != [sample["input_ids"].tolist() for sample in text.load(model, seed).samples]
+        for seed in (1, 2, 3)
+    )
 
 
 def test_missing_text_names_the_files_beside_it(tmp_path: Path, model: PrunableModel) -> None:
     (tmp_path / "wiki.txt").touch()
-    with pytest.raises(UserError, match=r"calibration\.path=.*wikii\.txt: there is no such file; in that folder: wiki\.txt"):
+    with pytest.raises(
+        UserError, match=r"calibration\.path=.*wikii\.txt: there is no such file; in that folder: wiki\.txt"
+    ):
         Text(path=str(tmp_path / "wikii.txt")).load(model, 0)
     with pytest.raises(UserError, match="there is no folder"):
         Text(path=str(tmp_path / "nowhere" / "wiki.txt")).load(model, 0)
@@ -158,7 +182,10 @@ def test_token_rows_of_any_integer_type(tmp_path: Path, model: PrunableModel, dt
 @pytest.mark.parametrize(
     ("tokens", "message"),
     [
-        (torch.zeros(2, 3), r"ids is torch\.float32 \[2, 3\]; token ids are an integer tensor \[rows, tokens\]"),
+        (
+            torch.zeros(2, 3),
+            r"ids is torch\.float32 \[2, 3\]; token ids are an integer tensor \[rows, tokens\]",
+        ),
         (torch.zeros(2, 3, dtype=torch.bool), r"torch\.bool"),
         (torch.zeros(3, dtype=torch.long), r"torch\.int64 \[3\]"),
         (torch.zeros(0, 3, dtype=torch.long), r"torch\.int64 \[0, 3\]"),

@@ -24,7 +24,10 @@ from ecoflap.run.config import build
 from tests import tiny
 from tests.cli.conftest import composed, text_file, tiny_llama  # noqa: F401
 
-HARNESS = pytest.mark.skipif(importlib.util.find_spec("lm_eval") is None, reason="lm-evaluation-harness is not installed: extra lm-eval")
+HARNESS = pytest.mark.skipif(
+    importlib.util.find_spec("lm_eval") is None,
+    reason="lm-evaluation-harness is not installed: extra lm-eval",
+)
 TOKENS = torch.randint(3, tiny.VOCABULARY, (50,), generator=torch.Generator().manual_seed(3))
 
 
@@ -38,7 +41,9 @@ class Numbers:
 @pytest.fixture(params=["llama", "gpt2"])
 def model(request: pytest.FixtureRequest) -> PrunableModel:
     built = tiny.build(request.param)
-    return PrunableModel("tiny", built.module, built.every_tower, built.towers, (), built.loss_function, Numbers())
+    return PrunableModel(
+        "tiny", built.module, built.every_tower, built.towers, (), built.loss_function, Numbers()
+    )
 
 
 @pytest.fixture
@@ -60,10 +65,15 @@ def plain_loss(module: Any, length: int, stride: int | None) -> float:
 
 
 @pytest.mark.parametrize(("length", "stride"), [(8, None), (50, None), (8, 7), (8, 3), (12, 1), (50, 20)])
-def test_loss_is_that_of_a_plain_loop(model: PrunableModel, path: str, length: int, stride: int | None) -> None:
+def test_loss_is_that_of_a_plain_loop(
+    model: PrunableModel, path: str, length: int, stride: int | None
+) -> None:
     if length > 32 and model.module.config.model_type == "gpt2":
         pytest.skip("its positions end before")
-    found = [TextPerplexity(path=path, sequence_length=length, stride=stride, batch_size=size).load(model)(model) for size in (1, 4)]
+    found = [
+        TextPerplexity(path=path, sequence_length=length, stride=stride, batch_size=size).load(model)(model)
+        for size in (1, 4)
+    ]
     expected = plain_loss(model.module, length, stride)
     for metrics in found:
         assert next(iter(metrics)) == "perplexity"
@@ -106,9 +116,15 @@ def test_journal_goes_on(model: PrunableModel, path: str, tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: TextPerplexity(sequence_length=8, stride=8), r"task\.stride=8 must be less than task\.sequence_length=8; null is for windows"),
+        (
+            lambda: TextPerplexity(sequence_length=8, stride=8),
+            r"task\.stride=8 must be less than task\.sequence_length=8; null is for windows",
+        ),
         (lambda: TextPerplexity(stride=0), r"task\.stride=0 must be at least 1"),
-        (lambda: TextPerplexity(sequence_length=1), r"task\.sequence_length=1: a language model is measured on the next token"),
+        (
+            lambda: TextPerplexity(sequence_length=1),
+            r"task\.sequence_length=1: a language model is measured on the next token",
+        ),
         (lambda: TextPerplexity(documents=0), r"task\.documents=0 must be at least 1"),
     ],
 )
@@ -121,21 +137,34 @@ def test_refusals(make: Callable[[], object], message: str) -> None:
 def test_configs_measure_local_files(model: PrunableModel, tmp_path: Path, name: str, column: str) -> None:
     lines = [{column: "5 6 7 8 9"}, {column: "10 11 12 13"}] * 4
     (tmp_path / "lines.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    task = build("task", composed([f"task={name}", f"task.path={tmp_path / 'lines.jsonl'}", "task.sequence_length=12"]).task)
+    task = build(
+        "task",
+        composed([f"task={name}", f"task.path={tmp_path / 'lines.jsonl'}", "task.sequence_length=12"]).task,
+    )
     assert task.load(model)(model)["rows"] == 3
 
 
 @HARNESS
-def test_stride_of_a_window_less_one_is_the_harness_rolling(tiny_llama: Path, text_file: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_stride_of_a_window_less_one_is_the_harness_rolling(
+    tiny_llama: Path, text_file: Path, tmp_path: Path
+) -> None:  # noqa: F811
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 
     length, tokenizer = 20, AutoTokenizer.from_pretrained(tiny_llama)  # 600 tokens: a whole number of windows
     text = text_file.read_text()
     beginning = tokenizer.convert_tokens_to_ids("the")
-    harness = HFLM(AutoModelForCausalLM.from_pretrained(tiny_llama), tokenizer=tokenizer, max_length=length, prefix_token_id=beginning, batch_size=4)
+    harness = HFLM(
+        AutoModelForCausalLM.from_pretrained(tiny_llama),
+        tokenizer=tokenizer,
+        max_length=length,
+        prefix_token_id=beginning,
+        batch_size=4,
+    )
     rolling = harness.loglikelihood_rolling([Instance("loglikelihood_rolling", {}, (text,), 0)])[0]
     (tmp_path / "text.txt").write_text(f"the {text}")
     ours = CausalLM(str(tiny_llama)).load(torch.device("cpu"), Selection(None, []))
-    found = TextPerplexity(path=str(tmp_path / "text.txt"), sequence_length=length + 1, stride=length).load(ours)(ours)
+    found = TextPerplexity(path=str(tmp_path / "text.txt"), sequence_length=length + 1, stride=length).load(
+        ours
+    )(ours)
     assert found["loss"] == pytest.approx(-rolling / 600, rel=1e-6)

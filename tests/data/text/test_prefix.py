@@ -38,7 +38,9 @@ def pairs(source: PrefixText, seed: int = 0) -> list[tuple[list[str], list[str]]
 
 def test_lines_are_cut_in_their_first_half(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
-    file.write_text(f"= Heading =\n{' '.join(WORDS)}\n\n{' '.join(WORDS[:SHORTEST])}\n{' '.join(WORDS[: SHORTEST - 1])} \n")
+    file.write_text(
+        f"= Heading =\n{' '.join(WORDS)}\n\n{' '.join(WORDS[:SHORTEST])}\n{' '.join(WORDS[: SHORTEST - 1])} \n"
+    )
     found = pairs(PrefixText(path=str(file), max_words=20))
     assert sorted(len(text) + len(target) for text, target in found) == [SHORTEST, 20]
     for text, target in found:
@@ -51,7 +53,9 @@ def test_lines_are_cut_in_their_first_half(tmp_path: Path) -> None:
 def test_documents_go_on_over_line_ends(tmp_path: Path) -> None:
     file = tmp_path / "c4.jsonl"
     text = "\n".join(" ".join(WORDS[start : start + 4]) for start in range(0, 40, 4))
-    file.write_text("".join(json.dumps({"text": each, "url": ""}) + "\n" for each in (text, "too short", text)))
+    file.write_text(
+        "".join(json.dumps({"text": each, "url": ""}) + "\n" for each in (text, "too short", text))
+    )
     found = pairs(PrefixDocuments(path=str(file), max_words=30))
     assert [text + target for text, target in found] == [WORDS[:30]] * 2
     assert len(pairs(PrefixDocuments(path=str(file), samples=1))) == 1
@@ -60,7 +64,10 @@ def test_documents_go_on_over_line_ends(tmp_path: Path) -> None:
 
 def test_config_reads_json_lines(tmp_path: Path) -> None:
     (tmp_path / "c4.jsonl").write_text(json.dumps({"text": " ".join(WORDS * 2)}))
-    source = build("calibration", composed(["calibration=c4_prefix", f"calibration.path={tmp_path / 'c4.jsonl'}"]).calibration)
+    source = build(
+        "calibration",
+        composed(["calibration=c4_prefix", f"calibration.path={tmp_path / 'c4.jsonl'}"]).calibration,
+    )
     assert [len(text) + len(target) for text, target in pairs(source)] == [50]
 
 

@@ -7,7 +7,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from ecoflap.data.vqa.accuracy import REPAIRED, exact_match, lemmatized, lemmatizer, normalise, strip_punctuation, vqa_accuracy
+from ecoflap.data.vqa.accuracy import (
+    REPAIRED,
+    exact_match,
+    lemmatized,
+    lemmatizer,
+    normalise,
+    strip_punctuation,
+    vqa_accuracy,
+)
 from ecoflap.errors import UserError
 
 
@@ -63,7 +71,9 @@ def test_accuracy_by_number_of_annotators_who_agree(count: int, accuracy: float)
 def test_annotators_lose_their_punctuation_only_where_they_differ() -> None:
     assert vqa_accuracy("p.m.", ["p.m."] * 9 + ["night"]) == 1
     assert vqa_accuracy("p.m.", ["p.m."] * 10) == 0
-    assert vqa_accuracy("Two", ["two"] * 9 + ["3"]) == 0, "they are not brought to digits: the files hold digits"
+    assert vqa_accuracy("Two", ["two"] * 9 + ["3"]) == 0, (
+        "they are not brought to digits: the files hold digits"
+    )
 
 
 def test_exact_match_normalises_both() -> None:
@@ -77,7 +87,9 @@ def test_strip_punctuation_keeps_case_and_spaces() -> None:
 
 def test_lemmas_of_nouns_and_verbs(monkeypatch: pytest.MonkeyPatch) -> None:
     words = {"racing": ("VERB", "race"), "best": ("ADJ", "good"), "dogs": ("NOUN", "dog")}
-    tokens = lambda text: [SimpleNamespace(text=word, pos_=words[word][0], lemma_=words[word][1]) for word in text.split()]  # noqa: E731
+    tokens = lambda text: [
+        SimpleNamespace(text=word, pos_=words[word][0], lemma_=words[word][1]) for word in text.split()
+    ]  # noqa: E731
     monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=lambda name: tokens))
     lemmatizer.cache_clear()
     assert lemmatized("racing best dogs") == "race best dog"
@@ -87,5 +99,8 @@ def test_lemmas_of_nouns_and_verbs(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_spacy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "spacy", None)
     lemmatizer.cache_clear()
-    with pytest.raises(UserError, match=r"task\.lemmatize=true needs spaCy and its English pipeline .* or set task\.lemmatize=false"):
+    with pytest.raises(
+        UserError,
+        match=r"task\.lemmatize=true needs spaCy and its English pipeline .* or set task\.lemmatize=false",
+    ):
         lemmatized("dogs")

@@ -31,19 +31,40 @@ def published(name: str, folder: Path) -> list[Question]:
 def row(name: str, one: Question, index: int) -> dict[str, Any]:
     """As the hub has it; OK-VQA's question numbers hold the picture's."""
     number = int(Path(one.image).stem[-12:]) if name != "gqa" else 0
-    common = {"question": one.text, "question_type": one.question_type, "answer_type": one.answer_type, "image": {"path": one.image, "bytes": None}}
+    common = {
+        "question": one.text,
+        "question_type": one.question_type,
+        "answer_type": one.answer_type,
+        "image": {"path": one.image, "bytes": None},
+    }
     if name == "vqav2":
-        return {**common, "question_id": int(one.id), "image_id": number, "answers": [{"answer": answer} for answer in one.answers]}
+        return {
+            **common,
+            "question_id": int(one.id),
+            "image_id": number,
+            "answers": [{"answer": answer} for answer in one.answers],
+        }
     if name == "okvqa":
         return {**common, "question_id": str(10 * number + index % 10), "answers": list(one.answers)}
-    return {"id": one.id, "imageId": Path(one.image).stem, "question": one.text, "answer": one.answers[0], "types": {"structural": one.question_type}}
+    return {
+        "id": one.id,
+        "imageId": Path(one.image).stem,
+        "question": one.text,
+        "answer": one.answers[0],
+        "types": {"structural": one.question_type},
+    }
 
 
 @pytest.fixture(params=TASKS)
-def hub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[str, list[Question]]:
+def hub(
+    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> tuple[str, list[Question]]:
     questions = published(request.param, tmp_path)
     rows = [row(request.param, one, index) for index, one in enumerate(questions)]
-    pictures = [{"id": Path(image).stem, "image": {"path": image, "bytes": None}} for image in sorted({one.image for one in questions})]
+    pictures = [
+        {"id": Path(image).stem, "image": {"path": image, "bytes": None}}
+        for image in sorted({one.image for one in questions})
+    ]
 
     def load_dataset(dataset: str, config: str | None, split: str) -> datasets.Dataset:
         assert (dataset, split) == (HUB[request.param].dataset, HUB[request.param].split)
@@ -58,10 +79,19 @@ def hub(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Monk
 def test_the_same_questions_and_pictures(hub: tuple[str, list[Question]], tmp_path: Path) -> None:
     name, questions = hub
     evaluation = TASKS[name](limit=3).load(model(Answerer()))
-    assert len({file.name for file in (tmp_path / "cache").rglob("*.jpg")}) == len({one.image for one in evaluation.questions}) <= 3
+    assert (
+        len({file.name for file in (tmp_path / "cache").rglob("*.jpg")})
+        == len({one.image for one in evaluation.questions})
+        <= 3
+    )
     whole = TASKS[name](clean=False).load(model(Answerer())).questions
     for one, other in zip(whole, questions, strict=True):
-        assert (one.text, one.answers, one.question_type, one.answer_type) == (other.text, other.answers, other.question_type, other.answer_type)
+        assert (one.text, one.answers, one.question_type, one.answer_type) == (
+            other.text,
+            other.answers,
+            other.question_type,
+            other.answer_type,
+        )
         assert one.id == other.id or name == "okvqa"
         assert Path(one.image).name == Path(other.image).name
         assert Path(one.image).read_bytes() == Path(other.image).read_bytes()
@@ -70,6 +100,8 @@ def test_the_same_questions_and_pictures(hub: tuple[str, list[Question]], tmp_pa
 
 def test_other_columns_are_named(hub: tuple[str, list[Question]], monkeypatch: pytest.MonkeyPatch) -> None:
     name, _ = hub
-    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"image": ["x"], "text": ["y"]}))
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *_, **__: datasets.Dataset.from_dict({"image": ["x"], "text": ["y"]})
+    )
     with pytest.raises(UserError, match=rf"task={name}: lmms-lab/.* is not as expected \(KeyError"):
         TASKS[name]().read()

@@ -19,9 +19,14 @@ def test_vqav2(tmp_path: Path) -> None:
         easy = write_coco_questions(tmp_path, VQAV2, split)
         read = read_coco_questions(VQAV2, str(tmp_path), split, "task")
         assert [one.id for one in read] == [str(10 * number) for number in range(12)]
-        assert [(one.text.lower(), one.answers[1]) for one in read] == [(one.text, one.target) for one in easy]
+        assert [(one.text.lower(), one.answers[1]) for one in read] == [
+            (one.text, one.target) for one in easy
+        ]
         assert all(len(one.answers) == 10 and one.answers[0] == "nothing" for one in read)
-        assert all(Path(one.image).read_bytes() == Path(other.image or "").read_bytes() for one, other in zip(read, easy, strict=True))
+        assert all(
+            Path(one.image).read_bytes() == Path(other.image or "").read_bytes()
+            for one, other in zip(read, easy, strict=True)
+        )
         assert {one.answer_type for one in read} == {"yes/no", "other"}
         assert "what is" in {one.question_type for one in read}
 
@@ -56,23 +61,43 @@ def test_questions_are_asked_as_lavis_asks() -> None:
 
 
 def test_the_target_is_the_most_common_answer() -> None:
-    example = Question("1", "What?", "picture.jpg", ("dog", "cat", "cat", "dog", "bird", "cat"), "what", "other").example()
+    example = Question(
+        "1", "What?", "picture.jpg", ("dog", "cat", "cat", "dog", "bird", "cat"), "what", "other"
+    ).example()
     assert (example.text, example.target, example.image) == ("What?", "cat", "picture.jpg")
 
 
 @pytest.mark.parametrize(
     ("read", "message"),
     [
-        (lambda folder: read_coco_questions(VQAV2, None, "val", "task"), r"task=vqav2 needs the data set's folder: task\.path=FOLDER with v2_Open"),
-        (lambda folder: read_coco_questions(VQAV2, folder, "train", "calibration"), r"calibration=vqav2: v2_OpenEnded.*train.*\(no such folder\)"),
-        (lambda folder: read_coco_questions(OKVQA, None, "val", "task"), r"okvqa\.allenai\.org.*val2014\.zip.* of cocodataset\.org"),
-        (lambda folder: read_gqa(None), r"task=gqa needs .* with testdev_balanced_questions\.json in it\. GQA's questions1\.2\.zip and images\.zip"),
-        (lambda folder: read_pairs(None, "dev", "task"), r"task=nlvr2 needs .* with dev\.json in it\..*for research only"),
+        (
+            lambda folder: read_coco_questions(VQAV2, None, "val", "task"),
+            r"task=vqav2 needs the data set's folder: task\.path=FOLDER with v2_Open",
+        ),
+        (
+            lambda folder: read_coco_questions(VQAV2, folder, "train", "calibration"),
+            r"calibration=vqav2: v2_OpenEnded.*train.*\(no such folder\)",
+        ),
+        (
+            lambda folder: read_coco_questions(OKVQA, None, "val", "task"),
+            r"okvqa\.allenai\.org.*val2014\.zip.* of cocodataset\.org",
+        ),
+        (
+            lambda folder: read_gqa(None),
+            r"task=gqa needs .* with testdev_balanced_questions\.json in it\. GQA's questions1\.2\.zip and images\.zip",
+        ),
+        (
+            lambda folder: read_pairs(None, "dev", "task"),
+            r"task=nlvr2 needs .* with dev\.json in it\..*for research only",
+        ),
         (
             lambda folder: require_images([f"{folder}/a.jpg", f"{folder}/a.jpg"], "task=gqa", "Get it."),
             r"task=gqa: 1 of 1 pictures are missing.*Get it",
         ),
-        (lambda folder: check_splits(["dev", "test2"], "task.splits"), r"task\.splits=\['dev', 'test2'\]: choose among train, dev, test1"),
+        (
+            lambda folder: check_splits(["dev", "test2"], "task.splits"),
+            r"task\.splits=\['dev', 'test2'\]: choose among train, dev, test1",
+        ),
         (lambda folder: check_splits([], "task.splits"), r"task\.splits=\[\]"),
     ],
 )
@@ -89,6 +114,11 @@ def test_files_that_are_not_as_published(tmp_path: Path) -> None:
     (tmp_path / "testdev_balanced_questions.json").write_text("[1]")
     with pytest.raises(UserError, match=r"testdev_balanced_questions\.json: not as published"):
         read_gqa(str(tmp_path))
-    (tmp_path / "dev.json").write_text('\n{"identifier": "dev-1-0-0", "sentence": "So it is.", "label": "Perhaps"}\n')
-    with pytest.raises(UserError, match=r"dev\.json, line 2: expected a JSON object with identifier, sentence and label .* KeyError: 'Perhaps'"):
+    (tmp_path / "dev.json").write_text(
+        '\n{"identifier": "dev-1-0-0", "sentence": "So it is.", "label": "Perhaps"}\n'
+    )
+    with pytest.raises(
+        UserError,
+        match=r"dev\.json, line 2: expected a JSON object with identifier, sentence and label .* KeyError: 'Perhaps'",
+    ):
         read_pairs(str(tmp_path), "dev", "task")

@@ -29,10 +29,14 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("model", ["blip2_mini", "blip_vqa_mini"])
 @pytest.mark.parametrize("task", ["vqav2", "okvqa", "gqa"])
-def test_dense_and_pruned(run: Callable[..., Result], folder: Path, tmp_path: Path, model: str, task: str) -> None:  # noqa: F811
+def test_dense_and_pruned(
+    run: Callable[..., Result], folder: Path, tmp_path: Path, model: str, task: str
+) -> None:  # noqa: F811
     calibration = ["calibration=vqav2", f"calibration.path={folder}", "calibration.samples=8"]
     options = ["score=none", "tracking=none", "device=cpu", f"cache={tmp_path / 'cache'}", "sparsity=0.5"]
-    result = run([f"model={model}", *calibration, f"task={task}", f"task.path={folder}", "task.limit=6", *options])
+    result = run(
+        [f"model={model}", *calibration, f"task={task}", f"task.path={folder}", "task.limit=6", *options]
+    )
     dense, pruned = (result.metrics[which][task] for which in ("dense", "pruned"))
     assert next(iter(dense)) == "accuracy"
     assert dense["accuracy"] > 80
@@ -44,14 +48,23 @@ def test_blips_answers_of_a_list_for_evalai(run: Callable[..., Result], tmp_path
     hidden = tmp_path / "test_dev"  # and nothing of any other split
     hidden.mkdir()
     questions = write_test_questions(hidden, VQAV2)
-    options = ["score=none", "tracking=none", "device=cpu", f"cache={tmp_path / 'cache'}", "sparsity=0.1", "calibration.samples=8"]
+    options = [
+        "score=none",
+        "tracking=none",
+        "device=cpu",
+        f"cache={tmp_path / 'cache'}",
+        "sparsity=0.1",
+        "calibration.samples=8",
+    ]
     task = ["task=vqav2_test_dev", f"task.path={hidden}", "task.batch_size=5"]
     result = run(["model=blip_vqa_mini", *task, *options])
     assert result.metrics["dense"] == result.metrics["pruned"] == {"vqav2": {"questions": 12}}
     for which in ("dense", "pruned"):
         rows = json.loads((tmp_path / "run" / "predictions" / f"vqav2_{which}_evalai.json").read_text())
         assert [row["question_id"] for row in rows] == [10 * number for number in range(12)]
-        assert sum(row["answer"] == question.target for row, question in zip(rows, questions, strict=True)) > 9
+        assert (
+            sum(row["answer"] == question.target for row, question in zip(rows, questions, strict=True)) > 9
+        )
 
 
 def test_test_questions_are_looked_for_before_a_model_is_loaded(folder: Path) -> None:

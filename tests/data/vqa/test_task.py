@@ -41,7 +41,10 @@ class Answerer:
         return [f"The {example.target}." if self.knows else "Yes" for example in examples]
 
     def encode(self, example: Example) -> dict[str, Tensor]:
-        return {"input_ids": torch.tensor([ord(letter) for letter in example.text]), "labels": torch.tensor([len(example.target)])}
+        return {
+            "input_ids": torch.tensor([ord(letter) for letter in example.text]),
+            "labels": torch.tensor([len(example.target)]),
+        }
 
 
 def model(interface: object) -> PrunableModel:
@@ -93,7 +96,10 @@ def test_limit_is_spread_over_the_file_and_only_its_pictures_are_needed(folder: 
         if str(picture) not in {question.image for question in asked}:
             picture.unlink()
     VqaV2(str(folder), limit=3).load(model(Answerer()))
-    with pytest.raises(UserError, match=r"task=vqav2: \d+ of \d+ pictures are missing, such as .*COCO_val2014_\d{12}\.jpg\. VQAv2's questions"):
+    with pytest.raises(
+        UserError,
+        match=r"task=vqav2: \d+ of \d+ pictures are missing, such as .*COCO_val2014_\d{12}\.jpg\. VQAv2's questions",
+    ):
         VqaV2(str(folder)).load(model(Answerer()))
 
 
@@ -132,20 +138,29 @@ def test_identity_changes_with_what_the_numbers_depend_on(folder: Path) -> None:
 class Ranker(Answerer):
     """Takes the last of the answers that it may look at."""
 
-    def rank(self, model: PrunableModel, examples: Sequence[Example], answers: Sequence[str], k: int) -> list[str]:
+    def rank(
+        self, model: PrunableModel, examples: Sequence[Example], answers: Sequence[str], k: int
+    ) -> list[str]:
         return [answers[:k][-1] for _ in examples]
 
 
 def test_an_answer_is_chosen_from_a_list(folder: Path) -> None:
     (folder / "answer_list.json").write_text(json.dumps(["yes", "no", "yes", "circle"]))
     ranks = model(Ranker())
-    chooses = {k: VqaV2(str(folder), answer_list="answer_list.json", k_test=k).load(ranks) for k in (1, 2, 128)}
+    chooses = {
+        k: VqaV2(str(folder), answer_list="answer_list.json", k_test=k).load(ranks) for k in (1, 2, 128)
+    }
     right = Counter(question.answers[-1] for question in chooses[1].questions)
     for k, answer in ((1, "yes"), (2, "no"), (128, "circle")):
         assert chooses[k](ranks)["accuracy"] == pytest.approx(100 * right[answer] / 12)
     written = VqaV2(str(folder)).load(ranks).identity()
-    assert len({json.dumps(identity) for identity in (written, *(one.identity() for one in chooses.values()))}) == 4
-    assert written == VqaV2(str(folder), k_test=3).load(ranks).identity(), "k_test means nothing without a list"
+    assert (
+        len({json.dumps(identity) for identity in (written, *(one.identity() for one in chooses.values()))})
+        == 4
+    )
+    assert written == VqaV2(str(folder), k_test=3).load(ranks).identity(), (
+        "k_test means nothing without a list"
+    )
 
 
 def test_answers_that_are_not_public_go_to_evalai(folder: Path, tmp_path: Path) -> None:
@@ -156,7 +171,9 @@ def test_answers_that_are_not_public_go_to_evalai(folder: Path, tmp_path: Path) 
     assert json.loads((file.parent / "vqav2_pruned_evalai.json").read_text()) == [
         {"question_id": number, "answer": "Yes"} for number in (0, 20, 40, 70, 90)
     ]
-    assert all(example.image is not None and "COCO_test2015_" in example.image for example in asks.interface.seen)
+    assert all(
+        example.image is not None and "COCO_test2015_" in example.image for example in asks.interface.seen
+    )
     assert evaluation.identity() != VqaV2(str(folder), limit=5).load(asks).identity()
     assert evaluation(asks) == {"questions": 5}, "without a file, nothing is written"
 
@@ -166,9 +183,15 @@ def test_splits_and_lists_that_are_not_there(folder: Path) -> None:
         VqaV2(str(folder), split="train")
     with pytest.raises(UserError, match=r"v2_OpenEnded_mscoco_test2015_questions\.json is not in"):
         VqaV2(str(folder), split="test").load(model(Answerer()))
-    with pytest.raises(UserError, match=r"task\.answer_list=list\.json: tiny can't choose of a list; leave it out, or take a BLIP"):
+    with pytest.raises(
+        UserError,
+        match=r"task\.answer_list=list\.json: tiny can't choose of a list; leave it out, or take a BLIP",
+    ):
         VqaV2(str(folder), answer_list="list.json").load(model(Answerer()))
-    with pytest.raises(UserError, match=r"task\.answer_list=list\.json: there is no .*list\.json\. BLIP's list of answers is at"):
+    with pytest.raises(
+        UserError,
+        match=r"task\.answer_list=list\.json: there is no .*list\.json\. BLIP's list of answers is at",
+    ):
         VqaV2(str(folder), answer_list="list.json").load(model(Ranker()))
     for wrong in ({"yes": 1}, [], [1], [""]):
         (folder / "list.json").write_text(json.dumps(wrong))
@@ -178,7 +201,9 @@ def test_splits_and_lists_that_are_not_there(folder: Path) -> None:
         VqaV2(str(folder), k_test=0)
 
 
-def test_okvqa_with_lemmas_needs_spacy_before_anything_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_okvqa_with_lemmas_needs_spacy_before_anything_else(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "spacy", None)
     lemmatizer.cache_clear()
     with pytest.raises(UserError, match=r"task\.lemmatize=true needs spaCy"):
@@ -201,10 +226,19 @@ def test_calibration_takes_training_questions(folder: Path) -> None:
             lambda: VqaV2(None).load(model(Answerer())),
             r"task=vqav2: lmms-lab/VQAv2 .*from the hub.*task\.path=FOLDER.*visualqa\.org",
         ),
-        (lambda: Gqa(None).load(model(None)), "task=gqa needs a model that describes, and tiny reads only text"),
+        (
+            lambda: Gqa(None).load(model(None)),
+            "task=gqa needs a model that describes, and tiny reads only text",
+        ),
         (lambda: OkVqa(beams=0), r"task\.beams=0 must be at least 1"),
-        (lambda: VqaV2Calibration(split="val"), r"calibration\.split=val: models are measured on the other splits; choose train"),
-        (lambda: VqaV2Calibration().load(model(Answerer()), 0), r"calibration=vqav2 needs the data set's folder: calibration\.path=FOLDER"),
+        (
+            lambda: VqaV2Calibration(split="val"),
+            r"calibration\.split=val: models are measured on the other splits; choose train",
+        ),
+        (
+            lambda: VqaV2Calibration().load(model(Answerer()), 0),
+            r"calibration=vqav2 needs the data set's folder: calibration\.path=FOLDER",
+        ),
     ],
 )
 def test_refusals(make: Callable[[], object], message: str) -> None:

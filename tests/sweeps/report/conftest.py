@@ -10,7 +10,12 @@ from ecoflap.storage.results import LayerCount, Result, sparsity_section
 CONFIG: dict[str, Any] = {
     "model": {"_target_": "ecoflap.models.t5.T5", "name": "tiny", "path": "/models/tiny", "save": False},
     "calibration": {"name": "easy_vqa", "samples": 128},
-    "score": {"_target_": "ecoflap.score.zeroth_order.ZerothOrder", "name": "zeroth_order", "samples": 32, "eps": 0.001},
+    "score": {
+        "_target_": "ecoflap.score.zeroth_order.ZerothOrder",
+        "name": "zeroth_order",
+        "samples": 32,
+        "eps": 0.001,
+    },
     "allocation": {"name": "water_filling", "granularity": "block", "cap": None},
     "pruner": {"_target_": "ecoflap.prune.pruners.Wanda", "name": "wanda", "mask": "row"},
     "tracking": {"name": "wandb", "group": "sweep"},
@@ -38,7 +43,9 @@ def make_config(**changes: Any) -> dict[str, Any]:
 def make_layers(blocks: dict[str, list[float]], size: int = 100) -> dict[str, LayerCount]:
     """Two layers per block, of the given sparsities: {tower: one per block}."""
     return {
-        f"model.{tower}.layers.{index}.{layer}.weight": LayerCount(tower, size, kept := round(size * (1 - sparsity)), size - kept)
+        f"model.{tower}.layers.{index}.{layer}.weight": LayerCount(
+            tower, size, kept := round(size * (1 - sparsity)), size - kept
+        )
         for tower, sparsities in blocks.items()
         for index, sparsity in enumerate(sparsities)
         for layer in ("attention.q", "mlp.fc1")
@@ -56,7 +63,9 @@ def write_run(
 ) -> Path:
     """Write ``folder/name/result.json``: figures of vqa/accuracy or of ``{task: {metric: value}}``, a config with changes, a record with others."""
     config = make_config(**changes)
-    measured = lambda figures: figures if isinstance(figures, dict) else {"vqa": {"accuracy": figures, "loss": 3.0}}  # noqa: E731
+    measured = lambda figures: (
+        figures if isinstance(figures, dict) else {"vqa": {"accuracy": figures, "loss": 3.0}}
+    )  # noqa: E731
     fields: dict[str, Any] = {
         "config": config,
         "versions": {"torch": "2.6.0"},
@@ -64,8 +73,13 @@ def write_run(
         "model": {"name": config["model"]["name"], "fingerprint": "f", "parameters": 2000, "prunable": 1000},
         "data": {},
         "metrics": {"dense": {} if dense is None else measured(dense), "pruned": measured(pruned)},
-        "sparsity": sparsity_section(make_layers(blocks or {"vision": [0.4, 0.6], "text": [0.5]}), config["sparsity"], 2000),
-        "steps": {step: {"seconds": 1.5 + place, "peak_memory_bytes": (place + 1) * 2**28} for place, step in enumerate(STEPS)},
+        "sparsity": sparsity_section(
+            make_layers(blocks or {"vision": [0.4, 0.6], "text": [0.5]}), config["sparsity"], 2000
+        ),
+        "steps": {
+            step: {"seconds": 1.5 + place, "peak_memory_bytes": (place + 1) * 2**28}
+            for place, step in enumerate(STEPS)
+        },
     }
     path = folder / name / "result.json"
     Result(**{**fields, **(record or {})}).write(path)

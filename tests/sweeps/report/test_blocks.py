@@ -15,15 +15,39 @@ from tests.sweeps.report.conftest import write_run
 @pytest.mark.parametrize(
     ("layers", "blocks"),
     [
-        (["model.layers.0.q.weight", "model.layers.0.up.weight", "model.layers.1.q.weight"], ["model.layers.0", "model.layers.0", "model.layers.1"]),
-        (["model.layers.7.q.weight", "model.layers.7.up.weight"], ["model.layers.7"] * 2),  # a tower of one block
-        (["encoder.layers.encoder_layer_0.mlp.0.weight", "encoder.layers.encoder_layer_1.mlp.0.weight"], None),  # torchvision's
-        (["encoder.layers.encoder_layer_0.mlp.0.weight", "encoder.layers.encoder_layer_0.mlp.3.weight"], ["encoder.layers.encoder_layer_0"] * 2),
-        (["encoder.layers.0.blocks.0.q.weight", "encoder.layers.0.blocks.1.q.weight", "encoder.layers.1.blocks.0.q.weight"], None),  # stages
-        (["blip2.text.layer.0.q.weight", "blip2.text.layer.10.q.weight"], ["blip2.text.layer.0", "blip2.text.layer.10"]),
+        (
+            ["model.layers.0.q.weight", "model.layers.0.up.weight", "model.layers.1.q.weight"],
+            ["model.layers.0", "model.layers.0", "model.layers.1"],
+        ),
+        (
+            ["model.layers.7.q.weight", "model.layers.7.up.weight"],
+            ["model.layers.7"] * 2,
+        ),  # a tower of one block
+        (
+            ["encoder.layers.encoder_layer_0.mlp.0.weight", "encoder.layers.encoder_layer_1.mlp.0.weight"],
+            None,
+        ),  # torchvision's
+        (
+            ["encoder.layers.encoder_layer_0.mlp.0.weight", "encoder.layers.encoder_layer_0.mlp.3.weight"],
+            ["encoder.layers.encoder_layer_0"] * 2,
+        ),
+        (
+            [
+                "encoder.layers.0.blocks.0.q.weight",
+                "encoder.layers.0.blocks.1.q.weight",
+                "encoder.layers.1.blocks.0.q.weight",
+            ],
+            None,
+        ),  # stages
+        (
+            ["blip2.text.layer.0.q.weight", "blip2.text.layer.10.q.weight"],
+            ["blip2.text.layer.0", "blip2.text.layer.10"],
+        ),
     ],
 )
-def test_blocks_are_the_members_of_the_list_that_holds_all_layers(layers: list[str], blocks: list[str] | None) -> None:
+def test_blocks_are_the_members_of_the_list_that_holds_all_layers(
+    layers: list[str], blocks: list[str] | None
+) -> None:
     expected = blocks or [".".join(layer.split(".")[:3]) for layer in layers]
     assert block_names(layers) == dict(zip(layers, expected, strict=True))
 
@@ -37,11 +61,16 @@ def test_a_block_is_weighed_by_its_weights() -> None:
         "v.1.q": {"tower": "vision", "size": 10},
     }
     found = block_sparsities(layers, {"a.0.q": 100, "a.0.up": 100, "a.1.q": 20, "v.0.q": 10, "v.1.q": 0})
-    assert found == {"text": {"a.0": pytest.approx(0.5), "a.1": pytest.approx(0.8)}, "vision": {"v.0": 0.0, "v.1": 1.0}}
+    assert found == {
+        "text": {"a.0": pytest.approx(0.5), "a.1": pytest.approx(0.8)},
+        "vision": {"v.0": 0.0, "v.1": 1.0},
+    }
 
 
 def test_of_a_run_that_stopped_before_pruning_the_allocation_counts(tmp_path: Path) -> None:
-    path = write_run(tmp_path, "a", {}, dense=None, blocks={"text": [0.0, 0.0]}, record={"metrics": {}, "steps": {}})
+    path = write_run(
+        tmp_path, "a", {}, dense=None, blocks={"text": [0.0, 0.0]}, record={"metrics": {}, "steps": {}}
+    )
     (run,) = read_runs(tmp_path)
     assert allocated(run) == {}
     keep = {layer: 25 if ".0." in layer else 75 for layer in run.result.sparsity["layers"]}

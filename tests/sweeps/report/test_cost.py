@@ -15,12 +15,20 @@ Run = Callable[..., Result]
 
 
 def test_zeros_are_multiplied_and_counted(text_run: list[str], run: Run, tmp_path: Path) -> None:  # noqa: F811
-    result = run([*text_run, "score=none", "model.save=true", "steps=[calibrate,allocate,prune]", "sparsity=0.5"])
+    result = run(
+        [*text_run, "score=none", "model.save=true", "steps=[calibrate,allocate,prune]", "sparsity=0.5"]
+    )
     dense, pruned = measure([tmp_path / "run"], batch_size=2, repeats=3)
-    assert dense.parameters == pruned.parameters == pruned.nonzero + round(result.sparsity["prunable"] * result.model["prunable"])
+    assert (
+        dense.parameters
+        == pruned.parameters
+        == pruned.nonzero + round(result.sparsity["prunable"] * result.model["prunable"])
+    )
     assert dense.operations == pruned.operations == dense.without_zeros
     zeros = sum(layer["zeros"] for layer in result.sparsity["layers"].values())
-    assert pruned.operations - pruned.without_zeros == 2 * zeros * 2 * 12  # multiply and add, two rows of twelve tokens
+    assert (
+        pruned.operations - pruned.without_zeros == 2 * zeros * 2 * 12
+    )  # multiply and add, two rows of twelve tokens
     assert pruned.milliseconds > 0
 
 
@@ -45,7 +53,16 @@ def test_a_cut_blip_has_less_to_compute(run: Run, tmp_path: Path) -> None:  # no
         "tracking=none",
         "device=cpu",
     ]
-    run(["model=blip_caption_mini", "pruner=upop", "steps=[calibrate,allocate,prune]", "sparsity=0.5", f"cache={tmp_path}", *options])
+    run(
+        [
+            "model=blip_caption_mini",
+            "pruner=upop",
+            "steps=[calibrate,allocate,prune]",
+            "sparsity=0.5",
+            f"cache={tmp_path}",
+            *options,
+        ]
+    )
     dense, cut = measure([tmp_path / "run"], batch_size=1, repeats=2)
     assert cut.parameters < dense.parameters
     assert cut.operations < 0.7 * dense.operations

@@ -34,29 +34,53 @@ def test_sparsity_and_seed_are_no_part_of_a_name(tmp_path: Path) -> None:
         ("allocation__cap", (None, 0.8), ("allocation.cap=null", "allocation.cap=0.8")),
         ("score__eps", (0.1, 1e-4), ("score.eps=0.1", "score.eps=0.0001")),
         ("score__samples", (8, 32), ("score.samples=8", "score.samples=32")),
-        ("allocation__granularity", ("layer", "block"), ("allocation.granularity=layer", "allocation.granularity=block")),
+        (
+            "allocation__granularity",
+            ("layer", "block"),
+            ("allocation.granularity=layer", "allocation.granularity=block"),
+        ),
         ("pruner__mask", ("2:4", "row"), ("pruner.mask=2:4", "pruner.mask=row")),
         ("towers", (None, ["vision"]), ("towers=null", 'towers=["vision"]')),
     ],
 )
-def test_a_key_that_varies_is_part_of_the_name(tmp_path: Path, key: str, values: tuple[Any, Any], shown: tuple[str, str]) -> None:
-    assert labels(tmp_path, *({key: value} for value in values)) == [f"wanda, zeroth order, {one}" for one in shown]
+def test_a_key_that_varies_is_part_of_the_name(
+    tmp_path: Path, key: str, values: tuple[Any, Any], shown: tuple[str, str]
+) -> None:
+    assert labels(tmp_path, *({key: value} for value in values)) == [
+        f"wanda, zeroth order, {one}" for one in shown
+    ]
 
 
 @pytest.mark.parametrize(
-    "change", [{"cache": "/elsewhere"}, {"cache_mode": "off"}, {"tracking__group": "other"}, {"model__path": "/moved/tiny"}, {"model__save": True}]
+    "change",
+    [
+        {"cache": "/elsewhere"},
+        {"cache_mode": "off"},
+        {"tracking__group": "other"},
+        {"model__path": "/moved/tiny"},
+        {"model__save": True},
+    ],
 )
 def test_a_key_that_changes_no_number_is_not(tmp_path: Path, change: dict[str, Any]) -> None:
     assert labels(tmp_path, {}, {**change, "seed": 1}) == ["wanda, zeroth order"] * 2
 
 
 def test_options_that_belong_to_the_pruner_are_not(tmp_path: Path) -> None:
-    sparsegpt = {"_target_": "ecoflap.prune.pruners.SparseGPT", "name": "sparsegpt", "mask": "matrix", "damping": 0.01}
+    sparsegpt = {
+        "_target_": "ecoflap.prune.pruners.SparseGPT",
+        "name": "sparsegpt",
+        "mask": "matrix",
+        "damping": 0.01,
+    }
     assert labels(tmp_path, {}, {"pruner": sparsegpt}) == ["wanda, zeroth order", "sparsegpt, zeroth order"]
 
 
 def test_of_keys_that_vary_together_one_is_named(tmp_path: Path) -> None:
-    assert labels(tmp_path, {"score__samples": 8, "calibration__samples": 64}, {"score__samples": 32, "calibration__samples": 128}) == [
+    assert labels(
+        tmp_path,
+        {"score__samples": 8, "calibration__samples": 64},
+        {"score__samples": 32, "calibration__samples": 128},
+    ) == [
         "wanda, zeroth order, score.samples=8",
         "wanda, zeroth order, score.samples=32",
     ]
@@ -64,29 +88,56 @@ def test_of_keys_that_vary_together_one_is_named(tmp_path: Path) -> None:
 
 def test_only_methods_that_need_a_key_name_it(tmp_path: Path) -> None:
     found = labels(tmp_path, {"score__eps": 0.1}, {"score__eps": 0.2}, {"score": {"name": "none"}})
-    assert found == ["wanda, zeroth order, score.eps=0.1", "wanda, zeroth order, score.eps=0.2", "wanda, uniform"]
+    assert found == [
+        "wanda, zeroth order, score.eps=0.1",
+        "wanda, zeroth order, score.eps=0.2",
+        "wanda, uniform",
+    ]
 
 
 def test_a_global_pruner_has_no_coarse_stage(tmp_path: Path) -> None:
-    scopes = [{"pruner": {**GLOBAL, "scope": scope}, "score": {"name": "none"}} for scope in ("model", "tower")]
+    scopes = [
+        {"pruner": {**GLOBAL, "scope": scope}, "score": {"name": "none"}} for scope in ("model", "tower")
+    ]
     found = name_methods(runs_of(tmp_path, *scopes))
-    assert [method.label for method in found] == ["global_magnitude, pruner.scope=model", "global_magnitude, pruner.scope=tower"]
+    assert [method.label for method in found] == [
+        "global_magnitude, pruner.scope=model",
+        "global_magnitude, pruner.scope=tower",
+    ]
     assert [method.coarse for method in found] == [method.label for method in found]
 
 
 def test_allocation_files_count_only_where_they_tell_runs_apart(tmp_path: Path) -> None:
     file = lambda run: {"name": "file", "path": f"/runs/{run}/allocation.json"}  # noqa: E731
-    per_sparsity = labels(tmp_path / "one", {"allocation": file("a"), "sparsity": 0.5}, {"allocation": file("b"), "sparsity": 0.6})
+    per_sparsity = labels(
+        tmp_path / "one",
+        {"allocation": file("a"), "sparsity": 0.5},
+        {"allocation": file("b"), "sparsity": 0.6},
+    )
     assert per_sparsity == ["wanda, from a file"] * 2
     compared = labels(tmp_path / "two", {"allocation": file("a")}, {"allocation": file("b")}, {})
-    assert compared == ["wanda, from a file, allocation.path=a", "wanda, from a file, allocation.path=b", "wanda, zeroth order"]
+    assert compared == [
+        "wanda, from a file, allocation.path=a",
+        "wanda, from a file, allocation.path=b",
+        "wanda, zeroth order",
+    ]
     assert "allocation.path" in differences(read_runs(tmp_path / "two"), named=["allocation.path"])[1]
 
 
 def test_one_name_for_several_weights_is_told_apart_by_its_path(tmp_path: Path) -> None:
-    for name, path, weights in (("0", "/models/a/final", "x"), ("1", "/models/b/final", "y"), ("2", "/models/a/final", "x")):
+    for name, path, weights in (
+        ("0", "/models/a/final", "x"),
+        ("1", "/models/b/final", "y"),
+        ("2", "/models/a/final", "x"),
+    ):
         model = {"name": "causal_lm", "path": path}
-        write_run(tmp_path, name, 1.0, model=model, record={"model": {"name": "causal_lm", "fingerprint": weights, "parameters": 1, "prunable": 1}})
+        write_run(
+            tmp_path,
+            name,
+            1.0,
+            model=model,
+            record={"model": {"name": "causal_lm", "fingerprint": weights, "parameters": 1, "prunable": 1}},
+        )
     runs = sorted(read_runs(tmp_path), key=lambda run: run.name)
     assert name_models(runs) == ["causal_lm (a)", "causal_lm (b)", "causal_lm (a)"]
     assert name_models(runs[::2]) == ["causal_lm"] * 2
@@ -97,14 +148,23 @@ def test_the_same_weights_in_another_place_are_the_same_model(tmp_path: Path) ->
 
 
 def test_constant_and_varying_keys(tmp_path: Path) -> None:
-    constant, varying = differences(runs_of(tmp_path, {"score__samples": 128}, {"score__samples": 8, "model__path": "/moved"}))
+    constant, varying = differences(
+        runs_of(tmp_path, {"score__samples": 128}, {"score__samples": 8, "model__path": "/moved"})
+    )
     assert varying == {"score.samples": ["8", "128"]}
     assert constant["pruner.mask"] == "row"
     assert constant["seed"] == "0"
-    assert not {key for key in constant if "path" in key or "_target_" in key or "cache" in key or "tracking" in key}
+    assert not {
+        key for key in constant if "path" in key or "_target_" in key or "cache" in key or "tracking" in key
+    }
 
 
 def test_methods_sort_as_people_do() -> None:
     uniform, first = Method("wanda", "none"), Method("wanda", "first_order")
     eight, many = (Method("wanda", "local", (("score.samples", value),)) for value in ("8", "128"))
-    assert sorted([many, first, eight, uniform], key=lambda method: method.order) == [uniform, first, eight, many]
+    assert sorted([many, first, eight, uniform], key=lambda method: method.order) == [
+        uniform,
+        first,
+        eight,
+        many,
+    ]

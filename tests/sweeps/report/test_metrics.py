@@ -15,7 +15,11 @@ from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from tests.sweeps.report.conftest import write_run
 
-SUITE = {"mean": {"accuracy": 75.0, "tasks": 2.0}, "dtd": {"accuracy": 70.0, "top_5": 90.0}, "eurosat": {"accuracy": 80.0, "top_5": 95.0}}
+SUITE = {
+    "mean": {"accuracy": 75.0, "tasks": 2.0},
+    "dtd": {"accuracy": 70.0, "top_5": 90.0},
+    "eurosat": {"accuracy": 80.0, "top_5": 95.0},
+}
 
 
 def tables(folder: Path, *asked: str) -> list[MetricTable]:
@@ -33,13 +37,20 @@ def test_statistics_are_those_of_the_standard_library() -> None:
 def test_a_suite_shows_its_mean_and_each_task(tmp_path: Path) -> None:
     write_run(tmp_path, "a", SUITE, dense=SUITE)
     assert [table.name for table in tables(tmp_path)] == ["mean/accuracy", "dtd/accuracy", "eurosat/accuracy"]
-    assert [table.title for table in tables(tmp_path)] == ["tiny, mean of 2 tasks", "tiny on dtd", "tiny on eurosat"]
+    assert [table.title for table in tables(tmp_path)] == [
+        "tiny, mean of 2 tasks",
+        "tiny on dtd",
+        "tiny on eurosat",
+    ]
 
 
 def test_asked_metrics_replace_the_headlines(tmp_path: Path) -> None:
     write_run(tmp_path, "a", SUITE, dense=None)
     write_run(tmp_path, "b", 70.0)
-    assert [table.name for table in tables(tmp_path, "eurosat/top_5", "vqa/loss")] == ["eurosat/top_5", "vqa/loss"]
+    assert [table.name for table in tables(tmp_path, "eurosat/top_5", "vqa/loss")] == [
+        "eurosat/top_5",
+        "vqa/loss",
+    ]
     with pytest.raises(UserError, match="--metric dtd/top5: no run here has it; did you mean dtd/top_5"):
         tables(tmp_path, "dtd/top5")
 
@@ -50,14 +61,19 @@ def test_a_metric_may_have_slashes_of_its_own(tmp_path: Path) -> None:
     assert (table.task, table.metric) == ("lm_eval", "hellaswag/acc")
 
 
-@pytest.mark.parametrize("metric", ["perplexity", "loss", "word_error_rate", "mae", "rms_calibration_error", "wikitext/bits_per_byte,none"])
+@pytest.mark.parametrize(
+    "metric",
+    ["perplexity", "loss", "word_error_rate", "mae", "rms_calibration_error", "wikitext/bits_per_byte,none"],
+)
 def test_smaller_is_better(tmp_path: Path, metric: str) -> None:
     write_run(tmp_path, "a", {"task": {metric: 1.0}}, dense=None)
     (table,) = tables(tmp_path)
     assert table.direction == "lower is better"
 
 
-@pytest.mark.parametrize("metric", ["accuracy", "cider", "correlation", "text_recall_1", "iou", "lossless", "hellaswag/acc"])
+@pytest.mark.parametrize(
+    "metric", ["accuracy", "cider", "correlation", "text_recall_1", "iou", "lossless", "hellaswag/acc"]
+)
 def test_higher_is_better(tmp_path: Path, metric: str) -> None:
     write_run(tmp_path, "a", {"task": {metric: 1.0}}, dense=None)
     (table,) = tables(tmp_path)
@@ -83,6 +99,8 @@ def test_missing_cells_stay_missing(tmp_path: Path) -> None:
 
 def test_a_count_is_no_metric(tmp_path: Path) -> None:
     """Of answers that a server scores, a run knows only how many there are."""
-    write_run(tmp_path, "a", {"vqav2": {"questions": 12.0}, "gqa": {"questions": 12.0, "accuracy": 1.0}}, dense=None)
+    write_run(
+        tmp_path, "a", {"vqav2": {"questions": 12.0}, "gqa": {"questions": 12.0, "accuracy": 1.0}}, dense=None
+    )
     assert [table.name for table in tables(tmp_path)] == ["gqa/accuracy"]
     assert Result.read(tmp_path / "a" / "result.json").headline() == 1.0

@@ -56,8 +56,23 @@ def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for index, sparsity in enumerate((0.5, 0.6)):
         for seed in (0, 1):
             write_run(folder, f"v{index}{seed}", 70.0 + seed, sparsity=sparsity, seed=seed)
-            write_run(folder, f"u{index}{seed}", 71.0, sparsity=sparsity, seed=seed, score={"name": "none"}, towers=["<b>&"])
-        write_run(folder, f"t{index}", {"text": {"perplexity": (20.0, math.inf)[index]}}, dense=None, sparsity=sparsity, model__name="llama<script>")
+            write_run(
+                folder,
+                f"u{index}{seed}",
+                71.0,
+                sparsity=sparsity,
+                seed=seed,
+                score={"name": "none"},
+                towers=["<b>&"],
+            )
+        write_run(
+            folder,
+            f"t{index}",
+            {"text": {"perplexity": (20.0, math.inf)[index]}},
+            dense=None,
+            sparsity=sparsity,
+            model__name="llama<script>",
+        )
     start(folder, "failed", "sparsity=0.9", "score=<zeroth>")
     return folder
 
@@ -75,7 +90,13 @@ def make(folder: Path, *options: str) -> str:
 
 def test_nothing_is_read_from_elsewhere(html: str) -> None:
     page = Page(html)
-    links = [*page.values("href"), *page.values("src"), *page.values("xlink:href"), *page.values("srcset"), *page.values("action")]
+    links = [
+        *page.values("href"),
+        *page.values("src"),
+        *page.values("xlink:href"),
+        *page.values("srcset"),
+        *page.values("action"),
+    ]
     assert links
     assert [link for link in links if not link.startswith(("#", "data:"))] == []
     assert re.findall(r"url\((?![\"']?#)", html) == []
@@ -88,9 +109,9 @@ def test_names_are_ids_once_and_every_reference_has_one(html: str) -> None:
     page = Page(html)
     ids = page.values("id")
     assert len(ids) == len(set(ids))
-    references = {link[1:] for name in ("href", "xlink:href") for link in page.values(name) if link.startswith("#")} | set(
-        re.findall(r"url\(#(.+?)\)", html)
-    )
+    references = {
+        link[1:] for name in ("href", "xlink:href") for link in page.values(name) if link.startswith("#")
+    } | set(re.findall(r"url\(#(.+?)\)", html))
     assert references <= set(ids)
 
 
@@ -102,7 +123,17 @@ def test_what_it_says(html: str) -> None:
     assert "score=&lt;zeroth&gt;" in html
     assert "llama<script>" not in html
     assert "tiny on vqa" in html
-    for cell in ("70.5 ± 0.71 (n=2)", "inf (n=1)", "failed", "v00", "0123456789", '["<b>&"]', "text/perplexity", "names methods", "averaged over"):
+    for cell in (
+        "70.5 ± 0.71 (n=2)",
+        "inf (n=1)",
+        "failed",
+        "v00",
+        "0123456789",
+        '["<b>&"]',
+        "text/perplexity",
+        "names methods",
+        "averaged over",
+    ):
         assert any(cell in text for text in page.cells), cell
     assert "torch 2.6.0" in html
     assert html.count("<svg") == html.count("<figure") == 6
@@ -141,10 +172,15 @@ def test_one_run_an_asked_metric_and_another_folder(sweep: Path, tmp_path: Path)
 
 def test_a_metric_that_no_run_has(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([str(sweep), "--metric", "vqa/acuracy"]) == 2
-    assert "no report: --metric vqa/acuracy: no run here has it; did you mean vqa/accuracy?" in capsys.readouterr().err
+    assert (
+        "no report: --metric vqa/acuracy: no run here has it; did you mean vqa/accuracy?"
+        in capsys.readouterr().err
+    )
 
 
-def test_runs_that_were_not_evaluated_have_allocations_and_costs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_runs_that_were_not_evaluated_have_allocations_and_costs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     write_run(tmp_path, "a", {}, record={"metrics": {}})
     html = make(tmp_path)
     out, err = capsys.readouterr()

@@ -36,7 +36,9 @@ def metric_figure(folder: Path) -> Figure:
 
 
 def error_bars(figure: Figure) -> list[bool]:
-    return [bool(drawn.has_yerr) for drawn in figure.axes[0].containers if isinstance(drawn, ErrorbarContainer)]
+    return [
+        bool(drawn.has_yerr) for drawn in figure.axes[0].containers if isinstance(drawn, ErrorbarContainer)
+    ]
 
 
 def test_lines_against_sparsity_with_bars_where_there_are_seeds(tmp_path: Path) -> None:
@@ -50,15 +52,31 @@ def test_lines_against_sparsity_with_bars_where_there_are_seeds(tmp_path: Path) 
     assert axes.get_yscale() == "linear"
     assert "higher is better" in axes.get_ylabel()
     assert [text.get_text() for text in axes.get_xticklabels()] == ["0.5", "0.6"]
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["wanda, uniform", "wanda, zeroth order"]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "wanda, uniform",
+        "wanda, zeroth order",
+    ]
     assert "dense 80" in [text.get_text() for text in axes.texts]
 
 
 @pytest.mark.parametrize(("worst", "scale"), [(50.0, "linear"), (5000.0, "log")])
 def test_perplexities_over_decades_are_on_a_log_axis(tmp_path: Path, worst: float, scale: str) -> None:
     for seed, factor in enumerate((0.1, 1.9)):  # a deviation larger than its mean
-        write_run(tmp_path, f"a{seed}", {"text": {"perplexity": 9.0}}, dense={"text": {"perplexity": 8.0}}, seed=seed)
-        write_run(tmp_path, f"b{seed}", {"text": {"perplexity": worst * factor}}, dense={"text": {"perplexity": 8.0}}, sparsity=0.7, seed=seed)
+        write_run(
+            tmp_path,
+            f"a{seed}",
+            {"text": {"perplexity": 9.0}},
+            dense={"text": {"perplexity": 8.0}},
+            seed=seed,
+        )
+        write_run(
+            tmp_path,
+            f"b{seed}",
+            {"text": {"perplexity": worst * factor}},
+            dense={"text": {"perplexity": 8.0}},
+            sparsity=0.7,
+            seed=seed,
+        )
     axes = metric_figure(tmp_path).axes[0]
     assert axes.get_yscale() == scale
     assert "lower is better" in axes.get_ylabel()
@@ -90,22 +108,46 @@ def test_what_is_not_finite_is_named_and_breaks_the_line(tmp_path: Path) -> None
 
 def test_nothing_finite_at_all(tmp_path: Path) -> None:
     for sparsity in (0.5, 0.6):
-        write_run(tmp_path, str(sparsity), {"text": {"perplexity": math.inf}}, dense={"text": {"perplexity": math.nan}}, sparsity=sparsity)
+        write_run(
+            tmp_path,
+            str(sparsity),
+            {"text": {"perplexity": math.inf}},
+            dense={"text": {"perplexity": math.nan}},
+            sparsity=sparsity,
+        )
     assert save(metric_figure(tmp_path), tmp_path, "chart").startswith("<svg")
 
 
 def test_methods_that_share_an_allocation_share_a_line(tmp_path: Path) -> None:
     for index, pruner in enumerate(("wanda", "sparsegpt")):
         for seed in (0, 1):
-            write_run(tmp_path, f"u{index}{seed}", 70.0, blocks={"text": [0.5, 0.5]}, pruner__name=pruner, score={"name": "none"}, seed=seed)
-            write_run(tmp_path, f"z{index}{seed}", 70.0, blocks={"text": [0.4 - 0.1 * seed, 0.6]}, pruner__name=pruner, seed=seed)
+            write_run(
+                tmp_path,
+                f"u{index}{seed}",
+                70.0,
+                blocks={"text": [0.5, 0.5]},
+                pruner__name=pruner,
+                score={"name": "none"},
+                seed=seed,
+            )
+            write_run(
+                tmp_path,
+                f"z{index}{seed}",
+                70.0,
+                blocks={"text": [0.4 - 0.1 * seed, 0.6]},
+                pruner__name=pruner,
+                seed=seed,
+            )
     section = section_of(tmp_path)
     lines = lines_of(section, {method: rank for rank, method in enumerate(section.by_method)})
     assert [(line.label, line.rank) for line in lines[0.5]] == [("uniform", 0), ("zeroth order", 1)]
     assert lines[0.5][1].block_values("text") == [pytest.approx([0.4, 0.3]), pytest.approx([0.6, 0.6])]
     assert lines[0.5][1].means("text") == pytest.approx([0.35, 0.6])
     assert lines[0.5][1].means("vision") == []
-    assert [text.get_text() for text in plot_allocation("tiny", lines).legends[0].get_texts()] == ["uniform", "zeroth order"]
+    assert [text.get_text() for text in plot_allocation("tiny", lines).legends[0].get_texts()] == [
+        "uniform",
+        "zeroth order",
+    ]
 
 
 def test_allocations_that_differ_with_the_pruner_keep_its_name(tmp_path: Path) -> None:
@@ -119,11 +161,20 @@ def test_allocations_that_differ_with_the_pruner_keep_its_name(tmp_path: Path) -
 @pytest.mark.parametrize("count", [1, FEW, FEW + 1, 14])
 def test_panels_per_tower_and_target_as_lines_or_maps(tmp_path: Path, count: int) -> None:
     towers = {"vision": 39, "encoder": 24, "decoder": 24}
-    blocks = {tower: {f"{tower}.{index}": 0.5 + index / 100 for index in range(length)} for tower, length in towers.items()}
-    lines = {target: [Line(f"method {rank} with a name that is rather long", rank, [blocks])] * count for target in (0.5, 0.6) for rank in [0]}
+    blocks = {
+        tower: {f"{tower}.{index}": 0.5 + index / 100 for index in range(length)}
+        for tower, length in towers.items()
+    }
+    lines = {
+        target: [Line(f"method {rank} with a name that is rather long", rank, [blocks])] * count
+        for target in (0.5, 0.6)
+        for rank in [0]
+    }
     figure = plot_allocation("a model", lines)
     panels = figure.axes[:6]
-    assert [axes.get_title(loc="left") for axes in panels[:3]] == [f"{tower}, {length} blocks" for tower, length in towers.items()]
+    assert [axes.get_title(loc="left") for axes in panels[:3]] == [
+        f"{tower}, {length} blocks" for tower, length in towers.items()
+    ]
     assert [bool(axes.images) for axes in panels] == [count > FEW] * 6
     if count > FEW:
         assert panels[0].images[0].get_array().shape == (count, 39)
@@ -138,14 +189,23 @@ def test_one_run_as_a_picture() -> None:
 
 def test_the_cost_of_a_step_is_the_largest_over_the_runs(tmp_path: Path) -> None:
     for seed, seconds in enumerate((0.01, 9.0, 4.0)):
-        write_run(tmp_path, str(seed), 70.0, seed=seed, record={"steps": {"score": {"seconds": seconds, "peak_memory_bytes": (3 - seed) * 2**30}}})
+        write_run(
+            tmp_path,
+            str(seed),
+            70.0,
+            seed=seed,
+            record={"steps": {"score": {"seconds": seconds, "peak_memory_bytes": (3 - seed) * 2**30}}},
+        )
     costs = costs_of(section_of(tmp_path))
     assert [(step, *cost) for row in costs.values() for step, cost in row.items()] == [("score", 9.0, 3.0)]
 
 
 def test_a_step_that_was_read_from_the_cache_costs_nothing(tmp_path: Path) -> None:
     for seed, read in enumerate(({"calibrate": True, "score": True}, {"calibrate": True, "score": False})):
-        steps = {step: {"seconds": 5.0 - seed, "peak_memory_bytes": 2**30, "cached": cached} for step, cached in read.items()}
+        steps = {
+            step: {"seconds": 5.0 - seed, "peak_memory_bytes": 2**30, "cached": cached}
+            for step, cached in read.items()
+        }
         write_run(tmp_path, str(seed), 70.0, seed=seed, record={"steps": steps})
     costs = costs_of(section_of(tmp_path))
     assert [(step, *cost) for row in costs.values() for step, cost in row.items()] == [("score", 4.0, 1.0)]
@@ -168,7 +228,9 @@ def test_colours_stand_out_from_both_backgrounds(colour: str, background: str) -
     """The contrast that WCAG 2 asks of graphics, 3:1."""
 
     def luminance(name: str) -> float:
-        linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in to_rgb(name)]
+        linear = [
+            value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in to_rgb(name)
+        ]
         return sum(weight * value for weight, value in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
 
     high, low = sorted((luminance(colour), luminance(background)), reverse=True)
@@ -176,7 +238,12 @@ def test_colours_stand_out_from_both_backgrounds(colour: str, background: str) -
 
 
 def test_long_names_break_into_lines() -> None:
-    name = "wanda, zeroth order, " + " ".join(f"group.option_{index}=value" for index in range(20)) + " path=/" + "x" * 200
+    name = (
+        "wanda, zeroth order, "
+        + " ".join(f"group.option_{index}=value" for index in range(20))
+        + " path=/"
+        + "x" * 200
+    )
     assert max(map(len, wrapped(name, 60).split("\n"))) <= 60
 
 

@@ -13,13 +13,26 @@ from ecoflap.sweeps.report.recovery import main
 
 def write(folder: Path, seed: int, figures: dict[str, float], rate: float = 1e-3, task: str = "vqa") -> None:
     finetune = {"name": "full", "learning_rate": rate}
-    config = {"model": {"name": "m"}, "pruner": {"name": "wanda"}, "score": {"name": "none"}, "finetune": finetune, "sparsity": 0.5}
+    config = {
+        "model": {"name": "m"},
+        "pruner": {"name": "wanda"},
+        "score": {"name": "none"},
+        "finetune": finetune,
+        "sparsity": 0.5,
+    }
     metrics = {state: {task: {"questions": 3.0, "accuracy": value}} for state, value in figures.items()}
     section = sparsity_section({}, 0.5, 10)
     folder.mkdir(parents=True)
-    Result(config={**config, "seed": seed}, versions={}, git=None, model={}, data={}, metrics=metrics, sparsity=section, steps={}).write(
-        folder / RESULT
-    )
+    Result(
+        config={**config, "seed": seed},
+        versions={},
+        git=None,
+        model={},
+        data={},
+        metrics=metrics,
+        sparsity=section,
+        steps={},
+    ).write(folder / RESULT)
 
 
 def test_means_over_seeds_and_the_recovered_share(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,9 @@ from tests.sweeps.report.conftest import write_run
 
 def start(folder: Path, name: str, *overrides: str) -> None:
     (folder / name / ".hydra").mkdir(parents=True)
-    (folder / name / ".hydra" / "overrides.yaml").write_text("".join(f"- {override}\n" for override in overrides) or "[]\n")
+    (folder / name / ".hydra" / "overrides.yaml").write_text(
+        "".join(f"- {override}\n" for override in overrides) or "[]\n"
+    )
 
 
 def test_a_section_per_model_and_tasks(tmp_path: Path) -> None:
@@ -24,11 +26,18 @@ def test_a_section_per_model_and_tasks(tmp_path: Path) -> None:
     write_run(tmp_path, "c", {"text": {"perplexity": 9.0}, "vqa": {"accuracy": 1.0}}, calibration__name="c4")
     write_run(tmp_path, "d", {}, record={"metrics": {"dense": {"vqa": {"accuracy": 80.0}}}})
     sections = make_sections(read_runs(tmp_path))
-    assert [section.title for section in sections] == ["other on vqa", "tiny, not evaluated", "tiny on text, vqa", "tiny on vqa"]
+    assert [section.title for section in sections] == [
+        "other on vqa",
+        "tiny, not evaluated",
+        "tiny on text, vqa",
+        "tiny on vqa",
+    ]
     assert {method.label for section in sections for method in section.methods} == {"wanda, zeroth order"}
 
 
-def test_of_two_like_runs_the_newer_one_counts_and_stderr_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_of_two_like_runs_the_newer_one_counts_and_stderr_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     old, new = write_run(tmp_path, "z-old", 1.0), write_run(tmp_path, "a-new", 2.0)
     os.utime(old, (1, 1))
     os.utime(new, (2, 2))
@@ -38,11 +47,14 @@ def test_of_two_like_runs_the_newer_one_counts_and_stderr_says_so(tmp_path: Path
 
 
 def test_runs_without_a_result_are_known_by_what_hydra_left(tmp_path: Path) -> None:
-    start(tmp_path, "10", "sparsity=0.9", "'+sweeps/case=blip2_mini'")
+    start(tmp_path, "10", "sparsity=0.9", "'+sweep/case=blip2_mini'")
     start(tmp_path, "9")
     start(tmp_path, "8", "sparsity=0.5")
     write_run(tmp_path, "8", 70.0)
-    assert [(run.name, run.overrides) for run in read_unfinished(tmp_path)] == [("9", []), ("10", ["sparsity=0.9", "+sweeps/case=blip2_mini"])]
+    assert [(run.name, run.overrides) for run in read_unfinished(tmp_path)] == [
+        ("9", []),
+        ("10", ["sparsity=0.9", "+sweep/case=blip2_mini"]),
+    ]
     assert [run.name for run in read_runs(tmp_path)] == ["8"]
 
 

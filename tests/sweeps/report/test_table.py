@@ -35,7 +35,10 @@ def test_mean_deviation_and_count_over_seeds(tmp_path: Path) -> None:
     write_csv(tmp_path / "table.csv", make_tables(make_sections(read_runs(tmp_path))))
     with (tmp_path / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["pruner"], row["sparsity"], row["n"], row["mean"], row["deviation"], row["dense"]) for row in rows] == [
+    assert [
+        (row["pruner"], row["sparsity"], row["n"], row["mean"], row["deviation"], row["dense"])
+        for row in rows
+    ] == [
         ("sparsegpt", "0.5", "1", "75.0", "", "80.0"),
         ("wanda", "0.5", "3", "72.0", "2.0", "80.0"),
         ("wanda", "0.7", "1", "60.0", "", "80.0"),
@@ -94,4 +97,6 @@ def test_the_command_prints_the_table_and_writes_the_csv(
     assert out.splitlines() == lines(tmp_path / "sweep")
     file = Path(option[1] if option else "sweep/report/table.csv")
     assert f"table: {file}" in err
-    assert file.read_text().startswith("model,pruner,score,settings,metric,sparsity,realised,n,mean,deviation,dense\n")
+    assert file.read_text().startswith(
+        "model,pruner,score,settings,metric,sparsity,realised,n,mean,deviation,dense\n"
+    )

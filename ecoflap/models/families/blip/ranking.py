@@ -10,7 +10,9 @@ from torch.nn.functional import cross_entropy
 SMOOTHING = 0.1  # BLIP ranks by the loss that it was trained with
 
 
-def best_answers(decoder: Any, states: Tensor, mask: Tensor, input_ids: Tensor, attention_mask: Tensor, k: int) -> list[int]:
+def best_answers(
+    decoder: Any, states: Tensor, mask: Tensor, input_ids: Tensor, attention_mask: Tensor, k: int
+) -> list[int]:
     """The row of the answer with the smallest loss for each question, among the ``k`` whose first tokens are the likeliest.
 
     Args:
@@ -22,12 +24,21 @@ def best_answers(decoder: Any, states: Tensor, mask: Tensor, input_ids: Tensor, 
         k: number of candidates; all where there are no more.
     """
     start = input_ids[:1, :1].expand(len(states), 1)
-    first = decoder(input_ids=start, encoder_hidden_states=states, encoder_attention_mask=mask).logits[:, 0].float().softmax(dim=-1)
+    first = (
+        decoder(input_ids=start, encoder_hidden_states=states, encoder_attention_mask=mask)
+        .logits[:, 0]
+        .float()
+        .softmax(dim=-1)
+    )
     candidates = first[:, input_ids[:, 1]].topk(min(k, len(input_ids)), dim=1).indices
     found = []
-    for row, chosen in enumerate(candidates):  # one question at a time: the logits of all candidates of all questions would fill the memory
+    for row, chosen in enumerate(
+        candidates
+    ):  # one question at a time: the logits of all candidates of all questions would fill the memory
         question = states[row : row + 1], mask[row : row + 1]
-        found.append(int(chosen[_losses(decoder, *question, input_ids[chosen], attention_mask[chosen]).argmin()]))
+        found.append(
+            int(chosen[_losses(decoder, *question, input_ids[chosen], attention_mask[chosen]).argmin()])
+        )
     return found
 
 
@@ -35,7 +46,12 @@ def _losses(decoder: Any, states: Tensor, mask: Tensor, input_ids: Tensor, atten
     """The sum over each answer's tokens of the smoothed cross-entropy, [answers]."""
     longest = int(attention_mask.sum(dim=1).max())
     input_ids, attention_mask = input_ids[:, :longest], attention_mask[:, :longest]
-    seen = {"encoder_hidden_states": states.expand(len(input_ids), -1, -1), "encoder_attention_mask": mask.expand(len(input_ids), -1)}
+    seen = {
+        "encoder_hidden_states": states.expand(len(input_ids), -1, -1),
+        "encoder_attention_mask": mask.expand(len(input_ids), -1),
+    }
     logits = decoder(input_ids=input_ids, attention_mask=attention_mask, **seen).logits[:, :-1].float()
     targets = input_ids[:, 1:].masked_fill(attention_mask[:, 1:] == 0, -100)
-    return cross_entropy(logits.transpose(1, 2), targets, reduction="none", label_smoothing=SMOOTHING).sum(dim=1)
+    return cross_entropy(logits.transpose(1, 2), targets, reduction="none", label_smoothing=SMOOTHING).sum(
+        dim=1
+    )

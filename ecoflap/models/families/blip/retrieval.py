@@ -31,13 +31,17 @@ def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
 
 def match_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """Do picture and text belong together (ITM)? Per sample, [batch]; see ``_match``."""
-    return _match(module, batch, image_states(module, batch["pixel_values"]), right_pairs(batch, copies), copies)
+    return _match(
+        module, batch, image_states(module, batch["pixel_values"]), right_pairs(batch, copies), copies
+    )
 
 
 def match_and_contrastive_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """The sum of both, as BLIP is trained; the text tower runs alone and with pictures."""
     states, right = image_states(module, batch["pixel_values"]), right_pairs(batch, copies)
-    return _contrast(module, batch, states["encoder_hidden_states"], right, copies) + _match(module, batch, states, right, copies)
+    return _contrast(module, batch, states["encoder_hidden_states"], right, copies) + _match(
+        module, batch, states, right, copies
+    )
 
 
 def _contrast(module: Any, batch: Batch, image_states: Tensor, right: Tensor, copies: int) -> Tensor:
@@ -53,18 +57,25 @@ def _match(module: Any, batch: Batch, image: dict[str, Tensor], right: Tensor, c
 
     BLIP draws the wrong partner by similarity; a draw would make the loss jump while weights are probed.
     """
-    input_ids, attention_mask = _for_pairs(batch["input_ids"], batch.get("encoder_token")), batch["attention_mask"]
+    input_ids, attention_mask = (
+        _for_pairs(batch["input_ids"], batch.get("encoder_token")),
+        batch["attention_mask"],
+    )
     own = _match_logits(module, input_ids, attention_mask, image)
 
     def with_pictures_of(others: Tensor) -> Tensor:
-        return _match_logits(module, input_ids, attention_mask, {name: tensor[others] for name, tensor in image.items()})
+        return _match_logits(
+            module, input_ids, attention_mask, {name: tensor[others] for name, tensor in image.items()}
+        )
 
     return matching_loss(own, wrong_partners(right, copies), with_pictures_of)
 
 
 def _for_pairs(input_ids: Tensor, encoder_token: Tensor | None) -> Tensor:
     """Tokens of texts as they are read with a picture, [texts, tokens]: ``encoder_token`` [texts] in the place of [CLS], if given."""
-    return input_ids if encoder_token is None else torch.cat([encoder_token[:, None], input_ids[:, 1:]], dim=1)
+    return (
+        input_ids if encoder_token is None else torch.cat([encoder_token[:, None], input_ids[:, 1:]], dim=1)
+    )
 
 
 def _match_logits(module: Any, input_ids: Tensor, attention_mask: Tensor, image: dict[str, Tensor]) -> Tensor:
@@ -94,11 +105,17 @@ class RetrievalInterface(DualInterface):
     def encode(self, example: Example) -> Sample:
         """A picture with its caption, and what the caption begins with beside a picture."""
         sample = super().encode(example)
-        return sample if self.encoder_token is None else {**sample, "encoder_token": torch.tensor(self.encoder_token)}
+        return (
+            sample
+            if self.encoder_token is None
+            else {**sample, "encoder_token": torch.tensor(self.encoder_token)}
+        )
 
     def image_features(self, module: Any, pixels: Tensor) -> Tensor:
         """Normalised features of pixel values, [images, features]."""
-        return normalize(module.vision_proj(image_states(module, pixels)["encoder_hidden_states"][:, 0]), dim=-1)
+        return normalize(
+            module.vision_proj(image_states(module, pixels)["encoder_hidden_states"][:, 0]), dim=-1
+        )
 
     def text_features(self, module: Any, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Normalised features of tokens, [texts, features]."""
@@ -109,12 +126,26 @@ class RetrievalInterface(DualInterface):
     def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
         """Logit of "they belong together" for each pair, [pairs]."""
         module: Any = model.module
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt").to(model.device)
-        first = None if self.encoder_token is None else torch.full((len(texts),), self.encoder_token, device=model.device)
+        tokens = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
+        ).to(model.device)
+        first = (
+            None
+            if self.encoder_token is None
+            else torch.full((len(texts),), self.encoder_token, device=model.device)
+        )
         pictures = list(dict.fromkeys(images))  # of many captions: each goes through the vision tower once
         states = image_states(module, self.pixels(pictures).to(model.device))
-        states = {name: tensor[[pictures.index(image) for image in images]] for name, tensor in states.items()}
-        return _match_logits(module, _for_pairs(tokens["input_ids"], first), tokens["attention_mask"], states)[:, 1].float().cpu()
+        states = {
+            name: tensor[[pictures.index(image) for image in images]] for name, tensor in states.items()
+        }
+        return (
+            _match_logits(module, _for_pairs(tokens["input_ids"], first), tokens["attention_mask"], states)[
+                :, 1
+            ]
+            .float()
+            .cpu()
+        )
 
 
 @dataclass(frozen=True)
@@ -143,5 +174,7 @@ class BlipRetrieval(Pretrained):
         check_encoder_token(self.encoder_token, module)
         interface = None
         if processor is not None:
-            interface = RetrievalInterface(Pixels.of(processor.image_processor), processor.tokenizer, self.encoder_token)
+            interface = RetrievalInterface(
+                Pixels.of(processor.image_processor), processor.tokenizer, self.encoder_token
+            )
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -41,21 +41,30 @@ def check_encoder_token(token: int | None, module: Any) -> None:
 def image_states(module: Any, pixels: Tensor) -> dict[str, Tensor]:
     """What a text tower reads of a picture, as keyword arguments."""
     states = module.vision_model(pixel_values=pixels.to(next(module.parameters()).dtype))[0]
-    return {"encoder_hidden_states": states, "encoder_attention_mask": states.new_ones(states.shape[:2], dtype=torch.long)}
+    return {
+        "encoder_hidden_states": states,
+        "encoder_attention_mask": states.new_ones(states.shape[:2], dtype=torch.long),
+    }
 
 
 def vqa_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the answer that the decoder writes about picture and question, per sample, [batch]."""
     mask = batch["attention_mask"]
-    states = module.text_encoder(input_ids=batch["input_ids"], attention_mask=mask, **image_states(module, batch["pixel_values"]))[0]
-    logits = module.text_decoder(input_ids=batch["labels"].clamp(min=0), encoder_hidden_states=states, encoder_attention_mask=mask).logits
+    states = module.text_encoder(
+        input_ids=batch["input_ids"], attention_mask=mask, **image_states(module, batch["pixel_values"])
+    )[0]
+    logits = module.text_decoder(
+        input_ids=batch["labels"].clamp(min=0), encoder_hidden_states=states, encoder_attention_mask=mask
+    ).logits
     return next_token_loss(logits, batch["labels"])
 
 
 def caption_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the caption, its prompt left out, per sample, [batch]."""
     states = image_states(module, batch["pixel_values"])
-    logits = module.text_decoder(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **states).logits
+    logits = module.text_decoder(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **states
+    ).logits
     return next_token_loss(logits, batch["labels"])
 
 
@@ -81,18 +90,37 @@ class VqaInterface:
         answers: dict[int, str] = {}
         for rows, texts in _same_length([self._questions([example.text]) for example in examples]):
             pixels = self.pixels([examples[row].image or "" for row in rows]).to(next(module.parameters()))
-            tokens = module.generate(pixel_values=pixels, **{name: ids.to(model.device) for name, ids in texts.items()}, **generation.options())
-            answers |= dict(zip(rows, self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True))
+            tokens = module.generate(
+                pixel_values=pixels,
+                **{name: ids.to(model.device) for name, ids in texts.items()},
+                **generation.options(),
+            )
+            answers |= dict(
+                zip(
+                    rows, self.processor.tokenizer.batch_decode(tokens, skip_special_tokens=True), strict=True
+                )
+            )
         return [answers[row].strip() for row in range(len(examples))]
 
     @torch.no_grad()
-    def rank(self, model: PrunableModel, examples: Sequence[Example], answers: Sequence[str], k: int) -> list[str]:
+    def rank(
+        self, model: PrunableModel, examples: Sequence[Example], answers: Sequence[str], k: int
+    ) -> list[str]:
         """The likeliest of given answers to each question, of the ``k`` that begin with the likeliest tokens."""
         module: Any = model.module
-        questions = {name: tokens.to(model.device) for name, tokens in self._questions([example.text for example in examples]).items()}
-        states = module.text_encoder(**questions, **image_states(module, self.pixels([one.image or "" for one in examples]).to(model.device)))[0]
+        questions = {
+            name: tokens.to(model.device)
+            for name, tokens in self._questions([example.text for example in examples]).items()
+        }
+        states = module.text_encoder(
+            **questions,
+            **image_states(module, self.pixels([one.image or "" for one in examples]).to(model.device)),
+        )[0]
         given = {name: tokens.to(model.device) for name, tokens in self._answers(answers).items()}
-        return [answers[row] for row in best_answers(module.text_decoder, states, questions["attention_mask"], **given, k=k)]
+        return [
+            answers[row]
+            for row in best_answers(module.text_decoder, states, questions["attention_mask"], **given, k=k)
+        ]
 
     def _questions(self, texts: Sequence[str]) -> dict[str, Tensor]:
         return self._tokens(texts, self.encoder_token)
@@ -102,7 +130,9 @@ class VqaInterface:
 
     def _tokens(self, texts: Sequence[str], first: int | None) -> dict[str, Tensor]:
         """Ids and attention mask, [texts, tokens] each, with ``first`` in the place of [CLS]."""
-        tokens = self.processor.tokenizer(list(texts), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt")
+        tokens = self.processor.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=LONGEST, return_tensors="pt"
+        )
         if first is not None:
             tokens["input_ids"][:, 0] = first
         return {name: tokens[name] for name in ("input_ids", "attention_mask")}
@@ -120,7 +150,9 @@ class CaptionInterface:
     def encode(self, example: Example) -> Sample:
         """Picture, and prompt and caption as the decoder writes them; the prompt is no target."""
         text = f"{self.prompt} {example.target}"
-        tokens = self.processor.tokenizer(text, truncation=True, max_length=LONGEST_CAPTION, return_tensors="pt")
+        tokens = self.processor.tokenizer(
+            text, truncation=True, max_length=LONGEST_CAPTION, return_tensors="pt"
+        )
         input_ids = tokens["input_ids"][0].clone()
         input_ids[0] = self.module.config.text_config.bos_token_id
         labels = input_ids.clone()
@@ -133,9 +165,16 @@ class CaptionInterface:
         module: Any = model.module
         prompt = self.processor.tokenizer([self.prompt] * len(examples), return_tensors="pt").to(model.device)
         pixels = self.pixels([example.image or "" for example in examples]).to(next(module.parameters()))
-        tokens = module.generate(pixel_values=pixels, input_ids=prompt["input_ids"], attention_mask=prompt["attention_mask"], **generation.options())
+        tokens = module.generate(
+            pixel_values=pixels,
+            input_ids=prompt["input_ids"],
+            attention_mask=prompt["attention_mask"],
+            **generation.options(),
+        )
         written = tokens[:, prompt["input_ids"].shape[1] - 1 :]
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)]
+        return [
+            text.strip() for text in self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)
+        ]
 
 
 def _same_length(texts: Sequence[dict[str, Tensor]]) -> list[tuple[list[int], dict[str, Tensor]]]:
@@ -143,7 +182,10 @@ def _same_length(texts: Sequence[dict[str, Tensor]]) -> list[tuple[list[int], di
     rows: dict[int, list[int]] = {}
     for row, text in enumerate(texts):
         rows.setdefault(text["input_ids"].shape[1], []).append(row)
-    return [(group, {name: torch.cat([texts[row][name] for row in group]) for name in texts[0]}) for group in rows.values()]
+    return [
+        (group, {name: torch.cat([texts[row][name] for row in group]) for name in texts[0]})
+        for group in rows.values()
+    ]
 
 
 @dataclass(frozen=True)

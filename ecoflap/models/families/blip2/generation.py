@@ -31,7 +31,9 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     if not decoder_only(module):
         return token_loss(module(**batch).logits, labels)
     # Given labels, the model would compute a loss of its own over all tokens.
-    return next_token_loss(module(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits, labels)
+    return next_token_loss(
+        module(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits, labels
+    )
 
 
 class Blip2Interface:
@@ -45,7 +47,9 @@ class Blip2Interface:
 
     def encode(self, example: Example) -> Sample:
         """Inputs and labels of one question: labels apart for a T5, after the prompt for a decoder-only model."""
-        inputs = self.processor(images=load_image(example.image or ""), text=example.worded(self.prompt), return_tensors="pt")
+        inputs = self.processor(
+            images=load_image(example.image or ""), text=example.worded(self.prompt), return_tensors="pt"
+        )
         sample = {name: tensor[0] for name, tensor in inputs.items()}
         tokenizer = self.processor.tokenizer
         if not decoder_only(self.module):
@@ -54,7 +58,12 @@ class Blip2Interface:
         target = torch.tensor(tokenizer(f" {example.target}\n", add_special_tokens=False)["input_ids"])
         input_ids = torch.cat([sample["input_ids"], target])
         labels = torch.cat([torch.full_like(sample["input_ids"], -100), target])
-        return {**sample, "input_ids": input_ids, "attention_mask": torch.ones_like(input_ids), "labels": labels}
+        return {
+            **sample,
+            "input_ids": input_ids,
+            "attention_mask": torch.ones_like(input_ids),
+            "labels": labels,
+        }
 
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
         """The answer to each question."""
@@ -64,7 +73,9 @@ class Blip2Interface:
         tokenizer.padding_side = "left" if decoder_only(module) else "right"
         texts = [example.worded(self.prompt) for example in examples]
         # The processor puts the image tokens into the text only when it is given an image; any one will do for that.
-        inputs = self.processor(images=load_image(examples[0].image or ""), text=texts, padding=True, return_tensors="pt").to(weight.device)
+        inputs = self.processor(
+            images=load_image(examples[0].image or ""), text=texts, padding=True, return_tensors="pt"
+        ).to(weight.device)
         tokens = module.generate(
             pixel_values=self.pixels([example.image or "" for example in examples]).to(weight),
             input_ids=inputs["input_ids"],
@@ -84,7 +95,9 @@ def take_lavis_weights(module: nn.Module, file: str) -> None:
     state, own = to_transformers(read_lavis_checkpoint(file, "model.lavis_checkpoint")), module.state_dict()
     wrong = [name for name, tensor in state.items() if name not in own or own[name].shape != tensor.shape]
     if wrong:
-        raise UserError(f"model.lavis_checkpoint={file} does not fit model.path: {len(wrong)} weights are other ones here, such as {wrong[0]}")
+        raise UserError(
+            f"model.lavis_checkpoint={file} does not fit model.path: {len(wrong)} weights are other ones here, such as {wrong[0]}"
+        )
     module.load_state_dict(state, strict=False)
     log.info("%s: %d of %d tensors replaced", file, len(state), len(own))
 
@@ -142,6 +155,8 @@ class Blip2(Pretrained):
         if device.type != "meta" and self.language_from is not None:
             take_language_model(module, self.language_from)
         if self.save_lavis and decoder_only(module):
-            raise UserError("model.save_lavis=true writes BLIP-2 with a T5, and this one has a decoder-only language model; leave it out")
+            raise UserError(
+                "model.save_lavis=true writes BLIP-2 with a T5, and this one has a decoder-only language model; leave it out"
+            )
         model = prunable(self.name, module, processor, loss, selection, self.towers, interface)
         return SavesLavis(**vars(model)) if self.save_lavis else model

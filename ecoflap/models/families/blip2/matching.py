@@ -32,14 +32,18 @@ def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
 
 def match_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """Do picture and text belong together (ITM)? Per sample, [batch]; see ``_match``."""
-    return _match(module, batch, _image_states(module, batch["pixel_values"]), right_pairs(batch, copies), copies)
+    return _match(
+        module, batch, _image_states(module, batch["pixel_values"]), right_pairs(batch, copies), copies
+    )
 
 
 def match_and_contrastive_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """The sum of both; the vision tower runs once."""
     states, right = _image_states(module, batch["pixel_values"]), right_pairs(batch, copies)
     texts = _text_features(module, batch["input_ids"], batch["attention_mask"])
-    return _contrast(_query_features(module, states), texts, right, copies) + _match(module, batch, states, right, copies)
+    return _contrast(_query_features(module, states), texts, right, copies) + _match(
+        module, batch, states, right, copies
+    )
 
 
 def _contrast(queries: Tensor, texts: Tensor, right: Tensor, copies: int) -> Tensor:
@@ -63,12 +67,17 @@ def _match(module: Any, batch: Batch, states: Tensor, right: Tensor, copies: int
 
 def _image_states(module: Any, pixels: Tensor) -> Tensor:
     """Output of the vision tower, [images, tokens, features]."""
-    states: Tensor = module.vision_model(pixel_values=pixels.to(next(module.vision_model.parameters()).dtype))[0]
+    states: Tensor = module.vision_model(
+        pixel_values=pixels.to(next(module.vision_model.parameters()).dtype)
+    )[0]
     return states
 
 
 def _cross_attended(states: Tensor) -> dict[str, Tensor]:
-    return {"encoder_hidden_states": states, "encoder_attention_mask": states.new_ones(states.shape[:2], dtype=torch.long)}
+    return {
+        "encoder_hidden_states": states,
+        "encoder_attention_mask": states.new_ones(states.shape[:2], dtype=torch.long),
+    }
 
 
 def _query_features(module: Any, states: Tensor) -> Tensor:
@@ -82,7 +91,9 @@ def _text_features(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Te
     """Normalised features of texts that the Q-Former reads alone, [texts, features]."""
     embedded = module.embeddings(input_ids=input_ids)
     with counting(attention_mask):
-        output = module.qformer(query_embeds=embedded, query_length=0, attention_mask=attention_mask).last_hidden_state
+        output = module.qformer(
+            query_embeds=embedded, query_length=0, attention_mask=attention_mask
+        ).last_hidden_state
     return normalize(module.text_projection(output[:, 0].to(module.text_projection.weight.dtype)), dim=-1)
 
 
@@ -90,12 +101,18 @@ def _match_logits(module: Any, input_ids: Tensor, attention_mask: Tensor, states
     """[pairs, 2]: apart, together; the mean over the queries."""
     queries = module.query_tokens.expand(len(states), -1, -1)
     count = queries.shape[1]
-    if input_ids.shape[1] == count:  # one more token of padding: statistics tell queries from text by their number
-        input_ids, attention_mask = (torch.nn.functional.pad(tensor, (0, 1)) for tensor in (input_ids, attention_mask))
+    if (
+        input_ids.shape[1] == count
+    ):  # one more token of padding: statistics tell queries from text by their number
+        input_ids, attention_mask = (
+            torch.nn.functional.pad(tensor, (0, 1)) for tensor in (input_ids, attention_mask)
+        )
     mask = torch.cat([attention_mask.new_ones(len(states), count), attention_mask], dim=1)
     embedded = module.embeddings(input_ids=input_ids, query_embeds=queries)
     with counting(mask, attention_mask):
-        output = module.qformer(query_embeds=embedded, query_length=count, attention_mask=mask, **_cross_attended(states)).last_hidden_state
+        output = module.qformer(
+            query_embeds=embedded, query_length=count, attention_mask=mask, **_cross_attended(states)
+        ).last_hidden_state
     logits: Tensor = module.itm_head(output[:, :count].to(module.itm_head.weight.dtype)).mean(dim=1)
     return logits
 
@@ -117,11 +134,15 @@ class ItmInterface(DualInterface):
     def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
         """Logit of "they belong together" for each pair, [pairs]."""
         module: Any = model.module
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt").to(model.device)
+        tokens = self.tokenizer(
+            list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
+        ).to(model.device)
         pictures = list(dict.fromkeys(images))  # of many captions: each goes through the vision tower once
         states = _image_states(module, self.pixels(pictures).to(model.device))
         states = states[[pictures.index(image) for image in images]]
-        return _match_logits(module, tokens["input_ids"], tokens["attention_mask"], states)[:, 1].float().cpu()
+        return (
+            _match_logits(module, tokens["input_ids"], tokens["attention_mask"], states)[:, 1].float().cpu()
+        )
 
 
 LOSSES = {"match_and_contrastive": match_and_contrastive_loss, "match": match_loss, "contrastive": itc_loss}
@@ -154,7 +175,9 @@ class Blip2Itm(Pretrained):
         require_loaded(self, "vision_from")
         if processor is not None:
             tokenizer = processor.tokenizer
-            interface = ItmInterface(Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, False)
+            interface = ItmInterface(
+                Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, False
+            )
         if device.type != "meta" and self.vision_from is not None:
             take_vision_tower(module, self.vision_from)
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)

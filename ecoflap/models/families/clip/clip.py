@@ -59,21 +59,35 @@ class DualInterface:
 
     def _tokens(self, texts: Sequence[str]) -> list[Sample]:
         """Tokens of each text, cut to what the tower can read."""
-        encoded = [self.tokenizer(text, return_tensors="pt", truncation=True, max_length=self.longest) for text in texts]
+        encoded = [
+            self.tokenizer(text, return_tensors="pt", truncation=True, max_length=self.longest)
+            for text in texts
+        ]
         return [{name: inputs[name][0] for name in ("input_ids", "attention_mask")} for inputs in encoded]
 
     @torch.no_grad()
     def embed_images(self, model: PrunableModel, paths: Sequence[str]) -> Tensor:
         """Normalised features, [images, features]."""
-        return self.image_features(model.module, self.pixels(paths).to(next(model.module.parameters()))).float().cpu()
+        return (
+            self.image_features(model.module, self.pixels(paths).to(next(model.module.parameters())))
+            .float()
+            .cpu()
+        )
 
     @torch.no_grad()
     def embed_texts(self, model: PrunableModel, texts: Sequence[str]) -> Tensor:
         """Normalised features, [texts, features]."""
         tokens = self._tokens(texts)
-        rows = {name: nn.utils.rnn.pad_sequence([row[name] for row in tokens], batch_first=True) for name in tokens[0]}
+        rows = {
+            name: nn.utils.rnn.pad_sequence([row[name] for row in tokens], batch_first=True)
+            for name in tokens[0]
+        }
         ids = rows["input_ids"].masked_fill(rows["attention_mask"] == 0, self.pad_token_id)
-        return self.text_features(model.module, ids.to(model.device), rows["attention_mask"].to(model.device)).float().cpu()
+        return (
+            self.text_features(model.module, ids.to(model.device), rows["attention_mask"].to(model.device))
+            .float()
+            .cpu()
+        )
 
     def set_classes(self, model: PrunableModel, classes: Classes) -> None:
         """Compute the text classifier from the dense text tower; it stays as it is while the vision tower is pruned."""
@@ -83,7 +97,10 @@ class DualInterface:
 
 def class_features(interface: Any, model: PrunableModel, classes: Classes) -> Tensor:
     """The text classifier of zero-shot classification: per class the mean of its normalised prompts, [classes, features]."""
-    rows = [interface.embed_texts(model, [template.format(name) for template in classes.templates]).mean(dim=0) for name in classes.names]
+    rows = [
+        interface.embed_texts(model, [template.format(name) for template in classes.templates]).mean(dim=0)
+        for name in classes.names
+    ]
     return normalize(torch.stack(rows), dim=-1)
 
 
@@ -104,7 +121,9 @@ def dual_loss(name: str, interface: DualInterface | None) -> Loss:
     def classification(module: Any, batch: Batch, copies: int = 1) -> Tensor:
         assert interface is not None
         if interface.classes is None:
-            raise UserError("model.loss=classification needs a calibration set with classes; choose one, or model.loss=contrastive")
+            raise UserError(
+                "model.loss=classification needs a calibration set with classes; choose one, or model.loss=contrastive"
+            )
         pixels = batch["pixel_values"].to(next(module.parameters()).dtype)
         features = interface.image_features(module, pixels).float()
         return class_loss(module.logit_scale.exp() * features @ interface.classes.t(), batch["labels"])
@@ -135,5 +154,12 @@ class Clip(Pretrained):
         interface = None
         if processor is not None:
             tokenizer = processor.tokenizer
-            interface = DualInterface(Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, self.loss == "classification")
-        return prunable(self.name, module, processor, dual_loss(self.loss, interface), selection, self.towers, interface)
+            interface = DualInterface(
+                Pixels.of(processor.image_processor),
+                tokenizer,
+                tokenizer.pad_token_id,
+                self.loss == "classification",
+            )
+        return prunable(
+            self.name, module, processor, dual_loss(self.loss, interface), selection, self.towers, interface
+        )

@@ -47,7 +47,10 @@ class OpenClipInterface(DualInterface):
         """Tokens of each text up to the end token, which has the highest number."""
         rows = self.tokenizer(list(texts))
         ends = (rows.argmax(dim=-1) + 1).tolist()
-        return [{"input_ids": row[:end], "attention_mask": torch.ones(end, dtype=torch.long)} for row, end in zip(rows, ends, strict=True)]
+        return [
+            {"input_ids": row[:end], "attention_mask": torch.ones(end, dtype=torch.long)}
+            for row, end in zip(rows, ends, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -86,17 +89,37 @@ class OpenClip:
                 f"model.architecture={self.architecture} is not known to open_clip; {did_you_mean(self.architecture, open_clip.list_models())}"
             )
         with torch.device("meta"), quiet(logging.WARNING):  # it would warn that no weights are loaded
-            shape = open_clip.create_model(self.architecture, pretrained=None, load_weights=False, device="meta")
+            shape = open_clip.create_model(
+                self.architecture, pretrained=None, load_weights=False, device="meta"
+            )
         if device.type == "meta":
-            return prunable(self.name, shape, None, dual_loss(self.loss, None), selection, self.towers or _towers(shape))
+            return prunable(
+                self.name, shape, None, dual_loss(self.loss, None), selection, self.towers or _towers(shape)
+            )
         dtype = resolve_dtype(self.dtype)
         check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype, device)
-        source = str(Path(self.pretrained).expanduser()) if Path(self.pretrained).expanduser().is_file() else self.pretrained
+        source = (
+            str(Path(self.pretrained).expanduser())
+            if Path(self.pretrained).expanduser().is_file()
+            else self.pretrained
+        )
         with quiet(logging.INFO):
-            module, _, transform = from_hub(lambda: open_clip.create_model_and_transforms(self.architecture, pretrained=source), source)
-        interface = OpenClipInterface(Pixels(transform), open_clip.get_tokenizer(self.architecture), 0, self.loss == "classification")
+            module, _, transform = from_hub(
+                lambda: open_clip.create_model_and_transforms(self.architecture, pretrained=source), source
+            )
+        interface = OpenClipInterface(
+            Pixels(transform), open_clip.get_tokenizer(self.architecture), 0, self.loss == "classification"
+        )
         module.to(device, dtype)
-        model = prunable(self.name, module, None, dual_loss(self.loss, interface), selection, self.towers or _towers(module), interface)
+        model = prunable(
+            self.name,
+            module,
+            None,
+            dual_loss(self.loss, interface),
+            selection,
+            self.towers or _towers(module),
+            interface,
+        )
         return SavesStateDict(**vars(model))
 
 

@@ -35,22 +35,41 @@ class LanguageInterface:
         rows = [self.tokens(text) for text in texts]
         ids, mask = (tensor.to(model.device) for tensor in _padded(rows, "right"))
         logits = module(input_ids=ids, attention_mask=mask, use_cache=False).logits
-        last = logits[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])].float().log_softmax(dim=-1).cpu()
-        first = [[self.tokens(f"{text} {choice}")[len(row)] for choice in choices] for text, row in zip(texts, rows, strict=True)]
+        last = (
+            logits[torch.arange(len(rows)), torch.tensor([len(row) - 1 for row in rows])]
+            .float()
+            .log_softmax(dim=-1)
+            .cpu()
+        )
+        first = [
+            [self.tokens(f"{text} {choice}")[len(row)] for choice in choices]
+            for text, row in zip(texts, rows, strict=True)
+        ]
         return last.gather(1, torch.tensor(first))
 
     @torch.no_grad()
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
         """What the model writes after each text."""
         module: Any = model.module
-        ids, mask = (tensor.to(model.device) for tensor in _padded([self.tokens(example.text) for example in examples], "left"))
-        pad = next(token for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0) if token is not None)
-        written = module.generate(input_ids=ids, attention_mask=mask, pad_token_id=pad, **generation.options())[:, ids.shape[1] :]
+        ids, mask = (
+            tensor.to(model.device)
+            for tensor in _padded([self.tokens(example.text) for example in examples], "left")
+        )
+        pad = next(
+            token
+            for token in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id, 0)
+            if token is not None
+        )
+        written = module.generate(
+            input_ids=ids, attention_mask=mask, pad_token_id=pad, **generation.options()
+        )[:, ids.shape[1] :]
         return [text.strip() for text in self.tokenizer.batch_decode(written, skip_special_tokens=True)]
 
 
 def _padded(rows: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
     """Token ids and attention mask, [rows, tokens] each; which id padding has does not matter, and many of these tokenizers have none for it."""
     ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_side=side)
-    mask = pad_sequence([torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side=side)
+    mask = pad_sequence(
+        [torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side=side
+    )
     return ids, mask

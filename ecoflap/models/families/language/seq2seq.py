@@ -30,14 +30,21 @@ class Seq2SeqInterface:
 
     def encode(self, example: Example) -> Sample:
         """Tokens of text and target."""
-        text, target = (self.tokenizer(part, return_tensors="pt")["input_ids"][0] for part in (example.text, example.target))
+        text, target = (
+            self.tokenizer(part, return_tensors="pt")["input_ids"][0]
+            for part in (example.text, example.target)
+        )
         return {"input_ids": text, "attention_mask": torch.ones_like(text), "labels": target}
 
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
         """What the model writes after each text."""
         module: Any = model.module
-        inputs = self.tokenizer([example.text for example in examples], padding=True, return_tensors="pt").to(model.device)
-        tokens = module.generate(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **generation.options())
+        inputs = self.tokenizer([example.text for example in examples], padding=True, return_tensors="pt").to(
+            model.device
+        )
+        tokens = module.generate(
+            input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], **generation.options()
+        )
         return [text.strip() for text in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
 
     @torch.no_grad()
@@ -46,7 +53,12 @@ class Seq2SeqInterface:
         module: Any = model.module
         inputs = self.tokenizer(list(texts), padding=True, return_tensors="pt").to(model.device)
         start = torch.full((len(texts), 1), module.config.decoder_start_token_id, device=model.device)
-        logits = module(input_ids=inputs["input_ids"], attention_mask=inputs["attention_mask"], decoder_input_ids=start, use_cache=False).logits
+        logits = module(
+            input_ids=inputs["input_ids"],
+            attention_mask=inputs["attention_mask"],
+            decoder_input_ids=start,
+            use_cache=False,
+        ).logits
         first = [self.tokenizer(choice)["input_ids"][0] for choice in choices]
         return logits[:, 0].float().log_softmax(dim=-1)[:, first].cpu()
 

@@ -76,7 +76,9 @@ def opened(file: Path) -> tuple[Any, Any]:
     try:
         from gguf import GGUFReader
     except ImportError:
-        raise UserError("reading a GGUF file needs the gguf package; run: pip install -e '.[real-models]'") from None
+        raise UserError(
+            "reading a GGUF file needs the gguf package; run: pip install -e '.[real-models]'"
+        ) from None
     reader = GGUFReader(file)
     return reader, read_tokenizer(reader)
 
@@ -120,7 +122,11 @@ def read_model(reader: Any) -> torch.nn.Module:
 
     config = read_config(reader)
     module, heads, kv_heads = LlamaForCausalLM(config), config.num_attention_heads, config.num_key_value_heads
-    state = {target: weight for tensor in reader.tensors for target, weight in [_read_tensor(tensor, heads, kv_heads)]}
+    state = {
+        target: weight
+        for tensor in reader.tensors
+        for target, weight in [_read_tensor(tensor, heads, kv_heads)]
+    }
     missing, unexpected = module.load_state_dict(state, strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:  # lm_head is tied to the embedding
         raise UserError(f"the GGUF file does not hold a LLaMA: missing {missing}, unexpected {unexpected}")
@@ -139,7 +145,11 @@ def _read_tensor(tensor: Any, heads: int, kv_heads: int) -> tuple[str, Tensor]:
     if part in ("attn_q", "attn_k"):
         # GGUF interleaves the two halves of each rotary pair; transformers keeps them apart.
         count = heads if part == "attn_q" else kv_heads
-        weight = weight.view(count, weight.shape[0] // count // 2, 2, weight.shape[1]).transpose(1, 2).reshape(weight.shape)
+        weight = (
+            weight.view(count, weight.shape[0] // count // 2, 2, weight.shape[1])
+            .transpose(1, 2)
+            .reshape(weight.shape)
+        )
     return f"model.layers.{index}.{IN_BLOCK[part]}.weight", weight
 
 
@@ -156,5 +166,9 @@ def read_tokenizer(reader: Any) -> Any:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([token for token, index in vocabulary.items() if kinds[index] == CONTROL_TOKEN])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer.add_special_tokens(
+        [token for token, index in vocabulary.items() if kinds[index] == CONTROL_TOKEN]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<|im_start|>", eos_token="<|im_end|>", pad_token="<|im_end|>"
+    )

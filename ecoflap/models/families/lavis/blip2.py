@@ -24,7 +24,9 @@ def encoder_inputs(module: Any, pixels: Tensor, input_ids: Tensor) -> Tensor:
     """What T5's encoder reads: the image as the Q-Former's queries see it, then the prompt, [batch, queries + tokens, features]."""
     image = module.ln_vision(module.visual_encoder(pixels.to(module.query_tokens.dtype)))
     queries = module.query_tokens.expand(len(image), -1, -1)
-    seen = module.Qformer.bert(query_embeds=queries, encoder_hidden_states=image, return_dict=True).last_hidden_state
+    seen = module.Qformer.bert(
+        query_embeds=queries, encoder_hidden_states=image, return_dict=True
+    ).last_hidden_state
     return torch.cat([module.t5_proj(seen), module.t5_model.encoder.embed_tokens(input_ids)], dim=1)
 
 
@@ -38,7 +40,9 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
     mask = nn.functional.pad(mask, (inputs.shape[1] - mask.shape[1], 0), value=1)
     decoder_input_ids = model.t5_model._shift_right(labels)
-    output = model.t5_model(inputs_embeds=inputs, attention_mask=mask, decoder_input_ids=decoder_input_ids, return_dict=True)
+    output = model.t5_model(
+        inputs_embeds=inputs, attention_mask=mask, decoder_input_ids=decoder_input_ids, return_dict=True
+    )
     return token_loss(output.logits, labels)
 
 
@@ -48,7 +52,11 @@ class LavisBlip2Interface:
     sees = True
 
     def __init__(self, tokenizer: Any, image_size: int, prompt: str) -> None:
-        from lavis.processors.blip_processors import BlipCaptionProcessor, BlipImageEvalProcessor, BlipQuestionProcessor
+        from lavis.processors.blip_processors import (
+            BlipCaptionProcessor,
+            BlipImageEvalProcessor,
+            BlipQuestionProcessor,
+        )
 
         self.tokenizer, self.prompt = tokenizer, prompt
         self.pixels = Pixels(BlipImageEvalProcessor(image_size))
@@ -57,14 +65,22 @@ class LavisBlip2Interface:
     def encode(self, example: Example) -> Sample:
         """Pixels, prompt and answer of one question."""
         prompt, answer = self._tokens([self._ask(example)]), self._tokens([self.caption(example.target)])
-        return {"pixel_values": self.pixels([example.image or ""])[0], "input_ids": prompt["input_ids"][0], "labels": answer["input_ids"][0]}
+        return {
+            "pixel_values": self.pixels([example.image or ""])[0],
+            "input_ids": prompt["input_ids"][0],
+            "labels": answer["input_ids"][0],
+        }
 
     @torch.no_grad()
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
         """The answer to each question."""
         module: Any = model.module
         text = self._tokens([self._ask(example) for example in examples]).to(model.device)
-        inputs = encoder_inputs(module, self.pixels([example.image or "" for example in examples]).to(model.device), text["input_ids"])
+        inputs = encoder_inputs(
+            module,
+            self.pixels([example.image or "" for example in examples]).to(model.device),
+            text["input_ids"],
+        )
         image_tokens = inputs.shape[1] - text["input_ids"].shape[1]
         mask = nn.functional.pad(text["attention_mask"], (image_tokens, 0), value=1)
         tokens = module.t5_model.generate(inputs_embeds=inputs, attention_mask=mask, **generation.options())
@@ -74,7 +90,9 @@ class LavisBlip2Interface:
         return replace(example, text=self.question(example.text)).worded(self.prompt)
 
     def _tokens(self, texts: Sequence[str]) -> Any:
-        return self.tokenizer(list(texts), padding="longest", truncation=True, max_length=LONGEST, return_tensors="pt")
+        return self.tokenizer(
+            list(texts), padding="longest", truncation=True, max_length=LONGEST, return_tensors="pt"
+        )
 
 
 @dataclass(frozen=True)

@@ -39,11 +39,18 @@ PARTS = (
     Part(
         "visual_encoder.blocks",
         "vision_model.encoder.layers",
-        (("norm1", "layer_norm1"), ("norm2", "layer_norm2"), ("attn.qkv", "self_attn.qkv"), ("attn.proj", "self_attn.projection")),
+        (
+            ("norm1", "layer_norm1"),
+            ("norm2", "layer_norm2"),
+            ("attn.qkv", "self_attn.qkv"),
+            ("attn.proj", "self_attn.projection"),
+        ),
     ),
     Part("ln_vision", "vision_model.post_layernorm"),
     Part("Qformer.bert.embeddings.LayerNorm", "qformer.layernorm"),
-    Part("Qformer.bert.encoder.layer", "qformer.encoder.layer", (("attention.self.", "attention.attention."),)),
+    Part(
+        "Qformer.bert.encoder.layer", "qformer.encoder.layer", (("attention.self.", "attention.attention."),)
+    ),
     Part("t5_proj", "language_projection"),
     Part("t5_model", "language_model"),
 )
@@ -62,11 +69,19 @@ def read_lavis_checkpoint(file: str | Path, option: str = "model.checkpoint") ->
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise UserError(f"{option}={file}: there is no such file; give a .pth or .safetensors file in LAVIS' format")
+        raise UserError(
+            f"{option}={file}: there is no such file; give a .pth or .safetensors file in LAVIS' format"
+        )
     content = read_tensors(path, option)
     state = content.get("model", content) if isinstance(content, dict) else content
-    if not isinstance(state, dict) or not state or not all(isinstance(tensor, Tensor) for tensor in state.values()):
-        raise UserError(f'{option}={file} holds no state dict; LAVIS writes {{"model": {{name: tensor}}}}, or the tensors alone')
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(tensor, Tensor) for tensor in state.values())
+    ):
+        raise UserError(
+            f'{option}={file} holds no state dict; LAVIS writes {{"model": {{name: tensor}}}}, or the tensors alone'
+        )
     return dict(state)
 
 
@@ -104,7 +119,9 @@ def to_lavis(state: Mapping[str, Tensor]) -> State:
             continue
         queries, keys, values = tensor.chunk(3)
         if keys.any():
-            raise UserError(f"{name} holds a bias of the keys, which LAVIS' image tower doesn't have; save in transformers' format instead")
+            raise UserError(
+                f"{name} holds a bias of the keys, which LAVIS' image tower doesn't have; save in transformers' format instead"
+            )
         stem = _rename(name, backwards).removesuffix("qkv.bias")
         renamed |= {f"{stem}q_bias": queries.clone(), f"{stem}v_bias": values.clone()}
     return renamed

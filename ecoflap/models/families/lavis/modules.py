@@ -46,7 +46,13 @@ def eva_tower(image_size: int, sizes: Sizes) -> Any:
     widths = {"num_heads": sizes["num_heads"], "qkv_bias": True}
     # Without blocks first: LAVIS' constructor reads numbers from a tensor for each, which the meta device can't do.
     tower = eva_vit.VisionTransformer(
-        img_size=image_size, patch_size=sizes["patch_size"], embed_dim=sizes["embed_dim"], depth=0, norm_layer=Norm, use_mean_pooling=False, **widths
+        img_size=image_size,
+        patch_size=sizes["patch_size"],
+        embed_dim=sizes["embed_dim"],
+        depth=0,
+        norm_layer=Norm,
+        use_mean_pooling=False,
+        **widths,
     )
     for _ in range(sizes["depth"]):
         block = eva_vit.Block(sizes["embed_dim"], mlp_ratio=sizes["mlp_ratio"], norm_layer=Norm, **widths)
@@ -58,9 +64,17 @@ def eva_tower(image_size: int, sizes: Sizes) -> Any:
 def blip_tower(image_size: int, sizes: Sizes) -> Any:
     """BLIP's image tower, [batch, 3, height, width] to [batch, tokens, features]."""
     tower = vit.VisionTransformerEncoder(
-        img_size=image_size, patch_size=sizes["patch_size"], embed_dim=sizes["embed_dim"], depth=0, num_heads=sizes["num_heads"], norm_layer=Norm
+        img_size=image_size,
+        patch_size=sizes["patch_size"],
+        embed_dim=sizes["embed_dim"],
+        depth=0,
+        num_heads=sizes["num_heads"],
+        norm_layer=Norm,
     )
-    tower.blocks.extend(vit.Block(sizes["embed_dim"], sizes["num_heads"], qkv_bias=True, norm_layer=Norm) for _ in range(sizes["depth"]))
+    tower.blocks.extend(
+        vit.Block(sizes["embed_dim"], sizes["num_heads"], qkv_bias=True, norm_layer=Norm)
+        for _ in range(sizes["depth"])
+    )
     return tower
 
 
@@ -90,9 +104,17 @@ class BareBlip2T5(Blip2T5):
 
 def query_transformer(queries: int, vision_width: int, sizes: Sizes) -> Any:
     """The Q-Former without its text half, which BLIP-2's second stage throws away."""
-    config = BertConfig(**sizes, encoder_width=vision_width, add_cross_attention=True, cross_attention_freq=2, query_length=queries)
+    config = BertConfig(
+        **sizes,
+        encoder_width=vision_width,
+        add_cross_attention=True,
+        cross_attention_freq=2,
+        query_length=queries,
+    )
     transformer = Qformer.BertLMHeadModel(config)
-    transformer.cls = transformer.bert.embeddings.word_embeddings = transformer.bert.embeddings.position_embeddings = None
+    transformer.cls = transformer.bert.embeddings.word_embeddings = (
+        transformer.bert.embeddings.position_embeddings
+    ) = None
     for layer in transformer.bert.encoder.layer:
         layer.output = layer.intermediate = None
     return transformer
@@ -106,7 +128,11 @@ class BareNlvr(BlipNLVR):
         nn.Module.__init__(self)
         self.config = PretrainedConfig(**architecture)
         self.visual_encoder = blip_tower(architecture["image_size"], architecture["vision"])
-        config = BertConfig(**architecture["text"], encoder_width=architecture["vision"]["embed_dim"], add_cross_attention=True)
+        config = BertConfig(
+            **architecture["text"],
+            encoder_width=architecture["vision"]["embed_dim"],
+            add_cross_attention=True,
+        )
         self.text_encoder = nlvr_encoder.BertModel(config, add_pooling_layer=False)
         width = config.hidden_size
         self.cls_head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, 2))

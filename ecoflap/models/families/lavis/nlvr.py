@@ -27,7 +27,9 @@ def truth_logits(module: nn.Module, batch: Batch) -> Tensor:
     """
     model: Any = module
     pixels, input_ids = batch["pixel_values"].to(model.cls_head[0].weight.dtype), batch["input_ids"]
-    first, second = model.visual_encoder.forward_features(pixels.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+    first, second = (
+        model.visual_encoder.forward_features(pixels.flatten(0, 1)).unflatten(0, (-1, 2)).unbind(1)
+    )
     everything = torch.ones(first.shape[:2], dtype=torch.long, device=first.device)
     states = model.text_encoder(
         input_ids,
@@ -63,22 +65,36 @@ class NlvrInterface:
             UserError: the example has no second picture or no label.
         """
         if example.label is None:
-            raise UserError("NLVR needs a label, 0 for false or 1 for true; choose a calibration set of labelled pairs of pictures")
+            raise UserError(
+                "NLVR needs a label, 0 for false or 1 for true; choose a calibration set of labelled pairs of pictures"
+            )
         batch = self._batch([example])
         return {**{name: tensor[0] for name, tensor in batch.items()}, "labels": torch.tensor(example.label)}
 
     @torch.no_grad()
     def classify(self, model: PrunableModel, examples: Sequence[Example]) -> Tensor:
         """Logits of false and true, [examples, 2]."""
-        return truth_logits(model.module, {name: tensor.to(model.device) for name, tensor in self._batch(examples).items()}).cpu()
+        return truth_logits(
+            model.module, {name: tensor.to(model.device) for name, tensor in self._batch(examples).items()}
+        ).cpu()
 
     def _batch(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         if any(example.image is None or example.second_image is None for example in examples):
-            raise UserError("NLVR looks at two pictures at a time, and these examples have fewer; choose data of pairs of pictures")
-        text = self.tokenizer([self.caption(example.text) for example in examples], padding="longest", return_tensors="pt")
+            raise UserError(
+                "NLVR looks at two pictures at a time, and these examples have fewer; choose data of pairs of pictures"
+            )
+        text = self.tokenizer(
+            [self.caption(example.text) for example in examples], padding="longest", return_tensors="pt"
+        )
         text["input_ids"][:, 0] = self.tokenizer.convert_tokens_to_ids("[ENC]")
-        pixels = torch.stack([self.pixels([example.image or "", example.second_image or ""]) for example in examples])
-        return {"pixel_values": pixels, "input_ids": text["input_ids"], "attention_mask": text["attention_mask"]}
+        pixels = torch.stack(
+            [self.pixels([example.image or "", example.second_image or ""]) for example in examples]
+        )
+        return {
+            "pixel_values": pixels,
+            "input_ids": text["input_ids"],
+            "attention_mask": text["attention_mask"],
+        }
 
 
 @dataclass(frozen=True)
@@ -107,4 +123,11 @@ class LavisNlvr(LavisPretrained):
         tokenizer.add_special_tokens({"bos_token": "[DEC]", "additional_special_tokens": ["[ENC]"]})
         self.read(module, BlipNLVR, device)
         module.tokenizer = tokenizer
-        return prunable(self.name, module, tokenizer, truth_loss, selection, interface=NlvrInterface(tokenizer, self.architecture["image_size"]))
+        return prunable(
+            self.name,
+            module,
+            tokenizer,
+            truth_loss,
+            selection,
+            interface=NlvrInterface(tokenizer, self.architecture["image_size"]),
+        )

@@ -62,16 +62,29 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     Raises:
         UserError: a weight is missing or has another shape.
     """
-    positions = {name: torch.arange(buffer.shape[-1])[None] for name, buffer in module.named_buffers() if name.endswith("position_ids")}
+    positions = {
+        name: torch.arange(buffer.shape[-1])[None]
+        for name, buffer in module.named_buffers()
+        if name.endswith("position_ids")
+    }
     try:
         report = module.load_state_dict(positions | dict(state), strict=False, assign=True)
     except RuntimeError as error:
-        raise UserError(f"{source} does not fit model.architecture: {str(error).splitlines()[1].strip()}") from None
+        raise UserError(
+            f"{source} does not fit model.architecture: {str(error).splitlines()[1].strip()}"
+        ) from None
     lacking = [name for name, parameter in module.named_parameters() if parameter.is_meta]
     if lacking:
-        raise UserError(f"{source} lacks {len(lacking)} weights of its model, such as {lacking[0]}; give a whole checkpoint of this model")
+        raise UserError(
+            f"{source} lacks {len(lacking)} weights of its model, such as {lacking[0]}; give a whole checkpoint of this model"
+        )
     if report.unexpected_keys:
-        log.warning("%s: %d tensors are not part of the model, such as %s", source, len(report.unexpected_keys), report.unexpected_keys[0])
+        log.warning(
+            "%s: %d tensors are not part of the model, such as %s",
+            source,
+            len(report.unexpected_keys),
+            report.unexpected_keys[0],
+        )
 
 
 def read_tokenizer(tokenizer_class: Any, source: str) -> Any:

@@ -54,7 +54,9 @@ class ClassifierInterface:
             UserError: the example has no class.
         """
         if example.label is None:
-            raise UserError("a classifier is scored on labelled pictures, and these have no label; choose another calibration set")
+            raise UserError(
+                "a classifier is scored on labelled pictures, and these have no label; choose another calibration set"
+            )
         label = self.index_of.get(example.label, example.label)
         return {"pixel_values": self.pixels([example.image or ""])[0], "labels": torch.tensor(label)}
 

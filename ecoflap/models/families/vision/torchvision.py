@@ -85,7 +85,9 @@ class Torchvision:
         check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype, device)
         module, tag = self._read(models)
         interface = TorchvisionInterface(Pixels(tag.transforms()), tag.meta["categories"])
-        return SavesStateDict(**vars(prunable(self.name, module.to(device, dtype), None, loss, selection, towers, interface)))
+        return SavesStateDict(
+            **vars(prunable(self.name, module.to(device, dtype), None, loss, selection, towers, interface))
+        )
 
     def _read(self, models: Any) -> tuple[nn.Module, Any]:
         """The model, and the tag whose transform and class names belong to it.
@@ -103,6 +105,10 @@ class Torchvision:
             return models.get_model(self.architecture, weights=tag), tag
         except AttributeError:
             names = ", ".join(one.name for one in tags)
-            raise UserError(f"model.weights={self.weights} is neither a file nor one of torchvision's tags ({names})") from None
+            raise UserError(
+                f"model.weights={self.weights} is neither a file nor one of torchvision's tags ({names})"
+            ) from None
         except OSError as error:
-            raise UserError(f"model.weights={self.weights} could not be downloaded ({error}); give a local checkpoint file") from error
+            raise UserError(
+                f"model.weights={self.weights} could not be downloaded ({error}); give a local checkpoint file"
+            ) from error

@@ -50,9 +50,13 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     inputs = joined(module, batch)
     if not writes_after_prompt(module):
         return token_loss(module(**inputs).logits, inputs["labels"])
-    if kind == "paligemma":  # some releases let what is written see what comes after it unless labels are given
+    if (
+        kind == "paligemma"
+    ):  # some releases let what is written see what comes after it unless labels are given
         return next_token_loss(module(**inputs).logits, inputs["labels"])
-    labels = inputs.pop("labels")  # given labels, other models would compute a loss of their own over all tokens
+    labels = inputs.pop(
+        "labels"
+    )  # given labels, other models would compute a loss of their own over all tokens
     logits = module(**inputs).logits
     return next_token_loss(logits[:, -labels.shape[1] :], labels)  # GIT's begin with those of the picture
 
@@ -74,15 +78,23 @@ class VlmInterface:
         """
         tokenizer = self.processor.tokenizer
         text = self._ask(example)
-        question = dict(self.processor(images=load_image(example.image or ""), text=text, return_tensors="pt"))
+        question = dict(
+            self.processor(images=load_image(example.image or ""), text=text, return_tensors="pt")
+        )
         if not writes_after_prompt(self.module):
             return {**question, "labels": tokenizer(example.target, return_tensors="pt")["input_ids"]}
         space = "" if text[-1:].isspace() or self._is_paligemma else " "
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        answer = torch.tensor([_behind(tokenizer, "\n" if self._is_paligemma else text[-1:], space + example.target) + end])
+        answer = torch.tensor(
+            [_behind(tokenizer, "\n" if self._is_paligemma else text[-1:], space + example.target) + end]
+        )
         asked = question["input_ids"]
         fills = {"attention_mask": 1, "token_type_ids": int(self._is_paligemma), "mm_token_type_ids": 0}
-        longer = {name: torch.cat([question[name], torch.full_like(answer, fill)], dim=1) for name, fill in fills.items() if name in question}
+        longer = {
+            name: torch.cat([question[name], torch.full_like(answer, fill)], dim=1)
+            for name, fill in fills.items()
+            if name in question
+        }
         labels = torch.cat([torch.full_like(asked, -100), answer], dim=1)
         return {**question, **longer, "input_ids": torch.cat([asked, answer], dim=1), "labels": labels}
 
@@ -118,12 +130,16 @@ class VlmInterface:
         try:
             return self.processor(images=images, text=texts, padding=True, return_tensors="pt")
         except ValueError:
-            return self.processor(images=[[image] for image in images], text=texts, padding=True, return_tensors="pt")
+            return self.processor(
+                images=[[image] for image in images], text=texts, padding=True, return_tensors="pt"
+            )
 
 
 def _behind(tokenizer: Any, before: str, text: str) -> list[int]:
     """The tokens of a text as they follow another; by itself, some tokenizers of the LLaMA family would put a token for a space in front of it."""
-    first, both, alone = (tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, before + text, text))
+    first, both, alone = (
+        tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, before + text, text)
+    )
     return list(both[len(first) :] if both[: len(first)] == first else alone)
 
 
@@ -171,5 +187,7 @@ class VisionLanguage(Pretrained):
 
         loss = find_loss(self.loss, {"answer": answer_loss})
         module, processor = self.read(AutoConfig, AutoModelForImageTextToText, AutoProcessor, device)
-        interface = VlmInterface(module, processor, self.prompt, self.brief) if processor is not None else None
+        interface = (
+            VlmInterface(module, processor, self.prompt, self.brief) if processor is not None else None
+        )
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)

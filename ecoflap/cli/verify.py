@@ -21,7 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = ArgumentParser(prog="python -m ecoflap.storage.results", description="Check result records.")
     commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser("verify", help="count the zeros of the saved model again and compare them with the record")
+    command = commands.add_parser(
+        "verify", help="count the zeros of the saved model again and compare them with the record"
+    )
     command.add_argument("run", type=Path, help=f"folder of a run, holding {RESULT} and the saved checkpoint")
     run = parser.parse_args(arguments).run
     try:
@@ -39,14 +41,28 @@ def show(run: Path, differences: list[str]) -> None:
     rows = []
     for tower, sparsity in result.sparsity["towers"].items():
         inside = [layer for layer in layers.values() if layer.tower == tower]
-        rows.append([tower, len(inside), sum(layer.size for layer in inside), sum(layer.zeros for layer in inside), sparsity])
+        rows.append(
+            [
+                tower,
+                len(inside),
+                sum(layer.size for layer in inside),
+                sum(layer.zeros for layer in inside),
+                sparsity,
+            ]
+        )
     zeros = sum(layer.zeros for layer in layers.values())
-    rows.append(["all prunable layers", len(layers), result.model["prunable"], zeros, result.sparsity["prunable"]])
+    rows.append(
+        ["all prunable layers", len(layers), result.model["prunable"], zeros, result.sparsity["prunable"]]
+    )
     rows.append(["whole model", None, result.model["parameters"], zeros, result.sparsity["model"]])
     table(f"{run}: recorded sparsity", ["part", "layers", "weights", "zeros", "sparsity"], rows)
     for difference in differences:
         print(f"difference: {difference}")
-    print(f"{len(differences)} differences" if differences else f"equal: the saved weights and masks of {len(layers)} layers are as recorded")
+    print(
+        f"{len(differences)} differences"
+        if differences
+        else f"equal: the saved weights and masks of {len(layers)} layers are as recorded"
+    )
 
 
 if __name__ == "__main__":
