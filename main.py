@@ -54,7 +54,9 @@ def main(config: DictConfig) -> float | None:
 
 
 def start(arguments: list[str]) -> int:
-    """Run a command line; returns the exit code: 2 where it asks for something that can't be done, 1 for a bug."""
+    """Run a command line; returns the exit code: 2 where it asks for something that can't be done, 1 for a
+    bug.
+    """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves it to us to say what is wrong
     try:
         sys.argv[1:] = arguments = command_line.understood(arguments)

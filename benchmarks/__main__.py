@@ -1,4 +1,6 @@
-"""Measure: python -m benchmarks [--only kernels coarse ...] [--runs 3]. Writes docs/benchmarks.json and the table in docs/benchmarks.md."""
+"""Measure: python -m benchmarks [--only kernels coarse ...] [--runs 3]. Writes docs/benchmarks.json and the
+table in docs/benchmarks.md.
+"""
 
 from __future__ import annotations
 

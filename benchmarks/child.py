@@ -1,4 +1,6 @@
-"""Runs one function in a process of its own and prints its result and the largest resident set that the kernel saw of it."""
+"""Runs one function in a process of its own and prints its result and the largest resident set that the
+kernel saw of it.
+"""
 
 from __future__ import annotations
 

@@ -69,7 +69,9 @@ def blip2_mini(runs: int, draws: int = 16, samples: int = 32) -> Row:
 def zeroth_order(
     name: str, model: PrunableModel, calibration: CalibrationSet, scored: list[int]
 ) -> Iterator[Row]:
-    """All three probes, once. The published scheme, whose layers all cost the same, is run on some blocks and multiplied; so is ours by layers."""
+    """All three probes, once. The published scheme, whose layers all cost the same, is run on some blocks and
+    multiplied; so is ours by layers.
+    """
     started = clock()
     expected = by_two_passes(only_blocks(model, scored), calibration, 1, 8)
     published = (clock() - started) * len(model.blocks) / len(scored)
@@ -101,7 +103,9 @@ def zeroth_order(
 
 
 def smollm2_first_order() -> Row:
-    """Against the published zeroth-order scheme on all layers, of which one forward pass is measured and multiplied."""
+    """Against the published zeroth-order scheme on all layers, of which one forward pass is measured and
+    multiplied.
+    """
     model, calibration = smollm2(), tokens(32, 128, VOCABULARY)
     batches = calibration.batches(8)
     with torch.no_grad():

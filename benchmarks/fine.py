@@ -1,4 +1,6 @@
-"""Rows of whole pruning runs: block by block over the calibration data, against the published loops over one sequence at a time."""
+"""Rows of whole pruning runs: block by block over the calibration data, against the published loops over one
+sequence at a time.
+"""
 
 from __future__ import annotations
 

@@ -20,7 +20,8 @@ SCALES: dict[str, Sequence[int]] = {
     "tokens": (128, 256, 512),
     "samples": (16, 32, 64),
 }
-# Exponents where the named term rules. Zeroth order probes every layer (depth) and runs all blocks behind it (depth again). Attention adds tokens².
+# Exponents where the named term rules. Zeroth order probes every layer (depth) and runs all blocks behind it
+# (depth again). Attention adds tokens².
 LAWS: dict[str, dict[str, float]] = {
     "wanda": {"width": 2, "depth": 1, "tokens": 1, "samples": 1},
     "sparsegpt": {"width": 2, "depth": 1, "tokens": 1, "samples": 1},

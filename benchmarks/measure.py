@@ -1,4 +1,6 @@
-"""What the rows are measured with: interleaved medians, counts of tensor operations, and the peak memory of a process of its own."""
+"""What the rows are measured with: interleaved medians, counts of tensor operations, and the peak memory of a
+process of its own.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ class Row:
         plain: the figure of what it is measured against.
         ours: our figure.
         ratio: how many times better ours is, or the share that it needs; see ``target``.
-        target: what the ratio is held against: ``(">=", 3.0)`` or ``("<=", 0.35)``; none where a row only informs.
+        target: what the ratio is held against: ``(">=", 3.0)`` or ``("<=", 0.35)``; none where a row only
+            informs.
         agreement: how far the two results agree.
         details: everything else that was measured.
     """
@@ -56,7 +59,9 @@ class Row:
 
 
 def interleaved(sides: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
-    """Seconds of each run of each side, the sides taking turns, so that a busy moment of the machine hits all of them alike."""
+    """Seconds of each run of each side, the sides taking turns, so that a busy moment of the machine hits all
+    of them alike.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(runs):
         for name, side in sides.items():
@@ -68,7 +73,9 @@ def interleaved(sides: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, 
 
 
 def clock() -> float:
-    """Seconds: the accelerator's work waited for where there is one; on the CPU those of this process, which other work on the machine can't take."""
+    """Seconds: the accelerator's work waited for where there is one; on the CPU those of this process, which
+    other work on the machine can't take.
+    """
     if torch.accelerator.is_available():
         torch.accelerator.synchronize()
         return time.perf_counter()
@@ -100,7 +107,9 @@ def operations(run: Callable[[], Any]) -> int:
 
 
 def in_child(function: str, **arguments: Any) -> dict[str, Any]:
-    """Call ``module:function`` in a fresh process; its JSON result, with ``peak_bytes``: that process's maximum resident set."""
+    """Call ``module:function`` in a fresh process; its JSON result, with ``peak_bytes``: that process's
+    maximum resident set.
+    """
     command = [sys.executable, "-m", "benchmarks.child", function, json.dumps(arguments)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -1,4 +1,6 @@
-"""The row of disk offload: a run from safetensors shards into safetensors shards, in processes of their own."""
+"""The row of disk offload: a run from safetensors shards into safetensors shards, in processes of their
+own.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ SAMPLES, LENGTH, BATCH = 16, 256, 8
 
 
 def prepare(folder: str) -> dict[str, Any]:
-    """Save SmolLM2 as a checkpoint folder in several shards, and tokens; how large the model is and what one block makes of one batch."""
+    """Save SmolLM2 as a checkpoint folder in several shards, and tokens; how large the model is and what one
+    block makes of one batch.
+    """
     model, calibration = smollm2(), tokens(SAMPLES, LENGTH, 49152)
     module: Any = model.module
     module.save_pretrained(f"{folder}/model", max_shard_size="100MB")

@@ -1,6 +1,7 @@
 """The published algorithms in their plain form: what each benchmark row is measured against.
 
-They do what the papers' code does (one layer or column at a time, one sequence at a time, a full sort, a statistic per layer) and no more.
+They do what the papers' code does (one layer or column at a time, one sequence at a time, a full sort, a
+statistic per layer) and no more.
 """
 
 from __future__ import annotations
@@ -96,7 +97,9 @@ def zeroth_order(
     draws: int,
     eps: float,
 ) -> dict[str, float]:
-    """Each layer by itself: its weights are really moved by +eps z, -2 eps z and back, with a full forward pass at both places, batch by batch."""
+    """Each layer by itself: its weights are really moved by +eps z, -2 eps z and back, with a full forward
+    pass at both places, batch by batch.
+    """
     sums, samples = (
         dict.fromkeys((layer.name for layer in layers), 0.0),
         sum(len(next(iter(batch.values()))) for batch in batches),
@@ -117,7 +120,9 @@ def zeroth_order(
 
 
 def same_noise(seed: int, draws: int) -> Noise:
-    """The draws of ``ecoflap.score.zeroth_order``, so that both sides estimate with the same random numbers."""
+    """The draws of ``ecoflap.score.zeroth_order``, so that both sides estimate with the same random
+    numbers.
+    """
 
     def noise(layer: Layer, number: int) -> Tensor:
         return layer.oriented(
@@ -179,7 +184,9 @@ def _inputs_of_first_block(
 def prune_by_sequences(
     model: PrunableModel, sequences: Sequence[Batch], pruner: str, sparsity: float
 ) -> None:
-    """Prune a language model in place as the published loops do: one sequence at a time, each block twice, one statistic per layer."""
+    """Prune a language model in place as the published loops do: one sequence at a time, each block twice,
+    one statistic per layer.
+    """
     statistic = _ColumnNorm if pruner == "wanda" else _Hessian
     hidden, keywords = _inputs_of_first_block(model, sequences)
     for block in model.towers[0].blocks:

@@ -1,4 +1,6 @@
-"""Rows of pruned models in use: BLIP's forward pass with half of its weights set to zero, and with half of them cut away as UPop does."""
+"""Rows of pruned models in use: BLIP's forward pass with half of its weights set to zero, and with half of
+them cut away as UPop does.
+"""
 
 from __future__ import annotations
 

@@ -18,7 +18,9 @@ KINDS = {
 
 
 class UserError(Exception):
-    """Something that was asked for can't be done; the message says what was asked, what was found and what to change."""
+    """Something that was asked for can't be done; the message says what was asked, what was found and what to
+    change.
+    """
 
 
 class SweepFailed(UserError):
@@ -63,7 +65,8 @@ def nearest(asked: str, valid: Iterable[str], count: int = 3) -> str:
 
 
 def did_you_mean(asked: str, valid: Iterable[str], lister: str = "") -> str:
-    """What to choose instead of a name that there isn't: the nearest as a question, then all where they are few.
+    """What to choose instead of a name that there isn't: the nearest as a question, then all where they are
+    few.
 
     Args:
         asked: the name.

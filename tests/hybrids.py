@@ -1,4 +1,6 @@
-"""Tiny random language models whose blocks do more than hand on hidden states: shared key-value states, state spaces, tied blocks."""
+"""Tiny random language models whose blocks do more than hand on hidden states: shared key-value states, state
+spaces, tied blocks.
+"""
 
 from __future__ import annotations
 

@@ -221,7 +221,9 @@ def blip2_itm_config() -> Any:
 
 
 def blip2_model(text: Any) -> nn.Module:
-    """A BLIP-2 around a language model. transformers starts its image tower at 1e-10 and its queries at zero, where nothing flows."""
+    """A BLIP-2 around a language model. transformers starts its image tower at 1e-10 and its queries at zero,
+    where nothing flows.
+    """
     config = hf.Blip2Config(
         vision_config={**VISION, **SPREAD},
         qformer_config=QFORMER,
@@ -277,7 +279,9 @@ def torchvision_vit() -> nn.Module:
 
 
 def open_clip_module(vision: dict[str, Any]) -> nn.Module:
-    """A CLIP of open_clip: its own towers, whose attentions are PyTorch's, or a vision tower of timm with fused qkv."""
+    """A CLIP of open_clip: its own towers, whose attentions are PyTorch's, or a vision tower of timm with
+    fused qkv.
+    """
     import open_clip
 
     if "timm_model_name" in vision:
@@ -298,7 +302,9 @@ def register_tiny_eva() -> None:
 
 
 def _exists(family: str) -> bool:
-    """Whether the installed transformers has the family; the oldest release lacks most vision-language models."""
+    """Whether the installed transformers has the family; the oldest release lacks most vision-language
+    models.
+    """
     try:
         with torch.random.fork_rng():
             _module(family)
@@ -322,10 +328,12 @@ def _module(family: str) -> nn.Module:
 
 
 FAMILIES = [family for family in EVERY if _exists(family)]
-# In these, a sample's loss depends on the others of its batch; in the second list, so does what its towers read (wrong partners).
+# In these, a sample's loss depends on the others of its batch; in the second list, so does what its towers
+# read (wrong partners).
 COMPARING = [family for family in FAMILIES if family in (*DUAL, *OPEN_CLIP, "blip_retrieval", "blip2_itm")]
 MATCHING = [family for family in FAMILIES if family in ("blip_retrieval", "blip2_itm")]
-# Lengths for which no text has padding: where samples meet inside a tower, and where a tower fills texts up by itself.
+# Lengths for which no text has padding: where samples meet inside a tower, and where a tower fills texts up
+# by itself.
 UNPADDED = {**dict.fromkeys(MATCHING, (7, 7, 7)), **dict.fromkeys(OPEN_CLIP, (12, 12, 12))}
 # Inside their blocks the first dimension is not samples, so several probes can't share a pass.
 UNSTACKABLE = ["torch_encoder_tokens_first"]
@@ -334,7 +342,9 @@ UNSTACKABLE = ["torch_encoder_tokens_first"]
 def build(
     family: str, towers: list[str] | None = None, skip_layers: tuple[str, ...] = (), seed: int = 0
 ) -> PrunableModel:
-    """The family's model, the same for the same seed. A test that asks for one that the installed transformers lacks is skipped."""
+    """The family's model, the same for the same seed. A test that asks for one that the installed
+    transformers lacks is skipped.
+    """
     if family not in FAMILIES:
         pytest.skip(f"transformers {hf.__version__} has no {family}")
     with torch.random.fork_rng():
@@ -385,7 +395,9 @@ def loss_of(family: str, interface: Any) -> Loss:
 
 
 def samples(family: str, lengths: tuple[int, ...] = (5, 7, 5, 7, 5), seed: int = 1) -> CalibrationSet:
-    """One sample per length, of all the inputs that the family needs. Families that compare samples get texts of one length, some padded."""
+    """One sample per length, of all the inputs that the family needs. Families that compare samples get texts
+    of one length, some padded.
+    """
     generator = torch.Generator().manual_seed(seed)
     made = [_sample(family, length, generator) for length in lengths]
     return CalibrationSet(
@@ -395,7 +407,9 @@ def samples(family: str, lengths: tuple[int, ...] = (5, 7, 5, 7, 5), seed: int =
 
 
 def one_by_one(family: str, calibration: CalibrationSet, batch_size: int) -> list[Batch]:
-    """What the slow reference runs on: one sample at a time without any padding, or the batches themselves where samples meet inside a tower."""
+    """What the slow reference runs on: one sample at a time without any padding, or the batches themselves
+    where samples meet inside a tower.
+    """
     if family in MATCHING:
         return list(calibration.batches(batch_size))
     return [

@@ -1,4 +1,6 @@
-"""Tiny models whose blocks aren't a plain chain: something is added to the hidden states between them, or they share key-value states."""
+"""Tiny models whose blocks aren't a plain chain: something is added to the hidden states between them, or
+they share key-value states.
+"""
 
 from __future__ import annotations
 
@@ -140,7 +142,8 @@ SHARED_STATES = ["gemma3n", "gemma4"]
 
 
 def build(family: str, dense: str = "audio") -> PrunableModel:
-    """The model, the same each time; a test that asks for one that the installed transformers lacks is skipped.
+    """The model, the same each time; a test that asks for one that the installed transformers lacks is
+    skipped.
 
     Args:
         family: one of the builders.

@@ -22,7 +22,8 @@ class Allocation:
         sizes: {layer: weights}.
         target: the sparsity that was asked for.
         granularity: what shares one sparsity.
-        total: how the counts add up: ``exact`` to the target, ``as_given`` by a file, or to whole ``units`` that are cut away.
+        total: how the counts add up: ``exact`` to the target, ``as_given`` by a file, or to whole ``units``
+            that are cut away.
     """
 
     keep: dict[str, int]
@@ -42,7 +43,9 @@ class Allocation:
 
 
 def keep_total(sizes: list[int], sparsity: float) -> int:
-    """floor(sum of sizes x (1 - sparsity)), with the sparsity read as the decimal that was written: 1 - 0.6 is 2/5, not 0.4 and a bit."""
+    """floor(sum of sizes x (1 - sparsity)), with the sparsity read as the decimal that was written: 1 - 0.6
+    is 2/5, not 0.4 and a bit.
+    """
     # A third cannot be written as a decimal: 0.3333333333 is taken as 1/3.
     return int(sum(sizes) * (1 - Fraction(str(sparsity)).limit_denominator(10**9)))
 
@@ -55,7 +58,8 @@ def check_sparsity(sparsity: float) -> None:
     """
     if not 0 <= sparsity < 1:
         raise UserError(
-            f"sparsity={sparsity} is outside [0, 1); it is the share of prunable weights to remove, such as 0.6"
+            f"sparsity={sparsity} is outside [0, 1); it is the share of prunable weights to remove, such"
+            " as 0.6"
         )
 
 
@@ -73,7 +77,8 @@ def read_file(path: str) -> Allocation:
         )
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
-            f"allocation.path={path}: there is no such file; each run with the allocate step writes allocation.json into its folder"
+            f"allocation.path={path}: there is no such file; each run with the allocate step writes"
+            " allocation.json into its folder"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(
@@ -97,7 +102,8 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
     for name, size in sizes.items():
         if name not in allocation.keep:
             raise UserError(
-                f"allocation.path={path} has no entry for {name}; it was made for other layers (nearest: {nearest(name, allocation.keep)})"
+                f"allocation.path={path} has no entry for {name}; it was made for other layers (nearest:"
+                f" {nearest(name, allocation.keep)})"
             )
         if (
             allocation.sizes.get(name) != size
@@ -105,12 +111,14 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
             or not 0 <= allocation.keep[name] <= size
         ):
             raise UserError(
-                f"allocation.path={path}: {name} keeps {allocation.keep[name]} of {allocation.sizes.get(name)}, but has {size} weights here"
+                f"allocation.path={path}: {name} keeps {allocation.keep[name]} of"
+                f" {allocation.sizes.get(name)}, but has {size} weights here"
             )
     unknown = next((name for name in allocation.keep if name not in sizes), None)
     if unknown is not None:
         raise UserError(
-            f"allocation.path={path}: {unknown} is not a layer to prune here (nearest: {nearest(unknown, sizes)}); check towers and skip_layers"
+            f"allocation.path={path}: {unknown} is not a layer to prune here (nearest:"
+            f" {nearest(unknown, sizes)}); check towers and skip_layers"
         )
     keep = {name: allocation.keep[name] for name in sizes}
     if total == EXACT:
@@ -119,7 +127,8 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
 
 
 def _check_total(allocation: Allocation, towers: tuple[Tower, ...], path: str) -> None:
-    """Refuse counts that add up to neither the model's exact total nor the one that each tower meets by itself.
+    """Refuse counts that add up to neither the model's exact total nor the one that each tower meets by
+    itself.
 
     Raises:
         UserError: if they don't.
@@ -129,6 +138,7 @@ def _check_total(allocation: Allocation, towers: tuple[Tower, ...], path: str) -
     found = sum(allocation.keep.values())
     if found not in (wanted, sum(keep_total(sizes, allocation.target) for sizes in of_towers)):
         raise UserError(
-            f"allocation.path={path} says target {allocation.target:g}, which keeps {wanted:,} weights, and its counts keep {found:,} "
-            f"(a sparsity of {allocation.sparsity:.4f}); correct the counts, or take them as they are with allocation.total=as_given"
+            f"allocation.path={path} says target {allocation.target:g}, which keeps {wanted:,} weights, and"
+            f" its counts keep {found:,} (a sparsity of {allocation.sparsity:.4f}); correct the counts, or"
+            " take them as they are with allocation.total=as_given"
         )

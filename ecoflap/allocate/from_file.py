@@ -18,7 +18,8 @@ class FromFile:
 
     Attributes:
         path: that file.
-        total: ``exact``: its counts must add up to the target; ``as_given``: they need not, and the result says so.
+        total: ``exact``: its counts must add up to the target; ``as_given``: they need not, and the result
+            says so.
         name: shown in logs and written to result files.
     """
 
@@ -47,7 +48,8 @@ class FromFile:
         target = self.allocation.target
         if abs(target - sparsity) > 1e-9:
             raise UserError(
-                f"allocation.path={self.path} was made for sparsity={target}, and sparsity={sparsity} was asked for; set sparsity={target}"
+                f"allocation.path={self.path} was made for sparsity={target}, and sparsity={sparsity} was"
+                f" asked for; set sparsity={target}"
             )
 
     def __call__(self, towers: tuple[Tower, ...], scores: Scores | None, sparsity: float) -> Allocation:

@@ -1,7 +1,8 @@
-"""From scores to one sparsity per group, and from groups to layers, with exact totals (ECoFLaP's allocation rule, without its rounding defects).
+"""From scores to one sparsity per group, and from groups to layers, with exact totals (ECoFLaP's allocation
+rule, without its rounding defects).
 
-Each group keeps a floor of its weights (the cap on sparsity), and the rest of the budget is shared in proportion to the groups' scores:
-keep_g = min(N_g, floor_g + lambda S_g).
+Each group keeps a floor of its weights (the cap on sparsity), and the rest of the budget is shared in
+proportion to the groups' scores: keep_g = min(N_g, floor_g + lambda S_g).
 """
 
 from __future__ import annotations
@@ -59,14 +60,16 @@ class WaterFilling:
         check_sparsity(sparsity)
         if self.cap is not None and not sparsity <= self.cap <= 1:
             raise UserError(
-                f"allocation.cap={self.cap} with sparsity={sparsity}: the cap is the largest sparsity of any group, between sparsity and 1"
+                f"allocation.cap={self.cap} with sparsity={sparsity}: the cap is the largest sparsity of any"
+                " group, between sparsity and 1"
             )
 
     def __call__(self, towers: tuple[Tower, ...], scores: Scores | None, sparsity: float) -> Allocation:
         """Decide what each layer keeps.
 
         Raises:
-            UserError: see ``check``; all scores of a budget are zero; or the cap leaves no room for whole weights.
+            UserError: see ``check``; all scores of a budget are zero; or the cap leaves no room for whole
+                weights.
         """
         self.check(sparsity)
         granularity = self.granularity if scores is not None else "model"
@@ -110,8 +113,9 @@ class WaterFilling:
         )
         if not any(values):
             raise UserError(
-                f"all scores are zero, from {groups[0][0].name} on: the loss does not depend on these layers. "
-                "One that compares samples needs score.batch_size=2 or more; score=none gives a uniform sparsity"
+                f"all scores are zero, from {groups[0][0].name} on: the loss does not depend on these layers."
+                " One that compares samples needs score.batch_size=2 or more; score=none gives a uniform"
+                " sparsity"
             )
         cap = self.cap if self.cap is not None else min(1.0, round(sparsity + 0.1, 10))
         try:

@@ -1,1 +1,3 @@
-"""Run the blocks of a model one by one: capture their inputs, replay, bypass, and measure what layers read."""
+"""Run the blocks of a model one by one: capture their inputs, replay, bypass, and measure what layers
+read.
+"""

@@ -1,7 +1,8 @@
 """The call of a block: what it is given beside the hidden states, and how to run it on others.
 
-Every argument is recorded as it comes and replayed unchanged, without naming it: masks, position biases, rotary embeddings and encoder states
-reach each block whatever the release of transformers calls them. Only the hidden states (the first tensor) are replaced from block to block.
+Every argument is recorded as it comes and replayed unchanged, without naming it: masks, position biases,
+rotary embeddings and encoder states reach each block whatever the release of transformers calls them. Only
+the hidden states (the first tensor) are replaced from block to block.
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ class BlockCall:
     place: int | str
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """Run the block on other hidden states [batch, tokens, features] and return its output of the same shape."""
+        """Run the block on other hidden states [batch, tokens, features] and return its output of the same
+        shape.
+        """
         arguments, keywords = self.placed(self.arguments, self.keywords, hidden)
         return first_tensor(block(*arguments, **keywords))
 
@@ -45,11 +48,15 @@ class BlockCall:
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The tensors that the block gets beside the hidden states, such as the states that a cross-attention reads."""
+        """The tensors that the block gets beside the hidden states, such as the states that a cross-attention
+        reads.
+        """
         return [value for value in (*self.arguments, *self.keywords.values()) if isinstance(value, Tensor)]
 
     def hand_over(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        """Fill the containers that another call is given with what this one's hold: key-value states that blocks share."""
+        """Fill the containers that another call is given with what this one's hold: key-value states that
+        blocks share.
+        """
         known = [
             *zip(arguments, self.arguments, strict=False),
             *((value, self.keywords.get(name)) for name, value in keywords.items()),
@@ -90,7 +97,8 @@ def take_out_hidden(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tup
         if isinstance(value, Tensor):
             return BlockCall(arguments, {**keywords, name: None}, name), value
     raise UserError(
-        "a block was called without any tensor; model.towers names something that is not a list of transformer blocks"
+        "a block was called without any tensor; model.towers names something that is not a list of"
+        " transformer blocks"
     )
 
 

@@ -1,7 +1,7 @@
 """Bypass a block: hand its hidden states through, or put known ones in their place, without computing it.
 
-A block whose output is its hidden states, beside things that it got and hands on, can be bypassed. A block that makes
-something for the later ones, as T5's first makes the position bias, is run.
+A block whose output is its hidden states, beside things that it got and hands on, can be bypassed. A block
+that makes something for the later ones, as T5's first makes the position bias, is run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ class Bypass:
 
     Attributes:
         hidden: index or keyword of the hidden states among the inputs.
-        rest: index or keyword of each further output among the inputs, null for none; null where the output is a tensor.
+        rest: index or keyword of each further output among the inputs, null for none; null where the output
+            is a tensor.
     """
 
     hidden: Key
@@ -104,7 +105,9 @@ def taking(bypasses: Mapping[nn.Module, SubstituteForward]) -> AbstractContextMa
 
 
 def without_head(module: nn.Module) -> dict[nn.Module, SubstituteForward]:
-    """Leave out the product with the vocabulary, where a model has one: what the loss is doesn't matter to a capture."""
+    """Leave out the product with the vocabulary, where a model has one: what the loss is doesn't matter to a
+    capture.
+    """
     find = getattr(module, "get_output_embeddings", None)
     head = find() if find is not None else None
     if not isinstance(head, nn.Linear):

@@ -1,9 +1,10 @@
 """Carry the inputs of a tower's blocks from block to block, one block at a time.
 
-A block's output is the next one's input. Where the model does something to it in between (DeepStack adds picture
-features), or blocks write into what the next ones are given (shared key-value states), what enters the next block is
-captured by a forward pass that bypasses the blocks before it and puts what the last one left in its place; where that
-isn't enough, by one that runs them. Every pass ends at the block that it is for. ``structure`` tells the cases apart.
+A block's output is the next one's input. Where the model does something to it in between (DeepStack adds
+picture features), or blocks write into what the next ones are given (shared key-value states), what enters
+the next block is captured by a forward pass that bypasses the blocks before it and puts what the last one
+left in its place; where that isn't enough, by one that runs them. Every pass ends at the block that it is
+for. ``structure`` tells the cases apart.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ LARGE = 2**20  # bytes
 
 
 class Stream:
-    """One pass through a tower; a batch that a model sends through it several times (texts alone, then with images) makes several.
+    """One pass through a tower; a batch that a model sends through it several times (texts alone, then with
+    images) makes several.
 
     Attributes:
         block: the index of the block whose turn it is.
@@ -91,7 +93,9 @@ class Stream:
 
 
 def put_away(calls: Mapping[int, BlockCall], placement: Placement) -> dict[int, BlockCall]:
-    """Let large arguments wait like hidden states: a position bias, the states that a cross-attention reads. What blocks share waits once."""
+    """Let large arguments wait like hidden states: a position bias, the states that a cross-attention reads.
+    What blocks share waits once.
+    """
     if placement.kind == "none":
         return dict(calls)
     waiting: dict[int, Waiting] = {}
@@ -129,11 +133,13 @@ class Flow:
             model: in evaluation mode.
             tower: its blocks.
             batches: of the calibration set.
-            behind: towers that are finished, in the order in which they were; they are bypassed where they can be.
+            behind: towers that are finished, in the order in which they were; they are bypassed where they
+                can be.
             dense: refuse a tower that reads what pruned ones put out.
 
         Raises:
-            UserError: such a tower is given, the forward pass never reaches it, or not all batches call all blocks alike.
+            UserError: such a tower is given, the forward pass never reaches it, or not all batches call all
+                blocks alike.
         """
         self.model, self.tower, self.batches = model, tower, batches
         self.structure: Structure | None = None
@@ -141,8 +147,9 @@ class Flow:
         self._of_batches: list[list[Stream]] = []
         self._entered: int | None = None
         if batches:
-            # Two samples: a loss may send a single one through a tower less often than samples that have each other.
-            # Of the batch with the most tensors: samples with pictures have more of them than texts alone.
+            # Two samples: a loss may send a single one through a tower less often than samples that have each
+            # other. Of the batch with the most tensors: samples with pictures have more of them than texts
+            # alone.
             richest = max(batches, key=lambda batch: (len(batch), samples_in(batch)))
             others = [_two_of(batch) for batch in _others(richest, batches)]
             self.structure = learn(model, tower, _two_of(richest), others, behind, dense)
@@ -160,7 +167,9 @@ class Flow:
         return next((stream.block for stream in self.streams), 0)
 
     def _begin(self, structure: Structure, number: int) -> list[Stream]:
-        """The streams of one batch at the first block, with the arguments of all blocks that aren't captured anew."""
+        """The streams of one batch at the first block, with the arguments of all blocks that aren't captured
+        anew.
+        """
         replayed = set(range(len(self.tower.blocks))) - structure.from_output - structure.from_start
         found = self._record(structure, number, replayed, {} if structure.looped else structure.bypasses)
         self._check_calls(number, found, len(found.entries[0]))
@@ -197,8 +206,9 @@ class Flow:
         for index, entries in found.entries.items():
             if len(entries) != expected:
                 raise UserError(
-                    f"batch {number + 1} of {len(self.batches)} calls {self.tower.blocks[index].name} {len(entries)} times and the first "
-                    f"block of tower {self.tower.name} {expected} times; calibrate on samples of one kind, or leave the tower out of towers"
+                    f"batch {number + 1} of {len(self.batches)} calls {self.tower.blocks[index].name}"
+                    f" {len(entries)} times and the first block of tower {self.tower.name} {expected} times;"
+                    " calibrate on samples of one kind, or leave the tower out of towers"
                 )
 
     @torch.no_grad()
@@ -243,7 +253,9 @@ class Flow:
 
 
 def _others(one: Batch, batches: Sequence[Batch]) -> list[Batch]:
-    """A batch of each set of inputs; last one of the same inputs, another one and of another length if there is."""
+    """A batch of each set of inputs; last one of the same inputs, another one and of another length if there
+    is.
+    """
 
     def difference(batch: Batch) -> tuple[bool, bool]:
         return any(batch[name].shape[1:] != one[name].shape[1:] for name in one), batch is not one
@@ -259,7 +271,8 @@ def _two_of(batch: Batch) -> Batch:
 def flows(
     model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], dense: bool = False
 ) -> Iterator[Flow]:
-    """The batches on their way through tower after tower; each is to be left before the next one is asked for.
+    """The batches on their way through tower after tower; each is to be left before the next one is asked
+    for.
 
     Args:
         model: in evaluation mode.

@@ -26,7 +26,9 @@ def items_of(value: Any) -> dict[Any, Any] | None:
 
 
 def contents(value: Any) -> Contents:
-    """What a value holds at any depth, itself included: (object, version), counting the changes of a tensor."""
+    """What a value holds at any depth, itself included: (object, version), counting the changes of a
+    tensor.
+    """
     found: Contents = []
     _walk(value, found, set())
     return found

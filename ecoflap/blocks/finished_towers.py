@@ -1,4 +1,6 @@
-"""Towers that are finished: what they put out is kept, so that the forward passes to later towers don't compute them again."""
+"""Towers that are finished: what they put out is kept, so that the forward passes to later towers don't
+compute them again.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ class FinishedTower:
     Attributes:
         tower: its blocks.
         bypasses: how to bypass them.
-        outputs: what the last block put out in each pass of each batch; empty where the tower has to be run again.
+        outputs: what the last block put out in each pass of each batch; empty where the tower has to be run
+            again.
     """
 
     tower: Tower
@@ -48,8 +51,9 @@ class FinishedTower:
             output = next(turn, None)
             if output is None:
                 raise UserError(
-                    f"a batch runs tower {self.tower.name} ({self.tower.path}) more than {len(outputs)} times, and the largest batch's first "
-                    "two samples don't; calibrate on samples of one kind, or leave the tower out of towers"
+                    f"a batch runs tower {self.tower.name} ({self.tower.path}) more than {len(outputs)}"
+                    " times, and the largest batch's first two samples don't; calibrate on samples of one"
+                    " kind, or leave the tower out of towers"
                 )
             return output.clone()  # the model may write into it
 
@@ -99,7 +103,9 @@ class TowerPasses:
         self.outputs[number].append(first_tensor(output).clone())
 
     def current(self) -> list[int]:
-        """The towers that end before any that was pruned after them begins: what they put out does not depend on those."""
+        """The towers that end before any that was pruned after them begins: what they put out does not depend
+        on those.
+        """
         ends = {number: len(self.order) - 1 - self.order[::-1].index(number) for number in self.order}
         return [
             number

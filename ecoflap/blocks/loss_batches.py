@@ -1,7 +1,9 @@
-"""Batches for losses, as many samples each as were asked for: shorter ones are filled up, where that leaves every sample's loss as it is.
+"""Batches for losses, as many samples each as were asked for: shorter ones are filled up, where that leaves
+every sample's loss as it is.
 
-What a batch's score is depends on how many samples are in it (the gradient of their mean loss), so lengths must not decide that. Statistics of
-the fine stage are sums over tokens and don't care: they are gathered from ``CalibrationSet.batches``, which never pad.
+What a batch's score is depends on how many samples are in it (the gradient of their mean loss), so lengths
+must not decide that. Statistics of the fine stage are sums over tokens and don't care: they are gathered from
+``CalibrationSet.batches``, which never pad.
 """
 
 from __future__ import annotations
@@ -34,15 +36,17 @@ Kind = tuple[tuple[str, tuple[int, ...]], ...]
 def loss_batches(model: PrunableModel, calibration: CalibrationSet, size: int) -> list[dict[str, Tensor]]:
     """The samples in their order, in batches of ``size``.
 
-    Texts of different length are filled up at their end, and their ``attention_mask`` says so. Whether the model's loss heeds it is tried on the
-    first such batch: where a sample's loss is another one than alone (a loss of one's own that counts padding, or one that compares samples),
-    and where other things than texts differ in shape, a batch holds samples of one shape only.
+    Texts of different length are filled up at their end, and their ``attention_mask`` says so. Whether the
+    model's loss heeds it is tried on the first such batch: where a sample's loss is another one than alone (a
+    loss of one's own that counts padding, or one that compares samples), and where other things than texts
+    differ in shape, a batch holds samples of one shape only.
     """
     parts = [list(part) for group in _alike(calibration.samples) for part in split(group, size)]
     mixed = next((part for part in parts if len({_shapes(sample) for sample in part}) > 1), None)
     if mixed is not None and not _keeps_losses(model, mixed):
         log.info(
-            "score: %s is scored on batches of texts of one length: its loss is another one when they are filled up",
+            "score: %s is scored on batches of texts of one length: its loss is another one when they are"
+            " filled up",
             model.name,
         )
         return calibration.batches(size)
@@ -100,7 +104,9 @@ def _shapes(sample: Sample) -> tuple[tuple[int, ...], ...]:
 
 @torch.no_grad()
 def _keeps_losses(model: PrunableModel, samples: Sequence[Sample]) -> bool:
-    """Whether each sample's loss is that of the sample alone, to half of the digits that the weights' dtype has."""
+    """Whether each sample's loss is that of the sample alone, to half of the digits that the weights' dtype
+    has.
+    """
     tolerance = torch.finfo(next(model.module.parameters()).dtype).eps ** 0.5
     with quiet_forward(model.module):
         alone = torch.cat([model.loss(stack([sample])) for sample in samples])

@@ -11,7 +11,9 @@ from torch import nn
 
 @contextmanager
 def patch_forward(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Replace the forward of some modules; hooks on them still run, and afterwards everything is as it was."""
+    """Replace the forward of some modules; hooks on them still run, and afterwards everything is as it
+    was.
+    """
     own = {module: module.__dict__["forward"] for module in forwards if "forward" in module.__dict__}
     try:
         for module, forward in forwards.items():

@@ -42,7 +42,8 @@ class Entry:
         call: the arguments beside the hidden states.
         hidden: the hidden states.
         counted: which tokens are real; see ``Stream``.
-        before: what the block before left; null where another block ran in between, and in passes that end early.
+        before: what the block before left; null where another block ran in between, and in passes that end
+            early.
     """
 
     call: BlockCall
@@ -53,7 +54,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class _Last:
-    """The output of the block that ran last, how often it had been written to, and a copy of what the block left."""
+    """The output of the block that ran last, how often it had been written to, and a copy of what the block
+    left.
+    """
 
     index: int
     output: Tensor
@@ -61,7 +64,9 @@ class _Last:
     left: Left | None
 
     def is_entering(self, index: int, hidden: Tensor) -> bool:
-        """Whether a block is given this very output. Equal numbers elsewhere prove nothing: zeros may have been added."""
+        """Whether a block is given this very output. Equal numbers elsewhere prove nothing: zeros may have
+        been added.
+        """
         same = hidden is self.output or (
             hidden.data_ptr() == self.output.data_ptr()
             and hidden.shape == self.output.shape
@@ -71,14 +76,15 @@ class _Last:
 
 
 class Recorder:
-    """Records what enters the blocks of a tower, and ends the forward pass when all that is wanted of it is known.
+    """Records what enters the blocks of a tower, and ends the forward pass when all that is wanted of it is
+    known.
 
     Attributes:
         entries: {block: its calls}.
         broken: blocks that got something else than the output of the block before.
         returned: the first block was called after another one.
-        written: the tensors that blocks wrote to: ``hidden`` for their hidden states, ``other`` for other arguments.
-            Learned, like the following, in a pass that runs to its end.
+        written: the tensors that blocks wrote to: ``hidden`` for their hidden states, ``other`` for other
+            arguments. Learned, like the following, in a pass that runs to its end.
         writers: blocks that put something into a container that they were given.
         left: {block: what it left in each of its calls}.
         order: the block of each call.
@@ -92,7 +98,8 @@ class Recorder:
 
         Args:
             tower: its blocks.
-            passes: how often they are called; 0 where that is to be learned, and the forward pass runs to its end.
+            passes: how often they are called; 0 where that is to be learned, and the forward pass runs to its
+                end.
             wanted: the blocks whose calls are kept; null for all.
             writes: blocks write to tensors that they are given, so that copies are kept.
         """
@@ -202,12 +209,13 @@ class Recorder:
         if min(counts) == 0:
             reached = sum(map(bool, counts))
             raise UserError(
-                f"the calibration data never reach all blocks of tower {self.tower.name} ({self.tower.path}): "
-                f"{reached} of {len(counts)} were called; leave it out of towers"
+                f"the calibration data never reach all blocks of tower {self.tower.name} ({self.tower.path}):"
+                f" {reached} of {len(counts)} were called; leave it out of towers"
             )
         if len(set(counts)) > 1:
             raise UserError(
-                f"the blocks of tower {self.tower.name} ({self.tower.path}) are called {min(counts)} to {max(counts)} times per batch; "
-                "leave it out of towers, or name lists of blocks that always run together with model.towers"
+                f"the blocks of tower {self.tower.name} ({self.tower.path}) are called {min(counts)} to"
+                f" {max(counts)} times per batch; leave it out of towers, or name lists of blocks that always"
+                " run together with model.towers"
             )
         return counts[0]

@@ -1,7 +1,7 @@
 """Check that the blocks of a tower compute alone what they compute inside the model.
 
-A block is run alone on what it was given once. State that a block before or the model itself keeps on modules,
-instead of handing it over, is that of another forward pass by then.
+A block is run alone on what it was given once. State that a block before or the model itself keeps on
+modules, instead of handing it over, is that of another forward pass by then.
 """
 
 from __future__ import annotations
@@ -74,7 +74,8 @@ def require_alone(model: PrunableModel, tower: Tower, plain: Recorder, others: S
         model: in evaluation mode.
         tower: its blocks.
         plain: what entered and left them in a forward pass that ran to its end.
-        others: other batches, whose passes leave their own state behind; the last one's is what blocks would find.
+        others: other batches, whose passes leave their own state behind; the last one's is what blocks would
+            find.
 
     Raises:
         UserError: a block reads what it is not given, or another batch runs the tower more often.
@@ -82,8 +83,8 @@ def require_alone(model: PrunableModel, tower: Tower, plain: Recorder, others: S
     calls = max(_calls_of_a_disturbed_pass(model, tower, other) for other in others)
     if calls > plain.passes():
         raise UserError(
-            f"one batch runs tower {tower.name} ({tower.path}) {plain.passes()} times and another {calls} times; "
-            "calibrate on samples of one kind, or leave the tower out of towers"
+            f"one batch runs tower {tower.name} ({tower.path}) {plain.passes()} times and another {calls}"
+            " times; calibrate on samples of one kind, or leave the tower out of towers"
         )
     seen = {index: list(zip(plain.entries[index], plain.left[index], strict=True)) for index in plain.entries}
     for index in reversed(plain.order):  # a block renews what it leaves behind; those that read it come first
@@ -97,7 +98,9 @@ def require_alone(model: PrunableModel, tower: Tower, plain: Recorder, others: S
 
 
 def _calls_of_a_disturbed_pass(model: PrunableModel, tower: Tower, batch: Batch) -> int:
-    """Run a batch with other numbers in every layer; returns how often it called the block that it called most."""
+    """Run a batch with other numbers in every layer; returns how often it called the block that it called
+    most.
+    """
     calls = Counter[nn.Module]()
     layers = [layer for one in model.every_tower for layer in one.layers]
     modules = dict.fromkeys(block.module for block in tower.blocks)
@@ -126,7 +129,9 @@ def _leaves_the_same(block: Block, entry: Entry, left: Left) -> bool:
 
 
 def close(once: Tensor, again: Tensor) -> Tensor:
-    """Whether a second run gave the numbers of the first, but for rounding: one truth value on their device."""
+    """Whether a second run gave the numbers of the first, but for rounding: one truth value on their
+    device.
+    """
     if not once.is_floating_point() or not once.numel():
         return (once == again).all()
     scale = once.abs().nan_to_num(0.0, 0.0, 0.0)

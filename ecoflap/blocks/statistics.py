@@ -17,11 +17,15 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.ops import InverseFactor, inverse_factor
 
-STRIP = 256  # rows of a Gram matrix per product: wide enough for full speed, narrow enough to leave most of the lower half out
+# rows of a Gram matrix per product: wide enough for full speed, narrow enough to leave most of the lower half
+# out
+STRIP = 256
 
 
 class Enough(BaseException):
-    """Ends the run of a block when the inputs of all its layers are known; no model code can mistake it for an error of its own."""
+    """Ends the run of a block when the inputs of all its layers are known; no model code can mistake it for
+    an error of its own.
+    """
 
 
 class Statistic(Protocol):
@@ -68,7 +72,9 @@ class MeanSquare:
 
 
 class Gram:
-    """Mean of x x^T over all tokens, [cols, cols], in fp32: SparseGPT's Hessian up to a factor that cancels."""
+    """Mean of x x^T over all tokens, [cols, cols], in fp32: SparseGPT's Hessian up to a factor that
+    cancels.
+    """
 
     def __init__(self, cols: int, device: torch.device) -> None:
         self.sum = torch.zeros(cols, cols, device=device)
@@ -77,7 +83,9 @@ class Gram:
         self._factor: InverseFactor | None = None
 
     def update(self, inputs: Tensor) -> None:
-        """Add the outer products of inputs [tokens, cols], of which the upper half is enough: strips of rows from the diagonal on."""
+        """Add the outer products of inputs [tokens, cols], of which the upper half is enough: strips of rows
+        from the diagonal on.
+        """
         inputs = inputs.float()
         for start in range(0, inputs.shape[1], STRIP):
             self.sum[start : start + STRIP, start:].addmm_(
@@ -115,8 +123,8 @@ class InputStatistics:
         self._counted: tuple[Tensor, ...] = ()
         self._foreign: list[Tensor] = []
         self._leaders: set[Layer] = set()
-        # In this run, of layers that have no statistic yet: what each call read, and the tensors, held alive so that
-        # identity means the same input.
+        # In this run, of layers that have no statistic yet: what each call read, and the tensors, held alive
+        # so that identity means the same input.
         self._reads: dict[Layer, list[MeanSquare | Gram]] = {}
         self._seen: list[tuple[Tensor, int, MeanSquare | Gram]] = []
         self._calls: list[Layer] = []
@@ -130,14 +138,16 @@ class InputStatistics:
 
         Args:
             layers: of the block.
-            stop: raise ``Enough`` in each run once every layer has been seen in it; what the last one would compute is not needed.
+            stop: raise ``Enough`` in each run once every layer has been seen in it; what the last one would
+                compute is not needed.
         """
 
         def watch(layer: Layer) -> Any:
             def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
                 self._see(layer, arguments[0])
                 self._calls.append(layer)
-                # Not in the first run, which shows whether a layer is called again after the last one has been.
+                # Not in the first run, which shows whether a layer is called again after the last one has
+                # been.
                 if stop and self._repeats is False and len(set(self._calls)) == len(layers):
                     raise Enough
 
@@ -155,7 +165,8 @@ class InputStatistics:
         """Say, before each run of the block, which tokens are real.
 
         Args:
-            counted: [batch, tokens], for the sequence and for parts of it that some layers read alone; none where all are real.
+            counted: [batch, tokens], for the sequence and for parts of it that some layers read alone; none
+                where all are real.
             foreign: what comes from outside the tower, where this tower's padding means nothing.
         """
         self._settle()
@@ -165,7 +176,9 @@ class InputStatistics:
         self._counted, self._foreign = counted, foreign
 
     def _see(self, layer: Layer, inputs: Tensor) -> None:
-        """Add the inputs once per statistic; which layers share one is known at the end of their first run."""
+        """Add the inputs once per statistic; which layers share one is known at the end of their first
+        run.
+        """
         if layer not in self.of:
             self._reads.setdefault(layer, []).append(self._of_tensor(inputs))
         elif layer in self._leaders:
@@ -219,6 +232,7 @@ class InputStatistics:
     def __getitem__(self, layer: Layer) -> MeanSquare | Gram:
         if layer not in self.of:
             raise UserError(
-                f"{layer.name} never ran on the calibration data, so nothing is known of its inputs; leave it out with skip_layers"
+                f"{layer.name} never ran on the calibration data, so nothing is known of its inputs; leave it"
+                " out with skip_layers"
             )
         return self.of[layer]

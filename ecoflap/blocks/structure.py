@@ -1,9 +1,9 @@
 """Learn from small batches how a model calls the blocks of a tower, and what forward passes can leave out.
 
-A small batch of each kind runs through the whole model once. Then it runs again, each time with some blocks bypassed, up to the block
-in question. Bypassed blocks put out numbers that have nothing to do with what they would compute, except where an output
-is known. What enters the block all the same depends on nothing else, whatever pruning makes of the bypassed blocks; where
-something differs, they have to be run.
+A small batch of each kind runs through the whole model once. Then it runs again, each time with some blocks
+bypassed, up to the block in question. Bypassed blocks put out numbers that have nothing to do with what they
+would compute, except where an output is known. What enters the block all the same depends on nothing else,
+whatever pruning makes of the bypassed blocks; where something differs, they have to be run.
 """
 
 from __future__ import annotations
@@ -35,14 +35,15 @@ from ecoflap.models.core.towers import Tower
 class Structure:
     """How a model calls the blocks of a tower.
 
-    A block beside the first that is in neither set gets the output of the block before, and arguments that don't depend on blocks.
+    A block beside the first that is in neither set gets the output of the block before, and arguments that
+    don't depend on blocks.
 
     Attributes:
-        passes: how often each is called. Two samples of some batches show it; a later batch that runs the tower more
-            often goes unnoticed, unless the tower is bypassed afterwards.
+        passes: how often each is called. Two samples of some batches show it; a later batch that runs the
+            tower more often goes unnoticed, unless the tower is bypassed afterwards.
         bypasses: how to bypass blocks; those that make what others are given are not among them, and are run.
-        from_output: blocks whose inputs the model makes from what the block before leaves: its output, and the
-            containers that it was given.
+        from_output: blocks whose inputs the model makes from what the block before leaves: its output, and
+            the containers that it was given.
         from_start: blocks whose inputs depend on other blocks as well.
         looped: what enters the first block depends on blocks that ran before it, in an earlier pass for one.
         backwards: some block runs after a later one, in another pass for one.
@@ -79,8 +80,8 @@ def learn(
         dense: what enters the blocks is not to depend on pruned weights.
 
     Raises:
-        UserError: the forward pass never reaches the tower, what enters its blocks depends on what it is not to,
-            or they compute something else when they are run alone.
+        UserError: the forward pass never reaches the tower, what enters its blocks depends on what it is not
+            to, or they compute something else when they are run alone.
     """
     kinds = [_record(model, tower, batch, finished)]
     require_alone(model, tower, kinds[0].plain, others)
@@ -205,8 +206,9 @@ def _check_dense(
     for number, finished_tower in enumerate(finished):
         if number not in bypassed and trials.reads(finished_tower.tower, past):
             raise UserError(
-                f"propagate=dense prunes tower {finished_tower.tower.name} ({finished_tower.tower.path}) before {tower.name} ({tower.path}), "
-                "which reads what it puts out; use propagate=pruned, or leave one of them out of towers"
+                f"propagate=dense prunes tower {finished_tower.tower.name} ({finished_tower.tower.path})"
+                f" before {tower.name} ({tower.path}), which reads what it puts out; use propagate=pruned, or"
+                " leave one of them out of towers"
             )
 
 
@@ -237,7 +239,9 @@ def leaving(
 
 
 class _Trials:
-    """Forward passes of the small batch that leave something out, compared with the one that leaves out nothing."""
+    """Forward passes of the small batch that leave something out, compared with the one that leaves out
+    nothing.
+    """
 
     def __init__(
         self, model: PrunableModel, tower: Tower, bypasses: Mapping[nn.Module, Bypass], kind: _Kind
@@ -246,7 +250,9 @@ class _Trials:
         self.batch, self.plain, self.passes = kind.batch, kind.plain, kind.plain.passes()
 
     def captured_anew(self) -> tuple[bool, set[int]]:
-        """Whether the first block depends on blocks that ran before it; the blocks that can't be run on what was captured at first."""
+        """Whether the first block depends on blocks that ran before it; the blocks that can't be run on what
+        was captured at first.
+        """
         every = range(len(self.tower.blocks))
         bypasses = {module: made.changed(disturbed) for module, made in self.bypasses.items()}
         found = self._run(bypasses, every, self.tower.layers)
@@ -275,7 +281,8 @@ class _Trials:
 
         Args:
             past: how.
-            whole: run the tower's blocks, and compare the hidden states that enter each of them, not the first alone.
+            whole: run the tower's blocks, and compare the hidden states that enter each of them, not the
+                first alone.
         """
         every = range(len(self.tower.blocks))
         if whole:
@@ -284,7 +291,9 @@ class _Trials:
         return self._same(found, [0], hidden=True) and self._same(found, every, hidden=False)
 
     def reads(self, other: Tower, past: Mapping[nn.Module, SubstituteForward]) -> bool:
-        """Whether what enters the tower's blocks depends on the weights of another tower, with others bypassed."""
+        """Whether what enters the tower's blocks depends on the weights of another tower, with others
+        bypassed.
+        """
         every = range(len(self.tower.blocks))
         return bool(other.layers) and not self._same(self._run(past, every, other.layers), every, hidden=True)
 

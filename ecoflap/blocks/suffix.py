@@ -1,4 +1,6 @@
-"""Run the end of a model again and again on stored inputs: the blocks before the one that is probed return what they returned once."""
+"""Run the end of a model again and again on stored inputs: the blocks before the one that is probed return
+what they returned once.
+"""
 
 from __future__ import annotations
 
@@ -102,7 +104,8 @@ class SuffixRunner:
         if block not in self.outputs:
             name = next(known.name for known in self.model.blocks if known.module is block)
             raise UserError(
-                f"the calibration data never reach {name}, so the loss does not depend on it; leave its tower out of towers"
+                f"the calibration data never reach {name}, so the loss does not depend on it; leave its tower"
+                " out of towers"
             )
         with self._replaying(Counter(self.order[: self._starts[block]]), copies):
             return self.losses_of_all(copies)
@@ -141,7 +144,9 @@ class SuffixRunner:
         return True
 
     def _replaying(self, prefix: Counter[nn.Module], copies: int) -> AbstractContextManager[None]:
-        """Let the first so many calls of each block of the prefix return their stored outputs instead of computing."""
+        """Let the first so many calls of each block of the prefix return their stored outputs instead of
+        computing.
+        """
         players = {}
         for module, calls in prefix.items():
             if module not in self._writers:
@@ -149,7 +154,9 @@ class SuffixRunner:
         return patch_forward(players)
 
     def _player(self, outputs: list[Any], forward: Callable[..., Any], copies: int) -> Callable[..., Any]:
-        """A forward that plays the stored outputs; a call after them (the tower's next pass) may depend on the probe, and is computed."""
+        """A forward that plays the stored outputs; a call after them (the tower's next pass) may depend on
+        the probe, and is computed.
+        """
         turn = iter(outputs)
 
         def play(*arguments: Any, **keywords: Any) -> Any:
@@ -159,7 +166,9 @@ class SuffixRunner:
         return play
 
     def _expand(self, output: Any, copies: int) -> Any:
-        """Repeat a block's hidden states, and what else in its output has one entry per sample; a mask or bias shared by all stays as it is."""
+        """Repeat a block's hidden states, and what else in its output has one entry per sample; a mask or
+        bias shared by all stays as it is.
+        """
         if isinstance(output, Tensor):
             return _repeat(output, copies)
         hidden, *rest = output
@@ -176,9 +185,11 @@ class SuffixRunner:
 
 
 def growing_modules(model: PrunableModel, batch: Batch) -> list[nn.Module]:
-    """The modules outside the blocks that run before some block, and put out twice as much for two copies of a batch: embeddings, projections.
+    """The modules outside the blocks that run before some block, and put out twice as much for two copies of
+    a batch: embeddings, projections.
 
-    Their outputs can be stored and repeated like a block's. Others, such as positions that all samples share, are left to run.
+    Their outputs can be stored and repeated like a block's. Others, such as positions that all samples share,
+    are left to run.
     """
     batch = {name: tensor[:2] for name, tensor in batch.items()}
     blocks = {block.module for block in model.blocks}

@@ -1,4 +1,6 @@
-"""The command line of ``main.py``: what is refused before Hydra reads it, and what was wrong where Hydra refused it."""
+"""The command line of ``main.py``: what is refused before Hydra reads it, and what was wrong where Hydra
+refused it.
+"""
 
 from ecoflap.cli.arguments import understood, with_suites
 from ecoflap.cli.wrong import explain

@@ -1,4 +1,6 @@
-"""A command line before Hydra reads it: what is written differently there, and what is refused at a glance."""
+"""A command line before Hydra reads it: what is written differently there, and what is refused at a
+glance.
+"""
 
 from __future__ import annotations
 
@@ -99,19 +101,22 @@ def _no_flag(argument: str, known: list[str]) -> str:
 def _check_flags(flags: Namespace) -> None:
     if flags.config_dir is not None and not Path(flags.config_dir).is_dir():
         raise UserError(
-            f"--config-dir {flags.config_dir}: there is no such folder; give one that holds configs, such as my_conf/model/*.yaml"
+            f"--config-dir {flags.config_dir}: there is no such folder; give one that holds configs, such as"
+            " my_conf/model/*.yaml"
         )
     if flags.shell_completion and not any(COMPLETION.match(override) for override in flags.overrides):
         raise UserError("--shell-completion wants a shell: install=bash, install=zsh or install=fish")
     modes = [flags.run, flags.multirun, flags.cfg is not None, flags.info is not None, flags.shell_completion]
     if sum(modes) > 1 or (flags.resolve and flags.cfg is None):
         raise UserError(
-            "these flags don't go together: one of --run, --multirun (-m), --cfg and --info, and --resolve with --cfg"
+            "these flags don't go together: one of --run, --multirun (-m), --cfg and --info, and --resolve"
+            " with --cfg"
         )
 
 
 def check(overrides: list[str], config_dir: str | None = None) -> None:
-    """Refuse what Hydra would accept or complain of less clearly, and say which of two values of a key counts.
+    """Refuse what Hydra would accept or complain of less clearly, and say which of two values of a key
+    counts.
 
     Args:
         overrides: the options.
@@ -167,7 +172,9 @@ def check_key(override: str, match: re.Match[str], config_dir: str | None) -> No
 
 
 def _no_value(argument: str, before: str, after: str) -> str:
-    """A message about an argument that is no ``key=value``, and perhaps belongs to the one before it or behind it."""
+    """A message about an argument that is no ``key=value``, and perhaps belongs to the one before it or
+    behind it.
+    """
     if before.endswith("=") or argument.startswith("="):
         return f"{before} {argument}: no spaces around the =: {before}{argument}"
     if after.startswith("="):
@@ -181,13 +188,18 @@ def _no_value(argument: str, before: str, after: str) -> str:
         return f"{argument} has no value; write {argument}=VALUE"
     if "=" in before:
         together = quoted(f"{before} {argument}")
-        return f"{argument!r} is no option with a value; if it belongs to the value before it, quote them together: {together}"
+        return (
+            f"{argument!r} is no option with a value; if it belongs to the value before it, quote them"
+            f" together: {together}"
+        )
     choices = did_you_mean(argument, KNOWN, LISTER)
     return f"{argument!r} is no option with a value, which is written key=value; {choices}"
 
 
 def quoted(override: str) -> str:
-    """An option whose value has special signs, as it is typed: quotes for Hydra inside quotes for the shell."""
+    """An option whose value has special signs, as it is typed: quotes for Hydra inside quotes for the
+    shell.
+    """
     key, _, value = override.partition("=")
     inner = value.replace("\\", "\\\\").replace('"', '\\"')
     return shlex.quote(f'{key}="{inner}"')

@@ -4,8 +4,9 @@
     python -m ecoflap.cli.cache verify
     python -m ecoflap.cli.cache gc --max-size 10GB
 
-``gc`` removes damaged entries and what died processes left, then the longest unused entries until the rest fits. Runs go on meanwhile: an entry
-that is gone is computed again. Exit code 1: ``verify`` found damage. 2: wrong usage.
+``gc`` removes damaged entries and what died processes left, then the longest unused entries until the rest
+fits. Runs go on meanwhile: an entry that is gone is computed again. Exit code 1: ``verify`` found damage. 2:
+wrong usage.
 """
 
 from __future__ import annotations
@@ -42,7 +43,8 @@ def main(arguments: list[str] | None = None) -> int:
         return complain(f"there is no cache at {options.cache}; --cache FOLDER names another")
     if (other := foreign(options.cache)) is not None:
         return complain(
-            f"{options.cache} is no cache: {other} is no entry of one; --cache FOLDER names the cache, such as outputs/cache"
+            f"{options.cache} is no cache: {other} is no entry of one; --cache FOLDER names the cache, such"
+            " as outputs/cache"
         )
     if options.command == "gc":
         if options.max_size is None:

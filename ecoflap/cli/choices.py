@@ -1,4 +1,6 @@
-"""What may be chosen: the groups and files in the folders that Hydra searches, and the options that they hold."""
+"""What may be chosen: the groups and files in the folders that Hydra searches, and the options that they
+hold.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Which argument of a command line is wrong, and what to write instead: asked only where Hydra refused to compose it."""
+"""Which argument of a command line is wrong, and what to write instead: asked only where Hydra refused to
+compose it.
+"""
 
 from __future__ import annotations
 
@@ -114,7 +116,10 @@ def _unknown_choice(override: Override, choices: Choices) -> str | None:
     options, noun = choices.options(group), group
     for value in _values(override) if not override.is_delete() else ():
         if isinstance(value, list) and value and all(item in options for item in value):
-            return f"{line}: a run has one {noun}; choose one, or sweep over them with -m {group}={','.join(value)}"
+            return (
+                f"{line}: a run has one {noun}; choose one, or sweep over them with -m"
+                f" {group}={','.join(value)}"
+            )
         if isinstance(value, str) and value in options:
             continue
         asked = written(value)
@@ -203,7 +208,10 @@ def _deepest(base: DictConfig, key: str) -> tuple[str, str]:
 def _no_such_key(line: str, key: str, parent: str, name: str, node: Any) -> str:
     known = keys(node)
     if key.startswith("cluster."):
-        return f"{line}: cluster has no options of its own; the launcher's are hydra.launcher.{key.partition('.')[2]}"
+        return (
+            f"{line}: cluster has no options of its own; the launcher's are"
+            f" hydra.launcher.{key.partition('.')[2]}"
+        )
     if not known and OmegaConf.is_dict(node):
         return f"{line}: {parent} as it is chosen has no options; choose another: {parent}=OPTION"
     if not known:
@@ -211,7 +219,10 @@ def _no_such_key(line: str, key: str, parent: str, name: str, node: Any) -> str:
     if name in known:  # an option of the class that its file doesn't list
         return f"{line}: {key} has its default and is not listed; add it with a plus: +{line.lstrip('~')}"
     where = f"{parent} has no option {name!r}" if parent else f"there is no option {name!r}"
-    return f"{line}: {where}; {did_you_mean(name, known, f'python main.py --cfg all --package {parent} lists them')}"
+    return (
+        f"{line}: {where};"
+        f" {did_you_mean(name, known, f'python main.py --cfg all --package {parent} lists them')}"
+    )
 
 
 def _kind(key: str) -> str | None:

@@ -1,6 +1,7 @@
 """What a person sees: a live progress line, log lines that do not tear it, and aligned tables.
 
-Bars and log lines share one console on stderr; tables go to stdout, so that they can be piped. Without a terminal there are no bars at all.
+Bars and log lines share one console on stderr; tables go to stdout, so that they can be piped. Without a
+terminal there are no bars at all.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ _watchers: list[Watcher] = []
 
 @contextmanager
 def watching(watcher: Watcher) -> Iterator[None]:
-    """Tell somebody, inside the ``with`` block, how far every tracked loop is: its description, items done, total."""
+    """Tell somebody, inside the ``with`` block, how far every tracked loop is: its description, items done,
+    total.
+    """
     _watchers.append(watcher)
     try:
         yield
@@ -137,7 +140,8 @@ def complain(message: object) -> int:
 def install_logging(level: int | str = logging.INFO) -> None:
     """Send log lines through the shared console, so that they appear above a live bar.
 
-    Plain console handlers of the root logger are replaced, or each line would be printed twice; file handlers and their levels are left alone.
+    Plain console handlers of the root logger are replaced, or each line would be printed twice; file handlers
+    and their levels are left alone.
 
     Args:
         level: Lowest level to print, as ``logging`` takes it.

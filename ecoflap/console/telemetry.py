@@ -1,7 +1,8 @@
 """What a step costs: wall-clock seconds and peak memory, and whether its product was read from the cache.
 
-With an accelerator in use the peak is the most memory that its allocator handed out; otherwise it is the process's largest resident set. Linux can
-forget the past peak, so each step gets its own figure; elsewhere the figure is the largest since the process began.
+With an accelerator in use the peak is the most memory that its allocator handed out; otherwise it is the
+process's largest resident set. Linux can forget the past peak, so each step gets its own figure; elsewhere
+the figure is the largest since the process began.
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ _PROC = Path("/proc/self")
 
 @contextmanager
 def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[dict[str, bool]]:
-    """Measure the body and write ``steps[step] = {"seconds": float, "peak_memory_bytes": int, "cached": bool}``, also when the body raises.
+    """Measure the body and write ``steps[step] = {"seconds": float, "peak_memory_bytes": int, "cached":
+    bool}``, also when the body raises.
 
-    The body sets ``cached`` in the dict that it is given, where it read what the step makes from the cache. Measures cannot be nested: an inner
-    one forgets the peak of the outer one.
+    The body sets ``cached`` in the dict that it is given, where it read what the step makes from the cache.
+    Measures cannot be nested: an inner one forgets the peak of the outer one.
 
     Raises:
         UserError: memory ran out in the body.
@@ -36,8 +38,9 @@ def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[dict[str, b
             raise
         first = str(error).strip().splitlines()[0]
         raise UserError(
-            f"memory ran out in step {step} ({first}); use a smaller batch_size or score.batch_size, runtime.offload=cpu or disk, "
-            "model.dtype=bfloat16, or fewer samples; the table of memory at a time says which part is largest"
+            f"memory ran out in step {step} ({first}); use a smaller batch_size or score.batch_size,"
+            " runtime.offload=cpu or disk, model.dtype=bfloat16, or fewer samples; the table of memory at a"
+            " time says which part is largest"
         ) from error
     finally:
         steps[step] = {
@@ -49,7 +52,8 @@ def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[dict[str, b
 
 def reset_peak_memory() -> None:
     """Start a new peak, on the host where Linux allows it and on the accelerator if there is one."""
-    # "5" resets VmHWM to the current resident set; see proc(5). Sandboxes may forbid it, and then the old peak stands.
+    # "5" resets VmHWM to the current resident set; see proc(5). Sandboxes may forbid it, and then the old
+    # peak stands.
     with suppress(OSError):
         (_PROC / "clear_refs").write_text("5")
     if (allocator := _accelerator()) is not None:
@@ -94,7 +98,9 @@ def errors_suppressed() -> Iterator[None]:
 
 
 def free_memory(device: Any) -> int:
-    """Bytes that are free on a ``torch.device``, those that PyTorch's allocator keeps unused included; the host's for a device that doesn't say."""
+    """Bytes that are free on a ``torch.device``, those that PyTorch's allocator keeps unused included; the
+    host's for a device that doesn't say.
+    """
     import psutil
     import torch
 
@@ -109,7 +115,9 @@ def free_memory(device: Any) -> int:
 
 
 def _accelerator() -> Any | None:
-    """The torch module of the accelerator's allocator (``torch.cuda``, ``torch.xpu``, ...); None without one that keeps a peak and is in use."""
+    """The torch module of the accelerator's allocator (``torch.cuda``, ``torch.xpu``, ...); None without one
+    that keeps a peak and is in use.
+    """
     import torch
 
     accelerator = getattr(torch, "accelerator", None)

@@ -1,7 +1,7 @@
 """Experiment tracking: a view of the result record, in W&B or nowhere.
 
-A config group picks a factory (``Nothing`` or ``Wandb``); ``start`` makes the tracker inside the running job, never at import. The pipeline closes
-the tracker in a ``finally`` block.
+A config group picks a factory (``Nothing`` or ``Wandb``); ``start`` makes the tracker inside the running job,
+never at import. The pipeline closes the tracker in a ``finally`` block.
 """
 
 from __future__ import annotations
@@ -158,7 +158,8 @@ class Wandb:
 
     Attributes:
         project: W&B project.
-        mode: ``offline`` (files only; the default, since compute nodes rarely have a network), ``online`` or ``disabled``.
+        mode: ``offline`` (files only; the default, since compute nodes rarely have a network), ``online`` or
+            ``disabled``.
         group: Name shared by the runs of a sweep.
         tags: Labels to filter by.
     """
@@ -173,6 +174,8 @@ class Wandb:
             raise UserError(f"tracking.mode={self.mode} is not known; choose {', '.join(MODES)}")
 
     def start(self, config: dict[str, Any], name: str, folder: Path) -> Tracker:
-        """Start a W&B run whose id follows from the group and the config, so that a repeated job updates its run instead of adding one."""
+        """Start a W&B run whose id follows from the group and the config, so that a repeated job updates its
+        run instead of adding one.
+        """
         identity = run_id({**config, "group": self.group})
         return WandbTracker(self.project, self.mode, self.group, name, self.tags, identity, config, folder)

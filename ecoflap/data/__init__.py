@@ -1,1 +1,3 @@
-"""Data sets: what they say (examples), how they are read, and per kind the calibration set and the task made of them."""
+"""Data sets: what they say (examples), how they are read, and per kind the calibration set and the task made
+of them.
+"""

@@ -20,7 +20,8 @@ class CalibrationSet:
     Attributes:
         name: shown in logs and written to result files.
         samples: one dict of tensors per sample, without a batch dimension.
-        sources: names of the pictures or texts that they were made of, see ``ecoflap.data.sources``; tasks that read them are refused.
+        sources: names of the pictures or texts that they were made of, see ``ecoflap.data.sources``; tasks
+            that read them are refused.
     """
 
     name: str
@@ -37,8 +38,9 @@ class CalibrationSet:
     def batches(self, size: int) -> list[dict[str, Tensor]]:
         """The samples in batches of at most ``size``, each of one shape.
 
-        Samples of different lengths are never padded to one length: a padding token would count in every statistic, and the result would
-        depend on which samples share a batch. Scores, for which the size of a batch matters, have ``padding.loss_batches``.
+        Samples of different lengths are never padded to one length: a padding token would count in every
+        statistic, and the result would depend on which samples share a batch. Scores, for which the size of a
+        batch matters, have ``padding.loss_batches``.
         """
         groups: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
         for sample in self.samples:
@@ -67,7 +69,9 @@ def stack(samples: Sequence[Sample]) -> dict[str, Tensor]:
 
 
 def draw(total: int, count: int, seed: int) -> list[int]:
-    """``count`` different indices below ``total``, the same for the same seed; all of them when there are no more."""
+    """``count`` different indices below ``total``, the same for the same seed; all of them when there are no
+    more.
+    """
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     return order[:count].tolist()
 
@@ -80,5 +84,6 @@ def require_train(split: str) -> None:
     """
     if split != "train":
         raise UserError(
-            f"calibration.split={split}: models are measured on the other splits; choose train, whose pictures are in none of them"
+            f"calibration.split={split}: models are measured on the other splits; choose train, whose"
+            " pictures are in none of them"
         )

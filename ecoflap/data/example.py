@@ -16,7 +16,8 @@ class Example:
         image: path of the picture.
         second_image: path of another picture, where a question is about two.
         label: index of the right class.
-        bare: the text is no question but what the model reads as it stands (the beginning of a caption), without its prompt.
+        bare: the text is no question but what the model reads as it stands (the beginning of a caption),
+            without its prompt.
     """
 
     text: str = ""

@@ -69,7 +69,8 @@ def read_text(file: Path) -> str:
     except UnicodeDecodeError as error:
         found = looks_like(file)
         raise UserError(
-            f"{file} is not text in UTF-8 (see byte {error.start}), it looks like {found}; convert it, or give another file"
+            f"{file} is not text in UTF-8 (see byte {error.start}), it looks like {found}; convert it, or"
+            " give another file"
         ) from None
 
 
@@ -91,7 +92,8 @@ def require_no_nul(text: str, where: str) -> str:
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
         raise UserError(
-            f"{where}, line {line}: there is a NUL byte, so it is damaged or no text; take it out, or give another file"
+            f"{where}, line {line}: there is a NUL byte, so it is damaged or no text; take it out, or give"
+            " another file"
         )
     return text
 

@@ -1,4 +1,6 @@
-"""What a picture or a text is called wherever it is read from, so that what calibrates a model can be told from what measures it."""
+"""What a picture or a text is called wherever it is read from, so that what calibrates a model can be told
+from what measures it.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ def coco_number(image: str) -> int | None:
 
 
 def picture_sources(images: Iterable[str | None]) -> frozenset[str]:
-    """The file of each picture, links followed, and the number of COCO's, which lie in many data sets' folders."""
+    """The file of each picture, links followed, and the number of COCO's, which lie in many data sets'
+    folders.
+    """
     given = {image for image in images if image}
     numbers = {number for image in given if (number := coco_number(image)) is not None}
     files = {os.path.realpath(Path(image).expanduser()) for image in given}
@@ -29,13 +33,16 @@ def picture_sources(images: Iterable[str | None]) -> frozenset[str]:
 
 
 def shared_source(some: Set[str], others: Set[str]) -> tuple[str, int] | None:
-    """The first name that both have, and how many more; null for none. A picture of COCO counts by its number."""
+    """The first name that both have, and how many more; null for none. A picture of COCO counts by its
+    number.
+    """
     shared = sorted(name for name in some & others if coco_number(name) is None)
     return (shared[0], len(shared) - 1) if shared else None
 
 
 def copies(some: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
-    """The pictures of others that hold the same bytes as one of some, under whatever names: (one, other) pairs.
+    """The pictures of others that hold the same bytes as one of some, under whatever names: (one, other)
+    pairs.
 
     Of a hundred thousand pictures, only those of equal size are read, and of these the ends first.
     """

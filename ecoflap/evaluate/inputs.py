@@ -21,7 +21,8 @@ def spread(items: Sequence[Item], limit: int | None, noun: str) -> list[Item]:
     """
     if not items:
         raise UserError(
-            f"task: the data hold no {noun}; look at the files that task.path names, and at task.split where there is one"
+            f"task: the data hold no {noun}; look at the files that task.path names, and at task.split where"
+            " there is one"
         )
     if limit is None:
         return list(items)
@@ -43,7 +44,9 @@ def percent(right: Sequence[bool]) -> float:
 
 
 def how_asked(interface: Any) -> bytes:
-    """What a model's interface adds to whatever it is asked: its prompt, the token that a text begins with."""
+    """What a model's interface adds to whatever it is asked: its prompt, the token that a text begins
+    with.
+    """
     added = [getattr(interface, name, None) for name in ("prompt", "encoder_token", "brief")]
     return f"{added!r}\n".encode()
 
@@ -63,7 +66,8 @@ def fingerprint(examples: Sequence[Example], interface: Any) -> str:
 
 
 def fingerprint_by_size(rows: Iterable[Any], images: Iterable[str], interface: Any) -> str:
-    """A hash of what is asked and of how, and of the pictures' names and sizes: to read all of COCO would take minutes.
+    """A hash of what is asked and of how, and of the pictures' names and sizes: to read all of COCO would
+    take minutes.
 
     Args:
         rows: what is asked and what is right, as values with a ``repr`` that says everything.

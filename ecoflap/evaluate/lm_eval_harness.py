@@ -24,7 +24,8 @@ class LmEval:
 
     Attributes:
         harness_tasks: their names, such as hellaswag.
-        num_fewshot: answered examples before each question; null for each task's own number. A task whose own number is 0 keeps it.
+        num_fewshot: answered examples before each question; null for each task's own number. A task whose own
+            number is 0 keeps it.
         limit: examples per task, from the first; null for all.
         include_path: folder with YAML tasks of one's own.
         batch_size: requests per forward pass.
@@ -67,14 +68,16 @@ class LmEval:
         """
         if not reads_text(model):
             raise UserError(
-                f"task={self.name} asks models that read and write text, and {model.name} doesn't; choose another task"
+                f"task={self.name} asks models that read and write text, and {model.name} doesn't; choose"
+                " another task"
             )
 
     def load(self, model: PrunableModel) -> LmEvalEvaluation:
         """Find the tasks and read their data.
 
         Raises:
-            UserError: the harness is not installed, it has no such task, its data are not there, or the model can't be asked.
+            UserError: the harness is not installed, it has no such task, its data are not there, or the model
+                can't be asked.
         """
         manager = task_manager(self.include_path)
         self.check_model(model)
@@ -86,7 +89,8 @@ class LmEval:
         }
         if with_pictures and not reads_pictures(model):
             raise UserError(
-                f"task.harness_tasks: {', '.join(sorted(with_pictures))} has pictures, and {model.name} can't be asked about them"
+                f"task.harness_tasks: {', '.join(sorted(with_pictures))} has pictures, and {model.name} can't"
+                " be asked about them"
             )
         return LmEvalEvaluation(self, manager, with_pictures, fingerprint(tasks, self.num_fewshot))
 
@@ -151,7 +155,9 @@ class LmEvalEvaluation:
         return mean | every
 
     def _measure(self, model: PrunableModel, name: str) -> dict[str, Any]:
-        """``metrics`` of one task or group, without standard errors and with the number of examples, and ``samples``: what was answered to each."""
+        """``metrics`` of one task or group, without standard errors and with the number of examples, and
+        ``samples``: what was answered to each.
+        """
         from lm_eval import simple_evaluate
 
         found = simple_evaluate(
@@ -179,7 +185,9 @@ def kept(sample: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """{task/metric: value} of the harness's {task: {"metric,filter": value}}; a filter is named where there is one."""
+    """{task/metric: value} of the harness's {task: {"metric,filter": value}}; a filter is named where there
+    is one.
+    """
     flat = {}
     for task, metrics in results.items():
         for key, value in metrics.items():
@@ -215,7 +223,9 @@ def harness_model(model: PrunableModel, pictures: bool, batch_size: int) -> Any:
 
 @contextmanager
 def untied(module: Any) -> Iterator[None]:
-    """Keep the harness from tying weights again, which would overwrite an output layer whose checkpoint holds it apart from the embedding."""
+    """Keep the harness from tying weights again, which would overwrite an output layer whose checkpoint holds
+    it apart from the embedding.
+    """
     module.tie_weights = lambda *_, **__: None
     try:
         yield

@@ -41,8 +41,8 @@ def read_task(manager: Any, name: str) -> dict[str, Any]:
         members: dict[str, Any] = manager.load([name])["tasks"]
     except Exception as error:
         raise UserError(
-            f"task.harness_tasks: {name} could not be read ({type(error).__name__}: {error}); unset HF_HUB_OFFLINE while online, or choose tasks "
-            "whose data are here"
+            f"task.harness_tasks: {name} could not be read ({type(error).__name__}: {error}); unset"
+            " HF_HUB_OFFLINE while online, or choose tasks whose data are here"
         ) from error
     return members
 

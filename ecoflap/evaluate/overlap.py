@@ -22,8 +22,8 @@ def refuse_overlap(
     Args:
         calibration: the set or the split.
         evaluations: the tasks.
-        published: it is a whole training split. Some were published with a few pictures of the test split under
-            other names, which nobody can choose away, so that they are only named.
+        published: it is a whole training split. Some were published with a few pictures of the test split
+            under other names, which nobody can choose away, so that they are only named.
 
     Raises:
         UserError: they have something in common.
@@ -34,7 +34,10 @@ def refuse_overlap(
             name, more = shared
             _refuse(calibration, task, f"{name}{f' and {more} others' if more else ''}")
         if same := copies(calibration.sources, read):
-            both = f"the picture {same[0][0]} ({same[0][1]} holds the same bytes){f' and {len(same) - 1} others' if same[1:] else ''}"
+            both = (
+                f"the picture {same[0][0]} ({same[0][1]} holds the same"
+                f" bytes){f' and {len(same) - 1} others' if same[1:] else ''}"
+            )
             if not published:
                 _refuse(calibration, task, both)
             log.warning(
@@ -44,7 +47,8 @@ def refuse_overlap(
 
 def _refuse(calibration: CalibrationSet, task: str, both: str) -> NoReturn:
     raise UserError(
-        f"calibration={calibration.name} and task={task} both read {both}: "
-        "a model must not be measured on what it was calibrated with or trained on. Give one of them other data with calibration.path or "
-        "task.path, another split with calibration.split or task.split, or choose another calibration or task"
+        f"calibration={calibration.name} and task={task} both read {both}: a model must not be measured on"
+        " what it was calibrated with or trained on. Give one of them other data with calibration.path or"
+        " task.path, another split with calibration.split or task.split, or choose another calibration or"
+        " task"
     )

@@ -1,4 +1,6 @@
-"""Predictions on disk, batch by batch: an evaluation that was interrupted goes on where it stopped, and what was answered can be read."""
+"""Predictions on disk, batch by batch: an evaluation that was interrupted goes on where it stopped, and what
+was answered can be read.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,14 @@ Item = TypeVar("Item")
 class PredictionLog:
     """The predictions of one evaluation of one model.
 
-    The file's first line is the key of what is evaluated; each further line holds one batch's predictions. Lines of another key, and a last line
-    that was cut off, are written anew.
+    The file's first line is the key of what is evaluated; each further line holds one batch's predictions.
+    Lines of another key, and a last line that was cut off, are written anew.
     """
 
     def __init__(self, file: Path | None = None, key: Any = None) -> None:
-        """``file``: where the predictions go; null keeps them in memory. ``key``: everything that they depend on, as plain JSON values."""
+        """``file``: where the predictions go; null keeps them in memory. ``key``: everything that they depend
+        on, as plain JSON values.
+        """
         self.file = file
         self.key = hashlib.blake2b(
             json.dumps(key, sort_keys=True, default=str).encode(), digest_size=16

@@ -11,7 +11,8 @@ from ecoflap.models.core.prunable import PrunableModel
 class Evaluation(Protocol):
     """A task with its data in memory.
 
-    It may have ``sources``: names of what it reads, see ``ecoflap.data.sources``; a calibration set with one of them is refused.
+    It may have ``sources``: names of what it reads, see ``ecoflap.data.sources``; a calibration set with one
+    of them is refused.
     """
 
     def identity(self) -> dict[str, Any]:
@@ -24,9 +25,10 @@ class Evaluation(Protocol):
 class Task(Protocol):
     """Measures a model.
 
-    It may have ``metrics``, the names of all that it can give. Before any weight is read, a task and a calibration set may
-    refuse: in ``check_data(group)``, data that are missing, damaged or too few; in ``check_model(model)``, a model that can't
-    do what is needed, as far as its shapes, its tokenizer or processor and its interface tell.
+    It may have ``metrics``, the names of all that it can give. Before any weight is read, a task and a
+    calibration set may refuse: in ``check_data(group)``, data that are missing, damaged or too few; in
+    ``check_model(model)``, a model that can't do what is needed, as far as its shapes, its tokenizer or
+    processor and its interface tell.
     """
 
     name: str

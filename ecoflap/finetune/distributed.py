@@ -1,8 +1,9 @@
 """One run by many processes, as torchrun starts them: on one node, or on several of a Slurm job.
 
-Every process prunes for itself, which takes no longer than when one does; then the first one's weights and masks are given to all, because two
-accelerators need not agree to the last bit. Only the fine-tuning is shared out. Only the first process writes what counts: the others get a
-folder of their own, which is removed at the end.
+Every process prunes for itself, which takes no longer than when one does; then the first one's weights and
+masks are given to all, because two accelerators need not agree to the last bit. Only the fine-tuning is
+shared out. Only the first process writes what counts: the others get a folder of their own, which is removed
+at the end.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ def is_first() -> bool:
 
 @contextmanager
 def joined(folder: Path, device: str) -> Iterator[Path]:
-    """Join the other processes of the run, where torchrun (or a launcher that sets the same variables) has started several.
+    """Join the other processes of the run, where torchrun (or a launcher that sets the same variables) has
+    started several.
 
     Args:
         folder: where this process would write.

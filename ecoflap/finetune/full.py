@@ -13,7 +13,8 @@ from ecoflap.models.core.prunable import in_float32
 
 @dataclass(frozen=True)
 class Full(Schedule):
-    """Every parameter of the model is trained, of pruned weights only those that were kept; see ``Schedule`` for its other options.
+    """Every parameter of the model is trained, of pruned weights only those that were kept; see ``Schedule``
+    for its other options.
 
     Attributes:
         name: shown in logs and written to result files.

@@ -1,9 +1,11 @@
-"""LoRA (Hu et al., ICLR 2022) under the mask: a low-rank update that changes kept weights only, and is part of them afterwards.
+"""LoRA (Hu et al., ICLR 2022) under the mask: a low-rank update that changes kept weights only, and is part
+of them afterwards.
 
     W' = W + M * (alpha / r) B A
 
-The product is masked while it is trained, not only when it is merged: a model that was trained with an unmasked update is another model than the
-one that is left when the mask has cut it. peft makes, places and scales the factors.
+The product is masked while it is trained, not only when it is merged: a model that was trained with an
+unmasked update is another model than the one that is left when the mask has cut it. peft makes, places and
+scales the factors.
 """
 
 from __future__ import annotations
@@ -49,7 +51,8 @@ class MaskedLinear(Linear):
 
 @dataclass(frozen=True)
 class Lora(Schedule):
-    """Low-rank updates of the pruned weights, merged under their masks; see ``Schedule`` for its other options.
+    """Low-rank updates of the pruned weights, merged under their masks; see ``Schedule`` for its other
+    options.
 
     Attributes:
         rank: r, columns of B and rows of A.
@@ -85,7 +88,9 @@ class Lora(Schedule):
 
     @contextmanager
     def _updates(self, job: Job) -> Iterator[None]:
-        """Updates of all masked layers, alone trained; afterwards they are merged, or dropped where the training failed."""
+        """Updates of all masked layers, alone trained; afterwards they are merged, or dropped where the
+        training failed.
+        """
         module, layers = job.model.module, [layer for layer in job.model.layers if layer.name in job.masks]
         places = {layer.name: _place(layer, module) for layer in layers}
         gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
@@ -123,11 +128,13 @@ def _place(layer: Layer, module: nn.Module) -> str:
     """The path of the module that an update goes around.
 
     Raises:
-        UserError: the weight is a part of a larger module, such as the packed projections of ``nn.MultiheadAttention``.
+        UserError: the weight is a part of a larger module, such as the packed projections of
+            ``nn.MultiheadAttention``.
     """
     path = layer.name.removesuffix(".weight")
     if path == layer.name or not is_layer(module.get_submodule(path)):
         raise UserError(
-            f"finetune=lora can't update {layer.name}, which no linear module owns alone; use finetune=full, or skip_layers"
+            f"finetune=lora can't update {layer.name}, which no linear module owns alone; use finetune=full,"
+            " or skip_layers"
         )
     return path

@@ -1,12 +1,15 @@
-"""Train block by block towards what the dense model's blocks put out; no labels are needed, and no gradient leaves a block.
+"""Train block by block towards what the dense model's blocks put out; no labels are needed, and no gradient
+leaves a block.
 
-Two streams of the same calibration samples run through the tower side by side: one through the dense model, one through the pruned one, whose
-blocks before the current one are already trained. A block B with weights W learns to undo what its predecessors and its own mask have done,
+Two streams of the same calibration samples run through the tower side by side: one through the dense model,
+one through the pruned one, whose blocks before the current one are already trained. A block B with weights W
+learns to undo what its predecessors and its own mask have done,
 
     min over the kept W:  sum over samples of ||B(x'; W) - y||^2 / ||y||^2,
 
-where y is the dense block's output on the dense stream and x' the pruned stream. Biases and norms of the block are trained too. What later
-blocks are given beside the hidden states (a table of position biases in a block, for example) is not: it was computed before.
+where y is the dense block's output on the dense stream and x' the pruned stream. Biases and norms of the
+block are trained too. What later blocks are given beside the hidden states (a table of position biases in a
+block, for example) is not: it was computed before.
 """
 
 from __future__ import annotations
@@ -124,7 +127,8 @@ class Reconstruct:
                 loss = _distance(block, index, stream, target)
                 if not torch.isfinite(loss):
                     raise NumericalError(
-                        f"{block.name}: the reconstruction error is {loss.item()}; use a smaller finetune.learning_rate"
+                        f"{block.name}: the reconstruction error is {loss.item()}; use a smaller"
+                        " finetune.learning_rate"
                     )
                 loss.backward()
                 optimizer.step()
@@ -151,7 +155,9 @@ def _same(towers: Sequence[Tower], wanted: Tower) -> Tower:
 
 @contextmanager
 def _gradients(module: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """Ask gradients of a block's kept weights, biases and norms, all vectors; larger tensors (tables of positions) stay as they are."""
+    """Ask gradients of a block's kept weights, biases and norms, all vectors; larger tensors (tables of
+    positions) stay as they are.
+    """
     chosen = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
     for parameter in chosen:
         parameter.requires_grad_(True)

@@ -21,10 +21,13 @@ class Schedule:
     """How long, how fast and on what.
 
     Attributes:
-        loss: a function of one's own by its dotted path, (module, batch, copies) -> [batch]; null for the one that the model is scored with.
-        data: training (the whole split behind the calibration set) or calibration (the run's own few samples).
+        loss: a function of one's own by its dotted path, (module, batch, copies) -> [batch]; null for the one
+            that the model is scored with.
+        data: training (the whole split behind the calibration set) or calibration (the run's own few
+            samples).
         samples: how many of the training split; null for all.
-        held_out: how many of them are not trained on; their loss is in the curve and decides which checkpoint is best.
+        held_out: how many of them are not trained on; their loss is in the curve and decides which checkpoint
+            is best.
         epochs: passes over the samples.
         steps: optimizer steps; null leaves it to ``epochs``.
         batch_size: samples per step, process and accumulated part.
@@ -33,7 +36,8 @@ class Schedule:
         warmup: share of the steps on the way up to it; from there it falls as a half cosine to zero.
         weight_decay: of AdamW, decoupled.
         clip: largest norm of the gradient.
-        precision: auto (bfloat16 where the accelerator has it, else float32), float32, bfloat16 or float16; weights are held in fp32 throughout.
+        precision: auto (bfloat16 where the accelerator has it, else float32), float32, bfloat16 or float16;
+            weights are held in fp32 throughout.
         recompute: recompute activations in the backward pass instead of keeping them.
         every: steps between two checkpoints, each with a held-out loss; null for one per epoch.
         patience: stop after so many checkpoints without a better held-out loss; null to go on to the end.
@@ -85,13 +89,15 @@ class Schedule:
                 raise UserError(f"finetune.{option}={getattr(self, option)} must be at least 0")
         if not 0 <= self.warmup < 1:
             raise UserError(
-                f"finetune.warmup={self.warmup} must be in [0, 1): the share of the steps in which the learning rate rises"
+                f"finetune.warmup={self.warmup} must be in [0, 1): the share of the steps in which the"
+                " learning rate rises"
             )
         if self.loss is not None:
             find_loss(self.loss, {}, "finetune.loss")
         if self.patience is not None and not self.held_out:
             raise UserError(
-                f"finetune.patience={self.patience} needs samples to look at; set finetune.held_out to their number"
+                f"finetune.patience={self.patience} needs samples to look at; set finetune.held_out to their"
+                " number"
             )
 
     def mixed_precision(self, device: torch.device) -> str:

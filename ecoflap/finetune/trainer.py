@@ -1,4 +1,6 @@
-"""transformers' Trainer around a pruned model: it steps, accumulates, distributes, saves and resumes; the loss is the family's own."""
+"""transformers' Trainer around a pruned model: it steps, accumulates, distributes, saves and resumes; the
+loss is the family's own.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class PrunedTrainer(Trainer):
         loss = model(**inputs)
         if not torch.isfinite(loss):
             raise NumericalError(
-                f"the loss is {loss.item()} at step {self.state.global_step}; use a smaller finetune.learning_rate, or finetune.precision=float32"
+                f"the loss is {loss.item()} at step {self.state.global_step}; use a smaller"
+                " finetune.learning_rate, or finetune.precision=float32"
             )
         return (loss, None) if return_outputs else loss
 

@@ -44,14 +44,16 @@ def split_of(schedule: Schedule, job: Job) -> Split:
     if schedule.data == "calibration":
         if job.calibration is None:
             raise UserError(
-                "finetune.data=calibration needs the calibrate step; add it to steps, or use finetune.data=training"
+                "finetune.data=calibration needs the calibrate step; add it to steps, or use"
+                " finetune.data=training"
             )
         return divide(job.calibration.take(schedule.samples or len(job.calibration)), schedule.held_out)
     return divide(job.read(schedule.samples), schedule.held_out)
 
 
 def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
-    """Train what requires gradients, from the last checkpoint in the job's folder where there is one of the same training.
+    """Train what requires gradients, from the last checkpoint in the job's folder where there is one of the
+    same training.
 
     Returns:
         The curve, with the points of the part before a resumption.
@@ -62,7 +64,8 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
     """
     if not hasattr(TrainingArguments, "eval_strategy"):
         raise UserError(
-            f"fine-tuning needs transformers 4.46 or newer, and {transformers.__version__} is installed here; install a newer one"
+            f"fine-tuning needs transformers 4.46 or newer, and {transformers.__version__} is installed here;"
+            " install a newer one"
         )
     device, model = job.model.device, job.model
     if schedule.loss is not None:
@@ -102,7 +105,8 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
 
 
 def _arguments(options: dict[str, Any], device: torch.device) -> TrainingArguments:
-    """The trainer's options. Where it doesn't know an accelerator, it has to be told, or it trains on the CPU.
+    """The trainer's options. Where it doesn't know an accelerator, it has to be told, or it trains on the
+    CPU.
 
     Raises:
         UserError: it can't train in this precision, or on this device.
@@ -162,14 +166,17 @@ def _training_mode(module: nn.Module, schedule: Schedule) -> Iterator[None]:
                 switched.gradient_checkpointing_enable({"use_reentrant": False})
             except (AttributeError, ValueError) as error:
                 raise UserError(
-                    f"finetune.recompute=true: {type(module).__name__} can't recompute activations ({error}); set it to false"
+                    f"finetune.recompute=true: {type(module).__name__} can't recompute activations ({error});"
+                    " set it to false"
                 ) from None
             afterwards.callback(switched.gradient_checkpointing_disable)
         yield
 
 
 def last_checkpoint(folder: Path, identity: dict[str, Any]) -> str | None:
-    """The newest checkpoint in a folder; those of another training, and those that were not written to the end, are removed by the first process."""
+    """The newest checkpoint in a folder; those of another training, and those that were not written to the
+    end, are removed by the first process.
+    """
     first = is_first()
     file = folder / IDENTITY
     plain = json.loads(json.dumps(identity))

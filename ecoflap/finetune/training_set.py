@@ -56,7 +56,8 @@ def read_everything(
     """
     if getattr(reader, "unlabelled", False):
         raise UserError(
-            f"calibration={reader.name} has no labels but the dense model's own maps; use finetune=reconstruct, which needs none"
+            f"calibration={reader.name} has no labels but the dense model's own maps; use"
+            " finetune=reconstruct, which needs none"
         )
     with encoding_on_demand():
         everything: CalibrationSet = replace(
@@ -73,7 +74,8 @@ def divide(everything: CalibrationSet, held_out: int) -> Split:
     """
     if held_out >= len(everything):
         raise UserError(
-            f"finetune.held_out={held_out} leaves nothing to train on: there are {len(everything)} samples of {everything.name}"
+            f"finetune.held_out={held_out} leaves nothing to train on: there are {len(everything)} samples of"
+            f" {everything.name}"
         )
     border = len(everything) - held_out
     return Split(
@@ -85,8 +87,9 @@ def divide(everything: CalibrationSet, held_out: int) -> Split:
 class Collator:
     """Puts samples into one batch: a batch of groups, each of samples of one shape.
 
-    Texts are not filled up to one length: which inputs may be padded, and with what, is a matter of the family, and a group gives each sample
-    exactly the loss that it has alone. Families that compare the samples of a batch bring them to one length themselves, so they get one group.
+    Texts are not filled up to one length: which inputs may be padded, and with what, is a matter of the
+    family, and a group gives each sample exactly the loss that it has alone. Families that compare the
+    samples of a batch bring them to one length themselves, so they get one group.
     """
 
     model: PrunableModel

@@ -1,6 +1,7 @@
-"""The mathematics of pruning as pure functions on tensors: masks with exact counts, the Wanda metric, the SparseGPT solve and the factored Hessian it
-needs, the water-filling of a budget of weights, and noise with a purpose. Nothing here reads config or files, logs, or knows what a model is, so each
-file can be read, used and tested by itself.
+"""The mathematics of pruning as pure functions on tensors: masks with exact counts, the Wanda metric, the
+SparseGPT solve and the factored Hessian it needs, the water-filling of a budget of weights, and noise with a
+purpose. Nothing here reads config or files, logs, or knows what a model is, so each file can be read, used
+and tested by itself.
 """
 
 from ecoflap.ops.global_selection import select_globally

@@ -1,4 +1,6 @@
-"""Choose the best of many tensors' entries together, exactly, without ever putting the tensors side by side."""
+"""Choose the best of many tensors' entries together, exactly, without ever putting the tensors side by
+side.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ LOW = 1 << 16
 def global_threshold(metrics: Sequence[Callable[[], Tensor]], keep: int) -> tuple[float, int]:
     """The value of the last entry that stays when the ``keep`` largest of all tensors stay.
 
-    A float that is not negative sorts like its bits, so two histograms of 16 bits each find the value: every tensor is looked at twice.
+    A float that is not negative sorts like its bits, so two histograms of 16 bits each find the value: every
+    tensor is looked at twice.
 
     Args:
         metrics: one function per tensor that makes it when asked, fp32, not negative.
@@ -40,7 +43,8 @@ def global_threshold(metrics: Sequence[Callable[[], Tensor]], keep: int) -> tupl
 
 
 def select_globally(metrics: Sequence[Callable[[], Tensor]], keep: int) -> list[Tensor]:
-    """Masks, True where an entry is among the ``keep`` largest of all tensors; of equal ones the first stay, in the order of the tensors.
+    """Masks, True where an entry is among the ``keep`` largest of all tensors; of equal ones the first stay,
+    in the order of the tensors.
 
     Raises:
         ValueError: an entry is negative, NaN or infinite, or there are fewer than ``keep``.

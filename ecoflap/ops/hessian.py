@@ -1,7 +1,9 @@
-"""Damping and factoring the layer Hessian H = c X^T X that SparseGPT needs, once for all layers that read the same input X [tokens, cols].
+"""Damping and factoring the layer Hessian H = c X^T X that SparseGPT needs, once for all layers that read the
+same input X [tokens, cols].
 
-SparseGPT uses the upper factor U of the inverse, inv(H) = U^T U (Frantar and Alistarh 2023, section 3.3). Row j of U holds what the solve needs when
-columns 0..j-1 are already final: U_jj^2 is the j-th diagonal of the inverse of the trailing Hessian.
+SparseGPT uses the upper factor U of the inverse, inv(H) = U^T U (Frantar and Alistarh 2023, section 3.3). Row
+j of U holds what the solve needs when columns 0..j-1 are already final: U_jj^2 is the j-th diagonal of the
+inverse of the trailing Hessian.
 """
 
 import math
@@ -28,7 +30,8 @@ class InverseFactor(NamedTuple):
     Attributes:
         upper: U [cols, cols], upper triangular fp32, with inv(H + damping * mean(diag H) * I) = U^T U.
         dead: columns whose input is always zero [cols], boolean.
-        damping: the damping used, a fraction of the mean diagonal; larger than asked when the first factorisation failed.
+        damping: the damping used, a fraction of the mean diagonal; larger than asked when the first
+            factorisation failed.
     """
 
     upper: Tensor
@@ -39,9 +42,10 @@ class InverseFactor(NamedTuple):
 def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
     """Damp a Hessian and factor its inverse, with more damping each time that fails.
 
-    Dead columns (zero diagonal) touch no other column, so any positive diagonal serves; they count as zeros in the mean. (The published code gives
-    them 1 before the mean, which is next to nothing at its scale and would decide everything at another.) A failed factorisation is tried again
-    with ten times the damping, until one attempt at 1 or more has failed too.
+    Dead columns (zero diagonal) touch no other column, so any positive diagonal serves; they count as zeros
+    in the mean. (The published code gives them 1 before the mean, which is next to nothing at its scale and
+    would decide everything at another.) A failed factorisation is tried again with ten times the damping,
+    until one attempt at 1 or more has failed too.
 
     Args:
         hessian: symmetric positive semi-definite [cols, cols], any floating dtype; its scale does not matter.
@@ -64,16 +68,19 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
         if upper is not None:
             return InverseFactor(upper, dead, attempt)
     raise NotPositiveDefiniteError(
-        f"the Hessian [{len(hessian)}, {len(hessian)}] is not positive definite even with damping {attempt:g} of its mean diagonal "
-        f"{float(mean):.3g}; check that it is a symmetric Gram matrix accumulated in fp32, or use more calibration tokens"
+        f"the Hessian [{len(hessian)}, {len(hessian)}] is not positive definite even with damping {attempt:g}"
+        f" of its mean diagonal {float(mean):.3g}; check that it is a symmetric Gram matrix accumulated in"
+        " fp32, or use more calibration tokens"
     )
 
 
 def _upper_inverse_factor(hessian: Tensor, diagonal: Tensor) -> Tensor | None:
-    """Factor the inverse of `hessian` [cols, cols] with its diagonal replaced by `diagonal` [cols]; None if that is not positive definite.
+    """Factor the inverse of `hessian` [cols, cols] with its diagonal replaced by `diagonal` [cols]; None if
+    that is not positive definite.
 
-    With the order of the columns reversed, H = L L^T gives inv(H) = inv(L)^T inv(L), and reversing inv(L) back makes it upper triangular.
-    One Cholesky and one triangular inverse instead of Cholesky, inverse, Cholesky: cheaper, and the inverse is never formed and so never indefinite.
+    With the order of the columns reversed, H = L L^T gives inv(H) = inv(L)^T inv(L), and reversing inv(L)
+    back makes it upper triangular. One Cholesky and one triangular inverse instead of Cholesky, inverse,
+    Cholesky: cheaper, and the inverse is never formed and so never indefinite.
     """
     reversed_hessian = hessian.to(torch.float32).flip(0, 1)  # a copy: the caller's Hessian stays as it is
     reversed_hessian.diagonal().copy_(diagonal.flip(0))
@@ -89,8 +96,9 @@ def _upper_inverse_factor(hessian: Tensor, diagonal: Tensor) -> Tensor | None:
 def _invert_lower(lower: Tensor, inverse: Tensor) -> None:
     """Write the inverse of a lower triangular matrix [cols, cols] into `inverse`, which is zero.
 
-    The inverse of [[A, 0], [B, C]] is [[inv(A), 0], [-inv(C) B inv(A), inv(C)]]. Split in halves down to small triangles, nearly all work is matrix
-    products; a triangular solve against the identity would not make use of the identity's zeros and takes over twice as long.
+    The inverse of [[A, 0], [B, C]] is [[inv(A), 0], [-inv(C) B inv(A), inv(C)]]. Split in halves down to
+    small triangles, nearly all work is matrix products; a triangular solve against the identity would not
+    make use of the identity's zeros and takes over twice as long.
     """
     size = len(lower)
     if size <= SMALL_TRIANGLE:
@@ -104,7 +112,9 @@ def _invert_lower(lower: Tensor, inverse: Tensor) -> None:
 
 
 def _escalation(damping: float) -> Iterator[float]:
-    """The dampings to try, ascending: tenfold steps that end with the first one of at least LARGEST_DAMPING."""
+    """The dampings to try, ascending: tenfold steps that end with the first one of at least
+    LARGEST_DAMPING.
+    """
     yield damping
     while damping < LARGEST_DAMPING:
         damping = max(10 * damping, SMALLEST_ESCALATION)
@@ -122,6 +132,6 @@ def _check(hessian: Tensor, damping: float) -> None:
         )
     if not hessian.isfinite().all():
         raise ValueError(
-            f"{int((~hessian.isfinite()).sum())} of {hessian.numel()} entries of the Hessian are NaN or infinite; "
-            "check the layer's calibration inputs and accumulate in fp32"
+            f"{int((~hessian.isfinite()).sum())} of {hessian.numel()} entries of the Hessian are NaN or"
+            " infinite; check the layer's calibration inputs and accumulate in fp32"
         )

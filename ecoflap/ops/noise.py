@@ -1,4 +1,6 @@
-"""Random numbers that depend on their purpose and nothing else: not on the global generator, the device, or what was drawn before."""
+"""Random numbers that depend on their purpose and nothing else: not on the global generator, the device, or
+what was drawn before.
+"""
 
 import hashlib
 import json
@@ -12,7 +14,8 @@ def seed_for(*parts: str | int) -> int:
     """Hash what a draw is for, for example (seed, "zeroth_order", layer name, draw number), to a seed.
 
     Args:
-        parts: the purpose; order, boundaries and types count, so ("a", "b"), ("ab",) and (1,), ("1",) all differ.
+        parts: the purpose; order, boundaries and types count, so ("a", "b"), ("ab",) and (1,), ("1",) all
+            differ.
 
     Returns:
         An integer in 0..2^63 - 1, the same in every process and on every machine.
@@ -30,7 +33,8 @@ def gaussian(
 ) -> Tensor:
     """Draw standard normal numbers for one purpose.
 
-    They are drawn in fp32 on the CPU and then moved and rounded, so every device and dtype sees the same draw.
+    They are drawn in fp32 on the CPU and then moved and rounded, so every device and dtype sees the same
+    draw.
 
     Args:
         shape: shape of the result.

@@ -1,8 +1,9 @@
 """Which weights stay: masks with exact counts, identical to a stable ascending sort but without the sort.
 
-A metric ranks the weights, and the lowest are pruned. Among equal scores the lowest index is pruned first, so a count is met exactly however many
-scores tie; dead input columns and zero weights make ties common. One rule serves matrices, rows and n:m groups: find the largest pruned score,
-prune everything strictly below it, and fill the rest of the count with the first entries that equal it.
+A metric ranks the weights, and the lowest are pruned. Among equal scores the lowest index is pruned first, so
+a count is met exactly however many scores tie; dead input columns and zero weights make ties common. One rule
+serves matrices, rows and n:m groups: find the largest pruned score, prune everything strictly below it, and
+fill the rest of the count with the first entries that equal it.
 
 Throughout, True in a mask means that the weight is kept.
 """
@@ -40,10 +41,12 @@ def select_in_matrix(metric: Tensor, keep: int) -> Tensor:
 
 
 def select_in_rows(metric: Tensor, keep: int) -> Tensor:
-    """Keep the highest scores of each row, `keep` in total, with counts that differ by at most one between rows.
+    """Keep the highest scores of each row, `keep` in total, with counts that differ by at most one between
+    rows.
 
-    Every row keeps keep // rows. The keep % rows weights left over go, one each, to the rows whose best pruned score is highest (ties: lowest row).
-    When nothing is left over this is the per-row rule of Wanda (Sun et al. 2024, section 3).
+    Every row keeps keep // rows. The keep % rows weights left over go, one each, to the rows whose best
+    pruned score is highest (ties: lowest row). When nothing is left over this is the per-row rule of Wanda
+    (Sun et al. 2024, section 3).
 
     Args:
         metric: scores [rows, cols], any real dtype; infinities are ordinary scores.
@@ -82,10 +85,12 @@ def select_n_of_m(metric: Tensor, n: int, m: int) -> Tensor:
 
 
 def keep_n_of_m(metric: Tensor, n: int, m: int) -> Tensor:
-    """`select_n_of_m` without its checks, for a solve that has made them and calls this once per group of columns.
+    """`select_n_of_m` without its checks, for a solve that has made them and calls this once per group of
+    columns.
 
-    A weight's rank in its group is how many of the others it beats. Small groups compare every pair of their columns, in a number of operations that
-    does not depend on the size of the matrix; large groups select by order statistic.
+    A weight's rank in its group is how many of the others it beats. Small groups compare every pair of their
+    columns, in a number of operations that does not depend on the size of the matrix; large groups select by
+    order statistic.
     """
     if m > LARGEST_COMPARED:
         return _keep_highest(metric.reshape(-1, m), m - n).reshape(metric.shape)
@@ -117,12 +122,14 @@ def check_n_of_m(cols: int, n: int, m: int) -> None:
         )
     if cols % m:
         raise ValueError(
-            f"asked for groups of {m} columns in a matrix of {cols} columns, which leaves {cols % m} over; m must divide {cols}"
+            f"asked for groups of {m} columns in a matrix of {cols} columns, which leaves {cols % m} over; m"
+            f" must divide {cols}"
         )
 
 
 def _keep_highest(scores: Tensor, prune: int, spared_groups: int = 0) -> Tensor:
-    """Prune the `prune` lowest scores of each group, and one fewer in the `spared_groups` groups that would lose the most.
+    """Prune the `prune` lowest scores of each group, and one fewer in the `spared_groups` groups that would
+    lose the most.
 
     Args:
         scores: [groups, items].
@@ -136,7 +143,8 @@ def _keep_highest(scores: Tensor, prune: int, spared_groups: int = 0) -> Tensor:
         return torch.ones_like(scores, dtype=torch.bool)
     threshold = _order_statistic(scores, prune)
     above = scores > threshold
-    # No group has more above its threshold than it keeps, so the total is met only where each group is: no tie reaches beyond a count.
+    # No group has more above its threshold than it keeps, so the total is met only where each group is: no
+    # tie reaches beyond a count.
     if not spared_groups and int(above.count_nonzero()) == len(scores) * (scores.shape[1] - prune):
         return above
     below = scores < threshold
@@ -151,8 +159,8 @@ def _keep_highest(scores: Tensor, prune: int, spared_groups: int = 0) -> Tensor:
 def _order_statistic(scores: Tensor, rank: int) -> Tensor:
     """The rank-th smallest score of each group (rank from 1): scores [groups, items] -> [groups, 1].
 
-    `topk` from the nearer end; unlike `kthvalue` it is also allowed under torch.use_deterministic_algorithms on CUDA. On the CPU NumPy's vectorised
-    quickselect takes less than half the time.
+    `topk` from the nearer end; unlike `kthvalue` it is also allowed under torch.use_deterministic_algorithms
+    on CUDA. On the CPU NumPy's vectorised quickselect takes less than half the time.
     """
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
         parts = scores.split(max(1, PARTITIONED // scores.shape[1]))  # copies that stay in the cache
@@ -175,12 +183,14 @@ def _check_metric(metric: Tensor) -> None:
         )
     if metric.amax().isnan():  # NaN is the largest of anything; cheaper than to look at each
         raise ValueError(
-            f"{int(metric.isnan().sum())} of {metric.numel()} scores are NaN; check the weight and the calibration statistics for NaN"
+            f"{int(metric.isnan().sum())} of {metric.numel()} scores are NaN; check the weight and the"
+            " calibration statistics for NaN"
         )
 
 
 def _check_keep(metric: Tensor, keep: int) -> None:
     if not 0 <= keep <= metric.numel():
         raise ValueError(
-            f"asked to keep {keep} weights of a {tuple(metric.shape)} matrix; valid counts are 0 to {metric.numel()}"
+            f"asked to keep {keep} weights of a {tuple(metric.shape)} matrix; valid counts are 0 to"
+            f" {metric.numel()}"
         )

@@ -1,10 +1,12 @@
 """SparseGPT: prune matrices and correct the weights that stay (Frantar and Alistarh 2023, algorithm 1).
 
-Columns are made final from left to right. Removing weight w_j of a row leaves the error e_j = w_j / U_jj, and the later columns of that row move by
--e_j U_j,k to make up for it. The mask of a block of columns is fixed before the block is solved, so the errors of a row are the solution of one
-triangular system. That is done in leaves of a few columns; later columns are updated by matrix products.
+Columns are made final from left to right. Removing weight w_j of a row leaves the error e_j = w_j / U_jj, and
+the later columns of that row move by -e_j U_j,k to make up for it. The mask of a block of columns is fixed
+before the block is solved, so the errors of a row are the solution of one triangular system. That is done in
+leaves of a few columns; later columns are updated by matrix products.
 
-Rows don't touch each other, so layers that read the same input are solved as one matrix, each with its own mask.
+Rows don't touch each other, so layers that read the same input are solved as one matrix, each with its own
+mask.
 """
 
 from collections.abc import Sequence
@@ -85,8 +87,9 @@ def solve_together(
 ) -> list[Solution]:
     """Prune matrices that read the same input, given its factor.
 
-    With `keeps`, each block of columns of a matrix gets its share so that the first c columns hold floor(keep * c / cols) kept weights at every
-    block's end c. Weights of dead columns go first; those that stay because the count is met keep their value.
+    With `keeps`, each block of columns of a matrix gets its share so that the first c columns hold floor(keep
+    * c / cols) kept weights at every block's end c. Weights of dead columns go first; those that stay because
+      the count is met keep their value.
 
     Args:
         weights: each [rows, cols], any floating dtype, on the factor's device; rows may differ.
@@ -143,7 +146,9 @@ def _correct(solved: Tensor, factor: InverseFactor, columns: slice, errors: Tens
 
 
 def _saliency(solved: Tensor, factor: InverseFactor, columns: slice) -> Tensor:
-    """The loss that removing each weight of some columns adds, W^2 / diag(U)^2 [columns, rows], for weights already updated by earlier columns."""
+    """The loss that removing each weight of some columns adds, W^2 / diag(U)^2 [columns, rows], for weights
+    already updated by earlier columns.
+    """
     scores = solved[columns].square() / factor.upper.diagonal()[columns].square().unsqueeze(1)
     # Below any loss: removing these costs nothing, not even a chance to correct other weights.
     return scores.masked_fill_(factor.dead[columns].unsqueeze(1), -1.0)
@@ -152,8 +157,9 @@ def _saliency(solved: Tensor, factor: InverseFactor, columns: slice) -> Tensor:
 def _pruning_errors(weight: Tensor, mask: Tensor, upper: Tensor, errors: Tensor) -> None:
     """Solve sum_{i<=j} e_i U_ij = w_j for the pruned j of each row, with e_j = 0 for the kept j.
 
-    Launching an operation is what costs on an accelerator, so there the systems of all rows are solved as one batch; on the CPU, where memory does,
-    a leaf fits into the cache and its columns are eliminated one by one.
+    Launching an operation is what costs on an accelerator, so there the systems of all rows are solved as one
+    batch; on the CPU, where memory does, a leaf fits into the cache and its columns are eliminated one by
+    one.
 
     Args:
         weight: one leaf, updated by all earlier columns [leaf, rows].
@@ -185,7 +191,9 @@ def eliminate(weight: Tensor, mask: Tensor, upper: Tensor, errors: Tensor) -> No
 
 
 def _share(keep: int, cols: int, start: int, stop: int) -> int:
-    """Weights to keep in columns start..stop-1, from cumulative rounding: the shares add up to `keep`, and none is larger than its block."""
+    """Weights to keep in columns start..stop-1, from cumulative rounding: the shares add up to `keep`, and
+    none is larger than its block.
+    """
     return keep * stop // cols - keep * start // cols
 
 
@@ -210,13 +218,15 @@ def _check(
     for weight in weights:
         if weight.ndim != 2 or factor.upper.shape != (weight.shape[1], weight.shape[1]):
             raise ValueError(
-                f"weight [rows, cols] needs a factor [cols, cols]; found {tuple(weight.shape)} and {tuple(factor.upper.shape)}"
+                f"weight [rows, cols] needs a factor [cols, cols]; found {tuple(weight.shape)} and"
+                f" {tuple(factor.upper.shape)}"
             )
         if (
             not torch.stack(torch.aminmax(weight)).isfinite().all()
         ):  # one pass; pruned, it would spread over its row
             raise ValueError(
-                f"{int((~weight.isfinite()).sum())} of {weight.numel()} weights are NaN or infinite; check the checkpoint and its dtype"
+                f"{int((~weight.isfinite()).sum())} of {weight.numel()} weights are NaN or infinite; check"
+                " the checkpoint and its dtype"
             )
     if (keeps is None) == (n_of_m is None):
         found = None if keeps is None else keeps[0] if len(keeps) == 1 else list(keeps)
@@ -226,7 +236,8 @@ def _check(
     for keep, weight in zip(keeps or (), weights if keeps is not None else (), strict=True):
         if not 0 <= keep <= weight.numel():
             raise ValueError(
-                f"asked to keep {keep} weights of a {tuple(weight.shape)} matrix; valid counts are 0 to {weight.numel()}"
+                f"asked to keep {keep} weights of a {tuple(weight.shape)} matrix; valid counts are 0 to"
+                f" {weight.numel()}"
             )
     if n_of_m is not None:
         check_n_of_m(weights[0].shape[1], *n_of_m)

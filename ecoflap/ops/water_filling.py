@@ -1,7 +1,9 @@
-"""ECoFLaP's coarse allocation: one budget of kept weights, shared among groups in proportion to their scores (Sung et al. 2024, section 3.2).
+"""ECoFLaP's coarse allocation: one budget of kept weights, shared among groups in proportion to their scores
+(Sung et al. 2024, section 3.2).
 
-Picture tanks of volume N_g, each filled to floor_g beforehand because no group may lose more than the cap; the rest of the budget flows in at rates
-proportional to the scores, and tanks that are full take no more. All arithmetic is on integers, so totals are exact for any number of weights.
+Picture tanks of volume N_g, each filled to floor_g beforehand because no group may lose more than the cap;
+the rest of the budget flows in at rates proportional to the scores, and tanks that are full take no more. All
+arithmetic is on integers, so totals are exact for any number of weights.
 """
 
 import math
@@ -14,10 +16,12 @@ LARGEST_DENOMINATOR = (
 
 
 def water_fill(sizes: Sequence[int], scores: Sequence[float], total: int, cap: float) -> list[int]:
-    """Share `total` kept weights among groups: keep_g = min(N_g, floor_g + lambda * S_g), with lambda such that the sum is `total`.
+    """Share `total` kept weights among groups: keep_g = min(N_g, floor_g + lambda * S_g), with lambda such
+    that the sum is `total`.
 
-    Fractions of a weight go to the largest remainders (ties: the lowest index). Once every group with a positive score is full, what is left goes to
-    the groups with score zero in proportion to their remaining room.
+    Fractions of a weight go to the largest remainders (ties: the lowest index). Once every group with a
+    positive score is full, what is left goes to the groups with score zero in proportion to their remaining
+    room.
 
     Args:
         sizes: weights per group N_g.
@@ -40,7 +44,8 @@ def water_fill(sizes: Sequence[int], scores: Sequence[float], total: int, cap: f
 
 
 def proportional(sizes: Sequence[int], total: int) -> list[int]:
-    """Share `total` among groups in proportion to their sizes: total * N_g / sum(N), rounded by largest remainder (ties: the lowest index).
+    """Share `total` among groups in proportion to their sizes: total * N_g / sum(N), rounded by largest
+    remainder (ties: the lowest index).
 
     Args:
         sizes: weights per group N_g.
@@ -57,11 +62,14 @@ def proportional(sizes: Sequence[int], total: int) -> list[int]:
 
 
 def _fill(rooms: Sequence[int], rates: Sequence[int], budget: int) -> list[int]:
-    """Pour `budget` into groups at the given rates, none above its room: min(room_g, lambda * rate_g) in integers."""
+    """Pour `budget` into groups at the given rates, none above its room: min(room_g, lambda * rate_g) in
+    integers.
+    """
     extras = [0] * len(rooms)
     filling = sorted((g for g, rate in enumerate(rates) if rate), key=lambda g: Fraction(rooms[g], rates[g]))
     flow = sum(rates)
-    # Groups fill up in the order of room / rate. Each that does leaves a larger share for the rest, so one pass finds all of them.
+    # Groups fill up in the order of room / rate. Each that does leaves a larger share for the rest, so one
+    # pass finds all of them.
     while filling and budget * rates[filling[0]] >= rooms[filling[0]] * flow:
         full = filling.pop(0)
         extras[full] = rooms[full]
@@ -97,8 +105,9 @@ def _floors(sizes: Sequence[int], total: int, cap: float) -> list[int]:
     if sum(floors) > total:
         target = 1 - total / sum(sizes)
         raise ValueError(
-            f"cap {cap:g} makes the groups keep {sum(floors)} weights, but the target sparsity {target:.6g} leaves only {total}; "
-            "raise the cap above the target (target + 0.1 is usual), lower the target, or allocate uniformly"
+            f"cap {cap:g} makes the groups keep {sum(floors)} weights, but the target sparsity {target:.6g}"
+            f" leaves only {total}; raise the cap above the target (target + 0.1 is usual), lower the target,"
+            " or allocate uniformly"
         )
     return floors
 
@@ -115,7 +124,8 @@ def _check_sizes(sizes: Sequence[int], total: int) -> None:
         raise ValueError(f"need at least one group and no negative size; found sizes {list(sizes)}")
     if not 0 <= total <= sum(sizes):
         raise ValueError(
-            f"asked to keep {total} weights, but the groups hold {sum(sizes)}; valid totals are 0 to {sum(sizes)}"
+            f"asked to keep {total} weights, but the groups hold {sum(sizes)}; valid totals are 0 to"
+            f" {sum(sizes)}"
         )
 
 
@@ -127,9 +137,11 @@ def _check_scores(sizes: Sequence[int], scores: Sequence[float]) -> None:
     for index, score in enumerate(scores):
         if not (math.isfinite(score) and score >= 0):
             raise ValueError(
-                f"score {index} is {score}; scores must be finite and 0 or more; check the loss on the calibration data"
+                f"score {index} is {score}; scores must be finite and 0 or more; check the loss on the"
+                " calibration data"
             )
     if not any(scores):
         raise ValueError(
-            f"all {len(scores)} scores are 0, so there is nothing to allocate by; check the scoring step or allocate uniformly"
+            f"all {len(scores)} scores are 0, so there is nothing to allocate by; check the scoring step or"
+            " allocate uniformly"
         )

@@ -1,4 +1,6 @@
-"""Prune block by block: each block sees inputs from its predecessors, and its own layers are measured while it is still dense."""
+"""Prune block by block: each block sees inputs from its predecessors, and its own layers are measured while
+it is still dense.
+"""
 
 from __future__ import annotations
 
@@ -47,10 +49,13 @@ def prune(
         allocation: how many weights each layer keeps.
         batch_size: samples per forward pass; changes nothing beyond rounding.
         on_block: called after each block.
-        propagate: whether a layer's inputs come from ``pruned`` predecessors (published; two passes over the data per block) or from ``dense`` ones
-            (one pass; another result). Dense predecessors means the last towers first, so that what comes before is still whole.
-        finished: where blocks are kept as soon as they are pruned, and read from when the run was stopped after them.
-        precomputed_statistics: what ``measure_dense`` has found, with dense predecessors; the data are then not looked at again.
+        propagate: whether a layer's inputs come from ``pruned`` predecessors (published; two passes over the
+            data per block) or from ``dense`` ones (one pass; another result). Dense predecessors means the
+            last towers first, so that what comes before is still whole.
+        finished: where blocks are kept as soon as they are pruned, and read from when the run was stopped
+            after them.
+        precomputed_statistics: what ``measure_dense`` has found, with dense predecessors; the data are then
+            not looked at again.
         checked: ``require_calls`` has let the model and all of the samples pass already.
 
     Raises:
@@ -84,7 +89,9 @@ def prune(
 def _take_up(
     flow: Flow, index: int, finished: FinishedBlocks, number: int, report: PruneReport, dense: bool
 ) -> float | None:
-    """Put a block that an earlier run pruned into its place, and move on through it as that run did; null where there is none."""
+    """Put a block that an earlier run pruned into its place, and move on through it as that run did; null
+    where there is none.
+    """
     block, placement = flow.tower.blocks[index], flow.model.placement
     if (found := finished.read(number)) is None:
         return None
@@ -126,7 +133,8 @@ def _prune_block(
         flow.leave(index)
     if not all(stream.finite for stream in flow.streams):
         raise NumericalError(
-            f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or a larger pruner.damping"
+            f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or"
+            " a larger pruner.damping"
         )
     return time.perf_counter() - started
 

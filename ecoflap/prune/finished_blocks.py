@@ -1,4 +1,6 @@
-"""Pruned blocks on disk, one file each as soon as it is pruned: a run that was stopped applies them and goes on with the next block."""
+"""Pruned blocks on disk, one file each as soon as it is pruned: a run that was stopped applies them and goes
+on with the next block.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ class FinishedBlocks:
     key: str
 
     def write(self, index: int, layers: Sequence[Layer], report: PruneReport, seconds: float) -> None:
-        """Keep the block that is the ``index``-th in the order of pruning; on a full disk the run goes on without."""
+        """Keep the block that is the ``index``-th in the order of pruning; on a full disk the run goes on
+        without.
+        """
         from safetensors.torch import save_file
 
         tensors: dict[str, Tensor] = {}
@@ -81,7 +85,9 @@ class FinishedBlocks:
             )
 
     def read(self, index: int) -> FinishedBlock | None:
-        """The block that is the ``index``-th in the order of pruning; null when it isn't there or isn't whole."""
+        """The block that is the ``index``-th in the order of pruning; null when it isn't there or isn't
+        whole.
+        """
         from safetensors import SafetensorError, safe_open
 
         if not self._file(index).is_file():

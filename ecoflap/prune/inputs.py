@@ -1,4 +1,6 @@
-"""The inputs that blocks are pruned at: from which predecessors, in which order of blocks, and what is measured of them."""
+"""The inputs that blocks are pruned at: from which predecessors, in which order of blocks, and what is
+measured of them.
+"""
 
 from __future__ import annotations
 
@@ -43,10 +45,12 @@ def blocks_in_order(
         order = range(len(flow.tower.blocks))
         if dense and flow.from_start and flow.structure is not None and flow.structure.backwards:
             raise UserError(
-                f"propagate=dense prunes the last blocks of tower {flow.tower.name} ({flow.tower.path}) first, and the "
-                "model runs some of them before earlier ones; use propagate=pruned, or leave the tower out of towers"
+                f"propagate=dense prunes the last blocks of tower {flow.tower.name} ({flow.tower.path})"
+                " first, and the model runs some of them before earlier ones; use propagate=pruned, or leave"
+                " the tower out of towers"
             )
-        # Where a block's inputs come from a forward pass through the blocks before it, those are to be dense still.
+        # Where a block's inputs come from a forward pass through the blocks before it, those are to be dense
+        # still.
         for index in reversed(order) if dense and flow.from_start else order:
             yield flow, index
 
@@ -54,7 +58,9 @@ def blocks_in_order(
 def measure_block(
     flow: Flow, index: int, kind: type[MeanSquare] | type[Gram] | None, dense: bool
 ) -> InputStatistics | None:
-    """Run the dense block once over all batches and gather what the pruner needs; with ``dense``, its outputs are the next block's inputs."""
+    """Run the dense block once over all batches and gather what the pruner needs; with ``dense``, its outputs
+    are the next block's inputs.
+    """
     streams, block = flow.streams, flow.tower.blocks[index]
     if kind is None or not block.layers:
         if dense:
@@ -76,7 +82,8 @@ def measure_block(
 def measure_dense(
     model: PrunableModel, calibration: CalibrationSet, batch_size: int, checked: bool = False
 ) -> dict[str, Tensor]:
-    """{layer: sum of squares of each input column, and the number of tokens, [cols + 1], fp64} of the dense model.
+    """{layer: sum of squares of each input column, and the number of tokens, [cols + 1], fp64} of the dense
+    model.
 
     It takes one pass over the data. For ``checked`` see ``prune``.
     """

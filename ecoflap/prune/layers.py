@@ -1,4 +1,6 @@
-"""Prune the layers of one block, at what was measured of their inputs, and note how far their outputs moved."""
+"""Prune the layers of one block, at what was measured of their inputs, and note how far their outputs
+moved.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +88,8 @@ def _check(layer: Layer, pruned: Pruned, keep: int) -> None:
         raise NumericalError(f"{layer.name}: the mask keeps {kept} weights and the allocation says {keep}")
     if not torch.isfinite(pruned.weight).all():
         raise NumericalError(
-            f"{layer.name}: pruning made weights that are not finite; use more calibration samples or a larger pruner.damping"
+            f"{layer.name}: pruning made weights that are not finite; use more calibration samples or a"
+            " larger pruner.damping"
         )
 
 

@@ -1,4 +1,6 @@
-"""Which weights compete for the places of a layer: those of a row, of the whole matrix, or every m columns of a row."""
+"""Which weights compete for the places of a layer: those of a row, of the whole matrix, or every m columns of
+a row.
+"""
 
 from __future__ import annotations
 
@@ -41,12 +43,14 @@ class MaskRule:
         match = re.fullmatch(r"(\d+):(\d+)", text)
         if match is None or not 0 < int(match[1]) < int(match[2]):
             raise UserError(
-                f"pruner.mask={text} is not known; choose {', '.join(unstructured)}, or N:M such as 2:4 (N of every M weights stay)"
+                f"pruner.mask={text} is not known; choose {', '.join(unstructured)}, or N:M such as 2:4 (N of"
+                " every M weights stay)"
             )
         return cls(text, (int(match[1]), int(match[2])))
 
     def check(self, layers: Sequence[Layer], sparsity: float, scored: bool) -> None:
-        """Refuse an n:m rule that doesn't divide a layer's columns or contradicts the sparsity, before any work is done.
+        """Refuse an n:m rule that doesn't divide a layer's columns or contradicts the sparsity, before any
+        work is done.
 
         Raises:
             UserError: if the n:m rule doesn't divide a layer's columns or contradicts the sparsity.
@@ -57,15 +61,18 @@ class MaskRule:
         for layer in layers:
             if layer.shape[1] % m:
                 raise UserError(
-                    f"pruner.mask={self.name}: {layer.name} has {layer.shape[1]} columns, which {m} does not divide; leave it out with skip_layers"
+                    f"pruner.mask={self.name}: {layer.name} has {layer.shape[1]} columns, which {m} does not"
+                    " divide; leave it out with skip_layers"
                 )
         if abs(sparsity - (1 - n / m)) > 1e-9:
             raise UserError(
-                f"pruner.mask={self.name} removes {1 - n / m:.10g} of every row, and sparsity={sparsity} was asked for; set sparsity={1 - n / m:.10g}"
+                f"pruner.mask={self.name} removes {1 - n / m:.10g} of every row, and sparsity={sparsity} was"
+                f" asked for; set sparsity={1 - n / m:.10g}"
             )
         if scored:
             raise UserError(
-                f"pruner.mask={self.name} fixes every layer's sparsity: there is nothing to allocate; use score=none and allocation=water_filling"
+                f"pruner.mask={self.name} fixes every layer's sparsity: there is nothing to allocate; use"
+                " score=none and allocation=water_filling"
             )
 
     def select(self, metric: Tensor, keep: int) -> Tensor:

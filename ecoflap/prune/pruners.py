@@ -50,7 +50,8 @@ class LayerPruner(Protocol):
 
 @dataclass(frozen=True)
 class ByMetric(ABC):
-    """A pruner that keeps the weights that matter most; it gains nothing from seeing the layers of one input together.
+    """A pruner that keeps the weights that matter most; it gains nothing from seeing the layers of one input
+    together.
 
     Attributes:
         mask: matrix, row or N:M.
@@ -139,7 +140,8 @@ class SparseGPT:
     def __post_init__(self) -> None:
         if self.damping < 0 or self.block < 1:
             raise UserError(
-                f"pruner.damping={self.damping}, pruner.block={self.block}: damping is at least 0 and block at least 1 (published: 0.01 and 128)"
+                f"pruner.damping={self.damping}, pruner.block={self.block}: damping is at least 0 and block"
+                " at least 1 (published: 0.01 and 128)"
             )
         _ = self.rule
 

@@ -1,4 +1,6 @@
-"""What pruning did: to each block, for the lines that are printed, and to the whole model, for the steps that follow."""
+"""What pruning did: to each block, for the lines that are printed, and to the whole model, for the steps that
+follow.
+"""
 
 from __future__ import annotations
 
@@ -35,8 +37,8 @@ class PruneReport:
 
     Attributes:
         masks: {layer: mask as the parameter is stored, True where kept}, on the CPU.
-        errors: {layer: sqrt(||(W' - W) X||^2 / ||W X||^2)}. Exact where a Gram matrix was gathered; for Wanda, columns are taken as uncorrelated;
-            null where no data was looked at.
+        errors: {layer: sqrt(||(W' - W) X||^2 / ||W X||^2)}. Exact where a Gram matrix was gathered; for
+            Wanda, columns are taken as uncorrelated; null where no data was looked at.
         blocks: one report per block.
     """
 

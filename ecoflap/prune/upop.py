@@ -1,17 +1,20 @@
-"""UPop (Shi et al., ICML 2023): structured pruning that searches while it trains, and leaves smaller matrices.
+"""UPop (Shi et al., ICML 2023): structured pruning that searches while it trains, and leaves smaller
+matrices.
 
-Each attention dimension and each hidden unit of an MLP has a multiplier xi, 1 at first. The weights are trained on the task with the multipliers
-in place; the multipliers are not trained, but their gradients are summed up. At the t-th of T updates the gradients are standardised among
-attentions and among MLPs, and of the units with the largest ones (those that the loss would most like to see smaller), as many as make up
+Each attention dimension and each hidden unit of an MLP has a multiplier xi, 1 at first. The weights are
+trained on the task with the multipliers in place; the multipliers are not trained, but their gradients are
+summed up. At the t-th of T updates the gradients are standardised among attentions and among MLPs, and of the
+units with the largest ones (those that the loss would most like to see smaller), as many as make up
 
     pi_t = p sqrt((1 - cos(pi (t + 1) / T)) / 2)
 
-of the weights get xi = 1 - pi_t / p, and all others xi = 1. After the last update xi is 0 or 1, and the zeros are cut away: progressive, and
-over all towers at once. Retraining is the run's finetune step.
+of the weights get xi = 1 - pi_t / p, and all others xi = 1. After the last update xi is 0 or 1, and the zeros
+are cut away: progressive, and over all towers at once. Retraining is the run's finetune step.
 
-Two things differ from the authors' code. A unit counts with the number of its weights, so that ``sparsity`` is the share of prunable weights as
-with every other pruner (their attention dimension counts as 36 MLP units, of 12 heads and three projections). And there is no option for their
-penalty w |xi|: its gradient is the same w for every positive xi of a kind, and standardising takes it out again.
+Two things differ from the authors' code. A unit counts with the number of its weights, so that ``sparsity``
+is the share of prunable weights as with every other pruner (their attention dimension counts as 36 MLP units,
+of 12 heads and three projections). And there is no option for their penalty w |xi|: its gradient is the same
+w for every positive xi of a kind, and standardising takes it out again.
 """
 
 from __future__ import annotations
@@ -68,7 +71,8 @@ class UPop:
         require_positive("pruner", self, "steps", "interval", "batch_size")
         if self.interval > self.steps:
             raise UserError(
-                f"pruner.interval={self.interval} is more than pruner.steps={self.steps}: no multiplier would ever change"
+                f"pruner.interval={self.interval} is more than pruner.steps={self.steps}: no multiplier would"
+                " ever change"
             )
         if not self.learning_rate > 0:
             raise UserError(f"pruner.learning_rate={self.learning_rate} must be above 0")
@@ -87,7 +91,8 @@ class UPop:
         assert calibration is not None
         if distributed.is_initialized():
             raise UserError(
-                f"pruner={self.name} searches in one process, and would find another model in each; start it without torchrun"
+                f"pruner={self.name} searches in one process, and would find another model in each; start it"
+                " without torchrun"
             )
         started, sizes = time.perf_counter(), {layer.name: layer.size for layer in model.layers}
         units = find_units(model)
@@ -130,7 +135,8 @@ class UPop:
                 loss = learner(**batch)
                 if not torch.isfinite(loss):
                     raise NumericalError(
-                        f"the loss is {loss.item()} at step {step} of the search; use a smaller pruner.learning_rate"
+                        f"the loss is {loss.item()} at step {step} of the search; use a smaller"
+                        " pruner.learning_rate"
                     )
                 loss.backward()
                 optimizer.step()
@@ -194,9 +200,11 @@ def standardised(gradients: Sequence[Tensor], kinds: Sequence[str]) -> list[Tens
 
 
 def choose(scores: Sequence[Tensor], units: Sequence[Units], removed: float) -> list[Tensor]:
-    """Which units go, bool [units] each: the largest scores, as many as come closest to the share ``removed`` of the weights.
+    """Which units go, bool [units] each: the largest scores, as many as come closest to the share ``removed``
+    of the weights.
 
-    The unit of the smallest score in each attention or MLP stays: a block without any would be another architecture.
+    The unit of the smallest score in each attention or MLP stays: a block without any would be another
+    architecture.
     """
     safe = [torch.arange(len(score)) == int(score.argmin()) for score in scores]
     flat = torch.cat(

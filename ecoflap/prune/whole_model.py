@@ -1,7 +1,9 @@
-"""Global pruning: all weights of the model, or of a tower, compete with each other; no block is told how many to keep.
+"""Global pruning: all weights of the model, or of a tower, compete with each other; no block is told how many
+to keep.
 
-These are the paper's baselines. ``GlobalMagnitude`` compares absolute values (the authors' code compared signed ones). ``GlobalGradient``
-compares |w| times the mean |gradient|, in steps of rising sparsity p_i = p^(T / i), measured anew on the pruned model at each step.
+These are the paper's baselines. ``GlobalMagnitude`` compares absolute values (the authors' code compared
+signed ones). ``GlobalGradient`` compares |w| times the mean |gradient|, in steps of rising sparsity p_i =
+p^(T / i), measured anew on the pruned model at each step.
 """
 
 from __future__ import annotations
@@ -118,7 +120,8 @@ class GlobalGradient:
             def metric(
                 layer: Layer, gradients: dict[str, Tensor] = gradients, removed: dict[str, Tensor] = masks
             ) -> Tensor:
-                # One more than nothing for weights that are still there: a removed weight never comes back, whatever its gradient.
+                # One more than nothing for weights that are still there: a removed weight never comes back,
+                # whatever its gradient.
                 value = layer.weight.detach().float().cpu().abs() * gradients[layer.name]
                 return (
                     value
@@ -164,7 +167,9 @@ def mean_gradients(model: PrunableModel, batches: Sequence[dict[str, Tensor]]) -
 
 
 def _gradients(model: PrunableModel, batch: Batch) -> tuple[dict[str, Tensor], float]:
-    """The gradient of each layer that the loss of a batch depends on, in the layer's dtype, on the CPU; and by what it is too large."""
+    """The gradient of each layer that the loss of a batch depends on, in the layer's dtype, on the CPU; and
+    by what it is too large.
+    """
     found: dict[str, Tensor] = {}
     for scale in scales(model):
         found.clear()

@@ -1,4 +1,6 @@
-"""The run's config: typed, checked before any work, and light to import (no torch), so that ``--help`` answers at once."""
+"""The run's config: typed, checked before any work, and light to import (no torch), so that ``--help``
+answers at once.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +41,8 @@ class RuntimeConfig:
     """How a run uses the machine; changes no result.
 
     Attributes:
-        offload: where blocks and hidden states are while nobody uses them: none (on the device), cpu, or disk (the model's own safetensors shards).
+        offload: where blocks and hidden states are while nobody uses them: none (on the device), cpu, or disk
+            (the model's own safetensors shards).
     """
 
     offload: str = "none"
@@ -47,17 +50,19 @@ class RuntimeConfig:
 
 @dataclass
 class RunConfig:
-    """What ``main.py`` runs; the groups (model, score, ...) are the dataclasses that their ``_target_`` names.
+    """What ``main.py`` runs; the groups (model, score, ...) are the dataclasses that their ``_target_``
+    names.
 
     Attributes:
         sparsity: share of the prunable weights to remove, in [0, 1).
         seed: of every random draw.
-        towers: the towers to prune; null for all but projections (merger, perceiver, connector, Q-Former) and what
-            no loss runs.
+        towers: the towers to prune; null for all but projections (merger, perceiver, connector, Q-Former) and
+            what no loss runs.
         skip_layers: regular expressions of layers to leave dense.
         steps: which steps to run, in order.
         batch_size: samples per forward pass of the fine stage.
-        propagate: whether the fine stage's inputs come from pruned predecessors, or from dense ones in one pass (another result).
+        propagate: whether the fine stage's inputs come from pruned predecessors, or from dense ones in one
+            pass (another result).
         device: auto, cpu, cuda, cuda:1, ...
         inspect: only print what would be pruned.
         runtime: how the machine is used.
@@ -107,17 +112,21 @@ def check_merged() -> None:
     chosen = HydraConfig.get().runtime.choices
     if chosen.get("task") is None:
         raise UserError(
-            "a list of tasks is understood as task=[one,other] on the command line only; elsewhere, name a suite such as task=easy_suite"
+            "a list of tasks is understood as task=[one,other] on the command line only; elsewhere, name a"
+            " suite such as task=easy_suite"
         )
     for group in METHODS:
         if chosen.get(group) is None:
             raise UserError(
-                f"{group}=[...]: a run has one {group}, and Hydra would merge several into one; choose one, or sweep over them with -m"
+                f"{group}=[...]: a run has one {group}, and Hydra would merge several into one; choose one,"
+                " or sweep over them with -m"
             )
 
 
 def package_file(path: str) -> str:
-    """The place of a file or folder that ships inside the package; a copy of the code leaves these where it was copied from."""
+    """The place of a file or folder that ships inside the package; a copy of the code leaves these where it
+    was copied from.
+    """
     package = Path(str(files("ecoflap")))
     snapshot = package.parent / SNAPSHOT
     if snapshot.is_file():
@@ -133,14 +142,22 @@ def sweep_name() -> str | None:
 
 
 def submits_without_sweep() -> str | None:
-    """A message about a single run that asks for a sweep or a cluster, which it would ignore; null where all is well."""
+    """A message about a single run that asks for a sweep or a cluster, which it would ignore; null where all
+    is well.
+    """
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return None
     chosen: Any = HydraConfig.get().runtime.choices
     if chosen.get("sweep") is not None:
-        return f"+sweep={chosen['sweep']} describes a sweep, and this is a single run, which would ignore it: add -m"
+        return (
+            f"+sweep={chosen['sweep']} describes a sweep, and this is a single run, which would ignore it:"
+            " add -m"
+        )
     if (cluster := chosen.get("cluster")) not in (None, "none"):
-        return f"cluster={cluster} submits sweeps, and this is a single run, which would run on this machine: add -m (a sweep may have one job)"
+        return (
+            f"cluster={cluster} submits sweeps, and this is a single run, which would run on this machine:"
+            " add -m (a sweep may have one job)"
+        )
     return None
 
 
@@ -153,7 +170,9 @@ def how_to_go_on() -> str:
 
 
 def given_options() -> list[str]:
-    """The overrides of this run's config, from the command line or a sweep; none where Hydra has not started it."""
+    """The overrides of this run's config, from the command line or a sweep; none where Hydra has not started
+    it.
+    """
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
@@ -165,10 +184,12 @@ def runs_follow() -> bool:
 
 
 def build(group: str, node: DictConfig) -> Any:
-    """Make the object that a config group describes, its values checked against the types of the dataclass that it names.
+    """Make the object that a config group describes, its values checked against the types of the dataclass
+    that it names.
 
     Raises:
-        UserError: an unknown key, a missing value, a wrong type, or no class of this group; names the full key.
+        UserError: an unknown key, a missing value, a wrong type, or no class of this group; names the full
+            key.
     """
     target = _target(group, node)
     schema = OmegaConf.structured(target)
@@ -193,23 +214,27 @@ def _target(group: str, node: Any) -> type:
     name = OmegaConf.select(node, "_target_") if OmegaConf.is_dict(node) else None
     if not isinstance(name, str) or "." not in name:
         raise UserError(
-            f"{group}._target_={name} names no class; the file of {group}=OPTION wants a line _target_: module.Class"
+            f"{group}._target_={name} names no class; the file of {group}=OPTION wants a line _target_:"
+            " module.Class"
         )
     module_name, _, class_name = current_place(name).rpartition(".")
     try:
         target = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise UserError(
-            f"{group}._target_={name} can't be loaded here ({error}); check its name, install what it needs, or a newer transformers"
+            f"{group}._target_={name} can't be loaded here ({error}); check its name, install what it needs,"
+            " or a newer transformers"
         ) from error
     wanted = METHODS[group.split(".")[0]]
     if not (isinstance(target, type) and is_dataclass(target)):
         raise UserError(
-            f"{group}._target_={name} is no dataclass; a {group} is a dataclass with {' or '.join(wanted)}, as in ecoflap"
+            f"{group}._target_={name} is no dataclass; a {group} is a dataclass with {' or '.join(wanted)},"
+            " as in ecoflap"
         )
     if not any(callable(getattr(target, method, None)) for method in wanted):
         raise UserError(
-            f"{group}._target_={name} is no {group}: it has no method {' or '.join(wanted)}; name a class of this group"
+            f"{group}._target_={name} is no {group}: it has no method {' or '.join(wanted)}; name a class of"
+            " this group"
         )
     return target
 
@@ -241,7 +266,9 @@ def kind_of(hint: Any) -> str:
 
 
 def _source(key: str) -> str:
-    """Who sets an option that isn't on the command line, such as one that an experiment has for the choice that was replaced."""
+    """Who sets an option that isn't on the command line, such as one that an experiment has for the choice
+    that was replaced.
+    """
     if not HydraConfig.initialized() or any(
         override.lstrip("+").startswith(f"{key}=") for override in HydraConfig.get().overrides.task
     ):

@@ -1,7 +1,9 @@
-"""A run's folder: whose it is, how far the run is, and whether what an earlier run left there can be gone on from.
+"""A run's folder: whose it is, how far the run is, and whether what an earlier run left there can be gone on
+from.
 
-``status.json`` says for people and for ``ecoflap.sweeps.status`` what the run does; ``.lease`` proves that it lives. A run that is started again with the
-same config in the same folder goes on where the last one stopped, and does nothing when that one had finished.
+``status.json`` says for people and for ``ecoflap.sweeps.status`` what the run does; ``.lease`` proves that it
+lives. A run that is started again with the same config in the same folder goes on where the last one stopped,
+and does nothing when that one had finished.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ log = logging.getLogger(__name__)
 
 PRODUCTS = (RESULT, SCORES, ALLOCATION, FINETUNE, TRAINING, CHECKPOINT, BLOCKS, PREDICTIONS)
 WRITE_EVERY = 2.0  # seconds between two looks at the progress
-PATIENCE = 90.0  # seconds that a run waits for one that is being ended in the same folder: more than a dead owner's lease lasts
+# seconds that a run waits for one that is being ended in the same folder: more than a dead owner's lease
+# lasts
+PATIENCE = 90.0
 
 
 @dataclass
@@ -140,7 +144,8 @@ def _take(lease: Lease, folder: Path, patience: float) -> None:
     while not lease.acquire():
         if time.monotonic() - start > patience:
             raise UserError(
-                f"{folder}: the run of {lease.describe_owner()} is at work there; wait for it, or choose another hydra.run.dir"
+                f"{folder}: the run of {lease.describe_owner()} is at work there; wait for it, or choose"
+                " another hydra.run.dir"
             )
         if not told:
             log.info(
@@ -163,7 +168,8 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Result | None:
     if differing := differences(result.config, redact(config)):
         shown = "; ".join(differing[:3]) + ("; ..." if len(differing) > 3 else "")
         raise UserError(
-            f"{folder} holds the result of another config ({shown}); choose another hydra.run.dir or hydra.sweep.dir, or replace it with resume=false"
+            f"{folder} holds the result of another config ({shown}); choose another hydra.run.dir or"
+            " hydra.sweep.dir, or replace it with resume=false"
         )
     return result
 
@@ -171,8 +177,10 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Result | None:
 def discard_products(folder: Path) -> None:
     """Remove what an earlier run left, the record first: what stands there later is this run's or nothing."""
     for name in PRODUCTS:
-        (folder / name).unlink(missing_ok=True) if not (folder / name).is_dir() else shutil.rmtree(
-            folder / name, ignore_errors=True
+        (
+            (folder / name).unlink(missing_ok=True)
+            if not (folder / name).is_dir()
+            else shutil.rmtree(folder / name, ignore_errors=True)
         )
 
 

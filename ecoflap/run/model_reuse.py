@@ -1,7 +1,9 @@
-"""The model of a sweep's last run, kept in memory: the next run on it gets its dense weights back instead of loading it again.
+"""The model of a sweep's last run, kept in memory: the next run on it gets its dense weights back instead of
+loading it again.
 
-A kept model is trusted only when its fingerprint, over every weight and setting, is the one that it was loaded with; whatever a run has changed
-beyond the layers it pruned, the next run then loads from the checkpoint.
+A kept model is trusted only when its fingerprint, over every weight and setting, is the one that it was
+loaded with; whatever a run has changed beyond the layers it pruned, the next run then loads from the
+checkpoint.
 """
 
 from __future__ import annotations

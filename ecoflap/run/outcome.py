@@ -1,4 +1,6 @@
-"""From a finished run to its record: count what was really removed, save the checkpoint, write the result, show it to the tracker."""
+"""From a finished run to its record: count what was really removed, save the checkpoint, write the result,
+show it to the tracker.
+"""
 
 from __future__ import annotations
 

@@ -92,7 +92,9 @@ def inspect(config: DictConfig) -> None:
 
 
 def _work(plan: Plan, tracker: Tracker) -> tuple[Result, RunState]:
-    """The steps. Nothing in the run's folder counts before ``result.json``, which is written last and whole."""
+    """The steps. Nothing in the run's folder counts before ``result.json``, which is written last and
+    whole.
+    """
     model, state = coarse.load(plan, resolve_device(plan.config["device"]))
     evaluations = (
         {name: task.load(model) for name, task in plan.tasks.items()} if "evaluate" in plan.steps else {}

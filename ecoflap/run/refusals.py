@@ -72,7 +72,9 @@ def has_work(folder: Path) -> bool:
 
 
 def leave_nothing(folder: Path) -> None:
-    """Remove the folder of a single run that was refused, if the run has made it and has done no work in it."""
+    """Remove the folder of a single run that was refused, if the run has made it and has done no work in
+    it.
+    """
     if folder.absolute() in _made and not has_work(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -108,7 +110,10 @@ def _describe(error: BaseException) -> str | None:
         return _describe(error.__cause__) if error.__cause__ is not None else str(error)
     if type(error).__name__ == "OutOfMemoryError":
         said = str(error).split(". ")[0]
-        return f"the accelerator's memory is full ({said}); use a smaller (score.)batch_size, or runtime.offload=cpu"
+        return (
+            f"the accelerator's memory is full ({said}); use a smaller (score.)batch_size, or"
+            " runtime.offload=cpu"
+        )
     if isinstance(error, MemoryError):
         return "the memory is full; use a smaller batch_size, runtime.offload=disk, or a smaller model"
     return None
@@ -127,7 +132,10 @@ def of_hydra(error: BaseException) -> str | None:
 def _disk_full(error: BaseException) -> str:
     file = getattr(error, "filename", None)
     place = f" of {file}" if file else ""
-    return f"no space is left on the disk{place}; what was being written is gone; free some space, and start the run again"
+    return (
+        f"no space is left on the disk{place}; what was being written is gone; free some space, and start the"
+        " run again"
+    )
 
 
 def _operating_system(error: OSError) -> str | None:
@@ -152,15 +160,24 @@ def _omegaconf(error: OmegaConfBaseException) -> str:
     refers = f"{key}: " if key else ""
     if missing := re.search(r"Environment variable '(.*?)' not found", first):
         name = missing[1]
-        return f"{refers}the environment variable {name} is not set; set it, or give a value for that case: ${{oc.env:{name},VALUE}}"
+        return (
+            f"{refers}the environment variable {name} is not set; set it, or give a value for that case:"
+            f" ${{oc.env:{name},VALUE}}"
+        )
     if isinstance(error, InterpolationKeyError):
         name = re.sub(r".*'(.*)'.*", r"\1", first)
-        return f"{refers}${{{name}}} refers to an option that is not there; an environment variable is ${{oc.env:{name}}}"
+        return (
+            f"{refers}${{{name}}} refers to an option that is not there; an environment variable is"
+            f" ${{oc.env:{name}}}"
+        )
     if isinstance(error, InterpolationToMissingValueError | MissingMandatoryValue):
         missing_key = re.sub(r".*: ", "", first) if isinstance(error, MissingMandatoryValue) else key
         return f"{missing_key or key} is required: add {missing_key or key}=VALUE"
     if isinstance(error, UnsupportedInterpolationType):
         return f"{refers}{first}; there are oc.env, now, hydra and package_file: ${{oc.env:NAME}}"
     if isinstance(error, GrammarParseError):
-        return f"{refers}a ${{ }} can't be read ({first}); write ${{option}} or ${{oc.env:NAME}}, or \\$ for the sign itself"
+        return (
+            f"{refers}a ${{ }} can't be read ({first}); write ${{option}} or ${{oc.env:NAME}}, or \\$ for the"
+            " sign itself"
+        )
     return f"{refers}{first}"

@@ -1,4 +1,6 @@
-"""What a person sees while a run goes on: what will be pruned, a line per block, the sparsity per tower, dense beside pruned."""
+"""What a person sees while a run goes on: what will be pruned, a line per block, the sparsity per tower,
+dense beside pruned.
+"""
 
 from __future__ import annotations
 
@@ -55,7 +57,9 @@ def show_model(model: PrunableModel, sparsity: float) -> None:
 
 
 def _warn_of_dense_blocks(model: PrunableModel, sparsity: float) -> None:
-    """Say it where a sparsity removes much less than it promises: nine tenths of a mixture of experts may stay dense."""
+    """Say it where a sparsity removes much less than it promises: nine tenths of a mixture of experts may
+    stay dense.
+    """
     dense, weights = model.dense_in_blocks(), model.block_weights()
     if dense.total() <= DENSE_IN_BLOCKS * weights:
         return

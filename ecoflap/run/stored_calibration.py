@@ -65,7 +65,9 @@ def stored_calibration(
 
 
 def _to_tensors(drawn: CalibrationSet) -> dict[str, Tensor]:
-    """The samples' tensors, named number/place/field, and the names of their sources as the bytes of a JSON list."""
+    """The samples' tensors, named number/place/field, and the names of their sources as the bytes of a JSON
+    list.
+    """
     sources = torch.tensor(list(json.dumps(sorted(drawn.sources)).encode()), dtype=torch.uint8)
     samples = {
         f"{index:06d}/{place:02d}/{field}": tensor

@@ -1,7 +1,7 @@
 """Zeroth-order scores in the limit of small eps: how steep the loss is along a random direction.
 
-(L(W + eps z) - L(W - eps z)) / 2 eps tends to <dL/dW, z>. One backward pass per batch gives that for all layers and draws: each gradient is
-reduced to its products with the draws inside the pass, and freed.
+(L(W + eps z) - L(W - eps z)) / 2 eps tends to <dL/dW, z>. One backward pass per batch gives that for all
+layers and draws: each gradient is reduced to its products with the draws inside the pass, and freed.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def slopes(model: PrunableModel, batch: Batch, draws: int, noise: Noise) -> dict
         recomputing(model.blocks),
     ):
         differentiate(model, batch)
-    # Rows in fp32, their sum in fp64, which not every accelerator has; the host waits for one only after the pass.
+    # Rows in fp32, their sum in fp64, which not every accelerator has; the host waits for one only after the
+    # pass.
     return {
         layer: [abs(float(rows.cpu().double().sum())) for rows in draws_of]
         for layer, draws_of in found.items()

@@ -1,8 +1,11 @@
-"""First-order scores, from one backward pass per batch: each gradient is reduced to a number and freed as soon as it exists.
+"""First-order scores, from one backward pass per batch: each gradient is reduced to a number and freed as
+soon as it exists.
 
-Blocks are computed again in the backward pass instead of keeping their activations, so that the memory is close to a forward pass's.
+Blocks are computed again in the backward pass instead of keeping their activations, so that the memory is
+close to a forward pass's.
 
-With g_b the gradient of the mean loss of batch b with respect to a layer W, summed over the layer's weights w:
+With g_b the gradient of the mean loss of batch b with respect to a layer W, summed over the layer's weights
+w:
 
     gradient_norm           mean_b ||g_b||
     gradient                mean_b sum |g_b|
@@ -52,8 +55,10 @@ class FirstOrder:
     Attributes:
         measure: gradient_norm, gradient, weight_gradient or weight_gradient_square.
         samples: how many samples of the calibration set are used, from the first.
-        batch_size: samples whose mean loss is differentiated; part of the score, as in the paper. See ``loss_batches`` for texts of other lengths.
-        recompute: compute blocks again in the backward pass instead of keeping their activations: less memory, a third more time, the same numbers.
+        batch_size: samples whose mean loss is differentiated; part of the score, as in the paper. See
+            ``loss_batches`` for texts of other lengths.
+        recompute: compute blocks again in the backward pass instead of keeping their activations: less
+            memory, a third more time, the same numbers.
         name: shown in logs and written to result files.
     """
 
@@ -116,7 +121,8 @@ class FirstOrder:
 
             with (
                 streaming_gradients(model.layers, unscaled, found.__setitem__),
-                # Blocks that are away after their forward pass are recomputed whatever was asked for: their weights come back with them.
+                # Blocks that are away after their forward pass are recomputed whatever was asked for: their
+                # weights come back with them.
                 recomputing(model.blocks if self.recompute or model.placement.kind != "none" else ()),
             ):
                 differentiate(model, batch, scale)
@@ -128,7 +134,9 @@ class FirstOrder:
 
 
 def scales(model: PrunableModel) -> tuple[float, ...]:
-    """What to multiply a loss by before it is differentiated, the first at which nothing overflows: fp16 rounds the smallest gradients to zero."""
+    """What to multiply a loss by before it is differentiated, the first at which nothing overflows: fp16
+    rounds the smallest gradients to zero.
+    """
     return SCALES if any(layer.weight.dtype == torch.float16 for layer in model.layers) else (1.0,)
 
 
@@ -141,7 +149,8 @@ def differentiate(model: PrunableModel, batch: Batch, scale: float = 1.0) -> Non
     loss = model.loss(batch).mean()
     if not torch.isfinite(loss):
         raise NumericalError(
-            f"the loss of a calibration batch is {loss.item()}; the model or the data are damaged, or the dtype overflows"
+            f"the loss of a calibration batch is {loss.item()}; the model or the data are damaged, or the"
+            " dtype overflows"
         )
     if loss.requires_grad:
         (loss * scale).backward()
@@ -151,7 +160,9 @@ def differentiate(model: PrunableModel, batch: Batch, scale: float = 1.0) -> Non
 def streaming_gradients(
     layers: list[Layer], measure: Callable[[Tensor, Tensor], Tensor], reduce: Callable[[Layer, Tensor], None]
 ) -> Iterator[None]:
-    """Ask autograd for the gradients of the layers, and hand each one's measure to ``reduce`` inside the backward pass, then free it."""
+    """Ask autograd for the gradients of the layers, and hand each one's measure to ``reduce`` inside the
+    backward pass, then free it.
+    """
 
     def hook(layer: Layer) -> Callable[[Tensor], None]:
         def accumulate(weight: Tensor) -> None:

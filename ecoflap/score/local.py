@@ -1,4 +1,6 @@
-"""Local scores: what the fine stage thinks of a layer from its weights and inputs alone; the paper's counterexample to global scores."""
+"""Local scores: what the fine stage thinks of a layer from its weights and inputs alone; the paper's
+counterexample to global scores.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
 """How many probes share a forward pass.
 
-As many as keep the device busy and memory holds: found by measuring the first pass, and by giving way when memory runs out.
+As many as keep the device busy and memory holds: found by measuring the first pass, and by giving way when
+memory runs out.
 """
 
 from __future__ import annotations
@@ -86,7 +87,8 @@ class PassSize:
                     raise
                 if count == 1:
                     raise UserError(
-                        "memory does not hold one pair of probes of one batch; use a smaller score.batch_size, or score=first_order"
+                        "memory does not hold one pair of probes of one batch; use a smaller"
+                        " score.batch_size, or score=first_order"
                     ) from error
                 self.most = count // 2
                 log.info(

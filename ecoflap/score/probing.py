@@ -1,4 +1,6 @@
-"""Nudges of layers' outputs: adding eps x z^T to what a layer puts out is what moving its weight by eps z would do, and leaves the weight alone."""
+"""Nudges of layers' outputs: adding eps x z^T to what a layer puts out is what moving its weight by eps z
+would do, and leaves the weight alone.
+"""
 
 from __future__ import annotations
 
@@ -67,7 +69,9 @@ def _nudge(layer: Layer, places: Sequence[tuple[int, Probe]], copies: int, eps: 
 
 
 def _runs(places: Sequence[tuple[int, Probe]]) -> list[tuple[int, int, list[float]]]:
-    """(first copy, draw, signs) of neighbouring copies with the same draw, as +eps and -eps mostly are: one product serves them all."""
+    """(first copy, draw, signs) of neighbouring copies with the same draw, as +eps and -eps mostly are: one
+    product serves them all.
+    """
     runs: list[tuple[int, int, list[float]]] = []
     for copy, probe in places:
         if runs and runs[-1][1] == probe.draw and runs[-1][0] + len(runs[-1][2]) == copy:

@@ -1,4 +1,6 @@
-"""Block checkpointing: a backward pass that keeps the inputs of the blocks and computes what is inside a block again when its turn comes."""
+"""Block checkpointing: a backward pass that keeps the inputs of the blocks and computes what is inside a
+block again when its turn comes.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from ecoflap.models.core.towers import Block
 
 @contextmanager
 def recomputing(blocks: Sequence[Block]) -> Iterator[None]:
-    """Let the blocks' activations be recomputed in the backward pass: a forward pass more, the memory of one block.
+    """Let the blocks' activations be recomputed in the backward pass: a forward pass more, the memory of one
+    block.
 
     The numbers are the same bit for bit: nothing is drawn at random in evaluation mode, and a block reads the
     containers that it was handed as they were the first time, from copies.
@@ -37,8 +40,9 @@ def recomputing(blocks: Sequence[Block]) -> Iterator[None]:
     for block, agreement in agreements:
         if not agreement:
             raise UserError(
-                f"{block.name} puts out something else when it is computed again in the backward pass, because of what "
-                "other blocks leave behind; use score.recompute=false without runtime.offload, or score.probe=layer"
+                f"{block.name} puts out something else when it is computed again in the backward pass,"
+                " because of what other blocks leave behind; use score.recompute=false without"
+                " runtime.offload, or score.probe=layer"
             )
 
 

@@ -58,7 +58,8 @@ class Average:
         """
         if not math.isfinite(value):
             raise NumericalError(
-                f"the score of {where} is {value}; the loss overflows there. Use model.dtype=float32, or a smaller score.eps"
+                f"the score of {where} is {value}; the loss overflows there. Use model.dtype=float32, or a"
+                " smaller score.eps"
             )
         self.values.append(value)
         self.weights.append(weight)
@@ -102,7 +103,8 @@ def count_untouched(averages: dict[str, Average]) -> None:
 def depends_on_none() -> UserError:
     """The error of a loss that depends on none of the layers."""
     return UserError(
-        "the loss depends on none of the layers; leave their towers out of towers, or choose another model.loss"
+        "the loss depends on none of the layers; leave their towers out of towers, or choose another"
+        " model.loss"
     )
 
 

@@ -1,8 +1,8 @@
 """Whether probes can share a forward pass, each with a copy of the batch to itself.
 
-Not so where the first dimension of what some layer reads is not samples, one after the other: where tokens come first
-(LED's attention), where two images per sample are interleaved, or where a router sends a layer some of the tokens only
-(experts), as many of each copy as its probe makes it.
+Not so where the first dimension of what some layer reads is not samples, one after the other: where tokens
+come first (LED's attention), where two images per sample are interleaved, or where a router sends a layer
+some of the tokens only (experts), as many of each copy as its probe makes it.
 """
 
 from __future__ import annotations
@@ -67,7 +67,9 @@ def _alike(candidates: Sequence[tuple[Block, Layer]], dense: Tensor, losses: Los
 
 
 class Rows:
-    """How many rows the layers read in the calls of each pass; a router sends a layer another number in others."""
+    """How many rows the layers read in the calls of each pass; a router sends a layer another number in
+    others.
+    """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
         self.layers = layers

@@ -1,20 +1,25 @@
-"""Zeroth-order scores: how far the loss moves when a layer is nudged at random (ECoFLaP, equation of the forward-forward estimate).
+"""Zeroth-order scores: how far the loss moves when a layer is nudged at random (ECoFLaP, equation of the
+forward-forward estimate).
 
 For each layer W, batch b and draw r, with z ~ N(0, I) of W's shape,
 
     s(W) = mean over b, r of | L_b(W + eps z) - L_b(W - eps z) | / 2 eps
 
-To first order in eps its expectation is sqrt(2 / pi) times the norm of the gradient of L_b. The nudge is added to the layer's output
-(eps x z^T), so the weights themselves are never touched, and only the blocks from the nudged one on are computed.
+To first order in eps its expectation is sqrt(2 / pi) times the norm of the gradient of L_b. The nudge is
+added to the layer's output (eps x z^T), so the weights themselves are never touched, and only the blocks from
+the nudged one on are computed.
 
-``probe=block`` is another estimator, for large models: one z for all layers of a block at once, so that a block costs one probe instead of one per
-layer. Its expectation is sqrt(2 / pi) times the norm of the block's whole gradient, not the sum of its layers' norms. The layers of a block get
-shares of it by their size, so their sum is the block's score and they are told apart by nothing else.
+``probe=block`` is another estimator, for large models: one z for all layers of a block at once, so that a
+block costs one probe instead of one per layer. Its expectation is sqrt(2 / pi) times the norm of the block's
+whole gradient, not the sum of its layers' norms. The layers of a block get shares of it by their size, so
+their sum is the block's score and they are told apart by nothing else.
 
-``probe=derivative`` is the limit of small eps, | <dL_b / dW, z> | for the same z, of all layers from one backward pass: the same scores up to the
-error of the difference quotient, for about the cost of ``score=first_order``.
+``probe=derivative`` is the limit of small eps, | <dL_b / dW, z> | for the same z, of all layers from one
+backward pass: the same scores up to the error of the difference quotient, for about the cost of
+``score=first_order``.
 
-A nudge of 1e-3 drowns in the rounding of half precision, so half-precision weights are held in fp32 while they are probed.
+A nudge of 1e-3 drowns in the rounding of half precision, so half-precision weights are held in fp32 while
+they are probed.
 """
 
 from __future__ import annotations
@@ -77,11 +82,14 @@ class ZerothOrder:
 
     Attributes:
         samples: how many samples of the calibration set are used, from the first.
-        batch_size: samples whose mean loss one probe moves; part of the estimate, as in the paper. See ``loss_batches`` for texts of other lengths.
+        batch_size: samples whose mean loss one probe moves; part of the estimate, as in the paper. See
+            ``loss_batches`` for texts of other lengths.
         noises: independent draws of z per layer and batch.
         eps: size of a probe.
-        samples_per_pass: most samples that share one forward pass, probes included; fewer where memory does not hold them. Changes nothing else.
-        probe: layer (the paper's), derivative (the paper's in the limit of small eps, by a backward pass) or block (cheaper, another estimator).
+        samples_per_pass: most samples that share one forward pass, probes included; fewer where memory does
+            not hold them. Changes nothing else.
+        probe: layer (the paper's), derivative (the paper's in the limit of small eps, by a backward pass) or
+            block (cheaper, another estimator).
         name: shown in logs and written to result files.
     """
 
@@ -185,7 +193,8 @@ class ZerothOrder:
             runner = SuffixRunner(model, batch, around)
             if not torch.isfinite(runner.losses).all():
                 raise NumericalError(
-                    f"the loss of calibration batch {index} is {runner.losses.tolist()}; the model or the data are damaged, or the dtype overflows"
+                    f"the loss of calibration batch {index} is {runner.losses.tolist()}; the model or the"
+                    " data are damaged, or the dtype overflows"
                 )
             for tower, block in work:
                 yield index, tower, block, runner
@@ -203,7 +212,8 @@ class ZerothOrder:
             log.info("score: the whole model is run for each probe of %s; %s", tower.name, reason)
         if not stack:
             log.info(
-                "score: %s is probed with one probe per pass; it does not keep samples apart along the first dimension",
+                "score: %s is probed with one probe per pass; it does not keep samples apart along the first"
+                " dimension",
                 tower.name,
             )
         return Passes(replay, stack)

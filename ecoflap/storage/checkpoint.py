@@ -22,7 +22,8 @@ FOLDER = "checkpoint"
 def save_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor], run_folder: Path) -> str:
     """Save the model into ``run_folder/checkpoint`` and return that folder's name.
 
-    Everything is written into a folder of another name first: an interrupted save leaves nothing that looks like a checkpoint.
+    Everything is written into a folder of another name first: an interrupted save leaves nothing that looks
+    like a checkpoint.
 
     Raises:
         UserError: the disk is full.
@@ -48,8 +49,8 @@ def save_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor], run_folde
 def saved_names(model: PrunableModel, folder: Path) -> dict[str, str]:
     """{layer: its name in the checkpoint} where the two differ.
 
-    transformers 5 writes many models under the names that their first release had. Which name belongs to which layer is told by the longest
-    common ending, and by the weights themselves.
+    transformers 5 writes many models under the names that their first release had. Which name belongs to
+    which layer is told by the longest common ending, and by the weights themselves.
 
     Raises:
         KeyError: a layer's weights are not in the checkpoint.

@@ -33,11 +33,13 @@ def writing(what: str, folder: Path) -> Iterator[None]:
             raise
         there = next(parent for parent in (folder, *folder.parents) if parent.exists())
         raise UserError(
-            f"no space left for {what} in {folder} ({shutil.disk_usage(there).free / 2**20:,.0f} MiB are free); "
-            "make room, or choose another disk with hydra.run.dir=/a/folder"
+            f"no space left for {what} in {folder} ({shutil.disk_usage(there).free / 2**20:,.0f} MiB are"
+            " free); make room, or choose another disk with hydra.run.dir=/a/folder"
         ) from error
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether an error is one of space: the system's, or safetensors', which gives the system's words alone."""
+    """Whether an error is one of space: the system's, or safetensors', which gives the system's words
+    alone.
+    """
     return getattr(error, "errno", None) in FULL or any(f"os error {number}" in str(error) for number in FULL)

@@ -1,4 +1,5 @@
-"""What runs and sweeps leave in their folders, by name: one place for the code that writes a file and the code that looks for it.
+"""What runs and sweeps leave in their folders, by name: one place for the code that writes a file and the
+code that looks for it.
 
 This module imports nothing, so that ``--help`` and the cluster's plugins can use it.
 """

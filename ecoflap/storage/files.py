@@ -18,7 +18,9 @@ JSON: TypeAlias = Any
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all: yields a path beside ``path``, which takes its place once it is on the disk."""
+    """Write a file whole or not at all: yields a path beside ``path``, which takes its place once it is on
+    the disk.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
     try:
@@ -52,7 +54,9 @@ def discard(folder: Path) -> None:
 
 
 def rename(source: Path, target: Path) -> bool:
-    """Rename a folder; False when another job was faster: the target is there already, or the source is gone."""
+    """Rename a folder; False when another job was faster: the target is there already, or the source is
+    gone.
+    """
     try:
         source.rename(target)
     except OSError:
@@ -72,7 +76,9 @@ TEMPORARY = ".tmp-"
 
 
 def flush(path: Path) -> None:
-    """Force a file or a folder to the disk, so that a rename never survives a crash that its content does not."""
+    """Force a file or a folder to the disk, so that a rename never survives a crash that its content does
+    not.
+    """
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,11 @@
-"""The right to do something that one process at a time should do, on a file system shared by many hosts and without reliable locks.
+"""The right to do something that one process at a time should do, on a file system shared by many hosts and
+without reliable locks.
 
-A lease is a file that only one process can create. Its owner writes a new beat into it every few seconds, and a process that waits for it watches the
-beats with its own clock, so hosts need not agree on the time. An owner whose beats stop, or whose process is gone from this host, is dead, and the
-first that notices takes over. In the worst race two processes may hold a lease for a moment; work under it must be harmless when done twice.
+A lease is a file that only one process can create. Its owner writes a new beat into it every few seconds, and
+a process that waits for it watches the beats with its own clock, so hosts need not agree on the time. An
+owner whose beats stop, or whose process is gone from this host, is dead, and the first that notices takes
+over. In the worst race two processes may hold a lease for a moment; work under it must be harmless when done
+twice.
 """
 
 from __future__ import annotations
@@ -32,7 +35,9 @@ class Lease:
     """
 
     def __init__(self, path: Path, beat: float = BEAT, dead_after: float = DEAD_AFTER) -> None:
-        """``beat``: seconds between signs of life; ``dead_after``: seconds without one after which the owner counts as dead."""
+        """``beat``: seconds between signs of life; ``dead_after``: seconds without one after which the owner
+        counts as dead.
+        """
         self.path, self.beat, self.dead_after = Path(path), beat, dead_after
         self.owner: dict[str, Any] = {}
         self._token = secrets.token_hex(8)
@@ -122,7 +127,9 @@ class Lease:
         return time.monotonic() - self._last[1] < self.dead_after
 
     def _remove_dead(self) -> None:
-        """Move the dead owner's file away; one that another process has put there in the meantime is put back."""
+        """Move the dead owner's file away; one that another process has put there in the meantime is put
+        back.
+        """
         aside = self.path.with_name(f"{self.path.name}.{self._token}")
         try:
             self.path.rename(aside)
@@ -135,7 +142,9 @@ class Lease:
 
 
 def lives(path: Path, dead_after: float) -> bool:
-    """Whether a lease is held, at one glance: its owner runs on this host, or its last beat is not long ago by the clock of the file system."""
+    """Whether a lease is held, at one glance: its owner runs on this host, or its last beat is not long ago
+    by the clock of the file system.
+    """
     owner = _read(path)
     if owner.get("machine") == _machine():
         return _runs(int(owner["pid"]))
@@ -157,13 +166,18 @@ def _read(path: Path) -> dict[str, Any]:
 def _machine() -> str:
     """What tells one running kernel and set of process ids from another; empty where that can't be known."""
     try:
-        return f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()} {os.readlink('/proc/self/ns/pid')}"
+        return (
+            f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
+            f" {os.readlink('/proc/self/ns/pid')}"
+        )
     except OSError:
         return ""
 
 
 def _runs(pid: int) -> bool:
-    """Whether there is such a process on this host; one that has ended and was not waited for counts as gone."""
+    """Whether there is such a process on this host; one that has ended and was not waited for counts as
+    gone.
+    """
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

@@ -1,7 +1,8 @@
 """Pruning masks on disk: one safetensors file, one bit per weight.
 
-Bit order: the mask is flattened in the saved parameter's own order and packed eight to a byte, the first weight in the highest bit; the last byte
-is padded with zeros. The shapes are in the file's metadata, as JSON. A set bit is a weight that was kept.
+Bit order: the mask is flattened in the saved parameter's own order and packed eight to a byte, the first
+weight in the highest bit; the last byte is padded with zeros. The shapes are in the file's metadata, as JSON.
+A set bit is a weight that was kept.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], names: Mapping[str, str]
 
     Args:
         path: The file to write; its folder is made.
-        masks: Parameter name -> bool tensor in the shape and orientation of the saved parameter, True where the weight is kept.
+        masks: Parameter name -> bool tensor in the shape and orientation of the saved parameter, True where
+            the weight is kept.
         names: Parameter name -> its name in the checkpoint, where that is another one; the masks go by those.
 
     Raises:
@@ -87,7 +89,8 @@ class PackedMasks(MutableMapping[str, "Tensor"]):
 
 
 class MaskFile:
-    """An open mask file that unpacks one mask at a time, for models whose masks do not fit in memory together.
+    """An open mask file that unpacks one mask at a time, for models whose masks do not fit in memory
+    together.
 
     Attributes:
         shapes: Parameter name in the checkpoint -> shape of its mask.
@@ -111,12 +114,14 @@ class MaskFile:
             self._file: Any = safe_open(str(path), framework="pt")
         except SafetensorError as error:
             raise ValueError(
-                f"{path} cannot be read as a mask file ({error}): it is damaged or not ours; prune again to write it anew"
+                f"{path} cannot be read as a mask file ({error}): it is damaged or not ours; prune again to"
+                " write it anew"
             ) from error
         metadata: dict[str, str] = self._file.metadata() or {}
         if metadata.get("format") != FORMAT:
             raise ValueError(
-                f"{path} is not a mask file of this version: its format is {metadata.get('format')!r}, expected {FORMAT!r}"
+                f"{path} is not a mask file of this version: its format is {metadata.get('format')!r},"
+                f" expected {FORMAT!r}"
             )
         self.shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
         self.names: dict[str, str] = json.loads(metadata.get("names", "{}"))

@@ -1,4 +1,6 @@
-"""Reading a saved model one tensor at a time, from one safetensors file, from shards, or from a file in LAVIS' format."""
+"""Reading a saved model one tensor at a time, from one safetensors file, from shards, or from a file in
+LAVIS' format.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ LAVIS = "model.pth"
 
 
 class Checkpoint:
-    """An open checkpoint folder, as ``save_pretrained`` or LAVIS writes it. Files are opened when first needed; a tensor is read when asked for.
+    """An open checkpoint folder, as ``save_pretrained`` or LAVIS writes it. Files are opened when first
+    needed; a tensor is read when asked for.
 
     Attributes:
         folder: The checkpoint's folder.
@@ -38,7 +41,8 @@ class Checkpoint:
         )
         if self._single is None and self._mapped is None and not index.is_file():
             raise FileNotFoundError(
-                f"no model.safetensors and no {index.name} in {self.folder}: the run's checkpoint was moved or never saved"
+                f"no model.safetensors and no {index.name} in {self.folder}: the run's checkpoint was moved"
+                " or never saved"
             )
         self._shards: dict[str, str] = (
             {}
@@ -86,7 +90,9 @@ class Checkpoint:
 
 
 def _map_lavis(file: Path) -> dict[str, Tensor] | None:
-    """The tensors of a file in LAVIS' format, each read from the disk when it is looked at; null where there is no such file."""
+    """The tensors of a file in LAVIS' format, each read from the disk when it is looked at; null where there
+    is no such file.
+    """
     if not file.is_file():
         return None
     import torch

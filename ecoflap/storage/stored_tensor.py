@@ -1,7 +1,8 @@
 """Tensors in safetensors files, read and written by plain reads and writes.
 
-The format's own reader maps files into memory, and the pages of a mapped file count as the process's until the kernel takes them back: looking
-through a large tensor would cost as much as holding it. Here a tensor, some of its rows, or one part after the other comes into memory of its own.
+The format's own reader maps files into memory, and the pages of a mapped file count as the process's until
+the kernel takes them back: looking through a large tensor would cost as much as holding it. Here a tensor,
+some of its rows, or one part after the other comes into memory of its own.
 """
 
 from __future__ import annotations
@@ -99,7 +100,8 @@ def raw(tensor: Tensor) -> Any:
 
 
 def read_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the data of a safetensors file starts, and what its header says of each tensor: dtype, shape and offsets.
+    """Where the data of a safetensors file starts, and what its header says of each tensor: dtype, shape and
+    offsets.
 
     The length of the header is in 8 bytes, then comes the header, in JSON, and then the data.
 
@@ -144,7 +146,8 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
 def write_in_parts(
     path: Path, shapes: Mapping[str, Tensor], parts: Callable[[str], Iterable[Tensor]]
 ) -> None:
-    """Write a safetensors file of which a part at a time is in memory; the format's own writer copies all tensors first.
+    """Write a safetensors file of which a part at a time is in memory; the format's own writer copies all
+    tensors first.
 
     Args:
         path: the file.

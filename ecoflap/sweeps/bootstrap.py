@@ -1,4 +1,5 @@
-"""The first thing that a job runs: it puts the code that was submitted before all other on the path, and only then loads what was pickled.
+"""The first thing that a job runs: it puts the code that was submitted before all other on the path, and only
+then loads what was pickled.
 
 This module is pickled whole into each job, so it imports nothing of this project.
 """
@@ -14,7 +15,9 @@ class Bootstrap:
     """One job of a sweep, pickled, and the code that it belongs to."""
 
     def __init__(self, code: str | None, job: bytes) -> None:
-        """``code``: folder of a snapshot; null for the code that is installed. ``job``: a function and its arguments, pickled."""
+        """``code``: folder of a snapshot; null for the code that is installed. ``job``: a function and its
+        arguments, pickled.
+        """
         self.code, self.job = code, job
 
     def __call__(self) -> Any:
@@ -28,7 +31,9 @@ class Bootstrap:
         return function(*arguments)
 
     def checkpoint(self) -> Any:
-        """What is queued again when Slurm ends the job early: the same, since a run goes on from what it finds in its folder."""
+        """What is queued again when Slurm ends the job early: the same, since a run goes on from what it
+        finds in its folder.
+        """
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)

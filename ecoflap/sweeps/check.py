@@ -1,4 +1,6 @@
-"""All jobs of a sweep are checked before the first one runs: none is found impossible after hours of others."""
+"""All jobs of a sweep are checked before the first one runs: none is found impossible after hours of
+others.
+"""
 
 from __future__ import annotations
 
@@ -24,8 +26,8 @@ log = logging.getLogger(__name__)
 def check_jobs(context: HydraContext, config: DictConfig, jobs: Sequence[Job]) -> None:
     """Refuse a sweep with jobs that can't run, as far as that is known without a model's weights.
 
-    A sweeper that may lose some of its jobs (``max_failure_rate``) finds out by itself, and so do jobs that wait for others
-    (``dependency``): what those write isn't there yet.
+    A sweeper that may lose some of its jobs (``max_failure_rate``) finds out by itself, and so do jobs that
+    wait for others (``dependency``): what those write isn't there yet.
 
     Args:
         context: Hydra's.

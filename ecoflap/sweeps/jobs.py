@@ -1,4 +1,6 @@
-"""The jobs of a sweep: what they are, where they write, which have finished, and the list of them in the sweep's folder."""
+"""The jobs of a sweep: what they are, where they write, which have finished, and the list of them in the
+sweep's folder.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +39,8 @@ def numbered(job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
     """
     if not job_overrides:
         raise UserError(
-            "the sweep has no jobs: one of its axes, such as a range(), has no values; give it some: key=VALUE,VALUE"
+            "the sweep has no jobs: one of its axes, such as a range(), has no values; give it some:"
+            " key=VALUE,VALUE"
         )
     return [Job(first + place, list(overrides)) for place, overrides in enumerate(job_overrides)]
 
@@ -47,8 +50,8 @@ def finished_values(
 ) -> dict[int, float | None]:
     """The headline metrics of the jobs that have finished before, by number; null for each that has to run.
 
-    A job's config is composed to know what it would write, and where. In a folder without any result there is nothing to find, and a sweep that is
-    submitted for the first time is not composed twice.
+    A job's config is composed to know what it would write, and where. In a folder without any result there is
+    nothing to find, and a sweep that is submitted for the first time is not composed twice.
 
     Args:
         context: Hydra's.
@@ -91,7 +94,9 @@ def composed(context: HydraContext, config: DictConfig, job: Job) -> Iterator[tu
 
 
 def _finished_value(context: HydraContext, config: DictConfig, job: Job) -> float | None:
-    """The headline metric of a job that has finished in the folder that it would write to; null where it has to run."""
+    """The headline metric of a job that has finished in the folder that it would write to; null where it has
+    to run.
+    """
     with composed(context, config, job) as (own, folder):
         if not own.resume or not (folder / RESULT).is_file():
             return None
@@ -103,7 +108,9 @@ def _finished_value(context: HydraContext, config: DictConfig, job: Job) -> floa
 
 
 def record_jobs(folder: Path, launcher: str, ids: Sequence[tuple[Job, str | None]]) -> None:
-    """Write which jobs the sweep has and what the queue calls them, for ``ecoflap.sweeps.status``; those of an earlier submission stay in the list."""
+    """Write which jobs the sweep has and what the queue calls them, for ``ecoflap.sweeps.status``; those of
+    an earlier submission stay in the list.
+    """
     from ecoflap.storage.files import read_json, write_json
 
     known = {job["number"]: job for job in (read_json(folder / JOBS) or {}).get("jobs", [])}
@@ -112,7 +119,8 @@ def record_jobs(folder: Path, launcher: str, ids: Sequence[tuple[Job, str | None
 
 
 def raise_failures(config: DictConfig, jobs: Sequence[Job], returns: Sequence[JobReturn]) -> None:
-    """End a sweep some of whose jobs have failed; a sweeper that may lose some (``max_failure_rate``) is left to count them itself.
+    """End a sweep some of whose jobs have failed; a sweeper that may lose some (``max_failure_rate``) is left
+    to count them itself.
 
     Args:
         config: of the sweep.

@@ -1,8 +1,10 @@
-"""Hydra launchers that run each job of a sweep by itself, through submitit: as a process on this machine, or as a job of Slurm.
+"""Hydra launchers that run each job of a sweep by itself, through submitit: as a process on this machine, or
+as a job of Slurm.
 
-Beyond submitit's own launchers: jobs run the code as it was when they were submitted; a job that fails is failed for Slurm too, with its traceback in
-its own log; one that fails or is killed does not hide the others' results; jobs that have finished before are not run again; and ``jobs.json`` in the
-sweep's folder says what was submitted, for ``python -m ecoflap.sweeps.status``. Light to import: Hydra imports it for ``--help``.
+Beyond submitit's own launchers: jobs run the code as it was when they were submitted; a job that fails is
+failed for Slurm too, with its traceback in its own log; one that fails or is killed does not hide the others'
+results; jobs that have finished before are not run again; and ``jobs.json`` in the sweep's folder says what
+was submitted, for ``python -m ecoflap.sweeps.status``. Light to import: Hydra imports it for ``--help``.
 """
 
 from __future__ import annotations
@@ -46,7 +48,9 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
     """What both have in common."""
 
     def __call__(self, *arguments: Any) -> JobReturn:  # type: ignore[override]
-        """Run one job, where it was sent to; what it raises ends the job, so that the queue sees the failure."""
+        """Run one job, where it was sent to; what it raises ends the job, so that the queue sees the
+        failure.
+        """
         done = super().__call__(*arguments)
         if done.status == JobStatus.FAILED:
             raise done._return_value
@@ -181,7 +185,8 @@ class SlurmLauncher(_Launcher):
         """Refuse a machine without Slurm."""
         if shutil.which("srun") is None:
             raise UserError(
-                "cluster=slurm: there is no Slurm on this machine (no srun); submit from a login node, or use cluster=local or none"
+                "cluster=slurm: there is no Slurm on this machine (no srun); submit from a login node, or use"
+                " cluster=local or none"
             )
 
     def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
@@ -214,7 +219,8 @@ class SlurmLauncher(_Launcher):
         except FailedJobError as error:
             said = " ".join(str(error).split())
             raise UserError(
-                f"cluster=slurm: Slurm takes none of the {len(jobs)} jobs ({said}); correct hydra.launcher.*, such as partition"
+                f"cluster=slurm: Slurm takes none of the {len(jobs)} jobs ({said}); correct hydra.launcher.*,"
+                " such as partition"
             ) from None
         return [Submitted(job, handle) for job, handle in zip(jobs, handles, strict=True)]
 
@@ -224,7 +230,9 @@ AFTER_SCORES = ("sparsity", "pruner", "allocation", "task", "tracking", "model.s
 
 
 def scoring_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """One job per set of scores that the sweep needs, each of which stops behind the coarse stage; they are numbered before the sweep's own."""
+    """One job per set of scores that the sweep needs, each of which stops behind the coarse stage; they are
+    numbered before the sweep's own.
+    """
     kept: dict[tuple[str, ...], Job] = {}
     for job in jobs:
         relevant = tuple(
@@ -253,7 +261,10 @@ def _collect(submitted: Sequence[Submitted]) -> dict[int, JobReturn]:
             last = _last_line(error)
             refused = re.match(r"ecoflap\.errors\.\w+: ", last)
             reason = last[refused.end() :] if refused else last
-            message = f"job {job.number} ({' '.join(filter_overrides(job.overrides))}) failed: {reason}; its log: {handle.paths.stderr}"
+            message = (
+                f"job {job.number} ({' '.join(filter_overrides(job.overrides))}) failed: {reason}; its log:"
+                f" {handle.paths.stderr}"
+            )
             log.error(message)
             ended[job.number] = JobReturn(
                 status=JobStatus.FAILED,

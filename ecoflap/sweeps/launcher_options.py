@@ -1,4 +1,6 @@
-"""What can be said about where the jobs of a sweep run; typed, so that a wrong name or value fails before a job is queued. Light to import."""
+"""What can be said about where the jobs of a sweep run; typed, so that a wrong name or value fails before a
+job is queued. Light to import.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +38,8 @@ class SlurmOptions(SlurmQueueConf):
     """Jobs of Slurm, one array per sweep; see submitit's launcher for its other options.
 
     Attributes:
-        max_num_timeout: how often a job that ran into its time limit is queued again; preempted ones are always.
+        max_num_timeout: how often a job that ran into its time limit is queued again; preempted ones are
+            always.
         dependency: other jobs that must end first, as sbatch takes it: afterok:1234.
         scores_first: queue the coarse stage of each model by itself, and the sweep behind it.
         snapshot: run the code as it is now, whatever is edited meanwhile.

@@ -1,4 +1,6 @@
-"""A copy of the code as it is when jobs are submitted, so that whatever is edited meanwhile changes no queued job."""
+"""A copy of the code as it is when jobs are submitted, so that whatever is edited meanwhile changes no queued
+job.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,8 @@ WEIGHTS = "*.safetensors"
 
 
 def take_snapshot(folder: Path, project: Path = PROJECT) -> Path:
-    """Copy the code into a folder of its own below ``folder``, named by its content; one that is there already is used again.
+    """Copy the code into a folder of its own below ``folder``, named by its content; one that is there
+    already is used again.
 
     Returns:
         The copy's folder.
@@ -58,7 +61,8 @@ def _hash(project: Path) -> str:
     """
     if missing := [part for part in PARTS if not (project / part).exists()]:
         raise UserError(
-            f"the code that jobs run can't be copied: {project} has no {', '.join(missing)}; submit from a whole checkout"
+            f"the code that jobs run can't be copied: {project} has no {', '.join(missing)}; submit from a"
+            " whole checkout"
         )
     digest = hashlib.sha256()
     for part in PARTS:

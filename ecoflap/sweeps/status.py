@@ -3,8 +3,9 @@
     python -m ecoflap.sweeps.status outputs/sweeps/SWEEP
     python -m ecoflap.sweeps.status outputs/sweeps/SWEEP --rerun-failed
 
-``--rerun-failed`` starts the sweep's own command again in the same folder: jobs that have finished are left alone, and the others go on from where
-they stopped. The folder of a run that was started by itself works too. Exit code 0: nothing has failed. 1: a run failed or died. 2: wrong usage.
+``--rerun-failed`` starts the sweep's own command again in the same folder: jobs that have finished are left
+alone, and the others go on from where they stopped. The folder of a run that was started by itself works too.
+Exit code 0: nothing has failed. 1: a run failed or died. 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def read(folder: Path) -> list[Line]:
     }
     if not jobs:
         raise UserError(
-            f"{folder} holds neither a run nor a sweep: there is no {STATUS} and no {JOBS}; give a folder below outputs/"
+            f"{folder} holds neither a run nor a sweep: there is no {STATUS} and no {JOBS}; give a folder"
+            " below outputs/"
         )
     slurm = slurm_states([job["id"] for job in jobs.values() if job.get("id")])
     names = sorted(jobs, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
@@ -103,7 +105,10 @@ def _line(run: Path, job: Mapping[str, Any], slurm: Mapping[str, str]) -> Line:
     seconds = end - status["started"] if "started" in status else None
     note = status.get("reason") if state in ("failed", "stopped") else None
     if state == "died":
-        note = f"killed{f' ({queued})' if queued else ''}, the last sign of life at step {status.get('step', 'none')}"
+        note = (
+            f"killed{f' ({queued})' if queued else ''}, the last sign of life at step"
+            f" {status.get('step', 'none')}"
+        )
     return Line(run.name, state, status.get("step", "") + done, seconds, note or " ".join(overrides))
 
 
@@ -127,7 +132,9 @@ def _overrides(run: Path) -> list[str]:
 
 
 def slurm_states(ids: Sequence[str]) -> dict[str, str]:
-    """{job: state} by Slurm's accounting, or by its queue where there is no accounting; empty without Slurm."""
+    """{job: state} by Slurm's accounting, or by its queue where there is no accounting; empty without
+    Slurm.
+    """
     if not ids:
         return {}
     commands = (
@@ -156,7 +163,9 @@ def show(folder: Path, lines: Sequence[Line]) -> None:
 
 
 def time_left(lines: Sequence[Line]) -> str:
-    """The time until all have ended, if the rest takes as long as those that are done, as many at a time as are running."""
+    """The time until all have ended, if the rest takes as long as those that are done, as many at a time as
+    are running.
+    """
     took = [line.seconds for line in lines if line.state == "done" and line.seconds is not None]
     running = [line.seconds or 0.0 for line in lines if line.state == "running"]
     queued = sum(line.state == "queued" for line in lines)
@@ -191,11 +200,13 @@ def rerun(folder: Path) -> int:
     file = sweep if sweep.is_file() else run
     if not file.is_file():
         raise UserError(
-            f"{folder} has no {sweep.name} and no .hydra/hydra.yaml, so the command that started it is not known"
+            f"{folder} has no {sweep.name} and no .hydra/hydra.yaml, so the command that started it is not"
+            " known"
         )
     if file == run and (folder.resolve().parent / sweep.name).is_file():
         raise UserError(
-            f"{folder} is one run of a sweep; give {folder.resolve().parent}, where finished runs are left alone"
+            f"{folder} is one run of a sweep; give {folder.resolve().parent}, where finished runs are left"
+            " alone"
         )
     hydra = OmegaConf.load(file).hydra
     # Without resume=false, which would do finished runs again.

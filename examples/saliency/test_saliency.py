@@ -1,4 +1,6 @@
-"""The saliency ViT: every weight finds its place, the maps are sane, and pruning it is what the slow reference does."""
+"""The saliency ViT: every weight finds its place, the maps are sane, and pruning it is what the slow
+reference does.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whisper: every weight finds its place, speech becomes text, and pruning it is what the slow reference does."""
+"""Whisper: every weight finds its place, speech becomes text, and pruning it is what the slow reference
+does.
+"""
 
 from __future__ import annotations
 
@@ -145,7 +147,9 @@ def test_word_error_rate_counts_words_and_not_spelling() -> None:
 
 
 def test_equals_pruning_layer_by_layer(model: PrunableModel) -> None:
-    """The first encoder block, and the first decoder block behind it, whose cross-attention reads the encoder's states."""
+    """The first encoder block, and the first decoder block behind it, whose cross-attention reads the
+    encoder's states.
+    """
     assert_equals_reference(
         Whisper(),
         CalibrationSet("speech", tuple(encode(model, each) for each in spoken(False, 1, seed=0))),

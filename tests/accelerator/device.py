@@ -30,9 +30,9 @@ class Backend:
     """``torch.npy``: what PyTorch asks a device's module for."""
 
     is_initialized = is_available = lambda self: True
-    _is_in_bad_fork = lambda self: False  # noqa: E731
-    current_device = lambda self: 0  # noqa: E731
-    device_count = lambda self: 1  # noqa: E731
+    _is_in_bad_fork = lambda self: False
+    current_device = lambda self: 0
+    device_count = lambda self: 1
 
     def manual_seed_all(self, seed: int) -> None: ...
 

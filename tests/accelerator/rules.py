@@ -63,7 +63,8 @@ def check(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any], on_devi
         for tensor, there in zip(tensors, inside, strict=True):
             if not there and (tensor.dim() > 0 or not scalars or any(tensor is one for one in written)):
                 raise DeviceMixError(
-                    f"{operation}: expected all tensors to be on the same device, and {_shapes(tensors, inside)}"
+                    f"{operation}: expected all tensors to be on the same device, and"
+                    f" {_shapes(tensors, inside)}"
                 )
     check_generator(operation, kwargs)
     return True

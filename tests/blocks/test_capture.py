@@ -20,7 +20,9 @@ from tests import tiny
 
 
 def outputs_of_blocks(model: PrunableModel, blocks: list[nn.Module], batch: Batch) -> list[list[Tensor]]:
-    """What blocks put out in a plain forward pass of the whole model: per block, one output per pass through its tower."""
+    """What blocks put out in a plain forward pass of the whole model: per block, one output per pass through
+    its tower.
+    """
     outputs: dict[nn.Module, list[Tensor]] = {block: [] for block in blocks}
     handles = [
         block.register_forward_hook(
@@ -62,7 +64,9 @@ def test_replay_reproduces_the_forward_pass(family: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_replay_of_a_changed_block_reproduces_the_changed_model(family: str) -> None:
-    """Captured while the first block was dense, replayed after it changed: only the hidden states may differ between blocks."""
+    """Captured while the first block was dense, replayed after it changed: only the hidden states may differ
+    between blocks.
+    """
     model, batch = tiny.build(family), tiny.samples(family).batches(2)[0]
     with quiet_forward(model.module):
         for tower in model.every_tower:
@@ -83,14 +87,18 @@ def test_replay_of_a_changed_block_reproduces_the_changed_model(family: str) -> 
     [("blip_retrieval", "text", 3), ("blip2_itm", "qformer", 4), ("clip", "text", 1)],
 )
 def test_every_pass_of_a_batch_is_captured(family: str, tower: str, passes: int) -> None:
-    """Text alone, the pair, and the text with a wrong picture; BLIP-2's Q-Former reads the picture alone as well."""
+    """Text alone, the pair, and the text with a wrong picture; BLIP-2's Q-Former reads the picture alone as
+    well.
+    """
     model = tiny.build(family)
     wanted = next(one for one in model.every_tower if one.name == tower)
     assert len(Flow(model, wanted, tiny.samples(family).batches(2)[:1]).streams) == passes
 
 
 class Bumpy(nn.Module):
-    """Something is added to the hidden states between its blocks, as deepstack models add picture features."""
+    """Something is added to the hidden states between its blocks, as deepstack models add picture
+    features.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -192,7 +200,8 @@ def test_capture_stops_before_the_rest_of_the_model_and_leaves_no_hooks() -> Non
     batches = tiny.samples("blip2_t5").batches(2)
     Flow(model, model.towers[0], batches)
     assert len(ran) == 3, (
-        "two samples of each length run to their end, once more of one while layers are disturbed; the others stop"
+        "two samples of each length run to their end, once more of one while layers are disturbed; the others"
+        " stop"
     )
     assert [dict(module._forward_pre_hooks) for module in model.module.modules()] == hooks
 
@@ -228,7 +237,9 @@ def test_block_without_tensors() -> None:
 
 
 def changed_on_the_way(model: PrunableModel, batches: list[Batch], seen: list[int]) -> list[list[Tensor]]:
-    """Every tower's streams at its end, when each block was changed before it was left; ``seen``: samples that went through the first tower."""
+    """Every tower's streams at its end, when each block was changed before it was left; ``seen``: samples
+    that went through the first tower.
+    """
     ends = []
     handle = (
         model.towers[0]
@@ -269,7 +280,8 @@ def test_a_finished_tower_is_not_run_again(family: str) -> None:
     model, batches = tiny.build(family), tiny.samples(family, lengths=(5,) * 6).batches(3)
     seen: list[int] = []
     changed_on_the_way(model, batches, seen)
-    # One leave per batch; a learning pass of two samples in each tower; a capture per batch where the first tower was not its own shortcut.
+    # One leave per batch; a learning pass of two samples in each tower; a capture per batch where the first
+    # tower was not its own shortcut.
     of_batches = [size for size in seen if size % 2 or size > 2]
     assert len(of_batches) == (
         len(batches) if family == "blip2_t5" else 2 * len(batches)

@@ -12,7 +12,9 @@ from tests import hybrids, tiny
 
 
 class Mixture(nn.Module):
-    """A layer that every sample is sent to, two experts by the sign of their sum, and a layer that is never called."""
+    """A layer that every sample is sent to, two experts by the sign of their sum, and a layer that is never
+    called.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -90,7 +92,9 @@ def test_cross_attention_with_packed_weights_is_one_call_that_shows_no_inputs() 
     model = prunable("cross", Cross(), None, tiny.first_output_loss, Selection())
     with pytest.raises(
         UserError,
-        match=r"blocks\.0\.multihead_attn\..* and 1 more layers outside .* add skip_layers=\[multihead_attn\]",
+        match=(
+            r"blocks\.0\.multihead_attn\..* and 1 more layers outside .* add skip_layers=\[multihead_attn\]"
+        ),
     ):
         require_calls(model, [batch(1, 1)])
 

@@ -68,7 +68,9 @@ def test_what_is_no_text_is_grouped(family: str) -> None:
 
 @torch.no_grad()
 def test_blip_is_asked_questions_of_one_length() -> None:
-    """Its decoder in transformers sees the padding of a question, in some releases through a mask that only weakens it."""
+    """Its decoder in transformers sees the padding of a question, in some releases through a mask that only
+    weakens it.
+    """
     model, calibration = tiny.build("blip_vqa"), tiny.samples("blip_vqa", LENGTHS)
     padding = padded(calibration.samples)
     heeded = torch.allclose(model.loss(padding), losses_alone(model, calibration), rtol=1e-3)

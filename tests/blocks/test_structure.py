@@ -1,4 +1,6 @@
-"""Whatever a model does between its blocks, what enters and leaves each block is that of a full forward pass of the model as it is then."""
+"""Whatever a model does between its blocks, what enters and leaves each block is that of a full forward pass
+of the model as it is then.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,9 @@ class Adding(Block):
 
 
 class Remembering(Block):
-    """Reads the values of the block that first wrote, and writes where nobody did: Gemma 3n's and Gemma 4's key-value states."""
+    """Reads the values of the block that first wrote, and writes where nobody did: Gemma 3n's and Gemma 4's
+    key-value states.
+    """
 
     def forward(self, hidden: Tensor, shared: Any) -> Tensor:
         if "values" not in shared:
@@ -96,7 +100,9 @@ class Caching(Appending):
 
 
 class Model(nn.Module):
-    """Two towers; ``way`` says how the hidden states [batch, tokens, 4] go through the second, given the states of the first's blocks."""
+    """Two towers; ``way`` says how the hidden states [batch, tokens, 4] go through the second, given the
+    states of the first's blocks.
+    """
 
     def __init__(self, way: Callable[..., Tensor], kind: type[Block] = Block) -> None:
         super().__init__()
@@ -390,7 +396,9 @@ def test_a_kind_of_batch_that_runs_the_tower_more_often_is_refused(kind: str) ->
 @torch.no_grad()
 @pytest.mark.parametrize("way", WAYS)
 def test_blocks_that_are_the_identity_hide_nothing(way: str) -> None:
-    """Where no block does anything, hidden states are the same at every depth, and what is read from where can't be seen by comparing them."""
+    """Where no block does anything, hidden states are the same at every depth, and what is read from where
+    can't be seen by comparing them.
+    """
     model, given = model_of(way), batches("in all")
     for block in model.blocks:
         for parameter in block.module.parameters():

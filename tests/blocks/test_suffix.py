@@ -51,7 +51,9 @@ def test_a_change_in_the_suffix_counts_and_one_in_the_prefix_does_not(family: st
             )
             if (
                 family not in tiny.MATCHING
-            ):  # there a tower runs several times, and only what stands before the block's first run is replayed
+                # there a tower runs several times, and only what stands before the block's first run is
+                # replayed
+            ):
                 torch.testing.assert_close(
                     runner.losses_from(order[place + 1].module, copies),
                     runner.losses.expand(copies, -1),

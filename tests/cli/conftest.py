@@ -1,4 +1,6 @@
-"""A tiny model folder, a text and a token file, and a way to run the pipeline as main.py does, in this process."""
+"""A tiny model folder, a text and a token file, and a way to run the pipeline as main.py does, in this
+process.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,7 @@ def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("tokens") / "tokens.safetensors"
     draw = lambda rows, seed: torch.randint(
         2, 2 + len(WORDS), (rows, 12), generator=torch.Generator().manual_seed(seed)
-    )  # noqa: E731
+    )
     save_file({"calibration": draw(6, 2), "test": draw(4, 3), "floats": torch.zeros(2, 2)}, file)
     return file
 

@@ -28,7 +28,10 @@ def refused(overrides: list[str], words: str, tmp_path: Path) -> None:
     [
         (
             ["task=imagenet"],
-            r"task=imagenet needs the data set's folder.*ImageNet is given for non-commercial research.*image-net\.org",
+            (
+                r"task=imagenet needs the data set's folder.*ImageNet is given for non-commercial"
+                r" research.*image-net\.org"
+            ),
         ),
         (["task=dtd", "task.path=nowhere"], r"task=dtd: .*is not in task\.path=nowhere"),
         (["task=nocaps"], "task=nocaps needs the data set's folder"),

@@ -1,4 +1,6 @@
-"""Every experiment and every sweep of the paper, with a mini model and small folders in the data sets' published layouts under it."""
+"""Every experiment and every sweep of the paper, with a mini model and small folders in the data sets'
+published layouts under it.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,8 @@ SWEEPS = sorted(
     for file in (ROOT / "sweeps").glob("*.yaml")
     if not file.stem.startswith(("readme_", "finetune_", "search"))
 )
-# These carry towers that another experiment pruned into another model: tests/cli/test_tower_transfer.py runs them.
+# These carry towers that another experiment pruned into another model: tests/cli/test_tower_transfer.py runs
+# them.
 CARRIED = ["blip2/flickr30k", "blip2/nocaps"]
 # BLIP-NLVR is LAVIS' own model: tests/lavis/test_nlvr_experiments.py runs these.
 RUN_HERE = [name for name in EXPERIMENTS if "nlvr2" not in name and name not in CARRIED]
@@ -182,7 +185,9 @@ def test_an_experiment_composes_as_published(experiment: str) -> None:
     "instead", ["score=none", "allocation=file", "pruner=magnitude", "task=easy_vqa", "calibration=easy_vqa"]
 )
 def test_no_option_is_left_of_a_choice_that_is_replaced(experiment: str, instead: str) -> None:
-    """Those that an experiment alone sets, and the command line can leave out, are named when they are in the way."""
+    """Those that an experiment alone sets, and the command line can leave out, are named when they are in the
+    way.
+    """
     group = instead.split("=")[0]
     asked = {"allocation": ["allocation.path=FILE"]}.get(group, [])
     keys = OmegaConf.to_container(composed([f"+experiment={experiment}", instead, *asked])[group])

@@ -1,4 +1,6 @@
-"""model=causal_lm runs decoder LMs of any family unchanged, from a folder, through to a verified checkpoint."""
+"""model=causal_lm runs decoder LMs of any family unchanged, from a folder, through to a verified
+checkpoint.
+"""
 
 from __future__ import annotations
 

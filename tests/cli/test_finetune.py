@@ -1,4 +1,6 @@
-"""The finetune step through the pipeline and through main.py: zeros stay, runs resume, two processes are as good as one."""
+"""The finetune step through the pipeline and through main.py: zeros stay, runs resume, two processes are as
+good as one.
+"""
 
 from __future__ import annotations
 
@@ -152,7 +154,9 @@ def test_a_killed_run_resumes_to_the_same_curve(training: list[str], tmp_path: P
 
 
 def test_a_run_that_had_stopped_early_stops_again(training: list[str], run: Run, tmp_path: Path) -> None:
-    """It was ended between its last step and its end: how long it had waited in vain is not forgotten, and one step more is looked at."""
+    """It was ended between its last step and its end: how long it had waited in vain is not forgotten, and
+    one step more is looked at.
+    """
     early = [
         "finetune.held_out=2",
         "finetune.every=1",

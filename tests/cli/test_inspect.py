@@ -1,4 +1,6 @@
-"""inspect=true on a model of the real size: everything is shown, and nothing is downloaded or held in memory."""
+"""inspect=true on a model of the real size: everything is shown, and nothing is downloaded or held in
+memory.
+"""
 
 from __future__ import annotations
 

@@ -17,7 +17,9 @@ from tests.cli.conftest import ROOT
 
 @pytest.fixture
 def dense(tmp_path: Path) -> Path:
-    """The embedded model without its biases of keys, which LAVIS has no place for and a softmax doesn't feel."""
+    """The embedded model without its biases of keys, which LAVIS has no place for and a softmax doesn't
+    feel.
+    """
     folder = tmp_path / "dense"
     shutil.copytree(ROOT / "ecoflap" / "mini" / "blip2", folder)
     state = load_file(folder / "model.safetensors")

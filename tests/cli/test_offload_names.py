@@ -1,4 +1,6 @@
-"""Runs over checkpoints whose names transformers converts on load: with the weights on the disk the same results, and a checkpoint that loads."""
+"""Runs over checkpoints whose names transformers converts on load: with the weights on the disk the same
+results, and a checkpoint that loads.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,9 @@ def stored_names(folder: Path) -> set[str]:
 
 
 def compare(run: Run, overrides: list[str], model_class: Any, tmp_path: Path) -> None:
-    """Run with all weights in memory and with them on the disk, and compare results, weights, names and masks."""
+    """Run with all weights in memory and with them on the disk, and compare results, weights, names and
+    masks.
+    """
     overrides = [*overrides, "model.save=true", "cache_mode=off"]
     expected = run(overrides, "plain")
     result = run([*overrides, "runtime.offload=disk"], "away")

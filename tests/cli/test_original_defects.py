@@ -1,4 +1,6 @@
-"""What the original got wrong (crashes, leaks, a dense last block), through whole runs of the commands that it had."""
+"""What the original got wrong (crashes, leaks, a dense last block), through whole runs of the commands that
+it had.
+"""
 
 from __future__ import annotations
 
@@ -56,7 +58,9 @@ def test_c4_prunes_a_t5(run: Run, tmp_path: Path, experiment: str) -> None:
 
 @pytest.fixture(params=["open_clip", "open_clip_eva"])
 def open_clip_model(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]:
-    """A tiny CLIP of open_clip that a run can name: its sizes known to the package, its random weights in a file."""
+    """A tiny CLIP of open_clip that a run can name: its sizes known to the package, its random weights in a
+    file.
+    """
     open_clip = pytest.importorskip("open_clip", reason="pip install -e '.[open-clip]'")
     tiny.register_tiny_eva()
     vision = {
@@ -82,7 +86,9 @@ def open_clip_model(request: pytest.FixtureRequest, tmp_path: Path) -> list[str]
 def test_eva_clip_is_pruned_and_measured_in_one_run_to_the_last_block(
     run: Run, open_clip_model: list[str], tmp_path: Path
 ) -> None:
-    """It deleted the text tower before the classes were named, left the last block dense, and calibrated on pictures that it measured on."""
+    """It deleted the text tower before the classes were named, left the last block dense, and calibrated on
+    pictures that it measured on.
+    """
     picture_sets.write_set(tmp_path, "imagenet")
     names = [
         f"{group}.{option}"
@@ -131,7 +137,9 @@ def test_clip_is_scored_by_gradients(run: Run, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("eps", ["1e-1", "1e-2", "1e-4"])
 def test_every_job_of_the_eps_sweep_runs_with_a_prompt(run: Run, tmp_path: Path, eps: str) -> None:
-    """It named a score that was gone. The prompt is BLIP-2's own, for questions; captions go on without it."""
+    """It named a score that was gone. The prompt is BLIP-2's own, for questions; captions go on without
+    it.
+    """
     data = caption_folders.cc3m(tmp_path / "cc3m")
     options = [
         "model=blip2_mini",

@@ -147,7 +147,9 @@ def test_what_is_trained_on_is_not_measured_on(
 
 
 def test_of_a_training_split_all_of_it_counts(run: Run, tmp_path: Path) -> None:
-    """The samples that calibrate may be others than those that a task reads, which are trained on all the same."""
+    """The samples that calibrate may be others than those that a task reads, which are trained on all the
+    same.
+    """
     picture_sets.write_set(tmp_path, "food101")
     options = [
         "model=clip_mini",

@@ -1,4 +1,6 @@
-"""A run that was stopped, however and whenever, goes on when it is started again, and ends with the same weights."""
+"""A run that was stopped, however and whenever, goes on when it is started again, and ends with the same
+weights.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,9 @@ Run = Callable[..., Result]
 
 
 def weights(folder: Path) -> str:
-    """A hash of every tensor of the saved model and of its masks; the files' own headers have no fixed order."""
+    """A hash of every tensor of the saved model and of its masks; the files' own headers have no fixed
+    order.
+    """
     digest, files = hashlib.sha256(), sorted((folder / "checkpoint").glob("*.safetensors"))
     assert files
     for file in files:

@@ -1,4 +1,6 @@
-"""Sweeps as they are typed: in this process, as processes, by Optuna; what they refuse, and that they change no result."""
+"""Sweeps as they are typed: in this process, as processes, by Optuna; what they refuse, and that they change
+no result.
+"""
 
 from __future__ import annotations
 
@@ -156,7 +158,9 @@ def test_statistics_of_the_dense_model_are_measured_once(text_run: list[str], tm
 
 
 def test_statistics_of_another_loss_are_others(run: Callable[..., Result], tmp_path: Path) -> None:
-    """They are gathered in the passes that the loss makes, and matching makes another one with wrong partners."""
+    """They are gathered in the passes that the loss makes, and matching makes another one with wrong
+    partners.
+    """
     plan = [
         "model=blip_retrieval_mini",
         "score=none",

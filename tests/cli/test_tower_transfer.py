@@ -1,4 +1,6 @@
-"""Table 1: towers that one BLIP-2 was pruned in are measured in the models that write and find captions, and one table holds it all."""
+"""Table 1: towers that one BLIP-2 was pruned in are measured in the models that write and find captions, and
+one table holds it all.
+"""
 
 from __future__ import annotations
 
@@ -103,7 +105,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         UserError,
-        match=r"model\.vision_from=.*empty: no model\.safetensors.*give the checkpoint folder of a run with model\.save=true",
+        match=(
+            r"model\.vision_from=.*empty: no model\.safetensors.*give the checkpoint folder of a run with"
+            r" model\.save=true"
+        ),
     ):
         Blip2(MINI, vision_from=str(tmp_path / "empty")).load(CPU, Selection())
     with pytest.raises(UserError, match=r"model\.language_from=\./nowhere: there is no such folder"):
@@ -111,7 +116,10 @@ def test_what_does_not_fit_is_refused(tmp_path: Path) -> None:
     retriever = save_retriever(tmp_path / "retriever")
     with pytest.raises(
         UserError,
-        match=r"model\.language_from=.*retriever has no 'language_model\..*give the checkpoint folder of a BLIP-2 run",
+        match=(
+            r"model\.language_from=.*retriever has no 'language_model\..*give the checkpoint folder of a"
+            r" BLIP-2 run"
+        ),
     ):
         Blip2(MINI, language_from=str(retriever)).load(CPU, Selection())
     shutil.copytree(MINI, tmp_path / "other")

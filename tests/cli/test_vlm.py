@@ -1,4 +1,6 @@
-"""Any vision-language model of transformers through its own processor, from questions to a verified checkpoint."""
+"""Any vision-language model of transformers through its own processor, from questions to a verified
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -30,8 +32,9 @@ SPECIAL = [
     "ASSISTANT:",
 ]
 CHAT = (
-    "{% for message in messages %}USER: {% for part in message['content'] %}{% if part['type'] == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %} ASSISTANT:{% endfor %}"
+    "{% for message in messages %}USER: {% for part in message['content'] %}{% if part['type'] == 'image'"
+    " %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
+    " ASSISTANT:{% endfor %}"
 )
 
 

@@ -37,7 +37,8 @@ def test_a_failing_step_is_measured_and_its_error_passes() -> None:
 
 @pytest.mark.skipif(not HOST_PEAK_CAN_BE_RESET, reason="needs Linux and no accelerator")
 def test_each_step_has_its_own_peak() -> None:
-    # In a process of its own: this one may hold freed memory of earlier tests, which a new allocation would take without a new peak.
+    # In a process of its own: this one may hold freed memory of earlier tests, which a new allocation would
+    # take without a new peak.
     code = """
 from ecoflap.console.telemetry import measure
 steps = {}

@@ -57,7 +57,9 @@ def no_picture() -> bytes:
 
 
 def exit_codes(reader: Any, file: Path) -> list[int]:
-    """Exit codes in a run's file; W&B's own process may write the end of the file a moment after ``finish`` returns."""
+    """Exit codes in a run's file; W&B's own process may write the end of the file a moment after ``finish``
+    returns.
+    """
     deadline = time.monotonic() + 20
     while not (found := read_exit_codes(reader, file)) and time.monotonic() < deadline:
         time.sleep(0.05)
@@ -176,8 +178,10 @@ def test_factories_are_structured_configs_that_hydra_can_build() -> None:
 
 def test_import_does_not_load_the_heavy_libraries() -> None:
     script = (
-        "import sys, ecoflap.console.tracking, ecoflap.store, ecoflap.console.progress, ecoflap.storage.results, ecoflap.console.telemetry, ecoflap.storage.masks, ecoflap.sweeps.report.table;"
-        "print([name for name in ('torch', 'wandb', 'transformers', 'rich', 'numpy') if name in sys.modules])"
+        "import sys, ecoflap.console.tracking, ecoflap.store, ecoflap.console.progress,"
+        " ecoflap.storage.results, ecoflap.console.telemetry, ecoflap.storage.masks,"
+        " ecoflap.sweeps.report.table;print([name for name in ('torch', 'wandb', 'transformers', 'rich',"
+        " 'numpy') if name in sys.modules])"
     )
     output = subprocess.run(
         [sys.executable, "-c", script],

@@ -29,7 +29,9 @@ def shown_at(file: Path, picture: Example) -> str:
 
 
 def karpathy(root: Path, name: str = "coco") -> Path:
-    """As Karpathy has COCO (two folders of pictures) or Flickr30k (one): half of the training pictures are restval."""
+    """As Karpathy has COCO (two folders of pictures) or Flickr30k (one): half of the training pictures are
+    restval.
+    """
     rows, place = [], {"train": "train2014", "val": "val2014", "test": "val2014", "restval": "val2014"}
     for offset, split in enumerate(("train", "val", "test")):
         for index, picture in enumerate(

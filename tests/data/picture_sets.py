@@ -1,4 +1,6 @@
-"""CoOp's eleven sets and folders of pictures in small: their published layouts, with Easy-VQA's pictures in them."""
+"""CoOp's eleven sets and folders of pictures in small: their published layouts, with Easy-VQA's pictures in
+them.
+"""
 
 from __future__ import annotations
 

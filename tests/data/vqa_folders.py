@@ -1,4 +1,6 @@
-"""Small folders in the layouts that VQAv2, OK-VQA, GQA and NLVR2 are published in, made of Easy-VQA's questions and pictures."""
+"""Small folders in the layouts that VQAv2, OK-VQA, GQA and NLVR2 are published in, made of Easy-VQA's
+questions and pictures.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +14,8 @@ from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.example import Example
 from ecoflap.data.vqa.reading import CocoQuestions
 
-VAL = 100_000  # added to the numbers of val's pictures, and twice to test's: no two pictures of COCO have the same
+# added to the numbers of val's pictures, and twice to test's: no two pictures of COCO have the same
+VAL = 100_000
 KINDS = {"one": "Shapes and Colours", "two": "Yes and No"}
 
 
@@ -94,7 +97,9 @@ def write_gqa(folder: Path) -> list[Example]:
 
 
 def write_nlvr2(folder: Path, split: str, pictures: str = "") -> list[Example]:
-    """Pairs of neighbours; every third sentence is true. ``pictures``: the folder that the splits' pictures are in."""
+    """Pairs of neighbours; every third sentence is true. ``pictures``: the folder that the splits' pictures
+    are in.
+    """
     questions = easy_questions(split)
     lines = []
     for number, (left, right) in enumerate(pairwise(questions)):

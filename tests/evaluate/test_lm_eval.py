@@ -80,7 +80,7 @@ def own_index(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def llama(tiny_llama: Path) -> PrunableModel:  # noqa: F811
+def llama(tiny_llama: Path) -> PrunableModel:
     model = CausalLM(str(tiny_llama)).load(torch.device("cpu"), Selection(None, []))
     model.processor.bos_token = "<pad>"  # what the harness puts before a text without any
     return model

@@ -23,7 +23,9 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
 def pruned(
     family: str, build: Callable[[str], PrunableModel] = build
 ) -> tuple[PrunableModel, dict[str, Tensor]]:
-    """A tiny model half of whose weights are zero; one kept weight is zero too, and one layer loses everything."""
+    """A tiny model half of whose weights are zero; one kept weight is zero too, and one layer loses
+    everything.
+    """
     model = build(family)
     generator = torch.Generator().manual_seed(3)
     masks = {layer.name: torch.rand(layer.weight.shape, generator=generator) < 0.5 for layer in model.layers}
@@ -62,7 +64,9 @@ def train_kept_values(
     optimizer: Callable[..., torch.optim.Optimizer],
     steps: int,
 ) -> int:
-    """The same through ``masked_parameters``; returns the number of values that the optimizer has a state for."""
+    """The same through ``masked_parameters``; returns the number of values that the optimizer has a state
+    for.
+    """
     batches = samples(model.name).batches(2)
     with masked_parameters(model.module, model.layers, masks):
         chosen = optimizer(model.module.parameters())

@@ -1,4 +1,6 @@
-"""Block-wise reconstruction: each block comes closer to the dense model's, whatever the family, and zeros stay."""
+"""Block-wise reconstruction: each block comes closer to the dense model's, whatever the family, and zeros
+stay.
+"""
 
 from __future__ import annotations
 

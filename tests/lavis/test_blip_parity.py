@@ -1,4 +1,6 @@
-"""The same BLIP for questions and for retrieval in LAVIS and in transformers: what the text encoder reads, matches, and answers out of a list."""
+"""The same BLIP for questions and for retrieval in LAVIS and in transformers: what the text encoder reads,
+matches, and answers out of a list.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,9 @@ RENAMED = (
 
 @pytest.fixture
 def words(tmp_path: Path) -> Any:
-    """BERT's tokenizer over a few words, as the published checkpoints of transformers have it: without [DEC] and [ENC]."""
+    """BERT's tokenizer over a few words, as the published checkpoints of transformers have it: without [DEC]
+    and [ENC].
+    """
     return transformers.BertTokenizer.from_pretrained(tiny.bert_tokenizer(tmp_path / "words"))
 
 
@@ -186,7 +190,9 @@ def test_matches_and_texts_apart(words: Any, tmp_path: Path) -> None:
 
 @torch.no_grad()
 def test_the_matching_loss(words: Any, tmp_path: Path) -> None:
-    """Of right pairs and of each text with the picture of the sample before it, from LAVIS' own encoder and head."""
+    """Of right pairs and of each text with the picture of the sample before it, from LAVIS' own encoder and
+    head.
+    """
     from ecoflap.models.families.blip.retrieval import match_loss
 
     theirs = lavis_module("retrieval", lavis_tokenizer(tmp_path / "words"))

@@ -1,4 +1,6 @@
-"""Checkpoints in LAVIS' format: what we write LAVIS reads, what LAVIS writes we read, and nothing may be missing."""
+"""Checkpoints in LAVIS' format: what we write LAVIS reads, what LAVIS writes we read, and nothing may be
+missing.
+"""
 
 from __future__ import annotations
 

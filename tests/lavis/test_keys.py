@@ -19,7 +19,9 @@ if "blip2_t5" not in tiny.FAMILIES:
 
 @pytest.fixture
 def state() -> dict[str, Tensor]:
-    """A transformers BLIP-2's, half of its weights zero, its keys without bias as in every published checkpoint."""
+    """A transformers BLIP-2's, half of its weights zero, its keys without bias as in every published
+    checkpoint.
+    """
     state = {name: tensor.clone() for name, tensor in tiny.build("blip2_t5").module.state_dict().items()}
     for name, tensor in state.items():
         tensor[::2] = 0

@@ -1,4 +1,6 @@
-"""The paper's experiments on NLVR2, on a tiny BLIP-NLVR of LAVIS and a small folder in the data set's layout."""
+"""The paper's experiments on NLVR2, on a tiny BLIP-NLVR of LAVIS and a small folder in the data set's
+layout.
+"""
 
 from __future__ import annotations
 
@@ -44,7 +46,7 @@ def overrides(tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize("name", ["wanda", "ecoflap"])
-def test_an_experiment_runs(run: Callable[..., Result], overrides: list[str], name: str) -> None:  # noqa: F811
+def test_an_experiment_runs(run: Callable[..., Result], overrides: list[str], name: str) -> None:
     short = ["score.samples=4", "score.batch_size=2"] if name == "ecoflap" else []
     result = run([f"+experiment=blip/nlvr2/{name}", *overrides, *short])
     assert result.sparsity["prunable"] == pytest.approx(0.5, abs=2e-3)

@@ -1,4 +1,6 @@
-"""``model=blip2_flan_t5_xl_lavis`` through the whole pipeline, on a tiny instance, from a local checkpoint to a LAVIS checkpoint."""
+"""``model=blip2_flan_t5_xl_lavis`` through the whole pipeline, on a tiny instance, from a local checkpoint to
+a LAVIS checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -45,7 +47,7 @@ def overrides(tmp_path: Path) -> list[str]:
 
 @pytest.mark.parametrize(("score", "pruner"), [("zeroth_order", "wanda"), ("first_order", "sparsegpt")])
 def test_from_checkpoint_to_checkpoint(
-    run: Callable[..., Result],  # noqa: F811
+    run: Callable[..., Result],
     overrides: list[str],
     tmp_path: Path,
     score: str,

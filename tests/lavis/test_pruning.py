@@ -36,7 +36,9 @@ def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, nam
 
 @pytest.mark.parametrize("family", tiny.MODULES)
 def test_both_pictures_and_every_layer_are_seen(family: str) -> None:
-    """A statistic that missed the second picture would not equal the reference; here the reference itself is checked."""
+    """A statistic that missed the second picture would not equal the reference; here the reference itself is
+    checked.
+    """
     model, calibration = tiny.build(family), tiny.samples(family, lengths=(5,))
     pictures = 2 if family == "nlvr" else 1
     patches = (tiny.IMAGE // tiny.VISION["patch_size"]) ** 2 + 1

@@ -1,4 +1,6 @@
-"""The embedded models that know Easy-VQA's images: small, right, fed as they were trained, and hurt by pruning."""
+"""The embedded models that know Easy-VQA's images: small, right, fed as they were trained, and hurt by
+pruning.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Published architectures by the names of their classes: the defaults of their configs, on the meta device."""
+"""Published architectures by the names of their classes: the defaults of their configs, on the meta
+device.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,9 @@ from torch import nn
 
 @cache
 def architecture(name: str) -> nn.Module:
-    """The model of a class of transformers; a test of one that the installed release lacks, or can't build so, is skipped."""
+    """The model of a class of transformers; a test of one that the installed release lacks, or can't build
+    so, is skipped.
+    """
     if not hasattr(transformers, name):
         pytest.skip(f"transformers {transformers.__version__} has no {name}")
     model_class: Any = getattr(transformers, name)

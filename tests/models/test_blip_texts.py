@@ -1,4 +1,6 @@
-"""What a BLIP's text towers read: the token that stands before a text, texts that are too long, answers out of a list, larger pictures."""
+"""What a BLIP's text towers read: the token that stands before a text, texts that are too long, answers out
+of a list, larger pictures.
+"""
 
 from __future__ import annotations
 
@@ -76,9 +78,13 @@ def test_a_caption_begins_with_it_only_beside_a_picture(token: int | None, first
         model.loss({name: torch.stack([sample[name] for sample in samples]) for name in samples[0]})
         model.interface.embed_texts(model, [one.target for one in pictures])
         model.interface.match(model, [one.image or "" for one in pictures], [one.target for one in pictures])
-    assert [looks for _, looks in seen] == [False, True, True, False, True], (
-        "contrast, right and wrong pairs; apart; together"
-    )
+    assert [looks for _, looks in seen] == [
+        False,
+        True,
+        True,
+        False,
+        True,
+    ], "contrast, right and wrong pairs; apart; together"
     for ids, looks in seen:
         assert ids[:, 0].tolist() == [first if looks else CLS] * 3
 
@@ -87,7 +93,10 @@ def test_a_caption_begins_with_it_only_beside_a_picture(token: int | None, first
 def test_a_token_that_the_model_does_not_have_is_refused(kind: str) -> None:
     with pytest.raises(
         UserError,
-        match=r"model\.encoder_token=30523: this model has \d\d tokens; .* null where it was trained with \[CLS\]",
+        match=(
+            r"model\.encoder_token=30523: this model has \d\d tokens; .* null where it was trained with"
+            r" \[CLS\]"
+        ),
     ):
         load(kind)
 
@@ -192,6 +201,8 @@ def test_larger_pictures() -> None:
     )
     with pytest.raises(
         UserError,
-        match=r"model\.image_size=60 must be a multiple of the patches of this model, which are 8 pixels wide",
+        match=(
+            r"model\.image_size=60 must be a multiple of the patches of this model, which are 8 pixels wide"
+        ),
     ):
         load("vqa", encoder_token=None, image_size=60)

@@ -1,4 +1,6 @@
-"""A checkpoint folder with something wrong in it: one line that says what, wherever its weights are to be, and before they are read."""
+"""A checkpoint folder with something wrong in it: one line that says what, wherever its weights are to be,
+and before they are read.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,10 @@ from ecoflap.models.offload.load import load_offloaded
 from ecoflap.storage.checkpoint import save_checkpoint
 from tests import tiny
 from tests.cli.conftest import tiny_llama  # noqa: F401 - a fixture
-from tests.models.test_quantised import change_config, change_weights, folder, no_weights_read  # noqa: F401 - fixtures
+from tests.models.test_quantised import (
+    change_config,
+    change_weights,
+)
 from tests.storage.test_disks import fill, small_disk  # noqa: F401 - a fixture
 
 INDEX = "model.safetensors.index.json"
@@ -200,7 +205,10 @@ BEFORE_WEIGHTS: dict[str, tuple[Break, str]] = {
         sharded(
             lambda path: shutil.copy(path / "model-0.safetensors", path / "model-1.safetensors") and None
         ),
-        r"model-1\.safetensors of model\.path=\S+ has no \S+, which its model\.safetensors\.index\.json looks for there",
+        (
+            r"model-1\.safetensors of model\.path=\S+ has no \S+, which its model\.safetensors\.index\.json"
+            r" looks for there"
+        ),
     ),
     "no tokenizer": (
         remove("tokenizer.json"),
@@ -238,7 +246,7 @@ WITH_WEIGHTS: dict[str, tuple[Break, str]] = {
 @pytest.mark.parametrize("offload", ["none", "disk"])
 @pytest.mark.parametrize("kind", BEFORE_WEIGHTS)
 @pytest.mark.usefixtures("no_weights_read")
-def test_before_weights_are_read(folder: Path, tmp_path: Path, kind: str, offload: str) -> None:  # noqa: F811
+def test_before_weights_are_read(folder: Path, tmp_path: Path, kind: str, offload: str) -> None:
     change, message = BEFORE_WEIGHTS[kind]
     change(folder)
     with pytest.raises(UserError, match=message) as caught:
@@ -249,7 +257,7 @@ def test_before_weights_are_read(folder: Path, tmp_path: Path, kind: str, offloa
 
 @pytest.mark.parametrize("offload", ["none", "cpu", "disk"])
 @pytest.mark.parametrize("kind", WITH_WEIGHTS)
-def test_as_weights_are_read(folder: Path, tmp_path: Path, kind: str, offload: str) -> None:  # noqa: F811
+def test_as_weights_are_read(folder: Path, tmp_path: Path, kind: str, offload: str) -> None:
     change, message = WITH_WEIGHTS[kind]
     change(folder)
     with pytest.raises((UserError, NumericalError), match=message) as caught:
@@ -257,11 +265,13 @@ def test_as_weights_are_read(folder: Path, tmp_path: Path, kind: str, offload: s
     assert "\n" not in str(caught.value)
 
 
-def test_both_names_are_in_the_message(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_both_names_are_in_the_message(folder: Path, tmp_path: Path) -> None:
     change_weights(folder, lambda tensors: tensors.update(mine=tensors.pop(LAYER)))
     with pytest.raises(
         UserError,
-        match=rf"such as {LAYER}, and has 1 that belong to nothing in it, such as mine; .*runtime\.offload=cpu",
+        match=(
+            rf"such as {LAYER}, and has 1 that belong to nothing in it, such as mine; .*runtime\.offload=cpu"
+        ),
     ):
         load(folder, "disk", tmp_path)
 
@@ -269,17 +279,18 @@ def test_both_names_are_in_the_message(folder: Path, tmp_path: Path) -> None:  #
 @pytest.mark.parametrize("offload", ["none", "disk"])
 def test_a_weight_of_nothing_is_one_warning(
     folder: Path, tmp_path: Path, offload: str, caplog: pytest.LogCaptureFixture
-) -> None:  # noqa: F811
+) -> None:
     extra = "model.layers.7.mlp.up_proj.weight"
     change_weights(folder, lambda tensors: tensors.update({extra: torch.zeros(32, 16)}))
     load(folder, offload, tmp_path)
     mine = [message for message in caplog.messages if extra in message]
     assert mine == [
-        f"model.path={folder} has 1 tensors that belong to nothing in its LlamaForCausalLM, such as {extra}; they are neither used nor saved"
+        f"model.path={folder} has 1 tensors that belong to nothing in its LlamaForCausalLM, such as {extra};"
+        " they are neither used nor saved"
     ]
 
 
-def test_two_values_of_one_tensor(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_two_values_of_one_tensor(folder: Path, tmp_path: Path) -> None:
     change_config(folder, tie_word_embeddings=True)
     with pytest.raises(
         UserError, match=r"different values for \S+ and \S+, .*set tie_word_embeddings to false"
@@ -289,7 +300,7 @@ def test_two_values_of_one_tensor(folder: Path, tmp_path: Path) -> None:  # noqa
 
 @pytest.mark.parametrize("offload", ["none", "disk"])
 @pytest.mark.parametrize("sound", [True, False], ids=["tensors", "other things"])
-def test_pickles(folder: Path, tmp_path: Path, sound: bool, offload: str) -> None:  # noqa: F811
+def test_pickles(folder: Path, tmp_path: Path, sound: bool, offload: str) -> None:
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     torch.save(tensors if sound else {"model": Path("x")}, folder / "pytorch_model.bin")
@@ -306,14 +317,14 @@ def test_pickles(folder: Path, tmp_path: Path, sound: bool, offload: str) -> Non
     assert "\n" not in str(caught.value)
 
 
-def test_a_pickle_of_the_old_kind(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_pickle_of_the_old_kind(folder: Path, tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"model": Path("x")}))
     with pytest.raises(UserError, match=r"holds other things than tensors.*give safetensors instead"):
         load(folder, "none", tmp_path)
 
 
-def test_tokens_that_were_added(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:  # noqa: F811
+def test_tokens_that_were_added(folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tokenizer = hf.AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(["<mine>"])
     tokenizer.save_pretrained(folder)
@@ -322,10 +333,13 @@ def test_tokens_that_were_added(folder: Path, tmp_path: Path, caplog: pytest.Log
 
 
 @pytest.mark.usefixtures("no_weights_read")
-def test_a_revision_of_a_folder(folder: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_a_revision_of_a_folder(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(
         UserError,
-        match=r"model\.revision=main is for models of the hub, and model\.path=\S+ is a local folder; leave it out",
+        match=(
+            r"model\.revision=main is for models of the hub, and model\.path=\S+ is a local folder; leave"
+            r" it out"
+        ),
     ):
         load(folder, "none", tmp_path, revision="main")
 
@@ -339,13 +353,13 @@ def test_a_revision_of_a_folder(folder: Path, tmp_path: Path) -> None:  # noqa: 
     ],
 )
 @pytest.mark.usefixtures("no_weights_read")
-def test_a_language_model_elsewhere(folder: Path, loader: Any, wanted: str) -> None:  # noqa: F811
+def test_a_language_model_elsewhere(folder: Path, loader: Any, wanted: str) -> None:
     with pytest.raises(UserError, match=rf"is a llama, .*{wanted}.*; use model=causal_lm$"):
         loader(path=str(folder)).load(torch.device("cpu"), Selection())
 
 
 @pytest.mark.parametrize("offload", ["none", "cpu", "disk"])
-def test_a_full_disk(folder: Path, tmp_path: Path, small_disk: Path, offload: str) -> None:  # noqa: F811
+def test_a_full_disk(folder: Path, tmp_path: Path, small_disk: Path, offload: str) -> None:
     model = load(folder, offload, tmp_path)
     run_folder = small_disk / "run"
     run_folder.mkdir()
@@ -359,7 +373,7 @@ def test_a_full_disk(folder: Path, tmp_path: Path, small_disk: Path, offload: st
     assert [path.name for path in run_folder.iterdir()] == ["kept"]
 
 
-def test_a_full_disk_for_pruned_blocks(folder: Path, small_disk: Path) -> None:  # noqa: F811
+def test_a_full_disk_for_pruned_blocks(folder: Path, small_disk: Path) -> None:
     model = load(folder, "disk", small_disk / "offload")
     fill(small_disk)
     with (

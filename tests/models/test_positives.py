@@ -1,4 +1,6 @@
-"""Samples of a batch that show the same are right partners: against loops, and where nothing repeats, against the loss without them."""
+"""Samples of a batch that show the same are right partners: against loops, and where nothing repeats, against
+the loss without them.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def slow_contrast(similarity: Tensor, right: list[list[int]]) -> Tensor:
 
 
 def slow_wrong(right: list[list[int]]) -> list[int | None]:
-    """The nearest sample before each one that is no right partner of it; the last one stands before the first."""
+    """The nearest sample before each one that is no right partner of it; the last one stands before the
+    first.
+    """
     count = len(right)
     return [
         next((j for back in range(1, count) if (j := (i - back) % count) not in right[i]), None)
@@ -207,7 +211,9 @@ def test_padding_is_no_text() -> None:
 
 @torch.no_grad()
 def test_a_passage_that_stands_twice_in_a_batch() -> None:
-    """MiniLM's halves: either of two equal ones is right, so a batch of one passage alone, twice, is as uncertain as it must be."""
+    """MiniLM's halves: either of two equal ones is right, so a batch of one passage alone, twice, is as
+    uncertain as it must be.
+    """
     from transformers import BertConfig, BertModel
 
     torch.manual_seed(0)

@@ -10,7 +10,8 @@ from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.families.blip.retrieval import match_loss
 from tests import tiny
 
-# Families whose transformers model computes the same loss; BLIP's smooths labels and counts differently, retrieval has none.
+# Families whose transformers model computes the same loss; BLIP's smooths labels and counts differently,
+# retrieval has none.
 WITH_OWN_LOSS = [family for family in tiny.FAMILIES if family not in (*tiny.BLIP, *tiny.DUAL, *tiny.PACKED)]
 
 
@@ -79,7 +80,7 @@ def test_blip_losses_by_transformers_own_heads() -> None:
         model.module(
             pixel_values=pixels, input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]
         ).itm_score
-    )  # noqa: E731
+    )
     own, other = (
         score(batch["pixel_values"]).log_softmax(-1),
         score(batch["pixel_values"].flip(0)).log_softmax(-1),

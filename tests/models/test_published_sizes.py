@@ -1,4 +1,6 @@
-"""The published models of conf/model on the meta device: towers, layers and weights that the papers and the hub count."""
+"""The published models of conf/model on the meta device: towers, layers and weights that the papers and the
+hub count.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ CLASSES = {  # what each loader needs of transformers
     "ImageClassifier": "AutoModelForImageClassification",
     "VisionLanguage": "AutoModelForImageTextToText",
 }
-# Parameters in all, as published; and the size of a language model's head where some releases of transformers tie it to the embedding.
+# Parameters in all, as published; and the size of a language model's head where some releases of transformers
+# tie it to the embedding.
 TOTALS = {
     "blip2_flan_t5_xl": (3_942_446_592, 32128 * 2048),
     "blip2_flan_t5_xl_coco": (3_943_037_952, 32128 * 2048),
@@ -74,7 +77,9 @@ TOTALS = {
 
 @cache
 def config_of(name: str) -> DictConfig:
-    """A model's config for inspect=true, with something in the place of what a user has to say about the model."""
+    """A model's config for inspect=true, with something in the place of what a user has to say about the
+    model.
+    """
     overrides = [f"model={name}", "inspect=true", "tracking=none"]
     config = composed(overrides)
     missing = [key for key in config.model if OmegaConf.is_missing(config.model, key)]

@@ -1,4 +1,6 @@
-"""Quantised checkpoints are dequantised where transformers does it by itself, and refused in one line before anything is loaded elsewhere."""
+"""Quantised checkpoints are dequantised where transformers does it by itself, and refused in one line before
+anything is loaded elsewhere.
+"""
 
 from __future__ import annotations
 
@@ -118,7 +120,9 @@ def test_weights_without_a_config(folder: Path, tmp_path: Path, dtype: torch.dty
     change_weights(folder, lambda tensors: tensors.update({name: tensors[name].to(dtype)}))
     with pytest.raises(
         UserError,
-        match=rf"is quantised: {name} in model\.safetensors has the dtype [IUF]\S+, and only weights in float32",
+        match=(
+            rf"is quantised: {name} in model\.safetensors has the dtype [IUF]\S+, and only weights in float32"
+        ),
     ):
         load_offloaded(CausalLM(path=str(folder)), CPU, Selection(), offload, tmp_path)
 
@@ -201,7 +205,7 @@ def test_mxfp4_becomes_numbers(folder: Path, tmp_path: Path) -> None:
     def pack(tensors: dict[str, Tensor]) -> None:
         for name in [name for name in tensors if name.endswith(("gate_up_proj", "down_proj"))]:
             experts, columns, rows = tensors.pop(name).shape  # the model keeps the transpose
-            draw = lambda low, high, *shape: torch.randint(low, high, shape, dtype=torch.uint8)  # noqa: E731
+            draw = lambda low, high, *shape: torch.randint(low, high, shape, dtype=torch.uint8)
             packed[name] = (
                 draw(0, 256, experts, rows, columns // 32, 16),
                 draw(120, 128, experts, rows, columns // 32),

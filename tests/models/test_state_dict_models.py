@@ -1,4 +1,6 @@
-"""Models that are one file of weights: torchvision's and open_clip's, from a local file through calibration, pruning and saving."""
+"""Models that are one file of weights: torchvision's and open_clip's, from a local file through calibration,
+pruning and saving.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Names and order of the towers of published architectures, and of module trees that transformers doesn't have."""
+"""Names and order of the towers of published architectures, and of module trees that transformers doesn't
+have.
+"""
 
 from __future__ import annotations
 

@@ -18,8 +18,13 @@ EXPECTED = {
     "mistral": {"language": ("model.layers", 14)},
     "opt": {"language": ("model.decoder.layers", 12)},
     "gpt2": {"language": ("transformer.h", 8)},
-    "blip2_t5": T5_TOWERS
-    | {"encoder": ("language_model.encoder.block", 14), "decoder": ("language_model.decoder.block", 22)},
+    "blip2_t5": (
+        T5_TOWERS
+        | {
+            "encoder": ("language_model.encoder.block", 14),
+            "decoder": ("language_model.decoder.block", 22),
+        }
+    ),
     "blip2_t5_relu": T5_TOWERS,
     "blip2_opt": {
         **dict(list(T5_TOWERS.items())[:2]),
@@ -145,7 +150,10 @@ def test_wrong_path() -> None:
     module = tiny.build("llama").module
     with pytest.raises(
         UserError,
-        match=r"model\.towers\.language=model\.layer is not a list of blocks of LlamaForCausalLM; found: model\.layers",
+        match=(
+            r"model\.towers\.language=model\.layer is not a list of blocks of LlamaForCausalLM; found:"
+            r" model\.layers"
+        ),
     ):
         find_towers(module, {"language": "model.layer"})
 

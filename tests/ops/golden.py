@@ -1,4 +1,6 @@
-"""Loader of the golden vectors: outputs of the published implementations, kept beside the repository (see its README.md)."""
+"""Loader of the golden vectors: outputs of the published implementations, kept beside the repository (see its
+README.md).
+"""
 
 import json
 from pathlib import Path

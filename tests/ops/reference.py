@@ -18,7 +18,9 @@ def matrix_mask(metric: Tensor, keep: int) -> Tensor:
 
 
 def row_mask(metric: Tensor, keep: int) -> Tensor:
-    """Each row its floor share by a stable sort, then the left-over weights one at a time to the row with the best pruned score."""
+    """Each row its floor share by a stable sort, then the left-over weights one at a time to the row with the
+    best pruned score.
+    """
     table = metric.tolist()
     each, extra = divmod(keep, len(table))
     best_pruned = [sorted(row)[len(row) - each - 1] if each < len(row) else None for row in table]
@@ -43,7 +45,9 @@ def sparsegpt(
     damping: float = 0.01,
     block: int = 128,
 ) -> tuple[Tensor, Tensor]:
-    """SparseGPT column by column in fp64, with the Cholesky of an explicit inverse; returns (weight, mask)."""
+    """SparseGPT column by column in fp64, with the Cholesky of an explicit inverse; returns (weight,
+    mask).
+    """
     weight, hessian = weight.double().clone(), hessian.double().clone()
     cols = weight.shape[1]
     mean = hessian.diagonal().mean()
@@ -69,7 +73,9 @@ def sparsegpt(
 
 
 def water_level(sizes: Sequence[int], scores: Sequence[float], total: int, cap: float) -> list[float]:
-    """Water filling by bisection of lambda, in real numbers; needs the total to be within reach of the groups with positive scores."""
+    """Water filling by bisection of lambda, in real numbers; needs the total to be within reach of the groups
+    with positive scores.
+    """
     floors = [size * (1 - cap) for size in sizes]
 
     def keeps(level: float) -> list[float]:

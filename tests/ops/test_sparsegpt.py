@@ -215,8 +215,9 @@ def test_published_result(case: str) -> None:
     assert error == pytest.approx(facts["reconstruction_sse"], rel=0.005)
     assert int((~solution.mask).sum()) == facts["zeros"]
     if case == "wide":
-        # The published counts round up in each block, ours to the exact total: one weight more goes in the first of three blocks and one fewer in
-        # the last two, and the corrections that this changes move a few others. The same counts give the same mask: see the next two tests.
+        # The published counts round up in each block, ours to the exact total: one weight more goes in the
+        # first of three blocks and one fewer in the last two, and the corrections that this changes move a
+        # few others. The same counts give the same mask: see the next two tests.
         moved = solution.mask != (published != 0)
         assert int(moved[:, :128].sum()) == 1
         assert int(moved.sum()) <= 0.001 * moved.numel()

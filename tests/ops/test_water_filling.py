@@ -73,7 +73,8 @@ def test_remainders_go_to_the_largest_and_ties_to_the_lowest_index() -> None:
 
 
 def test_by_hand() -> None:
-    # Floors 4, 4, 4; the other 12 flow 1:2:3 but group 2 has room for 6 only, so 0 and 1 share the other 6 as 1:2.
+    # Floors 4, 4, 4; the other 12 flow 1:2:3 but group 2 has room for 6 only, so 0 and 1 share the other 6 as
+    # 1:2.
     assert water_fill([10, 10, 10], [1.0, 2.0, 3.0], 24, 0.6) == [6, 8, 10]
     # The next weight to keep once every scored group is full goes where there is room.
     assert water_fill([10, 10, 30], [1.0, 0.0, 0.0], 10 + 4 + 12 + 8, 0.6) == [10, 6, 18]

@@ -1,4 +1,6 @@
-"""Pruning the slow and obvious way: one layer at a time, each with plain forward passes of the whole model, one sample at a time."""
+"""Pruning the slow and obvious way: one layer at a time, each with plain forward passes of the whole model,
+one sample at a time.
+"""
 
 from collections.abc import Callable
 
@@ -45,7 +47,9 @@ def sparsegpt_4_8(weight: Tensor, inputs: Tensor, _: int) -> tuple[Tensor, Tenso
 def inputs_of(
     model: PrunableModel, layer: Layer, calibration: CalibrationSet, batches: list[Batch] | None = None
 ) -> Tensor:
-    """Everything that the layer reads, [tokens, cols], one sample at a time unless other batches are given."""
+    """Everything that the layer reads, [tokens, cols], one sample at a time unless other batches are
+    given.
+    """
     seen: list[Tensor] = []
     handle = layer.module.register_forward_pre_hook(
         lambda _, arguments: seen.append(arguments[0].reshape(-1, layer.shape[1]).clone())
@@ -68,7 +72,9 @@ def prune(
     keep: dict[str, int],
     batches: list[Batch] | None = None,
 ) -> dict[str, Tensor]:
-    """Prune in place and return the masks [rows, cols]: a layer's inputs come from pruned earlier blocks and towers and its own block dense."""
+    """Prune in place and return the masks [rows, cols]: a layer's inputs come from pruned earlier blocks and
+    towers and its own block dense.
+    """
     masks = {}
     for tower in model.towers:
         for block in tower.blocks:

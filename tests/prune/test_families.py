@@ -135,7 +135,9 @@ def test_only_the_layers_to_prune_change(name: str) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["opt", "blip2_t5"])
 def test_reported_error_is_that_of_the_layers_outputs(family: str) -> None:
-    """The inputs of a first block's first layer do not change while it is pruned, so they can be looked at afterwards."""
+    """The inputs of a first block's first layer do not change while it is pruned, so they can be looked at
+    afterwards.
+    """
     model, dense, calibration = tiny.build(family), tiny.build(family), tiny.samples(family)
     errors = prune(model, calibration, SparseGPT(), uniform(model), 2).errors
     for tower, before in zip(model.towers, dense.towers, strict=True):

@@ -1,4 +1,6 @@
-"""Blocks that hand each other more than hidden states are pruned as full forward passes would have it, or refused."""
+"""Blocks that hand each other more than hidden states are pruned as full forward passes would have it, or
+refused.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +23,14 @@ from . import reference
 from .test_families import PRUNERS, uneven
 
 ALONE = r"blocks\.3 puts out something else when it is run alone .*; leave tower language out of towers, or "
-OUTSIDE = r"calls blocks\.1\.first\.weight and 2 more layers outside their own blocks.* add skip_layers=\[blocks\.1\.first,"
-ORDER = r"propagate=dense prunes the last blocks of tower language \(blocks\) first, and the model runs some of them before earlier"
+OUTSIDE = (
+    r"calls blocks\.1\.first\.weight and 2 more layers outside their own blocks.* add"
+    r" skip_layers=\[blocks\.1\.first,"
+)
+ORDER = (
+    r"propagate=dense prunes the last blocks of tower language \(blocks\) first, and the model runs some of"
+    r" them before earlier"
+)
 
 # {way: what is said where it is refused}; null where the masks are those of full passes.
 REFUSED: dict[str, str | None] = {

@@ -49,7 +49,9 @@ def test_it_is_another_result_and_one_pass(pruner: Wanda | SparseGPT) -> None:
     assert not torch.equal(weights["pruned"], weights["dense"])
     small = (
         5 * 2
-    )  # show that layers are called, how blocks are for both lengths, and whether those do the same alone after another
+        # show that layers are called, how blocks are for both lengths, and whether those do the same alone
+        # after another
+    )
     assert runs == {"pruned": small + 2 * 5, "dense": small + 5}
 
 

@@ -1,4 +1,6 @@
-"""Models whose blocks aren't a plain chain are pruned as if each layer's inputs came from a full forward pass of the model."""
+"""Models whose blocks aren't a plain chain are pruned as if each layer's inputs came from a full forward pass
+of the model.
+"""
 
 from __future__ import annotations
 
@@ -58,7 +60,9 @@ def test_dense_inputs_are_those_of_the_dense_model(family: str) -> None:
 
 @pytest.mark.parametrize("propagate", ["pruned", "dense"])
 def test_blocks_run_no_more_often_than_in_a_chain(propagate: str) -> None:
-    """Two blocks get more than the output of the block before: they cost passes up to them, and those run no block."""
+    """Two blocks get more than the output of the block before: they cost passes up to them, and those run no
+    block.
+    """
     family = "qwen3_vl"
     model, calibration, ran = (
         unchained.build(family, dense="visual"),
@@ -131,6 +135,8 @@ def test_dense_inputs_need_the_towers_in_the_order_of_the_data() -> None:
     model = in_order(unchained.build("qwen3_vl"), "blocks", "language_model", "merger")
     with pytest.raises(
         UserError,
-        match=r"propagate=dense prunes tower .*merger_list.* before language .*, which reads what it puts out",
+        match=(
+            r"propagate=dense prunes tower .*merger_list.* before language .*, which reads what it puts out"
+        ),
     ):
         prune(model, calibration, PRUNERS["wanda"][0], allocation, 2, propagate="dense")

@@ -1,4 +1,6 @@
-"""SmolLM2 against the perplexities that the published Wanda and SparseGPT code reach on the same tokens, through the whole pipeline."""
+"""SmolLM2 against the perplexities that the published Wanda and SparseGPT code reach on the same tokens,
+through the whole pipeline.
+"""
 
 from __future__ import annotations
 
@@ -45,9 +47,11 @@ def published() -> dict[str, Any]:
 
 
 def published_counts(sparsity: float, folder: Path) -> tuple[Path, float]:
-    """An allocation file with the counts of the published row rule, which removes int(cols x sparsity) of each row, and the sparsity that makes.
+    """An allocation file with the counts of the published row rule, which removes int(cols x sparsity) of
+    each row, and the sparsity that makes.
 
-    At 0.7 that is 0.02 % fewer weights than an exact 70 %, and near collapse perplexity moves by several percent for so little.
+    At 0.7 that is 0.02 % fewer weights than an exact 70 %, and near collapse perplexity moves by several
+    percent for so little.
     """
     folder.mkdir()
     pipeline.run(
@@ -115,7 +119,8 @@ def test_perplexity_is_the_published_one(
     assert result is not None
     expected = published()
     metrics = {name: values["token_perplexity"]["perplexity"] for name, values in result.metrics.items()}
-    # Exact counts and summation order move a few weights: 1 % for dense, magnitude and Wanda at 0.5, 3 % elsewhere.
+    # Exact counts and summation order move a few weights: 1 % for dense, magnitude and Wanda at 0.5, 3 %
+    # elsewhere.
     tolerance = 0.01 if sparsity == 0.5 and method != "sparsegpt" else 0.03
     assert metrics["dense"] == pytest.approx(expected["dense"], rel=0.01)
     assert metrics["pruned"] == pytest.approx(expected[(method, sparsity)], rel=tolerance)

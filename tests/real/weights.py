@@ -1,4 +1,6 @@
-"""What the tests of real models share: the slow reference on the first blocks, and losses before and after pruning."""
+"""What the tests of real models share: the slow reference on the first blocks, and losses before and after
+pruning.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +27,7 @@ def first_blocks(model: PrunableModel, count: int) -> PrunableModel:
     keep = lambda tower: tuple(
         replace(block, layers=block.layers if place < count else ())
         for place, block in enumerate(tower.blocks)
-    )  # noqa: E731
+    )
     return replace(model, towers=tuple(replace(tower, blocks=keep(tower)) for tower in model.towers))
 
 

@@ -13,7 +13,8 @@ class Case:
 
     Attributes:
         overrides: the arguments; ``{tmp}`` stands for a temporary folder.
-        says: what the one line of complaint holds: what was asked, what was found, what to change. ``{tmp}`` as above.
+        says: what the one line of complaint holds: what was asked, what was found, what to change. ``{tmp}``
+            as above.
         prepare: fills the temporary folder.
         code: the exit code.
         after_load: the model may be loaded before it is found out.

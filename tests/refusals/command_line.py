@@ -1,4 +1,6 @@
-"""Bad command lines: arguments that are no options, keys and choices that are not there, quotes, commas, signs and flags."""
+"""Bad command lines: arguments that are no options, keys and choices that are not there, quotes, commas,
+signs and flags.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Bad files and folders: configs of one's own, the classes that they name, environment variables, run folders, allocations."""
+"""Bad files and folders: configs of one's own, the classes that they name, environment variables, run
+folders, allocations.
+"""
 
 from __future__ import annotations
 

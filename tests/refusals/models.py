@@ -1,4 +1,6 @@
-"""Bad models: folders that hold no model, damaged or quantised ones, ones of another kind, and options that don't fit."""
+"""Bad models: folders that hold no model, damaged or quantised ones, ones of another kind, and options that
+don't fit.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""What main.py makes of errors that no command line causes by itself: a full disk, a job that fails late, a bug, Ctrl-C."""
+"""What main.py makes of errors that no command line causes by itself: a full disk, a job that fails late, a
+bug, Ctrl-C.
+"""
 
 from __future__ import annotations
 
@@ -160,8 +162,8 @@ def test_jobs_that_slurm_does_not_take(
     assert start({}, *SLURM, "hydra.launcher.partition=gpu9") == 2
     said = capfd.readouterr().err
     assert (
-        "error: cluster=slurm: Slurm takes none of the 2 jobs (sbatch: error: invalid partition specified: gpu9)"
-        in said
+        "error: cluster=slurm: Slurm takes none of the 2 jobs (sbatch: error: invalid partition specified:"
+        " gpu9)" in said
     )
     assert "Traceback" not in said
 

@@ -1,4 +1,6 @@
-"""Every bad command line of this folder's tables: its exit code, its one line, and that nothing is left of it."""
+"""Every bad command line of this folder's tables: its exit code, its one line, and that nothing is left of
+it.
+"""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def nothing_kept() -> Iterator[None]:
 
 
 @pytest.fixture
-def loader(tiny_llama: Path) -> CausalLM:  # noqa: F811
+def loader(tiny_llama: Path) -> CausalLM:
     return CausalLM(path=str(tiny_llama))
 
 

@@ -1,4 +1,6 @@
-"""Calibration sets from the store are those that are drawn, and a change of anything they depend on draws anew."""
+"""Calibration sets from the store are those that are drawn, and a change of anything they depend on draws
+anew.
+"""
 
 from __future__ import annotations
 

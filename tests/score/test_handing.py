@@ -1,4 +1,6 @@
-"""Scores of models whose blocks hand each other more than hidden states, against full passes and plain autograd."""
+"""Scores of models whose blocks hand each other more than hidden states, against full passes and plain
+autograd.
+"""
 
 import pytest
 import torch
@@ -26,7 +28,9 @@ LEFT_BEHIND = [("ByOneAttribute", 1), ("ByOneAttribute", 2), ("ByAttribute", 2)]
 def gradients_by_autograd(
     model: PrunableModel, calibration: CalibrationSet, batch_size: int
 ) -> dict[str, float]:
-    """The sum of |gradient| of each layer, mean over samples: all gradients of a batch at once, no block computed twice."""
+    """The sum of |gradient| of each layer, mean over samples: all gradients of a batch at once, no block
+    computed twice.
+    """
     sums = dict.fromkeys((layer.name for layer in model.layers), 0.0)
     for batch in loss_batches(model, calibration, batch_size):
         with quiet_forward(model.module):
@@ -97,7 +101,9 @@ def test_block_that_is_something_else_when_it_is_computed_again(
 
 
 class Counting(nn.Module):
-    """Counts its calls where no argument shows it; its first feature is a thousand times the others, as in large models."""
+    """Counts its calls where no argument shows it; its first feature is a thousand times the others, as in
+    large models.
+    """
 
     def __init__(self) -> None:
         super().__init__()

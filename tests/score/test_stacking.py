@@ -1,4 +1,6 @@
-"""Blocks in which a copy of the batch is not the rows that one would think are scored as by moving their weights."""
+"""Blocks in which a copy of the batch is not the rows that one would think are scored as by moving their
+weights.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ from tests.score.test_zeroth_order import two_forward_passes_per_probe
 
 
 class TokensFirst(nn.Module):
-    """Its first layer reads [tokens, batch, features], as LED's attention does; its last one samples first."""
+    """Its first layer reads [tokens, batch, features], as LED's attention does; its last one samples
+    first.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +55,9 @@ class Residual(nn.Module):
 
 
 def in_a_strip(blocks: nn.ModuleList, rows: Tensor) -> Tensor:
-    """The tokens of all samples as one, [1, tokens of all, features], whose places are looked up, as in MiniCPM-V."""
+    """The tokens of all samples as one, [1, tokens of all, features], whose places are looked up, as in
+    MiniCPM-V.
+    """
     hidden = rows.reshape(1, -1, 8)
     for block in blocks:
         hidden = block(hidden)
@@ -86,7 +92,9 @@ def test_equals_really_moving_the_weights(kind: type[nn.Module]) -> None:
 
 
 def pictures_first(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """Blocks read the first pictures of all samples, then the second ones: samples first where there is one each."""
+    """Blocks read the first pictures of all samples, then the second ones: samples first where there is one
+    each.
+    """
     pictures = batch["x"].transpose(0, 1)
     hidden = pictures.flatten(0, 1)
     for block in module.blocks:  # type: ignore[union-attr]

@@ -38,7 +38,8 @@ def two_forward_passes_per_probe(
     }
 
 
-# With a large eps the difference of two losses stands well above their rounding; both sides take the same difference.
+# With a large eps the difference of two losses stands well above their rounding; both sides take the same
+# difference.
 LARGE = {"samples": 5, "batch_size": 2, "noises": 2, "eps": 0.05}
 
 

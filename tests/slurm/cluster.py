@@ -1,4 +1,6 @@
-"""A whole Slurm on this machine: several nodes, two fake GPUs each, accounting, and a partition whose jobs preempt the others'."""
+"""A whole Slurm on this machine: several nodes, two fake GPUs each, accounting, and a partition whose jobs
+preempt the others'.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,8 @@ AccountingStoragePort={ports[1]}
 AccountingStorageTRES=gres/gpu
 NodeName=node[1-{nodes}] NodeHostname={host} NodeAddr=127.0.0.1 State=UNKNOWN \\
   Port=[{ports[2]}-{last_port}] CPUs={cpus} RealMemory=6000 Gres=gpu:{gpus}
-PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE DefMemPerCPU=256 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE \
+    DefMemPerCPU=256 PriorityTier=1 PreemptMode=REQUEUE GraceTime=20
 PartitionName=urgent Nodes=ALL MaxTime=INFINITE DefMemPerCPU=256 PriorityTier=10 PreemptMode=OFF
 """
 SLURMDBD_CONF = """\
@@ -77,7 +80,10 @@ def why_not() -> str | None:
     if os.geteuid() != 0:
         return "bringing up Slurm needs root"
     if missing := [program for program in PROGRAMS if shutil.which(program) is None]:
-        return f"{', '.join(missing)} not installed: apt-get install slurmctld slurmd slurm-client slurmdbd munge mariadb-server"
+        return (
+            f"{', '.join(missing)} not installed: apt-get install slurmctld slurmd slurm-client slurmdbd"
+            " munge mariadb-server"
+        )
     return None
 
 
@@ -233,7 +239,10 @@ class Cluster:
             ),
         )
         user = "'slurm'@'localhost'"
-        accounts = f"create database slurm_acct_db; create user {user} identified by 'slurm'; grant all on slurm_acct_db.* to {user}"
+        accounts = (
+            f"create database slurm_acct_db; create user {user} identified by 'slurm'; grant all on"
+            f" slurm_acct_db.* to {user}"
+        )
         subprocess.run([*client, "-e", accounts], check=True)
 
 

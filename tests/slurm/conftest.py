@@ -29,7 +29,7 @@ Sweep = Callable[..., "subprocess.Popen[str]"]
 
 
 @pytest.fixture
-def sweep(slurm: Cluster, text_run: list[str], tmp_path: Path) -> Sweep:  # noqa: F811
+def sweep(slurm: Cluster, text_run: list[str], tmp_path: Path) -> Sweep:
     """Start ``main.py -m`` on the cluster, as it is typed; its folder is ``tmp_path / "sweep"``."""
 
     def start(*overrides: str, project: Path = ROOT) -> subprocess.Popen[str]:

@@ -1,4 +1,6 @@
-"""Jobs that Slurm stops: they go on by themselves, or when they are started again, and end with the same weights."""
+"""Jobs that Slurm stops: they go on by themselves, or when they are started again, and end with the same
+weights.
+"""
 
 from __future__ import annotations
 

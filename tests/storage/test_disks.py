@@ -68,8 +68,8 @@ def test_a_read_only_disk_is_read(small_disk: Path, caplog: pytest.LogCaptureFix
 
 @pytest.mark.parametrize("state", ["full", "read-only"])
 def test_a_run_with_such_a_cache_has_the_same_result(
-    run: Callable[..., Result],  # noqa: F811
-    text_run: list[str],  # noqa: F811
+    run: Callable[..., Result],
+    text_run: list[str],
     small_disk: Path,
     state: str,
 ) -> None:

@@ -76,7 +76,8 @@ def pruned(
 ) -> Comparison:
     """Prune one copy, walk through another, and compare each block's statistics, masks and weights.
 
-    The walk goes on with the weights that the package made, so that a difference shows where it arises and nowhere else.
+    The walk goes on with the weights that the package made, so that a difference shows where it arises and
+    nowhere else.
     """
     result, model, walked = Comparison(), build(), build()
     allocation, seen = uniform(model), dict[str, Tensor]()
@@ -124,7 +125,9 @@ def walk(
 
 
 class Made(NamedTuple):
-    """What the package measured of a layer and made of it, as [rows, cols], and how many weights it was to keep."""
+    """What the package measured of a layer and made of it, as [rows, cols], and how many weights it was to
+    keep.
+    """
 
     name: str
     statistic: Tensor
@@ -148,7 +151,8 @@ def compare_layer(result: Comparison, dense: Tensor, gram: Tensor | None, made: 
 def compare_sparsegpt(result: Comparison, dense: Tensor, gram: Tensor, made: Made) -> None:
     """Compare mask and weights with those of the solver on the reference's statistic.
 
-    Where saliences are equal to rounding, and masks may differ, with those of the package's statistic, which is known to be equal to rounding.
+    Where saliences are equal to rounding, and masks may differ, with those of the package's statistic, which
+    is known to be equal to rounding.
     """
     solved, mask = reference.sparsegpt(dense, gram, made.keep)
     if differing := int((made.mask != mask).sum()):
@@ -195,7 +199,9 @@ def scored(
 def compare_zeroth_order(
     result: Comparison, scores: Mapping[str, float], model: PrunableModel, batch: Batch, eps: float, seed: int
 ) -> None:
-    """Compare scores of one batch with those of moved weights, to the rounding of the two losses that are subtracted."""
+    """Compare scores of one batch with those of moved weights, to the rounding of the two losses that are
+    subtracted.
+    """
     with torch.no_grad():
         noise = 2e-6 * float(model.loss(batch).mean()) / eps
     compare_scores(result, scores, reference.zeroth_order(model, batch, eps, seed), noise)

@@ -42,7 +42,9 @@ class Row:
 
 
 def examine(architecture: Architecture) -> Row:
-    """Prune and score an architecture by all algorithms and the reference, without layers it is refused for."""
+    """Prune and score an architecture by all algorithms and the reference, without layers it is refused
+    for.
+    """
     row, calibration = Row(architecture), architecture.samples()
     try:
         every = [tower.name for tower in architecture.prunable().every_tower]

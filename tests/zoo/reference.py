@@ -1,7 +1,7 @@
 """Statistics, masks and scores the slow and obvious way.
 
-Plain forward passes of the whole model, weights moved for real, plain autograd: nothing here runs a block by itself,
-replays one, or leaves one out.
+Plain forward passes of the whole model, weights moved for real, plain autograd: nothing here runs a block by
+itself, replays one, or leaves one out.
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ def wanda_mask(weight: Tensor, gram: Tensor, keep: int) -> tuple[Tensor, Tensor]
 
 
 def sparsegpt(weight: Tensor, gram: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """(weight, mask) of the package's solver, which is tested elsewhere, on inputs that were gathered here."""
+    """(weight, mask) of the package's solver, which is tested elsewhere, on inputs that were gathered
+    here.
+    """
     solution = solve_together([weight], inverse_factor(gram.float(), 0.01), [keep], None, 128)[0]
     return solution.weight, solution.mask
 

@@ -2,8 +2,8 @@
 
     python -m tools.train_mini.blip2 --output ecoflap/mini/blip2
 
-The model is transformers' own BLIP-2 (ViT, Q-Former, T5), shrunk until a hundred thousand weights have to work for their
-answers, so that pruning them shows.
+The model is transformers' own BLIP-2 (ViT, Q-Former, T5), shrunk until a hundred thousand weights have to
+work for their answers, so that pruning them shows.
 The recipe is fixed (steps, not minutes), so two machines that run it differ only by rounding.
 """
 
@@ -35,7 +35,9 @@ from tools.train_mini.training import command_line, fit, pretrain_vision, recipe
 
 
 class Data:
-    """Easy-VQA as tensors: images [count, 3, 64, 64] in [-1, 1], questions [count, tokens], answers [count, 2]."""
+    """Easy-VQA as tensors: images [count, 3, 64, 64] in [-1, 1], questions [count, tokens], answers [count,
+    2].
+    """
 
     def __init__(self, questions: Questions, paths: dict[int, str], vocabulary: dict[str, int]) -> None:
         texts, answers, images = questions

@@ -52,8 +52,9 @@ def words(text: str) -> list[str]:
 def build(recipe: Recipe, vocabulary: int) -> Blip2ForConditionalGeneration:
     """A randomly initialised BLIP-2 with the recipe's sizes.
 
-    ``Blip2VisionConfig.initializer_range`` defaults to 1e-10 and the query, class and position embeddings start at zero; a model trained from
-    scratch needs a real spread in all of them or it never learns to look at the image.
+    ``Blip2VisionConfig.initializer_range`` defaults to 1e-10 and the query, class and position embeddings
+    start at zero; a model trained from scratch needs a real spread in all of them or it never learns to look
+    at the image.
     """
     size = {
         "hidden_size": recipe.width,
@@ -99,7 +100,9 @@ def build(recipe: Recipe, vocabulary: int) -> Blip2ForConditionalGeneration:
 
 
 def make_processor(vocabulary: dict[str, int]) -> Blip2Processor:
-    """The processor that makes the same inputs as training did: 64 x 64 images in [-1, 1], one token per word."""
+    """The processor that makes the same inputs as training did: 64 x 64 images in [-1, 1], one token per
+    word.
+    """
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token=SPECIAL_TOKENS[UNKNOWN]))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -116,7 +119,9 @@ def make_processor(vocabulary: dict[str, int]) -> Blip2Processor:
 
 
 def save_processor(processor: Blip2Processor, folder: Path) -> None:
-    """Write the processor in the layout that transformers 4 and 5 both read; what 5 writes by itself, 4 refuses."""
+    """Write the processor in the layout that transformers 4 and 5 both read; what 5 writes by itself, 4
+    refuses.
+    """
     processor.image_processor.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
     (folder / "processor_config.json").write_text(

@@ -2,8 +2,9 @@
 
     python -m tools.train_mini.blip_caption --output ecoflap/mini/blip_caption
 
-The model is transformers' own BLIP for captions (ViT and text decoder), shrunk. The captions, such as "a picture of a blue circle", are made from
-the answers to an image's questions; an image whose answers don't tell both colour and shape has none. The recipe is fixed (steps, not minutes).
+The model is transformers' own BLIP for captions (ViT and text decoder), shrunk. The captions, such as "a
+picture of a blue circle", are made from the answers to an image's questions; an image whose answers don't
+tell both colour and shape has none. The recipe is fixed (steps, not minutes).
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ CAPTIONS = [f"{PROMPT} a {name}" for name in CLASSES]
 
 
 def caption_ids(processor: BlipProcessor) -> Tensor:
-    """The caption of each class as the decoder writes it: its start, the words, ``[SEP]``; all are equally long."""
+    """The caption of each class as the decoder writes it: its start, the words, ``[SEP]``; all are equally
+    long.
+    """
     ids = processor.tokenizer(CAPTIONS, return_tensors="pt")["input_ids"]
     ids[:, 0] = len(processor.tokenizer)
     return ids
@@ -38,7 +41,9 @@ def named_right(
     pictures: Pictures,
     prompt: str | None = PROMPT,
 ) -> float:
-    """Share of the named images whose greedy caption names the right colour and the right shape, and only those."""
+    """Share of the named images whose greedy caption names the right colour and the right shape, and only
+    those.
+    """
     model.eval()
     right = 0
     for rows in pictures.named.split(250):
@@ -56,7 +61,9 @@ def named_right(
 def train(
     recipe: Recipe, processor: BlipProcessor, pictures: Pictures, held_out: Pictures, log: Path
 ) -> BlipForConditionalGeneration:
-    """Train with AdamW and a one-cycle schedule, the vision tower first; writes a line of progress every 250 steps."""
+    """Train with AdamW and a one-cycle schedule, the vision tower first; writes a line of progress every 250
+    steps.
+    """
     torch.manual_seed(recipe.seed)
     model = build(BlipForConditionalGeneration, recipe, len(processor.tokenizer))
     pretrain_vision(model.vision_model, recipe, pictures.images, pictures.labels, log)

@@ -1,4 +1,6 @@
-"""The architecture and the processor of ``blip_vqa_mini``, ``blip_caption_mini`` and ``blip_retrieval_mini``: transformers' BLIP, shrunk."""
+"""The architecture and the processor of ``blip_vqa_mini``, ``blip_caption_mini`` and ``blip_retrieval_mini``:
+transformers' BLIP, shrunk.
+"""
 
 from __future__ import annotations
 
@@ -42,8 +44,9 @@ class Recipe:
 def build(kind: type[BlipPreTrainedModel], recipe: Recipe, words: int) -> BlipPreTrainedModel:
     """A randomly initialised BLIP of one kind, with the recipe's sizes and a tokenizer of so many words.
 
-    As in the published BLIPs, the token that decoders start from comes after the tokenizer's last. ``BlipVisionConfig.initializer_range``
-    defaults to 1e-10; a model trained from scratch needs a real spread, in the class and position embeddings too.
+    As in the published BLIPs, the token that decoders start from comes after the tokenizer's last.
+    ``BlipVisionConfig.initializer_range`` defaults to 1e-10; a model trained from scratch needs a real
+    spread, in the class and position embeddings too.
     """
     size = {
         "hidden_size": recipe.width,
@@ -76,7 +79,9 @@ def build(kind: type[BlipPreTrainedModel], recipe: Recipe, words: int) -> BlipPr
 
 
 def make_processor(texts: Iterable[str]) -> BlipProcessor:
-    """The processor that makes the same inputs as training did: 64 x 64 images in [-1, 1]; ``[CLS]``, one token per word of the texts, ``[SEP]``."""
+    """The processor that makes the same inputs as training did: 64 x 64 images in [-1, 1]; ``[CLS]``, one
+    token per word of the texts, ``[SEP]``.
+    """
     words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(SPECIAL_TOKENS + words)})
     images = BlipImageProcessor(size={"height": 64, "width": 64}, image_mean=[0.5] * 3, image_std=[0.5] * 3)

@@ -2,9 +2,10 @@
 
     python -m tools.train_mini.blip_retrieval --output ecoflap/mini/blip_retrieval
 
-The model is transformers' own BLIP for image-text retrieval, shrunk, and learns as BLIP did: contrast (ITC) between the two towers, and matching
-(ITM) of pairs whose wrong half is drawn from what the contrast confuses. A batch holds one image of each class, so that no other caption of the
-batch is true of it. The recipe is fixed (steps, not minutes).
+The model is transformers' own BLIP for image-text retrieval, shrunk, and learns as BLIP did: contrast (ITC)
+between the two towers, and matching (ITM) of pairs whose wrong half is drawn from what the contrast confuses.
+A batch holds one image of each class, so that no other caption of the batch is true of it. The recipe is
+fixed (steps, not minutes).
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ TEMPERATURE = 0.07
 
 @dataclass(frozen=True)
 class Recall:
-    """Recall at 1 by head and direction: an image's caption out of all classes', a caption's image out of all held-out images."""
+    """Recall at 1 by head and direction: an image's caption out of all classes', a caption's image out of all
+    held-out images.
+    """
 
     contrast_to_text: float
     contrast_to_image: float
@@ -38,21 +41,27 @@ class Recall:
 
 
 def contrast(model: BlipForImageTextRetrieval, vision: Tensor, ids: Tensor) -> Tensor:
-    """Cosines [images, texts] between the towers' projected first vectors; the model's own ``use_itm_head=False``."""
+    """Cosines [images, texts] between the towers' projected first vectors; the model's own
+    ``use_itm_head=False``.
+    """
     images = normalize(model.vision_proj(vision[:, 0]), dim=-1)
     texts = normalize(model.text_proj(model.text_encoder(input_ids=ids).last_hidden_state[:, 0]), dim=-1)
     return images @ texts.T
 
 
 def matching(model: BlipForImageTextRetrieval, vision: Tensor, ids: Tensor) -> Tensor:
-    """Logits [pairs, 2] that image and text of a pair don't, or do, belong together; the model's own ``use_itm_head=True``."""
+    """Logits [pairs, 2] that image and text of a pair don't, or do, belong together; the model's own
+    ``use_itm_head=True``.
+    """
     return model.itm_head(
         model.text_encoder(input_ids=ids, encoder_hidden_states=vision).last_hidden_state[:, 0]
     )
 
 
 def losses(model: BlipForImageTextRetrieval, images: Tensor, ids: Tensor) -> Tensor:
-    """ITC plus ITM of images and their captions; each image meets one wrong caption, each caption one wrong image."""
+    """ITC plus ITM of images and their captions; each image meets one wrong caption, each caption one wrong
+    image.
+    """
     vision = model.vision_model(images).last_hidden_state
     logits, own = contrast(model, vision, ids) / TEMPERATURE, torch.arange(len(ids))
     itc = (cross_entropy(logits, own) + cross_entropy(logits.T, own)) / 2
@@ -66,7 +75,9 @@ def losses(model: BlipForImageTextRetrieval, images: Tensor, ids: Tensor) -> Ten
 
 @torch.inference_mode()
 def recall(model: BlipForImageTextRetrieval, processor: BlipProcessor, pictures: Pictures) -> Recall:
-    """Rank all classes' captions for each named image, and all named images for each caption, by both heads."""
+    """Rank all classes' captions for each named image, and all named images for each caption, by both
+    heads.
+    """
     model.eval()
     ids = processor.tokenizer(CAPTIONS, return_tensors="pt")["input_ids"]
     vision = torch.cat(
@@ -90,7 +101,9 @@ def recall(model: BlipForImageTextRetrieval, processor: BlipProcessor, pictures:
 def train(
     recipe: Recipe, processor: BlipProcessor, pictures: Pictures, held_out: Pictures, log: Path
 ) -> BlipForImageTextRetrieval:
-    """Train with AdamW and a one-cycle schedule, the vision tower first; writes a line of progress every 250 steps."""
+    """Train with AdamW and a one-cycle schedule, the vision tower first; writes a line of progress every 250
+    steps.
+    """
     torch.manual_seed(recipe.seed)
     model = build(BlipForImageTextRetrieval, recipe, len(processor.tokenizer))
     pretrain_vision(model.vision_model, recipe, pictures.images, pictures.labels, log)

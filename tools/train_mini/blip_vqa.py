@@ -2,8 +2,9 @@
 
     python -m tools.train_mini.blip_vqa --output ecoflap/mini/blip_vqa
 
-The model is transformers' own BLIP for question answering (ViT, text encoder that looks at the image, text decoder), shrunk. The recipe is fixed
-(steps, not minutes), so two machines that run it differ only by rounding.
+The model is transformers' own BLIP for question answering (ViT, text encoder that looks at the image, text
+decoder), shrunk. The recipe is fixed (steps, not minutes), so two machines that run it differ only by
+rounding.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class Recipe(blip_model.Recipe):
 
 
 class Data:
-    """Questions as the processor writes them, answers from the decoder's start to its end, and the pictures they are about."""
+    """Questions as the processor writes them, answers from the decoder's start to its end, and the pictures
+    they are about.
+    """
 
     def __init__(self, questions: Questions, pictures: Pictures, processor: BlipProcessor) -> None:
         texts, answers, images = questions
@@ -45,7 +48,9 @@ class Data:
         self.images, self.image_of = pictures.images, torch.tensor(images)
 
     def batch(self, rows: Tensor) -> dict[str, Tensor]:
-        """The rows as keyword arguments of the model's ``generate``, cut to the longest question among them."""
+        """The rows as keyword arguments of the model's ``generate``, cut to the longest question among
+        them.
+        """
         longest = int(self.attention_mask[rows].sum(1).max())
         return {
             "pixel_values": self.images[self.image_of[rows]],
@@ -69,7 +74,9 @@ def accuracy(model: BlipForQuestionAnswering, data: Data, limit: int | None = No
 def train(
     recipe: Recipe, pictures: Pictures, train_data: Data, test_data: Data, words: int, log: Path
 ) -> BlipForQuestionAnswering:
-    """Train with AdamW and a one-cycle schedule, the vision tower first; writes a line of progress every 250 steps."""
+    """Train with AdamW and a one-cycle schedule, the vision tower first; writes a line of progress every 250
+    steps.
+    """
     torch.manual_seed(recipe.seed)
     model = build(BlipForQuestionAnswering, recipe, words)
     pretrain_vision(model.vision_model, recipe, pictures.images, pictures.labels, log)

@@ -2,8 +2,9 @@
 
     python -m tools.train_mini.clip --output ecoflap/mini/clip
 
-The model is transformers' own CLIP, shrunk, and learns as CLIP did: each image of a batch must find its caption and each caption its image.
-A batch holds one image of each class, so that no other caption of the batch is true of it. The recipe is fixed (steps, not minutes).
+The model is transformers' own CLIP, shrunk, and learns as CLIP did: each image of a batch must find its
+caption and each caption its image. A batch holds one image of each class, so that no other caption of the
+batch is true of it. The recipe is fixed (steps, not minutes).
 """
 
 from __future__ import annotations
@@ -46,7 +47,9 @@ def zero_shot(model: CLIPModel, processor: CLIPProcessor, pictures: Pictures) ->
 def train(
     recipe: Recipe, processor: CLIPProcessor, pictures: Pictures, held_out: Pictures, log: Path
 ) -> CLIPModel:
-    """Train with AdamW and a one-cycle schedule, the vision tower first; writes a line of progress every 250 steps."""
+    """Train with AdamW and a one-cycle schedule, the vision tower first; writes a line of progress every 250
+    steps.
+    """
     torch.manual_seed(recipe.seed)
     source = random.Random(recipe.seed)
     model = build(recipe, processor.tokenizer)

@@ -31,7 +31,9 @@ class Recipe:
 
 
 def build(recipe: Recipe, tokenizer: CLIPTokenizerFast) -> CLIPModel:
-    """A randomly initialised CLIP with the recipe's sizes; class, position and word embeddings get a wider spread than transformers' 0.02."""
+    """A randomly initialised CLIP with the recipe's sizes; class, position and word embeddings get a wider
+    spread than transformers' 0.02.
+    """
     size = {
         "hidden_size": recipe.width,
         "intermediate_size": recipe.mlp,
@@ -63,7 +65,9 @@ def build(recipe: Recipe, tokenizer: CLIPTokenizerFast) -> CLIPModel:
 
 
 def make_processor(captions: list[str]) -> CLIPProcessor:
-    """The processor that makes the same inputs as training did: 64 x 64 images in [-1, 1]; CLIP's byte pairs, merged into the captions' words."""
+    """The processor that makes the same inputs as training did: 64 x 64 images in [-1, 1]; CLIP's byte pairs,
+    merged into the captions' words.
+    """
     images = CLIPImageProcessor(
         size={"shortest_edge": 64},
         crop_size={"height": 64, "width": 64},
@@ -74,9 +78,11 @@ def make_processor(captions: list[str]) -> CLIPProcessor:
 
 
 def make_tokenizer(captions: list[str]) -> CLIPTokenizerFast:
-    """CLIP's own tokenizer with byte pairs learned from the captions: each of their words is one token, other words are spelled.
+    """CLIP's own tokenizer with byte pairs learned from the captions: each of their words is one token, other
+    words are spelled.
 
-    The special tokens come first, the end's at 1: an end of 2 is what CLIP's text tower takes for an old configuration.
+    The special tokens come first, the end's at 1: an end of 2 is what CLIP's text tower takes for an old
+    configuration.
     """
     pairs = Tokenizer(models.BPE(end_of_word_suffix="</w>", unk_token=END))
     pairs.pre_tokenizer = CLIPTokenizerFast().backend_tokenizer.pre_tokenizer

@@ -1,4 +1,6 @@
-"""The files beside the weights, in the layout that transformers 4 and 5 both read; what 5 writes by itself, 4 refuses or misreads."""
+"""The files beside the weights, in the layout that transformers 4 and 5 both read; what 5 writes by itself, 4
+refuses or misreads.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,9 @@ def correct(file: Path, **values: object) -> None:
 
 
 def save_processor(processor: Any, folder: Path, tokenizer_class: str) -> None:
-    """Write the parts of an image-and-text processor one by one, and the name of the class that joins them."""
+    """Write the parts of an image-and-text processor one by one, and the name of the class that joins
+    them.
+    """
     name = type(processor).__name__
     processor.image_processor.save_pretrained(folder)
     processor.tokenizer.save_pretrained(folder)
@@ -24,7 +28,9 @@ def save_processor(processor: Any, folder: Path, tokenizer_class: str) -> None:
 
 
 def save_with_tied(model: Any, folder: Path) -> None:
-    """Write the model with a copy of each tied tensor, as the published BLIPs have: transformers 4 doesn't tie their decoder's head on loading."""
+    """Write the model with a copy of each tied tensor, as the published BLIPs have: transformers 4 doesn't
+    tie their decoder's head on loading.
+    """
     model.save_pretrained(folder)
     save_file(
         {name: tensor.clone() for name, tensor in model.state_dict().items()},

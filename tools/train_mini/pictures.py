@@ -16,7 +16,9 @@ Questions = tuple[list[str], list[str], list[int]]  # texts, answers, numbers of
 
 @dataclass(frozen=True)
 class Pictures:
-    """One split: all its images [count, 3, 64, 64] in [-1, 1], and their classes (indices into ``CLASSES``), -1 where the answers don't tell."""
+    """One split: all its images [count, 3, 64, 64] in [-1, 1], and their classes (indices into ``CLASSES``),
+    -1 where the answers don't tell.
+    """
 
     images: Tensor
     labels: Tensor
@@ -41,7 +43,9 @@ class Pictures:
         return 100 * self.classes[self.named].bincount().max().item() / len(self.named)
 
     def one_of_each(self) -> Tensor:
-        """Numbers of one random image per class, in the classes' order: a contrastive batch without false negatives."""
+        """Numbers of one random image per class, in the classes' order: a contrastive batch without false
+        negatives.
+        """
         rows = self.named[torch.randperm(len(self.named))]
         return torch.stack([rows[self.classes[rows] == i][0] for i in range(len(CLASSES))])
 
@@ -67,7 +71,9 @@ def load_images(paths: dict[int, str]) -> Tensor:
 
 
 def image_labels(questions: Questions) -> Tensor:
-    """What the answers say of each image: [images, 2], the index of its shape and of its colour, or -1 where they don't say it."""
+    """What the answers say of each image: [images, 2], the index of its shape and of its colour, or -1 where
+    they don't say it.
+    """
     texts, answers, images = questions
     named = {
         (image, answer)
@@ -82,7 +88,9 @@ def image_labels(questions: Questions) -> Tensor:
 
 
 def augment(images: Tensor) -> Tensor:
-    """Mirror each image left to right at random and shift it by up to 4 pixels; [batch, 3, 64, 64]. Neither changes an answer."""
+    """Mirror each image left to right at random and shift it by up to 4 pixels; [batch, 3, 64, 64]. Neither
+    changes an answer.
+    """
     flipped = torch.where(torch.rand(len(images), 1, 1, 1) < 0.5, images.flip(-1), images)
     padded = torch.nn.functional.pad(flipped, (4, 4, 4, 4), mode="replicate")
     offsets = torch.randint(0, 9, (len(images), 2)).tolist()

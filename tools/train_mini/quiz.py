@@ -1,7 +1,9 @@
-"""Multiple-choice questions in MMLU's form that a tiny model can learn: seven subjects, made by rule, the same on every machine.
+"""Multiple-choice questions in MMLU's form that a tiny model can learn: seven subjects, made by rule, the
+same on every machine.
 
-A question is its text and the set of its options; train, dev and test share none. They do share the facts: what is tested is whether a model
-that was told that the opposite of "hot" is "cold" still finds it among other distractors, at another letter.
+A question is its text and the set of its options; train, dev and test share none. They do share the facts:
+what is tested is whether a model that was told that the opposite of "hot" is "cold" still finds it among
+other distractors, at another letter.
 """
 
 from __future__ import annotations
@@ -17,8 +19,9 @@ from ecoflap.data.mmlu.calibration import LETTERS, Question, prompt
 DEV, TEST, DRAWS = 5, 100, 3000
 
 OPPOSITES = (
-    "hot cold, big small, fast slow, high low, old young, wet dry, hard soft, full empty, early late, light dark, rich poor, happy sad, open closed, "
-    "loud quiet, strong weak, long short, clean dirty, deep shallow, thick thin, sweet sour"
+    "hot cold, big small, fast slow, high low, old young, wet dry, hard soft, full empty, early late, light"
+    " dark, rich poor, happy sad, open closed, loud quiet, strong weak, long short, clean dirty, deep"
+    " shallow, thick thin, sweet sour"
 )
 CATEGORIES = {
     "an animal": "dog cat horse cow sheep lion tiger rabbit",
@@ -137,7 +140,9 @@ SUBJECTS: tuple[Callable[[random.Random], Question], ...] = (
 
 
 def splits() -> dict[str, dict[str, list[Question]]]:
-    """The questions of each subject, by split; none is in two of them. ``train`` is what is left of 3,000 draws."""
+    """The questions of each subject, by split; none is in two of them. ``train`` is what is left of 3,000
+    draws.
+    """
     result = {}
     for subject in SUBJECTS:
         source = random.Random(subject.__name__)
@@ -167,7 +172,9 @@ def vocabulary() -> list[str]:
 
 
 def write_mmlu(folder: Path) -> None:
-    """Write MMLU's folder: ``dev/<subject>_dev.csv``, ``test/...``, ``train/...``; rows of question, four options and letter, no header."""
+    """Write MMLU's folder: ``dev/<subject>_dev.csv``, ``test/...``, ``train/...``; rows of question, four
+    options and letter, no header.
+    """
     for subject, by_split in splits().items():
         for split, questions in by_split.items():
             (folder / split).mkdir(parents=True, exist_ok=True)

@@ -2,8 +2,9 @@
 
     python -m tools.train_mini.t5 --output ecoflap/mini/t5
 
-The model is transformers' own T5 in Flan-T5's shape. It reads MMLU's prompt with 0 to 3 solved questions before the one asked, and the first
-token it decodes is the letter. The recipe is fixed (steps, not minutes), so two machines that run it differ only by rounding.
+The model is transformers' own T5 in Flan-T5's shape. It reads MMLU's prompt with 0 to 3 solved questions
+before the one asked, and the first token it decodes is the letter. The recipe is fixed (steps, not minutes),
+so two machines that run it differ only by rounding.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ Splits = dict[str, dict[str, list[Question]]]
 def draw(
     questions: Splits, shots: int, batch: int, source: random.Random
 ) -> tuple[list[str], list[Question]]:
-    """Prompts and questions of a batch from the training split; the subject is drawn anew for each, the shots are of the same subject."""
+    """Prompts and questions of a batch from the training split; the subject is drawn anew for each, the shots
+    are of the same subject.
+    """
     prompts, drawn = [], []
     for _ in range(batch):
         subject = source.choice(list(questions))
@@ -43,7 +46,9 @@ def draw(
 def accuracies(
     model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, questions: Splits, shots: int
 ) -> dict[str, float]:
-    """Share of test questions by subject whose first predicted token, out of all tokens, is the letter; the shots are the first of dev."""
+    """Share of test questions by subject whose first predicted token, out of all tokens, is the letter; the
+    shots are the first of dev.
+    """
     model.eval()
     result = {}
     for subject, by_split in questions.items():
@@ -63,9 +68,11 @@ def accuracies(
 
 
 class Lessons(torch.nn.Module):
-    """Three throw-away heads on the encoder: the answer's word read off the last vector, the right one of the options, the right one of the letters.
+    """Three throw-away heads on the encoder: the answer's word read off the last vector, the right one of the
+    options, the right one of the letters.
 
-    The right letter alone teaches nothing for thousands of steps; each of the three makes the next one easy to find.
+    The right letter alone teaches nothing for thousands of steps; each of the three makes the next one easy
+    to find.
     """
 
     def __init__(self, recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> None:
@@ -75,7 +82,9 @@ class Lessons(torch.nn.Module):
         self.letters = torch.tensor(tokenizer.convert_tokens_to_ids(list(LETTERS)))
 
     def forward(self, vectors: Tensor, words: Tensor, inputs: BatchEncoding, answers: Tensor) -> Tensor:
-        """Sum of the heads' losses, given the encoder's vectors, the word embeddings, and the index of each right option."""
+        """Sum of the heads' losses, given the encoder's vectors, the word embeddings, and the index of each
+        right option.
+        """
         ids, rows = inputs["input_ids"], torch.arange(len(answers))
         letters = (
             ids.shape[1] - 1 - (ids.flip(1)[:, None] == self.letters[:, None]).int().argmax(-1)
@@ -113,7 +122,9 @@ def losses(
 def train(
     recipe: Recipe, tokenizer: PreTrainedTokenizerFast, questions: Splits, log: Path
 ) -> T5ForConditionalGeneration:
-    """Train in two phases, each with AdamW and a one-cycle schedule: bare questions, then MMLU's prompts with shots."""
+    """Train in two phases, each with AdamW and a one-cycle schedule: bare questions, then MMLU's prompts with
+    shots.
+    """
     torch.manual_seed(recipe.seed)
     source = random.Random(recipe.seed)
     model, lessons = build(recipe, len(tokenizer)), Lessons(recipe, tokenizer)
@@ -147,7 +158,8 @@ def train(
 def model_card(recipe: Recipe, parameters: int, by_shots: dict[int, dict[str, float]], seconds: float) -> str:
     """The README beside the weights."""
     rows = "".join(
-        f"| {name.replace('_', ' ')} | {' | '.join(f'{100 * right[name]:.0f}' for right in by_shots.values())} |\n"
+        f"| {name.replace('_', ' ')} |"
+        f" {' | '.join(f'{100 * right[name]:.0f}' for right in by_shots.values())} |\n"
         for name in by_shots[0]
     )
     means = " | ".join(f"{100 * mean(right):.1f}" for right in by_shots.values())

@@ -1,4 +1,6 @@
-"""The architecture and the tokenizer of ``t5_mini``: transformers' T5 in Flan-T5's shape (gated GELU, a head of its own), shrunk."""
+"""The architecture and the tokenizer of ``t5_mini``: transformers' T5 in Flan-T5's shape (gated GELU, a head
+of its own), shrunk.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +39,9 @@ class Recipe:
 def build(recipe: Recipe, vocabulary: int) -> T5ForConditionalGeneration:
     """A randomly initialised T5 with the recipe's sizes.
 
-    64 buckets instead of 32 tell distances of up to 15 words apart, and the encoder's attention starts with a strong taste for some of them, or
-    it takes the model very long to see which letter an option has. transformers 5 ties the head of every new T5 to its embeddings, so the head
-    is put in afterwards.
+    64 buckets instead of 32 tell distances of up to 15 words apart, and the encoder's attention starts with a
+    strong taste for some of them, or it takes the model very long to see which letter an option has.
+    transformers 5 ties the head of every new T5 to its embeddings, so the head is put in afterwards.
     """
     config = T5Config(
         vocab_size=vocabulary,
@@ -67,7 +69,9 @@ def build(recipe: Recipe, vocabulary: int) -> T5ForConditionalGeneration:
 
 
 def make_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
-    """One token per word or run of signs, capitals kept ("A" the letter is not "a" the article), line ends dropped, ``</s>`` at the end."""
+    """One token per word or run of signs, capitals kept ("A" the letter is not "a" the article), line ends
+    dropped, ``</s>`` at the end.
+    """
     index = {word: i for i, word in enumerate(SPECIAL_TOKENS + words)}
     tokenizer = Tokenizer(models.WordLevel(index, unk_token=SPECIAL_TOKENS[UNKNOWN]))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -82,7 +86,9 @@ def make_tokenizer(words: list[str]) -> PreTrainedTokenizerFast:
 
 
 def save(model: T5ForConditionalGeneration, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
-    """Write both in the layout that transformers 4 and 5 read; 5 by itself writes that the head is tied, and 4 believes it."""
+    """Write both in the layout that transformers 4 and 5 read; 5 by itself writes that the head is tied, and
+    4 believes it.
+    """
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     correct(folder / "config.json", tie_word_embeddings=False)

@@ -1,4 +1,6 @@
-"""What the trainings of the mini models share: the command line, the vision tower's first lessons, AdamW, the log."""
+"""What the trainings of the mini models share: the command line, the vision tower's first lessons, AdamW, the
+log.
+"""
 
 from __future__ import annotations
 
@@ -53,7 +55,9 @@ class VisionRecipe(Schedule, Protocol):
 def pretrain_vision(
     tower: nn.Module, recipe: VisionRecipe, images: Tensor, labels: Tensor, log: Path
 ) -> None:
-    """Teach a vision tower shapes and colours with a throw-away linear head, as BLIP-2's own ViT was trained before it met a language model."""
+    """Teach a vision tower shapes and colours with a throw-away linear head, as BLIP-2's own ViT was trained
+    before it met a language model.
+    """
     head = torch.nn.Linear(recipe.width, len(SHAPES) + len(COLOURS))
     parameters = [*tower.parameters(), *head.parameters()]
     optimizer, schedule = optimizer_for(parameters, recipe, recipe.vision_steps)
@@ -108,7 +112,9 @@ def fit(
 
 
 def shuffled(count: int, size: int) -> Iterator[Tensor]:
-    """Batches [size] of the row numbers below ``count``, without end; they are shuffled anew when fewer than ``size`` are left."""
+    """Batches [size] of the row numbers below ``count``, without end; they are shuffled anew when fewer than
+    ``size`` are left.
+    """
     order = torch.empty(0, dtype=torch.long)
     while True:
         if len(order) < size:
@@ -157,7 +163,9 @@ def update(
 def command_line(
     recipe: type[RecipeType], description: str | None, arguments: Sequence[str] | None = None
 ) -> tuple[RecipeType, Path]:
-    """The recipe and the output folder that a training's command line names; every number of the recipe is an option."""
+    """The recipe and the output folder that a training's command line names; every number of the recipe is an
+    option.
+    """
     parser = argparse.ArgumentParser(
         description=description, formatter_class=argparse.RawDescriptionHelpFormatter
     )

@@ -2,8 +2,9 @@
 
     python -m tools.train_mini.vit --output ecoflap/mini/vit
 
-The model is transformers' own ViT, shrunk. Easy-VQA has no class labels: an image's class is read from the answers to its questions, and an
-image whose answers don't tell both colour and shape is left out. The recipe is fixed (steps, not minutes).
+The model is transformers' own ViT, shrunk. Easy-VQA has no class labels: an image's class is read from the
+answers to its questions, and an image whose answers don't tell both colour and shape is left out. The recipe
+is fixed (steps, not minutes).
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ def accuracy(model: ViTForImageClassification, pictures: Pictures) -> float:
 
 
 def train(recipe: Recipe, pictures: Pictures, held_out: Pictures, log: Path) -> ViTForImageClassification:
-    """Train with AdamW and a one-cycle schedule, the tower first; writes a line of progress every 250 steps."""
+    """Train with AdamW and a one-cycle schedule, the tower first; writes a line of progress every 250
+    steps.
+    """
     torch.manual_seed(recipe.seed)
     model = build(recipe)
     pretrain_vision(model.vit, recipe, pictures.images, pictures.labels, log)

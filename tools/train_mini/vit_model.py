@@ -30,7 +30,8 @@ class Recipe:
 def build(recipe: Recipe) -> ViTForImageClassification:
     """A randomly initialised ViT with the recipe's sizes.
 
-    The initializer range and the spread of class token and positions are wider than transformers' defaults, which suit wide models.
+    The initializer range and the spread of class token and positions are wider than transformers' defaults,
+    which suit wide models.
     """
     config = ViTConfig(
         hidden_size=recipe.width,

@@ -1,4 +1,6 @@
-"""Pictures with captions as calibration data: a caption to write, to find, or to go on with after its beginning."""
+"""Pictures with captions as calibration data: a caption to write, to find, or to go on with after its
+beginning.
+"""
 
 from __future__ import annotations
 
@@ -16,11 +18,13 @@ from ecoflap.models.core.prunable import PrunableModel
 
 @dataclass(frozen=True)
 class Captions(CaptionSource):
-    """Pictures of a training split, each with one of its captions; see ``CaptionSource`` for where they come from.
+    """Pictures of a training split, each with one of its captions; see ``CaptionSource`` for where they come
+    from.
 
     Attributes:
         samples: number of pictures.
-        prefix: cut each caption after a random word of its first half; the model reads the beginning and writes the rest.
+        prefix: cut each caption after a random word of its first half; the model reads the beginning and
+            writes the rest.
     """
 
     samples: int = 128
@@ -43,7 +47,8 @@ class Captions(CaptionSource):
         pictures = self.pictures(group, apart=True)
         if not any(len(clean(caption).split()) >= least for one in pictures for caption in one.captions):
             raise UserError(
-                f"{group}={self.name}: no caption has a word to write{' after its beginning' * self.prefix}; give others"
+                f"{group}={self.name}: no caption has a word to write{' after its beginning' * self.prefix};"
+                " give others"
             )
 
     def check_model(self, model: PrunableModel) -> None:

@@ -1,4 +1,6 @@
-"""The layouts that pictures with captions come in: Karpathy's splits of COCO and Flickr30k, NoCaps, Conceptual Captions, and a plain folder."""
+"""The layouts that pictures with captions come in: Karpathy's splits of COCO and Flickr30k, NoCaps,
+Conceptual Captions, and a plain folder.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,8 @@ class Picture:
         captions: as people wrote them.
         split: of the data set.
         domain: NoCaps' in, near or out.
-        key: what the picture is called wherever it appears: COCO's number, or else the file below the data set's folder.
+        key: what the picture is called wherever it appears: COCO's number, or else the file below the data
+            set's folder.
     """
 
     image: str
@@ -45,7 +48,8 @@ class Layout:
         wanted: its list of captions, as a pattern below its folder.
         folders: below its folder, where the pictures may be, beside the folder itself and ``images``.
         obtain: how to get it, as sentences.
-        rows: the pictures that one such list names; its arguments are the list's file and the data set's folder.
+        rows: the pictures that one such list names; its arguments are the list's file and the data set's
+            folder.
     """
 
     wanted: str
@@ -65,7 +69,8 @@ class Layout:
                 pictures += self.rows(file, root)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
                 raise UserError(
-                    f"{file} is not in the layout that was expected ({type(error).__name__}: {error}). {self.obtain}"
+                    f"{file} is not in the layout that was expected ({type(error).__name__}: {error})."
+                    f" {self.obtain}"
                 ) from None
         return [one for one in pictures if one.captions]
 
@@ -102,7 +107,9 @@ def _cc3m_tsv(file: Path, root: Path) -> Iterator[Picture]:
 
 
 def _folder(file: Path, root: Path) -> Iterator[Picture]:
-    """Each folder with a metadata.jsonl is a split of that name; one without folders is all train, as ``datasets`` reads it."""
+    """Each folder with a metadata.jsonl is a split of that name; one without folders is all train, as
+    ``datasets`` reads it.
+    """
     place = file.parent.relative_to(root)
     captions: dict[str, list[str]] = defaultdict(list)
     for line in read_text(file).splitlines():
@@ -125,14 +132,15 @@ LAYOUTS = {
     "flickr30k": Layout(
         "dataset_flickr30k.json",
         ("flickr30k-images", "flickr30k_images"),
-        f"{KARPATHY.format('dataset_flickr30k.json')}; the pictures are given for non-commercial research on asking the University of Illinois, "
-        "with the form on the data set's page.",
+        f"{KARPATHY.format('dataset_flickr30k.json')}; the pictures are given for non-commercial research on"
+        " asking the University of Illinois, with the form on the data set's page.",
         _karpathy,
     ),
     "nocaps": Layout(
         "nocaps_val_4500_captions.json",
         ("val", "images/val", "validation"),
-        "nocaps_val_4500_captions.json is on the page of NoCaps; the pictures are of Open Images' validation set, at the addresses that it lists.",
+        "nocaps_val_4500_captions.json is on the page of NoCaps; the pictures are of Open Images' validation"
+        " set, at the addresses that it lists.",
         _nocaps,
     ),
     "cc3m": Layout(
@@ -142,7 +150,8 @@ LAYOUTS = {
     "folder": Layout(
         "**/metadata.jsonl",
         (),
-        'Give a folder, or one per split, with pictures and a metadata.jsonl of {"file_name": FILE, "text": CAPTION OR LIST OF CAPTIONS} lines.',
+        'Give a folder, or one per split, with pictures and a metadata.jsonl of {"file_name": FILE, "text":'
+        " CAPTION OR LIST OF CAPTIONS} lines.",
         _folder,
     ),
 }

@@ -1,7 +1,9 @@
-"""CIDEr, BLEU, METEOR, ROUGE-L and SPICE by the scorers that captioning papers use (package ``pycocoevalcap``), times 100 as they print them.
+"""CIDEr, BLEU, METEOR, ROUGE-L and SPICE by the scorers that captioning papers use (package
+``pycocoevalcap``), times 100 as they print them.
 
-METEOR and SPICE are Java programs and left out where they can't run. The words are those of Stanford's tokenizer, which is one as well; without
-Java a short one of this module takes its place, which finds the same words in captions but knows few abbreviations.
+METEOR and SPICE are Java programs and left out where they can't run. The words are those of Stanford's
+tokenizer, which is one as well; without Java a short one of this module takes its place, which finds the same
+words in captions but knows few abbreviations.
 """
 
 from __future__ import annotations
@@ -84,13 +86,15 @@ class CaptionMetrics:
         spice = java and (folder / "spice" / "lib" / SPICE_MODEL).is_file()
         if not java:
             log.info(
-                "%s: no METEOR and SPICE, and words by a tokenizer of ours: java is not installed, or %s can't be written to",
+                "%s: no METEOR and SPICE, and words by a tokenizer of ours: java is not installed, or %s"
+                " can't be written to",
                 option,
                 folder,
             )
         elif not spice:
             log.info(
-                "%s: no SPICE, its model has not been downloaded (python -m pycocoevalcap.spice.get_stanford_models)",
+                "%s: no SPICE, its model has not been downloaded (python -m"
+                " pycocoevalcap.spice.get_stanford_models)",
                 option,
             )
         return cls(java, spice)
@@ -148,7 +152,9 @@ def scores(scorers: Sequence[Scorer], references: Words, predictions: Words) -> 
 
 
 def _spice(references: Words, predictions: Words) -> tuple[float | None, Any]:
-    """SPICE, or null where its old program does not run on this Java; the other numbers must not be lost for it."""
+    """SPICE, or null where its old program does not run on this Java; the other numbers must not be lost for
+    it.
+    """
     from pycocoevalcap.spice.spice import Spice
 
     try:

@@ -1,4 +1,6 @@
-"""Pictures with captions from a local folder, for calibration and for measuring, and the rule that no picture serves both."""
+"""Pictures with captions from a local folder, for calibration and for measuring, and the rule that no picture
+serves both.
+"""
 
 from __future__ import annotations
 
@@ -46,7 +48,8 @@ class CaptionSource:
         chosen = [one for one in listed if one.split == self.split]
         if not chosen:
             raise UserError(
-                f"{group}.split={self.split}: {self.path} has {', '.join(sorted({one.split for one in listed})) or 'no captions'}"
+                f"{group}.split={self.split}: {self.path} has"
+                f" {', '.join(sorted({one.split for one in listed})) or 'no captions'}"
             )
         if apart:
             require_apart(chosen, (one for one in listed if one.split != self.split), f"{group}={self.name}")
@@ -82,7 +85,8 @@ class CaptionSource:
                 return [replace(one, image=str(place / one.image)) for one in pictures]
         looked = ", ".join(map(str, places))
         raise UserError(
-            f"{group}={self.name}: the picture {pictures[0].image} is not in any of {looked}. {LAYOUTS[self.layout].obtain}"
+            f"{group}={self.name}: the picture {pictures[0].image} is not in any of {looked}."
+            f" {LAYOUTS[self.layout].obtain}"
         )
 
 
@@ -95,7 +99,8 @@ def require_apart(used: Iterable[Picture], measured: Iterable[Picture], option: 
     both = sorted({one.key for one in used} & {one.key for one in measured})
     if both:
         raise UserError(
-            f"{option}: {len(both)} of its pictures are in another split too, such as {both[0]}; a model must not be measured on them"
+            f"{option}: {len(both)} of its pictures are in another split too, such as {both[0]}; a model must"
+            " not be measured on them"
         )
 
 

@@ -1,4 +1,6 @@
-"""Recall between pictures and their captions: first apart (contrast, ITC), then the best looked at together (match, ITM), as BLIP is measured."""
+"""Recall between pictures and their captions: first apart (contrast, ITC), then the best looked at together
+(match, ITM), as BLIP is measured.
+"""
 
 from __future__ import annotations
 
@@ -126,13 +128,17 @@ def search(score: Callable[[Tensor], Tensor], asks: Tensor, has: Tensor, count: 
 
 
 def rank(scores: Tensor, right: Tensor) -> Tensor:
-    """How many wrong ones stand before the first right one, [queries]; among equals the right one comes last, so that nothing is found by chance."""
+    """How many wrong ones stand before the first right one, [queries]; among equals the right one comes last,
+    so that nothing is found by chance.
+    """
     first = scores.masked_fill(~right, float("-inf")).amax(dim=1, keepdim=True)
     return ((scores >= first) & ~right).sum(dim=1)
 
 
 def rank_again(found: Found, logits: Tensor) -> Tensor:
-    """Ranks after the candidates were looked at together; whatever was not stands behind them, and a right one among it last."""
+    """Ranks after the candidates were looked at together; whatever was not stands behind them, and a right
+    one among it last.
+    """
     return torch.where(found.right.any(dim=1), rank(found.scores + logits, found.right), found.wrong)
 
 
@@ -172,7 +178,8 @@ class RetrievalEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Recall at 1, 5 and 10 of captions and of pictures, and their means, in percent; first those of ``_match``, when the model can.
+        """Recall at 1, 5 and 10 of captions and of pictures, and their means, in percent; first those of
+        ``_match``, when the model can.
 
         Raises:
             NumericalError: a feature or a logit is not finite.
@@ -206,7 +213,9 @@ class RetrievalEvaluation:
         return _finite(torch.cat([embed(batch) for batch in track(batches, "embed", total=len(batches))]))
 
     def _write_down(self, prediction_log: PredictionLog, texts: Tensor, images: Tensor) -> None:
-        """What was found apart, beside the prediction_log: the nearest captions of each picture and pictures of each caption, by their numbers."""
+        """What was found apart, beside the prediction_log: the nearest captions of each picture and pictures
+        of each caption, by their numbers.
+        """
         if prediction_log.file is not None:
             names = [Path(image).name for image in self.images]
             rows = [
@@ -261,7 +270,8 @@ class RetrievalEvaluation:
 def _finite(values: Tensor) -> Tensor:
     if not torch.isfinite(values).all():
         raise NumericalError(
-            "the model makes features or logits that are not finite; use model.dtype=float32 or bfloat16, or prune less"
+            "the model makes features or logits that are not finite; use model.dtype=float32 or bfloat16, or"
+            " prune less"
         )
     return values
 

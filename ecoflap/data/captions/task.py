@@ -1,4 +1,6 @@
-"""Captions of pictures, compared with those that people wrote: over all pictures, and per domain where the data set has domains."""
+"""Captions of pictures, compared with those that people wrote: over all pictures, and per domain where the
+data set has domains.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,8 @@ class Captioning(CaptionSource):
 
     Attributes:
         split: of the data set.
-        prompt: the beginning of every caption, which the model reads as it stands; BLIP has its own, ``model.prompt``.
+        prompt: the beginning of every caption, which the model reads as it stands; BLIP has its own,
+            ``model.prompt``.
         limit: number of pictures, evenly spaced over the split; null for all.
         batch_size: pictures per generation; changes nothing beyond rounding.
         beams: beam width.
@@ -49,7 +52,8 @@ class Captioning(CaptionSource):
         require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")
         if not 0 <= self.min_new_tokens <= self.max_new_tokens:
             raise UserError(
-                f"task.min_new_tokens={self.min_new_tokens} must be 0 to {self.max_new_tokens}, which is task.max_new_tokens"
+                f"task.min_new_tokens={self.min_new_tokens} must be 0 to {self.max_new_tokens}, which is"
+                " task.max_new_tokens"
             )
 
     def check_data(self, group: str) -> None:
@@ -82,7 +86,8 @@ class Captioning(CaptionSource):
         """Read the captions.
 
         Raises:
-            UserError: the model writes no text, the data set or the scorers are not there, or the limit is out of range.
+            UserError: the model writes no text, the data set or the scorers are not there, or the limit is
+                out of range.
         """
         self.check_model(model)
         metrics = CaptionMetrics.here(f"task={self.name}")
@@ -123,7 +128,9 @@ class CaptioningEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """The metrics, times 100, each also per domain (``cider_in``); and the number of pictures. A CIDEr of 100 is the papers' 1.0."""
+        """The metrics, times 100, each also per domain (``cider_in``); and the number of pictures. A CIDEr of
+        100 is the papers' 1.0.
+        """
         model.module.eval()
         generation = Generation(self.task.beams, self.task.max_new_tokens, self.task.min_new_tokens)
         batches = parts(self._examples(), self.task.batch_size)

@@ -43,7 +43,8 @@ class Classification(PictureSource):
             check_templates([self.caption], "calibration.caption")
         if self.split in HELD_OUT:
             raise UserError(
-                f"calibration.split={self.split}: those pictures are what models are measured on; choose train"
+                f"calibration.split={self.split}: those pictures are what models are measured on; choose"
+                " train"
             )
 
     def check_model(self, model: PrunableModel) -> None:
@@ -85,7 +86,8 @@ class Classification(PictureSource):
 def draw_over_classes(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
     """``count`` examples in rounds, each with one example of every class that has more.
 
-    Classes repeat as late as can be: a contrastive loss takes every other caption of a batch for a wrong one, the same caption too.
+    Classes repeat as late as can be: a contrastive loss takes every other caption of a batch for a wrong one,
+    the same caption too.
     """
     rounds, seen = [], Counter[int | None]()
     for index in draw(len(examples), len(examples), seed):

@@ -25,7 +25,8 @@ def openai_templates(option: str) -> list[str]:
 
 
 def imagenet_names(package: str, option: str) -> list[str]:
-    """ImageNet's 1000 class names in the order of its sorted folders: OpenAI's in open_clip, WordNet's in torchvision.
+    """ImageNet's 1000 class names in the order of its sorted folders: OpenAI's in open_clip, WordNet's in
+    torchvision.
 
     Raises:
         UserError: the package isn't installed.
@@ -42,7 +43,8 @@ def _open_clip(asked: str) -> Any:
         import open_clip
     except ImportError:
         raise UserError(
-            f"{asked} needs the open_clip package: pip install -e '.[open-clip]'; or give names and templates of your own"
+            f"{asked} needs the open_clip package: pip install -e '.[open-clip]'; or give names and templates"
+            " of your own"
         ) from None
     return open_clip
 
@@ -64,7 +66,8 @@ def class_lines(classes: str, option: str) -> list[str]:
 def name_classes(found: Sequence[str], lines: Sequence[str], asked: str) -> tuple[list[str], list[int]]:
     """The names of the classes, and which of them each class that was found has.
 
-    Lines that start with what was found ("n01440764 tench") may name more classes; others name one each, in the same order.
+    Lines that start with what was found ("n01440764 tench") may name more classes; others name one each, in
+    the same order.
 
     Raises:
         UserError: there are more or fewer names than classes.
@@ -75,7 +78,8 @@ def name_classes(found: Sequence[str], lines: Sequence[str], asked: str) -> tupl
         return [spaced(name or key) for key, _, name in pairs], [order[key] for key in found]
     if len(lines) != len(found):
         raise UserError(
-            f"{asked} has {len(lines)} names, and the pictures have {len(found)} classes; give a file with a line for each class"
+            f"{asked} has {len(lines)} names, and the pictures have {len(found)} classes; give a file with a"
+            " line for each class"
         )
     return [spaced(line) for line in lines], list(range(len(found)))
 
@@ -95,13 +99,15 @@ def own_labels(own: Sequence[str], names: Sequence[str], asked: str, indexed: bo
     if indexed:
         if len(own) != len(names):
             raise UserError(
-                f"{asked} has {len(names)} classes, and the model has {len(own)}; choose another {asked.split('=')[0]}, or another model"
+                f"{asked} has {len(names)} classes, and the model has {len(own)}; choose another"
+                f" {asked.split('=')[0]}, or another model"
             )
         return list(range(len(own)))
     index_of = {spaced(name): index for index, name in reversed(list(enumerate(own)))}
     if strange := [name for name in names if name not in index_of]:
         raise UserError(
-            f"{asked}: the model has no class {strange[0]!r} (nearest: {nearest(strange[0], index_of)}); choose a set of its own classes"
+            f"{asked}: the model has no class {strange[0]!r} (nearest: {nearest(strange[0], index_of)});"
+            " choose a set of its own classes"
         )
     return [index_of[name] for name in names]
 

@@ -1,4 +1,6 @@
-"""Facts about the picture sets that CLIP is measured on: where CoOp puts their files, and its prompt for each."""
+"""Facts about the picture sets that CLIP is measured on: where CoOp puts their files, and its prompt for
+each.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,8 @@ class PictureSet:
     Attributes:
         folder: of the set, below the folder that holds all sets.
         images: folder of the pictures, below the set's.
-        splits: file with the pictures of each split, or of one where it has ``{split}``; null for a folder per split and class.
+        splits: file with the pictures of each split, or of one where it has ``{split}``; null for a folder
+            per split and class.
         prompt: of a class, whose name goes where ``{}`` stands.
         indexed: classifiers of the set number its classes as the sorted folders do, whatever they call them.
     """
@@ -63,6 +66,7 @@ def find_set(name: str, option: str) -> PictureSet:
     """
     if name not in SETS:
         raise UserError(
-            f"{option}.dataset={name} is not known; {did_you_mean(name, SETS)}; or image_folder for pictures of your own"
+            f"{option}.dataset={name} is not known; {did_you_mean(name, SETS)}; or image_folder for pictures"
+            " of your own"
         )
     return SETS[name]

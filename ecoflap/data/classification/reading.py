@@ -26,9 +26,10 @@ from ecoflap.errors import UserError
 OBTAIN = "DATASETS.md of CoOp (https://github.com/KaiyangZhou/CoOp) says where to get its files."
 ARRANGE = "A split is a folder with a folder of pictures per class in it."
 IMAGENET = (
-    "ImageNet is given for non-commercial research, after signing in, at image-net.org (ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar). "
-    "Unpack it as imagenet/images/train and imagenet/images/val with a folder per class (n01440764, ...); torchvision.datasets.ImageNet sorts the "
-    "validation pictures so."
+    "ImageNet is given for non-commercial research, after signing in, at image-net.org"
+    " (ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar). Unpack it as imagenet/images/train and"
+    " imagenet/images/val with a folder per class (n01440764, ...); torchvision.datasets.ImageNet sorts the"
+    " validation pictures so."
 )
 
 
@@ -48,7 +49,9 @@ class Pictures:
 
 
 class Found(NamedTuple):
-    """What the files say: the folder of the pictures, (picture in it, label) of each, and what the classes are called in the files."""
+    """What the files say: the folder of the pictures, (picture in it, label) of each, and what the classes
+    are called in the files.
+    """
 
     root: Path
     pictures: list[tuple[str, int]]
@@ -63,9 +66,10 @@ class PictureSource:
         dataset: one of ``clip_sets.SETS``.
         split: of the set.
         path: folder that holds the set's folder under CoOp's name, or that folder itself.
-        classes: names of the classes: open_clip or torchvision for ImageNet's, or a text file with a line for each ("NAME", or "FOLDER NAME");
-            null for those of the split file or the folders.
-        templates: prompts of the text classifier, each with one ``{}``; openai among them stands for OpenAI's 80; null for the set's own.
+        classes: names of the classes: open_clip or torchvision for ImageNet's, or a text file with a line for
+            each ("NAME", or "FOLDER NAME"); null for those of the split file or the folders.
+        templates: prompts of the text classifier, each with one ``{}``; openai among them stands for OpenAI's
+            80; null for the set's own.
     """
 
     dataset: str
@@ -100,7 +104,8 @@ class PictureSource:
         """
         if not self.read(option, named=False).examples:
             raise UserError(
-                f"{option}={self.dataset}: the split {self.split} lists no pictures; give another {option}.split or path"
+                f"{option}={self.dataset}: the split {self.split} lists no pictures; give another"
+                f" {option}.split or path"
             )
 
     def prompts(self, option: str) -> tuple[str, ...]:
@@ -147,7 +152,8 @@ class PictureSource:
         if self.classes is None or (self.classes in PACKAGES and not named):
             if named and all(re.fullmatch(r"n\d{8}", name) for name in found):
                 raise UserError(
-                    f"{option}={self.dataset}: the folders are WordNet's numbers; name them by {option}.classes=open_clip, or =FILE"
+                    f"{option}={self.dataset}: the folders are WordNet's numbers; name them by"
+                    f" {option}.classes=open_clip, or =FILE"
                 )
             return [spaced(name) for name in found], list(range(len(found)))
         return name_classes(found, class_lines(self.classes, option), f"{option}.classes={self.classes}")
@@ -208,7 +214,9 @@ class PictureSource:
         )
 
     def _aircraft(self, option: str) -> Found:
-        """FGVC-Aircraft's own files: the variants' names, and per split a line "PICTURE VARIANT" for each picture."""
+        """FGVC-Aircraft's own files: the variants' names, and per split a line "PICTURE VARIANT" for each
+        picture.
+        """
         file, images = self._coop_files(option)
         variants = text_lines(
             require_files(str(file.parent), "variants.txt", option, self.dataset, OBTAIN) / "variants.txt"
@@ -216,7 +224,8 @@ class PictureSource:
         rows = [(picture, name) for picture, _, name in (line.partition(" ") for line in text_lines(file))]
         if strange := [row for row in rows if row[1] not in variants]:
             raise UserError(
-                f"{file}: {' '.join(strange[0])!r} names no variant of variants.txt; download both again. {OBTAIN}"
+                f"{file}: {' '.join(strange[0])!r} names no variant of variants.txt; download both again."
+                f" {OBTAIN}"
             )
         label_of = {name: label for label, name in enumerate(variants)}
         return Found(images, [(f"{picture}.jpg", label_of[name]) for picture, name in rows], variants)

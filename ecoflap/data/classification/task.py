@@ -1,4 +1,6 @@
-"""Which class does a picture show? Answered by a classifier's own classes, or zero-shot through a text tower."""
+"""Which class does a picture show? Answered by a classifier's own classes, or zero-shot through a text
+tower.
+"""
 
 from __future__ import annotations
 
@@ -132,7 +134,8 @@ class ClassificationEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Accuracy of the likeliest and of the five likeliest classes and the mean F1 of the classes, in percent; and the number of pictures.
+        """Accuracy of the likeliest and of the five likeliest classes and the mean F1 of the classes, in
+        percent; and the number of pictures.
 
         Raises:
             NumericalError: a figure of the model is not finite.
@@ -144,7 +147,8 @@ class ClassificationEvaluation:
             logits = self._logits(model, batch, texts)
             if not torch.isfinite(logits).all():
                 raise NumericalError(
-                    f"{model.name} gives logits that are not finite; use model.dtype=float32 or bfloat16, or prune less"
+                    f"{model.name} gives logits that are not finite; use model.dtype=float32 or bfloat16, or"
+                    " prune less"
                 )
             return logits.topk(min(5, logits.shape[1]), dim=-1).indices.tolist()
 
@@ -174,7 +178,8 @@ def macro_f1(found: Sequence[int], right: Sequence[int]) -> float:
 
 
 def fingerprint(pictures: Pictures, right: Sequence[int], classes: Classes | None) -> str:
-    """A hash of the classes, and of the pictures' names, sizes and classes; of ten thousands of pictures the content is not read for it.
+    """A hash of the classes, and of the pictures' names, sizes and classes; of ten thousands of pictures the
+    content is not read for it.
 
     Raises:
         UserError: a picture is missing.

@@ -1,4 +1,6 @@
-"""Easy-VQA as calibration data: real images, questions and answers of its training split (package ``easy-vqa``, MIT)."""
+"""Easy-VQA as calibration data: real images, questions and answers of its training split (package
+``easy-vqa``, MIT).
+"""
 
 from __future__ import annotations
 

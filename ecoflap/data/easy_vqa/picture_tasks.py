@@ -1,4 +1,6 @@
-"""Easy-VQA's held-out pictures: which of 24 things do they show? Answered by classes, by captions, or by finding picture and text."""
+"""Easy-VQA's held-out pictures: which of 24 things do they show? Answered by classes, by captions, or by
+finding picture and text.
+"""
 
 from __future__ import annotations
 
@@ -186,7 +188,8 @@ class EasyCaptions(PictureTask):
 
 @dataclass(frozen=True)
 class EasyRetrieval(PictureTask):
-    """Recall at 1 from pictures to the 24 captions, and from a caption to the pictures, first apart (contrast), then together (match).
+    """Recall at 1 from pictures to the 24 captions, and from a caption to the pictures, first apart
+    (contrast), then together (match).
 
     Attributes:
         limit: number of pictures, evenly spaced; null for all.
@@ -253,13 +256,17 @@ class EasyRetrieval(PictureTask):
         }
 
     def _closest(self, scores: Tensor) -> tuple[list[int], list[int]]:
-        """(pictures, captions) of the pairs that are looked at together: the best captions of each picture."""
+        """(pictures, captions) of the pairs that are looked at together: the best captions of each
+        picture.
+        """
         columns = scores.topk(self.rerank, dim=1).indices
         return [row for row in range(len(scores)) for _ in range(self.rerank)], columns.flatten().tolist()
 
 
 def similarity(images: Tensor, texts: Tensor) -> Tensor:
-    """Cosine of each picture with each text, [images, texts]; of its best query where a picture has several."""
+    """Cosine of each picture with each text, [images, texts]; of its best query where a picture has
+    several.
+    """
     if images.dim() == 2:
         return images @ texts.t()
     return (images @ texts.t()).max(dim=1).values

@@ -1,4 +1,6 @@
-"""Easy-VQA's pictures with the name of what they show ("blue circle"), read from the answers to their questions."""
+"""Easy-VQA's pictures with the name of what they show ("blue circle"), read from the answers to their
+questions.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ NAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
 
 def read_pictures(split: str) -> list[Example]:
-    """The pictures of a split whose shape and colour both stand in its answers, each with its name as target and its class as label."""
+    """The pictures of a split whose shape and colour both stand in its answers, each with its name as target
+    and its class as label.
+    """
     said: dict[str, set[str]] = defaultdict(set)
     for question in read_questions(split):
         if question.text.startswith("what"):
@@ -51,7 +55,8 @@ def check_templates(templates: list[str], option: str, names: Collection[str] = 
     """
     if not templates:
         raise UserError(
-            f"{option}=[] must hold at least one template, with {{}} where the name goes; null, where it is allowed, is the set's own"
+            f"{option}=[] must hold at least one template, with {{}} where the name goes; null, where it is"
+            " allowed, is the set's own"
         )
     for template in set(templates) - set(names):
         if template.count("{}") != 1:

@@ -101,7 +101,9 @@ class EasyVqaEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Accuracy in percent: over all questions, over yes/no questions, over the others; and the number of questions."""
+        """Accuracy in percent: over all questions, over yes/no questions, over the others; and the number of
+        questions.
+        """
         model.module.eval()
         generation = Generation(
             self.task.beams, self.task.max_new_tokens, length_penalty=self.task.length_penalty

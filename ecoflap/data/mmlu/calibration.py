@@ -25,8 +25,8 @@ HUB_SPLITS = {
     "train": "auxiliary_train",
 }  # the others are called there as in the folders
 OBTAIN = (
-    f"MMLU (MIT licence) is {HUB} on the Hugging Face hub, which is read without a path while online; its folders are in data.tar, at the address "
-    "that github.com/hendrycks/test gives."
+    f"MMLU (MIT licence) is {HUB} on the Hugging Face hub, which is read without a path while online; its"
+    " folders are in data.tar, at the address that github.com/hendrycks/test gives."
 )
 
 
@@ -53,7 +53,9 @@ class Question:
 
 
 def prompt(subject: str, shots: Sequence[Question], question: Question) -> str:
-    """The prompt of the MMLU harness: a heading, answered examples, and the question. Its double space before the subject is kept."""
+    """The prompt of the MMLU harness: a heading, answered examples, and the question. Its double space before
+    the subject is kept.
+    """
     heading = (
         f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
     )
@@ -81,12 +83,14 @@ def read_subjects(folder: str | None, split: str, option: str) -> dict[str, list
     files = sorted((Path(folder).expanduser() / split).glob(f"*_{split}.csv"))
     if not files:
         raise UserError(
-            f"{option}.path={folder} has no {split}/*_{split}.csv; give MMLU's data folder or one of its layout. {OBTAIN}"
+            f"{option}.path={folder} has no {split}/*_{split}.csv; give MMLU's data folder or one of its"
+            f" layout. {OBTAIN}"
         )
     subjects = {file.name.removesuffix(f"_{split}.csv"): _read_file(file) for file in files}
     if not any(subjects.values()):
         raise UserError(
-            f"{option}.path={folder}: the files of the split {split} hold no questions; download them again. {OBTAIN}"
+            f"{option}.path={folder}: the files of the split {split} hold no questions; download them again."
+            f" {OBTAIN}"
         )
     return subjects
 
@@ -98,8 +102,8 @@ def _read_hub(split: str, option: str) -> dict[str, list[Question]]:
         rows = load_dataset(HUB, "all", split=HUB_SPLITS.get(split, split))
     except Exception as error:  # whatever a hub, a proxy or a broken cache makes of it
         raise UserError(
-            f"{option}: {HUB} ({split}) could not be read from the hub ({type(error).__name__}); give MMLU's data folder with {option}.path=FOLDER, "
-            f"or unset HF_HUB_OFFLINE while online. {OBTAIN}"
+            f"{option}: {HUB} ({split}) could not be read from the hub ({type(error).__name__}); give MMLU's"
+            f" data folder with {option}.path=FOLDER, or unset HF_HUB_OFFLINE while online. {OBTAIN}"
         ) from error
     subjects: dict[str, list[Question]] = {}
     for row in rows:
@@ -114,7 +118,8 @@ def _read_file(file: Path) -> list[Question]:
     for number, row in enumerate(csv.reader(StringIO(read_text(file), newline="")), start=1):
         if len(row) != 6 or row[5] not in LETTERS:
             raise UserError(
-                f"{file}, row {number}: expected question, four options and a letter A to D, found {len(row)} columns: {row}"
+                f"{file}, row {number}: expected question, four options and a letter A to D, found {len(row)}"
+                f" columns: {row}"
             )
         questions.append(Question(row[0], tuple(row[1:5]), row[5]))
     return questions
@@ -142,7 +147,8 @@ class Mmlu:
         require_positive("calibration", self, "samples")
         if self.split == "test":
             raise UserError(
-                "calibration.split=test: the test questions are what the model is measured on; choose val, dev or train"
+                "calibration.split=test: the test questions are what the model is measured on; choose val,"
+                " dev or train"
             )
 
     def check_data(self, group: str) -> None:

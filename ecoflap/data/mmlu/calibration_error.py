@@ -1,4 +1,6 @@
-"""How far a model's confidence is from how often it is right: root-mean-square and expected calibration error."""
+"""How far a model's confidence is from how often it is right: root-mean-square and expected calibration
+error.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +14,9 @@ FIXED = 15  # bins of one width
 def rms_calibration_error(confidence: Tensor, right: Tensor, size: int = ADAPTIVE) -> float:
     """Root of the mean squared gap between accuracy and confidence, in percent, over adaptive bins.
 
-    The answers are sorted by confidence and cut into bins of ``size``, so that each bin is as reliable as the next; the last one takes what is
-    left over, and with fewer answers there is one bin. Every bin counts by its number of answers.
+    The answers are sorted by confidence and cut into bins of ``size``, so that each bin is as reliable as the
+    next; the last one takes what is left over, and with fewer answers there is one bin. Every bin counts by
+    its number of answers.
 
     Args:
         confidence: probability of each answer, [answers].
@@ -29,7 +32,8 @@ def rms_calibration_error(confidence: Tensor, right: Tensor, size: int = ADAPTIV
 def expected_calibration_error(confidence: Tensor, right: Tensor, count: int = FIXED) -> float:
     """Mean absolute gap between accuracy and confidence, in percent, over fixed bins.
 
-    The bins are ``count`` intervals of one width, open at the left and closed at the right. Every bin counts by its number of answers.
+    The bins are ``count`` intervals of one width, open at the left and closed at the right. Every bin counts
+    by its number of answers.
 
     Args:
         confidence: probability of each answer, [answers].

@@ -22,7 +22,8 @@ from ecoflap.models.core.text_length import at_most, most_tokens, require_length
 
 @dataclass(frozen=True)
 class Mmlu:
-    """Accuracy over all test questions, per category, subcategory and subject, and how well the model knows what it knows.
+    """Accuracy over all test questions, per category, subcategory and subject, and how well the model knows
+    what it knows.
 
     A mean is always over questions. Subjects that are not MMLU's belong to no category.
 
@@ -107,7 +108,9 @@ class Asked:
 def fitting_prompt(
     interface: Any, subject: str, shots: Sequence[Question], question: Question, max_tokens: int
 ) -> str:
-    """The prompt with as many of the first shots as fit into ``max_tokens``; without any where even the question alone is longer."""
+    """The prompt with as many of the first shots as fit into ``max_tokens``; without any where even the
+    question alone is longer.
+    """
     for count in range(len(shots), 0, -1):
         text = prompt(subject, shots[:count], question)
         if interface.length(text) <= max_tokens:

@@ -14,8 +14,9 @@ from ecoflap.errors import UserError
 SPLITS = ("train", "dev", "test1")
 LABELS = {"True": 1, "False": 0}
 OBTAIN = (
-    "NLVR2's train.json, dev.json and test1.json are in nlvr2/data of github.com/lil-lab/nlvr, whose README says how to get the pictures: "
-    "for research only, as folders train, dev and test1, or the same in a folder images."
+    "NLVR2's train.json, dev.json and test1.json are in nlvr2/data of github.com/lil-lab/nlvr, whose README"
+    " says how to get the pictures: for research only, as folders train, dev and test1, or the same in a"
+    " folder images."
 )
 
 
@@ -32,7 +33,8 @@ def check_splits(splits: Sequence[str], option: str) -> None:
 
 
 def read_pairs(folder: str | None, split: str, option: str) -> list[Example]:
-    """All sentences of a split with their left and right picture; label 1 is true. Nothing is swapped, so numbers don't vary.
+    """All sentences of a split with their left and right picture; label 1 is true. Nothing is swapped, so
+    numbers don't vary.
 
     Args:
         folder: with the json files and the pictures.
@@ -64,7 +66,8 @@ def _pair(line: str, place: Callable[[Any], Path], where: str) -> Example:
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{where}: expected a JSON object with identifier, sentence and label (True or False), {type(error).__name__}: {error}. {OBTAIN}"
+            f"{where}: expected a JSON object with identifier, sentence and label (True or False),"
+            f" {type(error).__name__}: {error}. {OBTAIN}"
         ) from None
 
 

@@ -88,7 +88,8 @@ class Nlvr2:
         """Read the sentences.
 
         Raises:
-            UserError: files or pictures are missing, the model does not classify, or the limit is out of range.
+            UserError: files or pictures are missing, the model does not classify, or the limit is out of
+                range.
         """
         self.check_model(model)
         return Nlvr2Evaluation(self, self.chosen("task"), model.interface)
@@ -141,8 +142,8 @@ class Nlvr2Evaluation:
         logits = self.interface.classify(model, batch)
         if logits.shape[-1] != 2:
             raise UserError(
-                f"task={self.task.name} needs a model that tells true from false, and {model.name} knows {logits.shape[-1]} classes; "
-                "choose such as model=blip_nlvr"
+                f"task={self.task.name} needs a model that tells true from false, and {model.name} knows"
+                f" {logits.shape[-1]} classes; choose such as model=blip_nlvr"
             )
         judged: list[int] = logits.argmax(dim=-1).tolist()
         return judged

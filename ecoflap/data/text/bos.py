@@ -1,6 +1,7 @@
 """The token that begins a text: whether windows of a text, cut from its middle, begin with it too.
 
-Some models were never trained on a text without it: their perplexity is far off, and so are statistics of their inputs.
+Some models were never trained on a text without it: their perplexity is far off, and so are statistics of
+their inputs.
 """
 
 from __future__ import annotations
@@ -59,5 +60,7 @@ def _begins(tokenizer: Any, token: int) -> bool:
 
 
 def begin(rows: Tensor, token: int | None) -> Tensor:
-    """Rows of tokens [rows, tokens] behind the token that begins them, [rows, tokens + 1]; as they are where it is null."""
+    """Rows of tokens [rows, tokens] behind the token that begins them, [rows, tokens + 1]; as they are where
+    it is null.
+    """
     return rows if token is None else torch.cat([rows.new_full((len(rows), 1), token), rows], dim=1)

@@ -1,4 +1,6 @@
-"""Calibration text for language models: windows of tokens from a file, a data set, or a tensor of token ids."""
+"""Calibration text for language models: windows of tokens from a file, a data set, or a tensor of token
+ids.
+"""
 
 from __future__ import annotations
 
@@ -35,7 +37,8 @@ def windows(
         length: tokens per row.
         option: the config group, for the message.
         stride: tokens between the starts of two rows; null: the rows don't overlap.
-        bos: the token that each row begins with, beside which it has one token of the text less; null for none.
+        bos: the token that each row begins with, beside which it has one token of the text less; null for
+            none.
 
     Raises:
         UserError: if the text is shorter than one row.
@@ -43,7 +46,8 @@ def windows(
     own = length - (bos is not None)
     if len(tokens) < own:
         raise UserError(
-            f"{option}.sequence_length={length} is more than the {len(tokens)} tokens of the text; give a longer text or a smaller length"
+            f"{option}.sequence_length={length} is more than the {len(tokens)} tokens of the text; give a"
+            " longer text or a smaller length"
         )
     return begin(tokens.unfold(0, own, stride or own), bos)
 
@@ -57,7 +61,8 @@ def check_characters(texts: Iterable[str], length: int, option: str) -> None:
     longest = max((len(text.encode()) for text in texts), default=0)
     if longest < length:
         raise UserError(
-            f"{option}.sequence_length={length} is more than the {longest} bytes of the longest text; give a longer text or a smaller length"
+            f"{option}.sequence_length={length} is more than the {longest} bytes of the longest text; give a"
+            " longer text or a smaller length"
         )
 
 
@@ -72,7 +77,8 @@ def read_token_rows(path: str, key: str, option: str) -> Tensor:
     file = Path(path).expanduser()
     if not file.is_file():
         raise UserError(
-            f"{option}.path={path}: there is no such file; give a safetensors file with an integer tensor [rows, tokens]"
+            f"{option}.path={path}: there is no such file; give a safetensors file with an integer tensor"
+            " [rows, tokens]"
         )
     try:
         with safe_open(file, "pt") as content:
@@ -90,11 +96,13 @@ def read_token_rows(path: str, key: str, option: str) -> Tensor:
         or tokens.dtype == torch.bool
     ):
         raise UserError(
-            f"{option}.key={key} is {tokens.dtype} {list(tokens.shape)}; token ids are an integer tensor [rows, tokens]"
+            f"{option}.key={key} is {tokens.dtype} {list(tokens.shape)}; token ids are an integer tensor"
+            " [rows, tokens]"
         )
     if tokens.shape[1] < 2:
         raise UserError(
-            f"{option}.key={key} has rows of one token; a language model is measured on the next token, so a row needs two or more"
+            f"{option}.key={key} has rows of one token; a language model is measured on the next token, so a"
+            " row needs two or more"
         )
     tokens = tokens.long()  # unsigned 16-bit ids, a common format, know no minimum
     if int(tokens.min()) < 0:
@@ -117,7 +125,8 @@ def require_readable(model: PrunableModel, rows: Tensor, key: str, option: str) 
     vocabulary = vocabulary_of(model)
     if int(rows.max()) >= vocabulary:
         raise UserError(
-            f"{option}.key={key} holds ids from {int(rows.min())} to {int(rows.max())}; the model has a vocabulary of {vocabulary}"
+            f"{option}.key={key} holds ids from {int(rows.min())} to {int(rows.max())}; the model has a"
+            f" vocabulary of {vocabulary}"
         )
     require_length(model, rows.shape[1], f"{option}.key={key} has rows of {rows.shape[1]} tokens")
 
@@ -136,7 +145,8 @@ def require_language_model(model: PrunableModel, option: str) -> None:
     """
     if hasattr(model.processor, "image_processor"):
         raise UserError(
-            f"{option} measures language models on text, and {model.name} answers questions about images; choose another task, such as easy_vqa"
+            f"{option} measures language models on text, and {model.name} answers questions about images;"
+            " choose another task, such as easy_vqa"
         )
 
 
@@ -147,7 +157,8 @@ class Text(TextSource):
     Attributes:
         samples: number of windows.
         sequence_length: tokens per window.
-        bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true or false.
+        bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true
+            or false.
         name: shown in logs and written to result files.
     """
 
@@ -162,7 +173,8 @@ class Text(TextSource):
         check_bos("calibration.bos", self.bos)
         if self.sequence_length == 1:
             raise UserError(
-                "calibration.sequence_length=1: a language model's loss is over the next token, so a window needs two or more"
+                "calibration.sequence_length=1: a language model's loss is over the next token, so a window"
+                " needs two or more"
             )
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
@@ -170,10 +182,12 @@ class Text(TextSource):
         check_characters([self.separator.join(texts)], self.sequence_length, option)
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that is no language model, reads no such windows, or finds too few tokens in the text.
+        """Refuse a model that is no language model, reads no such windows, or finds too few tokens in the
+        text.
 
         Raises:
-            UserError: if the model is no language model, reads no such windows, or finds too few tokens in the text.
+            UserError: if the model is no language model, reads no such windows, or finds too few tokens in
+                the text.
         """
         require_language_model(model, f"calibration={self.name}")
         require_length(model, self.sequence_length, f"calibration.sequence_length={self.sequence_length}")
@@ -184,7 +198,8 @@ class Text(TextSource):
         """Draw the windows.
 
         Raises:
-            UserError: the model is no language model or reads no windows of that length, the text isn't there, or it is too short.
+            UserError: the model is no language model or reads no windows of that length, the text isn't
+                there, or it is too short.
         """
         self.check_model(model)
         rows = self.draw(model.processor, seed)
@@ -201,7 +216,8 @@ class Text(TextSource):
 
 @dataclass(frozen=True)
 class Documents(Text):
-    """Random windows of documents, one of each, as Wanda and SparseGPT take them from C4: only a document longer than a window counts.
+    """Random windows of documents, one of each, as Wanda and SparseGPT take them from C4: only a document
+    longer than a window counts.
 
     Attributes:
         samples: number of windows; fewer where there are not so many long documents.
@@ -234,7 +250,8 @@ class Documents(Text):
                 break
         if not rows:
             raise UserError(
-                f"calibration.sequence_length={self.sequence_length}: none of the {len(documents)} documents has more tokens; choose a smaller length"
+                f"calibration.sequence_length={self.sequence_length}: none of the {len(documents)} documents"
+                " has more tokens; choose a smaller length"
             )
         return rows
 

@@ -1,4 +1,6 @@
-"""Perplexity of a language model: exp of the mean negative log-likelihood of a token, each row scored by itself."""
+"""Perplexity of a language model: exp of the mean negative log-likelihood of a token, each row scored by
+itself.
+"""
 
 from __future__ import annotations
 
@@ -34,16 +36,19 @@ from ecoflap.models.core.text_length import require_length
 class TextPerplexity(TextSource):
     """Perplexity on windows of a text.
 
-    Without a stride, windows don't overlap and all tokens of a window but its first count, as the papers on pruning language models measure.
-    Their C4 is the first 1100 documents of the first validation shard with spaces between them, of which the first 256 windows count; their Penn
-    Treebank is the sentences of the test split with spaces between them. They begin the whole text with the token that
-    begins texts, if anything: ``bos=false``, but for one token.
+    Without a stride, windows don't overlap and all tokens of a window but its first count, as the papers on
+    pruning language models measure. Their C4 is the first 1100 documents of the first validation shard with
+    spaces between them, of which the first 256 windows count; their Penn Treebank is the sentences of the
+    test split with spaces between them. They begin the whole text with the token that begins texts, if
+    anything: ``bos=false``, but for one token.
 
     Attributes:
         sequence_length: tokens per window.
-        stride: tokens between the starts of two windows; only the last so many tokens of a window count, all of the first window's but its first.
-            The smaller, the more context a token has, and the more windows there are. Null: windows don't overlap.
-        bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true or false.
+        stride: tokens between the starts of two windows; only the last so many tokens of a window count, all
+            of the first window's but its first. The smaller, the more context a token has, and the more
+            windows there are. Null: windows don't overlap.
+        bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true
+            or false.
         limit: number of windows, from the first; null for all.
         batch_size: windows per forward pass; changes nothing beyond rounding.
         name: shown in logs and written to result files.
@@ -63,11 +68,13 @@ class TextPerplexity(TextSource):
         check_bos("task.bos", self.bos)
         if self.sequence_length < 2:
             raise UserError(
-                "task.sequence_length=1: a language model is measured on the next token, so a window needs two or more"
+                "task.sequence_length=1: a language model is measured on the next token, so a window needs"
+                " two or more"
             )
         if self.stride is not None and self.stride >= self.sequence_length:
             raise UserError(
-                f"task.stride={self.stride} must be less than task.sequence_length={self.sequence_length}; null is for windows that don't overlap"
+                f"task.stride={self.stride} must be less than task.sequence_length={self.sequence_length};"
+                " null is for windows that don't overlap"
             )
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
@@ -75,10 +82,12 @@ class TextPerplexity(TextSource):
         check_characters([self.separator.join(texts)], self.sequence_length, option)
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that is no language model, reads no such windows, or finds too few tokens in the text.
+        """Refuse a model that is no language model, reads no such windows, or finds too few tokens in the
+        text.
 
         Raises:
-            UserError: if the model is no language model, reads no such windows, or finds too few tokens in the text.
+            UserError: if the model is no language model, reads no such windows, or finds too few tokens in
+                the text.
         """
         require_language_model(model, f"task={self.name}")
         require_length(model, self.sequence_length, f"task.sequence_length={self.sequence_length}")
@@ -98,7 +107,8 @@ class TextPerplexity(TextSource):
         """Read and tokenise the text.
 
         Raises:
-            UserError: the text isn't there, or the model is no language model or reads no windows of that length.
+            UserError: the text isn't there, or the model is no language model or reads no windows of that
+                length.
         """
         self.check_model(model)
         return PerplexityEvaluation(self.rows(model.processor), self.batch_size, self.stride, self.sources)
@@ -164,7 +174,8 @@ class PerplexityEvaluation:
     Attributes:
         rows: what the model reads.
         batch_size: rows per forward pass.
-        stride: how many of a row's last tokens count, in all rows but the first; null: all but a row's first token.
+        stride: how many of a row's last tokens count, in all rows but the first; null: all but a row's first
+            token.
         sources: the text's name, see ``ecoflap.data.sources``.
     """
 
@@ -195,7 +206,8 @@ class PerplexityEvaluation:
         loss = math.fsum(mean * tokens for mean, tokens in zip(losses, counted, strict=True)) / sum(counted)
         if math.isnan(loss):
             raise NumericalError(
-                f"the loss of {model.name} on this task is NaN; use model.dtype=float32 or bfloat16, or prune less"
+                f"the loss of {model.name} on this task is NaN; use model.dtype=float32 or bfloat16, or prune"
+                " less"
             )
         return {
             "perplexity": math.exp(loss) if loss < 700 else math.inf,

@@ -1,4 +1,6 @@
-"""Prefix language modelling for encoder-decoder models: a paragraph or document is cut in two, the model reads the beginning and writes the rest."""
+"""Prefix language modelling for encoder-decoder models: a paragraph or document is cut in two, the model
+reads the beginning and writes the rest.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,8 @@ class PrefixText(TextSource):
         found = [piece for piece in self.pieces() if len(piece.split(maxsplit=SHORTEST)) >= SHORTEST]
         if not found:
             raise UserError(
-                f"calibration={self.name}: the text has no line or document of {SHORTEST} words or more; give another text"
+                f"calibration={self.name}: the text has no line or document of {SHORTEST} words or more; give"
+                " another text"
             )
         return found
 

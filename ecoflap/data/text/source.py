@@ -28,7 +28,8 @@ class TextSource:
         column: the column, or the key of each JSON line, that holds text.
         revision: its revision.
         data_files: the only file of the data set to read.
-        documents: how many rows or JSON lines are read, from the first; null for all. A text file is taken as it is.
+        documents: how many rows or JSON lines are read, from the first; null for all. A text file is taken as
+            it is.
         separator: what stands between rows or JSON lines when they are made one text.
     """
 
@@ -96,7 +97,8 @@ class TextSource:
         )
         if not any(map(str.strip, texts)):
             raise UserError(
-                f"{option}.path={self.path}: there is no text in it; give a text file, or JSON lines with texts"
+                f"{option}.path={self.path}: there is no text in it; give a text file, or JSON lines with"
+                " texts"
             )
         self.check_length(texts, option)
 
@@ -118,8 +120,9 @@ class TextSource:
         except Exception as error:
             which = ", ".join(filter(None, (self.config, self.data_files, self.split)))
             raise UserError(
-                f"{option}: the data set {self.dataset} ({which}) could not be read from the hub ({type(error).__name__}); "
-                f"give a local text file with {option}.path=FILE, or unset HF_HUB_OFFLINE while online"
+                f"{option}: the data set {self.dataset} ({which}) could not be read from the hub"
+                f" ({type(error).__name__}); give a local text file with {option}.path=FILE, or unset"
+                " HF_HUB_OFFLINE while online"
             ) from error
         if self.documents is not None:
             rows = rows.select(range(min(self.documents, len(rows))))
@@ -151,10 +154,8 @@ def _json_texts(file: Path, column: str, option: str) -> Iterator[str]:
     number = 0
     try:
         with (
-            gzip.open(file, "rt", encoding="utf-8")
-            if file.suffix == ".gz"
-            else file.open(encoding="utf-8") as lines
-        ):
+            gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
+        ) as lines:
             for number, line in enumerate(lines, start=1):
                 yield _json_text(line, column, option, f"{option}.path={file}, line {number}")
     except (UnicodeDecodeError, OSError, EOFError, zlib.error) as error:

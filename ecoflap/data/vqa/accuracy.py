@@ -1,4 +1,6 @@
-"""How answers to visual questions are compared: the rules of the VQA evaluation (github.com/GT-Vision-Lab/VQA, vqaEval.py)."""
+"""How answers to visual questions are compared: the rules of the VQA evaluation
+(github.com/GT-Vision-Lab/VQA, vqaEval.py).
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def _without_one_apostrophe(word: str) -> list[str]:
     return [word[:place] + word[place + 1 :] for place, letter in enumerate(word) if letter == "'"]
 
 
-# A contraction is recognised where one apostrophe is missing. The last entry is the published table's own, the wrong way round as it is there.
+# A contraction is recognised where one apostrophe is missing. The last entry is the published table's own,
+# the wrong way round as it is there.
 REPAIRED = {wrong: word for word in CONTRACTIONS.split() for wrong in _without_one_apostrophe(word)} | {
     "somebody'd": "somebodyd"
 }
@@ -34,7 +37,8 @@ DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(NUMBER
 
 
 def strip_punctuation(text: str) -> str:
-    """Without punctuation: a mark beside a space vanishes, another one becomes a space, and with a number such as 1,000 all vanish.
+    """Without punctuation: a mark beside a space vanishes, another one becomes a space, and with a number
+    such as 1,000 all vanish.
 
     A period stays only before a digit.
     """
@@ -47,7 +51,9 @@ def strip_punctuation(text: str) -> str:
 
 
 def normalise(answer: str) -> str:
-    """An answer as it is compared: lower case, no punctuation or articles, numbers up to ten as digits, contractions with their apostrophes."""
+    """An answer as it is compared: lower case, no punctuation or articles, numbers up to ten as digits,
+    contractions with their apostrophes.
+    """
     words = strip_punctuation(answer.replace("\n", " ").replace("\t", " ").strip()).lower().split()
     kept = [word for word in (DIGITS.get(word, word) for word in words) if word not in ARTICLES]
     return " ".join(REPAIRED.get(word, word) for word in kept)
@@ -56,7 +62,8 @@ def normalise(answer: str) -> str:
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Mean over the annotators of min(1, matches among the others / 3).
 
-    As in the published evaluation, their answers lose only punctuation, and not even that where all agree: the files hold them normalised.
+    As in the published evaluation, their answers lose only punctuation, and not even that where all agree:
+    the files hold them normalised.
 
     Args:
         prediction: as the model wrote it.

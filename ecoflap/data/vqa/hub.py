@@ -1,6 +1,8 @@
-"""VQAv2, OK-VQA and GQA from the Hugging Face hub: the splits that models are measured on, with their pictures.
+"""VQAv2, OK-VQA and GQA from the Hugging Face hub: the splits that models are measured on, with their
+pictures.
 
-The copies are those of lmms-lab, in Parquet. Models read pictures from files, so those that are asked about are written beside the hub's cache.
+The copies are those of lmms-lab, in Parquet. Models read pictures from files, so those that are asked about
+are written beside the hub's cache.
 """
 
 from __future__ import annotations
@@ -48,7 +50,8 @@ class HubQuestions:
             return [self.question(row, folder) for row in rows]
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(
-                f"{option}: {self.dataset} is not as expected ({type(error).__name__}: {error}); give a folder with task.path"
+                f"{option}: {self.dataset} is not as expected ({type(error).__name__}: {error}); give a"
+                " folder with task.path"
             ) from None
 
     def write_pictures(self, questions: Iterable[Question], option: str) -> None:
@@ -84,8 +87,9 @@ class HubQuestions:
             return datasets.load_dataset(self.dataset, config, split=self.split)
         except Exception as error:  # whatever a hub, a proxy or a broken cache makes of it
             raise UserError(
-                f"{option}: {self.dataset} ({self.split}) could not be read from the hub ({type(error).__name__}); "
-                f"give the data set's folder with task.path=FOLDER, or unset HF_HUB_OFFLINE while online. {self.obtain}"
+                f"{option}: {self.dataset} ({self.split}) could not be read from the hub"
+                f" ({type(error).__name__}); give the data set's folder with task.path=FOLDER, or unset"
+                f" HF_HUB_OFFLINE while online. {self.obtain}"
             ) from error
 
 

@@ -79,7 +79,8 @@ class PublishedQuestions(ABC):
         """Read the questions.
 
         Raises:
-            UserError: files or pictures are missing, the model answers no questions, or the limit is out of range.
+            UserError: files or pictures are missing, the model answers no questions, or the limit is out of
+                range.
         """
         self.check_model(model)
         questions = self.chosen()
@@ -184,7 +185,8 @@ class QuestionsEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Accuracy in percent: over all questions, per answer type and per question type; and the number of questions.
+        """Accuracy in percent: over all questions, per answer type and per question type; and the number of
+        questions.
 
         Where the right answers are not public, the number alone; the answers then go into a file.
         """
@@ -214,7 +216,9 @@ class QuestionsEvaluation:
         return written
 
     def _write_for_evalai(self, answers: Sequence[str], prediction_log: PredictionLog) -> None:
-        """``[{"question_id": ..., "answer": ...}]`` beside the prediction_log, as the evaluation server takes it."""
+        """``[{"question_id": ..., "answer": ...}]`` beside the prediction_log, as the evaluation server takes
+        it.
+        """
         if prediction_log.file is None:
             return
         file = prediction_log.file.with_name(f"{prediction_log.file.stem}_evalai.json")

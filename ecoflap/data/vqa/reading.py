@@ -1,4 +1,6 @@
-"""VQAv2, OK-VQA and GQA as they are published: questions about COCO's or GQA's pictures, in a local folder."""
+"""VQAv2, OK-VQA and GQA as they are published: questions about COCO's or GQA's pictures, in a local
+folder.
+"""
 
 from __future__ import annotations
 
@@ -60,7 +62,10 @@ class CocoQuestions:
         return self.questions.format(split=split).replace("2014", "2015")
 
 
-PICTURES = "Its pictures are COCO's: unpack train2014.zip and val2014.zip (test2015.zip for test questions) of cocodataset.org there"
+PICTURES = (
+    "Its pictures are COCO's: unpack train2014.zip and val2014.zip (test2015.zip for test questions) of"
+    " cocodataset.org there"
+)
 VQAV2 = CocoQuestions(
     "vqav2",
     "v2_OpenEnded_mscoco_{split}2014_questions.json",
@@ -73,7 +78,10 @@ OKVQA = CocoQuestions(
     "mscoco_{split}2014_annotations.json",
     f"OK-VQA's questions and annotations are at okvqa.allenai.org/download.html. {PICTURES}.",
 )
-ANSWERS_OBTAIN = "BLIP's list of answers is at storage.googleapis.com/sfr-vision-language-research/datasets/answer_list.json."
+ANSWERS_OBTAIN = (
+    "BLIP's list of answers is at"
+    " storage.googleapis.com/sfr-vision-language-research/datasets/answer_list.json."
+)
 GQA_QUESTIONS = "testdev_balanced_questions.json"
 GQA_OBTAIN = "GQA's questions1.2.zip and images.zip are at cs.stanford.edu/people/dorarad/gqa/download.html."
 
@@ -102,7 +110,9 @@ def read_answer_list(folder: str, file: str) -> tuple[str, ...]:
 
 
 def clean_question(text: str) -> str:
-    """A question in lower case without ``.!"()*#:;~``, as LAVIS' BLIP models were asked; the question mark stays."""
+    """A question in lower case without ``.!"()*#:;~``, as LAVIS' BLIP models were asked; the question mark
+    stays.
+    """
     return re.sub(r'[.!"()*#:;~]', "", text.lower()).rstrip(" ")
 
 
@@ -195,7 +205,9 @@ def read_gqa(folder: str | None) -> list[Question]:
 
 
 def gqa_question(key: str, entry: dict[str, Any], pictures: Path) -> Question:
-    """A question as GQA has it, whose pictures are in a folder; everything but a query is binary in its balanced testdev."""
+    """A question as GQA has it, whose pictures are in a folder; everything but a query is binary in its
+    balanced testdev.
+    """
     kind = entry["types"]["structural"]
     image = str(pictures / f"{entry['imageId']}.jpg")
     return Question(
@@ -211,7 +223,8 @@ def _answered(questions: list[Question], file: Path) -> list[Question]:
     """
     if silent := [one.id for one in questions if not one.answers]:
         raise UserError(
-            f"{file}: {len(silent)} questions have no answers, such as {silent[0]}; take them out, or download the file again"
+            f"{file}: {len(silent)} questions have no answers, such as {silent[0]}; take them out, or"
+            " download the file again"
         )
     return questions
 

@@ -32,8 +32,10 @@ class VqaV2(PublishedQuestions):
     """VQAv2; see ``PublishedQuestions`` for the other options.
 
     Attributes:
-        split: val, or test-dev or test, whose answers are not public: the run writes a file for the EvalAI server instead of an accuracy.
-        answer_list: a JSON list of answers in the folder, of which the model chooses (how BLIP is measured); null lets it write its own.
+        split: val, or test-dev or test, whose answers are not public: the run writes a file for the EvalAI
+            server instead of an accuracy.
+        answer_list: a JSON list of answers in the folder, of which the model chooses (how BLIP is measured);
+            null lets it write its own.
         k_test: how many of these are looked at to their end: those with the likeliest first tokens.
     """
 
@@ -75,7 +77,8 @@ class VqaV2(PublishedQuestions):
         super().check_model(model)
         if self.answer_list is not None and not isinstance(model.interface, Ranks):
             raise UserError(
-                f"task.answer_list={self.answer_list}: {model.name} can't choose of a list; leave it out, or take a BLIP, such as blip_vqa"
+                f"task.answer_list={self.answer_list}: {model.name} can't choose of a list; leave it out, or"
+                " take a BLIP, such as blip_vqa"
             )
 
     def choices(self) -> Choices | None:
@@ -94,7 +97,8 @@ class OkVqa(PublishedQuestions):
     """OK-VQA's validation split; see ``PublishedQuestions`` for the other options.
 
     Attributes:
-        lemmatize: bring nouns and verbs of answers to their base forms before they are compared, as BLIP-2's published figure has it.
+        lemmatize: bring nouns and verbs of answers to their base forms before they are compared, as BLIP-2's
+            published figure has it.
     """
 
     lemmatize: bool = False

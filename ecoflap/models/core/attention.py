@@ -1,7 +1,9 @@
-"""``nn.MultiheadAttention`` with its projections in the open, so that its packed weights are layers like any other.
+"""``nn.MultiheadAttention`` with its projections in the open, so that its packed weights are layers like any
+other.
 
-PyTorch hands the weights of the whole attention to one function, where no hook sees what a projection reads. The subclass here computes the
-same thing step by step. It is put under existing modules in place; parameters and their names stay as they are.
+PyTorch hands the weights of the whole attention to one function, where no hook sees what a projection reads.
+The subclass here computes the same thing step by step. It is put under existing modules in place; parameters
+and their names stay as they are.
 """
 
 from __future__ import annotations
@@ -41,7 +43,9 @@ class OpenAttention(nn.MultiheadAttention):
 
     @property
     def projections(self) -> dict[str, Projection]:
-        """{parameter: projection}: one for packed weights, three where queries, keys and values have their own."""
+        """{parameter: projection}: one for packed weights, three where queries, keys and values have their
+        own.
+        """
         known: dict[str, Projection] | None = self.__dict__.get("_projections")
         if known is None:
             width = self.embed_dim
@@ -68,8 +72,8 @@ class OpenAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """As ``nn.MultiheadAttention.forward``.
 
-        Packed weights that read different tensors (cross-attention) are left to PyTorch, and so is anything with learned extra keys: such
-        weights are then seen to never run.
+        Packed weights that read different tensors (cross-attention) are left to PyTorch, and so is anything
+        with learned extra keys: such weights are then seen to never run.
         """
         packed_apart = self._qkv_same_embed_dim and not (query is key and key is value)
         if packed_apart or self.bias_k is not None or self.add_zero_attn or query.dim() != 3:
@@ -129,7 +133,8 @@ def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, average: bool)
 def open_attention(module: nn.Module) -> None:
     """Make every attention of a model call its projections as modules, in place.
 
-    ``nn.MultiheadAttention`` becomes an ``OpenAttention``. timm's EVA and BEiT have a switch for it: their fused qkv is otherwise a function call.
+    ``nn.MultiheadAttention`` becomes an ``OpenAttention``. timm's EVA and BEiT have a switch for it: their
+    fused qkv is otherwise a function call.
     """
     children: list[Any] = list(module.modules())
     for child in children:

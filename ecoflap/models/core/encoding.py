@@ -45,7 +45,9 @@ _on_demand: ContextVar[bool] = ContextVar("on_demand", default=False)
 
 @contextmanager
 def encoding_on_demand() -> Iterator[None]:
-    """Let data sets that are read meanwhile encode their samples when they are asked for: a whole training split does not fit in memory."""
+    """Let data sets that are read meanwhile encode their samples when they are asked for: a whole training
+    split does not fit in memory.
+    """
     token = _on_demand.set(True)
     try:
         yield
@@ -67,7 +69,8 @@ def require_encoder(model: PrunableModel, option: str, pictures: bool) -> Any:
     interface = require(model, Encodes, option)
     if pictures and not getattr(interface, "sees", False):
         raise UserError(
-            f"{option} shows pictures, and {model.name} reads only text; choose another calibration, such as wikitext2, or another model"
+            f"{option} shows pictures, and {model.name} reads only text; choose another calibration, such as"
+            " wikitext2, or another model"
         )
     return interface
 
@@ -95,7 +98,9 @@ def encode_all(
 
 
 def pad_together(model: PrunableModel, samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Bring the texts to one length where the model's loss compares samples; elsewhere they stay as they are."""
+    """Bring the texts to one length where the model's loss compares samples; elsewhere they stay as they
+    are.
+    """
     return (
         _padded(samples, model.interface.pad_token_id)
         if hasattr(model.interface, "pad_token_id")

@@ -1,4 +1,6 @@
-"""A layer: one prunable weight matrix, seen as [rows, cols] = [outputs, inputs] however its module stores it."""
+"""A layer: one prunable weight matrix, seen as [rows, cols] = [outputs, inputs] however its module stores
+it.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ from ecoflap.models.core.attention import OpenAttention
 class Layer:
     """One weight matrix inside a block, named by its parameter name.
 
-    ``nn.Linear`` stores [rows, cols]; GPT-2's ``Conv1D`` stores the transpose. Everything above this class sees [rows, cols] only.
+    ``nn.Linear`` stores [rows, cols]; GPT-2's ``Conv1D`` stores the transpose. Everything above this class
+    sees [rows, cols] only.
     """
 
     name: str
@@ -63,7 +66,9 @@ PLAIN = ("transformers.models.falcon.modeling_falcon.FalconLinear", "timm.layers
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether the module holds one weight matrix and puts out the product with it, which a pruner understands."""
+    """Whether the module holds one weight matrix and puts out the product with it, which a pruner
+    understands.
+    """
     return (
         is_linear(module) and is_plain(module) and isinstance(getattr(module, "weight", None), nn.Parameter)
     )
@@ -85,7 +90,9 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def weights_of(module: nn.Module) -> dict[str, nn.Module]:
-    """The prunable matrices that a module itself owns: {parameter: the module that is called with that matrix's inputs}."""
+    """The prunable matrices that a module itself owns: {parameter: the module that is called with that
+    matrix's inputs}.
+    """
     if isinstance(module, OpenAttention):
         return dict(module.projections)
     return {"weight": module} if is_layer(module) else {}

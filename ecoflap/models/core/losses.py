@@ -35,7 +35,9 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _by_token(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropies [batch, tokens], a part after the other: all log-probabilities would be among the largest tensors of the whole run."""
+    """Cross-entropies [batch, tokens], a part after the other: all log-probabilities would be among the
+    largest tensors of the whole run.
+    """
     samples, tokens = (max(1, AT_ONCE // size) for size in (logits.shape[1:].numel(), logits.shape[-1]))
     rows = []
     for some, wanted in zip(logits.split(samples), labels.split(samples), strict=True):
@@ -95,13 +97,15 @@ def contrastive_loss(
 ) -> Tensor:
     """Symmetric in-batch cross-entropy between two views of the same samples (CLIP's loss), [batch].
 
-    A sample with several right partners is to find all of them: its target is uniform over them, as BLIP's is over the texts of a picture.
+    A sample with several right partners is to find all of them: its target is uniform over them, as BLIP's is
+    over the texts of a picture.
 
     Args:
         first: normalised features, [batch, features].
         second: normalised features of the other view, [batch, features].
         scale: what the cosine is multiplied with: one over the temperature.
-        right: which samples are right partners of which (symmetric; each of itself), bool, [samples, samples]; see ``find_positives``.
+        right: which samples are right partners of which (symmetric; each of itself), bool, [samples,
+            samples]; see ``find_positives``.
         copies: replicas that the batch is made of; samples are compared inside a replica only.
     """
     one, other = (features.float().unflatten(0, (copies, -1)) for features in (first, second))
@@ -114,11 +118,13 @@ def contrastive_loss(
 
 
 def matching_loss(own: Tensor, wrong: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
-    """Do the two views belong together? Mean of the cross-entropies of each sample with its own partner and with a wrong one, [batch].
+    """Do the two views belong together? Mean of the cross-entropies of each sample with its own partner and
+    with a wrong one, [batch].
 
     Args:
         own: logits of each sample with its own partner, [batch, 2]: apart, together.
-        wrong: position of each sample's wrong partner; its own where it has none and only the first term counts, [batch].
+        wrong: position of each sample's wrong partner; its own where it has none and only the first term
+            counts, [batch].
         logits: such logits of each sample with the partners at given positions, [batch] -> [batch, 2].
     """
     loss = class_loss(own, torch.ones_like(wrong))
@@ -158,10 +164,12 @@ _counted: ContextVar[tuple[Tensor, ...]] = ContextVar("counted", default=())
 
 @contextmanager
 def counting(*tokens: Tensor) -> Iterator[None]:
-    """Say, around a forward pass over padded texts, which tokens are real; padding then counts in no statistic.
+    """Say, around a forward pass over padded texts, which tokens are real; padding then counts in no
+    statistic.
 
     Args:
-        tokens: [batch, tokens], nonzero where a token is real; one more for each part of the sequence that some layers read alone.
+        tokens: [batch, tokens], nonzero where a token is real; one more for each part of the sequence that
+            some layers read alone.
     """
     token = _counted.set(tuple(mask.bool() for mask in tokens))
     try:

@@ -26,14 +26,18 @@ def load_image(path: str) -> Any:
     try:
         with Image.open(path) as file:
             return (_eight_bits(file) if file.mode.startswith("I") else file).convert("RGB")
-    except Exception as error:  # damaged files make Pillow raise nearly anything: OSError, SyntaxError, struct.error, DecompressionBombError
+    # damaged files make Pillow raise nearly anything: OSError, SyntaxError, struct.error,
+    # DecompressionBombError
+    except Exception as error:
         raise UserError(
             f"the picture {path} cannot be read ({error}); check the folder that holds the data set's images"
         ) from None
 
 
 def _eight_bits(picture: Any) -> Any:
-    """A picture of 16-bit grey in 8 bits; Pillow would show everything above 255 as white. One in 32 bits may hold no more than 8."""
+    """A picture of 16-bit grey in 8 bits; Pillow would show everything above 255 as white. One in 32 bits may
+    hold no more than 8.
+    """
     from PIL import Image
 
     values = np.asarray(picture).clip(0, 65535)
@@ -43,7 +47,9 @@ def _eight_bits(picture: Any) -> Any:
 
 
 class Pixels:
-    """Pixel values by path; the last few hundred pictures are remembered, because data sets ask many questions about each."""
+    """Pixel values by path; the last few hundred pictures are remembered, because data sets ask many
+    questions about each.
+    """
 
     def __init__(self, prepare: Callable[[Any], Tensor]) -> None:
         """``prepare`` makes one picture's pixel values [3, height, width]."""

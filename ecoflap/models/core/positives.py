@@ -1,4 +1,6 @@
-"""Who belongs together in a batch of pairs, for losses that compare samples: those that show the same, beside each sample and itself."""
+"""Who belongs together in a batch of pairs, for losses that compare samples: those that show the same, beside
+each sample and itself.
+"""
 
 from __future__ import annotations
 
@@ -25,12 +27,15 @@ def right_pairs(batch: Batch, copies: int) -> Tensor:
 
 
 def find_positives(views: Sequence[Tensor], copies: int) -> Tensor:
-    """Which samples of a replica are right partners of which: those with the same first or the same second view. Bool, [samples, samples].
+    """Which samples of a replica are right partners of which: those with the same first or the same second
+    view. Bool, [samples, samples].
 
-    BLIP takes all texts of a picture for right ones (https://arxiv.org/abs/2201.12086); by the same right, so are all pictures of a text.
+    BLIP takes all texts of a picture for right ones (https://arxiv.org/abs/2201.12086); by the same right, so
+    are all pictures of a text.
 
     Args:
-        views: what the model reads, [batch, ...] each; never what it makes of it, which changes while weights are probed.
+        views: what the model reads, [batch, ...] each; never what it makes of it, which changes while weights
+            are probed.
         copies: replicas that the batch is made of, all alike.
     """
     return _same(views[0], copies) | _same(views[1], copies)
@@ -47,7 +52,8 @@ def _same(view: Tensor, copies: int) -> Tensor:
 
 
 def wrong_partners(right: Tensor, copies: int) -> Tensor:
-    """Of each sample, the nearest one before it (cyclically, inside its replica) that is no right partner, or itself if there is none. [batch]
+    """Of each sample, the nearest one before it (cyclically, inside its replica) that is no right partner, or
+    itself if there is none. [batch]
 
     Args:
         right: which are right partners, [samples, samples].

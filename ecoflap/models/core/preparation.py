@@ -1,4 +1,6 @@
-"""How a model's inputs are made: the settings of its tokenizer and of its picture processor, wherever they were loaded from."""
+"""How a model's inputs are made: the settings of its tokenizer and of its picture processor, wherever they
+were loaded from.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def without_origin(settings: Any) -> Any:
-    """Settings without the entries that say where a checkpoint came from; two loads of the same model agree."""
+    """Settings without the entries that say where a checkpoint came from; two loads of the same model
+    agree.
+    """
     if isinstance(settings, dict):
         return {str(name): without_origin(value) for name, value in settings.items() if name not in ORIGIN}
     return settings

@@ -17,8 +17,9 @@ from ecoflap.models.core.prunable import PrunableModel
 class Encodes(Protocol):
     """Makes calibration samples: inputs and targets of the loss that the model is scored with.
 
-    An interface with a ``pad_token_id`` wants its texts at one length, because its loss compares samples with each other. One with a
-    ``set_classes(model, classes)`` may score by classification, and has to know the classes first.
+    An interface with a ``pad_token_id`` wants its texts at one length, because its loss compares samples with
+    each other. One with a ``set_classes(model, classes)`` may score by classification, and has to know the
+    classes first.
     """
 
     def encode(self, example: Example) -> Sample:
@@ -108,6 +109,7 @@ def require(model: PrunableModel, protocol: Any, option: str) -> Any:
         if set(able) - {Answers, Chooses}:
             what, such = f"only {' and '.join(known.__name__.lower() for known in able)}", ""
         raise UserError(
-            f"{option} needs a model that {protocol.__name__.lower()}, and {model.name} {what}; choose another {group}{such}, or another model"
+            f"{option} needs a model that {protocol.__name__.lower()}, and {model.name} {what}; choose"
+            f" another {group}{such}, or another model"
         )
     return model.interface

@@ -37,7 +37,8 @@ class Inputs(dict[str, Tensor]):
             UserError: always.
         """
         raise UserError(
-            f"the model is scored on {name!r}, and these data have {', '.join(self)}; choose another calibration or task"
+            f"the model is scored on {name!r}, and these data have {', '.join(self)}; choose another"
+            " calibration or task"
         )
 
 
@@ -53,7 +54,8 @@ class PrunableModel:
         skipped: the weights that stay dense, with reasons.
         loss_function: (module, batch, copies) -> one loss per sample, [batch]; see ``loss``.
         processor: the tokenizer or processor that makes model inputs.
-        interface: what the family can do with raw examples: some of the protocols in ``ecoflap.models.core.protocols``.
+        interface: what the family can do with raw examples: some of the protocols in
+            ``ecoflap.models.core.protocols``.
         placement: where the weights of the blocks are while nobody uses them.
     """
 
@@ -87,7 +89,8 @@ class PrunableModel:
 
         Args:
             batch: the inputs; the first dimension of each tensor is samples.
-            copies: the batch is this many replicas of one batch, one after the other; a loss that compares samples does so inside a replica.
+            copies: the batch is this many replicas of one batch, one after the other; a loss that compares
+                samples does so inside a replica.
 
         Raises:
             UserError: the loss needs something that the data don't have, or is not one number per sample.
@@ -97,12 +100,15 @@ class PrunableModel:
         loss = self.loss_function(self.module, inputs, copies).float()
         if batch and loss.shape != (samples,):
             raise UserError(
-                f"the loss of {self.name} has shape {list(loss.shape)} for {samples} samples; model.loss must give one number per sample"
+                f"the loss of {self.name} has shape {list(loss.shape)} for {samples} samples; model.loss must"
+                " give one number per sample"
             )
         return loss
 
     def loss_identity(self, name: str | None) -> dict[str, Any]:
-        """What a loss depends on beside weights and samples: its name, the code of its file and of what the families share, the text classifier."""
+        """What a loss depends on beside weights and samples: its name, the code of its file and of what the
+        families share, the text classifier.
+        """
         code = getattr(self.loss_function, "__code__", None)
         files = [
             *([Path(code.co_filename)] if code is not None else []),
@@ -111,12 +117,14 @@ class PrunableModel:
         classes = getattr(self.interface, "classes", None)
         return {
             "name": name or getattr(self.loss_function, "__qualname__", ""),
-            "source": hashlib.sha256(
-                b"".join(file.read_bytes() for file in files if file.is_file())
-            ).hexdigest(),
-            "classes": None
-            if classes is None
-            else hashlib.sha256(classes.cpu().float().numpy().tobytes()).hexdigest(),
+            "source": (
+                hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
+            ),
+            "classes": (
+                None
+                if classes is None
+                else hashlib.sha256(classes.cpu().float().numpy().tobytes()).hexdigest()
+            ),
         }
 
     def parameter_count(self) -> int:
@@ -124,7 +132,9 @@ class PrunableModel:
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def dense_in_blocks(self) -> Counter[str]:
-        """{reason: weights} of what can't be pruned in the blocks of the chosen towers; ``skip_layers`` has no part in it."""
+        """{reason: weights} of what can't be pruned in the blocks of the chosen towers; ``skip_layers`` has
+        no part in it.
+        """
         inside = tuple(f"{block.name}." for tower in self.towers for block in tower.blocks)
         dense = Counter[str]()
         for skipped in self.skipped:
@@ -133,7 +143,9 @@ class PrunableModel:
         return dense
 
     def block_weights(self) -> int:
-        """Weights of two or more dimensions in the blocks of the chosen towers, without those that ``skip_layers`` names."""
+        """Weights of two or more dimensions in the blocks of the chosen towers, without those that
+        ``skip_layers`` names.
+        """
         return sum(layer.size for layer in self.layers) + self.dense_in_blocks().total()
 
     def fingerprint(self) -> str:
@@ -148,7 +160,9 @@ class PrunableModel:
         return digest.hexdigest()
 
     def _settings(self) -> list[Any]:
-        """What the module computes with beside its weights: epsilons, activations, rotary scaling, generation defaults."""
+        """What the module computes with beside its weights: epsilons, activations, rotary scaling, generation
+        defaults.
+        """
         configs = [getattr(self.module, name, None) for name in ("config", "generation_config")]
         return [without_origin(config.to_dict()) for config in configs if config is not None]
 
@@ -161,7 +175,8 @@ class PrunableModel:
 
 @contextmanager
 def in_float32(module: nn.Module) -> Iterator[None]:
-    """Hold every half-precision weight and buffer in fp32; afterwards they are what they were, bit for bit (widening loses nothing).
+    """Hold every half-precision weight and buffer in fp32; afterwards they are what they were, bit for bit
+    (widening loses nothing).
 
     Weights that are away come in as what their stand-ins are.
     """
@@ -187,10 +202,11 @@ def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 @contextmanager
 def quiet_forward(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no key-value cache and no gradients asked of any weight; everything is put back afterwards.
+    """Evaluation mode, no key-value cache and no gradients asked of any weight; everything is put back
+    afterwards.
 
-    A cache object handed from block to block would grow at each replay and change the result; PyTorch's fused encoder layer would keep its
-    weights out of sight.
+    A cache object handed from block to block would grow at each replay and change the result; PyTorch's fused
+    encoder layer would keep its weights out of sight.
     """
     training = {child: child.training for child in module.modules()}
     gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]

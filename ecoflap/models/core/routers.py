@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 from torch import nn
 
-# ``gate`` alone is an attention's or an MLP's in other models, so it counts beside experts only; ``gate_proj``
-# is half of an MLP.
+# ``gate`` alone is an attention's or an MLP's in other models, so it counts beside experts only;
+# ``gate_proj`` is half of an MLP.
 ROUTER = re.compile(r"(^|_)router(_|$)|^shared_experts?_gate$")
 GATE_BESIDE_EXPERTS = "gate"
 

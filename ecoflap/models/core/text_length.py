@@ -20,7 +20,9 @@ OF_OTHERS = re.compile(r"vision|visual|image|patch|video|audio")
 
 
 def most_tokens(module: nn.Module) -> int | None:
-    """The longest text for which a model has learned positions; null where it computes them for any length."""
+    """The longest text for which a model has learned positions; null where it computes them for any
+    length.
+    """
     tables = {
         path: table
         for path, table in module.named_modules()
@@ -32,7 +34,9 @@ def most_tokens(module: nn.Module) -> int | None:
 
 
 def _is_of_others(module: nn.Module, path: str) -> bool:
-    """Whether a table is for pictures or sounds, by its path or by what the part of the model around it reads."""
+    """Whether a table is for pictures or sounds, by its path or by what the part of the model around it
+    reads.
+    """
     if OF_OTHERS.search(path):
         return True
     parts = path.split(".")
@@ -53,7 +57,9 @@ def trained_tokens(module: nn.Module) -> int | None:
 
 
 def _places(table: nn.Embedding) -> int:
-    """Rows of a table of positions that are one's place: RoBERTa begins behind the padding's row, OPT and BART at an offset."""
+    """Rows of a table of positions that are one's place: RoBERTa begins behind the padding's row, OPT and
+    BART at an offset.
+    """
     before = table.padding_idx + 1 if table.padding_idx is not None else getattr(table, "offset", 0)
     return table.num_embeddings - int(before)
 
@@ -78,7 +84,8 @@ def require_length(model: PrunableModel, tokens: int, option: str) -> None:
     trained = trained_tokens(model.module)
     if most is None and trained is not None and tokens > trained:
         _warn_once(
-            f"{option}: {model.name} was made for {trained} tokens (max_position_embeddings); it is worse on more"
+            f"{option}: {model.name} was made for {trained} tokens (max_position_embeddings); it is worse on"
+            " more"
         )
 
 

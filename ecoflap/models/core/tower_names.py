@@ -1,4 +1,6 @@
-"""Name the block lists of a model by what their paths say they do, and order them as data flow through them."""
+"""Name the block lists of a model by what their paths say they do, and order them as data flow through
+them.
+"""
 
 from __future__ import annotations
 
@@ -136,7 +138,9 @@ def _weights(blocks: nn.Module) -> int:
 
 
 def _free_name(kind: str, path: str, names: Mapping[str, str]) -> str:
-    """The kind; where another path has that name, with as many of the parts that the other lacks as it takes."""
+    """The kind; where another path has that name, with as many of the parts that the other lacks as it
+    takes.
+    """
     paths = {name: other for other, name in names.items()}
     if kind not in paths:
         return kind

@@ -1,6 +1,7 @@
 """Find the towers of a model in its module tree, and say what is left out and why.
 
-Block paths move between releases of transformers, so nothing is hard-coded: a tower is a list of modules that hold linear weights.
+Block paths move between releases of transformers, so nothing is hard-coded: a tower is a list of modules that
+hold linear weights.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Skipped:
 
 
 def block_lists(module: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
-    """Every outermost list of blocks, by path; a list of bare linear weights is a set of heads or a small MLP."""
+    """Every outermost list of blocks, by path; a list of bare linear weights is a set of heads or a small
+    MLP.
+    """
     found: dict[str, nn.ModuleList | nn.Sequential] = {}
     for path, child in module.named_modules():
         inside = any(path.startswith(f"{outer}.") for outer in found)
@@ -62,7 +65,9 @@ def block_lists(module: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
 
 
 def _are_blocks(modules: nn.ModuleList | nn.Sequential) -> bool:
-    """Whether a list holds blocks; a sequence (CLIP's, torchvision's) only when its members are all of one kind."""
+    """Whether a list holds blocks; a sequence (CLIP's, torchvision's) only when its members are all of one
+    kind.
+    """
     members = dict(_members(modules))
     first = next(iter(members.values()), None)
     if first is None or weights_of(first) or not any(map(weights_of, first.modules())):
@@ -71,7 +76,9 @@ def _are_blocks(modules: nn.ModuleList | nn.Sequential) -> bool:
 
 
 def _members(modules: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The members of a list by name, through lists inside it: a bare list (a stage of Florence-2) is never called."""
+    """The members of a list by name, through lists inside it: a bare list (a stage of Florence-2) is never
+    called.
+    """
     for name, member in modules.named_children():
         if isinstance(member, nn.ModuleList):
             yield from ((f"{name}.{inner}", block) for inner, block in _members(member))
@@ -97,7 +104,8 @@ def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> t
     for tower, path in (wanted or {}).items():
         if path not in lists:
             raise UserError(
-                f"model.towers.{tower}={path} is not a list of blocks of {type(module).__name__}; found: {nearest(path, lists)}"
+                f"model.towers.{tower}={path} is not a list of blocks of {type(module).__name__}; found:"
+                f" {nearest(path, lists)}"
             )
     names = name_towers(lists, READS.get(str(getattr(module, "main_input_name", None))), wanted)
     left, seen = set(routers(module)), set[int]()
@@ -105,11 +113,7 @@ def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> t
 
 
 def _tower(
-    name: str,
-    path: str,
-    blocks: nn.ModuleList | nn.Sequential,
-    left: Container[nn.Module],
-    seen: set[int],
+    name: str, path: str, blocks: nn.ModuleList | nn.Sequential, left: Container[nn.Module], seen: set[int]
 ) -> Tower:
     """Collect the layers of each block, but for those of modules that are left dense.
 
@@ -140,7 +144,8 @@ def select(
     for name in names or ():
         if name not in by_name:
             raise UserError(
-                f"towers={written(names or ())}: this model has no tower {name!r}; {did_you_mean(name, by_name)}"
+                f"towers={written(names or ())}: this model has no tower {name!r};"
+                f" {did_you_mean(name, by_name)}"
             )
     chosen = [
         by_name[name]
@@ -155,12 +160,14 @@ def select(
             raise UserError(f"skip_layers: {pattern!r} is not a regular expression ({error})") from None
         if not matched:
             raise UserError(
-                f"skip_layers: {pattern!r} matches none of the {len(all_names)} layers; the nearest: {nearest(pattern, all_names)}"
+                f"skip_layers: {pattern!r} matches none of the {len(all_names)} layers; the nearest:"
+                f" {nearest(pattern, all_names)}"
             )
     result = tuple(_without(tower, skip_layers) for tower in chosen)
     if not any(tower.layers for tower in result):
         raise UserError(
-            f"towers={written(names)}, skip_layers={written(list(skip_layers))} leave no layer to prune; name fewer layers to skip"
+            f"towers={written(names)}, skip_layers={written(list(skip_layers))} leave no layer to prune; name"
+            " fewer layers to skip"
         )
     return result
 

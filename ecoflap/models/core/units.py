@@ -1,8 +1,9 @@
-"""What of a BLIP can be made physically smaller: the dimensions of its attention heads, and the hidden units of its MLPs.
+"""What of a BLIP can be made physically smaller: the dimensions of its attention heads, and the hidden units
+of its MLPs.
 
-An attention loses a dimension in all of its heads, and in queries, keys and values alike: rows of the three projections and columns of the
-output's. An MLP loses a hidden unit: a row of its first layer and a column of its second. A unit whose gate is zero contributes nothing, so
-cutting it away changes no output.
+An attention loses a dimension in all of its heads, and in queries, keys and values alike: rows of the three
+projections and columns of the output's. An MLP loses a hidden unit: a row of its first layer and a column of
+its second. A unit whose gate is zero contributes nothing, so cutting it away changes no output.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ from ecoflap.models.core.prunable import PrunableModel
 
 
 class NarrowAttention(BlipAttention):
-    """BLIP's image attention for heads narrower than the hidden states divided by them; put under an existing one in place."""
+    """BLIP's image attention for heads narrower than the hidden states divided by them; put under an existing
+    one in place.
+    """
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """[batch, tokens, features] -> the same, and the attention weights [batch, heads, tokens, tokens]."""
@@ -64,7 +67,9 @@ class Units:
 
     @contextmanager
     def gated(self, gate: Tensor) -> Iterator[None]:
-        """Multiply every unit by its gate, [units]: queries, keys and values of an attention, and what an MLP's second layer reads."""
+        """Multiply every unit by its gate, [units]: queries, keys and values of an attention, and what an
+        MLP's second layer reads.
+        """
 
         def scaled(values: Tensor) -> Tensor:
             return (values.unflatten(-1, (-1, self.count)) * gate).flatten(-2)
@@ -104,7 +109,8 @@ class Units:
 
 
 def cut_all(module: nn.Module, units: Sequence[Units], keep: Sequence[Tensor]) -> None:
-    """Keep some of the units of each attention and MLP, and write down in the module's config how many, for ``narrowed``.
+    """Keep some of the units of each attention and MLP, and write down in the module's config how many, for
+    ``narrowed``.
 
     Args:
         module: the transformers model.
@@ -118,7 +124,9 @@ def cut_all(module: nn.Module, units: Sequence[Units], keep: Sequence[Tensor]) -
 
 
 def narrowed(model_class: Any, config: Any) -> Any:
-    """The class that a checkpoint belongs to, its attentions and MLPs as narrow as the config of a cut model says."""
+    """The class that a checkpoint belongs to, its attentions and MLPs as narrow as the config of a cut model
+    says.
+    """
     kept: dict[str, int] = config.kept_units
 
     class Narrow(model_class):  # type: ignore[misc]
@@ -136,7 +144,8 @@ def find_units(model: PrunableModel) -> list[Units]:
     """The units of every block that is pruned.
 
     Raises:
-        UserError: a layer is no part of an attention or MLP of transformers' BLIP, or only a part of one is to be pruned.
+        UserError: a layer is no part of an attention or MLP of transformers' BLIP, or only a part of one is
+            to be pruned.
     """
     found = [
         units
@@ -154,7 +163,8 @@ def find_units(model: PrunableModel) -> list[Units]:
             else "towers or skip_layers leave out parts of one"
         )
         raise UserError(
-            f"a structured pruner cuts whole attentions and MLPs of transformers' BLIP, and {what}; choose another pruner, such as wanda"
+            f"a structured pruner cuts whole attentions and MLPs of transformers' BLIP, and {what}; choose"
+            " another pruner, such as wanda"
         )
     return found
 

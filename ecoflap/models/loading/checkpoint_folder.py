@@ -40,7 +40,8 @@ def local_settings(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder, each of them whole; none where its weights are in PyTorch's own format.
+    """The safetensors files of a checkpoint folder, each of them whole; none where its weights are in
+    PyTorch's own format.
 
     Raises:
         UserError: there are no weights, or a file of them is missing, damaged or cut off.
@@ -56,7 +57,8 @@ def weight_files(folder: Path) -> list[Path]:
         )
         instead = f", only {found[0]}" if found else ""
         raise UserError(
-            f"model.path={folder} has no weights: no {SINGLE} and no {INDEX}{instead}; save the model there with save_pretrained"
+            f"model.path={folder} has no weights: no {SINGLE} and no {INDEX}{instead}; save the model there"
+            " with save_pretrained"
         )
     if single.is_file():
         _whole(folder, single)
@@ -68,13 +70,15 @@ def weight_files(folder: Path) -> list[Path]:
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise UserError(
-            f"model.path={folder} lacks {missing[0]} ({len(missing)} of {len(files)} files that its {INDEX} names); copy it there"
+            f"model.path={folder} lacks {missing[0]} ({len(missing)} of {len(files)} files that its {INDEX}"
+            " names); copy it there"
         )
     inside = {file: _whole(folder, folder / file) for file in files}
     lost = [name for name, file in places.items() if name not in inside[file]]
     if lost:
         raise UserError(
-            f"{places[lost[0]]} of model.path={folder} has no {lost[0]}, which its {INDEX} looks for there; copy both anew"
+            f"{places[lost[0]]} of model.path={folder} has no {lost[0]}, which its {INDEX} looks for there;"
+            " copy both anew"
         )
     return [folder / file for file in files]
 
@@ -88,7 +92,8 @@ def stored_in(folder: Path) -> dict[str, StoredTensor]:
     files = weight_files(folder)
     if not files:
         raise UserError(
-            f"runtime.offload=disk reads safetensors, and {folder} has none; save the model with save_pretrained first"
+            f"runtime.offload=disk reads safetensors, and {folder} has none; save the model with"
+            " save_pretrained first"
         )
     try:
         return {name: tensor for file in files for name, tensor in stored_tensors(file).items()}
@@ -99,7 +104,8 @@ def stored_in(folder: Path) -> dict[str, StoredTensor]:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of the first weights that are numbers, which is what ``from_pretrained`` takes for a checkpoint's own.
+    """The dtype of the first weights that are numbers, which is what ``from_pretrained`` takes for a
+    checkpoint's own.
 
     Raises:
         UserError: the folder holds no safetensors.

@@ -1,4 +1,6 @@
-"""Where a model's tensors are in a checkpoint with the names of another release: transformers' own conversion of names."""
+"""Where a model's tensors are in a checkpoint with the names of another release: transformers' own conversion
+of names.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,8 @@ COMPUTED = (r"position_ids$", r"rotary_emb\.inv_freq$")
 
 @dataclass(frozen=True)
 class ConvertedTensor:
-    """A tensor that transformers makes of stored ones: experts merged into one, or a part of a fused projection.
+    """A tensor that transformers makes of stored ones: experts merged into one, or a part of a fused
+    projection.
 
     Attributes:
         name: of the tensor in the model.
@@ -92,8 +95,8 @@ def find_places(path: str, module: nn.Module, stored: Mapping[str, StoredTensor]
         if any(place != places[0] and not _equal(place, places[0]) for place in places[1:]):
             both = " and ".join(name for name in tied if name in found)
             raise UserError(
-                f"model.path={path} has different values for {both}, and its config.json says that they are one; "
-                "set tie_word_embeddings to false there"
+                f"model.path={path} has different values for {both}, and its config.json says that they are"
+                " one; set tie_word_embeddings to false there"
             )
         found |= dict.fromkeys(tied, places[0])
     if lost:
@@ -111,12 +114,15 @@ def saved_form(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def warn_unused(path: str, module: Any, names: Iterable[str]) -> None:
-    """Say in one line which tensors nothing in the model takes, but those that its class leaves out on purpose."""
+    """Say in one line which tensors nothing in the model takes, but those that its class leaves out on
+    purpose.
+    """
     ignored = [*COMPUTED, *(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ())]
     unused = sorted(name for name in names if not any(re.search(pattern, name) for pattern in ignored))
     if unused:
         log.warning(
-            "model.path=%s has %d tensors that belong to nothing in its %s, such as %s; they are neither used nor saved",
+            "model.path=%s has %d tensors that belong to nothing in its %s, such as %s; they are neither used"
+            " nor saved",
             path,
             len(unused),
             type(module).__name__,
@@ -170,7 +176,9 @@ def _check_shapes(path: str, wanted: Mapping[str, Tensor], shapes: Mapping[str, 
 def _targets(
     module: Any, stored: Iterable[str], wanted: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, str, Any, str]]:
-    """Of each stored tensor its name, the name in the model, the converter or null, and the converter's pattern."""
+    """Of each stored tensor its name, the name in the model, the converter or null, and the converter's
+    pattern.
+    """
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import (
@@ -197,7 +205,9 @@ def _targets(
 
 
 def _forms(module: Any, name: str) -> Iterator[str]:
-    """What a stored name may be in a model of the fourth release: converted or not, with the base model's prefix or not."""
+    """What a stored name may be in a model of the fourth release: converted or not, with the base model's
+    prefix or not.
+    """
     mapping = (getattr(module, "_checkpoint_conversion_mapping", None) or {}).items()
     converted = [
         re.sub(pattern, replacement, name) for pattern, replacement in mapping if re.search(pattern, name)
@@ -237,8 +247,9 @@ def _missing(path: str, lost: list[str], unused: list[str]) -> str:
     if not unused:
         return f"{lacks}; the checkpoint is damaged or of another model"
     return (
-        f"{lacks}, and has {len(unused)} that belong to nothing in it, such as {unused[0]}; it is of another model, "
-        "or was saved by a newer transformers, and if runtime.offload=cpu loads it all the same, use that"
+        f"{lacks}, and has {len(unused)} that belong to nothing in it, such as {unused[0]}; it is of another"
+        " model, or was saved by a newer transformers, and if runtime.offload=cpu loads it all the same, use"
+        " that"
     )
 
 

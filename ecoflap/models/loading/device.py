@@ -50,7 +50,8 @@ def resolve_dtype(name: str) -> torch.dtype | None:
 
 
 def place(module: nn.Module, dtype: str, device: torch.device) -> Any:
-    """A small module in a dtype, fp32 for ``auto``, on a device; one that is only inspected, on the meta device, stays where it is.
+    """A small module in a dtype, fp32 for ``auto``, on a device; one that is only inspected, on the meta
+    device, stays where it is.
 
     Raises:
         UserError: no such dtype.
@@ -69,7 +70,8 @@ def check_fits(parameters: int, dtype: torch.dtype | None, device: torch.device)
     needed, free = parameters * width, free_memory(device)
     if needed > free:
         raise UserError(
-            f"the weights need {needed / 2**30:.1f} GiB ({parameters:,} parameters of {width} bytes) and {device} has {free / 2**30:.1f} GiB free; "
-            f"use runtime.offload={'disk' if device.type == 'cpu' else 'cpu'}, which holds a few blocks at a time, model.dtype=bfloat16, "
-            "another device, or a smaller model"
+            f"the weights need {needed / 2**30:.1f} GiB ({parameters:,} parameters of {width} bytes) and"
+            f" {device} has {free / 2**30:.1f} GiB free; use"
+            f" runtime.offload={'disk' if device.type == 'cpu' else 'cpu'}, which holds a few blocks at a"
+            " time, model.dtype=bfloat16, another device, or a smaller model"
         )

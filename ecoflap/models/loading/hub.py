@@ -20,7 +20,8 @@ def require_folder(path: str, option: str = "model.path") -> str:
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():
         raise UserError(
-            f"{option}={path}: there is no such folder; give a folder that save_pretrained wrote, or a hub id such as org/name"
+            f"{option}={path}: there is no such folder; give a folder that save_pretrained wrote, or a hub id"
+            " such as org/name"
         )
     return str(Path(path).expanduser()) if looks_local else path
 
@@ -43,14 +44,18 @@ def from_hub(load: Callable[[], Any], path: str, part: str = "") -> Any:
         return load()
     except (UserError, NumericalError):
         raise
-    except Exception as error:  # transformers, its hub and what they read configs and tokenizers with raise errors of every kind
+    # transformers, its hub and what they read configs and tokenizers with raise errors of every kind
+    except Exception as error:
         raise UserError(f"{part}model.path={path} {_in_short(error, Path(path).is_dir())}") from error
 
 
 def _in_short(error: Exception, local: bool) -> str:
     """What a ``from_pretrained`` call died of and what to change, in one line."""
     if _unpickled(error):
-        return "has a pytorch_model.bin that is damaged or holds other things than tensors, and they are not unpickled; give safetensors instead"
+        return (
+            "has a pytorch_model.bin that is damaged or holds other things than tensors, and they are not"
+            " unpickled; give safetensors instead"
+        )
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     # The first line may only announce the second.
     said = (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".")
@@ -78,7 +83,8 @@ def read_settings(path: str, revision: str | None) -> dict[str, Any]:
     if Path(path).is_dir():
         if revision is not None:
             raise UserError(
-                f"model.revision={revision} is for models of the hub, and model.path={path} is a local folder; leave it out"
+                f"model.revision={revision} is for models of the hub, and model.path={path} is a local"
+                " folder; leave it out"
             )
         return local_settings(Path(path))
     from transformers import PretrainedConfig
@@ -88,7 +94,8 @@ def read_settings(path: str, revision: str | None) -> dict[str, Any]:
 
 
 def cached_folder(path: str, revision: str | None) -> Path:
-    """Where a checkpoint's files are, as far as they are on this machine: the folder itself, or the hub's copy of it.
+    """Where a checkpoint's files are, as far as they are on this machine: the folder itself, or the hub's
+    copy of it.
 
     Raises:
         UserError: not even its config.json can be had.
@@ -101,7 +108,8 @@ def cached_folder(path: str, revision: str | None) -> Path:
 
 
 def checkpoint_folder(path: str, revision: str | None) -> Path:
-    """Where the files of a checkpoint are: the folder itself, or the hub's copy on this machine, fetched where it is missing.
+    """Where the files of a checkpoint are: the folder itself, or the hub's copy on this machine, fetched
+    where it is missing.
 
     Raises:
         UserError: they can't be had.

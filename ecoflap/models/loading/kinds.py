@@ -44,7 +44,8 @@ def check_kind(path: str, settings: Mapping[str, Any], config_class: Any, model_
     kind = settings.get("model_type")
     if not isinstance(kind, str):
         raise UserError(
-            f"the config.json of model.path={path} has no model_type, so its kind of model is unknown; copy it anew"
+            f"the config.json of model.path={path} has no model_type, so its kind of model is unknown; copy"
+            " it anew"
         )
     wanted = getattr(config_class, "model_type", "")
     if kind == wanted:
@@ -52,8 +53,9 @@ def check_kind(path: str, settings: Mapping[str, Any], config_class: Any, model_
     if kind not in CONFIG_MAPPING:
         code = ", and code that comes with a checkpoint is not run" if "auto_map" in settings else ""
         raise UserError(
-            f"the config.json of model.path={path} says model_type={kind}, which transformers {version('transformers')} "
-            f"does not know{code} (nearest: {nearest(kind, CONFIG_MAPPING)}); correct it, or install a newer transformers"
+            f"the config.json of model.path={path} says model_type={kind}, which transformers"
+            f" {version('transformers')} does not know{code} (nearest: {nearest(kind, CONFIG_MAPPING)});"
+            " correct it, or install a newer transformers"
         )
     if wanted or CONFIG_MAPPING[kind] not in getattr(model_class, "_model_mapping", (CONFIG_MAPPING[kind],)):
         options = options_for(kind)

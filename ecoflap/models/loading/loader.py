@@ -1,4 +1,6 @@
-"""What all model families share when they load: the towers that are chosen, the prompt, and how a checkpoint is read."""
+"""What all model families share when they load: the towers that are chosen, the prompt, and how a checkpoint
+is read.
+"""
 
 from __future__ import annotations
 
@@ -48,12 +50,16 @@ class Selection:
 
 
 def decoder_only(module: Any) -> bool:
-    """Whether a vision-language model writes with a decoder-only language model, whose targets follow the prompt in one sequence."""
+    """Whether a vision-language model writes with a decoder-only language model, whose targets follow the
+    prompt in one sequence.
+    """
     return bool(getattr(module.config, "use_decoder_only_language_model", False))
 
 
 def written(tokens: Tensor, prompt: Tensor) -> Tensor:
-    """What was generated, [batch, tokens]: behind the prompt [batch, tokens], which some models and releases give back too."""
+    """What was generated, [batch, tokens]: behind the prompt [batch, tokens], which some models and releases
+    give back too.
+    """
     asked = prompt.shape[1]
     return (
         tokens[:, asked:] if tokens.shape[1] >= asked and torch.equal(tokens[:, :asked], prompt) else tokens
@@ -97,7 +103,8 @@ def prunable(
     for parameter_name, parameter in module.named_parameters():
         if parameter.device.type != "meta" and not torch.isfinite(parameter).all():
             raise NumericalError(
-                f"{parameter_name} of {name} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned"
+                f"{parameter_name} of {name} holds NaN or infinite weights; the checkpoint is damaged,"
+                " nothing was pruned"
             )
     skipped = tuple(skipped_weights(module, every, chosen))
     return PrunableModel(name, module.eval(), every, chosen, skipped, loss, processor, interface)
@@ -105,7 +112,8 @@ def prunable(
 
 @dataclass(frozen=True)
 class Pretrained:
-    """A model from a hub id or from a folder that ``save_pretrained`` wrote; each family adds its classes and its loss.
+    """A model from a hub id or from a folder that ``save_pretrained`` wrote; each family adds its classes and
+    its loss.
 
     Attributes:
         path: hub id or folder.
@@ -114,7 +122,8 @@ class Pretrained:
         revision: hub revision.
         towers: {tower: path of its block list}, where it should not be found from the tree.
         save: write the pruned checkpoint into the run's folder.
-        architecture: the settings of the real model, so that ``inspect`` needs no download; a local folder's own settings come first.
+        architecture: the settings of the real model, so that ``inspect`` needs no download; a local folder's
+            own settings come first.
     """
 
     path: str
@@ -130,7 +139,8 @@ class Pretrained:
     def read(
         self, config_class: Any, model_class: Any, processor_class: Any, device: torch.device
     ) -> tuple[nn.Module, Any]:
-        """Read config, weights and processor with the given classes of transformers; on the meta device, no weights.
+        """Read config, weights and processor with the given classes of transformers; on the meta device, no
+        weights.
 
         Raises:
             UserError: nothing loadable there, or it doesn't fit.
@@ -177,12 +187,15 @@ class Pretrained:
         check_vocabulary(path, shape, processor)
         if (stream := streaming()) is not None:
             stream.folder = folder
-            return without_weights(
-                model_class,
-                config,
-                dtype or getattr(config, DTYPE_OPTION, None) or stored_dtype(folder),
-                folder,
-            ), processor
+            return (
+                without_weights(
+                    model_class,
+                    config,
+                    dtype or getattr(config, DTYPE_OPTION, None) or stored_dtype(folder),
+                    folder,
+                ),
+                processor,
+            )
         check_fits(
             sum(parameter.numel() for parameter in shape.parameters()),
             dtype or getattr(config, DTYPE_OPTION, None),

@@ -12,7 +12,9 @@ from ecoflap.errors import UserError
 
 
 def resized_positions(positions: Tensor, tokens: int) -> Tensor:
-    """Position embeddings [1, 1 + side^2, features] for a picture of another size, [1, tokens, features] (bicubic, the first one as it is)."""
+    """Position embeddings [1, 1 + side^2, features] for a picture of another size, [1, tokens, features]
+    (bicubic, the first one as it is).
+    """
     if positions.shape[1] == tokens:
         return positions
     sides = [int((count - 1) ** 0.5) for count in (positions.shape[1], tokens)]
@@ -26,7 +28,8 @@ def resized_positions(positions: Tensor, tokens: int) -> Tensor:
 
 
 def look_at(module: Any, processor: Any, size: int) -> None:
-    """Make a BLIP of transformers read square pictures of ``size`` pixels: its positions, its config and its processor.
+    """Make a BLIP of transformers read square pictures of ``size`` pixels: its positions, its config and its
+    processor.
 
     Raises:
         UserError: the size is no multiple of the patches.
@@ -34,7 +37,8 @@ def look_at(module: Any, processor: Any, size: int) -> None:
     embeddings, vision = module.vision_model.embeddings, module.config.vision_config
     if size < 1 or size % vision.patch_size:
         raise UserError(
-            f"model.image_size={size} must be a multiple of the patches of this model, which are {vision.patch_size} pixels wide"
+            f"model.image_size={size} must be a multiple of the patches of this model, which are"
+            f" {vision.patch_size} pixels wide"
         )
     tokens = 1 + (size // vision.patch_size) ** 2
     positions = embeddings.position_embedding

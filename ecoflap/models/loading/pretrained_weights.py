@@ -95,7 +95,8 @@ def check_vocabulary(path: str, module: nn.Module, processor: Any) -> None:
     if len(tokenizer) > rows:
         extra = sorted(token for token, index in tokenizer.get_added_vocab().items() if index >= rows)
         log.warning(
-            "the tokenizer of model.path=%s has %d tokens and its model embeds %d; a text with %s can't be read",
+            "the tokenizer of model.path=%s has %d tokens and its model embeds %d; a text with %s can't be"
+            " read",
             path,
             len(tokenizer),
             rows,

@@ -1,4 +1,6 @@
-"""Quantised checkpoints: which of them transformers dequantises as it loads, and the refusal of all others."""
+"""Quantised checkpoints: which of them transformers dequantises as it loads, and the refusal of all
+others.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +15,16 @@ from ecoflap.storage.stored_tensor import read_header
 
 # Those that need no package beside transformers, on any device, and the part of transformers that does it.
 DEQUANTISED = {"fp8": "transformers.integrations.finegrained_fp8", "mxfp4": "transformers.integrations.mxfp4"}
-# Dtypes of safetensors that no weight has unless it is quantised; indices and masks of attention are whole numbers too.
+# Dtypes of safetensors that no weight has unless it is quantised; indices and masks of attention are whole
+# numbers too.
 NARROW_FLOATS = ("F8_", "F6_", "F4")
 WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32")
 
 
 def quantisation(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The method and the settings of the first quantisation in a config.json, at its top or of one of its parts."""
+    """The method and the settings of the first quantisation in a config.json, at its top or of one of its
+    parts.
+    """
     for name in ("quantization_config", "compression_config"):
         if found := settings.get(name):
             return _method(found), found
@@ -72,7 +77,8 @@ def dequantise(config: Any) -> Any:
 
 
 def check_weights(path: str, files: list[Path]) -> None:
-    """Refuse weights that are quantised although no config says so: integers and 8-bit floats, by the headers alone.
+    """Refuse weights that are quantised although no config says so: integers and 8-bit floats, by the headers
+    alone.
 
     Raises:
         UserError: there are such, or a file is damaged.

@@ -1,4 +1,6 @@
-"""A model without its weights: made from its config, and that from a description where there is no checkpoint."""
+"""A model without its weights: made from its config, and that from a description where there is no
+checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ _with_processors: ContextVar[bool] = ContextVar("with_processors", default=False
 
 @contextmanager
 def with_processors() -> Iterator[None]:
-    """Give models that are loaded on the meta device meanwhile their processors, so that the protocols of their interfaces are known."""
+    """Give models that are loaded on the meta device meanwhile their processors, so that the protocols of
+    their interfaces are known.
+    """
     token = _with_processors.set(True)
     try:
         yield
@@ -47,7 +51,9 @@ def skeleton(model_class: Any, config: Any) -> nn.Module:
 
 
 def framework(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
-    """The model of a config as ``from_pretrained`` builds it in a dtype, before any weight is read: real buffers, parameters without memory."""
+    """The model of a config as ``from_pretrained`` builds it in a dtype, before any weight is read: real
+    buffers, parameters without memory.
+    """
     build = getattr(model_class, "_from_config", None) or model_class.from_config
     with parameters_on_meta():
         module: nn.Module = build(config, **{DTYPE_OPTION: dtype})
@@ -64,7 +70,9 @@ def framework(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
 
 
 def read_generation_config(module: Any, folder: Path) -> None:
-    """Give a model without weights what its checkpoint folder says of generation, as ``from_pretrained`` does."""
+    """Give a model without weights what its checkpoint folder says of generation, as ``from_pretrained``
+    does.
+    """
     from transformers import GenerationConfig
 
     if (
@@ -75,7 +83,9 @@ def read_generation_config(module: Any, folder: Path) -> None:
 
 
 def _untie_t5(module: nn.Module) -> None:
-    """Give a T5 its own head again: the fifth release of transformers ties every new one, whatever its config says (a loaded one is right)."""
+    """Give a T5 its own head again: the fifth release of transformers ties every new one, whatever its config
+    says (a loaded one is right).
+    """
     for child in module.modules():
         head: Any = getattr(child, "lm_head", None)
         if (
@@ -86,7 +96,8 @@ def _untie_t5(module: nn.Module) -> None:
 
 
 def described(config_class: Any, architecture: Mapping[str, Any]) -> Any:
-    """The config that ``model.architecture`` describes; ``AutoConfig`` is told the kind by its ``model_type``.
+    """The config that ``model.architecture`` describes; ``AutoConfig`` is told the kind by its
+    ``model_type``.
 
     Raises:
         UserError: the installed transformers does not know the kind of model.
@@ -99,5 +110,6 @@ def described(config_class: Any, architecture: Mapping[str, Any]) -> Any:
         return config_class.for_model(kind, **settings)
     except ValueError as error:
         raise UserError(
-            f"model.architecture.model_type={kind!r} is not known to transformers {version('transformers')}; install a newer one"
+            f"model.architecture.model_type={kind!r} is not known to transformers {version('transformers')};"
+            " install a newer one"
         ) from error

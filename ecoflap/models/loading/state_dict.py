@@ -42,7 +42,8 @@ def read_tensors(file: Path, option: str) -> Any:
         )
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(
-            f"{option}={file} can't be read ({str(error).splitlines()[0]}); it is damaged, or holds other things than tensors"
+            f"{option}={file} can't be read ({str(error).splitlines()[0]}); it is damaged, or holds other"
+            " things than tensors"
         ) from None
 
 

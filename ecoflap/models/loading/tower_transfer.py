@@ -1,4 +1,6 @@
-"""Towers that were pruned inside one BLIP-2, carried into another: the paper measures captions and retrieval on fine-tuned models so."""
+"""Towers that were pruned inside one BLIP-2, carried into another: the paper measures captions and retrieval
+on fine-tuned models so.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +18,8 @@ POSITIONS = "vision_model.embeddings.position_embedding"
 
 
 def take_vision_tower(module: Any, folder: str) -> None:
-    """Replace the vision tower by that of another BLIP-2's checkpoint, its positions resized (bicubic) to this model's picture size.
+    """Replace the vision tower by that of another BLIP-2's checkpoint, its positions resized (bicubic) to
+    this model's picture size.
 
     Raises:
         UserError: the checkpoint has no such tower.
@@ -54,6 +57,7 @@ def _take(module: Any, folder: str, prefix: str, option: str) -> None:
     wrong = [name for name, tensor in taken.items() if tensor.shape != own[name].shape]
     if wrong:
         raise UserError(
-            f"{option}={folder}: {wrong[0]} is {list(taken[wrong[0]].shape)} there and {list(own[wrong[0]].shape)} here"
+            f"{option}={folder}: {wrong[0]} is {list(taken[wrong[0]].shape)} there and"
+            f" {list(own[wrong[0]].shape)} here"
         )
     module.load_state_dict(taken, strict=False)

@@ -1,4 +1,6 @@
-"""Load a model whose blocks are on the accelerator, or in memory at all, only while they are used: ``runtime.offload``."""
+"""Load a model whose blocks are on the accelerator, or in memory at all, only while they are used:
+``runtime.offload``.
+"""
 
 from __future__ import annotations
 
@@ -76,13 +78,16 @@ def require_loaded(loader: Any, *options: str) -> None:
     ]
     if given and streaming() is not None:
         raise UserError(
-            f"{given[0]} changes weights as they are loaded, and runtime.offload=disk leaves them on the disk; use runtime.offload=cpu"
+            f"{given[0]} changes weights as they are loaded, and runtime.offload=disk leaves them on the"
+            " disk; use runtime.offload=cpu"
         )
 
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Build modules whose parameters have no memory; buffers are made as ever, because no checkpoint has the rotary frequencies."""
+    """Build modules whose parameters have no memory; buffers are made as ever, because no checkpoint has the
+    rotary frequencies.
+    """
     original = nn.Module.register_parameter
 
     def register(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -147,8 +152,9 @@ def _on_disk(loader: Any, device: torch.device, selection: Any, work: Path) -> P
         model: PrunableModel = loader.load(torch.device("cpu"), selection)
     if report.folder is None:
         raise UserError(
-            f"runtime.offload=disk: model {loader.name} is not read from a folder of safetensors; save it once with model.save=true "
-            "and give that folder to model=causal_lm or its kind, or use runtime.offload=cpu"
+            f"runtime.offload=disk: model {loader.name} is not read from a folder of safetensors; save it"
+            " once with model.save=true and give that folder to model=causal_lm or its kind, or use"
+            " runtime.offload=cpu"
         )
     show_plan("disk", model, device)
     offloaded = own_parameters(model.module, model.blocks)
@@ -200,6 +206,6 @@ def show_plan(kind: str, model: PrunableModel, device: torch.device) -> None:
     needed, free = dict(plan)["weights in use"], free_memory(device)
     if needed > free:
         raise UserError(
-            f"runtime.offload={kind} still needs {needed / 2**30:.1f} GiB at a time and {device} has {free / 2**30:.1f} GiB free; "
-            "use model.dtype=bfloat16 or device=cpu"
+            f"runtime.offload={kind} still needs {needed / 2**30:.1f} GiB at a time and {device} has"
+            f" {free / 2**30:.1f} GiB free; use model.dtype=bfloat16 or device=cpu"
         )

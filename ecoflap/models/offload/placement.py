@@ -1,7 +1,8 @@
 """Where the weights of a model's blocks are while nobody uses them: in place, on the CPU, or on the disk.
 
-A block's weights come in when the block runs, or when someone works on them, and the least recently used block leaves for them. Two blocks stay at a
-time: in a backward pass the gradients of one are still on their way when the one before it is computed again.
+A block's weights come in when the block runs, or when someone works on them, and the least recently used
+block leaves for them. Two blocks stay at a time: in a backward pass the gradients of one are still on their
+way when the one before it is computed again.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ class Placement:
         """Keep the weights of a block as they are now."""
 
     def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Iterable[Tensor]]]:
-        """The entries of the module's state dict: the name, something of its shape and dtype, and the values in parts."""
+        """The entries of the module's state dict: the name, something of its shape and dtype, and the values
+        in parts.
+        """
         for name, tensor in module.state_dict().items():
             yield name, tensor, [tensor]
 
@@ -206,7 +209,9 @@ def _bytes(module: nn.Module, width: int) -> int:
 
 
 def absent(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """A stand-in for a weight that is offloaded: the right shape and one number, NaN, so that a use by mistake can't go unnoticed."""
+    """A stand-in for a weight that is offloaded: the right shape and one number, NaN, so that a use by
+    mistake can't go unnoticed.
+    """
     return torch.full((), float("nan"), dtype=dtype).expand(shape)
 
 

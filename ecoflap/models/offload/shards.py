@@ -1,4 +1,6 @@
-"""Weights on the disk: read block by block from a checkpoint's safetensors shards, and written block by block into new ones."""
+"""Weights on the disk: read block by block from a checkpoint's safetensors shards, and written block by block
+into new ones.
+"""
 
 from __future__ import annotations
 
@@ -66,9 +68,12 @@ class OnDisk(Offloaded):
     source: Shards  # type: ignore[assignment]
 
     def __init__(self, *arguments: Any) -> None:
-        """As ``Offloaded``; from now on the C allocator returns large pieces to the system as soon as they are free."""
+        """As ``Offloaded``; from now on the C allocator returns large pieces to the system as soon as they
+        are free.
+        """
         super().__init__(*arguments)
-        # glibc raises that limit whenever a large piece is freed, and then keeps what blocks and activations leave.
+        # glibc raises that limit whenever a large piece is freed, and then keeps what blocks and activations
+        # leave.
         with suppress(*WITHOUT_GLIBC):
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE)
 
@@ -79,7 +84,9 @@ class OnDisk(Offloaded):
             ctypes.CDLL(None).malloc_trim(0)
 
     def save(self, model: Saves, folder: Path) -> None:
-        """Write new shards, one per block and one for all the rest, with their index; the whole model is never in memory."""
+        """Write new shards, one per block and one for all the rest, with their index; the whole model is
+        never in memory.
+        """
         module = model.module
         places: dict[str, str] = {}
         total = 0

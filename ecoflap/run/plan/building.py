@@ -63,7 +63,9 @@ def make_plan(config: DictConfig, folder: Path, preflight: Preflight | None = No
 
 
 def hash_code(parts: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, str]:
-    """Hashes of the source that computes a run's numbers, by config group, by ``task NAME``, and of the block runner."""
+    """Hashes of the source that computes a run's numbers, by config group, by ``task NAME``, and of the block
+    runner.
+    """
     modules = {group: type(part).__module__ for group, part in parts.items() if part is not None}
     modules |= {f"task {name}": type(task).__module__ for name, task in tasks.items()}
     return {part: source_hash(module) for part, module in {**modules, "blocks": driver.__name__}.items()}
@@ -80,11 +82,13 @@ def build_tasks(node: DictConfig) -> dict[str, Task]:
         return {task.name: task}
     if not node.tasks:
         raise UserError(
-            "task.tasks is empty: a suite needs at least one task: task=[easy_vqa], or easy_vqa@tasks.easy_vqa in a file's defaults"
+            "task.tasks is empty: a suite needs at least one task: task=[easy_vqa], or"
+            " easy_vqa@tasks.easy_vqa in a file's defaults"
         )
     if inner := [name for name, member in node.tasks.items() if "tasks" in member]:
         raise UserError(
-            f"task: {inner[0]} is a suite itself and can't be one task of another; name its tasks, or run it by itself"
+            f"task: {inner[0]} is a suite itself and can't be one task of another; name its tasks, or run it"
+            " by itself"
         )
     return {str(name): build(f"task.tasks.{name}", member) for name, member in node.tasks.items()}
 
@@ -97,7 +101,8 @@ def make_store(folder: str, mode: str) -> Store:
     """
     if mode != "off" and (not folder or (Path(folder).exists() and not Path(folder).is_dir())):
         raise UserError(
-            f"cache={folder} is no folder; choose another place, such as cache=outputs/cache, or cache_mode=off"
+            f"cache={folder} is no folder; choose another place, such as cache=outputs/cache, or"
+            " cache_mode=off"
         )
     if mode not in get_args(Mode):
         raise UserError(f"cache_mode={mode} is not known; {did_you_mean(mode, get_args(Mode))}")

@@ -38,7 +38,8 @@ def check_options(plan: Plan) -> None:
         raise UserError(f"batch_size={config['batch_size']} must be at least 1")
     if not 0 <= config["seed"] < SEEDS:
         raise UserError(
-            f"seed={config['seed']} is outside [0, 2**32), the seeds that every random generator takes; choose one such as seed=0"
+            f"seed={config['seed']} is outside [0, 2**32), the seeds that every random generator takes;"
+            " choose one such as seed=0"
         )
     check_towers(config["towers"])
     check_propagate(config["propagate"])
@@ -49,12 +50,13 @@ def check_options(plan: Plan) -> None:
         )
     if plan.finetuner is not None and config["device"].partition(":")[2] not in ("", "0"):
         raise UserError(
-            f"device={config['device']}: finetune trains on the first accelerator that it sees (the trainer's rule); "
-            f"use device=auto with CUDA_VISIBLE_DEVICES={config['device'].partition(':')[2]}"
+            f"device={config['device']}: finetune trains on the first accelerator that it sees (the trainer's"
+            f" rule); use device=auto with CUDA_VISIBLE_DEVICES={config['device'].partition(':')[2]}"
         )
     if offload != "none" and isinstance(plan.pruner, WholeModelPruner):
         raise UserError(
-            f"pruner={plan.pruner.name} compares all weights at once, so they have to be in memory; use runtime.offload=none"
+            f"pruner={plan.pruner.name} compares all weights at once, so they have to be in memory; use"
+            " runtime.offload=none"
         )
 
 
@@ -66,7 +68,8 @@ def check_towers(towers: list[str] | None) -> None:
     """
     if towers is not None and (not towers or len(set(towers)) < len(towers)):
         raise UserError(
-            f"towers={written(towers)} names {'one twice' if towers else 'none'}; name each once, or towers=null for the default"
+            f"towers={written(towers)} names {'one twice' if towers else 'none'}; name each once, or"
+            " towers=null for the default"
         )
 
 
@@ -97,11 +100,13 @@ def check_steps(plan: Plan) -> None:
     for step, needed in needs.items():
         if step in steps and needed is not None and needed not in steps:
             raise UserError(
-                f"steps={written(steps)}: {step} needs {needed}; add it, or take one: allocation=file allocation.path=RUN/allocation.json"
+                f"steps={written(steps)}: {step} needs {needed}; add it, or take one: allocation=file"
+                " allocation.path=RUN/allocation.json"
             )
     if "prune" in steps and plan.pruner.statistic is not None and "calibrate" not in steps:
         raise UserError(
-            f"steps={written(steps)}: pruner={plan.pruner.name} looks at data, so prune needs calibrate; add it"
+            f"steps={written(steps)}: pruner={plan.pruner.name} looks at data, so prune needs calibrate;"
+            " add it"
         )
 
 
@@ -113,20 +118,24 @@ def _check_whole_model(plan: Plan, pruner: WholeModelPruner) -> None:
     """
     if plan.scorer is not None:
         raise UserError(
-            f"pruner={pruner.name} compares all weights by itself, so score={plan.scorer.name} would change nothing; use score=none"
+            f"pruner={pruner.name} compares all weights by itself, so score={plan.scorer.name} would change"
+            " nothing; use score=none"
         )
     if not plan.allocator.needs_scores:
         raise UserError(
-            f"pruner={pruner.name} compares all weights by itself; allocation={plan.allocator.name} would change nothing, leave it out"
+            f"pruner={pruner.name} compares all weights by itself; allocation={plan.allocator.name} would"
+            " change nothing, leave it out"
         )
     if "prune" in plan.steps and pruner.requires_calibration and "calibrate" not in plan.steps:
         raise UserError(
-            f"steps={written(plan.steps)}: pruner={pruner.name} looks at data, so prune needs calibrate; add it"
+            f"steps={written(plan.steps)}: pruner={pruner.name} looks at data, so prune needs calibrate;"
+            " add it"
         )
 
 
 def check_mean(tasks: dict[str, Task], mean: str | None) -> None:
-    """Refuse the mean of a metric that a task is known not to give; of tasks that say nothing it is found out when they are measured.
+    """Refuse the mean of a metric that a task is known not to give; of tasks that say nothing it is found out
+    when they are measured.
 
     Raises:
         UserError: if a task is known not to give the metric.

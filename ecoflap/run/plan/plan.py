@@ -32,7 +32,8 @@ class Plan:
         mean: the metric of a suite's tasks whose mean is reported; null for none.
         tracking: starts the tracker.
         store: stage cache.
-        code: {part: hash of its source and of what that imports}, see ``source_hash``; taken when the run begins.
+        code: {part: hash of its source and of what that imports}, see ``source_hash``; taken when the run
+            begins.
     """
 
     config: dict[str, Any]
@@ -75,4 +76,5 @@ class Plan:
             if self.allocator.needs_scores
             else self.allocator.name
         )
-        return f"{self.loader.name}/{self.pruner.name}/{coarse}/s{self.config['sparsity']:g}/seed{self.config['seed']}"
+        sparsity, seed = self.config["sparsity"], self.config["seed"]
+        return f"{self.loader.name}/{self.pruner.name}/{coarse}/s{sparsity:g}/seed{seed}"

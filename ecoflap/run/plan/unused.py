@@ -36,7 +36,8 @@ def unused(plan: Plan, given: Sequence[str]) -> list[str]:
 
 
 def few_samples(plan: Plan, given: Sequence[str], count: int) -> list[str]:
-    """A sentence about more score samples than there are, where they were asked for; a default may be too many.
+    """A sentence about more score samples than there are, where they were asked for; a default may be too
+    many.
 
     Args:
         plan: of the run.
@@ -47,7 +48,8 @@ def few_samples(plan: Plan, given: Sequence[str], count: int) -> list[str]:
     if not asked or plan.scorer is None or "score" not in plan.steps or plan.scorer.samples <= count:
         return []
     return [
-        f"score.samples={plan.scorer.samples} is more than the {count} of calibration.samples: {count} are scored"
+        f"score.samples={plan.scorer.samples} is more than the {count} of calibration.samples: {count} are"
+        " scored"
     ]
 
 

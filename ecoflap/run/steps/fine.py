@@ -29,7 +29,9 @@ from ecoflap.storage.files import write_json
 
 
 def prune(plan: Plan, model: PrunableModel, state: RunState) -> None:
-    """Prune block by block as allocated. Blocks are kept until the run ends, unless it is not to be resumed."""
+    """Prune block by block as allocated. Blocks are kept until the run ends, unless it is not to be
+    resumed.
+    """
     assert state.allocation is not None
     assert not isinstance(plan.pruner, WholeModelPruner)
     finished = (
@@ -52,7 +54,9 @@ def prune(plan: Plan, model: PrunableModel, state: RunState) -> None:
 
 
 def _dense_statistics(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, Tensor]:
-    """What Wanda wants to know of the dense model's inputs, shared by all runs; a Gram matrix would be too large to keep."""
+    """What Wanda wants to know of the dense model's inputs, shared by all runs; a Gram matrix would be too
+    large to keep.
+    """
     assert state.calibration is not None
     compute = partial(measure_dense, model, state.calibration, plan.config["batch_size"], checked=True)
     found: dict[str, Tensor] = plan.store.get_or_compute(

@@ -1,4 +1,6 @@
-"""What the products that are kept for other runs depend on: each key names all that could change the value, and nothing else."""
+"""What the products that are kept for other runs depend on: each key names all that could change the value,
+and nothing else.
+"""
 
 from __future__ import annotations
 

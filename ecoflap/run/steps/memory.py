@@ -1,6 +1,8 @@
-"""What each step will need of memory at a time: said when the model and the data are known, before anything is computed for long.
+"""What each step will need of memory at a time: said when the model and the data are known, before anything
+is computed for long.
 
-The activations are measured on one sample, the largest, and multiplied; weights, hidden states and statistics are counted.
+The activations are measured on one sample, the largest, and multiplied; weights, hidden states and statistics
+are counted.
 """
 
 from __future__ import annotations
@@ -70,7 +72,8 @@ def _scoring(model: PrunableModel, cost: SampleCost, samples: int, scorer: Any) 
     wide = scorer.name == "zeroth_order"
     weights, cost = weights_in_use(model, WIDE if wide else 1), cost.in_float32(model) if wide else cost
     if scorer.name == "first_order" or getattr(scorer, "probe", None) == "derivative":
-        # The inputs of all blocks are kept; the logits and their gradient are alive together; one layer's gradient is reduced at a time.
+        # The inputs of all blocks are kept; the logits and their gradient are alive together; one layer's
+        # gradient is reduced at a time.
         return Need(
             "score",
             weights,
@@ -105,7 +108,8 @@ def _pruning(model: PrunableModel, cost: SampleCost, samples: int, batch_size: i
     statistics = 0
     if pruner.statistic is Gram:
         columns = [[layer.shape[1] for layer in block.layers] for block in model.blocks if block.layers]
-        # One for each input, one per layer at most; the largest also as a mean, factored and on the way there.
+        # One for each input, one per layer at most; the largest also as a mean, factored and on the way
+        # there.
         statistics = max(sum(cols**2 for cols in block) + 3 * max(block) ** 2 for block in columns) * 4
     # A layer beside itself: before, as it is solved, what its weights are worth and which stay.
     return _waiting(model, "prune", cost, samples, batch, statistics + 4 * 4 * largest)
@@ -120,7 +124,9 @@ def _waiting(model: PrunableModel, step: str, cost: SampleCost, samples: int, ba
 
 
 def weights_in_use(model: PrunableModel, width: int = 1) -> int:
-    """Bytes of the weights that are on the device at a time, at ``width`` bytes a number or their own, if that is more."""
+    """Bytes of the weights that are on the device at a time, at ``width`` bytes a number or their own, if
+    that is more.
+    """
     blocks = block_bytes(model.blocks, width)
     inside = sum(blocks) if model.placement.kind == "none" else AT_A_TIME * max(blocks)
     return bytes_outside(model.module, model.blocks, width) + inside

@@ -26,7 +26,8 @@ class SampleCost:
     """Bytes that the activations of one sample take.
 
     Attributes:
-        states: hidden states at one place of each tower, and what its blocks get beside; those of finished towers are kept for later ones.
+        states: hidden states at one place of each tower, and what its blocks get beside; those of finished
+            towers are kept for later ones.
         outputs: what all blocks put out.
         block: inside a block, at most.
         forward: in a whole forward pass, at most.
@@ -45,7 +46,9 @@ class SampleCost:
 
 @torch.no_grad()
 def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost:
-    """Run the largest sample through the model, and count; its logits by their shape, as the weights of the head may be on the disk."""
+    """Run the largest sample through the model, and count; its logits by their shape, as the weights of the
+    head may be on the disk.
+    """
     largest = max(calibration.samples, key=lambda sample: sum(tensor.numel() for tensor in sample.values()))
     first = [tower.blocks[0].module for tower in model.towers]
     outputs: Counter[nn.Module] = Counter()
@@ -89,7 +92,9 @@ def _arguments(model: PrunableModel) -> Iterator[dict[int, Tensor]]:
 def _inside_blocks(
     model: PrunableModel, live: LiveBytes, outputs: Counter[nn.Module], head: Iterable[nn.Module]
 ) -> Iterator[list[int]]:
-    """Count, during a forward pass, the bytes that each block and the head put out; gives what was alive at most inside each call of a block."""
+    """Count, during a forward pass, the bytes that each block and the head put out; gives what was alive at
+    most inside each call of a block.
+    """
     inside: list[int] = []
     entered: list[tuple[int, int]] = []
 

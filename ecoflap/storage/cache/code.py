@@ -1,7 +1,7 @@
 """A hash of the code that computed a stored value: the source of some modules and of all that they import.
 
-A module of Python or of an installed library counts by the library's version, which keys hold anyway; every other
-module counts by its source, whether it belongs to this package or to a user's own part outside of it.
+A module of Python or of an installed library counts by the library's version, which keys hold anyway; every
+other module counts by its source, whether it belongs to this package or to a user's own part outside of it.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ LOADERS = ((SourceFileLoader, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_
 def source_hash(*modules: str) -> str:
     """A hash of the source of modules and of what they import, directly or not, inside functions too.
 
-    A source is read once per process, when it is first asked for: an edit meanwhile changes neither the code that
-    runs nor its hash.
+    A source is read once per process, when it is first asked for: an edit meanwhile changes neither the code
+    that runs nor its hash.
 
     Raises:
         UserError: if a module or something of the same package that it imports has no source file.

@@ -1,4 +1,6 @@
-"""One entry of the store: a folder named by the hash of its key, with a value, its checksum and the key itself."""
+"""One entry of the store: a folder named by the hash of its key, with a value, its checksum and the key
+itself.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,8 @@ def key_hash(key: Mapping[str, JSON]) -> str:
         canonical = json.dumps(key, sort_keys=True, separators=(",", ":"))
     except TypeError as error:
         raise TypeError(
-            f"a store key must be plain JSON, but {error}: turn tensors, paths and configs into text or numbers first. Key: {key!r}"
+            f"a store key must be plain JSON, but {error}: turn tensors, paths and configs into text or"
+            f" numbers first. Key: {key!r}"
         ) from error
     return hashlib.sha256(canonical.encode()).hexdigest()
 
@@ -107,7 +110,9 @@ def write_entry(
 
 
 def read_entry(entry: Path, key: Mapping[str, JSON], codec: Codec, quiet: bool = False) -> Found | None:
-    """A sound entry; None when it is absent, and (with a warning unless ``quiet``) when it is not what was written."""
+    """A sound entry; None when it is absent, and (with a warning unless ``quiet``) when it is not what was
+    written.
+    """
     if not entry.is_dir():
         return None
     try:

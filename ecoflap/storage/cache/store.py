@@ -1,8 +1,9 @@
 """The store of stage values, shared by every run, process and host that sees its folder.
 
-An entry is a folder named by the hash of everything its value depends on. It is written beside its final name, flushed to the disk and renamed,
-so readers see a whole entry or none. Of several runs that need the same entry at the same time one computes it and the others wait for it.
-Only JSON and safetensors are stored: nothing is ever unpickled.
+An entry is a folder named by the hash of everything its value depends on. It is written beside its final
+name, flushed to the disk and renamed, so readers see a whole entry or none. Of several runs that need the
+same entry at the same time one computes it and the others wait for it. Only JSON and safetensors are stored:
+nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ class Store:
 
     Attributes:
         root: Folder of the entries, one subfolder per stage; made when the first entry is written.
-        mode: ``use`` reads and writes, ``refresh`` computes anew and replaces, ``readonly`` never writes, ``off`` does neither.
+        mode: ``use`` reads and writes, ``refresh`` computes anew and replaces, ``readonly`` never writes,
+            ``off`` does neither.
     """
 
     root: Path
@@ -54,8 +56,9 @@ class Store:
     ) -> tuple[Any, bool]:
         """The value of a stage, read from the store or computed and stored.
 
-        A miss gives the value as a hit would give it (tuples as lists, keys as strings), so later steps cannot tell the two apart.
-        When another run is computing the entry, this one waits for it; should that run die, this one takes its place.
+        A miss gives the value as a hit would give it (tuples as lists, keys as strings), so later steps
+        cannot tell the two apart. When another run is computing the entry, this one waits for it; should that
+        run die, this one takes its place.
 
         Args:
             stage: Name of the stage, a folder name.
@@ -97,7 +100,9 @@ class Store:
     def _wait(
         self, lease: Lease, stage: str, entry: Path, key: Mapping[str, JSON], codec: Codec
     ) -> bytes | None:
-        """Take the lease, or wait until its owner has written the entry; null when the lease is taken or none can be had."""
+        """Take the lease, or wait until its owner has written the entry; null when the lease is taken or none
+        can be had.
+        """
         waiting = False
         try:
             while not lease.acquire():
@@ -114,7 +119,9 @@ class Store:
     def _compute(
         self, stage: str, entry: Path, key: Mapping[str, JSON], compute: Callable[[], Any], codec: Codec
     ) -> bytes:
-        """The value's bytes, stored if that is possible; those of the entry when another run stored it first."""
+        """The value's bytes, stored if that is possible; those of the entry when another run stored it
+        first.
+        """
         if self.mode != "off":
             log.info("%s: computing, for the cache too", stage)
         start = time.perf_counter()
@@ -132,10 +139,13 @@ class Store:
         return content if winner is None else winner.content
 
     def _complain(self, error: OSError) -> None:
-        """Say once that the disk is full or read-only. That costs a later run some time, but must not cost this one its result."""
+        """Say once that the disk is full or read-only. That costs a later run some time, but must not cost
+        this one its result.
+        """
         if not self._write_failed:
             log.warning(
-                "cannot write to the store %s (%s): going on without it. Set cache to a writable folder or cache_mode=off",
+                "cannot write to the store %s (%s): going on without it. Set cache to a writable folder or"
+                " cache_mode=off",
                 self.root,
                 error,
             )

@@ -40,7 +40,9 @@ def environment() -> dict[str, Any]:
 
 
 def other_versions(recorded: Mapping[str, str | None]) -> list[str]:
-    """``package: recorded -> current`` for every version, and the package's own source, that differs from a record's."""
+    """``package: recorded -> current`` for every version, and the package's own source, that differs from a
+    record's.
+    """
     now = {**versions(), CODE: package_hash()}
     return [
         f"{name}: {recorded[name]} -> {version}"
@@ -50,16 +52,19 @@ def other_versions(recorded: Mapping[str, str | None]) -> list[str]:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of every library that can change a number; None for one that is not installed."""
+    """Versions of Python and of every library that can change a number; None for one that is not
+    installed.
+    """
     return {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}}
 
 
 def git_state(project: Path) -> dict[str, Any] | None:
-    """The commit of the project's own checkout and whether any file differs from it; of a copy, the commit that it was copied at.
+    """The commit of the project's own checkout and whether any file differs from it; of a copy, the commit
+    that it was copied at.
 
     Returns:
-        ``{"commit": str, "dirty": bool}``; None outside a checkout, before the first commit, without git, and when the package is merely installed
-        somewhere inside another project's checkout.
+        ``{"commit": str, "dirty": bool}``; None outside a checkout, before the first commit, without git, and
+        when the package is merely installed somewhere inside another project's checkout.
     """
     if (snapshot := read_json(project / SNAPSHOT)) is not None:
         git: dict[str, Any] | None = snapshot["git"]
@@ -74,7 +79,9 @@ def git_state(project: Path) -> dict[str, Any] | None:
 
 
 def git_diff(project: Path) -> str:
-    """What the project's own checkout has beyond its commit, in files that git knows; empty outside a checkout."""
+    """What the project's own checkout has beyond its commit, in files that git knows; empty outside a
+    checkout.
+    """
     return (_git(project, "diff", "HEAD") or "") if _is_checkout(project) else ""
 
 
@@ -84,7 +91,9 @@ def _is_checkout(project: Path) -> bool:
 
 
 def redact(config: Any) -> Any:
-    """A copy of a config in which the values of ``api_key``, ``*token``, ``password`` and ``secret`` are replaced; empty values and flags stay."""
+    """A copy of a config in which the values of ``api_key``, ``*token``, ``password`` and ``secret`` are
+    replaced; empty values and flags stay.
+    """
     if isinstance(config, dict):
         return {
             name: REDACTED if _is_secret(name, value) else redact(value) for name, value in config.items()
@@ -93,7 +102,9 @@ def redact(config: Any) -> Any:
 
 
 def _is_secret(name: object, value: Any) -> bool:
-    """Whether a config entry holds a secret; a number that is called a token is the id of one in a vocabulary."""
+    """Whether a config entry holds a secret; a number that is called a token is the id of one in a
+    vocabulary.
+    """
     if (
         value in (None, "")
         or isinstance(value, bool)
@@ -112,7 +123,9 @@ def _version(package: str) -> str | None:
 
 
 def _git(project: Path, *arguments: str) -> str | None:
-    """Output of a git command, or None when it fails; takes no lock, so that concurrent jobs do not disturb each other or the user."""
+    """Output of a git command, or None when it fails; takes no lock, so that concurrent jobs do not disturb
+    each other or the user.
+    """
     try:
         command = ["git", "--no-optional-locks", "-C", str(project), *arguments]
         return subprocess.run(command, capture_output=True, text=True, check=True, timeout=30).stdout.strip()

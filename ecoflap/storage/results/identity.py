@@ -28,7 +28,9 @@ def stable(config: Mapping[str, Any], volatile: Collection[str] = VOLATILE) -> d
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """``key: one's value -> other's value`` for every value in which two configs differ, volatile keys aside."""
+    """``key: one's value -> other's value`` for every value in which two configs differ, volatile keys
+    aside.
+    """
     left, right = dict(_leaves(stable(one))), dict(_leaves(stable(other)))
     return [
         f"{key}: {left.get(key)} -> {right.get(key)}"

@@ -1,7 +1,9 @@
-"""The result record: everything that is known about a finished run, in one JSON file that tables, plots and W&B are views of.
+"""The result record: everything that is known about a finished run, in one JSON file that tables, plots and
+W&B are views of.
 
-JSON has no NaN or infinity, so those floats are written as the strings "nan", "inf" and "-inf". Reading turns them back into floats in the numeric
-fields (metrics, sparsity, steps); in the config and elsewhere they stay strings, since a string there may be meant.
+JSON has no NaN or infinity, so those floats are written as the strings "nan", "inf" and "-inf". Reading turns
+them back into floats in the numeric fields (metrics, sparsity, steps); in the config and elsewhere they stay
+strings, since a string there may be meant.
 """
 
 from __future__ import annotations
@@ -24,7 +26,9 @@ _NUMERIC_FIELDS = ("metrics", "sparsity", "steps")
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 COUNTS = ("questions", "pictures", "captions", "rows")
-"""What metrics are measured on; where a task has nothing else, such as answers that a server scores, it has no metric."""
+"""What metrics are measured on; where a task has nothing else, such as answers that a server scores, it has
+no metric.
+"""
 
 
 def first_metric(values: Mapping[str, float]) -> str | None:
@@ -45,10 +49,11 @@ class Result:
         model: ``name``, ``fingerprint`` (hash of the dense weights), ``parameters``, ``prunable`` and
             ``block_weights`` (counts).
         data: Fingerprints of the calibration set and whatever else identifies the data.
-        metrics: ``{"dense": {task: {metric: float}}, "pruned": {...}, "finetuned": {...}}``; the first metric of the first task is the headline.
+        metrics: ``{"dense": {task: {metric: float}}, "pruned": {...}, "finetuned": {...}}``; the first metric
+            of the first task is the headline.
         sparsity: The figures of ``sparsity_section``, from the zeros counted in the pruned weights.
-        steps: Step -> ``{"seconds": float, "peak_memory_bytes": int, "cached": bool}``, in the order they ran; ``cached`` where it was read from
-            the cache.
+        steps: Step -> ``{"seconds": float, "peak_memory_bytes": int, "cached": bool}``, in the order they
+            ran; ``cached`` where it was read from the cache.
         checkpoint: Folder of the saved model relative to the run's folder, or None when none was saved.
     """
 
@@ -65,7 +70,9 @@ class Result:
     checkpoint: str | None = None
 
     def headline(self) -> float | None:
-        """The first metric of the first task, of the fine-tuned model, else of the pruned one, else of the dense one."""
+        """The first metric of the first task, of the fine-tuned model, else of the pruned one, else of the
+        dense one.
+        """
         by_task = (
             self.metrics.get("finetuned") or self.metrics.get("pruned") or self.metrics.get("dense") or {}
         )
@@ -74,7 +81,9 @@ class Result:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """The record as strict JSON: fields in their order, secrets redacted, NaN and infinities as strings."""
+        """The record as strict JSON: fields in their order, secrets redacted, NaN and infinities as
+        strings.
+        """
         fields = {**vars(self), "config": redact(self.config)}
         return {name: _map_leaves(value, _encode) for name, value in fields.items()}
 
@@ -101,7 +110,8 @@ class Result:
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in record]
         if missing:
             raise ValueError(
-                f"{path} is not a complete result record: it lacks {', '.join(missing)}; run the configuration again"
+                f"{path} is not a complete result record: it lacks {', '.join(missing)}; run the"
+                " configuration again"
             )
         decoded = {name: _map_leaves(record[name], _decode) for name in _NUMERIC_FIELDS}
         return cls(**{field.name: {**record, **decoded}[field.name] for field in dataclasses.fields(cls)})
@@ -118,7 +128,8 @@ def _parse(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is not a result record: it has no schema number")
     if schema > SCHEMA_VERSION:
         raise ValueError(
-            f"{path} has schema {schema}, but this version reads up to {SCHEMA_VERSION}: update ecoflap to read it"
+            f"{path} has schema {schema}, but this version reads up to {SCHEMA_VERSION}: update ecoflap to"
+            " read it"
         )
     return record
 

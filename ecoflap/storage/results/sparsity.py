@@ -1,4 +1,6 @@
-"""The sparsity section of a result: every total is computed here from the layers, for writing and for checking alike."""
+"""The sparsity section of a result: every total is computed here from the layers, for writing and for
+checking alike.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +17,8 @@ class LayerCount:
         tower: Name of the tower that the layer belongs to.
         size: Number of weights.
         kept: Number of weights that the mask keeps.
-        zeros: Number of weights that are zero in the pruned model; more than ``size - kept`` when kept weights were zero to begin with.
+        zeros: Number of weights that are zero in the pruned model; more than ``size - kept`` when kept
+            weights were zero to begin with.
         error: Reconstruction error of the layer's output, or None when the pruner has none.
     """
 
@@ -32,15 +35,16 @@ def sparsity_section(
     """All sparsity figures of a run.
 
     Args:
-        layers: Parameter name in the saved checkpoint -> its counts; only the layers that were selected for pruning.
+        layers: Parameter name in the saved checkpoint -> its counts; only the layers that were selected for
+            pruning.
         target: The sparsity that was asked for, or None when nothing was.
         parameters: Number of parameters of the whole model, prunable or not.
         total: How the allocation adds up: ``exact``, ``as_given`` or ``units``; None without one.
 
     Returns:
-        ``target``; ``total``; ``prunable`` = zeros / weights of the selected layers; ``model`` = the same zeros / all
-        parameters; ``towers`` = the prunable figure per tower; ``layers`` = the counts and ``sparsity`` = zeros / size
-        per layer.
+        ``target``; ``total``; ``prunable`` = zeros / weights of the selected layers; ``model`` = the same
+        zeros / all parameters; ``towers`` = the prunable figure per tower; ``layers`` = the counts and
+        ``sparsity`` = zeros / size per layer.
     """
     towers = dict.fromkeys(layer.tower for layer in layers.values())
     return {
@@ -65,7 +69,8 @@ def read_layers(section: Mapping[str, Any]) -> dict[str, LayerCount]:
     for layer, counts in section["layers"].items():
         if missing := [name for name in names if name not in counts]:
             raise ValueError(
-                f"the record's layer {layer} lacks {', '.join(missing)}: write the section with ecoflap.storage.results.sparsity_section"
+                f"the record's layer {layer} lacks {', '.join(missing)}: write the section with"
+                " ecoflap.storage.results.sparsity_section"
             )
     return {
         layer: LayerCount(**{name: counts[name] for name in names})

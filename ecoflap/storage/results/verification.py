@@ -28,14 +28,16 @@ def verify(run_folder: Path) -> list[str]:
         One line per difference, naming the layer or figure; empty when everything is equal.
 
     Raises:
-        FileNotFoundError: The record, the checkpoint or the mask file is missing, or the run saved no checkpoint.
+        FileNotFoundError: The record, the checkpoint or the mask file is missing, or the run saved no
+            checkpoint.
         ValueError: The record or the mask file is not ours.
     """
     run_folder = Path(run_folder)
     result = Result.read(run_folder / RESULT)
     if result.checkpoint is None:
         raise FileNotFoundError(
-            f"{run_folder} saved no checkpoint, so there are no weights to compare: run it again with the checkpoint saved"
+            f"{run_folder} saved no checkpoint, so there are no weights to compare: run it again with the"
+            " checkpoint saved"
         )
     folder = run_folder / result.checkpoint
     differences = list(_figure_differences(result))

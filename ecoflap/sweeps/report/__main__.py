@@ -1,6 +1,7 @@
 """The report of a sweep, or of one run: a table here, and a folder with a page, its plots and a CSV file.
 
-    python -m ecoflap.sweeps.report outputs/sweeps/<sweep> [--metric TASK/METRIC] [--output FOLDER] [--csv FILE] [--title TITLE]
+    python -m ecoflap.sweeps.report outputs/sweeps/<sweep> [--metric TASK/METRIC] [--output FOLDER] [--csv
+    FILE] [--title TITLE]
 
 Exit code 0: written. 2: wrong usage, nothing to show, or a record cannot be read.
 """
@@ -33,7 +34,8 @@ def report(options: argparse.Namespace) -> None:
     """Read, print the table to stdout, write the files and name them on stderr.
 
     Raises:
-        UserError: there is nothing to show, a record cannot be read, or no run has a metric that was asked for.
+        UserError: there is nothing to show, a record cannot be read, or no run has a metric that was asked
+            for.
     """
     folder: Path = options.folder
     output = options.output or folder / "report"

@@ -1,4 +1,6 @@
-"""The chart of allocations: the sparsity of every block, one panel per tower, one row of panels per target."""
+"""The chart of allocations: the sparsity of every block, one panel per tower, one row of panels per
+target.
+"""
 
 from __future__ import annotations
 
@@ -113,7 +115,9 @@ def _draw_maps(lines: Lines, counts: Mapping[str, int]) -> Figure:
 
 
 def _panels(counts: Mapping[str, int], heights: Sequence[float], side: float) -> tuple[Figure, Any]:
-    """A figure and its axes [targets, towers], as wide as the towers are long, with room for labels at the side, in inches."""
+    """A figure and its axes [targets, towers], as wide as the towers are long, with room for labels at the
+    side, in inches.
+    """
     figure = new_figure(min(max(WIDTH, side + 0.5 + 0.085 * sum(counts.values())), 13), 1.1 + sum(heights))
     widths = [
         max(count, 0.3 * max(counts.values())) for count in counts.values()

@@ -42,7 +42,9 @@ Lines = Mapping[float, Sequence[Line]]
 
 
 def lines_of(section: Section, ranks: Mapping[Method, int]) -> dict[float, list[Line]]:
-    """The allocations of a section. Methods that give every block the same share a line: a fine stage doesn't change what the coarse one decided."""
+    """The allocations of a section. Methods that give every block the same share a line: a fine stage doesn't
+    change what the coarse one decided.
+    """
     given: dict[float, dict[Method, dict[int, Blocks]]] = {}
     for method, runs in section.by_method.items():
         for run in runs:
@@ -80,7 +82,9 @@ def _alike(allocations: Mapping[Method, dict[int, Blocks]]) -> list[list[Method]
 
 
 def _names(groups: Sequence[Sequence[Method]]) -> list[str]:
-    """What each group of methods is called: by the coarse stage that its methods share, where that is no other group's name."""
+    """What each group of methods is called: by the coarse stage that its methods share, where that is no
+    other group's name.
+    """
     coarse = [group[0].coarse if len({method.coarse for method in group}) == 1 else "" for group in groups]
     return [
         name if name and coarse.count(name) == 1 else " = ".join(method.label for method in group)

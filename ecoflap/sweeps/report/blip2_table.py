@@ -1,6 +1,8 @@
-"""Table 1 of the paper: each pruned BLIP-2 on questions, and what its towers do in the models that write and find captions.
+"""Table 1 of the paper: each pruned BLIP-2 on questions, and what its towers do in the models that write and
+find captions.
 
-python -m ecoflap.sweeps.report.blip2_table outputs/sweeps/blip2_table1 outputs/sweeps/blip2_table1_nocaps outputs/sweeps/blip2_table1_flickr30k
+python -m ecoflap.sweeps.report.blip2_table outputs/sweeps/blip2_table1 outputs/sweeps/blip2_table1_nocaps
+outputs/sweeps/blip2_table1_flickr30k
 """
 
 from __future__ import annotations
@@ -32,14 +34,18 @@ Row = dict[str, float]
 
 
 def macro_average(row: Mapping[str, float]) -> float | None:
-    """Mean over the five data sets, of which captions and retrieval are means of their two columns; null where one was not measured."""
+    """Mean over the five data sets, of which captions and retrieval are means of their two columns; null
+    where one was not measured.
+    """
     if any(column not in row for columns in MEANS for column in columns):
         return None
     return sum(sum(row[column] for column in columns) / len(columns) for columns in MEANS) / len(MEANS)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 when there is nothing to show or a record cannot be read."""
+    """Run the command line; returns the exit code, 2 when there is nothing to show or a record cannot be
+    read.
+    """
     parser = argparse.ArgumentParser(
         prog="python -m ecoflap.sweeps.report.blip2_table",
         description=__doc__,
@@ -66,7 +72,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def collect(records: Iterable[Path]) -> dict[str, Row]:
-    """{name: row}, the dense model's first. What was measured in another model belongs to the run whose towers that took over.
+    """{name: row}, the dense model's first. What was measured in another model belongs to the run whose
+    towers that took over.
 
     Raises:
         ValueError: a record cannot be read.

@@ -17,7 +17,9 @@ Blocks = dict[str, dict[str, float]]
 
 
 def allocated(run: Run) -> Blocks:
-    """What a run removed from each block; what its allocation says where it stopped before pruning; empty where there is neither."""
+    """What a run removed from each block; what its allocation says where it stopped before pruning; empty
+    where there is neither.
+    """
     layers = run.result.sparsity.get("layers", {})
     kept = (
         {name: layer["kept"] for name, layer in layers.items()}

@@ -2,8 +2,9 @@
 
 python -m ecoflap.sweeps.report.cost RUN [RUN ...] [--batch-size N] [--repeats N]
 
-The runs must have saved their models (``model.save=true``), and be of one model and one data set. All are measured in one process and in turn, on
-the same samples, so that whatever else the machine does meets all of them. A pass computes the loss, targets given.
+The runs must have saved their models (``model.save=true``), and be of one model and one data set. All are
+measured in one process and in turn, on the same samples, so that whatever else the machine does meets all of
+them. A pass computes the loss, targets given.
 """
 
 from __future__ import annotations
@@ -40,8 +41,10 @@ class Cost:
         name: dense, or the run's folder.
         parameters: that are stored.
         nonzero: of them.
-        operations: floating-point operations of a pass as it is computed: a zero in a matrix is multiplied like any other number.
-        without_zeros: the same, were no removed weight multiplied; a kernel for sparse matrices could come down to this.
+        operations: floating-point operations of a pass as it is computed: a zero in a matrix is multiplied
+            like any other number.
+        without_zeros: the same, were no removed weight multiplied; a kernel for sparse matrices could come
+            down to this.
         milliseconds: of a pass, median.
         least: of the milliseconds; on a machine with other work, the figure that this work disturbs least.
     """
@@ -87,7 +90,8 @@ def main(arguments: list[str] | None = None) -> int:
         for c in costs
     ]
     table(
-        f"a forward pass of {options.batch_size} on {resolve_device('auto')}, {torch.get_num_threads()} threads",
+        f"a forward pass of {options.batch_size} on {resolve_device('auto')}, {torch.get_num_threads()}"
+        " threads",
         columns,
         rows,
     )

@@ -39,7 +39,9 @@ Costs = dict[Method, dict[str, Cost]]
 
 
 def costs_of(section: Section) -> Costs:
-    """Method -> step -> the largest cost over its runs; without the steps that all of them read from the cache."""
+    """Method -> step -> the largest cost over its runs; without the steps that all of them read from the
+    cache.
+    """
     return {
         method: {step: _largest(runs, step) for step in _steps(runs)}
         for method, runs in section.by_method.items()

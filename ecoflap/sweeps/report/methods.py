@@ -1,4 +1,6 @@
-"""What to call a run in a report: its pruner, its coarse stage, and whatever else sets it apart from the other runs."""
+"""What to call a run in a report: its pruner, its coarse stage, and whatever else sets it apart from the
+other runs.
+"""
 
 from __future__ import annotations
 
@@ -36,8 +38,10 @@ class Method:
 
     Attributes:
         pruner: the fine stage.
-        score: the coarse stage; ``file`` for a given allocation, ``global`` where all weights compete and there is none.
-        settings: the further config keys that tell methods apart, each with its value as a person would type it.
+        score: the coarse stage; ``file`` for a given allocation, ``global`` where all weights compete and
+            there is none.
+        settings: the further config keys that tell methods apart, each with its value as a person would type
+            it.
     """
 
     pruner: str
@@ -85,9 +89,11 @@ class Method:
 
 
 def name_methods(runs: Sequence[Run]) -> list[Method]:
-    """The method of each run; as few config keys as it takes to tell them apart, so that keys which vary together count once.
+    """The method of each run; as few config keys as it takes to tell them apart, so that keys which vary
+    together count once.
 
-    Paths depend on the machine and count only where two runs would otherwise be the same run, as two allocation files are.
+    Paths depend on the machine and count only where two runs would otherwise be the same run, as two
+    allocation files are.
     """
     configs = [flatten(run.config) for run in runs]
     methods = [Method(run.config["pruner"]["name"], _coarse(run.config)) for run in runs]
@@ -138,7 +144,9 @@ def _weights(run: Run) -> str:
 def differences(
     runs: Sequence[Run], named: Collection[str] = ()
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """The config keys that have one value in all runs, and those that have several; no ``BESIDE``, and of paths only those that name methods."""
+    """The config keys that have one value in all runs, and those that have several; no ``BESIDE``, and of
+    paths only those that name methods.
+    """
     configs = [flatten(run.config) for run in runs]
     keys = dict.fromkeys(
         key

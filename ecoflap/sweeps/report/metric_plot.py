@@ -1,4 +1,6 @@
-"""The chart of a metric: against sparsity, one line per method; or one row per method where there is a single sparsity."""
+"""The chart of a metric: against sparsity, one line per method; or one row per method where there is a single
+sparsity.
+"""
 
 from __future__ import annotations
 
@@ -79,7 +81,9 @@ def _by_method(table: MetricTable, ranks: dict[Any, int]) -> Figure:
 
 
 def _finite(row: dict[float, Any]) -> tuple[list[float], list[float] | None]:
-    """Mean and deviation of each cell, NaN where there is no finite one: lines break there. No deviations at all where every cell has one run."""
+    """Mean and deviation of each cell, NaN where there is no finite one: lines break there. No deviations at
+    all where every cell has one run.
+    """
     summaries = [statistics(pruned(seeds)) for seeds in row.values()]
     means = [mean if math.isfinite(mean) else math.nan for mean, _ in summaries]
     deviations = [
@@ -90,7 +94,9 @@ def _finite(row: dict[float, Any]) -> tuple[list[float], list[float] | None]:
 
 
 def _scale(axes: Axes, table: MetricTable, direction: str) -> None:
-    """Logarithmic where smaller is better and the figures span more than a decade, with plain numbers beside it."""
+    """Logarithmic where smaller is better and the figures span more than a decade, with plain numbers beside
+    it.
+    """
     values = [
         mean for row in table.cells.values() for mean in _finite(row)[0] if not math.isnan(mean)
     ] + table.dense

@@ -104,7 +104,8 @@ def make_tables(sections: Sequence[Section], asked: Sequence[str] = ()) -> list[
     for metric in asked:
         if metric not in names:
             raise UserError(
-                f"--metric {metric}: no run here has it; {did_you_mean(metric, names) if names else 'none was evaluated after pruning'}"
+                f"--metric {metric}: no run here has it;"
+                f" {did_you_mean(metric, names) if names else 'none was evaluated after pruning'}"
             )
     tables = []
     for section in sections:
@@ -118,9 +119,9 @@ def make_tables(sections: Sequence[Section], asked: Sequence[str] = ()) -> list[
 def statistics(values: Sequence[float]) -> tuple[float, float | None]:
     """Mean and sample standard deviation; None for the latter when there is one value."""
     mean = fmean(values)
-    return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5 if len(
-        values
-    ) > 1 else None
+    return mean, (
+        (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else None
+    )
 
 
 def pruned(seeds: dict[int, Measured]) -> list[float]:

@@ -168,7 +168,9 @@ def _rows(section: Section, tables: Sequence[MetricTable]) -> Iterator[dict[str,
 
 
 def _part(key: str, named: Collection[str]) -> str:
-    """What a key that differs between runs is to the report; nothing where it goes along with a key that is named."""
+    """What a key that differs between runs is to the report; nothing where it goes along with a key that is
+    named.
+    """
     if key in AXES:
         return "the axis" if key == "sparsity" else "averaged over"
     if key == "model.name":

@@ -25,7 +25,9 @@ STATES = ("dense", "pruned", "finetuned")
 
 
 class Kind(NamedTuple):
-    """Runs that differ by their seed only; ``settings`` are the further options that tell kinds of one sweep apart."""
+    """Runs that differ by their seed only; ``settings`` are the further options that tell kinds of one sweep
+    apart.
+    """
 
     model: str
     pruner: str
@@ -61,7 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read(folder: Path, metric: str | None) -> Runs:
-    """The three figures of every fine-tuned run below a folder; of two runs that agree in everything, the newer one's.
+    """The three figures of every fine-tuned run below a folder; of two runs that agree in everything, the
+    newer one's.
 
     Raises:
         UserError: there is no such run, or a record cannot be read.
@@ -104,7 +107,9 @@ def read(folder: Path, metric: str | None) -> Runs:
 
 
 def markdown(runs: Runs) -> Iterator[str]:
-    """The lines of a GitHub table. ``recovered`` is the mean of what fine-tuning gained over the mean of what pruning had cost."""
+    """The lines of a GitHub table. ``recovered`` is the mean of what fine-tuning gained over the mean of what
+    pruning had cost.
+    """
     # A column of settings only where there are any.
     columns = [name for name in Kind._fields if name != "settings" or any(kind.settings for kind in runs)]
     yield _line((*columns, "n", *STATES, "recovered"))

@@ -68,7 +68,8 @@ def read_runs(folder: Path) -> list[Run]:
     """Every run below a folder, oldest first.
 
     Raises:
-        UserError: there is no result record below the folder, one cannot be read, or one lacks what a report is made of.
+        UserError: there is no result record below the folder, one cannot be read, or one lacks what a report
+            is made of.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder of a finished run or sweep")
@@ -107,7 +108,8 @@ def _read(path: Path, folder: Path) -> Run:
             value = value.get(name) if isinstance(value, dict) else None
         if value is None:
             raise UserError(
-                f"{path} lacks {key} in its config, which a report needs; run the configuration again or move the folder away"
+                f"{path} lacks {key} in its config, which a report needs; run the configuration again or move"
+                " the folder away"
             )
     return Run(_name(path.parent, folder), path.parent, result)
 

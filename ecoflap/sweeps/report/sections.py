@@ -1,4 +1,6 @@
-"""What belongs together in a report: the runs of one model on the same tasks, each with the name of its method."""
+"""What belongs together in a report: the runs of one model on the same tasks, each with the name of its
+method.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +63,10 @@ def _newest(section: Section) -> Section:
     for method, run in zip(section.methods, section.runs, strict=True):
         key = (method, run.sparsity, run.seed)
         if (older := kept.pop(key, None)) is not None:
-            alike = f"{section.title}, {method.label}, at sparsity {run.sparsity:g}: {older.name} and {run.name} both have seed {run.seed}"
+            alike = (
+                f"{section.title}, {method.label}, at sparsity {run.sparsity:g}: {older.name} and {run.name}"
+                f" both have seed {run.seed}"
+            )
             print(f"{alike}; only {run.name}, the newer one, is shown", file=sys.stderr)
         kept[key] = run
     return Section(section.model, section.tasks, list(kept.values()), [method for method, *_ in kept])

@@ -1,7 +1,8 @@
 """How every plot looks, on paper and inside the page.
 
-A method keeps its colour, marker and line in all charts of a section. Six colours differ for colour-blind readers too (simulated protanopia and
-deuteranopia) and stand out from white and from the page's dark background; markers and dashes go on where the colours repeat.
+A method keeps its colour, marker and line in all charts of a section. Six colours differ for colour-blind
+readers too (simulated protanopia and deuteranopia) and stand out from white and from the page's dark
+background; markers and dashes go on where the colours repeat.
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ import matplotlib
 from matplotlib.figure import Figure
 
 INK = "#2b2c2e"
-"""Text, axes and reference lines. The page replaces it by the colour of its own text, which is light on dark."""
+"""Text, axes and reference lines. The page replaces it by the colour of its own text, which is light on
+dark.
+"""
 COLOURS = ("#0072b2", "#d55e00", "#3399aa", "#aa4455", "#7788ff", "#4444ff")
 WIDTH = 6.6
 """Inches: two such figures stand side by side on a page."""
@@ -66,17 +69,23 @@ def new_figure(width: float, height: float) -> Figure:
 
 
 def wrapped(text: str, width: int) -> str:
-    """Text in lines of at most so many characters; breaks inside words where nothing else helps, as in long paths."""
+    """Text in lines of at most so many characters; breaks inside words where nothing else helps, as in long
+    paths.
+    """
     return "\n".join(textwrap.wrap(text, width, break_on_hyphens=False)) or text
 
 
 def rows_height(labels: Sequence[str]) -> float:
-    """Inches that a chart with one row per label takes; all rows are as high as the label of most lines needs."""
+    """Inches that a chart with one row per label takes; all rows are as high as the label of most lines
+    needs.
+    """
     return len(labels) * max(0.32, *(0.08 + 0.17 * (1 + label.count("\n")) for label in labels))
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """A legend under the axes, in as many columns as its longest label allows; the figure grows by its height."""
+    """A legend under the axes, in as many columns as its longest label allows; the figure grows by its
+    height.
+    """
     width, height = figure.get_size_inches()
     lines = [wrapped(label, max(int(width / 0.09), 30)) for label in labels]
     longest = max(len(part) for line in lines for part in line.split("\n"))
@@ -91,7 +100,8 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     """Write ``name.png`` and ``name.pdf`` into a folder.
 
     Returns:
-        The figure as an SVG element for a page: the text's colour is the page's, ids that would clash with other figures' are gone.
+        The figure as an SVG element for a page: the text's colour is the page's, ids that would clash with
+        other figures' are gone.
     """
     figure.savefig(folder / f"{name}.png")
     figure.set_layout_engine("none")  # everything has its place now; finding it takes as long as drawing

@@ -1,4 +1,6 @@
-"""One table per report: methods down, sparsities across, mean and standard deviation over seeds; as GitHub's Markdown and as CSV."""
+"""One table per report: methods down, sparsities across, mean and standard deviation over seeds; as GitHub's
+Markdown and as CSV.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ COLUMNS = ("model", "pruner", "score", "settings", "metric")
 
 
 def markdown(tables: Sequence[MetricTable]) -> Iterator[str]:
-    """The lines of a GitHub table; its columns are the targets, see ``cell``. Settings have a column only where there are some."""
+    """The lines of a GitHub table; its columns are the targets, see ``cell``. Settings have a column only
+    where there are some.
+    """
     sparsities = sorted({sparsity for table in tables for sparsity in table.sparsities})
     rows = [(_names(table, method), row) for table in tables for method, row in table.cells.items()]
     shown = [

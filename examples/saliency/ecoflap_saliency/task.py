@@ -29,7 +29,8 @@ class Saliency:
     """Compare maps with those of the model as it is when the task is loaded: dense.
 
     Attributes:
-        path: a folder of pictures that are not in the calibration set; null for the second half of scikit-image's.
+        path: a folder of pictures that are not in the calibration set; null for the second half of
+            scikit-image's.
         limit: number of pictures, evenly spaced; null for all.
         batch_size: pictures per forward pass; changes nothing beyond rounding.
         name: shown in logs and written to result files.
@@ -86,7 +87,9 @@ class Saliency:
 
 @dataclass
 class SaliencyEvaluation:
-    """Pictures [pictures, 3, height, width] and their dense maps [pictures, height, width] in memory; call it with a model."""
+    """Pictures [pictures, 3, height, width] and their dense maps [pictures, height, width] in memory; call it
+    with a model.
+    """
 
     pixels: Tensor
     dense: Tensor
@@ -99,7 +102,8 @@ class SaliencyEvaluation:
         return {"metric": "agreement with the dense maps", "pictures and maps": digest.hexdigest()}
 
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Mean over pictures of the overlap where the maps exceed one half, of the absolute error, and of the correlation.
+        """Mean over pictures of the overlap where the maps exceed one half, of the absolute error, and of the
+        correlation.
 
         Raises:
             NumericalError: a map is not finite.
@@ -107,7 +111,8 @@ class SaliencyEvaluation:
         maps = saliency_maps(model, self.pixels, self.batch_size)
         if not torch.isfinite(maps).all():
             raise NumericalError(
-                f"{model.name} draws a saliency map that is not finite; use model.dtype=float32 or bfloat16, or prune less"
+                f"{model.name} draws a saliency map that is not finite; use model.dtype=float32 or bfloat16,"
+                " or prune less"
             )
         return {
             "iou": overlap(maps > 0.5, self.dense > 0.5).mean().item(),
@@ -118,13 +123,17 @@ class SaliencyEvaluation:
 
 
 def overlap(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union of two masks [pictures, height, width], [pictures]; two empty masks are the same mask."""
+    """Intersection over union of two masks [pictures, height, width], [pictures]; two empty masks are the
+    same mask.
+    """
     intersection, union = (one & other).sum(dim=(1, 2)), (one | other).sum(dim=(1, 2))
     return torch.where(union == 0, 1.0, intersection / union)
 
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson's correlation of two maps [pictures, height, width], [pictures]; a map of one value has none, which counts as zero."""
+    """Pearson's correlation of two maps [pictures, height, width], [pictures]; a map of one value has none,
+    which counts as zero.
+    """
     one, other = (maps.double().flatten(1) - maps.double().mean(dim=(1, 2))[:, None] for maps in (one, other))
     product = one.norm(dim=1) * other.norm(dim=1)
     return torch.where(product == 0, 0.0, (one * other).sum(dim=1) / product)

@@ -1,4 +1,6 @@
-"""TowerPasses of a text in two halves, as calibration data for a sentence encoder: halves of one passage should be close, others far."""
+"""TowerPasses of a text in two halves, as calibration data for a sentence encoder: halves of one passage
+should be close, others far.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,8 @@ def require_sentence_encoder(model: PrunableModel, option: str) -> None:
     """
     if model.loss_function is not halves_loss:
         raise UserError(
-            f"{option} looks at sentence embeddings, and {model.name} makes none; choose another {option.split('=')[0]}, or model=minilm_l6"
+            f"{option} looks at sentence embeddings, and {model.name} makes none; choose another"
+            f" {option.split('=')[0]}, or model=minilm_l6"
         )
 
 
@@ -39,13 +42,16 @@ def passages(text: str, option: str) -> list[str]:
     found = [line.strip() for line in text.splitlines() if len(line.split()) >= SHORTEST]
     if len(found) < 2:
         raise UserError(
-            f"{option}: the text has {len(found)} lines of {SHORTEST} words or more, and 2 are needed; give a text with a passage per line"
+            f"{option}: the text has {len(found)} lines of {SHORTEST} words or more, and 2 are needed; give a"
+            " text with a passage per line"
         )
     return found
 
 
 def encode_halves(model: PrunableModel, texts: Sequence[str], length: int) -> dict[str, Tensor]:
-    """Both halves of each passage as token ids, ``input_ids`` and ``attention_mask``, [passages, 2, length]."""
+    """Both halves of each passage as token ids, ``input_ids`` and ``attention_mask``, [passages, 2,
+    length].
+    """
     words = [text.split() for text in texts]
     halves = [" ".join(half) for each in words for half in (each[: len(each) // 2], each[len(each) // 2 :])]
     encoded = model.processor(

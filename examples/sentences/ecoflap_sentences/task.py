@@ -43,7 +43,8 @@ class SentenceRetrieval(TextSource):
         require_positive("task", self, "sequence_length", "limit", "batch_size")
         if self.limit is not None and self.limit < 2:
             raise UserError(
-                f"task.limit={self.limit}: a passage is looked for among others, so 2 or more are needed; null is all"
+                f"task.limit={self.limit}: a passage is looked for among others, so 2 or more are needed;"
+                " null is all"
             )
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
@@ -94,7 +95,8 @@ class SentenceRetrievalEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Share of the first halves, in percent, whose second half is among the 1, 5 and 10 nearest; and the number of passages.
+        """Share of the first halves, in percent, whose second half is among the 1, 5 and 10 nearest; and the
+        number of passages.
 
         Raises:
             NumericalError: an embedding is not finite.
@@ -108,10 +110,12 @@ class SentenceRetrievalEvaluation:
         features = torch.cat([_features(model, *part) for part in track(parts, "evaluate", total=len(parts))])
         if not torch.isfinite(features).all():
             raise NumericalError(
-                f"{model.name} makes embeddings that are not finite; use model.dtype=float32 or bfloat16, or prune less"
+                f"{model.name} makes embeddings that are not finite; use model.dtype=float32 or bfloat16, or"
+                " prune less"
             )
         similarity = features[:, 0] @ features[:, 1].t()
-        # How many others are at least as near: among equals the right one comes last, so that a model that embeds all alike finds nothing.
+        # How many others are at least as near: among equals the right one comes last, so that a model that
+        # embeds all alike finds nothing.
         nearer = (similarity >= similarity.diagonal()[:, None]).sum(dim=1) - 1
         return {f"recall_at_{rank}": 100 * (nearer < rank).double().mean().item() for rank in RANKS} | {
             "passages": len(features)

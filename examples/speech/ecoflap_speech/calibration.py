@@ -1,4 +1,6 @@
-"""Speech with transcripts as calibration data: a folder of recordings, or sentences that the machine speaks itself."""
+"""Speech with transcripts as calibration data: a folder of recordings, or sentences that the machine speaks
+itself.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,8 @@ def require_speech_model(model: PrunableModel, option: str) -> None:
     """
     if not hasattr(model.processor, "feature_extractor"):
         raise UserError(
-            f"{option} is speech, and {model.name} hears none; choose another {option.split('=')[0]}, or model=whisper_tiny_en"
+            f"{option} is speech, and {model.name} hears none; choose another {option.split('=')[0]}, or"
+            " model=whisper_tiny_en"
         )
 
 
@@ -73,25 +76,28 @@ def recordings(path: str, option: str) -> list[tuple[Path, str]]:
         rows = list(csv.DictReader(StringIO(read_text(folder / TABLE), newline="")))
         if not rows or not {"file_name", "transcription"} <= rows[0].keys():
             raise UserError(
-                f"{option}.path={path}: {TABLE} must have the columns file_name and transcription, and a row for each recording"
+                f"{option}.path={path}: {TABLE} must have the columns file_name and transcription, and a row"
+                " for each recording"
             )
         listed = [(folder / row["file_name"], row["transcription"]) for row in rows]
         if missing := [file for file, _ in listed if not file.is_file()]:
             raise UserError(
-                f"{option}.path={path}: {len(missing)} of {len(listed)} recordings in {TABLE} are missing, such as {missing[0]}; "
-                "put them there, or take them out of the table"
+                f"{option}.path={path}: {len(missing)} of {len(listed)} recordings in {TABLE} are missing,"
+                f" such as {missing[0]}; put them there, or take them out of the table"
             )
         return listed
     files = sorted(folder.glob("*.wav"))
     if not files:
         what = "no wav file in it" if folder.is_dir() else "no such folder"
         raise UserError(
-            f"{option}.path={path}: there is {what}; give a folder of wav files with {TABLE} or a .txt beside each, or null"
+            f"{option}.path={path}: there is {what}; give a folder of wav files with {TABLE} or a .txt beside"
+            " each, or null"
         )
     silent = next((file for file in files if not file.with_suffix(".txt").is_file()), None)
     if silent:
         raise UserError(
-            f"{option}.path={path}: {silent.name} has no transcript; add {silent.stem}.txt, or a {TABLE} for all recordings"
+            f"{option}.path={path}: {silent.name} has no transcript; add {silent.stem}.txt, or a {TABLE} for"
+            " all recordings"
         )
     return [(file, read_text(file.with_suffix(".txt")).strip()) for file in files]
 
@@ -122,7 +128,8 @@ def read_recording(file: Path, text: str) -> Utterance:
     samples = np.frombuffer(content, "<i2").reshape(-1, channels).mean(axis=1) / 32768
     if len(samples) > SECONDS * rate:
         raise UserError(
-            f"{file} lasts {len(samples) / rate:.0f} seconds, and the model hears {SECONDS} at once; cut it into shorter files"
+            f"{file} lasts {len(samples) / rate:.0f} seconds, and the model hears {SECONDS} at once; cut it"
+            " into shorter files"
         )
     return Utterance(text, torch.from_numpy(samples).float(), rate)
 
@@ -134,7 +141,9 @@ def resample(sound: Tensor, rate: int, wanted: int) -> Tensor:
 
 
 def encode(model: PrunableModel, utterance: Utterance) -> Sample:
-    """Model inputs of one recording: its features, the transcript so far, and the next token of it at each place."""
+    """Model inputs of one recording: its features, the transcript so far, and the next token of it at each
+    place.
+    """
     extractor = model.processor.feature_extractor
     sound = resample(utterance.sound, utterance.rate, extractor.sampling_rate)
     features = extractor(sound.numpy(), sampling_rate=extractor.sampling_rate, return_tensors="pt")[

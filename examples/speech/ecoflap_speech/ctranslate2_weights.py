@@ -1,4 +1,6 @@
-"""Weights out of a CTranslate2 ``model.bin``: a header, then one record per tensor, then names for tensors that stand twice."""
+"""Weights out of a CTranslate2 ``model.bin``: a header, then one record per tensor, then names for tensors
+that stand twice.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ TYPES: dict[int, Any] = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4:
 
 
 def read_ctranslate2(path: Path) -> dict[str, Tensor]:
-    """Every tensor by name, in the precision that it is stored in; a setting of the model is a tensor without dimensions."""
+    """Every tensor by name, in the precision that it is stored in; a setting of the model is a tensor without
+    dimensions.
+    """
     with path.open("rb") as file:
         _number(file, "I")  # version of the format
         _text(file)  # kind of model

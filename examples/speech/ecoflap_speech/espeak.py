@@ -1,7 +1,7 @@
 """A program of its own that lets eSpeak NG (package ``espeakng-loader``) read texts into wav files.
 
-``python espeak.py < JOBS`` with a JSON list of [text, voice, wav file]. The engine's sound depends on what it spoke before in the same process;
-in a process of its own the same jobs always make the same files.
+``python espeak.py < JOBS`` with a JSON list of [text, voice, wav file]. The engine's sound depends on what it
+spoke before in the same process; in a process of its own the same jobs always make the same files.
 """
 
 from __future__ import annotations

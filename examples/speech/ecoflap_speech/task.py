@@ -34,7 +34,8 @@ class Speech:
     """Transcribe recordings that are not in the calibration set.
 
     Attributes:
-        path: a folder of wav files with transcripts; null for sentences that eSpeak NG speaks, of other words than the calibration set's.
+        path: a folder of wav files with transcripts; null for sentences that eSpeak NG speaks, of other words
+            than the calibration set's.
         limit: number of recordings, evenly spaced; null for all, or for 24 sentences.
         batch_size: recordings per forward pass; changes nothing beyond rounding.
         max_new_tokens: longest transcript; a model that is pruned too far goes on for ever.
@@ -109,7 +110,8 @@ class SpeechEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Word error rate in percent, mean loss of the right transcripts in nats per token, and the number of recordings.
+        """Word error rate in percent, mean loss of the right transcripts in nats per token, and the number of
+        recordings.
 
         Raises:
             NumericalError: the loss is NaN.
@@ -136,7 +138,8 @@ class SpeechEvaluation:
         loss = sum(losses) / len(losses)
         if loss != loss:
             raise NumericalError(
-                f"the loss of {model.name} on this task is NaN; use model.dtype=float32 or bfloat16, or prune less"
+                f"the loss of {model.name} on this task is NaN; use model.dtype=float32 or bfloat16, or prune"
+                " less"
             )
         return {
             "word_error_rate": word_error_rate(self.texts, self.transcripts),
@@ -169,7 +172,8 @@ def _padded(samples: list[Sample], padding: int) -> Sample:
 
 
 def word_error_rate(texts: list[str], transcripts: list[str]) -> float:
-    """Words to change, add or leave out per word of the texts, in percent, after Whisper's own clean-up of case, punctuation and numbers.
+    """Words to change, add or leave out per word of the texts, in percent, after Whisper's own clean-up of
+    case, punctuation and numbers.
 
     Raises:
         UserError: ``jiwer`` is missing.

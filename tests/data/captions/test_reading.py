@@ -1,4 +1,6 @@
-"""Each published layout gives the pictures that were put into it, and calibration takes none that a model is measured on."""
+"""Each published layout gives the pictures that were put into it, and calibration takes none that a model is
+measured on.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Whole runs on pictures with captions: calibrate, prune and measure the mini models on Easy-VQA's pictures in COCO's and Flickr30k's layouts."""
+"""Whole runs on pictures with captions: calibrate, prune and measure the mini models on Easy-VQA's pictures
+in COCO's and Flickr30k's layouts.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def metrics(result: Result, task: str) -> tuple[dict[str, float], dict[str, floa
 @pytest.mark.skipif(importlib.util.find_spec("pycocoevalcap") is None, reason="pip install -e '.[captions]'")
 def test_captions_of_coco(
     run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:  # noqa: F811
+) -> None:
     monkeypatch.setattr(shutil, "which", lambda _: None)  # METEOR's program needs seconds to start
     data = folders.karpathy(tmp_path / "coco")
     options = [f"task.path={data}", f"calibration.path={data}", "task.limit=20", "task.batch_size=8"]
@@ -46,7 +48,7 @@ def test_captions_of_coco(
 
 
 @pytest.mark.parametrize("model", ["blip_retrieval_mini", "clip_mini"])
-def test_retrieval_on_flickr30k(run: Callable[..., Result], tmp_path: Path, model: str) -> None:  # noqa: F811
+def test_retrieval_on_flickr30k(run: Callable[..., Result], tmp_path: Path, model: str) -> None:
     data = folders.karpathy(tmp_path / "flickr30k", "flickr30k")
     options = [f"task.path={data}", f"calibration.path={data}", "task.k_test=20"]
     dense, pruned = metrics(
@@ -80,7 +82,7 @@ def test_other_tasks_compose(name: str) -> None:
     assert config.calibration.prefix
 
 
-def test_prefixes_for_blip2(run: Callable[..., Result], tmp_path: Path) -> None:  # noqa: F811
+def test_prefixes_for_blip2(run: Callable[..., Result], tmp_path: Path) -> None:
     data = folders.cc3m(tmp_path / "cc3m")
     result = run(
         [*OPTIONS, "model=blip2_mini", "calibration=cc3m", f"calibration.path={data}", "task.limit=20"]

@@ -1,4 +1,6 @@
-"""Our caption scores are those of pycocoevalcap called plainly, and NoCaps is scored against its own references."""
+"""Our caption scores are those of pycocoevalcap called plainly, and NoCaps is scored against its own
+references.
+"""
 
 from __future__ import annotations
 

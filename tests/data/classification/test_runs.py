@@ -38,7 +38,7 @@ def short(tmp_path: Path) -> list[str]:
     ]
 
 
-def test_the_eleven_sets_under_one_root(run: Run, short: list[str], data: Path, tmp_path: Path) -> None:  # noqa: F811
+def test_the_eleven_sets_under_one_root(run: Run, short: list[str], data: Path, tmp_path: Path) -> None:
     calibration = ["calibration=caltech101", f"calibration.path={data}"]
     result = run(
         [
@@ -87,7 +87,7 @@ def test_the_suite_without_its_folder(short: list[str], tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("model", ["vit_mini", "clip_mini"])
 @pytest.mark.parametrize("dataset", ["imagenet", "image_folder"])
-def test_folders(run: Run, short: list[str], data: Path, tmp_path: Path, model: str, dataset: str) -> None:  # noqa: F811
+def test_folders(run: Run, short: list[str], data: Path, tmp_path: Path, model: str, dataset: str) -> None:
     path = data if dataset == "imagenet" else write_folders(write_folders(tmp_path / "mine", "train"), "test")
     names = [f"{group}.classes={data / 'imagenet' / 'classnames.txt'}" for group in ("task", "calibration")]
     names += ["task.templates=null", "calibration.templates=null"]
@@ -101,7 +101,7 @@ def test_folders(run: Run, short: list[str], data: Path, tmp_path: Path, model: 
     assert result.data["calibration"]["samples"] == 24
 
 
-def test_labels_are_used_where_the_loss_is_classification(run: Run, short: list[str], data: Path) -> None:  # noqa: F811
+def test_labels_are_used_where_the_loss_is_classification(run: Run, short: list[str], data: Path) -> None:
     options = [
         *short,
         "towers=[vision]",

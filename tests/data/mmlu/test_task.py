@@ -149,7 +149,8 @@ def test_calibration_errors_by_hand() -> None:
         torch.tensor([0.9, 0.3, 0.6, 0.8, 0.4]),
         torch.tensor([True, False, True, False, True]),
     )
-    # Sorted: 0.3 and 0.4 with one right, then 0.6, 0.8 and 0.9 with two right, the last bin being the longer one.
+    # Sorted: 0.3 and 0.4 with one right, then 0.6, 0.8 and 0.9 with two right, the last bin being the longer
+    # one.
     gaps = (abs(1 / 2 - 0.35), abs(2 / 3 - 2.3 / 3))
     assert rms_calibration_error(confidence, right, size=2) == pytest.approx(
         100 * math.sqrt((2 * gaps[0] ** 2 + 3 * gaps[1] ** 2) / 5)

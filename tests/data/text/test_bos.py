@@ -89,7 +89,9 @@ def test_windows_begin_as_asked(
 def test_perplexity_is_of_the_text_behind_the_token(
     model: Callable[..., PrunableModel], path: str, stride: int | None
 ) -> None:
-    """Each token by itself, in the first window that it counts in; the first word of a window is predicted from <bos>."""
+    """Each token by itself, in the first window that it counts in; the first word of a window is predicted
+    from <bos>.
+    """
     built = model(begins=True)
     found = TextPerplexity(path=path, sequence_length=8, stride=stride).load(built)(built)
     text = built.processor(Path(path).read_text(), add_special_tokens=False)["input_ids"]

@@ -108,7 +108,10 @@ def test_hub_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ConnectionError
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    message = r"task: the data set allenai/c4 \(one\.json\.gz, test\) could not be read from the hub \(ConnectionError\); give a local text file"
+    message = (
+        r"task: the data set allenai/c4 \(one\.json\.gz, test\) could not be read from the hub"
+        r" \(ConnectionError\); give a local text file"
+    )
     with pytest.raises(UserError, match=message):
         TextSource(None, "allenai/c4", None, data_files="one.json.gz").read_text("task")
 

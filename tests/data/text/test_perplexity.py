@@ -147,7 +147,7 @@ def test_configs_measure_local_files(model: PrunableModel, tmp_path: Path, name:
 @HARNESS
 def test_stride_of_a_window_less_one_is_the_harness_rolling(
     tiny_llama: Path, text_file: Path, tmp_path: Path
-) -> None:  # noqa: F811
+) -> None:
     from lm_eval.api.instance import Instance
     from lm_eval.models.huggingface import HFLM
 

@@ -39,7 +39,8 @@ def pairs(source: PrefixText, seed: int = 0) -> list[tuple[list[str], list[str]]
 def test_lines_are_cut_in_their_first_half(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text(
-        f"= Heading =\n{' '.join(WORDS)}\n\n{' '.join(WORDS[:SHORTEST])}\n{' '.join(WORDS[: SHORTEST - 1])} \n"
+        "= Heading"
+        f" =\n{' '.join(WORDS)}\n\n{' '.join(WORDS[:SHORTEST])}\n{' '.join(WORDS[: SHORTEST - 1])} \n"
     )
     found = pairs(PrefixText(path=str(file), max_words=20))
     assert sorted(len(text) + len(target) for text, target in found) == [SHORTEST, 20]

@@ -89,7 +89,7 @@ def test_lemmas_of_nouns_and_verbs(monkeypatch: pytest.MonkeyPatch) -> None:
     words = {"racing": ("VERB", "race"), "best": ("ADJ", "good"), "dogs": ("NOUN", "dog")}
     tokens = lambda text: [
         SimpleNamespace(text=word, pos_=words[word][0], lemma_=words[word][1]) for word in text.split()
-    ]  # noqa: E731
+    ]
     monkeypatch.setitem(sys.modules, "spacy", SimpleNamespace(load=lambda name: tokens))
     lemmatizer.cache_clear()
     assert lemmatized("racing best dogs") == "race best dog"

@@ -1,4 +1,6 @@
-"""The hub's copies of VQAv2, OK-VQA and GQA give the questions that the published files give; only pictures that are asked about are written."""
+"""The hub's copies of VQAv2, OK-VQA and GQA give the questions that the published files give; only pictures
+that are asked about are written.
+"""
 
 from __future__ import annotations
 

@@ -84,7 +84,10 @@ def test_the_target_is_the_most_common_answer() -> None:
         ),
         (
             lambda folder: read_gqa(None),
-            r"task=gqa needs .* with testdev_balanced_questions\.json in it\. GQA's questions1\.2\.zip and images\.zip",
+            (
+                r"task=gqa needs .* with testdev_balanced_questions\.json in it\. GQA's questions1\.2\.zip"
+                r" and images\.zip"
+            ),
         ),
         (
             lambda folder: read_pairs(None, "dev", "task"),
@@ -119,6 +122,9 @@ def test_files_that_are_not_as_published(tmp_path: Path) -> None:
     )
     with pytest.raises(
         UserError,
-        match=r"dev\.json, line 2: expected a JSON object with identifier, sentence and label .* KeyError: 'Perhaps'",
+        match=(
+            r"dev\.json, line 2: expected a JSON object with identifier, sentence and label .* KeyError:"
+            r" 'Perhaps'"
+        ),
     ):
         read_pairs(str(tmp_path), "dev", "task")

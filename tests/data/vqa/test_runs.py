@@ -1,4 +1,6 @@
-"""Whole runs on VQAv2, OK-VQA and GQA in their published layouts: the mini models know Easy-VQA's questions, of which the folders are made."""
+"""Whole runs on VQAv2, OK-VQA and GQA in their published layouts: the mini models know Easy-VQA's questions,
+of which the folders are made.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("task", ["vqav2", "okvqa", "gqa"])
 def test_dense_and_pruned(
     run: Callable[..., Result], folder: Path, tmp_path: Path, model: str, task: str
-) -> None:  # noqa: F811
+) -> None:
     calibration = ["calibration=vqav2", f"calibration.path={folder}", "calibration.samples=8"]
     options = ["score=none", "tracking=none", "device=cpu", f"cache={tmp_path / 'cache'}", "sparsity=0.5"]
     result = run(
@@ -44,7 +46,7 @@ def test_dense_and_pruned(
     assert pruned["questions"] == 6
 
 
-def test_blips_answers_of_a_list_for_evalai(run: Callable[..., Result], tmp_path: Path) -> None:  # noqa: F811
+def test_blips_answers_of_a_list_for_evalai(run: Callable[..., Result], tmp_path: Path) -> None:
     hidden = tmp_path / "test_dev"  # and nothing of any other split
     hidden.mkdir()
     questions = write_test_questions(hidden, VQAV2)

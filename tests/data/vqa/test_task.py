@@ -98,7 +98,10 @@ def test_limit_is_spread_over_the_file_and_only_its_pictures_are_needed(folder: 
     VqaV2(str(folder), limit=3).load(model(Answerer()))
     with pytest.raises(
         UserError,
-        match=r"task=vqav2: \d+ of \d+ pictures are missing, such as .*COCO_val2014_\d{12}\.jpg\. VQAv2's questions",
+        match=(
+            r"task=vqav2: \d+ of \d+ pictures are missing, such as .*COCO_val2014_\d{12}\.jpg\. VQAv2's"
+            r" questions"
+        ),
     ):
         VqaV2(str(folder)).load(model(Answerer()))
 

@@ -61,11 +61,13 @@ def write_run(
     record: dict[str, Any] | None = None,
     **changes: Any,
 ) -> Path:
-    """Write ``folder/name/result.json``: figures of vqa/accuracy or of ``{task: {metric: value}}``, a config with changes, a record with others."""
+    """Write ``folder/name/result.json``: figures of vqa/accuracy or of ``{task: {metric: value}}``, a config
+    with changes, a record with others.
+    """
     config = make_config(**changes)
     measured = lambda figures: (
         figures if isinstance(figures, dict) else {"vqa": {"accuracy": figures, "loss": 3.0}}
-    )  # noqa: E731
+    )
     fields: dict[str, Any] = {
         "config": config,
         "versions": {"torch": "2.6.0"},

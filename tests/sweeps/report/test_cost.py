@@ -14,7 +14,7 @@ from tests.cli.conftest import run, text_file, text_run, tiny_llama, token_file 
 Run = Callable[..., Result]
 
 
-def test_zeros_are_multiplied_and_counted(text_run: list[str], run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_zeros_are_multiplied_and_counted(text_run: list[str], run: Run, tmp_path: Path) -> None:
     result = run(
         [*text_run, "score=none", "model.save=true", "steps=[calibrate,allocate,prune]", "sparsity=0.5"]
     )
@@ -33,8 +33,8 @@ def test_zeros_are_multiplied_and_counted(text_run: list[str], run: Run, tmp_pat
 
 
 def test_a_run_without_a_model_is_refused(
-    text_run: list[str],  # noqa: F811
-    run: Run,  # noqa: F811
+    text_run: list[str],
+    run: Run,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
@@ -43,7 +43,7 @@ def test_a_run_without_a_model_is_refused(
     assert "model.save=true" in capsys.readouterr().err
 
 
-def test_a_cut_blip_has_less_to_compute(run: Run, tmp_path: Path) -> None:  # noqa: F811
+def test_a_cut_blip_has_less_to_compute(run: Run, tmp_path: Path) -> None:
     options = [
         "pruner.steps=4",
         "pruner.interval=2",

@@ -53,9 +53,11 @@ def test_a_mixture_whose_experts_stay_dense_is_spoken_of(caplog: pytest.LogCaptu
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     biases = 2 * (4 + 4 + 1)
-    assert record.message == (
-        f"only {100 * 64 / 168:.1f} % of the weights in the blocks can be pruned (most of the rest, 96 weights: "
-        f"experts in one 3-D tensor); sparsity=0.5 removes {100 * 32 / (200 + 168 + biases):.1f} % of the model's weights"
+    assert (
+        record.message
+        == f"only {100 * 64 / 168:.1f} % of the weights in the blocks can be pruned (most of the rest, 96"
+        f" weights: experts in one 3-D tensor); sparsity=0.5 removes {100 * 32 / (200 + 168 + biases):.1f}"
+        " % of the model's weights"
     )
 
 

@@ -108,7 +108,7 @@ def test_a_global_pruner_has_no_coarse_stage(tmp_path: Path) -> None:
 
 
 def test_allocation_files_count_only_where_they_tell_runs_apart(tmp_path: Path) -> None:
-    file = lambda run: {"name": "file", "path": f"/runs/{run}/allocation.json"}  # noqa: E731
+    file = lambda run: {"name": "file", "path": f"/runs/{run}/allocation.json"}
     per_sparsity = labels(
         tmp_path / "one",
         {"allocation": file("a"), "sparsity": 0.5},

@@ -51,7 +51,9 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two models, a metric each way, several methods, an infinite value, a run that failed, names that HTML would take for its own."""
+    """Two models, a metric each way, several methods, an infinite value, a run that failed, names that HTML
+    would take for its own.
+    """
     folder = tmp_path_factory.mktemp("report") / "sweep"
     for index, sparsity in enumerate((0.5, 0.6)):
         for seed in (0, 1):

@@ -1,4 +1,6 @@
-"""BLIP's way to answer out of a list: the decoder's first token chooses candidates, and their whole loss the answer."""
+"""BLIP's way to answer out of a list: the decoder's first token chooses candidates, and their whole loss the
+answer.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +15,8 @@ SMOOTHING = 0.1  # BLIP ranks by the loss that it was trained with
 def best_answers(
     decoder: Any, states: Tensor, mask: Tensor, input_ids: Tensor, attention_mask: Tensor, k: int
 ) -> list[int]:
-    """The row of the answer with the smallest loss for each question, among the ``k`` whose first tokens are the likeliest.
+    """The row of the answer with the smallest loss for each question, among the ``k`` whose first tokens are
+    the likeliest.
 
     Args:
         decoder: the text decoder.

@@ -53,7 +53,8 @@ def _contrast(module: Any, batch: Batch, image_states: Tensor, right: Tensor, co
 
 
 def _match(module: Any, batch: Batch, image: dict[str, Tensor], right: Tensor, copies: int) -> Tensor:
-    """Mean of the loss of each text with its own picture and with that of the nearest sample before it that is no right partner.
+    """Mean of the loss of each text with its own picture and with that of the nearest sample before it that
+    is no right partner.
 
     BLIP draws the wrong partner by similarity; a draw would make the loss jump while weights are probed.
     """
@@ -72,7 +73,9 @@ def _match(module: Any, batch: Batch, image: dict[str, Tensor], right: Tensor, c
 
 
 def _for_pairs(input_ids: Tensor, encoder_token: Tensor | None) -> Tensor:
-    """Tokens of texts as they are read with a picture, [texts, tokens]: ``encoder_token`` [texts] in the place of [CLS], if given."""
+    """Tokens of texts as they are read with a picture, [texts, tokens]: ``encoder_token`` [texts] in the
+    place of [CLS], if given.
+    """
     return (
         input_ids if encoder_token is None else torch.cat([encoder_token[:, None], input_ids[:, 1:]], dim=1)
     )
@@ -94,7 +97,9 @@ LOSSES = {
 
 
 class RetrievalInterface(DualInterface):
-    """Pictures and captions, apart and together; together they begin with ``encoder_token``, where null leaves the tokenizer's [CLS]."""
+    """Pictures and captions, apart and together; together they begin with ``encoder_token``, where null
+    leaves the tokenizer's [CLS].
+    """
 
     longest = LONGEST
 
@@ -154,7 +159,8 @@ class BlipRetrieval(Pretrained):
 
     Attributes:
         loss: match_and_contrastive, match, contrastive, or a function by its dotted path.
-        encoder_token: id of the token that a caption begins with when it is read with a picture, as in ``BlipVqa``.
+        encoder_token: id of the token that a caption begins with when it is read with a picture, as in
+            ``BlipVqa``.
     """
 
     name: str = "blip_retrieval"

@@ -20,7 +20,8 @@ from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 from ecoflap.models.loading.positions import look_at
 from ecoflap.models.offload.load import require_loaded
 
-ENC = 30523  # [ENC], which the published tokenizers leave out: the token behind the one that the decoder starts with
+# [ENC], which the published tokenizers leave out: the token behind the one that the decoder starts with
+ENC = 30523
 LONGEST = 35  # tokens of a question or a matched caption, as BLIP cuts them
 LONGEST_CAPTION = 40  # the same of a caption that is written, with its prompt
 
@@ -34,7 +35,8 @@ def check_encoder_token(token: int | None, module: Any) -> None:
     words = module.config.text_config.vocab_size
     if token is not None and not 0 <= token < words:
         raise UserError(
-            f"model.encoder_token={token}: this model has {words} tokens; give the id of its [ENC], or null where it was trained with [CLS]"
+            f"model.encoder_token={token}: this model has {words} tokens; give the id of its [ENC], or null"
+            " where it was trained with [CLS]"
         )
 
 
@@ -106,7 +108,9 @@ class VqaInterface:
     def rank(
         self, model: PrunableModel, examples: Sequence[Example], answers: Sequence[str], k: int
     ) -> list[str]:
-        """The likeliest of given answers to each question, of the ``k`` that begin with the likeliest tokens."""
+        """The likeliest of given answers to each question, of the ``k`` that begin with the likeliest
+        tokens.
+        """
         module: Any = model.module
         questions = {
             name: tokens.to(model.device)
@@ -194,9 +198,10 @@ class BlipVqa(Pretrained):
 
     Attributes:
         loss: answer, or a function by its dotted path.
-        encoder_token: id of the token that stands before a question. The published models were trained with [ENC], which transformers does not
-            put there; null keeps the tokenizer's [CLS].
-        image_size: side of the pictures in pixels; positions are resized (bicubic) where the checkpoint has others. Null for the checkpoint's.
+        encoder_token: id of the token that stands before a question. The published models were trained with
+            [ENC], which transformers does not put there; null keeps the tokenizer's [CLS].
+        image_size: side of the pictures in pixels; positions are resized (bicubic) where the checkpoint has
+            others. Null for the checkpoint's.
     """
 
     name: str = "blip_vqa"

@@ -1,4 +1,6 @@
-"""BLIP-2 of transformers, with a T5 or a decoder-only language model; ``blip2_mini`` is the same class, only smaller."""
+"""BLIP-2 of transformers, with a T5 or a decoder-only language model; ``blip2_mini`` is the same class, only
+smaller.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ log = logging.getLogger(__name__)
 
 
 def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """Cross-entropy of the answer or caption given image and prompt, per sample, [batch] (the paper's BLIP-2 loss)."""
+    """Cross-entropy of the answer or caption given image and prompt, per sample, [batch] (the paper's BLIP-2
+    loss).
+    """
     labels = batch["labels"]
     if not decoder_only(module):
         return token_loss(module(**batch).logits, labels)
@@ -46,7 +50,9 @@ class Blip2Interface:
         self.pixels = Pixels.of(processor.image_processor)
 
     def encode(self, example: Example) -> Sample:
-        """Inputs and labels of one question: labels apart for a T5, after the prompt for a decoder-only model."""
+        """Inputs and labels of one question: labels apart for a T5, after the prompt for a decoder-only
+        model.
+        """
         inputs = self.processor(
             images=load_image(example.image or ""), text=example.worded(self.prompt), return_tensors="pt"
         )
@@ -72,7 +78,8 @@ class Blip2Interface:
         # A decoder-only model writes on from the last token, so padding has to stand before the question.
         tokenizer.padding_side = "left" if decoder_only(module) else "right"
         texts = [example.worded(self.prompt) for example in examples]
-        # The processor puts the image tokens into the text only when it is given an image; any one will do for that.
+        # The processor puts the image tokens into the text only when it is given an image; any one will do
+        # for that.
         inputs = self.processor(
             images=load_image(examples[0].image or ""), text=texts, padding=True, return_tensors="pt"
         ).to(weight.device)
@@ -96,7 +103,8 @@ def take_lavis_weights(module: nn.Module, file: str) -> None:
     wrong = [name for name, tensor in state.items() if name not in own or own[name].shape != tensor.shape]
     if wrong:
         raise UserError(
-            f"model.lavis_checkpoint={file} does not fit model.path: {len(wrong)} weights are other ones here, such as {wrong[0]}"
+            f"model.lavis_checkpoint={file} does not fit model.path: {len(wrong)} weights are other ones"
+            f" here, such as {wrong[0]}"
         )
     module.load_state_dict(state, strict=False)
     log.info("%s: %d of %d tensors replaced", file, len(state), len(own))
@@ -119,10 +127,12 @@ class Blip2(Pretrained):
     Attributes:
         prompt: how a question is put to the model, with one ``{}``.
         loss: answer, or a function by its dotted path.
-        lavis_checkpoint: a file in LAVIS' format whose weights, all or some, replace those of ``path``: a pruned model of the paper's authors.
+        lavis_checkpoint: a file in LAVIS' format whose weights, all or some, replace those of ``path``: a
+            pruned model of the paper's authors.
         vision_from: checkpoint folder of another BLIP-2 whose (pruned) vision tower is taken over.
         language_from: checkpoint folder of another BLIP-2 whose (pruned) language model is taken over.
-        save_lavis: write the pruned weights in LAVIS' format too, as ``lavis.pth`` beside the checkpoint's other files.
+        save_lavis: write the pruned weights in LAVIS' format too, as ``lavis.pth`` beside the checkpoint's
+            other files.
     """
 
     name: str = "blip2"
@@ -156,7 +166,8 @@ class Blip2(Pretrained):
             take_language_model(module, self.language_from)
         if self.save_lavis and decoder_only(module):
             raise UserError(
-                "model.save_lavis=true writes BLIP-2 with a T5, and this one has a decoder-only language model; leave it out"
+                "model.save_lavis=true writes BLIP-2 with a T5, and this one has a decoder-only language"
+                " model; leave it out"
             )
         model = prunable(self.name, module, processor, loss, selection, self.towers, interface)
         return SavesLavis(**vars(model)) if self.save_lavis else model

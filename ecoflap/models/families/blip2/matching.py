@@ -1,4 +1,6 @@
-"""BLIP-2 of transformers as a retriever, its vision tower possibly one that was pruned inside another BLIP-2."""
+"""BLIP-2 of transformers as a retriever, its vision tower possibly one that was pruned inside another
+BLIP-2.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,9 @@ TEMPERATURE = 0.07  # BLIP-2 learns it from here on; the checkpoints of transfor
 
 
 def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
-    """Symmetric in-batch contrast (ITC): the query that fits a text best speaks for the picture. Per sample, [batch]."""
+    """Symmetric in-batch contrast (ITC): the query that fits a text best speaks for the picture. Per sample,
+    [batch].
+    """
     queries = _query_features(module, _image_states(module, batch["pixel_values"]))
     texts = _text_features(module, batch["input_ids"], batch["attention_mask"])
     return _contrast(queries, texts, right_pairs(batch, copies), copies)
@@ -55,7 +59,9 @@ def _contrast(queries: Tensor, texts: Tensor, right: Tensor, copies: int) -> Ten
 
 
 def _match(module: Any, batch: Batch, states: Tensor, right: Tensor, copies: int) -> Tensor:
-    """Mean of the loss of each text with its own picture and with that of the nearest sample before it that is no right partner."""
+    """Mean of the loss of each text with its own picture and with that of the nearest sample before it that
+    is no right partner.
+    """
     input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
     own = _match_logits(module, input_ids, attention_mask, states)
 
@@ -150,7 +156,8 @@ LOSSES = {"match_and_contrastive": match_and_contrastive_loss, "match": match_lo
 
 @dataclass(frozen=True)
 class Blip2Itm(Pretrained):
-    """BLIP-2's first stage: vision tower and Q-Former, which find pictures and texts. See ``Pretrained`` for its other options.
+    """BLIP-2's first stage: vision tower and Q-Former, which find pictures and texts. See ``Pretrained`` for
+    its other options.
 
     Attributes:
         loss: match_and_contrastive, match, contrastive, or a function by its dotted path.

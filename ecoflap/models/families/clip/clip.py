@@ -27,7 +27,8 @@ class DualInterface:
 
     Attributes:
         longest: most tokens of a text; null for the tokenizer's own limit.
-        pad_token_id: what shorter texts are filled up with. Padding stands behind the end of the text and counts nowhere.
+        pad_token_id: what shorter texts are filled up with. Padding stands behind the end of the text and
+            counts nowhere.
         classes: features of the classes [classes, features], where the loss is classification.
     """
 
@@ -90,13 +91,17 @@ class DualInterface:
         )
 
     def set_classes(self, model: PrunableModel, classes: Classes) -> None:
-        """Compute the text classifier from the dense text tower; it stays as it is while the vision tower is pruned."""
+        """Compute the text classifier from the dense text tower; it stays as it is while the vision tower is
+        pruned.
+        """
         if self.classification:
             self.classes = class_features(self, model, classes).to(model.device)
 
 
 def class_features(interface: Any, model: PrunableModel, classes: Classes) -> Tensor:
-    """The text classifier of zero-shot classification: per class the mean of its normalised prompts, [classes, features]."""
+    """The text classifier of zero-shot classification: per class the mean of its normalised prompts,
+    [classes, features].
+    """
     rows = [
         interface.embed_texts(model, [template.format(name) for template in classes.templates]).mean(dim=0)
         for name in classes.names
@@ -105,7 +110,8 @@ def class_features(interface: Any, model: PrunableModel, classes: Classes) -> Te
 
 
 def dual_loss(name: str, interface: DualInterface | None) -> Loss:
-    """``contrastive``: symmetric over the batch. ``classification``: through the text classifier. Both at the model's own temperature.
+    """``contrastive``: symmetric over the batch. ``classification``: through the text classifier. Both at the
+    model's own temperature.
 
     Raises:
         UserError: no such loss.
@@ -122,7 +128,8 @@ def dual_loss(name: str, interface: DualInterface | None) -> Loss:
         assert interface is not None
         if interface.classes is None:
             raise UserError(
-                "model.loss=classification needs a calibration set with classes; choose one, or model.loss=contrastive"
+                "model.loss=classification needs a calibration set with classes; choose one, or"
+                " model.loss=contrastive"
             )
         pixels = batch["pixel_values"].to(next(module.parameters()).dtype)
         features = interface.image_features(module, pixels).float()

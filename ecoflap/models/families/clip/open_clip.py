@@ -29,7 +29,8 @@ from ecoflap.models.loading.state_dict import SavesStateDict
 class OpenClipInterface(DualInterface):
     """Pictures and captions of an open_clip model.
 
-    Its tokenizer fills every text with zeros after the end token; the text tower is causal, so what stands behind the end changes nothing.
+    Its tokenizer fills every text with zeros after the end token; the text tower is causal, so what stands
+    behind the end changes nothing.
     """
 
     def image_features(self, module: Any, pixels: Tensor) -> Tensor:
@@ -62,7 +63,8 @@ class OpenClip:
         pretrained: a tag of ``open_clip.list_pretrained()``, or a local checkpoint file.
         name: shown in logs and written to result files.
         dtype: float32, float16 or bfloat16.
-        loss: contrastive, classification (through the text classifier, at the true temperature), or a function by its dotted path.
+        loss: contrastive, classification (through the text classifier, at the true temperature), or a
+            function by its dotted path.
         towers: {tower: path of its block list}, where it should not be found from the tree.
         save: write the pruned weights into the run's folder.
     """
@@ -86,7 +88,8 @@ class OpenClip:
         open_clip = _package()
         if self.architecture not in open_clip.list_models():
             raise UserError(
-                f"model.architecture={self.architecture} is not known to open_clip; {did_you_mean(self.architecture, open_clip.list_models())}"
+                f"model.architecture={self.architecture} is not known to open_clip;"
+                f" {did_you_mean(self.architecture, open_clip.list_models())}"
             )
         with torch.device("meta"), quiet(logging.WARNING):  # it would warn that no weights are loaded
             shape = open_clip.create_model(

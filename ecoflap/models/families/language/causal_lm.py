@@ -15,7 +15,9 @@ from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 
 
 def language_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """Next-token cross-entropy of each row, [batch]; rows with an ``attention_mask`` are padded behind their end."""
+    """Next-token cross-entropy of each row, [batch]; rows with an ``attention_mask`` are padded behind their
+    end.
+    """
     labels = batch["input_ids"]
     if "attention_mask" in batch:
         labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORED)

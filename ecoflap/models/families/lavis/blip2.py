@@ -1,4 +1,6 @@
-"""BLIP-2 with Flan-T5 of salesforce-lavis: the model that ECoFLaP's authors pruned, and their checkpoint format."""
+"""BLIP-2 with Flan-T5 of salesforce-lavis: the model that ECoFLaP's authors pruned, and their checkpoint
+format.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ LONGEST = 32  # tokens of a prompt or an answer, as LAVIS cuts them
 
 
 def encoder_inputs(module: Any, pixels: Tensor, input_ids: Tensor) -> Tensor:
-    """What T5's encoder reads: the image as the Q-Former's queries see it, then the prompt, [batch, queries + tokens, features]."""
+    """What T5's encoder reads: the image as the Q-Former's queries see it, then the prompt, [batch, queries +
+    tokens, features].
+    """
     image = module.ln_vision(module.visual_encoder(pixels.to(module.query_tokens.dtype)))
     queries = module.query_tokens.expand(len(image), -1, -1)
     seen = module.Qformer.bert(
@@ -31,7 +35,8 @@ def encoder_inputs(module: Any, pixels: Tensor, input_ids: Tensor) -> Tensor:
 
 
 def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """Cross-entropy of the answer or caption given image and prompt, per sample, [batch] (the paper's BLIP-2 loss).
+    """Cross-entropy of the answer or caption given image and prompt, per sample, [batch] (the paper's BLIP-2
+    loss).
 
     LAVIS' own forward gives one loss for the whole batch.
     """

@@ -1,7 +1,7 @@
 """Names of BLIP-2's weights in salesforce-lavis and in transformers, and files in LAVIS' format.
 
-Both hold the same tensors but for one bias: in the image tower's attention LAVIS keeps those of queries and values (keys have none), transformers
-one for all three, zero for the keys.
+Both hold the same tensors but for one bias: in the image tower's attention LAVIS keeps those of queries and
+values (keys have none), transformers one for all three, zero for the keys.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ POSITIONS = "Qformer.bert.embeddings.position_ids"  # 0, 1, 2, ...: no weights, 
 
 
 def read_lavis_checkpoint(file: str | Path, option: str = "model.checkpoint") -> State:
-    """The tensors of a checkpoint in LAVIS' format, with or without its ``{"model": ...}`` around them. Nothing but tensors is unpickled.
+    """The tensors of a checkpoint in LAVIS' format, with or without its ``{"model": ...}`` around them.
+    Nothing but tensors is unpickled.
 
     Args:
         file: a .pth or .safetensors file.
@@ -80,13 +81,15 @@ def read_lavis_checkpoint(file: str | Path, option: str = "model.checkpoint") ->
         or not all(isinstance(tensor, Tensor) for tensor in state.values())
     ):
         raise UserError(
-            f'{option}={file} holds no state dict; LAVIS writes {{"model": {{name: tensor}}}}, or the tensors alone'
+            f'{option}={file} holds no state dict; LAVIS writes {{"model": {{name: tensor}}}}, or the tensors'
+            " alone"
         )
     return dict(state)
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> State:
-    """A LAVIS BLIP-2's state dict, whole or in part, under the names of transformers' ``Blip2ForConditionalGeneration``.
+    """A LAVIS BLIP-2's state dict, whole or in part, under the names of transformers'
+    ``Blip2ForConditionalGeneration``.
 
     Raises:
         UserError: a name that BLIP-2 with T5 doesn't have, or one of a pair of biases without the other.
@@ -120,7 +123,8 @@ def to_lavis(state: Mapping[str, Tensor]) -> State:
         queries, keys, values = tensor.chunk(3)
         if keys.any():
             raise UserError(
-                f"{name} holds a bias of the keys, which LAVIS' image tower doesn't have; save in transformers' format instead"
+                f"{name} holds a bias of the keys, which LAVIS' image tower doesn't have; save in"
+                " transformers' format instead"
             )
         stem = _rename(name, backwards).removesuffix("qkv.bias")
         renamed |= {f"{stem}q_bias": queries.clone(), f"{stem}v_bias": values.clone()}

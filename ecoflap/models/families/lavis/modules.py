@@ -1,6 +1,7 @@
 """LAVIS' BLIP-2 and BLIP-NLVR, built from sizes alone: no downloads, and on the meta device no weights.
 
-Parameters, names and computations are LAVIS' own, so its checkpoints fit. Only to be imported where LAVIS is; see ``lavis_parts.require_lavis``.
+Parameters, names and computations are LAVIS' own, so its checkpoints fit. Only to be imported where LAVIS is;
+see ``lavis_parts.require_lavis``.
 """
 
 from __future__ import annotations
@@ -29,7 +30,9 @@ Norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class OpenAttention(eva_vit.Attention):
-    """The same attention with ``qkv`` called as a module. LAVIS hands its weight to a function, where no hook sees what it reads."""
+    """The same attention with ``qkv`` called as a module. LAVIS hands its weight to a function, where no hook
+    sees what it reads.
+    """
 
     def forward(self, x: Tensor, rel_pos_bias: Tensor | None = None) -> Tensor:
         """[batch, tokens, features] to the same."""
@@ -44,7 +47,8 @@ class OpenAttention(eva_vit.Attention):
 def eva_tower(image_size: int, sizes: Sizes) -> Any:
     """BLIP-2's image tower, [batch, 3, height, width] to [batch, tokens, features]."""
     widths = {"num_heads": sizes["num_heads"], "qkv_bias": True}
-    # Without blocks first: LAVIS' constructor reads numbers from a tensor for each, which the meta device can't do.
+    # Without blocks first: LAVIS' constructor reads numbers from a tensor for each, which the meta device
+    # can't do.
     tower = eva_vit.VisionTransformer(
         img_size=image_size,
         patch_size=sizes["patch_size"],

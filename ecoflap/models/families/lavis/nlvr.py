@@ -22,8 +22,8 @@ from ecoflap.models.loading.loader import Selection, prunable
 def truth_logits(module: nn.Module, batch: Batch) -> Tensor:
     """Logits of false and true, [batch, 2], in fp32.
 
-    LAVIS' own forward puts all first pictures before all second ones. Here the two of a sample stay together, [batch * 2, ...], so that replicas
-    of a batch stay apart inside the image tower too.
+    LAVIS' own forward puts all first pictures before all second ones. Here the two of a sample stay together,
+    [batch * 2, ...], so that replicas of a batch stay apart inside the image tower too.
     """
     model: Any = module
     pixels, input_ids = batch["pixel_values"].to(model.cls_head[0].weight.dtype), batch["input_ids"]
@@ -66,7 +66,8 @@ class NlvrInterface:
         """
         if example.label is None:
             raise UserError(
-                "NLVR needs a label, 0 for false or 1 for true; choose a calibration set of labelled pairs of pictures"
+                "NLVR needs a label, 0 for false or 1 for true; choose a calibration set of labelled pairs of"
+                " pictures"
             )
         batch = self._batch([example])
         return {**{name: tensor[0] for name, tensor in batch.items()}, "labels": torch.tensor(example.label)}
@@ -81,7 +82,8 @@ class NlvrInterface:
     def _batch(self, examples: Sequence[Example]) -> dict[str, Tensor]:
         if any(example.image is None or example.second_image is None for example in examples):
             raise UserError(
-                "NLVR looks at two pictures at a time, and these examples have fewer; choose data of pairs of pictures"
+                "NLVR looks at two pictures at a time, and these examples have fewer; choose data of pairs of"
+                " pictures"
             )
         text = self.tokenizer(
             [self.caption(example.text) for example in examples], padding="longest", return_tensors="pt"

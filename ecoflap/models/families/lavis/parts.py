@@ -1,7 +1,8 @@
-"""What the adapters of salesforce-lavis share: models built from sizes alone, filled from a file or by LAVIS itself, saved in LAVIS' format.
+"""What the adapters of salesforce-lavis share: models built from sizes alone, filled from a file or by LAVIS
+itself, saved in LAVIS' format.
 
-LAVIS' own constructors download weights before a checkpoint can replace them. Here a model is built empty, on the meta device, and takes its
-weights from one state dict, of which nothing may be missing.
+LAVIS' own constructors download weights before a checkpoint can replace them. Here a model is built empty, on
+the meta device, and takes its weights from one state dict, of which nothing may be missing.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
     lacking = [name for name, parameter in module.named_parameters() if parameter.is_meta]
     if lacking:
         raise UserError(
-            f"{source} lacks {len(lacking)} weights of its model, such as {lacking[0]}; give a whole checkpoint of this model"
+            f"{source} lacks {len(lacking)} weights of its model, such as {lacking[0]}; give a whole"
+            " checkpoint of this model"
         )
     if report.unexpected_keys:
         log.warning(
@@ -98,7 +100,8 @@ def read_tokenizer(tokenizer_class: Any, source: str) -> Any:
         return tokenizer_class.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise UserError(
-            f"model.tokenizer={source} could not be loaded ({str(error).splitlines()[0]}); give a local folder, or go online (HF_HUB_OFFLINE unset)"
+            f"model.tokenizer={source} could not be loaded ({str(error).splitlines()[0]}); give a local"
+            " folder, or go online (HF_HUB_OFFLINE unset)"
         ) from error
 
 
@@ -127,7 +130,8 @@ class LavisPretrained:
 
     Attributes:
         model_type: LAVIS' name of the weights that it downloads.
-        checkpoint: a file in LAVIS' format to read instead, such as a pruned model; nothing is downloaded then but the tokenizer.
+        checkpoint: a file in LAVIS' format to read instead, such as a pruned model; nothing is downloaded
+            then but the tokenizer.
         tokenizer: hub id or folder of the tokenizer.
         architecture: sizes.
         name: shown in logs and written to result files.

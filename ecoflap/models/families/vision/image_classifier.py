@@ -43,7 +43,8 @@ class ClassifierInterface:
         strange = [name for name in classes.names if name not in self.names]
         if strange:
             raise UserError(
-                f"{model.name} has no class {strange[0]!r} (nearest: {nearest(strange[0], self.names)}); choose a calibration set of its own classes"
+                f"{model.name} has no class {strange[0]!r} (nearest: {nearest(strange[0], self.names)});"
+                " choose a calibration set of its own classes"
             )
         self.index_of = {label: self.names.index(name) for label, name in enumerate(classes.names)}
 
@@ -55,7 +56,8 @@ class ClassifierInterface:
         """
         if example.label is None:
             raise UserError(
-                "a classifier is scored on labelled pictures, and these have no label; choose another calibration set"
+                "a classifier is scored on labelled pictures, and these have no label; choose another"
+                " calibration set"
             )
         label = self.index_of.get(example.label, example.label)
         return {"pixel_values": self.pixels([example.image or ""])[0], "labels": torch.tensor(label)}

@@ -110,5 +110,6 @@ class Torchvision:
             ) from None
         except OSError as error:
             raise UserError(
-                f"model.weights={self.weights} could not be downloaded ({error}); give a local checkpoint file"
+                f"model.weights={self.weights} could not be downloaded ({error}); give a local checkpoint"
+                " file"
             ) from error

@@ -1,4 +1,6 @@
-"""Any vision-language model of transformers that writes text: LLaVA, Qwen2.5-VL, SmolVLM, InternVL, PaliGemma, InstructBLIP, ..."""
+"""Any vision-language model of transformers that writes text: LLaVA, Qwen2.5-VL, SmolVLM, InternVL,
+PaliGemma, InstructBLIP, ...
+"""
 
 from __future__ import annotations
 
@@ -27,7 +29,9 @@ NO_ANSWER = {
 
 
 def writes_after_prompt(module: Any) -> bool:
-    """Whether question and answer are one sequence; an encoder-decoder (InstructBLIP with a T5) has them apart."""
+    """Whether question and answer are one sequence; an encoder-decoder (InstructBLIP with a T5) has them
+    apart.
+    """
     config = module.config
     text = getattr(config, "text_config", config)
     return not (getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False))
@@ -36,7 +40,8 @@ def writes_after_prompt(module: Any) -> bool:
 def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the answer given picture and question, per sample, [batch].
 
-    Each sample's tensors keep the first dimension that its processor gave them (one, or a number of patches or tiles).
+    Each sample's tensors keep the first dimension that its processor gave them (one, or a number of patches
+    or tiles).
 
     Raises:
         UserError: the model gives answers no probability.
@@ -73,8 +78,8 @@ class VlmInterface:
     def encode(self, example: Example) -> Sample:
         """Inputs and labels of one question, with the leading dimension that the processor gives.
 
-        The answer's tokens are put behind the question's, so that nothing else of the model's input (the text that a Q-Former reads, what the
-        processor writes after a prompt) can see the answer.
+        The answer's tokens are put behind the question's, so that nothing else of the model's input (the text
+        that a Q-Former reads, what the processor writes after a prompt) can see the answer.
         """
         tokenizer = self.processor.tokenizer
         text = self._ask(example)
@@ -100,7 +105,9 @@ class VlmInterface:
 
     @property
     def _is_paligemma(self) -> bool:
-        """PaliGemma ends its prompts with a line end of its own, and marks what is written by token type 1; in Gemma 3 that marks images."""
+        """PaliGemma ends its prompts with a line end of its own, and marks what is written by token type 1;
+        in Gemma 3 that marks images.
+        """
         return bool(self.module.config.model_type == "paligemma")
 
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
@@ -116,7 +123,9 @@ class VlmInterface:
         return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
     def _ask(self, example: Example) -> str:
-        """The example in the prompt. A bare text begins what is written: nothing is asked, and only the picture's place stays before it."""
+        """The example in the prompt. A bare text begins what is written: nothing is asked, and only the
+        picture's place stays before it.
+        """
         if not example.bare:
             return replace(example, text=example.text + (self.brief or "")).worded(self.prompt)
         if str(getattr(self.processor, "image_token", "<image>")) not in self.prompt:
@@ -126,7 +135,9 @@ class VlmInterface:
         return opened + space + example.text
 
     def _batch(self, images: list[Any], texts: list[str]) -> Any:
-        """Inputs of several questions. Some processors take a flat list of pictures for those of one question, others refuse any but a flat one."""
+        """Inputs of several questions. Some processors take a flat list of pictures for those of one
+        question, others refuse any but a flat one.
+        """
         try:
             return self.processor(images=images, text=texts, padding=True, return_tensors="pt")
         except ValueError:
@@ -136,7 +147,9 @@ class VlmInterface:
 
 
 def _behind(tokenizer: Any, before: str, text: str) -> list[int]:
-    """The tokens of a text as they follow another; by itself, some tokenizers of the LLaMA family would put a token for a space in front of it."""
+    """The tokens of a text as they follow another; by itself, some tokenizers of the LLaMA family would put a
+    token for a space in front of it.
+    """
     first, both, alone = (
         tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, before + text, text)
     )
@@ -151,7 +164,8 @@ def _chat_prompt(processor: Any) -> str:
     """
     if not getattr(processor, "chat_template", None):
         raise UserError(
-            "this model's processor has no chat template; say how a question is put to it with model.prompt, such as 'USER: <image>\\n{} ASSISTANT:'"
+            "this model's processor has no chat template; say how a question is put to it with model.prompt,"
+            " such as 'USER: <image>\\n{} ASSISTANT:'"
         )
     messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "@QUESTION@"}]}]
     text: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
@@ -164,7 +178,8 @@ class VisionLanguage(Pretrained):
 
     Attributes:
         prompt: how a question is put to the model, with one ``{}``; null for the processor's chat template.
-        brief: what is put behind each question, so that a model which likes to talk answers with a word; null for nothing.
+        brief: what is put behind each question, so that a model which likes to talk answers with a word; null
+            for nothing.
         loss: answer, or a function by its dotted path.
     """
 
