@@ -20,9 +20,7 @@ from tests import tiny
 
 
 def outputs_of_blocks(model: PrunableModel, blocks: list[nn.Module], batch: Batch) -> list[list[Tensor]]:
-    """The outputs of blocks in a plain forward pass of the whole model: per block, one output per pass through
-    its tower.
-    """
+    """The outputs of blocks in a plain forward pass of the whole model, one per pass through their tower."""
     outputs: dict[nn.Module, list[Tensor]] = {block: [] for block in blocks}
     handles = [
         block.register_forward_hook(
@@ -168,7 +166,7 @@ class Elsewhere(Placement):
 def test_large_arguments_are_offloaded_like_hidden_states(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A position bias of long texts is larger than they are; what all blocks of a pass share is stored once."""
+    """Position biases of long texts are larger than they are; what blocks of a pass share is stored once."""
     if family not in tiny.FAMILIES:
         pytest.skip(f"{family} is not in the installed transformers")
     monkeypatch.setattr(capture, "LARGE", 1)
