@@ -21,7 +21,8 @@ from ecoflap.blocks.block_call import BlockCall
 from ecoflap.blocks.bypass import SubstituteForward, bypassing
 from ecoflap.blocks.finished_towers import FinishedTower
 from ecoflap.blocks.recorder import BlockInput, BlockOutput, CaptureComplete, Recorder
-from ecoflap.blocks.structure import Structure, bypass_with_output, learn_structure
+from ecoflap.blocks.structure import Structure, learn_structure
+from ecoflap.blocks.trials import bypass_with_output
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel

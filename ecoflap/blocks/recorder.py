@@ -18,9 +18,9 @@ from ecoflap.models.core.towers import Tower
 
 
 class CaptureComplete(BaseException):
-    """Ends a forward pass that has shown enough.
+    """Ends a forward pass once all wanted inputs are known.
 
-    It derives from BaseException so that no model code catches it as an error of its own.
+    It derives from BaseException so that no model code catches it.
     """
 
 

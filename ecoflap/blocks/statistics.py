@@ -24,7 +24,7 @@ STRIP = 256
 class InputsComplete(BaseException):
     """Ends the run of a block once the inputs of all its layers are known.
 
-    It derives from BaseException so that no model code catches it as an error of its own.
+    It derives from BaseException so that no model code catches it.
     """
 
 

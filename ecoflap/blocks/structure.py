@@ -8,25 +8,21 @@ to the bypassed blocks; where it differs, they have to run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ecoflap.blocks.bypass import Bypass, SubstituteForward, bypassing, without_head
-from ecoflap.blocks.containers import equal
+from ecoflap.blocks.bypass import Bypass, SubstituteForward
 from ecoflap.blocks.finished_towers import FinishedTower, TowerPasses
-from ecoflap.blocks.perturbation import perturbed, perturbing
-from ecoflap.blocks.recorder import BlockOutput, CaptureComplete, Recorder
-from ecoflap.blocks.standalone import require_layers_inside_blocks, require_standalone
-from ecoflap.console.telemetry import errors_suppressed
+from ecoflap.blocks.perturbation import perturbed
+from ecoflap.blocks.recorder import Recorder
+from ecoflap.blocks.standalone import require_standalone
+from ecoflap.blocks.trials import Reference, Trials, record_reference
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
-from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Tower
 
@@ -83,16 +79,20 @@ def learn_structure(
         UserError: if the forward pass never reaches the tower, blocks compute something else when they run
             alone, or, with ``dense``, inputs depend on pruned weights.
     """
-    references = [_record(model, tower, batch, finished)]
+    references = [record_reference(model, tower, batch, finished)]
     require_standalone(model, tower, references[0].plain, others)
-    unlike = [_record(model, tower, other, finished) for other in others if _shapes(other) != _shapes(batch)]
+    unlike = [
+        record_reference(model, tower, other, finished)
+        for other in others
+        if _shapes(other) != _shapes(batch)
+    ]
     # Batches of text alone never reach an image tower.
     references += [reference for reference in unlike if any(reference.plain.inputs.values())]
     for reference in references:
         reference.plain.outputs.clear()  # as large as the inputs, which alone are compared from here on
     bypasses = _common_bypasses([reference.plain for reference in references])
     learned = [
-        _learn_from(reference, _Trials(model, tower, bypasses, reference), finished, dense)
+        _learn_from(reference, Trials(model, tower, bypasses, reference), finished, dense)
         for reference in references
     ]
     from_start = frozenset[int]().union(*(one.from_start for one in learned))
@@ -113,37 +113,6 @@ def learn_structure(
     )
 
 
-@dataclass(frozen=True)
-class _Reference:
-    """A small batch with a complete forward pass of it, to compare others with.
-
-    Attributes:
-        batch: its inputs.
-        plain: the inputs of the tower's blocks.
-        passes: the outputs of the finished towers.
-    """
-
-    batch: Batch
-    plain: Recorder
-    passes: TowerPasses
-
-
-def _record(
-    model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[FinishedTower]
-) -> _Reference:
-    """Run a batch through the whole model."""
-    plain, passes = Recorder(tower), TowerPasses([finished_tower.tower for finished_tower in finished])
-    head = without_head(model.module)
-    with (
-        require_layers_inside_blocks(model, tower),
-        plain.recording(),
-        passes.recording(),
-        bypassing(head),
-    ):
-        model.loss(batch)
-    return _Reference(batch, plain, passes)
-
-
 def _shapes(batch: Batch) -> dict[str, torch.Size]:
     return {name: tensor.shape[1:] for name, tensor in batch.items()}
 
@@ -158,7 +127,7 @@ def _common_bypasses(recorders: Sequence[Recorder]) -> dict[nn.Module, Bypass]:
 
 
 def _learn_from(
-    reference: _Reference, trials: _Trials, finished: Sequence[FinishedTower], dense: bool
+    reference: Reference, trials: Trials, finished: Sequence[FinishedTower], dense: bool
 ) -> Structure:
     """The structure that one small batch shows.
 
@@ -185,7 +154,7 @@ def _learn_from(
 
 
 def _bypassed(
-    trials: _Trials, finished: Sequence[FinishedTower], passes: TowerPasses, whole: bool
+    trials: Trials, finished: Sequence[FinishedTower], passes: TowerPasses, whole: bool
 ) -> list[int]:
     """The finished towers that need not run."""
     chosen: list[int] = []
@@ -208,7 +177,7 @@ def _bypass_towers(
 
 
 def _check_dense(
-    trials: _Trials, finished: Sequence[FinishedTower], passes: TowerPasses, bypassed: Sequence[int]
+    trials: Trials, finished: Sequence[FinishedTower], passes: TowerPasses, bypassed: Sequence[int]
 ) -> None:
     """Refuse a tower that reads the output of a pruned one.
 
@@ -223,128 +192,3 @@ def _check_dense(
                 f" before {tower.name} ({tower.path}), which reads what it puts out; use propagate=pruned, or"
                 " leave one of them out of towers"
             )
-
-
-def bypass_with_output(
-    bypasses: Mapping[nn.Module, Bypass],
-    block: nn.Module,
-    outputs: Iterable[BlockOutput],
-    change: Callable[[Tensor], Tensor] = lambda hidden: hidden,
-) -> dict[nn.Module, SubstituteForward]:
-    """Forwards that bypass the blocks of a tower, one of which returns known outputs.
-
-    Args:
-        bypasses: how to bypass the blocks.
-        block: the block whose outputs are known.
-        outputs: what it leaves, call by call.
-        change: what the other blocks do to their hidden states.
-
-    Returns:
-        The substitute forward of each block.
-    """
-    remaining = iter(outputs)
-
-    def stored(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        left = next(remaining)
-        left.call.fill_containers(arguments, keywords)
-        hidden = left.output.clone()  # the model may write into it
-        return bypasses[block].substitute(lambda _: hidden)(arguments, keywords)
-
-    return {**{module: bypass.substitute(change) for module, bypass in bypasses.items()}, block: stored}
-
-
-class _Trials:
-    """Forward passes of a small batch that skip something, compared with the complete one."""
-
-    def __init__(
-        self, model: PrunableModel, tower: Tower, bypasses: Mapping[nn.Module, Bypass], reference: _Reference
-    ) -> None:
-        self.model, self.tower, self.bypasses = model, tower, bypasses
-        self.batch, self.plain, self.passes = reference.batch, reference.plain, reference.plain.passes()
-
-    def recaptured(self) -> tuple[bool, set[int]]:
-        """Find the blocks that can't run on the arguments of the first capture.
-
-        Returns:
-            Whether the first block depends on blocks that ran before it, and the blocks whose inputs have to
-            be captured again.
-        """
-        every = range(len(self.tower.blocks))
-        forwards = {module: bypass.substitute(perturbed) for module, bypass in self.bypasses.items()}
-        found = self._run(forwards, every, self.tower.layers)
-        looped, later = self.plain.revisited and not self._same(found, [0], hidden=True), set(every[1:])
-        if looped or "other" in self.plain.written:
-            return looped, later
-        dependent = {index for index in later if not self._same(found, [index], hidden=False)}
-        after_writers = {index for index in later if any(writer < index for writer in self.plain.writers)}
-        return looped, self.plain.unchained | dependent | after_writers
-
-    def is_from_output(self, index: int) -> bool:
-        """Whether a block's inputs depend on other blocks only through what the block before leaves."""
-        block = self.tower.blocks[index - 1].module
-        previous = [given.previous for given in self.plain.inputs[index]]
-        known = [left for left in previous if left is not None]
-        if len(known) < len(previous):
-            return False
-        if any(one.module not in self.bypasses for one in self.tower.blocks[:index]):
-            return False
-        found = self._run(bypass_with_output(self.bypasses, block, known, perturbed), [index])
-        return self._same(found, [index], hidden=True)
-
-    def can_bypass(self, forwards: Mapping[nn.Module, SubstituteForward], whole: bool) -> bool:
-        """Whether the tower's inputs stay the same when finished towers are bypassed.
-
-        Args:
-            forwards: the substitute forwards of their blocks.
-            whole: run the tower's blocks, and compare the hidden states that enter each of them instead of
-                those that enter the first.
-        """
-        every = range(len(self.tower.blocks))
-        if whole:
-            return self._same(self._run(forwards, every), every, hidden=True)
-        found = self._run({**self.bypasses, **forwards}, every)
-        return self._same(found, [0], hidden=True) and self._same(found, every, hidden=False)
-
-    def depends_on(self, other: Tower, forwards: Mapping[nn.Module, SubstituteForward]) -> bool:
-        """Whether the tower's inputs depend on the weights of another tower.
-
-        Args:
-            other: the tower in question.
-            forwards: the substitute forwards of towers that are bypassed.
-        """
-        every = range(len(self.tower.blocks))
-        if not other.layers:
-            return False
-        return not self._same(self._run(forwards, every, other.layers), every, hidden=True)
-
-    def _run(
-        self,
-        forwards: Mapping[nn.Module, SubstituteForward],
-        wanted: Collection[int],
-        layers: Iterable[Layer] = (),
-    ) -> Recorder:
-        """Run the batch until all wanted inputs are known, or the model fails.
-
-        Args:
-            forwards: the substitute forwards of bypassed blocks.
-            wanted: the blocks whose inputs to record.
-            layers: the layers to perturb.
-        """
-        found = Recorder(self.tower, self.passes, wanted, bool(self.plain.written))
-        with (
-            suppress(CaptureComplete),
-            errors_suppressed(),
-            found.recording(),
-            bypassing(forwards),
-            perturbing(layers),
-        ):
-            self.model.loss(self.batch)
-        return found
-
-    def _same(self, found: Recorder, blocks: Iterable[int], hidden: bool) -> bool:
-        """Whether the same arguments entered some blocks; with ``hidden``, the same hidden states too."""
-
-        def inputs_of(recorder: Recorder, index: int) -> list[Any]:
-            return [(given.call, given.hidden if hidden else None) for given in recorder.inputs[index]]
-
-        return all(equal(inputs_of(found, index), inputs_of(self.plain, index)) for index in blocks)

@@ -160,11 +160,9 @@ def find_units(model: PrunableModel) -> list[Units]:
     missing = next((layer for layer in model.layers if id(layer.module) not in covered), None)
     chosen = {id(layer.module) for layer in model.layers}
     if missing is not None or not covered <= chosen:
-        what = (
-            f"{missing.name} of {model.name} is none"
-            if missing is not None
-            else "towers or skip_layers leave out parts of one"
-        )
+        what = "towers or skip_layers leave out parts of one"
+        if missing is not None:
+            what = f"{missing.name} of {model.name} is none"
         raise UserError(
             f"a structured pruner cuts whole attentions and MLPs of transformers' BLIP, and {what}; choose"
             " another pruner, such as wanda"

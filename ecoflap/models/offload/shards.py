@@ -77,9 +77,7 @@ class OnDisk(Offloaded):
     source: Shards  # type: ignore[assignment]
 
     def __init__(self, *arguments: Any) -> None:
-        """As ``Offloaded``; also makes the C allocator return large allocations to the system once they are
-        free.
-        """
+        """As ``Offloaded``; the C allocator also returns large allocations to the system at once."""
         super().__init__(*arguments)
         # glibc raises that limit whenever a large allocation is freed, and then keeps the memory of released
         # blocks and activations.

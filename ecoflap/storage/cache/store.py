@@ -140,7 +140,7 @@ class Store:
         return content if winner is None else winner.content
 
     def _warn_once(self, error: OSError) -> None:
-        """Warn once that the disk is full or read-only; the run goes on, as its result must not be lost."""
+        """Warn once that the disk is full or read-only; the run continues, as its result must not be lost."""
         if not self._write_failed:
             log.warning(
                 "cannot write to the store %s (%s): going on without it. Set cache to a writable folder or"

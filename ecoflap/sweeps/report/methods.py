@@ -185,12 +185,12 @@ def _split(
     found = defaultdict(set)
     for method, value in zip(methods, values, strict=True):
         found[method].add(value)
-    return [
-        replace(method, settings=(*method.settings, (key, value)))
-        if method in among and len(found[method]) > 1
-        else method
-        for method, value in zip(methods, values, strict=True)
-    ]
+    result = []
+    for method, value in zip(methods, values, strict=True):
+        ambiguous = method in among and len(found[method]) > 1
+        settings = (*method.settings, (key, value)) if ambiguous else method.settings
+        result.append(replace(method, settings=settings))
+    return result
 
 
 def _short(paths: Iterable[str]) -> dict[str, str]:
