@@ -60,7 +60,7 @@ class Lease:
             OSError: if the file can't be written.
         """
         if not self._create():
-            if self._owner_lives():
+            if self._owner_is_alive():
                 return False
             log.info("%s: its owner %s is gone, taking over", self.path, self.describe_owner())
             self._remove_dead()
@@ -117,7 +117,7 @@ class Lease:
             return True
         return _read(self.path).get("token", self._token) != self._token
 
-    def _owner_lives(self) -> bool:
+    def _owner_is_alive(self) -> bool:
         """Whether the owner is alive, as far as is known now."""
         self.owner = _read(self.path)
         seen = json.dumps(self.owner, sort_keys=True)
@@ -140,7 +140,7 @@ class Lease:
             aside.unlink(missing_ok=True)
 
 
-def lives(path: Path, dead_after: float) -> bool:
+def is_held(path: Path, dead_after: float) -> bool:
     """Whether a lease is held, without waiting for a heartbeat.
 
     Its owner runs on this host, or its last heartbeat is recent by the clock of the file system.

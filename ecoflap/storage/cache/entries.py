@@ -69,7 +69,7 @@ def key_hash(key: Mapping[str, JSON]) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
+class StoredValue:
     """An intact entry.
 
     Attributes:
@@ -119,7 +119,7 @@ def write_entry(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_entry(entry: Path, key: Mapping[str, JSON], codec: Codec, quiet: bool = False) -> Found | None:
+def read_entry(entry: Path, key: Mapping[str, JSON], codec: Codec, quiet: bool = False) -> StoredValue | None:
     """An intact entry; None if it is missing or, with a warning unless ``quiet``, damaged."""
     if not entry.is_dir():
         return None
@@ -134,7 +134,7 @@ def read_entry(entry: Path, key: Mapping[str, JSON], codec: Codec, quiet: bool =
     return found[0]
 
 
-def check_entry(entry: Path, file: str) -> tuple[Found, str]:
+def check_entry(entry: Path, file: str) -> tuple[StoredValue, str]:
     """Read an entry and check its value against its checksum.
 
     Returns:
@@ -146,7 +146,7 @@ def check_entry(entry: Path, file: str) -> tuple[Found, str]:
     content, meta = (entry / file).read_bytes(), json.loads((entry / META).read_text(encoding="utf-8"))
     if hashlib.sha256(content).hexdigest() != meta["sha256"]:
         raise ValueError("its checksum differs")
-    return Found(content, float(meta["seconds"])), key_hash(meta["key"])
+    return StoredValue(content, float(meta["seconds"])), key_hash(meta["key"])
 
 
 def mark_used(entry: Path) -> None:
