@@ -23,7 +23,7 @@ FORMAT = "ecoflap-masks-1"
 
 
 def save_masks(path: Path, masks: Mapping[str, Tensor], names: Mapping[str, str] | None = None) -> None:
-    """Write masks to one file, whole or not at all.
+    """Write masks to one file atomically.
 
     Args:
         path: The file to write; its folder is created.

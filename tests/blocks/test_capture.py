@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.blocks import capture
+from ecoflap.blocks import stream as streams
 from ecoflap.blocks.block_call import first_tensor
 from ecoflap.blocks.capture import Flow, flows
 from ecoflap.blocks.containers import equal
@@ -169,7 +169,7 @@ def test_large_arguments_are_offloaded_like_hidden_states(
     """Position biases of long texts are larger than they are; what blocks of a pass share is stored once."""
     if family not in tiny.FAMILIES:
         pytest.skip(f"{family} is not in the installed transformers")
-    monkeypatch.setattr(capture, "LARGE", 1)
+    monkeypatch.setattr(streams, "LARGE", 1)
     model = tiny.build(family)
     batches = tiny.samples(family).batches(2)
     offloading = replace(model, placement=Elsewhere(tmp_path / "offloaded"))
