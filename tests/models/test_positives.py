@@ -8,7 +8,6 @@ from typing import Any
 
 import pytest
 import torch
-from ecoflap_sentences.model import halves_loss
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -207,17 +206,3 @@ def test_padding_is_no_text() -> None:
         "attention_mask": torch.tensor([[1, 1], [1, 0]]),
     }
     assert image_text_positives(batch, 1).equal(torch.eye(2, dtype=torch.bool))
-
-
-@torch.no_grad()
-def test_a_passage_that_stands_twice_in_a_batch() -> None:
-    """MiniLM's halves: either of two equal ones is right, so a batch of one passage alone, twice, is as
-    uncertain as it must be.
-    """
-    from transformers import BertConfig, BertModel
-
-    torch.manual_seed(0)
-    module = BertModel(BertConfig(**tiny.TEXT), add_pooling_layer=False).eval()
-    ids = torch.randint(1, tiny.VOCABULARY, (1, 2, 4)).repeat(2, 1, 1)
-    loss = halves_loss(module, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    torch.testing.assert_close(loss, torch.full((2,), 2.0).log())
