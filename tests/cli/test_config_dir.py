@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import main as program
-from ecoflap.cli.arguments import understood
+from ecoflap.cli import understood
 from ecoflap.cli.choices import Choices
 from ecoflap.errors import UserError
 from ecoflap.storage.cache import code
