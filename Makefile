@@ -5,7 +5,7 @@ READY := $(VENV)/.ready
 LAVIS := .venv-lavis
 MIXED := .venv-mixed
 # What has to pass on every release of transformers that pyproject.toml allows.
-PORTABLE := tests/models tests/calibrate tests/score tests/prune tests/allocate
+PORTABLE := tests/models tests/blocks tests/data tests/score tests/prune tests/allocate
 # What importing LAVIS needs beside $(VENV), and a datasets that can live with this transformers. LAVIS' own pins are for transformers 4.26.
 MIXED_PACKAGES := transformers==4.51.3 datasets timm fairscale iopath einops decord opencv-python-headless webdataset pycocotools spacy
 # The folders whose tests run whole pipelines or train. All others are fast, and so are a few files of these.
