@@ -34,7 +34,7 @@ def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
     shutil.rmtree(plan.folder / WORK, ignore_errors=True)
     surroundings = environment()
     result = Result(
-        config=plan.config,
+        config=plan.record,
         versions=surroundings["versions"],
         git=surroundings["git"],
         model={
@@ -104,7 +104,7 @@ def show_in_tracker(tracker: Tracker, result: Result, state: RunState) -> None:
             (name, value, state.scores.standard_error[name])
             for name, value in state.scores.importance.items()
         ]
-        tracker.log_table("score", ["layer", "importance", "standard_error"], rows)
+        tracker.log_table("score", [state.scores.granularity, state.scores.kind, "standard_error"], rows)
     if (allocation := state.allocation) is not None:
         sizes = allocation.sizes
         kept = [(name, sizes[name], keep, 1 - keep / sizes[name]) for name, keep in allocation.keep.items()]

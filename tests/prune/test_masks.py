@@ -6,8 +6,11 @@ import torch
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.errors import UserError
 from ecoflap.prune.driver import prune
+from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.masks import MaskRule
-from ecoflap.prune.pruners import LayerPruner, Magnitude, SparseGPT, Wanda
+from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.sparsegpt import SparseGPT
+from ecoflap.prune.wanda import Wanda
 from tests import tiny
 
 
@@ -70,7 +73,7 @@ def test_every_group_of_every_row_keeps_n(pruner: type, rule: str, sparsity: flo
     model = tiny.build("gpt2", skip_layers=() if rule != "2:3" else ("attn", "c_fc"))
     built: LayerPruner = pruner(mask=rule)
     built.rule.check(model.layers, sparsity, scored=False)
-    report = prune(model, tiny.samples("gpt2"), built, WaterFilling()(model.towers, None, sparsity), 2)
+    report = prune(model, tiny.samples("gpt2"), built, WaterFilling()(model, None, sparsity), 2)
     n, m = built.rule.n_of_m
     for layer in model.layers:
         mask = layer.oriented(report.masks[layer.name])
