@@ -26,9 +26,6 @@ from ecoflap.storage.results import LayerCount, Result, environment, sparsity_se
 def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
     """Verify the realised sparsity, save what was asked for, and write ``result.json`` last."""
     counts = count_layers(model, state.report)
-    target, total = (
-        (None, None) if (allocation := state.allocation) is None else (allocation.target, allocation.total)
-    )
     report = state.report if plan.loader.save and is_first() else None
     saved = save_checkpoint(model, report.masks, plan.folder) if report is not None else None
     shutil.rmtree(plan.folder / WORK, ignore_errors=True)
@@ -46,7 +43,7 @@ def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
         },
         data=_data(plan, state),
         metrics=state.metrics,
-        sparsity=sparsity_section(counts, target, model.parameter_count(), total),
+        sparsity=_sparsity(plan, state, counts, model.parameter_count()),
         steps=state.costs,
         checkpoint=saved,
     )
@@ -79,6 +76,14 @@ def _count(tower: str, layer: Layer, report: PruneReport | None) -> LayerCount:
                 f"{layer.name}: weights that the mask removes are not zero; nothing was saved"
             )
     return LayerCount(tower, layer.size, kept, zeros, error)
+
+
+def _sparsity(plan: Plan, state: RunState, counts: dict[str, LayerCount], parameters: int) -> dict[str, Any]:
+    """What was asked for, who shared it out, and what was removed."""
+    if (allocation := state.allocation) is None:
+        return sparsity_section(counts, None, parameters)
+    allocated_by = "pruner" if plan.pruner.allocates else "allocation"
+    return sparsity_section(counts, allocation.target, parameters, allocation.total, allocated_by)
 
 
 def _data(plan: Plan, state: RunState) -> dict[str, Any]:

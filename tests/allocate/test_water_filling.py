@@ -215,3 +215,42 @@ def test_decimals_are_read_as_written(sparsity: float, kept: int) -> None:
 @pytest.mark.parametrize("sparsity", [1 / 3, 0.3333333333, 1 - 2 / 3])
 def test_a_third_is_a_third(sparsity: float) -> None:
     assert keep_total([96], sparsity) == 64
+
+
+@pytest.mark.parametrize(
+    ("scored_by", "granularity"),
+    [("block", "block"), ("block", "tower"), ("tower", "tower"), ("block", "model")],
+)
+@pytest.mark.parametrize("aggregate", ["sum", "average"])
+def test_scores_of_groups_count_as_the_sums_of_their_layers(
+    model: PrunableModel, scored_by: str, granularity: str, aggregate: str
+) -> None:
+    of_layers = scored(model, lambda layer: float(layer.size % 7 + 1))  # sums of them are exact
+    groups_of: dict[str, float] = {}
+    for tower in model.towers:
+        for block in tower.blocks:
+            for layer in block.layers:
+                name = block.name if scored_by == "block" else tower.name
+                groups_of[name] = groups_of.get(name, 0.0) + of_layers.importance[layer.name]
+    of_groups = Scores("test", groups_of, {}, granularity=scored_by)
+    allocator = WaterFilling(granularity, aggregate)
+    assert allocator(model, of_groups, 0.6) == allocator(model, of_layers, 0.6)
+
+
+@pytest.mark.parametrize(
+    ("scored_by", "granularity", "wanted"),
+    [("block", "layer", "layer"), ("tower", "layer", "layer"), ("tower", "block", "layer or block")],
+)
+def test_scores_of_larger_groups_are_refused(
+    model: PrunableModel, scored_by: str, granularity: str, wanted: str
+) -> None:
+    scores = Scores("test", {}, {}, granularity=scored_by)
+    with pytest.raises(
+        UserError, match=f"one number per {scored_by}, and allocation=water_filling needs one per {wanted};"
+    ):
+        WaterFilling(granularity)(model, scores, 0.6)
+
+
+def test_scores_that_are_no_importance_are_refused(model: PrunableModel) -> None:
+    with pytest.raises(UserError, match="scores of kind importance, and score=test gives outliers"):
+        WaterFilling()(model, Scores("test", {}, {}, kind="outliers"), 0.6)

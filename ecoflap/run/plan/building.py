@@ -14,6 +14,7 @@ from ecoflap.evaluate.protocol import Task
 from ecoflap.prune import driver
 from ecoflap.run.config import RunConfig, RuntimeConfig, build, check_merged
 from ecoflap.run.plan.checks import check
+from ecoflap.run.plan.parts import make
 from ecoflap.run.plan.plan import Plan
 from ecoflap.run.plan.preflight import Preflight
 from ecoflap.storage.cache.code import source_hash
@@ -32,17 +33,15 @@ def make_plan(config: DictConfig, folder: Path, preflight: Preflight | None = No
         UserError: a value is impossible, data are not there, or the model can't do what it has to.
     """
     check_merged()
-    parts = {
-        group: build(group, config[group])
-        for group in ("model", "calibration", "allocation", "pruner", "tracking")
-    }
+    parts = {group: build(group, config[group]) for group in ("model", "calibration", "tracking")}
+    parts |= {group: make(group, config[group]) for group in ("allocation", "pruner")}
     tasks = build_tasks(config.task)
     scorer = (
-        build("score", config.score)
+        make("score", config.score)
         if "_target_" in config.score and parts["allocation"].requires.scores != "none"
         else None
     )
-    finetuner = build("finetune", config.finetune) if "finetune" in config.steps else None
+    finetuner = make("finetune", config.finetune) if "finetune" in config.steps else None
     record: Any = OmegaConf.to_container(config, resolve=True)
     plan = Plan(
         config=typed(record),
