@@ -10,6 +10,7 @@ from ecoflap.prune.inputs import check_propagate
 from ecoflap.prune.protocol import ModelPruner
 from ecoflap.run.config import STEPS
 from ecoflap.run.plan.plan import Plan
+from ecoflap.score.scores import IMPORTANCE
 
 SEEDS = 2**32
 
@@ -137,9 +138,11 @@ def check_parts(plan: Plan) -> None:
     if scorer is not None:
         requires.check(scorer.name, scorer.kind, scorer.granularity, plan.allocator.name)
     elif requires.scores == "needed":
+        such = ", such as score=zeroth_order" if requires.kind == IMPORTANCE else ""
         raise UserError(
-            f"allocation={plan.allocator.name} goes by scores, and score=none measures nothing; choose one"
-            " such as score=zeroth_order, or allocation=water_filling for a uniform sparsity"
+            f"allocation={plan.allocator.name} goes by scores of kind {requires.kind}, and score=none"
+            f" measures nothing; choose a score of that kind{such}, or allocation=water_filling, which is"
+            " uniform without scores"
         )
 
 
