@@ -6,13 +6,14 @@ from dataclasses import dataclass
 
 from ecoflap.finetune.job import Job, Training
 from ecoflap.finetune.masked_parameters import count_trained, masked_parameters
+from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.training import split_of, train
 from ecoflap.models.core.prunable import in_float32
 
 
 @dataclass(frozen=True)
-class Full(Schedule):
+class Full(Schedule, Finetuner):
     """Every parameter of the model is trained, of pruned weights only those that were kept; see ``Schedule``
     for its other options.
 

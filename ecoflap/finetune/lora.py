@@ -24,6 +24,7 @@ from torch.nn.functional import linear
 from ecoflap.errors import UserError, require_positive
 from ecoflap.finetune.job import Job, Training
 from ecoflap.finetune.masked_parameters import count_trained
+from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.training import split_of, train
 from ecoflap.models.core.layers import Layer, is_layer
@@ -50,7 +51,7 @@ class MaskedLinear(Linear):
 
 
 @dataclass(frozen=True)
-class Lora(Schedule):
+class Lora(Schedule, Finetuner):
     """Low-rank updates of the pruned weights, merged under their masks; see ``Schedule`` for its other
     options.
 

@@ -30,6 +30,7 @@ from ecoflap.console.progress import track
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.finetune.job import Job, Point, Training
 from ecoflap.finetune.masked_parameters import masked_parameters
+from ecoflap.finetune.protocol import Finetuner
 from ecoflap.models.core.prunable import in_float32, quiet_forward
 from ecoflap.models.core.towers import Block, Tower
 
@@ -37,7 +38,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Reconstruct:
+class Reconstruct(Finetuner):
     """Layer-wise reconstruction.
 
     Attributes:

@@ -25,7 +25,7 @@ PRUNER = """
 from dataclasses import dataclass
 
 from opposite_formula import opposite
-from ecoflap.prune.pruners import Magnitude
+from ecoflap.prune.magnitude import Magnitude
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for place in ("", "conf", "conf/pruner", "conf/study"):
         (folder / place).mkdir()
         (folder / place / "__init__.py").touch()
-    (folder / "conf" / "pruner" / "least.yaml").write_text("_target_: ecoflap.prune.pruners.Magnitude\n")
+    (folder / "conf" / "pruner" / "least.yaml").write_text("_target_: ecoflap.prune.magnitude.Magnitude\n")
     (folder / "conf" / "study" / "sparse.yaml").write_text("# @package _global_\nsparsity: 0.9\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     return folder
