@@ -17,7 +17,7 @@ from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-CONF = Path(__file__).parents[2] / "conf"
+from ecoflap.storage.installation import conf_folder
 
 
 class Choices:
@@ -25,7 +25,7 @@ class Choices:
 
     def __init__(self, config_dir: str | None = None) -> None:
         """``config_dir``: a folder that is searched too."""
-        search = create_config_search_path(str(CONF))
+        search = create_config_search_path(str(conf_folder()))
         if config_dir is not None:
             where = SearchPathQuery(provider="schema")
             search.prepend(
@@ -46,14 +46,14 @@ class Choices:
     def _inside(self, group: str, kind: ObjectType) -> list[str]:
         return list(self.loader.repository.get_group_options(group, kind))
 
+    def files(self, group: str) -> list[str]:
+        """The options of a group, without those of groups inside it."""
+        return self._inside(group, ObjectType.CONFIG)
+
     def options(self, group: str) -> list[str]:
         """What may follow ``group=``, in folders below it too."""
         inside = [inner for inner in self.groups if inner == group or inner.startswith(f"{group}/")]
-        return [
-            f"{inner}/{name}".removeprefix(f"{group}/")
-            for inner in inside
-            for name in self._inside(inner, ObjectType.CONFIG)
-        ]
+        return [f"{inner}/{name}".removeprefix(f"{group}/") for inner in inside for name in self.files(inner)]
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """The config of a command line that may hold sweeps."""
