@@ -1,18 +1,17 @@
 """Table 1 of the paper: each pruned BLIP-2 on questions, and what its towers do in the models that write and
 find captions.
 
-python -m ecoflap.sweeps.report.blip2_table outputs/sweeps/blip2_table1 outputs/sweeps/blip2_table1_nocaps
-outputs/sweeps/blip2_table1_flickr30k
+    cd outputs/sweeps && ecoflap report blip2-table blip2_table1 blip2_table1_nocaps blip2_table1_flickr30k
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from ecoflap.console.progress import ArgumentParser, complain
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.results.record import Result
 
@@ -46,8 +45,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code, 2 when there is nothing to show or a record cannot be
     read.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m ecoflap.sweeps.report.blip2_table",
+    parser = ArgumentParser(
+        prog="ecoflap report blip2-table",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -59,14 +58,9 @@ def main(arguments: list[str] | None = None) -> int:
             sorted(path for folder in parser.parse_args(arguments).folders for path in folder.rglob(RESULT))
         )
     except ValueError as error:
-        print(f"no table: {error}", file=sys.stderr)
-        return 2
+        return complain(f"no table: {error}")
     if not rows:
-        print(
-            "no table: there is no run of task=blip2_vqa, nocaps or flickr30k below these folders",
-            file=sys.stderr,
-        )
-        return 2
+        return complain("no table: there is no run of task=blip2_vqa, nocaps or flickr30k below the folders")
     print("\n".join(markdown(rows)))
     return 0
 
@@ -133,7 +127,3 @@ def _free(name: str, taken: Iterable[str]) -> str:
         for count in range(1, len(used) + 2)
         if (one := name if count == 1 else f"{name} ({count})") not in used
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
