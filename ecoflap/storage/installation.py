@@ -16,3 +16,8 @@ def conf_folder() -> Path:
 def checkout() -> Path | None:
     """The checkout, or the snapshot of one, that the package lies in; null where it is installed."""
     return PACKAGE.parent if conf_folder().parent == PACKAGE.parent else None
+
+
+def install_extra(name: str) -> str:
+    """The command that installs an extra of the package, for a message."""
+    return f"pip install 'ecoflap[{name}]'" if checkout() is None else f"pip install -e '.[{name}]'"
