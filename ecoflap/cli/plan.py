@@ -66,7 +66,8 @@ def composed(flags: Namespace) -> DictConfig:
     if flags.cfg or flags.info is not None or flags.hydra_help or flags.shell_completion:
         raise UserError("plan takes options and --config-dir; Hydra's other flags are for ecoflap run")
     setup_globals()
-    config = Choices(flags.config_dir).loader.load_configuration("config", flags.overrides, RunMode.RUN)
+    loader = Choices(flags.config_dir, flags.overrides).loader
+    config = loader.load_configuration("config", flags.overrides, RunMode.RUN)
     HydraConfig.instance().set_config(config)
     with open_dict(config):
         del config["hydra"]

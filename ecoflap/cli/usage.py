@@ -26,7 +26,7 @@ def usage(flags: Namespace) -> str:
     Args:
         flags: the command line, as Hydra parses it.
     """
-    choices = Choices(flags.config_dir)
+    choices = Choices(flags.config_dir, flags.overrides)
     groups = [
         f"{group}: {', '.join(sorted(files))}"
         for group in choices.groups

@@ -1,1 +1,1 @@
-"""Tables and plots made from result records: ``ecoflap report outputs/sweeps/SWEEP``."""
+"""Tables and plots of result records: ``ecoflap report outputs/sweeps/SWEEP``."""
