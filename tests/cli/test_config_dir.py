@@ -126,7 +126,7 @@ def test_jobs_and_a_sweep_that_is_started_again(mine: Path, data: list[str], tmp
     assert names(sweep) == ["opposite", "opposite"]
     (tmp_path / "elsewhere").mkdir()
     (sweep / "1" / "result.json").unlink()
-    said = started(["-m", "ecoflap.sweeps.status", str(sweep), "--rerun-failed"], tmp_path / "elsewhere")
+    said = started(["-m", "ecoflap", "status", str(sweep), "--rerun-failed"], tmp_path / "elsewhere")
     assert "1 of 2 jobs have finished before" in said
     assert names(sweep) == ["opposite", "opposite"]
 
