@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,8 +16,27 @@ from ecoflap.errors import UserError
 KEPT = 512
 
 
+class PictureInMemory(str):
+    """A picture that stands where others have their path; as a text, it is a hash of what it shows.
+
+    Attributes:
+        picture: as Pillow has it.
+    """
+
+    picture: Any
+
+    def __new__(cls, picture: Any) -> PictureInMemory:
+        """Take a picture of Pillow's."""
+        shown = f"{picture.mode} {picture.size}".encode() + picture.tobytes()
+        self = super().__new__(
+            cls, f"a picture in memory {hashlib.blake2b(shown, digest_size=16).hexdigest()}"
+        )
+        self.picture = picture
+        return self
+
+
 def load_image(path: str) -> Any:
-    """An RGB picture.
+    """An RGB picture, from a file or from memory.
 
     Raises:
         UserError: the file is missing or no picture.
@@ -24,14 +44,20 @@ def load_image(path: str) -> Any:
     from PIL import Image
 
     try:
+        if isinstance(path, PictureInMemory):
+            return _in_colour(path.picture)
         with Image.open(path) as file:
-            return (_eight_bits(file) if file.mode.startswith("I") else file).convert("RGB")
+            return _in_colour(file)
     # damaged files make Pillow raise nearly anything: OSError, SyntaxError, struct.error,
     # DecompressionBombError
     except Exception as error:
         raise UserError(
             f"the picture {path} cannot be read ({error}); check the folder that holds the data set's images"
         ) from None
+
+
+def _in_colour(picture: Any) -> Any:
+    return (_eight_bits(picture) if picture.mode.startswith("I") else picture).convert("RGB")
 
 
 def _eight_bits(picture: Any) -> Any:
