@@ -23,7 +23,7 @@ from ecoflap.models.core.encoding import encode_all, pad_together
 from ecoflap.models.core.pictures import PictureInMemory
 from ecoflap.models.core.protocols import Answers, Encodes
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.text_length import at_most, require_length
+from ecoflap.models.core.text_length import at_most, require_length, trained_tokens
 from ecoflap.run.config import RunConfig
 
 NAME = "in_memory"
@@ -80,7 +80,9 @@ def calibrate(
                 f"{', '.join(options)}: data in memory have no such option, only samples and sequence_length"
             )
         else:
-            found = _in_memory(model, data, Amount(samples or Text.samples, sequence_length), seed)
+            found = _in_memory(
+                model, data, Amount(Text.samples if samples is None else samples, sequence_length), seed
+            )
     if not len(found):
         raise UserError(f"the data ({found.name}) gave no samples; give more, or samples=1 at least")
     return found
@@ -127,7 +129,8 @@ def _samples(model: PrunableModel, items: Iterator[Mapping[str, Any]]) -> Iterat
 def _windows(model: PrunableModel, data: Data, amount: Amount, seed: int) -> CalibrationSet:
     """Random windows of texts, as ``calibration=wikitext2`` draws them."""
     _require_tokenizer(model)
-    longest = amount.sequence_length or at_most(model, Text.sequence_length)
+    trained = trained_tokens(model.module) or Text.sequence_length
+    longest = amount.sequence_length or min(at_most(model, Text.sequence_length), trained)
     texts = texts_of(_targetless(data), MOST_BYTES * longest * amount.samples)
     tokens = tokenize(model.processor, Text.separator.join(texts))
     bos = bos_token(model.processor, "calibration.bos", Text.bos)

@@ -124,12 +124,12 @@ def _single(form: str, items: Iterable[Any]) -> Iterator[Any]:
 
 def _rows(columns: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
     """The examples of a batch whose columns are lists; an example by itself as it is."""
-    lists = {name: len(value) for name, value in columns.items() if isinstance(value, list | Tensor)}
-    if not any(isinstance(columns[name], list) for name in lists):
+    known = [name for names in COLUMNS.values() for name in names if name in columns]
+    if not all(isinstance(columns[name], list | Tensor) for name in known):
         yield columns
         return
-    for row in range(min(lists.values())):
-        yield {name: columns[name][row] for name in lists}
+    for row in range(min(len(columns[name]) for name in known)):
+        yield {name: columns[name][row] for name in known}
 
 
 def example(row: Mapping[str, Any], captioned: bool) -> Example:

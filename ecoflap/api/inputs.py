@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.data.batch import Sample
+from ecoflap.data.text.calibration import vocabulary_of
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
@@ -149,10 +150,17 @@ def _check_ids(model: PrunableModel, ids: Tensor) -> None:
     """
     if ids.is_floating_point() or not ids.numel():
         raise UserError(f"input_ids of the data are {ids.dtype} {list(ids.shape)}; give token ids")
-    embedding = getattr(model.module, "get_input_embeddings", lambda: None)()
-    known = getattr(embedding, "num_embeddings", None)
+    known = _vocabulary(model)
     if known is not None and not 0 <= int(ids.min()) <= int(ids.max()) < known:
         raise UserError(
             f"input_ids of the data hold ids from {int(ids.min())} to {int(ids.max())}, and {model.name} has"
             f" a vocabulary of {known}; make them with its own tokenizer"
         )
+
+
+def _vocabulary(model: PrunableModel) -> int | None:
+    """Number of token ids that the model knows; null where it doesn't say, as a CLIP."""
+    try:
+        return vocabulary_of(model)
+    except (AttributeError, NotImplementedError):
+        return None

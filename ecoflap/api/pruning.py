@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
@@ -22,6 +22,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
 from ecoflap.prune.inputs import check_propagate
+from ecoflap.prune.pruners import LayerPruner
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.run.config import RunConfig
@@ -38,9 +39,9 @@ def prune(
     data: Any = None,
     *,
     sparsity: float | None = None,
-    pruner: Any = None,
-    score: Any = None,
-    allocation: Any = None,
+    pruner: str | LayerPruner | WholeModelPruner | None = None,
+    score: str | Callable[..., Scores] | Scores | None = None,
+    allocation: str | Callable[..., Allocation] | Allocation | None = None,
     seed: int = RunConfig.seed,
     batch_size: int = RunConfig.batch_size,
     propagate: str = RunConfig.propagate,
@@ -60,7 +61,7 @@ def prune(
             ``"global_gradient"``; or an object such as ``ecoflap.Wanda(mask="2:4")``.
         score: what ``ecoflap.score`` takes as its method, or ``"none"`` for the same sparsity everywhere;
             or scores that it gave. Null for ``"zeroth_order"``, or nothing where the pruner or the allocation
-            takes no scores.
+            takes no scores, or a mask such as 2:4 leaves nothing to allocate.
         allocation: what ``ecoflap.allocate`` takes as its method; or an allocation that it gave.
         seed: of every random draw.
         batch_size: samples per forward pass of the pruner; changes nothing beyond rounding.
@@ -157,7 +158,7 @@ def _method(pruner: Any, score: Any, allocation: Any, options: Mapping[str, Any]
         return Method(made, None, score, allocator, counts)
     unscored = counts is not None or whole_model or (allocator is not None and not allocator.needs_scores)
     if score is None:
-        scorer = None if unscored else built("score", default("score"))
+        scorer = None if unscored or _fixes_sparsity(made) else built("score", default("score"))
     else:
         scorer = part("score", score, {})
     if scorer is not None and unscored:
@@ -166,6 +167,11 @@ def _method(pruner: Any, score: Any, allocation: Any, options: Mapping[str, Any]
             f"{'pruner' if whole_model else 'allocation'} takes no scores; leave one of the two out"
         )
     return Method(made, scorer, None, allocator, counts)
+
+
+def _fixes_sparsity(pruner: Any) -> bool:
+    """Whether a mask rule such as 2:4 says what every layer keeps."""
+    return getattr(getattr(pruner, "rule", None), "n_of_m", None) is not None
 
 
 def _target(sparsity: float | None, allocation: Any) -> float:

@@ -27,7 +27,7 @@ Measure = Callable[[nn.Module], float | Mapping[str, float]]
 def score(
     model: PrunableModel,
     data: CalibrationSet,
-    method: Any = None,
+    method: str | Callable[..., Scores] | None = None,
     *,
     seed: int = RunConfig.seed,
     **options: Any,
@@ -62,7 +62,7 @@ def allocate(
     scores: Scores | None = None,
     *,
     sparsity: float,
-    method: Any = None,
+    method: str | Callable[..., Allocation] | None = None,
     **options: Any,
 ) -> Allocation:
     """Decide how many weights each layer keeps.
