@@ -60,7 +60,7 @@ def test_masks_scores_and_counts_are_those_of_a_run(
             "model=causal_lm",
             f"model.path={tmp_path / 'dense'}",
             "model.save=true",
-            *(f"calibration.{option}" for option in data),
+            *data,
             *overrides,
             "sparsity=0.5",
             "seed=3",
