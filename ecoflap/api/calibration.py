@@ -20,7 +20,7 @@ from ecoflap.data.text.prefix import PrefixText
 from ecoflap.data.text.source import MOST_BYTES
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.encoding import encode_all, pad_together
-from ecoflap.models.core.pictures import PictureInMemory
+from ecoflap.models.core.pictures import ImageInMemory
 from ecoflap.models.core.protocols import Answers, Encodes
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import at_most, require_length, trained_tokens
@@ -203,5 +203,5 @@ def _examples(model: PrunableModel, rows: Sequence[Mapping[str, Any]]) -> Calibr
                 f"example {number} of the data has {', '.join(map(str, rows[number]))}, and {model.name} is"
                 " scored on what it should write: give a target (or caption, or label)"
             )
-    files = [one.image for one in examples if not isinstance(one.image, PictureInMemory)]
+    files = [one.image for one in examples if not isinstance(one.image, ImageInMemory)]
     return CalibrationSet(NAME, encode_all(model, examples, "data"), picture_sources(files))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ecoflap.data.example import Example
 from ecoflap.errors import UserError
-from ecoflap.models.core.pictures import PictureInMemory
+from ecoflap.models.core.pictures import ImageInMemory
 
 INPUTS = ("input_ids", "pixel_values", "inputs_embeds", "input_features", "input_values")
 COLUMNS = {  # of a raw example: {attribute: names that a data set may have for it}
@@ -171,7 +171,7 @@ def _picture(image: Any) -> str:
     if isinstance(image, str | Path):
         return str(Path(image).expanduser())
     if isinstance(image, Image.Image):
-        return PictureInMemory(image)
+        return ImageInMemory(image)
     raise UserError(f"image of an example is a {type(image).__name__}; give a path or a picture of Pillow's")
 
 

@@ -17,7 +17,7 @@ from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.blip.ranking import best_answers
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
-from ecoflap.models.loading.positions import look_at
+from ecoflap.models.loading.positions import set_image_size
 from ecoflap.models.offload.load import require_loaded
 
 # [ENC], which the published tokenizers leave out: the token behind the one that the decoder starts with
@@ -225,13 +225,13 @@ class BlipVqa(Pretrained):
         """Make the model of a transformers model in memory and its processor, which may be null.
 
         Raises:
-            UserError: there is no such loss, or a tower is unknown.
+            UserError: if there is no such loss or tower.
         """
         loss = find_loss(self.loss, {"answer": vqa_loss})
         check_encoder_token(self.encoder_token, module)
         require_loaded(self, "image_size")
         if self.image_size is not None:
-            look_at(module, processor, self.image_size)
+            set_image_size(module, processor, self.image_size)
         interface = VqaInterface(module, processor, self.encoder_token) if processor is not None else None
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)
 
@@ -265,7 +265,7 @@ class BlipCaption(Pretrained):
         """Make the model of a transformers model in memory and its processor, which may be null.
 
         Raises:
-            UserError: there is no such loss, or a tower is unknown.
+            UserError: if there is no such loss or tower.
         """
         loss = find_loss(self.loss, {"caption": caption_loss})
         interface = CaptionInterface(module, processor, self.prompt) if processor is not None else None

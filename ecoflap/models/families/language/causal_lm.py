@@ -53,7 +53,7 @@ class CausalLM(Pretrained):
         """Make the model of a transformers model in memory and its tokenizer, which may be null.
 
         Raises:
-            UserError: there is no such loss, or a tower is unknown.
+            UserError: if there is no such loss or tower.
         """
         loss = find_loss(self.loss, {"next_token": language_loss})
         interface = LanguageInterface(processor) if processor is not None else None

@@ -96,7 +96,7 @@ class Seq2Seq(Pretrained):
         """Make the model of a transformers model in memory and its tokenizer, which may be null.
 
         Raises:
-            UserError: there is no such loss, or a tower is unknown.
+            UserError: if there is no such loss or tower.
         """
         loss = find_loss(self.loss, {"continuation": continuation_loss})
         interface = Seq2SeqInterface(processor) if processor is not None else None

@@ -96,7 +96,7 @@ class ImageClassifier(Pretrained):
         """Make the model of a transformers model in memory and its image processor, which may be null.
 
         Raises:
-            UserError: there is no such loss, or a tower is unknown.
+            UserError: if there is no such loss or tower.
         """
         loss = find_loss(self.loss, {"classification": classification_loss})
         interface: Any = None
