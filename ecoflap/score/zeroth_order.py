@@ -14,7 +14,7 @@ block costs one probe instead of one per layer. Its expectation is sqrt(2 / pi) 
 whole gradient, not the sum of its layers' norms. The layers of a block get shares of it by their size, so
 their sum is the block's score and they are told apart by nothing else.
 
-``probe=derivative`` is the limit of small eps, | <dL_b / dW, z> | for the same z, of all layers from one
+``probe=derivative`` is the limit of small eps, | ``<dL_b / dW, z>`` | for the same z, of all layers from one
 backward pass: the same scores up to the error of the difference quotient, for about the cost of
 ``score=first_order``.
 
