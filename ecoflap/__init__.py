@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     from ecoflap.api.steps import score as score
     from ecoflap.errors import NumericalError as NumericalError
     from ecoflap.errors import UserError as UserError
-    from ecoflap.prune.pruners import Magnitude as Magnitude
-    from ecoflap.prune.pruners import SparseGPT as SparseGPT
-    from ecoflap.prune.pruners import Wanda as Wanda
-    from ecoflap.prune.whole_model import GlobalGradient as GlobalGradient
-    from ecoflap.prune.whole_model import GlobalMagnitude as GlobalMagnitude
+    from ecoflap.prune.global_gradient import GlobalGradient as GlobalGradient
+    from ecoflap.prune.global_magnitude import GlobalMagnitude as GlobalMagnitude
+    from ecoflap.prune.magnitude import Magnitude as Magnitude
+    from ecoflap.prune.sparsegpt import SparseGPT as SparseGPT
+    from ecoflap.prune.wanda import Wanda as Wanda
     from ecoflap.score.first_order import FirstOrder as FirstOrder
     from ecoflap.score.local import Local as Local
     from ecoflap.score.zeroth_order import ZerothOrder as ZerothOrder
@@ -39,15 +39,15 @@ __version__ = "0.1.0"
 HOMES = {
     "FirstOrder": "ecoflap.score.first_order",
     "FromFile": "ecoflap.allocate.from_file",
-    "GlobalGradient": "ecoflap.prune.whole_model",
-    "GlobalMagnitude": "ecoflap.prune.whole_model",
+    "GlobalGradient": "ecoflap.prune.global_gradient",
+    "GlobalMagnitude": "ecoflap.prune.global_magnitude",
     "Local": "ecoflap.score.local",
-    "Magnitude": "ecoflap.prune.pruners",
+    "Magnitude": "ecoflap.prune.magnitude",
     "NumericalError": "ecoflap.errors",
     "PruneResult": "ecoflap.api.result",
-    "SparseGPT": "ecoflap.prune.pruners",
+    "SparseGPT": "ecoflap.prune.sparsegpt",
     "UserError": "ecoflap.errors",
-    "Wanda": "ecoflap.prune.pruners",
+    "Wanda": "ecoflap.prune.wanda",
     "WaterFilling": "ecoflap.allocate.water_filling",
     "ZerothOrder": "ecoflap.score.zeroth_order",
     "calibrate": "ecoflap.api.calibration",

@@ -10,15 +10,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.run.config import build, register
-
-CONF = Path(__file__).parents[2] / "conf"
+from ecoflap.run.plan.parts import BASES, make
+from ecoflap.storage.installation import conf_folder
 
 
 def part(group: str, chosen: Any, options: Mapping[str, Any]) -> Any:
@@ -46,9 +45,11 @@ def built(group: str, node: Mapping[str, Any]) -> Any:
     """The object that a node of the config describes; null where it names no class.
 
     Raises:
-        UserError: see ``ecoflap.run.config.build``.
+        UserError: see ``ecoflap.run.config.build`` and ``ecoflap.run.plan.parts.make``.
     """
-    return build(group, OmegaConf.create(dict(node))) if "_target_" in node else None
+    if "_target_" not in node:
+        return None
+    return (make if group in BASES else build)(group, OmegaConf.create(dict(node)))
 
 
 def named(group: str, name: str) -> dict[str, Any]:
@@ -113,7 +114,7 @@ def _own_hydra() -> Iterator[Any]:
     try:
         version.setbase("1.3")
         register()
-        yield ConfigLoaderImpl(create_config_search_path(str(CONF)))
+        yield ConfigLoaderImpl(create_config_search_path(str(conf_folder())))
     finally:
         store.repo = stored
         Singleton._instances = instances

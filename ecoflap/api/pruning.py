@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
 from typing import Any
 
 from torch import nn
 
 from ecoflap.allocate.allocation import Allocation, check_sparsity
+from ecoflap.allocate.protocol import Allocator
 from ecoflap.api.calibration import calibrate
 from ecoflap.api.loading import load
 from ecoflap.api.parts import built, default, part
 from ecoflap.api.result import PruneResult
+from ecoflap.api.steps import check_scores
 from ecoflap.api.unchanged import unchanged
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.console.telemetry import measure
@@ -22,11 +24,11 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
 from ecoflap.prune.inputs import check_propagate
-from ecoflap.prune.pruners import LayerPruner
+from ecoflap.prune.protocol import Pruner
 from ecoflap.prune.report import BlockReport, PruneReport
-from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.run.config import RunConfig
 from ecoflap.run.outcome import count_layers
+from ecoflap.score.protocol import Scorer
 from ecoflap.score.scores import Scores
 from ecoflap.storage.results import Result, environment, sparsity_section
 
@@ -39,9 +41,9 @@ def prune(
     data: Any = None,
     *,
     sparsity: float | None = None,
-    pruner: str | LayerPruner | WholeModelPruner | None = None,
-    score: str | Callable[..., Scores] | Scores | None = None,
-    allocation: str | Callable[..., Allocation] | Allocation | None = None,
+    pruner: str | Pruner | None = None,
+    score: str | Scorer | Scores | None = None,
+    allocation: str | Allocator | Allocation | None = None,
     seed: int = RunConfig.seed,
     batch_size: int = RunConfig.batch_size,
     propagate: str = RunConfig.propagate,
@@ -101,25 +103,24 @@ class Method:
         allocation: the counts that are known already; null for none.
     """
 
-    pruner: Any
-    scorer: Any
+    pruner: Pruner
+    scorer: Scorer | None
     scores: Scores | None
-    allocator: Any
+    allocator: Allocator | None
     allocation: Allocation | None
-
-    @property
-    def whole_model(self) -> bool:
-        """Whether the pruner compares all weights by itself."""
-        return isinstance(self.pruner, WholeModelPruner)
 
     @property
     def looks_at_data(self) -> bool:
         """Whether something has to see calibration data."""
-        if self.scorer is not None:
-            return True
-        if self.whole_model:
-            return bool(self.pruner.requires_calibration)
-        return self.pruner.statistic is not None
+        return self.scorer is not None or self.pruner.requires_calibration
+
+    @property
+    def uneven(self) -> bool:
+        """Whether layers get sparsities of their own."""
+        if self.allocation is not None:
+            return self.allocation.granularity != "model"
+        unscored = self.scorer is None and self.scores is None
+        return not unscored or (self.allocator is not None and self.allocator.requires.scores == "none")
 
     def written(self) -> dict[str, Any]:
         """The parts as a run's config has them."""
@@ -146,17 +147,17 @@ def _method(pruner: Any, score: Any, allocation: Any, options: Mapping[str, Any]
         UserError: if there is no such part or option.
     """
     chosen = default("pruner")["name"] if pruner is None else pruner
-    made = part("pruner", chosen, options)
+    made: Pruner = part("pruner", chosen, options)
     counts = allocation if isinstance(allocation, Allocation) else None
-    whole_model = isinstance(made, WholeModelPruner)
-    allocator = None
+    allocator: Allocator | None = None
     if counts is None:
         allocator = part(
             "allocation", default("allocation")["name"] if allocation is None else allocation, {}
         )
     if isinstance(score, Scores):
         return Method(made, None, score, allocator, counts)
-    unscored = counts is not None or whole_model or (allocator is not None and not allocator.needs_scores)
+    unscored = made.allocates or allocator is None or allocator.requires.scores == "none"
+    scorer: Scorer | None
     if score is None:
         scorer = None if unscored or _fixes_sparsity(made) else built("score", default("score"))
     else:
@@ -164,7 +165,7 @@ def _method(pruner: Any, score: Any, allocation: Any, options: Mapping[str, Any]
     if scorer is not None and unscored:
         raise UserError(
             "score was given, and this "
-            f"{'pruner' if whole_model else 'allocation'} takes no scores; leave one of the two out"
+            f"{'pruner' if made.allocates else 'allocation'} takes no scores; leave one of the two out"
         )
     return Method(made, scorer, None, allocator, counts)
 
@@ -210,7 +211,7 @@ def _check(
             "data are missing: the pruner or the scores look at some; give data=, such as a list of texts or"
             ' the name of a data set ("wikitext2")'
         )
-    if method.whole_model:
+    if method.pruner.allocates:
         if method.pruner.trains:
             raise UserError(
                 f"pruner={method.pruner.name} trains on a data set's whole training split; start it from the"
@@ -219,9 +220,9 @@ def _check(
         return
     if method.allocator is not None:
         method.allocator.check(target)
-    scored = method.allocator is None or method.scorer is not None or method.scores is not None
-    uniform = method.allocation is not None and method.allocation.granularity == "model"
-    method.pruner.rule.check(model.layers, target, scored and not uniform)
+        check_scores(method.allocator, method.scorer or method.scores)
+    method.pruner.check(target, method.uneven)
+    method.pruner.check_layers(model.layers)
 
 
 @dataclass(frozen=True)
@@ -255,12 +256,13 @@ class Work:
                 self._check_calls(calibration)
         scores = self.method.scores
         if self.method.scorer is not None:
+            assert calibration is not None
             with measure(costs, "score"):
                 scores = self.method.scorer(self.model, calibration, self.seed)
         allocation = self.method.allocation
-        if allocation is None and not self.method.whole_model:
+        if self.method.allocator is not None and not self.method.pruner.allocates:
             with measure(costs, "allocate"):
-                allocation = self.method.allocator(self.model.towers, scores, self.sparsity)
+                allocation = self.method.allocator(self.model, scores, self.sparsity)
         with measure(costs, "prune"):
             allocation, report = self._prune(calibration, allocation)
         record = self._record(costs, fingerprint, calibration, allocation, report)
@@ -268,21 +270,20 @@ class Work:
 
     def _check_calls(self, calibration: CalibrationSet) -> None:
         """Refuse layers that the pruner could not measure, before anything is scored."""
-        if not self.method.whole_model and self.method.pruner.statistic is not None:
+        if not self.method.pruner.allocates and self.method.pruner.requires_calibration:
             require_calls(self.model, calibration.batches(self.batch_size), every_layer=True)
 
     def _prune(
         self, calibration: CalibrationSet | None, allocation: Allocation | None
     ) -> tuple[Allocation, PruneReport]:
-        if allocation is None:
-            done: tuple[Allocation, PruneReport] = self.method.pruner.prune(
-                self.model, calibration, self.sparsity, say_block
-            )
-            return done
+        pruner = self.method.pruner
+        if pruner.allocates:
+            return pruner.prune(self.model, calibration, self.sparsity, say_block)
+        assert allocation is not None
         return allocation, driver.prune(
             self.model,
             calibration,
-            self.method.pruner,
+            pruner,
             allocation,
             self.batch_size,
             on_block=say_block,
@@ -328,7 +329,13 @@ class Work:
             },
             data=data,
             metrics={},
-            sparsity=sparsity_section(counts, allocation.target, model.parameter_count(), allocation.total),
+            sparsity=sparsity_section(
+                counts,
+                allocation.target,
+                model.parameter_count(),
+                allocation.total,
+                "pruner" if self.method.pruner.allocates else "allocation",
+            ),
             steps=costs,
         )
 

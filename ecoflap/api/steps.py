@@ -9,7 +9,8 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from ecoflap.allocate.allocation import Allocation, check_sparsity
+from ecoflap.allocate.allocation import Allocation
+from ecoflap.allocate.protocol import Allocator
 from ecoflap.api.parts import default, named, part
 from ecoflap.api.result import PruneResult
 from ecoflap.api.unchanged import unchanged
@@ -19,6 +20,7 @@ from ecoflap.evaluate.protocol import Task
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.run.config import RunConfig
 from ecoflap.run.plan.building import build_tasks
+from ecoflap.score.protocol import Scorer
 from ecoflap.score.scores import Scores
 
 Measure = Callable[[nn.Module], float | Mapping[str, float]]
@@ -27,7 +29,7 @@ Measure = Callable[[nn.Module], float | Mapping[str, float]]
 def score(
     model: PrunableModel,
     data: CalibrationSet,
-    method: str | Callable[..., Scores] | None = None,
+    method: str | Scorer | None = None,
     *,
     seed: int = RunConfig.seed,
     **options: Any,
@@ -47,14 +49,13 @@ def score(
         NumericalError: if a loss or a score is not finite.
     """
     chosen = default("score")["name"] if method is None else method
-    scorer = part("score", chosen, options)
+    scorer: Scorer | None = part("score", chosen, options)
     if scorer is None:
         raise UserError(
             f"score={chosen} measures nothing; leave the step out: ecoflap.allocate(model, None, ...)"
         )
     with unchanged(model.module):
-        scores: Scores = scorer(model, data, seed)
-    return scores
+        return scorer(model, data, seed)
 
 
 def allocate(
@@ -62,7 +63,7 @@ def allocate(
     scores: Scores | None = None,
     *,
     sparsity: float,
-    method: str | Callable[..., Allocation] | None = None,
+    method: str | Allocator | None = None,
     **options: Any,
 ) -> Allocation:
     """Decide how many weights each layer keeps.
@@ -79,11 +80,25 @@ def allocate(
         UserError: if there is no such method or option, or the sparsity can't be reached.
     """
     chosen = default("allocation")["name"] if method is None else method
-    check_sparsity(sparsity)
-    allocator = part("allocation", chosen, options)
+    allocator: Allocator = part("allocation", chosen, options)
     allocator.check(sparsity)
-    allocation: Allocation = allocator(model.towers, scores, sparsity)
-    return allocation
+    check_scores(allocator, scores)
+    return allocator(model, scores, sparsity)
+
+
+def check_scores(allocator: Allocator, scores: Scores | Scorer | None) -> None:
+    """Refuse scores, or what will measure them, that an allocator can't take.
+
+    Raises:
+        UserError: if they are of another kind or granularity, or there are none and some are needed.
+    """
+    if scores is not None:
+        name = scores.method if isinstance(scores, Scores) else scores.name
+        allocator.requires.check(name, scores.kind, scores.granularity, allocator.name)
+    elif allocator.requires.scores == "needed":
+        raise UserError(
+            f"allocation={allocator.name} goes by scores, and there are none; measure some with ecoflap.score"
+        )
 
 
 def evaluate(

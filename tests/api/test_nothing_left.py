@@ -21,7 +21,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 import ecoflap
-from ecoflap.prune.pruners import Wanda
+from ecoflap.prune.wanda import Wanda
+from ecoflap.score.zeroth_order import ZerothOrder
 from tests.api.conftest import Given, llama
 from tests.cli.conftest import ROOT
 
@@ -123,27 +124,33 @@ class Interrupted(Wanda):
         return super().together(weights, statistic, keeps)
 
 
-def interrupted_score(model: Any, data: Any, seed: int) -> Any:
-    """Stop in the middle of the probes."""
-    forward, calls = model.module.lm_head.forward, []
+class InterruptedScore(ZerothOrder):
+    """Zeroth order until somebody has had enough."""
 
-    def interrupt(*arguments: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) > 8:
-            raise KeyboardInterrupt
-        return forward(*arguments)
+    def __call__(self, model: Any, calibration: Any, seed: int) -> Any:
+        """Stop in the middle of the probes."""
+        forward, calls = model.module.lm_head.forward, []
 
-    model.module.lm_head.forward = interrupt
-    return ecoflap.ZerothOrder(samples=4, batch_size=4)(model, data, seed)
+        def interrupt(*arguments: Any) -> Any:
+            calls.append(arguments)
+            if len(calls) > 8:
+                raise KeyboardInterrupt
+            return forward(*arguments)
+
+        model.module.lm_head.forward = interrupt
+        return super().__call__(model, calibration, seed)
 
 
-@pytest.mark.parametrize("part", [{"pruner": Interrupted()}, {"score": interrupted_score}])
-def test_an_interrupted_model_is_whole(part: dict[str, Any]) -> None:
+INTERRUPTED = {"pruner": Interrupted(), "score": InterruptedScore(samples=4, batch_size=4)}
+
+
+@pytest.mark.parametrize("part", INTERRUPTED)
+def test_an_interrupted_model_is_whole(part: str) -> None:
     one = llama()
     one.module.train()
     before = of_model(one.module, one.processor), of_process()
     with pytest.raises(KeyboardInterrupt) as caught:
-        ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, **{**QUICK, **part})
+        ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, **{**QUICK, part: INTERRUPTED[part]})
     assert caught.traceback  # which a notebook keeps, with every generator in it
     assert_equal(of_model(one.module, one.processor), before[0])
     assert_equal(of_process(), before[1])
