@@ -18,7 +18,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import AT_A_TIME, block_bytes, bytes_outside
 from ecoflap.prune.protocol import Pruner
 from ecoflap.run.steps.sample_cost import WIDE, SampleCost
-from ecoflap.score.pass_size import ENOUGH
+from ecoflap.score.pass_size import SATURATION
 from ecoflap.score.protocol import Scorer
 
 log = logging.getLogger(__name__)
@@ -91,7 +91,7 @@ def _need(
         work = batch * 2 * max(cost.forward, cost.block)
     else:
         pair, pairs = 2 * batch * cost.forward, max(1, footprint.samples_per_pass // (2 * batch))
-        work = min(pairs * pair, max(pair, ENOUGH))
+        work = min(pairs * pair, max(pair, SATURATION))
     return Need(step, weights, batch * cost.outputs, work + held, wide=wide)
 
 
