@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ecoflap.finetune.job import Job, Training
 from ecoflap.finetune.masked_parameters import count_trained, masked_parameters
+from ecoflap.finetune.options import FullOptions
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.training import split_of, train
 from ecoflap.models.core.prunable import in_float32
 
 
-@dataclass(frozen=True)
-class Full(Schedule):
-    """Every parameter of the model is trained, of pruned weights only those that were kept; see ``Schedule``
-    for its other options.
-
-    Attributes:
-        name: shown in logs and written to result files.
-    """
-
-    name: str = "full"
+class Full(FullOptions, Schedule):
+    """Every parameter of the model is trained, of pruned weights only those that were kept."""
 
     def finetune(self, job: Job) -> Training:
         """Train in place.

@@ -26,6 +26,7 @@ from ecoflap.models.loading.hub import (
     require_folder,
 )
 from ecoflap.models.loading.kinds import check_kind
+from ecoflap.models.loading.options import PretrainedOptions
 from ecoflap.models.loading.pretrained_weights import check_vocabulary, load_weights
 from ecoflap.models.loading.quantised import check_config, check_weights, dequantise
 from ecoflap.models.loading.skeleton import (
@@ -110,29 +111,10 @@ def prunable(
     return PrunableModel(name, module.eval(), every, chosen, skipped, loss, processor, interface)
 
 
-@dataclass(frozen=True)
-class Pretrained:
+class Pretrained(PretrainedOptions):
     """A model from a hub id or from a folder that ``save_pretrained`` wrote; each family adds its classes and
     its loss.
-
-    Attributes:
-        path: hub id or folder.
-        name: shown in logs and written to result files.
-        dtype: auto (the checkpoint's), float32, float16 or bfloat16.
-        revision: hub revision.
-        towers: {tower: path of its block list}, where it should not be found from the tree.
-        save: write the pruned checkpoint into the run's folder.
-        architecture: the settings of the real model, so that ``inspect`` needs no download; a local folder's
-            own settings come first.
     """
-
-    path: str
-    name: str = "pretrained"
-    dtype: str = "auto"
-    revision: str | None = None
-    towers: dict[str, str] | None = None
-    save: bool = False
-    architecture: dict[str, Any] | None = None
 
     shapes_first: ClassVar[bool] = True  # loading on the meta device reads no weights
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +15,8 @@ from ecoflap.models.core.losses import contrastive_loss, counting, find_loss, ma
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.positives import right_pairs, wrong_partners
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.families.blip.text import ENC, LONGEST, check_encoder_token, image_states
+from ecoflap.models.families.blip.options import BlipRetrievalOptions
+from ecoflap.models.families.blip.text import LONGEST, check_encoder_token, image_states
 from ecoflap.models.families.clip.clip import DualInterface
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 
@@ -153,19 +153,8 @@ class RetrievalInterface(DualInterface):
         )
 
 
-@dataclass(frozen=True)
-class BlipRetrieval(Pretrained):
-    """BLIP that finds pictures and texts; see ``Pretrained`` for its other options.
-
-    Attributes:
-        loss: match_and_contrastive, match, contrastive, or a function by its dotted path.
-        encoder_token: id of the token that a caption begins with when it is read with a picture, as in
-            ``BlipVqa``.
-    """
-
-    name: str = "blip_retrieval"
-    loss: str = "match_and_contrastive"
-    encoder_token: int | None = ENC
+class BlipRetrieval(BlipRetrievalOptions, Pretrained):
+    """BLIP that finds pictures and texts."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and processor.

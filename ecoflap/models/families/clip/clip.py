@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -17,6 +16,7 @@ from ecoflap.models.core.losses import class_loss, contrastive_loss, counting, f
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.positives import right_pairs
 from ecoflap.models.core.prunable import Loss, PrunableModel
+from ecoflap.models.families.clip.options import ClipOptions
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 
 LOSSES = ("contrastive", "classification")
@@ -138,16 +138,8 @@ def dual_loss(name: str, interface: DualInterface | None) -> Loss:
     return find_loss(name, dict(zip(LOSSES, (contrastive, classification), strict=True)))
 
 
-@dataclass(frozen=True)
-class Clip(Pretrained):
-    """A CLIP; see ``Pretrained`` for its other options.
-
-    Attributes:
-        loss: contrastive, classification, or a function by its dotted path.
-    """
-
-    name: str = "clip"
-    loss: str = "contrastive"
+class Clip(ClipOptions, Pretrained):
+    """A CLIP."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and processor.

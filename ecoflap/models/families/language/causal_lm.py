@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +9,7 @@ from ecoflap.data.batch import Batch
 from ecoflap.models.core.losses import IGNORED, find_loss, next_token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.interface import LanguageInterface
+from ecoflap.models.families.language.options import CausalLMOptions
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 
 
@@ -24,16 +23,8 @@ def language_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     return next_token_loss(module(**batch, use_cache=False).logits, labels)
 
 
-@dataclass(frozen=True)
-class CausalLM(Pretrained):
-    """A decoder LM; see ``Pretrained`` for its other options.
-
-    Attributes:
-        loss: next_token, or a function by its dotted path.
-    """
-
-    name: str = "causal_lm"
-    loss: str = "next_token"
+class CausalLM(CausalLMOptions, Pretrained):
+    """A decoder LM."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and tokenizer.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Example, Generation
 from ecoflap.models.core.losses import find_loss, token_loss
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.language.options import Seq2SeqOptions
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 
 
@@ -69,16 +69,8 @@ class Seq2SeqInterface:
         return len(self.tokenizer(text)["input_ids"])
 
 
-@dataclass(frozen=True)
-class Seq2Seq(Pretrained):
-    """An encoder-decoder LM; see ``Pretrained`` for its other options.
-
-    Attributes:
-        loss: continuation, or a function by its dotted path.
-    """
-
-    name: str = "seq2seq"
-    loss: str = "continuation"
+class Seq2Seq(Seq2SeqOptions, Pretrained):
+    """An encoder-decoder LM."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and tokenizer.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.losses import class_loss
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.lavis.options import LavisNlvrOptions
 from ecoflap.models.families.lavis.parts import LavisPretrained, read_tokenizer, require_lavis
 from ecoflap.models.loading.loader import Selection, prunable
 
@@ -99,11 +99,8 @@ class NlvrInterface:
         }
 
 
-@dataclass(frozen=True)
-class LavisNlvr(LavisPretrained):
+class LavisNlvr(LavisNlvrOptions, LavisPretrained):
     """A BLIP-NLVR; see ``LavisPretrained`` for its options."""
-
-    name: str = "blip_nlvr"
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and tokenizer.

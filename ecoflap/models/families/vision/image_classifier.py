@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from ecoflap.errors import UserError, nearest
 from ecoflap.models.core.losses import class_loss, find_loss
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.vision.options import ImageClassifierOptions
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 
 
@@ -69,16 +69,8 @@ class ClassifierInterface:
         return model.module(pixel_values=pixels.to(next(model.module.parameters()))).logits.float().cpu()
 
 
-@dataclass(frozen=True)
-class ImageClassifier(Pretrained):
-    """An image classifier; see ``Pretrained`` for its other options.
-
-    Attributes:
-        loss: classification, or a function by its dotted path.
-    """
-
-    name: str = "image_classifier"
-    loss: str = "classification"
+class ImageClassifier(ImageClassifierOptions, Pretrained):
+    """An image classifier."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and image processor.
