@@ -4,8 +4,7 @@ hold.
 
 from __future__ import annotations
 
-import importlib
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.object_type import ObjectType
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+
+from ecoflap.run.registry import HIDDEN, options_of
 
 CONF = Path(__file__).parents[2] / "conf"
 
@@ -35,8 +36,9 @@ class Choices:
 
     @cached_property
     def groups(self) -> list[str]:
-        """Every group, with those inside others: pruner, experiment, experiment/blip2, ..."""
-        found, waiting = list[str](), self._inside("", ObjectType.GROUP)
+        """Every group that a run chooses from, with those inside others: pruner, experiment/blip2, ..."""
+        found = list[str]()
+        waiting = [group for group in self._inside("", ObjectType.GROUP) if group != HIDDEN]
         while waiting:
             group = waiting.pop()
             found.append(group)
@@ -65,17 +67,10 @@ class Choices:
 def keys(node: Any) -> list[str]:
     """The options that a node of the config holds, and those of the class that it names."""
     found = [str(key) for key in node] if OmegaConf.is_dict(node) else []
-    if target := (OmegaConf.select(node, "_target_", throw_on_missing=False) if found else None):
-        module, _, name = str(target).rpartition(".")
-        try:
-            kind = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError):
-            kind = None
-        found += (
-            [entry.name for entry in fields(kind) if entry.init and entry.name not in found]
-            if is_dataclass(kind)
-            else []
-        )
+    target = OmegaConf.select(node, "_target_", throw_on_missing=False) if found else None
+    kind = options_of(str(target)) if target else None
+    if kind is not None:
+        found += [entry.name for entry in fields(kind) if entry.init and entry.name not in found]
     return [key for key in found if key != "_target_"]
 
 

@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ecoflap.errors import UserError, did_you_mean, wrong_type
+from ecoflap.run import registry, tables
 from ecoflap.run.moved import current_place
 from ecoflap.storage.file_names import SNAPSHOT
 
@@ -95,8 +96,10 @@ class RunConfig:
 
 
 def register() -> None:
-    """Make ``run_config`` and the ``package_file`` resolver known to Hydra."""
+    """Make ``run_config``, the options of all parts, the rows of the tables and resolvers known to Hydra."""
     ConfigStore.instance().store(name="run_config", node=RunConfig)
+    registry.register()
+    tables.register()
     OmegaConf.register_new_resolver("package_file", package_file, replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
 

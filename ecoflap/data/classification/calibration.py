@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.classification.class_names import OPENAI, own_labels
-from ecoflap.data.classification.options import ClassificationCalibrationOptions
+from ecoflap.data.classification.options import CalibrationOptions
 from ecoflap.data.classification.reading import PictureSource
 from ecoflap.data.easy_vqa.pictures import check_templates
 from ecoflap.data.example import Classes, Example
@@ -21,7 +21,7 @@ from ecoflap.models.core.prunable import PrunableModel
 HELD_OUT = ("val", "test")
 
 
-class Classification(ClassificationCalibrationOptions, PictureSource):
+class Classification(CalibrationOptions, PictureSource):
     """Pictures of the training split."""
 
     def __post_init__(self) -> None:

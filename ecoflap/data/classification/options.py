@@ -29,7 +29,7 @@ class PictureSourceOptions:
 
 
 @dataclass(frozen=True)
-class ClassificationCalibrationOptions(PictureSourceOptions):
+class CalibrationOptions(PictureSourceOptions):
     """Calibration on pictures of the training split.
 
     Attributes:
@@ -45,7 +45,7 @@ class ClassificationCalibrationOptions(PictureSourceOptions):
 
 
 @dataclass(frozen=True)
-class ClassificationTaskOptions(PictureSourceOptions):
+class TaskOptions(PictureSourceOptions):
     """Accuracy on a set of pictures.
 
     Attributes:

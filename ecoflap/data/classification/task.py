@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.data.classification.class_names import OPENAI, own_labels
-from ecoflap.data.classification.options import ClassificationTaskOptions
+from ecoflap.data.classification.options import TaskOptions
 from ecoflap.data.classification.reading import Pictures, PictureSource
 from ecoflap.data.easy_vqa.picture_tasks import similarity
 from ecoflap.data.easy_vqa.pictures import check_templates
@@ -30,7 +30,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.clip.clip import class_features
 
 
-class Classification(ClassificationTaskOptions, PictureSource):
+class Classification(TaskOptions, PictureSource):
     """Accuracy on a set of pictures."""
 
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "top_5", "macro_f1", "images")
