@@ -1,4 +1,4 @@
-"""Choices that are a row of a table in ``conf``: models that differ in their sizes, picture sets in their names."""
+"""Choices that are a row of a table in ``conf``: models that differ in their sizes, sets in their names."""
 
 from __future__ import annotations
 
