@@ -149,8 +149,8 @@ class _Explainer:
         for folder in self.folders[:-1]:
             for file in sorted((folder / group).glob("*.yaml")):
                 node = self.choices.compose([f"{group}={file.stem}"])[group]
-                if kind := registry.options_of(str(node.get("_target_"))):
-                    yield file.stem, kind
+                if (own := registry.options_of(str(node.get("_target_")))) is not None:
+                    yield file.stem, own
 
     def options(self, place: str, known: dict[str, Description], names: list[str], config: DictConfig) -> str:
         """Options with their values in a config."""

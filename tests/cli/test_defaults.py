@@ -61,15 +61,10 @@ def merged(first: Any, second: Any) -> Any:
 
 
 def repeated(before: dict[str, Any], own: dict[str, Any]) -> list[str]:
-    found = [key for key, value in own.items() if key in before and before[key] == value]
-    for key, value in own.items():
-        if isinstance(value, dict) and isinstance(before.get(key), dict):
-            found += [f"{key}.{inner}" for inner in repeated(before[key], value)]
-    return found
+    return [key for key, value in own.items() if key in before and before[key] == value]
 
 
 def test_a_repeated_value_is_seen() -> None:
-    assert repeated({"a": 1, "b": {"c": 2, "d": 3}}, {"a": 1, "b": {"c": 2, "d": 4}}) == ["a", "b.c"]
     assert repeated(inherited("task", ["/options/task/Mmlu@_here_"]), {"shots": 5, "limit": 3}) == ["shots"]
 
 
