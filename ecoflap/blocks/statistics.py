@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,26 @@ class Enough(BaseException):
     """
 
 
+Own = TypeVar("Own", bound="Statistic")
+
+
 class Statistic(Protocol):
-    """Gathered from inputs [tokens, cols], batch by batch."""
+    """Gathered from inputs [tokens, cols], batch by batch.
+
+    A new one derives from this class and needs its own ``__init__``, ``update`` and ``output_energy``.
+
+    Attributes:
+        sum: what is summed over tokens, [cols, ...].
+        tokens: how many there were.
+        storable: the sums are [cols], small enough to be kept for other runs.
+    """
+
+    sum: Tensor
+    tokens: int
+    storable: ClassVar[bool] = False
+
+    def __init__(self, cols: int, device: torch.device) -> None:
+        """Begin with no tokens."""
 
     def update(self, inputs: Tensor) -> None:
         """Take the inputs [tokens, cols] of one more batch."""
@@ -37,9 +55,27 @@ class Statistic(Protocol):
     def output_energy(self, weight: Tensor) -> float:
         """Mean over tokens of ||W x||^2 for a weight [rows, cols]; what the relative error is measured in."""
 
+    @classmethod
+    def size_of(cls, cols: Sequence[int]) -> int:
+        """Bytes for the layers of one block, each with so many input columns and an input of its own."""
+        return 4 * sum(cols)
 
-class MeanSquare:
+    def kept(self) -> Tensor:
+        """The sums and the number of tokens, [cols + 1], fp64, on the CPU: nothing is rounded."""
+        return torch.cat([self.sum.cpu().double(), torch.tensor([float(self.tokens)], dtype=torch.float64)])
+
+    @classmethod
+    def restored(cls: type[Own], kept: Tensor, device: torch.device) -> Own:
+        """The statistic that was kept, on a device, which need not have fp64."""
+        statistic = cls(len(kept) - 1, device)
+        statistic.sum, statistic.tokens = kept[:-1].float().to(device), int(kept[-1])
+        return statistic
+
+
+class MeanSquare(Statistic):
     """Mean square of each input column, [cols]: the diagonal of the Gram matrix, all that Wanda needs."""
+
+    storable: ClassVar[bool] = True
 
     def __init__(self, cols: int, device: torch.device) -> None:
         self.sum = torch.zeros(cols, device=device)
@@ -55,23 +91,12 @@ class MeanSquare:
         """Mean over tokens, [cols]."""
         return self.sum / self.tokens
 
-    def kept(self) -> Tensor:
-        """The sums and the number of tokens, [cols + 1], fp64, on the CPU: nothing is rounded."""
-        return torch.cat([self.sum.cpu().double(), torch.tensor([float(self.tokens)], dtype=torch.float64)])
-
-    @classmethod
-    def restored(cls, kept: Tensor, device: torch.device) -> MeanSquare:
-        """The statistic that was kept, on a device, which need not have fp64."""
-        statistic = cls(len(kept) - 1, device)
-        statistic.sum, statistic.tokens = kept[:-1].float().to(device), int(kept[-1])
-        return statistic
-
     def output_energy(self, weight: Tensor) -> float:
         """Mean of ||W x||^2 as if the columns of x were uncorrelated."""
         return float((weight.float().square() @ self.value).sum())
 
 
-class Gram:
+class Gram(Statistic):
     """Mean of x x^T over all tokens, [cols, cols], in fp32: SparseGPT's Hessian up to a factor that
     cancels.
     """
@@ -102,6 +127,13 @@ class Gram:
             self._value = upper + upper.triu(1).t()
         return self._value
 
+    @classmethod
+    def size_of(cls, cols: Sequence[int]) -> int:
+        """Bytes for the layers of one block; the largest matrix is also held as a mean, factored and on the
+        way there.
+        """
+        return 4 * (sum(count**2 for count in cols) + 3 * max(cols) ** 2)
+
     def factor(self, damping: float) -> InverseFactor:
         """The factored inverse, computed once for all layers that share the input."""
         if self._factor is None:
@@ -117,16 +149,16 @@ class Gram:
 class InputStatistics:
     """Statistics of the layers of one block, filled while the block runs under ``gathering``."""
 
-    def __init__(self, kind: type[MeanSquare] | type[Gram]) -> None:
+    def __init__(self, kind: type[Statistic]) -> None:
         self.kind = kind
-        self.of: dict[Layer, MeanSquare | Gram] = {}
+        self.of: dict[Layer, Statistic] = {}
         self._counted: tuple[Tensor, ...] = ()
         self._foreign: list[Tensor] = []
         self._leaders: set[Layer] = set()
         # In this run, of layers that have no statistic yet: what each call read, and the tensors, held alive
         # so that identity means the same input.
-        self._reads: dict[Layer, list[MeanSquare | Gram]] = {}
-        self._seen: list[tuple[Tensor, int, MeanSquare | Gram]] = []
+        self._reads: dict[Layer, list[Statistic]] = {}
+        self._seen: list[tuple[Tensor, int, Statistic]] = []
         self._calls: list[Layer] = []
         self._repeats: bool | None = (
             None  # whether a run calls some layer twice; null before the first has ended
@@ -184,7 +216,7 @@ class InputStatistics:
         elif layer in self._leaders:
             self.of[layer].update(self._real(inputs).detach())
 
-    def _of_tensor(self, inputs: Tensor) -> MeanSquare | Gram:
+    def _of_tensor(self, inputs: Tensor) -> Statistic:
         """The statistic of one tensor, computed once for all layers that read it before it is written to."""
         known = next(
             (
@@ -213,7 +245,7 @@ class InputStatistics:
         self._reads.clear()
         self._seen.clear()
 
-    def _total(self, reads: Sequence[MeanSquare | Gram]) -> MeanSquare | Gram:
+    def _total(self, reads: Sequence[Statistic]) -> Statistic:
         """The statistic of several calls."""
         total = self.kind(len(reads[0].sum), reads[0].sum.device)
         for read in reads:
@@ -229,7 +261,7 @@ class InputStatistics:
             return tokens
         return tokens[mask.flatten()]
 
-    def __getitem__(self, layer: Layer) -> MeanSquare | Gram:
+    def __getitem__(self, layer: Layer) -> Statistic:
         if layer not in self.of:
             raise UserError(
                 f"{layer.name} never ran on the calibration data, so nothing is known of its inputs; leave it"

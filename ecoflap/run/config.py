@@ -240,6 +240,10 @@ def _target(group: str, node: Any) -> type:
             f"{group}._target_={name} is no {group}: it has no method {' or '.join(wanted)}; name a class of"
             " this group"
         )
+    if missing := sorted(getattr(target, "__abstractmethods__", ())):
+        raise UserError(
+            f"{group}._target_={name} has no {' and no '.join(missing)} of its own, which every {group} needs"
+        )
     return target
 
 
