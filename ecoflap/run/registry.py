@@ -12,6 +12,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from ecoflap.allocate import options as allocate
 from ecoflap.console import options as console
 from ecoflap.data.captions import options as captions
 from ecoflap.data.classification import options as classification
@@ -29,6 +30,8 @@ from ecoflap.models.families.language import options as language
 from ecoflap.models.families.lavis import options as lavis
 from ecoflap.models.families.vision import options as vision
 from ecoflap.models.families.vlm import options as vlm
+from ecoflap.prune import options as prune
+from ecoflap.score import options as score
 
 HIDDEN = "options"
 """The group in Hydra's ConfigStore."""
@@ -85,6 +88,23 @@ PARTS: dict[str, dict[str, type]] = {
         "ecoflap.finetune.full.Full": finetune.FullOptions,
         "ecoflap.finetune.lora.Lora": finetune.LoraOptions,
         "ecoflap.finetune.reconstruct.Reconstruct": finetune.ReconstructOptions,
+    },
+    "score": {
+        "ecoflap.score.zeroth_order.ZerothOrder": score.ZerothOrderOptions,
+        "ecoflap.score.first_order.FirstOrder": score.FirstOrderOptions,
+        "ecoflap.score.local.Local": score.LocalOptions,
+    },
+    "allocation": {
+        "ecoflap.allocate.water_filling.WaterFilling": allocate.WaterFillingOptions,
+        "ecoflap.allocate.from_file.FromFile": allocate.FromFileOptions,
+    },
+    "pruner": {
+        "ecoflap.prune.magnitude.Magnitude": prune.MagnitudeOptions,
+        "ecoflap.prune.wanda.Wanda": prune.WandaOptions,
+        "ecoflap.prune.sparsegpt.SparseGPT": prune.SparseGPTOptions,
+        "ecoflap.prune.global_magnitude.GlobalMagnitude": prune.GlobalMagnitudeOptions,
+        "ecoflap.prune.global_gradient.GlobalGradient": prune.GlobalGradientOptions,
+        "ecoflap.prune.upop.UPop": prune.UPopOptions,
     },
     "tracking": {
         "ecoflap.console.tracking.Wandb": console.WandbOptions,
