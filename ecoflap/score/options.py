@@ -36,8 +36,8 @@ class FirstOrderOptions:
     """Scores from gradients of the end-to-end loss.
 
     Attributes:
-        measure: what a layer scores: the mean absolute gradient (gradient), its norm (gradient_norm), the
-            mean |w| |gradient| (weight_gradient), or the mean of its square (weight_gradient_square).
+        measure: what a layer with weights w and gradient g scores: the sum of |g| (gradient), the norm of g
+            (gradient_norm), the sum of |w g| (weight_gradient) or of its squares (weight_gradient_square).
         samples: how many samples of the calibration set are used, from the first.
         batch_size: samples whose mean loss is differentiated; part of the score, as in the paper. Texts of
             another length are in batches of their own.
