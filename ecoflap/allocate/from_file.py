@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cached_property
 
 from ecoflap.allocate.allocation import Allocation, fitted, read_file
@@ -12,6 +13,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.score.scores import Scores
 
 
+@dataclass(frozen=True)
 class FromFile(FromFileOptions, Allocator):
     """Take the counts of an ``allocation.json`` that an earlier run wrote; nothing is scored."""
 

@@ -7,6 +7,8 @@ proportion to the groups' scores: keep_g = min(N_g, floor_g + lambda S_g).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
 from ecoflap.allocate.options import WaterFillingOptions
 from ecoflap.allocate.protocol import Allocator, Requires
@@ -20,6 +22,7 @@ from ecoflap.score.scores import GRANULARITIES, Scores
 MODEL = "model"
 
 
+@dataclass(frozen=True)
 class WaterFilling(WaterFillingOptions, Allocator):
     """Share the budget by score; uniform where there are no scores."""
 

@@ -5,6 +5,7 @@ steps of rising sparsity p_i = p^(T / i), measured anew on the pruned model at e
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -28,6 +29,7 @@ from ecoflap.score.scores import depends_on_none
 TINY = torch.finfo(torch.float32).tiny
 
 
+@dataclass(frozen=True)
 class GlobalGradient(GlobalGradientOptions, ModelPruner):
     """Remove the weights of smallest |w| times mean |gradient| in several steps: global first-order
     pruning.

@@ -4,6 +4,7 @@ compared signed ones).
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from ecoflap.allocate.allocation import Allocation
@@ -16,6 +17,7 @@ from ecoflap.prune.protocol import ModelPruner, OnBlock
 from ecoflap.prune.report import PruneReport
 
 
+@dataclass(frozen=True)
 class GlobalMagnitude(GlobalMagnitudeOptions, ModelPruner):
     """Remove the smallest weights by absolute value."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import Tensor
 
 from ecoflap.blocks.statistics import Statistic
@@ -9,6 +11,7 @@ from ecoflap.prune.by_metric import ByMetric
 from ecoflap.prune.options import MagnitudeOptions
 
 
+@dataclass(frozen=True)
 class Magnitude(MagnitudeOptions, ByMetric):
     """Remove the smallest weights by absolute value; looks at no data."""
 

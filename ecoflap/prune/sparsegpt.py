@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -15,6 +16,7 @@ from ecoflap.prune.options import SparseGPTOptions
 from ecoflap.prune.protocol import LayerPruner, Pruned
 
 
+@dataclass(frozen=True)
 class SparseGPT(SparseGPTOptions, LayerPruner):
     """Remove weights and correct the ones that stay."""
 

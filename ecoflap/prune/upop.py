@@ -24,6 +24,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -45,6 +46,7 @@ from ecoflap.prune.report import BlockReport, PruneReport
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class UPop(UPopOptions, ModelPruner):
     """Search and cut; the training split behind the calibration set is searched on."""
 

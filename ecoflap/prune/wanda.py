@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from ecoflap.prune.by_metric import ByMetric
 from ecoflap.prune.options import WandaOptions
 
 
+@dataclass(frozen=True)
 class Wanda(WandaOptions, ByMetric):
     """Remove the weights of smallest |w| times the norm of their input column."""
 

@@ -19,6 +19,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -50,6 +51,7 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)  # of an fp16 loss, tried in turn
 
 
+@dataclass(frozen=True)
 class FirstOrder(FirstOrderOptions, Scorer):
     """Score every layer from its gradient."""
 

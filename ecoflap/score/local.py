@@ -5,6 +5,7 @@ counterexample to global scores.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,6 +45,7 @@ MEASURES: dict[str, tuple[type[Statistic], Callable[[Tensor, Statistic], Tensor]
 }
 
 
+@dataclass(frozen=True)
 class Local(LocalOptions, Scorer):
     """Score every layer by the sum of its fine-stage metric, on the dense model."""
 

@@ -27,6 +27,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -77,6 +78,7 @@ class Estimate(NamedTuple):
     value: float
 
 
+@dataclass(frozen=True)
 class ZerothOrder(ZerothOrderOptions, Scorer):
     """Score every layer by random probes."""
 

@@ -111,6 +111,7 @@ def prunable(
     return PrunableModel(name, module.eval(), every, chosen, skipped, loss, processor, interface)
 
 
+@dataclass(frozen=True)
 class Pretrained(PretrainedOptions):
     """A model from a hub id or from a folder that ``save_pretrained`` wrote; each family adds its classes and
     its loss.
