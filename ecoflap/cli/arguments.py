@@ -8,15 +8,17 @@ import re
 import shlex
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from ecoflap.cli.choices import Choices
+from ecoflap.cli.choices import Choices, searched
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.run.config import METHODS, RunConfig
+from ecoflap.run.import_path import beside, extend_import_path
 
 PLACES = ("experiment", "sweep")
 KNOWN = (*(entry.name for entry in fields(RunConfig)), "cluster", "hydra")
@@ -32,13 +34,16 @@ COMPLETION = re.compile(r"(install|uninstall|query)=")
 
 
 def understood(arguments: list[str]) -> list[str]:
-    """The command line as Hydra is given it.
+    """The command line as Hydra is given it. What lies beside the folder of ``--config-dir`` can be imported
+    from now on.
 
     Raises:
         UserError: it is no list of options with values, or names an option that is not there.
     """
     arguments = with_suites([OLD_SWEEP.sub("sweep", argument) for argument in arguments])
     flags = parsed(arguments)
+    if flags.config_dir is not None:
+        extend_import_path([beside(flags.config_dir)])
     if not flags.shell_completion:
         check(flags.overrides, flags.config_dir)
     return arguments
@@ -123,9 +128,12 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
         config_dir: a folder with more groups than there are in ``conf``.
 
     Raises:
-        UserError: an argument is no ``key=value``, or its key is no option.
+        UserError: an argument is no ``key=value``, its key is no option, or ``hydra.searchpath`` names a
+            place that is not there.
     """
     given: dict[str, str] = {}
+    if searched(overrides):
+        Choices(config_dir, overrides).check_places()
     for place, override in enumerate(overrides):
         match = OPTION.fullmatch(override)
         before = overrides[place - 1] if place else ""
@@ -133,7 +141,7 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
             after = overrides[place + 1] if place + 1 < len(overrides) else ""
             raise UserError(_no_value(override, before, after))
         key, value = match["key"], match["value"]
-        check_key(override, match, config_dir)
+        check_key(override, match, config_dir, overrides)
         if match["sign"] == "~" and key in METHODS:
             others = f"{key}=OPTION{WITHOUT.get(key, '')}"
             raise UserError(f"{override} takes away what every run has; choose another with {others}")
@@ -156,8 +164,14 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
         given[name] = override
 
 
-def check_key(override: str, match: re.Match[str], config_dir: str | None) -> None:
+def check_key(override: str, match: re.Match[str], config_dir: str | None, overrides: Sequence[str]) -> None:
     """Refuse a key whose first part is no option or group.
+
+    Args:
+        override: the option.
+        match: its parts.
+        config_dir: a folder with more groups than there are in ``conf``.
+        overrides: all options, of which ``hydra.searchpath`` names more such places.
 
     Raises:
         UserError: if the key's first part is no option or group.
@@ -167,7 +181,7 @@ def check_key(override: str, match: re.Match[str], config_dir: str | None) -> No
         raise UserError(
             f"{override}: {first} is a place to look for more, which Hydra wants a plus before: +{override}"
         )
-    if first not in (*KNOWN, *PLACES) and first not in Choices(config_dir).groups:
+    if first not in (*KNOWN, *PLACES) and first not in Choices(config_dir, overrides).groups:
         raise UserError(f"{override}: there is no option {first!r}; {did_you_mean(first, KNOWN, LISTER)}")
 
 

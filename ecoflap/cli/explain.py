@@ -18,6 +18,7 @@ from ecoflap.errors import UserError, did_you_mean, written
 from ecoflap.run import config as run_config
 from ecoflap.run import registry, tables
 from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig
+from ecoflap.run.import_path import beside, extend_import_path
 
 WIDTH = 110
 SENTENCE = re.compile(r".+?[.:](?= [A-Z\"]|$)")
@@ -55,6 +56,8 @@ def explain_options(argument: str, config_dir: str | None = None) -> str:
     Raises:
         UserError: if there is no such group, choice or option.
     """
+    if config_dir is not None:
+        extend_import_path([beside(config_dir)])
     run_config.register()
     return _Explainer(config_dir).explain(argument.lstrip("+"))
 

@@ -31,7 +31,7 @@ def explain(arguments: list[str], error: Exception) -> str | None:
     flags = parsed(arguments)
     if isinstance(error, UnicodeDecodeError) and (file := not_utf8(flags.config_dir)):
         return f"{file} is not text in UTF-8, which config files are; convert it, such as with iconv -t utf-8"
-    choices = Choices(flags.config_dir)
+    choices = Choices(flags.config_dir, flags.overrides)
     parser, overrides = OverridesParser.create(config_loader=choices.loader), list[Override]()
     for argument in flags.overrides:
         try:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ecoflap.blocks.capture import Flow, flows
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.statistics import Enough, Gram, InputStatistics, MeanSquare
+from ecoflap.blocks.statistics import Gram, InputsComplete, InputStatistics, MeanSquare
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
@@ -70,8 +70,8 @@ def measure_block(
     with statistics.gathering(block.layers, stop=not dense):
         for stream in streams:
             call = stream.call(index)
-            statistics.look_at(stream.counted, call.tensors)
-            with suppress(Enough):
+            statistics.begin_run(stream.counted, call.tensors)
+            with suppress(InputsComplete):
                 output = call.run(block.module, stream.hidden)
                 if dense:
                     stream.leave(output, call)

@@ -89,7 +89,7 @@ class Local:
                     with statistics.gathering(block.layers):
                         for stream in streams:
                             call = stream.call(index)
-                            statistics.look_at(stream.counted, call.tensors)
+                            statistics.begin_run(stream.counted, call.tensors)
                             stream.leave(call.run(block.module, stream.hidden), call)
                     with model.placement.using(block):
                         for layer in block.layers:

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.loss_batches import Kind, kind_of, loss_batches
-from ecoflap.blocks.suffix import SuffixRunner, growing_modules
+from ecoflap.blocks.suffix import SuffixRunner, repeatable_modules
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.data.calibration_set import CalibrationSet
@@ -188,7 +188,7 @@ class ZerothOrder:
         self, model: PrunableModel, batches: Sequence[Batch], work: Sequence[tuple[Tower, Block]]
     ) -> Iterator[tuple[int, Tower, Block, SuffixRunner]]:
         """Every (batch, block) pair; the stored outputs of one batch are let go before the next is run."""
-        around = growing_modules(model, batches[0])
+        around = repeatable_modules(model, batches[0])
         for index, batch in enumerate(batches):
             runner = SuffixRunner(model, batch, around)
             if not torch.isfinite(runner.losses).all():
@@ -202,9 +202,9 @@ class ZerothOrder:
     def _passes(self, tower: Tower, runner: SuffixRunner, noise: Noise) -> Passes:
         """Find out what holds for a tower: each block is run without a probe, as it will be with one."""
         blocks = [block for block in tower.blocks if block.layers]
-        replay = runner.replays(blocks[-1:], 1)
+        replay = runner.can_replay(blocks[-1:], 1)
         stack = self._stacks(tower, runner, replay, noise)
-        if replay and not runner.replays(blocks, 2 if stack else 1):
+        if replay and not runner.can_replay(blocks, 2 if stack else 1):
             replay = False
             stack = self._stacks(tower, runner, replay, noise)
         if not replay:

@@ -27,6 +27,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
 from ecoflap.errors import UserError, require_positive
+from ecoflap.run.import_path import folders_of
 from ecoflap.sweeps.check import check_jobs
 from ecoflap.sweeps.jobs import Job, finished_values, numbered, raise_failures, record_jobs
 
@@ -112,12 +113,15 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
 
         code = take_snapshot(folder) if self.params["snapshot"] else None
         launcher, state = self._on(code) if code else self, Singleton.get_state()
+        parts = folders_of(self.hydra_context.config_loader.get_search_path())
         cloudpickle.register_pickle_by_value(bootstrap)
         calls = [
             (job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", state) for job in jobs
         ]
         return [
-            bootstrap.Bootstrap(None if code is None else str(code), cloudpickle.dumps((launcher, call)))
+            bootstrap.Bootstrap(
+                None if code is None else str(code), parts, cloudpickle.dumps((launcher, call))
+            )
             for call in calls
         ]
 

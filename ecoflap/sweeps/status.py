@@ -26,7 +26,7 @@ from ecoflap.console.progress import ArgumentParser, complain, table
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import JOBS, LEASE, STATUS
 from ecoflap.storage.files import read_json
-from ecoflap.storage.lease import DEAD_AFTER, lives
+from ecoflap.storage.lease import DEAD_AFTER, is_held
 
 FAILED = ("failed", "died")
 ENDED_BADLY = ("FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
@@ -118,7 +118,7 @@ def _state(run: Path, status: Mapping[str, Any], queued: str) -> str:
     if not status:
         return "died" if ended_badly else "queued"
     state: str = status["state"]
-    if state == "running" and not lives(run / LEASE, DEAD_AFTER * 2):
+    if state == "running" and not is_held(run / LEASE, DEAD_AFTER * 2):
         return "queued" if queued in ("PENDING", "REQUEUED") else "died"
     return "died" if state == "stopped" and ended_badly else state
 

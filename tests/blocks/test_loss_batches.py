@@ -80,7 +80,7 @@ def test_blip_is_asked_questions_of_one_length() -> None:
 
 
 def counts_padding(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """A loss of somebody's own that never heard of padding."""
+    """A custom loss that ignores the mask of padding."""
     return module(input_ids=batch["input_ids"]).logits.float().square().mean(dim=(1, 2))
 
 

@@ -76,7 +76,7 @@ def test_a_lease_that_changed_hands_meanwhile_is_given_back(
     path = tmp_path / "lease"
     of_another_host(path)
     mine, faster = Lease(path), Lease(path)
-    monkeypatch.setattr(mine, "_owner_lives", lambda: False)
+    monkeypatch.setattr(mine, "_owner_is_alive", lambda: False)
     mine.owner = {"token": "theirs"}
     path.unlink()
     assert faster.acquire()

@@ -1,4 +1,4 @@
-"""Which option of ``model`` loads which kind of checkpoint, told by the ``model_type`` of its config.json."""
+"""Which option of ``model`` loads which kind of checkpoint, by the ``model_type`` of its config.json."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def check_kind(path: str, settings: Mapping[str, Any], config_class: Any, model_
     Args:
         path: hub id or folder, for the message.
         settings: its config.json.
-        config_class: of transformers, that the option reads a config with.
-        model_class: likewise, its model; an ``AutoModelFor...`` or one class.
+        config_class: the class of transformers that the option reads a config with.
+        model_class: likewise that of its model: an ``AutoModelFor...`` or one class.
 
     Raises:
-        UserError: the option loads no such kind, or transformers knows none.
+        UserError: if the option doesn't load such a kind, or transformers doesn't know it.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

@@ -17,7 +17,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.blip.options import BlipCaptionOptions, BlipVqaOptions
 from ecoflap.models.families.blip.ranking import best_answers
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
-from ecoflap.models.loading.positions import look_at
+from ecoflap.models.loading.positions import set_image_size
 from ecoflap.models.offload.load import require_loaded
 
 LONGEST = 35  # tokens of a question or a matched caption, as BLIP cuts them
@@ -206,7 +206,7 @@ class BlipVqa(BlipVqaOptions, Pretrained):
         check_encoder_token(self.encoder_token, module)
         require_loaded(self, "image_size")
         if self.image_size is not None:
-            look_at(module, processor, self.image_size)
+            set_image_size(module, processor, self.image_size)
         interface = VqaInterface(module, processor, self.encoder_token) if processor is not None else None
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)
 
