@@ -146,6 +146,7 @@ class Nothing:
         return NoTracker()
 
 
+@dataclass(frozen=True)
 class Wandb(WandbOptions):
     """Factory of ``tracking=wandb``."""
 

@@ -19,6 +19,7 @@ from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 
 
+@dataclass(frozen=True)
 class LmEval(LmEvalOptions):
     """Tasks or groups of the harness, or of the user's YAML files."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ecoflap.finetune.job import Job, Training
 from ecoflap.finetune.masked_parameters import count_trained, masked_parameters
 from ecoflap.finetune.options import FullOptions
@@ -10,6 +12,7 @@ from ecoflap.finetune.training import split_of, train
 from ecoflap.models.core.prunable import in_float32
 
 
+@dataclass(frozen=True)
 class Full(FullOptions, Schedule):
     """Every parameter of the model is trained, of pruned weights only those that were kept."""
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -49,6 +50,7 @@ class MaskedLinear(Linear):
         return linear(x, weight.t() if self.fan_in_fan_out else weight, base.bias)
 
 
+@dataclass(frozen=True)
 class Lora(LoraOptions, Schedule):
     """Low-rank updates of the pruned weights, merged under their masks."""
 

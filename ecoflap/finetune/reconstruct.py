@@ -37,6 +37,7 @@ from ecoflap.models.core.towers import Block, Tower
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
 class Reconstruct(ReconstructOptions):
     """Layer-wise reconstruction."""
 

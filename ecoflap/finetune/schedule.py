@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from ecoflap.finetune.options import ScheduleOptions
 from ecoflap.models.core.losses import find_loss
 
 
+@dataclass(frozen=True)
 class Schedule(ScheduleOptions):
     """How long, how fast and on what."""
 

@@ -1,6 +1,4 @@
-"""Configs in Hydra's ConfigStore that are made when they are asked for: a run asks for a few of them, and making
-all takes as long as composing the run.
-"""
+"""Configs in Hydra's ConfigStore that are made when they are asked for: a run asks for a few of a hundred."""
 
 from __future__ import annotations
 

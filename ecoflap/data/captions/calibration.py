@@ -5,6 +5,7 @@ beginning.
 from __future__ import annotations
 
 import random
+from dataclasses import dataclass
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.captions.options import CaptionsOptions
@@ -16,6 +17,7 @@ from ecoflap.models.core.encoding import encode_all, require_encoder
 from ecoflap.models.core.prunable import PrunableModel
 
 
+@dataclass(frozen=True)
 class Captions(CaptionsOptions, CaptionSource):
     """Pictures of a training split, each with one of its captions."""
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ecoflap.data.captions.layouts import LAYOUTS, Picture
@@ -18,6 +18,7 @@ MARKS = re.compile(r'[.!"()*#:;~]')
 MOST_WORDS = 50
 
 
+@dataclass(frozen=True)
 class CaptionSource(CaptionSourceOptions):
     """Where pictures with captions come from."""
 

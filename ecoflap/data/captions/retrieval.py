@@ -30,6 +30,7 @@ RANKS = (1, 5, 10)
 BLOCK = 2**25  # similarities in memory at once
 
 
+@dataclass(frozen=True)
 class Retrieval(RetrievalOptions, CaptionSource):
     """Find captions by pictures, and pictures by captions."""
 

@@ -25,6 +25,7 @@ from ecoflap.models.core.text_length import require_length
 DOMAINS = ("in", "near", "out")
 
 
+@dataclass(frozen=True)
 class Captioning(CaptioningOptions, CaptionSource):
     """Write captions and score them."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.classification.class_names import OPENAI, own_labels
@@ -21,6 +21,7 @@ from ecoflap.models.core.prunable import PrunableModel
 HELD_OUT = ("val", "test")
 
 
+@dataclass(frozen=True)
 class Classification(CalibrationOptions, PictureSource):
     """Pictures of the training split."""
 

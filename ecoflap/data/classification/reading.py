@@ -59,6 +59,7 @@ class Found(NamedTuple):
     classes: Sequence[str]
 
 
+@dataclass(frozen=True)
 class PictureSource(PictureSourceOptions):
     """Which pictures, and how their classes are called."""
 

@@ -30,6 +30,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.clip.clip import class_features
 
 
+@dataclass(frozen=True)
 class Classification(TaskOptions, PictureSource):
     """Accuracy on a set of pictures."""
 

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.easy_vqa.options import EasyVqaCalibrationOptions
 from ecoflap.data.example import Example
@@ -27,6 +29,7 @@ def read_questions(split: str) -> list[Example]:
     ]
 
 
+@dataclass(frozen=True)
 class EasyVqa(EasyVqaCalibrationOptions):
     """Questions of the training split, with their answers."""
 

@@ -60,6 +60,7 @@ class PictureEvaluation:
         }
 
 
+@dataclass(frozen=True)
 class PictureTask(PictureTaskOptions, ABC):
     """A task on the pictures."""
 
@@ -89,6 +90,7 @@ class PictureTask(PictureTaskOptions, ABC):
         return PictureEvaluation(self, spread(read_pictures("test"), self.limit, "pictures"), model.interface)
 
 
+@dataclass(frozen=True)
 class EasyClassification(EasyClassificationOptions, PictureTask):
     """Top-1 and top-5 accuracy, of a classifier's own classes or, zero-shot, of a text tower's."""
 
@@ -129,6 +131,7 @@ class EasyClassification(EasyClassificationOptions, PictureTask):
         return {"accuracy": percent(best[:, 0].tolist()), "top_5": percent(best.any(dim=-1).tolist())}
 
 
+@dataclass(frozen=True)
 class EasyCaptions(EasyCaptionsOptions, PictureTask):
     """Share of captions that name shape and colour right."""
 
@@ -159,6 +162,7 @@ class EasyCaptions(EasyCaptionsOptions, PictureTask):
         }
 
 
+@dataclass(frozen=True)
 class EasyRetrieval(EasyRetrievalOptions, PictureTask):
     """Recall at 1 from pictures to the 24 captions, and from a caption to the pictures, first apart
     (contrast), then together (match).

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
+from dataclasses import dataclass
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.easy_vqa.calibration import read_questions
@@ -63,6 +64,7 @@ def check_templates(templates: list[str], option: str, names: Collection[str] = 
             raise UserError(f"{option}={template!r} must hold {{}} once, where the name goes")
 
 
+@dataclass(frozen=True)
 class EasyPictures(EasyPicturesOptions):
     """Pictures of the training split with captions."""
 

@@ -20,6 +20,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
 
 
+@dataclass(frozen=True)
 class EasyVqa(EasyVqaTaskOptions):
     """Ask the held-out questions and compare the generated answers."""
 

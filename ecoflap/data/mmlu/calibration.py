@@ -126,6 +126,7 @@ def _read_file(file: Path) -> list[Question]:
     return questions
 
 
+@dataclass(frozen=True)
 class Mmlu(MmluCalibrationOptions):
     """Questions with their letters, of a split that is not the test's."""
 

@@ -21,6 +21,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import at_most, most_tokens, require_length
 
 
+@dataclass(frozen=True)
 class Mmlu(MmluTaskOptions):
     """Accuracy over all test questions, per category, subcategory and subject, and how well the model knows
     what it knows.

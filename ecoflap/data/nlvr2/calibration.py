@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ecoflap.data.calibration_set import CalibrationSet, draw, require_train
@@ -15,6 +16,7 @@ from ecoflap.models.core.protocols import Classifies, require
 from ecoflap.models.core.prunable import PrunableModel
 
 
+@dataclass(frozen=True)
 class Nlvr2(Nlvr2CalibrationOptions):
     """Sentences about two pictures, and whether they are true."""
 

@@ -21,6 +21,7 @@ from ecoflap.models.core.protocols import Classifies, require
 from ecoflap.models.core.prunable import PrunableModel
 
 
+@dataclass(frozen=True)
 class Nlvr2(Nlvr2TaskOptions):
     """Share of sentences that are judged right, per split; the first split is the headline."""
 

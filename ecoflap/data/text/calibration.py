@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,7 @@ def require_language_model(model: PrunableModel, option: str) -> None:
         )
 
 
+@dataclass(frozen=True)
 class Text(TextOptions, TextSource):
     """Random windows of a text."""
 
@@ -199,6 +201,7 @@ class Text(TextOptions, TextSource):
         return list(rows[draw(len(rows), self.samples, seed)])
 
 
+@dataclass(frozen=True)
 class Documents(DocumentsOptions, Text):
     """Random windows of documents, one of each, as Wanda and SparseGPT take them from C4: only a document
     longer than a window counts.
@@ -231,6 +234,7 @@ class Documents(DocumentsOptions, Text):
         return rows
 
 
+@dataclass(frozen=True)
 class TokenFile(TokenFileOptions):
     """Rows of token ids that somebody has already drawn."""
 

@@ -33,6 +33,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
 
 
+@dataclass(frozen=True)
 class TextPerplexity(TextPerplexityOptions, TextSource):
     """Perplexity on windows of a text.
 
@@ -96,6 +97,7 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
         return PerplexityEvaluation(self.rows(model.processor), self.batch_size, self.stride, self.sources)
 
 
+@dataclass(frozen=True)
 class TokenPerplexity(TokenPerplexityOptions):
     """Perplexity on rows of token ids from a file."""
 

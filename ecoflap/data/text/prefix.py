@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.example import Example
@@ -18,6 +19,7 @@ from ecoflap.models.core.prunable import PrunableModel
 SHORTEST = 8  # words; shorter lines are headings and list entries
 
 
+@dataclass(frozen=True)
 class PrefixText(PrefixTextOptions, TextSource):
     """Paragraphs of a text, which are its lines, each cut after a random word of its first half."""
 
@@ -79,6 +81,7 @@ class PrefixText(PrefixTextOptions, TextSource):
         )
 
 
+@dataclass(frozen=True)
 class PrefixDocuments(PrefixDocumentsOptions, PrefixText):
     """The beginnings of whole documents, each cut after a random word of its first half."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import zlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from ecoflap.errors import UserError, nearest
 MOST_BYTES = 32  # of a token, on average over a text
 
 
+@dataclass(frozen=True)
 class TextSource(TextSourceOptions):
     """A text: a local file, or else a split of a data set of the hub."""
 

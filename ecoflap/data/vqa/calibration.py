@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ecoflap.data.calibration_set import CalibrationSet, draw, require_train
@@ -15,6 +15,7 @@ from ecoflap.models.core.encoding import encode_all, require_encoder
 from ecoflap.models.core.prunable import PrunableModel
 
 
+@dataclass(frozen=True)
 class VqaV2(VqaV2CalibrationOptions):
     """Questions about COCO's train2014 with the answer that most annotators gave."""
 

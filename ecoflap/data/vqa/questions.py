@@ -44,6 +44,7 @@ class Choices:
     k: int
 
 
+@dataclass(frozen=True)
 class PublishedQuestions(PublishedQuestionsOptions, ABC):
     """What the three data sets share; the defaults are those that BLIP-2 was published with."""
 

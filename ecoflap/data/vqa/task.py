@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from ecoflap.data.folder import require_files
@@ -25,6 +26,7 @@ from ecoflap.models.core.protocols import Ranks
 from ecoflap.models.core.prunable import PrunableModel
 
 
+@dataclass(frozen=True)
 class VqaV2(VqaV2TaskOptions, PublishedQuestions):
     """VQAv2."""
 
@@ -75,6 +77,7 @@ class VqaV2(VqaV2TaskOptions, PublishedQuestions):
         return Choices(read_answer_list(self.path or "", self.answer_list), self.k_test)
 
 
+@dataclass(frozen=True)
 class OkVqa(OkVqaOptions, PublishedQuestions):
     """OK-VQA's validation split."""
 
@@ -95,6 +98,7 @@ class OkVqa(OkVqaOptions, PublishedQuestions):
         return vqa_accuracy(lemmatized(answer) if self.lemmatize else answer, question.answers)
 
 
+@dataclass(frozen=True)
 class Gqa(GqaOptions, PublishedQuestions):
     """GQA's balanced testdev split."""
 

@@ -123,6 +123,7 @@ def prunable(
     return PrunableModel(name, module.eval(), every, chosen, skipped, loss, processor, interface)
 
 
+@dataclass(frozen=True)
 class Pretrained(PretrainedOptions):
     """A model from a hub id or a saved folder; each family adds its classes and its loss."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -152,6 +153,7 @@ class RetrievalInterface(DualInterface):
         )
 
 
+@dataclass(frozen=True)
 class BlipRetrieval(BlipRetrievalOptions, Pretrained):
     """BLIP that finds pictures and texts."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -190,6 +191,7 @@ def _same_length(texts: Sequence[dict[str, Tensor]]) -> list[tuple[list[int], di
     ]
 
 
+@dataclass(frozen=True)
 class BlipVqa(BlipVqaOptions, Pretrained):
     """BLIP that answers questions."""
 
@@ -211,6 +213,7 @@ class BlipVqa(BlipVqaOptions, Pretrained):
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)
 
 
+@dataclass(frozen=True)
 class BlipCaption(BlipCaptionOptions, Pretrained):
     """BLIP that writes captions."""
 

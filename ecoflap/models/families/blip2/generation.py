@@ -128,6 +128,7 @@ class SavesLavis(PrunableModel):
         torch.save({"model": to_lavis(self.module.state_dict())}, folder / "lavis.pth")
 
 
+@dataclass(frozen=True)
 class Blip2(Blip2Options, Pretrained):
     """A BLIP-2."""
 

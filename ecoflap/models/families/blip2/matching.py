@@ -5,6 +5,7 @@ BLIP-2.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -153,6 +154,7 @@ class ItmInterface(DualInterface):
 LOSSES = {"match_and_contrastive": match_and_contrastive_loss, "match": match_loss, "contrastive": itc_loss}
 
 
+@dataclass(frozen=True)
 class Blip2Itm(Blip2ItmOptions, Pretrained):
     """BLIP-2's first stage: vision tower and Q-Former, which find pictures and texts."""
 

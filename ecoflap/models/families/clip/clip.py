@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -140,6 +141,7 @@ def dual_loss(name: str, interface: DualInterface | None) -> Loss:
     return find_loss(name, dict(zip(LOSSES, (contrastive, classification), strict=True)))
 
 
+@dataclass(frozen=True)
 class Clip(ClipOptions, Pretrained):
     """A CLIP."""
 

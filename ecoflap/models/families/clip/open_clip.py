@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -54,6 +55,7 @@ class OpenClipInterface(DualInterface):
         ]
 
 
+@dataclass(frozen=True)
 class OpenClip(OpenClipOptions):
     """A model of open_clip."""
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -23,6 +25,7 @@ def language_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     return next_token_loss(module(**batch, use_cache=False).logits, labels)
 
 
+@dataclass(frozen=True)
 class CausalLM(CausalLMOptions, Pretrained):
     """A decoder LM."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class Seq2SeqInterface:
         return len(self.tokenizer(text)["input_ids"])
 
 
+@dataclass(frozen=True)
 class Seq2Seq(Seq2SeqOptions, Pretrained):
     """An encoder-decoder LM."""
 

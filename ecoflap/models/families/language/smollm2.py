@@ -6,6 +6,7 @@ server): only the file is read.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar
@@ -36,6 +37,7 @@ IN_BLOCK = {
 CONTROL_TOKEN = 3  # GGUF's token type of special tokens
 
 
+@dataclass(frozen=True)
 class SmolLM2(SmolLM2Options):
     """The 135 M model, dequantised."""
 

@@ -5,7 +5,7 @@ format.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -101,6 +101,7 @@ class LavisBlip2Interface:
         )
 
 
+@dataclass(frozen=True)
 class LavisBlip2(LavisBlip2Options, LavisPretrained):
     """A BLIP-2 with T5."""
 

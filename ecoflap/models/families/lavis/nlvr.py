@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -99,6 +100,7 @@ class NlvrInterface:
         }
 
 
+@dataclass(frozen=True)
 class LavisNlvr(LavisNlvrOptions, LavisPretrained):
     """A BLIP-NLVR; see ``LavisPretrained`` for its options."""
 

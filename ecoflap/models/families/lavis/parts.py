@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, ClassVar
@@ -124,6 +125,7 @@ def downloaded(model_class: Any, model_type: str) -> dict[str, Tensor]:
     return state
 
 
+@dataclass(frozen=True)
 class LavisPretrained(LavisPretrainedOptions):
     """A model of LAVIS; each family adds its class and its loss."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -69,6 +70,7 @@ class ClassifierInterface:
         return model.module(pixel_values=pixels.to(next(model.module.parameters()))).logits.float().cpu()
 
 
+@dataclass(frozen=True)
 class ImageClassifier(ImageClassifierOptions, Pretrained):
     """An image classifier."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -40,6 +41,7 @@ class TorchvisionInterface(ClassifierInterface):
         return logits.float().cpu()
 
 
+@dataclass(frozen=True)
 class Torchvision(TorchvisionOptions):
     """A classifier of torchvision."""
 

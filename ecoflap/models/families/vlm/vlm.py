@@ -5,7 +5,7 @@ PaliGemma, InstructBLIP, ...
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -173,6 +173,7 @@ def _chat_prompt(processor: Any) -> str:
     return text.replace("{", "{{").replace("}", "}}").replace("@QUESTION@", "{}")
 
 
+@dataclass(frozen=True)
 class VisionLanguage(VisionLanguageOptions, Pretrained):
     """A vision-language model."""
 
