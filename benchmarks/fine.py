@@ -16,7 +16,8 @@ from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.prune.driver import prune
-from ecoflap.prune.pruners import SparseGPT, Wanda
+from ecoflap.prune.sparsegpt import SparseGPT
+from ecoflap.prune.wanda import Wanda
 
 PRUNERS: dict[str, Any] = {"wanda": Wanda(), "sparsegpt": SparseGPT()}
 
@@ -31,7 +32,7 @@ def whole_run(
     target: float,
 ) -> list[Row]:
     """The published loop, ours, and ours with dense predecessors; the model is dense again before each."""
-    dense, allocation = Dense(model), WaterFilling()(model.towers, None, 0.5)
+    dense, allocation = Dense(model), WaterFilling()(model, None, 0.5)
     masks: dict[str, dict[str, torch.Tensor]] = {}
 
     def published() -> None:

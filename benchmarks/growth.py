@@ -9,7 +9,8 @@ from benchmarks.measure import Row, clock
 from benchmarks.models import Dense, llama, tokens
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.prune.driver import prune
-from ecoflap.prune.pruners import SparseGPT, Wanda
+from ecoflap.prune.sparsegpt import SparseGPT
+from ecoflap.prune.wanda import Wanda
 from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.zeroth_order import ZerothOrder
 
@@ -35,10 +36,8 @@ def seconds(method: str, width: int, depth: int, tokens_: int, samples: int) -> 
     model, calibration = llama(width, depth), tokens(samples, tokens_, 256)
     dense = Dense(model)
     work: dict[str, Callable[[], object]] = {
-        "wanda": lambda: prune(model, calibration, Wanda(), WaterFilling()(model.towers, None, 0.5), 4),
-        "sparsegpt": lambda: prune(
-            model, calibration, SparseGPT(), WaterFilling()(model.towers, None, 0.5), 4
-        ),
+        "wanda": lambda: prune(model, calibration, Wanda(), WaterFilling()(model, None, 0.5), 4),
+        "sparsegpt": lambda: prune(model, calibration, SparseGPT(), WaterFilling()(model, None, 0.5), 4),
         "first order": lambda: FirstOrder(samples=samples)(model, calibration, 0),
         "zeroth order": lambda: ZerothOrder(samples=samples)(model, calibration, 0),
     }

@@ -1,5 +1,4 @@
-"""Writes the API reference of the docs site: a MkDocs hook that makes one page per package, from the source
-tree.
+"""The API reference of the docs site: a MkDocs hook that writes one page per package, from the source tree.
 
 The list of modules needs no upkeep: a new module appears on its package's page, and a new package gets a page
 and an entry in the navigation. The source is only read, so no page needs torch.
@@ -29,9 +28,8 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
         config: The site's configuration, of which only the navigation changes.
     """
     sections: list[dict[str, Any]] = config.nav or []
-    (reference,) = (
-        entries for section in sections for entries in section.values() if entries[0] == "reference/index.md"
-    )
+    lists = [entries for section in sections for entries in section.values()]
+    (reference,) = (entries for entries in lists if entries[0] == "reference/index.md")
     reference.extend({package: _path(package)} for package in modules_by_page())
     return config
 
@@ -49,9 +47,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def modules_by_page() -> dict[str, dict[str, str]]:
-    """The public modules of each page with the first sentence of each, by the package that the page is named
-    after.
-    """
+    """``{package: {public module: its first sentence}}``, a page per package."""
     pages: dict[str, dict[str, str]] = {}
     for file in sorted((ROOT / PACKAGE).rglob("*.py")):
         parts = file.relative_to(ROOT).with_suffix("").parts
@@ -72,9 +68,7 @@ def _first_sentence(file: Path) -> str:
 
 
 def _page(package: str, modules: dict[str, str]) -> str:
-    """Markdown: the package's docstring, and for the top package what it exports; a list of the modules; each
-    module.
-    """
+    """Markdown: the package's docstring, for the top package with what it exports, and then its modules."""
     listed = "\n".join(f"- [`{name}`](#{name}): {sentence}" for name, sentence in modules.items())
     own = _block(package, PLAIN if package == PACKAGE else PLAIN | {"members": False})
     return "\n\n".join([f"# {package}", own, listed, *(_block(name, {}) for name in modules)]) + "\n"

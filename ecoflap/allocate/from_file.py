@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
 
 from ecoflap.allocate.allocation import AS_GIVEN, EXACT, Allocation, fitted, read_file
+from ecoflap.allocate.protocol import Allocator, Requires
 from ecoflap.errors import UserError, did_you_mean
-from ecoflap.models.core.towers import Tower
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.score.scores import Scores
 
 
 @dataclass(frozen=True)
-class FromFile:
+class FromFile(Allocator):
     """Take the counts of an ``allocation.json`` that an earlier run wrote; nothing is scored.
 
     Attributes:
@@ -26,13 +26,17 @@ class FromFile:
     path: str
     total: str = EXACT
     name: str = "file"
-    needs_scores: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.total not in (EXACT, AS_GIVEN):
             raise UserError(
                 f"allocation.total={self.total} is not known; {did_you_mean(self.total, (EXACT, AS_GIVEN))}"
             )
+
+    @property
+    def requires(self) -> Requires:
+        """Nothing."""
+        return Requires("none")
 
     @cached_property
     def allocation(self) -> Allocation:
@@ -52,10 +56,10 @@ class FromFile:
                 f" asked for; set sparsity={target}"
             )
 
-    def __call__(self, towers: tuple[Tower, ...], scores: Scores | None, sparsity: float) -> Allocation:
+    def __call__(self, model: PrunableModel, scores: Scores | None, sparsity: float) -> Allocation:
         """Check the counts against the model.
 
         Raises:
             UserError: if they were made for other layers, or miss the target.
         """
-        return fitted(self.allocation, towers, self.path, self.total)
+        return fitted(self.allocation, model.towers, self.path, self.total)

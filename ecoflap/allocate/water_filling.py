@@ -8,16 +8,17 @@ proportion to the groups' scores: keep_g = min(N_g, floor_g + lambda S_g).
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
+from ecoflap.allocate.protocol import Allocator, Requires
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Tower
 from ecoflap.ops import proportional, water_fill
-from ecoflap.score.scores import Scores
+from ecoflap.score.scores import GRANULARITIES, Scores
 
-GRANULARITIES = ("layer", "block", "tower", "model")
+MODEL = "model"
 AGGREGATES = ("sum", "average")
 SCOPES = ("model", "tower")
 
@@ -28,7 +29,7 @@ def _choose(option: str, asked: str, valid: tuple[str, ...]) -> None:
 
 
 @dataclass(frozen=True)
-class WaterFilling:
+class WaterFilling(Allocator):
     """Share the budget by score; uniform where there are no scores.
 
     Attributes:
@@ -44,12 +45,18 @@ class WaterFilling:
     cap: float | None = None
     scope: str = "model"
     name: str = "water_filling"
-    needs_scores: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _choose("granularity", self.granularity, GRANULARITIES)
+        _choose("granularity", self.granularity, (*GRANULARITIES, MODEL))
         _choose("aggregate", self.aggregate, AGGREGATES)
         _choose("scope", self.scope, SCOPES)
+
+    @property
+    def requires(self) -> Requires:
+        """Scores of its own groups or of parts of them, where there are any."""
+        known = (*GRANULARITIES, MODEL)
+        finer = known[: known.index(self.granularity) + 1]
+        return Requires("optional", granularities=tuple(name for name in finer if name != MODEL))
 
     def check(self, sparsity: float) -> None:
         """Refuse an impossible target before any work is done.
@@ -64,7 +71,7 @@ class WaterFilling:
                 " group, between sparsity and 1"
             )
 
-    def __call__(self, towers: tuple[Tower, ...], scores: Scores | None, sparsity: float) -> Allocation:
+    def __call__(self, model: PrunableModel, scores: Scores | None, sparsity: float) -> Allocation:
         """Decide what each layer keeps.
 
         Raises:
@@ -72,7 +79,10 @@ class WaterFilling:
                 weights.
         """
         self.check(sparsity)
-        granularity = self.granularity if scores is not None else "model"
+        if scores is not None:
+            self.requires.check(scores.method, scores.kind, scores.granularity, self.name)
+        towers = model.towers
+        granularity = self.granularity if scores is not None else MODEL
         keep: dict[str, int] = {}
         for part in [towers] if self.scope == "model" else [(tower,) for tower in towers]:
             layers = [layer for tower in part for layer in tower.layers]
@@ -80,11 +90,11 @@ class WaterFilling:
                 continue
             total = keep_total([layer.size for layer in layers], sparsity)
             if (
-                scores is None or granularity == "model" or self.cap == sparsity
+                scores is None or granularity == MODEL or self.cap == sparsity
             ):  # a cap at the target leaves nothing to share
                 keep |= _split(layers, total)
             else:
-                keep |= self._share(self._groups(part), scores, total, sparsity)
+                keep |= self._share(part, scores, total, sparsity)
         return Allocation(
             keep,
             {layer.name: layer.size for tower in towers for layer in tower.layers},
@@ -102,10 +112,12 @@ class WaterFilling:
         return [group for group in groups if group]
 
     def _share(
-        self, groups: list[list[Layer]], scores: Scores, total: int, sparsity: float
+        self, towers: tuple[Tower, ...], scores: Scores, total: int, sparsity: float
     ) -> dict[str, int]:
+        groups, scored = self._groups(towers), scores.by_layer(towers)
         sizes = [sum(layer.size for layer in group) for group in groups]
-        sums = [sum(scores.importance[layer.name] for layer in group) for group in groups]
+        parts = [dict.fromkeys(scored[layer.name] for layer in group) for group in groups]
+        sums = [sum(scores.importance[name] for name in names) for names in parts]
         values = (
             sums
             if self.aggregate == "sum"

@@ -61,10 +61,7 @@ def padded(samples: Sequence[Sample]) -> dict[str, Tensor]:
     """Stack samples whose texts may differ in length into one batch."""
     if len({_shapes(sample) for sample in samples}) == 1:
         return stack(samples)
-    masked = [
-        {**sample, "attention_mask": sample.get("attention_mask", torch.ones_like(sample["input_ids"]))}
-        for sample in samples
-    ]
+    masked = [_masked(sample) for sample in samples]
     longest = {
         name: max(sample[name].shape[-1] for sample in masked)
         for name in FILLS
@@ -76,6 +73,15 @@ def padded(samples: Sequence[Sample]) -> dict[str, Tensor]:
             for sample in masked
         ]
     )
+
+
+def _masked(sample: Sample) -> Sample:
+    """A sample with a mask of its text; where only a decoder reads text, what stands behind its end changes
+    nothing before it.
+    """
+    if "input_ids" not in sample or "attention_mask" in sample:
+        return sample
+    return {**sample, "attention_mask": torch.ones_like(sample["input_ids"])}
 
 
 def _filled(name: str, tensor: Tensor, length: int | None) -> Tensor:

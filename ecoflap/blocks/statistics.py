@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,26 @@ class InputsComplete(BaseException):
     """
 
 
+Own = TypeVar("Own", bound="Statistic")
+
+
 class Statistic(Protocol):
-    """A statistic of inputs [tokens, cols] that is gathered batch by batch."""
+    """A statistic of inputs [tokens, cols] that is gathered batch by batch.
+
+    A new one derives from this class and needs its own ``__init__``, ``update`` and ``output_energy``.
+
+    Attributes:
+        sum: what is summed over tokens, [cols, ...].
+        tokens: how many there were.
+        storable: the sums are [cols], small enough to be kept for other runs.
+    """
+
+    sum: Tensor
+    tokens: int
+    storable: ClassVar[bool] = False
+
+    def __init__(self, cols: int, device: torch.device) -> None:
+        """Begin with no tokens."""
 
     def update(self, inputs: Tensor) -> None:
         """Add the inputs [tokens, cols] of one more batch."""
@@ -37,14 +55,32 @@ class Statistic(Protocol):
     def output_energy(self, weight: Tensor) -> float:
         """Mean over tokens of ||W x||^2 for a weight [rows, cols]: the unit of the relative error."""
 
+    @classmethod
+    def size_of(cls, cols: Sequence[int]) -> int:
+        """Bytes for the layers of one block, each with so many input columns and an input of its own."""
+        return 4 * sum(cols)
 
-class MeanSquare:
+    def kept(self) -> Tensor:
+        """The sums and the number of tokens as one tensor [cols + 1], fp64 on the CPU: nothing is rounded."""
+        return torch.cat([self.sum.cpu().double(), torch.tensor([float(self.tokens)], dtype=torch.float64)])
+
+    @classmethod
+    def restored(cls: type[Own], kept: Tensor, device: torch.device) -> Own:
+        """The statistic that ``kept`` returned, on a device, which need not support fp64."""
+        statistic = cls(len(kept) - 1, device)
+        statistic.sum, statistic.tokens = kept[:-1].float().to(device), int(kept[-1])
+        return statistic
+
+
+class MeanSquare(Statistic):
     """Mean square of each input column, [cols]: the diagonal of the Gram matrix, all that Wanda needs.
 
     Attributes:
         sum: sum of squares per column, [cols], fp32.
         tokens: number of tokens in the sum.
     """
+
+    storable: ClassVar[bool] = True
 
     def __init__(self, cols: int, device: torch.device) -> None:
         self.sum = torch.zeros(cols, device=device)
@@ -60,23 +96,12 @@ class MeanSquare:
         """Mean over tokens, [cols]."""
         return self.sum / self.tokens
 
-    def kept(self) -> Tensor:
-        """The sums and the number of tokens as one tensor [cols + 1], fp64 on the CPU: nothing is rounded."""
-        return torch.cat([self.sum.cpu().double(), torch.tensor([float(self.tokens)], dtype=torch.float64)])
-
-    @classmethod
-    def restored(cls, kept: Tensor, device: torch.device) -> MeanSquare:
-        """The statistic that ``kept`` returned, on a device, which need not support fp64."""
-        statistic = cls(len(kept) - 1, device)
-        statistic.sum, statistic.tokens = kept[:-1].float().to(device), int(kept[-1])
-        return statistic
-
     def output_energy(self, weight: Tensor) -> float:
         """Mean of ||W x||^2 under the assumption that the columns of x are uncorrelated."""
         return float((weight.float().square() @ self.value).sum())
 
 
-class Gram:
+class Gram(Statistic):
     """Mean of x x^T over all tokens, [cols, cols], in fp32: SparseGPT's Hessian up to a factor that cancels.
 
     Attributes:
@@ -111,6 +136,13 @@ class Gram:
             self._value = upper + upper.triu(1).t()
         return self._value
 
+    @classmethod
+    def size_of(cls, cols: Sequence[int]) -> int:
+        """Bytes for the layers of one block; the largest matrix is also held as a mean, factored and on the
+        way there.
+        """
+        return 4 * (sum(count**2 for count in cols) + 3 * max(cols) ** 2)
+
     def factor(self, damping: float) -> InverseFactor:
         """The factored inverse; computed once for all layers that share the input."""
         if self._factor is None:
@@ -131,16 +163,16 @@ class InputStatistics:
         of: the statistic of each layer; layers that read the same input share one.
     """
 
-    def __init__(self, kind: type[MeanSquare] | type[Gram]) -> None:
+    def __init__(self, kind: type[Statistic]) -> None:
         self.kind = kind
-        self.of: dict[Layer, MeanSquare | Gram] = {}
+        self.of: dict[Layer, Statistic] = {}
         self._counted: tuple[Tensor, ...] = ()
         self._foreign: list[Tensor] = []
         self._leaders: set[Layer] = set()
         # Layers without a statistic, in this run: what each call read, and the tensors, which stay alive so
         # that equal identity means the same input.
-        self._reads: dict[Layer, list[MeanSquare | Gram]] = {}
-        self._seen: list[tuple[Tensor, int, MeanSquare | Gram]] = []
+        self._reads: dict[Layer, list[Statistic]] = {}
+        self._seen: list[tuple[Tensor, int, Statistic]] = []
         self._calls: list[Layer] = []
         self._repeats: bool | None = None  # whether a run calls some layer twice; None until one has ended
 
@@ -193,7 +225,7 @@ class InputStatistics:
         elif layer in self._leaders:
             self.of[layer].update(self._real(inputs).detach())
 
-    def _of_tensor(self, inputs: Tensor) -> MeanSquare | Gram:
+    def _of_tensor(self, inputs: Tensor) -> Statistic:
         """The statistic of one tensor; computed once for all layers that read it before it is written to."""
         current = version_of(inputs)
         for tensor, version, statistic in self._seen:
@@ -217,7 +249,7 @@ class InputStatistics:
         self._reads.clear()
         self._seen.clear()
 
-    def _total(self, reads: Sequence[MeanSquare | Gram]) -> MeanSquare | Gram:
+    def _total(self, reads: Sequence[Statistic]) -> Statistic:
         """The sum of the statistics of several calls."""
         total = self.kind(len(reads[0].sum), reads[0].sum.device)
         for read in reads:
@@ -233,7 +265,7 @@ class InputStatistics:
             return tokens
         return tokens[mask.flatten()]
 
-    def __getitem__(self, layer: Layer) -> MeanSquare | Gram:
+    def __getitem__(self, layer: Layer) -> Statistic:
         if layer not in self.of:
             raise UserError(
                 f"{layer.name} never ran on the calibration data, so nothing is known of its inputs; leave it"

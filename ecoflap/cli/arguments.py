@@ -16,13 +16,12 @@ from typing import NoReturn
 from hydra._internal.utils import get_args_parser
 
 from ecoflap.cli.choices import Choices, searched
-from ecoflap.errors import UserError, did_you_mean
+from ecoflap.errors import UserError, did_you_mean, typed_command
 from ecoflap.run.config import METHODS, RunConfig
 from ecoflap.run.import_path import beside, extend_import_path
 
 PLACES = ("experiment", "sweep")
 KNOWN = (*(entry.name for entry in fields(RunConfig)), "cluster", "hydra")
-LISTER = "python main.py --help lists all"
 WITHOUT = {
     "score": ", or score=none",
     "tracking": ", or tracking=none",
@@ -31,6 +30,11 @@ WITHOUT = {
 OPTION = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][^=:\s]*)(?P<equals>=)?(?P<value>.*)", re.DOTALL)
 OLD_SWEEP = re.compile(r"(?<=^\+)sweeps(?=[=/])")  # what the group was called in earlier releases
 COMPLETION = re.compile(r"(install|uninstall|query)=")
+
+
+def lister() -> str:
+    """Where all options are listed, as the end of a message."""
+    return f"{typed_command()} --help lists all"
 
 
 def understood(arguments: list[str]) -> list[str]:
@@ -78,7 +82,7 @@ def parsed(arguments: list[str]) -> Namespace:
     """
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; python main.py --help lists what there is")
+        raise UserError(f"{message}; {typed_command()} --help lists what there is")
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
@@ -99,7 +103,7 @@ def _no_flag(argument: str, known: list[str]) -> str:
     if option in KNOWN:
         name = argument.lstrip("-").partition("=")[0]
         return f"{argument}: options are written without dashes, with a = before the value: {name}=VALUE"
-    choices = did_you_mean(argument.partition("=")[0], known, "python main.py --help")
+    choices = did_you_mean(argument.partition("=")[0], known, f"{typed_command()} --help")
     return f"{argument}: there is no such flag; {choices}"
 
 
@@ -182,7 +186,7 @@ def check_key(override: str, match: re.Match[str], config_dir: str | None, overr
             f"{override}: {first} is a place to look for more, which Hydra wants a plus before: +{override}"
         )
     if first not in (*KNOWN, *PLACES) and first not in Choices(config_dir, overrides).groups:
-        raise UserError(f"{override}: there is no option {first!r}; {did_you_mean(first, KNOWN, LISTER)}")
+        raise UserError(f"{override}: there is no option {first!r}; {did_you_mean(first, KNOWN, lister())}")
 
 
 def _no_value(argument: str, before: str, after: str) -> str:
@@ -206,7 +210,7 @@ def _no_value(argument: str, before: str, after: str) -> str:
             f"{argument!r} is no option with a value; if it belongs to the value before it, quote them"
             f" together: {together}"
         )
-    choices = did_you_mean(argument, KNOWN, LISTER)
+    choices = did_you_mean(argument, KNOWN, lister())
     return f"{argument!r} is no option with a value, which is written key=value; {choices}"
 
 

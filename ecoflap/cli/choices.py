@@ -23,8 +23,8 @@ from omegaconf import DictConfig, OmegaConf
 from ecoflap.errors import UserError
 from ecoflap.run.import_path import COMMAND_LINE
 from ecoflap.run.registry import HIDDEN, options_of
+from ecoflap.storage.installation import conf_folder
 
-CONF = Path(__file__).parents[2] / "conf"
 SEARCH_PATH = "hydra.searchpath"
 
 
@@ -38,7 +38,7 @@ class Choices:
             config_dir: a folder that is searched too.
             overrides: of the command line; ``hydra.searchpath`` names more places.
         """
-        search, last = create_config_search_path(str(CONF)), SearchPathQuery(provider="schema")
+        search, last = create_config_search_path(str(conf_folder())), SearchPathQuery(provider="schema")
         if config_dir is not None:
             search.prepend(provider=COMMAND_LINE, path=f"file://{os.path.abspath(config_dir)}", anchor=last)
         for place in searched(overrides):
@@ -73,14 +73,14 @@ class Choices:
     def _inside(self, group: str, kind: ObjectType) -> list[str]:
         return list(self.loader.repository.get_group_options(group, kind))
 
+    def files(self, group: str) -> list[str]:
+        """The options of a group, without those of groups inside it."""
+        return self._inside(group, ObjectType.CONFIG)
+
     def options(self, group: str) -> list[str]:
         """What may follow ``group=``, in folders below it too."""
         inside = [inner for inner in self.groups if inner == group or inner.startswith(f"{group}/")]
-        return [
-            f"{inner}/{name}".removeprefix(f"{group}/")
-            for inner in inside
-            for name in self._inside(inner, ObjectType.CONFIG)
-        ]
+        return [f"{inner}/{name}".removeprefix(f"{group}/") for inner in inside for name in self.files(inner)]
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """The config of a command line that may hold sweeps."""

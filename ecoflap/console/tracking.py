@@ -40,6 +40,17 @@ class Tracker(Protocol):
         """End the run, marked as failed or finished."""
 
 
+class Tracking(Protocol):
+    """Starts a tracker inside the running job."""
+
+    def start(self, config: dict[str, Any], name: str, folder: Path) -> Tracker:
+        """Start to track a run.
+
+        Raises:
+            UserError: the tracker can't be started.
+        """
+
+
 class NoTracker:
     """Tracks nothing; the result record has everything."""
 

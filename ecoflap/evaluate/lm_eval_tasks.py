@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError, did_you_mean
+from ecoflap.storage.installation import install_extra
 
 
 def task_manager(include_path: str | None) -> Any:
@@ -25,7 +26,7 @@ def task_manager(include_path: str | None) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UserError(
-            f"task=lm_eval needs lm-evaluation-harness ({error}); pip install -e '.[lm-eval]'"
+            f"task=lm_eval needs lm-evaluation-harness ({error}): {install_extra('lm-eval')}"
         ) from error
     return TaskManager(include_path=None if include_path is None else str(Path(include_path).expanduser()))
 

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
@@ -69,17 +69,3 @@ def masks_fingerprint(masks: Mapping[str, Tensor]) -> str:
         digest.update(name.encode())
         digest.update(mask.contiguous().numpy().data)
     return digest.hexdigest()
-
-
-class Finetuner(Protocol):
-    """Trains a pruned model in place; what the masks remove stays zero."""
-
-    name: str
-
-    def finetune(self, job: Job) -> Training:
-        """Train.
-
-        Raises:
-            UserError: the options don't fit the model or the data.
-            NumericalError: a loss is NaN or infinite.
-        """

@@ -25,6 +25,7 @@ from ecoflap.errors import UserError, require_positive
 from ecoflap.finetune.job import Job, Training
 from ecoflap.finetune.masked_parameters import count_trained
 from ecoflap.finetune.options import LoraOptions
+from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.training import split_of, train
 from ecoflap.models.core.layers import Layer, is_layer
@@ -51,7 +52,7 @@ class MaskedLinear(Linear):
 
 
 @dataclass(frozen=True)
-class Lora(LoraOptions, Schedule):
+class Lora(LoraOptions, Schedule, Finetuner):
     """Low-rank updates of the pruned weights, merged under their masks."""
 
     def __post_init__(self) -> None:

@@ -31,6 +31,7 @@ from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.finetune.job import Job, Point, Training
 from ecoflap.finetune.masked_parameters import masked_parameters
 from ecoflap.finetune.options import ReconstructOptions
+from ecoflap.finetune.protocol import Finetuner
 from ecoflap.models.core.prunable import in_float32, quiet_forward
 from ecoflap.models.core.towers import Block, Tower
 
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Reconstruct(ReconstructOptions):
+class Reconstruct(ReconstructOptions, Finetuner):
     """Layer-wise reconstruction."""
 
     def __post_init__(self) -> None:

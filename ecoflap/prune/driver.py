@@ -5,24 +5,20 @@ it is still dense.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.blocks.capture import Flow
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.statistics import MeanSquare
-from ecoflap.console.progress import track
+from ecoflap.blocks.walk import Visit, walk
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
-from ecoflap.models.core.towers import Tower
 from ecoflap.prune.finished_blocks import FinishedBlocks
-from ecoflap.prune.inputs import blocks_in_order, measure_block
 from ecoflap.prune.layers import Statistics, prune_layers
-from ecoflap.prune.pruners import LayerPruner
+from ecoflap.prune.protocol import LayerPruner, OnBlock
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.storage.masks import PackedMasks
 
@@ -34,7 +30,7 @@ def prune(
     pruner: LayerPruner,
     allocation: Allocation,
     batch_size: int,
-    on_block: Callable[[BlockReport], None] = lambda _: None,
+    on_block: OnBlock = lambda _: None,
     propagate: str = "pruned",
     finished: FinishedBlocks | None = None,
     precomputed_statistics: Mapping[str, Tensor] | None = None,
@@ -67,48 +63,43 @@ def prune(
     batches = calibration.batches(batch_size) if calibration is not None and looks else []
     if looks and not checked:
         require_calls(model, batches, every_layer=True)
-    towers = [tower for tower in model.towers if tower.layers]
-    work = blocks_in_order(model, reversed(towers) if dense else towers, batches, dense)
+    towers = tuple(reversed(model.towers)) if dense else model.towers
     with quiet_forward(model.module):
-        for number, (flow, index) in enumerate(
-            track(work, "prune", total=sum(len(tower.blocks) for tower in towers))
-        ):
-            flow.enter(index)
-            seconds = None if finished is None else _take_up(flow, index, finished, number, report, dense)
+        for number, visit in enumerate(walk(model, towers, batches, "prune", dense)):
+            seconds = None if finished is None else _take_up(visit, finished, number, report, dense)
             if seconds is None:
-                seconds = _prune_block(flow, index, pruner, allocation, report, dense, precomputed_statistics)
+                seconds = _prune_block(visit, pruner, allocation, report, dense, precomputed_statistics)
                 if finished is not None:
-                    with model.placement.using(flow.tower.blocks[index]):
-                        finished.write(number, flow.tower.blocks[index].layers, report, seconds)
-            report.blocks.append(_summary(flow.tower, index, allocation, report, seconds))
+                    with model.placement.using(visit.block):
+                        finished.write(number, visit.block.layers, report, seconds)
+            report.blocks.append(_summary(visit, allocation, report, seconds))
             on_block(report.blocks[-1])
     report.masks = PackedMasks.ordered(report.masks, [layer.name for layer in model.layers])
     return report
 
 
 def _take_up(
-    flow: Flow, index: int, finished: FinishedBlocks, number: int, report: PruneReport, dense: bool
+    visit: Visit, finished: FinishedBlocks, number: int, report: PruneReport, dense: bool
 ) -> float | None:
     """Put a block that an earlier run pruned into its place, and move on through it as that run did; null
     where there is none.
     """
-    block, placement = flow.tower.blocks[index], flow.model.placement
+    block, placement = visit.block, visit.flow.model.placement
     if (found := finished.read(number)) is None:
         return None
     if dense:
-        flow.leave(index)
+        visit.leave()
     with placement.using(block):
         found.put(block.layers, report)
         if block.layers:
             placement.changed(block)
     if not dense:
-        flow.leave(index)
+        visit.leave()
     return found.seconds
 
 
 def _prune_block(
-    flow: Flow,
-    index: int,
+    visit: Visit,
     pruner: LayerPruner,
     allocation: Allocation,
     report: PruneReport,
@@ -116,22 +107,23 @@ def _prune_block(
     precomputed_statistics: Mapping[str, Tensor] | None,
 ) -> float:
     """Prune the block whose turn it is, and move on through it; returns the seconds that it took."""
-    started, block, placement = time.perf_counter(), flow.tower.blocks[index], flow.model.placement
+    started, block, placement = time.perf_counter(), visit.block, visit.flow.model.placement
     statistics: Statistics | None = (
-        None if precomputed_statistics is not None else measure_block(flow, index, pruner.statistic, dense)
+        None if precomputed_statistics is not None else visit.measure(pruner.statistic, leave=dense)
     )
     with placement.using(block):
         if precomputed_statistics is not None:
+            assert pruner.statistic is not None
             statistics = {
-                layer: MeanSquare.restored(precomputed_statistics[layer.name], layer.weight.device)
+                layer: pruner.statistic.restored(precomputed_statistics[layer.name], layer.weight.device)
                 for layer in block.layers
             }
         prune_layers(block.layers, statistics, pruner, allocation, report)
         if block.layers:
             placement.changed(block)
     if not dense:
-        flow.leave(index)
-    if not all(stream.finite for stream in flow.streams):
+        visit.leave()
+    if not visit.finite:
         raise NumericalError(
             f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or"
             " a larger pruner.damping"
@@ -139,13 +131,9 @@ def _prune_block(
     return time.perf_counter() - started
 
 
-def _summary(
-    tower: Tower, index: int, allocation: Allocation, report: PruneReport, seconds: float
-) -> BlockReport:
-    block = tower.blocks[index]
-    names = [layer.name for layer in block.layers]
+def _summary(visit: Visit, allocation: Allocation, report: PruneReport, seconds: float) -> BlockReport:
+    names = [layer.name for layer in visit.block.layers]
     errors = [error for name in names if (error := report.errors[name]) is not None]
     mean_error = sum(errors) / len(errors) if errors else None
-    return BlockReport(
-        tower.name, block.name, allocation.sparsity_of(names) if names else 0.0, mean_error, seconds
-    )
+    sparsity = allocation.sparsity_of(names) if names else 0.0
+    return BlockReport(visit.tower.name, visit.block.name, sparsity, mean_error, seconds)

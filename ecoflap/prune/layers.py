@@ -15,7 +15,7 @@ from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.statistics import InputStatistics, Statistic
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
-from ecoflap.prune.pruners import LayerPruner, Pruned
+from ecoflap.prune.protocol import LayerPruner, Pruned
 from ecoflap.prune.report import PruneReport
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ def _prune_together(
     """Prune the layers that share a statistic."""
     dense = [layer.matrix().clone() for layer in layers]
     try:
-        results = pruner.together(dense, statistic, [allocation.keep[layer.name] for layer in layers])  # type: ignore[arg-type]
+        results = pruner.together(dense, statistic, [allocation.keep[layer.name] for layer in layers])
     except ValueError as error:
         culprit = next(
             (layer for layer, weight in zip(layers, dense, strict=True) if not torch.isfinite(weight).all()),

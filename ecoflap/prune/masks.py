@@ -48,32 +48,44 @@ class MaskRule:
             )
         return cls(text, (int(match[1]), int(match[2])))
 
-    def check(self, layers: Sequence[Layer], sparsity: float, scored: bool) -> None:
-        """Refuse an n:m rule that doesn't divide a layer's columns or contradicts the sparsity, before any
-        work is done.
+    def check(self, sparsity: float, uneven: bool) -> None:
+        """Refuse a sparsity that an n:m rule contradicts, before any work is done.
+
+        Args:
+            sparsity: that is asked for.
+            uneven: layers get sparsities of their own.
 
         Raises:
-            UserError: if the n:m rule doesn't divide a layer's columns or contradicts the sparsity.
+            UserError: the n:m rule removes another share, or layers shall differ.
         """
         if self.n_of_m is None:
             return
         n, m = self.n_of_m
-        for layer in layers:
-            if layer.shape[1] % m:
-                raise UserError(
-                    f"pruner.mask={self.name}: {layer.name} has {layer.shape[1]} columns, which {m} does not"
-                    " divide; leave it out with skip_layers"
-                )
         if abs(sparsity - (1 - n / m)) > 1e-9:
             raise UserError(
                 f"pruner.mask={self.name} removes {1 - n / m:.10g} of every row, and sparsity={sparsity} was"
                 f" asked for; set sparsity={1 - n / m:.10g}"
             )
-        if scored:
+        if uneven:
             raise UserError(
                 f"pruner.mask={self.name} fixes every layer's sparsity: there is nothing to allocate; use"
                 " score=none and allocation=water_filling"
             )
+
+    def check_layers(self, layers: Sequence[Layer]) -> None:
+        """Refuse an n:m rule that doesn't divide a layer's columns.
+
+        Raises:
+            UserError: it doesn't.
+        """
+        if self.n_of_m is None:
+            return
+        for layer in layers:
+            if layer.shape[1] % self.n_of_m[1]:
+                raise UserError(
+                    f"pruner.mask={self.name}: {layer.name} has {layer.shape[1]} columns, which"
+                    f" {self.n_of_m[1]} does not divide; leave it out with skip_layers"
+                )
 
     def select(self, metric: Tensor, keep: int) -> Tensor:
         """The mask [rows, cols], True where a weight stays, of the best ``keep`` weights under the rule."""

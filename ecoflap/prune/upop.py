@@ -39,14 +39,14 @@ from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.training_set import Collator, TrainingSet
 from ecoflap.models.core.prunable import PrunableModel, in_float32
 from ecoflap.models.core.units import Units, cut_all, find_units, total_cost
+from ecoflap.prune.protocol import ModelPruner, OnBlock
 from ecoflap.prune.report import BlockReport, PruneReport
-from ecoflap.prune.whole_model import OnBlock
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class UPop:
+class UPop(ModelPruner):
     """Search and cut; the training split behind the calibration set is searched on.
 
     Attributes:
@@ -64,7 +64,6 @@ class UPop:
     learning_rate: float = 1e-5
     weight_decay: float = 0.05
     name: str = "upop"
-    requires_calibration: ClassVar[bool] = True
     trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

@@ -46,6 +46,11 @@ MOVED = {
     "ecoflap.models.vit_saliency": "ecoflap_saliency.model",
     "ecoflap.models.vlm": "ecoflap.models.families.vlm.vlm",
     "ecoflap.models.whisper": "ecoflap_speech.whisper",
+    "ecoflap.prune.pruners.Magnitude": "ecoflap.prune.magnitude.Magnitude",
+    "ecoflap.prune.pruners.SparseGPT": "ecoflap.prune.sparsegpt.SparseGPT",
+    "ecoflap.prune.pruners.Wanda": "ecoflap.prune.wanda.Wanda",
+    "ecoflap.prune.whole_model.GlobalGradient": "ecoflap.prune.global_gradient.GlobalGradient",
+    "ecoflap.prune.whole_model.GlobalMagnitude": "ecoflap.prune.global_magnitude.GlobalMagnitude",
     "ecoflap.tracking": "ecoflap.console.tracking",
 }
 """{module or class: where it is now}."""

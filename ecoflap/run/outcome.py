@@ -26,15 +26,12 @@ from ecoflap.storage.results import LayerCount, Result, environment, sparsity_se
 def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
     """Verify the realised sparsity, save what was asked for, and write ``result.json`` last."""
     counts = count_layers(model, state.report)
-    target, total = (
-        (None, None) if (allocation := state.allocation) is None else (allocation.target, allocation.total)
-    )
     report = state.report if plan.loader.save and is_first() else None
     saved = save_checkpoint(model, report.masks, plan.folder) if report is not None else None
     shutil.rmtree(plan.folder / WORK, ignore_errors=True)
     surroundings = environment()
     result = Result(
-        config=plan.config,
+        config=plan.record,
         versions=surroundings["versions"],
         git=surroundings["git"],
         model={
@@ -46,7 +43,7 @@ def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
         },
         data=_data(plan, state),
         metrics=state.metrics,
-        sparsity=sparsity_section(counts, target, model.parameter_count(), total),
+        sparsity=_sparsity(plan, state, counts, model.parameter_count()),
         steps=state.costs,
         checkpoint=saved,
     )
@@ -81,6 +78,14 @@ def _count(tower: str, layer: Layer, report: PruneReport | None) -> LayerCount:
     return LayerCount(tower, layer.size, kept, zeros, error)
 
 
+def _sparsity(plan: Plan, state: RunState, counts: dict[str, LayerCount], parameters: int) -> dict[str, Any]:
+    """What was asked for, who shared it out, and what was removed."""
+    if (allocation := state.allocation) is None:
+        return sparsity_section(counts, None, parameters)
+    allocated_by = "pruner" if plan.pruner.allocates else "allocation"
+    return sparsity_section(counts, allocation.target, parameters, allocation.total, allocated_by)
+
+
 def _data(plan: Plan, state: RunState) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if state.calibration is not None:
@@ -101,10 +106,10 @@ def show_in_tracker(tracker: Tracker, result: Result, state: RunState) -> None:
     """One table per step that has run, and the figures of the run as its summary."""
     if state.scores is not None:
         rows = [
-            (name, value, state.scores.standard_error[name])
+            (name, value, state.scores.standard_error.get(name))
             for name, value in state.scores.importance.items()
         ]
-        tracker.log_table("score", ["layer", "importance", "standard_error"], rows)
+        tracker.log_table("score", [state.scores.granularity, state.scores.kind, "standard_error"], rows)
     if (allocation := state.allocation) is not None:
         sizes = allocation.sizes
         kept = [(name, sizes[name], keep, 1 - keep / sizes[name]) for name, keep in allocation.keep.items()]

@@ -15,7 +15,6 @@ from ecoflap.finetune.distributed import is_first, joined, shared_folder
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.loader import Selection
-from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.run.config import build, given_options, sweep_name
 from ecoflap.run.folder import claimed, discard_products
 from ecoflap.run.outcome import conclude, show_in_tracker
@@ -66,7 +65,7 @@ def run(config: DictConfig, folder: Path) -> Result | None:
 
 def _run(plan: Plan) -> Result:
     """The steps, followed by the tracker."""
-    tracker = plan.tracking.start(plan.config, plan.name, plan.folder) if is_first() else NoTracker()
+    tracker = plan.tracking.start(plan.record, plan.name, plan.folder) if is_first() else NoTracker()
     failed = True
     try:
         result, state = _work(plan, tracker)
@@ -95,7 +94,7 @@ def _work(plan: Plan, tracker: Tracker) -> tuple[Result, RunState]:
     """The steps. Nothing in the run's folder counts before ``result.json``, which is written last and
     whole.
     """
-    model, state = coarse.load(plan, resolve_device(plan.config["device"]))
+    model, state = coarse.load(plan, resolve_device(plan.config.device))
     evaluations = (
         {name: task.load(model) for name, task in plan.tasks.items()} if "evaluate" in plan.steps else {}
     )
@@ -108,11 +107,10 @@ def _work(plan: Plan, tracker: Tracker) -> tuple[Result, RunState]:
     evaluate_dense(plan, model, evaluations, state)
     if "score" in plan.steps and plan.scorer is not None:
         coarse.score(plan, model, state)
-    whole_model = isinstance(plan.pruner, WholeModelPruner)
-    if "allocate" in plan.steps and not whole_model:
+    if "allocate" in plan.steps and not plan.pruner.allocates:
         coarse.allocate(plan, model, state)
     if "prune" in plan.steps:
-        (fine.prune_whole_model if whole_model else fine.prune)(plan, model, state)
+        fine.prune(plan, model, state)
         evaluate(plan, model, evaluations, state, "pruned")
     if plan.finetuner is not None:
         fine.finetune(plan, model, state, tracker)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.data.protocol import Calibration
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.storage.cache.entries import AS_TENSORS
 from ecoflap.storage.cache.store import Store
@@ -21,7 +22,7 @@ SOURCES = "sources"
 
 def stored_calibration(
     store: Store,
-    calibrator: Any,
+    calibrator: Calibration,
     model: PrunableModel,
     fingerprint: str,
     config: Mapping[str, Any],

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import yaml
 
 from ecoflap.run.lazy_store import store
 from ecoflap.run.registry import HIDDEN
-
-CONF = Path(__file__).parents[2] / "conf"
+from ecoflap.storage.installation import conf_folder
 
 
 def register() -> None:
@@ -36,7 +34,7 @@ def picture_set(group: str, name: str, split: str) -> dict[str, Any]:
 
 def rows(table: str) -> dict[str, dict[str, Any]]:
     """The rows of a table, by the name that chooses one."""
-    text = (CONF / f"{table}.yaml").read_text(encoding="utf-8")
+    text = (conf_folder() / f"{table}.yaml").read_text(encoding="utf-8")
     found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return dict(found)
 

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch, samples_in
@@ -32,6 +33,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError, did_you_mean, require_positive
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.score.protocol import Scorer
 from ecoflap.score.recompute import recomputing
 from ecoflap.score.scores import Average, Scores, collect, count_untouched
 
@@ -49,7 +51,7 @@ SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)  # of an fp16 loss, tried in tu
 
 
 @dataclass(frozen=True)
-class FirstOrder:
+class FirstOrder(Scorer):
     """Score every layer from its gradient.
 
     Attributes:
@@ -74,6 +76,13 @@ class FirstOrder:
                 f"score.measure={self.measure} is not known; {did_you_mean(self.measure, MEASURES)}"
             )
         require_positive("score", self, "samples", "batch_size")
+
+    @property
+    def footprint(self) -> Footprint:
+        """The inputs of all blocks, then the logits and their gradient together; the gradient of one layer is
+        reduced at a time.
+        """
+        return Footprint("backward", layers=3)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on."""

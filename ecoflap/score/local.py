@@ -11,40 +11,41 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ecoflap.blocks.capture import flows
+from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.statistics import Gram, InputStatistics, MeanSquare
-from ecoflap.console.progress import track
+from ecoflap.blocks.statistics import Gram, MeanSquare, Statistic
+from ecoflap.blocks.walk import walk
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError, did_you_mean, require_positive
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.ops import wanda_metric
+from ecoflap.score.protocol import Scorer
 from ecoflap.score.scores import Average, Scores, collect
 
 DAMPING = 0.01
 
 
-def wanda_sum(weight: Tensor, statistic: MeanSquare | Gram) -> Tensor:
+def wanda_sum(weight: Tensor, statistic: Statistic) -> Tensor:
     """Sum of |w| times the norm of its input column."""
     assert isinstance(statistic, MeanSquare)
     return wanda_metric(weight, statistic.value).sum()
 
 
-def sparsegpt_sum(weight: Tensor, statistic: MeanSquare | Gram) -> Tensor:
+def sparsegpt_sum(weight: Tensor, statistic: Statistic) -> Tensor:
     """Sum of w^2 over the squared diagonal of the inverse Hessian's factor, with SparseGPT's damping."""
     assert isinstance(statistic, Gram)
     factor = statistic.factor(DAMPING)
     return (weight.float().square() / factor.upper.diagonal().square())[:, ~factor.dead].sum()
 
 
-MEASURES: dict[str, tuple[type[MeanSquare] | type[Gram], Callable[[Tensor, MeanSquare | Gram], Tensor]]] = {
+MEASURES: dict[str, tuple[type[Statistic], Callable[[Tensor, Statistic], Tensor]]] = {
     "wanda": (MeanSquare, wanda_sum),
     "sparsegpt": (Gram, sparsegpt_sum),
 }
 
 
 @dataclass(frozen=True)
-class Local:
+class Local(Scorer):
     """Score every layer by the sum of its fine-stage metric, on the dense model.
 
     Attributes:
@@ -66,6 +67,11 @@ class Local:
             )
         require_positive("score", self, "samples", "batch_size")
 
+    @property
+    def footprint(self) -> Footprint:
+        """The statistic of one block's inputs, while the samples wait."""
+        return Footprint("blocks", statistic=MEASURES[self.measure][0])
+
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on."""
         return {"name": self.name, "measure": self.measure, "samples": self.samples}
@@ -83,19 +89,13 @@ class Local:
         batches = calibration.take(self.samples).batches(self.batch_size)
         require_calls(model, batches)
         with quiet_forward(model.module):
-            for flow in track(flows(model, model.towers, batches), "score", total=len(model.towers)):
-                for index, block in enumerate(flow.tower.blocks):
-                    statistics, streams = InputStatistics(kind), flow.enter(index)  # which may run the block
-                    with statistics.gathering(block.layers):
-                        for stream in streams:
-                            call = stream.call(index)
-                            statistics.begin_run(stream.counted, call.tensors)
-                            stream.leave(call.run(block.module, stream.hidden), call)
-                    with model.placement.using(block):
-                        for layer in block.layers:
-                            averages[layer.name].add(
-                                measure(layer.matrix(), statistics[layer]).item(), 1.0, layer.name
-                            )
+            for visit in walk(model, model.towers, batches, "score"):
+                if (statistics := visit.measure(kind, leave=True)) is None:
+                    continue
+                with model.placement.using(visit.block):
+                    for layer in visit.block.layers:
+                        value = measure(layer.matrix(), statistics[layer]).item()
+                        averages[layer.name].add(value, 1.0, layer.name)
         return collect(
             self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration))}
         )

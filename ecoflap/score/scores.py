@@ -4,43 +4,68 @@ from __future__ import annotations
 
 import logging
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from ecoflap.errors import NumericalError, UserError
+from ecoflap.errors import NumericalError, UserError, nearest
+from ecoflap.models.core.towers import Tower
 
 log = logging.getLogger(__name__)
 
 
+GRANULARITIES = LAYER, BLOCK, TOWER = "layer", "block", "tower"  # from fine to coarse
+IMPORTANCE = "importance"
+
+
 @dataclass(frozen=True)
 class Scores:
-    """Importance of each layer.
+    """What was measured of each layer, or of each group of layers.
 
     Attributes:
         method: how it was measured.
-        importance: {layer: mean over samples}, never negative.
-        standard_error: {layer: standard error of that mean}.
+        importance: {layer, block or tower: mean over samples}.
+        standard_error: the same of the standard error of that mean.
         details: the parameters of the measurement and its cost.
+        granularity: what has one number: layer, block or tower.
+        kind: what the numbers are. ``importance``: never negative, the larger the more weights are kept, and
+            those of several layers may be added up. Scorers and allocators may agree on other kinds.
     """
 
     method: str
     importance: dict[str, float]
     standard_error: dict[str, float]
     details: dict[str, Any] = field(default_factory=dict)
+    granularity: str = LAYER
+    kind: str = IMPORTANCE
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
-        return {
-            "method": self.method,
-            "importance": self.importance,
-            "standard_error": self.standard_error,
-            "details": self.details,
-        }
+        return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Scores:
-        """The inverse of ``to_json``."""
+        """The inverse of ``to_json``; older records hold importance of layers, and don't say so."""
         return cls(**value)
+
+    def by_layer(self, towers: Sequence[Tower]) -> dict[str, str]:
+        """{layer: the layer, block or tower whose number is its own}.
+
+        Raises:
+            UserError: there is no number for one of them.
+        """
+        found: dict[str, str] = {}
+        for tower in towers:
+            for block in tower.blocks:
+                for layer in block.layers:
+                    group = {LAYER: layer.name, BLOCK: block.name, TOWER: tower.name}[self.granularity]
+                    if group not in self.importance:
+                        raise UserError(
+                            f"score={self.method} has no number for {self.granularity} {group} "
+                            f"(nearest: {nearest(group, self.importance)}); score the layers that are pruned"
+                        )
+                    found[layer.name] = group
+        return found
 
 
 @dataclass

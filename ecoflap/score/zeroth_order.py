@@ -14,7 +14,7 @@ block costs one probe instead of one per layer. Its expectation is sqrt(2 / pi) 
 whole gradient, not the sum of its layers' norms. The layers of a block get shares of it by their size, so
 their sum is the block's score and they are told apart by nothing else.
 
-``probe=derivative`` is the limit of small eps, | <dL_b / dW, z> | for the same z, of all layers from one
+``probe=derivative`` is the limit of small eps, | ``<dL_b / dW, z>`` | for the same z, of all layers from one
 backward pass: the same scores up to the error of the difference quotient, for about the cost of
 ``score=first_order``.
 
@@ -33,6 +33,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.loss_batches import Kind, kind_of, loss_batches
 from ecoflap.blocks.suffix import SuffixRunner, repeatable_modules
@@ -46,6 +47,7 @@ from ecoflap.models.core.towers import Block, Tower
 from ecoflap.score.derivative import slopes
 from ecoflap.score.pass_size import PassSize
 from ecoflap.score.probing import Noise, Probe, probing
+from ecoflap.score.protocol import Scorer
 from ecoflap.score.scores import Average, Scores, collect, count_untouched
 from ecoflap.score.stacking import probes_stack
 
@@ -77,7 +79,7 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ZerothOrder:
+class ZerothOrder(Scorer):
     """Score every layer by random probes.
 
     Attributes:
@@ -107,6 +109,13 @@ class ZerothOrder:
             raise UserError(f"score.eps={self.eps} must be more than 0 and finite, such as 0.001")
         if self.probe not in PROBES:
             raise UserError(f"score.probe={self.probe} is not known; {did_you_mean(self.probe, PROBES)}")
+
+    @property
+    def footprint(self) -> Footprint:
+        """The probes that share a pass and one layer's noise, or a backward pass for the derivative."""
+        if self.probe == "derivative":
+            return Footprint("backward", layers=3, float32=True)
+        return Footprint("forward", samples_per_pass=self.samples_per_pass, layers=1, float32=True)
 
     def identity(self) -> dict[str, Any]:
         """Everything that the numbers depend on."""

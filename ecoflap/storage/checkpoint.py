@@ -32,21 +32,33 @@ def save_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor], run_folde
         UserError: if the disk is full.
     """
     final, partial = run_folder / FOLDER, run_folder / f"{FOLDER}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with writing("the checkpoint", run_folder):
-            partial.mkdir(parents=True)
-            with model.placement.all_in_place():
-                model.placement.save(model, partial)
-            save_masks(partial / MASKS, masks, saved_names(model, partial))
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    for file in partial.glob("*.safetensors"):  # safetensors makes them private and ignores the umask
-        file.chmod(partial.stat().st_mode & 0o666)
+    write_checkpoint(model, masks, partial)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     return FOLDER
+
+
+def write_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor] | None, folder: Path) -> None:
+    """Write what ``from_pretrained`` loads, and the masks where there are some, into a new folder.
+
+    A save that fails leaves no folder.
+
+    Raises:
+        UserError: if the disk is full.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with writing("the checkpoint", folder.parent):
+            folder.mkdir(parents=True)
+            with model.placement.all_in_place():
+                model.placement.save(model, folder)
+            if masks is not None:
+                save_masks(folder / MASKS, masks, saved_names(model, folder))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    for file in folder.glob("*.safetensors"):  # safetensors makes them private and ignores the umask
+        file.chmod(folder.stat().st_mode & 0o666)
 
 
 def saved_names(model: PrunableModel, folder: Path) -> dict[str, str]:

@@ -25,7 +25,8 @@ from PIL import Image
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.installed import installed_file
-from ecoflap.prune.pruners import Magnitude, Wanda
+from ecoflap.prune.magnitude import Magnitude
+from ecoflap.prune.wanda import Wanda
 from tests.real.weights import assert_equals_reference, load, pruned_with
 
 pytestmark = [

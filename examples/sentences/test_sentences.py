@@ -15,7 +15,8 @@ from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.driver import prune
-from ecoflap.prune.pruners import Magnitude, Wanda
+from ecoflap.prune.magnitude import Magnitude
+from ecoflap.prune.wanda import Wanda
 from tests.cli.conftest import ROOT
 from tests.real.weights import assert_equals_reference, first_blocks, load, pruned_with
 
@@ -118,9 +119,7 @@ def test_padding_changes_no_mask(text: Path) -> None:
     for length in (64, 80):
         model = first_blocks(load(MiniLM()), 1)
         calibration = Sentences(path=str(text), sequence_length=length).load(model, seed=0)
-        masks.append(
-            prune(model, calibration, Wanda(), WaterFilling()(model.towers, None, 0.5), batch_size=4).masks
-        )
+        masks.append(prune(model, calibration, Wanda(), WaterFilling()(model, None, 0.5), batch_size=4).masks)
     assert all(int((mask != masks[1][name]).sum()) <= mask.numel() * 1e-4 for name, mask in masks[0].items())
 
 

@@ -21,7 +21,8 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.installed import installed_file
-from ecoflap.prune.pruners import Magnitude, Wanda
+from ecoflap.prune.magnitude import Magnitude
+from ecoflap.prune.wanda import Wanda
 from tests.real.weights import assert_equals_reference, load, pruned_with
 
 pytestmark = [

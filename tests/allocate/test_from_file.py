@@ -23,20 +23,18 @@ def model() -> PrunableModel:
 def saved(
     folder: Path, model: PrunableModel, change: Callable[[dict[str, Any]], Any] = lambda value: value
 ) -> str:
-    value = asdict(WaterFilling()(model.towers, None, 0.6))
+    value = asdict(WaterFilling()(model, None, 0.6))
     (folder / "allocation.json").write_text(json.dumps(change(value) or value))
     return str(folder / "allocation.json")
 
 
 def test_round_trip(tmp_path: Path, model: PrunableModel) -> None:
-    assert FromFile(saved(tmp_path, model))(model.towers, None, 0.6) == WaterFilling()(
-        model.towers, None, 0.6
-    )
+    assert FromFile(saved(tmp_path, model))(model, None, 0.6) == WaterFilling()(model, None, 0.6)
 
 
 def test_order_is_the_models(tmp_path: Path, model: PrunableModel) -> None:
     path = saved(tmp_path, model, lambda value: {**value, "keep": dict(reversed(value["keep"].items()))})
-    assert list(FromFile(path)(model.towers, None, 0.6).keep) == [layer.name for layer in model.layers]
+    assert list(FromFile(path)(model, None, 0.6).keep) == [layer.name for layer in model.layers]
 
 
 @pytest.mark.parametrize(
@@ -76,7 +74,7 @@ def test_refusals(
         return result if isinstance(result, dict | list) else None
 
     with pytest.raises(UserError, match=message):
-        FromFile(saved(tmp_path, model, edit))(model.towers, None, 0.6)
+        FromFile(saved(tmp_path, model, edit))(model, None, 0.6)
 
 
 def move(value: dict[str, Any], count: int) -> dict[str, Any]:
@@ -87,28 +85,23 @@ def move(value: dict[str, Any], count: int) -> dict[str, Any]:
 @pytest.mark.parametrize("count", [-30, -1, 1, 30])
 def test_another_total(tmp_path: Path, model: PrunableModel, count: int) -> None:
     path = saved(tmp_path, model, lambda value: move(value, count))
-    kept = sum(WaterFilling()(model.towers, None, 0.6).keep.values())
+    kept = sum(WaterFilling()(model, None, 0.6).keep.values())
     with pytest.raises(
         UserError,
         match=rf"target 0\.6, which keeps {kept:,} .* keep {kept + count:,} .*allocation\.total=as_given",
     ):
-        FromFile(path)(model.towers, None, 0.6)
-    taken = FromFile(path, "as_given")(model.towers, None, 0.6)
+        FromFile(path)(model, None, 0.6)
+    taken = FromFile(path, "as_given")(model, None, 0.6)
     assert (sum(taken.keep.values()), taken.total, taken.target) == (kept + count, "as_given", 0.6)
 
 
 def test_towers_may_meet_the_target_one_by_one(tmp_path: Path) -> None:
     model = tiny.build("blip2_t5")
     sparsity, both = 0.613, WaterFilling(scope="tower")
-    by_tower, of_all = (
-        sum(rule(model.towers, None, sparsity).keep.values()) for rule in (both, WaterFilling())
-    )
+    by_tower, of_all = (sum(rule(model, None, sparsity).keep.values()) for rule in (both, WaterFilling()))
     assert by_tower != of_all  # each tower rounds down
-    (tmp_path / "allocation.json").write_text(json.dumps(asdict(both(model.towers, None, sparsity))))
-    assert (
-        sum(FromFile(str(tmp_path / "allocation.json"))(model.towers, None, sparsity).keep.values())
-        == by_tower
-    )
+    (tmp_path / "allocation.json").write_text(json.dumps(asdict(both(model, None, sparsity))))
+    assert sum(FromFile(str(tmp_path / "allocation.json"))(model, None, sparsity).keep.values()) == by_tower
 
 
 def test_an_unknown_total() -> None:
@@ -119,17 +112,17 @@ def test_an_unknown_total() -> None:
 def test_no_json(tmp_path: Path, model: PrunableModel) -> None:
     (tmp_path / "allocation.json").write_text("keep: 3")
     with pytest.raises(UserError, match=r"is not an allocation file \(JSONDecodeError"):
-        FromFile(str(tmp_path / "allocation.json"))(model.towers, None, 0.6)
+        FromFile(str(tmp_path / "allocation.json"))(model, None, 0.6)
 
 
 @pytest.mark.parametrize("name", ["none.json", "."])
 def test_no_file(tmp_path: Path, model: PrunableModel, name: str) -> None:
     with pytest.raises(UserError, match="there is no such file; each run with the allocate step writes"):
-        FromFile(str(tmp_path / name))(model.towers, None, 0.6)
+        FromFile(str(tmp_path / name))(model, None, 0.6)
 
 
 def test_other_model(tmp_path: Path, model: PrunableModel) -> None:
     with pytest.raises(
         UserError, match=rf"has no entry for .*decoder\.layers\.0\.self_attn\..*nearest: .*{K[-14:]}"
     ):
-        FromFile(saved(tmp_path, model))(tiny.build("opt").towers, None, 0.6)
+        FromFile(saved(tmp_path, model))(tiny.build("opt"), None, 0.6)

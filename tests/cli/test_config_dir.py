@@ -13,8 +13,8 @@ from pathlib import Path
 
 import pytest
 
-import main as program
-from ecoflap.cli import understood
+from ecoflap.cli import run
+from ecoflap.cli.arguments import understood
 from ecoflap.cli.choices import Choices
 from ecoflap.errors import UserError
 from ecoflap.storage.cache import code
@@ -25,7 +25,7 @@ PRUNER = """
 from dataclasses import dataclass
 
 from opposite_formula import opposite
-from ecoflap.prune.pruners import Magnitude
+from ecoflap.prune.magnitude import Magnitude
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def test_a_sweep_in_this_process(
 ) -> None:
     monkeypatch.chdir(mine.parent)
     arguments = ["-m", "-cd", "mine/conf", *data, "sparsity=0.4,0.6"]
-    assert program.start([*arguments, f"hydra.sweep.dir={mine.parent / 'sweep'}"]) == 0
+    assert run.main([*arguments, f"hydra.sweep.dir={mine.parent / 'sweep'}"]) == 0
     assert names(mine.parent / "sweep") == ["opposite", "opposite"]
 
 
@@ -126,7 +126,7 @@ def test_jobs_and_a_sweep_that_is_started_again(mine: Path, data: list[str], tmp
     assert names(sweep) == ["opposite", "opposite"]
     (tmp_path / "elsewhere").mkdir()
     (sweep / "1" / "result.json").unlink()
-    said = started(["-m", "ecoflap.sweeps.status", str(sweep), "--rerun-failed"], tmp_path / "elsewhere")
+    said = started(["-m", "ecoflap", "status", str(sweep), "--rerun-failed"], tmp_path / "elsewhere")
     assert "1 of 2 jobs have finished before" in said
     assert names(sweep) == ["opposite", "opposite"]
 
@@ -138,7 +138,7 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for place in ("", "conf", "conf/pruner", "conf/study"):
         (folder / place).mkdir()
         (folder / place / "__init__.py").touch()
-    (folder / "conf" / "pruner" / "least.yaml").write_text("_target_: ecoflap.prune.pruners.Magnitude\n")
+    (folder / "conf" / "pruner" / "least.yaml").write_text("_target_: ecoflap.prune.magnitude.Magnitude\n")
     (folder / "conf" / "study" / "sparse.yaml").write_text("# @package _global_\nsparsity: 0.9\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     return folder
@@ -161,5 +161,5 @@ def test_groups_of_a_search_path(package: Path, place: str) -> None:
 def test_what_is_on_a_search_path_is_named_where_another_is_asked_for(
     package: Path, capfd: pytest.CaptureFixture[str], fresh_process: None
 ) -> None:
-    assert program.start(["hydra.searchpath=[pkg://with_configs.conf]", "pruner=laest"]) == 2
+    assert run.main(["hydra.searchpath=[pkg://with_configs.conf]", "pruner=laest"]) == 2
     assert "did you mean least?" in capfd.readouterr().err

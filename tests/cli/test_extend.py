@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, BertForMaskedLM
 
-import main as program
+from ecoflap.cli import run
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.loader import Selection
 from ecoflap.run.config import build
@@ -91,7 +91,7 @@ def start(followed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh
     def begin(arguments: list[str]) -> Path:
         monkeypatch.chdir(followed)
         places = [f"hydra.run.dir={tmp_path / 'run'}", f"cache={tmp_path / 'cache'}"]
-        assert program.start([*arguments, "tracking=none", "device=cpu", *places]) == 0
+        assert run.main([*arguments, "tracking=none", "device=cpu", *places]) == 0
         return tmp_path / "run"
 
     return begin

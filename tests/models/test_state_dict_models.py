@@ -22,7 +22,7 @@ from ecoflap.models.families.vision.image_classifier import ClassifierInterface
 from ecoflap.models.families.vision.torchvision import Torchvision
 from ecoflap.models.loading.loader import Selection
 from ecoflap.prune.driver import prune
-from ecoflap.prune.pruners import Wanda
+from ecoflap.prune.wanda import Wanda
 
 CPU, META = torch.device("cpu"), torch.device("meta")
 
@@ -42,7 +42,7 @@ def pruned(model: PrunableModel, samples: int = 2) -> PrunableModel:
     if isinstance(model.interface, ClassifierInterface):  # the pictures' classes are not ImageNet's
         model.interface.names[: len(NAMES)] = NAMES
     calibration = EasyPictures(samples=samples).load(model, 0)
-    prune(model, calibration, Wanda(), WaterFilling()(model.towers, None, 0.5), 2)
+    prune(model, calibration, Wanda(), WaterFilling()(model, None, 0.5), 2)
     return model
 
 

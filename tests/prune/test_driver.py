@@ -13,8 +13,11 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.loader import Selection, prunable
 from ecoflap.prune.driver import prune
-from ecoflap.prune.pruners import LayerPruner, Magnitude, Pruned, SparseGPT, Wanda
+from ecoflap.prune.magnitude import Magnitude
+from ecoflap.prune.protocol import LayerPruner, Pruned
 from ecoflap.prune.report import BlockReport
+from ecoflap.prune.sparsegpt import SparseGPT
+from ecoflap.prune.wanda import Wanda
 from tests import tiny
 
 from . import reference

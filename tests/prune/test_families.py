@@ -10,7 +10,10 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import gaussian
 from ecoflap.prune.driver import prune
-from ecoflap.prune.pruners import LayerPruner, Magnitude, SparseGPT, Wanda
+from ecoflap.prune.magnitude import Magnitude
+from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.sparsegpt import SparseGPT
+from ecoflap.prune.wanda import Wanda
 from ecoflap.score.scores import Scores
 from tests import tiny
 
@@ -31,11 +34,11 @@ def uneven(model: PrunableModel, sparsity: float = 0.5) -> Allocation:
     scores = Scores(
         "test", {layer.name: math.exp(float(gaussian([1], layer.name))) for layer in model.layers}, {}
     )
-    return WaterFilling("layer")(model.towers, scores, sparsity)
+    return WaterFilling("layer")(model, scores, sparsity)
 
 
 def uniform(model: PrunableModel) -> Allocation:
-    return WaterFilling()(model.towers, None, 0.5)
+    return WaterFilling()(model, None, 0.5)
 
 
 @pytest.mark.parametrize("name", PRUNERS)

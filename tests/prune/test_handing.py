@@ -16,7 +16,7 @@ from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.loading.loader import Selection, prunable
 from ecoflap.prune.driver import prune
 from ecoflap.prune.inputs import measure_dense
-from ecoflap.prune.pruners import Magnitude
+from ecoflap.prune.magnitude import Magnitude
 from tests import handing, hybrids, tiny
 
 from . import reference

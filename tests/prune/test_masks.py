@@ -6,8 +6,11 @@ import torch
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.errors import UserError
 from ecoflap.prune.driver import prune
+from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.masks import MaskRule
-from ecoflap.prune.pruners import LayerPruner, Magnitude, SparseGPT, Wanda
+from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.sparsegpt import SparseGPT
+from ecoflap.prune.wanda import Wanda
 from tests import tiny
 
 
@@ -39,12 +42,12 @@ def test_sparsegpt_refuses_impossible_numbers(arguments: dict) -> None:
 
 def test_columns_that_m_does_not_divide() -> None:
     layers = tiny.build("gpt2").layers  # 16 and 24 columns
-    MaskRule.parse("4:8", ()).check(layers, 0.5, scored=False)
+    MaskRule.parse("4:8", ()).check_layers(layers)
     with pytest.raises(
         UserError,
         match=r"2:16: transformer\.h\.0\.mlp\.c_proj\.weight has 24 columns, which 16 does not divide",
     ):
-        MaskRule.parse("2:16", ()).check(layers, 0.875, scored=False)
+        MaskRule.parse("2:16", ()).check_layers(layers)
 
 
 @pytest.mark.parametrize(
@@ -52,14 +55,14 @@ def test_columns_that_m_does_not_divide() -> None:
 )
 def test_contradicting_sparsity_and_the_value_that_is_offered(rule: str, right: str) -> None:
     with pytest.raises(UserError, match=rf"sparsity=0\.6 was asked for; set sparsity={right}$"):
-        MaskRule.parse(rule, ()).check([], 0.6, scored=False)
-    MaskRule.parse(rule, ()).check([], float(right), scored=False)
+        MaskRule.parse(rule, ()).check(0.6, uneven=False)
+    MaskRule.parse(rule, ()).check(float(right), uneven=False)
 
 
 def test_nothing_to_allocate() -> None:
     with pytest.raises(UserError, match="there is nothing to allocate; use score=none"):
-        MaskRule.parse("2:4", ()).check([], 0.5, scored=True)
-    MaskRule.parse("row", ("row",)).check([], 0.6, scored=True)
+        MaskRule.parse("2:4", ()).check(0.5, uneven=True)
+    MaskRule.parse("row", ("row",)).check(0.6, uneven=True)
 
 
 @pytest.mark.parametrize(
@@ -69,8 +72,9 @@ def test_nothing_to_allocate() -> None:
 def test_every_group_of_every_row_keeps_n(pruner: type, rule: str, sparsity: float) -> None:
     model = tiny.build("gpt2", skip_layers=() if rule != "2:3" else ("attn", "c_fc"))
     built: LayerPruner = pruner(mask=rule)
-    built.rule.check(model.layers, sparsity, scored=False)
-    report = prune(model, tiny.samples("gpt2"), built, WaterFilling()(model.towers, None, sparsity), 2)
+    built.check(sparsity, uneven=False)
+    built.check_layers(model.layers)
+    report = prune(model, tiny.samples("gpt2"), built, WaterFilling()(model, None, sparsity), 2)
     n, m = built.rule.n_of_m
     for layer in model.layers:
         mask = layer.oriented(report.masks[layer.name])

@@ -9,7 +9,8 @@ from ecoflap.blocks.statistics import InputsComplete, InputStatistics, MeanSquar
 from ecoflap.models.core.prunable import quiet_forward
 from ecoflap.prune.driver import prune
 from ecoflap.prune.inputs import measure_dense
-from ecoflap.prune.pruners import SparseGPT, Wanda
+from ecoflap.prune.sparsegpt import SparseGPT
+from ecoflap.prune.wanda import Wanda
 from tests import tiny
 
 from . import reference

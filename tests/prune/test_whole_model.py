@@ -8,7 +8,8 @@ from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.models.loading.loader import Selection, prunable
-from ecoflap.prune.whole_model import GlobalGradient, GlobalMagnitude, mean_gradients
+from ecoflap.prune.global_gradient import GlobalGradient, mean_gradients
+from ecoflap.prune.global_magnitude import GlobalMagnitude
 from tests import tiny
 from tests.score.test_first_order import nearly_flat
 

@@ -14,7 +14,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.loader import Selection
 from ecoflap.prune.driver import prune
-from ecoflap.prune.pruners import Wanda
+from ecoflap.prune.wanda import Wanda
 from tests.prune import reference
 
 
@@ -34,7 +34,7 @@ def first_blocks(model: PrunableModel, count: int) -> PrunableModel:
 def assert_equals_reference(loader: Any, calibration: CalibrationSet, blocks: int) -> None:
     """Wanda at 0.5, pruned block by block, is what layer-by-layer pruning with full forward passes makes."""
     model, other = (first_blocks(load(loader), blocks) for _ in range(2))
-    allocation = WaterFilling()(model.towers, None, 0.5)
+    allocation = WaterFilling()(model, None, 0.5)
     report = prune(model, calibration, Wanda(), allocation, batch_size=2)
     masks = reference.prune(other, calibration, reference.wanda, allocation.keep)
     for layer, expected in zip(model.layers, other.layers, strict=True):
@@ -49,5 +49,5 @@ def assert_equals_reference(loader: Any, calibration: CalibrationSet, blocks: in
 
 def pruned_with(loader: Any, calibration: CalibrationSet, pruner: Any, sparsity: float) -> PrunableModel:
     model = load(loader)
-    prune(model, calibration, pruner, WaterFilling()(model.towers, None, sparsity), batch_size=8)
+    prune(model, calibration, pruner, WaterFilling()(model, None, sparsity), batch_size=8)
     return model

@@ -82,8 +82,8 @@ CONFIGS: list[Case] = [
     ),
     Case(
         (*OWN, "seed=10"),
-        ("pruners.Wnda can't be loaded", "check its name"),
-        own("_target_: ecoflap.prune.pruners.Wnda\n"),
+        ("wanda.Wnda can't be loaded", "check its name"),
+        own("_target_: ecoflap.prune.wanda.Wnda\n"),
     ),
     Case(
         (*OWN, "seed=11"),
@@ -95,7 +95,7 @@ CONFIGS: list[Case] = [
     Case(
         (*OWN, "seed=14"),
         ("pruner.maks is no option", "did you mean mask?"),
-        own("_target_: ecoflap.prune.pruners.Wanda\nmaks: row\n"),
+        own("_target_: ecoflap.prune.wanda.Wanda\nmaks: row\n"),
     ),
     Case((*OWN, "seed=15"), ("nothing_here",), own("defaults:\n  - nothing_here\n_target_: x\n")),
     Case((*OWN[:2], "pruner=owm"), ("no pruner 'owm'", "did you mean own?"), own("_target_: x\n")),
@@ -123,7 +123,7 @@ INTERPOLATIONS: list[Case] = [
     Case(
         (*OWN, "seed=1"),
         ("NOPE is not set",),
-        own("_target_: ecoflap.prune.pruners.Wanda\nmask: ${oc.env:NOPE}\n"),
+        own("_target_: ecoflap.prune.wanda.Wanda\nmask: ${oc.env:NOPE}\n"),
     ),
 ]
 FOLDERS: list[Case] = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import Any
 
 import pytest
 
-import main as program
+from ecoflap.cli import command
 from ecoflap.run.steps import coarse
 from tests.refusals.case import Case
 
@@ -28,19 +27,12 @@ class Loaded(BaseException):
     """The model would be loaded now; no handler of the program catches it."""
 
 
-def command(case: Case, folder: Path) -> list[str]:
+def arguments_of(case: Case, folder: Path) -> list[str]:
     """The case's arguments, with places in the temporary folder for what it doesn't place itself."""
     given = {argument.partition("=")[0].lstrip("+~") for argument in case.overrides}
-    places = (
-        [place for place in PLACES if place.partition("=")[0] not in given] if case.program == "main" else []
-    )
+    needed = PLACES if case.subcommand == "run" else ()
+    places = [place for place in needed if place.partition("=")[0] not in given]
     return [argument.replace("{tmp}", str(folder)) for argument in (*case.overrides, *places)]
-
-
-def module_of(name: str) -> Any:
-    """What ``python -m name`` runs."""
-    module = importlib.import_module(name)
-    return importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
 
 
 def without_slurm(
@@ -52,9 +44,8 @@ def without_slurm(
 
 def started(case: Case, arguments: list[str]) -> int:
     """Run the program in this process; returns its exit code."""
-    start = program.start if case.program == "main" else module_of(case.program).main
     try:
-        return start(arguments)
+        return command.main([case.subcommand, *arguments])
     except SystemExit as stopped:
         return stopped.code if isinstance(stopped.code, int) else 1
 
@@ -74,7 +65,7 @@ def assert_one_line(
         monkeypatch.setattr(coarse, "load", load)
     loaded, code = False, 0
     try:
-        code = started(case, command(case, tmp_path))
+        code = started(case, arguments_of(case, tmp_path))
     except Loaded:
         loaded = True
     said = capfd.readouterr()

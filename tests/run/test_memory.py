@@ -13,8 +13,10 @@ from ecoflap.console.telemetry import measure
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.driver import prune
-from ecoflap.prune.pruners import Magnitude, SparseGPT, Wanda
-from ecoflap.prune.whole_model import GlobalMagnitude
+from ecoflap.prune.global_magnitude import GlobalMagnitude
+from ecoflap.prune.magnitude import Magnitude
+from ecoflap.prune.sparsegpt import SparseGPT
+from ecoflap.prune.wanda import Wanda
 from ecoflap.run.steps.memory import Need, memory_plan, show_needs, weights_in_use, what_helps
 from ecoflap.run.steps.sample_cost import sample_cost
 from ecoflap.score.first_order import FirstOrder
@@ -42,7 +44,7 @@ def alive(work: Callable[[], object]) -> int:
 def test_pruning(model: PrunableModel, pruner: Wanda) -> None:
     calibration = tokens(SAMPLES, 64, 256)
     (need,) = memory_plan(model, sample_cost(model, calibration), SAMPLES, BATCH, None, pruner)
-    allocation = WaterFilling()(model.towers, None, 0.5)
+    allocation = WaterFilling()(model, None, 0.5)
     taken = alive(lambda: prune(model, calibration, pruner, allocation, BATCH))
     taken -= sum(
         layer.weight.nbytes for block in model.blocks[:-1] for layer in block.layers

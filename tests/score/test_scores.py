@@ -4,8 +4,9 @@ import math
 import pytest
 import torch
 
-from ecoflap.errors import NumericalError
+from ecoflap.errors import NumericalError, UserError
 from ecoflap.score.scores import Average, Scores, collect
+from tests import tiny
 
 
 def average(values: list[float], weights: list[float]) -> Average:
@@ -43,3 +44,24 @@ def test_json_round_trip_is_exact() -> None:
         {"samples": 2, "seed": 0},
     )
     assert Scores.from_json(json.loads(json.dumps(scores.to_json()))) == scores
+
+
+def test_older_records_hold_importance_of_layers() -> None:
+    record = {"method": "m", "importance": {"a": 1.0}, "standard_error": {"a": 0.0}, "details": {}}
+    scores = Scores.from_json(record)
+    assert (scores.granularity, scores.kind) == ("layer", "importance")
+
+
+@pytest.mark.parametrize("granularity", ["layer", "block", "tower"])
+def test_a_group_without_a_number_is_named(granularity: str) -> None:
+    model = tiny.build("gpt2")
+    names = {
+        "layer": [layer.name for layer in model.layers],
+        "block": [block.name for block in model.blocks],
+        "tower": [tower.name for tower in model.towers],
+    }[granularity]
+    whole = Scores("own", dict.fromkeys(names, 1.0), {}, granularity=granularity)
+    assert set(whole.by_layer(model.towers).values()) == set(names)
+    lacking = Scores("own", dict.fromkeys(names[1:], 1.0), {}, granularity=granularity)
+    with pytest.raises(UserError, match=rf"score=own has no number for {granularity} {names[0]}"):
+        lacking.by_layer(model.towers)

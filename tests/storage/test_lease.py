@@ -32,7 +32,7 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
 
 def test_a_killed_owner_on_this_host_is_replaced_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from ecoflap.store import Lease; assert Lease(sys.argv[1]).acquire();"
+        "import sys, time; from ecoflap.storage.lease import Lease; assert Lease(sys.argv[1]).acquire();"
         " print('held', flush=True); time.sleep(60)"
     )
     owner = subprocess.Popen(

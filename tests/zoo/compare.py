@@ -17,7 +17,9 @@ from ecoflap.data.calibration_set import CalibrationSet, stack
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.driver import prune
-from ecoflap.prune.pruners import Pruned, SparseGPT, Wanda
+from ecoflap.prune.protocol import Pruned
+from ecoflap.prune.sparsegpt import SparseGPT
+from ecoflap.prune.wanda import Wanda
 from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.zeroth_order import ZerothOrder
 from tests.zoo import reference
@@ -68,7 +70,7 @@ def recording(pruner: Any, model: PrunableModel, seen: dict[str, Tensor]) -> Any
 
 def uniform(model: PrunableModel) -> Allocation:
     """Half of every layer."""
-    return WaterFilling()(model.towers, None, 0.5)
+    return WaterFilling()(model, None, 0.5)
 
 
 def pruned(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,8 +16,27 @@ from ecoflap.errors import UserError
 CACHED = 512  # images
 
 
+class ImageInMemory(str):
+    """An image in memory where a path is expected; as a string, it is a hash of its pixels.
+
+    Attributes:
+        image: the Pillow image.
+    """
+
+    image: Any
+
+    def __new__(cls, image: Any) -> ImageInMemory:
+        """Wrap a Pillow image."""
+        shown = f"{image.mode} {image.size}".encode() + image.tobytes()
+        self = super().__new__(
+            cls, f"an image in memory {hashlib.blake2b(shown, digest_size=16).hexdigest()}"
+        )
+        self.image = image
+        return self
+
+
 def load_image(path: str) -> Any:
-    """Read an RGB image.
+    """Read an RGB image, from a file or from memory.
 
     Raises:
         UserError: if the file is missing or not an image.
@@ -24,13 +44,19 @@ def load_image(path: str) -> Any:
     from PIL import Image
 
     try:
+        if isinstance(path, ImageInMemory):
+            return _in_colour(path.image)
         with Image.open(path) as file:
-            return (_eight_bits(file) if file.mode.startswith("I") else file).convert("RGB")
+            return _in_colour(file)
     # Damaged files make Pillow raise OSError, SyntaxError, struct.error, DecompressionBombError and others.
     except Exception as error:
         raise UserError(
             f"the picture {path} cannot be read ({error}); check the folder that holds the data set's images"
         ) from None
+
+
+def _in_colour(picture: Any) -> Any:
+    return (_eight_bits(picture) if picture.mode.startswith("I") else picture).convert("RGB")
 
 
 def _eight_bits(picture: Any) -> Any:

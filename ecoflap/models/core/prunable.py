@@ -169,7 +169,8 @@ class PrunableModel:
         """Write a checkpoint that ``from_pretrained`` loads."""
         module: Any = self.module
         module.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)
 
 
 @contextmanager

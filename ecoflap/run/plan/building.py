@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -11,8 +12,9 @@ from omegaconf import DictConfig, OmegaConf
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.evaluate.protocol import Task
 from ecoflap.prune import driver
-from ecoflap.run.config import build, check_merged
+from ecoflap.run.config import RunConfig, RuntimeConfig, build, check_merged
 from ecoflap.run.plan.checks import check
+from ecoflap.run.plan.parts import make
 from ecoflap.run.plan.plan import Plan
 from ecoflap.run.plan.preflight import Preflight
 from ecoflap.storage.cache.code import source_hash
@@ -31,19 +33,19 @@ def make_plan(config: DictConfig, folder: Path, preflight: Preflight | None = No
         UserError: a value is impossible, data are not there, or the model can't do what it has to.
     """
     check_merged()
-    parts = {
-        group: build(group, config[group])
-        for group in ("model", "calibration", "allocation", "pruner", "tracking")
-    }
+    parts = {group: build(group, config[group]) for group in ("model", "calibration", "tracking")}
+    parts |= {group: make(group, config[group]) for group in ("allocation", "pruner")}
     tasks = build_tasks(config.task)
     scorer = (
-        build("score", config.score)
-        if "_target_" in config.score and parts["allocation"].needs_scores
+        make("score", config.score)
+        if "_target_" in config.score and parts["allocation"].requires.scores != "none"
         else None
     )
-    finetuner = build("finetune", config.finetune) if "finetune" in config.steps else None
+    finetuner = make("finetune", config.finetune) if "finetune" in config.steps else None
+    record: Any = OmegaConf.to_container(config, resolve=True)
     plan = Plan(
-        config=OmegaConf.to_container(config, resolve=True),  # type: ignore[arg-type]
+        config=typed(record),
+        record=record,
         folder=folder,
         loader=parts["model"],
         calibrator=parts["calibration"],
@@ -60,6 +62,12 @@ def make_plan(config: DictConfig, folder: Path, preflight: Preflight | None = No
     check(plan)
     (preflight or Preflight()).check(plan)
     return plan
+
+
+def typed(record: Mapping[str, Any]) -> RunConfig:
+    """A resolved config as its dataclass, the groups as plain dicts."""
+    values = {entry.name: record[entry.name] for entry in fields(RunConfig)}
+    return RunConfig(**{**values, "runtime": RuntimeConfig(**values["runtime"])})
 
 
 def hash_code(parts: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, str]:

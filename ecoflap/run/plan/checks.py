@@ -7,9 +7,10 @@ from ecoflap.errors import UserError, did_you_mean, written
 from ecoflap.evaluate.protocol import Task
 from ecoflap.models.offload.load import check_offload
 from ecoflap.prune.inputs import check_propagate
-from ecoflap.prune.whole_model import WholeModelPruner
+from ecoflap.prune.protocol import ModelPruner
 from ecoflap.run.config import STEPS
 from ecoflap.run.plan.plan import Plan
+from ecoflap.score.scores import IMPORTANCE
 
 SEEDS = 2**32
 
@@ -22,6 +23,7 @@ def check(plan: Plan) -> None:
     """
     check_options(plan)
     check_steps(plan)
+    check_parts(plan)
     check_mean(plan.tasks, plan.mean)
 
 
@@ -31,29 +33,29 @@ def check_options(plan: Plan) -> None:
     Raises:
         UserError: if values are impossible, whatever the steps.
     """
-    config, offload = plan.config, plan.config["runtime"]["offload"]
-    check_sparsity(config["sparsity"])
-    plan.allocator.check(config["sparsity"])
-    if config["batch_size"] < 1:
-        raise UserError(f"batch_size={config['batch_size']} must be at least 1")
-    if not 0 <= config["seed"] < SEEDS:
+    config, offload = plan.config, plan.config.runtime.offload
+    check_sparsity(config.sparsity)
+    plan.allocator.check(config.sparsity)
+    if config.batch_size < 1:
+        raise UserError(f"batch_size={config.batch_size} must be at least 1")
+    if not 0 <= config.seed < SEEDS:
         raise UserError(
-            f"seed={config['seed']} is outside [0, 2**32), the seeds that every random generator takes;"
+            f"seed={config.seed} is outside [0, 2**32), the seeds that every random generator takes;"
             " choose one such as seed=0"
         )
-    check_towers(config["towers"])
-    check_propagate(config["propagate"])
+    check_towers(config.towers)
+    check_propagate(config.propagate)
     check_offload(offload)
     if offload != "none" and plan.finetuner is not None:
         raise UserError(
             f"runtime.offload={offload}: finetune trains all weights at once, so they have to be in memory"
         )
-    if plan.finetuner is not None and config["device"].partition(":")[2] not in ("", "0"):
+    if plan.finetuner is not None and config.device.partition(":")[2] not in ("", "0"):
         raise UserError(
-            f"device={config['device']}: finetune trains on the first accelerator that it sees (the trainer's"
-            f" rule); use device=auto with CUDA_VISIBLE_DEVICES={config['device'].partition(':')[2]}"
+            f"device={config.device}: finetune trains on the first accelerator that it sees (the trainer's"
+            f" rule); use device=auto with CUDA_VISIBLE_DEVICES={config.device.partition(':')[2]}"
         )
-    if offload != "none" and isinstance(plan.pruner, WholeModelPruner):
+    if offload != "none" and plan.pruner.allocates:
         raise UserError(
             f"pruner={plan.pruner.name} compares all weights at once, so they have to be in memory; use"
             " runtime.offload=none"
@@ -89,47 +91,76 @@ def check_steps(plan: Plan) -> None:
         )
     if "finetune" in steps and "prune" not in steps:
         raise UserError(f"steps={written(steps)}: finetune needs prune, whose zeros it keeps; add it")
-    if isinstance(plan.pruner, WholeModelPruner):
-        _check_whole_model(plan, plan.pruner)
-        return
-    needs = {
-        "score": "calibrate" if plan.scorer is not None else None,
-        "allocate": "score" if plan.scorer is not None else None,
-        "prune": "allocate",
-    }
-    for step, needed in needs.items():
+    if plan.finetuner is not None and not plan.finetuner_trains and "calibrate" not in steps:
+        raise UserError(
+            f"steps={written(steps)}: finetune={plan.finetuner.name} trains on the calibration samples; add"
+            " calibrate"
+        )
+    for step, needed in _needs(plan).items():
         if step in steps and needed is not None and needed not in steps:
             raise UserError(
                 f"steps={written(steps)}: {step} needs {needed}; add it, or take one: allocation=file"
                 " allocation.path=RUN/allocation.json"
             )
-    if "prune" in steps and plan.pruner.statistic is not None and "calibrate" not in steps:
+    if "prune" in steps and plan.pruner.requires_calibration and "calibrate" not in steps:
         raise UserError(
             f"steps={written(steps)}: pruner={plan.pruner.name} looks at data, so prune needs calibrate;"
             " add it"
         )
 
 
-def _check_whole_model(plan: Plan, pruner: WholeModelPruner) -> None:
-    """A pruner over the whole model neither takes scores nor an allocation.
+def _needs(plan: Plan) -> dict[str, str | None]:
+    """{step: the step that it needs}; a pruner that allocates by itself needs neither scores nor counts."""
+    if plan.pruner.allocates:
+        return {}
+    return {
+        "score": "calibrate" if plan.scorer is not None else None,
+        "allocate": "score" if plan.scorer is not None else None,
+        "prune": "allocate",
+    }
+
+
+def check_parts(plan: Plan) -> None:
+    """Refuse parts that can't go together.
 
     Raises:
-        UserError: it is given some, or lacks its data.
+        UserError: the allocator can't take the scores or has none, the mask fixes the sparsity, or the pruner
+            would look at neither.
+    """
+    if plan.pruner.allocates:
+        _check_model_pruner(plan, plan.pruner)
+        return
+    if {"allocate", "prune"} & set(plan.steps):
+        plan.pruner.check(plan.config.sparsity, plan.uneven)
+    if "allocate" not in plan.steps:
+        return
+    requires, scorer = plan.allocator.requires, plan.scorer
+    if scorer is not None:
+        requires.check(scorer.name, scorer.kind, scorer.granularity, plan.allocator.name)
+    elif requires.scores == "needed":
+        such = ", such as score=zeroth_order" if requires.kind == IMPORTANCE else ""
+        raise UserError(
+            f"allocation={plan.allocator.name} goes by scores of kind {requires.kind}, and score=none"
+            f" measures nothing; choose a score of that kind{such}, or allocation=water_filling, which is"
+            " uniform without scores"
+        )
+
+
+def _check_model_pruner(plan: Plan, pruner: ModelPruner) -> None:
+    """Refuse scores or an allocation that a pruner of the whole model would not look at.
+
+    Raises:
+        UserError: there are some.
     """
     if plan.scorer is not None:
         raise UserError(
             f"pruner={pruner.name} compares all weights by itself, so score={plan.scorer.name} would change"
             " nothing; use score=none"
         )
-    if not plan.allocator.needs_scores:
+    if plan.allocator.requires.scores != "optional":
         raise UserError(
             f"pruner={pruner.name} compares all weights by itself; allocation={plan.allocator.name} would"
             " change nothing, leave it out"
-        )
-    if "prune" in plan.steps and pruner.requires_calibration and "calibrate" not in plan.steps:
-        raise UserError(
-            f"steps={written(plan.steps)}: pruner={pruner.name} looks at data, so prune needs calibrate;"
-            " add it"
         )
 
 

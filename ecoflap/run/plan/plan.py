@@ -7,11 +7,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ecoflap.allocate.protocol import Allocator
+from ecoflap.console.tracking import Tracking
+from ecoflap.data.protocol import Calibration
 from ecoflap.evaluate.protocol import Task
-from ecoflap.finetune.job import Finetuner
+from ecoflap.finetune.protocol import Finetuner
 from ecoflap.models.loading.loader import Selection
-from ecoflap.prune.pruners import LayerPruner
-from ecoflap.prune.whole_model import WholeModelPruner
+from ecoflap.models.loading.protocol import Loader
+from ecoflap.prune.protocol import Pruner
+from ecoflap.run.config import RunConfig
+from ecoflap.score.protocol import Scorer
 from ecoflap.storage.cache.store import Store
 
 
@@ -20,13 +25,14 @@ class Plan:
     """The parts of a run.
 
     Attributes:
-        config: the resolved config as plain dicts and lists.
+        config: the resolved config; a group is a plain dict.
+        record: the same as plain dicts and lists, for results and trackers.
         folder: where the run writes.
         loader: makes the model.
         calibrator: draws the calibration set.
         scorer: measures the layers; null for ``score=none`` or where the allocation needs no scores.
         allocator: turns scores into counts.
-        pruner: decides inside a layer, or over the whole model.
+        pruner: of layers, or of a whole model.
         finetuner: trains the pruned model; null where the steps don't.
         tasks: {name: task}, each measures the model.
         mean: the metric of a suite's tasks whose mean is reported; null for none.
@@ -36,35 +42,50 @@ class Plan:
             begins.
     """
 
-    config: dict[str, Any]
+    config: RunConfig
+    record: dict[str, Any]
     folder: Path
-    loader: Any
-    calibrator: Any
-    scorer: Any
-    allocator: Any
-    pruner: LayerPruner | WholeModelPruner
+    loader: Loader
+    calibrator: Calibration
+    scorer: Scorer | None
+    allocator: Allocator
+    pruner: Pruner
     finetuner: Finetuner | None
     tasks: dict[str, Task]
     mean: str | None
-    tracking: Any
+    tracking: Tracking
     store: Store
     code: Mapping[str, str]
 
     @property
     def steps(self) -> list[str]:
         """The steps to run, in order."""
-        return list(self.config["steps"])
+        return self.config.steps
 
     @property
     def reads_calibration(self) -> bool:
         """Whether the run calibrates, or trains on the split that it calibrates with."""
-        trains = isinstance(self.pruner, WholeModelPruner) and self.pruner.trains and "prune" in self.steps
-        return "calibrate" in self.steps or trains or getattr(self.finetuner, "data", None) == "training"
+        return "calibrate" in self.steps or self.pruner_trains or self.finetuner_trains
+
+    @property
+    def pruner_trains(self) -> bool:
+        """Whether the pruner trains on the split behind the calibration set."""
+        return self.pruner.allocates and self.pruner.trains and "prune" in self.steps
+
+    @property
+    def finetuner_trains(self) -> bool:
+        """Whether the pruned model is trained on that split."""
+        return self.finetuner is not None and self.finetuner.data == "training"
+
+    @property
+    def uneven(self) -> bool:
+        """Whether layers get sparsities of their own."""
+        return self.scorer is not None or self.allocator.requires.scores == "none"
 
     @property
     def selection(self) -> Selection:
         """Which towers and layers are pruned."""
-        return Selection(self.config["towers"], self.config["skip_layers"])
+        return Selection(self.config.towers, self.config.skip_layers)
 
     @property
     def name(self) -> str:
@@ -73,8 +94,8 @@ class Plan:
             self.scorer.name
             if self.scorer is not None
             else "none"
-            if self.allocator.needs_scores
+            if self.allocator.requires.scores != "none"
             else self.allocator.name
         )
-        sparsity, seed = self.config["sparsity"], self.config["seed"]
-        return f"{self.loader.name}/{self.pruner.name}/{coarse}/s{sparsity:g}/seed{seed}"
+        config = self.config
+        return f"{self.loader.name}/{self.pruner.name}/{coarse}/s{config.sparsity:g}/seed{config.seed}"

@@ -11,7 +11,6 @@ import torch
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.skeleton import with_processors
-from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.run.plan.plan import Plan
 
 Found = TypeVar("Found")
@@ -76,14 +75,12 @@ def check_model(plan: Plan, model: PrunableModel) -> None:
     Raises:
         UserError: if the plan can't be carried out on the model, as its shapes, tokenizer and interface say.
     """
-    sparsity = plan.config["sparsity"]
-    if not isinstance(plan.pruner, WholeModelPruner):
+    if not plan.pruner.allocates:
         if {"allocate", "prune"} & set(plan.steps):
-            plan.pruner.rule.check(
-                model.layers, sparsity, plan.scorer is not None or not plan.allocator.needs_scores
-            )
-        if "allocate" in plan.steps and not plan.allocator.needs_scores:
-            plan.allocator(model.towers, None, sparsity)
+            plan.pruner.check_layers(model.layers)
+        requires = plan.allocator.requires
+        if "allocate" in plan.steps and requires.scores == "none" and not requires.weights:
+            plan.allocator(model, None, plan.config.sparsity)
     if model.processor is None and model.interface is None:  # not every family has them before its weights
         return
     for _, part in data_sets(plan):

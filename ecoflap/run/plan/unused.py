@@ -67,7 +67,7 @@ def _unscored(plan: Plan, option: str) -> str | None:
     """Why nothing reads an option of the scores; null where something does."""
     if option == "score=none":
         return None
-    if not plan.allocator.needs_scores:
+    if plan.allocator.requires.scores == "none":
         return f"allocation={plan.allocator.name} takes no scores"
     if plan.scorer is None:
         return "score=none measures nothing"

@@ -16,7 +16,6 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.load import load_offloaded
 from ecoflap.models.offload.placement import WORK
-from ecoflap.prune.whole_model import WholeModelPruner
 from ecoflap.run import model_reuse
 from ecoflap.run.config import given_options, runs_follow
 from ecoflap.run.plan import Plan, few_samples
@@ -41,17 +40,15 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, RunState]:
     """
     costs: dict[str, dict[str, Any]] = {}
     with measure(costs, "load"):
-        if (offload := plan.config["runtime"]["offload"]) == "none":
+        if (offload := plan.config.runtime.offload) == "none":
             model, fingerprint = model_reuse.load(plan.loader, device, plan.selection, keep=runs_follow())
         else:
             shutil.rmtree(plan.folder / WORK, ignore_errors=True)  # a stopped run's
             model = load_offloaded(plan.loader, device, plan.selection, offload, plan.folder / WORK)
             fingerprint = model.fingerprint()
-    show_model(model, plan.config["sparsity"])
-    if not isinstance(plan.pruner, WholeModelPruner) and {"allocate", "prune"} & set(plan.steps):
-        plan.pruner.rule.check(
-            model.layers, plan.config["sparsity"], plan.scorer is not None or not plan.allocator.needs_scores
-        )
+    show_model(model, plan.config.sparsity)
+    if not plan.pruner.allocates and {"allocate", "prune"} & set(plan.steps):
+        plan.pruner.check_layers(model.layers)
     return model, RunState(fingerprint, costs)
 
 
@@ -62,16 +59,15 @@ def calibrate(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationS
         UserError: there are none.
     """
     with measure(state.costs, "calibrate") as cost:
-        group = plan.config["model"]
-        processor = {name: value for name, value in group.items() if name not in ("name", "save")}
+        processor = {name: value for name, value in plan.config.model.items() if name not in ("name", "save")}
         state.calibration, cost["cached"] = stored_calibration(
             plan.store,
             plan.calibrator,
             model,
             state.fingerprint,
-            plan.config["calibration"],
+            plan.config.calibration,
             processor,
-            plan.config["seed"],
+            plan.config.seed,
             computed_by(plan, "calibration"),
         )
     if not len(state.calibration):
@@ -96,11 +92,9 @@ def check_calls(plan: Plan, model: PrunableModel, state: RunState) -> None:
     Raises:
         UserError: the calibration data don't reach a layer, or its weight is used without calling its module.
     """
-    if "prune" not in plan.steps or isinstance(plan.pruner, WholeModelPruner):
-        return
-    if plan.pruner.statistic is not None:
+    if "prune" in plan.steps and not plan.pruner.allocates and plan.pruner.requires_calibration:
         assert state.calibration is not None
-        require_calls(model, state.calibration.batches(plan.config["batch_size"]), every_layer=True)
+        require_calls(model, state.calibration.batches(plan.config.batch_size), every_layer=True)
 
 
 def say_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
@@ -110,18 +104,19 @@ def say_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
     scorer = plan.scorer if "score" in plan.steps else None
     show_needs(
         model,
-        memory_plan(model, cost, len(state.calibration), plan.config["batch_size"], scorer, plan.pruner),
+        memory_plan(model, cost, len(state.calibration), plan.config.batch_size, scorer, plan.pruner),
     )
 
 
 def score(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Measure each layer, and write ``scores.json``."""
     assert state.calibration is not None
-    calibration, seed = state.calibration, plan.config["seed"]
+    assert plan.scorer is not None
+    calibration, scorer, seed = state.calibration, plan.scorer, plan.config.seed
     key = scores_key(plan, model, state)
     with measure(state.costs, "score") as cost:
         value, cost["cached"] = plan.store.get_or_compute(
-            "scores", key, lambda: plan.scorer(model, calibration, seed).to_json()
+            "scores", key, lambda: scorer(model, calibration, seed).to_json()
         )
     state.scores = Scores.from_json(value)
     write_json(plan.folder / SCORES, value)
@@ -130,6 +125,6 @@ def score(plan: Plan, model: PrunableModel, state: RunState) -> None:
 def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Turn the scores into a count per layer, and write ``allocation.json``."""
     with measure(state.costs, "allocate"):
-        state.allocation = plan.allocator(model.towers, state.scores, plan.config["sparsity"])
+        state.allocation = plan.allocator(model, state.scores, plan.config.sparsity)
     write_json(plan.folder / ALLOCATION, asdict(state.allocation))
     show_allocation(model, state.allocation)

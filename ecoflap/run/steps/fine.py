@@ -7,7 +7,7 @@ from functools import partial
 
 from torch import Tensor
 
-from ecoflap.blocks.statistics import MeanSquare
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.console.telemetry import measure
 from ecoflap.console.tracking import Tracker
 from ecoflap.data.calibration_set import CalibrationSet
@@ -18,7 +18,8 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.inputs import measure_dense
-from ecoflap.prune.whole_model import WholeModelPruner
+from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.report import PruneReport
 from ecoflap.run.plan import Plan
 from ecoflap.run.show import show_allocation, show_block
 from ecoflap.run.state import RunState
@@ -29,38 +30,55 @@ from ecoflap.storage.files import write_json
 
 
 def prune(plan: Plan, model: PrunableModel, state: RunState) -> None:
+    """Remove weights: as allocated, or as a pruner of the whole model decides by itself."""
+    with measure(state.costs, "prune"):
+        if plan.pruner.allocates:
+            samples = read_training(plan, model, state) if plan.pruner.trains else state.calibration
+            state.allocation, state.report = plan.pruner.prune(
+                model, samples, plan.config.sparsity, show_block
+            )
+        else:
+            state.report = _prune_layers(plan, plan.pruner, model, state)
+    if plan.pruner.allocates:
+        assert state.allocation is not None
+        write_json(plan.folder / ALLOCATION, asdict(state.allocation))
+        show_allocation(model, state.allocation)
+
+
+def _prune_layers(plan: Plan, pruner: LayerPruner, model: PrunableModel, state: RunState) -> PruneReport:
     """Prune block by block as allocated. Blocks are kept until the run ends, unless it is not to be
     resumed.
     """
     assert state.allocation is not None
-    assert not isinstance(plan.pruner, WholeModelPruner)
-    finished = (
-        FinishedBlocks(plan.folder / BLOCKS, blocks_key(plan, state)) if plan.config["resume"] else None
+    finished = FinishedBlocks(plan.folder / BLOCKS, blocks_key(plan, state)) if plan.config.resume else None
+    statistic = pruner.statistic
+    shared = plan.config.propagate == "dense" and statistic is not None and statistic.storable
+    return driver.prune(
+        model,
+        state.calibration,
+        pruner,
+        state.allocation,
+        plan.config.batch_size,
+        on_block=show_block,
+        propagate=plan.config.propagate,
+        finished=finished,
+        precomputed_statistics=_dense_statistics(plan, statistic, model, state)
+        if statistic is not None and shared
+        else None,
+        checked=True,  # before anything was scored
     )
-    with measure(state.costs, "prune"):
-        shared = plan.config["propagate"] == "dense" and plan.pruner.statistic is MeanSquare
-        state.report = driver.prune(
-            model,
-            state.calibration,
-            plan.pruner,
-            state.allocation,
-            plan.config["batch_size"],
-            on_block=show_block,
-            propagate=plan.config["propagate"],
-            finished=finished,
-            precomputed_statistics=_dense_statistics(plan, model, state) if shared else None,
-            checked=True,  # before anything was scored
-        )
 
 
-def _dense_statistics(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, Tensor]:
-    """What Wanda wants to know of the dense model's inputs, shared by all runs; a Gram matrix would be too
-    large to keep.
-    """
+def _dense_statistics(
+    plan: Plan, statistic: type[Statistic], model: PrunableModel, state: RunState
+) -> dict[str, Tensor]:
+    """A storable statistic of the dense model's inputs, shared by all runs."""
     assert state.calibration is not None
-    compute = partial(measure_dense, model, state.calibration, plan.config["batch_size"], checked=True)
+    compute = partial(
+        measure_dense, model, state.calibration, plan.config.batch_size, checked=True, statistic=statistic
+    )
     found: dict[str, Tensor] = plan.store.get_or_compute(
-        "statistics", statistics_key(plan, model, state), compute, AS_TENSORS
+        "statistics", statistics_key(plan, statistic, model, state), compute, AS_TENSORS
     )[0]
     return found
 
@@ -70,29 +88,17 @@ def read_training(
 ) -> CalibrationSet:
     """So many samples of the training split behind the calibration set, or all; read once."""
     if samples not in state.training_split:
-        state.training_split[samples] = read_everything(plan.calibrator, model, plan.config["seed"], samples)
+        state.training_split[samples] = read_everything(plan.calibrator, model, plan.config.seed, samples)
     return state.training_split[samples]
 
 
 def trained_on(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationSet | None:
     """The data of the training split that the run will train on; null where it doesn't."""
-    if "prune" in plan.steps and isinstance(plan.pruner, WholeModelPruner) and plan.pruner.trains:
+    if plan.pruner_trains:
         return read_training(plan, model, state)
-    if getattr(plan.finetuner, "data", None) == "training":
-        return read_training(plan, model, state, getattr(plan.finetuner, "samples", None))
+    if plan.finetuner is not None and plan.finetuner_trains:
+        return read_training(plan, model, state, plan.finetuner.samples)
     return None
-
-
-def prune_whole_model(plan: Plan, model: PrunableModel, state: RunState) -> None:
-    """Prune with a pruner that compares all weights, and so allocates by itself."""
-    assert isinstance(plan.pruner, WholeModelPruner)
-    with measure(state.costs, "prune"):
-        samples = read_training(plan, model, state) if plan.pruner.trains else state.calibration
-        state.allocation, state.report = plan.pruner.prune(
-            model, samples, plan.config["sparsity"], show_block
-        )
-    write_json(plan.folder / ALLOCATION, asdict(state.allocation))
-    show_allocation(model, state.allocation)
 
 
 def finetune(plan: Plan, model: PrunableModel, state: RunState, tracker: Tracker) -> None:
@@ -107,8 +113,8 @@ def finetune(plan: Plan, model: PrunableModel, state: RunState, tracker: Tracker
         read=partial(read_training, plan, model, state),
         calibration=state.calibration,
         dense=lambda: plan.loader.load(device, plan.selection),
-        batch_size=plan.config["batch_size"],
-        seed=plan.config["seed"],
+        batch_size=plan.config.batch_size,
+        seed=plan.config.seed,
         folder=shared_folder(plan.folder) / TRAINING,
         identity={
             **computed_by(plan, "finetune"),

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import transformers
 
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.run.plan import Plan
 from ecoflap.run.state import RunState
@@ -27,26 +28,22 @@ def dense_metrics_key(plan: Plan, state: RunState, task: str) -> dict[str, Any]:
 
 def scores_key(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, Any]:
     """Of the layers' scores."""
-    assert state.calibration is not None
+    assert plan.scorer is not None
     return {
-        "version": 2,
-        **computed_by(plan, "score"),
-        **_layers(plan, model, state),
-        "calibration": state.calibration.take(plan.scorer.samples).fingerprint(),
+        **_measured(plan, "score", model, state, plan.scorer.samples),
         "score": plan.scorer.identity(),
-        "seed": plan.config["seed"],
+        "seed": plan.config.seed,
     }
 
 
-def statistics_key(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, Any]:
-    """Of what Wanda wants to know of the dense model's inputs."""
-    assert state.calibration is not None
+def statistics_key(
+    plan: Plan, statistic: type[Statistic], model: PrunableModel, state: RunState
+) -> dict[str, Any]:
+    """Of a statistic of the dense model's inputs."""
     return {
-        "version": 1,
-        **computed_by(plan, "blocks"),
-        **_layers(plan, model, state),
-        "calibration": state.calibration.fingerprint(),
-        "batch_size": plan.config["batch_size"],
+        **_measured(plan, "blocks", model, state),
+        "statistic": f"{statistic.__module__}.{statistic.__qualname__}",
+        "batch_size": plan.config.batch_size,
     }
 
 
@@ -56,10 +53,10 @@ def blocks_key(plan: Plan, state: RunState) -> str:
         **computed_by(plan, "pruner", "blocks"),
         "model": state.fingerprint,
         "calibration": None if state.calibration is None else state.calibration.fingerprint(),
-        "pruner": plan.config["pruner"],
+        "pruner": plan.config.pruner,
         "keep": None if state.allocation is None else state.allocation.keep,
-        "batch_size": plan.config["batch_size"],
-        "propagate": plan.config["propagate"],
+        "batch_size": plan.config.batch_size,
+        "propagate": plan.config.propagate,
     }
     return key_hash(depends)
 
@@ -73,10 +70,19 @@ def computed_by(plan: Plan, *parts: str) -> dict[str, Any]:
     }
 
 
-def _layers(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, Any]:
-    """The dense model, the loss whose forward pass is run, and the layers that are measured."""
+def _measured(
+    plan: Plan, part: str, model: PrunableModel, state: RunState, samples: int | None = None
+) -> dict[str, Any]:
+    """Of what a part measures of the layers: its code, the dense model, the loss whose forward pass is run,
+    and the samples (all, or the first).
+    """
+    assert state.calibration is not None
+    calibration = state.calibration if samples is None else state.calibration.take(samples)
     return {
+        "version": 3,
+        **computed_by(plan, part),
         "model": state.fingerprint,
-        "loss": model.loss_identity(plan.config["model"].get("loss")),
+        "loss": model.loss_identity(plan.config.model.get("loss")),
         "layers": [layer.name for layer in model.layers],
+        "calibration": calibration.fingerprint(),
     }

@@ -10,16 +10,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from ecoflap.blocks.statistics import Gram
+from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.progress import table
 from ecoflap.console.telemetry import free_memory
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import AT_A_TIME, block_bytes, bytes_outside
-from ecoflap.prune.whole_model import WholeModelPruner
+from ecoflap.prune.protocol import Pruner
 from ecoflap.run.steps.sample_cost import WIDE, SampleCost
 from ecoflap.score.pass_size import ENOUGH
+from ecoflap.score.protocol import Scorer
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,12 @@ class Need:
 
 
 def memory_plan(
-    model: PrunableModel, cost: SampleCost, samples: int, batch_size: int, scorer: Any, pruner: Any
+    model: PrunableModel,
+    cost: SampleCost,
+    samples: int,
+    batch_size: int,
+    scorer: Scorer | None,
+    pruner: Pruner,
 ) -> list[Need]:
     """What scoring and pruning will need.
 
@@ -61,66 +66,44 @@ def memory_plan(
         samples: in the calibration set.
         batch_size: of the fine stage.
         scorer: null where nothing is scored.
-        pruner: one by one layer, or over the whole model.
+        pruner: of layers, or of a whole model.
     """
-    scoring = [] if scorer is None else [_scoring(model, cost, samples, scorer)]
-    return [*scoring, _pruning(model, cost, samples, batch_size, pruner)]
+    scoring = [] if scorer is None else [("score", scorer.footprint, scorer.batch_size)]
+    return [
+        _need(model, step, footprint, cost, samples, min(size, samples))
+        for step, footprint, size in [*scoring, ("prune", pruner.footprint, batch_size)]
+    ]
 
 
-def _scoring(model: PrunableModel, cost: SampleCost, samples: int, scorer: Any) -> Need:
-    batch, largest = min(scorer.batch_size, samples), max(layer.size for layer in model.layers)
-    wide = scorer.name == "zeroth_order"
+def _need(
+    model: PrunableModel, step: str, footprint: Footprint, cost: SampleCost, samples: int, batch: int
+) -> Need:
+    """What a step needs that runs batches of so many samples."""
+    wide = footprint.float32
     weights, cost = weights_in_use(model, WIDE if wide else 1), cost.in_float32(model) if wide else cost
-    if scorer.name == "first_order" or getattr(scorer, "probe", None) == "derivative":
-        # The inputs of all blocks are kept; the logits and their gradient are alive together; one layer's
-        # gradient is reduced at a time.
-        return Need(
-            "score",
-            weights,
-            batch * cost.outputs,
-            batch * 2 * max(cost.forward, cost.block) + 3 * 4 * largest,
-            wide=wide,
-        )
-    if scorer.name == "zeroth_order":
-        pair, pairs = 2 * batch * cost.forward, max(1, scorer.samples_per_pass // (2 * batch))
-        return Need(
-            "score",
-            weights,
-            batch * cost.outputs,
-            min(pairs * pair, max(pair, ENOUGH)) + 4 * largest,
-            wide=wide,
-        )
-    return _waiting(model, "score", cost, samples, batch, 0)
+    held = _held(model, footprint)
+    if footprint.passes == "blocks":
+        waiting, work = samples * cost.states, batch * cost.block + held
+        if model.placement.kind == "none":
+            return Need(step, weights, waiting, work, wide=wide)
+        return Need(step, weights, batch * cost.states, work, waiting, wide)
+    if footprint.passes == "backward":
+        work = batch * 2 * max(cost.forward, cost.block)
+    else:
+        pair, pairs = 2 * batch * cost.forward, max(1, footprint.samples_per_pass // (2 * batch))
+        work = min(pairs * pair, max(pair, ENOUGH))
+    return Need(step, weights, batch * cost.outputs, work + held, wide=wide)
 
 
-def _pruning(model: PrunableModel, cost: SampleCost, samples: int, batch_size: int, pruner: Any) -> Need:
-    largest, batch = max(layer.size for layer in model.layers), min(batch_size, samples)
-    if isinstance(
-        pruner, WholeModelPruner
-    ):  # a backward pass; sums and gradients of all weights are on the CPU
-        sums = 2 * 4 * sum(layer.size for layer in model.layers) if model.device.type == "cpu" else 0
-        return Need(
-            "prune",
-            weights_in_use(model),
-            batch * cost.outputs,
-            batch * 2 * max(cost.forward, cost.block) + sums,
-        )
+def _held(model: PrunableModel, footprint: Footprint) -> int:
+    """Bytes beside the activations: statistics, and copies of layers."""
     statistics = 0
-    if pruner.statistic is Gram:
+    if footprint.statistic is not None:
         columns = [[layer.shape[1] for layer in block.layers] for block in model.blocks if block.layers]
-        # One for each input, one per layer at most; the largest also as a mean, factored and on the way
-        # there.
-        statistics = max(sum(cols**2 for cols in block) + 3 * max(block) ** 2 for block in columns) * 4
-    # A layer beside itself: before, as it is solved, what its weights are worth and which stay.
-    return _waiting(model, "prune", cost, samples, batch, statistics + 4 * 4 * largest)
-
-
-def _waiting(model: PrunableModel, step: str, cost: SampleCost, samples: int, batch: int, more: int) -> Need:
-    """A step that runs block by block while the other samples' hidden states wait."""
-    waiting, work = samples * cost.states, batch * cost.block + more
-    if model.placement.kind == "none":
-        return Need(step, weights_in_use(model), waiting, work)
-    return Need(step, weights_in_use(model), batch * cost.states, work, waiting)
+        statistics = max(map(footprint.statistic.size_of, columns))
+    copies = footprint.copies if model.device.type == "cpu" else 0
+    sizes = [layer.size for layer in model.layers]
+    return statistics + WIDE * (footprint.layers * max(sizes) + copies * sum(sizes))
 
 
 def weights_in_use(model: PrunableModel, width: int = 1) -> int:

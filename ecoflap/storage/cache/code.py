@@ -87,8 +87,8 @@ def _read(module: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[str]:
-    """The modules that a source imports."""
-    for node in ast.walk(tree):
+    """The modules that a source imports, beside those under ``if TYPE_CHECKING``, which never run."""
+    for node in _walk_runtime(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -99,6 +99,15 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
             if _is_own(base.partition(".")[0]):
                 # What is imported from a package may be one of its modules.
                 yield from (name for alias in node.names if _spec(name := f"{base}.{alias.name}") is not None)
+
+
+def _walk_runtime(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node that may run."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from _walk_runtime(node)
 
 
 def _with_parents(module: str) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from ecoflap.storage.cache.code import package_hash
 from ecoflap.storage.file_names import SNAPSHOT
 from ecoflap.storage.files import read_json
+from ecoflap.storage.installation import checkout
 
 PACKAGES = (
     "ecoflap",
@@ -26,7 +27,6 @@ PACKAGES = (
     "numpy",
     "wandb",
 )
-PROJECT = Path(__file__).resolve().parents[3]
 CODE = "code"  # entry of the versions: a hash of the package's source
 REDACTED = "<redacted>"
 
@@ -36,7 +36,11 @@ _SECRET = re.compile(r".*token|(.*[_-])?(api[_-]?key|password|secret)", re.IGNOR
 
 def environment() -> dict[str, Any]:
     """The ``versions`` and ``git`` fields of a result: ``Result(**environment(), ...)``."""
-    return {"versions": {**versions(), CODE: package_hash()}, "git": git_state(PROJECT)}
+    project = checkout()
+    return {
+        "versions": {**versions(), CODE: package_hash()},
+        "git": git_state(project) if project is not None else None,
+    }
 
 
 def other_versions(recorded: Mapping[str, str | None]) -> list[str]:

@@ -28,7 +28,11 @@ class LayerCount:
 
 
 def sparsity_section(
-    layers: Mapping[str, LayerCount], target: float | None, parameters: int, total: str | None = None
+    layers: Mapping[str, LayerCount],
+    target: float | None,
+    parameters: int,
+    total: str | None = None,
+    allocated_by: str | None = None,
 ) -> dict[str, Any]:
     """All sparsity figures of a run.
 
@@ -38,16 +42,19 @@ def sparsity_section(
         target: The target sparsity, or None if there is none.
         parameters: Number of parameters of the whole model, prunable or not.
         total: How the allocation adds up: ``exact``, ``as_given`` or ``units``; None without an allocation.
+        allocated_by: What decided how many weights each layer keeps: ``allocation``, or ``pruner``, which
+            then compares the weights of all layers; None without an allocation.
 
     Returns:
-        ``target``; ``total``; ``prunable`` = zeros / weights of the selected layers; ``model`` = the same
-        zeros / all parameters; ``towers`` = the prunable figure per tower; ``layers`` = the counts and
-        ``sparsity`` = zeros / size per layer.
+        ``target``; ``total``; ``allocated_by``; ``prunable`` = zeros / weights of the selected layers;
+        ``model`` = the same zeros / all parameters; ``towers`` = the prunable figure per tower;
+        ``layers`` = the counts and ``sparsity`` = zeros / size per layer.
     """
     towers = dict.fromkeys(layer.tower for layer in layers.values())
     return {
         "target": target,
         "total": total,
+        "allocated_by": allocated_by,
         "prunable": _share(layers.values()),
         "model": sum(layer.zeros for layer in layers.values()) / max(parameters, 1),
         "towers": {

@@ -1,6 +1,6 @@
 """Table 1 of the paper: each pruned BLIP-2 on VQA, and its towers in captioning and retrieval models.
 
-    python -m ecoflap.sweeps.report.blip2_table FOLDER [FOLDER ...]
+    ecoflap report blip2-table FOLDER [FOLDER ...]
 
 The folders are those of the sweeps blip2_table1, blip2_table1_nocaps and blip2_table1_flickr30k.
 """
@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from ecoflap.console.progress import ArgumentParser, complain
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.results.record import Result
 
@@ -50,8 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 2 if there is nothing to show, or a record can't be read.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m ecoflap.sweeps.report.blip2_table",
+    parser = ArgumentParser(
+        prog="ecoflap report blip2-table",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -62,12 +62,9 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         rows = collect(sorted(path for folder in folders for path in folder.rglob(RESULT)))
     except ValueError as error:
-        print(f"no table: {error}", file=sys.stderr)
-        return 2
+        return complain(f"no table: {error}")
     if not rows:
-        runs = "run of task=blip2_vqa, nocaps or flickr30k"
-        print(f"no table: there is no {runs} below these folders", file=sys.stderr)
-        return 2
+        return complain("no table: there is no run of task=blip2_vqa, nocaps or flickr30k below the folders")
     print("\n".join(markdown(rows)))
     return 0
 
@@ -130,7 +127,3 @@ def _free(name: str, taken: Iterable[str]) -> str:
     used = set(taken)
     numbered = (f"{name} ({count})" for count in itertools.count(2))
     return next(one for one in itertools.chain([name], numbered) if one not in used)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,6 @@
 """The cost of pruned models and the dense one: parameters, operations, and the time of a forward pass.
 
-    python -m ecoflap.sweeps.report.cost RUN [RUN ...] [--batch-size N] [--repeats N]
+    ecoflap report cost RUN [RUN ...] [--batch-size N] [--repeats N]
 
 The runs must have saved their models (``model.save=true``), and be of one model and one data set. All models
 are measured in turn in one process, on the same samples, so that other load on the machine affects all alike.
@@ -10,7 +10,6 @@ A pass computes the loss, including targets.
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ecoflap.console.progress import table, track
+from ecoflap.console.progress import ArgumentParser, complain, table, track
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.loading.device import resolve_device
@@ -60,8 +59,8 @@ class Cost:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 2 if there is nothing to measure."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ecoflap.sweeps.report.cost",
+    parser = ArgumentParser(
+        prog="ecoflap report cost",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -74,8 +73,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         costs = measure(options.runs, options.batch_size, options.repeats)
     except (FileNotFoundError, ValueError, UserError) as error:
-        print(f"nothing measured: {error}", file=sys.stderr)
-        return 2
+        return complain(f"nothing measured: {error}")
     columns = ["model", "parameters", "nonzero", "operations", "without zeros", "ms", "least ms"]
     rows = []
     for cost in costs:
@@ -164,7 +162,3 @@ def _cost(name: str, model: PrunableModel, batches: Sequence[dict[str, Tensor]],
     nonzero = sum(int((parameter != 0).sum()) for parameter in parameters)
     total = int(counter.get_total_flops())
     return Cost(name, model.parameter_count(), nonzero, total, total - idle, median(times), min(times))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

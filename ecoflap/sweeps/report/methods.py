@@ -82,7 +82,7 @@ def name_methods(runs: Sequence[Run]) -> list[Method]:
     otherwise have the same method, sparsity and seed, such as runs with two allocation files.
     """
     configs = [flatten(run.config) for run in runs]
-    methods = [Method(run.config["pruner"]["name"], _coarse(run.config)) for run in runs]
+    methods = [Method(run.config["pruner"]["name"], _coarse(run)) for run in runs]
     items = [item for config in configs for item in config.items()]
     paths_by_key = {key for key, value in items if is_path(key, value)}
     for key in sorted(
@@ -164,11 +164,19 @@ def _overrides(settings: Iterable[tuple[str, str]]) -> str:
     return " ".join(f"{key}={value}" for key, value in settings)
 
 
-def _coarse(config: Mapping[str, Any]) -> str:
+def _coarse(run: Run) -> str:
     """The coarse stage's name."""
-    if ".whole_model." in str(config["pruner"].get("_target_")):
+    config = run.config
+    if _allocated_by(run) == "pruner":
         return "global"
     return "file" if config.get("allocation", {}).get("name") == "file" else str(config["score"]["name"])
+
+
+def _allocated_by(run: Run) -> str:
+    """What decided how many weights each layer keeps; older records tell it by their pruner's place alone."""
+    if (named := run.result.sparsity.get("allocated_by")) is not None:
+        return str(named)
+    return "pruner" if ".whole_model." in str(run.config["pruner"].get("_target_")) else "allocation"
 
 
 def _split(

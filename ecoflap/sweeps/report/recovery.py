@@ -1,6 +1,6 @@
 """What fine-tuning recovers: dense, pruned and fine-tuned, mean and standard deviation over seeds.
 
-python -m ecoflap.sweeps.report.recovery SWEEP [--metric METRIC]
+ecoflap report recovery SWEEP [--metric METRIC]
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ecoflap.console.progress import ArgumentParser, complain
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.results.record import first_metric
@@ -41,8 +41,8 @@ Runs = dict[Kind, list[tuple[float, float, float]]]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 2 if there is nothing to show."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ecoflap.sweeps.report.recovery",
+    parser = ArgumentParser(
+        prog="ecoflap report recovery",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -54,8 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         runs = read(options.folder, options.metric)
     except UserError as error:
-        print(f"no table: {error}", file=sys.stderr)
-        return 2
+        return complain(f"no table: {error}")
     print("\n".join(markdown(runs)))
     return 0
 
@@ -126,7 +125,3 @@ def _cell(values: list[float]) -> str:
 
 def _line(cells: Iterable[object]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

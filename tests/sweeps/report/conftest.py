@@ -17,7 +17,7 @@ CONFIG: dict[str, Any] = {
         "eps": 0.001,
     },
     "allocation": {"name": "water_filling", "granularity": "block", "cap": None},
-    "pruner": {"_target_": "ecoflap.prune.pruners.Wanda", "name": "wanda", "mask": "row"},
+    "pruner": {"_target_": "ecoflap.prune.wanda.Wanda", "name": "wanda", "mask": "row"},
     "tracking": {"name": "wandb", "group": "sweep"},
     "sparsity": 0.5,
     "seed": 0,

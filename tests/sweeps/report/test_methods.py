@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from ecoflap.storage.results import sparsity_section
 from ecoflap.sweeps.report.methods import Method, differences, name_methods, name_models
 from ecoflap.sweeps.report.runs import Run, read_runs
 from tests.sweeps.report.conftest import write_run
@@ -67,7 +68,7 @@ def test_a_key_that_changes_no_number_is_not(tmp_path: Path, change: dict[str, A
 
 def test_options_that_belong_to_the_pruner_are_not(tmp_path: Path) -> None:
     sparsegpt = {
-        "_target_": "ecoflap.prune.pruners.SparseGPT",
+        "_target_": "ecoflap.prune.sparsegpt.SparseGPT",
         "name": "sparsegpt",
         "mask": "matrix",
         "damping": 0.01,
@@ -105,6 +106,13 @@ def test_a_global_pruner_has_no_coarse_stage(tmp_path: Path) -> None:
         "global_magnitude, pruner.scope=tower",
     ]
     assert [method.coarse for method in found] == [method.label for method in found]
+
+
+def test_a_record_says_that_its_pruner_allocates(tmp_path: Path) -> None:
+    own = {"_target_": "mine.Pruner", "name": "mine"}
+    section = sparsity_section({}, 0.5, 10, "exact", "pruner")
+    write_run(tmp_path, "0", 70.0, pruner=own, score={"name": "none"}, record={"sparsity": section})
+    assert [method.label for method in name_methods(read_runs(tmp_path))] == ["mine"]
 
 
 def test_allocation_files_count_only_where_they_tell_runs_apart(tmp_path: Path) -> None:

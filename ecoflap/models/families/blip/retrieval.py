@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ecoflap.data.batch import Batch, Sample
@@ -165,8 +165,17 @@ class BlipRetrieval(BlipRetrievalOptions, Pretrained):
         """
         from transformers import BlipConfig, BlipForImageTextRetrieval, BlipProcessor
 
+        return self.from_module(
+            *self.read(BlipConfig, BlipForImageTextRetrieval, BlipProcessor, device), selection
+        )
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its processor, which may be null.
+
+        Raises:
+            UserError: if there is no such loss or tower.
+        """
         loss = find_loss(self.loss, LOSSES)
-        module, processor = self.read(BlipConfig, BlipForImageTextRetrieval, BlipProcessor, device)
         check_encoder_token(self.encoder_token, module)
         interface = None
         if processor is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Example, Generation
@@ -203,8 +203,17 @@ class BlipVqa(BlipVqaOptions, Pretrained):
         """
         from transformers import BlipConfig, BlipForQuestionAnswering, BlipProcessor
 
+        return self.from_module(
+            *self.read(BlipConfig, BlipForQuestionAnswering, BlipProcessor, device), selection
+        )
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its processor, which may be null.
+
+        Raises:
+            UserError: if there is no such loss or tower.
+        """
         loss = find_loss(self.loss, {"answer": vqa_loss})
-        module, processor = self.read(BlipConfig, BlipForQuestionAnswering, BlipProcessor, device)
         check_encoder_token(self.encoder_token, module)
         require_loaded(self, "image_size")
         if self.image_size is not None:
@@ -225,7 +234,16 @@ class BlipCaption(BlipCaptionOptions, Pretrained):
         """
         from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 
+        return self.from_module(
+            *self.read(BlipConfig, BlipForConditionalGeneration, BlipProcessor, device), selection
+        )
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its processor, which may be null.
+
+        Raises:
+            UserError: if there is no such loss or tower.
+        """
         loss = find_loss(self.loss, {"caption": caption_loss})
-        module, processor = self.read(BlipConfig, BlipForConditionalGeneration, BlipProcessor, device)
         interface = CaptionInterface(module, processor, self.prompt) if processor is not None else None
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)

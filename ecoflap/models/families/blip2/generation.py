@@ -143,9 +143,7 @@ class Blip2(Blip2Options, Pretrained):
         """
         from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
 
-        loss = find_loss(self.loss, {"answer": answer_loss})
         module, processor = self.read(Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, device)
-        interface = Blip2Interface(module, processor, self.prompt) if processor is not None else None
         require_loaded(self, "lavis_checkpoint", "vision_from", "language_from")
         if device.type != "meta" and self.lavis_checkpoint is not None:
             take_lavis_weights(module, self.lavis_checkpoint)
@@ -153,6 +151,16 @@ class Blip2(Blip2Options, Pretrained):
             transfer_vision_tower(module, self.vision_from)
         if device.type != "meta" and self.language_from is not None:
             transfer_language_model(module, self.language_from)
+        return self.from_module(module, processor, selection)
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its processor, which may be null.
+
+        Raises:
+            UserError: if there is no such loss or tower, or LAVIS has no such model.
+        """
+        loss = find_loss(self.loss, {"answer": answer_loss})
+        interface = Blip2Interface(module, processor, self.prompt) if processor is not None else None
         if self.save_lavis and decoder_only(module):
             raise UserError(
                 "model.save_lavis=true writes BLIP-2 with a T5, and this one has a decoder-only language"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ecoflap.data.batch import Batch
@@ -166,15 +166,23 @@ class Blip2Itm(Blip2ItmOptions, Pretrained):
         """
         from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor
 
-        loss = find_loss(self.loss, LOSSES)
         module, processor = self.read(Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor, device)
-        interface = None
         require_loaded(self, "vision_from")
+        if device.type != "meta" and self.vision_from is not None:
+            transfer_vision_tower(module, self.vision_from)
+        return self.from_module(module, processor, selection)
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its processor, which may be null.
+
+        Raises:
+            UserError: if there is no such loss or tower.
+        """
+        loss = find_loss(self.loss, LOSSES)
+        interface = None
         if processor is not None:
             tokenizer = processor.tokenizer
             interface = ItmInterface(
                 Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, False
             )
-        if device.type != "meta" and self.vision_from is not None:
-            transfer_vision_tower(module, self.vision_from)
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -153,7 +153,14 @@ class Clip(ClipOptions, Pretrained):
         """
         from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
-        module, processor = self.read(CLIPConfig, CLIPModel, CLIPProcessor, device)
+        return self.from_module(*self.read(CLIPConfig, CLIPModel, CLIPProcessor, device), selection)
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its processor, which may be null.
+
+        Raises:
+            UserError: if there is no such loss or tower.
+        """
         interface = None
         if processor is not None:
             tokenizer = processor.tokenizer

@@ -189,8 +189,17 @@ class VisionLanguage(VisionLanguageOptions, Pretrained):
         """
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+        return self.from_module(
+            *self.read(AutoConfig, AutoModelForImageTextToText, AutoProcessor, device), selection
+        )
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its processor, which may be null.
+
+        Raises:
+            UserError: if there is no such loss, tower or known prompt.
+        """
         loss = find_loss(self.loss, {"answer": answer_loss})
-        module, processor = self.read(AutoConfig, AutoModelForImageTextToText, AutoProcessor, device)
         interface = (
             VlmInterface(module, processor, self.prompt, self.brief) if processor is not None else None
         )

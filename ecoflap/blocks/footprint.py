@@ -1,0 +1,33 @@
+"""What a scorer or a pruner keeps in memory while it works, as far as that is known before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ecoflap.blocks.statistics import Statistic
+
+Passes = Literal["blocks", "forward", "backward"]
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What is alive at once.
+
+    Attributes:
+        passes: ``blocks``: one block runs at a time while the hidden states of all samples wait; ``forward``:
+            the outputs of all blocks are stored, and forward passes start at any of them; ``backward``: a
+            whole forward and backward pass.
+        samples_per_pass: most samples that share a forward pass, of a part that runs several batches at once.
+        statistic: gathered of the inputs of one block's layers.
+        layers: fp32 copies of one layer.
+        copies: fp32 copies of all layers, on the CPU.
+        float32: the weights are held in fp32, whatever the model's dtype.
+    """
+
+    passes: Passes
+    samples_per_pass: int = 1
+    statistic: type[Statistic] | None = None
+    layers: int = 0
+    copies: int = 0
+    float32: bool = False

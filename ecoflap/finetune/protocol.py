@@ -1,0 +1,33 @@
+"""What a way to fine-tune is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Protocol
+
+from ecoflap.finetune.job import Job, Training
+
+
+class Finetuner(Protocol):
+    """Trains a pruned model in place; what the masks remove stays zero.
+
+    A new one derives from this class.
+
+    Attributes:
+        name: shown in logs and written to result files.
+        data: what it trains on: ``training`` (the split behind the run's calibration set) or ``calibration``.
+        samples: how many of them; null for all.
+    """
+
+    name: str
+    data: str = "calibration"
+    samples: int | None = None
+
+    @abstractmethod
+    def finetune(self, job: Job) -> Training:
+        """Train.
+
+        Raises:
+            UserError: the options don't fit the model or the data.
+            NumericalError: a loss is NaN or infinite.
+        """

@@ -1,0 +1,120 @@
+"""Global gradient pruning, a baseline of the paper: all weights compete by |w| times the mean |gradient|, in
+steps of rising sparsity p_i = p^(T / i), measured anew on the pruned model at each step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ecoflap.allocate.allocation import Allocation
+from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.console.progress import track
+from ecoflap.data.batch import Batch, samples_in
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.errors import require_positive
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.prune.global_masks import apply, check_scope, choose, conclude
+from ecoflap.prune.protocol import ModelPruner, OnBlock
+from ecoflap.prune.report import PruneReport
+from ecoflap.score.first_order import differentiate, scales, streaming_gradients
+from ecoflap.score.recompute import recomputing
+from ecoflap.score.scores import depends_on_none
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+@dataclass(frozen=True)
+class GlobalGradient(ModelPruner):
+    """Remove the weights of smallest |w| times mean |gradient| in several steps (global first-order pruning).
+
+    Attributes:
+        scope: model (one threshold) or tower (one each, the paper's).
+        iterations: steps T.
+        samples: how many samples of the calibration set are used, from the first.
+        batch_size: samples whose mean loss is differentiated.
+        name: shown in logs and written to result files.
+    """
+
+    scope: str = "tower"
+    iterations: int = 3
+    samples: int = 128
+    batch_size: int = 1
+    name: str = "global_gradient"
+
+    def __post_init__(self) -> None:
+        check_scope(self.scope)
+        require_positive("pruner", self, "iterations", "samples", "batch_size")
+
+    def prune(
+        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock
+    ) -> tuple[Allocation, PruneReport]:
+        """Prune in place.
+
+        Raises:
+            NumericalError: a loss, a gradient or a weight is NaN or infinite.
+        """
+        assert calibration is not None
+        masks: dict[str, Tensor] = {}
+        for step in range(1, self.iterations + 1):
+            gradients = mean_gradients(
+                model, loss_batches(model, calibration.take(self.samples), self.batch_size)
+            )
+            reached = sparsity if step == self.iterations else sparsity ** (self.iterations / step)
+
+            def metric(
+                layer: Layer, gradients: dict[str, Tensor] = gradients, removed: dict[str, Tensor] = masks
+            ) -> Tensor:
+                # One more than nothing for weights that are still there: a removed weight never comes back,
+                # whatever its gradient.
+                value = layer.weight.detach().float().cpu().abs() * gradients[layer.name]
+                return (
+                    value
+                    if layer.name not in removed
+                    else torch.where(removed[layer.name], value + TINY, 0.0)
+                )
+
+            masks = choose(model, self.scope, reached, metric)
+            apply(model, masks)
+        return conclude(model, masks, sparsity, self.scope, on_block)
+
+
+def mean_gradients(model: PrunableModel, batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Mean over samples of each batch's |gradient|, per layer as its parameter is stored, on the CPU in fp32.
+
+    Raises:
+        NumericalError: a loss is not finite.
+        UserError: the losses depend on none of the layers.
+    """
+    sums = {layer.name: torch.zeros(layer.weight.shape) for layer in model.layers}
+    total = sum(samples_in(batch) for batch in batches)
+    with quiet_forward(model.module):
+        for batch in track(batches, "gradients", total=len(batches)):
+            gradients, scale = _gradients(model, batch)
+            for name, gradient in gradients.items():
+                sums[name].add_(gradient.float().abs(), alpha=samples_in(batch) / total / scale)
+    if not any(bool(gradient.any()) for gradient in sums.values()):
+        raise depends_on_none()
+    return sums
+
+
+def _gradients(model: PrunableModel, batch: Batch) -> tuple[dict[str, Tensor], float]:
+    """The gradient of each layer that the loss of a batch depends on, in the layer's dtype, on the CPU; and
+    by what it is too large.
+    """
+    found: dict[str, Tensor] = {}
+    for scale in scales(model):
+        found.clear()
+
+        def keep(layer: Layer, gradient: Tensor) -> None:
+            found[layer.name] = gradient.to(layer.weight.dtype).cpu()
+
+        with streaming_gradients(model.layers, lambda _, gradient: gradient, keep), recomputing(model.blocks):
+            differentiate(model, batch, scale)
+        if all(bool(torch.isfinite(gradient).all()) for gradient in found.values()):
+            break
+    return found, scale

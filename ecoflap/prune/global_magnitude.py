@@ -1,0 +1,43 @@
+"""Global magnitude pruning, a baseline of the paper: all weights compete by absolute value (the authors' code
+compared signed ones).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from ecoflap.allocate.allocation import Allocation
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.global_masks import check_scope, choose, conclude
+from ecoflap.prune.protocol import ModelPruner, OnBlock
+from ecoflap.prune.report import PruneReport
+
+
+@dataclass(frozen=True)
+class GlobalMagnitude(ModelPruner):
+    """Remove the smallest weights by absolute value.
+
+    Attributes:
+        scope: model (one threshold) or tower (one each).
+        name: shown in logs and written to result files.
+    """
+
+    scope: str = "model"
+    name: str = "global_magnitude"
+    requires_calibration: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        check_scope(self.scope)
+
+    def prune(
+        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock
+    ) -> tuple[Allocation, PruneReport]:
+        """Prune in place.
+
+        Raises:
+            NumericalError: a weight is NaN or infinite.
+        """
+        masks = choose(model, self.scope, sparsity, lambda layer: layer.weight.detach().float().abs())
+        return conclude(model, masks, sparsity, self.scope, on_block)

@@ -1,0 +1,81 @@
+"""Masks of weights that compete with all others of the model, or of their tower; no block is told how many to
+keep.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ecoflap.allocate.allocation import Allocation, keep_total
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.ops import select_globally
+from ecoflap.prune.protocol import OnBlock
+from ecoflap.prune.report import BlockReport, PruneReport
+
+SCOPES = ("model", "tower")
+
+
+def check_scope(scope: str) -> None:
+    """Refuse a scope that there isn't.
+
+    Raises:
+        UserError: if there is no such scope.
+    """
+    if scope not in SCOPES:
+        raise UserError(f"pruner.scope={scope} is not known; choose {' or '.join(SCOPES)}")
+
+
+def choose(
+    model: PrunableModel, scope: str, sparsity: float, metric: Callable[[Layer], Tensor]
+) -> dict[str, Tensor]:
+    """{layer: mask as its parameter is stored, on the CPU} of the best weights of the model or of each tower.
+
+    Raises:
+        NumericalError: the metric has no order.
+    """
+    masks: dict[str, Tensor] = {}
+    for layers in (
+        [model.layers] if scope == "model" else [tower.layers for tower in model.towers if tower.layers]
+    ):
+        keep = keep_total([layer.size for layer in layers], sparsity)
+        try:
+            chosen = select_globally([lambda layer=layer: metric(layer) for layer in layers], keep)  # type: ignore[misc]
+        except ValueError as error:
+            raise NumericalError(
+                f"{layers[0].name} to {layers[-1].name}: {error}; use model.dtype=float32"
+            ) from error
+        masks |= {layer.name: mask.cpu() for layer, mask in zip(layers, chosen, strict=True)}
+    return masks
+
+
+@torch.no_grad()
+def apply(model: PrunableModel, masks: dict[str, Tensor]) -> None:
+    """Set the removed weights to zero."""
+    for layer in model.layers:
+        layer.weight.mul_(masks[layer.name].to(layer.weight.device))
+
+
+def conclude(
+    model: PrunableModel, masks: dict[str, Tensor], sparsity: float, scope: str, on_block: OnBlock
+) -> tuple[Allocation, PruneReport]:
+    """Apply the masks, and put into words what came out."""
+    started = time.perf_counter()
+    apply(model, masks)
+    keep = {name: int(mask.sum()) for name, mask in masks.items()}
+    allocation = Allocation(keep, {layer.name: layer.size for layer in model.layers}, sparsity, scope)
+    report = PruneReport(masks, dict.fromkeys(masks))
+    for tower in model.towers:
+        for block in tower.blocks:
+            names = [layer.name for layer in block.layers]
+            realised = allocation.sparsity_of(names) if names else 0.0
+            report.blocks.append(
+                BlockReport(tower.name, block.name, realised, None, time.perf_counter() - started)
+            )
+            on_block(report.blocks[-1])
+    return allocation, report

@@ -1,0 +1,139 @@
+"""What a pruner is: of layers, at counts that an allocation gives, or of a whole model.
+
+A new pruner derives from ``LayerPruner`` or ``ModelPruner``, whose defaults fit most.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from typing import ClassVar, Literal, NamedTuple, Protocol
+
+from torch import Tensor
+
+from ecoflap.allocate.allocation import Allocation
+from ecoflap.blocks.footprint import Footprint
+from ecoflap.blocks.statistics import Statistic
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.masks import MaskRule
+from ecoflap.prune.report import BlockReport, PruneReport
+
+OnBlock = Callable[[BlockReport], None]
+
+
+class Pruned(NamedTuple):
+    """A pruned layer.
+
+    Attributes:
+        weight: [rows, cols], exactly zero where pruned.
+        mask: [rows, cols], True where kept.
+        note: something that a person should know, or null.
+    """
+
+    weight: Tensor
+    mask: Tensor
+    note: str | None = None
+
+
+class LayerPruner(Protocol):
+    """Removes weights from one layer at a time.
+
+    Attributes:
+        name: shown in logs and written to result files.
+        allocates: false: an allocation says how many weights each layer keeps.
+        statistic: what has to be known of a layer's inputs; null for a pruner that looks at no data.
+    """
+
+    name: str
+    allocates: ClassVar[Literal[False]] = False
+    statistic: ClassVar[type[Statistic] | None] = None
+
+    @property
+    def rule(self) -> MaskRule:
+        """Which weights compete for the places of a layer."""
+        return MaskRule("matrix")
+
+    @abstractmethod
+    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: int) -> Pruned:
+        """Prune a weight [rows, cols] to ``keep`` weights."""
+
+    def together(
+        self, weights: Sequence[Tensor], statistic: Statistic | None, keeps: Sequence[int]
+    ) -> list[Pruned]:
+        """Prune layers that read the same input; each by itself where nothing is gained."""
+        return [self(weight, statistic, keep) for weight, keep in zip(weights, keeps, strict=True)]
+
+    @property
+    def requires_calibration(self) -> bool:
+        """Whether it looks at data."""
+        return self.statistic is not None
+
+    @property
+    def footprint(self) -> Footprint:
+        """What it keeps in memory: a layer as it was, as it is solved, what its weights are worth and which
+        stay.
+        """
+        return Footprint("blocks", statistic=self.statistic, layers=4)
+
+    def check(self, sparsity: float, uneven: bool) -> None:
+        """Refuse a target that the mask rules out, before any work is done.
+
+        Args:
+            sparsity: that is asked for.
+            uneven: layers get sparsities of their own.
+
+        Raises:
+            UserError: the mask fixes another sparsity, or one for all layers.
+        """
+        self.rule.check(sparsity, uneven)
+
+    def check_layers(self, layers: Sequence[Layer]) -> None:
+        """Refuse layers that can't have the mask.
+
+        Raises:
+            UserError: the mask doesn't divide a layer's columns.
+        """
+        self.rule.check_layers(layers)
+
+
+class ModelPruner(Protocol):
+    """Prunes a model in place, all layers at once.
+
+    Attributes:
+        name: shown in logs and written to result files.
+        allocates: true: it decides by itself how many weights each layer keeps.
+        trains: it trains on the split behind the calibration set, instead of looking at that set.
+        requires_calibration: it looks at data.
+    """
+
+    name: str
+    allocates: ClassVar[Literal[True]] = True
+    trains: ClassVar[bool] = False
+    requires_calibration: ClassVar[bool] = True
+
+    @property
+    def footprint(self) -> Footprint:
+        """What it keeps in memory: a backward pass, and sums and gradients of all weights."""
+        return Footprint("backward", copies=2)
+
+    @abstractmethod
+    def prune(
+        self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock
+    ) -> tuple[Allocation, PruneReport]:
+        """Remove the share ``sparsity`` of the weights.
+
+        Args:
+            model: dense.
+            calibration: the samples, or the training split if it trains; null for a pruner that looks at no
+                data.
+            sparsity: the target.
+            on_block: called with what happened to each block.
+
+        Returns:
+            What each layer keeps, and what was removed.
+        """
+
+
+Pruner = LayerPruner | ModelPruner

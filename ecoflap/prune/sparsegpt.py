@@ -1,0 +1,65 @@
+"""SparseGPT (Frantar and Alistarh 2023): kept weights make up for the error of removed ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ecoflap.blocks.statistics import Gram, Statistic
+from ecoflap.errors import UserError
+from ecoflap.ops import solve_together
+from ecoflap.prune.masks import MaskRule
+from ecoflap.prune.protocol import LayerPruner, Pruned
+
+
+@dataclass(frozen=True)
+class SparseGPT(LayerPruner):
+    """Remove weights and correct the ones that stay.
+
+    Attributes:
+        mask: matrix (as published: chosen over all rows of each block of columns) or N:M.
+        damping: share of the mean diagonal that is added to the Hessian's diagonal.
+        block: columns per mask decision.
+        name: shown in logs and written to result files.
+    """
+
+    mask: str = "matrix"
+    damping: float = 0.01
+    block: int = 128
+    name: str = "sparsegpt"
+    statistic: ClassVar[type[Statistic] | None] = Gram
+
+    def __post_init__(self) -> None:
+        if self.damping < 0 or self.block < 1:
+            raise UserError(
+                f"pruner.damping={self.damping}, pruner.block={self.block}: damping is at least 0 and block"
+                " at least 1 (published: 0.01 and 128)"
+            )
+        _ = self.rule
+
+    @property
+    def rule(self) -> MaskRule:
+        """Which weights compete for the places of a layer."""
+        return MaskRule.parse(self.mask, ("matrix",))
+
+    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: int) -> Pruned:
+        """Prune a weight [rows, cols]."""
+        return self.together([weight], statistic, [keep])[0]
+
+    def together(
+        self, weights: Sequence[Tensor], statistic: Statistic | None, keeps: Sequence[int]
+    ) -> list[Pruned]:
+        """Prune layers that read the same input as one matrix of all their rows."""
+        assert isinstance(statistic, Gram)
+        factor = statistic.factor(self.damping)
+        n_of_m = self.rule.n_of_m
+        solutions = solve_together(weights, factor, None if n_of_m else keeps, n_of_m, self.block)
+        note = (
+            f"damping raised from {self.damping:g} to {factor.damping:g}"
+            if factor.damping > self.damping
+            else None
+        )
+        return [Pruned(solution.weight, solution.mask, note) for solution in solutions]

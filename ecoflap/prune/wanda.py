@@ -1,0 +1,31 @@
+"""Wanda (Sun et al. 2024): a weight matters as much as its input is large."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ecoflap.blocks.statistics import MeanSquare, Statistic
+from ecoflap.ops import wanda_metric
+from ecoflap.prune.by_metric import ByMetric
+
+
+@dataclass(frozen=True)
+class Wanda(ByMetric):
+    """Remove the weights of smallest |w| times the norm of their input column.
+
+    Attributes:
+        mask: row (as published), matrix or N:M.
+        name: shown in logs and written to result files.
+    """
+
+    mask: str = "row"
+    name: str = "wanda"
+    statistic: ClassVar[type[Statistic] | None] = MeanSquare
+
+    def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
+        """``|w| ||x||`` of its input column."""
+        assert isinstance(statistic, MeanSquare)
+        return wanda_metric(weight, statistic.value)

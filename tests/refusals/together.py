@@ -1,0 +1,70 @@
+"""Parts that can't go together, or lack something: refused before the model is loaded."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.refusals.case import Case
+
+GROUPS = {
+    "score": ("BlockNorms", "LayerNorms"),
+    "allocation": ("ByNorms", "Bare"),
+    "pruner": ("FirstWeights", "Unfinished"),
+}
+
+
+def parts(folder: Path) -> None:
+    """A folder of one's own with a config for each part, under the name of its class."""
+    for group, classes in GROUPS.items():
+        (folder / "conf" / group).mkdir(parents=True)
+        for name in classes:
+            content = f"_target_: tests.own_parts.{name}\nname: {name}\n"
+            if group == "score":
+                content += "samples: 4\nbatch_size: 2\n"
+            (folder / "conf" / group / f"{name}.yaml").write_text(content)
+
+
+def case(*overrides: str, says: tuple[str, ...]) -> Case:
+    """A command line with that folder."""
+    return Case(("--config-dir", "{tmp}/conf", *overrides), says, parts)
+
+
+CASES = [
+    case(
+        "allocation=ByNorms",
+        "score=none",
+        says=("goes by scores of kind norms", "score=none measures nothing", "of that kind"),
+    ),
+    case(
+        "allocation=ByNorms", says=("ByNorms goes by scores of kind norms", "zeroth_order gives importance")
+    ),
+    case(
+        "score=LayerNorms", says=("water_filling goes by scores of kind importance", "LayerNorms gives norms")
+    ),
+    case(
+        "score=BlockNorms",
+        "allocation.granularity=layer",
+        says=("score=BlockNorms gives one number per block", "water_filling needs one per layer"),
+    ),
+    case(
+        "allocation=ByNorms",
+        "pruner=global_magnitude",
+        says=("global_magnitude compares all weights by itself", "allocation=ByNorms would change nothing"),
+    ),
+    case(
+        "allocation=Bare",
+        says=(
+            "allocation._target_=tests.own_parts.Bare has no requires, check",
+            "ecoflap.allocate.protocol.Allocator",
+        ),
+    ),
+    case("pruner=Unfinished", says=("tests.own_parts.Unfinished has no __call__ of its own",)),
+    # The mask rules it out before the model is known.
+    case(
+        "allocation=ByNorms",
+        "score=LayerNorms",
+        "pruner.mask=2:4",
+        "sparsity=0.5",
+        says=("pruner.mask=2:4 fixes every layer's sparsity", "score=none"),
+    ),
+]
