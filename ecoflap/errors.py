@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Iterable
 from dataclasses import fields
 from difflib import SequenceMatcher
+from pathlib import Path
 
 FEW = 12
 """Up to so many choices are all named."""
@@ -123,6 +125,16 @@ def similar(asked: str, names: Iterable[str], count: int = 3) -> list[str]:
     best = max(likeness.values(), default=0.0)
     ranked = sorted(likeness, key=lambda name: -likeness[name])
     return [name for name in ranked if likeness[name] >= max(0.6, best - 0.15)][:count]
+
+
+def typed_command() -> str:
+    """How a run was started at the keyboard: ``ecoflap run``, ``python main.py`` or ``python -m ecoflap
+    run``.
+    """
+    program = Path(sys.argv[0])
+    if program.name == "main.py":
+        return "python main.py"
+    return "python -m ecoflap run" if program.parts[-2:] == ("ecoflap", "__main__.py") else "ecoflap run"
 
 
 def wrong_type(key: str, value: object, kind: str, example: object = None) -> str:

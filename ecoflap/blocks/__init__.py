@@ -1,3 +1,1 @@
-"""Run the blocks of a model one by one: capture their inputs, replay, bypass, and measure what layers
-read.
-"""
+"""Run the blocks of a model one by one: capture, replay and bypass them, and measure the inputs of layers."""

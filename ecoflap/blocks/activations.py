@@ -1,4 +1,4 @@
-"""Where hidden states wait for the next block: on the device, on the CPU or on the disk."""
+"""Hidden states between two blocks: kept on the device, or offloaded to the CPU or the disk."""
 
 from __future__ import annotations
 
@@ -15,11 +15,21 @@ from ecoflap.models.offload.placement import Placement
 _numbers = count()
 
 
-class Waiting:
-    """One tensor that waits to be read."""
+class OffloadedTensor:
+    """One tensor in the storage that a placement names.
+
+    Attributes:
+        device: the device that ``read`` returns the tensor on.
+        file: the file that holds it; None where memory does.
+    """
 
     def __init__(self, tensor: Tensor, placement: Placement) -> None:
-        """Put it away. Reading gives it back on its device, bit for bit."""
+        """Store a tensor; ``read`` returns it bit for bit.
+
+        Args:
+            tensor: any shape and dtype.
+            placement: where it is stored; kind ``none`` leaves it on its device.
+        """
         self.device = tensor.device
         self.file: Path | None = None
         self._tensor: Tensor | None = tensor
@@ -32,13 +42,13 @@ class Waiting:
             save_file({"hidden": tensor.detach().cpu().contiguous()}, self.file)
 
     def read(self) -> Tensor:
-        """The tensor."""
+        """The tensor, on its device."""
         if self._tensor is not None:
             return self._tensor.to(self.device)
         with safe_open(str(self.file), framework="pt") as file:
             return torch.clone(file.get_tensor("hidden")).to(self.device)
 
     def __del__(self) -> None:
-        """Remove the file."""
+        """Delete the file."""
         if self.file is not None:
             self.file.unlink(missing_ok=True)

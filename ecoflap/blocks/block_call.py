@@ -1,8 +1,8 @@
-"""The call of a block: what it is given beside the hidden states, and how to run it on others.
+"""The call of a block: its arguments beside the hidden states, and how to run it on other hidden states.
 
 Every argument is recorded as it comes and replayed unchanged, without naming it: masks, position biases,
-rotary embeddings and encoder states reach each block whatever the release of transformers calls them. Only
-the hidden states (the first tensor) are replaced from block to block.
+rotary embeddings and encoder states reach each block whatever a release of transformers calls them. Only the
+hidden states (the first tensor) are replaced from block to block.
 """
 
 from __future__ import annotations
@@ -19,76 +19,73 @@ from ecoflap.errors import UserError
 
 @dataclass(frozen=True)
 class BlockCall:
-    """The arguments of one call of a block, its hidden states taken out.
+    """The arguments of one call of a block, without its hidden states.
 
     Attributes:
         arguments: positional arguments.
         keywords: keyword arguments.
-        place: index or keyword of the hidden states.
+        key: index or keyword of the hidden states, whose entry is None.
     """
 
     arguments: tuple[Any, ...]
     keywords: dict[str, Any]
-    place: int | str
+    key: int | str
 
     def run(self, block: nn.Module, hidden: Tensor) -> Tensor:
-        """Run the block on other hidden states [batch, tokens, features] and return its output of the same
-        shape.
-        """
-        arguments, keywords = self.placed(self.arguments, self.keywords, hidden)
+        """Run a block on hidden states [batch, tokens, features]; returns its hidden states, same shape."""
+        arguments, keywords = self.with_hidden(self.arguments, self.keywords, hidden)
         return first_tensor(block(*arguments, **keywords))
 
-    def placed(
+    def with_hidden(
         self, arguments: tuple[Any, ...], keywords: dict[str, Any], hidden: Tensor
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Arguments of such a call with other hidden states."""
-        if isinstance(self.place, int):
-            return (*arguments[: self.place], hidden, *arguments[self.place + 1 :]), keywords
-        return arguments, {**keywords, self.place: hidden}
+        """The arguments of such a call with other hidden states."""
+        if isinstance(self.key, int):
+            return (*arguments[: self.key], hidden, *arguments[self.key + 1 :]), keywords
+        return arguments, {**keywords, self.key: hidden}
 
     @property
     def tensors(self) -> list[Tensor]:
-        """The tensors that the block gets beside the hidden states, such as the states that a cross-attention
-        reads.
-        """
+        """The tensors beside the hidden states, such as the states that a cross-attention reads."""
         return [value for value in (*self.arguments, *self.keywords.values()) if isinstance(value, Tensor)]
 
-    def hand_over(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        """Fill the containers that another call is given with what this one's hold: key-value states that
-        blocks share.
+    def fill_containers(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        """Copy the contents of this call's containers into those of another call.
+
+        These are the containers by which blocks share state, such as key-value caches.
         """
-        known = [
+        pairs = [
             *zip(arguments, self.arguments, strict=False),
             *((value, self.keywords.get(name)) for name, value in keywords.items()),
         ]
-        for value, held in known:
-            refillable = items_of(held) is not None and not isinstance(held, tuple | Set)
-            if refillable and type(value) is type(held) and tensors_in(held):
-                refill(value, snapshot(held))
+        for target, source in pairs:
+            refillable = items_of(source) is not None and not isinstance(source, tuple | Set)
+            if refillable and type(target) is type(source) and tensors_in(source):
+                refill(target, snapshot(source))
 
-    def without_tensors(self) -> BlockCall:
-        """The containers among the arguments alone."""
-        return self.changed(lambda value: None if isinstance(value, Tensor | tuple) else value)
+    def containers_only(self) -> BlockCall:
+        """The same call without its tensors and tuples."""
+        return self.mapped(lambda value: None if isinstance(value, Tensor | tuple) else value)
 
     def copied(self, of_tensor: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> BlockCall:
         """The same call with copies of the containers among its arguments; see ``snapshot``."""
         arguments, keywords = snapshot((self.arguments, self.keywords), of_tensor)
-        return BlockCall(arguments, keywords, self.place)
+        return BlockCall(arguments, keywords, self.key)
 
-    def changed(self, change: Callable[[Any], Any]) -> BlockCall:
-        """The same call with each of its arguments put through a function."""
+    def mapped(self, change: Callable[[Any], Any]) -> BlockCall:
+        """The same call with ``change`` applied to each of its arguments."""
         return BlockCall(
             tuple(map(change, self.arguments)),
             {name: change(value) for name, value in self.keywords.items()},
-            self.place,
+            self.key,
         )
 
 
-def take_out_hidden(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[BlockCall, Tensor]:
-    """The call of a block apart from the hidden states that it was given.
+def extract_hidden(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tuple[BlockCall, Tensor]:
+    """Split the arguments of a block into the call and the hidden states [batch, tokens, features].
 
     Raises:
-        UserError: it was given none.
+        UserError: if there is no tensor among the arguments.
     """
     for index, value in enumerate(arguments):
         if isinstance(value, Tensor):
@@ -103,5 +100,5 @@ def take_out_hidden(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> tup
 
 
 def first_tensor(output: Any) -> Tensor:
-    """A block's hidden states: its output, or the first item of it."""
+    """The hidden states that a block returned: its output, or the first item of it."""
     return output if isinstance(output, Tensor) else output[0]

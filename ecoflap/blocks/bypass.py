@@ -1,7 +1,7 @@
-"""Bypass a block: hand its hidden states through, or put known ones in their place, without computing it.
+"""Bypass a block: return its hidden states unchanged, or known ones instead, without computing it.
 
-A block whose output is its hidden states, beside things that it got and hands on, can be bypassed. A block
-that makes something for the later ones, as T5's first makes the position bias, is run.
+A block can be bypassed if its output is hidden states beside objects that it received as arguments. A block
+that makes something for later ones, as T5's first block makes the position bias, has to run.
 """
 
 from __future__ import annotations
@@ -21,99 +21,91 @@ SubstituteForward = Callable[[tuple[Any, ...], dict[str, Any]], Any]
 
 @dataclass(frozen=True)
 class Bypass:
-    """How to make an output of a block's kind from its inputs alone.
+    """How to build a block's output from its arguments alone.
 
     Attributes:
-        hidden: index or keyword of the hidden states among the inputs.
-        rest: index or keyword of each further output among the inputs, null for none; null where the output
-            is a tensor.
+        hidden: index or keyword of the hidden states among the arguments.
+        rest: index or keyword of the argument that each further output equals, None where that output is
+            None; None altogether where the block returns a tensor instead of a tuple.
     """
 
     hidden: Key
     rest: tuple[Key | None, ...] | None
 
     def __call__(self, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        """The output whose hidden states are those that came in."""
-        return self.changed(lambda hidden: hidden)(arguments, keywords)
+        """The output with the hidden states that came in."""
+        return self.substitute(lambda hidden: hidden)(arguments, keywords)
 
-    def changed(self, change: Callable[[Tensor], Tensor]) -> SubstituteForward:
-        """(arguments, keywords) -> output, whose hidden states are made from those that came in."""
+    def substitute(self, change: Callable[[Tensor], Tensor]) -> SubstituteForward:
+        """A function (arguments, keywords) -> output that applies ``change`` to the hidden states."""
 
-        def make(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-            given = _given(arguments, keywords)
+        def forward(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+            given = _by_key(arguments, keywords)
             hidden = change(given[self.hidden])
             if self.rest is None:
                 return hidden
-            return (hidden, *(None if place is None else given[place] for place in self.rest))
+            return (hidden, *(None if key is None else given[key] for key in self.rest))
 
-        return make
+        return forward
 
 
 def find_bypass(
     arguments: tuple[Any, ...], keywords: dict[str, Any], hidden: Key, output: Any
 ) -> Bypass | None:
-    """How to bypass a block.
+    """Find how to bypass a block from one call of it.
 
     Args:
-        arguments: positional arguments of a call of the block.
+        arguments: positional arguments of the call.
         keywords: its keyword arguments.
         hidden: index or keyword of the hidden states among them.
-        output: what the block made of them.
+        output: what the block returned.
 
     Returns:
-        Null where the block makes more than hidden states.
+        The bypass, or None if the block makes more than hidden states.
     """
-    given = _given(arguments, keywords)
-    first, rest = (
-        (output, ())
-        if isinstance(output, Tensor)
-        else (output[0], output[1:])
-        if type(output) is tuple and output
-        else (None, ())
-    )
-    if (
-        not isinstance(first, Tensor)
-        or first.shape != given[hidden].shape
-        or first.dtype != given[hidden].dtype
-    ):
+    given = _by_key(arguments, keywords)
+    outputs = (output,) if isinstance(output, Tensor) else output
+    if type(outputs) is not tuple or not outputs or not isinstance(outputs[0], Tensor):
         return None
-    places: list[Key | None] = []
+    first, *rest = outputs
+    if (first.shape, first.dtype) != (given[hidden].shape, given[hidden].dtype):
+        return None
+    keys: list[Key | None] = []
     for item in rest:
-        place = (
-            next((key for key, value in given.items() if value is item), None) if item is not None else None
-        )
-        if place is None and item is not None:
+        key = next((key for key, value in given.items() if value is item), None) if item is not None else None
+        if key is None and item is not None:
             return None
-        places.append(place)
-    return Bypass(hidden, None if isinstance(output, Tensor) else tuple(places))
+        keys.append(key)
+    return Bypass(hidden, None if isinstance(output, Tensor) else tuple(keys))
 
 
-def _given(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[Key, Any]:
-    """What a block got, by index or keyword."""
+def _by_key(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> dict[Key, Any]:
+    """The arguments of a call by index or keyword."""
     given: dict[Key, Any] = dict(enumerate(arguments))
     given.update(keywords)
     return given
 
 
-def taking(bypasses: Mapping[nn.Module, SubstituteForward]) -> AbstractContextManager[None]:
-    """Let some modules be bypassed."""
+def bypassing(bypasses: Mapping[nn.Module, SubstituteForward]) -> AbstractContextManager[None]:
+    """Bypass some modules for the duration of a context."""
 
-    def taken(make: SubstituteForward) -> Callable[..., Any]:
-        return lambda *arguments, **keywords: make(arguments, keywords)
+    def adapt(substitute: SubstituteForward) -> Callable[..., Any]:
+        return lambda *arguments, **keywords: substitute(arguments, keywords)
 
-    return patch_forward({module: taken(make) for module, make in bypasses.items()})
+    return patch_forward({module: adapt(substitute) for module, substitute in bypasses.items()})
 
 
 def without_head(module: nn.Module) -> dict[nn.Module, SubstituteForward]:
-    """Leave out the product with the vocabulary, where a model has one: what the loss is doesn't matter to a
-    capture.
+    """A bypass of the output projection to the vocabulary, if a model has one.
+
+    A capture does not need the loss, so the logits may be zeros.
     """
     find = getattr(module, "get_output_embeddings", None)
     head = find() if find is not None else None
     if not isinstance(head, nn.Linear):
         return {}
-    return {
-        head: lambda arguments, _: (
-            arguments[0].new_zeros(()).expand(*arguments[0].shape[:-1], head.out_features)
-        )
-    }
+
+    def zeros(arguments: tuple[Any, ...], _: dict[str, Any]) -> Tensor:
+        return arguments[0].new_zeros(()).expand(*arguments[0].shape[:-1], head.out_features)
+
+    return {head: zeros}

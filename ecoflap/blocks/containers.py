@@ -1,4 +1,4 @@
-"""Containers by which blocks hand on things: dicts, lists, tuples, sets and objects such as caches."""
+"""Containers by which blocks share state: dicts, lists, tuples, sets and objects such as caches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Contents = list[tuple[Any, int]]
 
 
 def items_of(value: Any) -> dict[Any, Any] | None:
-    """What a container holds, by key, place or attribute; null for anything else, such as a module."""
+    """The contents of a container by key, index or attribute; None for other values, such as modules."""
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, list | tuple):
@@ -26,8 +26,9 @@ def items_of(value: Any) -> dict[Any, Any] | None:
 
 
 def contents(value: Any) -> Contents:
-    """What a value holds at any depth, itself included: (object, version), counting the changes of a
-    tensor.
+    """All values inside a value at any depth, itself included, as (object, version).
+
+    The version counts the in-place changes of a tensor; it is 0 for everything else.
     """
     found: Contents = []
     _walk(value, found, set())
@@ -35,7 +36,7 @@ def contents(value: Any) -> Contents:
 
 
 def changed(before: Contents, after: Contents) -> bool:
-    """Whether something was put in, taken out, replaced or changed in place between two looks at a value."""
+    """Whether anything was added, removed, replaced or changed in place between two calls of ``contents``."""
     if len(before) != len(after):
         return True
     pairs = zip(before, after, strict=True)
@@ -43,45 +44,50 @@ def changed(before: Contents, after: Contents) -> bool:
 
 
 def tensors_in(value: Any) -> list[Tensor]:
-    """The tensors that a value holds at any depth, itself included."""
+    """The tensors inside a value at any depth, itself included."""
     return [item for item, _ in contents(value) if isinstance(item, Tensor)]
 
 
 def version_of(tensor: Tensor) -> int:
-    """How often a tensor has been changed in place; 0 where PyTorch doesn't count."""
+    """How often a tensor was changed in place; 0 for tensors that PyTorch does not count for."""
     return 0 if tensor.is_inference() else tensor._version
 
 
 def snapshot(value: Any, of_tensor: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Any:
-    """A value whose containers are copies at every depth: no later change of the originals is seen in it.
+    """Copy all containers inside a value, so that later changes of the originals don't affect it.
 
     Args:
-        value: what to copy.
-        of_tensor: what becomes of each tensor in it; by default they are the same ones.
+        value: any value.
+        of_tensor: applied to each tensor; by default the copy holds the same tensors.
     """
     return _copied(value, of_tensor, {})
 
 
-def refill(value: Any, held: Any) -> None:
-    """Put into a dict, a list or an object what another of its kind holds, and nothing else."""
-    if isinstance(value, list):
-        value[:] = held
+def refill(target: Any, source: Any) -> None:
+    """Replace the contents of a dict, list or object by those of another one of its type.
+
+    Args:
+        target: the container to change.
+        source: the container to copy from.
+    """
+    if isinstance(target, list):
+        target[:] = source
         return
-    inside: Any = value if isinstance(value, Mapping) else vars(value)
-    wanted = held if isinstance(value, Mapping) else vars(held)
+    inside: Any = target if isinstance(target, Mapping) else vars(target)
+    wanted = source if isinstance(target, Mapping) else vars(source)
     for name in [name for name in inside if name not in wanted]:
         del inside[name]
-    for name, item in wanted.items():  # transformers' outputs are dicts that refuse to be updated
+    for name, item in wanted.items():  # transformers' outputs are dicts without update()
         inside[name] = item
 
 
 def equal(one: Any, other: Any, same: Callable[[Tensor, Tensor], bool] = torch.equal) -> bool:
-    """Whether two values hold the same at every depth; modules and functions are the same if their types are.
+    """Whether two values hold the same at every depth; modules and functions are compared by type alone.
 
     Args:
-        one: a value.
+        one: any value.
         other: the value to compare it with.
-        same: whether two tensors of one type and shape are the same.
+        same: compares two tensors of one dtype and shape.
     """
     return _equal(one, other, same, set())
 
@@ -113,9 +119,9 @@ def _copied(value: Any, of_tensor: Callable[[Tensor], Tensor], known: dict[int, 
         return type(value)(*inside) if hasattr(value, "_fields") else type(value)(inside)
     try:
         made = known[id(value)] = copy.copy(value)
-    except TypeError:  # a view of another one, such as a dict's keys
+    except TypeError:  # a view, such as a dict's keys
         return value
-    if made is value:  # one that can't be changed
+    if made is value:  # immutable
         return value
     if isinstance(made, dict | list):
         for key, item in items.items():

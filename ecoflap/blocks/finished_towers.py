@@ -1,17 +1,16 @@
-"""Towers that are finished: what they put out is kept, so that the forward passes to later towers don't
-compute them again.
-"""
+"""Finished towers: their outputs are stored, so that later towers are captured without recomputing them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from ecoflap.blocks.activations import Waiting
+from ecoflap.blocks.activations import OffloadedTensor
 from ecoflap.blocks.block_call import first_tensor
 from ecoflap.blocks.bypass import Bypass, SubstituteForward
 from ecoflap.errors import UserError
@@ -20,35 +19,38 @@ from ecoflap.models.core.towers import Tower
 
 @dataclass(frozen=True)
 class FinishedTower:
-    """One of them.
+    """A tower that is pruned, with its stored outputs.
 
     Attributes:
         tower: its blocks.
-        bypasses: how to bypass them.
-        outputs: what the last block put out in each pass of each batch; empty where the tower has to be run
-            again.
+        bypasses: how to bypass each block.
+        outputs: outputs of the last block, [batch, tokens, features] per pass of each batch; empty where the
+            tower has to be run again.
     """
 
     tower: Tower
     bypasses: Mapping[nn.Module, Bypass]
-    outputs: list[list[Waiting]]
+    outputs: list[list[OffloadedTensor]]
 
-    def ending_with(
-        self, outputs: Sequence[Tensor], between: Callable[[Tensor], Tensor] = lambda hidden: hidden
+    def bypass_with(
+        self, outputs: Sequence[Tensor], change: Callable[[Tensor], Tensor] = lambda hidden: hidden
     ) -> dict[nn.Module, SubstituteForward]:
-        """Ways through the tower.
+        """Forwards that bypass all blocks of the tower.
 
         Args:
-            outputs: what its passes end with, one after the other.
-            between: what blocks before the last make of their hidden states.
+            outputs: what the last block returns, pass by pass, [batch, tokens, features].
+            change: what the blocks before the last do to their hidden states.
+
+        Returns:
+            The substitute forward of each block.
 
         Raises:
-            UserError: while the model runs, if it runs the tower more often than that.
+            UserError: while the model runs, if it runs the tower more often than there are outputs.
         """
-        block, turn = self.tower.blocks[-1].module, iter(outputs)
+        last, remaining = self.tower.blocks[-1].module, iter(outputs)
 
-        def end(_: Tensor) -> Tensor:
-            output = next(turn, None)
+        def stored(_: Tensor) -> Tensor:
+            output = next(remaining, None)
             if output is None:
                 raise UserError(
                     f"a batch runs tower {self.tower.name} ({self.tower.path}) more than {len(outputs)}"
@@ -57,16 +59,17 @@ class FinishedTower:
                 )
             return output.clone()  # the model may write into it
 
-        ways = {module: made.changed(between) for module, made in self.bypasses.items()}
-        return {**ways, block: self.bypasses[block].changed(end)}
+        forwards = {module: bypass.substitute(change) for module, bypass in self.bypasses.items()}
+        return {**forwards, last: self.bypasses[last].substitute(stored)}
 
 
 class TowerPasses:
-    """What is seen of finished towers during one forward pass that computes them.
+    """Records the passes through finished towers during one forward pass that computes them.
 
     Attributes:
-        outputs: of each tower's last block, pass by pass.
-        order: the index of a tower whenever one of its blocks begins or ends.
+        towers: the finished towers, in pruning order.
+        outputs: of each tower's last block, [batch, tokens, features] per pass.
+        order: the index of a tower each time one of its blocks begins or ends.
     """
 
     def __init__(self, towers: Sequence[Tower]) -> None:
@@ -75,36 +78,31 @@ class TowerPasses:
         self.order: list[int] = []
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """See what happens meanwhile."""
+    def recording(self) -> Iterator[None]:
+        """Record the forward pass that runs in this context."""
         handles = []
         for number, tower in enumerate(self.towers):
+            note = partial(self._note, number)
             for block in tower.blocks:
-                handles.append(
-                    block.module.register_forward_pre_hook(
-                        lambda *_, number=number: self.order.append(number)
-                    )
-                )
-                handles.append(
-                    block.module.register_forward_hook(lambda *_, number=number: self.order.append(number))
-                )
-            handles.append(
-                tower.blocks[-1].module.register_forward_hook(
-                    lambda _, __, output, number=number: self._end(number, output)
-                )
-            )
+                handles.append(block.module.register_forward_pre_hook(note))
+                handles.append(block.module.register_forward_hook(note))
+            handles.append(tower.blocks[-1].module.register_forward_hook(partial(self._store, number)))
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
 
-    def _end(self, number: int, output: Any) -> None:
+    def _note(self, number: int, *_: Any) -> None:
+        self.order.append(number)
+
+    def _store(self, number: int, _: nn.Module, __: Any, output: Any) -> None:
         self.outputs[number].append(first_tensor(output).clone())
 
-    def current(self) -> list[int]:
-        """The towers that end before any that was pruned after them begins: what they put out does not depend
-        on those.
+    def independent(self) -> list[int]:
+        """The towers that end before any tower that was pruned later begins.
+
+        Their outputs do not depend on the weights of those.
         """
         ends = {number: len(self.order) - 1 - self.order[::-1].index(number) for number in self.order}
         return [

@@ -1,7 +1,7 @@
-"""Check that a model calls its layers: only in a call of a module are its inputs seen and its output nudged.
+"""Check that a model calls its layers: hooks on their modules see the inputs and change the outputs.
 
-Mamba multiplies by the weight of ``dt_proj`` without calling it; Zamba2's shared blocks are modules with the
-same weights.
+Mamba multiplies by the weight of ``dt_proj`` without calling it; Zamba2's shared blocks are modules that
+share weights.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 
 
 class LayerCalls(TorchFunctionMode):
-    """Watches a forward pass.
+    """Records which layers a forward pass calls, and which weights it reads otherwise.
 
     Attributes:
         called: names of the layers whose module was called.
@@ -40,9 +40,9 @@ class LayerCalls(TorchFunctionMode):
         self._inside: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run an operation, and note whose weights it reads."""
+        """Run an operation, and record whose weights it reads."""
         output = func(*args, **(kwargs or {}))
-        if any(isinstance(value, Tensor) for value in _flat(output)):  # not a look at a dtype or a shape
+        if any(isinstance(value, Tensor) for value in _flat(output)):  # not a query of a dtype or a shape
             for value in _flat((args, kwargs or {})):
                 name = self._by_weight.get(id(value))
                 if name is not None and name not in self._inside:
@@ -50,8 +50,8 @@ class LayerCalls(TorchFunctionMode):
         return output
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """See what happens meanwhile."""
+    def recording(self) -> Iterator[None]:
+        """Record the forward pass that runs in this context."""
         handles = []
         for layer in self._layers:
             enter = partial(self._enter, layer.name)
@@ -74,23 +74,24 @@ class LayerCalls(TorchFunctionMode):
 
 @torch.no_grad()
 def require_calls(model: PrunableModel, batches: Sequence[Batch], every_layer: bool = False) -> None:
-    """Refuse layers of whose inputs nothing, or not everything, would be known.
+    """Refuse a model with layers whose inputs hooks would not see, or not all of them.
 
     Args:
-        model: its layers are to be measured by their inputs or nudged.
-        batches: of the calibration set. Two samples suffice where they reach every layer; experts that see
-            few samples may need more.
+        model: the layers to check are ``model.layers``.
+        batches: of the calibration set. Two samples suffice if they reach every layer; experts that see few
+            samples may need more.
         every_layer: refuse layers that no sample reaches, too.
 
     Raises:
-        UserError: a weight is used without calling its module, or no sample reaches a layer that is to be.
+        UserError: if the model uses a weight without calling its module, or, with ``every_layer``, no sample
+            reaches a layer.
     """
     calls = LayerCalls(model.layers)
     names = [layer.name for layer in model.layers]
     small = [{name: tensor[:2] for name, tensor in batch.items()} for batch in batches[:1]]
     with quiet_forward(model.module):
         for batch in chain(small, batches if every_layer else ()):
-            with calls.watching():
+            with calls.recording():
                 model.loss(batch)
             if calls.read_elsewhere:
                 raise _used_without_call(calls.read_elsewhere, names)
@@ -101,10 +102,10 @@ def require_calls(model: PrunableModel, batches: Sequence[Batch], every_layer: b
 
 
 def _used_without_call(used: set[str], names: Sequence[str]) -> UserError:
-    """The error of layers whose weights are read by others than their own module."""
+    """The error of layers whose weights are read outside a call of their module."""
     return UserError(
-        f"the model uses the weights of {some(used, names)} outside the call of their module, "
-        f"or shares them between modules, so what they read is not known; {advice(used, names)}"
+        f"the model uses the weights of {first_and_count(used, names)} outside the call of their module, "
+        f"or shares them between modules, so what they read is not known; {skip_layers_advice(used, names)}"
     )
 
 
@@ -115,31 +116,36 @@ def _never_reached(model: PrunableModel, missed: set[str]) -> UserError:
         if tower.layers and all(layer.name in missed for layer in tower.layers):
             where = f"tower {tower.name} ({tower.path})"
             return UserError(f"the calibration data never reach {where}; leave it out of towers")
-    what = some(missed, names)
     return UserError(
-        f"the calibration data never reach {what}, so what they read is not known; {advice(missed, names)}"
+        f"the calibration data never reach {first_and_count(missed, names)}, so what they read is not known;"
+        f" {skip_layers_advice(missed, names)}"
     )
 
 
-def advice(layers: set[str], names: Sequence[str]) -> str:
+def skip_layers_advice(layers: set[str], names: Sequence[str]) -> str:
     """What to do about some of the layers with these names."""
-    return f"leave them dense, add skip_layers=[{','.join(patterns(layers, names))}]"
+    return f"leave them dense, add skip_layers=[{','.join(skip_patterns(layers, names))}]"
 
 
-def patterns(wanted: Iterable[str], names: Iterable[str]) -> list[str]:
-    """A few short patterns for ``skip_layers`` that match some layers and no others: parts of their names."""
-    left = sorted(wanted)
-    others = set(names) - set(left)
+def skip_patterns(wanted: Iterable[str], names: Iterable[str]) -> list[str]:
+    """A few short patterns for ``skip_layers`` that match the wanted layers and no others.
+
+    Args:
+        wanted: names of the layers to match.
+        names: names of all layers.
+    """
+    unmatched = sorted(wanted)
+    others = set(names) - set(unmatched)
     found: list[str] = []
-    while left:
-        parts = left[0].split(".")
-        # None that begins with a digit: a command line takes 1.0 for a number.
-        starts = [place for place, part in enumerate(parts) if not part.isdigit()]
+    while unmatched:
+        parts = unmatched[0].split(".")
+        # No pattern begins with a digit, because a command line reads 1.0 as a number.
+        starts = [index for index, part in enumerate(parts) if not part.isdigit()]
         runs = {".".join(parts[start:end]) for start in starts for end in range(start + 1, len(parts) + 1)}
-        fitting = [run for run in runs if not _matched(run, others)] or [f"^{left[0]}$"]
-        best = max(fitting, key=lambda run: (len(_matched(run, left)), -len(run), run))
+        fitting = [run for run in runs if not _matched(run, others)] or [f"^{unmatched[0]}$"]
+        best = max(fitting, key=lambda run: (len(_matched(run, unmatched)), -len(run), run))
         found.append(best)
-        left = [name for name in left if not re.search(best, name)]
+        unmatched = [name for name in unmatched if not re.search(best, name)]
     return found
 
 
@@ -147,14 +153,19 @@ def _matched(pattern: str, names: Iterable[str]) -> list[str]:
     return [name for name in names if re.search(pattern, name)]
 
 
-def some(chosen: set[str], names: Sequence[str]) -> str:
-    """How many layers, and the first of them."""
+def first_and_count(chosen: set[str], names: Sequence[str]) -> str:
+    """The first of the chosen layers, and how many more there are.
+
+    Args:
+        chosen: names of the chosen layers.
+        names: names of all layers, in order.
+    """
     first = next(name for name in names if name in chosen)
     return f"{first} and {len(chosen) - 1} more layers" if len(chosen) > 1 else first
 
 
 def _flat(value: Any) -> Iterator[Any]:
-    """The values in nested lists, tuples and dicts."""
+    """The values inside nested lists, tuples and dicts."""
     if isinstance(value, dict):
         value = tuple(value.values())
     if isinstance(value, list | tuple):

@@ -1,9 +1,8 @@
-"""Batches for losses, as many samples each as were asked for: shorter ones are filled up, where that leaves
-every sample's loss as it is.
+"""Batches of a fixed number of samples for losses: texts of different lengths are padded.
 
-What a batch's score is depends on how many samples are in it (the gradient of their mean loss), so lengths
-must not decide that. Statistics of the fine stage are sums over tokens and don't care: they are gathered from
-``CalibrationSet.batches``, which never pad.
+A score depends on how many samples share a batch (it is the gradient of their mean loss), so text lengths
+must not decide that number. Statistics of the fine stage are sums over tokens and independent of it: they are
+gathered from ``CalibrationSet.batches``, which never pads.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 
 log = logging.getLogger(__name__)
 
-# What stands behind the end of each tensor [..., tokens]: any token, which the mask hides, and no target.
+# The padding of each tensor [..., tokens]: any token, which the mask hides, and no target.
 FILLS = {
     **dict.fromkeys(
         ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "decoder_input_ids"), 0
@@ -36,14 +35,19 @@ Kind = tuple[tuple[str, tuple[int, ...]], ...]
 def loss_batches(model: PrunableModel, calibration: CalibrationSet, size: int) -> list[dict[str, Tensor]]:
     """The samples in their order, in batches of ``size``.
 
-    Texts of different length are filled up at their end, and their ``attention_mask`` says so. Whether the
-    model's loss heeds it is tried on the first such batch: where a sample's loss is another one than alone (a
-    loss of one's own that counts padding, or one that compares samples), and where other things than texts
-    differ in shape, a batch holds samples of one shape only.
+    Texts of different lengths are padded at their end and get an ``attention_mask``. The first mixed batch
+    shows whether the model's loss respects the mask. If padding changes a sample's loss (a custom loss that
+    counts padding, or one that compares samples), or other tensors than texts differ in shape, each batch
+    holds samples of one shape only.
+
+    Args:
+        model: in evaluation mode; its loss is tried on one batch.
+        calibration: the samples.
+        size: samples per batch.
     """
     parts = [list(part) for group in _alike(calibration.samples) for part in split(group, size)]
     mixed = next((part for part in parts if len({_shapes(sample) for sample in part}) > 1), None)
-    if mixed is not None and not _keeps_losses(model, mixed):
+    if mixed is not None and not _padding_keeps_losses(model, mixed):
         log.info(
             "score: %s is scored on batches of texts of one length: its loss is another one when they are"
             " filled up",
@@ -54,13 +58,10 @@ def loss_batches(model: PrunableModel, calibration: CalibrationSet, size: int) -
 
 
 def padded(samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """One batch of samples whose texts may differ in length."""
+    """Stack samples whose texts may differ in length into one batch."""
     if len({_shapes(sample) for sample in samples}) == 1:
         return stack(samples)
-    masked = [
-        {**sample, "attention_mask": sample.get("attention_mask", torch.ones_like(sample["input_ids"]))}
-        for sample in samples
-    ]
+    masked = [_masked(sample) for sample in samples]
     longest = {
         name: max(sample[name].shape[-1] for sample in masked)
         for name in FILLS
@@ -74,12 +75,21 @@ def padded(samples: Sequence[Sample]) -> dict[str, Tensor]:
     )
 
 
+def _masked(sample: Sample) -> Sample:
+    """A sample with a mask of its text; where only a decoder reads text, what stands behind its end changes
+    nothing before it.
+    """
+    if "input_ids" not in sample or "attention_mask" in sample:
+        return sample
+    return {**sample, "attention_mask": torch.ones_like(sample["input_ids"])}
+
+
 def _filled(name: str, tensor: Tensor, length: int | None) -> Tensor:
     return tensor if length is None else pad(tensor, (0, length - tensor.shape[-1]), value=FILLS[name])
 
 
 def _alike(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """Samples that can share a batch: all shapes are the same but for the lengths of texts."""
+    """Group samples whose shapes are the same, except for the lengths of texts."""
     groups: dict[Kind, list[Sample]] = {}
     for sample in samples:
         groups.setdefault(kind_of(sample), []).append(sample)
@@ -87,12 +97,9 @@ def _alike(samples: Sequence[Sample]) -> list[list[Sample]]:
 
 
 def kind_of(sample: Sample) -> Kind:
-    """The names and the shapes of a sample's tensors, but for the lengths of texts."""
-    texts = (
-        {name for name in FILLS if name in sample and sample[name].dim()}
-        if "input_ids" in sample or "decoder_input_ids" in sample
-        else set()
-    )
+    """The names and shapes of a sample's tensors, without the lengths of texts."""
+    has_text = "input_ids" in sample or "decoder_input_ids" in sample
+    texts = {name for name in FILLS if has_text and name in sample and sample[name].dim()}
     return tuple(
         (name, tuple(tensor.shape[:-1] if name in texts else tensor.shape)) for name, tensor in sample.items()
     )
@@ -103,10 +110,8 @@ def _shapes(sample: Sample) -> tuple[tuple[int, ...], ...]:
 
 
 @torch.no_grad()
-def _keeps_losses(model: PrunableModel, samples: Sequence[Sample]) -> bool:
-    """Whether each sample's loss is that of the sample alone, to half of the digits that the weights' dtype
-    has.
-    """
+def _padding_keeps_losses(model: PrunableModel, samples: Sequence[Sample]) -> bool:
+    """Whether padding changes no sample's loss, to half the digits of the weights' dtype."""
     tolerance = torch.finfo(next(model.module.parameters()).dtype).eps ** 0.5
     with quiet_forward(model.module):
         alone = torch.cat([model.loss(stack([sample])) for sample in samples])

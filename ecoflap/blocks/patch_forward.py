@@ -1,4 +1,4 @@
-"""Let modules compute something else for a while."""
+"""Replace the ``forward`` of modules for the duration of a context."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ from torch import nn
 
 @contextmanager
 def patch_forward(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[None]:
-    """Replace the forward of some modules; hooks on them still run, and afterwards everything is as it
-    was.
+    """Replace the ``forward`` of some modules, and restore it afterwards; their hooks still run.
+
+    Args:
+        forwards: the function to call instead, per module.
     """
     own = {module: module.__dict__["forward"] for module in forwards if "forward" in module.__dict__}
     try:
@@ -22,5 +24,5 @@ def patch_forward(forwards: Mapping[nn.Module, Callable[..., Any]]) -> Iterator[
     finally:
         for module in forwards:
             module.__dict__.pop("forward", None)
-            if module in own:  # set on the instance by someone else, such as an offloader
+            if module in own:  # set on the instance by other code, such as accelerate's hooks
                 module.forward = own[module]

@@ -1,6 +1,6 @@
-"""Put other numbers in place of what blocks compute: what stays as it was doesn't depend on them.
+"""Perturb what blocks and layers compute, to learn what depends on them.
 
-Pruning them can't change it either.
+Whatever stays equal under the perturbation does not depend on them, so pruning them can't change it either.
 """
 
 from __future__ import annotations
@@ -15,24 +15,21 @@ from torch import Tensor, nn
 from ecoflap.models.core.layers import Layer
 
 
-def disturbed(tensor: Tensor) -> Tensor:
-    """Numbers of a tensor's shape, type and size that have nothing to do with it, the same ones each time."""
+def perturbed(tensor: Tensor) -> Tensor:
+    """Unrelated numbers of a tensor's shape, dtype and magnitude; the same ones each time."""
     if not tensor.numel():
         return tensor
-    wave = (
-        torch.arange(1, tensor.numel() + 1, device=tensor.device, dtype=torch.float32)
-        .sin_()
-        .view(tensor.shape)
-    )
+    steps = torch.arange(1, tensor.numel() + 1, device=tensor.device, dtype=torch.float32)
+    wave = steps.sin_().view(tensor.shape)
     return (wave * tensor.float().abs().amax().clamp(min=1)).to(tensor.dtype)
 
 
 @contextmanager
-def disturbing(layers: Iterable[Layer]) -> Iterator[None]:
-    """Disturb what layers put out, as pruning them would."""
+def perturbing(layers: Iterable[Layer]) -> Iterator[None]:
+    """Perturb the outputs of layers, as pruning them would."""
 
     def change(_: nn.Module, __: Any, output: Any) -> Any:
-        return disturbed(output) if isinstance(output, Tensor) else None
+        return perturbed(output) if isinstance(output, Tensor) else None
 
     handles = [layer.module.register_forward_hook(change) for layer in layers]
     try:

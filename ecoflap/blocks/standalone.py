@@ -1,7 +1,8 @@
-"""Check that the blocks of a tower compute alone what they compute inside the model.
+"""Check that blocks compute the same alone as inside the model.
 
-A block is run alone on what it was given once. State that a block before or the model itself keeps on
-modules, instead of handing it over, is that of another forward pass by then.
+A block that runs alone receives the arguments of an earlier forward pass. State that another block or the
+model keeps in attributes of modules, instead of passing it as an argument, belongs to a different pass by
+then.
 """
 
 from __future__ import annotations
@@ -13,11 +14,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from ecoflap.blocks.bypass import taking, without_head
+from ecoflap.blocks.bypass import bypassing, without_head
 from ecoflap.blocks.containers import equal
-from ecoflap.blocks.layer_calls import advice, some
-from ecoflap.blocks.perturbation import disturbing
-from ecoflap.blocks.recorder import Entry, Left, Recorder
+from ecoflap.blocks.layer_calls import first_and_count, skip_layers_advice
+from ecoflap.blocks.perturbation import perturbing
+from ecoflap.blocks.recorder import BlockInput, BlockOutput, Recorder
 from ecoflap.console.telemetry import errors_suppressed, out_of_memory
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
@@ -28,14 +29,14 @@ ROUNDING = 1e-4  # of a feature's largest number: kernels may add in another ord
 
 
 @contextmanager
-def layers_inside_their_blocks(model: PrunableModel, tower: Tower) -> Iterator[None]:
-    """Watch a forward pass for layers that are called anywhere but in their own block.
+def require_layers_inside_blocks(model: PrunableModel, tower: Tower) -> Iterator[None]:
+    """Refuse a model whose forward pass, in this context, calls a layer outside its own block.
 
     Raises:
-        UserError: at the end, if there are any.
+        UserError: at the end of the context, if there are such layers.
     """
     running: list[nn.Module] = []
-    strays: set[str] = set()
+    outside: set[str] = set()
     handles = []
 
     def enter(module: nn.Module, _: object) -> None:
@@ -51,7 +52,7 @@ def layers_inside_their_blocks(model: PrunableModel, tower: Tower) -> Iterator[N
 
             def note(*_: object, name: str = layer.name, own: nn.Module = block.module) -> None:
                 if running != [own]:
-                    strays.add(name)
+                    outside.add(name)
 
             handles.append(layer.module.register_forward_pre_hook(note))
     try:
@@ -59,48 +60,48 @@ def layers_inside_their_blocks(model: PrunableModel, tower: Tower) -> Iterator[N
     finally:
         for handle in handles:
             handle.remove()
-    if strays:
+    if outside:
         names = [layer.name for layer in model.layers]
         raise UserError(
-            f"the model calls {some(strays, names)} outside their own blocks, so what they read is not known "
-            f"where a block is run alone; {advice(strays, names)}"
+            f"the model calls {first_and_count(outside, names)} outside their own blocks, so what they read"
+            f" is not known where a block is run alone; {skip_layers_advice(outside, names)}"
         )
 
 
-def require_alone(model: PrunableModel, tower: Tower, plain: Recorder, others: Sequence[Batch]) -> None:
-    """Refuse blocks that read what they are not given.
+def require_standalone(model: PrunableModel, tower: Tower, plain: Recorder, others: Sequence[Batch]) -> None:
+    """Refuse blocks that read state beside their arguments.
 
     Args:
         model: in evaluation mode.
         tower: its blocks.
-        plain: what entered and left them in a forward pass that ran to its end.
-        others: other batches, whose passes leave their own state behind; the last one's is what blocks would
-            find.
+        plain: inputs and outputs of the blocks in a forward pass that ran to its end.
+        others: other batches to run first, so that blocks which read state find that of the last one.
 
     Raises:
-        UserError: a block reads what it is not given, or another batch runs the tower more often.
+        UserError: if a block reads such state, or another batch runs the tower more often.
     """
-    calls = max(_calls_of_a_disturbed_pass(model, tower, other) for other in others)
+    calls = max(_calls_with_perturbed_layers(model, tower, other) for other in others)
     if calls > plain.passes():
         raise UserError(
             f"one batch runs tower {tower.name} ({tower.path}) {plain.passes()} times and another {calls}"
             " times; calibrate on samples of one kind, or leave the tower out of towers"
         )
-    seen = {index: list(zip(plain.entries[index], plain.left[index], strict=True)) for index in plain.entries}
-    for index in reversed(plain.order):  # a block renews what it leaves behind; those that read it come first
-        block, (entry, left) = tower.blocks[index], seen[index].pop()
-        if not _leaves_the_same(block, entry, left):
+    recorded = {
+        index: list(zip(plain.inputs[index], plain.outputs[index], strict=True)) for index in plain.inputs
+    }
+    # Running a block renews the state that it sets, so the blocks that read it have to run before.
+    for index in reversed(plain.order):
+        block, (given, left) = tower.blocks[index], recorded[index].pop()
+        if not _reproduces(block, given, left):
             raise UserError(
-                f"{block.name} puts out something else when it is run alone on what it was given, because of "
-                f"what other modules leave behind in attributes; leave tower {tower.name} out of towers, or "
-                "choose what runs no block alone: pruner=magnitude, score=zeroth_order"
+                f"{block.name} puts out something else when it is run alone on what it was given, because of"
+                f" what other modules leave behind in attributes; leave tower {tower.name} out of towers, or"
+                " choose what runs no block alone: pruner=magnitude, score=zeroth_order"
             )
 
 
-def _calls_of_a_disturbed_pass(model: PrunableModel, tower: Tower, batch: Batch) -> int:
-    """Run a batch with other numbers in every layer; returns how often it called the block that it called
-    most.
-    """
+def _calls_with_perturbed_layers(model: PrunableModel, tower: Tower, batch: Batch) -> int:
+    """Run a batch with every layer perturbed; returns the calls of the block that is called most often."""
     calls = Counter[nn.Module]()
     layers = [layer for one in model.every_tower for layer in one.layers]
     modules = dict.fromkeys(block.module for block in tower.blocks)
@@ -108,7 +109,7 @@ def _calls_of_a_disturbed_pass(model: PrunableModel, tower: Tower, batch: Batch)
         module.register_forward_pre_hook(lambda module, _: calls.update([module])) for module in modules
     ]
     try:
-        with errors_suppressed(), disturbing(layers), taking(without_head(model.module)):
+        with errors_suppressed(), perturbing(layers), bypassing(without_head(model.module)):
             model.loss(batch)
     finally:
         for handle in handles:
@@ -116,12 +117,12 @@ def _calls_of_a_disturbed_pass(model: PrunableModel, tower: Tower, batch: Batch)
     return max(calls.values(), default=0)
 
 
-def _leaves_the_same(block: Block, entry: Entry, left: Left) -> bool:
-    """Whether a block alone puts out what it did, and writes what it did into its arguments."""
-    call = entry.call.copied(torch.clone)
+def _reproduces(block: Block, given: BlockInput, left: BlockOutput) -> bool:
+    """Whether a block alone returns the recorded output, and writes the same into its arguments."""
+    call = given.call.copied(torch.clone)
     try:
-        output = call.run(block.module, entry.hidden.clone())
-    except Exception as error:  # whatever a model's code raises where state of another pass doesn't fit
+        output = call.run(block.module, given.hidden.clone())
+    except Exception as error:  # whatever a model's code raises on state of another pass
         if out_of_memory(error):
             raise
         return False
@@ -129,9 +130,7 @@ def _leaves_the_same(block: Block, entry: Entry, left: Left) -> bool:
 
 
 def close(once: Tensor, again: Tensor) -> Tensor:
-    """Whether a second run gave the numbers of the first, but for rounding: one truth value on their
-    device.
-    """
+    """Whether a second run gave the first one's numbers up to rounding: one boolean, on their device."""
     if not once.is_floating_point() or not once.numel():
         return (once == again).all()
     scale = once.abs().nan_to_num(0.0, 0.0, 0.0)

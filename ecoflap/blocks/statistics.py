@@ -1,4 +1,4 @@
-"""What a pruner needs to know about the inputs of a layer, gathered while its block is dense.
+"""Statistics of the inputs of layers, gathered while their block is dense.
 
 Layers that read the same tensor (q, k and v; gate and up) share one statistic.
 """
@@ -17,14 +17,14 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.ops import InverseFactor, inverse_factor
 
-# rows of a Gram matrix per product: wide enough for full speed, narrow enough to leave most of the lower half
-# out
+# Rows of a Gram matrix per product: enough for full speed, few enough to skip most of the lower half.
 STRIP = 256
 
 
-class Enough(BaseException):
-    """Ends the run of a block when the inputs of all its layers are known; no model code can mistake it for
-    an error of its own.
+class InputsComplete(BaseException):
+    """Ends the run of a block once the inputs of all its layers are known.
+
+    It derives from BaseException so that no model code catches it.
     """
 
 
@@ -32,7 +32,7 @@ Own = TypeVar("Own", bound="Statistic")
 
 
 class Statistic(Protocol):
-    """Gathered from inputs [tokens, cols], batch by batch.
+    """A statistic of inputs [tokens, cols] that is gathered batch by batch.
 
     A new one derives from this class and needs its own ``__init__``, ``update`` and ``output_energy``.
 
@@ -50,10 +50,10 @@ class Statistic(Protocol):
         """Begin with no tokens."""
 
     def update(self, inputs: Tensor) -> None:
-        """Take the inputs [tokens, cols] of one more batch."""
+        """Add the inputs [tokens, cols] of one more batch."""
 
     def output_energy(self, weight: Tensor) -> float:
-        """Mean over tokens of ||W x||^2 for a weight [rows, cols]; what the relative error is measured in."""
+        """Mean over tokens of ||W x||^2 for a weight [rows, cols]: the unit of the relative error."""
 
     @classmethod
     def size_of(cls, cols: Sequence[int]) -> int:
@@ -61,19 +61,24 @@ class Statistic(Protocol):
         return 4 * sum(cols)
 
     def kept(self) -> Tensor:
-        """The sums and the number of tokens, [cols + 1], fp64, on the CPU: nothing is rounded."""
+        """The sums and the number of tokens as one tensor [cols + 1], fp64 on the CPU: nothing is rounded."""
         return torch.cat([self.sum.cpu().double(), torch.tensor([float(self.tokens)], dtype=torch.float64)])
 
     @classmethod
     def restored(cls: type[Own], kept: Tensor, device: torch.device) -> Own:
-        """The statistic that was kept, on a device, which need not have fp64."""
+        """The statistic that ``kept`` returned, on a device, which need not support fp64."""
         statistic = cls(len(kept) - 1, device)
         statistic.sum, statistic.tokens = kept[:-1].float().to(device), int(kept[-1])
         return statistic
 
 
 class MeanSquare(Statistic):
-    """Mean square of each input column, [cols]: the diagonal of the Gram matrix, all that Wanda needs."""
+    """Mean square of each input column, [cols]: the diagonal of the Gram matrix, all that Wanda needs.
+
+    Attributes:
+        sum: sum of squares per column, [cols], fp32.
+        tokens: number of tokens in the sum.
+    """
 
     storable: ClassVar[bool] = True
 
@@ -92,13 +97,16 @@ class MeanSquare(Statistic):
         return self.sum / self.tokens
 
     def output_energy(self, weight: Tensor) -> float:
-        """Mean of ||W x||^2 as if the columns of x were uncorrelated."""
+        """Mean of ||W x||^2 under the assumption that the columns of x are uncorrelated."""
         return float((weight.float().square() @ self.value).sum())
 
 
 class Gram(Statistic):
-    """Mean of x x^T over all tokens, [cols, cols], in fp32: SparseGPT's Hessian up to a factor that
-    cancels.
+    """Mean of x x^T over all tokens, [cols, cols], in fp32: SparseGPT's Hessian up to a factor that cancels.
+
+    Attributes:
+        sum: sum of x x^T, [cols, cols], fp32; only its upper half is complete.
+        tokens: number of tokens in the sum.
     """
 
     def __init__(self, cols: int, device: torch.device) -> None:
@@ -108,8 +116,9 @@ class Gram(Statistic):
         self._factor: InverseFactor | None = None
 
     def update(self, inputs: Tensor) -> None:
-        """Add the outer products of inputs [tokens, cols], of which the upper half is enough: strips of rows
-        from the diagonal on.
+        """Add the outer products of inputs [tokens, cols].
+
+        Only the upper half is computed, in strips of rows from the diagonal on.
         """
         inputs = inputs.float()
         for start in range(0, inputs.shape[1], STRIP):
@@ -135,7 +144,7 @@ class Gram(Statistic):
         return 4 * (sum(count**2 for count in cols) + 3 * max(cols) ** 2)
 
     def factor(self, damping: float) -> InverseFactor:
-        """The factored inverse, computed once for all layers that share the input."""
+        """The factored inverse; computed once for all layers that share the input."""
         if self._factor is None:
             self._factor = inverse_factor(self.value, damping)
         return self._factor
@@ -147,7 +156,12 @@ class Gram(Statistic):
 
 
 class InputStatistics:
-    """Statistics of the layers of one block, filled while the block runs under ``gathering``."""
+    """Statistics of the layers of one block, filled while the block runs under ``gathering``.
+
+    Attributes:
+        kind: the statistic to gather.
+        of: the statistic of each layer; layers that read the same input share one.
+    """
 
     def __init__(self, kind: type[Statistic]) -> None:
         self.kind = kind
@@ -155,33 +169,30 @@ class InputStatistics:
         self._counted: tuple[Tensor, ...] = ()
         self._foreign: list[Tensor] = []
         self._leaders: set[Layer] = set()
-        # In this run, of layers that have no statistic yet: what each call read, and the tensors, held alive
-        # so that identity means the same input.
+        # Layers without a statistic, in this run: what each call read, and the tensors, which stay alive so
+        # that equal identity means the same input.
         self._reads: dict[Layer, list[Statistic]] = {}
         self._seen: list[tuple[Tensor, int, Statistic]] = []
         self._calls: list[Layer] = []
-        self._repeats: bool | None = (
-            None  # whether a run calls some layer twice; null before the first has ended
-        )
+        self._repeats: bool | None = None  # whether a run calls some layer twice; None until one has ended
 
     @contextmanager
     def gathering(self, layers: Sequence[Layer], stop: bool = False) -> Iterator[None]:
-        """Watch the inputs of the layers while the block runs.
+        """Gather the inputs of layers while the block runs in this context.
 
         Args:
-            layers: of the block.
-            stop: raise ``Enough`` in each run once every layer has been seen in it; what the last one would
-                compute is not needed.
+            layers: layers of the block.
+            stop: raise ``InputsComplete`` in each run once the inputs of every layer are known, to save the
+                rest of the block's computation.
         """
 
         def watch(layer: Layer) -> Any:
             def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
-                self._see(layer, arguments[0])
+                self._observe(layer, arguments[0])
                 self._calls.append(layer)
-                # Not in the first run, which shows whether a layer is called again after the last one has
-                # been.
+                # Not in the first run, which shows whether layers are called again after the last one was.
                 if stop and self._repeats is False and len(set(self._calls)) == len(layers):
-                    raise Enough
+                    raise InputsComplete
 
             return hook
 
@@ -193,47 +204,40 @@ class InputStatistics:
                 handle.remove()
         self._settle()
 
-    def look_at(self, counted: tuple[Tensor, ...], foreign: list[Tensor]) -> None:
-        """Say, before each run of the block, which tokens are real.
+    def begin_run(self, counted: tuple[Tensor, ...], foreign: list[Tensor]) -> None:
+        """Set the real tokens of the next run of the block; called before each run.
 
         Args:
-            counted: [batch, tokens], for the sequence and for parts of it that some layers read alone; none
-                where all are real.
-            foreign: what comes from outside the tower, where this tower's padding means nothing.
+            counted: masks [batch, tokens] of the sequence and of parts that some layers read alone; empty
+                where all tokens are real.
+            foreign: tensors from outside the tower, to which this tower's masks don't apply.
         """
         self._settle()
-        if self._calls:  # there was a run before this one
+        if self._calls:  # not the first run
             self._repeats = bool(self._repeats) or len(set(self._calls)) < len(self._calls)
         self._calls = []
         self._counted, self._foreign = counted, foreign
 
-    def _see(self, layer: Layer, inputs: Tensor) -> None:
-        """Add the inputs once per statistic; which layers share one is known at the end of their first
-        run.
-        """
+    def _observe(self, layer: Layer, inputs: Tensor) -> None:
+        """Add the inputs once per statistic; which layers share one is known after their first run."""
         if layer not in self.of:
             self._reads.setdefault(layer, []).append(self._of_tensor(inputs))
         elif layer in self._leaders:
             self.of[layer].update(self._real(inputs).detach())
 
     def _of_tensor(self, inputs: Tensor) -> Statistic:
-        """The statistic of one tensor, computed once for all layers that read it before it is written to."""
-        known = next(
-            (
-                own
-                for tensor, version, own in self._seen
-                if tensor is inputs and version == version_of(inputs)
-            ),
-            None,
-        )
-        if known is None:
-            known = self.kind(inputs.shape[-1], inputs.device)
-            known.update(self._real(inputs).detach())
-            self._seen.append((inputs, version_of(inputs), known))
-        return known
+        """The statistic of one tensor; computed once for all layers that read it before it is written to."""
+        current = version_of(inputs)
+        for tensor, version, statistic in self._seen:
+            if tensor is inputs and version == current:
+                return statistic
+        statistic = self.kind(inputs.shape[-1], inputs.device)
+        statistic.update(self._real(inputs).detach())
+        self._seen.append((inputs, current, statistic))
+        return statistic
 
     def _settle(self) -> None:
-        """Give one statistic to the layers that read the same tensors in each of their calls of a run."""
+        """Share one statistic among the layers that read the same tensors in each of their calls of a run."""
         leaders: dict[tuple[int, ...], Layer] = {}
         for layer, reads in self._reads.items():
             leader = leaders.setdefault(tuple(map(id, reads)), layer)
@@ -246,7 +250,7 @@ class InputStatistics:
         self._seen.clear()
 
     def _total(self, reads: Sequence[Statistic]) -> Statistic:
-        """The statistic of several calls."""
+        """The sum of the statistics of several calls."""
         total = self.kind(len(reads[0].sum), reads[0].sum.device)
         for read in reads:
             total.sum += read.sum

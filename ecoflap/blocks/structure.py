@@ -1,32 +1,28 @@
-"""Learn from small batches how a model calls the blocks of a tower, and what forward passes can leave out.
+"""Learn from small batches how a model calls the blocks of a tower, and what forward passes can skip.
 
 A small batch of each kind runs through the whole model once. Then it runs again, each time with some blocks
-bypassed, up to the block in question. Bypassed blocks put out numbers that have nothing to do with what they
-would compute, except where an output is known. What enters the block all the same depends on nothing else,
-whatever pruning makes of the bypassed blocks; where something differs, they have to be run.
+bypassed, up to the block in question. Bypassed blocks return numbers unrelated to what they would compute,
+except where an output is known. An input that stays the same depends on nothing else, whatever pruning does
+to the bypassed blocks; where it differs, they have to run.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ecoflap.blocks.bypass import Bypass, SubstituteForward, taking, without_head
-from ecoflap.blocks.containers import equal
+from ecoflap.blocks.bypass import Bypass, SubstituteForward
 from ecoflap.blocks.finished_towers import FinishedTower, TowerPasses
-from ecoflap.blocks.perturbation import disturbed, disturbing
-from ecoflap.blocks.recorder import Captured, Left, Recorder
-from ecoflap.blocks.standalone import layers_inside_their_blocks, require_alone
-from ecoflap.console.telemetry import errors_suppressed
+from ecoflap.blocks.perturbation import perturbed
+from ecoflap.blocks.recorder import Recorder
+from ecoflap.blocks.standalone import require_standalone
+from ecoflap.blocks.trials import Reference, Trials, record_reference
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
-from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Tower
 
@@ -35,20 +31,20 @@ from ecoflap.models.core.towers import Tower
 class Structure:
     """How a model calls the blocks of a tower.
 
-    A block beside the first that is in neither set gets the output of the block before, and arguments that
-    don't depend on blocks.
+    A block after the first that is in neither ``from_output`` nor ``from_start`` receives the output of the
+    block before, and arguments that don't depend on blocks.
 
     Attributes:
-        passes: how often each is called. Two samples of some batches show it; a later batch that runs the
-            tower more often goes unnoticed, unless the tower is bypassed afterwards.
-        bypasses: how to bypass blocks; those that make what others are given are not among them, and are run.
-        from_output: blocks whose inputs the model makes from what the block before leaves: its output, and
-            the containers that it was given.
+        passes: how often each block is called per batch. It is learned from two samples of some batches; a
+            later batch that runs the tower more often is noticed only if the tower is bypassed afterwards.
+        bypasses: how to bypass blocks. Blocks that make arguments of other blocks are missing, and run.
+        from_output: blocks whose inputs the model computes from what the block before leaves: its output, and
+            the containers among its arguments.
         from_start: blocks whose inputs depend on other blocks as well.
-        looped: what enters the first block depends on blocks that ran before it, in an earlier pass for one.
-        backwards: some block runs after a later one, in another pass for one.
-        writes: blocks write to tensors that they are given.
-        bypassed: finished towers that need not be run.
+        looped: the input of the first block depends on blocks that ran before it, such as in an earlier pass.
+        backwards: some block runs after a later one, such as in another pass.
+        writes: blocks write to tensors among their arguments.
+        bypassed: finished towers that need not run.
     """
 
     passes: int
@@ -61,7 +57,7 @@ class Structure:
     bypassed: tuple[FinishedTower, ...]
 
 
-def learn(
+def learn_structure(
     model: PrunableModel,
     tower: Tower,
     batch: Batch,
@@ -69,34 +65,36 @@ def learn(
     finished: Sequence[FinishedTower],
     dense: bool = False,
 ) -> Structure:
-    """Learn it from small batches of each kind.
+    """Learn the structure of a tower from small batches of each kind.
 
     Args:
         model: in evaluation mode.
         tower: its blocks.
-        batch: as rich as any.
-        others: each unlike that one where there are such; the last has the same inputs.
+        batch: the batch with the most inputs.
+        others: batches that differ from it, where there are any; the last one has the same inputs.
         finished: towers that were pruned before, in order.
-        dense: what enters the blocks is not to depend on pruned weights.
+        dense: refuse a tower whose inputs depend on pruned weights.
 
     Raises:
-        UserError: the forward pass never reaches the tower, what enters its blocks depends on what it is not
-            to, or they compute something else when they are run alone.
+        UserError: if the forward pass never reaches the tower, blocks compute something else when they run
+            alone, or, with ``dense``, inputs depend on pruned weights.
     """
-    kinds = [_record(model, tower, batch, finished)]
-    require_alone(model, tower, kinds[0].plain, others)
-    unlike = [_record(model, tower, other, finished) for other in others if _shapes(other) != _shapes(batch)]
-    kinds += [
-        kind for kind in unlike if any(kind.plain.entries.values())
-    ]  # texts alone never reach an image tower
-    for kind in kinds:
-        kind.plain.left.clear()  # as large as what enters all blocks, which is compared from here on
-    bypasses = {
-        module: made
-        for module, made in kinds[0].plain.bypasses.items()
-        if made is not None and all(kind.plain.bypasses.get(module) is not None for kind in kinds)
-    }
-    learned = [_learn_from(kind, _Trials(model, tower, bypasses, kind), finished, dense) for kind in kinds]
+    references = [record_reference(model, tower, batch, finished)]
+    require_standalone(model, tower, references[0].plain, others)
+    unlike = [
+        record_reference(model, tower, other, finished)
+        for other in others
+        if _shapes(other) != _shapes(batch)
+    ]
+    # Batches of text alone never reach an image tower.
+    references += [reference for reference in unlike if any(reference.plain.inputs.values())]
+    for reference in references:
+        reference.plain.outputs.clear()  # as large as the inputs, which alone are compared from here on
+    bypasses = _common_bypasses([reference.plain for reference in references])
+    learned = [
+        _learn_from(reference, Trials(model, tower, bypasses, reference), finished, dense)
+        for reference in references
+    ]
     from_start = frozenset[int]().union(*(one.from_start for one in learned))
     bypassed = [{id(finished_tower) for finished_tower in one.bypassed} for one in learned]
     return Structure(
@@ -115,206 +113,82 @@ def learn(
     )
 
 
-@dataclass(frozen=True)
-class _Kind:
-    """A small batch, and what is seen of a forward pass of it that leaves out nothing.
-
-    Attributes:
-        batch: its inputs.
-        plain: what enters the tower's blocks.
-        passes: what finished towers put out.
-    """
-
-    batch: Batch
-    plain: Recorder
-    passes: TowerPasses
-
-
-def _record(model: PrunableModel, tower: Tower, batch: Batch, finished: Sequence[FinishedTower]) -> _Kind:
-    """Run a batch through the whole model."""
-    kind = _Kind(batch, Recorder(tower), TowerPasses([finished_tower.tower for finished_tower in finished]))
-    head = without_head(model.module)
-    with (
-        layers_inside_their_blocks(model, tower),
-        kind.plain.watching(),
-        kind.passes.watching(),
-        taking(head),
-    ):
-        model.loss(batch)
-    return kind
-
-
 def _shapes(batch: Batch) -> dict[str, torch.Size]:
     return {name: tensor.shape[1:] for name, tensor in batch.items()}
 
 
-def _learn_from(kind: _Kind, trials: _Trials, finished: Sequence[FinishedTower], dense: bool) -> Structure:
-    """What one kind of batch shows.
+def _common_bypasses(recorders: Sequence[Recorder]) -> dict[nn.Module, Bypass]:
+    """The first recorder's bypasses of the blocks that all recorders found one for."""
+    return {
+        module: bypass
+        for module, bypass in recorders[0].bypasses.items()
+        if bypass is not None and all(one.bypasses.get(module) is not None for one in recorders)
+    }
+
+
+def _learn_from(
+    reference: Reference, trials: Trials, finished: Sequence[FinishedTower], dense: bool
+) -> Structure:
+    """The structure that one small batch shows.
 
     Raises:
-        UserError: with ``dense``, if what enters the blocks depends on pruned weights.
+        UserError: if inputs of the blocks depend on pruned weights, with ``dense``.
     """
-    looped, anew = trials.captured_anew()
-    # What blocks write into a tensor can't be handed over as what they put into a container can.
-    carried = not looped and "other" not in kind.plain.written
-    from_output = {index for index in anew if carried and trials.is_from_output(index)}
-    bypassed = _bypassed(trials, finished, kind.passes, whole=bool(anew) or looped)
+    looped, recaptured = trials.recaptured()
+    # The contents of a container can be passed to another call; what blocks write into a tensor can't.
+    chained = not looped and "other" not in reference.plain.written
+    from_output = {index for index in recaptured if chained and trials.is_from_output(index)}
+    bypassed = _bypassed(trials, finished, reference.passes, whole=bool(recaptured) or looped)
     if dense:
-        _check_dense(trials, finished, kind.passes, bypassed)
+        _check_dense(trials, finished, reference.passes, bypassed)
     return Structure(
         passes=trials.passes,
         bypasses=trials.bypasses,
         from_output=frozenset(from_output),
-        from_start=frozenset(anew - from_output),
+        from_start=frozenset(recaptured - from_output),
         looped=looped,
-        backwards=any(later < earlier for earlier, later in pairwise(kind.plain.order)),
-        writes=bool(kind.plain.written),
+        backwards=any(later < earlier for earlier, later in pairwise(reference.plain.order)),
+        writes=bool(reference.plain.written),
         bypassed=tuple(finished[number] for number in bypassed),
     )
 
 
 def _bypassed(
-    trials: _Trials, finished: Sequence[FinishedTower], passes: TowerPasses, whole: bool
+    trials: Trials, finished: Sequence[FinishedTower], passes: TowerPasses, whole: bool
 ) -> list[int]:
-    """The finished towers that need not be run."""
+    """The finished towers that need not run."""
     chosen: list[int] = []
-    for number in passes.current():
-        if finished[number].outputs and trials.can_leave_out(
-            _past(finished, passes, [*chosen, number]), whole
-        ):
+    for number in passes.independent():
+        if not finished[number].outputs:
+            continue
+        if trials.can_bypass(_bypass_towers(finished, passes, [*chosen, number]), whole):
             chosen.append(number)
     return chosen
 
 
-def _past(
+def _bypass_towers(
     finished: Sequence[FinishedTower], passes: TowerPasses, numbers: Sequence[int]
 ) -> dict[nn.Module, SubstituteForward]:
-    """SubstituteForward some of them, so that all but their ends is disturbed."""
-    ways = (finished[number].ending_with(passes.outputs[number], disturbed) for number in numbers)
-    return {module: way for of_tower in ways for module, way in of_tower.items()}
+    """Forwards that bypass some finished towers and perturb all but their last outputs."""
+    forwards: dict[nn.Module, SubstituteForward] = {}
+    for number in numbers:
+        forwards |= finished[number].bypass_with(passes.outputs[number], perturbed)
+    return forwards
 
 
 def _check_dense(
-    trials: _Trials, finished: Sequence[FinishedTower], passes: TowerPasses, bypassed: Sequence[int]
+    trials: Trials, finished: Sequence[FinishedTower], passes: TowerPasses, bypassed: Sequence[int]
 ) -> None:
-    """Refuse a tower that reads what a pruned one puts out.
+    """Refuse a tower that reads the output of a pruned one.
 
     Raises:
-        UserError: it reads a tower that is pruned before it and can't be bypassed.
+        UserError: if it reads a tower that is pruned before it and can't be bypassed.
     """
-    past, tower = _past(finished, passes, bypassed), trials.tower
+    forwards, tower = _bypass_towers(finished, passes, bypassed), trials.tower
     for number, finished_tower in enumerate(finished):
-        if number not in bypassed and trials.reads(finished_tower.tower, past):
+        if number not in bypassed and trials.depends_on(finished_tower.tower, forwards):
             raise UserError(
                 f"propagate=dense prunes tower {finished_tower.tower.name} ({finished_tower.tower.path})"
                 f" before {tower.name} ({tower.path}), which reads what it puts out; use propagate=pruned, or"
                 " leave one of them out of towers"
             )
-
-
-def leaving(
-    bypasses: Mapping[nn.Module, Bypass],
-    block: nn.Module,
-    known: Iterable[Left],
-    between: Callable[[Tensor], Tensor] = lambda hidden: hidden,
-) -> dict[nn.Module, SubstituteForward]:
-    """SubstituteForward the blocks of a tower, one of which leaves what is known.
-
-    Args:
-        bypasses: how to bypass them.
-        block: one of them.
-        known: what it leaves in one call after the other.
-        between: what the others make of their hidden states.
-    """
-    turn = iter(known)
-
-    def leave(arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-        left = next(turn)
-        left.call.hand_over(arguments, keywords)
-        return bypasses[block].changed(lambda _: left.output.clone())(
-            arguments, keywords
-        )  # the model may write into it
-
-    return {**{module: made.changed(between) for module, made in bypasses.items()}, block: leave}
-
-
-class _Trials:
-    """Forward passes of the small batch that leave something out, compared with the one that leaves out
-    nothing.
-    """
-
-    def __init__(
-        self, model: PrunableModel, tower: Tower, bypasses: Mapping[nn.Module, Bypass], kind: _Kind
-    ) -> None:
-        self.model, self.tower, self.bypasses = model, tower, bypasses
-        self.batch, self.plain, self.passes = kind.batch, kind.plain, kind.plain.passes()
-
-    def captured_anew(self) -> tuple[bool, set[int]]:
-        """Whether the first block depends on blocks that ran before it; the blocks that can't be run on what
-        was captured at first.
-        """
-        every = range(len(self.tower.blocks))
-        bypasses = {module: made.changed(disturbed) for module, made in self.bypasses.items()}
-        found = self._run(bypasses, every, self.tower.layers)
-        looped, later = self.plain.returned and not self._same(found, [0], hidden=True), set(every[1:])
-        if looped or "other" in self.plain.written:
-            return looped, later
-        dependent = {index for index in later if not self._same(found, [index], hidden=False)}
-        behind_writers = {index for index in later if any(writer < index for writer in self.plain.writers)}
-        return looped, self.plain.broken | dependent | behind_writers
-
-    def is_from_output(self, index: int) -> bool:
-        """Whether what enters a block depends on no block but through what the one before leaves."""
-        block = self.tower.blocks[index - 1].module
-        before = [entry.before for entry in self.plain.entries[index]]
-        known = [left for left in before if left is not None]
-        if len(known) < len(before) or any(
-            one.module not in self.bypasses for one in self.tower.blocks[:index]
-        ):
-            return False
-        return self._same(
-            self._run(leaving(self.bypasses, block, known, disturbed), [index]), [index], hidden=True
-        )
-
-    def can_leave_out(self, past: Mapping[nn.Module, SubstituteForward], whole: bool) -> bool:
-        """Whether finished towers can be bypassed so.
-
-        Args:
-            past: how.
-            whole: run the tower's blocks, and compare the hidden states that enter each of them, not the
-                first alone.
-        """
-        every = range(len(self.tower.blocks))
-        if whole:
-            return self._same(self._run(past, every), every, hidden=True)
-        found = self._run({**self.bypasses, **past}, every)
-        return self._same(found, [0], hidden=True) and self._same(found, every, hidden=False)
-
-    def reads(self, other: Tower, past: Mapping[nn.Module, SubstituteForward]) -> bool:
-        """Whether what enters the tower's blocks depends on the weights of another tower, with others
-        bypassed.
-        """
-        every = range(len(self.tower.blocks))
-        return bool(other.layers) and not self._same(self._run(past, every, other.layers), every, hidden=True)
-
-    def _run(
-        self,
-        bypasses: Mapping[nn.Module, SubstituteForward],
-        wanted: Collection[int],
-        layers: Iterable[Layer] = (),
-    ) -> Recorder:
-        """Run the batch until all that is wanted is known, or until the model can't be run so."""
-        found = Recorder(self.tower, self.passes, wanted, bool(self.plain.written))
-        with suppress(Captured), errors_suppressed(), found.watching(), taking(bypasses), disturbing(layers):
-            self.model.loss(self.batch)
-        return found
-
-    def _same(self, found: Recorder, blocks: Iterable[int], hidden: bool) -> bool:
-        """Whether the same arguments, and the same hidden states if asked, entered some blocks."""
-        return all(
-            equal(
-                [(entry.call, entry.hidden if hidden else None) for entry in found.entries[index]],
-                [(entry.call, entry.hidden if hidden else None) for entry in self.plain.entries[index]],
-            )
-            for index in blocks
-        )

@@ -1,6 +1,4 @@
-"""Run the end of a model again and again on stored inputs: the blocks before the one that is probed return
-what they returned once.
-"""
+"""Run the end of a model repeatedly: the blocks before the probed one return their stored outputs."""
 
 from __future__ import annotations
 
@@ -24,43 +22,49 @@ from ecoflap.models.core.towers import Block
 
 log = logging.getLogger(__name__)
 
-ROUNDING = (
-    1e-5  # of a loss: a hundred times what fp32 resolves, as copies of a batch may be summed in another order
-)
+# Of a loss: a hundred times the resolution of fp32, as copies of a batch may be summed in another order.
+ROUNDING = 1e-5
 
 
 class SuffixRunner:
     """Forward passes of one batch that recompute only the blocks from a given one on.
 
-    A probe in a later tower skips the earlier towers whole. Several copies of the batch, each with its own
-    probe, share one pass. A block that changes a container which it is handed, such as the key-value states
-    that later blocks share, is computed in every pass.
+    A probe in a later tower skips all earlier towers. Several copies of the batch, each with its own probe,
+    share one pass. A block that changes a container among its arguments, such as the key-value states that
+    later blocks share, runs in every pass.
+
+    Attributes:
+        model: in evaluation mode.
+        batch: its inputs.
+        samples: number of samples in the batch.
+        outputs: the stored outputs of each module, call by call.
+        order: the module of each call.
+        losses: loss of each sample, [batch].
     """
 
-    def __init__(self, model: PrunableModel, batch: Batch, around: Collection[nn.Module] = ()) -> None:
-        """Run the batch once and store what every block puts out, on the model's device.
+    def __init__(self, model: PrunableModel, batch: Batch, outer: Collection[nn.Module] = ()) -> None:
+        """Run the batch once and store the outputs of every block on the model's device.
 
         Args:
             model: in evaluation mode.
             batch: its inputs.
-            around: modules outside the blocks that need not run again either; see ``growing_modules``.
+            outer: modules outside the blocks that need not run again either; see ``repeatable_modules``.
         """
         self.model, self.batch = model, batch
         self.samples = samples_in(batch)
         self.outputs: dict[nn.Module, list[Any]] = defaultdict(list)
         self.order: list[nn.Module] = []
-        self._starts: dict[
-            nn.Module, int
-        ] = {}  # how many calls had ended when a block or a layer of it began
+        # How many calls had ended when a block, or a layer of it, began.
+        self._starts: dict[nn.Module, int] = {}
         self._writers: set[nn.Module] = set()
         self._copies: tuple[int, Batch] = (1, batch)
-        modules = (*(block.module for block in model.blocks), *around)
-        recorded = {module: self._recorded(module, module.forward) for module in modules}
-        with torch.no_grad(), self._noting_starts(), patch_forward(recorded):
+        modules = (*(block.module for block in model.blocks), *outer)
+        recorded = {module: self._recording_forward(module, module.forward) for module in modules}
+        with torch.no_grad(), self._recording_starts(), patch_forward(recorded):
             self.losses = model.loss(batch)
 
-    def _recorded(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-        """A forward that stores what it puts out, and notes whether it changes what it is handed."""
+    def _recording_forward(self, module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+        """A forward that stores its output, and notes whether it changes its arguments' contents."""
 
         def record(*arguments: Any, **keywords: Any) -> Any:
             given = (arguments, keywords)
@@ -75,8 +79,8 @@ class SuffixRunner:
         return record
 
     @contextmanager
-    def _noting_starts(self) -> Iterator[None]:
-        """Note where each block begins; a layer of it may be called before it, or inside another block."""
+    def _recording_starts(self) -> Iterator[None]:
+        """Record where each block begins; a layer may be called before its block, or inside another one."""
 
         def note(block: nn.Module) -> Callable[..., None]:
             def hook(*_: Any) -> None:
@@ -96,10 +100,17 @@ class SuffixRunner:
 
     @torch.no_grad()
     def losses_from(self, block: nn.Module, copies: int) -> Tensor:
-        """Losses [copies, batch] of ``copies`` replicas of the batch, recomputed from ``block`` on.
+        """Losses of copies of the batch, recomputed from a block on.
+
+        Args:
+            block: the first block to run.
+            copies: number of copies of the batch in one pass.
+
+        Returns:
+            Losses [copies, batch].
 
         Raises:
-            UserError: the batch never reached the block.
+            UserError: if the batch never reaches the block.
         """
         if block not in self.outputs:
             name = next(known.name for known in self.model.blocks if known.module is block)
@@ -112,18 +123,22 @@ class SuffixRunner:
 
     @torch.no_grad()
     def losses_of_all(self, copies: int) -> Tensor:
-        """Losses [copies, batch] of ``copies`` replicas of the batch, with nothing replayed."""
+        """Losses [copies, batch] of copies of the batch, with nothing replayed."""
         if self._copies[0] != copies:
             self._copies = copies, _repeated(self.batch, copies)
         return self.model.loss(self._copies[1], copies).view(copies, self.samples)
 
-    def replays(self, blocks: Sequence[Block], copies: int) -> bool:
+    def can_replay(self, blocks: Sequence[Block], copies: int) -> bool:
         """Whether recomputing from each of the blocks on gives the losses of the whole model.
 
-        Blocks may hand each other things that no argument shows, in attributes for one. Those would be left
-        over from the pass before, and be right as long as nothing was probed in it; so the passes that are
-        compared come after one in which every layer put out something else. The last block comes first: a
-        pass renews what the blocks that it computes leave over.
+        Blocks may share state that no argument shows, such as attributes of modules. That state would be left
+        from the pass before, and would be correct as long as nothing was probed in it; so the passes that are
+        compared follow one in which every layer returned something else. The last block comes first, because
+        a pass renews the state of the blocks that it computes.
+
+        Args:
+            blocks: the blocks to probe.
+            copies: number of copies of the batch in one pass.
         """
         layers = [layer.module for block in self.model.blocks for layer in block.layers]
         with _hooked(layers, lambda _, __, output: output.roll(1, -1)):
@@ -134,7 +149,7 @@ class SuffixRunner:
                 losses = self.losses_from(block.module, copies)
             except UserError:
                 raise
-            except Exception as error:  # whatever a model's code raises that misses what a block has not done
+            except Exception as error:  # whatever a model's code raises on state that no block has set
                 if out_of_memory(error):
                     raise
                 log.debug("%s can't be run on stored inputs: %r", block.name, error)
@@ -144,30 +159,38 @@ class SuffixRunner:
         return True
 
     def _replaying(self, prefix: Counter[nn.Module], copies: int) -> AbstractContextManager[None]:
-        """Let the first so many calls of each block of the prefix return their stored outputs instead of
-        computing.
+        """Let the first calls of each module return their stored outputs instead of computing.
+
+        Args:
+            prefix: how many calls of each module to replay.
+            copies: number of copies of the batch in the pass.
         """
-        players = {}
+        forwards = {}
         for module, calls in prefix.items():
             if module not in self._writers:
-                players[module] = self._player(self.outputs[module][:calls], module.forward, copies)
-        return patch_forward(players)
+                stored = self.outputs[module][:calls]
+                forwards[module] = self._replaying_forward(stored, module.forward, copies)
+        return patch_forward(forwards)
 
-    def _player(self, outputs: list[Any], forward: Callable[..., Any], copies: int) -> Callable[..., Any]:
-        """A forward that plays the stored outputs; a call after them (the tower's next pass) may depend on
-        the probe, and is computed.
+    def _replaying_forward(
+        self, outputs: list[Any], forward: Callable[..., Any], copies: int
+    ) -> Callable[..., Any]:
+        """A forward that returns the stored outputs in turn.
+
+        A call after them (the tower's next pass) may depend on the probe, and is computed.
         """
-        turn = iter(outputs)
+        remaining = iter(outputs)
 
-        def play(*arguments: Any, **keywords: Any) -> Any:
-            stored = next(turn, None)
+        def replay(*arguments: Any, **keywords: Any) -> Any:
+            stored = next(remaining, None)
             return forward(*arguments, **keywords) if stored is None else self._expand(stored, copies)
 
-        return play
+        return replay
 
     def _expand(self, output: Any, copies: int) -> Any:
-        """Repeat a block's hidden states, and what else in its output has one entry per sample; a mask or
-        bias shared by all stays as it is.
+        """Repeat a block's hidden states, and whatever else in its output has one entry per sample.
+
+        A mask or bias that all samples share stays as it is.
         """
         if isinstance(output, Tensor):
             return _repeat(output, copies)
@@ -177,19 +200,16 @@ class SuffixRunner:
     def _expand_rest(self, item: Any, copies: int) -> Any:
         if isinstance(item, Tensor):
             return _repeat(item, copies) if item.ndim > 2 and item.shape[0] == self.samples else item
-        return (
-            type(item)(self._expand_rest(inner, copies) for inner in item)
-            if isinstance(item, tuple | list)
-            else item
-        )
+        if isinstance(item, tuple | list):
+            return type(item)(self._expand_rest(inner, copies) for inner in item)
+        return item
 
 
-def growing_modules(model: PrunableModel, batch: Batch) -> list[nn.Module]:
-    """The modules outside the blocks that run before some block, and put out twice as much for two copies of
-    a batch: embeddings, projections.
+def repeatable_modules(model: PrunableModel, batch: Batch) -> list[nn.Module]:
+    """The modules outside the blocks whose outputs can be stored and repeated like a block's.
 
-    Their outputs can be stored and repeated like a block's. Others, such as positions that all samples share,
-    are left to run.
+    They run before some block, and their outputs for two copies of a batch are twice those for one:
+    embeddings, projections. Others, such as positions that all samples share, run in every pass.
     """
     batch = {name: tensor[:2] for name, tensor in batch.items()}
     blocks = {block.module for block in model.blocks}
@@ -208,7 +228,7 @@ def growing_modules(model: PrunableModel, batch: Batch) -> list[nn.Module]:
 def _calls(
     model: PrunableModel, batch: Batch, copies: int, modules: Iterable[nn.Module]
 ) -> list[tuple[nn.Module, Any]]:
-    """The calls of some modules during a forward pass, in order, with what they put out."""
+    """The calls of some modules during a forward pass, in order, with their outputs."""
     calls: list[tuple[nn.Module, Any]] = []
     with _hooked(modules, lambda module, _, output: calls.append((module, output))):
         model.loss(batch, copies)
@@ -216,7 +236,7 @@ def _calls(
 
 
 def _outside(module: nn.Module, blocks: Collection[nn.Module]) -> list[nn.Module]:
-    """The largest modules that hold no block."""
+    """The largest modules that contain no block."""
     if module in blocks:
         return []
     if not any(child in blocks for child in module.modules()):
@@ -225,12 +245,10 @@ def _outside(module: nn.Module, blocks: Collection[nn.Module]) -> list[nn.Module
 
 
 def _is_twice(one: Any, two: Any) -> bool:
-    if (
-        not isinstance(one, Tensor)
-        or not isinstance(two, Tensor)
-        or not one.ndim
-        or two.shape != (2 * one.shape[0], *one.shape[1:])
-    ):
+    """Whether an output for two copies of a batch is twice that for one, up to rounding."""
+    if not isinstance(one, Tensor) or not isinstance(two, Tensor) or not one.ndim:
+        return False
+    if two.shape != (2 * one.shape[0], *one.shape[1:]):
         return False
     scale = float(one.abs().max()) if one.numel() else 0.0
     return math.isfinite(scale) and torch.allclose(two, _repeat(one, 2), rtol=1e-3, atol=1e-3 * scale)

@@ -9,7 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ecoflap.blocks.capture import Flow, flows
-from ecoflap.blocks.statistics import Enough, InputStatistics, Statistic
+from ecoflap.blocks.statistics import InputsComplete, InputStatistics, Statistic
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
@@ -63,8 +63,8 @@ class Visit:
         with found.gathering(self.block.layers, stop=not leave):
             for stream in self.flow.streams:
                 call = stream.call(self.index)
-                found.look_at(stream.counted, call.tensors)
-                with suppress(Enough):
+                found.begin_run(stream.counted, call.tensors)
+                with suppress(InputsComplete):
                     output = call.run(self.block.module, stream.hidden)
                     if leave:
                         stream.leave(output, call)

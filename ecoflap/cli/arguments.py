@@ -8,19 +8,20 @@ import re
 import shlex
 import sys
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import NoReturn
 
 from hydra._internal.utils import get_args_parser
 
-from ecoflap.cli.choices import Choices
-from ecoflap.errors import UserError, did_you_mean
+from ecoflap.cli.choices import Choices, searched
+from ecoflap.errors import UserError, did_you_mean, typed_command
 from ecoflap.run.config import METHODS, RunConfig
+from ecoflap.run.import_path import beside, extend_import_path
 
 PLACES = ("experiment", "sweep")
 KNOWN = (*(entry.name for entry in fields(RunConfig)), "cluster", "hydra")
-LISTER = "python main.py --help lists all"
 WITHOUT = {
     "score": ", or score=none",
     "tracking": ", or tracking=none",
@@ -31,14 +32,22 @@ OLD_SWEEP = re.compile(r"(?<=^\+)sweeps(?=[=/])")  # what the group was called i
 COMPLETION = re.compile(r"(install|uninstall|query)=")
 
 
+def lister() -> str:
+    """Where all options are listed, as the end of a message."""
+    return f"{typed_command()} --help lists all"
+
+
 def understood(arguments: list[str]) -> list[str]:
-    """The command line as Hydra is given it.
+    """The command line as Hydra is given it. What lies beside the folder of ``--config-dir`` can be imported
+    from now on.
 
     Raises:
         UserError: it is no list of options with values, or names an option that is not there.
     """
     arguments = with_suites([OLD_SWEEP.sub("sweep", argument) for argument in arguments])
     flags = parsed(arguments)
+    if flags.config_dir is not None:
+        extend_import_path([beside(flags.config_dir)])
     if not flags.shell_completion:
         check(flags.overrides, flags.config_dir)
     return arguments
@@ -73,7 +82,7 @@ def parsed(arguments: list[str]) -> Namespace:
     """
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; python main.py --help lists what there is")
+        raise UserError(f"{message}; {typed_command()} --help lists what there is")
 
     parser = get_args_parser()
     parser.error = refuse  # type: ignore[method-assign]
@@ -94,7 +103,7 @@ def _no_flag(argument: str, known: list[str]) -> str:
     if option in KNOWN:
         name = argument.lstrip("-").partition("=")[0]
         return f"{argument}: options are written without dashes, with a = before the value: {name}=VALUE"
-    choices = did_you_mean(argument.partition("=")[0], known, "python main.py --help")
+    choices = did_you_mean(argument.partition("=")[0], known, f"{typed_command()} --help")
     return f"{argument}: there is no such flag; {choices}"
 
 
@@ -123,9 +132,12 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
         config_dir: a folder with more groups than there are in ``conf``.
 
     Raises:
-        UserError: an argument is no ``key=value``, or its key is no option.
+        UserError: an argument is no ``key=value``, its key is no option, or ``hydra.searchpath`` names a
+            place that is not there.
     """
     given: dict[str, str] = {}
+    if searched(overrides):
+        Choices(config_dir, overrides).check_places()
     for place, override in enumerate(overrides):
         match = OPTION.fullmatch(override)
         before = overrides[place - 1] if place else ""
@@ -133,7 +145,7 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
             after = overrides[place + 1] if place + 1 < len(overrides) else ""
             raise UserError(_no_value(override, before, after))
         key, value = match["key"], match["value"]
-        check_key(override, match, config_dir)
+        check_key(override, match, config_dir, overrides)
         if match["sign"] == "~" and key in METHODS:
             others = f"{key}=OPTION{WITHOUT.get(key, '')}"
             raise UserError(f"{override} takes away what every run has; choose another with {others}")
@@ -156,8 +168,14 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
         given[name] = override
 
 
-def check_key(override: str, match: re.Match[str], config_dir: str | None) -> None:
+def check_key(override: str, match: re.Match[str], config_dir: str | None, overrides: Sequence[str]) -> None:
     """Refuse a key whose first part is no option or group.
+
+    Args:
+        override: the option.
+        match: its parts.
+        config_dir: a folder with more groups than there are in ``conf``.
+        overrides: all options, of which ``hydra.searchpath`` names more such places.
 
     Raises:
         UserError: if the key's first part is no option or group.
@@ -167,8 +185,8 @@ def check_key(override: str, match: re.Match[str], config_dir: str | None) -> No
         raise UserError(
             f"{override}: {first} is a place to look for more, which Hydra wants a plus before: +{override}"
         )
-    if first not in (*KNOWN, *PLACES) and first not in Choices(config_dir).groups:
-        raise UserError(f"{override}: there is no option {first!r}; {did_you_mean(first, KNOWN, LISTER)}")
+    if first not in (*KNOWN, *PLACES) and first not in Choices(config_dir, overrides).groups:
+        raise UserError(f"{override}: there is no option {first!r}; {did_you_mean(first, KNOWN, lister())}")
 
 
 def _no_value(argument: str, before: str, after: str) -> str:
@@ -192,7 +210,7 @@ def _no_value(argument: str, before: str, after: str) -> str:
             f"{argument!r} is no option with a value; if it belongs to the value before it, quote them"
             f" together: {together}"
         )
-    choices = did_you_mean(argument, KNOWN, LISTER)
+    choices = did_you_mean(argument, KNOWN, lister())
     return f"{argument!r} is no option with a value, which is written key=value; {choices}"
 
 

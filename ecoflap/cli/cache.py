@@ -1,8 +1,8 @@
 """Look after the stage cache.
 
-    python -m ecoflap.cli.cache ls
-    python -m ecoflap.cli.cache verify
-    python -m ecoflap.cli.cache gc --max-size 10GB
+    ecoflap cache ls
+    ecoflap cache verify
+    ecoflap cache gc --max-size 10GB
 
 ``gc`` removes damaged entries and what died processes left, then the longest unused entries until the rest
 fits. Runs go on meanwhile: an entry that is gone is computed again. Exit code 1: ``verify`` found damage. 2:
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 import time
 from pathlib import Path
 
@@ -26,7 +25,7 @@ UNITS = ("", "K", "M", "G", "T")
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = ArgumentParser(
-        prog="python -m ecoflap.cli.cache",
+        prog="ecoflap cache",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -99,7 +98,3 @@ def in_words(size: int) -> str:
     """A size for people."""
     power = next(power for power in (4, 3, 2, 1, 0) if size >= 1000**power or power == 0)
     return f"{size / 1000**power:.3g} {UNITS[power]}B"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

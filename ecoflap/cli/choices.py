@@ -4,6 +4,8 @@ hold.
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
@@ -13,26 +15,49 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from ecoflap.errors import UserError
+from ecoflap.run.import_path import COMMAND_LINE
 from ecoflap.run.registry import HIDDEN, options_of
+from ecoflap.storage.installation import conf_folder
 
-CONF = Path(__file__).parents[2] / "conf"
+SEARCH_PATH = "hydra.searchpath"
 
 
 class Choices:
     """The configs that a command line chooses from."""
 
-    def __init__(self, config_dir: str | None = None) -> None:
-        """``config_dir``: a folder that is searched too."""
-        search = create_config_search_path(str(CONF))
+    def __init__(self, config_dir: str | None = None, overrides: Sequence[str] = ()) -> None:
+        """Search where Hydra will.
+
+        Args:
+            config_dir: a folder that is searched too.
+            overrides: of the command line; ``hydra.searchpath`` names more places.
+        """
+        search, last = create_config_search_path(str(conf_folder())), SearchPathQuery(provider="schema")
         if config_dir is not None:
-            where = SearchPathQuery(provider="schema")
-            search.prepend(
-                provider="command-line", path=f"file://{Path(config_dir).absolute()}", anchor=where
-            )
+            search.prepend(provider=COMMAND_LINE, path=f"file://{os.path.abspath(config_dir)}", anchor=last)
+        for place in searched(overrides):
+            search.prepend(provider=SEARCH_PATH, path=place, anchor=last)
         self.loader = ConfigLoaderImpl(search)
+
+    def check_places(self) -> None:
+        """Refuse places that are not there.
+
+        Raises:
+            UserError: if ``hydra.searchpath`` names one.
+        """
+        for source in self.loader.get_sources():
+            if source.provider == SEARCH_PATH and not source.available():
+                what = "package" if source.scheme() == "pkg" else "folder"
+                raise UserError(
+                    f"{SEARCH_PATH}: {source.scheme()}://{source.path}: there is no such {what}; give"
+                    " file://FOLDER, or pkg://PACKAGE.FOLDER of an installed package"
+                )
 
     @cached_property
     def groups(self) -> list[str]:
@@ -48,20 +73,31 @@ class Choices:
     def _inside(self, group: str, kind: ObjectType) -> list[str]:
         return list(self.loader.repository.get_group_options(group, kind))
 
+    def files(self, group: str) -> list[str]:
+        """The options of a group, without those of groups inside it."""
+        return self._inside(group, ObjectType.CONFIG)
+
     def options(self, group: str) -> list[str]:
         """What may follow ``group=``, in folders below it too."""
         inside = [inner for inner in self.groups if inner == group or inner.startswith(f"{group}/")]
-        return [
-            f"{inner}/{name}".removeprefix(f"{group}/")
-            for inner in inside
-            for name in self._inside(inner, ObjectType.CONFIG)
-        ]
+        return [f"{inner}/{name}".removeprefix(f"{group}/") for inner in inside for name in self.files(inner)]
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """The config of a command line that may hold sweeps."""
         return self.loader.load_configuration(
             "config", overrides, RunMode.MULTIRUN, validate_sweep_overrides=False
         )
+
+
+def searched(overrides: Sequence[str]) -> list[str]:
+    """The places that ``hydra.searchpath`` names; none where its value can't be used, which Hydra refuses."""
+    given = [one for one in overrides if one.lstrip("+").startswith(f"{SEARCH_PATH}=")]
+    try:
+        values = [override.value() for override in OverridesParser.create().parse_overrides(given)]
+    except HydraException:
+        return []
+    places = values[0] if values else []  # the first is the one that counts for Hydra
+    return [str(place) for place in places] if isinstance(places, list) else []
 
 
 def keys(node: Any) -> list[str]:

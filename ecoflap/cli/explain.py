@@ -12,12 +12,14 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from ecoflap.cli.choices import CONF, Choices
+from ecoflap.cli.choices import Choices
 from ecoflap.cli.descriptions import Description, described, summary_of
 from ecoflap.errors import UserError, did_you_mean, written
 from ecoflap.run import config as run_config
 from ecoflap.run import registry, tables
 from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig
+from ecoflap.run.import_path import beside, extend_import_path
+from ecoflap.storage.installation import conf_folder
 
 WIDTH = 110
 SENTENCE = re.compile(r".+?[.:](?= [A-Z\"]|$)")
@@ -55,6 +57,8 @@ def explain_options(argument: str, config_dir: str | None = None) -> str:
     Raises:
         UserError: if there is no such group, choice or option.
     """
+    if config_dir is not None:
+        extend_import_path([beside(config_dir)])
     run_config.register()
     return _Explainer(config_dir).explain(argument.lstrip("+"))
 
@@ -64,7 +68,7 @@ class _Explainer:
 
     def __init__(self, config_dir: str | None) -> None:
         self.choices = Choices(config_dir)
-        self.folders = [Path(folder) for folder in (config_dir, CONF) if folder is not None]
+        self.folders = [Path(folder) for folder in (config_dir, conf_folder()) if folder is not None]
         self.groups = [group for group in self.choices.groups if "/" not in group and group != "hydra"]
         inner = {f"runtime.{name}": found for name, found in described(RuntimeConfig).items()}
         own = {name: found for name, found in described(RunConfig).items() if name not in self.groups}

@@ -1,31 +1,30 @@
-"""Check a run's record against its saved weights.
+"""Check a run's record against its saved weights: the zeros of the saved model are counted again.
 
-    python -m ecoflap.storage.results verify outputs/<run>
+    ecoflap verify outputs/runs/RUN
 
 Exit code 0: equal. 1: there are differences, each printed on a line. 2: wrong usage, or files are missing.
 """
 
 from __future__ import annotations
 
-import sys
+import argparse
 from pathlib import Path
 
 from ecoflap.console.progress import ArgumentParser, complain, table
 from ecoflap.storage.file_names import RESULT
-from ecoflap.storage.results.record import Result
-from ecoflap.storage.results.sparsity import read_layers
-from ecoflap.storage.results.verification import verify
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = ArgumentParser(prog="python -m ecoflap.storage.results", description="Check result records.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    command = commands.add_parser(
-        "verify", help="count the zeros of the saved model again and compare them with the record"
+    parser = ArgumentParser(
+        prog="ecoflap verify",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    command.add_argument("run", type=Path, help=f"folder of a run, holding {RESULT} and the saved checkpoint")
+    parser.add_argument("run", type=Path, help=f"folder of a run, holding {RESULT} and the saved checkpoint")
     run = parser.parse_args(arguments).run
+    from ecoflap.storage.results.verification import verify  # it imports torch
+
     try:
         differences = verify(run)
     except (OSError, ValueError) as error:
@@ -36,6 +35,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 def show(run: Path, differences: list[str]) -> None:
     """Print the recorded figures per tower, then each difference."""
+    from ecoflap.storage.results.record import Result
+    from ecoflap.storage.results.sparsity import read_layers
+
     result = Result.read(run / RESULT)
     layers = read_layers(result.sparsity)
     rows = []
@@ -63,7 +65,3 @@ def show(run: Path, differences: list[str]) -> None:
         if differences
         else f"equal: the saved weights and masks of {len(layers)} layers are as recorded"
     )
-
-
-if __name__ == "__main__":
-    sys.exit(main())

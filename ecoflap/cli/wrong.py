@@ -13,9 +13,9 @@ from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from ecoflap.cli.arguments import KNOWN, LISTER, PLACES, parsed, quoted
+from ecoflap.cli.arguments import KNOWN, PLACES, lister, parsed, quoted
 from ecoflap.cli.choices import Choices, keys, not_utf8
-from ecoflap.errors import FEW, did_you_mean, written, wrong_type
+from ecoflap.errors import FEW, did_you_mean, typed_command, written, wrong_type
 from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig, kind_of
 
 OPENS = {"[": "]", "{": "}"}
@@ -31,7 +31,7 @@ def explain(arguments: list[str], error: Exception) -> str | None:
     flags = parsed(arguments)
     if isinstance(error, UnicodeDecodeError) and (file := not_utf8(flags.config_dir)):
         return f"{file} is not text in UTF-8, which config files are; convert it, such as with iconv -t utf-8"
-    choices = Choices(flags.config_dir)
+    choices = Choices(flags.config_dir, flags.overrides)
     parser, overrides = OverridesParser.create(config_loader=choices.loader), list[Override]()
     for argument in flags.overrides:
         try:
@@ -164,7 +164,7 @@ def _wrong_value(override: Override, base: DictConfig, choices: Choices) -> str 
         return f"{line}: a {key} is chosen by its name; {names}"
     if "/" in key or override.package is not None:
         group = key.partition("@")[0]
-        return f"{line}: there is no group {group}; {did_you_mean(group, choices.groups, LISTER)}"
+        return f"{line}: there is no group {group}; {did_you_mean(group, choices.groups, lister())}"
     parent, name = _deepest(base, key)
     node = OmegaConf.select(base, parent, throw_on_missing=False) if parent else base
     # A value that is required and missing is a key all the same, which ``in`` doesn't say of a config.
@@ -221,7 +221,7 @@ def _no_such_key(line: str, key: str, parent: str, name: str, node: Any) -> str:
     where = f"{parent} has no option {name!r}" if parent else f"there is no option {name!r}"
     return (
         f"{line}: {where};"
-        f" {did_you_mean(name, known, f'python main.py --cfg all --package {parent} lists them')}"
+        f" {did_you_mean(name, known, f'{typed_command()} --cfg all --package {parent} lists them')}"
     )
 
 

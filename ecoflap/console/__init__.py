@@ -1,1 +1,1 @@
-"""What a person sees of a run: progress, tables, what a step costs, and experiment tracking."""
+"""Output for the user: progress, tables, costs of steps, and experiment tracking."""

@@ -1,7 +1,7 @@
-"""What a person sees: a live progress line, log lines that do not tear it, and aligned tables.
+"""Console output: a live progress line, log lines that do not break it, and aligned tables.
 
 Bars and log lines share one console on stderr; tables go to stdout, so that they can be piped. Without a
-terminal there are no bars at all.
+terminal there are no bars.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 Item = TypeVar("Item")
 
 WIDTH_WITHOUT_TERMINAL = 240
-"""Columns for a table in a file or a pipe, where rich would assume 80 and cut the cells."""
+"""Columns of a table in a file or a pipe, where rich would assume 80 and fold the cells."""
 
 
 @cache
 def shared_console() -> Console:
-    """The one console for bars and log lines; it finds ``sys.stderr`` anew at every write."""
+    """The console of all bars and log lines; it looks up ``sys.stderr`` at every write."""
     from rich.console import Console
 
     return Console(stderr=True)
@@ -37,8 +37,10 @@ _watchers: list[Watcher] = []
 
 @contextmanager
 def watching(watcher: Watcher) -> Iterator[None]:
-    """Tell somebody, inside the ``with`` block, how far every tracked loop is: its description, items done,
-    total.
+    """Call ``watcher`` with the progress of every tracked loop in this context.
+
+    Args:
+        watcher: takes the description of a loop, the items done, and their total or None.
     """
     _watchers.append(watcher)
     try:
@@ -48,15 +50,15 @@ def watching(watcher: Watcher) -> Iterator[None]:
 
 
 def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Pass items through, show a live line with counts, elapsed time and time left, and tell the watchers.
+    """Pass items through, show a live line with counts, elapsed and remaining time, and call the watchers.
 
     Args:
-        iterable: What to go through.
+        iterable: The items.
         description: What is being done, at the start of the line.
-        total: Number of items; ``len(iterable)`` where it has one, otherwise unknown.
+        total: Number of items; by default ``len(iterable)`` if it has one, otherwise unknown.
 
     Yields:
-        The items, unchanged. Nothing is shown when stderr is not a terminal.
+        The items, unchanged. Nothing is shown if stderr is not a terminal.
     """
     size = len(iterable) if total is None and isinstance(iterable, Sized) else total
     items = _watched(iterable, description, size)
@@ -79,7 +81,7 @@ def track(iterable: Iterable[Item], description: str, total: int | None = None) 
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    # Output that the user sent to a file stays there; on the same terminal it is routed around the bar.
+    # Standard output on the same terminal is printed above the bar; redirected output is left alone.
     with Progress(*columns, console=shared_console(), redirect_stdout=sys.stdout.isatty()) as progress:
         yield from progress.track(items, total=size, description=description)
 
@@ -92,7 +94,7 @@ def _watched(iterable: Iterable[Item], description: str, total: int | None) -> I
 
 
 def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """Print an aligned table to stdout: numbers to the right, floats with four decimals, None as a dash.
+    """Print an aligned table to stdout: numbers right-aligned, floats with four decimals, None as a dash.
 
     Args:
         title: Heading above the table.
@@ -112,7 +114,7 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     for row in cells:
         grid.add_row(*(Text(_cell(value)) for value in row))
     console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
-    console.print(Text(title, style="bold"))  # a title inside the grid would be wrapped to its width
+    console.print(Text(title, style="bold"))  # a title of the grid would be wrapped to the grid's width
     console.print(grid)
 
 
@@ -124,15 +126,15 @@ def _cell(value: Any) -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's, with one line of complaint instead of the usage."""
+    """argparse's parser, with a one-line error message instead of the usage."""
 
     def error(self, message: str) -> NoReturn:
-        """Say what is wrong, and exit with 2."""
+        """Print what is wrong, and exit with 2."""
         self.exit(complain(f"{message}; {self.prog} --help shows the usage"))
 
 
 def complain(message: object) -> int:
-    """Print one line of complaint to stderr; returns the exit code for wrong usage."""
+    """Print a one-line error to stderr; returns the exit code of wrong usage."""
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     return 2
 
@@ -152,7 +154,7 @@ def install_logging(level: int | str = logging.INFO) -> None:
             root.removeHandler(handler)
     console = ConsoleHandler(level)
     root.addHandler(console)
-    # Only ever lowered: a file handler may want more than the screen does.
+    # Never raised, because a file handler may log more than the console.
     root.setLevel(min(root.level, console.level))
 
 
@@ -167,5 +169,5 @@ class ConsoleHandler(logging.Handler):
                 prefix + self.format(record), markup=False, highlight=False, soft_wrap=True
             )
         except Exception:
-            # logging's own rule: a line that cannot be printed must not stop the program.
+            # As in all of logging, a line that can't be printed must not stop the program.
             self.handleError(record)

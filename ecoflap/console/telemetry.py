@@ -1,8 +1,8 @@
-"""What a step costs: wall-clock seconds and peak memory, and whether its product was read from the cache.
+"""The cost of a step: wall-clock seconds, peak memory, and whether its result was read from the cache.
 
-With an accelerator in use the peak is the most memory that its allocator handed out; otherwise it is the
-process's largest resident set. Linux can forget the past peak, so each step gets its own figure; elsewhere
-the figure is the largest since the process began.
+If an accelerator is in use, the peak is the most memory that its allocator held; otherwise it is the
+process's largest resident set. Linux can reset the peak, so each step gets its own; elsewhere it is the
+largest since the process began.
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ _PROC = Path("/proc/self")
 
 @contextmanager
 def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[dict[str, bool]]:
-    """Measure the body and write ``steps[step] = {"seconds": float, "peak_memory_bytes": int, "cached":
-    bool}``, also when the body raises.
+    """Measure this context and write its cost to ``steps[step]``, even if it raises.
 
-    The body sets ``cached`` in the dict that it is given, where it read what the step makes from the cache.
-    Measures cannot be nested: an inner one forgets the peak of the outer one.
+    The cost is ``{"seconds": float, "peak_memory_bytes": int, "cached": bool}``. The body sets ``cached`` in
+    the dict that it receives if it reads the step's result from the cache. Measures can't be nested: an inner
+    one resets the peak of the outer one.
+
+    Args:
+        steps: the costs of all steps; changed here.
+        step: name of the step.
 
     Raises:
-        UserError: memory ran out in the body.
+        UserError: if memory runs out in the body.
     """
     reset_peak_memory()
-    start, told = time.perf_counter(), {"cached": False}
+    start, flags = time.perf_counter(), {"cached": False}
     try:
-        yield told
+        yield flags
     except RuntimeError as error:
         if not out_of_memory(error):
             raise
@@ -43,17 +47,13 @@ def measure(steps: dict[str, dict[str, Any]], step: str) -> Iterator[dict[str, b
             " time says which part is largest"
         ) from error
     finally:
-        steps[step] = {
-            "seconds": time.perf_counter() - start,
-            "peak_memory_bytes": peak_memory_bytes(),
-            **told,
-        }
+        seconds = time.perf_counter() - start
+        steps[step] = {"seconds": seconds, "peak_memory_bytes": peak_memory_bytes(), **flags}
 
 
 def reset_peak_memory() -> None:
     """Start a new peak, on the host where Linux allows it and on the accelerator if there is one."""
-    # "5" resets VmHWM to the current resident set; see proc(5). Sandboxes may forbid it, and then the old
-    # peak stands.
+    # "5" resets VmHWM to the current resident set; see proc(5). Sandboxes may forbid it.
     with suppress(OSError):
         (_PROC / "clear_refs").write_text("5")
     if (allocator := _accelerator()) is not None:
@@ -81,7 +81,7 @@ def _host_peak_bytes() -> int:
 
 
 def out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out; only accelerators have a class of their own for it."""
+    """Whether an error says that memory ran out; only accelerators have an exception class for it."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
@@ -89,7 +89,7 @@ def out_of_memory(error: Exception) -> bool:
 
 @contextmanager
 def errors_suppressed() -> Iterator[None]:
-    """Suppress whatever a model's code raises, except that memory ran out."""
+    """Suppress whatever a model's code raises, except out-of-memory errors."""
     try:
         yield
     except Exception as error:
@@ -98,25 +98,25 @@ def errors_suppressed() -> Iterator[None]:
 
 
 def free_memory(device: Any) -> int:
-    """Bytes that are free on a ``torch.device``, those that PyTorch's allocator keeps unused included; the
-    host's for a device that doesn't say.
+    """Bytes free on a ``torch.device``, including those that PyTorch's allocator reserves but doesn't use.
+
+    For a device that doesn't report its memory, the host's.
     """
     import psutil
     import torch
 
     if device.type == "cpu" or not hasattr(module := torch.get_device_module(device), "mem_get_info"):
         return int(psutil.virtual_memory().available)
-    unused = (
-        module.memory_reserved(device) - module.memory_allocated(device)
-        if hasattr(module, "memory_reserved")
-        else 0
-    )
+    unused = 0
+    if hasattr(module, "memory_reserved"):
+        unused = module.memory_reserved(device) - module.memory_allocated(device)
     return int(module.mem_get_info(device)[0] + unused)
 
 
 def _accelerator() -> Any | None:
-    """The torch module of the accelerator's allocator (``torch.cuda``, ``torch.xpu``, ...); None without one
-    that keeps a peak and is in use.
+    """The torch module of the accelerator's allocator (``torch.cuda``, ``torch.xpu``, ...).
+
+    None if there is no accelerator in use that reports a peak.
     """
     import torch
 

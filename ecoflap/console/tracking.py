@@ -1,7 +1,7 @@
 """Experiment tracking: a view of the result record, in W&B or nowhere.
 
-A config group picks a factory (``Nothing`` or ``Wandb``); ``start`` makes the tracker inside the running job,
-never at import. The pipeline closes the tracker in a ``finally`` block.
+A config group selects a factory (``Nothing`` or ``Wandb``); ``start`` creates the tracker inside the running
+job, never at import. The pipeline closes the tracker in a ``finally`` block.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ log = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
-    """Where a run's numbers are shown while and after it runs."""
+    """Shows a run's numbers while it runs and afterwards."""
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Show one table."""
 
     def log_image(self, name: str, draw: Callable[[], bytes]) -> None:
-        """Show one picture; ``draw`` makes a PNG file, and only where it is shown."""
+        """Show one image; ``draw`` makes a PNG file, and is called only if it is shown."""
 
     def log_point(self, curve: str, point: Mapping[str, float]) -> None:
-        """Show the next point of the curves of one kind, over ``point["step"]``."""
+        """Show the next point of a group of curves, over ``point["step"]``."""
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Show the final figures of the run; nested mappings are allowed."""
@@ -52,13 +52,13 @@ class Tracking(Protocol):
 
 
 class NoTracker:
-    """Tracks nothing; the result record has it all."""
+    """Tracks nothing; the result record has everything."""
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Ignore a table."""
 
     def log_image(self, name: str, draw: Callable[[], bytes]) -> None:
-        """Ignore a picture."""
+        """Ignore an image."""
 
     def log_point(self, curve: str, point: Mapping[str, float]) -> None:
         """Ignore a point."""
@@ -67,11 +67,11 @@ class NoTracker:
         """Ignore the figures."""
 
     def close(self, failed: bool) -> None:
-        """Nothing to end."""
+        """Do nothing."""
 
 
 class WandbTracker:
-    """One W&B run: few, whole tables and a summary, and curves where something is trained."""
+    """One W&B run: a few complete tables and a summary, and curves where something is trained."""
 
     def __init__(
         self,
@@ -84,7 +84,7 @@ class WandbTracker:
         config: dict[str, Any] | None = None,
         folder: Path = Path("."),
     ) -> None:
-        """Start the run, or take up the run with the same id: a requeued job goes on in its old place.
+        """Start the run, or resume the run with the same id, as a requeued job does.
 
         Args:
             project: W&B project.
@@ -94,17 +94,17 @@ class WandbTracker:
             tags: Labels to filter by.
             id: Deterministic id, see ``run_id``.
             config: The resolved config; secrets are redacted.
-            folder: Where the ``wandb`` folder is made.
+            folder: Parent of the ``wandb`` folder.
 
         Raises:
-            UserError: W&B is not installed or could not start.
+            UserError: If W&B is not installed or can't start.
         """
         # W&B quietly writes to the system's temporary folder when this one does not exist.
         Path(folder).mkdir(parents=True, exist_ok=True)
         try:
             import wandb
 
-            # Annotated as Any: W&B's types name the modes one by one, and it checks them better itself.
+            # Annotated as Any, because W&B's types list the modes one by one; it checks them itself.
             where: dict[str, Any] = {"project": project, "mode": mode, "group": group, "dir": str(folder)}
             settings = wandb.Settings(silent=True, console="off", disable_code=True)
             what = {"id": id, "name": name, "tags": list(tags), "config": redact(config or {})}
@@ -112,7 +112,7 @@ class WandbTracker:
             self._run = wandb.init(
                 **where, **what, resume="allow", reinit="finish_previous", settings=settings
             )
-        except Exception as error:  # wandb, pydantic, protobuf and the operating system all raise their own
+        except Exception as error:  # from wandb, pydantic, protobuf or the operating system
             raise UserError(
                 f"W&B could not start (project {project!r}, mode {mode!r}): {error}. "
                 "Run without it: tracking=none. Without a network or a login: tracking.mode=offline"
@@ -121,16 +121,11 @@ class WandbTracker:
 
     def log_table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
         """Log one table; a column may mix numbers and empty cells."""
-        self._run.log(
-            {
-                name: self._table(
-                    columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True
-                )
-            }
-        )
+        data = [list(row) for row in rows]
+        self._run.log({name: self._table(columns=list(columns), data=data, allow_mixed_types=True)})
 
     def log_image(self, name: str, draw: Callable[[], bytes]) -> None:
-        """Log one picture."""
+        """Log one image."""
         from PIL import Image
 
         self._run.log({name: self._image(Image.open(io.BytesIO(draw())))})
@@ -145,7 +140,7 @@ class WandbTracker:
         self._run.summary.update(dict(values))
 
     def close(self, failed: bool) -> None:
-        """Finish the run with exit code 1 when it failed, and say where it can be seen."""
+        """Finish the run, with exit code 1 if it failed, and log where to see it."""
         self._run.finish(exit_code=int(failed))
         if self._mode == "offline":
             log.info("W&B run kept offline; upload it with: wandb sync %s", Path(self._run.dir).parent)
@@ -170,8 +165,9 @@ class Wandb(WandbOptions):
         require_choices("tracking", self)
 
     def start(self, config: dict[str, Any], name: str, folder: Path) -> Tracker:
-        """Start a W&B run whose id follows from the group and the config, so that a repeated job updates its
-        run instead of adding one.
+        """Start a W&B run whose id follows from the group and the config.
+
+        A repeated job therefore updates its run instead of adding one.
         """
         identity = run_id({**config, "group": self.group})
         return WandbTracker(self.project, self.mode, self.group, name, self.tags, identity, config, folder)

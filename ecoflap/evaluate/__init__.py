@@ -1,1 +1,1 @@
-"""Tasks: a task reads its data once and then measures any number of models on them."""
+"""Tasks: a task reads its data once and then evaluates any number of models on them."""

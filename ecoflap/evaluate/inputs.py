@@ -1,4 +1,4 @@
-"""What tasks on raw examples share: how many, in which batches, and what their numbers depend on."""
+"""What tasks on raw examples share: subsets, batches, and hashes of all that their metrics depend on."""
 
 from __future__ import annotations
 
@@ -14,10 +14,15 @@ Item = TypeVar("Item")
 
 
 def spread(items: Sequence[Item], limit: int | None, noun: str) -> list[Item]:
-    """``limit`` items, evenly spaced over all; all where it is null.
+    """``limit`` items, evenly spaced over all; None for all of them.
+
+    Args:
+        items: the items of the data set.
+        limit: number of items.
+        noun: what they are, for the messages.
 
     Raises:
-        UserError: there are none, or not so many.
+        UserError: if there are none, or fewer than ``limit``.
     """
     if not items:
         raise UserError(
@@ -43,18 +48,16 @@ def percent(right: Sequence[bool]) -> float:
     return 100 * sum(right) / len(right) if right else float("nan")
 
 
-def how_asked(interface: Any) -> bytes:
-    """What a model's interface adds to whatever it is asked: its prompt, the token that a text begins
-    with.
-    """
+def interface_settings(interface: Any) -> bytes:
+    """What a model's interface adds to every input: its prompt, the first token of a text."""
     added = [getattr(interface, name, None) for name in ("prompt", "encoder_token", "brief")]
     return f"{added!r}\n".encode()
 
 
 def fingerprint(examples: Sequence[Example], interface: Any) -> str:
-    """A hash of the examples, their pictures included, and of how the model is asked."""
+    """A hash of the examples, including their images, and of what the interface adds to them."""
     digest = hashlib.blake2b(digest_size=16)
-    digest.update(how_asked(interface))
+    digest.update(interface_settings(interface))
     seen: set[str] = set()
     for example in examples:
         digest.update(f"{example.text!r} {example.target!r} {example.label} {example.bare}\n".encode())
@@ -66,15 +69,16 @@ def fingerprint(examples: Sequence[Example], interface: Any) -> str:
 
 
 def fingerprint_by_size(rows: Iterable[Any], images: Iterable[str], interface: Any) -> str:
-    """A hash of what is asked and of how, and of the pictures' names and sizes: to read all of COCO would
-    take minutes.
+    """A hash of the inputs and of what the interface adds, with names and sizes instead of images' contents.
+
+    Reading all of COCO would take minutes.
 
     Args:
-        rows: what is asked and what is right, as values with a ``repr`` that says everything.
-        images: paths; the folder they are in does not count.
-        interface: of the model.
+        rows: inputs and targets, as values whose ``repr`` is complete.
+        images: paths of the images; their folder does not count.
+        interface: the model's interface.
     """
-    digest = hashlib.blake2b(how_asked(interface), digest_size=16)
+    digest = hashlib.blake2b(interface_settings(interface), digest_size=16)
     for row in rows:
         digest.update(f"{row!r}\n".encode())
     for image in dict.fromkeys(images):

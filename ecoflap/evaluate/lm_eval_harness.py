@@ -1,4 +1,4 @@
-"""Any task of EleutherAI's lm-evaluation-harness, on the model in memory."""
+"""Evaluate the model in memory on any task of EleutherAI's lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from ecoflap.models.core.prunable import PrunableModel
 
 @dataclass(frozen=True)
 class LmEval(LmEvalOptions):
-    """Tasks or groups of the harness, or of the user's own YAML files."""
+    """Tasks or groups of the harness, or of the user's YAML files."""
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")
@@ -35,20 +35,20 @@ class LmEval(LmEvalOptions):
             raise UserError(f"task.include_path={self.include_path}: there is no such folder")
 
     def check_data(self, group: str) -> None:
-        """Refuse a harness, tasks or data that aren't there.
+        """Refuse tasks that can't be read.
 
         Raises:
-            UserError: if the harness, tasks or data aren't there.
+            UserError: if the harness is not installed, or a task or its data are missing.
         """
         manager = task_manager(self.include_path)
         for name in self.harness_tasks:
             read_task(manager, name)
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that can't be asked.
+        """Refuse a model that does not read and write text.
 
         Raises:
-            UserError: if the model can't be asked.
+            UserError: if the model does not read and write text.
         """
         if not reads_text(model):
             raise UserError(
@@ -60,17 +60,13 @@ class LmEval(LmEvalOptions):
         """Find the tasks and read their data.
 
         Raises:
-            UserError: the harness is not installed, it has no such task, its data are not there, or the model
-                can't be asked.
+            UserError: if the harness is not installed, a task or its data are missing, or the model does not
+                have the modalities that a task needs.
         """
         manager = task_manager(self.include_path)
         self.check_model(model)
         tasks = {name: read_task(manager, name) for name in self.harness_tasks}
-        with_pictures = {
-            name
-            for name, members in tasks.items()
-            if any(getattr(member, "MULTIMODAL", False) for member in members.values())
-        }
+        with_pictures = {name for name, members in tasks.items() if has_pictures(members)}
         if with_pictures and not reads_pictures(model):
             raise UserError(
                 f"task.harness_tasks: {', '.join(sorted(with_pictures))} has pictures, and {model.name} can't"
@@ -79,8 +75,13 @@ class LmEval(LmEvalOptions):
         return LmEvalEvaluation(self, manager, with_pictures, fingerprint(tasks, self.num_fewshot))
 
 
+def has_pictures(members: Mapping[str, Any]) -> bool:
+    """Whether any of these tasks of the harness has images."""
+    return any(getattr(member, "MULTIMODAL", False) for member in members.values())
+
+
 def reads_text(model: PrunableModel) -> bool:
-    """Whether the model writes text after a text, with or without pictures in it."""
+    """Whether the model continues texts, with or without images in them."""
     from transformers import PreTrainedTokenizerBase
 
     is_tokenizer = isinstance(model.processor, PreTrainedTokenizerBase)
@@ -88,7 +89,7 @@ def reads_text(model: PrunableModel) -> bool:
 
 
 def reads_pictures(model: PrunableModel) -> bool:
-    """Whether the model has a token for the place of a picture, which is how the harness asks about one."""
+    """Whether the model has a placeholder token for images, which the harness uses to ask about one."""
     config: Any = getattr(model.module, "config", None)
     tokens = (getattr(config, name, None) for name in ("image_token_id", "image_token_index"))
     return hasattr(model.processor, "image_processor") and any(token is not None for token in tokens)
@@ -96,13 +97,13 @@ def reads_pictures(model: PrunableModel) -> bool:
 
 @dataclass
 class LmEvalEvaluation:
-    """The tasks; call it with a model.
+    """The tasks with their data; call it with a model.
 
     Attributes:
         task: its options.
-        manager: the harness's index.
-        with_pictures: the tasks that have pictures.
-        inputs: hash of what is asked.
+        manager: the harness's index of tasks.
+        with_pictures: names of the tasks that have images.
+        inputs: hash of all inputs.
     """
 
     task: LmEval
@@ -111,23 +112,16 @@ class LmEvalEvaluation:
     inputs: str
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
-        options = {
-            name: value
-            for name, value in asdict(self.task).items()
-            if name not in ("include_path", "batch_size", "name")
-        }
-        return {
-            "metric": "lm-evaluation-harness",
-            "version": version("lm_eval"),
-            "inputs": self.inputs,
-            **options,
-        }
+        """Everything that the metrics depend on beside the model."""
+        irrelevant = ("include_path", "batch_size", "name")
+        options = {name: value for name, value in asdict(self.task).items() if name not in irrelevant}
+        harness = {"metric": "lm-evaluation-harness", "version": version("lm_eval")}
+        return {**harness, "inputs": self.inputs, **options}
 
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """{task/metric: value}, on the harness's own scales, and {task/samples: number measured}.
+        """Metrics by task/metric, on the harness's scales, and the number of examples by task/samples.
 
-        Where each of several tasks has an accuracy, their mean comes first.
+        If each of several tasks has an accuracy, their mean comes first.
         """
         names = self.task.harness_tasks
         found = prediction_log.run(
@@ -139,8 +133,11 @@ class LmEvalEvaluation:
         return mean | every
 
     def _measure(self, model: PrunableModel, name: str) -> dict[str, Any]:
-        """``metrics`` of one task or group, without standard errors and with the number of examples, and
-        ``samples``: what was answered to each.
+        """Evaluate one task or group.
+
+        Returns:
+            ``metrics``, without standard errors and with the number of examples, and ``samples``, the model's
+            answers.
         """
         from lm_eval import simple_evaluate
 
@@ -153,24 +150,27 @@ class LmEvalEvaluation:
             bootstrap_iters=0,
             log_samples=True,
         )
-        samples = {task: [kept(sample) for sample in of_it] for task, of_it in found["samples"].items()}
-        counts = {
-            f"{task}/samples": float(len({sample["doc_id"] for sample in of_it}))
-            for task, of_it in samples.items()
-        }
+        samples = {task: [logged(sample) for sample in of_it] for task, of_it in found["samples"].items()}
+        documents = {task: {sample["doc_id"] for sample in of_it} for task, of_it in samples.items()}
+        counts = {f"{task}/samples": float(len(ids)) for task, ids in documents.items()}
         return {"metrics": flatten(found["results"]) | counts, "samples": samples}
 
 
-def kept(sample: Mapping[str, Any]) -> dict[str, Any]:
-    """What is written down about one example, as plain JSON values."""
+def logged(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of one example that the prediction log stores, as plain JSON values."""
     values = {name: sample.get(name) for name in ("doc_id", "filter", "target", "filtered_resps")}
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain
 
 
 def flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """{task/metric: value} of the harness's {task: {"metric,filter": value}}; a filter is named where there
-    is one.
+    """Flatten the harness's results.
+
+    Args:
+        results: for each task its values by ``metric,filter``.
+
+    Returns:
+        Values by ``task/metric``, with the filter's name if there is one.
     """
     flat = {}
     for task, metrics in results.items():
@@ -182,34 +182,29 @@ def flatten(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def harness_model(model: PrunableModel, pictures: bool, batch_size: int) -> Any:
-    """The model as the harness asks it: through its class for models that read pictures, or by text alone."""
+    """The model in a class of the harness: the multimodal one for tasks with images, else that for text."""
     from lm_eval.models.hf_vlms import HFMultimodalLM
     from lm_eval.models.huggingface import HFLM
 
     class Multimodal(HFMultimodalLM):
-        """Takes the processor in memory; the harness would look for it where the model came from."""
+        """Uses the processor in memory; the harness would load it from the path of the model."""
 
         def _create_tokenizer(self, pretrained: Any, tokenizer: Any, **_: Any) -> None:
             self.processor, self.tokenizer = tokenizer, tokenizer.tokenizer
 
-    logging.getLogger("lm_eval.models.huggingface").setLevel(
-        logging.ERROR
-    )  # it warns of every model that is already in memory
-    # A copy, because the harness gives a tokenizer without padding one, which would be saved with the model.
-    processor = copy.deepcopy(
-        model.processor if pictures else getattr(model.processor, "tokenizer", model.processor)
-    )
+    # The harness warns of every model that is in memory already.
+    logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
+    original = model.processor if pictures else getattr(model.processor, "tokenizer", model.processor)
+    # A copy, because the harness adds a padding token where there is none, which would be saved.
+    processor = copy.deepcopy(original)
+    harness_class = Multimodal if pictures else HFLM
     with untied(model.module):
-        return (Multimodal if pictures else HFLM)(
-            pretrained=model.module, tokenizer=processor, batch_size=batch_size
-        )
+        return harness_class(pretrained=model.module, tokenizer=processor, batch_size=batch_size)
 
 
 @contextmanager
 def untied(module: Any) -> Iterator[None]:
-    """Keep the harness from tying weights again, which would overwrite an output layer whose checkpoint holds
-    it apart from the embedding.
-    """
+    """Keep the harness from tying weights again, which would overwrite an untied output layer."""
     module.tie_weights = lambda *_, **__: None
     try:
         yield

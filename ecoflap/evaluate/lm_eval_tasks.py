@@ -1,4 +1,4 @@
-"""Tasks of EleutherAI's lm-evaluation-harness: found by name, read, and hashed."""
+"""Tasks of EleutherAI's lm-evaluation-harness: find them by name, read and hash them."""
 
 from __future__ import annotations
 
@@ -9,29 +9,36 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError, did_you_mean
+from ecoflap.storage.installation import install_extra
 
 
 def task_manager(include_path: str | None) -> Any:
     """The harness's index of tasks.
 
+    Args:
+        include_path: folder with further tasks; None for none.
+
     Raises:
-        UserError: it is not installed.
+        UserError: if the harness is not installed.
     """
     try:
         from lm_eval.models import huggingface  # noqa: F401
         from lm_eval.tasks import TaskManager
     except ImportError as error:
         raise UserError(
-            f"task=lm_eval needs lm-evaluation-harness ({error}); pip install -e '.[lm-eval]'"
+            f"task=lm_eval needs lm-evaluation-harness ({error}): {install_extra('lm-eval')}"
         ) from error
     return TaskManager(include_path=None if include_path is None else str(Path(include_path).expanduser()))
 
 
 def read_task(manager: Any, name: str) -> dict[str, Any]:
-    """{name: task} of a task, or of the members of a group, with their data.
+    """Read a task, or the members of a group, with their data.
+
+    Returns:
+        The tasks by name.
 
     Raises:
-        UserError: there is no such task, or its data are not there.
+        UserError: if there is no such task, or its data are missing.
     """
     if name not in manager.all_tasks:
         raise UserError(
@@ -48,7 +55,7 @@ def read_task(manager: Any, name: str) -> dict[str, Any]:
 
 
 def fingerprint(tasks: Mapping[str, Mapping[str, Any]], num_fewshot: int | None) -> str:
-    """A hash of all that the tasks ask, with the examples that answers are shown of."""
+    """A hash of all inputs of the tasks, including the examples that are shown before questions."""
     digest = hashlib.blake2b(digest_size=16)
     for name, task in chain.from_iterable(members.items() for members in tasks.values()):
         digest.update(f"{name} {task.VERSION} {task.OUTPUT_TYPE}\n".encode())
@@ -64,7 +71,7 @@ def fingerprint(tasks: Mapping[str, Mapping[str, Any]], num_fewshot: int | None)
 
 
 def pictures_of(task: Any, document: Any) -> list[Any]:
-    """The pictures of one of a task's documents."""
+    """The images of one of a task's documents."""
     found = task.doc_to_image(document) if getattr(task, "MULTIMODAL", False) else None
     if found is None:
         return []

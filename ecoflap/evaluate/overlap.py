@@ -1,4 +1,4 @@
-"""Nothing that a model is calibrated with or trained on may measure it."""
+"""Refuse to evaluate a model on data that it is calibrated with or trained on."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ log = logging.getLogger(__name__)
 def refuse_overlap(
     calibration: CalibrationSet, evaluations: Mapping[str, Evaluation], published: bool = False
 ) -> None:
-    """Compare what a calibration set, or a training split, was drawn from with what each task reads.
+    """Compare the sources of a calibration set, or a training split, with those of each task.
 
     Args:
-        calibration: the set or the split.
+        calibration: the calibration set or training split.
         evaluations: the tasks.
-        published: it is a whole training split. Some were published with a few pictures of the test split
-            under other names, which nobody can choose away, so that they are only named.
+        published: whether it is a complete published training split. Some contain a few images of the test
+            split under other names; since users can't avoid that, it is a warning only.
 
     Raises:
-        UserError: they have something in common.
+        UserError: if they have something in common.
     """
     for task, evaluation in evaluations.items():
         read: frozenset[str] = getattr(evaluation, "sources", frozenset())
@@ -34,10 +34,8 @@ def refuse_overlap(
             name, more = shared
             _refuse(calibration, task, f"{name}{f' and {more} others' if more else ''}")
         if same := copies(calibration.sources, read):
-            both = (
-                f"the picture {same[0][0]} ({same[0][1]} holds the same"
-                f" bytes){f' and {len(same) - 1} others' if same[1:] else ''}"
-            )
+            others = f" and {len(same) - 1} others" if same[1:] else ""
+            both = f"the picture {same[0][0]} ({same[0][1]} holds the same bytes){others}"
             if not published:
                 _refuse(calibration, task, both)
             log.warning(

@@ -1,6 +1,4 @@
-"""Predictions on disk, batch by batch: an evaluation that was interrupted goes on where it stopped, and what
-was answered can be read.
-"""
+"""The prediction log: predictions on disk, batch by batch, to resume evaluations and to read answers."""
 
 from __future__ import annotations
 
@@ -24,35 +22,34 @@ Item = TypeVar("Item")
 class PredictionLog:
     """The predictions of one evaluation of one model.
 
-    The file's first line is the key of what is evaluated; each further line holds one batch's predictions.
-    Lines of another key, and a last line that was cut off, are written anew.
+    The file's first line is the key of the evaluation; each further line holds one batch's predictions. Lines
+    under another key, and a truncated last line, are written again.
     """
 
     def __init__(self, file: Path | None = None, key: Any = None) -> None:
-        """``file``: where the predictions go; null keeps them in memory. ``key``: everything that they depend
-        on, as plain JSON values.
-        """
-        self.file = file
-        self.key = hashlib.blake2b(
-            json.dumps(key, sort_keys=True, default=str).encode(), digest_size=16
-        ).hexdigest()
-
-    def run(self, batches: Sequence[list[Item]], compute: Callable[[list[Item]], Sequence[Any]]) -> list[Any]:
-        """The predictions of all batches, one after the other.
+        """Describe a log; ``run`` reads and writes it.
 
         Args:
-            batches: what is to be predicted, always in the same order.
-            compute: predictions of one batch, as plain JSON values, one per item.
+            file: the log's file; None keeps the predictions in memory.
+            key: everything that the predictions depend on, as plain JSON values.
+        """
+        self.file = file
+        text = json.dumps(key, sort_keys=True, default=str)
+        self.key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+    def run(self, batches: Sequence[list[Item]], compute: Callable[[list[Item]], Sequence[Any]]) -> list[Any]:
+        """The predictions of all batches, in order; those in the log are not computed again.
+
+        Args:
+            batches: the inputs, always in the same order.
+            compute: returns the predictions of one batch, as plain JSON values, one per item.
         """
         done = self._read()
-        lines = [
-            done[index] if index < len(done) and len(done[index]) == len(batch) else None
-            for index, batch in enumerate(batches)
-        ]
-        kept = next((index for index, line in enumerate(lines) if line is None), len(lines))
-        self._start(done[:kept])
-        predictions = [value for line in done[:kept] for value in line]
-        rest = batches[kept:]
+        complete = [len(line) == len(batch) for line, batch in zip(done, batches, strict=False)]
+        reused = next((index for index, whole in enumerate(complete) if not whole), len(complete))
+        self._start(done[:reused])
+        predictions = [value for line in done[:reused] for value in line]
+        rest = batches[reused:]
         for batch in track(rest, "evaluate", total=len(rest)):
             values = in_parts(compute, batch)
             self._append(values)
@@ -60,7 +57,7 @@ class PredictionLog:
         return predictions
 
     def _read(self) -> list[list[Any]]:
-        """The whole lines of an earlier run with the same key."""
+        """The complete lines of an earlier run with the same key."""
         if self.file is None or not self.file.is_file():
             return []
         lines = []
@@ -74,9 +71,8 @@ class PredictionLog:
     def _start(self, done: list[list[Any]]) -> None:
         if self.file is not None:
             self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_text(
-                "".join(json.dumps(line) + "\n" for line in [{"key": self.key}, *done]), encoding="utf-8"
-            )
+            text = "".join(json.dumps(line) + "\n" for line in [{"key": self.key}, *done])
+            self.file.write_text(text, encoding="utf-8")
 
     def _append(self, values: list[Any]) -> None:
         if self.file is not None:
@@ -85,7 +81,7 @@ class PredictionLog:
 
 
 def in_parts(compute: Callable[[Any], Iterable[Any]], batch: Any) -> list[Any]:
-    """The predictions of a batch; where memory runs out, of each half by itself, and so on."""
+    """The predictions of a batch; if memory runs out, of each half separately, and so on."""
     try:
         return list(compute(batch))
     except RuntimeError as error:

@@ -24,7 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
-from ecoflap.blocks.capture import Flow, Stream
+from ecoflap.blocks.capture import Flow
+from ecoflap.blocks.stream import Stream
 from ecoflap.console.progress import track
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.finetune.job import Job, Point, Training

@@ -1,7 +1,8 @@
-"""The mathematics of pruning as pure functions on tensors: masks with exact counts, the Wanda metric, the
-SparseGPT solve and the factored Hessian it needs, the water-filling of a budget of weights, and noise with a
-purpose. Nothing here reads config or files, logs, or knows what a model is, so each file can be read, used
-and tested by itself.
+"""Pruning mathematics as pure functions on tensors.
+
+Masks with exact counts, the Wanda metric, the SparseGPT solve and the Hessian factor that it needs, the
+water-filling of a budget of weights, and reproducible noise. Nothing here reads a config or a file, logs, or
+knows what a model is, so each file can be read, used and tested by itself.
 """
 
 from ecoflap.ops.global_selection import select_globally

@@ -1,6 +1,4 @@
-"""Choose the best of many tensors' entries together, exactly, without ever putting the tensors side by
-side.
-"""
+"""Select the largest entries of many tensors together, exactly, without concatenating the tensors."""
 
 from __future__ import annotations
 
@@ -13,20 +11,21 @@ LOW = 1 << 16
 
 
 def global_threshold(metrics: Sequence[Callable[[], Tensor]], keep: int) -> tuple[float, int]:
-    """The value of the last entry that stays when the ``keep`` largest of all tensors stay.
+    """The value of the smallest kept entry when the ``keep`` largest entries of all tensors are kept.
 
-    A float that is not negative sorts like its bits, so two histograms of 16 bits each find the value: every
-    tensor is looked at twice.
+    The bit patterns of non-negative floats sort like the floats, so two histograms of 16 bits each find the
+    value, and every tensor is evaluated twice.
 
     Args:
-        metrics: one function per tensor that makes it when asked, fp32, not negative.
-        keep: number of entries that stay, at least 1.
+        metrics: one function per tensor that returns it when called; entries are at least 0 and are compared
+            in fp32.
+        keep: number of entries to keep, at least 1.
 
     Returns:
-        (threshold, number of entries equal to it that stay).
+        (threshold, number of entries equal to it that are kept).
 
     Raises:
-        ValueError: an entry is negative, NaN or infinite, or there are fewer than ``keep``.
+        ValueError: if an entry is negative, NaN or infinite, or there are fewer than ``keep`` entries.
     """
     high = torch.zeros(1 << 15, dtype=torch.long)
     for metric in metrics:
@@ -43,11 +42,20 @@ def global_threshold(metrics: Sequence[Callable[[], Tensor]], keep: int) -> tupl
 
 
 def select_globally(metrics: Sequence[Callable[[], Tensor]], keep: int) -> list[Tensor]:
-    """Masks, True where an entry is among the ``keep`` largest of all tensors; of equal ones the first stay,
-    in the order of the tensors.
+    """Masks that keep the ``keep`` largest entries of all tensors together.
+
+    mask_t = (metric_t > threshold), plus the first entries equal to the threshold, in the order of the
+    tensors, until the count is met: global magnitude pruning (Han et al. 2015) where the metric is |W|.
+
+    Args:
+        metrics: one function per tensor that returns it when called; it is called up to three times.
+        keep: number of entries to keep in all tensors together.
+
+    Returns:
+        One boolean mask per tensor, of its shape, True where the entry is kept.
 
     Raises:
-        ValueError: an entry is negative, NaN or infinite, or there are fewer than ``keep``.
+        ValueError: if an entry is negative, NaN or infinite, or there are fewer than ``keep`` entries.
     """
     if keep == 0:
         return [torch.zeros_like(metric(), dtype=torch.bool) for metric in metrics]
@@ -63,16 +71,15 @@ def select_globally(metrics: Sequence[Callable[[], Tensor]], keep: int) -> list[
 
 
 def _bits(metric: Tensor) -> Tensor:
-    """The entries as integers that sort like them, [entries]."""
+    """The entries as integers of the same order, [entries]."""
     if not torch.isfinite(metric).all() or (metric < 0).any():
         raise ValueError("the metric has entries that are negative, NaN or infinite")
-    return (metric.float().flatten() + 0.0).view(
-        torch.int32
-    )  # + 0.0: the negative zero sorts like the positive
+    positive_zeros = metric.float().flatten() + 0.0  # the bits of -0.0 would sort last
+    return positive_zeros.view(torch.int32)
 
 
 def _last(counts: Tensor, keep: int) -> tuple[int, int]:
-    """From the top of a histogram, the bin of entry number ``keep``, and how many of that bin stay."""
+    """The bin of a histogram with the ``keep``-th largest entry, and how many of its entries are kept."""
     from_top = counts.flip(0).cumsum(0)
     place = int(torch.searchsorted(from_top, keep))
     above = int(from_top[place - 1]) if place else 0

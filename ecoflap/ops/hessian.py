@@ -1,8 +1,7 @@
-"""Damping and factoring the layer Hessian H = c X^T X that SparseGPT needs, once for all layers that read the
-same input X [tokens, cols].
+"""Damp and factor the layer Hessian H = c X^T X of inputs X [tokens, cols], once for all layers that read X.
 
-SparseGPT uses the upper factor U of the inverse, inv(H) = U^T U (Frantar and Alistarh 2023, section 3.3). Row
-j of U holds what the solve needs when columns 0..j-1 are already final: U_jj^2 is the j-th diagonal of the
+SparseGPT uses the upper factor U of the inverse, inv(H) = U^T U (Frantar and Alistarh 2023, algorithm 1). Row
+j of U holds what the solve needs once columns 0..j-1 are final: U_jj^2 is the j-th diagonal entry of the
 inverse of the trailing Hessian.
 """
 
@@ -13,15 +12,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-SMALLEST_ESCALATION = (
-    1e-4  # where escalation starts when no damping was asked for: ten times zero is still zero
-)
+SMALLEST_ESCALATION = 1e-4  # first damping to try after 0, which tenfold steps would never leave
 SMALL_TRIANGLE = 128  # columns; below it the calls cost more than the arithmetic
 LARGEST_DAMPING = 1.0  # beyond the mean diagonal the damping, not the data, decides
 
 
 class NotPositiveDefiniteError(ValueError):
-    """The Hessian could not be factored at any damping."""
+    """No damping made the Hessian positive definite."""
 
 
 class InverseFactor(NamedTuple):
@@ -30,7 +27,7 @@ class InverseFactor(NamedTuple):
     Attributes:
         upper: U [cols, cols], upper triangular fp32, with inv(H + damping * mean(diag H) * I) = U^T U.
         dead: columns whose input is always zero [cols], boolean.
-        damping: the damping used, a fraction of the mean diagonal; larger than asked when the first
+        damping: the damping used, as a fraction of the mean diagonal; larger than requested when the first
             factorisation failed.
     """
 
@@ -40,23 +37,25 @@ class InverseFactor(NamedTuple):
 
 
 def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
-    """Damp a Hessian and factor its inverse, with more damping each time that fails.
+    """Damp a Hessian and factor its inverse, with more damping each time the factorisation fails.
 
-    Dead columns (zero diagonal) touch no other column, so any positive diagonal serves; they count as zeros
-    in the mean. (The published code gives them 1 before the mean, which is next to nothing at its scale and
-    would decide everything at another.) A failed factorisation is tried again with ten times the damping,
-    until one attempt at 1 or more has failed too.
+    U^T U = inv(H + damping * mean(diag H) * I), as in SparseGPT (Frantar and Alistarh 2023, algorithm 1).
+
+    Dead columns (zero diagonal) interact with no other column, so any positive diagonal serves; they count as
+    zeros in the mean. (The published code sets their diagonal to 1 before it takes the mean, which is
+    negligible at its scale of H and would dominate at another.) A failed factorisation is retried with ten
+    times the damping, until an attempt at 1 or more has failed too.
 
     Args:
         hessian: symmetric positive semi-definite [cols, cols], any floating dtype; its scale does not matter.
-        damping: fraction of the mean diagonal added to the diagonal, 0 or more.
+        damping: fraction of the mean diagonal that is added to the diagonal, 0 or more.
 
     Returns:
         The factor, the dead columns and the damping that was used.
 
     Raises:
-        ValueError: the Hessian is not square or not finite, or the damping is negative or not finite.
-        NotPositiveDefiniteError: no damping on the way up to 1 made the Hessian positive definite.
+        ValueError: if the Hessian is not square or not finite, or the damping is negative or not finite.
+        NotPositiveDefiniteError: if no damping made the Hessian positive definite.
     """
     _check(hessian, damping)
     diagonal = hessian.diagonal().to(torch.float32)
@@ -75,12 +74,14 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
 
 
 def _upper_inverse_factor(hessian: Tensor, diagonal: Tensor) -> Tensor | None:
-    """Factor the inverse of `hessian` [cols, cols] with its diagonal replaced by `diagonal` [cols]; None if
-    that is not positive definite.
+    """Factor inv(H), with the diagonal of H [cols, cols] replaced by `diagonal` [cols].
 
-    With the order of the columns reversed, H = L L^T gives inv(H) = inv(L)^T inv(L), and reversing inv(L)
-    back makes it upper triangular. One Cholesky and one triangular inverse instead of Cholesky, inverse,
-    Cholesky: cheaper, and the inverse is never formed and so never indefinite.
+    Returns None if that matrix is not positive definite.
+
+    With the columns in reverse order, H = L L^T gives inv(H) = inv(L)^T inv(L), and inv(L) in the original
+    order is upper triangular. This takes one Cholesky factorisation and one triangular inverse instead of
+    Cholesky, inverse, Cholesky: it is cheaper, and the inverse is never formed, so it can't become
+    indefinite.
     """
     reversed_hessian = hessian.to(torch.float32).flip(0, 1)  # a copy: the caller's Hessian stays as it is
     reversed_hessian.diagonal().copy_(diagonal.flip(0))
@@ -112,9 +113,7 @@ def _invert_lower(lower: Tensor, inverse: Tensor) -> None:
 
 
 def _escalation(damping: float) -> Iterator[float]:
-    """The dampings to try, ascending: tenfold steps that end with the first one of at least
-    LARGEST_DAMPING.
-    """
+    """The dampings to try, in ascending tenfold steps up to the first of at least LARGEST_DAMPING."""
     yield damping
     while damping < LARGEST_DAMPING:
         damping = max(10 * damping, SMALLEST_ESCALATION)

@@ -1,5 +1,6 @@
-"""Random numbers that depend on their purpose and nothing else: not on the global generator, the device, or
-what was drawn before.
+"""Random numbers that depend only on their purpose.
+
+Neither the global generator, the device nor earlier draws affect them.
 """
 
 import hashlib
@@ -11,11 +12,11 @@ from torch import Tensor
 
 
 def seed_for(*parts: str | int) -> int:
-    """Hash what a draw is for, for example (seed, "zeroth_order", layer name, draw number), to a seed.
+    """Hash the purpose of a draw, such as (seed, "zeroth_order", layer name, draw number), to a seed.
 
     Args:
-        parts: the purpose; order, boundaries and types count, so ("a", "b"), ("ab",) and (1,), ("1",) all
-            differ.
+        parts: the purpose. Order, boundaries and types count: ("a", "b") and ("ab",) differ, (1,) and ("1",)
+            too.
 
     Returns:
         An integer in 0..2^63 - 1, the same in every process and on every machine.
@@ -31,21 +32,20 @@ def gaussian(
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Draw standard normal numbers for one purpose.
+    """Draw independent standard normal numbers, N(0, 1), for one purpose.
 
-    They are drawn in fp32 on the CPU and then moved and rounded, so every device and dtype sees the same
+    The numbers are drawn in fp32 on the CPU, then moved and rounded, so every device and dtype gets the same
     draw.
 
     Args:
         shape: shape of the result.
         parts: the purpose, as for `seed_for`.
-        device: where the result goes.
+        device: device of the result.
         dtype: floating dtype of the result.
 
     Returns:
-        Independent N(0, 1) numbers of the given shape.
+        The numbers, of the given shape.
     """
     generator = torch.Generator(device="cpu").manual_seed(seed_for(*parts))
-    return torch.randn(tuple(shape), generator=generator, dtype=torch.float32, device="cpu").to(
-        device=device, dtype=dtype
-    )
+    drawn = torch.randn(tuple(shape), generator=generator, dtype=torch.float32, device="cpu")
+    return drawn.to(device=device, dtype=dtype)

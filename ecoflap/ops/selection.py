@@ -1,9 +1,9 @@
-"""Which weights stay: masks with exact counts, identical to a stable ascending sort but without the sort.
+"""Masks with exact counts: the result of a stable ascending sort, without the sort.
 
 A metric ranks the weights, and the lowest are pruned. Among equal scores the lowest index is pruned first, so
 a count is met exactly however many scores tie; dead input columns and zero weights make ties common. One rule
 serves matrices, rows and n:m groups: find the largest pruned score, prune everything strictly below it, and
-fill the rest of the count with the first entries that equal it.
+fill the rest of the count with the first entries equal to it.
 
 Throughout, True in a mask means that the weight is kept.
 """
@@ -12,27 +12,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PARTITIONED = 2**20  # scores that are partitioned at a time on the CPU
-LARGEST_COMPARED = 8  # columns of an n:m group up to which all pairs are compared
+PARTITIONED = 2**20  # scores per partition on the CPU
+LARGEST_COMPARED = 8  # largest n:m group, in columns, of which all pairs are compared
 
 
 def select_in_matrix(metric: Tensor, keep: int) -> Tensor:
     """Keep the `keep` highest scores of the whole matrix.
 
+    The selection of magnitude pruning, |W_ij| against one threshold per layer (Han et al. 2015), and of
+    SparseGPT within a block of columns (Frantar and Alistarh 2023, algorithm 1).
+
     Args:
         metric: scores [rows, cols], any real dtype; infinities are ordinary scores.
-        keep: number of weights that stay, 0 to rows * cols.
+        keep: number of weights to keep, 0 to rows * cols.
 
     Returns:
         Boolean mask [rows, cols] with exactly `keep` True entries.
 
     Raises:
-        ValueError: the metric is not a matrix or holds NaN, or `keep` is out of range.
+        ValueError: if the metric is not a matrix or holds NaN, or `keep` is out of range.
     """
     _check_metric(metric)
     _check_keep(metric, keep)
     if keep < metric.numel() and not metric.is_contiguous() and metric.t().is_contiguous():
-        # Stored column by column. The order of the scores matters only where equal ones are to be told apart.
+        # Stored column by column. The order of the scores matters only for ties.
         scores = metric.t().reshape(1, -1)
         above = scores > _order_statistic(scores, metric.numel() - keep)
         if int(above.count_nonzero()) == keep:
@@ -41,22 +44,21 @@ def select_in_matrix(metric: Tensor, keep: int) -> Tensor:
 
 
 def select_in_rows(metric: Tensor, keep: int) -> Tensor:
-    """Keep the highest scores of each row, `keep` in total, with counts that differ by at most one between
-    rows.
+    """Keep the highest scores of each row, `keep` in total; the rows' counts differ by at most one.
 
-    Every row keeps keep // rows. The keep % rows weights left over go, one each, to the rows whose best
-    pruned score is highest (ties: lowest row). When nothing is left over this is the per-row rule of Wanda
-    (Sun et al. 2024, section 3).
+    Every row keeps keep // rows weights. The remaining keep % rows go, one each, to the rows whose best
+    pruned score is highest (ties: lowest row). Without a remainder this is Wanda's comparison group, the
+    output row (Sun et al. 2024, section 3).
 
     Args:
         metric: scores [rows, cols], any real dtype; infinities are ordinary scores.
-        keep: number of weights of the whole matrix that stay, 0 to rows * cols.
+        keep: number of weights of the whole matrix to keep, 0 to rows * cols.
 
     Returns:
         Boolean mask [rows, cols] with exactly `keep` True entries.
 
     Raises:
-        ValueError: the metric is not a matrix or holds NaN, or `keep` is out of range.
+        ValueError: if the metric is not a matrix or holds NaN, or `keep` is out of range.
     """
     _check_metric(metric)
     _check_keep(metric, keep)
@@ -68,6 +70,8 @@ def select_in_rows(metric: Tensor, keep: int) -> Tensor:
 def select_n_of_m(metric: Tensor, n: int, m: int) -> Tensor:
     """Keep the n highest scores in every m consecutive columns of each row.
 
+    The n:m pattern that sparse tensor cores accelerate, such as 2:4 (Mishra et al. 2021).
+
     Args:
         metric: scores [rows, cols], any real dtype; infinities are ordinary scores.
         n: weights kept per group, 1 to m.
@@ -77,7 +81,7 @@ def select_n_of_m(metric: Tensor, n: int, m: int) -> Tensor:
         Boolean mask [rows, cols] with exactly rows * cols * n / m True entries.
 
     Raises:
-        ValueError: the metric is not a matrix or holds NaN, n is not in 1..m, or m does not divide cols.
+        ValueError: if the metric is not a matrix or holds NaN, n is not in 1..m, or m does not divide cols.
     """
     _check_metric(metric)
     check_n_of_m(metric.shape[1], n, m)
@@ -85,28 +89,26 @@ def select_n_of_m(metric: Tensor, n: int, m: int) -> Tensor:
 
 
 def keep_n_of_m(metric: Tensor, n: int, m: int) -> Tensor:
-    """`select_n_of_m` without its checks, for a solve that has made them and calls this once per group of
-    columns.
+    """`select_n_of_m` without its checks, for a solve that calls it once per group of columns.
 
-    A weight's rank in its group is how many of the others it beats. Small groups compare every pair of their
-    columns, in a number of operations that does not depend on the size of the matrix; large groups select by
-    order statistic.
+    A weight's rank in its group is the number of others that it beats. Small groups compare every pair of
+    their columns, in a number of operations that does not depend on the size of the matrix; large groups
+    select by order statistic.
     """
     if m > LARGEST_COMPARED:
         return _keep_highest(metric.reshape(-1, m), m - n).reshape(metric.shape)
-    columns = (
-        metric.reshape(-1, m).t().contiguous()
-    )  # [m, groups]: each comparison reads two straight runs of memory
+    # [m, groups] in contiguous memory: each comparison streams two rows.
+    columns = metric.reshape(-1, m).t().contiguous()
     ranks = torch.zeros(columns.shape, dtype=torch.uint8, device=metric.device)
     for later in range(1, m):
-        wins = columns[later] >= columns[:later]  # of two equals the earlier is pruned first
+        wins = columns[later] >= columns[:later]  # of two equal scores the earlier is pruned first
         ranks[later] += wins.sum(dim=0, dtype=torch.uint8)
         ranks[:later] += ~wins
     return (ranks >= m - n).t().reshape(metric.shape)
 
 
 def check_n_of_m(cols: int, n: int, m: int) -> None:
-    """Refuse an n:m pattern that does not exist or does not fit a matrix.
+    """Refuse an n:m pattern that is invalid or does not fit a matrix.
 
     Args:
         cols: columns of the matrix.
@@ -114,7 +116,7 @@ def check_n_of_m(cols: int, n: int, m: int) -> None:
         m: columns per group.
 
     Raises:
-        ValueError: n is not in 1..m, or m does not divide cols.
+        ValueError: if n is not in 1..m, or m does not divide cols.
     """
     if not 0 < n <= m:
         raise ValueError(
@@ -128,23 +130,23 @@ def check_n_of_m(cols: int, n: int, m: int) -> None:
 
 
 def _keep_highest(scores: Tensor, prune: int, spared_groups: int = 0) -> Tensor:
-    """Prune the `prune` lowest scores of each group, and one fewer in the `spared_groups` groups that would
-    lose the most.
+    """Prune the `prune` lowest scores of each group, and one fewer in some groups.
 
     Args:
         scores: [groups, items].
         prune: items to prune per group, at least 1 when groups are spared.
-        spared_groups: number of groups that prune one item fewer.
+        spared_groups: number of groups that prune one item fewer; those whose threshold is highest are
+            chosen.
 
     Returns:
-        Boolean mask [groups, items], True for the items that stay.
+        Boolean mask [groups, items], True for the items that are kept.
     """
     if prune == 0:
         return torch.ones_like(scores, dtype=torch.bool)
     threshold = _order_statistic(scores, prune)
     above = scores > threshold
-    # No group has more above its threshold than it keeps, so the total is met only where each group is: no
-    # tie reaches beyond a count.
+    # No group has more scores above its threshold than it keeps. If the total is met, each group's count is,
+    # and no tie has to be broken.
     if not spared_groups and int(above.count_nonzero()) == len(scores) * (scores.shape[1] - prune):
         return above
     below = scores < threshold
@@ -157,19 +159,16 @@ def _keep_highest(scores: Tensor, prune: int, spared_groups: int = 0) -> Tensor:
 
 
 def _order_statistic(scores: Tensor, rank: int) -> Tensor:
-    """The rank-th smallest score of each group (rank from 1): scores [groups, items] -> [groups, 1].
+    """The rank-th smallest score of each group, [groups, 1], from scores [groups, items]; ranks begin at 1.
 
-    `topk` from the nearer end; unlike `kthvalue` it is also allowed under torch.use_deterministic_algorithms
-    on CUDA. On the CPU NumPy's vectorised quickselect takes less than half the time.
+    Uses `topk` from the nearer end, because `kthvalue` on CUDA is not allowed under
+    torch.use_deterministic_algorithms. On the CPU NumPy's vectorised quickselect takes less than half the
+    time.
     """
     if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
-        parts = scores.split(max(1, PARTITIONED // scores.shape[1]))  # copies that stay in the cache
-        return torch.cat(
-            [
-                torch.from_numpy(np.partition(part.numpy(), rank - 1, axis=1)[:, rank - 1 : rank].copy())
-                for part in parts
-            ]
-        )
+        parts = scores.split(max(1, PARTITIONED // scores.shape[1]))  # their copies fit in the CPU's cache
+        ranked = (np.partition(part.numpy(), rank - 1, axis=1)[:, rank - 1 : rank] for part in parts)
+        return torch.cat([torch.from_numpy(values.copy()) for values in ranked])
     from_top = scores.shape[1] - rank + 1
     if rank <= from_top:
         return scores.topk(rank, dim=1, largest=False, sorted=False).values.amax(dim=1, keepdim=True)
@@ -181,7 +180,7 @@ def _check_metric(metric: Tensor) -> None:
         raise ValueError(
             f"a metric must be a non-empty matrix [rows, cols]; found shape {tuple(metric.shape)}"
         )
-    if metric.amax().isnan():  # NaN is the largest of anything; cheaper than to look at each
+    if metric.amax().isnan():  # the maximum of anything with NaN is NaN; cheaper than testing each score
         raise ValueError(
             f"{int(metric.isnan().sum())} of {metric.numel()} scores are NaN; check the weight and the"
             " calibration statistics for NaN"

@@ -1,12 +1,11 @@
-"""SparseGPT: prune matrices and correct the weights that stay (Frantar and Alistarh 2023, algorithm 1).
+"""SparseGPT: prune matrices and update the kept weights (Frantar and Alistarh 2023, algorithm 1).
 
-Columns are made final from left to right. Removing weight w_j of a row leaves the error e_j = w_j / U_jj, and
-the later columns of that row move by -e_j U_j,k to make up for it. The mask of a block of columns is fixed
-before the block is solved, so the errors of a row are the solution of one triangular system. That is done in
-leaves of a few columns; later columns are updated by matrix products.
+Columns become final from left to right. Removing weight w_j of a row leaves the error e_j = w_j / U_jj, and
+the row's later columns change by -e_j U_j,k to compensate. The mask of a block of columns is fixed before the
+block is solved, so the errors of a row are the solution of one triangular system. It is solved in leaves of a
+few columns; matrix products update the later columns.
 
-Rows don't touch each other, so layers that read the same input are solved as one matrix, each with its own
-mask.
+Rows are independent, so layers that read the same input are solved as one matrix, each with its own mask.
 """
 
 from collections.abc import Sequence
@@ -18,7 +17,7 @@ from torch import Tensor
 from ecoflap.ops.hessian import InverseFactor, inverse_factor
 from ecoflap.ops.selection import check_n_of_m, keep_n_of_m, select_in_matrix
 
-BLOCKS_PER_UPDATE = 2
+BLOCKS_PER_UPDATE = 2  # far columns are read and written once for so many blocks
 
 
 class Solution(NamedTuple):
@@ -44,14 +43,17 @@ def sparsegpt_solve(
     block: int = 128,
     leaf: int = 16,
 ) -> Solution:
-    """Prune a matrix given the Hessian of its inputs; `solve_with_factor` after `inverse_factor`, which see.
+    """Prune a matrix given the Hessian of its inputs: `inverse_factor`, then `solve_with_factor`.
+
+    Minimises ||W X - W' X||^2 column by column, with saliency W_ij^2 / U_jj^2 (Frantar and Alistarh 2023,
+    algorithm 1).
 
     Args:
         weight: [rows, cols], any floating dtype.
         hessian: c X^T X of the layer's inputs X [tokens, cols], any scale c: [cols, cols].
-        keep: number of weights that stay, or None with `n_of_m`.
+        keep: number of weights to keep, or None with `n_of_m`.
         n_of_m: (n, m) to keep n of every m consecutive columns of a row, or None with `keep`.
-        damping: fraction of the mean diagonal added to the diagonal.
+        damping: fraction of the mean diagonal that is added to the diagonal.
         block: columns per mask decision.
         leaf: columns per triangular solve; n:m uses m.
 
@@ -59,8 +61,8 @@ def sparsegpt_solve(
         The pruned weight, its mask and the damping used. No argument is modified.
 
     Raises:
-        ValueError: arguments do not fit each other, or are not finite.
-        NotPositiveDefiniteError: the Hessian could not be factored.
+        ValueError: if arguments do not match each other, or are not finite.
+        NotPositiveDefiniteError: if the Hessian can't be factored.
     """
     return solve_with_factor(weight, inverse_factor(hessian, damping), keep, n_of_m, block, leaf)
 
@@ -85,16 +87,19 @@ def solve_together(
     block: int = 128,
     leaf: int = 16,
 ) -> list[Solution]:
-    """Prune matrices that read the same input, given its factor.
+    """Prune matrices that read the same input, given its factor U.
 
-    With `keeps`, each block of columns of a matrix gets its share so that the first c columns hold floor(keep
-    * c / cols) kept weights at every block's end c. Weights of dead columns go first; those that stay because
-      the count is met keep their value.
+    For each pruned w_j in turn: e_j = w_j / U_jj, and w_k -= e_j U_jk for the later columns k (Frantar and
+    Alistarh 2023, algorithm 1).
+
+    With `keeps`, the first c columns hold floor(keep * c / cols) kept weights at the end c of every block of
+    columns. Weights of dead columns are pruned first; those that are kept because the count is met keep their
+    value.
 
     Args:
         weights: each [rows, cols], any floating dtype, on the factor's device; rows may differ.
         factor: from `inverse_factor` of the Hessian [cols, cols].
-        keeps: for each matrix the number of weights that stay, or None with `n_of_m`.
+        keeps: for each matrix the number of weights to keep, or None with `n_of_m`.
         n_of_m: (n, m) to keep n of every m consecutive columns of a row, or None with `keeps`.
         block: columns per mask decision.
         leaf: columns per triangular solve; n:m uses m.
@@ -103,7 +108,7 @@ def solve_together(
         For each matrix the pruned weight, its mask and the damping used. No argument is modified.
 
     Raises:
-        ValueError: arguments do not fit each other, or a weight is not finite.
+        ValueError: if arguments do not match each other, or a weight is not finite.
     """
     _check(weights, factor, keeps, n_of_m, block, leaf)
     cols = weights[0].shape[1]
@@ -130,7 +135,7 @@ def solve_together(
                 within = errors[inner.start - several.start : inner.stop - several.start]
                 _pruning_errors(solved[inner], mask[inner], factor.upper[inner, inner], within)
                 _correct(solved, factor, inner, within, slice(inner.start, columns.stop))
-            solved[columns].mul_(mask[columns])  # solved to zero up to rounding
+            solved[columns].mul_(mask[columns])  # the solve leaves zero up to rounding
             done = errors[columns.start - several.start : columns.stop - several.start]
             _correct(solved, factor, columns, done, slice(columns.stop, several.stop))
         _correct(solved, factor, several, errors, slice(several.stop, cols))
@@ -141,58 +146,59 @@ def solve_together(
 
 
 def _correct(solved: Tensor, factor: InverseFactor, columns: slice, errors: Tensor, others: slice) -> None:
-    """Move other columns to make up for the errors [columns, rows] of some."""
+    """Update other columns to compensate for the errors [columns, rows] of pruned ones."""
     solved[others].addmm_(factor.upper[columns, others].t(), errors, alpha=-1)
 
 
 def _saliency(solved: Tensor, factor: InverseFactor, columns: slice) -> Tensor:
-    """The loss that removing each weight of some columns adds, W^2 / diag(U)^2 [columns, rows], for weights
-    already updated by earlier columns.
+    """The loss that removing each weight of some columns adds, W^2 / diag(U)^2 [columns, rows].
+
+    The weights are those that earlier columns have already updated.
     """
     scores = solved[columns].square() / factor.upper.diagonal()[columns].square().unsqueeze(1)
-    # Below any loss: removing these costs nothing, not even a chance to correct other weights.
+    # Below any loss: removing these costs nothing, not even a chance to compensate for other weights.
     return scores.masked_fill_(factor.dead[columns].unsqueeze(1), -1.0)
 
 
 def _pruning_errors(weight: Tensor, mask: Tensor, upper: Tensor, errors: Tensor) -> None:
     """Solve sum_{i<=j} e_i U_ij = w_j for the pruned j of each row, with e_j = 0 for the kept j.
 
-    Launching an operation is what costs on an accelerator, so there the systems of all rows are solved as one
-    batch; on the CPU, where memory does, a leaf fits into the cache and its columns are eliminated one by
-    one.
+    On an accelerator, launching operations dominates, so the systems of all rows are solved as one batch. On
+    the CPU, memory traffic dominates: a leaf fits into the cache, and its columns are eliminated one by one.
 
     Args:
         weight: one leaf, updated by all earlier columns [leaf, rows].
         mask: True where kept [leaf, rows].
         upper: the factor's diagonal block of the leaf [leaf, leaf].
-        errors: where e is written [leaf, rows].
+        errors: output for e [leaf, rows].
     """
-    (eliminate if weight.device.type == "cpu" else solve_batched)(weight, mask, upper, errors)
+    solve = eliminate if weight.device.type == "cpu" else solve_batched
+    solve(weight, mask, upper, errors)
 
 
 def solve_batched(weight: Tensor, mask: Tensor, upper: Tensor, errors: Tensor) -> None:
     """`_pruning_errors` as one batch of triangular systems, one per row."""
     identity = torch.eye(len(upper), dtype=upper.dtype, device=upper.device)
-    systems = torch.where(
-        mask.t().unsqueeze(1), identity, upper
-    )  # [rows, leaf, leaf]: a kept column's equation reads e_j = 0
+    # [rows, leaf, leaf]: the equation of a kept column reads e_j = 0.
+    systems = torch.where(mask.t().unsqueeze(1), identity, upper)
     targets = weight.masked_fill(mask, 0.0).t().unsqueeze(1)
     errors.copy_(torch.linalg.solve_triangular(systems, targets, upper=True, left=False).squeeze(1).t())
 
 
 def eliminate(weight: Tensor, mask: Tensor, upper: Tensor, errors: Tensor) -> None:
     """`_pruning_errors` column by column."""
-    left = weight.clone()
+    remaining = weight.clone()
     scale = (~mask).to(weight.dtype) / upper.diagonal().unsqueeze(1)  # zero where kept
     for column in range(len(upper)):
-        torch.mul(left[column], scale[column], out=errors[column])
+        torch.mul(remaining[column], scale[column], out=errors[column])
         if column + 1 < len(upper):
-            left[column + 1 :].addr_(upper[column, column + 1 :], errors[column], alpha=-1)
+            remaining[column + 1 :].addr_(upper[column, column + 1 :], errors[column], alpha=-1)
 
 
 def _share(keep: int, cols: int, start: int, stop: int) -> int:
-    """Weights to keep in columns start..stop-1, from cumulative rounding: the shares add up to `keep`, and
-    none is larger than its block.
+    """Number of weights to keep in columns start..stop-1.
+
+    Rounding is cumulative: the shares add up to `keep`, and none is larger than its block.
     """
     return keep * stop // cols - keep * start // cols
 
@@ -202,7 +208,7 @@ def _spans(start: int, stop: int, width: int) -> list[slice]:
 
 
 def _spans_of(lengths: Sequence[int]) -> list[slice]:
-    """Where parts of these lengths lie, one after the other."""
+    """Spans of consecutive parts of the given lengths."""
     ends = [sum(lengths[: index + 1]) for index in range(len(lengths))]
     return [slice(end - length, end) for end, length in zip(ends, lengths, strict=True)]
 
@@ -221,9 +227,8 @@ def _check(
                 f"weight [rows, cols] needs a factor [cols, cols]; found {tuple(weight.shape)} and"
                 f" {tuple(factor.upper.shape)}"
             )
-        if (
-            not torch.stack(torch.aminmax(weight)).isfinite().all()
-        ):  # one pass; pruned, it would spread over its row
+        # One pass over the weight. Pruning a weight that is not finite would spread it over its row.
+        if not torch.stack(torch.aminmax(weight)).isfinite().all():
             raise ValueError(
                 f"{int((~weight.isfinite()).sum())} of {weight.numel()} weights are NaN or infinite; check"
                 " the checkpoint and its dtype"

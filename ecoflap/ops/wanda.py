@@ -1,25 +1,25 @@
-"""The Wanda metric: a weight matters as much as its size times the size of the inputs that it multiplies."""
+"""The Wanda metric: the magnitude of a weight times the norm of the input that it multiplies."""
 
 import torch
 from torch import Tensor
 
 
 def wanda_metric(weight: Tensor, mean_square: Tensor) -> Tensor:
-    """Score every weight by |W_ij| * sqrt(mean_square_j) (Sun et al. 2024, equation 1).
+    """Score every weight by S_ij = |W_ij| * sqrt(mean_square_j) (Sun et al. 2024, equation 1).
 
-    The published norm is taken over all tokens; a mean differs from it by one factor per matrix, which
-    changes no mask.
+    The published norm is ||X_j||_2 over all tokens; the root mean square differs from it by one factor per
+    matrix, which changes no mask.
 
     Args:
         weight: [rows, cols], any floating dtype.
         mean_square: mean of the squared input of each column [cols], in squared activation units; 0 for
-            columns that never fire.
+            columns whose input is always zero.
 
     Returns:
-        Scores [rows, cols] in fp32; half precision would merge close scores into ties.
+        Scores [rows, cols] in fp32; half precision would round close scores to ties.
 
     Raises:
-        ValueError: the statistics do not have one entry per column.
+        ValueError: if the statistics do not have one entry per column.
     """
     if weight.ndim != 2 or mean_square.shape != weight.shape[1:]:
         raise ValueError(

@@ -1,27 +1,24 @@
-"""ECoFLaP's coarse allocation: one budget of kept weights, shared among groups in proportion to their scores
-(Sung et al. 2024, section 3.2).
+"""ECoFLaP's coarse allocation: a budget of kept weights, shared among groups in proportion to their scores.
 
-Picture tanks of volume N_g, each filled to floor_g beforehand because no group may lose more than the cap;
-the rest of the budget flows in at rates proportional to the scores, and tanks that are full take no more. All
-arithmetic is on integers, so totals are exact for any number of weights.
+Picture tanks of volume N_g, each filled to floor_g beforehand because no group may lose more than the cap
+allows; the rest of the budget flows in at rates proportional to the scores, and full tanks take no more (Sung
+et al. 2024, section 3.2). All arithmetic is on integers, so totals are exact for any number of weights.
 """
 
 import math
 from collections.abc import Sequence
 from fractions import Fraction
 
-LARGEST_DENOMINATOR = (
-    10**9
-)  # reads 0.7 + 0.1 = 0.7999999999999999 as 4/5, and changes no float by more than its rounding error
+# Reads 0.7 + 0.1 = 0.7999999999999999 as 4/5, and changes no float by more than its rounding error.
+LARGEST_DENOMINATOR = 10**9
 
 
 def water_fill(sizes: Sequence[int], scores: Sequence[float], total: int, cap: float) -> list[int]:
-    """Share `total` kept weights among groups: keep_g = min(N_g, floor_g + lambda * S_g), with lambda such
-    that the sum is `total`.
+    """Share `total` kept weights among groups: keep_g = min(N_g, floor_g + lambda * S_g).
 
-    Fractions of a weight go to the largest remainders (ties: the lowest index). Once every group with a
-    positive score is full, what is left goes to the groups with score zero in proportion to their remaining
-    room.
+    lambda is such that the sum is `total` (Sung et al. 2024, section 3.2, solved exactly). Fractions of a
+    weight go to the largest remainders (ties: the lowest index). Once every group with a positive score is
+    full, the rest goes to the groups with score zero, in proportion to their remaining room.
 
     Args:
         sizes: weights per group N_g.
@@ -33,7 +30,8 @@ def water_fill(sizes: Sequence[int], scores: Sequence[float], total: int, cap: f
         Weights to keep per group, floor_g <= keep_g <= N_g, with sum exactly `total`.
 
     Raises:
-        ValueError: lengths differ, a score is unusable, the cap is not in 0..1, or the total cannot be met.
+        ValueError: if lengths differ, a score is negative or not finite, all scores are 0, the cap is not in
+            0..1, or the floors exceed the total.
     """
     _check_sizes(sizes, total)
     _check_scores(sizes, scores)
@@ -44,8 +42,9 @@ def water_fill(sizes: Sequence[int], scores: Sequence[float], total: int, cap: f
 
 
 def proportional(sizes: Sequence[int], total: int) -> list[int]:
-    """Share `total` among groups in proportion to their sizes: total * N_g / sum(N), rounded by largest
-    remainder (ties: the lowest index).
+    """Share `total` among groups in proportion to their sizes: keep_g = total * N_g / sum(N).
+
+    Uniform sparsity in integers, rounded by largest remainder (ties: the lowest index).
 
     Args:
         sizes: weights per group N_g.
@@ -55,20 +54,18 @@ def proportional(sizes: Sequence[int], total: int) -> list[int]:
         Weights to keep per group, at most N_g each, with sum exactly `total`.
 
     Raises:
-        ValueError: there is no group, a size is negative, or the total is not in 0..sum(sizes).
+        ValueError: if there is no group, a size is negative, or the total is not in 0..sum(sizes).
     """
     _check_sizes(sizes, total)
     return _share(sizes, total)
 
 
 def _fill(rooms: Sequence[int], rates: Sequence[int], budget: int) -> list[int]:
-    """Pour `budget` into groups at the given rates, none above its room: min(room_g, lambda * rate_g) in
-    integers.
-    """
+    """Fill groups with `budget` at the given rates, in integers: min(room_g, lambda * rate_g)."""
     extras = [0] * len(rooms)
     filling = sorted((g for g, rate in enumerate(rates) if rate), key=lambda g: Fraction(rooms[g], rates[g]))
     flow = sum(rates)
-    # Groups fill up in the order of room / rate. Each that does leaves a larger share for the rest, so one
+    # Groups fill up in the order of room / rate. Each full group leaves a larger share for the others, so one
     # pass finds all of them.
     while filling and budget * rates[filling[0]] >= rooms[filling[0]] * flow:
         full = filling.pop(0)
@@ -88,16 +85,19 @@ def _share(weights: Sequence[int], total: int) -> list[int]:
     if total == 0:
         return [0] * len(weights)
     shares = [total * weight // whole for weight in weights]
-    by_remainder = sorted(
-        range(len(weights)), key=lambda g: -(total * weights[g] % whole)
-    )  # stable: ties stay in index order
+    # The sort is stable: ties stay in the order of the index.
+    by_remainder = sorted(range(len(weights)), key=lambda g: -(total * weights[g] % whole))
     for g in by_remainder[: total - sum(shares)]:
         shares[g] += 1
     return shares
 
 
 def _floors(sizes: Sequence[int], total: int, cap: float) -> list[int]:
-    """The fewest weights that each group must keep; an error if they alone exceed the total."""
+    """The fewest weights that each group must keep.
+
+    Raises:
+        ValueError: if they alone exceed the total.
+    """
     if not 0 <= cap <= 1:
         raise ValueError(f"the cap is the largest sparsity of any group, 0 to 1; found {cap}")
     dense_part = 1 - Fraction(cap).limit_denominator(LARGEST_DENOMINATOR)
@@ -113,7 +113,7 @@ def _floors(sizes: Sequence[int], total: int, cap: float) -> list[int]:
 
 
 def _as_integers(scores: Sequence[float]) -> list[int]:
-    """Scale scores by a power of two that makes all of them integers, without rounding."""
+    """Scale scores by the power of two that makes all of them integers, without rounding."""
     exact = [Fraction(float(score)) for score in scores]
     scale = max(score.denominator for score in exact)
     return [int(score * scale) for score in exact]

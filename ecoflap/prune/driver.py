@@ -5,7 +5,7 @@ it is still dense.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from ecoflap.errors import NumericalError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.layers import Statistics, prune_layers
-from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.protocol import LayerPruner, OnBlock
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.storage.masks import PackedMasks
 
@@ -30,7 +30,7 @@ def prune(
     pruner: LayerPruner,
     allocation: Allocation,
     batch_size: int,
-    on_block: Callable[[BlockReport], None] = lambda _: None,
+    on_block: OnBlock = lambda _: None,
     propagate: str = "pruned",
     finished: FinishedBlocks | None = None,
     precomputed_statistics: Mapping[str, Tensor] | None = None,

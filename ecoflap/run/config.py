@@ -51,7 +51,7 @@ class RuntimeConfig:
 
 @dataclass
 class RunConfig:
-    """What ``main.py`` runs; the groups (model, score, ...) are the dataclasses that their ``_target_``
+    """What a run does; the groups (model, score, ...) are the dataclasses that their ``_target_``
     names.
 
     Attributes:
@@ -169,7 +169,7 @@ def how_to_go_on() -> str:
     """What starts this run, or the sweep that it belongs to, where it was stopped."""
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
-        return f"python -m ecoflap.sweeps.status {hydra.sweep.dir} --rerun-failed goes on from here"
+        return f"ecoflap status {hydra.sweep.dir} --rerun-failed goes on from here"
     return f"the same command with hydra.run.dir={hydra.runtime.output_dir} goes on from here"
 
 

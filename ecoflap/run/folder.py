@@ -1,7 +1,7 @@
 """A run's folder: whose it is, how far the run is, and whether what an earlier run left there can be gone on
 from.
 
-``status.json`` says for people and for ``ecoflap.sweeps.status`` what the run does; ``.lease`` proves that it
+``status.json`` says for people and for ``ecoflap status`` what the run does; ``.lease`` proves that it
 lives. A run that is started again with the same config in the same folder goes on where the last one stopped,
 and does nothing when that one had finished.
 """

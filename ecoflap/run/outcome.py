@@ -106,7 +106,7 @@ def show_in_tracker(tracker: Tracker, result: Result, state: RunState) -> None:
     """One table per step that has run, and the figures of the run as its summary."""
     if state.scores is not None:
         rows = [
-            (name, value, state.scores.standard_error[name])
+            (name, value, state.scores.standard_error.get(name))
             for name, value in state.scores.importance.items()
         ]
         tracker.log_table("score", [state.scores.granularity, state.scores.kind, "standard_error"], rows)

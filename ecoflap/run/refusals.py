@@ -24,7 +24,7 @@ from omegaconf.errors import (
 )
 from yaml import MarkedYAMLError, YAMLError
 
-from ecoflap.errors import NumericalError, UserError
+from ecoflap.errors import NumericalError, UserError, typed_command
 from ecoflap.storage.file_names import BLOCKS, FINETUNE, PREDICTIONS, TRAINING
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -126,7 +126,7 @@ def of_hydra(error: BaseException) -> str | None:
     lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]
     details = ("full_key:", "object_type=", "reference_type=", "See http", "Config search path", "provider=")
     told = [line.rstrip(".") for line in lines if not line.startswith(details)]
-    return "; ".join(told[:3]) + "; python main.py --help lists what there is"
+    return "; ".join(told[:3]) + f"; {typed_command()} --help lists what there is"
 
 
 def _disk_full(error: BaseException) -> str:

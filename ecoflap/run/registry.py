@@ -1,16 +1,16 @@
 """The options of every part, as choices that the files of ``conf`` take their defaults from.
 
-A file names its part in its defaults list, such as ``/options/task/Mmlu@_here_``, and holds what differs. The
-group ``options`` is no choice of a run.
+A new part of this package has a dataclass in the ``options.py`` beside it, a line in ``PARTS`` and a file in
+``conf``. The file names its part in its defaults list, such as ``/options/task/Mmlu@_here_``, and holds what
+differs. The group ``options`` is no choice of a run.
 """
 
 from __future__ import annotations
 
 import importlib
 from dataclasses import MISSING, fields, is_dataclass
+from functools import partial
 from typing import Any
-
-from hydra.core.config_store import ConfigStore
 
 from ecoflap.allocate import options as allocate
 from ecoflap.console import options as console
@@ -31,6 +31,7 @@ from ecoflap.models.families.lavis import options as lavis
 from ecoflap.models.families.vision import options as vision
 from ecoflap.models.families.vlm import options as vlm
 from ecoflap.prune import options as prune
+from ecoflap.run.lazy_store import store
 from ecoflap.score import options as score
 
 HIDDEN = "options"
@@ -117,9 +118,12 @@ def register() -> None:
     """Store the defaults of every part, each as ``/options/GROUP/CLASS``."""
     for group, parts in PARTS.items():
         for target, options in parts.items():
-            name = target.rpartition(".")[2]
-            node = {"_target_": target, **defaults(options)}
-            ConfigStore.instance().store(group=f"{HIDDEN}/{group}", name=name, node=node, provider="ecoflap")
+            store(f"{HIDDEN}/{group}", target.rpartition(".")[2], partial(node, target, options))
+
+
+def node(target: str, options: type) -> dict[str, Any]:
+    """The config of a part with all of its defaults."""
+    return {"_target_": target, **defaults(options)}
 
 
 def defaults(options: type) -> dict[str, Any]:

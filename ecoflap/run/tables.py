@@ -2,32 +2,39 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import yaml
-from hydra.core.config_store import ConfigStore
 
-CONF = Path(__file__).parents[2] / "conf"
+from ecoflap.run.lazy_store import store
+from ecoflap.run.registry import HIDDEN
+from ecoflap.storage.installation import conf_folder
 
 
 def register() -> None:
     """Make every row a choice of its groups."""
-    store = ConfigStore.instance().store
     for name, row in rows("models").items():
-        base, values = row["base"], without(row, "about", "base")
-        node = {"defaults": [base, "_self_"], "model": {"name": name, **values}}
-        store(group="model", name=name, node=node, package="_global_", provider="ecoflap")
+        store("model", name, partial(model, name, row), package="_global_")
     for name in rows("picture_sets"):
-        for group, split in (("calibration", "train"), ("task", "test")):
-            part = f"/options/{group}/Classification@_here_"
-            node = {"defaults": [part, "_self_"], "name": name, "dataset": name, "split": split}
-            store(group=group, name=name, node=node, provider="ecoflap")
+        store("calibration", name, partial(picture_set, "calibration", name, "train"))
+        store("task", name, partial(picture_set, "task", name, "test"))
+
+
+def model(name: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The config of a row of ``models``."""
+    return {"defaults": [row["base"], "_self_"], "model": {"name": name, **without(row, "about", "base")}}
+
+
+def picture_set(group: str, name: str, split: str) -> dict[str, Any]:
+    """The config of a row of ``picture_sets``."""
+    part = f"/{HIDDEN}/{group}/Classification@_here_"
+    return {"defaults": [part, "_self_"], "name": name, "dataset": name, "split": split}
 
 
 def rows(table: str) -> dict[str, dict[str, Any]]:
     """The rows of a table, by the name that chooses one."""
-    text = (CONF / f"{table}.yaml").read_text(encoding="utf-8")
+    text = (conf_folder() / f"{table}.yaml").read_text(encoding="utf-8")
     found = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     return dict(found)
 

@@ -1,6 +1,6 @@
 """Zeroth-order scores in the limit of small eps: how steep the loss is along a random direction.
 
-(L(W + eps z) - L(W - eps z)) / 2 eps tends to <dL/dW, z>. One backward pass per batch gives that for all
+(L(W + eps z) - L(W - eps z)) / 2 eps tends to ``<dL/dW, z>``. One backward pass per batch gives that for all
 layers and draws: each gradient is reduced to its products with the draws inside the pass, and freed.
 """
 
@@ -18,7 +18,7 @@ from ecoflap.score.recompute import recomputing
 
 
 def slopes(model: PrunableModel, batch: Batch, draws: int, noise: Noise) -> dict[Layer, list[float]]:
-    """| <g, z_r> | of each layer that the mean loss of a batch depends on, for each draw r.
+    """| ``<g, z_r>`` | of each layer that the mean loss of a batch depends on, for each draw r.
 
     Args:
         model: its weights in fp32.

@@ -14,7 +14,7 @@ block costs one probe instead of one per layer. Its expectation is sqrt(2 / pi) 
 whole gradient, not the sum of its layers' norms. The layers of a block get shares of it by their size, so
 their sum is the block's score and they are told apart by nothing else.
 
-``probe=derivative`` is the limit of small eps, | <dL_b / dW, z> | for the same z, of all layers from one
+``probe=derivative`` is the limit of small eps, | ``<dL_b / dW, z>`` | for the same z, of all layers from one
 backward pass: the same scores up to the error of the difference quotient, for about the cost of
 ``score=first_order``.
 
@@ -36,7 +36,7 @@ from torch import Tensor
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.loss_batches import Kind, kind_of, loss_batches
-from ecoflap.blocks.suffix import SuffixRunner, growing_modules
+from ecoflap.blocks.suffix import SuffixRunner, repeatable_modules
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.data.calibration_set import CalibrationSet
@@ -175,7 +175,7 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
         self, model: PrunableModel, batches: Sequence[Batch], work: Sequence[tuple[Tower, Block]]
     ) -> Iterator[tuple[int, Tower, Block, SuffixRunner]]:
         """Every (batch, block) pair; the stored outputs of one batch are let go before the next is run."""
-        around = growing_modules(model, batches[0])
+        around = repeatable_modules(model, batches[0])
         for index, batch in enumerate(batches):
             runner = SuffixRunner(model, batch, around)
             if not torch.isfinite(runner.losses).all():
@@ -189,9 +189,9 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
     def _passes(self, tower: Tower, runner: SuffixRunner, noise: Noise) -> Passes:
         """Find out what holds for a tower: each block is run without a probe, as it will be with one."""
         blocks = [block for block in tower.blocks if block.layers]
-        replay = runner.replays(blocks[-1:], 1)
+        replay = runner.can_replay(blocks[-1:], 1)
         stack = self._stacks(tower, runner, replay, noise)
-        if replay and not runner.replays(blocks, 2 if stack else 1):
+        if replay and not runner.can_replay(blocks, 2 if stack else 1):
             replay = False
             stack = self._stacks(tower, runner, replay, noise)
         if not replay:

@@ -1,1 +1,1 @@
-"""What is written and read: the stage cache, leases, masks, checkpoints and result records."""
+"""Files that the package writes and reads: stage cache, leases, masks, checkpoints and result records."""

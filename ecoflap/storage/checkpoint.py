@@ -1,4 +1,4 @@
-"""Write a pruned checkpoint and its masks beside it, whole or not at all."""
+"""Write a pruned checkpoint with its masks atomically."""
 
 from __future__ import annotations
 
@@ -20,40 +20,55 @@ FOLDER = "checkpoint"
 
 
 def save_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor], run_folder: Path) -> str:
-    """Save the model into ``run_folder/checkpoint`` and return that folder's name.
+    """Save the model and its masks into ``run_folder/checkpoint``.
 
-    Everything is written into a folder of another name first: an interrupted save leaves nothing that looks
-    like a checkpoint.
+    Everything is written into a temporary folder first, so that an interrupted save leaves nothing that
+    resembles a checkpoint.
+
+    Returns:
+        The name of the folder.
 
     Raises:
-        UserError: the disk is full.
+        UserError: if the disk is full.
     """
     final, partial = run_folder / FOLDER, run_folder / f"{FOLDER}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        with writing("the checkpoint", run_folder):
-            partial.mkdir(parents=True)
-            with model.placement.all_in_place():
-                model.placement.save(model, partial)
-            save_masks(partial / MASKS, masks, saved_names(model, partial))
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    for file in partial.glob("*.safetensors"):  # their writer makes them private, whatever the umask says
-        file.chmod(partial.stat().st_mode & 0o666)
+    write_checkpoint(model, masks, partial)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     return FOLDER
 
 
-def saved_names(model: PrunableModel, folder: Path) -> dict[str, str]:
-    """{layer: its name in the checkpoint} where the two differ.
+def write_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor] | None, folder: Path) -> None:
+    """Write what ``from_pretrained`` loads, and the masks where there are some, into a new folder.
 
-    transformers 5 writes many models under the names that their first release had. Which name belongs to
-    which layer is told by the longest common ending, and by the weights themselves.
+    A save that fails leaves no folder.
 
     Raises:
-        KeyError: a layer's weights are not in the checkpoint.
+        UserError: if the disk is full.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        with writing("the checkpoint", folder.parent):
+            folder.mkdir(parents=True)
+            with model.placement.all_in_place():
+                model.placement.save(model, folder)
+            if masks is not None:
+                save_masks(folder / MASKS, masks, saved_names(model, folder))
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    for file in folder.glob("*.safetensors"):  # safetensors makes them private and ignores the umask
+        file.chmod(folder.stat().st_mode & 0o666)
+
+
+def saved_names(model: PrunableModel, folder: Path) -> dict[str, str]:
+    """The name of each layer in the checkpoint, where the two differ.
+
+    transformers 5 writes many models under the names of their first release. The longest common suffix, and
+    then the weights themselves, tell which name belongs to which layer.
+
+    Raises:
+        KeyError: if a layer's weights are not in the checkpoint.
     """
     found = {}
     with Checkpoint(folder) as checkpoint:
@@ -71,7 +86,7 @@ def saved_names(model: PrunableModel, folder: Path) -> dict[str, str]:
 
 
 def _saved_name(layer: Layer, names: Iterable[str], checkpoint: Checkpoint) -> str:
-    """The one among some names under which a layer's weights are in the checkpoint."""
+    """The one of some names under which the checkpoint holds a layer's weights."""
     alike = sorted(names, key=lambda name: _common_ending(name, layer.name), reverse=True)
     for name in alike:
         if _common_ending(name, layer.name) and _holds(checkpoint.tensor(name), layer):
@@ -82,14 +97,12 @@ def _saved_name(layer: Layer, names: Iterable[str], checkpoint: Checkpoint) -> s
 
 
 def _common_ending(one: str, other: str) -> int:
-    """How many dotted parts two names have in common at their end."""
-    pairs = zip(reversed(one.split(".")), reversed(other.split(".")), strict=False)
-    return next(
-        (count for count, (a, b) in enumerate(pairs) if a != b), min(one.count("."), other.count(".")) + 1
-    )
+    """Number of dotted parts that two names have in common at their end."""
+    pairs = list(zip(reversed(one.split(".")), reversed(other.split(".")), strict=False))
+    return next((count for count, (a, b) in enumerate(pairs) if a != b), len(pairs))
 
 
 def _holds(tensor: Tensor, layer: Layer) -> bool:
-    return tensor.shape == layer.weight.shape and torch.equal(
-        tensor, layer.weight.detach().cpu().to(tensor.dtype)
-    )
+    if tensor.shape != layer.weight.shape:
+        return False
+    return torch.equal(tensor, layer.weight.detach().cpu().to(tensor.dtype))

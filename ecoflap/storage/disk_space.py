@@ -1,4 +1,4 @@
-"""A disk that is full while a checkpoint or pruned blocks are written."""
+"""Report a disk that fills up while a checkpoint or pruned blocks are written."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextmanager
 def writing(what: str, folder: Path) -> Iterator[None]:
-    """Say in one line that a disk is full.
+    """Report a full disk in one line.
 
     Args:
-        what: is written, for the message.
-        folder: where; it need not be there yet.
+        what: what is written in this context, for the message.
+        folder: the folder; it need not exist yet.
 
     Raises:
-        UserError: it is.
+        UserError: if the disk is full.
     """
     try:
         yield
@@ -39,7 +39,5 @@ def writing(what: str, folder: Path) -> Iterator[None]:
 
 
 def _is_full(error: Exception) -> bool:
-    """Whether an error is one of space: the system's, or safetensors', which gives the system's words
-    alone.
-    """
+    """Whether an error is about space: the system's, or one of safetensors that quotes the system's."""
     return getattr(error, "errno", None) in FULL or any(f"os error {number}" in str(error) for number in FULL)

@@ -1,5 +1,4 @@
-"""What runs and sweeps leave in their folders, by name: one place for the code that writes a file and the
-code that looks for it.
+"""Names of the files in the folders of runs and sweeps, for the code that writes and that reads them.
 
 This module imports nothing, so that ``--help`` and the cluster's plugins can use it.
 """
@@ -15,8 +14,8 @@ TRAINING = "finetune"
 PREDICTIONS = "predictions"
 BLOCKS = "blocks"
 
-# In a sweep's.
+# In a sweep's folder.
 JOBS = "jobs.json"
 
-# In a copy of the code that queued jobs run: where it was copied from, and its commit then.
+# In a copy of the code that queued jobs run: its origin, and the origin's commit at that time.
 SNAPSHOT = "snapshot.json"

@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all, on any file system with an atomic rename."""
+"""Write files and folders atomically, on any file system with an atomic rename."""
 
 from __future__ import annotations
 
@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 JSON: TypeAlias = Any
-"""What ``json.dumps`` takes; floats come back bit for bit, and NaN and infinities too."""
+"""What ``json.dumps`` takes; floats, NaN and infinities are read back bit for bit."""
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Write a file whole or not at all: yields a path beside ``path``, which takes its place once it is on
-    the disk.
-    """
+    """Write a file atomically: yields a temporary path, which replaces ``path`` once it is on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
     try:
@@ -33,13 +31,13 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: JSON) -> None:
-    """Write a value that people read too, whole or not at all."""
+    """Write a value atomically, as indented JSON."""
     with replacing(Path(path)) as temporary:
         temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> JSON | None:
-    """The value of a JSON file; null where it is absent or damaged."""
+    """The value of a JSON file; None if it is missing or damaged."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -47,16 +45,14 @@ def read_json(path: Path) -> JSON | None:
 
 
 def discard(folder: Path) -> None:
-    """Take a folder out of the way in one rename, so that no reader meets half of it, then delete it."""
+    """Delete a folder atomically: it is renamed first, so that no reader sees a part of it."""
     aside = beside(folder)
     if rename(folder, aside):
         shutil.rmtree(aside, ignore_errors=True)
 
 
 def rename(source: Path, target: Path) -> bool:
-    """Rename a folder; False when another job was faster: the target is there already, or the source is
-    gone.
-    """
+    """Rename a folder; False if another job was faster: the target exists already, or the source is gone."""
     try:
         source.rename(target)
     except OSError:
@@ -68,7 +64,7 @@ def rename(source: Path, target: Path) -> bool:
 
 
 def beside(path: Path) -> Path:
-    """A name next to ``path`` that no other host, process or thread uses."""
+    """A temporary name next to ``path`` that no other host, process or thread uses."""
     return path.with_name(f"{TEMPORARY}{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}")
 
 
@@ -76,9 +72,7 @@ TEMPORARY = ".tmp-"
 
 
 def flush(path: Path) -> None:
-    """Force a file or a folder to the disk, so that a rename never survives a crash that its content does
-    not.
-    """
+    """Flush a file or folder to the disk, so that a rename never survives a crash without its content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

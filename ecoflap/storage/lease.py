@@ -1,11 +1,10 @@
-"""The right to do something that one process at a time should do, on a file system shared by many hosts and
-without reliable locks.
+"""Leases: mutual exclusion of processes on a file system shared by many hosts, without reliable locks.
 
-A lease is a file that only one process can create. Its owner writes a new beat into it every few seconds, and
-a process that waits for it watches the beats with its own clock, so hosts need not agree on the time. An
-owner whose beats stop, or whose process is gone from this host, is dead, and the first that notices takes
-over. In the worst race two processes may hold a lease for a moment; work under it must be harmless when done
-twice.
+A lease is a file that only one process can create. Its owner writes a heartbeat into it every few seconds,
+and a process that waits for it watches the heartbeats with its own clock, so hosts need not agree on the
+time. An owner whose heartbeats stop, or whose process on this host has ended, is dead, and the first process
+to notice takes over. In the worst race two processes hold a lease for a moment; work under it must be
+harmless when done twice.
 """
 
 from __future__ import annotations
@@ -22,21 +21,27 @@ from typing import Any
 
 log = logging.getLogger(__name__)
 
-BEAT = 5.0  # seconds
-DEAD_AFTER = 60.0  # seconds without a beat: many times longer than a shared file system keeps old content
+BEAT = 5.0  # seconds between heartbeats
+DEAD_AFTER = 60.0  # seconds without a heartbeat: much longer than a shared file system serves old content
 
 
 class Lease:
-    """One file, held or waited for.
+    """A lease that this process holds or wants.
 
     Attributes:
-        path: of the file.
-        owner: what the file of the owner says, as last read.
+        path: its file.
+        beat: seconds between heartbeats.
+        dead_after: seconds without a heartbeat after which an owner counts as dead.
+        owner: the content of the owner's file, as last read.
     """
 
     def __init__(self, path: Path, beat: float = BEAT, dead_after: float = DEAD_AFTER) -> None:
-        """``beat``: seconds between signs of life; ``dead_after``: seconds without one after which the owner
-        counts as dead.
+        """Describe a lease; ``acquire`` takes it.
+
+        Args:
+            path: its file.
+            beat: seconds between heartbeats.
+            dead_after: seconds without a heartbeat after which an owner counts as dead.
         """
         self.path, self.beat, self.dead_after = Path(path), beat, dead_after
         self.owner: dict[str, Any] = {}
@@ -48,11 +53,14 @@ class Lease:
     def acquire(self) -> bool:
         """Take the lease if it is free or its owner is dead; the holder has to ``release`` it.
 
+        Returns:
+            Whether this process holds it now.
+
         Raises:
-            OSError: the file can't be written.
+            OSError: if the file can't be written.
         """
         if not self._create():
-            if self._owner_lives():
+            if self._owner_is_alive():
                 return False
             log.info("%s: its owner %s is gone, taking over", self.path, self.describe_owner())
             self._remove_dead()
@@ -63,7 +71,7 @@ class Lease:
         return True
 
     def release(self) -> None:
-        """Let go of a lease that is held."""
+        """Release the lease."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join()
@@ -71,7 +79,7 @@ class Lease:
             self.path.unlink(missing_ok=True)
 
     def describe_owner(self) -> str:
-        """Who holds the lease, for people."""
+        """The owner's host and process id, for messages."""
         return f"{self.owner.get('host', 'unknown')}:{self.owner.get('pid', '?')}"
 
     def _create(self) -> bool:
@@ -85,15 +93,8 @@ class Lease:
         return True
 
     def _text(self, beat: int) -> str:
-        return json.dumps(
-            {
-                "host": socket.gethostname(),
-                "machine": _machine(),
-                "pid": os.getpid(),
-                "token": self._token,
-                "beat": beat,
-            }
-        )
+        owner = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid()}
+        return json.dumps({**owner, "token": self._token, "beat": beat})
 
     def _keep_beating(self) -> None:
         beat = 0
@@ -101,23 +102,23 @@ class Lease:
             beat += 1
             try:
                 if self._taken_over():
-                    return  # while this process slept too long
-                with self.path.open("r+") as file:  # in place: a disk that is full has room for what is there
+                    return  # this process was suspended for too long
+                with self.path.open("r+") as file:  # in place, which works on a full disk
                     file.write(self._text(beat))
                     file.truncate()
             except OSError:
-                continue  # a full disk passes; a beat that is missing is no harm
+                continue  # the disk may be full for a while; a missed heartbeat does no harm
 
     def _taken_over(self) -> bool:
-        """Whether the file is gone or another's; one that can't be read for once is neither."""
+        """Whether another process has the lease; a file that can't be read at the moment doesn't count."""
         try:
             self.path.stat()
         except FileNotFoundError:
             return True
         return _read(self.path).get("token", self._token) != self._token
 
-    def _owner_lives(self) -> bool:
-        """Whether the owner is at work, as far as can be known by now."""
+    def _owner_is_alive(self) -> bool:
+        """Whether the owner is alive, as far as is known now."""
         self.owner = _read(self.path)
         seen = json.dumps(self.owner, sort_keys=True)
         if seen != self._last[0]:
@@ -127,9 +128,7 @@ class Lease:
         return time.monotonic() - self._last[1] < self.dead_after
 
     def _remove_dead(self) -> None:
-        """Move the dead owner's file away; one that another process has put there in the meantime is put
-        back.
-        """
+        """Remove the dead owner's file; one that another process has created in the meantime is restored."""
         aside = self.path.with_name(f"{self.path.name}.{self._token}")
         try:
             self.path.rename(aside)
@@ -141,9 +140,14 @@ class Lease:
             aside.unlink(missing_ok=True)
 
 
-def lives(path: Path, dead_after: float) -> bool:
-    """Whether a lease is held, at one glance: its owner runs on this host, or its last beat is not long ago
-    by the clock of the file system.
+def is_held(path: Path, dead_after: float) -> bool:
+    """Whether a lease is held, without waiting for a heartbeat.
+
+    Its owner runs on this host, or its last heartbeat is recent by the clock of the file system.
+
+    Args:
+        path: the file of the lease.
+        dead_after: seconds without a heartbeat after which an owner counts as dead.
     """
     owner = _read(path)
     if owner.get("machine") == _machine():
@@ -155,7 +159,7 @@ def lives(path: Path, dead_after: float) -> bool:
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """What the file says; empty when it is gone or is just being written."""
+    """The content of a lease's file; empty when it is missing or being written."""
     try:
         found = json.loads(path.read_text())
     except (OSError, ValueError):
@@ -164,20 +168,16 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _machine() -> str:
-    """What tells one running kernel and set of process ids from another; empty where that can't be known."""
+    """Identifies a running kernel and its namespace of process ids; empty where that is unknown."""
     try:
-        return (
-            f"{Path('/proc/sys/kernel/random/boot_id').read_text().strip()}"
-            f" {os.readlink('/proc/self/ns/pid')}"
-        )
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return ""
 
 
 def _runs(pid: int) -> bool:
-    """Whether there is such a process on this host; one that has ended and was not waited for counts as
-    gone.
-    """
+    """Whether a process exists on this host; zombies don't count."""
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"

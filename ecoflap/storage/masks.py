@@ -23,43 +23,41 @@ FORMAT = "ecoflap-masks-1"
 
 
 def save_masks(path: Path, masks: Mapping[str, Tensor], names: Mapping[str, str] | None = None) -> None:
-    """Write masks to one file, whole or not at all.
+    """Write masks to one file atomically.
 
     Args:
-        path: The file to write; its folder is made.
+        path: The file to write; its folder is created.
         masks: Parameter name -> bool tensor in the shape and orientation of the saved parameter, True where
             the weight is kept.
-        names: Parameter name -> its name in the checkpoint, where that is another one; the masks go by those.
+        names: Parameter name -> its name in the checkpoint where the two differ; masks are stored under
+            the latter.
 
     Raises:
-        TypeError: A mask is not a bool tensor.
+        TypeError: If a mask is not a bool tensor.
     """
     from safetensors.torch import save_file
 
     names = dict(names or {})
     packed = {names.get(name, name): pack(name, mask) for name, mask in masks.items()}
     shapes = {names.get(name, name): list(mask.shape) for name, mask in masks.items()}
-    with replacing(Path(path)) as beside:
-        save_file(
-            packed,
-            beside,
-            metadata={"format": FORMAT, "shapes": json.dumps(shapes), "names": json.dumps(names)},
-        )
+    metadata = {"format": FORMAT, "shapes": json.dumps(shapes), "names": json.dumps(names)}
+    with replacing(Path(path)) as temporary:
+        save_file(packed, temporary, metadata=metadata)
 
 
 def load_masks(path: Path) -> dict[str, Tensor]:
     """Read every mask of a file as bool tensors on the CPU, True where the weight is kept.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file is not a mask file.
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file is not a mask file.
     """
     with MaskFile(path) as file:
         return {name: file[name] for name in file.shapes}
 
 
 class PackedMasks(MutableMapping[str, "Tensor"]):
-    """Masks by parameter name, one bit per weight in memory; each is unpacked when it is asked for."""
+    """Masks by parameter name, one bit per weight in memory; each is unpacked when it is read."""
 
     def __init__(self) -> None:
         self._packed: dict[str, tuple[Tensor, list[int]]] = {}
@@ -89,20 +87,19 @@ class PackedMasks(MutableMapping[str, "Tensor"]):
 
 
 class MaskFile:
-    """An open mask file that unpacks one mask at a time, for models whose masks do not fit in memory
-    together.
+    """An open mask file that unpacks one mask at a time, for masks that do not fit in memory together.
 
     Attributes:
         shapes: Parameter name in the checkpoint -> shape of its mask.
-        names: Parameter name in the model -> its name in the checkpoint, where that is another one.
+        names: Parameter name in the model -> its name in the checkpoint, where the two differ.
     """
 
     def __init__(self, path: Path) -> None:
         """Open a file and read its shapes.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: The file is not a mask file.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is not a mask file.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -131,7 +128,7 @@ class MaskFile:
         return unpack(self._file.get_tensor(name), self.shapes[name])
 
     def __enter__(self) -> MaskFile:
-        """Keep the file open for the length of a ``with`` block."""
+        """Keep the file open for the duration of a ``with`` block."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -140,7 +137,7 @@ class MaskFile:
 
 
 def pack(name: str, mask: Tensor) -> Tensor:
-    """A bool mask of any shape -> uint8 [ceil(weights / 8)]."""
+    """Pack a bool mask of any shape into uint8 [ceil(weights / 8)]."""
     import numpy as np
     import torch
 
@@ -152,7 +149,7 @@ def pack(name: str, mask: Tensor) -> Tensor:
 
 
 def unpack(packed: Tensor, shape: list[int]) -> Tensor:
-    """uint8 [ceil(weights / 8)] -> bool mask of the given shape."""
+    """Unpack uint8 [ceil(weights / 8)] into a bool mask of the given shape."""
     import numpy as np
     import torch
 

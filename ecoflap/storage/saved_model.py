@@ -1,6 +1,4 @@
-"""Reading a saved model one tensor at a time, from one safetensors file, from shards, or from a file in
-LAVIS' format.
-"""
+"""Read a saved model one tensor at a time: one safetensors file, shards, or a file in LAVIS' format."""
 
 from __future__ import annotations
 
@@ -17,8 +15,9 @@ LAVIS = "model.pth"
 
 
 class Checkpoint:
-    """An open checkpoint folder, as ``save_pretrained`` or LAVIS writes it. Files are opened when first
-    needed; a tensor is read when asked for.
+    """An open checkpoint folder, as ``save_pretrained`` or LAVIS writes it.
+
+    Files are opened when first needed; a tensor is read when asked for.
 
     Attributes:
         folder: The checkpoint's folder.
@@ -28,35 +27,32 @@ class Checkpoint:
         """Find the file of every tensor.
 
         Raises:
-            FileNotFoundError: The folder holds no model.
+            FileNotFoundError: If the folder holds no model.
         """
         self.folder = Path(folder)
         self._open: dict[str, Any] = {}
         self._stack = ExitStack()
         index = self.folder / "model.safetensors.index.json"
-        # transformers prefers the single file too, when both are there.
+        # Of a single file and shards, transformers prefers the single file, too.
         self._single = "model.safetensors" if (self.folder / "model.safetensors").is_file() else None
-        self._mapped = (
-            _map_lavis(self.folder / LAVIS) if self._single is None and not index.is_file() else None
-        )
-        if self._single is None and self._mapped is None and not index.is_file():
+        has_safetensors = self._single is not None or index.is_file()
+        self._mapped = None if has_safetensors else _map_lavis(self.folder / LAVIS)
+        if not has_safetensors and self._mapped is None:
             raise FileNotFoundError(
                 f"no model.safetensors and no {index.name} in {self.folder}: the run's checkpoint was moved"
                 " or never saved"
             )
-        self._shards: dict[str, str] = (
-            {}
-            if self._single or self._mapped
-            else json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        )
+        self._shards: dict[str, str] = {}
+        if not self._single and not self._mapped:
+            self._shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
 
     def tensor(self, name: str) -> Tensor:
         """Read one tensor to the CPU.
 
         Raises:
-            KeyError: The checkpoint has no such tensor.
-            FileNotFoundError: A shard is missing.
-            safetensors.SafetensorError: A file is damaged.
+            KeyError: If the checkpoint has no such tensor.
+            FileNotFoundError: If a shard is missing.
+            safetensors.SafetensorError: If a file is damaged.
         """
         if self._mapped is not None:
             return self._mapped[name]
@@ -81,7 +77,7 @@ class Checkpoint:
         return self._open[shard]
 
     def __enter__(self) -> Checkpoint:
-        """Keep the files open for the length of a ``with`` block."""
+        """Keep the files open for the duration of a ``with`` block."""
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,9 +86,7 @@ class Checkpoint:
 
 
 def _map_lavis(file: Path) -> dict[str, Tensor] | None:
-    """The tensors of a file in LAVIS' format, each read from the disk when it is looked at; null where there
-    is no such file.
-    """
+    """The tensors of a file in LAVIS' format, memory-mapped; None if there is no such file."""
     if not file.is_file():
         return None
     import torch

@@ -1,8 +1,8 @@
-"""Tensors in safetensors files, read and written by plain reads and writes.
+"""Read and write tensors of safetensors files without mapping the files into memory.
 
-The format's own reader maps files into memory, and the pages of a mapped file count as the process's until
-the kernel takes them back: looking through a large tensor would cost as much as holding it. Here a tensor,
-some of its rows, or one part after the other comes into memory of its own.
+The pages of a mapped file count as the process's until the kernel reclaims them, so reading through a large
+tensor would cost as much memory as holding it. Here a tensor, some of its rows, or one part after the other
+is read into separate memory.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class StoredTensor:
     Attributes:
         name: its name in the file.
         path: the file.
-        start: where its first byte is.
+        start: offset of its first byte in the file.
         shape: its shape.
         dtype: its dtype.
     """
@@ -53,19 +53,19 @@ class StoredTensor:
     dtype: torch.dtype
 
     def read(self) -> Tensor:
-        """All of it."""
+        """The whole tensor."""
         tensor = torch.empty(self.shape, dtype=self.dtype)
         with self.path.open("rb") as file:
             _fill(tensor, file, self.start)
         return tensor
 
     def mapped(self) -> Tensor:
-        """A view of the file: only what is used comes into memory."""
+        """A memory-mapped view: only the pages in use are loaded."""
         with safe_open(str(self.path), framework="pt") as file:
             return file.get_tensor(self.name)  # type: ignore[no-any-return]
 
     def on_meta(self) -> Tensor:
-        """Its shape and dtype alone."""
+        """A tensor of its shape and dtype on the meta device."""
         return torch.empty(self.shape, dtype=self.dtype, device="meta")
 
     def rows(self, indices: Tensor) -> Tensor:
@@ -78,7 +78,7 @@ class StoredTensor:
         return found
 
     def parts(self) -> Iterator[Tensor]:
-        """All of it, flat, a few megabytes at a time."""
+        """The whole tensor, flat, in parts of a few megabytes."""
         size, at = PART // self.dtype.itemsize, self.start
         with self.path.open("rb") as file:
             for done in range(0, prod(self.shape), size):
@@ -95,18 +95,20 @@ def _fill(tensor: Tensor, file: BinaryIO, start: int) -> None:
 
 
 def raw(tensor: Tensor) -> Any:
-    """The bytes of a contiguous tensor on the CPU, not copied."""
+    """The bytes of a contiguous tensor on the CPU, without a copy."""
     return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def read_header(path: Path) -> tuple[int, dict[str, Any]]:
-    """Where the data of a safetensors file starts, and what its header says of each tensor: dtype, shape and
-    offsets.
+    """Read the header of a safetensors file.
 
-    The length of the header is in 8 bytes, then comes the header, in JSON, and then the data.
+    The file begins with the length of the header in 8 bytes; the header in JSON and the data follow.
+
+    Returns:
+        The offset of the data in the file, and for each tensor its dtype, shape and offsets.
 
     Raises:
-        OSError: it is no such file, or is cut off.
+        OSError: if it is not a safetensors file, or is truncated.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -128,31 +130,29 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
     """The tensors of a safetensors file by name.
 
     Raises:
-        OSError: it is no such file, is cut off, or holds tensors of other dtypes.
+        OSError: if it is not a safetensors file, is truncated, or holds tensors of other dtypes.
     """
     start, header = read_header(path)
     if unknown := {entry["dtype"] for entry in header.values()} - DTYPES.keys():
         raise OSError(
             f"{path.name} holds tensors of dtype {', '.join(sorted(unknown))}; known are {', '.join(DTYPES)}"
         )
-    return {
-        name: StoredTensor(
-            name, path, start + entry["data_offsets"][0], tuple(entry["shape"]), DTYPES[entry["dtype"]]
-        )
-        for name, entry in header.items()
-    }
+    found = {}
+    for name, entry in header.items():
+        first = start + entry["data_offsets"][0]
+        found[name] = StoredTensor(name, path, first, tuple(entry["shape"]), DTYPES[entry["dtype"]])
+    return found
 
 
 def write_in_parts(
     path: Path, shapes: Mapping[str, Tensor], parts: Callable[[str], Iterable[Tensor]]
 ) -> None:
-    """Write a safetensors file of which a part at a time is in memory; the format's own writer copies all
-    tensors first.
+    """Write a safetensors file with one part of it in memory at a time; safetensors copies all tensors first.
 
     Args:
         path: the file.
-        shapes: {name: something of the tensor's shape and dtype}.
-        parts: gives the parts of a tensor by its name.
+        shapes: for each name a tensor of the right shape and dtype; its values are not used.
+        parts: returns the parts of a tensor by its name.
     """
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0

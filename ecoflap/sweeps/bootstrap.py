@@ -14,11 +14,15 @@ from typing import Any
 class Bootstrap:
     """One job of a sweep, pickled, and the code that it belongs to."""
 
-    def __init__(self, code: str | None, job: bytes) -> None:
-        """``code``: folder of a snapshot; null for the code that is installed. ``job``: a function and its
-        arguments, pickled.
+    def __init__(self, code: str | None, parts: list[str], job: bytes) -> None:
+        """Keep what the job needs.
+
+        Args:
+            code: folder of a snapshot; null for the code that is installed.
+            parts: folders of parts outside the package, behind all others on the path.
+            job: a function and its arguments, pickled.
         """
-        self.code, self.job = code, job
+        self.code, self.parts, self.job = code, parts, job
 
     def __call__(self) -> Any:
         """Run the job."""
@@ -26,6 +30,7 @@ class Bootstrap:
 
         if self.code is not None:
             sys.path.insert(0, self.code)
+        sys.path += [folder for folder in self.parts if folder not in sys.path]
         _name_processes()
         function, arguments = cloudpickle.loads(self.job)
         return function(*arguments)

@@ -108,7 +108,7 @@ def _finished_value(context: HydraContext, config: DictConfig, job: Job) -> floa
 
 
 def record_jobs(folder: Path, launcher: str, ids: Sequence[tuple[Job, str | None]]) -> None:
-    """Write which jobs the sweep has and what the queue calls them, for ``ecoflap.sweeps.status``; those of
+    """Write which jobs the sweep has and what the queue calls them, for ``ecoflap status``; those of
     an earlier submission stay in the list.
     """
     from ecoflap.storage.files import read_json, write_json
@@ -137,6 +137,6 @@ def raise_failures(config: DictConfig, jobs: Sequence[Job], returns: Sequence[Jo
     refused = all(isinstance(done._return_value, UserError | NumericalError) for _, done in failed)
     raise SweepFailed(
         f"{len(failed)} of {len(jobs)} jobs failed ({numbers}), for the reasons above; "
-        f"python -m ecoflap.sweeps.status {config.hydra.sweep.dir} --rerun-failed runs them again",
+        f"ecoflap status {config.hydra.sweep.dir} --rerun-failed runs them again",
         2 if refused else 1,
     )

@@ -1,10 +1,10 @@
 """Hydra launchers that run each job of a sweep by itself, through submitit: as a process on this machine, or
 as a job of Slurm.
 
-Beyond submitit's own launchers: jobs run the code as it was when they were submitted; a job that fails is
-failed for Slurm too, with its traceback in its own log; one that fails or is killed does not hide the others'
-results; jobs that have finished before are not run again; and ``jobs.json`` in the sweep's folder says what
-was submitted, for ``python -m ecoflap.sweeps.status``. Light to import: Hydra imports it for ``--help``.
+Beyond submitit's own launchers: jobs of a checkout run the code as it was when they were submitted; a job
+that fails is failed for Slurm too, with its traceback in its own log; one that is killed does not hide
+the others' results; jobs that have finished before are not run again; and ``jobs.json`` in the sweep's folder
+says what was submitted, for ``ecoflap status``. Light to import: Hydra imports it for ``--help``.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
 from ecoflap.errors import UserError, require_positive
+from ecoflap.run.import_path import folders_of
+from ecoflap.storage.installation import checkout, conf_folder
 from ecoflap.sweeps.check import check_jobs
 from ecoflap.sweeps.jobs import Job, finished_values, numbered, raise_failures, record_jobs
 
@@ -104,20 +106,26 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         return executor
 
     def packed(self, jobs: Sequence[Job], folder: Path) -> list[Any]:
-        """The jobs as submitit pickles them, all on the code as it is now."""
+        """The jobs as submitit pickles them, all on the code as it is now: a snapshot of a checkout, or the
+        installed package.
+        """
         import cloudpickle
 
         from ecoflap.sweeps import bootstrap
         from ecoflap.sweeps.snapshot import take_snapshot
 
-        code = take_snapshot(folder) if self.params["snapshot"] else None
+        project = checkout() if self.params["snapshot"] else None
+        code = take_snapshot(folder, project) if project is not None else None
         launcher, state = self._on(code) if code else self, Singleton.get_state()
+        parts = folders_of(self.hydra_context.config_loader.get_search_path())
         cloudpickle.register_pickle_by_value(bootstrap)
         calls = [
             (job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", state) for job in jobs
         ]
         return [
-            bootstrap.Bootstrap(None if code is None else str(code), cloudpickle.dumps((launcher, call)))
+            bootstrap.Bootstrap(
+                None if code is None else str(code), parts, cloudpickle.dumps((launcher, call))
+            )
             for call in calls
         ]
 
@@ -127,7 +135,7 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
         from hydra.core.config_search_path import SearchPathElement
 
-        search, live = ConfigSearchPathImpl(), Path(__file__).parents[2] / "conf"
+        search, live = ConfigSearchPathImpl(), conf_folder()
         for element in self.hydra_context.config_loader.get_search_path().get_path():
             ours = Path(element.path.removeprefix("file://")).resolve() == live.resolve()
             search.config_search_path.append(
@@ -200,7 +208,7 @@ class SlurmLauncher(_Launcher):
             dependency = ",".join(filter(None, [dependency, f"afterany:{array}"]))
         submitted = self._queue(jobs, folder, dependency)
         record_jobs(folder, self._EXECUTOR, [(one.job, one.handle.job_id) for one in submitted])
-        log.info("%d jobs queued; python -m ecoflap.sweeps.status %s", len(submitted), folder)
+        log.info("%d jobs queued; ecoflap status %s", len(submitted), folder)
         if not self.params["wait"]:
             return {one.job.number: _completed(None) for one in submitted}
         return _collect(submitted)

@@ -24,7 +24,7 @@ class LocalOptions(LocalQueueConf):
 
     Attributes:
         parallel: jobs at a time.
-        snapshot: run the code as it is now, whatever is edited meanwhile.
+        snapshot: run the checkout's code as it is now, whatever is edited meanwhile.
     """
 
     _target_: str = "hydra_plugins.ecoflap_launcher.LocalLauncher"
@@ -42,7 +42,7 @@ class SlurmOptions(SlurmQueueConf):
             always.
         dependency: other jobs that must end first, as sbatch takes it: afterok:1234.
         scores_first: queue the coarse stage of each model by itself, and the sweep behind it.
-        snapshot: run the code as it is now, whatever is edited meanwhile.
+        snapshot: run the checkout's code as it is now, whatever is edited meanwhile.
         wait: stay until all jobs have ended; otherwise return as soon as they are queued.
     """
 

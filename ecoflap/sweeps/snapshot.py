@@ -1,6 +1,4 @@
-"""A copy of the code as it is when jobs are submitted, so that whatever is edited meanwhile changes no queued
-job.
-"""
+"""A copy of a checkout's code as it is when jobs are submitted: no later edit changes a queued job."""
 
 from __future__ import annotations
 
@@ -11,16 +9,20 @@ from pathlib import Path
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import SNAPSHOT
 from ecoflap.storage.files import beside, rename, write_json
-from ecoflap.storage.results.environment import PROJECT, git_diff, git_state
+from ecoflap.storage.results.environment import git_diff, git_state
 
 PARTS = ("main.py", "conf", "sweeps", "ecoflap", "hydra_plugins")
 # Weights are read from where the code was copied from: they are no code, and large.
 WEIGHTS = "*.safetensors"
 
 
-def take_snapshot(folder: Path, project: Path = PROJECT) -> Path:
+def take_snapshot(folder: Path, project: Path) -> Path:
     """Copy the code into a folder of its own below ``folder``, named by its content; one that is there
     already is used again.
+
+    Args:
+        folder: of the sweep.
+        project: the checkout.
 
     Returns:
         The copy's folder.

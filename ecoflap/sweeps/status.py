@@ -1,7 +1,7 @@
 """How far the runs of a sweep are: queued, running, done, failed with the reason, and the time left.
 
-    python -m ecoflap.sweeps.status outputs/sweeps/SWEEP
-    python -m ecoflap.sweeps.status outputs/sweeps/SWEEP --rerun-failed
+    ecoflap status outputs/sweeps/SWEEP
+    ecoflap status outputs/sweeps/SWEEP --rerun-failed
 
 ``--rerun-failed`` starts the sweep's own command again in the same folder: jobs that have finished are left
 alone, and the others go on from where they stopped. The folder of a run that was started by itself works too.
@@ -26,7 +26,8 @@ from ecoflap.console.progress import ArgumentParser, complain, table
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import JOBS, LEASE, STATUS
 from ecoflap.storage.files import read_json
-from ecoflap.storage.lease import DEAD_AFTER, lives
+from ecoflap.storage.installation import checkout
+from ecoflap.storage.lease import DEAD_AFTER, is_held
 
 FAILED = ("failed", "died")
 ENDED_BADLY = ("FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
@@ -54,7 +55,7 @@ class Line:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     parser = ArgumentParser(
-        prog="python -m ecoflap.sweeps.status",
+        prog="ecoflap status",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -118,7 +119,7 @@ def _state(run: Path, status: Mapping[str, Any], queued: str) -> str:
     if not status:
         return "died" if ended_badly else "queued"
     state: str = status["state"]
-    if state == "running" and not lives(run / LEASE, DEAD_AFTER * 2):
+    if state == "running" and not is_held(run / LEASE, DEAD_AFTER * 2):
         return "queued" if queued in ("PENDING", "REQUEUED") else "died"
     return "died" if state == "stopped" and ended_badly else state
 
@@ -194,8 +195,6 @@ def rerun(folder: Path) -> int:
     """
     from omegaconf import OmegaConf
 
-    from ecoflap.storage.results.environment import PROJECT
-
     sweep, run = folder / "multirun.yaml", folder / ".hydra" / "hydra.yaml"
     file = sweep if sweep.is_file() else run
     if not file.is_file():
@@ -224,7 +223,7 @@ def rerun(folder: Path) -> int:
     ]
     command = [
         sys.executable,
-        str(PROJECT / "main.py"),
+        *_program(),
         *(["-m"] if file == sweep else []),
         *folders,
         *given,
@@ -234,5 +233,7 @@ def rerun(folder: Path) -> int:
     return subprocess.run(command, cwd=started_in if started_in.is_dir() else None, check=False).returncode
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _program() -> list[str]:
+    """What Python runs to start a run: ``main.py`` of the checkout, or the installed package."""
+    project = checkout()
+    return ["-m", "ecoflap", "run"] if project is None else [str(project / "main.py")]

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.blocks.block_call import first_tensor
-from ecoflap.blocks.bypass import find_bypass, taking
+from ecoflap.blocks.bypass import bypassing, find_bypass
 from ecoflap.blocks.capture import Flow
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.loading.loader import Selection, prunable
@@ -48,7 +48,7 @@ def test_forward_is_put_back() -> None:
     mine = wrapped.__dict__["forward"]
     with (
         suppress(KeyboardInterrupt),
-        taking(dict.fromkeys((plain, wrapped), lambda arguments, keywords: arguments[0])),
+        bypassing(dict.fromkeys((plain, wrapped), lambda arguments, keywords: arguments[0])),
     ):
         assert plain(HIDDEN) is HIDDEN
         raise KeyboardInterrupt

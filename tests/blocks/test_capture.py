@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.blocks import capture
+from ecoflap.blocks import stream as streams
 from ecoflap.blocks.block_call import first_tensor
 from ecoflap.blocks.capture import Flow, flows
 from ecoflap.blocks.containers import equal
@@ -20,9 +20,7 @@ from tests import tiny
 
 
 def outputs_of_blocks(model: PrunableModel, blocks: list[nn.Module], batch: Batch) -> list[list[Tensor]]:
-    """What blocks put out in a plain forward pass of the whole model: per block, one output per pass through
-    its tower.
-    """
+    """The outputs of blocks in a plain forward pass of the whole model, one per pass through their tower."""
     outputs: dict[nn.Module, list[Tensor]] = {block: [] for block in blocks}
     handles = [
         block.register_forward_hook(
@@ -155,7 +153,7 @@ def test_t5_position_bias_of_the_first_block_reaches_the_later_ones(name: str) -
 
 
 class Elsewhere(Placement):
-    """Hidden states wait on the disk; weights stay where they are."""
+    """Offloads hidden states to the disk; weights stay on their device."""
 
     kind = "disk"
 
@@ -165,19 +163,19 @@ class Elsewhere(Placement):
 
 @torch.no_grad()
 @pytest.mark.parametrize("family", ["t5", "blip2_t5", "llama"])
-def test_large_arguments_wait_like_hidden_states(
+def test_large_arguments_are_offloaded_like_hidden_states(
     family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A position bias of long texts is larger than they are; what all blocks of a pass share waits once."""
+    """Position biases of long texts are larger than they are; what blocks of a pass share is stored once."""
     if family not in tiny.FAMILIES:
         pytest.skip(f"{family} is not in the installed transformers")
-    monkeypatch.setattr(capture, "LARGE", 1)
+    monkeypatch.setattr(streams, "LARGE", 1)
     model = tiny.build(family)
     batches = tiny.samples(family).batches(2)
-    away = replace(model, placement=Elsewhere(tmp_path / "waiting"))
+    offloading = replace(model, placement=Elsewhere(tmp_path / "offloaded"))
     with quiet_forward(model.module):
         for tower in model.towers:
-            plain, other = Flow(model, tower, batches), Flow(away, tower, batches)
+            plain, other = Flow(model, tower, batches), Flow(offloading, tower, batches)
             for stream, put in zip(plain.streams, other.streams, strict=True):
                 calls = [(stream.call(index), put.call(index)) for index in range(len(tower.blocks))]
                 assert all(equal(one, two) for one, two in calls)
@@ -186,9 +184,9 @@ def test_large_arguments_wait_like_hidden_states(
                 len({id(tensor) for call in stream._calls.values() for tensor in call.tensors})
                 for stream in plain.streams
             )
-            assert len(list((tmp_path / "waiting").iterdir())) == len(other.streams) + shared
+            assert len(list((tmp_path / "offloaded").iterdir())) == len(other.streams) + shared
             del put, other
-    assert not list((tmp_path / "waiting").iterdir())
+    assert not list((tmp_path / "offloaded").iterdir())
 
 
 @torch.no_grad()
@@ -200,7 +198,7 @@ def test_capture_stops_before_the_rest_of_the_model_and_leaves_no_hooks() -> Non
     batches = tiny.samples("blip2_t5").batches(2)
     Flow(model, model.towers[0], batches)
     assert len(ran) == 3, (
-        "two samples of each length run to their end, once more of one while layers are disturbed; the others"
+        "two samples of each length run to their end, once more of one while layers are perturbed; the others"
         " stop"
     )
     assert [dict(module._forward_pre_hooks) for module in model.module.modules()] == hooks
@@ -292,7 +290,7 @@ def test_a_finished_tower_is_not_run_again(family: str) -> None:
     ("order", "current"),
     [
         ([0, 0, 1, 1, 2, 2], [0, 1, 2]),
-        ([1, 1, 0, 0], [1]),  # the first reads what the second put out, and that was pruned since
+        ([1, 1, 0, 0], [1]),  # the first reads the output of the second, which was pruned since
         ([0, 0, 1, 1, 0, 0], [1]),
         ([0, 0, 2, 2, 1, 1], [0, 2]),
         ([1, 1], [1]),
@@ -304,4 +302,4 @@ def test_a_tower_that_reads_what_was_pruned_after_it_is_run_again(
 ) -> None:
     passes = TowerPasses([])
     passes.order = order
-    assert sorted(passes.current()) == current
+    assert sorted(passes.independent()) == current

@@ -9,7 +9,9 @@ from torch import Tensor, nn
 from ecoflap.blocks.loss_batches import loss_batches, padded
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet, stack
+from ecoflap.models.core.losses import token_loss
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.loader import Selection, prunable
 from tests import tiny
 
 LENGTHS = (5, 7, 6, 9, 5)
@@ -80,7 +82,7 @@ def test_blip_is_asked_questions_of_one_length() -> None:
 
 
 def counts_padding(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """A loss of somebody's own that never heard of padding."""
+    """A custom loss that ignores the mask of padding."""
     return module(input_ids=batch["input_ids"]).logits.float().square().mean(dim=(1, 2))
 
 
@@ -118,3 +120,45 @@ def test_padding_by_hand() -> None:
     assert batch["labels"].tolist() == [[[6, -100]], [[6, 7]]]
     assert batch["pixel_values"].shape == (2, 1, 3)
     assert padded(samples[:1]).keys() == samples[0].keys()
+
+
+@torch.no_grad()
+def test_transcripts_of_different_lengths_share_a_batch() -> None:
+    """A decoder's texts beside sound, which has no mask."""
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    sizes = {
+        f"{part}_{name}": size
+        for part in ("encoder", "decoder")
+        for name, size in {"layers": 1, "attention_heads": 2, "ffn_dim": 16}.items()
+    }
+    torch.manual_seed(0)
+    config = WhisperConfig(
+        vocab_size=20,
+        num_mel_bins=4,
+        d_model=8,
+        max_source_positions=6,
+        max_target_positions=12,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
+        **sizes,
+    )
+    module = WhisperForConditionalGeneration(config).eval()
+
+    def loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+        inputs = {name: batch[name] for name in ("input_features", "decoder_input_ids")}
+        return token_loss(module(**inputs, use_cache=False).logits, batch["labels"])
+
+    model = prunable("whisper", module, None, loss, Selection())
+    texts = [torch.randint(3, 20, (length,)) for length in LENGTHS]
+    samples = [
+        {"input_features": torch.randn(4, 12), "decoder_input_ids": text, "labels": text.roll(-1)}
+        for text in texts
+    ]
+    calibration = CalibrationSet("speech", tuple(samples))
+    batches = loss_batches(model, calibration, 3)
+    assert [len(batch["labels"]) for batch in batches] == [3, 2]
+    found = torch.cat([model.loss(batch) for batch in batches])
+    torch.testing.assert_close(found, losses_alone(model, calibration), rtol=1e-5, atol=1e-6)

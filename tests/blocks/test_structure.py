@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.blocks.block_call import first_tensor
-from ecoflap.blocks.bypass import taking
+from ecoflap.blocks.bypass import bypassing
 from ecoflap.blocks.capture import Flow, flows
 from ecoflap.blocks.containers import equal, snapshot
-from ecoflap.blocks.recorder import Captured, Recorder
+from ecoflap.blocks.recorder import CaptureComplete, Recorder
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
@@ -305,15 +305,15 @@ def test_each_block_is_carried_as_full_passes_would(way: str, pictures: str) -> 
 
 @torch.no_grad()
 @pytest.mark.parametrize(("way", "copies"), [("plainly", 1), ("in_place", 4), ("deepstack", 4)])
-def test_hidden_states_that_bypassed_blocks_hand_through_are_kept_once(way: str, copies: int) -> None:
+def test_hidden_states_that_bypassed_blocks_return_are_copied_once(way: str, copies: int) -> None:
     model, batch = model_of(way), batches("in all")[0]
     plain, found = Recorder(model.towers[1]), Recorder(model.towers[1], 1)
-    with plain.watching():
+    with plain.recording():
         model.loss(batch)
     bypasses = {module: made for module, made in plain.bypasses.items() if made is not None}
-    with found.watching(), taking(bypasses), suppress(Captured):
+    with found.recording(), bypassing(bypasses), suppress(CaptureComplete):
         model.loss(batch)
-    kept = [entry.hidden for calls in found.entries.values() for entry in calls]
+    kept = [given.hidden for calls in found.inputs.values() for given in calls]
     assert len(kept) == 4
     assert len({hidden.data_ptr() for hidden in kept}) == copies
 
@@ -322,12 +322,12 @@ def test_hidden_states_that_bypassed_blocks_hand_through_are_kept_once(way: str,
 @pytest.mark.parametrize(
     ("way", "shared"), [("plainly", [True] * 3), ("in_place", [False] * 3), ("skipping", [True, True, False])]
 )
-def test_what_leaves_a_block_for_the_next_is_kept_once(way: str, shared: list[bool]) -> None:
+def test_the_output_that_enters_the_next_block_is_copied_once(way: str, shared: list[bool]) -> None:
     model = model_of(way)
     found = Recorder(model.towers[1])
-    with found.watching():
+    with found.recording():
         model.loss(batches("in all")[0])
-    pairs = [(found.left[index][0].output, found.entries[index + 1][0].hidden) for index in range(3)]
+    pairs = [(found.outputs[index][0].output, found.inputs[index + 1][0].hidden) for index in range(3)]
     assert [left is entered for left, entered in pairs] == shared
 
 

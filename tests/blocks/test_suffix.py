@@ -3,7 +3,7 @@ from typing import Any
 import pytest
 import torch
 
-from ecoflap.blocks.suffix import SuffixRunner, growing_modules
+from ecoflap.blocks.suffix import SuffixRunner, repeatable_modules
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from tests import tiny
@@ -16,7 +16,7 @@ def test_losses_from_any_block_are_those_of_a_plain_pass(family: str, samples: i
     model, batch = tiny.build(family), tiny.samples(family, lengths=(5,) * samples).batches(samples)[0]
     with quiet_forward(model.module):
         expected = model.loss(batch)
-        runner = SuffixRunner(model, batch, growing_modules(model, batch))
+        runner = SuffixRunner(model, batch, repeatable_modules(model, batch))
         assert torch.equal(runner.losses, expected)
         for block in model.blocks:
             for copies in (1,) if family in tiny.UNSTACKABLE else (1, 3):
@@ -33,7 +33,7 @@ def test_losses_from_any_block_are_those_of_a_plain_pass(family: str, samples: i
 def test_a_change_in_the_suffix_counts_and_one_in_the_prefix_does_not(family: str) -> None:
     model, batch = tiny.build(family), tiny.samples(family).batches(2)[0]
     with quiet_forward(model.module):
-        runner = SuffixRunner(model, batch, growing_modules(model, batch))
+        runner = SuffixRunner(model, batch, repeatable_modules(model, batch))
         order = [
             block
             for module in dict.fromkeys(runner.order)
@@ -113,14 +113,14 @@ def test_embeddings_and_projections_are_not_run_again(family: str, length: int, 
     model, batch = tiny.build(family), tiny.samples(family, lengths=(length, length)).batches(2)[0]
     names = {module: name for name, module in model.module.named_modules()}
     with quiet_forward(model.module):
-        around = growing_modules(model, batch)
-        assert [name for name in expected if name not in {names[module] for module in around}] == []
+        outer = repeatable_modules(model, batch)
+        assert [name for name in expected if name not in {names[module] for module in outer}] == []
         assert not {"lm_head", "transformer.wpe", "language_model.lm_head"} & {
-            names[module] for module in around
+            names[module] for module in outer
         }
-        runner = SuffixRunner(model, batch, around)
+        runner = SuffixRunner(model, batch, outer)
         ran: list[str] = []
-        inner = [child for module in around for child in list(module.modules())[1:]]
+        inner = [child for module in outer for child in list(module.modules())[1:]]
         for module in inner:
             module.register_forward_hook(lambda module, *_: ran.append(names[module]))
         torch.testing.assert_close(

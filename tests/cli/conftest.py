@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 
 from ecoflap.run import config as run_config
 from ecoflap.run import pipeline
+from ecoflap.storage.installation import conf_folder
 from ecoflap.storage.results import Result
 
 ROOT = Path(__file__).parents[2]
@@ -89,7 +90,7 @@ def text_run(tiny_llama: Path, token_file: Path, tmp_path: Path) -> list[str]:
 def composed(overrides: list[str]) -> DictConfig:
     """The config that main.py would get."""
     run_config.register()
-    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("config", overrides=overrides)
 
 

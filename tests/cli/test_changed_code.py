@@ -68,7 +68,7 @@ def run(folder: Path, text_run: list[str], name: str) -> tuple[str, dict[str, in
         f"hydra.run.dir={folder / name}",
     ]
     command = [sys.executable, str(ROOT / "main.py"), *parts, *shared]
-    environment = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     counts: dict[str, int] = json.loads((folder / name / "allocation.json").read_text())["keep"]

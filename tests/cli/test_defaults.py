@@ -96,6 +96,7 @@ def test_a_part_has_the_options_of_its_dataclass_alone(group: str, target: str) 
     part = get_class(target)
     assert issubclass(part, registry.PARTS[group][target])
     assert registry.defaults(part) == registry.defaults(registry.PARTS[group][target])
+    assert "__init__" in vars(part), "a part that is no dataclass itself would not check its options"
 
 
 def test_hidden_options_are_no_choice() -> None:

@@ -80,7 +80,7 @@ def test_an_unknown_name_is_refused_with_what_was_meant(
     assert meant in capsys.readouterr().err
 
 
-def test_a_part_outside_of_the_tree_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_part_beside_a_config_dir_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "own_part.py").write_text(
         '''from dataclasses import dataclass
 
@@ -99,7 +99,7 @@ class Own:
     )
     (tmp_path / "conf/pruner").mkdir(parents=True)
     (tmp_path / "conf/pruner/own.yaml").write_text("_target_: own_part.Own\nshare: 0.25\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(sys, "path", [*sys.path])
     folder = str(tmp_path / "conf")
     assert "  own " in explain_options("pruner", folder)
     text = explain_options("pruner=own", folder)

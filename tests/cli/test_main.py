@@ -77,7 +77,7 @@ def test_a_run_leaves_a_result_that_verifies(text_run: list[str], tmp_path: Path
     assert "perplexity" in finished.stdout
     assert "model.layers.1" in finished.stderr
     verified = subprocess.run(
-        [sys.executable, "-m", "ecoflap.storage.results", "verify", str(folder)],
+        [sys.executable, "-m", "ecoflap", "verify", str(folder)],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -96,7 +96,7 @@ def test_a_sweep_runs_every_combination(text_run: list[str], tmp_path: Path) -> 
         (0.6, 0),
         (0.6, 1),
     ]
-    command = [sys.executable, "-m", "ecoflap.sweeps.report", str(tmp_path / "sweep")]
+    command = [sys.executable, "-m", "ecoflap", "report", str(tmp_path / "sweep")]
     shown = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
     assert shown.stdout.count("(n=2)") == 2
     page = (tmp_path / "sweep" / "report" / "index.html").read_text()

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from ecoflap.errors import UserError
-from ecoflap.models.offload.placement import is_absent
+from ecoflap.models.offload.placement import is_placeholder
 from ecoflap.storage.results import Result, verify
 
 Run = Callable[..., Result]
@@ -94,7 +94,7 @@ class NoPlace(TorchFunctionMode):
     """Nobody may ask where a weight is that is away: its stand-in is on the CPU, wherever its block runs."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func == torch.Tensor.device.__get__ and is_absent(args[0]):
+        if func == torch.Tensor.device.__get__ and is_placeholder(args[0]):
             raise AssertionError("the device of a weight that is away was asked for")
         return func(*args, **(kwargs or {}))
 

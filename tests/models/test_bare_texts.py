@@ -15,7 +15,7 @@ from ecoflap.data.captions.calibration import Captions
 from ecoflap.data.captions.task import CaptioningEvaluation
 from ecoflap.data.easy_vqa.calibration import EasyVqa
 from ecoflap.data.example import Example
-from ecoflap.evaluate.inputs import how_asked
+from ecoflap.evaluate.inputs import interface_settings
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.blip2.generation import Blip2
 from ecoflap.models.families.vlm.vlm import VlmInterface
@@ -124,4 +124,4 @@ def test_a_talkative_model_is_asked_for_a_word() -> None:
     assert interface._ask(Example("is it red?")) == "USER: <image>\nis it red?\nAnswer briefly. ASSISTANT:"
     assert interface._ask(Example("a photo of", bare=True)) == "USER: <image>\n ASSISTANT: a photo of"
     plain = VlmInterface(None, SimpleNamespace(image_token="<image>"), "USER: <image>\n{} ASSISTANT:")
-    assert how_asked(plain) != how_asked(interface)
+    assert interface_settings(plain) != interface_settings(interface)

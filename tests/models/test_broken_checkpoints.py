@@ -28,9 +28,11 @@ from ecoflap.models.offload.load import load_offloaded
 from ecoflap.storage.checkpoint import save_checkpoint
 from tests import tiny
 from tests.cli.conftest import tiny_llama  # noqa: F401 - a fixture
-from tests.models.test_quantised import (
+from tests.models.test_quantised import (  # noqa: F401 - two of them fixtures
     change_config,
     change_weights,
+    folder,
+    no_weights_read,
 )
 from tests.storage.test_disks import fill, small_disk  # noqa: F401 - a fixture
 

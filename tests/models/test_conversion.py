@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from ecoflap.models.loading.checkpoint_folder import stored_in
-from ecoflap.models.loading.conversion import find_places
+from ecoflap.models.loading.conversion import match_tensors
 from ecoflap.models.loading.skeleton import DTYPE_OPTION, framework
 from ecoflap.storage.stored_tensor import StoredTensor
 from tests import tiny
@@ -171,7 +171,7 @@ def test_what_is_read_is_what_from_pretrained_loads(
     assert not report["missing_keys"]
     expected = entries(expected)
     module = framework(model_class, model_class.config_class.from_pretrained(tmp_path), getattr(torch, dtype))
-    places = find_places(str(tmp_path), module, stored_in(tmp_path))
+    places = match_tensors(str(tmp_path), module, stored_in(tmp_path))
     assert places.unused == []
     found = entries(module)
     assert found.keys() == expected.keys()
@@ -188,7 +188,7 @@ def test_one_parameter_reads_its_own_experts(tmp_path: Path, monkeypatch: pytest
     read: list[str] = []
     original = StoredTensor.read
     monkeypatch.setattr(StoredTensor, "read", lambda self: read.append(self.name) or original(self))
-    places = find_places(str(tmp_path), module, stored_in(tmp_path)).found
+    places = match_tensors(str(tmp_path), module, stored_in(tmp_path)).found
     assert read == [], "names and shapes are enough to find them"
     name = next(
         name

@@ -8,13 +8,12 @@ from typing import Any
 
 import pytest
 import torch
-from ecoflap_sentences.model import halves_loss
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from ecoflap.data.batch import Batch
 from ecoflap.models.core.losses import contrastive_loss
-from ecoflap.models.core.positives import find_positives, right_pairs, wrong_partners
+from ecoflap.models.core.positives import find_positives, image_text_positives, nearest_negatives
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.blip import retrieval as blip_retrieval
 from ecoflap.models.families.blip2 import matching as blip2_itm
@@ -173,11 +172,11 @@ def test_where_nothing_repeats_it_is_plain_cross_entropy(copies: int) -> None:
 @pytest.mark.parametrize("ties", TIES)
 def test_partners_against_loops(ties: str) -> None:
     batch = pictures_and_texts("clip", ties)
-    slow, right = slow_right(batch), right_pairs(batch, 1)
+    slow, right = slow_right(batch), image_text_positives(batch, 1)
     assert [row.nonzero().flatten().tolist() for row in right] == slow
     wrong = [own if other is None else other for own, other in enumerate(slow_wrong(slow))]
-    assert wrong_partners(right, 1).tolist() == wrong
-    assert wrong_partners(right, 2).tolist() == [*wrong, *(len(wrong) + other for other in wrong)]
+    assert nearest_negatives(right, 1).tolist() == wrong
+    assert nearest_negatives(right, 2).tolist() == [*wrong, *(len(wrong) + other for other in wrong)]
 
 
 def test_half_precision_and_one_changed_value() -> None:
@@ -206,18 +205,4 @@ def test_padding_is_no_text() -> None:
         "input_ids": torch.tensor([[5, 0], [5, 0]]),
         "attention_mask": torch.tensor([[1, 1], [1, 0]]),
     }
-    assert right_pairs(batch, 1).equal(torch.eye(2, dtype=torch.bool))
-
-
-@torch.no_grad()
-def test_a_passage_that_stands_twice_in_a_batch() -> None:
-    """MiniLM's halves: either of two equal ones is right, so a batch of one passage alone, twice, is as
-    uncertain as it must be.
-    """
-    from transformers import BertConfig, BertModel
-
-    torch.manual_seed(0)
-    module = BertModel(BertConfig(**tiny.TEXT), add_pooling_layer=False).eval()
-    ids = torch.randint(1, tiny.VOCABULARY, (1, 2, 4)).repeat(2, 1, 1)
-    loss = halves_loss(module, {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-    torch.testing.assert_close(loss, torch.full((2,), 2.0).log())
+    assert image_text_positives(batch, 1).equal(torch.eye(2, dtype=torch.bool))

@@ -96,7 +96,7 @@ def test_a_loss_is_another_one_when_code_that_it_shares_changes(
     monkeypatch.setattr(prunable, "__file__", str(tmp_path / "prunable.py"))
     identities = []
     for text in ("one", "other", "one"):
-        (tmp_path / "partners.py").write_text(text)
+        (tmp_path / "positives.py").write_text(text)
         identities.append(model.loss_identity("match"))
     assert identities[0] == identities[2] != identities[1]
     assert model.loss_identity("match") != model.loss_identity("contrastive")

@@ -14,7 +14,7 @@ from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.example import Example, Generation
 from ecoflap.models.families.blip2.generation import Blip2Interface
 from ecoflap.models.families.vlm.vlm import _behind
-from ecoflap.models.loading.loader import written
+from ecoflap.models.loading.loader import generated_tokens
 from tests import tiny
 
 if not hasattr(transformers, "Blip2Config"):
@@ -24,9 +24,9 @@ if not hasattr(transformers, "Blip2Config"):
 def test_a_prompt_that_is_given_back_is_cut_off() -> None:
     prompt = torch.tensor([[0, 7], [8, 9]])
     new = torch.tensor([[5, 6, 1], [7, 9, 1]])
-    assert written(torch.cat([prompt, new], dim=1), prompt).equal(new)
-    assert written(new, prompt).equal(new)
-    assert written(new[:, :1], prompt).equal(new[:, :1])
+    assert generated_tokens(torch.cat([prompt, new], dim=1), prompt).equal(new)
+    assert generated_tokens(new, prompt).equal(new)
+    assert generated_tokens(new[:, :1], prompt).equal(new[:, :1])
 
 
 class Inputs(dict[str, Tensor]):

@@ -223,7 +223,7 @@ def test_a_layer_that_is_called_once_more_has_a_statistic_of_its_own(
         statistics = InputStatistics(kind)
         with statistics.gathering([once, twice]):
             for _ in range(runs):
-                statistics.look_at((), [])
+                statistics.begin_run((), [])
                 for layer, read in ((once, inputs), (twice, inputs), (twice, zeros)):
                     layer.module(read)
         assert (statistics[once].tokens, statistics[twice].tokens) == (10 * runs, 13 * runs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ecoflap.blocks.statistics import Enough, InputStatistics, MeanSquare
+from ecoflap.blocks.statistics import InputsComplete, InputStatistics, MeanSquare
 from ecoflap.models.core.prunable import quiet_forward
 from ecoflap.prune.driver import prune
 from ecoflap.prune.inputs import measure_dense
@@ -63,10 +63,10 @@ def test_a_block_is_run_no_further_than_its_last_layer_reads() -> None:
     block.layers[-1].module.register_forward_hook(lambda *_: finished.append(True))
     with statistics.gathering(block.layers, stop=True):
         for batch in calibration.batches(1):
-            statistics.look_at((), [])
+            statistics.begin_run((), [])
             try:
                 model.loss(batch)
-            except Enough:
+            except InputsComplete:
                 continue
     assert len(finished) == 1, "the first run shows that no layer is called twice"
     assert statistics[block.layers[-1]].tokens == statistics[block.layers[0]].tokens == 29

@@ -19,7 +19,7 @@ class Case:
         code: the exit code.
         after_load: the model may be loaded before it is found out.
         warns: the run goes on, and the line is a warning.
-        program: the module that is run, such as ``ecoflap.sweeps.status``; main.py by default.
+        subcommand: of ``ecoflap``.
     """
 
     overrides: tuple[str, ...]
@@ -28,8 +28,10 @@ class Case:
     code: int = 2
     after_load: bool = False
     warns: bool = False
-    program: str = "main"
+    subcommand: str = "run"
 
     def __str__(self) -> str:
         """A name for pytest."""
-        return " ".join((*([] if self.program == "main" else [self.program]), *self.overrides)) or "nothing"
+        return (
+            " ".join((*([] if self.subcommand == "run" else [self.subcommand]), *self.overrides)) or "nothing"
+        )

@@ -29,6 +29,15 @@ SYNTAX: list[Case] = [
     Case(("--shell-completion",), ("--shell-completion wants a shell", "install=bash")),
     Case(("--config-dir", "-m"), ("--config-dir", "expected one argument")),
     Case(("--config-dir", "{tmp}/nowhere"), ("--config-dir {tmp}/nowhere", "no such folder")),
+    Case(
+        ("hydra.searchpath=[pkg://nowhere.conf]", "pruner=mine"),
+        ("hydra.searchpath: pkg://nowhere.conf", "no such package", "pkg://PACKAGE.FOLDER"),
+    ),
+    Case(
+        ("hydra.searchpath=[file://{tmp}/nowhere]",),
+        ("file://{tmp}/nowhere", "no such folder", "file://FOLDER"),
+    ),
+    Case(("hydra.searchpath=pkg://nowhere.conf",), ("must be a list",)),
     Case(("--config-name", "nothing"), ("'nothing'", "--help")),
     Case(("hydra.run.dir=",), ("hydra.run.dir= names no folder", "hydra.run.dir=FOLDER")),
     Case(

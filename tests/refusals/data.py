@@ -156,16 +156,6 @@ TEXTS: list[Case] = [
         language_models,
     ),
     Case(
-        (*LLAMA, *ONLY, "calibration=sentences", "calibration.path={tmp}/text.txt"),
-        ("0 lines of 32 words",),
-        text("text.txt", "cat dog\n" * 999),
-    ),
-    Case(
-        (*LLAMA, *ONLY, "calibration=sentences", "calibration.path={tmp}/text.txt"),
-        ("sentence embeddings", "makes none"),
-        text("text.txt", ("cat dog " * 20 + "\n") * 9),
-    ),
-    Case(
         (*READS_TEXT, "task.path={tmp}/text.txt"),
         ("task.path={tmp}/text.txt", "no such file"),
         language_models,
@@ -201,11 +191,6 @@ TEXTS: list[Case] = [
         ("model=blip2_mini", *DENSE, "task=wikitext2", "task.path={tmp}/text.txt"),
         ("task=wikitext2", "answers questions about images"),
         text("text.txt", "cat dog " * 9999),
-    ),
-    Case(
-        (*LLAMA, *DENSE, "task=sentence_retrieval", "task.path={tmp}/text.txt", "task.limit=10"),
-        ("task.limit=10", "there are 9 passages"),
-        text("text.txt", ("cat dog " * 20 + "\n") * 9),
     ),
 ]
 
@@ -351,31 +336,6 @@ PICTURES: list[Case] = [
         ("has 3 names, and the pictures have 2 classes",),
         all_of(classes("train", "cat", "dog"), file("names.txt", "a\nb\nc\n")),
     ),
-    Case((*ONLY, "calibration=pictures", DATA), ("no such folder",)),
-    Case((*ONLY, "calibration=pictures", DATA), ("no picture", "in it"), file("a.txt", "")),
-    Case((*ONLY, "calibration=pictures", DATA), ("saliency maps", "makes none"), file("a.png", "")),
-    Case((*ONLY, "calibration=speech", DATA), ("no wav file in it",), file("a.txt", "")),
-    Case((*ONLY, "calibration=speech", DATA), ("a.wav has no transcript",), file("a.wav", "")),
-    Case(
-        (*ONLY, "calibration=speech", DATA),
-        ("a.txt, line 1", "NUL byte"),
-        all_of(file("a.wav", ""), file("a.txt", "cat\0dog")),
-    ),
-    Case(
-        (*ONLY, "calibration=speech", DATA),
-        ("must have the columns",),
-        file("metadata.csv", "file,text\na.wav,cat\n"),
-    ),
-    Case(
-        (*ONLY, "calibration=speech", DATA),
-        ("1 of 1 recordings in metadata.csv are missing",),
-        file("metadata.csv", "file_name,transcription\na.wav,cat\n"),
-    ),
-    Case(
-        (*ONLY, "calibration=speech", DATA),
-        ("is speech, and blip2_mini hears none",),
-        all_of(file("a.wav", ""), file("a.txt", "cat")),
-    ),
     Case(
         (*LLAMA, *ONLY, "calibration=easy_vqa"), ("calibration=easy_vqa", "reads only text"), language_models
     ),
@@ -503,8 +463,6 @@ TASKS: list[Case] = [
         file("test/a_test.csv", "What?,1,2,3,4,A\n"),
     ),
     Case(("model=t5_mini", *ONLY, "calibration=mmlu", DATA), ("has no val/*_val.csv",)),
-    Case((*DENSE, "task=saliency", TASK_DATA), ("task.path", "no picture"), file("a.txt", "")),
-    Case((*DENSE, "task=speech", TASK_DATA), ("no wav file in it",), file("a.txt", "")),
 ]
 
 MODELS: list[Case] = [

@@ -1,4 +1,4 @@
-"""Bad command lines of the programs beside main.py."""
+"""Bad command lines of the subcommands beside ``run``."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ def damaged(folder: Path) -> None:
     (folder / "file").write_text("taken")
 
 
-def of(program: str, *arguments: str, says: tuple[str, ...]) -> Case:
-    return Case(arguments, says, damaged, program=f"ecoflap.{program}")
+def of(subcommand: str, *arguments: str, says: tuple[str, ...]) -> Case:
+    return Case(arguments, says, damaged, subcommand=subcommand)
 
 
 CASES: list[Case] = [
@@ -32,12 +32,23 @@ CASES: list[Case] = [
     of("report", "{tmp}/file", says=("{tmp}/file",)),
     of("report", "{tmp}/run", says=("result.json",)),
     of("report", "{tmp}/run", "--metrc", "x", says=("--metrc", "--help")),
-    of("results", says=("command", "--help")),
-    of("results", "verfy", "{tmp}/run", says=("'verfy'", "verify")),
-    of("results", "verify", says=("run", "--help")),
-    of("results", "verify", "{tmp}/nowhere", says=("{tmp}/nowhere", "give the folder of a run")),
-    of("results", "verify", "{tmp}/file", says=("{tmp}/file", "give the folder of a run")),
-    of("results", "verify", "{tmp}/run", says=("{tmp}/run", "give the folder of a run")),
+    of("report", "cost", says=("runs", "ecoflap report cost --help")),
+    of("report", "cost", "{tmp}/nowhere", says=("nothing measured", "{tmp}/nowhere")),
+    of("report", "recovery", "{tmp}/nowhere", says=("no table", "{tmp}/nowhere")),
+    of("report", "recovery", "{tmp}/run", says=("no table", "result.json")),
+    of("report", "blip2-table", "{tmp}/nowhere", says=("no table", "task=blip2_vqa")),
+    of("report", "blip2-table", "{tmp}/run", says=("no table", "result.json")),
+    of("plan", "-m", "sparsity=0.5,0.6", says=("leave -m out",)),
+    of("plan", "sparsity=0.5,0.6", says=("sparsity=0.5,0.6 has several values",)),
+    of("plan", "sparsity=1.5", says=("sparsity=1.5",)),
+    of("plan", "sparsty=0.5", says=("sparsty", "did you mean sparsity?")),
+    of("plan", "cluster=slurm", says=("cluster=slurm", "add -m")),
+    of("plan", "allocation=file", "allocation.path={tmp}/nowhere", says=("{tmp}/nowhere",)),
+    of("plan", "--cfg", "job", says=("ecoflap run",)),
+    of("verify", says=("run", "--help")),
+    of("verify", "{tmp}/nowhere", says=("{tmp}/nowhere", "give the folder of a run")),
+    of("verify", "{tmp}/file", says=("{tmp}/file", "give the folder of a run")),
+    of("verify", "{tmp}/run", says=("{tmp}/run", "give the folder of a run")),
     of("cache", says=("command", "--help")),
     of("cache", "lst", says=("'lst'", "ls")),
     of("cache", "ls", "--cache", "{tmp}/nowhere", says=("no cache at {tmp}/nowhere", "--cache FOLDER")),

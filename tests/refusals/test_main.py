@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from safetensors import SafetensorError
 
-import main as program
+from ecoflap.cli import command
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.run import pipeline
 from ecoflap.run.refusals import describe
@@ -37,8 +37,8 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: None) 
             f"cache={tmp_path / 'cache'}",
         )
         try:
-            return program.start(
-                [*arguments, *places, "tracking=none", "score=none", "calibration.samples=4"]
+            return command.main(
+                ["run", *arguments, *places, "tracking=none", "score=none", "calibration.samples=4"]
             )
         except SystemExit as stopped:
             return int(str(stopped.code))

@@ -1,76 +1,27 @@
-"""Every bad command line of this folder's tables: its exit code, its one line, and that nothing is left of
-it.
-"""
+"""Every bad command line of this folder's tables."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
-import shutil
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import main as program
-from ecoflap.run.steps import coarse
 from tests import refusals
 from tests.refusals.case import Case
+from tests.refusals.one_line import assert_one_line
 
 TABLES = [
     info.name
     for info in pkgutil.iter_modules(refusals.__path__)
-    if info.name not in ("case", "conftest", "test_main", "test_refusals")
+    if info.name not in ("case", "conftest", "one_line", "test_main", "test_refusals")
 ]
 CASES = [
     pytest.param(case, id=f"{table}: {case}")
     for table in TABLES
     for case in getattr(importlib.import_module(f"tests.refusals.{table}"), "CASES", [])
 ]
-PLACES = (
-    "hydra.run.dir={tmp}/made/run",
-    "hydra.sweep.dir={tmp}/made/sweep",
-    "cache={tmp}/made/cache",
-    "tracking=none",
-    "device=cpu",
-)
-RAW = ("Traceback", "HYDRA_FULL_ERROR", "Error executing job", "full_key:", "object_type=", "UserWarning")
-
-
-class Loaded(BaseException):
-    """The model would be loaded now; no handler of the program catches it."""
-
-
-def command(case: Case, folder: Path) -> list[str]:
-    """The case's arguments, with places in the temporary folder for what it doesn't place itself."""
-    given = {argument.partition("=")[0].lstrip("+~") for argument in case.overrides}
-    places = (
-        [place for place in PLACES if place.partition("=")[0] not in given] if case.program == "main" else []
-    )
-    return [argument.replace("{tmp}", str(folder)) for argument in (*case.overrides, *places)]
-
-
-def module_of(name: str) -> Any:
-    """What ``python -m name`` runs."""
-    module = importlib.import_module(name)
-    return importlib.import_module(f"{name}.__main__") if hasattr(module, "__path__") else module
-
-
-def without_slurm(
-    name: str, *more: Any, find: Callable[..., str | None] = shutil.which, **options: Any
-) -> str | None:
-    """``shutil.which`` of a machine without Slurm."""
-    return None if name == "srun" else find(name, *more, **options)
-
-
-def started(case: Case, arguments: list[str]) -> int:
-    """Run the program in this process; returns its exit code."""
-    start = program.start if case.program == "main" else module_of(case.program).main
-    try:
-        return start(arguments)
-    except SystemExit as stopped:
-        return stopped.code if isinstance(stopped.code, int) else 1
 
 
 @pytest.mark.usefixtures("fresh_process")
@@ -78,33 +29,4 @@ def started(case: Case, arguments: list[str]) -> int:
 def test_one_line(
     case: Case, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if case.prepare is not None:
-        case.prepare(tmp_path)
-
-    monkeypatch.setattr(shutil, "which", without_slurm)
-
-    def load(*_: object) -> None:
-        raise Loaded
-
-    if not case.after_load:
-        monkeypatch.setattr(coarse, "load", load)
-    loaded, code = False, 0
-    try:
-        code = started(case, command(case, tmp_path))
-    except Loaded:
-        loaded = True
-    said = capfd.readouterr()
-    text = said.out + said.err
-    assert not [raw for raw in RAW if raw in text], text
-    assert loaded == (case.warns and not case.after_load), (
-        f"the model was {'' if loaded else 'not '}loaded:\n{text}"
-    )
-    assert code == (0 if case.warns else case.code), text
-    prefix = "warning: " if case.warns else "error: "
-    lines = [line.removeprefix(prefix) for line in text.splitlines() if line.startswith(prefix)]
-    assert len(lines) == 1, text
-    for words in case.says:
-        assert words.replace("{tmp}", str(tmp_path)) in lines[0], lines[0]
-    if not case.warns:
-        assert not list(tmp_path.glob("made/**/result.json"))
-        assert not list(tmp_path.glob("made/run*")), "a refused run left its folder"
+    assert_one_line(case, tmp_path, capfd, monkeypatch)

@@ -33,7 +33,7 @@ CASES = [
     case(
         "allocation=ByNorms",
         "score=none",
-        says=("allocation=ByNorms goes by scores", "score=none measures nothing", "score=zeroth_order"),
+        says=("goes by scores of kind norms", "score=none measures nothing", "of that kind"),
     ),
     case(
         "allocation=ByNorms", says=("ByNorms goes by scores of kind norms", "zeroth_order gives importance")

@@ -143,6 +143,14 @@ PARTS: list[Case] = [
     Case((*TRAINED, "finetune.precision=fp8"), ("finetune.precision=fp8 is not known", "bfloat16")),
     Case((*TRAINED, "finetune.loss=nothing"), ("finetune.loss=nothing is not known", "module.function")),
     Case((*TRAINED, "finetune=reconstruct", "finetune.epochs=0"), ("finetune.epochs=0 must be at least 1",)),
+    Case(
+        ("steps=[allocate,prune,finetune]", "score=none", "pruner=magnitude", "finetune=reconstruct"),
+        ("finetune=reconstruct trains on the calibration samples", "add calibrate"),
+    ),
+    Case(
+        ("steps=[allocate,prune,finetune]", "score=none", "pruner=magnitude", "finetune.data=calibration"),
+        ("finetune=full trains on the calibration samples", "add calibrate"),
+    ),
     Case((*TRAINED, "runtime.offload=cpu"), ("runtime.offload=cpu", "have to be in memory")),
 ]
 CASES = [*RUN, *PARTS]

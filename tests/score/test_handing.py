@@ -73,7 +73,7 @@ def test_state_left_by_an_earlier_pass_is_noticed() -> None:
         runner = SuffixRunner(model, handing.samples((5, 5)).batches(2)[0])
         block = model.blocks[2]
         assert torch.equal(runner.losses_from(block.module, 1)[0], runner.losses)
-        assert not runner.replays([block], 1)
+        assert not runner.can_replay([block], 1)
 
 
 @pytest.mark.parametrize(

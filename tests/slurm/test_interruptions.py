@@ -96,7 +96,7 @@ def test_cancelled_and_started_again(
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert status.main([str(folder)]) == 1
     again = subprocess.run(
-        [sys.executable, "-m", "ecoflap.sweeps.status", str(folder), "--rerun-failed"],
+        [sys.executable, "-m", "ecoflap", "status", str(folder), "--rerun-failed"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -78,7 +78,7 @@ def test_twelve_jobs_at_once_score_once(
     assert status.main([str(folder)]) == 0
     assert "12 done" in capsys.readouterr().out
     report = subprocess.run(
-        [sys.executable, "-m", "ecoflap.sweeps.report", str(folder)],
+        [sys.executable, "-m", "ecoflap", "report", str(folder)],
         cwd=ROOT,
         capture_output=True,
         text=True,

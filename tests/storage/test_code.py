@@ -94,6 +94,15 @@ def test_a_running_process_keeps_the_hash_of_the_code_that_it_runs(parts: Path) 
     assert code.source_hash("mine.scorer") == before
 
 
+def test_imports_for_types_alone_do_not_count(parts: Path) -> None:
+    scorer = parts / "mine" / "scorer.py"
+    scorer.write_text("if TYPE_CHECKING:\n    import mine.formulas\n")
+    before = hashed("mine.scorer")
+    (parts / "mine" / "formulas.py").write_text("SIGN = -1\n")
+    forget()
+    assert hashed("mine.scorer") == before
+
+
 @pytest.mark.parametrize("gone", ["mine/scorer.py", "mine/formulas.py"])
 def test_a_file_that_is_gone_is_an_error(parts: Path, gone: str) -> None:
     (parts / "mine" / "scorer.py").write_text("import mine.formulas\n")

@@ -32,7 +32,7 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
 
 def test_a_killed_owner_on_this_host_is_replaced_at_once(tmp_path: Path) -> None:
     code = (
-        "import sys, time; from ecoflap.store import Lease; assert Lease(sys.argv[1]).acquire();"
+        "import sys, time; from ecoflap.storage.lease import Lease; assert Lease(sys.argv[1]).acquire();"
         " print('held', flush=True); time.sleep(60)"
     )
     owner = subprocess.Popen(
@@ -76,7 +76,7 @@ def test_a_lease_that_changed_hands_meanwhile_is_given_back(
     path = tmp_path / "lease"
     of_another_host(path)
     mine, faster = Lease(path), Lease(path)
-    monkeypatch.setattr(mine, "_owner_lives", lambda: False)
+    monkeypatch.setattr(mine, "_owner_is_alive", lambda: False)
     mine.owner = {"token": "theirs"}
     path.unlink()
     assert faster.acquire()

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from ecoflap.storage.results.__main__ import main
 from safetensors.torch import load_file, save_file
 
+from ecoflap.cli.verify import main
 from ecoflap.errors import UserError
 from ecoflap.run.folder import finished
 from ecoflap.storage.masks import load_masks, save_masks
@@ -238,7 +238,7 @@ def test_sound_run_is_equal(tmp_path: Path, sharded: bool, capsys: pytest.Captur
     run = make_run(tmp_path, sharded)
     assert (run / "checkpoint" / "model.safetensors.index.json").exists() == sharded
     assert verify(run) == []
-    assert main(["verify", str(run)]) == 0
+    assert main([str(run)]) == 0
     assert "equal" in (out := capsys.readouterr().out)
     assert "text" in out
 
@@ -247,7 +247,7 @@ def test_sound_run_is_equal(tmp_path: Path, sharded: bool, capsys: pytest.Captur
 def test_one_flipped_weight_is_found_from_the_command_line(tmp_path: Path, sharded: bool) -> None:
     run = make_run(tmp_path, sharded)
     change_weights(run, LAYER, revive(run))
-    command = [sys.executable, "-m", "ecoflap.storage.results", "verify", str(run)]
+    command = [sys.executable, "-m", "ecoflap", "verify", str(run)]
     done = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[2])
     assert done.returncode == 1, done.stderr
     differences = [line for line in done.stdout.splitlines() if line.startswith("difference")]
@@ -331,7 +331,7 @@ def test_record_without_layers_is_a_difference(run: Path) -> None:
 def test_damaged_checkpoint_is_a_difference(run: Path) -> None:
     file = run / "checkpoint" / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
-    assert main(["verify", str(run)]) == 1
+    assert main([str(run)]) == 1
     assert all("cannot be read" in difference for difference in verify(run))
 
 
@@ -340,7 +340,7 @@ def test_damaged_checkpoint_is_a_difference(run: Path) -> None:
 )
 def test_missing_files_exit_with_two(run: Path, missing: str, capsys: pytest.CaptureFixture[str]) -> None:
     (run / missing).unlink()
-    assert main(["verify", str(run)]) == 2
+    assert main([str(run)]) == 2
     out, err = capsys.readouterr()
     assert out == ""
     assert err.startswith("error: cannot verify")
@@ -351,16 +351,16 @@ def test_missing_shard_no_checkpoint_and_incomplete_layers_exit_with_two(
 ) -> None:
     run = make_run(tmp_path, sharded=True)
     next((run / "checkpoint").glob("model-*")).unlink()
-    assert main(["verify", str(run)]) == 2
+    assert main([str(run)]) == 2
     change_record(run, lambda record: record["sparsity"]["layers"][LAYER].pop("tower"))
-    assert main(["verify", str(run)]) == 2
+    assert main([str(run)]) == 2
     assert f"layer {LAYER} lacks tower" in capsys.readouterr().err
     change_record(run, lambda record: record.update(checkpoint=None))
-    assert main(["verify", str(run)]) == 2
+    assert main([str(run)]) == 2
     assert "saved no checkpoint" in capsys.readouterr().err
 
 
 def test_bad_usage_exits_with_two() -> None:
     with pytest.raises(SystemExit) as stopped:
-        main(["verify"])
+        main([])
     assert stopped.value.code == 2

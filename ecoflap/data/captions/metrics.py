@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError
+from ecoflap.storage.installation import install_extra
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +57,7 @@ def require_scorers(option: str) -> Path:
     """
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations:
-        raise UserError(f"{option} needs the package pycocoevalcap: pip install -e '.[captions]'")
+        raise UserError(f"{option} needs the package pycocoevalcap: {install_extra('captions')}")
     return Path(next(iter(found.submodule_search_locations)))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from ecoflap.data.folder import read_text
 from ecoflap.errors import UserError, nearest
+from ecoflap.storage.installation import install_extra
 
 OPENAI = "openai"
 PACKAGES = ("open_clip", "torchvision")
@@ -43,7 +44,7 @@ def _open_clip(asked: str) -> Any:
         import open_clip
     except ImportError:
         raise UserError(
-            f"{asked} needs the open_clip package: pip install -e '.[open-clip]'; or give names and templates"
+            f"{asked} needs the open_clip package: {install_extra('open-clip')}; or give names and templates"
             " of your own"
         ) from None
     return open_clip

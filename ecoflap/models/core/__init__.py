@@ -1,1 +1,1 @@
-"""What every step sees of a model: layers, blocks, towers, losses, and what its family can do."""
+"""The model as every step sees it: layers, blocks, towers, losses, and the protocols of its family."""

@@ -1,9 +1,8 @@
-"""``nn.MultiheadAttention`` with its projections in the open, so that its packed weights are layers like any
-other.
+"""``nn.MultiheadAttention`` with its projections as modules, so that packed weights are layers like others.
 
-PyTorch hands the weights of the whole attention to one function, where no hook sees what a projection reads.
-The subclass here computes the same thing step by step. It is put under existing modules in place; parameters
-and their names stay as they are.
+PyTorch passes the weights of the whole attention to one function, where no hook sees the inputs of a
+projection. The subclass here computes the same step by step. It replaces the class of existing modules in
+place; parameters keep their names.
 """
 
 from __future__ import annotations
@@ -19,16 +18,16 @@ SEPARATE = ("q_proj_weight", "k_proj_weight", "v_proj_weight")
 
 
 class Projection(nn.Module):
-    """One input projection of an attention. It owns no parameter: ``weight`` is the attention's own."""
+    """One input projection of an attention. It owns no parameter: ``weight`` is the attention's."""
 
     def __init__(self, attention: nn.MultiheadAttention, parameter: str, rows: slice) -> None:
         super().__init__()
         self.parameter, self.rows = parameter, rows
-        self.owner = (attention,)  # in a tuple, or it would be a submodule and make a circle
+        self.owner = (attention,)  # in a tuple, or it would become a submodule, and a cycle
 
     @property
     def weight(self) -> nn.Parameter:
-        """The parameter, [rows, cols]."""
+        """The attention's parameter, [rows, cols]."""
         weight: nn.Parameter = getattr(self.owner[0], self.parameter)
         return weight
 
@@ -43,9 +42,7 @@ class OpenAttention(nn.MultiheadAttention):
 
     @property
     def projections(self) -> dict[str, Projection]:
-        """{parameter: projection}: one for packed weights, three where queries, keys and values have their
-        own.
-        """
+        """The projection of each parameter: one if the weights are packed, else three."""
         known: dict[str, Projection] | None = self.__dict__.get("_projections")
         if known is None:
             width = self.embed_dim
@@ -72,8 +69,8 @@ class OpenAttention(nn.MultiheadAttention):
     ) -> tuple[Tensor, Tensor | None]:
         """As ``nn.MultiheadAttention.forward``.
 
-        Packed weights that read different tensors (cross-attention) are left to PyTorch, and so is anything
-        with learned extra keys: such weights are then seen to never run.
+        Packed weights that read different tensors (cross-attention) are left to PyTorch, and so are learned
+        extra keys: such layers count as never called.
         """
         packed_apart = self._qkv_same_embed_dim and not (query is key and key is value)
         if packed_apart or self.bias_k is not None or self.add_zero_attn or query.dim() != 3:
@@ -89,7 +86,7 @@ class OpenAttention(nn.MultiheadAttention):
         return output, _attention_weights(q, k, mask, average_attn_weights) if need_weights else None
 
     def _project(self, query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, ...]:
-        """Queries, keys and values in the layout that they came in."""
+        """Queries, keys and values in the layout of the inputs."""
         if self._qkv_same_embed_dim:
             return tuple(self.projections[PACKED](query).chunk(3, dim=-1))
         return tuple(
@@ -97,7 +94,7 @@ class OpenAttention(nn.MultiheadAttention):
         )
 
     def _heads(self, projected: Tensor) -> Tensor:
-        """[batch, heads, tokens, features of a head] of a projection in the module's layout."""
+        """A projection in the module's layout as [batch, heads, tokens, head features]."""
         first = projected if self.batch_first else projected.transpose(0, 1)
         return first.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
@@ -117,7 +114,7 @@ def _merged_mask(
 
 
 def _additive(mask: Tensor, dtype: torch.dtype) -> Tensor:
-    """A boolean mask (True: looked away from) as numbers to add to the attention logits."""
+    """A boolean mask (True: masked out) as numbers to add to the attention logits."""
     if mask.dtype != torch.bool:
         return mask.to(dtype)
     return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
@@ -133,8 +130,8 @@ def _attention_weights(q: Tensor, k: Tensor, mask: Tensor | None, average: bool)
 def open_attention(module: nn.Module) -> None:
     """Make every attention of a model call its projections as modules, in place.
 
-    ``nn.MultiheadAttention`` becomes an ``OpenAttention``. timm's EVA and BEiT have a switch for it: their
-    fused qkv is otherwise a function call.
+    ``nn.MultiheadAttention`` becomes an ``OpenAttention``. timm's EVA and BEiT have a switch for it; without
+    it, their fused qkv is a function call.
     """
     children: list[Any] = list(module.modules())
     for child in children:

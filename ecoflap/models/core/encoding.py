@@ -1,4 +1,4 @@
-"""Make calibration and training samples of raw examples."""
+"""Encode raw examples as calibration and training samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from ecoflap.models.core.prunable import PrunableModel
 
 
 class OnDemand(Sequence[Sample]):
-    """Samples that are encoded each time they are asked for; texts have their own lengths."""
+    """Samples that are encoded each time they are read; texts keep their own lengths."""
 
     def __init__(self, interface: Encodes, examples: Sequence[Example]) -> None:
         self.interface, self.examples = interface, examples
@@ -33,11 +33,9 @@ class OnDemand(Sequence[Sample]):
     def __getitem__(self, index: slice) -> OnDemand: ...
 
     def __getitem__(self, index: int | slice) -> Sample | OnDemand:
-        return (
-            OnDemand(self.interface, self.examples[index])
-            if isinstance(index, slice)
-            else self.interface.encode(self.examples[index])
-        )
+        if isinstance(index, slice):
+            return OnDemand(self.interface, self.examples[index])
+        return self.interface.encode(self.examples[index])
 
 
 _on_demand: ContextVar[bool] = ContextVar("on_demand", default=False)
@@ -45,8 +43,9 @@ _on_demand: ContextVar[bool] = ContextVar("on_demand", default=False)
 
 @contextmanager
 def encoding_on_demand() -> Iterator[None]:
-    """Let data sets that are read meanwhile encode their samples when they are asked for: a whole training
-    split does not fit in memory.
+    """Let data sets that are read in this context encode samples on demand.
+
+    A whole encoded training split does not fit in memory.
     """
     token = _on_demand.set(True)
     try:
@@ -56,15 +55,15 @@ def encoding_on_demand() -> Iterator[None]:
 
 
 def require_encoder(model: PrunableModel, option: str, pictures: bool) -> Any:
-    """The model's interface, when it can make samples of a data set.
+    """The model's interface, if it can encode the samples of a data set.
 
     Args:
-        model: whose interface it is.
-        option: what asks, for the message.
-        pictures: whether the data set shows any.
+        model: any model.
+        option: the option that asks, for the message.
+        pictures: whether the data set has images.
 
     Raises:
-        UserError: it can't.
+        UserError: if the model can't encode them.
     """
     interface = require(model, Encodes, option)
     if pictures and not getattr(interface, "sees", False):
@@ -81,13 +80,13 @@ def encode_all(
     """Calibration samples of raw examples.
 
     Args:
-        model: whose interface encodes.
-        examples: as the data set has them.
-        option: what asks, such as ``calibration=easy_vqa``, for the message.
-        classes: of the data set, where it has classes.
+        model: the model whose interface encodes.
+        examples: the examples of the data set.
+        option: the option that asks, such as ``calibration=easy_vqa``, for the message.
+        classes: the classes of the data set, if it has any.
 
     Raises:
-        UserError: the model can't make use of such examples.
+        UserError: if the model can't encode such examples.
     """
     interface = require_encoder(model, option, any(example.image for example in examples))
     if classes is not None and hasattr(interface, "set_classes"):
@@ -98,18 +97,14 @@ def encode_all(
 
 
 def pad_together(model: PrunableModel, samples: Sequence[Sample]) -> Sequence[Sample]:
-    """Bring the texts to one length where the model's loss compares samples; elsewhere they stay as they
-    are.
-    """
-    return (
-        _padded(samples, model.interface.pad_token_id)
-        if hasattr(model.interface, "pad_token_id")
-        else samples
-    )
+    """Pad the texts to one length if the model's loss compares samples; otherwise leave them as they are."""
+    if not hasattr(model.interface, "pad_token_id"):
+        return samples
+    return _padded(samples, model.interface.pad_token_id)
 
 
 def _padded(samples: Sequence[Sample], pad: int) -> tuple[Sample, ...]:
-    """Bring ``input_ids`` and ``attention_mask`` of all samples to the longest one's length."""
+    """Pad ``input_ids`` and ``attention_mask`` of all samples to the length of the longest one."""
     longest = max((len(sample["input_ids"]) for sample in samples if "input_ids" in sample), default=0)
     fills = {"input_ids": pad, "attention_mask": 0}
 

@@ -1,6 +1,4 @@
-"""A layer: one prunable weight matrix, seen as [rows, cols] = [outputs, inputs] however its module stores
-it.
-"""
+"""A layer: one prunable weight matrix as [rows, cols] = [outputs, inputs], however its module stores it."""
 
 from __future__ import annotations
 
@@ -15,10 +13,14 @@ from ecoflap.models.core.attention import OpenAttention
 
 @dataclass(frozen=True)
 class Layer:
-    """One weight matrix inside a block, named by its parameter name.
+    """One weight matrix inside a block.
 
     ``nn.Linear`` stores [rows, cols]; GPT-2's ``Conv1D`` stores the transpose. Everything above this class
     sees [rows, cols] only.
+
+    Attributes:
+        name: the parameter's name in the model.
+        module: the module that is called with the matrix's inputs.
     """
 
     name: str
@@ -52,7 +54,7 @@ class Layer:
         return self.oriented(self.weight.detach())
 
     def oriented(self, stored: Tensor) -> Tensor:
-        """Turn a tensor between the stored orientation and [rows, cols]; its own inverse."""
+        """Convert a tensor between the stored orientation and [rows, cols], in either direction."""
         return stored.t() if self.transposed else stored
 
     @torch.no_grad()
@@ -61,28 +63,25 @@ class Layer:
         self.weight.copy_(self.oriented(matrix))
 
 
-# Classes with a ``forward`` of their own that is the plain product all the same.
+# Classes that override ``forward`` and still compute the plain product.
 PLAIN = ("transformers.models.falcon.modeling_falcon.FalconLinear", "timm.layers.linear.Linear")
 
 
 def is_layer(module: nn.Module) -> bool:
-    """Whether the module holds one weight matrix and puts out the product with it, which a pruner
-    understands.
-    """
-    return (
-        is_linear(module) and is_plain(module) and isinstance(getattr(module, "weight", None), nn.Parameter)
-    )
+    """Whether a module holds one weight matrix and returns the product with it, as pruners assume."""
+    has_weight = isinstance(getattr(module, "weight", None), nn.Parameter)
+    return is_linear(module) and is_plain(module) and has_weight
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether the module is of a linear class, whatever its ``forward`` makes of the weights."""
+    """Whether a module is of a linear class, whatever its ``forward`` computes."""
     return isinstance(module, nn.Linear | Conv1D)
 
 
 def is_plain(module: nn.Module) -> bool:
     """Whether the ``forward`` of a linear class is the plain product.
 
-    What is set on an instance, such as an offloader's hook, is taken to run the class's.
+    A ``forward`` set on the instance, such as an offloading hook, is assumed to call that of the class.
     """
     kind = type(module)
     known = kind.forward in (nn.Linear.forward, Conv1D.forward)
@@ -90,8 +89,10 @@ def is_plain(module: nn.Module) -> bool:
 
 
 def weights_of(module: nn.Module) -> dict[str, nn.Module]:
-    """The prunable matrices that a module itself owns: {parameter: the module that is called with that
-    matrix's inputs}.
+    """The prunable matrices that a module itself owns.
+
+    Returns:
+        For each parameter name, the module that is called with that matrix's inputs.
     """
     if isinstance(module, OpenAttention):
         return dict(module.projections)

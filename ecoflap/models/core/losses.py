@@ -1,4 +1,4 @@
-"""Losses, one value per sample, so that many probes can share a forward pass."""
+"""Losses with one value per sample, so that many probes can share a forward pass."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.core.prunable import Loss
 
 IGNORED = -100
-AT_ONCE = 2**22  # logits
+AT_ONCE = 2**22  # logits whose log-probabilities are in memory at a time
 
 
 def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -24,7 +24,7 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
     Args:
         logits: [batch, tokens, vocabulary].
-        labels: [batch, tokens]; -100 marks tokens that are no target.
+        labels: [batch, tokens]; -100 marks tokens that are not targets.
 
     Returns:
         [batch], fp32.
@@ -35,8 +35,9 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def _by_token(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropies [batch, tokens], a part after the other: all log-probabilities would be among the
-    largest tensors of the whole run.
+    """Cross-entropies [batch, tokens], computed in parts to save memory.
+
+    All log-probabilities together would be among the largest tensors of the whole run.
     """
     samples, tokens = (max(1, AT_ONCE // size) for size in (logits.shape[1:].numel(), logits.shape[-1]))
     rows = []
@@ -51,9 +52,9 @@ def _by_token(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 class _TokenLoss(torch.autograd.Function):
-    """``token_loss`` whose backward pass holds the logits and their gradient, and nothing else of that size.
+    """``token_loss`` with a backward pass that holds only the logits and their gradient.
 
-    Autograd would keep the log-probabilities beside them, and build the gradient in several copies.
+    Autograd would keep the log-probabilities as well, and build the gradient in several copies.
     """
 
     @staticmethod
@@ -76,14 +77,13 @@ class _TokenLoss(torch.autograd.Function):
 def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """``token_loss`` of a decoder-only model, whose logits at one position predict the next token."""
     if logits.requires_grad:  # a slice of the logits would cost a copy of their gradient
-        return token_loss(
-            logits, torch.cat([labels[:, 1:], labels.new_full((len(labels), 1), IGNORED)], dim=1)
-        )
+        no_target = labels.new_full((len(labels), 1), IGNORED)
+        return token_loss(logits, torch.cat([labels[:, 1:], no_target], dim=1))
     return token_loss(logits[:, :-1], labels[:, 1:])
 
 
 def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy of the right class of each sample, [batch].
+    """Cross-entropy of the true class of each sample, [batch].
 
     Args:
         logits: [batch, classes].
@@ -93,57 +93,56 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 
 def contrastive_loss(
-    first: Tensor, second: Tensor, scale: Tensor | float, right: Tensor, copies: int = 1
+    first: Tensor, second: Tensor, scale: Tensor | float, positives: Tensor, copies: int = 1
 ) -> Tensor:
     """Symmetric in-batch cross-entropy between two views of the same samples (CLIP's loss), [batch].
 
-    A sample with several right partners is to find all of them: its target is uniform over them, as BLIP's is
-    over the texts of a picture.
+    The target of a sample with several positives is uniform over them, as BLIP's is over the texts of an
+    image.
 
     Args:
         first: normalised features, [batch, features].
         second: normalised features of the other view, [batch, features].
-        scale: what the cosine is multiplied with: one over the temperature.
-        right: which samples are right partners of which (symmetric; each of itself), bool, [samples,
-            samples]; see ``find_positives``.
-        copies: replicas that the batch is made of; samples are compared inside a replica only.
+        scale: factor of the cosine similarity: the inverse of the temperature.
+        positives: boolean, symmetric [samples, samples]; see ``find_positives``.
+        copies: number of identical replicas in the batch; samples are compared within a replica only.
     """
     one, other = (features.float().unflatten(0, (copies, -1)) for features in (first, second))
     logits = scale * one @ other.transpose(1, 2)  # [copies, samples, samples]
-    target = right / right.sum(dim=1, keepdim=True)
+    target = positives / positives.sum(dim=1, keepdim=True)
     across, down = (
         -(table.log_softmax(dim=2) * target).sum(dim=2) for table in (logits, logits.transpose(1, 2))
     )
     return (across + down).flatten() / 2
 
 
-def matching_loss(own: Tensor, wrong: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
-    """Do the two views belong together? Mean of the cross-entropies of each sample with its own partner and
-    with a wrong one, [batch].
+def matching_loss(own: Tensor, negatives: Tensor, logits: Callable[[Tensor], Tensor]) -> Tensor:
+    """Binary classification of matching pairs: mean cross-entropy of a positive and a negative pair, [batch].
 
     Args:
-        own: logits of each sample with its own partner, [batch, 2]: apart, together.
-        wrong: position of each sample's wrong partner; its own where it has none and only the first term
-            counts, [batch].
-        logits: such logits of each sample with the partners at given positions, [batch] -> [batch, 2].
+        own: logits of each sample's own pair, [batch, 2]: no match, match.
+        negatives: index of each sample's negative, [batch]; its own where it has none, so that only the
+            positive pair counts.
+        logits: such logits of each sample paired with the given indices, [batch] -> [batch, 2].
     """
-    loss = class_loss(own, torch.ones_like(wrong))
-    alone = wrong == torch.arange(len(wrong), device=wrong.device)
-    if alone.all():
-        return loss
-    return torch.where(alone, loss, (loss + class_loss(logits(wrong), torch.zeros_like(wrong))) / 2)
+    positive = class_loss(own, torch.ones_like(negatives))
+    has_none = negatives == torch.arange(len(negatives), device=negatives.device)
+    if has_none.all():
+        return positive
+    negative = class_loss(logits(negatives), torch.zeros_like(negatives))
+    return torch.where(has_none, positive, (positive + negative) / 2)
 
 
 def find_loss(name: str, known: Mapping[str, Loss], option: str = "model.loss") -> Loss:
-    """The loss of an option: one of the family's own, or any function by its dotted path.
+    """The loss that an option names: one of the family's, or any function by its dotted path.
 
     Args:
         name: the option's value.
-        known: the family's own, by name.
-        option: for the message.
+        known: the family's losses, by name.
+        option: the option, for the message.
 
     Raises:
-        UserError: there is no such loss.
+        UserError: if there is no such loss.
     """
     if name in known:
         return known[name]
@@ -164,12 +163,11 @@ _counted: ContextVar[tuple[Tensor, ...]] = ContextVar("counted", default=())
 
 @contextmanager
 def counting(*tokens: Tensor) -> Iterator[None]:
-    """Say, around a forward pass over padded texts, which tokens are real; padding then counts in no
-    statistic.
+    """Declare, around a forward pass over padded texts, which tokens are real; statistics ignore the padding.
 
     Args:
-        tokens: [batch, tokens], nonzero where a token is real; one more for each part of the sequence that
-            some layers read alone.
+        tokens: masks [batch, tokens], nonzero where a token is real; one more for each part of the sequence
+            that some layers read alone.
     """
     token = _counted.set(tuple(mask.bool() for mask in tokens))
     try:
@@ -179,5 +177,5 @@ def counting(*tokens: Tensor) -> Iterator[None]:
 
 
 def counted_tokens() -> tuple[Tensor, ...]:
-    """The masks of the innermost ``counting``, [batch, tokens] each; none where all tokens count."""
+    """The masks of the innermost ``counting``, [batch, tokens] each; empty where all tokens count."""
     return _counted.get()

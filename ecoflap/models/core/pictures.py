@@ -1,7 +1,8 @@
-"""Pictures from files, prepared for a model once and kept for the next question about them."""
+"""Images from files, preprocessed once per model and cached: data sets ask several questions about each."""
 
 from __future__ import annotations
 
+import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,63 +13,89 @@ from torch import Tensor
 
 from ecoflap.errors import UserError
 
-KEPT = 512
+CACHED = 512  # images
+
+
+class ImageInMemory(str):
+    """An image in memory where a path is expected; as a string, it is a hash of its pixels.
+
+    Attributes:
+        image: the Pillow image.
+    """
+
+    image: Any
+
+    def __new__(cls, image: Any) -> ImageInMemory:
+        """Wrap a Pillow image."""
+        shown = f"{image.mode} {image.size}".encode() + image.tobytes()
+        self = super().__new__(
+            cls, f"an image in memory {hashlib.blake2b(shown, digest_size=16).hexdigest()}"
+        )
+        self.image = image
+        return self
 
 
 def load_image(path: str) -> Any:
-    """An RGB picture.
+    """Read an RGB image, from a file or from memory.
 
     Raises:
-        UserError: the file is missing or no picture.
+        UserError: if the file is missing or not an image.
     """
     from PIL import Image
 
     try:
+        if isinstance(path, ImageInMemory):
+            return _in_colour(path.image)
         with Image.open(path) as file:
-            return (_eight_bits(file) if file.mode.startswith("I") else file).convert("RGB")
-    # damaged files make Pillow raise nearly anything: OSError, SyntaxError, struct.error,
-    # DecompressionBombError
+            return _in_colour(file)
+    # Damaged files make Pillow raise OSError, SyntaxError, struct.error, DecompressionBombError and others.
     except Exception as error:
         raise UserError(
             f"the picture {path} cannot be read ({error}); check the folder that holds the data set's images"
         ) from None
 
 
+def _in_colour(picture: Any) -> Any:
+    return (_eight_bits(picture) if picture.mode.startswith("I") else picture).convert("RGB")
+
+
 def _eight_bits(picture: Any) -> Any:
-    """A picture of 16-bit grey in 8 bits; Pillow would show everything above 255 as white. One in 32 bits may
-    hold no more than 8.
+    """An image of 16-bit grey in 8 bits; Pillow would clip everything above 255 to white.
+
+    An image in mode I (32 bits) may use no more than 8 of them.
     """
     from PIL import Image
 
     values = np.asarray(picture).clip(0, 65535)
-    return Image.fromarray(
-        (values // 256 if picture.mode != "I" or values.max(initial=0) > 255 else values).astype(np.uint8)
-    )
+    is_wide = picture.mode != "I" or values.max(initial=0) > 255
+    return Image.fromarray((values // 256 if is_wide else values).astype(np.uint8))
 
 
 class Pixels:
-    """Pixel values by path; the last few hundred pictures are remembered, because data sets ask many
-    questions about each.
-    """
+    """Pixel values by path; the last few hundred images are cached."""
 
     def __init__(self, prepare: Callable[[Any], Tensor]) -> None:
-        """``prepare`` makes one picture's pixel values [3, height, width]."""
+        """Start with an empty cache.
+
+        Args:
+            prepare: turns an RGB image into pixel values [3, height, width].
+        """
         self.prepare = prepare
         self._kept: OrderedDict[str, Tensor] = OrderedDict()
 
     @classmethod
     def of(cls, image_processor: Any) -> Pixels:
-        """Pixels as an image processor of transformers makes them."""
+        """Pixel values from an image processor of transformers."""
         return cls(lambda image: image_processor(images=image, return_tensors="pt")["pixel_values"][0])
 
     def __call__(self, paths: Sequence[str]) -> Tensor:
-        """[pictures, 3, height, width]."""
+        """Pixel values [images, 3, height, width] of the images at these paths."""
         return torch.stack([self._one(path) for path in paths])
 
     def _one(self, path: str) -> Tensor:
         if path not in self._kept:
             self._kept[path] = self.prepare(load_image(path))
-            if len(self._kept) > KEPT:
+            if len(self._kept) > CACHED:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(path)
         return self._kept[path]

@@ -1,5 +1,6 @@
-"""Who belongs together in a batch of pairs, for losses that compare samples: those that show the same, beside
-each sample and itself.
+"""Positives and negatives in a batch of pairs, for losses that compare samples.
+
+Samples that show the same are positives of each other, as each sample is of itself.
 """
 
 from __future__ import annotations
@@ -11,32 +12,33 @@ from torch import Tensor
 
 from ecoflap.data.batch import Batch
 
-FEW = 64  # values of each sample that are compared first; only those that agree there are compared whole
+FEW = 64  # values of each sample to compare first; only samples that agree there are compared in full
 
 
-def right_pairs(batch: Batch, copies: int) -> Tensor:
-    """``find_positives`` of pictures and their texts.
+def image_text_positives(batch: Batch, copies: int) -> Tensor:
+    """``find_positives`` of images and their texts.
 
     Args:
         batch: ``pixel_values`` [batch, ...], ``input_ids`` and ``attention_mask`` [batch, tokens].
-        copies: replicas that the batch is made of.
+        copies: number of identical replicas in the batch.
     """
-    return find_positives(
-        (batch["pixel_values"], torch.stack([batch["input_ids"], batch["attention_mask"]], dim=1)), copies
-    )
+    texts = torch.stack([batch["input_ids"], batch["attention_mask"]], dim=1)
+    return find_positives((batch["pixel_values"], texts), copies)
 
 
 def find_positives(views: Sequence[Tensor], copies: int) -> Tensor:
-    """Which samples of a replica are right partners of which: those with the same first or the same second
-    view. Bool, [samples, samples].
+    """Positives of each sample within a replica: those with the same first or the same second view.
 
-    BLIP takes all texts of a picture for right ones (https://arxiv.org/abs/2201.12086); by the same right, so
-    are all pictures of a text.
+    BLIP counts all texts of an image as positives (https://arxiv.org/abs/2201.12086); likewise all images of
+    a text count here.
 
     Args:
-        views: what the model reads, [batch, ...] each; never what it makes of it, which changes while weights
-            are probed.
-        copies: replicas that the batch is made of, all alike.
+        views: the model's inputs, [batch, ...] each. Features would not do: they change while weights are
+            probed.
+        copies: number of identical replicas in the batch.
+
+    Returns:
+        Boolean, symmetric [samples, samples].
     """
     return _same(views[0], copies) | _same(views[1], copies)
 
@@ -51,16 +53,18 @@ def _same(view: Tensor, copies: int) -> Tensor:
     return same
 
 
-def wrong_partners(right: Tensor, copies: int) -> Tensor:
-    """Of each sample, the nearest one before it (cyclically, inside its replica) that is no right partner, or
-    itself if there is none. [batch]
+def nearest_negatives(positives: Tensor, copies: int) -> Tensor:
+    """A negative for each sample: the nearest one before it, cyclically within its replica.
 
     Args:
-        right: which are right partners, [samples, samples].
-        copies: replicas that the batch is made of.
+        positives: boolean [samples, samples]; see ``find_positives``.
+        copies: number of identical replicas in the batch.
+
+    Returns:
+        Indices [batch]; a sample without negatives has its own.
     """
-    own = torch.arange(len(right), device=right.device)
-    before = (own[:, None] - own) % len(right)  # [samples, steps back], the sample itself first
-    steps = (~right.gather(1, before)).int().argmax(dim=1, keepdim=True)
-    first = torch.arange(copies, device=right.device)[:, None] * len(right)
+    own = torch.arange(len(positives), device=positives.device)
+    before = (own[:, None] - own) % len(positives)  # [samples, steps back], the sample itself first
+    steps = (~positives.gather(1, before)).int().argmax(dim=1, keepdim=True)
+    first = torch.arange(copies, device=positives.device)[:, None] * len(positives)
     return (first + before.gather(1, steps)[:, 0]).flatten()

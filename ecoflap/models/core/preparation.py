@@ -1,6 +1,4 @@
-"""How a model's inputs are made: the settings of its tokenizer and of its picture processor, wherever they
-were loaded from.
-"""
+"""The settings of a model's tokenizer and image processor, wherever they were loaded from."""
 
 from __future__ import annotations
 
@@ -24,20 +22,19 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def without_origin(settings: Any) -> Any:
-    """Settings without the entries that say where a checkpoint came from; two loads of the same model
-    agree.
-    """
+    """Settings without the entries that name a checkpoint's origin, so that two loads of a model agree."""
     if isinstance(settings, dict):
         return {str(name): without_origin(value) for name, value in settings.items() if name not in ORIGIN}
     return settings
 
 
 def preparation(processor: Any, interface: Any) -> list[Any]:
-    """The settings as plain values.
+    """The settings of all preprocessing as plain values.
 
     Args:
-        processor: a tokenizer, an image processor, or what holds several of them; null for none.
-        interface: of the model; a picture transform of torchvision or open_clip is known by what it prints.
+        processor: a tokenizer, an image processor, or an object that holds several of them; None for none.
+        interface: the model's interface; an image transform of torchvision or open_clip is identified by its
+            ``repr``.
     """
     transform = getattr(getattr(interface, "pixels", None), "prepare", None)
     shown = [] if transform is None or hasattr(transform, "__code__") else [ADDRESS.sub("", repr(transform))]
@@ -59,17 +56,10 @@ def _settings(processor: Any) -> list[Any]:
 
 
 def _tokenizer(tokenizer: Any) -> dict[str, Any]:
-    """Vocabulary and rules; padding and truncation are set anew at each call and left out."""
+    """Vocabulary and rules; padding and truncation change with each call and are left out."""
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    rules = (
-        {
-            name: value
-            for name, value in json.loads(backend.to_str()).items()
-            if name not in ("padding", "truncation")
-        }
-        if backend
-        else {}
-    )
+    rules = json.loads(backend.to_str()) if backend else {}
+    rules = {name: value for name, value in rules.items() if name not in ("padding", "truncation")}
     return {
         "class": type(tokenizer).__name__,
         "rules": rules or tokenizer.get_vocab(),

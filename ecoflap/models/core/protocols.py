@@ -1,4 +1,4 @@
-"""What a model can do with the examples of a data set: its interface has some of these protocols."""
+"""What a model can do with the examples of a data set: its interface implements some of these protocols."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from ecoflap.models.core.prunable import PrunableModel
 
 @runtime_checkable
 class Encodes(Protocol):
-    """Makes calibration samples: inputs and targets of the loss that the model is scored with.
+    """Encodes calibration samples: inputs and targets of the loss that the model is scored with.
 
-    An interface with a ``pad_token_id`` wants its texts at one length, because its loss compares samples with
-    each other. One with a ``set_classes(model, classes)`` may score by classification, and has to know the
-    classes first.
+    An interface with a ``pad_token_id`` needs texts of one length, because its loss compares samples with
+    each other. One with a ``set_classes(model, classes)`` may score by classification, and needs the classes
+    first.
     """
 
     def encode(self, example: Example) -> Sample:
@@ -28,18 +28,18 @@ class Encodes(Protocol):
 
 @runtime_checkable
 class Answers(Protocol):
-    """Writes text about pictures or texts."""
+    """Generates text about images or texts."""
 
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
-        """The text that the model writes for each example, in one batch."""
+        """The text that the model generates for each example, in one batch."""
 
 
 @runtime_checkable
 class Describes(Answers, Protocol):
-    """Writes text about pictures.
+    """Generates text about images.
 
     Attributes:
-        sees: the pictures of examples are looked at.
+        sees: whether the interface uses the images of examples.
     """
 
     sees: bool
@@ -47,17 +47,17 @@ class Describes(Answers, Protocol):
 
 @runtime_checkable
 class Ranks(Protocol):
-    """Chooses answers out of a list."""
+    """Chooses answers from a list."""
 
     def rank(
         self, model: PrunableModel, examples: Sequence[Example], answers: Sequence[str], k: int
     ) -> list[str]:
-        """The likeliest answer to each question, among the ``k`` that begin with the likeliest tokens."""
+        """The likeliest answer to each question, among the ``k`` whose first tokens are the likeliest."""
 
 
 @runtime_checkable
 class Embeds(Protocol):
-    """Puts pictures and texts into one space, where the cosine says how well they fit."""
+    """Embeds images and texts in one space, where the cosine measures how well they match."""
 
     def embed_images(self, model: PrunableModel, paths: Sequence[str]) -> Tensor:
         """Normalised features, [images, features]."""
@@ -68,15 +68,15 @@ class Embeds(Protocol):
 
 @runtime_checkable
 class Matches(Embeds, Protocol):
-    """Can also look at a picture and a text together."""
+    """Also judges an image and a text jointly."""
 
     def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
-        """Logit of "they belong together" for each pair, [pairs]."""
+        """Logit of "this image and this text match" for each pair, [pairs]."""
 
 
 @runtime_checkable
 class Classifies(Protocol):
-    """Says which class a picture, or a picture with a text, belongs to."""
+    """Predicts the class of an image, or of an image with a text."""
 
     def classify(self, model: PrunableModel, examples: Sequence[Example]) -> Tensor:
         """Logits, [examples, classes]."""
@@ -84,20 +84,25 @@ class Classifies(Protocol):
 
 @runtime_checkable
 class Chooses(Protocol):
-    """Says how likely each of some continuations is."""
+    """Predicts the likelihood of given continuations."""
 
     def choose(self, model: PrunableModel, texts: Sequence[str], choices: Sequence[str]) -> Tensor:
         """Log-probability of the first token of each choice after each text, [texts, choices]."""
 
     def length(self, text: str) -> int:
-        """Number of tokens that the model would read."""
+        """Number of tokens of a text."""
 
 
 def require(model: PrunableModel, protocol: Any, option: str) -> Any:
-    """The model's interface, when it can do what a data set or task needs: one of the protocols here.
+    """The model's interface, if it implements a protocol that a data set or task needs.
+
+    Args:
+        model: any model.
+        protocol: one of the protocols here.
+        option: the option that asks, for the message.
 
     Raises:
-        UserError: it can't.
+        UserError: if it does not implement the protocol.
     """
     if not isinstance(model.interface, protocol):
         able = [

@@ -1,4 +1,4 @@
-"""What every later step sees of a model: its towers, a loss per sample, and how to save it."""
+"""The model as every step sees it: its towers, a loss per sample, and how to save it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.preparation import preparation, without_origin
 from ecoflap.models.core.towers import MATCHED, Block, Skipped, Tower
-from ecoflap.models.offload.placement import Placement, absent, is_absent
+from ecoflap.models.offload.placement import Placement, is_placeholder, placeholder
 from ecoflap.storage.stored_tensor import raw
 
 Loss = Callable[[nn.Module, Batch, int], Tensor]
@@ -28,10 +28,10 @@ SHARED_BY_LOSSES = ("losses.py", "positives.py")  # files beside this one
 
 
 class Inputs(dict[str, Tensor]):
-    """A batch on the model's device, which says what to change when it lacks what a loss asks for."""
+    """A batch on the model's device, with a helpful error for inputs that a loss asks for in vain."""
 
     def __missing__(self, name: str) -> Tensor:
-        """Refuse.
+        """Refuse a missing input.
 
         Raises:
             UserError: always.
@@ -47,16 +47,16 @@ class PrunableModel:
     """A model with the parts that are pruned.
 
     Attributes:
-        name: shown in logs and written to result files.
+        name: the model's name in logs and result files.
         module: the transformers model.
-        every_tower: all towers that the model has, pruned or not, in pruning order.
+        every_tower: all towers of the model, pruned or not, in pruning order.
         towers: the towers to prune, in pruning order.
         skipped: the weights that stay dense, with reasons.
         loss_function: (module, batch, copies) -> one loss per sample, [batch]; see ``loss``.
         processor: the tokenizer or processor that makes model inputs.
-        interface: what the family can do with raw examples: some of the protocols in
+        interface: what the family can do with raw examples; it implements some of the protocols in
             ``ecoflap.models.core.protocols``.
-        placement: where the weights of the blocks are while nobody uses them.
+        placement: where the weights of blocks are stored while they are not in use.
     """
 
     name: str
@@ -76,12 +76,12 @@ class PrunableModel:
 
     @property
     def blocks(self) -> list[Block]:
-        """Every block of the model, whether it is pruned or not."""
+        """Every block of the model, pruned or not."""
         return [block for tower in self.every_tower for block in tower.blocks]
 
     @property
     def device(self) -> torch.device:
-        """Where the model runs."""
+        """The device that the model runs on."""
         return self.placement.device or next(self.module.parameters()).device
 
     def loss(self, batch: Batch, copies: int = 1) -> Tensor:
@@ -89,11 +89,12 @@ class PrunableModel:
 
         Args:
             batch: the inputs; the first dimension of each tensor is samples.
-            copies: the batch is this many replicas of one batch, one after the other; a loss that compares
-                samples does so inside a replica.
+            copies: number of identical replicas that the batch consists of, one after the other; a loss that
+                compares samples does so within a replica.
 
         Raises:
-            UserError: the loss needs something that the data don't have, or is not one number per sample.
+            UserError: if the loss needs an input that the data lack, or does not return one number per
+                sample.
         """
         inputs = Inputs({name: tensor.to(self.device) for name, tensor in batch.items()})
         samples = samples_in(batch)
@@ -106,34 +107,36 @@ class PrunableModel:
         return loss
 
     def loss_identity(self, name: str | None) -> dict[str, Any]:
-        """What a loss depends on beside weights and samples: its name, the code of its file and of what the
-        families share, the text classifier.
+        """What a loss depends on beside weights and samples.
+
+        Args:
+            name: the loss's name in the config; None for the family's default.
+
+        Returns:
+            The name, a hash of the source of the loss and of what the families share, and a hash of the text
+            classifier.
         """
         code = getattr(self.loss_function, "__code__", None)
-        files = [
-            *([Path(code.co_filename)] if code is not None else []),
-            *(Path(__file__).with_name(shared) for shared in SHARED_BY_LOSSES),
-        ]
+        files = [Path(__file__).with_name(shared) for shared in SHARED_BY_LOSSES]
+        if code is not None:
+            files.insert(0, Path(code.co_filename))
+        source = b"".join(file.read_bytes() for file in files if file.is_file())
         classes = getattr(self.interface, "classes", None)
+        values = None if classes is None else classes.cpu().float().numpy().tobytes()
         return {
             "name": name or getattr(self.loss_function, "__qualname__", ""),
-            "source": (
-                hashlib.sha256(b"".join(file.read_bytes() for file in files if file.is_file())).hexdigest()
-            ),
-            "classes": (
-                None
-                if classes is None
-                else hashlib.sha256(classes.cpu().float().numpy().tobytes()).hexdigest()
-            ),
+            "source": hashlib.sha256(source).hexdigest(),
+            "classes": None if values is None else hashlib.sha256(values).hexdigest(),
         }
 
     def parameter_count(self) -> int:
-        """All parameters, shared ones once."""
+        """Number of parameters; shared ones count once."""
         return sum(parameter.numel() for parameter in self.module.parameters())
 
     def dense_in_blocks(self) -> Counter[str]:
-        """{reason: weights} of what can't be pruned in the blocks of the chosen towers; ``skip_layers`` has
-        no part in it.
+        """Weights that can't be pruned in the blocks of the chosen towers, by reason.
+
+        Layers that ``skip_layers`` matches are not among them.
         """
         inside = tuple(f"{block.name}." for tower in self.towers for block in tower.blocks)
         dense = Counter[str]()
@@ -143,13 +146,11 @@ class PrunableModel:
         return dense
 
     def block_weights(self) -> int:
-        """Weights of two or more dimensions in the blocks of the chosen towers, without those that
-        ``skip_layers`` names.
-        """
+        """Weights of two or more dimensions in the blocks of the chosen towers, without ``skip_layers``."""
         return sum(layer.size for layer in self.layers) + self.dense_in_blocks().total()
 
     def fingerprint(self) -> str:
-        """A hash of all weights, bit for bit, of the module's settings, and of how its inputs are made."""
+        """A hash of all weights, bit for bit, the module's settings, and how its inputs are prepared."""
         digest = hashlib.blake2b(digest_size=16)
         for name, like, parts in self.placement.tensors(self.module):
             digest.update(f"{name} {like.dtype} {tuple(like.shape)}".encode())
@@ -160,9 +161,7 @@ class PrunableModel:
         return digest.hexdigest()
 
     def _settings(self) -> list[Any]:
-        """What the module computes with beside its weights: epsilons, activations, rotary scaling, generation
-        defaults.
-        """
+        """The module's settings beside its weights: epsilons, activations, rotary scaling and the like."""
         configs = [getattr(self.module, name, None) for name in ("config", "generation_config")]
         return [without_origin(config.to_dict()) for config in configs if config is not None]
 
@@ -170,15 +169,15 @@ class PrunableModel:
         """Write a checkpoint that ``from_pretrained`` loads."""
         module: Any = self.module
         module.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
+        if self.processor is not None:
+            self.processor.save_pretrained(folder)
 
 
 @contextmanager
 def in_float32(module: nn.Module) -> Iterator[None]:
-    """Hold every half-precision weight and buffer in fp32; afterwards they are what they were, bit for bit
-    (widening loses nothing).
+    """Hold every half-precision weight and buffer in fp32 in this context, and restore them bit for bit.
 
-    Weights that are away come in as what their stand-ins are.
+    Widening and narrowing again loses nothing. Offloaded weights load in the dtype of their placeholders.
     """
     tensors = [
         tensor
@@ -196,30 +195,22 @@ def in_float32(module: nn.Module) -> Iterator[None]:
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor in another dtype; a stand-in for an absent weight stays one number."""
-    return absent(tensor.shape, dtype) if is_absent(tensor) else tensor.to(dtype)
+    """A tensor in another dtype; the placeholder of an offloaded weight keeps its single number."""
+    return placeholder(tensor.shape, dtype) if is_placeholder(tensor) else tensor.to(dtype)
 
 
 @contextmanager
 def quiet_forward(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode, no key-value cache and no gradients asked of any weight; everything is put back
-    afterwards.
+    """Run a module in evaluation mode, without key-value cache and without gradients of weights.
 
-    A cache object handed from block to block would grow at each replay and change the result; PyTorch's fused
-    encoder layer would keep its weights out of sight.
+    A cache object that blocks share would grow at each replay and change the result. PyTorch's fused encoder
+    layer is disabled, too, because hooks see nothing inside it. Everything is restored afterwards.
     """
     training = {child: child.training for child in module.modules()}
     gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
-    configs = {
-        id(config): config
-        for child in module.modules()
-        if (config := getattr(child, "config", None)) is not None
-    }
-    caching = [
-        (config, config.use_cache)
-        for config in configs.values()
-        if getattr(config, "use_cache", None) is not None
-    ]
+    found: list[Any] = [getattr(child, "config", None) for child in module.modules()]
+    configs = {id(config): config for config in found if getattr(config, "use_cache", None) is not None}
+    caching = [(config, config.use_cache) for config in configs.values()]
     fused = torch.backends.mha.get_fastpath_enabled()
     try:
         torch.backends.mha.set_fastpath_enabled(False)

@@ -1,4 +1,4 @@
-"""How long a text a model can read."""
+"""The longest text that a model can read, in tokens."""
 
 from __future__ import annotations
 
@@ -16,64 +16,63 @@ from ecoflap.models.core.tower_names import READS
 log = logging.getLogger(__name__)
 
 TABLE = re.compile(r"(^|\.)(\w*position\w*|wpe)$")
-OF_OTHERS = re.compile(r"vision|visual|image|patch|video|audio")
+OTHER_MODALITY = re.compile(r"vision|visual|image|patch|video|audio")
 
 
 def most_tokens(module: nn.Module) -> int | None:
-    """The longest text for which a model has learned positions; null where it computes them for any
-    length.
-    """
+    """The longest text for which a model has learned positions, in tokens; None if it computes positions."""
     tables = {
         path: table
         for path, table in module.named_modules()
         if isinstance(table, nn.Embedding) and TABLE.search(path)
     }
-    return min(
-        (_places(table) for path, table in tables.items() if not _is_of_others(module, path)), default=None
-    )
+    lengths = (_positions(table) for path, table in tables.items() if not _is_not_text(module, path))
+    return min(lengths, default=None)
 
 
-def _is_of_others(module: nn.Module, path: str) -> bool:
-    """Whether a table is for pictures or sounds, by its path or by what the part of the model around it
-    reads.
+def _is_not_text(module: nn.Module, path: str) -> bool:
+    """Whether a table of positions is for images or audio.
+
+    Decided by its path, or by what the part of the model around it reads.
     """
-    if OF_OTHERS.search(path):
+    if OTHER_MODALITY.search(path):
         return True
     parts = path.split(".")
-    if (
-        "decoder" in parts
-    ):  # which writes texts; old releases say of all parts of Whisper that they read sound
+    if "decoder" in parts:  # writes text; old releases declare audio as the input of all parts of Whisper
         return False
-    around = [module.get_submodule(".".join(parts[:end])) for end in range(len(parts) - 1, 0, -1)]
-    reads = (getattr(part, "main_input_name", None) for part in around)
+    parents = [module.get_submodule(".".join(parts[:end])) for end in range(len(parts) - 1, 0, -1)]
+    reads = (getattr(parent, "main_input_name", None) for parent in parents)
     return next((name for name in reads if name is not None), None) in READS
 
 
 def trained_tokens(module: nn.Module) -> int | None:
-    """The longest text that a model with computed positions was made for, where its config says so."""
+    """The longest text that a model was trained for, in tokens; None if its config doesn't say."""
     config: Any = getattr(module, "config", None)
     most = getattr(getattr(config, "text_config", config), "max_position_embeddings", None)
     return most if isinstance(most, int) and most > 0 else None
 
 
-def _places(table: nn.Embedding) -> int:
-    """Rows of a table of positions that are one's place: RoBERTa begins behind the padding's row, OPT and
-    BART at an offset.
-    """
-    before = table.padding_idx + 1 if table.padding_idx is not None else getattr(table, "offset", 0)
-    return table.num_embeddings - int(before)
+def _positions(table: nn.Embedding) -> int:
+    """Number of usable positions: RoBERTa's begin after the padding's row, OPT's and BART's at an offset."""
+    unused = table.padding_idx + 1 if table.padding_idx is not None else getattr(table, "offset", 0)
+    return table.num_embeddings - int(unused)
 
 
 def at_most(model: PrunableModel, tokens: int) -> int:
-    """So many tokens, or as many as the model can read."""
+    """The given number of tokens, or as many as the model can read if that is fewer."""
     most = most_tokens(model.module)
     return tokens if most is None else min(tokens, most)
 
 
 def require_length(model: PrunableModel, tokens: int, option: str) -> None:
-    """Refuse texts that are longer than a model can read, and warn of texts longer than it was made for.
+    """Refuse texts longer than a model can read, and warn of texts longer than it was trained for.
 
-    On an accelerator, a model dies of too long a text without a word of the reason.
+    On an accelerator, too long a text ends in a device assertion that does not name the reason.
+
+    Args:
+        model: any model.
+        tokens: length of the longest text, in tokens.
+        option: the option that sets it, for the message.
 
     Raises:
         UserError: if texts are longer than the model can read.
@@ -91,5 +90,5 @@ def require_length(model: PrunableModel, tokens: int, option: str) -> None:
 
 @cache
 def _warn_once(message: str) -> None:
-    """Say it; models are checked before their weights are read and after, and by each run of a sweep."""
+    """Warn once per process: models are checked before and after loading, and by each run of a sweep."""
     log.warning("%s", message)

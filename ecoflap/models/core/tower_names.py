@@ -1,6 +1,4 @@
-"""Name the block lists of a model by what their paths say they do, and order them as data flow through
-them.
-"""
+"""Name the block lists of a model by the words in their paths, and order them by the flow of data."""
 
 from __future__ import annotations
 
@@ -10,7 +8,7 @@ from itertools import chain, count
 
 from torch import nn
 
-# Pruning order. A tower is named by its kind, a second one of a kind by that and what sets its path apart.
+# Pruning order. A tower is named by its kind, a second one of a kind by that and what distinguishes its path.
 ORDER = (
     "vision",
     "video",
@@ -23,14 +21,14 @@ ORDER = (
     "encoder",
     "decoder",
     "language",
-    "speech",  # turns what the language model says into sound; the loss doesn't run it
-    "mtp",  # guesses more than one token ahead; the loss doesn't run it
+    "speech",  # turns text of the language model into audio; the loss doesn't run it
+    "mtp",  # predicts more than one token ahead; the loss doesn't run it
 )
-# The paper leaves the Q-Former dense: 5 % of the weights, and all information passes through it,
-# as through other projections.
+# The paper leaves the Q-Former dense: it has 5 % of the weights, and all information passes through it, as
+# through other projections.
 LEFT_DENSE = ("merger", "perceiver", "connector", "qformer", "speech", "mtp")
 
-# Words of a path; the first kind that fits, so that a merger inside a vision tower is a merger.
+# Words of a path. The first kind that matches counts, so that a merger inside a vision tower is a merger.
 WORDS = {
     "mtp": "mtp|nextn",
     "speech": "talker|token2wav|code2wav|vocoder|codec|t2u|diffusion_head|flow_head",
@@ -42,7 +40,7 @@ WORDS = {
     "vision": "vision|visual|image|img|vit",
     "audio": "audio|speech|acoustic",
 }
-# Words in the class name of a block, for an encoder whose path says only that it is one.
+# Words in the class name of a block, for an encoder whose path does not name a modality.
 CLASS_WORDS = {"vision": "Vision|Image", "audio": "Audio|Speech|Acoustic|Conformer"}
 READS = {
     "pixel_values": "vision",
@@ -54,7 +52,7 @@ READS = {
 
 
 def kind_of(name: str) -> str | None:
-    """The kind of tower that a name stands for."""
+    """The kind of tower that a name begins with; None for other names."""
     kind = name.partition("_")[0]
     return kind if kind in ORDER else None
 
@@ -64,30 +62,33 @@ def name_towers(
     reads: str | None = None,
     wanted: Mapping[str, str] | None = None,
 ) -> dict[str, str]:
-    """Give each block list a tower name: {tower: path}, in pruning order.
+    """Name each block list.
 
     Args:
-        lists: {path: block list}, in the order of the module tree.
-        reads: the kind of tower that reads the model's main input, where that is no text.
-        wanted: {tower: path} that are named already.
+        lists: the block lists by path, in the order of the module tree.
+        reads: the kind of tower that reads the model's main input, unless that is text.
+        wanted: paths by tower name that a config sets.
+
+    Returns:
+        The path of each tower by its name, in pruning order.
     """
     kinds = _kinds(lists, reads)
     names = {path: tower for tower, path in (wanted or {}).items()}
     for kind in ORDER:
         alike = [path for path in lists if kinds[path] == kind and path not in names]
-        # The name of the kind means the largest; of two as large, the one less deep in the tree.
+        # The largest gets the name of the kind; of two equally large, the one with the shorter path.
         for path in sorted(alike, key=lambda path: (-_weights(lists[path]), len(path))):
             names[path] = _free_name(kind, path, names)
-    places = {path: ORDER.index(kind_of(names[path]) or kinds[path]) for path in lists}
-    return {names[path]: path for path in sorted(lists, key=places.__getitem__)}
+    position = {path: ORDER.index(kind_of(names[path]) or kinds[path]) for path in lists}
+    return {names[path]: path for path in sorted(lists, key=position.__getitem__)}
 
 
 def _kinds(lists: Mapping[str, nn.Module], reads: str | None) -> dict[str, str]:
-    """{path: kind} of each block list."""
+    """The kind of each block list, by path."""
     word = r"(?<![a-z])(?:{})(?![a-z])"
     kinds = {path: kind for path in lists if (kind := _first(WORDS, path, word)) is not None}
     if len(kinds) == len(lists) and set(kinds.values()) <= set(LEFT_DENSE):
-        kinds = {}  # a model that is nothing but a perceiver
+        kinds = {}  # the whole model is a perceiver or the like
     rest = [path for path in lists if path not in kinds]
     pair = any(map(_is_encoder, rest)) and any(map(_is_decoder, rest))
     speaks = pair or any(re.search("text|language|decoder", path) for path in rest)
@@ -98,13 +99,13 @@ def _kinds(lists: Mapping[str, nn.Module], reads: str | None) -> dict[str, str]:
 
 
 def _kind_of_words(path: str, blocks: nn.Module, pair: bool, alone: bool) -> str:
-    """The kind of a list that is no modality's by its path.
+    """The kind of a list whose path names no modality.
 
     Args:
-        path: of the list.
+        path: path of the list.
         blocks: the list.
-        pair: the model has an encoder and a decoder of words.
-        alone: the model has nothing but encoders beside what reads other modalities.
+        pair: whether the model has an encoder and a decoder of text.
+        alone: whether the model has nothing but encoders, apart from lists of other modalities.
     """
     if _is_decoder(path) and (pair or "text_decoder" in path):
         return "decoder"
@@ -119,7 +120,7 @@ def _kind_of_words(path: str, blocks: nn.Module, pair: bool, alone: bool) -> str
 
 
 def _is_encoder(path: str) -> bool:
-    """Whether a path is an encoder's; BLIP's BERT calls its decoder an encoder too."""
+    """Whether a path is that of an encoder; BLIP's BERT calls its decoder an encoder, too."""
     return "decoder" not in path and bool(re.search(r"(^|[._])encoder\.", f"{path}."))
 
 
@@ -128,7 +129,7 @@ def _is_decoder(path: str) -> bool:
 
 
 def _first(words: Mapping[str, str], text: str, pattern: str) -> str | None:
-    """The first kind one of whose words is in a text."""
+    """The first kind with a word that occurs in a text."""
     found = (kind for kind, one in words.items() if re.search(pattern.format(one), text, re.IGNORECASE))
     return next(found, None)
 
@@ -138,8 +139,9 @@ def _weights(blocks: nn.Module) -> int:
 
 
 def _free_name(kind: str, path: str, names: Mapping[str, str]) -> str:
-    """The kind; where another path has that name, with as many of the parts that the other lacks as it
-    takes.
+    """The name of the kind, or a longer one if another path has that name.
+
+    The longer name has as many parts of the path that the other one lacks as it takes to be unique.
     """
     paths = {name: other for other, name in names.items()}
     if kind not in paths:
@@ -152,5 +154,5 @@ def _free_name(kind: str, path: str, names: Mapping[str, str]) -> str:
 
 
 def _parts(path: str) -> list[str]:
-    """The parts of a path; the index of a member stays with its list."""
+    """The parts of a path; an index stays with its list."""
     return re.split(r"\.(?!\d)", path)

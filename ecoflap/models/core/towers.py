@@ -1,14 +1,14 @@
-"""Find the towers of a model in its module tree, and say what is left out and why.
+"""Find the towers of a model in its module tree, and report which weights are left dense and why.
 
-Block paths move between releases of transformers, so nothing is hard-coded: a tower is a list of modules that
-hold linear weights.
+Block paths differ between releases of transformers, so nothing is hard-coded: a tower is a list of modules
+that hold linear weights.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import nn
 
@@ -22,7 +22,13 @@ MATCHED = "matches skip_layers"
 
 @dataclass(frozen=True)
 class Block:
-    """One transformer block: the unit that is run, pruned and cached."""
+    """One transformer block: the unit that is run, pruned and offloaded.
+
+    Attributes:
+        name: its path in the model.
+        module: the block.
+        layers: its layers, in the order of the module tree.
+    """
 
     name: str
     module: nn.Module
@@ -31,7 +37,13 @@ class Block:
 
 @dataclass(frozen=True)
 class Tower:
-    """An ordered list of blocks fed by one input."""
+    """An ordered list of blocks fed by one input.
+
+    Attributes:
+        name: its name, such as ``vision``.
+        path: path of the list of blocks in the model.
+        blocks: the blocks, in order.
+    """
 
     name: str
     path: str
@@ -45,7 +57,13 @@ class Tower:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A weight of two or more dimensions that is not pruned, and the reason."""
+    """A weight of two or more dimensions that is not pruned.
+
+    Attributes:
+        name: the parameter's name in the model.
+        size: number of weights.
+        reason: why it is not pruned.
+    """
 
     name: str
     size: int
@@ -53,8 +71,9 @@ class Skipped:
 
 
 def block_lists(module: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
-    """Every outermost list of blocks, by path; a list of bare linear weights is a set of heads or a small
-    MLP.
+    """Every outermost list of blocks, by path.
+
+    A list of bare linear layers doesn't count: it is a set of heads or a small MLP.
     """
     found: dict[str, nn.ModuleList | nn.Sequential] = {}
     for path, child in module.named_modules():
@@ -65,8 +84,9 @@ def block_lists(module: nn.Module) -> dict[str, nn.ModuleList | nn.Sequential]:
 
 
 def _are_blocks(modules: nn.ModuleList | nn.Sequential) -> bool:
-    """Whether a list holds blocks; a sequence (CLIP's, torchvision's) only when its members are all of one
-    kind.
+    """Whether a list holds blocks.
+
+    A sequence (CLIP's, torchvision's) does only if its members are all of one class.
     """
     members = dict(_members(modules))
     first = next(iter(members.values()), None)
@@ -76,8 +96,9 @@ def _are_blocks(modules: nn.ModuleList | nn.Sequential) -> bool:
 
 
 def _members(modules: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The members of a list by name, through lists inside it: a bare list (a stage of Florence-2) is never
-    called.
+    """The members of a list by name, including those of nested lists.
+
+    A bare list inside a list (a stage of Florence-2) is never called itself.
     """
     for name, member in modules.named_children():
         if isinstance(member, nn.ModuleList):
@@ -91,10 +112,10 @@ def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> t
 
     Args:
         module: the model.
-        wanted: {tower: path of its block list} where a config names some; the others are found from the tree.
+        wanted: path of the block list of each tower that a config names; the others are found from the tree.
 
     Raises:
-        UserError: a named path is no list of blocks, or the model has none.
+        UserError: if a named path is not a list of blocks, or the model has none.
     """
     lists = block_lists(module)
     if not lists:
@@ -108,22 +129,29 @@ def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> t
                 f" {nearest(path, lists)}"
             )
     names = name_towers(lists, READS.get(str(getattr(module, "main_input_name", None))), wanted)
-    left, seen = set(routers(module)), set[int]()
-    return tuple(_tower(name, path, lists[path], left, seen) for name, path in names.items())
+    dense, seen = set(routers(module)), set[int]()
+    return tuple(_tower(name, path, lists[path], dense, seen) for name, path in names.items())
 
 
 def _tower(
-    name: str, path: str, blocks: nn.ModuleList | nn.Sequential, left: Container[nn.Module], seen: set[int]
+    name: str, path: str, blocks: nn.ModuleList | nn.Sequential, dense: Container[nn.Module], seen: set[int]
 ) -> Tower:
-    """Collect the layers of each block, but for those of modules that are left dense.
+    """Collect the layers of each block; a weight that an earlier layer owns is not a layer again.
 
-    A weight that an earlier layer already owns is not a layer of its own.
+    Args:
+        name: the tower's name.
+        path: path of its list of blocks.
+        blocks: the list.
+        dense: modules whose weights are left dense.
+        seen: ids of the weights of all layers so far; extended here.
     """
     found = []
     for block_name, block in _members(blocks):
         layers = []
         for child_name, child in block.named_modules():
-            for parameter, reader in weights_of(child).items() if child not in left else ():
+            if child in dense:
+                continue
+            for parameter, reader in weights_of(child).items():
                 weight = getattr(child, parameter)
                 if id(weight) not in seen:
                     seen.add(id(weight))
@@ -137,8 +165,13 @@ def select(
 ) -> tuple[Tower, ...]:
     """The towers to prune, without the layers whose name matches a ``skip_layers`` pattern.
 
+    Args:
+        towers: all towers of the model.
+        names: names of the towers to prune; None for all but those that are left dense by default.
+        skip_layers: regular expressions of the names of layers to leave dense.
+
     Raises:
-        UserError: a tower is unknown, a pattern matches nothing or is no pattern, or nothing is left.
+        UserError: if a tower is unknown, a pattern is invalid or matches nothing, or no layer remains.
     """
     by_name = {tower.name: tower for tower in towers}
     for name in names or ():
@@ -173,20 +206,25 @@ def select(
 
 
 def _without(tower: Tower, patterns: Sequence[str]) -> Tower:
-    keep = lambda layer: not any(re.search(pattern, layer.name) for pattern in patterns)  # noqa: E731
-    return Tower(
-        tower.name,
-        tower.path,
-        tuple(Block(b.name, b.module, tuple(filter(keep, b.layers))) for b in tower.blocks),
-    )
+    def is_kept(layer: Layer) -> bool:
+        return not any(re.search(pattern, layer.name) for pattern in patterns)
+
+    blocks = [replace(block, layers=tuple(filter(is_kept, block.layers))) for block in tower.blocks]
+    return replace(tower, blocks=tuple(blocks))
 
 
 def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[Tower]) -> list[Skipped]:
-    """Each weight of two or more dimensions that is not pruned, with the reason."""
+    """Each weight of two or more dimensions that is not pruned, with the reason.
+
+    Args:
+        module: the model.
+        every: all of its towers.
+        chosen: the towers to prune, without skipped layers.
+    """
     pruned = {id(layer.weight) for tower in chosen for layer in tower.layers}
-    left = {id(layer.weight): tower.name for tower in every for layer in tower.layers}
+    tower_of = {id(layer.weight): tower.name for tower in every for layer in tower.layers}
     chosen_names = {tower.name for tower in chosen}
-    deciding = set(routers(module))
+    of_routers = set(routers(module))
     owners: dict[int, nn.Module] = {}
     for child in module.modules():
         for parameter in child.parameters(recurse=False):
@@ -195,20 +233,20 @@ def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[
     for name, parameter in module.named_parameters():
         if parameter.ndim < 2 or id(parameter) in pruned:
             continue
-        tower, owner = left.get(id(parameter)), owners[id(parameter)]
+        tower, owner = tower_of.get(id(parameter)), owners[id(parameter)]
         if tower is not None:
             reason = MATCHED if tower in chosen_names else f"tower {tower} is left dense"
         else:
-            reason = "router" if owner in deciding else _no_layer(name, parameter, owner)
+            reason = "router" if owner in of_routers else _no_layer(name, parameter, owner)
         result.append(Skipped(name, parameter.numel(), reason))
     return result
 
 
 def _no_layer(name: str, parameter: nn.Parameter, owner: nn.Module) -> str:
-    """Why a weight is no layer of any tower.
+    """Why a weight is not a layer of any tower.
 
     Args:
-        name: of the parameter in the model.
+        name: the parameter's name in the model.
         parameter: the weight.
         owner: the module that it is a parameter of.
     """

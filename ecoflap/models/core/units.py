@@ -1,9 +1,8 @@
-"""What of a BLIP can be made physically smaller: the dimensions of its attention heads, and the hidden units
-of its MLPs.
+"""The units of a BLIP that can be removed physically: dimensions of attention heads and hidden units of MLPs.
 
 An attention loses a dimension in all of its heads, and in queries, keys and values alike: rows of the three
-projections and columns of the output's. An MLP loses a hidden unit: a row of its first layer and a column of
-its second. A unit whose gate is zero contributes nothing, so cutting it away changes no output.
+projections and columns of the output projection. An MLP loses a hidden unit: a row of its first layer and a
+column of its second. A unit whose gate is zero contributes nothing, so removing it changes no output.
 """
 
 from __future__ import annotations
@@ -23,31 +22,30 @@ from ecoflap.models.core.prunable import PrunableModel
 
 
 class NarrowAttention(BlipAttention):
-    """BLIP's image attention for heads narrower than the hidden states divided by them; put under an existing
-    one in place.
+    """BLIP's image attention for heads narrower than hidden size / heads.
+
+    It replaces the class of an existing attention in place.
     """
 
     def forward(self, hidden_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """[batch, tokens, features] -> the same, and the attention weights [batch, heads, tokens, tokens]."""
-        heads: Tensor = (
-            self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, self.head_dim)).permute(2, 0, 3, 1, 4)
-        )
-        query, key, value = heads  # [batch, heads, tokens, head_dim] each
+        qkv: Tensor = self.qkv(hidden_states).unflatten(-1, (3, self.num_heads, self.head_dim))
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [batch, heads, tokens, head_dim] each
         weights = self.dropout(softmax(query @ key.transpose(-1, -2) * self.scale, dim=-1))
         return self.projection((weights @ value).transpose(1, 2).flatten(2)), weights
 
 
 @dataclass(frozen=True)
 class Units:
-    """Units of one attention or one MLP that can go one by one.
+    """The units of one attention or one MLP, which can be removed one by one.
 
     Attributes:
         name: path of the attention or MLP.
         kind: attention or mlp.
         count: number of units.
-        writers: (linear, copies): rows of a linear layer are ``copies`` runs of the units.
-        reader: (linear, copies): so are the columns of this one.
-        resize: tells the module that holds them their new number.
+        writers: (linear, copies): the linear layer's rows are ``copies`` runs of the units.
+        reader: (linear, copies): the linear layer's columns are ``copies`` runs of the units.
+        resize: sets the new number of units in the module that holds them.
     """
 
     name: str
@@ -59,7 +57,7 @@ class Units:
 
     @property
     def cost(self) -> int:
-        """Weights that go with one unit; biases aren't counted."""
+        """Number of weights that one unit takes; biases aren't counted."""
         linear, copies = self.reader
         return copies * linear.out_features + sum(
             times * writer.in_features for writer, times in self.writers
@@ -67,22 +65,25 @@ class Units:
 
     @contextmanager
     def gated(self, gate: Tensor) -> Iterator[None]:
-        """Multiply every unit by its gate, [units]: queries, keys and values of an attention, and what an
-        MLP's second layer reads.
+        """Multiply every unit by its gate [units] in this context.
+
+        The gates apply to queries, keys and values of an attention, and to the inputs of an MLP's second
+        layer.
         """
 
         def scaled(values: Tensor) -> Tensor:
             return (values.unflatten(-1, (-1, self.count)) * gate).flatten(-2)
 
+        def scale_output(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+            return scaled(output)
+
+        def scale_input(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+            return scaled(inputs[0]), *inputs[1:]
+
         if self.kind == "attention":
-            handles = [
-                linear.register_forward_hook(lambda _, __, output: scaled(output))
-                for linear, _ in self.writers
-            ]
+            handles = [linear.register_forward_hook(scale_output) for linear, _ in self.writers]
         else:
-            handles = [
-                self.reader[0].register_forward_pre_hook(lambda _, inputs: (scaled(inputs[0]), *inputs[1:]))
-            ]
+            handles = [self.reader[0].register_forward_pre_hook(scale_input)]
         try:
             yield
         finally:
@@ -91,31 +92,30 @@ class Units:
 
     @torch.no_grad()
     def cut(self, keep: Tensor) -> None:
-        """Keep the units [kept] of these indices, at least one."""
+        """Remove all units but those at the indices ``keep`` [kept], at least one."""
         for linear, copies in self.writers:
-            rows = self._places(keep, copies)
+            rows = self._indices(keep, copies)
             linear.weight = nn.Parameter(linear.weight[rows])
             if linear.bias is not None:
                 linear.bias = nn.Parameter(linear.bias[rows])
             linear.out_features = len(rows)
         linear, copies = self.reader
-        linear.weight = nn.Parameter(linear.weight[:, self._places(keep, copies)].contiguous())
+        linear.weight = nn.Parameter(linear.weight[:, self._indices(keep, copies)].contiguous())
         linear.in_features = linear.weight.shape[1]
         self.resize(len(keep))
 
-    def _places(self, keep: Tensor, copies: int) -> Tensor:
+    def _indices(self, keep: Tensor, copies: int) -> Tensor:
         """Rows or columns of units in ``copies`` runs, [copies x kept]."""
         return (torch.arange(copies, device=keep.device)[:, None] * self.count + keep).flatten()
 
 
 def cut_all(module: nn.Module, units: Sequence[Units], keep: Sequence[Tensor]) -> None:
-    """Keep some of the units of each attention and MLP, and write down in the module's config how many, for
-    ``narrowed``.
+    """Remove units of each attention and MLP, and record the new numbers in the config for ``narrowed``.
 
     Args:
         module: the transformers model.
-        units: of it.
-        keep: indices of the units that stay, [kept] each.
+        units: its attentions and MLPs.
+        keep: indices of the units to keep, [kept] each.
     """
     for one, indices in zip(units, keep, strict=True):
         one.cut(indices)
@@ -124,8 +124,11 @@ def cut_all(module: nn.Module, units: Sequence[Units], keep: Sequence[Tensor]) -
 
 
 def narrowed(model_class: Any, config: Any) -> Any:
-    """The class that a checkpoint belongs to, its attentions and MLPs as narrow as the config of a cut model
-    says.
+    """The class of a checkpoint with attentions and MLPs as narrow as the config of a cut model says.
+
+    Args:
+        model_class: the transformers class of the dense model.
+        config: the config of the cut model, with ``kept_units``.
     """
     kept: dict[str, int] = config.kept_units
 
@@ -141,11 +144,11 @@ def narrowed(model_class: Any, config: Any) -> Any:
 
 
 def find_units(model: PrunableModel) -> list[Units]:
-    """The units of every block that is pruned.
+    """The units of every block to prune.
 
     Raises:
-        UserError: a layer is no part of an attention or MLP of transformers' BLIP, or only a part of one is
-            to be pruned.
+        UserError: if a layer is not part of an attention or MLP of transformers' BLIP, or only a part of one
+            is to be pruned.
     """
     found = [
         units
@@ -157,11 +160,9 @@ def find_units(model: PrunableModel) -> list[Units]:
     missing = next((layer for layer in model.layers if id(layer.module) not in covered), None)
     chosen = {id(layer.module) for layer in model.layers}
     if missing is not None or not covered <= chosen:
-        what = (
-            f"{missing.name} of {model.name} is none"
-            if missing is not None
-            else "towers or skip_layers leave out parts of one"
-        )
+        what = "towers or skip_layers leave out parts of one"
+        if missing is not None:
+            what = f"{missing.name} of {model.name} is none"
         raise UserError(
             f"a structured pruner cuts whole attentions and MLPs of transformers' BLIP, and {what}; choose"
             " another pruner, such as wanda"
@@ -220,7 +221,7 @@ def _image_heads(attention: Any) -> Callable[[int], None]:
 
 
 def _text_heads(attention: Any) -> Callable[[int], None]:
-    """The text attention divides by the root of its heads' width; the queries make up for the new one."""
+    """Resize a text attention, which divides by the root of its heads' width; the queries compensate."""
 
     def resize(width: int) -> None:
         factor = (width / attention.attention_head_size) ** 0.5
@@ -232,5 +233,5 @@ def _text_heads(attention: Any) -> Callable[[int], None]:
 
 
 def total_cost(units: Sequence[Units]) -> int:
-    """Weights of all units."""
+    """Number of weights of all units together."""
     return sum(one.cost * one.count for one in units)

@@ -1,4 +1,4 @@
-"""The files of a checkpoint folder: its settings, and what its safetensors hold."""
+"""The files of a checkpoint folder: its settings, and the contents of its safetensors."""
 
 from __future__ import annotations
 
@@ -15,46 +15,37 @@ from ecoflap.storage.stored_tensor import StoredTensor, read_header, stored_tens
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
 
 def local_settings(folder: Path) -> dict[str, Any]:
     """The config.json of a checkpoint folder.
 
     Raises:
-        UserError: there is none, or it can't be read.
+        UserError: if there is none, or it can't be read.
     """
     if not (folder / "config.json").is_file():
         inside = sorted(path.parent.name for path in folder.glob("*/config.json"))
-        advice = (
-            f"give {folder / inside[0]}"
-            if inside
-            else "give a folder that save_pretrained wrote, or copy the checkpoint anew"
-        )
-        adapter = (
-            " but an adapter, which has to be merged into its model first"
-            if (folder / "adapter_config.json").is_file()
-            else ""
-        )
+        advice = "give a folder that save_pretrained wrote, or copy the checkpoint anew"
+        if inside:
+            advice = f"give {folder / inside[0]}"
+        is_adapter = (folder / "adapter_config.json").is_file()
+        adapter = " but an adapter, which has to be merged into its model first" if is_adapter else ""
         raise UserError(f"model.path={folder} has no config.json{adapter}; {advice}")
     return _read_json(folder / "config.json")
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder, each of them whole; none where its weights are in
-    PyTorch's own format.
+    """The safetensors files of a checkpoint folder, complete; none if its weights are in PyTorch's format.
 
     Raises:
-        UserError: there are no weights, or a file of them is missing, damaged or cut off.
+        UserError: if there are no weights, or a file of them is missing, damaged or truncated.
     """
     single, index = folder / SINGLE, folder / INDEX
     if not single.is_file() and not index.is_file():
         if any((folder / name).is_file() for name in PICKLES):
             return []
-        found = sorted(
-            path.name
-            for path in folder.iterdir()
-            if path.suffix in (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-        )
+        found = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS)
         instead = f", only {found[0]}" if found else ""
         raise UserError(
             f"model.path={folder} has no weights: no {SINGLE} and no {INDEX}{instead}; save the model there"
@@ -63,10 +54,10 @@ def weight_files(folder: Path) -> list[Path]:
     if single.is_file():
         _whole(folder, single)
         return [single]
-    places = _read_json(index).get("weight_map")
-    if not isinstance(places, Mapping) or not places:
+    file_of = _read_json(index).get("weight_map")
+    if not isinstance(file_of, Mapping) or not file_of:
         raise UserError(f"{INDEX} of model.path={folder} says of no weight where it is; copy it anew")
-    files = sorted({str(file) for file in places.values()})
+    files = sorted({str(file) for file in file_of.values()})
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise UserError(
@@ -74,10 +65,10 @@ def weight_files(folder: Path) -> list[Path]:
             " names); copy it there"
         )
     inside = {file: _whole(folder, folder / file) for file in files}
-    lost = [name for name, file in places.items() if name not in inside[file]]
+    lost = [name for name, file in file_of.items() if name not in inside[file]]
     if lost:
         raise UserError(
-            f"{places[lost[0]]} of model.path={folder} has no {lost[0]}, which its {INDEX} looks for there;"
+            f"{file_of[lost[0]]} of model.path={folder} has no {lost[0]}, which its {INDEX} looks for there;"
             " copy both anew"
         )
     return [folder / file for file in files]
@@ -87,7 +78,7 @@ def stored_in(folder: Path) -> dict[str, StoredTensor]:
     """The tensors of a checkpoint folder by name.
 
     Raises:
-        UserError: it holds no safetensors, or a file of them is missing or damaged.
+        UserError: if it holds no safetensors, or a file of them is missing or damaged.
     """
     files = weight_files(folder)
     if not files:
@@ -104,20 +95,17 @@ def stored_in(folder: Path) -> dict[str, StoredTensor]:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """The dtype of the first weights that are numbers, which is what ``from_pretrained`` takes for a
-    checkpoint's own.
+    """The dtype of the first floating-point weights: that of the checkpoint, to ``from_pretrained``.
 
     Raises:
-        UserError: the folder holds no safetensors.
+        UserError: if the folder holds no safetensors.
     """
-    return next(
-        (tensor.dtype for tensor in stored_in(folder).values() if tensor.dtype.is_floating_point),
-        torch.float32,
-    )
+    dtypes = (tensor.dtype for tensor in stored_in(folder).values())
+    return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
 
 def _whole(folder: Path, file: Path) -> Mapping[str, Any]:
-    """The header of a safetensors file that is all there."""
+    """The header of a safetensors file; refuses a truncated file."""
     try:
         return read_header(file)[1]
     except OSError as error:

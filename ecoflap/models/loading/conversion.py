@@ -1,6 +1,4 @@
-"""Where a model's tensors are in a checkpoint with the names of another release: transformers' own conversion
-of names.
-"""
+"""Match a model's tensors with a checkpoint that may use the names of another release of transformers."""
 
 from __future__ import annotations
 
@@ -25,15 +23,14 @@ COMPUTED = (r"position_ids$", r"rotary_emb\.inv_freq$")
 
 @dataclass(frozen=True)
 class ConvertedTensor:
-    """A tensor that transformers makes of stored ones: experts merged into one, or a part of a fused
-    projection.
+    """A tensor that transformers computes from stored ones: merged experts, or a part of a fused projection.
 
     Attributes:
-        name: of the tensor in the model.
+        name: its name in the model.
         module: the model, whose config some conversions read.
-        converter: of transformers.
+        converter: the conversion of transformers.
         first: name of the first tensor that the conversion makes.
-        sources: (the converter's pattern, the stored tensor) of each tensor that goes in.
+        sources: the converter's pattern and the stored tensor, for each tensor that goes in.
     """
 
     name: str
@@ -43,7 +40,7 @@ class ConvertedTensor:
     sources: tuple[tuple[str, StoredTensor], ...]
 
     def read(self) -> Tensor:
-        """All of it."""
+        """The whole tensor."""
         return _convert(self.module, self.converter, self.first, self.sources)[self.name].contiguous()
 
     mapped = read
@@ -53,59 +50,59 @@ class ConvertedTensor:
         return self.read()[indices]
 
     def parts(self) -> Iterator[Tensor]:
-        """All of it, flat, a few megabytes at a time."""
+        """The whole tensor, flat, in parts of a few megabytes."""
         flat = self.read().reshape(-1)
         yield from flat.split(PART // flat.dtype.itemsize)
 
 
-Place = StoredTensor | ConvertedTensor
+CheckpointTensor = StoredTensor | ConvertedTensor
 
 
 @dataclass(frozen=True)
-class Places:
-    """Where a model's tensors are in a checkpoint.
+class MatchedTensors:
+    """The tensors of a model in a checkpoint.
 
     Attributes:
-        found: {parameter or buffer: where its values are}; parameters that are one tensor have one place.
-        unused: stored tensors that belong to nothing in the model.
+        found: the tensor of each parameter or buffer in the checkpoint; tied parameters have the same.
+        unused: names of stored tensors that match nothing in the model.
     """
 
-    found: dict[str, Place]
+    found: dict[str, CheckpointTensor]
     unused: list[str]
 
 
-def find_places(path: str, module: nn.Module, stored: Mapping[str, StoredTensor]) -> Places:
+def match_tensors(path: str, module: nn.Module, stored: Mapping[str, StoredTensor]) -> MatchedTensors:
     """Find every parameter of a model, and the buffers that the checkpoint has.
 
     Args:
         path: hub id or folder, for the messages.
-        module: of transformers; its weights may be away.
+        module: a model of transformers; its weights may be offloaded.
         stored: the tensors of the checkpoint by name.
 
     Raises:
-        UserError: a parameter is not in the checkpoint, has another shape there, or has two values.
+        UserError: if a parameter is not in the checkpoint, has another shape there, or has two values.
     """
     found, unused = _converted(path, module, stored)
     lost: list[str] = []
     for tied in _names_by_tensor(module):
-        places = [found[name] for name in tied if name in found]
-        if not places:
+        matches = [found[name] for name in tied if name in found]
+        if not matches:
             lost.append(tied[0])
             continue
-        if any(place != places[0] and not _equal(place, places[0]) for place in places[1:]):
+        if any(match != matches[0] and not _equal(match, matches[0]) for match in matches[1:]):
             both = " and ".join(name for name in tied if name in found)
             raise UserError(
                 f"model.path={path} has different values for {both}, and its config.json says that they are"
                 " one; set tie_word_embeddings to false there"
             )
-        found |= dict.fromkeys(tied, places[0])
+        found |= dict.fromkeys(tied, matches[0])
     if lost:
         raise UserError(_missing(path, sorted(lost), unused))
-    return Places(found, unused)
+    return MatchedTensors(found, unused)
 
 
 def saved_form(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a model under the names, and in the pieces, that ``save_pretrained`` writes."""
+    """Tensors of a model under the names, and in the parts, that ``save_pretrained`` writes."""
     try:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:  # before the fifth release
@@ -114,9 +111,7 @@ def saved_form(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def warn_unused(path: str, module: Any, names: Iterable[str]) -> None:
-    """Say in one line which tensors nothing in the model takes, but those that its class leaves out on
-    purpose.
-    """
+    """Warn in one line of tensors that the model doesn't use, except those that its class ignores."""
     ignored = [*COMPUTED, *(getattr(module, "_keys_to_ignore_on_load_unexpected", None) or ())]
     unused = sorted(name for name in names if not any(re.search(pattern, name) for pattern in ignored))
     if unused:
@@ -132,10 +127,10 @@ def warn_unused(path: str, module: Any, names: Iterable[str]) -> None:
 
 def _converted(
     path: str, module: nn.Module, stored: Mapping[str, StoredTensor]
-) -> tuple[dict[str, Place], list[str]]:
-    """Places by the names in the model, and stored tensors that have none."""
+) -> tuple[dict[str, CheckpointTensor], list[str]]:
+    """Checkpoint tensors by their names in the model, and names of stored tensors that match none."""
     wanted = module.state_dict()
-    found: dict[str, Place] = {}
+    found: dict[str, CheckpointTensor] = {}
     unused: list[str] = []
     groups: dict[str, tuple[Any, list[tuple[str, StoredTensor]]]] = {}
     for name, target, converter, pattern in _targets(module, stored, wanted):
@@ -147,23 +142,19 @@ def _converted(
             groups.setdefault(target, (converter, []))[1].append((pattern, stored[name]))
     for first, (converter, sources) in groups.items():
         shapes = _convert(module, converter, first, sources, only_shapes=True)
-        found |= {
-            target: ConvertedTensor(target, module, converter, first, tuple(sources)) for target in shapes
-        }
+        for target in shapes:
+            found[target] = ConvertedTensor(target, module, converter, first, tuple(sources))
         _check_shapes(path, wanted, {target: shape.shape for target, shape in shapes.items()})
-    _check_shapes(
-        path,
-        wanted,
-        {target: place.shape for target, place in found.items() if isinstance(place, StoredTensor)},
-    )
+    plain = {target: tensor.shape for target, tensor in found.items() if isinstance(tensor, StoredTensor)}
+    _check_shapes(path, wanted, plain)
     return found, unused
 
 
 def _check_shapes(path: str, wanted: Mapping[str, Tensor], shapes: Mapping[str, Iterable[int]]) -> None:
-    """Refuse another shape than the model's.
+    """Refuse tensors of another shape than the model's.
 
     Raises:
-        UserError: a tensor's shape in the checkpoint is not the model's.
+        UserError: if a tensor's shape in the checkpoint is not the model's.
     """
     for name, shape in shapes.items():
         if tuple(shape) != tuple(wanted[name].shape):
@@ -176,9 +167,7 @@ def _check_shapes(path: str, wanted: Mapping[str, Tensor], shapes: Mapping[str, 
 def _targets(
     module: Any, stored: Iterable[str], wanted: Mapping[str, Tensor]
 ) -> Iterator[tuple[str, str, Any, str]]:
-    """Of each stored tensor its name, the name in the model, the converter or null, and the converter's
-    pattern.
-    """
+    """For each stored tensor: its name, the name in the model, the converter or None, and its pattern."""
     try:
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import (
@@ -205,8 +194,9 @@ def _targets(
 
 
 def _forms(module: Any, name: str) -> Iterator[str]:
-    """What a stored name may be in a model of the fourth release: converted or not, with the base model's
-    prefix or not.
+    """Names that a stored tensor may have in a model of the fourth release.
+
+    They are converted or not, and with or without the prefix of the base model.
     """
     mapping = (getattr(module, "_checkpoint_conversion_mapping", None) or {}).items()
     converted = [
@@ -224,14 +214,14 @@ def _convert(
     sources: Iterable[tuple[str, StoredTensor]],
     only_shapes: bool = False,
 ) -> dict[str, Tensor]:
-    """What a converter makes of stored tensors, by the names in the model.
+    """The tensors that a converter makes from stored ones, by their names in the model.
 
     Args:
         module: the model.
-        converter: of transformers.
-        first: the first tensor that it makes.
-        sources: what it makes them of.
-        only_shapes: read nothing, and make tensors without memory.
+        converter: the conversion of transformers.
+        first: name of the first tensor that it makes.
+        sources: the converter's pattern and the stored tensor, for each tensor that goes in.
+        only_shapes: read nothing, and make tensors on the meta device.
     """
     one = deepcopy(converter)
     for pattern, tensor in sources:
@@ -242,7 +232,7 @@ def _convert(
 
 
 def _missing(path: str, lost: list[str], unused: list[str]) -> str:
-    """What to say of a checkpoint without some weights; ``unused`` are what it has instead."""
+    """The message about a checkpoint that lacks some weights and has the ``unused`` ones instead."""
     lacks = f"model.path={path} lacks {len(lost)} weights of its model, such as {lost[0]}"
     if not unused:
         return f"{lacks}; the checkpoint is damaged or of another model"
@@ -253,7 +243,7 @@ def _missing(path: str, lost: list[str], unused: list[str]) -> str:
     )
 
 
-def _equal(one: Place, other: Place) -> bool:
+def _equal(one: CheckpointTensor, other: CheckpointTensor) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one.parts(), other.parts(), strict=True))
 
 

@@ -1,4 +1,4 @@
-"""Where a model's weights go, in which numbers, and whether they fit."""
+"""The device and dtype of a model's weights, and whether they fit into memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in options
 
 
 def resolve_device(name: str) -> torch.device:
-    """``auto`` is the accelerator where there is one, else the CPU.
+    """The device of a name; ``auto`` is the accelerator if there is one, else the CPU.
 
     Raises:
-        UserError: no such device.
+        UserError: if there is no such device.
     """
     if name == "auto":
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
@@ -28,10 +28,9 @@ def resolve_device(name: str) -> torch.device:
             raise RuntimeError("it holds no weights")
         torch.empty(0, device=name)
         device = torch.device(name)
-        if device.index is not None and device.type == getattr(
-            torch.accelerator.current_accelerator(), "type", None
-        ):
-            torch.accelerator.set_device_index(device.index)  # of memory's figures, for one
+        accelerator_type = getattr(torch.accelerator.current_accelerator(), "type", None)
+        if device.index is not None and device.type == accelerator_type:
+            torch.accelerator.set_device_index(device.index)  # whose memory is reported, for example
         return device
     except (RuntimeError, AssertionError) as error:
         raise UserError(
@@ -40,10 +39,10 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_dtype(name: str) -> torch.dtype | None:
-    """The dtype to load weights in; null for ``auto``, the checkpoint's own.
+    """The dtype to load weights in; None for ``auto``, which is the checkpoint's.
 
     Raises:
-        UserError: no such dtype.
+        UserError: if there is no such dtype.
     """
     if name != "auto" and name not in DTYPES:
         raise UserError(f"model.dtype={name} is not known; {did_you_mean(name, options.ANY_DTYPE)}")
@@ -51,21 +50,27 @@ def resolve_dtype(name: str) -> torch.dtype | None:
 
 
 def place(module: nn.Module, dtype: str, device: torch.device) -> Any:
-    """A small module in a dtype, fp32 for ``auto``, on a device; one that is only inspected, on the meta
-    device, stays where it is.
+    """Move a small module to a device and a dtype, which is fp32 for ``auto``.
+
+    A module that is only inspected stays on the meta device.
 
     Raises:
-        UserError: no such dtype.
+        UserError: if there is no such dtype.
     """
     module = module.to(resolve_dtype(dtype) or torch.float32)
     return module if device.type == "meta" else module.to(device)
 
 
 def check_fits(parameters: int, dtype: torch.dtype | None, device: torch.device) -> None:
-    """Compare the weights' bytes with free memory before anything is read.
+    """Compare the size of the weights with free memory before anything is read.
+
+    Args:
+        parameters: number of parameters.
+        dtype: their dtype; None for fp32.
+        device: the device that will hold them.
 
     Raises:
-        UserError: the weights alone don't fit.
+        UserError: if the weights alone don't fit.
     """
     width = (dtype or torch.float32).itemsize
     needed, free = parameters * width, free_memory(device)

@@ -1,4 +1,4 @@
-"""Where a checkpoint lies: in a local folder, or on the hub."""
+"""Locate a checkpoint: in a local folder, or on the hub."""
 
 from __future__ import annotations
 
@@ -12,10 +12,14 @@ from ecoflap.models.loading.checkpoint_folder import local_settings
 
 
 def require_folder(path: str, option: str = "model.path") -> str:
-    """The path, when it is a hub id or an existing folder.
+    """The path, if it is a hub id or an existing folder.
+
+    Args:
+        path: hub id or folder.
+        option: the option that names it, for the message.
 
     Raises:
-        UserError: it looks like a folder, and isn't there.
+        UserError: if it looks like a folder that doesn't exist.
     """
     looks_local = path.startswith((".", "/", "~")) or path.count("/") > 1
     if looks_local and not Path(path).expanduser().is_dir():
@@ -27,30 +31,30 @@ def require_folder(path: str, option: str = "model.path") -> str:
 
 
 def from_hub(load: Callable[[], Any], path: str, part: str = "") -> Any:
-    """Run a ``from_pretrained`` call and turn its many failures into one message that says where it looked.
+    """Run a ``from_pretrained`` call and turn its failures into one message that names the path.
 
     Args:
         load: the call.
         path: hub id or folder.
-        part: what of it is loaded, for the message, such as "the tokenizer of ".
+        part: what is loaded, for the message, such as "the tokenizer of ".
 
     Raises:
-        UserError: nothing loadable at the path.
+        UserError: if nothing can be loaded from the path.
     """
     from transformers.utils.logging import disable_progress_bar
 
-    disable_progress_bar()  # its bars would tear ours
+    disable_progress_bar()  # its bars would break ours
     try:
         return load()
     except (UserError, NumericalError):
         raise
-    # transformers, its hub and what they read configs and tokenizers with raise errors of every kind
+    # transformers, the hub and the libraries that they read files with raise errors of every kind.
     except Exception as error:
         raise UserError(f"{part}model.path={path} {_in_short(error, Path(path).is_dir())}") from error
 
 
 def _in_short(error: Exception, local: bool) -> str:
-    """What a ``from_pretrained`` call died of and what to change, in one line."""
+    """Why a ``from_pretrained`` call failed, and what to change, in one line."""
     if _unpickled(error):
         return (
             "has a pytorch_model.bin that is damaged or holds other things than tensors, and they are not"
@@ -59,26 +63,22 @@ def _in_short(error: Exception, local: bool) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     # The first line may only announce the second.
     said = (" ".join(lines[:2]) if lines[0].endswith(":") else lines[0]).rstrip(".")
-    advice = (
-        "check the files there"
-        if local
-        else "give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
-    )
-    return f"could not be loaded: {said}; {advice}"
+    online = "give a local folder, or a hub id while online (HF_HUB_OFFLINE unset)"
+    return f"could not be loaded: {said}; {'check the files there' if local else online}"
 
 
 def _unpickled(error: BaseException | None) -> bool:
-    """Whether an error, or what it was made of, is PyTorch's refusal to unpickle."""
-    return error is not None and (
-        isinstance(error, UnpicklingError) or _unpickled(error.__cause__ or error.__context__)
-    )
+    """Whether an error, or one of its causes, is PyTorch's refusal to unpickle."""
+    if error is None:
+        return False
+    return isinstance(error, UnpicklingError) or _unpickled(error.__cause__ or error.__context__)
 
 
 def read_settings(path: str, revision: str | None) -> dict[str, Any]:
     """The config.json of a checkpoint.
 
     Raises:
-        UserError: it can't be had or read, or a revision of a local folder is asked for.
+        UserError: if it is missing or can't be read, or a revision of a local folder is asked for.
     """
     if Path(path).is_dir():
         if revision is not None:
@@ -94,11 +94,10 @@ def read_settings(path: str, revision: str | None) -> dict[str, Any]:
 
 
 def cached_folder(path: str, revision: str | None) -> Path:
-    """Where a checkpoint's files are, as far as they are on this machine: the folder itself, or the hub's
-    copy of it.
+    """The folder of a checkpoint's local files: the folder itself, or the hub's cache of it.
 
     Raises:
-        UserError: not even its config.json can be had.
+        UserError: if not even its config.json is available.
     """
     if Path(path).is_dir():
         return Path(path)
@@ -108,19 +107,14 @@ def cached_folder(path: str, revision: str | None) -> Path:
 
 
 def checkpoint_folder(path: str, revision: str | None) -> Path:
-    """Where the files of a checkpoint are: the folder itself, or the hub's copy on this machine, fetched
-    where it is missing.
+    """The folder of a checkpoint's files: the folder itself, or the hub's cache, complete after a download.
 
     Raises:
-        UserError: they can't be had.
+        UserError: if the files are not available.
     """
     if Path(path).is_dir():
         return Path(path)
     from huggingface_hub import snapshot_download
 
-    return Path(
-        from_hub(
-            lambda: snapshot_download(path, revision=revision, allow_patterns=["*.safetensors", "*.json"]),
-            path,
-        )
-    )
+    patterns = ["*.safetensors", "*.json"]
+    return Path(from_hub(lambda: snapshot_download(path, revision=revision, allow_patterns=patterns), path))

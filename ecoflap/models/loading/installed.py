@@ -17,7 +17,7 @@ def installed_file(package: str, file: str, install: str) -> Path:
         install: the command that installs it, for the message.
 
     Raises:
-        UserError: the package is not installed, or has no such file.
+        UserError: if the package is not installed, or has no such file.
     """
     spec = importlib.util.find_spec(package)
     folders = list(spec.submodule_search_locations or []) if spec else []

@@ -1,4 +1,4 @@
-"""Which option of ``model`` loads which kind of checkpoint, told by the ``model_type`` of its config.json."""
+"""Which option of ``model`` loads which kind of checkpoint, by the ``model_type`` of its config.json."""
 
 from __future__ import annotations
 
@@ -10,6 +10,14 @@ from ecoflap.errors import UserError, nearest
 
 # Kinds with an option of their own, and the mappings of transformers from kinds to classes for all others.
 OWN = {"clip": ["clip"], "blip-2": ["blip2"], "blip": ["blip_vqa", "blip_caption", "blip_retrieval"]}
+OWN_CLASSES = {
+    "CLIPModel": "clip",
+    "Blip2ForConditionalGeneration": "blip2",
+    "Blip2ForImageTextRetrieval": "blip2_itm",
+    "BlipForQuestionAnswering": "blip_vqa",
+    "BlipForConditionalGeneration": "blip_caption",
+    "BlipForImageTextRetrieval": "blip_retrieval",
+}
 MAPPINGS = {
     "causal_lm": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "seq2seq": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
@@ -27,17 +35,35 @@ def options_for(kind: str) -> list[str]:
     return [option for option, mapping in MAPPINGS.items() if kind in getattr(modeling_auto, mapping, {})]
 
 
+def option_of(module: Any) -> str | None:
+    """The option of ``model`` that takes a model in memory, by its class or one that it inherits from; null
+    for none.
+    """
+    from transformers.models.auto import modeling_auto
+
+    names = [kind.__name__ for kind in type(module).__mro__]
+    own = next((OWN_CLASSES[name] for name in names if name in OWN_CLASSES), None)
+    if own is not None:
+        return own
+    kind = getattr(getattr(module, "config", None), "model_type", None)
+    for option, mapping in MAPPINGS.items():
+        classes = getattr(modeling_auto, mapping, {}).get(kind, ())
+        if {classes} & set(names) if isinstance(classes, str) else set(classes) & set(names):
+            return option
+    return None
+
+
 def check_kind(path: str, settings: Mapping[str, Any], config_class: Any, model_class: Any) -> None:
     """Refuse a checkpoint of a kind that the chosen option of ``model`` doesn't load.
 
     Args:
         path: hub id or folder, for the message.
         settings: its config.json.
-        config_class: of transformers, that the option reads a config with.
-        model_class: likewise, its model; an ``AutoModelFor...`` or one class.
+        config_class: the class of transformers that the option reads a config with.
+        model_class: likewise that of its model: an ``AutoModelFor...`` or one class.
 
     Raises:
-        UserError: the option loads no such kind, or transformers knows none.
+        UserError: if the option doesn't load such a kind, or transformers doesn't know it.
     """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 

@@ -1,6 +1,4 @@
-"""What all model families share when they load: the towers that are chosen, the prompt, and how a checkpoint
-is read.
-"""
+"""What all model families share when they load: selection of towers, prompt, and reading a checkpoint."""
 
 from __future__ import annotations
 
@@ -44,34 +42,42 @@ PROCESSOR = "the tokenizer or processor of "  # for messages
 
 @dataclass(frozen=True)
 class Selection:
-    """Which towers and layers are pruned: the options that stand beside the model in a run's config."""
+    """Which towers and layers are pruned.
+
+    Attributes:
+        towers: names of the towers to prune; None for the default.
+        skip_layers: regular expressions of the names of layers to leave dense.
+    """
 
     towers: list[str] | None = None
     skip_layers: list[str] = field(default_factory=list)
 
 
 def decoder_only(module: Any) -> bool:
-    """Whether a vision-language model writes with a decoder-only language model, whose targets follow the
-    prompt in one sequence.
-    """
+    """Whether a vision-language model has a decoder-only language model, whose targets follow the prompt."""
     return bool(getattr(module.config, "use_decoder_only_language_model", False))
 
 
-def written(tokens: Tensor, prompt: Tensor) -> Tensor:
-    """What was generated, [batch, tokens]: behind the prompt [batch, tokens], which some models and releases
-    give back too.
+def generated_tokens(tokens: Tensor, prompt: Tensor) -> Tensor:
+    """The generated tokens without the prompt, which some models and releases return too.
+
+    Args:
+        tokens: output of ``generate``, [batch, tokens].
+        prompt: its input, [batch, tokens].
+
+    Returns:
+        [batch, new tokens].
     """
     asked = prompt.shape[1]
-    return (
-        tokens[:, asked:] if tokens.shape[1] >= asked and torch.equal(tokens[:, :asked], prompt) else tokens
-    )
+    has_prompt = tokens.shape[1] >= asked and torch.equal(tokens[:, :asked], prompt)
+    return tokens[:, asked:] if has_prompt else tokens
 
 
 def check_prompt(prompt: str) -> None:
-    """Refuse a template that a question can't be put into.
+    """Refuse a template that does not have exactly one place for the question.
 
     Raises:
-        UserError: if a question can't be put into the template.
+        UserError: if ``{}`` does not occur once, or there are other braces.
     """
     rest = prompt.replace("{}", "")
     if prompt.count("{}") != 1 or "{" in rest or "}" in rest:
@@ -89,18 +95,24 @@ def prunable(
 ) -> PrunableModel:
     """Assemble the model that the steps work on, and refuse weights that are not finite.
 
+    Args:
+        name: the model's name in logs and result files.
+        module: the transformers model.
+        processor: the tokenizer or processor that makes model inputs.
+        loss: (module, batch, copies) -> one loss per sample, [batch].
+        selection: which towers and layers to prune.
+        towers: path of the block list of each tower that a config names.
+        interface: what the family can do with raw examples.
+
     Raises:
-        UserError: a tower or pattern doesn't exist.
-        NumericalError: a weight is NaN or infinite.
+        UserError: if a tower does not exist, or a pattern matches nothing.
+        NumericalError: if a weight is NaN or infinite.
     """
     open_attention(module)
     every = find_towers(module, towers)
-    # Every tower is known, so that its outputs can be stored; a config that names some prunes those.
-    chosen = select(
-        every,
-        selection.towers if selection.towers is not None else list(towers) if towers else None,
-        selection.skip_layers,
-    )
+    # All towers are found, so that their outputs can be stored; a config that names some prunes those.
+    named = selection.towers if selection.towers is not None else list(towers or ()) or None
+    chosen = select(every, named, selection.skip_layers)
     for parameter_name, parameter in module.named_parameters():
         if parameter.device.type != "meta" and not torch.isfinite(parameter).all():
             raise NumericalError(
@@ -113,26 +125,31 @@ def prunable(
 
 @dataclass(frozen=True)
 class Pretrained(PretrainedOptions):
-    """A model from a hub id or from a folder that ``save_pretrained`` wrote; each family adds its classes and
-    its loss.
-    """
+    """A model from a hub id or a saved folder; each family adds its classes and its loss."""
 
     shapes_first: ClassVar[bool] = True  # loading on the meta device reads no weights
 
     def read(
         self, config_class: Any, model_class: Any, processor_class: Any, device: torch.device
     ) -> tuple[nn.Module, Any]:
-        """Read config, weights and processor with the given classes of transformers; on the meta device, no
-        weights.
+        """Read config, weights and processor with the given classes of transformers.
+
+        On the meta device, no weights are read.
+
+        Args:
+            config_class: reads the config.
+            model_class: builds the model.
+            processor_class: reads the tokenizer or processor.
+            device: device of the model.
+
+        Returns:
+            The model, and its tokenizer or processor; None where a model on the meta device needs none.
 
         Raises:
-            UserError: nothing loadable there, or it doesn't fit.
+            UserError: if there is no loadable checkpoint, or it does not fit into memory.
         """
-        if (
-            self.architecture is not None
-            and not wants_processor(device)
-            and not Path(self.path).expanduser().is_dir()
-        ):
+        only_inspected = not wants_processor(device)
+        if self.architecture is not None and only_inspected and not Path(self.path).expanduser().is_dir():
             return skeleton(model_class, described(config_class, self.architecture)), None
         path, dtype = require_folder(self.path), resolve_dtype(self.dtype)
         settings = read_settings(path, self.revision)
@@ -144,55 +161,38 @@ class Pretrained(PretrainedOptions):
 
             model_class = narrowed(model_class, config)
         shape = from_hub(lambda: skeleton(model_class, config), path)
-        if device.type == "meta":
-            if not wants_processor(device):
-                return shape, None
-            found = from_hub(
+
+        def read_processor() -> Any:
+            processor = from_hub(
                 lambda: processor_class.from_pretrained(path, revision=self.revision), path, PROCESSOR
             )
-            check_vocabulary(path, shape, found)
-            return shape, found
-        folder = (
-            checkpoint_folder(path, self.revision)
-            if streaming() is not None
-            else cached_folder(path, self.revision)
-        )
-        files = (
-            weight_files(folder)
-            if streaming() is not None or Path(path).is_dir()
-            else sorted(folder.glob("*.safetensors"))
-        )
+            check_vocabulary(path, shape, processor)
+            return processor
+
+        if device.type == "meta":
+            return shape, None if only_inspected else read_processor()
+        stream = streaming()
+        folder = (cached_folder if stream is None else checkpoint_folder)(path, self.revision)
+        complete = stream is not None or Path(path).is_dir()
+        files = weight_files(folder) if complete else sorted(folder.glob("*.safetensors"))
         if not quantised:
             check_weights(path, files)
-        processor = from_hub(
-            lambda: processor_class.from_pretrained(path, revision=self.revision), path, PROCESSOR
-        )
-        check_vocabulary(path, shape, processor)
-        if (stream := streaming()) is not None:
+        processor = read_processor()
+        known_dtype = dtype or getattr(config, DTYPE_OPTION, None)
+        if stream is not None:
             stream.folder = folder
-            return (
-                without_weights(
-                    model_class,
-                    config,
-                    dtype or getattr(config, DTYPE_OPTION, None) or stored_dtype(folder),
-                    folder,
-                ),
-                processor,
-            )
-        check_fits(
-            sum(parameter.numel() for parameter in shape.parameters()),
-            dtype or getattr(config, DTYPE_OPTION, None),
-            device,
-        )
+            module = without_weights(model_class, config, known_dtype or stored_dtype(folder), folder)
+            return module, processor
+        check_fits(sum(parameter.numel() for parameter in shape.parameters()), known_dtype, device)
         options = {DTYPE_OPTION: dtype or "auto", **({"config": dequantise(config)} if quantised else {})}
         module = load_weights(model_class, path, self.revision, options)
-        if not files and not quantised:  # they were downloaded just now
+        if not files and not quantised:  # downloaded just now
             check_weights(path, sorted(folder.glob("*.safetensors")))
         return module.to(device), processor
 
 
 def without_weights(model_class: Any, config: Any, dtype: torch.dtype, folder: Path) -> nn.Module:
-    """A model that leaves its weights in its checkpoint folder, and has everything else from there."""
+    """A model whose weights stay in its checkpoint folder; everything else is loaded from there."""
     module = framework(model_class, config, dtype)
     read_generation_config(module, folder)
     return module

@@ -1,4 +1,4 @@
-"""Position embeddings of image towers for pictures of another size than a checkpoint's."""
+"""Position embeddings of image towers for images of another size than the checkpoint's."""
 
 from __future__ import annotations
 
@@ -12,27 +12,34 @@ from ecoflap.errors import UserError
 
 
 def resized_positions(positions: Tensor, tokens: int) -> Tensor:
-    """Position embeddings [1, 1 + side^2, features] for a picture of another size, [1, tokens, features]
-    (bicubic, the first one as it is).
+    """Position embeddings for images of another size, resized bicubically; the class token's stays the same.
+
+    Args:
+        positions: [1, 1 + side^2, features].
+        tokens: number of tokens after resizing, 1 + side^2.
+
+    Returns:
+        [1, tokens, features].
     """
     if positions.shape[1] == tokens:
         return positions
     sides = [int((count - 1) ** 0.5) for count in (positions.shape[1], tokens)]
     grid = positions[:, 1:].float().unflatten(1, (sides[0], sides[0])).permute(0, 3, 1, 2)
-    resized = (
-        interpolate(grid, size=(sides[1], sides[1]), mode="bicubic", align_corners=False)
-        .flatten(2)
-        .transpose(1, 2)
-    )
-    return torch.cat([positions[:, :1], resized.to(positions.dtype)], dim=1)
+    resized = interpolate(grid, size=(sides[1], sides[1]), mode="bicubic", align_corners=False)
+    rows = resized.flatten(2).transpose(1, 2)
+    return torch.cat([positions[:, :1], rows.to(positions.dtype)], dim=1)
 
 
-def look_at(module: Any, processor: Any, size: int) -> None:
-    """Make a BLIP of transformers read square pictures of ``size`` pixels: its positions, its config and its
-    processor.
+def set_image_size(module: Any, processor: Any, size: int) -> None:
+    """Make a BLIP of transformers read square images of another size: its positions, config and processor.
+
+    Args:
+        module: the model.
+        processor: its processor; None for none.
+        size: width and height of an image, in pixels.
 
     Raises:
-        UserError: the size is no multiple of the patches.
+        UserError: if the size is not a multiple of the patch size.
     """
     embeddings, vision = module.vision_model.embeddings, module.config.vision_config
     if size < 1 or size % vision.patch_size:

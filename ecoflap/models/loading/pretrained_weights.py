@@ -1,4 +1,4 @@
-"""Weights as ``from_pretrained`` loads them, and what has to hold of a checkpoint and its tokenizer."""
+"""Load weights with ``from_pretrained``, and check that checkpoint, model and tokenizer match."""
 
 from __future__ import annotations
 
@@ -17,23 +17,21 @@ log = logging.getLogger(__name__)
 
 
 def load_weights(model_class: Any, path: str, revision: str | None, options: Mapping[str, Any]) -> nn.Module:
-    """Load a model with ``from_pretrained``, and refuse what it would fill up with random numbers.
+    """Load a model with ``from_pretrained``, and refuse weights that it would initialise at random.
 
     Args:
-        model_class: of transformers.
+        model_class: the class of transformers.
         path: hub id or folder.
         revision: hub revision.
-        options: for ``from_pretrained``.
+        options: further arguments of ``from_pretrained``.
 
     Raises:
-        UserError: it can't be loaded, or weights are missing or of another shape.
+        UserError: if the model can't be loaded, or weights are missing or of another shape.
     """
+    reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
     with _without_tables():
         module, report = from_hub(
-            lambda: model_class.from_pretrained(
-                path, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True, **options
-            ),
-            path,
+            lambda: model_class.from_pretrained(path, revision=revision, **reporting), path
         )
     if wrong := sorted(map(_mismatch, report["mismatched_keys"])):
         raise UserError(
@@ -50,7 +48,7 @@ def load_weights(model_class: Any, path: str, revision: str | None, options: Map
 
 
 def _mismatch(entry: Any) -> str:
-    """A name and its two shapes."""
+    """A weight's name and its two shapes."""
     if isinstance(entry, str):
         return entry
     name, stored, wanted = entry
@@ -59,7 +57,7 @@ def _mismatch(entry: Any) -> str:
 
 @contextmanager
 def _without_tables() -> Iterator[None]:
-    """Silence the tables of weights that transformers prints; what matters in them is one line of ours."""
+    """Silence the tables of weights that transformers prints; our messages say what matters in one line."""
     logger = logging.getLogger("transformers.modeling_utils")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -70,23 +68,21 @@ def _without_tables() -> Iterator[None]:
 
 
 def check_vocabulary(path: str, module: nn.Module, processor: Any) -> None:
-    """Compare a tokenizer with the rows of the embedding that its tokens pick.
+    """Refuse a tokenizer with tokens that the embedding has no row for.
 
     Args:
         path: hub id or folder, for the message.
         module: the model; it needs no weights.
-        processor: the tokenizer, or what holds it.
+        processor: the tokenizer, or a processor that holds it.
 
     Raises:
-        UserError: ordinary texts have tokens without a row.
+        UserError: if ordinary texts have tokens without a row.
     """
     tokenizer = getattr(processor, "tokenizer", processor)
     rows = _rows(module)
     if rows is None or not hasattr(tokenizer, "get_vocab"):
         return
-    highest = max(
-        tokenizer("a")["input_ids"], default=0
-    )  # the special tokens that are put around every text are in it
+    highest = max(tokenizer("a")["input_ids"], default=0)  # includes the special tokens of every text
     if tokenizer.vocab_size > rows or highest >= rows:
         raise UserError(
             f"the tokenizer of model.path={path} has {len(tokenizer)} tokens and its model embeds {rows}; "
@@ -105,7 +101,7 @@ def check_vocabulary(path: str, module: nn.Module, processor: Any) -> None:
 
 
 def _rows(module: Any) -> int | None:
-    """Rows of the embedding of tokens; null where the model has none of the plain kind."""
+    """Number of rows of the token embedding; None if the model has no ``nn.Embedding`` for tokens."""
     try:
         embedding = module.get_input_embeddings()
     except (AttributeError, NotImplementedError):

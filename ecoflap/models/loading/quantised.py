@@ -1,6 +1,4 @@
-"""Quantised checkpoints: which of them transformers dequantises as it loads, and the refusal of all
-others.
-"""
+"""Quantised checkpoints: transformers dequantises some while it loads them; all others are refused."""
 
 from __future__ import annotations
 
@@ -13,18 +11,16 @@ from typing import Any
 from ecoflap.errors import UserError
 from ecoflap.storage.stored_tensor import read_header
 
-# Those that need no package beside transformers, on any device, and the part of transformers that does it.
+# Methods that need no package beside transformers, on any device, and the module that dequantises them.
 DEQUANTISED = {"fp8": "transformers.integrations.finegrained_fp8", "mxfp4": "transformers.integrations.mxfp4"}
-# Dtypes of safetensors that no weight has unless it is quantised; indices and masks of attention are whole
-# numbers too.
+# Dtypes of safetensors that only quantised weights have. Integers count only for matrices, because indices
+# and attention masks are integers too.
 NARROW_FLOATS = ("F8_", "F6_", "F4")
-WHOLE = ("I8", "U8", "I16", "U16", "I32", "U32")
+INTEGERS = ("I8", "U8", "I16", "U16", "I32", "U32")
 
 
 def quantisation(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | None:
-    """The method and the settings of the first quantisation in a config.json, at its top or of one of its
-    parts.
-    """
+    """The method and settings of the first quantisation in a config.json or in one of its parts."""
     for name in ("quantization_config", "compression_config"):
         if found := settings.get(name):
             return _method(found), found
@@ -33,14 +29,14 @@ def quantisation(settings: Mapping[str, Any]) -> tuple[str, dict[str, Any]] | No
 
 
 def _method(settings: Mapping[str, Any]) -> str:
-    """What a quantisation is called."""
+    """The name of a quantisation method."""
     if settings.get("load_in_8bit") or settings.get("load_in_4bit"):
         return f"bitsandbytes, {4 if settings.get('load_in_4bit') else 8} bits"
     return str(settings.get("quant_method", "a method without a name"))
 
 
 def check_config(path: str, settings: Mapping[str, Any], streaming: bool) -> bool:
-    """Whether a checkpoint has to be dequantised as it is loaded.
+    """Whether a checkpoint has to be dequantised while it is loaded.
 
     Args:
         path: hub id or folder, for the message.
@@ -48,7 +44,7 @@ def check_config(path: str, settings: Mapping[str, Any], streaming: bool) -> boo
         streaming: whether its weights stay on the disk.
 
     Raises:
-        UserError: it is quantised, and can't be.
+        UserError: if it is quantised and can't be dequantised.
     """
     found = quantisation(settings)
     if found is None:
@@ -65,10 +61,10 @@ def check_config(path: str, settings: Mapping[str, Any], streaming: bool) -> boo
 
 
 def dequantise(config: Any) -> Any:
-    """Ask transformers for numbers instead of quantised layers, in a config that is to be loaded with.
+    """Ask transformers, in a config to load with, for full-precision weights instead of quantised layers.
 
     Args:
-        config: of a checkpoint that ``check_config`` lets pass.
+        config: the config of a checkpoint that ``check_config`` accepts.
     """
     for part in (config, config.get_text_config(decoder=True)):
         if isinstance(getattr(part, "quantization_config", None), dict):
@@ -77,11 +73,10 @@ def dequantise(config: Any) -> Any:
 
 
 def check_weights(path: str, files: list[Path]) -> None:
-    """Refuse weights that are quantised although no config says so: integers and 8-bit floats, by the headers
-    alone.
+    """Refuse weights that are quantised although no config says so, by the dtypes in the files' headers.
 
     Raises:
-        UserError: there are such, or a file is damaged.
+        UserError: if there are such weights, or a file is damaged.
     """
     for file in files:
         try:
@@ -95,12 +90,12 @@ def check_weights(path: str, files: list[Path]) -> None:
 def _quantised_weights(header: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for name, entry in header.items():
         matrix = len(entry["shape"]) > 1 and "weight" in name.rsplit(".", 1)[-1]
-        if entry["dtype"].startswith(NARROW_FLOATS) or (entry["dtype"] in WHOLE and matrix):
+        if entry["dtype"].startswith(NARROW_FLOATS) or (entry["dtype"] in INTEGERS and matrix):
             yield name, entry["dtype"]
 
 
 def _dequantises(method: str) -> bool:
-    """Whether the installed transformers makes numbers of a quantisation by itself."""
+    """Whether the installed transformers can dequantise a method without further packages."""
     if method not in DEQUANTISED:
         return False
     try:

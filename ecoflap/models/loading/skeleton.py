@@ -1,6 +1,4 @@
-"""A model without its weights: made from its config, and that from a description where there is no
-checkpoint.
-"""
+"""A model without its weights, from its config, or from a description where there is no checkpoint."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from torch import nn
 from ecoflap.errors import UserError
 from ecoflap.models.offload.load import parameters_on_meta
 
-# The former name makes the fifth release complain at each load; releases before 4.56 know no other.
+# The old name makes the fifth release warn at each load; releases before 4.56 know no other.
 DTYPE_OPTION = "torch_dtype" if version("transformers").startswith("4.") else "dtype"
 
 
@@ -26,8 +24,9 @@ _with_processors: ContextVar[bool] = ContextVar("with_processors", default=False
 
 @contextmanager
 def with_processors() -> Iterator[None]:
-    """Give models that are loaded on the meta device meanwhile their processors, so that the protocols of
-    their interfaces are known.
+    """Read processors of models on the meta device, too, in this context.
+
+    The protocols of an interface are known only with its processor.
     """
     token = _with_processors.set(True)
     try:
@@ -37,12 +36,12 @@ def with_processors() -> Iterator[None]:
 
 
 def wants_processor(device: torch.device) -> bool:
-    """Whether a model on this device has a processor: one that is only inspected has none."""
+    """Whether a model on this device gets a processor; one that is only inspected does not."""
     return device.type != "meta" or _with_processors.get()
 
 
 def skeleton(model_class: Any, config: Any) -> nn.Module:
-    """The model of a config on the meta device: names and shapes, no weights and no memory."""
+    """The model of a config on the meta device: names and shapes, without weights or memory."""
     build = getattr(model_class, "_from_config", None) or model_class.from_config
     with torch.device("meta"):
         module: nn.Module = build(config)
@@ -51,18 +50,19 @@ def skeleton(model_class: Any, config: Any) -> nn.Module:
 
 
 def framework(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
-    """The model of a config as ``from_pretrained`` builds it in a dtype, before any weight is read: real
-    buffers, parameters without memory.
+    """The model of a config as ``from_pretrained`` builds it in a dtype, before any weight is read.
+
+    Its buffers are real; its parameters are on the meta device.
     """
     build = getattr(model_class, "_from_config", None) or model_class.from_config
     with parameters_on_meta():
         module: nn.Module = build(config, **{DTYPE_OPTION: dtype})
         _untie_t5(module)
-    kept = {
+    options = {
         torch.float16: ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict"),
         torch.bfloat16: ("_keep_in_fp32_modules_strict",),
     }
-    wide = {part for option in kept.get(dtype, ()) for part in getattr(module, option, None) or ()}
+    wide = {part for option in options.get(dtype, ()) for part in getattr(module, option, None) or ()}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
         if wide.intersection(name.split(".")):
             tensor.data = tensor.data.float()
@@ -70,37 +70,31 @@ def framework(model_class: Any, config: Any, dtype: torch.dtype) -> nn.Module:
 
 
 def read_generation_config(module: Any, folder: Path) -> None:
-    """Give a model without weights what its checkpoint folder says of generation, as ``from_pretrained``
-    does.
-    """
+    """Read the generation config of a checkpoint folder into a model, as ``from_pretrained`` does."""
     from transformers import GenerationConfig
 
-    if (
-        getattr(module, "generation_config", None) is not None
-        and (folder / "generation_config.json").is_file()
-    ):
+    has_file = (folder / "generation_config.json").is_file()
+    if has_file and getattr(module, "generation_config", None) is not None:
         module.generation_config = GenerationConfig.from_pretrained(folder)
 
 
 def _untie_t5(module: nn.Module) -> None:
-    """Give a T5 its own head again: the fifth release of transformers ties every new one, whatever its config
-    says (a loaded one is right).
+    """Untie the head of each T5 whose config says so.
+
+    The fifth release of transformers ties the head of every T5 that it builds; loaded ones are right.
     """
     for child in module.modules():
         head: Any = getattr(child, "lm_head", None)
-        if (
-            head is not None
-            and getattr(getattr(child, "config", None), "scale_decoder_outputs", True) is False
-        ):
+        scaled = getattr(getattr(child, "config", None), "scale_decoder_outputs", True)
+        if head is not None and scaled is False:
             head.weight = nn.Parameter(torch.empty_like(head.weight))
 
 
 def described(config_class: Any, architecture: Mapping[str, Any]) -> Any:
-    """The config that ``model.architecture`` describes; ``AutoConfig`` is told the kind by its
-    ``model_type``.
+    """The config that ``model.architecture`` describes; ``AutoConfig`` needs its ``model_type``.
 
     Raises:
-        UserError: the installed transformers does not know the kind of model.
+        UserError: if the installed transformers does not know the kind of model.
     """
     settings = dict(architecture)
     if not hasattr(config_class, "for_model"):

@@ -1,4 +1,4 @@
-"""Models whose library has no checkpoint folder of its own: their weights are one file with a state dict."""
+"""Models whose library has no checkpoint folders: their weights are one file with a state dict."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ class SavesStateDict(PrunableModel):
 
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors``."""
-        save_file(
-            {name: tensor.contiguous().clone() for name, tensor in self.module.state_dict().items()},
-            folder / "model.safetensors",
-        )
+        state = {name: tensor.contiguous().clone() for name, tensor in self.module.state_dict().items()}
+        save_file(state, folder / "model.safetensors")
 
 
 def read_tensors(file: Path, option: str) -> Any:
-    """What a safetensors file holds, or a PyTorch file read without unpickling anything but tensors.
+    """The contents of a safetensors file, or of a PyTorch file, of which only tensors are unpickled.
+
+    Args:
+        file: the file.
+        option: the option that names it, for the message.
 
     Raises:
-        UserError: the file is neither.
+        UserError: if the file is neither.
     """
     try:
-        return (
-            load_file(file)
-            if file.suffix == ".safetensors"
-            else torch.load(file, map_location="cpu", weights_only=True)
-        )
+        if file.suffix == ".safetensors":
+            return load_file(file)
+        return torch.load(file, map_location="cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
         raise UserError(
             f"{option}={file} can't be read ({str(error).splitlines()[0]}); it is damaged, or holds other"
@@ -48,10 +48,15 @@ def read_tensors(file: Path, option: str) -> Any:
 
 
 def read_weights(module: nn.Module, file: Path, option: str) -> None:
-    """Put the weights of a file into a module; every name has to be there.
+    """Load the weights of a file into a module; the names have to be the same.
+
+    Args:
+        module: the module.
+        file: the file.
+        option: the option that names it, for the message.
 
     Raises:
-        UserError: the file can't be read, or is of another model.
+        UserError: if the file can't be read, or belongs to another model.
     """
     state, own = dict(read_tensors(file, option)), module.state_dict()
     wrong = sorted(set(own) ^ set(state)) + [

@@ -1,5 +1,6 @@
-"""Towers that were pruned inside one BLIP-2, carried into another: the paper measures captions and retrieval
-on fine-tuned models so.
+"""Transfer towers that were pruned inside one BLIP-2 into another.
+
+The paper evaluates captions and retrieval so, on fine-tuned models.
 """
 
 from __future__ import annotations
@@ -17,27 +18,26 @@ from ecoflap.storage.saved_model import Checkpoint
 POSITIONS = "vision_model.embeddings.position_embedding"
 
 
-def take_vision_tower(module: Any, folder: str) -> None:
-    """Replace the vision tower by that of another BLIP-2's checkpoint, its positions resized (bicubic) to
-    this model's picture size.
+def transfer_vision_tower(module: Any, folder: str) -> None:
+    """Replace the vision tower by that of another BLIP-2's checkpoint; positions are resized bicubically.
 
     Raises:
-        UserError: the checkpoint has no such tower.
+        UserError: if the checkpoint has no such tower.
     """
-    _take(module, folder, "vision_model.", "model.vision_from")
+    _transfer(module, folder, "vision_model.", "model.vision_from")
 
 
-def take_language_model(module: Any, folder: str) -> None:
+def transfer_language_model(module: Any, folder: str) -> None:
     """Replace the language model by that of another BLIP-2's checkpoint.
 
     Raises:
-        UserError: the checkpoint has no such language model.
+        UserError: if the checkpoint has no such language model.
     """
-    _take(module, folder, "language_model.", "model.language_from")
+    _transfer(module, folder, "language_model.", "model.language_from")
 
 
-def _take(module: Any, folder: str, prefix: str, option: str) -> None:
-    # A tensor under two names (tied embeddings) is in a checkpoint once, under a name that parameters have.
+def _transfer(module: Any, folder: str, prefix: str, option: str) -> None:
+    # A checkpoint holds a tensor with two names (tied embeddings) once, under the name of a parameter.
     own = {name: tensor for name, tensor in module.named_parameters() if name.startswith(prefix)}
     try:
         with Checkpoint(Path(require_folder(folder, option))) as checkpoint:

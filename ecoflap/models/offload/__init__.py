@@ -1,1 +1,1 @@
-"""Blocks that are on the device only while they run."""
+"""Offload blocks: their weights are on the device only while they run."""

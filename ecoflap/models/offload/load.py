@@ -1,6 +1,4 @@
-"""Load a model whose blocks are on the accelerator, or in memory at all, only while they are used:
-``runtime.offload``.
-"""
+"""Load a model whose blocks are offloaded: ``runtime.offload``."""
 
 from __future__ import annotations
 
@@ -20,15 +18,15 @@ from ecoflap.console.telemetry import free_memory
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.checkpoint_folder import stored_in
-from ecoflap.models.loading.conversion import find_places, warn_unused
+from ecoflap.models.loading.conversion import match_tensors, warn_unused
 from ecoflap.models.offload.placement import (
     AT_A_TIME,
     InMemory,
     OnCpu,
-    absent,
     block_bytes,
     bytes_outside,
     own_parameters,
+    placeholder,
 )
 from ecoflap.models.offload.shards import OnDisk, Shards, read_outside
 
@@ -39,10 +37,10 @@ KINDS = ("none", "cpu", "disk")
 
 @dataclass
 class Streaming:
-    """What a loader reports that left its weights on the disk.
+    """The report of a loader that left the weights on the disk.
 
     Attributes:
-        folder: the checkpoint; null where the loader reads no checkpoint folder.
+        folder: the checkpoint folder; None if the loader reads no checkpoint folder.
     """
 
     folder: Path | None = None
@@ -52,8 +50,8 @@ _streaming: ContextVar[Streaming | None] = ContextVar("streaming", default=None)
 
 
 @contextmanager
-def leaving_weights() -> Iterator[Streaming]:
-    """Ask the loaders of checkpoint folders for names, shapes and buffers only."""
+def streaming_from_disk() -> Iterator[Streaming]:
+    """Make the loaders of checkpoint folders read names, shapes and buffers only, in this context."""
     report = Streaming()
     token = _streaming.set(report)
     try:
@@ -63,19 +61,22 @@ def leaving_weights() -> Iterator[Streaming]:
 
 
 def streaming() -> Streaming | None:
-    """The innermost ``leaving_weights``."""
+    """The report of the innermost ``streaming_from_disk``; None outside of one."""
     return _streaming.get()
 
 
 def require_loaded(loader: Any, *options: str) -> None:
-    """Refuse options of a loader that change weights after they are loaded, where they are left on the disk.
+    """Refuse options of a loader that change weights after loading, if the weights stay on the disk.
+
+    Args:
+        loader: a loader of the config group ``model``.
+        options: names of such options.
 
     Raises:
-        UserError: if the weights are left on the disk, and one of the options is set.
+        UserError: if the weights stay on the disk, and one of the options is set.
     """
-    given = [
-        f"model.{option}={value}" for option in options if (value := getattr(loader, option)) is not None
-    ]
+    values = {option: getattr(loader, option) for option in options}
+    given = [f"model.{option}={value}" for option, value in values.items() if value is not None]
     if given and streaming() is not None:
         raise UserError(
             f"{given[0]} changes weights as they are loaded, and runtime.offload=disk leaves them on the"
@@ -85,8 +86,9 @@ def require_loaded(loader: Any, *options: str) -> None:
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """Build modules whose parameters have no memory; buffers are made as ever, because no checkpoint has the
-    rotary frequencies.
+    """Build modules whose parameters are on the meta device.
+
+    Buffers are built as usual, because checkpoints lack some, such as rotary frequencies.
     """
     original = nn.Module.register_parameter
 
@@ -103,7 +105,7 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def check_offload(kind: str) -> None:
-    """Refuse a kind that there isn't.
+    """Refuse an unknown kind of offloading.
 
     Raises:
         UserError: if there is no such kind.
@@ -113,26 +115,23 @@ def check_offload(kind: str) -> None:
 
 
 def load_offloaded(loader: Any, device: torch.device, selection: Any, kind: str, work: Path) -> PrunableModel:
-    """Load a model with its blocks where ``runtime.offload`` says.
+    """Load a model with its blocks placed as ``runtime.offload`` says.
 
     Args:
-        loader: of the config group ``model``.
-        device: where blocks run.
+        loader: a loader of the config group ``model``.
+        device: the device that blocks run on.
         selection: which towers and layers are pruned.
         kind: none, cpu or disk.
-        work: a folder for pruned blocks and stored activations, made when needed.
+        work: folder for pruned blocks and hidden states; created when needed.
 
     Raises:
-        UserError: there is no such model, it doesn't fit, or its weights can't stay on the disk.
+        UserError: if there is no such model, it doesn't fit, or its weights can't stay on the disk.
     """
     if kind == "none":
         model: PrunableModel = loader.load(device, selection)
         return model
-    return (
-        _on_cpu(loader, device, selection, work)
-        if kind == "cpu"
-        else _on_disk(loader, device, selection, work)
-    )
+    load = _on_cpu if kind == "cpu" else _on_disk
+    return load(loader, device, selection, work)
 
 
 def _on_cpu(loader: Any, device: torch.device, selection: Any, work: Path) -> PrunableModel:
@@ -142,13 +141,13 @@ def _on_cpu(loader: Any, device: torch.device, selection: Any, work: Path) -> Pr
     parameters = {name: parameter for mine in offloaded.values() for name, parameter in mine.items()}
     source = InMemory({name: parameter.data for name, parameter in parameters.items()})
     for parameter in parameters.values():
-        parameter.data = absent(parameter.shape, parameter.dtype)
+        parameter.data = placeholder(parameter.shape, parameter.dtype)
     _move_rest(model.module, {id(parameter) for parameter in parameters.values()}, device)
     return replace(model, placement=OnCpu("cpu", model.module, model.blocks, source, device, work))
 
 
 def _on_disk(loader: Any, device: torch.device, selection: Any, work: Path) -> PrunableModel:
-    with leaving_weights() as report:
+    with streaming_from_disk() as report:
         model: PrunableModel = loader.load(torch.device("cpu"), selection)
     if report.folder is None:
         raise UserError(
@@ -158,29 +157,30 @@ def _on_disk(loader: Any, device: torch.device, selection: Any, work: Path) -> P
         )
     show_plan("disk", model, device)
     offloaded = own_parameters(model.module, model.blocks)
-    places = find_places(loader.path, model.module, stored_in(report.folder))
-    warn_unused(loader.path, model.module, places.unused)
-    read_outside(model.module, places.found, {name for mine in offloaded.values() for name in mine}, device)
+    matched = match_tensors(loader.path, model.module, stored_in(report.folder))
+    warn_unused(loader.path, model.module, matched.unused)
+    read_outside(model.module, matched.found, {name for mine in offloaded.values() for name in mine}, device)
     made: dict[int, nn.Parameter] = {}
     for owner in model.module.modules():
         for attribute, parameter in owner._parameters.items():
             if parameter is not None and parameter.device.type == "meta":
-                stand_in = nn.Parameter(absent(parameter.shape, parameter.dtype), parameter.requires_grad)
-                owner._parameters[attribute] = made.setdefault(id(parameter), stand_in)
+                empty = placeholder(parameter.shape, parameter.dtype)
+                offloaded_parameter = nn.Parameter(empty, parameter.requires_grad)
+                owner._parameters[attribute] = made.setdefault(id(parameter), offloaded_parameter)
     _move_rest(model.module, {id(parameter) for parameter in made.values()}, device)
-    placement = OnDisk("disk", model.module, model.blocks, Shards(places.found, work), device, work)
+    placement = OnDisk("disk", model.module, model.blocks, Shards(matched.found, work), device, work)
     return replace(model, placement=placement)
 
 
 def _move_rest(module: nn.Module, offloaded: set[int], device: torch.device) -> None:
-    """Move what belongs to no block, and all buffers, to the device."""
+    """Move all weights that belong to no block, and all buffers, to the device."""
     for tensor in (*module.parameters(), *module.buffers()):
         if id(tensor) not in offloaded:
             tensor.data = tensor.data.to(device)
 
 
 def memory_plan(model: PrunableModel) -> list[tuple[str, int]]:
-    """Bytes that the weights need at a time, by what they are."""
+    """Bytes of weights in memory at a time, by what they are for."""
     blocks, outside = block_bytes(model.blocks), bytes_outside(model.module, model.blocks)
     largest = max(blocks)
     return [
@@ -192,10 +192,10 @@ def memory_plan(model: PrunableModel) -> list[tuple[str, int]]:
 
 
 def show_plan(kind: str, model: PrunableModel, device: torch.device) -> None:
-    """Say what will be in use before anything is computed.
+    """Print how much memory the weights will use, before anything is computed.
 
     Raises:
-        UserError: the weights in use at a time don't fit the device.
+        UserError: if the weights in use at a time don't fit on the device.
     """
     plan = memory_plan(model)
     table(

@@ -1,8 +1,8 @@
-"""Where the weights of a model's blocks are while nobody uses them: in place, on the CPU, or on the disk.
+"""Where the weights of a model's blocks are while they are not in use: in place, on the CPU, or on the disk.
 
-A block's weights come in when the block runs, or when someone works on them, and the least recently used
-block leaves for them. Two blocks stay at a time: in a backward pass the gradients of one are still on their
-way when the one before it is computed again.
+A block's weights are loaded when the block runs or is worked on, and the least recently used block is
+released in exchange. Two blocks are loaded at a time, because a backward pass still computes the gradients of
+one while it recomputes the block before.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ecoflap.errors import NumericalError
 from ecoflap.models.core.towers import Block
 
 AT_A_TIME = 2
-WORK = "offload"  # the folder below a run's for pruned blocks and hidden states on the disk
+WORK = "offload"  # folder inside a run's for pruned blocks and hidden states on the disk
 
 
 class Saves(Protocol):
-    """A model that can write itself while its weights are in place."""
+    """A model that can write a checkpoint of itself while its weights are in place."""
 
     @property
     def module(self) -> nn.Module:
@@ -38,12 +38,12 @@ class Saves(Protocol):
 
 
 class Placement:
-    """Everything stays where it is.
+    """The placement without offloading: all weights stay on the model's device.
 
     Attributes:
         kind: none, cpu or disk.
-        device: where blocks run; null for where the weights are.
-        folder: for what doesn't fit into memory; null where it all does.
+        device: the device that blocks run on; None for that of the weights.
+        folder: folder for what doesn't fit into memory; None where everything does.
     """
 
     kind = "none"
@@ -52,22 +52,20 @@ class Placement:
 
     @contextmanager
     def using(self, block: Block) -> Iterator[None]:
-        """Have a block's weights in place; they may be changed if ``changed`` is called before the end."""
+        """Load a block's weights for this context; call ``changed`` before its end to keep changes."""
         yield
 
     def changed(self, block: Block) -> None:
-        """Keep the weights of a block as they are now."""
+        """Store the weights of a block as they are now."""
 
     def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Iterable[Tensor]]]:
-        """The entries of the module's state dict: the name, something of its shape and dtype, and the values
-        in parts.
-        """
+        """The module's state dict: each name, a tensor of its shape and dtype, and its values in parts."""
         for name, tensor in module.state_dict().items():
             yield name, tensor, [tensor]
 
     @contextmanager
     def all_in_place(self) -> Iterator[None]:
-        """Have the weights of all blocks in place, as far as there is a place for them."""
+        """Load the weights of all blocks for this context, as far as memory holds them."""
         yield
 
     def save(self, model: Saves, folder: Path) -> None:
@@ -76,7 +74,7 @@ class Placement:
 
 
 class Source(Protocol):
-    """Holds the weights of the blocks that are offloaded."""
+    """Storage of the weights of offloaded blocks."""
 
     def read(self, names: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
         """Weights by name, on the CPU in the given dtypes."""
@@ -86,7 +84,7 @@ class Source(Protocol):
 
 
 class Offloaded(Placement):
-    """Blocks live in a source, and visit the device."""
+    """Blocks are stored in a source, and loaded to the device while in use."""
 
     def __init__(
         self,
@@ -97,14 +95,23 @@ class Offloaded(Placement):
         device: torch.device,
         folder: Path,
     ) -> None:
-        """Take the blocks over; from now on their ``forward`` brings their weights in."""
+        """Offload the blocks; from now on their ``forward`` loads their weights.
+
+        Args:
+            kind: cpu or disk.
+            module: the model.
+            blocks: its blocks.
+            source: storage of their weights.
+            device: the device that blocks run on.
+            folder: folder for what doesn't fit into memory.
+        """
         self.kind, self.source, self.device, self.folder = kind, source, device, folder
         self.parameters = own_parameters(module, blocks)
         self.dtypes = {
             block: {name: parameter.dtype for name, parameter in mine.items()}
             for block, mine in self.parameters.items()
         }
-        self._present: list[str] = []  # names of blocks, the least recently used first
+        self._loaded: list[str] = []  # names of blocks, least recently used first
         self._checked: set[str] = set()
         for block in blocks:
             block.module.forward = self._entering(block, block.module.forward)
@@ -117,58 +124,53 @@ class Offloaded(Placement):
         return enter
 
     def _load(self, name: str) -> None:
-        if name in self._present:
-            self._present.remove(name)
+        if name in self._loaded:
+            self._loaded.remove(name)
         else:
-            while len(self._present) >= AT_A_TIME:
-                self._release(self._present.pop(0))
+            while len(self._loaded) >= AT_A_TIME:
+                self._release(self._loaded.pop(0))
             mine = self.parameters[name]
             for full, tensor in self.source.read(self.dtypes[name]).items():
                 if name not in self._checked and not torch.isfinite(tensor).all():
                     raise NumericalError(
                         f"{full} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned"
                     )
-                mine[full].data = tensor.to(
-                    self.device, mine[full].dtype
-                )  # a scorer may hold half-precision weights in fp32
+                # In the parameter's dtype, as a scorer may hold half-precision weights in fp32.
+                mine[full].data = tensor.to(self.device, mine[full].dtype)
             self._checked.add(name)
-        self._present.append(name)
+        self._loaded.append(name)
 
     def _release(self, name: str) -> None:
         for parameter in self.parameters[name].values():
-            parameter.data = absent(parameter.shape, parameter.dtype)
+            parameter.data = placeholder(parameter.shape, parameter.dtype)
 
     @contextmanager
     def using(self, block: Block) -> Iterator[None]:
-        """Have a block's weights in place."""
+        """Load a block's weights for this context."""
         self._load(block.name)
         yield
 
     def changed(self, block: Block) -> None:
-        """Give the block's weights as they are now to the source."""
-        self.source.write(
-            block.name,
-            {full: parameter.detach().cpu() for full, parameter in self.parameters[block.name].items()},
-        )
+        """Write the block's weights as they are now to the source."""
+        weights = {name: weight.detach().cpu() for name, weight in self.parameters[block.name].items()}
+        self.source.write(block.name, weights)
 
     def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Iterable[Tensor]]]:
-        """The entries of the module's state dict; a block's are read for the moment."""
+        """The entries of the module's state dict; those of blocks are read one at a time."""
         offloaded = {name: dtype for mine in self.dtypes.values() for name, dtype in mine.items()}
         for name, tensor in module.state_dict().items():
-            yield (
-                name,
-                tensor,
-                [self.source.read({name: offloaded[name]})[name] if name in offloaded else tensor],
-            )
+            is_offloaded = name in offloaded
+            values = self.source.read({name: offloaded[name]})[name] if is_offloaded else tensor
+            yield name, tensor, [values]
 
 
 class OnCpu(Offloaded):
-    """Blocks live in the CPU's memory."""
+    """Blocks are stored in the CPU's memory."""
 
     @contextmanager
     def all_in_place(self) -> Iterator[None]:
-        """Have all blocks in place, on the CPU."""
-        self._present.clear()
+        """Load all blocks on the CPU for this context."""
+        self._loaded.clear()
         for name, mine in self.parameters.items():
             for full, tensor in self.source.read(self.dtypes[name]).items():
                 mine[full].data = tensor
@@ -186,16 +188,16 @@ class InMemory:
         self.tensors = tensors
 
     def read(self, names: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-        """The tensors, not copied where the dtype is their own."""
+        """The tensors; those that have the dtype already are not copied."""
         return {name: self.tensors[name].to(dtype) for name, dtype in names.items()}
 
     def write(self, block: str, tensors: Mapping[str, Tensor]) -> None:
-        """Take other tensors for some names."""
+        """Replace some tensors."""
         self.tensors.update(tensors)
 
 
 def block_bytes(blocks: Iterable[Block], width: int = 1) -> list[int]:
-    """Bytes of each block's weights, at ``width`` bytes a number or their own, if that is more."""
+    """Bytes of each block's weights, at their own width or at ``width`` bytes per number if that is more."""
     return [_bytes(block.module, width) for block in blocks]
 
 
@@ -208,29 +210,30 @@ def _bytes(module: nn.Module, width: int) -> int:
     return sum(parameter.numel() * max(parameter.dtype.itemsize, width) for parameter in module.parameters())
 
 
-def absent(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """A stand-in for a weight that is offloaded: the right shape and one number, NaN, so that a use by
-    mistake can't go unnoticed.
+def placeholder(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """A placeholder for an offloaded weight: the right shape, with one number of memory.
+
+    The number is NaN, so that accidental use doesn't go unnoticed.
     """
     return torch.full((), float("nan"), dtype=dtype).expand(shape)
 
 
-def is_absent(tensor: Tensor) -> bool:
-    """Whether a tensor is such a stand-in."""
+def is_placeholder(tensor: Tensor) -> bool:
+    """Whether a tensor is the placeholder of an offloaded weight."""
     return tensor.numel() > 1 and not any(tensor.stride())
 
 
 def own_parameters(module: nn.Module, blocks: list[Block]) -> dict[str, dict[str, nn.Parameter]]:
-    """{block: {name: parameter}} of the parameters that belong to one block and to nothing else."""
-    places: dict[int, list[str]] = {}
+    """The parameters that belong to one block and to nothing else, as {block: {name: parameter}}."""
+    names: dict[int, list[str]] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):
-        places.setdefault(id(parameter), []).append(name)
+        names.setdefault(id(parameter), []).append(name)
     found: dict[str, dict[str, nn.Parameter]] = {}
     for block in blocks:
-        mine = {f"{block.name}.{name}": parameter for name, parameter in block.module.named_parameters()}
+        prefix = f"{block.name}."
         found[block.name] = {
-            name: p
-            for name, p in mine.items()
-            if all(place.startswith(f"{block.name}.") for place in places[id(p)])
+            prefix + name: parameter
+            for name, parameter in block.module.named_parameters()
+            if all(full.startswith(prefix) for full in names[id(parameter)])
         }
     return found

@@ -10,6 +10,7 @@ from ecoflap.prune.inputs import check_propagate
 from ecoflap.prune.protocol import ModelPruner
 from ecoflap.run.config import STEPS
 from ecoflap.run.plan.plan import Plan
+from ecoflap.score.scores import IMPORTANCE
 
 SEEDS = 2**32
 
@@ -90,24 +91,33 @@ def check_steps(plan: Plan) -> None:
         )
     if "finetune" in steps and "prune" not in steps:
         raise UserError(f"steps={written(steps)}: finetune needs prune, whose zeros it keeps; add it")
-    if "prune" in steps and plan.pruner.requires_calibration and "calibrate" not in steps:
+    if plan.finetuner is not None and not plan.finetuner_trains and "calibrate" not in steps:
         raise UserError(
-            f"steps={written(steps)}: pruner={plan.pruner.name} looks at data, so prune needs calibrate;"
-            " add it"
+            f"steps={written(steps)}: finetune={plan.finetuner.name} trains on the calibration samples; add"
+            " calibrate"
         )
-    if plan.pruner.allocates:
-        return
-    needs = {
-        "score": "calibrate" if plan.scorer is not None else None,
-        "allocate": "score" if plan.scorer is not None else None,
-        "prune": "allocate",
-    }
-    for step, needed in needs.items():
+    for step, needed in _needs(plan).items():
         if step in steps and needed is not None and needed not in steps:
             raise UserError(
                 f"steps={written(steps)}: {step} needs {needed}; add it, or take one: allocation=file"
                 " allocation.path=RUN/allocation.json"
             )
+    if "prune" in steps and plan.pruner.requires_calibration and "calibrate" not in steps:
+        raise UserError(
+            f"steps={written(steps)}: pruner={plan.pruner.name} looks at data, so prune needs calibrate;"
+            " add it"
+        )
+
+
+def _needs(plan: Plan) -> dict[str, str | None]:
+    """{step: the step that it needs}; a pruner that allocates by itself needs neither scores nor counts."""
+    if plan.pruner.allocates:
+        return {}
+    return {
+        "score": "calibrate" if plan.scorer is not None else None,
+        "allocate": "score" if plan.scorer is not None else None,
+        "prune": "allocate",
+    }
 
 
 def check_parts(plan: Plan) -> None:
@@ -128,9 +138,11 @@ def check_parts(plan: Plan) -> None:
     if scorer is not None:
         requires.check(scorer.name, scorer.kind, scorer.granularity, plan.allocator.name)
     elif requires.scores == "needed":
+        such = ", such as score=zeroth_order" if requires.kind == IMPORTANCE else ""
         raise UserError(
-            f"allocation={plan.allocator.name} goes by scores, and score=none measures nothing; choose one"
-            " such as score=zeroth_order, or allocation=water_filling for a uniform sparsity"
+            f"allocation={plan.allocator.name} goes by scores of kind {requires.kind}, and score=none"
+            f" measures nothing; choose a score of that kind{such}, or allocation=water_filling, which is"
+            " uniform without scores"
         )
 
 

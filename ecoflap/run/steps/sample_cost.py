@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecoflap.blocks.block_call import first_tensor, take_out_hidden
-from ecoflap.blocks.bypass import taking, without_head
+from ecoflap.blocks.block_call import extract_hidden, first_tensor
+from ecoflap.blocks.bypass import bypassing, without_head
 from ecoflap.data.calibration_set import CalibrationSet, stack
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.offload.placement import AT_A_TIME, block_bytes
@@ -55,7 +55,7 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost
     head = without_head(model.module)
     with (
         quiet_forward(model.module),
-        taking(head),
+        bypassing(head),
         LiveBytes() as live,
         _arguments(model) as arguments,
         _inside_blocks(model, live, outputs, head) as inside,
@@ -78,7 +78,7 @@ def _arguments(model: PrunableModel) -> Iterator[dict[int, Tensor]]:
     found: dict[int, Tensor] = {}
 
     def see(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
-        found.update({id(tensor): tensor for tensor in take_out_hidden(arguments, keywords)[0].tensors})
+        found.update({id(tensor): tensor for tensor in extract_hidden(arguments, keywords)[0].tensors})
 
     handles = [block.module.register_forward_pre_hook(see, with_kwargs=True) for block in model.blocks]
     try:

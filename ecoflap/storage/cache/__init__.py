@@ -1,1 +1,1 @@
-"""The stage cache: a step whose inputs were seen before is read back instead of computed again."""
+"""The stage cache: a step whose inputs were seen before is read instead of computed again."""

@@ -1,7 +1,7 @@
 """A hash of the code that computed a stored value: the source of some modules and of all that they import.
 
-A module of Python or of an installed library counts by the library's version, which keys hold anyway; every
-other module counts by its source, whether it belongs to this package or to a user's own part outside of it.
+Modules of Python or of an installed library count by the library's version, which cache keys include anyway.
+Every other module counts by its source, whether it belongs to this package or to a user's code outside of it.
 """
 
 from __future__ import annotations
@@ -26,32 +26,30 @@ from ecoflap.errors import UserError
 
 PACKAGE = __name__.partition(".")[0]
 PYTHON = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib"))
-INSTALLED = {"site-packages", "dist-packages"}  # of this environment, or of one that lends it its libraries
+INSTALLED = {"site-packages", "dist-packages"}  # of this environment, or of one whose libraries it uses
 
 LOADERS = ((SourceFileLoader, SOURCE_SUFFIXES), (ExtensionFileLoader, EXTENSION_SUFFIXES))
 
 
 def source_hash(*modules: str) -> str:
-    """A hash of the source of modules and of what they import, directly or not, inside functions too.
+    """A hash of the source of modules and of all modules that they import, directly or not, in functions too.
 
-    A source is read once per process, when it is first asked for: an edit meanwhile changes neither the code
-    that runs nor its hash.
+    A source is read once per process, when it is first needed: a later edit changes neither the code that
+    runs nor its hash.
 
     Raises:
-        UserError: if a module or something of the same package that it imports has no source file.
+        UserError: if one of these modules has no source file.
     """
     roots = {PACKAGE, *(module.partition(".")[0] for module in modules)}
     found: dict[str, str] = {}
-    waiting = [name for module in modules for name in _with_parents(module)]
-    while waiting:
-        module = waiting.pop()
+    pending = [name for module in modules for name in _with_parents(module)]
+    while pending:
+        module = pending.pop()
         if module in found:
             continue
-        content, imported = _read(module)
-        found[module] = content
-        waiting += [
-            name for name in imported if name.partition(".")[0] in roots or _is_own(name.partition(".")[0])
-        ]
+        found[module], imported = _read(module)
+        tops = {name: name.partition(".")[0] for name in imported}
+        pending += [name for name, top in tops.items() if top in roots or _is_own(top)]
     digest = hashlib.sha256()
     for module in sorted(found):
         digest.update(f"{module} {found[module]}\n".encode())
@@ -60,7 +58,7 @@ def source_hash(*modules: str) -> str:
 
 @cache
 def package_hash() -> str:
-    """A hash of every source of this package, wherever it lies."""
+    """A hash of every source file of this package."""
     root, digest = Path(__file__).parents[2], hashlib.sha256()
     for file in sorted(root.rglob("*.py")):
         digest.update(f"{file.relative_to(root)}\n".encode() + file.read_bytes())
@@ -69,13 +67,13 @@ def package_hash() -> str:
 
 @cache
 def _read(module: str) -> tuple[str, tuple[str, ...]]:
-    """A hash of a module's source, and the modules that it imports with the packages that these lie in."""
+    """A hash of a module's source, and the modules that it imports, with their parent packages."""
     spec = _spec(module)
     if spec is None or (spec.has_location and not Path(spec.origin or "").is_file()):
         raise UserError(
             f"the source of {module} is missing, so what it computes can't be cached; put its file back"
         )
-    if not spec.has_location:  # a folder without an __init__.py
+    if not spec.has_location:  # a namespace package
         return "", ()
     file = Path(spec.origin or "")
     content = file.read_bytes()
@@ -89,54 +87,61 @@ def _read(module: str) -> tuple[str, tuple[str, ...]]:
 
 
 def _imports(tree: ast.AST, package: str) -> Iterator[str]:
-    """The modules that a source imports."""
-    for node in ast.walk(tree):
+    """The modules that a source imports, beside those under ``if TYPE_CHECKING``, which never run."""
+    for node in _walk_runtime(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            base = (
-                resolve_name("." * node.level + (node.module or ""), package)
-                if node.level
-                else node.module or ""
-            )
+            base = node.module or ""
+            if node.level:
+                base = resolve_name("." * node.level + base, package)
             yield base
             if _is_own(base.partition(".")[0]):
                 # What is imported from a package may be one of its modules.
                 yield from (name for alias in node.names if _spec(name := f"{base}.{alias.name}") is not None)
 
 
+def _walk_runtime(tree: ast.AST) -> Iterator[ast.AST]:
+    """Every node that may run."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        yield node
+        yield from _walk_runtime(node)
+
+
 def _with_parents(module: str) -> list[str]:
-    """A module and the packages around it, whose code runs when it is imported."""
+    """A module and its parent packages, whose code runs when it is imported."""
     parts = module.split(".")
     return [".".join(parts[: count + 1]) for count in range(len(parts))]
 
 
 @cache
 def _is_own(root: str) -> bool:
-    """Whether a package belongs to no installed library; this one never does."""
+    """Whether a top-level package is not part of an installed library; this package never is."""
     spec = _spec(root)
     if root == PACKAGE or spec is None:
         return root == PACKAGE
-    places = [spec.origin or ""] if spec.has_location else list(spec.submodule_search_locations or ())
-    return not all(map(_is_library, places))
+    locations = [spec.origin or ""] if spec.has_location else list(spec.submodule_search_locations or ())
+    return not all(map(_is_library, locations))
 
 
-def _is_library(place: str) -> bool:
-    path = Path(place).resolve()
+def _is_library(location: str) -> bool:
+    path = Path(location).resolve()
     return not INSTALLED.isdisjoint(path.parts) or any(path.is_relative_to(python) for python in PYTHON)
 
 
 @cache
 def _spec(module: str) -> ModuleSpec | None:
-    """Where a module is; null where there is none. Nothing is imported to find out."""
+    """The spec of a module, without importing anything; None if there is no such module."""
     parent, _, _ = module.rpartition(".")
     if not parent:
         try:
             return find_spec(module)
         except ValueError:  # a module without a file, such as a notebook's
             return None
-    around = _spec(parent)
-    if around is None or around.submodule_search_locations is None:
+    package = _spec(parent)
+    if package is None or package.submodule_search_locations is None:
         return None
-    found = (FileFinder(place, *LOADERS).find_spec(module) for place in around.submodule_search_locations)
+    found = (FileFinder(folder, *LOADERS).find_spec(module) for folder in package.submodule_search_locations)
     return next((spec for spec in found if spec is not None), None)

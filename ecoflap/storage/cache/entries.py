@@ -1,6 +1,4 @@
-"""One entry of the store: a folder named by the hash of its key, with a value, its checksum and the key
-itself.
-"""
+"""An entry of the store: a folder named by the hash of its key, with a value, its checksum and the key."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ META = "meta.json"
 
 @dataclass(frozen=True)
 class Codec:
-    """How a value is kept.
+    """How a value is stored.
 
     Attributes:
         file: name of its file in the entry.
@@ -51,14 +49,14 @@ def _tensors_from_bytes(content: bytes) -> Any:
 
 AS_JSON = Codec("value.json", lambda value: json.dumps(value).encode(), json.loads)
 AS_TENSORS = Codec("value.safetensors", _tensors_to_bytes, _tensors_from_bytes)
-"""A value that is a dict of tensors; the order of its names is not kept."""
+"""Stores a dict of tensors; the order of its names is lost."""
 
 
 def key_hash(key: Mapping[str, JSON]) -> str:
     """The sha256 of the canonical JSON of a key: sorted names, no spaces.
 
     Raises:
-        TypeError: The key holds something that is not JSON.
+        TypeError: If the key holds something that is not JSON.
     """
     try:
         canonical = json.dumps(key, sort_keys=True, separators=(",", ":"))
@@ -71,8 +69,8 @@ def key_hash(key: Mapping[str, JSON]) -> str:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A sound entry.
+class StoredValue:
+    """An intact entry.
 
     Attributes:
         content: its value's bytes.
@@ -86,7 +84,19 @@ class Found:
 def write_entry(
     entry: Path, key: Mapping[str, JSON], content: bytes, codec: Codec, seconds: float, replace: bool
 ) -> bool:
-    """Write one entry; False when another job stored a sound one first."""
+    """Write an entry.
+
+    Args:
+        entry: its folder.
+        key: the key that it is stored under.
+        content: its value's bytes.
+        codec: how the value is stored.
+        seconds: what it took to compute.
+        replace: replace an intact entry.
+
+    Returns:
+        False if another job stored an intact entry first.
+    """
     entry.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(entry)
     try:
@@ -109,10 +119,8 @@ def write_entry(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def read_entry(entry: Path, key: Mapping[str, JSON], codec: Codec, quiet: bool = False) -> Found | None:
-    """A sound entry; None when it is absent, and (with a warning unless ``quiet``) when it is not what was
-    written.
-    """
+def read_entry(entry: Path, key: Mapping[str, JSON], codec: Codec, quiet: bool = False) -> StoredValue | None:
+    """An intact entry; None if it is missing or, with a warning unless ``quiet``, damaged."""
     if not entry.is_dir():
         return None
     try:
@@ -126,20 +134,23 @@ def read_entry(entry: Path, key: Mapping[str, JSON], codec: Codec, quiet: bool =
     return found[0]
 
 
-def check_entry(entry: Path, file: str) -> tuple[Found, str]:
-    """An entry and the hash of the key that it says it has.
+def check_entry(entry: Path, file: str) -> tuple[StoredValue, str]:
+    """Read an entry and check its value against its checksum.
+
+    Returns:
+        The entry, and the hash of the key in its description.
 
     Raises:
-        OSError, ValueError, KeyError, TypeError: it is not what was written.
+        OSError, ValueError, KeyError, TypeError: if it is damaged.
     """
     content, meta = (entry / file).read_bytes(), json.loads((entry / META).read_text(encoding="utf-8"))
     if hashlib.sha256(content).hexdigest() != meta["sha256"]:
         raise ValueError("its checksum differs")
-    return Found(content, float(meta["seconds"])), key_hash(meta["key"])
+    return StoredValue(content, float(meta["seconds"])), key_hash(meta["key"])
 
 
 def mark_used(entry: Path) -> None:
-    """Note that an entry was read just now; on a read-only disk nobody cleans up either."""
+    """Record that an entry was read now, if the disk is writable; a read-only one is never cleaned up."""
     try:
         os.utime(entry / META)
     except OSError:

@@ -1,8 +1,8 @@
 """The store of stage values, shared by every run, process and host that sees its folder.
 
-An entry is a folder named by the hash of everything its value depends on. It is written beside its final
-name, flushed to the disk and renamed, so readers see a whole entry or none. Of several runs that need the
-same entry at the same time one computes it and the others wait for it. Only JSON and safetensors are stored:
+An entry is a folder named by the hash of everything its value depends on. It is written under a temporary
+name, flushed to the disk and renamed, so readers see a complete entry or none. If several runs need the same
+entry at the same time, one computes it and the others wait for it. Only JSON and safetensors are stored:
 nothing is ever unpickled.
 """
 
@@ -22,17 +22,17 @@ from ecoflap.storage.lease import Lease
 log = logging.getLogger(__name__)
 
 Mode = Literal["use", "refresh", "readonly", "off"]
-POLL = 0.2  # seconds between looks at an entry that another run computes
+POLL = 0.2  # seconds between checks of an entry that another run computes
 
 
 @dataclass
 class Store:
-    """A content-addressed store of stage values below one folder.
+    """A content-addressed store of stage values in one folder.
 
     Attributes:
-        root: Folder of the entries, one subfolder per stage; made when the first entry is written.
-        mode: ``use`` reads and writes, ``refresh`` computes anew and replaces, ``readonly`` never writes,
-            ``off`` does neither.
+        root: Folder of the entries, one subfolder per stage; created with the first entry.
+        mode: ``use`` reads and writes, ``refresh`` computes and replaces, ``readonly`` never writes, ``off``
+            does neither.
     """
 
     root: Path
@@ -43,7 +43,7 @@ class Store:
         """Check the mode.
 
         Raises:
-            ValueError: The mode is none of the four.
+            ValueError: If the mode is none of the four.
         """
         self.root = Path(self.root)
         if self.mode not in get_args(Mode):
@@ -56,15 +56,15 @@ class Store:
     ) -> tuple[Any, bool]:
         """The value of a stage, read from the store or computed and stored.
 
-        A miss gives the value as a hit would give it (tuples as lists, keys as strings), so later steps
-        cannot tell the two apart. When another run is computing the entry, this one waits for it; should that
-        run die, this one takes its place.
+        A miss returns the value as a hit would (tuples as lists, keys as strings), so that later steps can't
+        tell the two apart. If another run is computing the entry, this one waits for it, and takes over if
+        that run dies.
 
         Args:
             stage: Name of the stage, a folder name.
             key: Everything that the value depends on, as JSON.
-            compute: Makes the value, from nothing.
-            codec: How the value is kept.
+            compute: Computes the value.
+            codec: How the value is stored.
 
         Returns:
             The value, and whether it came from the store.
@@ -76,15 +76,12 @@ class Store:
             return codec.loads(self._compute(stage, entry, key, compute, codec)), False
         lease = Lease(entry.with_name(f"{entry.name}.lease"))
         try:
-            # Whoever got the lease before this run may have written the entry since it was looked for.
-            content = self._wait(lease, stage, entry, key, codec) or self._read(
-                stage, entry, key, codec, quiet=True
-            )
-            return (
-                (codec.loads(content), True)
-                if content
-                else (codec.loads(self._compute(stage, entry, key, compute, codec)), False)
-            )
+            content = self._wait(lease, stage, entry, key, codec)
+            if not content:  # the last owner of the lease may have written the entry since it was read
+                content = self._read(stage, entry, key, codec, quiet=True)
+            if content:
+                return codec.loads(content), True
+            return codec.loads(self._compute(stage, entry, key, compute, codec)), False
         finally:
             lease.release()
 
@@ -100,8 +97,10 @@ class Store:
     def _wait(
         self, lease: Lease, stage: str, entry: Path, key: Mapping[str, JSON], codec: Codec
     ) -> bytes | None:
-        """Take the lease, or wait until its owner has written the entry; null when the lease is taken or none
-        can be had.
+        """Take the lease, or wait until its owner has written the entry.
+
+        Returns:
+            The value's bytes; None if this run holds the lease, or no lease can be taken.
         """
         waiting = False
         try:
@@ -113,14 +112,16 @@ class Store:
                 if (content := self._read(stage, entry, key, codec, quiet=True)) is not None:
                     return content
         except OSError as error:
-            self._complain(error)
+            self._warn_once(error)
         return None
 
     def _compute(
         self, stage: str, entry: Path, key: Mapping[str, JSON], compute: Callable[[], Any], codec: Codec
     ) -> bytes:
-        """The value's bytes, stored if that is possible; those of the entry when another run stored it
-        first.
+        """Compute the value and store it if possible.
+
+        Returns:
+            The value's bytes; those of the entry if another run stored it first.
         """
         if self.mode != "off":
             log.info("%s: computing, for the cache too", stage)
@@ -133,15 +134,13 @@ class Store:
             if write_entry(entry, key, content, codec, seconds, replace=self.mode == "refresh"):
                 return content
         except OSError as error:
-            self._complain(error)
+            self._warn_once(error)
             return content
         winner = read_entry(entry, key, codec)
         return content if winner is None else winner.content
 
-    def _complain(self, error: OSError) -> None:
-        """Say once that the disk is full or read-only. That costs a later run some time, but must not cost
-        this one its result.
-        """
+    def _warn_once(self, error: OSError) -> None:
+        """Warn once that the disk is full or read-only; the run continues, as its result must not be lost."""
         if not self._write_failed:
             log.warning(
                 "cannot write to the store %s (%s): going on without it. Set cache to a writable folder or"

@@ -1,4 +1,4 @@
-"""Looking after a store: what it holds, whether it is sound, and what to let go."""
+"""Upkeep of a store: list its entries, check them, and remove some."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from ecoflap.storage.cache.entries import AS_JSON, AS_TENSORS, META, check_entry
 from ecoflap.storage.files import TEMPORARY, discard
 
-ABANDONED = 3600.0  # seconds after which a temporary name or a lease was left by a process that died
+ABANDONED = 3600.0  # seconds after which a temporary file or a lease belongs to a dead process
 
 
 KEY_HASH = re.compile(r"[0-9a-f]{64}")
@@ -25,10 +25,10 @@ class EntryInfo:
 
     Attributes:
         path: its folder.
-        stage: what it holds.
+        stage: name of the stage whose value it holds.
         size: bytes.
         used: time of its last use, in seconds since the epoch.
-        seconds: what it took to compute, which is what a hit saves; null where its description is damaged.
+        seconds: what it took to compute, and what a hit saves; None if its description is damaged.
         key: what it depends on.
     """
 
@@ -41,7 +41,7 @@ class EntryInfo:
 
 
 def foreign(root: Path) -> Path | None:
-    """The first folder where a store has its entries that can't be one, such as a run; null where all can."""
+    """The first folder that can't be an entry where a store has entries, such as a run; None if all can."""
     for path in sorted(root.glob("*/*")):
         if path.is_dir() and not path.name.startswith(TEMPORARY) and not KEY_HASH.fullmatch(path.name):
             return path
@@ -49,7 +49,7 @@ def foreign(root: Path) -> Path | None:
 
 
 def entries(root: Path) -> Iterator[EntryInfo]:
-    """Every entry, the longest unused first."""
+    """Every entry, least recently used first."""
     found = [
         _info(path) for path in root.glob("*/*") if path.is_dir() and not path.name.startswith(TEMPORARY)
     ]
@@ -73,7 +73,7 @@ def _info(path: Path) -> EntryInfo:
 
 
 def problem(info: EntryInfo) -> str | None:
-    """What is wrong with an entry; null when its checksum and its key agree with what is there."""
+    """What is wrong with an entry; None if it matches its checksum and its key."""
     file = next((name for name in (AS_JSON.file, AS_TENSORS.file) if (info.path / name).is_file()), None)
     if file is None:
         return "it holds no value"
@@ -85,10 +85,14 @@ def problem(info: EntryInfo) -> str | None:
 
 
 def collect_garbage(root: Path, max_bytes: int) -> tuple[int, int]:
-    """Remove what died processes left, damaged entries, and then the longest unused ones until the rest fits.
+    """Remove files of dead processes, damaged entries, and least recently used ones until the rest fits.
+
+    Args:
+        root: the store's folder.
+        max_bytes: largest size of the remaining entries.
 
     Returns:
-        Number of entries removed, and bytes that stay.
+        Number of entries removed, and bytes that remain.
     """
     for left in [*root.glob(f"*/{TEMPORARY}*"), *root.glob("*/*.lease*")]:
         if time.time() - left.stat().st_mtime > ABANDONED:

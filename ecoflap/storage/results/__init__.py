@@ -1,6 +1,4 @@
-"""The result record of a run: its schema, how it is written and read, and how it is checked against the saved
-weights.
-"""
+"""The result record of a run: write it, read it, and check it against the saved weights."""
 
 from ecoflap.storage.results.environment import environment, redact
 from ecoflap.storage.results.record import SCHEMA_VERSION, Result

@@ -1,4 +1,4 @@
-"""Where a result comes from: library versions and the commit, and a config that is safe to publish."""
+"""The origin of a result: library versions and the commit, and a config that is safe to publish."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any
 from ecoflap.storage.cache.code import package_hash
 from ecoflap.storage.file_names import SNAPSHOT
 from ecoflap.storage.files import read_json
+from ecoflap.storage.installation import checkout
 
 PACKAGES = (
     "ecoflap",
@@ -26,8 +27,7 @@ PACKAGES = (
     "numpy",
     "wandb",
 )
-PROJECT = Path(__file__).resolve().parents[3]
-CODE = "code"  # beside the versions: a hash of the package's source
+CODE = "code"  # entry of the versions: a hash of the package's source
 REDACTED = "<redacted>"
 
 # ``key`` alone is not a secret: configs name tensors with it.
@@ -36,13 +36,15 @@ _SECRET = re.compile(r".*token|(.*[_-])?(api[_-]?key|password|secret)", re.IGNOR
 
 def environment() -> dict[str, Any]:
     """The ``versions`` and ``git`` fields of a result: ``Result(**environment(), ...)``."""
-    return {"versions": {**versions(), CODE: package_hash()}, "git": git_state(PROJECT)}
+    project = checkout()
+    return {
+        "versions": {**versions(), CODE: package_hash()},
+        "git": git_state(project) if project is not None else None,
+    }
 
 
 def other_versions(recorded: Mapping[str, str | None]) -> list[str]:
-    """``package: recorded -> current`` for every version, and the package's own source, that differs from a
-    record's.
-    """
+    """``package: recorded -> current`` for every version, or the package's source, that has changed."""
     now = {**versions(), CODE: package_hash()}
     return [
         f"{name}: {recorded[name]} -> {version}"
@@ -52,36 +54,31 @@ def other_versions(recorded: Mapping[str, str | None]) -> list[str]:
 
 
 def versions() -> dict[str, str | None]:
-    """Versions of Python and of every library that can change a number; None for one that is not
-    installed.
-    """
+    """Versions of Python and of every library that can change a number; None if not installed."""
     return {"python": platform.python_version(), **{package: _version(package) for package in PACKAGES}}
 
 
 def git_state(project: Path) -> dict[str, Any] | None:
-    """The commit of the project's own checkout and whether any file differs from it; of a copy, the commit
-    that it was copied at.
+    """The commit of the project's checkout, and whether any file differs from it.
+
+    A snapshot has the commit that it was copied at.
 
     Returns:
         ``{"commit": str, "dirty": bool}``; None outside a checkout, before the first commit, without git, and
-        when the package is merely installed somewhere inside another project's checkout.
+            when the package is merely installed somewhere inside another project's checkout.
     """
     if (snapshot := read_json(project / SNAPSHOT)) is not None:
         git: dict[str, Any] | None = snapshot["git"]
         return git
     if not _is_checkout(project):
         return None
-    commit, changes = (
-        _git(project, "rev-parse", "--verify", "--quiet", "HEAD"),
-        _git(project, "status", "--porcelain"),
-    )
+    commit = _git(project, "rev-parse", "--verify", "--quiet", "HEAD")
+    changes = _git(project, "status", "--porcelain")
     return None if commit is None else {"commit": commit, "dirty": changes != ""}
 
 
 def git_diff(project: Path) -> str:
-    """What the project's own checkout has beyond its commit, in files that git knows; empty outside a
-    checkout.
-    """
+    """The uncommitted changes of the project's checkout, in tracked files; empty outside a checkout."""
     return (_git(project, "diff", "HEAD") or "") if _is_checkout(project) else ""
 
 
@@ -91,8 +88,9 @@ def _is_checkout(project: Path) -> bool:
 
 
 def redact(config: Any) -> Any:
-    """A copy of a config in which the values of ``api_key``, ``*token``, ``password`` and ``secret`` are
-    replaced; empty values and flags stay.
+    """A copy of a config without the values of ``api_key``, ``*token``, ``password`` and ``secret``.
+
+    Empty values and flags stay.
     """
     if isinstance(config, dict):
         return {
@@ -102,14 +100,10 @@ def redact(config: Any) -> Any:
 
 
 def _is_secret(name: object, value: Any) -> bool:
-    """Whether a config entry holds a secret; a number that is called a token is the id of one in a
-    vocabulary.
-    """
-    if (
-        value in (None, "")
-        or isinstance(value, bool)
-        or (isinstance(value, int) and str(name).lower().endswith("token"))
-    ):
+    """Whether a config entry holds a secret; an integer called a token is an id in a vocabulary."""
+    if value in (None, "") or isinstance(value, bool):
+        return False
+    if isinstance(value, int) and str(name).lower().endswith("token"):
         return False
     return _SECRET.fullmatch(str(name)) is not None
 
@@ -123,8 +117,9 @@ def _version(package: str) -> str | None:
 
 
 def _git(project: Path, *arguments: str) -> str | None:
-    """Output of a git command, or None when it fails; takes no lock, so that concurrent jobs do not disturb
-    each other or the user.
+    """Output of a git command, or None if it fails.
+
+    It takes no lock, so that concurrent jobs do not disturb each other or the user.
     """
     try:
         command = ["git", "--no-optional-locks", "-C", str(project), *arguments]

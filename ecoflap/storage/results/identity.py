@@ -1,4 +1,4 @@
-"""What makes two runs the same run: everything in their config that can change a number."""
+"""The identity of a run: everything in its config that can change a number."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 VOLATILE = ("tracking", "cache", "cache_mode", "device", "inspect", "resume", "runtime")
-"""Config keys that change where or how a run happens, but not what it computes."""
+"""Config keys that change where or how a run executes, but not what it computes."""
 
 
 def run_id(config: Mapping[str, Any], volatile: Collection[str] = VOLATILE) -> str:
@@ -28,9 +28,7 @@ def stable(config: Mapping[str, Any], volatile: Collection[str] = VOLATILE) -> d
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
-    """``key: one's value -> other's value`` for every value in which two configs differ, volatile keys
-    aside.
-    """
+    """``key: one -> other`` for every value in which two configs differ, without volatile keys."""
     left, right = dict(_leaves(stable(one))), dict(_leaves(stable(other)))
     return [
         f"{key}: {left.get(key)} -> {right.get(key)}"

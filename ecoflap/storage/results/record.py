@@ -1,9 +1,8 @@
-"""The result record: everything that is known about a finished run, in one JSON file that tables, plots and
-W&B are views of.
+"""The result record: all that is known about a finished run, in one JSON file.
 
-JSON has no NaN or infinity, so those floats are written as the strings "nan", "inf" and "-inf". Reading turns
-them back into floats in the numeric fields (metrics, sparsity, steps); in the config and elsewhere they stay
-strings, since a string there may be meant.
+Tables, plots and W&B are views of it. JSON has no NaN or infinity, so those floats are written as the strings
+"nan", "inf" and "-inf". Reading converts them back to floats in the numeric fields (metrics, sparsity,
+steps); in the config and elsewhere they stay strings, since a string there may be intended.
 """
 
 from __future__ import annotations
@@ -26,13 +25,11 @@ _NUMERIC_FIELDS = ("metrics", "sparsity", "steps")
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 COUNTS = ("questions", "pictures", "captions", "rows")
-"""What metrics are measured on; where a task has nothing else, such as answers that a server scores, it has
-no metric.
-"""
+"""Counts among a task's metrics; a task with nothing else, such as one that a server scores, has none."""
 
 
 def first_metric(values: Mapping[str, float]) -> str | None:
-    """The name of the metric that leads a task's; null where it only counts."""
+    """The name of a task's first metric; None if there are only counts."""
     return next((name for name in values if name not in COUNTS), None)
 
 
@@ -45,16 +42,16 @@ class Result:
         status: ``done``; a run that did not finish writes no result.
         config: The resolved config, as plain dicts and lists. Secrets are redacted when it is written.
         versions: Library -> version, from ``environment()``.
-        git: ``{"commit": str, "dirty": bool}`` of the project's own checkout, or None outside one.
+        git: ``{"commit": str, "dirty": bool}`` of the project's checkout, or None outside one.
         model: ``name``, ``fingerprint`` (hash of the dense weights), ``parameters``, ``prunable`` and
             ``block_weights`` (counts).
-        data: Fingerprints of the calibration set and whatever else identifies the data.
+        data: Fingerprints of the calibration set and of other data.
         metrics: ``{"dense": {task: {metric: float}}, "pruned": {...}, "finetuned": {...}}``; the first metric
             of the first task is the headline.
         sparsity: The figures of ``sparsity_section``, from the zeros counted in the pruned weights.
         steps: Step -> ``{"seconds": float, "peak_memory_bytes": int, "cached": bool}``, in the order they
-            ran; ``cached`` where it was read from the cache.
-        checkpoint: Folder of the saved model relative to the run's folder, or None when none was saved.
+            ran; ``cached`` if its result was read from the cache.
+        checkpoint: Folder of the saved model relative to the run's folder, or None if none was saved.
     """
 
     schema: int = SCHEMA_VERSION
@@ -70,36 +67,32 @@ class Result:
     checkpoint: str | None = None
 
     def headline(self) -> float | None:
-        """The first metric of the first task, of the fine-tuned model, else of the pruned one, else of the
-        dense one.
-        """
-        by_task = (
-            self.metrics.get("finetuned") or self.metrics.get("pruned") or self.metrics.get("dense") or {}
-        )
-        return next(
-            (values[name] for values in by_task.values() if (name := first_metric(values)) is not None), None
-        )
+        """The first metric of the first task, of the fine-tuned, else the pruned, else the dense model."""
+        stages = (self.metrics.get(stage) for stage in ("finetuned", "pruned", "dense"))
+        by_task = next((metrics for metrics in stages if metrics), {})
+        for values in by_task.values():
+            if (name := first_metric(values)) is not None:
+                return values[name]
+        return None
 
     def to_json(self) -> dict[str, Any]:
-        """The record as strict JSON: fields in their order, secrets redacted, NaN and infinities as
-        strings.
-        """
+        """The record as strict JSON: fields in order, secrets redacted, NaN and infinities as strings."""
         fields = {**vars(self), "config": redact(self.config)}
         return {name: _map_leaves(value, _encode) for name, value in fields.items()}
 
     def write(self, path: Path) -> None:
-        """Write the record to a file, whole or not at all."""
+        """Write the record to a file atomically."""
         text = json.dumps(self.to_json(), indent=2, allow_nan=False, ensure_ascii=False)
-        with replacing(Path(path)) as beside:
-            beside.write_text(text + "\n", encoding="utf-8")
+        with replacing(Path(path)) as temporary:
+            temporary.write_text(text + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Result:
         """Read a record.
 
         Raises:
-            FileNotFoundError: There is no such file.
-            ValueError: The file is not a result record, or a newer version of the package wrote it.
+            FileNotFoundError: If there is no such file.
+            ValueError: If the file is not a result record, or a newer version of the package wrote it.
         """
         path = Path(path)
         if not path.is_file():
@@ -118,7 +111,7 @@ class Result:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    """The JSON object of a file, if it is a result record that this version can read."""
+    """The JSON object of a file, checked to be a result record that this version can read."""
     try:
         record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -147,5 +140,5 @@ def _encode(leaf: Any) -> Any:
 
 
 def _decode(leaf: Any) -> Any:
-    """Strings that stand for NaN and infinities as floats."""
+    """The strings of NaN and infinities as floats."""
     return _NOT_FINITE.get(leaf, leaf) if isinstance(leaf, str) else leaf

@@ -1,6 +1,4 @@
-"""The sparsity section of a result: every total is computed here from the layers, for writing and for
-checking alike.
-"""
+"""The sparsity section of a result: all totals are computed here from the layers, to write or verify it."""
 
 from __future__ import annotations
 
@@ -11,15 +9,15 @@ from typing import Any
 
 @dataclass(frozen=True)
 class LayerCount:
-    """What pruning left of one layer.
+    """The counts of one pruned layer.
 
     Attributes:
         tower: Name of the tower that the layer belongs to.
         size: Number of weights.
         kept: Number of weights that the mask keeps.
-        zeros: Number of weights that are zero in the pruned model; more than ``size - kept`` when kept
-            weights were zero to begin with.
-        error: Reconstruction error of the layer's output, or None when the pruner has none.
+        zeros: Number of weights that are zero in the pruned model; more than ``size - kept`` if some kept
+            weights were zero already.
+        error: Reconstruction error of the layer's output, or None if the pruner has none.
     """
 
     tower: str
@@ -41,9 +39,9 @@ def sparsity_section(
     Args:
         layers: Parameter name in the saved checkpoint -> its counts; only the layers that were selected for
             pruning.
-        target: The sparsity that was asked for, or None when nothing was.
+        target: The target sparsity, or None if there is none.
         parameters: Number of parameters of the whole model, prunable or not.
-        total: How the allocation adds up: ``exact``, ``as_given`` or ``units``; None without one.
+        total: How the allocation adds up: ``exact``, ``as_given`` or ``units``; None without an allocation.
         allocated_by: What decided how many weights each layer keeps: ``allocation``, or ``pruner``, which
             then compares the weights of all layers; None without an allocation.
 
@@ -70,7 +68,7 @@ def read_layers(section: Mapping[str, Any]) -> dict[str, LayerCount]:
     """The layer counts of a sparsity section.
 
     Raises:
-        ValueError: A layer lacks one of its counts.
+        ValueError: If a layer lacks one of its counts.
     """
     names = [field.name for field in fields(LayerCount)]
     for layer, counts in section["layers"].items():

@@ -1,4 +1,4 @@
-"""Does a saved model hold what its result record says? Everything is counted again from the files."""
+"""Verify a saved model against its result record: everything is counted again from the files."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ def verify(run_folder: Path) -> list[str]:
         One line per difference, naming the layer or figure; empty when everything is equal.
 
     Raises:
-        FileNotFoundError: The record, the checkpoint or the mask file is missing, or the run saved no
+        FileNotFoundError: If the record, the checkpoint or the mask file is missing, or the run saved no
             checkpoint.
-        ValueError: The record or the mask file is not ours.
+        ValueError: If the record or the mask file has another format.
     """
     run_folder = Path(run_folder)
     result = Result.read(run_folder / RESULT)
@@ -45,20 +45,18 @@ def verify(run_folder: Path) -> list[str]:
     with Checkpoint(folder) as checkpoint, MaskFile(folder / MASKS) as masks:
         for name, layer in layers.items():
             saved = masks.names.get(name, name)
-            differences += (
-                f"{name}: {difference}" for difference in _layer_differences(saved, layer, checkpoint, masks)
-            )
+            found = _layer_differences(saved, layer, checkpoint, masks)
+            differences += [f"{name}: {difference}" for difference in found]
         known = {masks.names.get(name, name) for name in layers}
-        differences += (
-            f"{name}: has a mask but is not in the record" for name in masks.shapes if name not in known
-        )
+        unknown = [name for name in masks.shapes if name not in known]
+        differences += [f"{name}: has a mask but is not in the record" for name in unknown]
     return differences
 
 
 def _layer_differences(
     name: str, layer: LayerCount, checkpoint: Checkpoint, masks: MaskFile
 ) -> Iterator[str]:
-    """What is wrong with one layer."""
+    """Differences between one layer's record and its weights and mask."""
     from safetensors import SafetensorError
 
     try:
@@ -77,7 +75,7 @@ def _layer_differences(
 
 
 def _weight_differences(weight: Tensor, layer: LayerCount) -> Iterator[str]:
-    """Weights of any shape against the recorded size and zeros."""
+    """Differences between a weight of any shape and the recorded size and zeros."""
     if weight.numel() != layer.size:
         yield f"has {weight.numel()} weights, the record says {layer.size}"
     if (zeros := int((weight == 0).sum())) != layer.zeros:
@@ -87,7 +85,7 @@ def _weight_differences(weight: Tensor, layer: LayerCount) -> Iterator[str]:
 
 
 def _mask_differences(weight: Tensor, mask: Tensor, layer: LayerCount) -> Iterator[str]:
-    """Weights against their mask, both in the same shape, and the mask against the recorded count."""
+    """Differences between a weight and its mask, in the same shape, and the mask and its recorded count."""
     if mask.shape != weight.shape:
         yield f"its mask has shape {list(mask.shape)}, the weight {list(weight.shape)}"
         return
@@ -98,7 +96,7 @@ def _mask_differences(weight: Tensor, mask: Tensor, layer: LayerCount) -> Iterat
 
 
 def _figure_differences(result: Result) -> Iterator[str]:
-    """Recorded totals against the sums over the recorded layers."""
+    """Differences between the recorded totals and the sums over the recorded layers."""
     recorded, layers = result.sparsity, read_layers(result.sparsity)
     if not layers:
         yield "the record lists no layers"

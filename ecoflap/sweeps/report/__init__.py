@@ -1,1 +1,1 @@
-"""Tables and plots made from result records: ``python -m ecoflap.sweeps.report outputs/<sweep>``."""
+"""Tables and plots of result records: ``ecoflap report outputs/sweeps/SWEEP``."""

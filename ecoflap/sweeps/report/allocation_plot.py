@@ -1,6 +1,4 @@
-"""The chart of allocations: the sparsity of every block, one panel per tower, one row of panels per
-target.
-"""
+"""The chart of allocations: the sparsity of every block, a panel per tower and a row of panels per target."""
 
 from __future__ import annotations
 
@@ -17,39 +15,45 @@ from ecoflap.sweeps.report.blocks import block_sparsities
 from ecoflap.sweeps.report.style import INK, WIDTH, legend_below, look, new_figure, png, styled, wrapped
 
 FEW = 5
-"""The most allocations that can be told apart as lines over dozens of blocks; more are shown as maps."""
+"""The most allocations that are legible as lines over dozens of blocks; more are shown as heat maps."""
 
 
 @styled
 def plot_allocation(title: str, lines: Lines) -> Figure:
-    """Sparsity of every block in pruning order: lines where there are few, maps where there are many."""
+    """Plot the sparsity of every block in pruning order: lines for a few allocations, heat maps for many.
+
+    Args:
+        title: the figure's title.
+        lines: the allocations of each target.
+    """
     counts = block_counts(lines)
-    figure = (_draw_lines if are_few(lines) else _draw_maps)(lines, counts)
+    draw = _draw_lines if are_few(lines) else _draw_maps
+    figure = draw(lines, counts)
     figure.suptitle(wrapped(title, 80), x=0.01, ha="left", fontsize=11)
     return figure
 
 
 def are_few(lines: Lines) -> bool:
-    """Whether allocations are shown as lines."""
+    """Whether the allocations are shown as lines."""
     return max(map(len, lines.values()), default=0) <= FEW
 
 
 def allocation_png(
     model: str, layers: Mapping[str, Mapping[str, Any]], kept: Mapping[str, int], target: float
 ) -> bytes:
-    """One run's allocation as a picture.
+    """One run's allocation as a PNG file.
 
     Args:
-        model: its name.
-        layers: {layer: its ``tower`` and ``size``}.
-        kept: {layer: weights that it keeps}.
-        target: the sparsity that was asked for.
+        model: the model's name.
+        layers: ``tower`` and ``size`` of each layer.
+        kept: number of weights that each layer keeps.
+        target: the target sparsity.
     """
     return png(plot_allocation(model, {target: [Line("", 0, [block_sparsities(layers, kept)])]}))
 
 
 def _draw_lines(lines: Lines, counts: Mapping[str, int]) -> Figure:
-    """The mean over seeds as a line, the range over seeds as a band, the target dashed."""
+    """Draw the mean over seeds as a line, the range over seeds as a band, and the target dashed."""
     figure, grid = _panels(counts, [1.75] * len(lines), side=0.9)
     handles: dict[str, Any] = {}
     for row, (target, members) in zip(grid, lines.items(), strict=True):
@@ -60,9 +64,8 @@ def _draw_lines(lines: Lines, counts: Mapping[str, int]) -> Figure:
         row[0].set_ylabel(f"sparsity\n(target {target:g})")
         low, high = row[0].get_ylim()
         middle = (low + high) / 2
-        row[0].set_ylim(
-            min(low, middle - 0.02), max(high, middle + 0.02)
-        )  # a uniform allocation is a line, not a cloud of rounding
+        # At least this range, so that a uniform allocation shows as a line instead of rounding noise.
+        row[0].set_ylim(min(low, middle - 0.02), max(high, middle + 0.02))
     if any(handles):
         legend_below(figure, list(handles.values()), list(handles))
     return figure
@@ -72,19 +75,13 @@ def _draw_line(axes: Axes, line: Line, tower: str) -> Any:
     values, means = line.block_values(tower), line.means(tower)
     appearance = {**look(line.rank), "markersize": 4 if len(values) <= 48 else 2.5}
     if max(map(len, values), default=0) > 1:
-        axes.fill_between(
-            range(len(values)),
-            list(map(min, values)),
-            list(map(max, values)),
-            color=appearance["color"],
-            alpha=0.18,
-            linewidth=0,
-        )
+        lows, highs = list(map(min, values)), list(map(max, values))
+        axes.fill_between(range(len(values)), lows, highs, color=appearance["color"], alpha=0.18, linewidth=0)
     return axes.plot(range(len(values)), means, **appearance)[0]
 
 
 def _draw_maps(lines: Lines, counts: Mapping[str, int]) -> Figure:
-    """Sparsity minus target, mean over seeds: one row per method, one column per block."""
+    """Draw sparsity minus target, mean over seeds: one row per method, one column per block."""
     furthest = max(
         abs(value - target)
         for target, members in lines.items()
@@ -93,15 +90,14 @@ def _draw_maps(lines: Lines, counts: Mapping[str, int]) -> Figure:
         for value in line.means(tower)
     )
     longest = max(len(line.label) for members in lines.values() for line in members)
-    figure, grid = _panels(
-        counts, [0.35 + 0.2 * len(members) for members in lines.values()], side=min(0.6 + 0.075 * longest, 4)
-    )
+    heights = [0.35 + 0.2 * len(members) for members in lines.values()]
+    figure, grid = _panels(counts, heights, side=min(0.6 + 0.075 * longest, 4))
     for row, (target, members) in zip(grid, lines.items(), strict=True):
         for axes, tower in zip(row, counts, strict=True):
             cells = np.full((len(members), counts[tower]), np.nan)
-            for place, line in enumerate(members):
+            for index, line in enumerate(members):
                 means = line.means(tower)
-                cells[place, : len(means)] = np.subtract(means, target)
+                cells[index, : len(means)] = np.subtract(means, target)
             image = axes.imshow(
                 cells, cmap="PuOr_r", vmin=-furthest, vmax=furthest, aspect="auto", interpolation="none"
             )
@@ -115,13 +111,16 @@ def _draw_maps(lines: Lines, counts: Mapping[str, int]) -> Figure:
 
 
 def _panels(counts: Mapping[str, int], heights: Sequence[float], side: float) -> tuple[Figure, Any]:
-    """A figure and its axes [targets, towers], as wide as the towers are long, with room for labels at the
-    side, in inches.
+    """A figure and its axes [targets, towers], as wide as the towers are long.
+
+    Args:
+        counts: number of blocks of each tower.
+        heights: height of each row of panels, in inches.
+        side: width of the labels at the side, in inches.
     """
     figure = new_figure(min(max(WIDTH, side + 0.5 + 0.085 * sum(counts.values())), 13), 1.1 + sum(heights))
-    widths = [
-        max(count, 0.3 * max(counts.values())) for count in counts.values()
-    ]  # none so narrow that its title has no room
+    # No panel is too narrow for its title.
+    widths = [max(count, 0.3 * max(counts.values())) for count in counts.values()]
     grid = figure.subplots(
         len(heights),
         len(counts),
@@ -133,14 +132,13 @@ def _panels(counts: Mapping[str, int], heights: Sequence[float], side: float) ->
     )
     for column, (tower, count) in enumerate(counts.items()):
         grid[0, column].set_title(f"{tower}, {count} block{'s' * (count != 1)}", fontsize=10)
-        grid[-1, column].xaxis.set_major_locator(
-            MaxNLocator(max(2, min(10, count)), integer=True, min_n_ticks=1)
-        )
+        ticks = MaxNLocator(max(2, min(10, count)), integer=True, min_n_ticks=1)
+        grid[-1, column].xaxis.set_major_locator(ticks)
         grid[-1, column].set_xlim(-0.5, count - 0.5)
         grid[-1, column].set_xlabel("block")
     return figure, grid
 
 
 def _shortened(label: str) -> str:
-    """A label that fits beside a map; its end tells more methods apart than its middle."""
+    """A label short enough for the side of a map; methods differ more at its end than in its middle."""
     return label if len(label) <= 60 else f"{label[:24]} … {label[-33:]}"

@@ -1,4 +1,4 @@
-"""What the chart of allocations shows: which methods share one, and what it is called."""
+"""The lines in the chart of allocations: which methods share one, and its name."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Line(NamedTuple):
     """The allocation of one or more methods at one target.
 
     Attributes:
-        label: its name; none where it is the only one.
-        rank: number that its colour goes by.
-        seeds: the allocations that it is the mean of.
+        label: its name; empty if it is the only one.
+        rank: index of its colour.
+        seeds: the allocations of its seeds.
     """
 
     label: str
@@ -25,15 +25,13 @@ class Line(NamedTuple):
     seeds: Sequence[Blocks]
 
     def block_values(self, tower: str) -> list[list[float]]:
-        """Per block of a tower the sparsity of each seed; empty where the tower was not pruned."""
+        """For each block of a tower the sparsity of each seed; empty if the tower was not pruned."""
         rows = [list(blocks[tower].values()) for blocks in self.seeds if tower in blocks]
-        return [
-            [row[place] for row in rows if place < len(row)]
-            for place in range(max(map(len, rows), default=0))
-        ]
+        longest = max(map(len, rows), default=0)
+        return [[row[index] for row in rows if index < len(row)] for index in range(longest)]
 
     def means(self, tower: str) -> list[float]:
-        """Per block of a tower the mean over seeds."""
+        """For each block of a tower the mean over seeds."""
         return [fmean(values) for values in self.block_values(tower)]
 
 
@@ -42,15 +40,21 @@ Lines = Mapping[float, Sequence[Line]]
 
 
 def lines_of(section: Section, ranks: Mapping[Method, int]) -> dict[float, list[Line]]:
-    """The allocations of a section. Methods that give every block the same share a line: a fine stage doesn't
-    change what the coarse one decided.
+    """The allocations of a section, by target.
+
+    Methods that give every block the same sparsity share a line, as a fine stage doesn't change what the
+    coarse one decided.
+
+    Args:
+        section: the runs.
+        ranks: index of each method's colour.
     """
     given: dict[float, dict[Method, dict[int, Blocks]]] = {}
     for method, runs in section.by_method.items():
         for run in runs:
             if blocks := allocated(run):
                 given.setdefault(run.sparsity, {}).setdefault(method, {})[run.seed] = blocks
-    colours: dict[str, int] = {}  # a name keeps its colour where its first method has no run
+    colours: dict[str, int] = {}  # a name keeps its colour even at targets that its first method lacks
     lines = {}
     for target, allocations in sorted(given.items()):
         groups = _alike(allocations)
@@ -63,7 +67,7 @@ def lines_of(section: Section, ranks: Mapping[Method, int]) -> dict[float, list[
 
 
 def block_counts(lines: Lines) -> dict[str, int]:
-    """Tower -> number of blocks."""
+    """Number of blocks of each tower."""
     counts: dict[str, int] = {}
     for members in lines.values():
         for line in members:
@@ -73,7 +77,7 @@ def block_counts(lines: Lines) -> dict[str, int]:
 
 
 def _alike(allocations: Mapping[Method, dict[int, Blocks]]) -> list[list[Method]]:
-    """Methods with equal allocations together."""
+    """Group methods with equal allocations."""
     groups: list[list[Method]] = []
     for method, seeds in allocations.items():
         same = next((group for group in groups if allocations[group[0]] == seeds), None)
@@ -82,8 +86,9 @@ def _alike(allocations: Mapping[Method, dict[int, Blocks]]) -> list[list[Method]
 
 
 def _names(groups: Sequence[Sequence[Method]]) -> list[str]:
-    """What each group of methods is called: by the coarse stage that its methods share, where that is no
-    other group's name.
+    """The name of each group of methods.
+
+    It is the coarse stage that the methods share, if no other group has the same one.
     """
     coarse = [group[0].coarse if len({method.coarse for method in group}) == 1 else "" for group in groups]
     return [

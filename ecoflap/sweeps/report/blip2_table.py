@@ -1,18 +1,19 @@
-"""Table 1 of the paper: each pruned BLIP-2 on questions, and what its towers do in the models that write and
-find captions.
+"""Table 1 of the paper: each pruned BLIP-2 on VQA, and its towers in captioning and retrieval models.
 
-python -m ecoflap.sweeps.report.blip2_table outputs/sweeps/blip2_table1 outputs/sweeps/blip2_table1_nocaps
-outputs/sweeps/blip2_table1_flickr30k
+    ecoflap report blip2-table FOLDER [FOLDER ...]
+
+The folders are those of the sweeps blip2_table1, blip2_table1_nocaps and blip2_table1_flickr30k.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
+import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
+from ecoflap.console.progress import ArgumentParser, complain
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.results.record import Result
 
@@ -34,8 +35,9 @@ Row = dict[str, float]
 
 
 def macro_average(row: Mapping[str, float]) -> float | None:
-    """Mean over the five data sets, of which captions and retrieval are means of their two columns; null
-    where one was not measured.
+    """Mean over the five data sets; captioning and retrieval count as the mean of their two columns.
+
+    None if a column is missing.
     """
     if any(column not in row for columns in MEANS for column in columns):
         return None
@@ -43,64 +45,60 @@ def macro_average(row: Mapping[str, float]) -> float | None:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 when there is nothing to show or a record cannot be
-    read.
+    """Run the command line.
+
+    Returns:
+        The exit code: 2 if there is nothing to show, or a record can't be read.
     """
-    parser = argparse.ArgumentParser(
-        prog="python -m ecoflap.sweeps.report.blip2_table",
+    parser = ArgumentParser(
+        prog="ecoflap report blip2-table",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "folders", type=Path, nargs="+", help=f"folders of runs or sweeps; every {RESULT} below them is read"
     )
+    folders: list[Path] = parser.parse_args(arguments).folders
     try:
-        rows = collect(
-            sorted(path for folder in parser.parse_args(arguments).folders for path in folder.rglob(RESULT))
-        )
+        rows = collect(sorted(path for folder in folders for path in folder.rglob(RESULT)))
     except ValueError as error:
-        print(f"no table: {error}", file=sys.stderr)
-        return 2
+        return complain(f"no table: {error}")
     if not rows:
-        print(
-            "no table: there is no run of task=blip2_vqa, nocaps or flickr30k below these folders",
-            file=sys.stderr,
-        )
-        return 2
+        return complain("no table: there is no run of task=blip2_vqa, nocaps or flickr30k below the folders")
     print("\n".join(markdown(rows)))
     return 0
 
 
 def collect(records: Iterable[Path]) -> dict[str, Row]:
-    """{name: row}, the dense model's first. What was measured in another model belongs to the run whose
-    towers that took over.
+    """Collect the rows of the table by name, the dense model's first.
+
+    Figures of captioning and retrieval models belong to the run whose towers were transferred to them.
 
     Raises:
-        ValueError: a record cannot be read.
+        ValueError: if a record can't be read.
     """
     names: dict[Path, str] = {}
     found: dict[Path | None, Row] = defaultdict(dict)
     for path in records:
         result = Result.read(path)
+        dense = figures(result.metrics.get("dense", {}))
         if "pruned" in result.metrics:
             checkpoint = (path.parent / (result.checkpoint or "")).resolve()
             names[checkpoint] = _name(result)
             found[checkpoint] |= figures(result.metrics["pruned"])
-            found[None] |= figures(result.metrics.get("dense", {}))
+            found[None] |= dense
         else:
-            folder = result.config["model"].get("vision_from")
-            found[None if folder is None else Path(folder).resolve()] |= figures(
-                result.metrics.get("dense", {})
-            )
+            source = result.config["model"].get("vision_from")
+            found[None if source is None else Path(source).resolve()] |= dense
     rows = {DENSE: found[None]} if found.get(None) else {}
-    for taken, row in found.items():
-        if row and taken is not None:
-            rows[_free(names.get(taken, str(taken)), rows)] = row
+    for checkpoint_of, row in found.items():
+        if row and checkpoint_of is not None:
+            rows[_free(names.get(checkpoint_of, str(checkpoint_of)), rows)] = row
     return rows
 
 
 def figures(metrics: Mapping[str, Mapping[str, float]]) -> Row:
-    """The columns that some tasks' metrics fill."""
+    """The columns that the metrics of some tasks fill."""
     row = {}
     for column, (task, known) in COLUMNS.items():
         value = next((metrics[task][metric] for metric in known if metric in metrics.get(task, {})), None)
@@ -120,20 +118,12 @@ def markdown(rows: Mapping[str, Row]) -> Iterator[str]:
 
 def _name(result: Result) -> str:
     config = result.config
-    return (
-        f"{config['pruner']['name']}/{config['score']['name']}/s{config['sparsity']:g}/seed{config['seed']}"
-    )
+    stages = f"{config['pruner']['name']}/{config['score']['name']}"
+    return f"{stages}/s{config['sparsity']:g}/seed{config['seed']}"
 
 
 def _free(name: str, taken: Iterable[str]) -> str:
-    """The name, numbered where a row has it already."""
+    """The name, numbered if a row has it already."""
     used = set(taken)
-    return next(
-        one
-        for count in range(1, len(used) + 2)
-        if (one := name if count == 1 else f"{name} ({count})") not in used
-    )
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+    numbered = (f"{name} ({count})" for count in itertools.count(2))
+    return next(one for one in itertools.chain([name], numbered) if one not in used)

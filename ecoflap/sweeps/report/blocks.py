@@ -1,4 +1,4 @@
-"""The sparsity that each block of each tower was given."""
+"""The sparsity of each block of each tower."""
 
 from __future__ import annotations
 
@@ -17,15 +17,12 @@ Blocks = dict[str, dict[str, float]]
 
 
 def allocated(run: Run) -> Blocks:
-    """What a run removed from each block; what its allocation says where it stopped before pruning; empty
-    where there is neither.
-    """
+    """The sparsities of a run's blocks: realised if it pruned, else from its allocation file, else none."""
     layers = run.result.sparsity.get("layers", {})
-    kept = (
-        {name: layer["kept"] for name, layer in layers.items()}
-        if "prune" in run.result.steps
-        else _saved(run.folder)
-    )
+    if "prune" in run.result.steps:
+        kept = {name: layer["kept"] for name, layer in layers.items()}
+    else:
+        kept = _saved(run.folder)
     return block_sparsities(layers, kept) if kept and kept.keys() == layers.keys() else {}
 
 
@@ -33,36 +30,35 @@ def block_sparsities(layers: Mapping[str, Mapping[str, Any]], kept: Mapping[str,
     """Removed weights / weights of each block.
 
     Args:
-        layers: {layer: its ``tower`` and ``size``}, as the record of a run has them.
-        kept: {layer: weights that it keeps}.
+        layers: ``tower`` and ``size`` of each layer, as in the record of a run.
+        kept: number of weights that each layer keeps.
     """
     towers = defaultdict(list)
     for name, layer in layers.items():
         towers[layer["tower"]].append(name)
     blocks: Blocks = {}
     for tower, names in towers.items():
-        left, size = Counter[str](), Counter[str]()
+        remaining, size = Counter[str](), Counter[str]()
         for name, block in block_names(names).items():
-            left[block] += kept[name]
+            remaining[block] += kept[name]
             size[block] += layers[name]["size"]
-        blocks[tower] = {block: 1 - left[block] / size[block] for block in size}
+        blocks[tower] = {block: 1 - remaining[block] / size[block] for block in size}
     return blocks
 
 
 def block_names(layers: Iterable[str]) -> dict[str, str]:
-    """{layer: block} of one tower: its blocks are the members of the one list that holds all its layers.
+    """The block of each layer of one tower: a member of the one list that holds all its layers.
 
-    The list is where the names part; or, in a tower of one block, before the first number.
+    The list ends where the names first differ or, in a tower of one block, before the first number.
     """
     parts = {name: name.split(".") for name in layers}
     levels = enumerate(zip(*parts.values(), strict=False))  # as deep as the shortest name
-    depth = next(
-        (depth for depth, level in levels if len(set(level)) > 1 or re.fullmatch(r"(.*_)?\d+", level[0])), 0
-    )
+    is_list = (len(set(level)) > 1 or re.fullmatch(r"(.*_)?\d+", level[0]) for _, level in levels)
+    depth = next((depth for depth, found in enumerate(is_list) if found), 0)
     return {name: ".".join(path[: depth + 1]) for name, path in parts.items()}
 
 
 def _saved(folder: Path) -> dict[str, int]:
-    """The counts of a run's allocation file; empty where it has none."""
+    """The counts in a run's allocation file; empty if it has none."""
     file = folder / ALLOCATION
     return dict(json.loads(file.read_text(encoding="utf-8"))["keep"]) if file.is_file() else {}

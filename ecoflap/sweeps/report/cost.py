@@ -1,16 +1,15 @@
-"""What a pruned model costs beside the dense one: parameters, operations, and the time of a forward pass.
+"""The cost of pruned models and the dense one: parameters, operations, and the time of a forward pass.
 
-python -m ecoflap.sweeps.report.cost RUN [RUN ...] [--batch-size N] [--repeats N]
+    ecoflap report cost RUN [RUN ...] [--batch-size N] [--repeats N]
 
-The runs must have saved their models (``model.save=true``), and be of one model and one data set. All are
-measured in one process and in turn, on the same samples, so that whatever else the machine does meets all of
-them. A pass computes the loss, targets given.
+The runs must have saved their models (``model.save=true``), and be of one model and one data set. All models
+are measured in turn in one process, on the same samples, so that other load on the machine affects all alike.
+A pass computes the loss, including targets.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ecoflap.console.progress import table, track
+from ecoflap.console.progress import ArgumentParser, complain, table, track
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.loading.device import resolve_device
@@ -39,14 +38,14 @@ class Cost:
 
     Attributes:
         name: dense, or the run's folder.
-        parameters: that are stored.
-        nonzero: of them.
-        operations: floating-point operations of a pass as it is computed: a zero in a matrix is multiplied
-            like any other number.
-        without_zeros: the same, were no removed weight multiplied; a kernel for sparse matrices could come
-            down to this.
-        milliseconds: of a pass, median.
-        least: of the milliseconds; on a machine with other work, the figure that this work disturbs least.
+        parameters: number of stored parameters.
+        nonzero: number of parameters that are not zero.
+        operations: floating-point operations of a pass as it is computed, with zeros in matrices multiplied
+            like other numbers.
+        without_zeros: the same without the products of removed weights, the lower bound for a sparse kernel.
+        milliseconds: median time of a pass.
+        least: shortest time of a pass in milliseconds, the figure that other load on the machine affects
+            least.
     """
 
     name: str
@@ -59,9 +58,9 @@ class Cost:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 when there is nothing to measure."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ecoflap.sweeps.report.cost",
+    """Run the command line; returns the exit code: 2 if there is nothing to measure."""
+    parser = ArgumentParser(
+        prog="ecoflap report cost",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -74,36 +73,28 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         costs = measure(options.runs, options.batch_size, options.repeats)
     except (FileNotFoundError, ValueError, UserError) as error:
-        print(f"nothing measured: {error}", file=sys.stderr)
-        return 2
+        return complain(f"nothing measured: {error}")
     columns = ["model", "parameters", "nonzero", "operations", "without zeros", "ms", "least ms"]
-    rows = [
-        (
-            c.name,
-            f"{c.parameters:,}",
-            f"{c.nonzero:,}",
-            f"{c.operations:,}",
-            f"{c.without_zeros:,}",
-            c.milliseconds,
-            c.least,
-        )
-        for c in costs
-    ]
-    table(
-        f"a forward pass of {options.batch_size} on {resolve_device('auto')}, {torch.get_num_threads()}"
-        " threads",
-        columns,
-        rows,
-    )
+    rows = []
+    for cost in costs:
+        counts = (cost.parameters, cost.nonzero, cost.operations, cost.without_zeros)
+        rows.append((cost.name, *(f"{count:,}" for count in counts), cost.milliseconds, cost.least))
+    machine = f"{resolve_device('auto')}, {torch.get_num_threads()} threads"
+    table(f"a forward pass of {options.batch_size} on {machine}", columns, rows)
     return 0
 
 
 def measure(runs: Sequence[Path], batch_size: int, repeats: int) -> list[Cost]:
-    """The dense model of the first run, and each run's own.
+    """Measure the dense model of the first run, and the saved model of each run.
+
+    Args:
+        runs: folders of the runs.
+        batch_size: samples per pass.
+        repeats: timed passes of each model.
 
     Raises:
-        FileNotFoundError: a folder has no record, or its run saved no model.
-        UserError: a model can't be loaded.
+        FileNotFoundError: if a folder has no record, or its run saved no model.
+        UserError: if a model can't be loaded.
     """
     records = [Result.read(run / RESULT) for run in runs]
     models = {"dense": _load(records[0].config, None)}
@@ -111,10 +102,8 @@ def measure(runs: Sequence[Path], batch_size: int, repeats: int) -> list[Cost]:
         if record.checkpoint is None:
             raise FileNotFoundError(f"{run} saved no model; run it again with model.save=true")
         models[str(run)] = _load(record.config, run / record.checkpoint)
-    calibration = replace(
-        build("calibration", _node(records[0].config["calibration"])), samples=batch_size
-    ).load(models["dense"], seed=0)
-    batches = calibration.batches(batch_size)
+    loader = replace(build("calibration", _node(records[0].config["calibration"])), samples=batch_size)
+    batches = loader.load(models["dense"], seed=0).batches(batch_size)
     times: dict[str, list[float]] = {name: [] for name in models}
     for repeat in track(range(repeats + 1), "measure", total=repeats + 1):
         for name, model in models.items():
@@ -125,14 +114,11 @@ def measure(runs: Sequence[Path], batch_size: int, repeats: int) -> list[Cost]:
 
 
 def _load(config: dict[str, Any], folder: Path | None) -> PrunableModel:
-    settings = {
-        **config["model"],
-        "save": False,
-        **({"path": str(folder.resolve())} if folder is not None else {}),
-    }
-    model: PrunableModel = build("model", _node(settings)).load(
-        resolve_device("auto"), Selection(config["towers"], config["skip_layers"])
-    )
+    settings = {**config["model"], "save": False}
+    if folder is not None:
+        settings["path"] = str(folder.resolve())
+    selection = Selection(config["towers"], config["skip_layers"])
+    model: PrunableModel = build("model", _node(settings)).load(resolve_device("auto"), selection)
     return model
 
 
@@ -176,7 +162,3 @@ def _cost(name: str, model: PrunableModel, batches: Sequence[dict[str, Tensor]],
     nonzero = sum(int((parameter != 0).sum()) for parameter in parameters)
     total = int(counter.get_total_flops())
     return Cost(name, model.parameter_count(), nonzero, total, total - idle, median(times), min(times))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

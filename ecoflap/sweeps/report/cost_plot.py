@@ -1,4 +1,4 @@
-"""The chart of what each step costs: seconds side by side, peak memory beside them."""
+"""The chart of the cost of each step: its seconds, and its peak memory next to them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,18 @@ STEPS = {
     "prune": VIOLET,
     "evaluate": RED,
 }
-"""The steps as a run takes them, each with its colour."""
+"""The steps in the order of a run, each with its colour."""
 HEIGHT = 0.66
-"""Of a method's bar, as a share of its row."""
+"""Height of a method's bar, as a share of its row."""
 
 
 class Cost(NamedTuple):
-    """What a step of a method took at most, over the runs that did not read it from the cache."""
+    """The largest cost of a step, over the runs that did not read it from the cache.
+
+    Attributes:
+        seconds: wall-clock time.
+        gibibytes: peak memory.
+    """
 
     seconds: float
     gibibytes: float
@@ -39,9 +44,7 @@ Costs = dict[Method, dict[str, Cost]]
 
 
 def costs_of(section: Section) -> Costs:
-    """Method -> step -> the largest cost over its runs; without the steps that all of them read from the
-    cache.
-    """
+    """The largest cost over the runs, for each method and step that some run did not read from the cache."""
     return {
         method: {step: _largest(runs, step) for step in _steps(runs)}
         for method, runs in section.by_method.items()
@@ -50,18 +53,18 @@ def costs_of(section: Section) -> Costs:
 
 @styled
 def plot_costs(title: str, costs: Costs) -> Figure:
-    """One bar of steps per method; the memory of each step as a dot of its colour, the first step on top."""
+    """Plot one bar of steps per method, and the memory of each step as a dot of its colour."""
     steps = _in_order({step for row in costs.values() for step in row})
     labels = [wrapped(method.label, 30) for method in costs]
     figure = new_figure(WIDTH, 1.3 + rows_height(labels))
     time, memory = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     handles: dict[str, Any] = {}
-    for place, row in enumerate(costs.values()):
+    for position, row in enumerate(costs.values()):
         start = 0.0
         for step in _in_order(row):
             colour, lane = STEPS.get(step, GREY), HEIGHT * ((steps.index(step) + 0.5) / len(steps) - 0.5)
-            bar = time.barh(place, row[step].seconds, left=start, height=HEIGHT, color=colour)
-            memory.plot(row[step].gibibytes, place + lane, "o", color=colour, markersize=3.5)
+            bar = time.barh(position, row[step].seconds, left=start, height=HEIGHT, color=colour)
+            memory.plot(row[step].gibibytes, position + lane, "o", color=colour, markersize=3.5)
             handles.setdefault(step, bar)
             start += row[step].seconds
     time.set_yticks(range(len(labels)), labels)
@@ -79,9 +82,8 @@ def plot_costs(title: str, costs: Costs) -> Figure:
 
 def _largest(runs: Sequence[Run], step: str) -> Cost:
     found = [computed[step] for run in runs if step in (computed := _computed(run))]
-    return Cost(
-        max(cost["seconds"] for cost in found), max(cost["peak_memory_bytes"] for cost in found) / 2**30
-    )
+    peak = max(cost["peak_memory_bytes"] for cost in found)
+    return Cost(max(cost["seconds"] for cost in found), peak / 2**30)
 
 
 def _steps(runs: Sequence[Run]) -> list[str]:
@@ -89,11 +91,11 @@ def _steps(runs: Sequence[Run]) -> list[str]:
 
 
 def _computed(run: Run) -> dict[str, dict[str, Any]]:
-    """The steps that the run did not read from the cache; records of former versions don't say."""
+    """The steps that a run did not read from the cache; records of old versions don't say, and count."""
     return {step: cost for step, cost in run.result.steps.items() if not cost.get("cached", False)}
 
 
 def _in_order(steps: dict[str, Cost] | set[str]) -> list[str]:
-    """Steps as a run takes them; unknown ones at the end."""
+    """Steps in the order of a run; unknown ones come last."""
     known = list(STEPS)
     return sorted(steps, key=lambda step: (known.index(step) if step in known else len(known), step))

@@ -1,6 +1,4 @@
-"""What to call a run in a report: its pruner, its coarse stage, and whatever else sets it apart from the
-other runs.
-"""
+"""The name of a run in a report: its pruner, its coarse stage, and whatever else distinguishes it."""
 
 from __future__ import annotations
 
@@ -16,7 +14,7 @@ from ecoflap.sweeps.report.runs import Run
 
 AXES = ("sparsity", "seed")
 BESIDE = (*VOLATILE, "model.save", "model.save_lavis", "steps")
-"""Config keys that change where or how a run happens, or what it leaves behind, but not what it measures."""
+"""Config keys that change where or how a run executes, or which files it writes, but not what it measures."""
 PATHS = (
     "path",
     "folder",
@@ -27,21 +25,21 @@ PATHS = (
     "vision_from",
     "language_from",
 )
-# The keys that people sweep come first: of two that vary together only the first is part of the name.
+# The keys that are usually swept come first: of two that vary together only the first is part of the name.
 ORDER = ("score", "allocation", "pruner", "towers", "skip_layers", "calibration", "task", "model")
 COARSE = {"none": "uniform", "file": "from a file", "global": ""}
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is compared: runs of one method differ in sparsity and seed only.
+    """The unit of comparison: runs of one method differ in sparsity and seed only.
 
     Attributes:
         pruner: the fine stage.
-        score: the coarse stage; ``file`` for a given allocation, ``global`` where all weights compete and
+        score: the coarse stage; ``file`` for an allocation from a file, ``global`` if all weights compete and
             there is none.
-        settings: the further config keys that tell methods apart, each with its value as a person would type
-            it.
+        settings: the further config keys that distinguish methods, each with its value as on the command
+            line.
     """
 
     pruner: str
@@ -58,15 +56,8 @@ class Method:
         """The name of what decides the block sparsities: the coarse stage, or a pruner that has none."""
         if self.score == "global":
             return self.label
-        return ", ".join(
-            filter(
-                None,
-                [
-                    self._coarse_word,
-                    _overrides(one for one in self.settings if not one[0].startswith("pruner.")),
-                ],
-            )
-        )
+        settings = _overrides(one for one in self.settings if not one[0].startswith("pruner."))
+        return ", ".join(filter(None, [self._coarse_word, settings]))
 
     @property
     def setting(self) -> str:
@@ -79,38 +70,26 @@ class Method:
 
     @property
     def order(self) -> tuple[Any, ...]:
-        """Sorts methods: uniform first, numbers by size."""
-        return (
-            self.pruner,
-            self.score != "none",
-            self.score,
-            [(key, *_number_first(value)) for key, value in self.settings],
-        )
+        """Sort key: uniform first, numbers by size."""
+        settings = [(key, *_number_first(value)) for key, value in self.settings]
+        return self.pruner, self.score != "none", self.score, settings
 
 
 def name_methods(runs: Sequence[Run]) -> list[Method]:
-    """The method of each run; as few config keys as it takes to tell them apart, so that keys which vary
-    together count once.
+    """The method of each run, with as few config keys as it takes to distinguish them.
 
-    Paths depend on the machine and count only where two runs would otherwise be the same run, as two
-    allocation files are.
+    Of keys that vary together, one is enough. Paths depend on the machine, and count only if two runs would
+    otherwise have the same method, sparsity and seed, such as runs with two allocation files.
     """
     configs = [flatten(run.config) for run in runs]
     methods = [Method(run.config["pruner"]["name"], _coarse(run)) for run in runs]
+    items = [item for config in configs for item in config.items()]
+    paths_by_key = {key for key, value in items if is_path(key, value)}
     for key in sorted(
-        {key for config in configs for key in config if key not in AXES and not is_path(key, config[key])},
-        key=_rank,
+        {key for key, value in items if key not in AXES and not is_path(key, value)}, key=_rank
     ):
         methods = _split(methods, key, [shown(config.get(key)) for config in configs], set(methods))
-    for key in sorted(
-        {
-            key
-            for config in configs
-            for key in config
-            if is_path(key, config[key]) and not key.startswith("model.")
-        },
-        key=_rank,
-    ):
+    for key in sorted({key for key in paths_by_key if not key.startswith("model.")}, key=_rank):
         counts = Counter((method, run.sparsity, run.seed) for method, run in zip(methods, runs, strict=True))
         alike = {method for (method, *_), count in counts.items() if count > 1}
         paths = [shown(config.get(key)) for config in configs]
@@ -120,7 +99,7 @@ def name_methods(runs: Sequence[Run]) -> list[Method]:
 
 
 def name_models(runs: Sequence[Run]) -> list[str]:
-    """The model of each run; with the end of its path where one name stands for several weights."""
+    """The model of each run, with the end of its path if runs with that name differ in their weights."""
     weights, paths = defaultdict(set), defaultdict(set)
     for run in runs:
         weights[run.config["model"]["name"]].add(run.result.model.get("fingerprint"))
@@ -128,24 +107,25 @@ def name_models(runs: Sequence[Run]) -> list[str]:
     names = []
     for run in runs:
         name, path = run.config["model"]["name"], _weights(run)
-        names.append(
-            f"{name} ({_short(paths[name])[path]})" if min(len(weights[name]), len(paths[name])) > 1 else name
-        )
+        ambiguous = min(len(weights[name]), len(paths[name])) > 1
+        names.append(f"{name} ({_short(paths[name])[path]})" if ambiguous else name)
     return names
 
 
 def _weights(run: Run) -> str:
-    """Where a run's weights come from."""
-    return " + ".join(
-        str(run.config["model"][key]) for key in PATHS if run.config["model"].get(key) is not None
-    )
+    """The paths of a run's weights."""
+    model = run.config["model"]
+    return " + ".join(str(model[key]) for key in PATHS if model.get(key) is not None)
 
 
 def differences(
     runs: Sequence[Run], named: Collection[str] = ()
 ) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """The config keys that have one value in all runs, and those that have several; no ``BESIDE``, and of
-    paths only those that name methods.
+    """The config keys with one value in all runs, and those with several, without ``BESIDE``.
+
+    Args:
+        runs: the runs.
+        named: the paths among the keys that count, because they are part of names.
     """
     configs = [flatten(run.config) for run in runs]
     keys = dict.fromkeys(
@@ -155,13 +135,12 @@ def differences(
         if key in named or not any(is_path(key, one.get(key)) for one in configs)
     )
     values = {key: sorted({shown(config.get(key)) for config in configs}, key=_number_first) for key in keys}
-    return {key: found[0] for key, found in values.items() if len(found) == 1}, {
-        key: found for key, found in values.items() if len(found) > 1
-    }
+    constant = {key: found[0] for key, found in values.items() if len(found) == 1}
+    return constant, {key: found for key, found in values.items() if len(found) > 1}
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{dotted key: value} of everything that says what a run measures."""
+    """The values that determine what a run measures, by dotted key."""
     flat: dict[str, Any] = {}
     for name, value in config.items():
         key = f"{prefix}{name}"
@@ -172,12 +151,12 @@ def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def is_path(key: str, value: Any) -> bool:
-    """Whether a config value is a place in a file system or on a hub."""
+    """Whether a config value is a path in a file system or on a hub."""
     return key.rpartition(".")[2] in PATHS or (isinstance(value, str) and value.startswith("/"))
 
 
 def shown(value: Any) -> str:
-    """A config value as a person would type it."""
+    """A config value as on the command line."""
     return value if isinstance(value, str) else json.dumps(value)
 
 
@@ -203,16 +182,23 @@ def _allocated_by(run: Run) -> str:
 def _split(
     methods: Sequence[Method], key: str, values: Sequence[str], among: Collection[Method]
 ) -> list[Method]:
-    """Add a key to the name of those methods of which it has several values."""
+    """Add a key to the name of those methods for which it has several values.
+
+    Args:
+        methods: the method of each run.
+        key: the config key.
+        values: its value in each run.
+        among: the methods that may be split.
+    """
     found = defaultdict(set)
     for method, value in zip(methods, values, strict=True):
         found[method].add(value)
-    return [
-        replace(method, settings=(*method.settings, (key, value)))
-        if method in among and len(found[method]) > 1
-        else method
-        for method, value in zip(methods, values, strict=True)
-    ]
+    result = []
+    for method, value in zip(methods, values, strict=True):
+        ambiguous = method in among and len(found[method]) > 1
+        settings = (*method.settings, (key, value)) if ambiguous else method.settings
+        result.append(replace(method, settings=settings))
+    return result
 
 
 def _short(paths: Iterable[str]) -> dict[str, str]:
@@ -227,13 +213,13 @@ def _short(paths: Iterable[str]) -> dict[str, str]:
 
 
 def _rank(key: str) -> tuple[int, bool, str]:
-    """Where a key stands: by its group, a group's name before its options."""
+    """Sort key of config keys: by group, a group's name before its options."""
     group = key.partition(".")[0]
     return (ORDER.index(group) if group in ORDER else len(ORDER)), not key.endswith(".name"), key
 
 
 def _number_first(value: str) -> tuple[bool, float, str]:
-    """Sorts values as people do: 2 before 10, numbers before words."""
+    """Sort key of values: numbers by size, then words."""
     try:
         return False, float(value), ""
     except ValueError:

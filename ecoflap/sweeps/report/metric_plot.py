@@ -1,6 +1,4 @@
-"""The chart of a metric: against sparsity, one line per method; or one row per method where there is a single
-sparsity.
-"""
+"""The chart of a metric: a line per method over sparsity, or a row per method at a single sparsity."""
 
 from __future__ import annotations
 
@@ -26,19 +24,20 @@ from ecoflap.sweeps.report.style import (
 
 @styled
 def plot_metric(table: MetricTable, ranks: dict[Any, int]) -> Figure:
-    """Means over seeds with their standard deviations, and the dense model as a dashed line.
+    """Plot means over seeds with their standard deviations, and the dense model as a dashed line.
 
     Args:
         table: the figures.
-        ranks: {method: number that its colour goes by}.
+        ranks: index of each method's colour.
     """
-    figure = (_against_sparsity if len(table.sparsities) > 1 else _by_method)(table, ranks)
+    plot = _against_sparsity if len(table.sparsities) > 1 else _by_method
+    figure = plot(table, ranks)
     figure.axes[0].set_title(wrapped(table.title, 80))
     return figure
 
 
 def unshown(table: MetricTable) -> list[str]:
-    """The cells that no chart can show, in words: their mean is not finite."""
+    """Descriptions of the cells that a chart can't show, because their mean is not finite."""
     means = [
         (method.label, sparsity, statistics(pruned(seeds))[0])
         for method, row in table.cells.items()
@@ -67,46 +66,40 @@ def _by_method(table: MetricTable, ranks: dict[Any, int]) -> Figure:
     labels = [wrapped(method.label, 44) for method in table.cells]
     figure = new_figure(WIDTH, 1.3 + rows_height(labels))
     axes = figure.add_subplot()
-    for place, (method, row) in enumerate(table.cells.items()):
+    for position, (method, row) in enumerate(table.cells.items()):
         means, deviations = _finite(row)
-        axes.errorbar(means, [place], xerr=deviations, **look(ranks[method]))
+        axes.errorbar(means, [position], xerr=deviations, **look(ranks[method]))
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)  # first method on top, as in the table
     _dense_line(axes, table, "x")
     _scale(axes, table, "x")
-    axes.set_xlabel(
-        _with_unshown(f"{table.metric} at sparsity {table.sparsities[0]:g} ({table.direction})", table)
-    )
+    label = f"{table.metric} at sparsity {table.sparsities[0]:g} ({table.direction})"
+    axes.set_xlabel(_with_unshown(label, table))
     return figure
 
 
 def _finite(row: dict[float, Any]) -> tuple[list[float], list[float] | None]:
-    """Mean and deviation of each cell, NaN where there is no finite one: lines break there. No deviations at
-    all where every cell has one run.
+    """Mean and deviation of each cell, NaN where they are not finite, which breaks the line.
+
+    The deviations are None if every cell has one run.
     """
     summaries = [statistics(pruned(seeds)) for seeds in row.values()]
     means = [mean if math.isfinite(mean) else math.nan for mean, _ in summaries]
-    deviations = [
-        math.nan if deviation is None or not math.isfinite(deviation) else deviation
-        for _, deviation in summaries
-    ]
+    known = [math.nan if deviation is None else deviation for _, deviation in summaries]
+    deviations = [deviation if math.isfinite(deviation) else math.nan for deviation in known]
     return means, None if all(map(math.isnan, deviations)) else deviations
 
 
 def _scale(axes: Axes, table: MetricTable, direction: str) -> None:
-    """Logarithmic where smaller is better and the figures span more than a decade, with plain numbers beside
-    it.
-    """
-    values = [
-        mean for row in table.cells.values() for mean in _finite(row)[0] if not math.isnan(mean)
-    ] + table.dense
+    """Set a logarithmic scale if smaller is better and the figures span more than a decade."""
+    means = [mean for row in table.cells.values() for mean in _finite(row)[0]]
+    values = [mean for mean in means if not math.isnan(mean)] + table.dense
     if not values or not table.smaller_is_better or min(values) <= 0 or max(values) < 10 * min(values):
         return
     axes.set(**{f"{direction}scale": "log"})
     low, high = getattr(axes, f"get_{direction}lim")()
-    axes.set(
-        **{f"{direction}lim": (max(low, 0.7 * min(values)), high)}
-    )  # a deviation as large as its mean would reach down for decades
+    # A deviation as large as its mean would extend the axis down by decades.
+    axes.set(**{f"{direction}lim": (max(low, 0.7 * min(values)), high)})
     axis = getattr(axes, f"{direction}axis")
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(values) < 1000 * min(values) else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -114,27 +107,26 @@ def _scale(axes: Axes, table: MetricTable, direction: str) -> None:
 
 
 def _dense_line(axes: Axes, table: MetricTable, direction: str) -> None:
-    """Where the dense model stands; a band where the runs measured different figures."""
+    """Draw the dense model's figure as a dashed line, and as a band if runs measured different figures."""
     if not table.dense:
         return
     low, high = table.dense
     middle, upright = (low + high) / 2, direction == "x"
-    (axes.axvline if upright else axes.axhline)(
-        middle, color=INK, linestyle=(0, (2, 2)), linewidth=1.1, zorder=1
-    )
+    draw_line = axes.axvline if upright else axes.axhline
+    draw_line(middle, color=INK, linestyle=(0, (2, 2)), linewidth=1.1, zorder=1)
     if high > low:
-        (axes.axvspan if upright else axes.axhspan)(low, high, color=INK, alpha=0.1, linewidth=0)
-    at, coordinates = (
-        ((middle, 1), ("data", "axes fraction")) if upright else ((1, middle), ("axes fraction", "data"))
-    )
-    aside = "left" if upright and table.smaller_is_better else "right"
+        draw_span = axes.axvspan if upright else axes.axhspan
+        draw_span(low, high, color=INK, alpha=0.1, linewidth=0)
+    point = (middle, 1) if upright else (1, middle)
+    coordinates = ("data", "axes fraction") if upright else ("axes fraction", "data")
+    side = "left" if upright and table.smaller_is_better else "right"
     axes.annotate(
         f"dense {middle:.4g}",
-        at,
+        point,
         xycoords=coordinates,
-        xytext=(-3 if aside == "right" else 3, 3),
+        xytext=(-3 if side == "right" else 3, 3),
         textcoords="offset points",
-        ha=aside,
+        ha=side,
         fontsize=8.5,
     )
 

@@ -18,12 +18,12 @@ SMALLER_IS_BETTER = {"perplexity", "ppl", "loss", "nll", "error", "wer", "mae", 
 
 
 class Measured(NamedTuple):
-    """One run's figure, after pruning and before, and its sparsity.
+    """One run's figures.
 
     Attributes:
-        pruned: of the pruned model.
-        dense: of the dense model; null where that was not measured.
-        realised: the share of zeros that was counted; null where whole units were cut away instead.
+        pruned: the metric of the pruned model.
+        dense: the metric of the dense model; None if it was not measured.
+        realised: the share of zeros; None for structured pruning, which removes whole units.
     """
 
     pruned: float
@@ -43,7 +43,7 @@ class MetricTable:
         section: the runs.
         task: name of the task.
         metric: name of the metric.
-        cells: its figures; methods in their order, sparsities rising.
+        cells: its figures; methods in order, sparsities ascending.
     """
 
     section: Section
@@ -58,7 +58,7 @@ class MetricTable:
 
     @property
     def title(self) -> str:
-        """What was measured on what."""
+        """The model and the task."""
         if self.task == "mean" and len(self.section.tasks) > 1:
             return f"{self.model}, mean of {len(self.section.tasks) - 1} tasks"
         return f"{self.model} on {self.task}"
@@ -70,35 +70,36 @@ class MetricTable:
 
     @property
     def smaller_is_better(self) -> bool:
-        """Whether a perfect model would have zero; by the words of the metric's name."""
+        """Whether smaller is better, by the words of the metric's name."""
         return not SMALLER_IS_BETTER.isdisjoint(re.split(r"[^a-z]+", self.metric.lower()))
 
     @property
     def direction(self) -> str:
-        """Which way is better, in words."""
+        """Which direction is better, in words."""
         return "lower is better" if self.smaller_is_better else "higher is better"
 
     @property
     def sparsities(self) -> list[float]:
-        """All sparsities of the table, rising."""
+        """All sparsities of the table, ascending."""
         return sorted({sparsity for row in self.cells.values() for sparsity in row})
 
     @property
     def dense(self) -> list[float]:
-        """The dense model's figure, lowest and highest over the runs; empty where it was not measured."""
-        values = [
-            value
-            for row in self.cells.values()
-            if (value := dense_mean(row)) is not None and math.isfinite(value)
-        ]
+        """The dense model's lowest and highest figure over the runs; empty if it was not measured."""
+        means = [dense_mean(row) for row in self.cells.values()]
+        values = [mean for mean in means if mean is not None and math.isfinite(mean)]
         return [min(values), max(values)] if values else []
 
 
 def make_tables(sections: Sequence[Section], asked: Sequence[str] = ()) -> list[MetricTable]:
-    """The tables of the asked metrics (``task/metric``), or of each task's headline, which is its first.
+    """The tables of the given metrics, or of each task's first metric.
+
+    Args:
+        sections: the runs.
+        asked: metrics as ``task/metric``.
 
     Raises:
-        UserError: no run has a metric that was asked for.
+        UserError: if no run has a metric that was asked for.
     """
     names = list(dict.fromkeys(name for section in sections for name in _metrics(section)))
     for metric in asked:
@@ -117,32 +118,32 @@ def make_tables(sections: Sequence[Section], asked: Sequence[str] = ()) -> list[
 
 
 def statistics(values: Sequence[float]) -> tuple[float, float | None]:
-    """Mean and sample standard deviation; None for the latter when there is one value."""
+    """Mean and sample standard deviation; None for the latter if there is only one value."""
     mean = fmean(values)
-    return mean, (
-        (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5 if len(values) > 1 else None
-    )
+    if len(values) < 2:
+        return mean, None
+    return mean, (sum((value - mean) ** 2 for value in values) / (len(values) - 1)) ** 0.5
 
 
 def pruned(seeds: dict[int, Measured]) -> list[float]:
-    """The figures of a cell."""
+    """The pruned models' figures in a cell."""
     return [one.pruned for one in seeds.values()]
 
 
 def other_sparsity(target: float, seeds: dict[int, Measured]) -> float | None:
-    """The mean of a cell's realised sparsities, where that isn't the target to three digits; else null."""
+    """The mean of a cell's realised sparsities if it differs from the target in three digits; else None."""
     realised = realised_mean(seeds)
     return None if realised is None or f"{realised:.3f}" == f"{target:.3f}" else realised
 
 
 def realised_mean(seeds: dict[int, Measured]) -> float | None:
-    """The mean of a cell's realised sparsities; null where whole units were cut away."""
+    """The mean of a cell's realised sparsities; None for structured pruning."""
     values = [one.realised for one in seeds.values() if one.realised is not None]
     return fmean(values) if values else None
 
 
 def dense_mean(row: dict[float, dict[int, Measured]]) -> float | None:
-    """Mean over the runs of a method that measured the dense model; None when none did."""
+    """Mean of the dense model over the runs of a method that measured it; None if none did."""
     values = [one.dense for seeds in row.values() for one in seeds.values() if one.dense is not None]
     return fmean(values) if values else None
 
@@ -157,7 +158,7 @@ def _metrics(section: Section) -> list[str]:
 
 
 def _headlines(section: Section) -> list[str]:
-    """Each task's first metric; where runs of a task begin with different ones, each of those."""
+    """Each task's first metric; all of them if runs of a task begin with different ones."""
     measured = [
         (task, first_metric(values))
         for run in section.runs
@@ -172,9 +173,8 @@ def _cells(section: Section, task: str, metric: str) -> Cells:
     for method, runs in section.by_method.items():
         row: dict[float, dict[int, Measured]] = {}
         for run in sorted(runs, key=lambda run: (run.sparsity, run.seed)):
-            before, after = (
-                run.result.metrics.get(when, {}).get(task, {}).get(metric) for when in ("dense", "pruned")
-            )
+            figures = [run.result.metrics.get(state, {}).get(task, {}) for state in ("pruned", "dense")]
+            after, before = (figure.get(metric) for figure in figures)
             if after is not None:
                 row.setdefault(run.sparsity, {})[run.seed] = Measured(after, before, run.realised)
         if row:

@@ -1,4 +1,4 @@
-"""The page of a report: one HTML file that holds its plots, and each plot beside it as PNG and PDF."""
+"""The page of a report: one HTML file that includes its plots, and each plot as PNG and PDF."""
 
 from __future__ import annotations
 
@@ -29,18 +29,26 @@ NAME = "index.html"
 
 @dataclass
 class Plots:
-    """Draws figures into a folder; each name once.
+    """Saves figures in a folder, each under a unique name.
 
     Attributes:
-        folder: where their files go.
-        names: those that were given so far.
+        folder: the folder of their files.
+        names: how often each name was used.
     """
 
     folder: Path
     names: Counter[str] = field(default_factory=Counter)
 
     def __call__(self, drawn: Figure, *parts: str) -> dict[str, Any]:
-        """The figure for the page, and the name of its files."""
+        """Save a figure.
+
+        Args:
+            drawn: the figure.
+            parts: parts of its name.
+
+        Returns:
+            The figure for the page, the name of its files, and its width in inches.
+        """
         name = re.sub(r"[^A-Za-z0-9.-]+", "_", "_".join(parts)).strip("_.")[:120]
         self.names[name] += 1
         unique = name if self.names[name] == 1 else f"{name}_{self.names[name]}"
@@ -62,12 +70,15 @@ def write_page(
     """Write the page and its plots into a folder.
 
     Args:
-        folder: where to; made where it is missing.
+        folder: the folder; created if it does not exist.
         title: the page's heading.
         sections: the runs, by model and tasks.
         tables: the metrics to show.
         unfinished: runs without a result.
-        source: the folder that the runs were found in, for the page's head.
+        source: the folder of the runs, for the page's head.
+
+    Returns:
+        The file of the page.
     """
     folder.mkdir(parents=True, exist_ok=True)
     runs = [run for section in sections for run in section.runs]
@@ -81,24 +92,18 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    tables_of = [(section, [table for table in tables if table.section is section]) for section in sections]
     html = environment.get_template("page.html").render(
         title=title,
         source=source,
         runs=runs,
-        sections=[
-            _section(section, [table for table in tables if table.section is section], plots)
-            for section in sections
-        ],
+        sections=[_section(section, own, plots) for section, own in tables_of],
         unfinished=unfinished,
         constant=constant,
         varying=[(key, values, _part(key, named)) for key, values in varying.items()],
         origins=_origins(runs),
         metrics=list(dict.fromkeys(table.name for table in tables)),
-        rows=[
-            row
-            for section in sections
-            for row in _rows(section, [table for table in tables if table.section is section])
-        ],
+        rows=[row for section, own in tables_of for row in _rows(section, own)],
     )
     path = folder / NAME
     path.write_text(html, encoding="utf-8")
@@ -109,25 +114,24 @@ def _section(section: Section, tables: Sequence[MetricTable], plots: Plots) -> d
     """One model on its tasks: charts, tables and costs."""
     ranks = {method: rank for rank, method in enumerate(section.by_method)}
     lines, costs = lines_of(section, ranks), costs_of(section)
-    return {
-        "title": section.title,
-        "metrics": [
+    metrics, allocation = [], None
+    for table in tables:
+        cells = [one for row in table.cells.values() for one in row.items()]
+        metrics.append(
             {
                 "table": table,
                 "plot": plots(plot_metric(table, ranks), section.model, table.task, table.metric),
                 "rows": list(_table_rows(table)),
-                "elsewhere": any(
-                    other_sparsity(target, seeds) is not None
-                    for row in table.cells.values()
-                    for target, seeds in row.items()
-                ),
-                "repeated": any(len(seeds) > 1 for row in table.cells.values() for seeds in row.values()),
+                "elsewhere": any(other_sparsity(target, seeds) is not None for target, seeds in cells),
+                "repeated": any(len(seeds) > 1 for _, seeds in cells),
             }
-            for table in tables
-        ],
-        "allocation": plots(plot_allocation(section.title, lines), section.title, "allocation")
-        if lines
-        else None,
+        )
+    if lines:
+        allocation = plots(plot_allocation(section.title, lines), section.title, "allocation")
+    return {
+        "title": section.title,
+        "metrics": metrics,
+        "allocation": allocation,
         "few": are_few(lines),
         "cost": plots(plot_costs(section.title, costs), section.title, "cost"),
         "costs": [(method.label, step, cost) for method, row in costs.items() for step, cost in row.items()],
@@ -135,7 +139,7 @@ def _section(section: Section, tables: Sequence[MetricTable], plots: Plots) -> d
 
 
 def _table_rows(table: MetricTable) -> Iterator[dict[str, Any]]:
-    """Method, dense and one cell per sparsity, each with the number that it sorts by."""
+    """Method, dense figure and one cell per sparsity, each with the number that it is sorted by."""
     for method, row in table.cells.items():
         cells = [
             (statistics(pruned(row[at]))[0], cell(at, row[at])) if at in row else (None, "")
@@ -150,7 +154,7 @@ def _table_rows(table: MetricTable) -> Iterator[dict[str, Any]]:
 
 
 def _rows(section: Section, tables: Sequence[MetricTable]) -> Iterator[dict[str, Any]]:
-    """One row of the table of all runs."""
+    """The rows of the table of all runs."""
     for method, run in zip(section.methods, section.runs, strict=True):
         measured = {
             table.name: table.cells.get(method, {}).get(run.sparsity, {}).get(run.seed) for table in tables
@@ -168,9 +172,7 @@ def _rows(section: Section, tables: Sequence[MetricTable]) -> Iterator[dict[str,
 
 
 def _part(key: str, named: Collection[str]) -> str:
-    """What a key that differs between runs is to the report; nothing where it goes along with a key that is
-    named.
-    """
+    """The role of a key that differs between runs; empty if it follows from a key that names methods."""
     if key in AXES:
         return "the axis" if key == "sparsity" else "averaged over"
     if key == "model.name":
@@ -179,13 +181,13 @@ def _part(key: str, named: Collection[str]) -> str:
 
 
 def _commit(run: Run) -> str:
-    """The commit in short, marked where files differed from it."""
+    """The abbreviated commit, with a mark if files differed from it."""
     git = run.result.git
     return "" if git is None else git["commit"][:10] + (" + changes" if git["dirty"] else "")
 
 
 def _origins(runs: Sequence[Run]) -> list[tuple[str, list[tuple[str, int]]]]:
-    """The library versions that runs were made with, each with its commits and their numbers of runs."""
+    """The library versions of the runs, each with its commits and their numbers of runs."""
     commits: dict[str, Counter[str]] = {}
     for run in runs:
         versions = ", ".join(f"{name} {version}" for name, version in run.result.versions.items() if version)

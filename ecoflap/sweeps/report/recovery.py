@@ -1,6 +1,6 @@
-"""What fine-tuning brought back: dense, pruned and fine-tuned, mean and standard deviation over seeds.
+"""What fine-tuning recovers: dense, pruned and fine-tuned, mean and standard deviation over seeds.
 
-python -m ecoflap.sweeps.report.recovery SWEEP [--metric METRIC]
+ecoflap report recovery SWEEP [--metric METRIC]
 """
 
 from __future__ import annotations
@@ -8,12 +8,12 @@ from __future__ import annotations
 import argparse
 import itertools
 import math
-import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from ecoflap.console.progress import ArgumentParser, complain
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.results.record import first_metric
@@ -25,9 +25,7 @@ STATES = ("dense", "pruned", "finetuned")
 
 
 class Kind(NamedTuple):
-    """Runs that differ by their seed only; ``settings`` are the further options that tell kinds of one sweep
-    apart.
-    """
+    """Runs that differ in their seed only; ``settings`` are the further options that distinguish kinds."""
 
     model: str
     pruner: str
@@ -42,9 +40,9 @@ Runs = dict[Kind, list[tuple[float, float, float]]]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code, 2 when there is nothing to show."""
-    parser = argparse.ArgumentParser(
-        prog="python -m ecoflap.sweeps.report.recovery",
+    """Run the command line; returns the exit code: 2 if there is nothing to show."""
+    parser = ArgumentParser(
+        prog="ecoflap report recovery",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -56,18 +54,20 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         runs = read(options.folder, options.metric)
     except UserError as error:
-        print(f"no table: {error}", file=sys.stderr)
-        return 2
+        return complain(f"no table: {error}")
     print("\n".join(markdown(runs)))
     return 0
 
 
 def read(folder: Path, metric: str | None) -> Runs:
-    """The three figures of every fine-tuned run below a folder; of two runs that agree in everything, the
-    newer one's.
+    """The figures of every fine-tuned run below a folder; of equal runs, those of the newest.
+
+    Args:
+        folder: the folder.
+        metric: name of the metric; None for each task's first.
 
     Raises:
-        UserError: there is no such run, or a record cannot be read.
+        UserError: if there is no such run, or a record can't be read.
     """
     found: Runs = defaultdict(list)
     sections = make_sections([run for run in read_runs(folder) if "finetuned" in run.result.metrics])
@@ -82,33 +82,27 @@ def read(folder: Path, metric: str | None) -> Runs:
                 name = metric if metric is not None else first_metric(finetuned)
                 if name is not None and name in finetuned:
                     label = f"{task}/{name}" if len(tasks[section.model]) > 1 else name
-                    settings = " ".join(
-                        f"{key}={value}" for key, value in method.settings if key != "finetune.name"
-                    )
+                    further = [one for one in method.settings if one[0] != "finetune.name"]
                     kind = Kind(
-                        section.model,
-                        method.pruner,
-                        method.score,
-                        run.config["finetune"]["name"],
-                        settings,
-                        label,
-                        run.sparsity,
+                        model=section.model,
+                        pruner=method.pruner,
+                        score=method.score,
+                        finetune=run.config["finetune"]["name"],
+                        settings=" ".join(f"{key}={value}" for key, value in further),
+                        metric=label,
+                        sparsity=run.sparsity,
                     )
-                    found[kind].append(
-                        (
-                            run.result.metrics["dense"][task][name],
-                            run.result.metrics["pruned"][task][name],
-                            finetuned[name],
-                        )
-                    )
+                    dense, pruned = (run.result.metrics[state][task][name] for state in STATES[:2])
+                    found[kind].append((dense, pruned, finetuned[name]))
     if not found:
         raise UserError(f"no {RESULT} of a fine-tuned model below {folder}, or none with that metric")
     return found
 
 
 def markdown(runs: Runs) -> Iterator[str]:
-    """The lines of a GitHub table. ``recovered`` is the mean of what fine-tuning gained over the mean of what
-    pruning had cost.
+    """The lines of a GitHub table.
+
+    ``recovered`` is the mean gain of fine-tuning over the mean loss of pruning.
     """
     # A column of settings only where there are any.
     columns = [name for name in Kind._fields if name != "settings" or any(kind.settings for kind in runs)]
@@ -117,21 +111,11 @@ def markdown(runs: Runs) -> Iterator[str]:
     for kind in sorted(runs):
         dense, pruned, finetuned = (list(column) for column in zip(*runs[kind], strict=True))
         lost, gained = sum(dense) - sum(pruned), sum(finetuned) - sum(pruned)
-        recovered = (
-            "nothing lost" if math.isclose(sum(dense), sum(pruned), rel_tol=1e-9) else f"{gained / lost:.0%}"
-        )
+        lossless = math.isclose(sum(dense), sum(pruned), rel_tol=1e-9)
+        recovered = "nothing lost" if lossless else f"{gained / lost:.0%}"
         names = [getattr(kind, name) for name in columns[:-1]]
-        yield _line(
-            (
-                *names,
-                f"{kind.sparsity:g}",
-                len(dense),
-                _cell(dense),
-                _cell(pruned),
-                _cell(finetuned),
-                recovered,
-            )
-        )
+        figures = map(_cell, (dense, pruned, finetuned))
+        yield _line((*names, f"{kind.sparsity:g}", len(dense), *figures, recovered))
 
 
 def _cell(values: list[float]) -> str:
@@ -141,7 +125,3 @@ def _cell(values: list[float]) -> str:
 
 def _line(cells: Iterable[object]) -> str:
     return f"| {' | '.join(map(str, cells))} |"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

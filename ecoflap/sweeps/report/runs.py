@@ -1,4 +1,4 @@
-"""The runs below a folder: those that left a result, and those that did not."""
+"""The runs below a folder: those with a result, and those without."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Run:
     """A finished run.
 
     Attributes:
-        name: its folder, relative to the one that was asked for.
-        folder: where it is.
+        name: its folder, relative to the folder of the report.
+        folder: its folder.
         result: its record.
     """
 
@@ -35,29 +35,28 @@ class Run:
 
     @property
     def sparsity(self) -> float:
-        """The sparsity that was asked for."""
+        """The target sparsity."""
         return float(self.config["sparsity"])
 
     @property
     def realised(self) -> float | None:
-        """The share of zeros that was counted; null where whole units were cut away instead."""
-        return (
-            None if self.result.sparsity.get("total") == "units" else float(self.result.sparsity["prunable"])
-        )
+        """The share of zeros; None for structured pruning, which removes whole units."""
+        sparsity = self.result.sparsity
+        return None if sparsity.get("total") == "units" else float(sparsity["prunable"])
 
     @property
     def seed(self) -> int:
-        """Of every random draw."""
+        """The seed of every random draw."""
         return int(self.config["seed"])
 
 
 @dataclass(frozen=True)
 class Unfinished:
-    """A run that left no result: it failed, was stopped, or is still going on.
+    """A run without a result: it failed, was stopped, or is still running.
 
     Attributes:
-        name: its folder, relative to the one that was asked for.
-        overrides: what it was asked for.
+        name: its folder, relative to the folder of the report.
+        overrides: its overrides.
     """
 
     name: str
@@ -68,8 +67,8 @@ def read_runs(folder: Path) -> list[Run]:
     """Every run below a folder, oldest first.
 
     Raises:
-        UserError: there is no result record below the folder, one cannot be read, or one lacks what a report
-            is made of.
+        UserError: if there is no result record below the folder, one can't be read, or one lacks what a
+            report needs.
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder of a finished run or sweep")
@@ -82,7 +81,7 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def read_unfinished(folder: Path) -> list[Unfinished]:
-    """The folders below a folder, and itself, where Hydra started a run that left no result."""
+    """The runs that Hydra started in or below a folder and that have no result."""
     from omegaconf import OmegaConf
 
     starts = [path.parents[1] for path in folder.rglob(str(OVERRIDES))]
@@ -98,7 +97,7 @@ def _read(path: Path, folder: Path) -> Run:
         result = Result.read(path)
     except ValueError as error:
         raise UserError(str(error)) from error
-    for group in ("model", "pruner", "score"):  # a part of somebody's own may leave its name to its class
+    for group in ("model", "pruner", "score"):  # a user's part without a name goes by that of its class
         part = result.config.get(group)
         if isinstance(part, dict) and "_target_" in part:
             part.setdefault("name", str(part["_target_"]).rpartition(".")[2])

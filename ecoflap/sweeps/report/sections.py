@@ -1,6 +1,4 @@
-"""What belongs together in a report: the runs of one model on the same tasks, each with the name of its
-method.
-"""
+"""The sections of a report: the runs of one model on the same tasks, each with its method."""
 
 from __future__ import annotations
 
@@ -19,8 +17,8 @@ class Section:
 
     Attributes:
         model: the model's name.
-        tasks: what the pruned model was measured on; none where the runs stopped before.
-        runs: its runs, oldest first, no two alike.
+        tasks: the tasks that the pruned model was evaluated on; empty if the runs stopped before.
+        runs: its runs, oldest first, all different.
         methods: the method of each run.
     """
 
@@ -31,7 +29,7 @@ class Section:
 
     @property
     def title(self) -> str:
-        """Model and tasks; ``mean`` is the tasks' own, not another task."""
+        """The model and the tasks; ``mean`` is the mean of the tasks, not another one."""
         tasks = [task for task in self.tasks if task != "mean" or len(self.tasks) == 1]
         if not tasks:
             return f"{self.model}, not evaluated"
@@ -47,7 +45,7 @@ class Section:
 
 
 def make_sections(runs: Sequence[Run]) -> list[Section]:
-    """Runs by model and tasks, in the order of the names."""
+    """Group runs by model and tasks, in alphabetical order."""
     found = defaultdict(list)
     for model, run in zip(name_models(runs), runs, strict=True):
         found[model, tuple(run.result.metrics.get("pruned", {}))].append(run)
@@ -58,7 +56,7 @@ def make_sections(runs: Sequence[Run]) -> list[Section]:
 
 
 def _newest(section: Section) -> Section:
-    """Of two runs that agree in method, sparsity and seed only the newer one stays, and stderr says so."""
+    """Of two runs that agree in method, sparsity and seed, keep the newer one and report so on stderr."""
     kept: dict[tuple[Method, float, int], Run] = {}
     for method, run in zip(section.methods, section.runs, strict=True):
         key = (method, run.sparsity, run.seed)

@@ -1,8 +1,8 @@
-"""How every plot looks, on paper and inside the page.
+"""The style of all plots, on paper and on the page.
 
-A method keeps its colour, marker and line in all charts of a section. Six colours differ for colour-blind
-readers too (simulated protanopia and deuteranopia) and stand out from white and from the page's dark
-background; markers and dashes go on where the colours repeat.
+A method keeps its colour, marker and line style in all charts of a section. The six colours are distinct for
+colour-blind readers (simulated protanopia and deuteranopia) and in contrast to white and to the page's dark
+background; beyond six methods, markers and dashes distinguish equal colours.
 """
 
 from __future__ import annotations
@@ -18,12 +18,10 @@ import matplotlib
 from matplotlib.figure import Figure
 
 INK = "#2b2c2e"
-"""Text, axes and reference lines. The page replaces it by the colour of its own text, which is light on
-dark.
-"""
+"""Colour of text, axes and reference lines; the page replaces it by the colour of its text."""
 COLOURS = ("#0072b2", "#d55e00", "#3399aa", "#aa4455", "#7788ff", "#4444ff")
 WIDTH = 6.6
-"""Inches: two such figures stand side by side on a page."""
+"""Width of a figure in inches; two fit next to each other on a page."""
 MARKERS = "osD^vPX"
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 STYLE: Any = {
@@ -42,7 +40,7 @@ STYLE: Any = {
     "legend.fontsize": 9,
     "errorbar.capsize": 3,
     "text.parse_math": False,  # names may hold a dollar sign
-    "svg.fonttype": "none",  # text that can be searched and follows the page's font
+    "svg.fonttype": "none",  # searchable text in the page's font
     "savefig.dpi": 160,
     **dict.fromkeys(
         ("text.color", "axes.labelcolor", "axes.edgecolor", "axes.titlecolor", "xtick.color", "ytick.color"),
@@ -51,11 +49,11 @@ STYLE: Any = {
 }
 
 styled = matplotlib.rc_context(STYLE)
-"""Decorates what makes a figure or writes one."""
+"""Decorator of functions that create or write figures."""
 
 
 def look(index: int) -> dict[str, Any]:
-    """Colour, marker and dashes of the method with this number; the first 168 differ."""
+    """Colour, marker and dashes of the method with this index; the first 168 differ."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],
@@ -64,28 +62,22 @@ def look(index: int) -> dict[str, Any]:
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure, in inches, that makes room for its labels by itself and needs no screen."""
+    """An empty figure, in inches, that arranges its labels automatically and needs no display."""
     return Figure(figsize=(width, height), layout="constrained")
 
 
 def wrapped(text: str, width: int) -> str:
-    """Text in lines of at most so many characters; breaks inside words where nothing else helps, as in long
-    paths.
-    """
+    """Text in lines of at most ``width`` characters; words that are longer, such as paths, are broken."""
     return "\n".join(textwrap.wrap(text, width, break_on_hyphens=False)) or text
 
 
 def rows_height(labels: Sequence[str]) -> float:
-    """Inches that a chart with one row per label takes; all rows are as high as the label of most lines
-    needs.
-    """
+    """Height in inches of a chart with one row per label; all rows are as high as the longest label needs."""
     return len(labels) * max(0.32, *(0.08 + 0.17 * (1 + label.count("\n")) for label in labels))
 
 
 def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) -> None:
-    """A legend under the axes, in as many columns as its longest label allows; the figure grows by its
-    height.
-    """
+    """Add a legend under the axes, in as many columns as fit; the figure grows by its height."""
     width, height = figure.get_size_inches()
     lines = [wrapped(label, max(int(width / 0.09), 30)) for label in labels]
     longest = max(len(part) for line in lines for part in line.split("\n"))
@@ -100,22 +92,16 @@ def save(figure: Figure, folder: Path, name: str) -> str:
     """Write ``name.png`` and ``name.pdf`` into a folder.
 
     Returns:
-        The figure as an SVG element for a page: the text's colour is the page's, ids that would clash with
-        other figures' are gone.
+        The figure as an SVG element for a page, in the colour of the page's text, and without ids that other
+        figures also have.
     """
     figure.savefig(folder / f"{name}.png")
-    figure.set_layout_engine("none")  # everything has its place now; finding it takes as long as drawing
+    figure.set_layout_engine("none")  # the layout is final; computing it takes as long as drawing
     figure.savefig(folder / f"{name}.pdf", metadata={"CreationDate": None})
     buffer = io.StringIO()
-    with matplotlib.rc_context(
-        {"svg.hashsalt": name}
-    ):  # ids that are the figure's own, and the same each time
-        figure.savefig(
-            buffer,
-            format="svg",
-            transparent=True,
-            metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")),
-        )
+    no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({"svg.hashsalt": name}):  # reproducible ids, unique to the figure
+        figure.savefig(buffer, format="svg", transparent=True, metadata=no_metadata)
     svg = buffer.getvalue()
     svg = re.sub(r' id="[A-Za-z0-9.]+_\d+"', "", svg[svg.index("<svg") :])
     return svg.replace(INK, "currentColor")

@@ -1,6 +1,4 @@
-"""One table per report: methods down, sparsities across, mean and standard deviation over seeds; as GitHub's
-Markdown and as CSV.
-"""
+"""The table of a report as Markdown and CSV: methods down, sparsities across, statistics over seeds."""
 
 from __future__ import annotations
 
@@ -24,16 +22,11 @@ COLUMNS = ("model", "pruner", "score", "settings", "metric")
 
 
 def markdown(tables: Sequence[MetricTable]) -> Iterator[str]:
-    """The lines of a GitHub table; its columns are the targets, see ``cell``. Settings have a column only
-    where there are some.
-    """
+    """The lines of a GitHub table: one column per target (see ``cell``), and settings if there are any."""
     sparsities = sorted({sparsity for table in tables for sparsity in table.sparsities})
     rows = [(_names(table, method), row) for table in tables for method, row in table.cells.items()]
-    shown = [
-        index
-        for index, column in enumerate(COLUMNS)
-        if column != "settings" or any(names[index] for names, _ in rows)
-    ]
+    used = [any(names[index] for names, _ in rows) for index in range(len(COLUMNS))]
+    shown = [index for index, column in enumerate(COLUMNS) if column != "settings" or used[index]]
     headings = [*(COLUMNS[index] for index in shown), "dense", *(f"{sparsity:g}" for sparsity in sparsities)]
     yield _line(headings)
     yield _line(["---"] * len(shown) + ["---:"] * (len(headings) - len(shown)))
@@ -43,7 +36,7 @@ def markdown(tables: Sequence[MetricTable]) -> Iterator[str]:
 
 
 def write_csv(path: Path, tables: Sequence[MetricTable]) -> None:
-    """One line per metric, method and sparsity, figures at full precision."""
+    """Write one line per metric, method and sparsity, with figures at full precision."""
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow([*COLUMNS, "sparsity", "realised", "n", "mean", "deviation", "dense"])
@@ -56,27 +49,24 @@ def write_csv(path: Path, tables: Sequence[MetricTable]) -> None:
 
 
 def cell(target: float, seeds: dict[int, Measured]) -> str:
-    """``mean ± deviation (n)``, and the realised sparsity where it isn't the target."""
+    """``mean ± deviation (n)``, and the realised sparsity if it differs from the target."""
     mean, deviation = statistics(pruned(seeds))
-    shown = (
-        f"{mean:.4g} (n={len(seeds)})"
-        if deviation is None
-        else f"{mean:.4g} ± {deviation:.2g} (n={len(seeds)})"
-    )
+    spread = "" if deviation is None else f" ± {deviation:.2g}"
+    shown = f"{mean:.4g}{spread} (n={len(seeds)})"
     realised = other_sparsity(target, seeds)
     return shown if realised is None else f"{shown} at {realised:.4f}"
 
 
 def figure(value: float | None) -> str:
-    """Four digits, or nothing."""
+    """A number with four digits; empty for None."""
     return "" if value is None else f"{value:.4g}"
 
 
 def _names(table: MetricTable, method: Method) -> tuple[str, ...]:
-    """One value per column of ``COLUMNS``."""
+    """The values of ``COLUMNS``."""
     return table.model, method.pruner, method.score, method.setting, table.name
 
 
 def _line(cells: Iterable[Any]) -> str:
-    """One line of a GitHub table; a bar inside a cell would end it."""
+    """One line of a GitHub table; a bar inside a cell would end the cell."""
     return f"| {' | '.join(str(cell).replace('|', '/') for cell in cells)} |"

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.errors import UserError
+from ecoflap.storage.installation import install_extra
 
 
 def read_onnx(path: Path) -> dict[str, Tensor]:
@@ -24,9 +25,7 @@ def read_onnx(path: Path) -> dict[str, Tensor]:
     try:
         import onnx
     except ImportError:
-        raise UserError(
-            "reading an ONNX file needs the onnx package; run: pip install -e '.[real-models]'"
-        ) from None
+        raise UserError(f"reading an ONNX file needs the onnx package: {install_extra('saliency')}") from None
     graph = onnx.load(path).graph
     tensors = {
         stored.name: torch.from_numpy(onnx.numpy_helper.to_array(stored).copy())

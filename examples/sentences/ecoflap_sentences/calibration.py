@@ -1,5 +1,5 @@
-"""TowerPasses of a text in two halves, as calibration data for a sentence encoder: halves of one passage
-should be close, others far.
+"""Passages of a text in two halves, as calibration data for a sentence encoder: halves of one passage should
+be close, others far.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
-from ecoflap.data.text.calibration import TextSource
+from ecoflap.data.text.source import TextSource
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
@@ -62,7 +62,7 @@ def encode_halves(model: PrunableModel, texts: Sequence[str], length: int) -> di
 
 @dataclass(frozen=True)
 class Sentences(TextSource):
-    """TowerPasses drawn from a text.
+    """Passages drawn from a text.
 
     Attributes:
         samples: number of passages.

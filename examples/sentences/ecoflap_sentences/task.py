@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.console.progress import track
-from ecoflap.data.text.calibration import TextSource
+from ecoflap.data.text.source import TextSource
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.inputs import spread
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog

@@ -16,6 +16,7 @@ from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.losses import IGNORED, token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
+from ecoflap.storage.installation import install_extra
 from ecoflap_speech.calibration import (
     encode,
     read_recording,
@@ -184,7 +185,7 @@ def word_error_rate(texts: list[str], transcripts: list[str]) -> float:
         import jiwer
     except ImportError:
         raise UserError(
-            "task=speech counts wrong words with the package jiwer; run: pip install -e '.[real-models]'"
+            f"task=speech counts wrong words with the package jiwer: {install_extra('speech')}"
         ) from None
     clean = EnglishTextNormalizer({})
     return 100 * jiwer.wer([clean(text) for text in texts], [clean(text) for text in transcripts])

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from ecoflap.sweeps.report.__main__ import main
+from ecoflap.cli.report import main
 from tests.sweeps.report.conftest import write_run
 from tests.sweeps.report.test_sections import start
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from ecoflap.sweeps.report.__main__ import main
+from ecoflap.cli.report import main
 from ecoflap.sweeps.report.metrics import make_tables
 from ecoflap.sweeps.report.page import write_page
 from ecoflap.sweeps.report.runs import read_runs

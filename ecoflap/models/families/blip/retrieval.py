@@ -7,14 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Example
 from ecoflap.models.core.losses import contrastive_loss, counting, find_loss, matching_loss
 from ecoflap.models.core.pictures import Pixels
-from ecoflap.models.core.positives import right_pairs, wrong_partners
+from ecoflap.models.core.positives import image_text_positives, nearest_negatives
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.blip.options import BlipRetrievalOptions
 from ecoflap.models.families.blip.text import LONGEST, check_encoder_token, image_states
@@ -27,19 +27,18 @@ TEMPERATURE = 0.07  # BLIP learns it from here on; the checkpoints of transforme
 def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """Symmetric in-batch contrast of the class tokens (ITC), per sample, [batch]."""
     states = image_states(module, batch["pixel_values"])["encoder_hidden_states"]
-    return _contrast(module, batch, states, right_pairs(batch, copies), copies)
+    return _contrast(module, batch, states, image_text_positives(batch, copies), copies)
 
 
 def match_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """Do picture and text belong together (ITM)? Per sample, [batch]; see ``_match``."""
-    return _match(
-        module, batch, image_states(module, batch["pixel_values"]), right_pairs(batch, copies), copies
-    )
+    states = image_states(module, batch["pixel_values"])
+    return _match(module, batch, states, image_text_positives(batch, copies), copies)
 
 
 def match_and_contrastive_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """The sum of both, as BLIP is trained; the text tower runs alone and with pictures."""
-    states, right = image_states(module, batch["pixel_values"]), right_pairs(batch, copies)
+    states, right = image_states(module, batch["pixel_values"]), image_text_positives(batch, copies)
     return _contrast(module, batch, states["encoder_hidden_states"], right, copies) + _match(
         module, batch, states, right, copies
     )
@@ -70,7 +69,7 @@ def _match(module: Any, batch: Batch, image: dict[str, Tensor], right: Tensor, c
             module, input_ids, attention_mask, {name: tensor[others] for name, tensor in image.items()}
         )
 
-    return matching_loss(own, wrong_partners(right, copies), with_pictures_of)
+    return matching_loss(own, nearest_negatives(right, copies), with_pictures_of)
 
 
 def _for_pairs(input_ids: Tensor, encoder_token: Tensor | None) -> Tensor:
@@ -166,8 +165,17 @@ class BlipRetrieval(BlipRetrievalOptions, Pretrained):
         """
         from transformers import BlipConfig, BlipForImageTextRetrieval, BlipProcessor
 
+        return self.from_module(
+            *self.read(BlipConfig, BlipForImageTextRetrieval, BlipProcessor, device), selection
+        )
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its processor, which may be null.
+
+        Raises:
+            UserError: if there is no such loss or tower.
+        """
         loss = find_loss(self.loss, LOSSES)
-        module, processor = self.read(BlipConfig, BlipForImageTextRetrieval, BlipProcessor, device)
         check_encoder_token(self.encoder_token, module)
         interface = None
         if processor is not None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Example, Generation
@@ -18,7 +18,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.blip.options import BlipCaptionOptions, BlipVqaOptions
 from ecoflap.models.families.blip.ranking import best_answers
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
-from ecoflap.models.loading.positions import look_at
+from ecoflap.models.loading.positions import set_image_size
 from ecoflap.models.offload.load import require_loaded
 
 LONGEST = 35  # tokens of a question or a matched caption, as BLIP cuts them
@@ -203,12 +203,21 @@ class BlipVqa(BlipVqaOptions, Pretrained):
         """
         from transformers import BlipConfig, BlipForQuestionAnswering, BlipProcessor
 
+        return self.from_module(
+            *self.read(BlipConfig, BlipForQuestionAnswering, BlipProcessor, device), selection
+        )
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its processor, which may be null.
+
+        Raises:
+            UserError: if there is no such loss or tower.
+        """
         loss = find_loss(self.loss, {"answer": vqa_loss})
-        module, processor = self.read(BlipConfig, BlipForQuestionAnswering, BlipProcessor, device)
         check_encoder_token(self.encoder_token, module)
         require_loaded(self, "image_size")
         if self.image_size is not None:
-            look_at(module, processor, self.image_size)
+            set_image_size(module, processor, self.image_size)
         interface = VqaInterface(module, processor, self.encoder_token) if processor is not None else None
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)
 
@@ -225,7 +234,16 @@ class BlipCaption(BlipCaptionOptions, Pretrained):
         """
         from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 
+        return self.from_module(
+            *self.read(BlipConfig, BlipForConditionalGeneration, BlipProcessor, device), selection
+        )
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its processor, which may be null.
+
+        Raises:
+            UserError: if there is no such loss or tower.
+        """
         loss = find_loss(self.loss, {"caption": caption_loss})
-        module, processor = self.read(BlipConfig, BlipForConditionalGeneration, BlipProcessor, device)
         interface = CaptionInterface(module, processor, self.prompt) if processor is not None else None
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)

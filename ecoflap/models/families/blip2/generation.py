@@ -21,8 +21,15 @@ from ecoflap.models.core.pictures import Pixels, load_image
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.blip2.options import Blip2Options
 from ecoflap.models.families.lavis.keys import read_lavis_checkpoint, to_lavis, to_transformers
-from ecoflap.models.loading.loader import Pretrained, Selection, check_prompt, decoder_only, prunable, written
-from ecoflap.models.loading.tower_transfer import take_language_model, take_vision_tower
+from ecoflap.models.loading.loader import (
+    Pretrained,
+    Selection,
+    check_prompt,
+    decoder_only,
+    generated_tokens,
+    prunable,
+)
+from ecoflap.models.loading.tower_transfer import transfer_language_model, transfer_vision_tower
 from ecoflap.models.offload.load import require_loaded
 
 log = logging.getLogger(__name__)
@@ -90,7 +97,7 @@ class Blip2Interface:
             attention_mask=inputs["attention_mask"],
             **generation.options(),
         )
-        answers = written(tokens, inputs["input_ids"]) if decoder_only(module) else tokens
+        answers = generated_tokens(tokens, inputs["input_ids"]) if decoder_only(module) else tokens
         return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
 
@@ -136,16 +143,24 @@ class Blip2(Blip2Options, Pretrained):
         """
         from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
 
-        loss = find_loss(self.loss, {"answer": answer_loss})
         module, processor = self.read(Blip2Config, Blip2ForConditionalGeneration, Blip2Processor, device)
-        interface = Blip2Interface(module, processor, self.prompt) if processor is not None else None
         require_loaded(self, "lavis_checkpoint", "vision_from", "language_from")
         if device.type != "meta" and self.lavis_checkpoint is not None:
             take_lavis_weights(module, self.lavis_checkpoint)
         if device.type != "meta" and self.vision_from is not None:
-            take_vision_tower(module, self.vision_from)
+            transfer_vision_tower(module, self.vision_from)
         if device.type != "meta" and self.language_from is not None:
-            take_language_model(module, self.language_from)
+            transfer_language_model(module, self.language_from)
+        return self.from_module(module, processor, selection)
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its processor, which may be null.
+
+        Raises:
+            UserError: if there is no such loss or tower, or LAVIS has no such model.
+        """
+        loss = find_loss(self.loss, {"answer": answer_loss})
+        interface = Blip2Interface(module, processor, self.prompt) if processor is not None else None
         if self.save_lavis and decoder_only(module):
             raise UserError(
                 "model.save_lavis=true writes BLIP-2 with a T5, and this one has a decoder-only language"

@@ -9,18 +9,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ecoflap.data.batch import Batch
 from ecoflap.models.core.losses import contrastive_loss, counting, find_loss, matching_loss
 from ecoflap.models.core.pictures import Pixels
-from ecoflap.models.core.positives import right_pairs, wrong_partners
+from ecoflap.models.core.positives import image_text_positives, nearest_negatives
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.blip2.options import Blip2ItmOptions
 from ecoflap.models.families.clip.clip import DualInterface
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
-from ecoflap.models.loading.tower_transfer import take_vision_tower
+from ecoflap.models.loading.tower_transfer import transfer_vision_tower
 from ecoflap.models.offload.load import require_loaded
 
 TEMPERATURE = 0.07  # BLIP-2 learns it from here on; the checkpoints of transformers leave it out
@@ -32,19 +32,18 @@ def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """
     queries = _query_features(module, _image_states(module, batch["pixel_values"]))
     texts = _text_features(module, batch["input_ids"], batch["attention_mask"])
-    return _contrast(queries, texts, right_pairs(batch, copies), copies)
+    return _contrast(queries, texts, image_text_positives(batch, copies), copies)
 
 
 def match_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """Do picture and text belong together (ITM)? Per sample, [batch]; see ``_match``."""
-    return _match(
-        module, batch, _image_states(module, batch["pixel_values"]), right_pairs(batch, copies), copies
-    )
+    states = _image_states(module, batch["pixel_values"])
+    return _match(module, batch, states, image_text_positives(batch, copies), copies)
 
 
 def match_and_contrastive_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
     """The sum of both; the vision tower runs once."""
-    states, right = _image_states(module, batch["pixel_values"]), right_pairs(batch, copies)
+    states, right = _image_states(module, batch["pixel_values"]), image_text_positives(batch, copies)
     texts = _text_features(module, batch["input_ids"], batch["attention_mask"])
     return _contrast(_query_features(module, states), texts, right, copies) + _match(
         module, batch, states, right, copies
@@ -69,7 +68,7 @@ def _match(module: Any, batch: Batch, states: Tensor, right: Tensor, copies: int
     def with_pictures_of(others: Tensor) -> Tensor:
         return _match_logits(module, input_ids, attention_mask, states[others])
 
-    return matching_loss(own, wrong_partners(right, copies), with_pictures_of)
+    return matching_loss(own, nearest_negatives(right, copies), with_pictures_of)
 
 
 def _image_states(module: Any, pixels: Tensor) -> Tensor:
@@ -167,15 +166,23 @@ class Blip2Itm(Blip2ItmOptions, Pretrained):
         """
         from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor
 
-        loss = find_loss(self.loss, LOSSES)
         module, processor = self.read(Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor, device)
-        interface = None
         require_loaded(self, "vision_from")
+        if device.type != "meta" and self.vision_from is not None:
+            transfer_vision_tower(module, self.vision_from)
+        return self.from_module(module, processor, selection)
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its processor, which may be null.
+
+        Raises:
+            UserError: if there is no such loss or tower.
+        """
+        loss = find_loss(self.loss, LOSSES)
+        interface = None
         if processor is not None:
             tokenizer = processor.tokenizer
             interface = ItmInterface(
                 Pixels.of(processor.image_processor), tokenizer, tokenizer.pad_token_id, False
             )
-        if device.type != "meta" and self.vision_from is not None:
-            take_vision_tower(module, self.vision_from)
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -15,7 +15,7 @@ from ecoflap.data.example import Classes, Example
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import class_loss, contrastive_loss, counting, find_loss
 from ecoflap.models.core.pictures import Pixels
-from ecoflap.models.core.positives import right_pairs
+from ecoflap.models.core.positives import image_text_positives
 from ecoflap.models.core.prunable import Loss, PrunableModel
 from ecoflap.models.families.clip.options import ClipOptions
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
@@ -123,7 +123,9 @@ def dual_loss(name: str, interface: DualInterface | None) -> Loss:
         # Pictures first: a probe of the text tower then finds the vision tower's outputs stored.
         images = interface.image_features(module, batch["pixel_values"].to(next(module.parameters()).dtype))
         texts = interface.text_features(module, batch["input_ids"], batch["attention_mask"])
-        return contrastive_loss(images, texts, module.logit_scale.exp(), right_pairs(batch, copies), copies)
+        return contrastive_loss(
+            images, texts, module.logit_scale.exp(), image_text_positives(batch, copies), copies
+        )
 
     def classification(module: Any, batch: Batch, copies: int = 1) -> Tensor:
         assert interface is not None
@@ -151,7 +153,14 @@ class Clip(ClipOptions, Pretrained):
         """
         from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
-        module, processor = self.read(CLIPConfig, CLIPModel, CLIPProcessor, device)
+        return self.from_module(*self.read(CLIPConfig, CLIPModel, CLIPProcessor, device), selection)
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its processor, which may be null.
+
+        Raises:
+            UserError: if there is no such loss or tower.
+        """
         interface = None
         if processor is not None:
             tokenizer = processor.tokenizer

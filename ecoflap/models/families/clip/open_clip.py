@@ -25,6 +25,7 @@ from ecoflap.models.loading.device import check_fits, resolve_dtype
 from ecoflap.models.loading.hub import from_hub
 from ecoflap.models.loading.loader import Selection, prunable
 from ecoflap.models.loading.state_dict import SavesStateDict
+from ecoflap.storage.installation import install_extra
 
 
 class OpenClipInterface(DualInterface):
@@ -133,5 +134,5 @@ def _package() -> Any:
     try:
         import open_clip
     except ImportError:
-        raise UserError("this model needs the open_clip package: pip install -e '.[open-clip]'") from None
+        raise UserError(f"this model needs the open_clip package: {install_extra('open-clip')}") from None
     return open_clip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,13 +17,14 @@ from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 
 
 def language_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """Next-token cross-entropy of each row, [batch]; rows with an ``attention_mask`` are padded behind their
-    end.
+    """Next-token cross-entropy of each row, [batch]: of its ``labels`` where it has some, else of all its
+    tokens. Rows with an ``attention_mask`` are padded behind their end.
     """
-    labels = batch["input_ids"]
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    labels = batch["labels"] if "labels" in batch else batch["input_ids"]
     if "attention_mask" in batch:
         labels = labels.masked_fill(batch["attention_mask"] == 0, IGNORED)
-    return next_token_loss(module(**batch, use_cache=False).logits, labels)
+    return next_token_loss(module(**inputs, use_cache=False).logits, labels)
 
 
 @dataclass(frozen=True)
@@ -37,7 +39,16 @@ class CausalLM(CausalLMOptions, Pretrained):
         """
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+        return self.from_module(
+            *self.read(AutoConfig, AutoModelForCausalLM, AutoTokenizer, device), selection
+        )
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its tokenizer, which may be null.
+
+        Raises:
+            UserError: if there is no such loss or tower.
+        """
         loss = find_loss(self.loss, {"next_token": language_loss})
-        module, tokenizer = self.read(AutoConfig, AutoModelForCausalLM, AutoTokenizer, device)
-        interface = LanguageInterface(tokenizer) if tokenizer is not None else None
-        return prunable(self.name, module, tokenizer, loss, selection, self.towers, interface)
+        interface = LanguageInterface(processor) if processor is not None else None
+        return prunable(self.name, module, processor, loss, selection, self.towers, interface)

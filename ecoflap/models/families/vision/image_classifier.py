@@ -82,10 +82,19 @@ class ImageClassifier(ImageClassifierOptions, Pretrained):
         """
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
+        return self.from_module(
+            *self.read(AutoConfig, AutoModelForImageClassification, AutoImageProcessor, device), selection
+        )
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its image processor, which may be null.
+
+        Raises:
+            UserError: if there is no such loss or tower.
+        """
         loss = find_loss(self.loss, {"classification": classification_loss})
-        module, processor = self.read(AutoConfig, AutoModelForImageClassification, AutoImageProcessor, device)
         interface: Any = None
         if processor is not None:
-            names = getattr(module.config, "id2label", {})
+            names = getattr(getattr(module, "config", None), "id2label", {})
             interface = ClassifierInterface(Pixels.of(processor), [names[index] for index in sorted(names)])
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)

@@ -19,7 +19,7 @@ from ecoflap.models.core.pictures import load_image
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.vlm.joining import joined
 from ecoflap.models.families.vlm.options import VisionLanguageOptions
-from ecoflap.models.loading.loader import Pretrained, Selection, check_prompt, prunable, written
+from ecoflap.models.loading.loader import Pretrained, Selection, check_prompt, generated_tokens, prunable
 
 # Models that AutoModelForImageTextToText loads and that have no answer to take the loss of.
 NO_ANSWER = {
@@ -120,7 +120,7 @@ class VlmInterface:
         texts = [self._ask(example) for example in examples]
         inputs = self._batch(images, texts).to(model.device, next(module.parameters()).dtype)
         tokens = module.generate(**inputs, **generation.options())
-        answers = written(tokens, inputs["input_ids"]) if writes_after_prompt(module) else tokens
+        answers = generated_tokens(tokens, inputs["input_ids"]) if writes_after_prompt(module) else tokens
         return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
     def _ask(self, example: Example) -> str:
@@ -189,8 +189,17 @@ class VisionLanguage(VisionLanguageOptions, Pretrained):
         """
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
+        return self.from_module(
+            *self.read(AutoConfig, AutoModelForImageTextToText, AutoProcessor, device), selection
+        )
+
+    def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
+        """Make the model of a transformers model in memory and its processor, which may be null.
+
+        Raises:
+            UserError: if there is no such loss, tower or known prompt.
+        """
         loss = find_loss(self.loss, {"answer": answer_loss})
-        module, processor = self.read(AutoConfig, AutoModelForImageTextToText, AutoProcessor, device)
         interface = (
             VlmInterface(module, processor, self.prompt, self.brief) if processor is not None else None
         )

@@ -1,7 +1,9 @@
 """The report of a sweep, or of one run: a table here, and a folder with a page, its plots and a CSV file.
 
-    python -m ecoflap.sweeps.report outputs/sweeps/<sweep> [--metric TASK/METRIC] [--output FOLDER] [--csv
-    FILE] [--title TITLE]
+    ecoflap report outputs/sweeps/SWEEP [--metric TASK/METRIC] [--output FOLDER] [--csv FILE] [--title TITLE]
+    ecoflap report cost RUN [RUN ...]              what pruned models cost beside the dense one
+    ecoflap report recovery SWEEP                  what fine-tuning brought back
+    ecoflap report blip2-table SWEEP [SWEEP ...]   table 1 of the paper
 
 Exit code 0: written. 2: wrong usage, nothing to show, or a record cannot be read.
 """
@@ -9,19 +11,27 @@ Exit code 0: written. 2: wrong usage, nothing to show, or a record cannot be rea
 from __future__ import annotations
 
 import argparse
+import importlib
 import sys
 from pathlib import Path
 
 from ecoflap.console.progress import ArgumentParser, complain
 from ecoflap.errors import UserError
-from ecoflap.sweeps.report.metrics import make_tables
-from ecoflap.sweeps.report.runs import read_runs, read_unfinished
-from ecoflap.sweeps.report.sections import make_sections
-from ecoflap.sweeps.report.table import markdown, write_csv
+
+OTHERS = {
+    "cost": "ecoflap.sweeps.report.cost",
+    "recovery": "ecoflap.sweeps.report.recovery",
+    "blip2-table": "ecoflap.sweeps.report.blip2_table",
+}
+"""The modules of the other reports, by the first argument that asks for them."""
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments and arguments[0] in OTHERS:
+        code: int = importlib.import_module(OTHERS[arguments[0]]).main(arguments[1:])
+        return code
     options = _parser().parse_args(arguments)
     try:
         report(options)
@@ -37,6 +47,12 @@ def report(options: argparse.Namespace) -> None:
         UserError: there is nothing to show, a record cannot be read, or no run has a metric that was asked
             for.
     """
+    from ecoflap.sweeps.report.metrics import make_tables
+    from ecoflap.sweeps.report.page import write_page  # the plots' library takes a second to load
+    from ecoflap.sweeps.report.runs import read_runs, read_unfinished
+    from ecoflap.sweeps.report.sections import make_sections
+    from ecoflap.sweeps.report.table import markdown, write_csv
+
     folder: Path = options.folder
     output = options.output or folder / "report"
     sections, unfinished = make_sections(read_runs(folder)), read_unfinished(folder)
@@ -48,8 +64,6 @@ def report(options: argparse.Namespace) -> None:
     for run in unfinished:
         print(f"no result: {run.name} ({' '.join(run.overrides)})", file=sys.stderr)
 
-    from ecoflap.sweeps.report.page import write_page  # the plots' library takes a second to load
-
     page = write_page(
         output, options.title or folder.resolve().name, sections, tables, unfinished, str(folder)
     )
@@ -60,7 +74,7 @@ def report(options: argparse.Namespace) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = ArgumentParser(
-        prog="python -m ecoflap.sweeps.report",
+        prog="ecoflap report",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -82,7 +96,3 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--title", help="heading of the page (default: the folder's name)")
     return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())

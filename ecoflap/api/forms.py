@@ -1,0 +1,211 @@
+"""The forms that data may have: texts, raw examples, or model inputs, one by one or in batches."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from ecoflap.data.example import Example
+from ecoflap.errors import UserError
+from ecoflap.models.core.pictures import ImageInMemory
+
+INPUTS = ("input_ids", "pixel_values", "inputs_embeds", "input_features", "input_values")
+COLUMNS = {  # of a raw example: {attribute: names that a data set may have for it}
+    "text": ("text", "question"),
+    "target": ("target", "answer", "caption"),
+    "image": ("image",),
+    "label": ("label",),
+}
+FORMS = (
+    'texts, dicts such as {"text": ...} or {"image": ..., "text": ..., "target": ...}, or model inputs: dicts'
+    " of tensors with a batch dimension"
+)
+
+
+class Data(NamedTuple):
+    """Data whose form is known.
+
+    Attributes:
+        form: texts, examples or inputs.
+        items: str, dicts of one example each, or dicts of tensors; each read once.
+        length: how many items there are; null if that isn't known.
+    """
+
+    form: str
+    items: Iterator[Any]
+    length: int | None
+
+
+def read(data: Any) -> Data:
+    """Find out which form data have, by the first of them.
+
+    Raises:
+        UserError: if it is none of the known ones, or there are no data.
+    """
+    items = _items(data)
+    try:
+        first = next(items)
+    except StopIteration:
+        raise UserError(f"the data ({type(data).__name__}) are empty; give {FORMS}") from None
+    form = _form(first)
+    length = len(data) if hasattr(data, "__len__") and not isinstance(first, list) else None
+    return Data(form, _single(form, chain([first], items)), length)
+
+
+def _items(data: Any) -> Iterator[Any]:
+    """Whatever the data are made of, one by one; one batch by itself is one item.
+
+    Raises:
+        UserError: if nothing can be read from them.
+    """
+    if isinstance(data, Tensor):
+        return iter([{"input_ids": data}])
+    if isinstance(data, Mapping):
+        splits = [str(name) for name, part in data.items() if hasattr(part, "column_names")]
+        if splits:
+            raise UserError(f"the data are a dict of splits; choose one, such as data[{splits[0]!r}]")
+        return iter([data])
+    if isinstance(data, str | bytes) or not isinstance(data, Iterable):
+        raise UserError(f"the data are a {type(data).__name__}; give an iterable of {FORMS}")
+    return iter(data)
+
+
+def _form(first: Any) -> str:
+    """texts, examples or inputs.
+
+    Raises:
+        UserError: if it is none of them.
+    """
+    if isinstance(first, str) or _is_texts(first):
+        return "texts"
+    if not isinstance(first, Mapping):
+        raise UserError(f"the first of the data is a {type(first).__name__}; give {FORMS}")
+    if any(name in first for name in INPUTS) or (
+        first and all(isinstance(value, Tensor) for value in first.values())
+    ):
+        return "inputs"
+    known = [name for names in COLUMNS.values() for name in names]
+    if any(name in first for name in known):
+        return "examples"
+    raise UserError(
+        f"the first of the data has {', '.join(map(str, first))}, and none of {', '.join(known)} or of the"
+        f" model inputs {', '.join(INPUTS)}; rename the columns"
+    )
+
+
+def _is_texts(item: Any) -> bool:
+    return isinstance(item, list | tuple) and bool(item) and all(isinstance(text, str) for text in item)
+
+
+def _single(form: str, items: Iterable[Any]) -> Iterator[Any]:
+    """Texts and examples one by one, where a loader has put several into a batch; inputs as they are.
+
+    Raises:
+        UserError: if one has another form than the first.
+    """
+    for number, item in enumerate(items):
+        texts = isinstance(item, str) or _is_texts(item)
+        if (form == "texts") != texts or not (texts or isinstance(item, Mapping)):
+            raise UserError(
+                f"item {number} of the data is a {type(item).__name__}, and the first ones are {form}; give"
+                " one form"
+            )
+        if form == "inputs":
+            yield item
+        elif texts:
+            yield from [item] if isinstance(item, str) else item
+        else:
+            yield from _rows(item)
+
+
+def _rows(columns: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The examples of a batch whose columns are lists; an example by itself as it is."""
+    known = [name for names in COLUMNS.values() for name in names if name in columns]
+    if not all(isinstance(columns[name], list | Tensor) for name in known):
+        yield columns
+        return
+    for row in range(min(len(columns[name]) for name in known)):
+        yield {name: columns[name][row] for name in known}
+
+
+def example(row: Mapping[str, Any], captioned: bool) -> Example:
+    """A raw example.
+
+    Args:
+        row: by the names in ``COLUMNS``.
+        captioned: a picture's only text is its caption, not a question.
+
+    Raises:
+        UserError: if a value has a type that it can't have.
+    """
+    found: dict[str, Any] = {
+        attribute: next((row[name] for name in names if row.get(name) is not None), None)
+        for attribute, names in COLUMNS.items()
+    }
+    for attribute in ("text", "target"):
+        if not isinstance(found[attribute], str | None):
+            raise UserError(
+                f"{attribute} of an example is a {type(found[attribute]).__name__}; give a str"
+                + (f", such as {found[attribute][0]!r}" if _is_texts(found[attribute]) else "")
+            )
+    text, target = found["text"], found["target"]
+    if captioned and target is None:
+        text, target = None, text
+    image = None if found["image"] is None else _picture(found["image"])
+    label = None if found["label"] is None else int(found["label"])
+    return Example(text or "", target or "", image, label=label, bare=text is None)
+
+
+def _picture(image: Any) -> str:
+    """A picture by its path, or from memory.
+
+    Raises:
+        UserError: if it is neither.
+    """
+    from PIL import Image
+
+    if isinstance(image, str | Path):
+        return str(Path(image).expanduser())
+    if isinstance(image, Image.Image):
+        return ImageInMemory(image)
+    raise UserError(f"image of an example is a {type(image).__name__}; give a path or a picture of Pillow's")
+
+
+def texts_of(data: Data, most: int) -> list[str]:
+    """The texts of data; of a stream, whose end isn't known, as many as have ``most`` bytes."""
+    found: list[str] = []
+    size = 0
+    for item in data.items:
+        text = (
+            item
+            if isinstance(item, str)
+            else next((item[name] for name in COLUMNS["text"] if isinstance(item.get(name), str)), None)
+        )
+        if text is None:
+            raise UserError(
+                f"a language model reads texts, and item {len(found)} of the data has"
+                f" {', '.join(map(str, item))}; give texts, or dicts with {COLUMNS['text'][0]}"
+            )
+        found.append(text)
+        size += len(text.encode())
+        if data.length is None and size >= most:
+            break
+    return found
+
+
+def refuse_targets(rows: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse examples with a target where only their text would be read.
+
+    Raises:
+        UserError: if one has a target.
+    """
+    for row in rows:
+        if any(row.get(name) is not None for name in COLUMNS["target"]):
+            raise UserError(
+                "a language model is scored on whole texts; put question and answer into one text, or give"
+                ' model inputs: {"input_ids": ..., "labels": ...} with -100 for tokens that are no target'
+            )

@@ -1,0 +1,166 @@
+"""Calibration samples of model inputs that somebody has already made: batches are taken apart, and their
+padding goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoflap.data.batch import Sample
+from ecoflap.data.text.calibration import vocabulary_of
+from ecoflap.errors import UserError
+from ecoflap.models.core.losses import IGNORED
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.vlm.vlm import VlmInterface
+from ecoflap.models.loading.kinds import option_of
+
+RANKS = {"input_ids": 2, "pixel_values": 4}  # of a batch
+ALONG_TOKENS = (
+    "input_ids",
+    "attention_mask",
+    "labels",
+    "token_type_ids",
+    "mm_token_type_ids",
+    "position_ids",
+)
+IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id")
+
+
+def samples_of(model: PrunableModel, item: Mapping[str, Any]) -> list[Sample]:
+    """The samples of a batch of model inputs, or of one sample's.
+
+    Raises:
+        UserError: if the tensors don't belong together, or aren't for this model.
+    """
+    batch = _batched(_tensors(model, item))
+    count = len(batch[_leading(batch)])
+    joins = _joins(model)
+    if odd := [name for name, tensor in batch.items() if tensor.shape[:1] != (count,)]:
+        if joins and count == 1:
+            return [_finished(model, batch)]
+        sizes = ", ".join(f"{name} {list(tensor.shape)}" for name, tensor in batch.items())
+        raise UserError(
+            f"a batch of {count} samples has {odd[0]} of another first dimension ({sizes}); give batches of"
+            " one sample"
+        )
+    one = (lambda row: slice(row, row + 1)) if joins else (lambda row: row)
+    rows = [{name: tensor[one(row)] for name, tensor in batch.items()} for row in range(count)]
+    return [_finished(model, row) for row in rows]
+
+
+def _joins(model: PrunableModel) -> bool:
+    """Whether the samples of this model keep the first dimension that its processor gives them."""
+    if model.interface is not None:
+        return isinstance(model.interface, VlmInterface)
+    return option_of(model.module) == "vlm"
+
+
+def _tensors(model: PrunableModel, item: Mapping[str, Any]) -> dict[str, Tensor]:
+    """What the model takes of some inputs, on the CPU; lists of numbers, as data sets hold them, only where
+    it asks for them by name.
+    """
+    asked = signature(model.module.forward).parameters
+    found = {}
+    for name, value in item.items():
+        if isinstance(value, Tensor):
+            found[str(name)] = value.detach().cpu().contiguous()
+        elif name in asked and value is not None:
+            try:
+                found[str(name)] = torch.as_tensor(value)
+            except (TypeError, ValueError, RuntimeError):
+                raise UserError(
+                    f"{name} of the data is a {type(value).__name__} and no tensor; give one tensor per"
+                    " name, or samples one by one"
+                ) from None
+    if not found:
+        raise UserError(
+            f"the data have {', '.join(map(str, item))}, and no tensor among them; give tensors, by the names"
+            f" that {model.name} takes"
+        )
+    return found
+
+
+def _leading(batch: Mapping[str, Tensor]) -> str:
+    return next((name for name in RANKS if name in batch), next(iter(batch)))
+
+
+def _batched(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One sample's inputs get a first dimension; a batch has it."""
+    name = _leading(tensors)
+    if tensors[name].dim() >= RANKS.get(name, 1):
+        return tensors
+    return {name: tensor[None] for name, tensor in tensors.items()}
+
+
+def _finished(model: PrunableModel, sample: Sample) -> Sample:
+    """One sample as the model's family makes it: without padding, and with the labels that its loss wants."""
+    if "input_ids" not in sample:
+        return sample
+    _check_ids(model, sample["input_ids"])
+    config = getattr(model.module, "config", None)
+    apart = bool(getattr(config, "is_encoder_decoder", False))
+    sample = _without_padding(sample, apart)
+    if hasattr(model.interface, "pad_token_id") or apart:
+        mask = sample.get("attention_mask", torch.ones_like(sample["input_ids"]))
+        return {**sample, "attention_mask": mask}
+    if _joins(model):
+        return (
+            sample if "labels" in sample else {**sample, "labels": _text_targets(config, sample["input_ids"])}
+        )
+    if option_of(model.module) == "causal_lm":
+        sample.pop("attention_mask", None)
+        if "labels" in sample and torch.equal(sample["labels"], sample["input_ids"]):
+            del sample["labels"]
+    return sample
+
+
+def _without_padding(sample: Sample, apart: bool) -> Sample:
+    """The real tokens; with ``apart``, labels are another text, which ends where nothing is a target."""
+    kept, shape = dict(sample), sample["input_ids"].shape
+    if apart and "labels" in sample:
+        kept["labels"] = sample["labels"][sample["labels"] != IGNORED]
+    mask = sample.get("attention_mask")
+    if mask is None or mask.shape != shape or bool(mask.all()):
+        return kept
+    real = mask.bool().flatten()
+    if not real.any():
+        raise UserError("a sample of the data is nothing but padding: its attention_mask is all zeros")
+    for name in ALONG_TOKENS:
+        if name in kept and kept[name].shape == shape and not (apart and name == "labels"):
+            kept[name] = kept[name][..., real]
+    return kept
+
+
+def _text_targets(config: Any, input_ids: Tensor) -> Tensor:
+    """Every token of a text as its target, beside those that stand for a picture."""
+    pictures = [token for name in IMAGE_TOKENS if (token := getattr(config, name, None)) is not None]
+    return input_ids.masked_fill(torch.isin(input_ids, torch.tensor(pictures, dtype=torch.long)), IGNORED)
+
+
+def _check_ids(model: PrunableModel, ids: Tensor) -> None:
+    """Refuse ids that are none.
+
+    Raises:
+        UserError: if one is outside the vocabulary.
+    """
+    if ids.is_floating_point() or not ids.numel():
+        raise UserError(f"input_ids of the data are {ids.dtype} {list(ids.shape)}; give token ids")
+    known = _vocabulary(model)
+    if known is not None and not 0 <= int(ids.min()) <= int(ids.max()) < known:
+        raise UserError(
+            f"input_ids of the data hold ids from {int(ids.min())} to {int(ids.max())}, and {model.name} has"
+            f" a vocabulary of {known}; make them with its own tokenizer"
+        )
+
+
+def _vocabulary(model: PrunableModel) -> int | None:
+    """Number of token ids that the model knows; null where it doesn't say, as a CLIP."""
+    try:
+        return vocabulary_of(model)
+    except (AttributeError, NotImplementedError):
+        return None

@@ -1,0 +1,159 @@
+"""Load a model, or take one in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from ecoflap.api.parts import built, named, names
+from ecoflap.errors import UserError, did_you_mean
+from ecoflap.models.core.prunable import Loss, PrunableModel
+from ecoflap.models.loading.device import resolve_device
+from ecoflap.models.loading.hub import read_settings, require_folder
+from ecoflap.models.loading.kinds import option_of, options_for
+from ecoflap.models.loading.loader import Selection, prunable
+
+IN_MEMORY = "(in memory)"
+READ_WITHOUT_PROCESSOR = ("causal_lm", "seq2seq", "vlm", "image_classifier")
+
+
+def load(
+    model: str | Path | nn.Module,
+    processor: Any = None,
+    *,
+    kind: str | None = None,
+    loss: str | Loss | None = None,
+    towers: Sequence[str] | None = None,
+    skip_layers: Sequence[str] = (),
+    device: str | None = None,
+    **options: Any,
+) -> PrunableModel:
+    r"""Load a model, or take one that is in memory, with the parts of it that are pruned.
+
+    A model in memory stays where it is and in its dtype; pruning changes its weights in place.
+
+    Args:
+        model: a hub id, a folder that ``save_pretrained`` wrote, an option of the command line's ``model``
+            such as ``"blip2_mini"``, or a transformers model.
+        processor: the tokenizer or processor of a model in memory; null if the data will be model inputs.
+        kind: what kind of model it is, where its config or class doesn't say: an option of ``model`` such as
+            ``"causal_lm"``, ``"seq2seq"``, ``"vlm"``, ``"clip"`` or ``"image_classifier"``.
+        loss: what the model is scored with: a name that its kind knows, a function by its dotted path, or a
+            function (module, batch, copies) -> one loss per sample. Null for the kind's own.
+        towers: the towers to prune; null for all but projections.
+        skip_layers: regular expressions of layers to leave dense.
+        device: where a model is loaded to: ``"cpu"``, ``"cuda"``, ...; null for the accelerator, if there
+            is one.
+        options: of the kind, such as ``dtype="bfloat16"`` or ``prompt="USER: <image>\n{} ASSISTANT:"``.
+
+    Raises:
+        UserError: if there is no such model, kind, option, tower or layer.
+        NumericalError: if a weight is NaN or infinite.
+    """
+    selection = Selection(None if towers is None else list(towers), list(skip_layers))
+    if isinstance(loss, str):
+        options["loss"] = loss
+    if isinstance(model, nn.Module):
+        if device is not None:
+            raise UserError(
+                f"device={device}: a model in memory stays where it is; move it before with .to({device!r})"
+            )
+        found = _take(model, processor, kind, loss, selection, options)
+    else:
+        if processor is not None:
+            raise UserError(
+                "a processor goes with a model in memory; a hub id or folder is loaded with its own"
+            )
+        found = _loader(str(model), kind, options).load(resolve_device(device or "auto"), selection)
+    return replace(found, loss_function=loss) if callable(loss) else found
+
+
+def _take(
+    module: nn.Module,
+    processor: Any,
+    kind: str | None,
+    loss: str | Callable[..., Any] | None,
+    selection: Selection,
+    options: dict[str, Any],
+) -> PrunableModel:
+    """The parts of a model in memory, whose modes stay as they are."""
+    _refuse_spread(module)
+    training = [(child, child.training) for child in module.modules()]
+    option = kind or option_of(module)
+    try:
+        if option is None and callable(loss):
+            return prunable(type(module).__name__, module, processor, loss, selection, options.get("towers"))
+        if option is None:
+            raise UserError(
+                f"{type(module).__name__} is no model of a known kind; say which with kind=, one of"
+                f" {', '.join(READ_WITHOUT_PROCESSOR)}, ...,"
+                " or give loss=, a function of (module, batch, copies)"
+            )
+        loader = _named_loader(option, IN_MEMORY, options)
+        if not hasattr(loader, "from_module"):
+            raise UserError(f"kind={option} takes no model in memory; give a folder or a hub id instead")
+        if processor is None and option not in READ_WITHOUT_PROCESSOR:
+            raise UserError(
+                f"{type(module).__name__} is scored on what its processor makes: give"
+                " ecoflap.load(model, processor), and so for ecoflap.prune"
+            )
+        found: PrunableModel = loader.from_module(module, processor, selection)
+        return replace(found, name=type(module).__name__)
+    finally:
+        for child, mode in training:
+            child.training = mode
+
+
+def _refuse_spread(module: nn.Module) -> None:
+    """Refuse weights that aren't plain tensors in one place.
+
+    Raises:
+        UserError: if they are not.
+    """
+    devices = sorted({str(parameter.device) for parameter in module.parameters()})
+    if len(devices) != 1 or "meta" in devices:
+        raise UserError(
+            f"the weights of {type(module).__name__} are on {', '.join(devices) or 'no device'}, and one that"
+            " holds them all is needed; load the model without device_map"
+        )
+    if getattr(module, "is_quantized", False):
+        raise UserError(
+            f"the weights of {type(module).__name__} are quantised, and pruning needs them as plain numbers;"
+            " load the model without quantization_config"
+        )
+
+
+def _loader(path: str, kind: str | None, options: dict[str, Any]) -> Any:
+    """The loader of a hub id, a folder or an option of ``model``.
+
+    Raises:
+        UserError: if there is no such model, or its kind isn't known.
+    """
+    if kind is None and path in names("model") and not Path(path).is_dir():
+        return built("model", {**named("model", path), **options})
+    if kind is None:
+        folder = require_folder(path)
+        model_type = read_settings(folder, options.get("revision")).get("model_type")
+        kinds = options_for(str(model_type))
+        if not kinds:
+            raise UserError(
+                f"{path} is a {model_type}, which no option of model loads; say how it is loaded with kind="
+            )
+        kind = kinds[0]
+    return _named_loader(kind, path, options)
+
+
+def _named_loader(kind: str, path: str, options: dict[str, Any]) -> Any:
+    """The loader of a kind of model.
+
+    Raises:
+        UserError: if there is no such kind or option.
+    """
+    if kind not in names("model"):
+        raise UserError(f"kind={kind} is not known; {did_you_mean(kind, names('model'))}")
+    node = {**named("model", kind), **options}
+    return built("model", {**node, "path": path} if "path" in node else node)

@@ -1,0 +1,122 @@
+"""The parts of a method: objects as they are, names as the command line knows them.
+
+Configs are composed in a world of their own: whatever Hydra and its config store hold for the caller stays as
+it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import deepcopy
+from functools import cache
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from ecoflap.errors import UserError, did_you_mean
+from ecoflap.run.config import build, register
+from ecoflap.run.plan.parts import BASES, make
+from ecoflap.storage.installation import conf_folder
+
+
+def part(group: str, chosen: Any, options: Mapping[str, Any]) -> Any:
+    """A part of a method; null where the choice has no class, such as ``score=none``.
+
+    Args:
+        group: its config group.
+        chosen: a name, or the part itself.
+        options: of a part that is named.
+
+    Raises:
+        UserError: if there is no such name or option, or an object is given options.
+    """
+    if isinstance(chosen, str):
+        return built(group, {**named(group, chosen), **options})
+    if options:
+        raise UserError(
+            f"{', '.join(options)}: options go with the name of a {group}; give them to"
+            f" {type(chosen).__name__}(...), which is made already"
+        )
+    return chosen
+
+
+def built(group: str, node: Mapping[str, Any]) -> Any:
+    """The object that a node of the config describes; null where it names no class.
+
+    Raises:
+        UserError: see ``ecoflap.run.config.build`` and ``ecoflap.run.plan.parts.make``.
+    """
+    if "_target_" not in node:
+        return None
+    return (make if group in BASES else build)(group, OmegaConf.create(dict(node)))
+
+
+def named(group: str, name: str) -> dict[str, Any]:
+    """The node of a group's option, as the command line composes it.
+
+    Raises:
+        UserError: if there is no such option.
+    """
+    if name not in (known := names(group)):
+        raise UserError(f"{group}={name} is not known; {did_you_mean(name, known)}")
+    return _node(group, f"{group}={name}")
+
+
+def default(group: str, beside: str | None = None) -> dict[str, Any]:
+    """The node of a group in which nothing is chosen.
+
+    Args:
+        group: of the config.
+        beside: a choice in another group, ``group=name``, which may bring its own default for this one.
+    """
+    return _node(group, *([beside] if beside else []))
+
+
+@cache
+def names(group: str) -> tuple[str, ...]:
+    """The options of a group."""
+    with _own_hydra() as loader:
+        return tuple(loader.repository.get_group_options(group))
+
+
+def _node(group: str, *overrides: str) -> dict[str, Any]:
+    """A group of a command line's config, as plain values."""
+    return deepcopy(_composed(group, *overrides))
+
+
+@cache
+def _composed(group: str, *overrides: str) -> dict[str, Any]:
+    from hydra.types import RunMode
+
+    with _own_hydra() as loader:
+        config = loader.load_configuration("config", list(overrides), RunMode.RUN)
+        found: Any = OmegaConf.to_container(config[group], resolve=True)
+        return dict(found)
+
+
+@contextmanager
+def _own_hydra() -> Iterator[Any]:
+    """A loader of configs; what it registers is gone afterwards."""
+    from hydra import version
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra._internal.utils import create_config_search_path
+    from hydra.core.config_store import ConfigStore
+    from hydra.core.plugins import Plugins
+    from hydra.core.singleton import Singleton
+    from omegaconf.basecontainer import BaseContainer
+
+    Plugins.instance()  # plugins register what they bring when they are imported, which happens once
+    store, instances = ConfigStore.instance(), Singleton._instances
+    stored, resolvers = store.repo, dict(BaseContainer._resolvers)
+    store.repo = deepcopy(stored)
+    Singleton._instances = {kind: one for kind, one in instances.items() if kind is not version.VersionBase}
+    try:
+        version.setbase("1.3")
+        register()
+        yield ConfigLoaderImpl(create_config_search_path(str(conf_folder())))
+    finally:
+        store.repo = stored
+        Singleton._instances = instances
+        BaseContainer._resolvers.clear()
+        BaseContainer._resolvers.update(resolvers)

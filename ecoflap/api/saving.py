@@ -1,0 +1,76 @@
+"""Save a pruned model where ``from_pretrained`` finds it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import asdict, replace
+from pathlib import Path
+
+from ecoflap.api.result import PruneResult
+from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.storage.checkpoint import write_checkpoint
+from ecoflap.storage.file_names import ALLOCATION, RESULT, SCORES
+from ecoflap.storage.files import write_json
+
+WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+
+
+def save(model: PruneResult | PrunableModel, folder: str | Path) -> Path:
+    """Write a checkpoint that ``from_pretrained`` loads, with its tokenizer or processor.
+
+    What ``ecoflap.prune`` gave is saved with its masks (``masks.safetensors``, one bit per weight), and with
+    ``result.json``, ``scores.json`` and ``allocation.json`` as a run writes them. As with
+    ``save_pretrained``, the weights of an earlier checkpoint in the folder are replaced, and its other files
+    stay.
+
+    Args:
+        model: what ``ecoflap.prune`` or ``ecoflap.load`` gave.
+        folder: is made where it isn't there.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: if the model can't be saved so, the folder is a file, or the disk is full.
+    """
+    final = Path(folder).expanduser()
+    if final.exists() and not final.is_dir():
+        raise UserError(f"{final} is a file; choose a folder for the checkpoint")
+    loaded = model.prunable if isinstance(model, PruneResult) else model
+    if not hasattr(loaded.module, "save_pretrained"):
+        raise UserError(
+            f"{loaded.name} has no save_pretrained; save its state_dict() and the masks of the result"
+            " yourself"
+        )
+    partial = final.with_name(f"{final.name}.partial")
+    final.mkdir(parents=True, exist_ok=True)
+    try:
+        write_checkpoint(loaded, model.masks if isinstance(model, PruneResult) else None, partial)
+        if isinstance(model, PruneResult):
+            _write_facts(model, partial)
+        _move(partial, final)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return final
+
+
+def _write_facts(result: PruneResult, folder: Path) -> None:
+    """How the model was pruned, in the files of a run."""
+    replace(result.record, checkpoint=".").write(folder / RESULT)
+    write_json(folder / ALLOCATION, asdict(result.allocation))
+    if result.scores is not None:
+        write_json(folder / SCORES, result.scores.to_json())
+
+
+def _move(partial: Path, final: Path) -> None:
+    """Put new files into the place of those of an earlier checkpoint."""
+    for pattern in WEIGHTS:
+        for old in final.glob(pattern):
+            old.unlink()
+    for file in partial.iterdir():
+        if file.is_dir():
+            shutil.copytree(file, final / file.name, dirs_exist_ok=True)
+        else:
+            os.replace(file, final / file.name)

@@ -1,0 +1,147 @@
+"""The steps that leave the weights as they are: score, allocate, evaluate."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import nn
+
+from ecoflap.allocate.allocation import Allocation
+from ecoflap.allocate.protocol import Allocator
+from ecoflap.api.parts import default, named, part
+from ecoflap.api.result import PruneResult
+from ecoflap.api.unchanged import unchanged
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.errors import UserError
+from ecoflap.evaluate.protocol import Task
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.run.config import RunConfig
+from ecoflap.run.plan.building import build_tasks
+from ecoflap.score.protocol import Scorer
+from ecoflap.score.scores import Scores
+
+Measure = Callable[[nn.Module], float | Mapping[str, float]]
+
+
+def score(
+    model: PrunableModel,
+    data: CalibrationSet,
+    method: str | Scorer | None = None,
+    *,
+    seed: int = RunConfig.seed,
+    **options: Any,
+) -> Scores:
+    """Measure how much the model's loss depends on each layer.
+
+    Args:
+        model: from ``ecoflap.load``.
+        data: from ``ecoflap.calibrate``.
+        method: ``"zeroth_order"`` (random probes, the default), ``"first_order"`` (gradients) or ``"local"``
+            (the pruner's own metric); or a scorer such as ``ecoflap.ZerothOrder(noises=4)``.
+        seed: of the probes.
+        options: of a method by its name, such as ``noises=4``.
+
+    Raises:
+        UserError: if there is no such method or option, or the loss depends on none of the layers.
+        NumericalError: if a loss or a score is not finite.
+    """
+    chosen = default("score")["name"] if method is None else method
+    scorer: Scorer | None = part("score", chosen, options)
+    if scorer is None:
+        raise UserError(
+            f"score={chosen} measures nothing; leave the step out: ecoflap.allocate(model, None, ...)"
+        )
+    with unchanged(model.module):
+        return scorer(model, data, seed)
+
+
+def allocate(
+    model: PrunableModel,
+    scores: Scores | None = None,
+    *,
+    sparsity: float,
+    method: str | Allocator | None = None,
+    **options: Any,
+) -> Allocation:
+    """Decide how many weights each layer keeps.
+
+    Args:
+        model: from ``ecoflap.load``.
+        scores: from ``ecoflap.score``; null for the same sparsity everywhere.
+        sparsity: share of the prunable weights to remove, in [0, 1).
+        method: ``"water_filling"`` (the default) or ``"file"``; or an allocator such as
+            ``ecoflap.WaterFilling(granularity="layer")``.
+        options: of a method by its name, such as ``granularity="layer"`` or ``cap=0.8``.
+
+    Raises:
+        UserError: if there is no such method or option, or the sparsity can't be reached.
+    """
+    chosen = default("allocation")["name"] if method is None else method
+    allocator: Allocator = part("allocation", chosen, options)
+    allocator.check(sparsity)
+    check_scores(allocator, scores)
+    return allocator(model, scores, sparsity)
+
+
+def check_scores(allocator: Allocator, scores: Scores | Scorer | None) -> None:
+    """Refuse scores, or what will measure them, that an allocator can't take.
+
+    Raises:
+        UserError: if they are of another kind or granularity, or there are none and some are needed.
+    """
+    if scores is not None:
+        name = scores.method if isinstance(scores, Scores) else scores.name
+        allocator.requires.check(name, scores.kind, scores.granularity, allocator.name)
+    elif allocator.requires.scores == "needed":
+        raise UserError(
+            f"allocation={allocator.name} goes by scores, and there are none; measure some with ecoflap.score"
+        )
+
+
+def evaluate(
+    model: PrunableModel | PruneResult, task: str | Task | Measure, **options: Any
+) -> dict[str, float]:
+    """Measure a model on a task.
+
+    Args:
+        model: from ``ecoflap.load``, or what ``ecoflap.prune`` gave.
+        task: the name of a task, as ``task=`` of the command line: ``"wikitext2"``, ``"easy_vqa"``,
+            ``"imagenet"``, ...; a task object; or a function of the transformers model that returns a
+            number, or several by name.
+        options: of a task by its name, such as ``path="test.txt"`` or ``limit=100``.
+
+    Returns:
+        Its metrics; of a suite, named ``task/metric``.
+
+    Raises:
+        UserError: if there is no such task or option, its data aren't there, or the model can't do it.
+    """
+    loaded = model.prunable if isinstance(model, PruneResult) else model
+    with unchanged(loaded.module, loaded.processor), torch.no_grad():
+        if isinstance(task, str):
+            found = {name: one.load(loaded)(loaded) for name, one in _tasks(task, options).items()}
+            return next(iter(found.values())) if len(found) == 1 else _joined(found)
+        part("task", task, options)  # refuses options of an object
+        if hasattr(task, "load"):
+            return task.load(loaded)(loaded)
+        loaded.module.eval()
+        value = task(loaded.module)
+    if isinstance(value, Mapping):
+        return dict(value)
+    return {getattr(task, "__name__", type(task).__name__): float(value)}
+
+
+def _tasks(name: str, options: Mapping[str, Any]) -> dict[str, Task]:
+    """The task of a name, or those of a suite.
+
+    Raises:
+        UserError: if there is no such task or option.
+    """
+    return build_tasks(OmegaConf.create({**named("task", name), **options}))
+
+
+def _joined(found: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    return {f"{name}/{metric}": value for name, values in found.items() for metric, value in values.items()}

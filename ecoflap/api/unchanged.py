@@ -1,0 +1,68 @@
+"""A model that is worked on, and afterwards is as it was beside its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+
+
+@contextmanager
+def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
+    """Put back what steps change of a model, also where they are interrupted: modes, gradients, hooks, the
+    classes and attributes of its modules, its tokenizer's padding; and the state of PyTorch's random
+    numbers.
+
+    A step cleans up after itself as well, but what a notebook keeps of an interrupted one (its last
+    traceback) keeps generators, and so their hooks, alive.
+    """
+    children = list(module.modules())
+    before = [_state(child) for child in children]
+    flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in module.parameters()]
+    tokenizer = getattr(processor, "tokenizer", processor)
+    side = getattr(tokenizer, "padding_side", None)
+    accelerator = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
+    try:
+        with torch.random.fork_rng(devices=list(accelerator)):
+            yield
+    finally:
+        for child, state in zip(children, before, strict=True):
+            _restore(child, *state)
+        for parameter, needed, gradient in flags:
+            parameter.requires_grad_(needed)
+            parameter.grad = gradient
+        if side is not None:
+            tokenizer.padding_side = side
+
+
+State = tuple[type, dict[str, Any], dict[str, dict[int, Any]]]
+
+
+def _state(child: nn.Module) -> State:
+    """The class of a module, what it has beside parameters, buffers and modules, and its hooks."""
+    hooks = {name: dict(getattr(child, name)) for name in HOOKS if hasattr(child, name)}
+    return type(child), dict(vars(child)), hooks
+
+
+def _restore(child: nn.Module, kind: type, own: dict[str, Any], hooks: dict[str, dict[int, Any]]) -> None:
+    child.__class__ = kind
+    for name in set(vars(child)) - set(own):
+        del child.__dict__[name]
+    child.__dict__.update(own)
+    for name, known in hooks.items():
+        present = getattr(child, name)
+        present.clear()
+        present.update(known)

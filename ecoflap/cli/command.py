@@ -1,0 +1,86 @@
+"""The command ``ecoflap``: it finds the module of a subcommand, and imports no other."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from importlib.metadata import version
+from typing import NamedTuple
+
+from ecoflap.console.progress import complain
+from ecoflap.errors import did_you_mean
+
+
+class Subcommand(NamedTuple):
+    """A subcommand.
+
+    Attributes:
+        module: whose ``main`` takes its arguments and returns the exit code.
+        summary: one line of ``ecoflap --help``.
+    """
+
+    module: str
+    summary: str
+
+
+SUBCOMMANDS = {
+    "run": Subcommand("ecoflap.cli.run", "prune a model, or start a sweep (-m): group=option key=value ..."),
+    "plan": Subcommand("ecoflap.cli.plan", "check a run and show what it would prune, without its weights"),
+    "status": Subcommand("ecoflap.sweeps.status", "show how far a sweep is; --rerun-failed goes on with it"),
+    "report": Subcommand("ecoflap.cli.report", "make the table, the plots and the page of a sweep"),
+    "verify": Subcommand("ecoflap.cli.verify", "check a run's record against its saved weights"),
+    "cache": Subcommand("ecoflap.cli.cache", "list, check or shrink the stage cache"),
+    "explain": Subcommand("ecoflap.cli.explain", "say what a config group, or one of its options, means"),
+}
+HELP = ("-h", "--help", "help")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line; returns the exit code.
+
+    0: done. 1: something failed, or a bug. 2: it asks for something that can't be done. 130: interrupted.
+
+    Args:
+        arguments: of the command; null for those of this process.
+    """
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        return _dispatch(arguments)
+    except KeyboardInterrupt:
+        print("error: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever reads the output has read enough, as head has
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments:
+        return complain(f"ecoflap wants a subcommand: {', '.join(SUBCOMMANDS)}; ecoflap --help says more")
+    name, *rest = arguments
+    if name in HELP:
+        print(_help())
+        return 0
+    if name == "--version":
+        print(version("ecoflap"))
+        return 0
+    if name not in SUBCOMMANDS:
+        asked = f"ecoflap {name}: there is no such subcommand"
+        if "=" in name or name == "-m":
+            return complain(f"{asked}; a run is started with ecoflap run {' '.join(arguments)}")
+        return complain(f"{asked}; {did_you_mean(name, list(SUBCOMMANDS))}")
+    code: int = importlib.import_module(SUBCOMMANDS[name].module).main(rest)
+    return code
+
+
+def _help() -> str:
+    width = max(map(len, SUBCOMMANDS))
+    lines = [f"  ecoflap {name:{width}}  {one.summary}" for name, one in SUBCOMMANDS.items()]
+    return "\n".join(
+        [
+            "Prune vision-language models and LLMs in one pass.\n",
+            *lines,
+            "\necoflap SUBCOMMAND --help says more; ecoflap --version prints the version.",
+        ]
+    )

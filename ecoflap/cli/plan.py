@@ -1,0 +1,110 @@
+"""Check a run before it is started, and show what it would prune.
+
+    ecoflap plan [group=option ...] [key=value ...]
+
+The options are those of ``ecoflap run``. The config and the data are checked, and the shapes of the model
+where its family can be built without weights. No weight or sample is computed with, and nothing is written:
+which weights go, and what that costs in accuracy, only a run finds out. Exit code 0: nothing speaks against
+the run. 2: it can't be done, for the reason given.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from argparse import Namespace
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import setup_globals
+from hydra.types import RunMode
+from omegaconf import DictConfig, open_dict
+
+from ecoflap.cli.arguments import parsed, understood
+from ecoflap.cli.choices import Choices
+from ecoflap.cli.run import complaint
+from ecoflap.console.progress import complain, install_logging, table
+from ecoflap.errors import UserError
+from ecoflap.run import config as run_config
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    run_config.register()
+    try:
+        arguments = understood(arguments)
+        flags = parsed(arguments)
+        if flags.help:
+            print(__doc__)
+        else:
+            show(composed(flags))
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        message = complaint(arguments, error)
+        if message is None:
+            traceback.print_exc()
+            return 1
+        return complain(message)
+    return 0
+
+
+def composed(flags: Namespace) -> DictConfig:
+    """The config of one run, which Hydra's own values are known for.
+
+    Args:
+        flags: the command line, as Hydra parses it.
+
+    Raises:
+        UserError: if the command line is that of a sweep, or asks for something else than a run.
+    """
+    if flags.multirun:
+        raise UserError(
+            "a plan is of one run: leave -m out; ecoflap run -m checks all jobs before the first starts"
+        )
+    if flags.cfg or flags.info is not None or flags.hydra_help or flags.shell_completion:
+        raise UserError("plan takes options and --config-dir; Hydra's other flags are for ecoflap run")
+    setup_globals()
+    loader = Choices(flags.config_dir, flags.overrides).loader
+    config = loader.load_configuration("config", flags.overrides, RunMode.RUN)
+    HydraConfig.instance().set_config(config)
+    with open_dict(config):
+        del config["hydra"]
+    return config
+
+
+def show(config: DictConfig) -> None:
+    """Check the run, then print its parts and the model's towers and layers.
+
+    Raises:
+        UserError: if the run can't be done.
+    """
+    from ecoflap.run.plan import make_plan, unused
+    from ecoflap.run.plan.preflight import skeleton
+    from ecoflap.run.show import show_layers, show_model
+
+    install_logging()
+    if message := run_config.submits_without_sweep():
+        raise UserError(message)
+    plan = make_plan(config, Path(HydraConfig.get().run.dir))
+    chosen = HydraConfig.get().runtime.choices
+    shown = {group for group, name in chosen.items() if name and (group != "finetune" or plan.finetuner)}
+    table(
+        plan.name,
+        ["part", "choice"],
+        [
+            *((group, chosen[group]) for group in run_config.METHODS if group in shown),
+            ("steps", ", ".join(plan.steps)),
+            ("sparsity", f"{config.sparsity:g}"),
+        ],
+    )
+    for line in unused(plan, run_config.given_options()):
+        print(f"warning: {line}", file=sys.stderr)
+    model = skeleton(plan)
+    if model is None:
+        print("no towers and layers: a model of this family can't be built without its weights")
+    else:
+        show_model(model, config.sparsity)
+        show_layers(model)
+    print("nothing speaks against this run")

@@ -1,0 +1,104 @@
+"""``ecoflap run`` and ``python main.py``: prune a model, or start a sweep."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import traceback
+from pathlib import Path
+from typing import NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from ecoflap.cli.arguments import parsed, understood
+from ecoflap.cli.wrong import explain
+from ecoflap.errors import SweepFailed, UserError
+from ecoflap.run import config as run_config
+from ecoflap.run import refusals
+from ecoflap.storage.installation import conf_folder
+
+log = logging.getLogger(__name__)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run a command line; returns the exit code.
+
+    1: a bug. 2: it asks for something that can't be done.
+
+    Args:
+        arguments: options and Hydra's flags; null for those of this process.
+    """
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves it to us to say what is wrong
+    arguments = sys.argv[1:] if arguments is None else arguments
+    run_config.register()
+    try:
+        sys.argv[1:] = arguments = understood(arguments)
+        flags = parsed(arguments)
+        if flags.help:
+            from ecoflap.cli.usage import usage
+
+            print(usage(flags))
+        else:
+            hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
+    except BrokenPipeError:
+        raise
+    except Exception as error:
+        message = complaint(arguments, error)
+        if message is None:
+            traceback.print_exc()
+            return 1
+        print(f"error: {message}", file=sys.stderr)
+        refusals.leave_no_empty_sweep()
+        return error.code if isinstance(error, SweepFailed) else 2
+    return 0
+
+
+def complaint(arguments: list[str], error: Exception) -> str | None:
+    """What is wrong with a command line, in one line; null for a bug.
+
+    Args:
+        arguments: the command line.
+        error: what became of it.
+    """
+    return refusals.describe(error) or explain(arguments, error) or refusals.of_hydra(error)
+
+
+def job(config: DictConfig) -> float | None:
+    """Run one job; returns the headline metric of the pruned model, for sweepers that search."""
+    from ecoflap.console import progress as console
+    from ecoflap.run import pipeline
+
+    console.install_logging()
+    try:
+        if refusal := run_config.submits_without_sweep():
+            raise UserError(refusal)
+        result = pipeline.run(config, Path(HydraConfig.get().runtime.output_dir))
+    except KeyboardInterrupt:
+        log.error("interrupted: no result was written; %s", run_config.how_to_go_on())
+        sys.exit(130)
+    except Exception as error:
+        _fail(error)
+    return result.headline() if result is not None else None
+
+
+def _fail(error: Exception) -> NoReturn:
+    """End a job that failed: a single run with one line and exit code 2, a job of a sweep by raising again.
+
+    Raises:
+        Exception: the error, where it is a bug or the sweep goes on with its next job.
+    """
+    message = refusals.describe(error)
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep fails at its end
+        log.error("job %s: %s", HydraConfig.get().job.num, message or traceback.format_exc())
+        raise (UserError(message) if message else error) from None
+    if message is None:
+        raise error
+    folder = Path(HydraConfig.get().runtime.output_dir)
+    rest = f"; {run_config.how_to_go_on()}" if refusals.has_work(folder) else ""
+    log.error("%s%s", message, rest)  # the message is the whole story, a traceback would bury it
+    refusals.leave_nothing(folder)
+    sys.exit(2)

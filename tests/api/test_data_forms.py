@@ -1,0 +1,269 @@
+"""Whatever form data have, they make one and the same calibration set; what isn't understood is refused in
+words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from datasets import Dataset, IterableDataset
+from torch.utils.data import DataLoader
+
+import ecoflap
+from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel
+from tests import tiny
+from tests.api.conftest import Given, clip, llama, llava, picture, texts, word_tokenizer
+
+TEXTS = texts()
+FORMS_OF_TEXTS: dict[str, Callable[[], Any]] = {
+    "tuple": lambda: tuple(TEXTS),
+    "generator": lambda: (text for text in TEXTS),
+    "dicts": lambda: [{"text": text, "label": 1} for text in TEXTS],
+    "dataset": lambda: Dataset.from_dict({"text": TEXTS}),
+    "stream": lambda: IterableDataset.from_generator(lambda: ({"text": text} for text in TEXTS)),
+    "loader of texts": lambda: DataLoader(TEXTS, batch_size=5),
+    "loader of dicts": lambda: DataLoader([{"text": text} for text in TEXTS], batch_size=5),
+}
+
+
+@pytest.fixture(scope="module")
+def language_model() -> PrunableModel:
+    one = llama()
+    return ecoflap.load(one.module, one.processor)
+
+
+@pytest.mark.parametrize("form", FORMS_OF_TEXTS)
+def test_texts_in_any_form(language_model: PrunableModel, form: str, tmp_path: Path) -> None:
+    wanted = ecoflap.calibrate(language_model, TEXTS, samples=4, sequence_length=16)
+    found = ecoflap.calibrate(language_model, FORMS_OF_TEXTS[form](), samples=4, sequence_length=16)
+    assert found.fingerprint() == wanted.fingerprint()
+    assert [list(sample["input_ids"].shape) for sample in found.samples] == [[16]] * 4
+
+
+def test_texts_are_drawn_as_the_command_line_draws_them(
+    language_model: PrunableModel, tmp_path: Path
+) -> None:
+    (tmp_path / "train.txt").write_text("\n\n".join(TEXTS))
+    options = {"samples": 4, "sequence_length": 16, "seed": 3}
+    named = ecoflap.calibrate(language_model, "wikitext2", path=str(tmp_path / "train.txt"), **options)
+    assert ecoflap.calibrate(language_model, TEXTS, **options).fingerprint() == named.fingerprint()
+
+
+def test_an_endless_stream_of_texts_ends(language_model: PrunableModel) -> None:
+    def stream() -> Iterator[str]:
+        while True:
+            yield from TEXTS
+
+    assert len(ecoflap.calibrate(language_model, stream(), samples=4, sequence_length=16)) == 4
+
+
+def test_few_short_texts_are_one_short_window(language_model: PrunableModel) -> None:
+    found = ecoflap.calibrate(language_model, ["the cat sees a dog", "a house"])
+    assert [sample["input_ids"].tolist() for sample in found.samples] == [
+        language_model.processor("the cat sees a dog a house")["input_ids"]
+    ]
+
+
+def padded(side: str) -> dict[str, torch.Tensor]:
+    return dict(word_tokenizer(padding_side=side)(LINES, padding=True, return_tensors="pt"))
+
+
+LINES = ["the cat sees a dog", "a house and a tree or a small house", "red not green"]
+ROWS = [word_tokenizer()(line)["input_ids"] for line in LINES]
+FORMS_OF_INPUTS: dict[str, Callable[[], Any]] = {
+    "tensors of one sample": lambda: [{"input_ids": torch.tensor(row)} for row in ROWS],
+    "batches of one": lambda: [{"input_ids": torch.tensor([row])} for row in ROWS],
+    "padded right": lambda: [padded("right")],
+    "padded left": lambda: padded("left"),
+    "with labels": lambda: [with_labels(padded("left"))],
+    "dataset": lambda: Dataset.from_dict({"input_ids": ROWS, "line": LINES}),
+    "torch dataset": lambda: Dataset.from_dict({"input_ids": ROWS}).with_format("torch"),
+    "loader": lambda: DataLoader(Dataset.from_dict({"text": LINES}), 2, collate_fn=collate),
+}
+
+
+def with_labels(batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {**batch, "labels": batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)}
+
+
+def collate(rows: list[dict[str, str]]) -> Any:
+    return word_tokenizer()([row["text"] for row in rows], padding=True, return_tensors="pt")
+
+
+@pytest.mark.parametrize("form", FORMS_OF_INPUTS)
+def test_model_inputs_in_any_form(language_model: PrunableModel, form: str) -> None:
+    found = ecoflap.calibrate(language_model, FORMS_OF_INPUTS[form]())
+    assert [sample["input_ids"].tolist() for sample in found.samples] == ROWS
+    assert all(list(sample) == ["input_ids"] for sample in found.samples)
+
+
+def test_a_tensor_of_rows(language_model: PrunableModel) -> None:
+    rows = torch.randint(2, 20, (5, 7), generator=torch.Generator().manual_seed(0))
+    found = ecoflap.calibrate(language_model, rows, samples=3)
+    assert torch.equal(torch.stack([sample["input_ids"] for sample in found.samples]), rows[:3])
+
+
+def test_labels_that_leave_out_a_prompt_count(language_model: PrunableModel) -> None:
+    row = torch.tensor([ROWS[1]])
+    answer = torch.where(torch.arange(row.shape[1]) < 4, -100, row)
+    sample = ecoflap.calibrate(language_model, [{"input_ids": row, "labels": answer}]).samples[0]
+    module: Any = language_model.module
+    with torch.no_grad():
+        loss = language_model.loss({name: tensor[None] for name, tensor in sample.items()})
+        torch.testing.assert_close(loss[0], module(input_ids=row, labels=answer).loss)
+        assert not torch.isclose(loss[0], module(input_ids=row, labels=row).loss)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    folder = tmp_path_factory.mktemp("pictures")
+    for number in range(6):
+        picture(number).save(folder / f"{number}.png")
+    return [str(folder / f"{number}.png") for number in range(6)]
+
+
+@pytest.mark.parametrize("make", [clip, llava])
+def test_examples_with_pictures_in_any_form(make: Callable[[], Given], pictures: list[str]) -> None:
+    one = make()
+    model = ecoflap.load(one.module, one.processor)
+    wanted = ecoflap.calibrate(model, one.data)
+    by_path = [{**row, "image": path} for row, path in zip(one.data, pictures, strict=True)]
+    forms = {
+        "paths": by_path,
+        "path objects": [{**row, "image": Path(row["image"])} for row in by_path],
+        "generator": (row for row in one.data),
+        "dataset": Dataset.from_list(by_path),
+        "loader": DataLoader(by_path, batch_size=4),
+        "renamed": [
+            {{"text": "question", "target": "answer"}.get(k, k): v for k, v in row.items()}
+            for row in one.data
+        ],
+    }
+    if make is clip:
+        forms["renamed"] = [{"image": row["image"], "caption": row["text"]} for row in one.data]
+    for form, data in forms.items():
+        assert ecoflap.calibrate(model, data).fingerprint() == wanted.fingerprint(), form
+    assert ecoflap.calibrate(model, by_path).sources >= {str(Path(pictures[0]).resolve())}
+    assert not wanted.sources
+
+
+def test_what_a_clip_processor_gives_is_what_its_examples_give() -> None:
+    one = clip()
+    model = ecoflap.load(one.module, one.processor)
+    wanted = ecoflap.calibrate(model, one.data)
+    made = one.processor(
+        images=[row["image"] for row in one.data],
+        text=[row["text"] for row in one.data],
+        padding=True,
+        return_tensors="pt",
+    )
+    found = ecoflap.calibrate(model, [made])
+    assert len(found) == len(wanted)
+    for sample, other in zip(found.samples, wanted.samples, strict=True):
+        assert all(torch.equal(sample[name], other[name]) for name in other)
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_what_a_vlm_processor_gives(batch_size: int) -> None:
+    one = llava()
+    model = ecoflap.load(one.module, one.processor)
+    wanted = ecoflap.calibrate(model, one.data)
+    one.processor.tokenizer.padding_side = "left"
+    batches = [
+        one.processor(
+            images=[row["image"] for row in rows],
+            text=[f"USER: <image> {row['text']} ASSISTANT: {row['target']}" for row in rows],
+            padding=True,
+            return_tensors="pt",
+        )
+        for rows in (one.data[start : start + batch_size] for start in range(0, len(one.data), batch_size))
+    ]
+    image_token = one.module.config.image_token_id
+    found = ecoflap.calibrate(model, batches)
+    for sample, other in zip(found.samples, wanted.samples, strict=True):
+        assert torch.equal(sample["pixel_values"], other["pixel_values"])
+        assert bool(sample["attention_mask"].all())
+        assert torch.equal(sample["labels"] == -100, sample["input_ids"] == image_token)
+    assert torch.isfinite(model.loss({name: tensor[None] for name, tensor in found.samples[0].items()})).all()
+
+
+def test_pictures_with_labels() -> None:
+    torch.manual_seed(0)
+    module = hf.ViTForImageClassification(hf.ViTConfig(num_labels=5, **tiny.VISION))
+    processor = hf.ViTImageProcessor(size={"height": 8, "width": 8})
+    model = ecoflap.load(module, processor)
+    rows = [{"image": picture(number), "label": number} for number in range(5)]
+    pixels = processor([row["image"] for row in rows], return_tensors="pt")["pixel_values"]
+    batches = [{"pixel_values": pixels, "labels": torch.arange(5)}]
+    wanted = ecoflap.calibrate(model, rows)
+    assert ecoflap.calibrate(model, batches).fingerprint() == wanted.fingerprint()
+    single = [{"pixel_values": one, "labels": torch.tensor(label)} for label, one in enumerate(pixels)]
+    assert ecoflap.calibrate(model, single).fingerprint() == wanted.fingerprint()
+
+
+def test_encoder_decoders_read_pairs_or_texts() -> None:
+    torch.manual_seed(0)
+    words = word_tokenizer()
+    module = hf.T5ForConditionalGeneration(hf.T5Config(**{**tiny.GATED_T5, "vocab_size": len(words)}))
+    model = ecoflap.load(module, words)
+    pairs = [{"text": line, "target": "the cat"} for line in LINES]
+    wanted = ecoflap.calibrate(model, pairs)
+    batch = words(LINES, padding=True, return_tensors="pt")
+    labels = words(["the cat"] * 3, return_tensors="pt")["input_ids"]
+    padded_labels = torch.nn.functional.pad(labels, (0, 2), value=-100)
+    found = ecoflap.calibrate(model, [{**batch, "labels": padded_labels}])
+    for sample, other in zip(found.samples, wanted.samples, strict=True):
+        assert all(
+            torch.equal(sample[name], other[name]) for name in ("input_ids", "attention_mask", "labels")
+        )
+    for sample in ecoflap.calibrate(model, TEXTS, samples=3).samples:
+        assert set(sample) == {"input_ids", "attention_mask", "labels"}
+
+
+def refused(model: PrunableModel, data: Any, *words: str, **options: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        ecoflap.calibrate(model, data, **options)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> None:
+    refused(language_model, [], "empty")
+    refused(language_model, 3, "int", "texts")
+    refused(language_model, [3], "int", "texts")
+    refused(language_model, "wikitext", "wikitext2")
+    refused(language_model, "wikitext2", "pathh", "path", pathh="x")
+    refused(language_model, TEXTS, "path", "in memory", path="x")
+    refused(language_model, ["the cat", {"text": "dog"}], "item 1", "one form")
+    refused(language_model, [{"sentence": "the cat"}], "sentence", "text", "rename")
+    refused(language_model, {"train": Dataset.from_dict({"text": TEXTS})}, "data['train']")
+    refused(language_model, [{"text": "the cat", "target": "dog"}], "labels")
+    refused(language_model, [{"image": picture(0)}], "reads texts", "image")
+    refused(language_model, [{"input_ids": torch.tensor([[5, 999]])}], "999", "22", "vocabulary")
+    refused(language_model, [{"input_ids": torch.rand(2, 3)}], "float32", "token ids")
+    refused(
+        language_model, [{"input_ids": torch.ones(2, 3).long(), "labels": torch.ones(1, 3)}], "labels [1, 3]"
+    )
+    refused(language_model, [{"input_ids": [[2, 3], [2]]}], "input_ids", "list")
+    masked = {"input_ids": torch.ones(1, 3).long(), "attention_mask": torch.zeros(1, 3)}
+    refused(language_model, [masked], "padding")
+    refused(language_model, TEXTS, "sequence_length=4000", sequence_length=4000)
+    refused(language_model, TEXTS, "samples=0", samples=0)
+    refused(replace(language_model, processor=None), TEXTS, "no tokenizer", "ecoflap.load(model, tokenizer)")
+
+
+def test_what_a_model_with_pictures_cannot_read_is_refused() -> None:
+    one = llava()
+    model = ecoflap.load(one.module, one.processor)
+    refused(model, ["what is there ?"], "reads pictures", '"image"')
+    refused(model, [{"text": "what is there ?", "target": "a circle"}], "example 0", "no image")
+    refused(model, [{"image": picture(0), "text": "what is there ?"}], "example 0", "target")
+    refused(model, [{"image": 3, "target": "a circle"}], "int", "path")
+    refused(model, [{"image": "nowhere.png", "target": "a circle"}], "nowhere.png")
+    refused(model, [{"image": picture(0), "target": ["a", "b"]}], "list", "'a'")

@@ -1,0 +1,152 @@
+"""Which models are taken, as what, and what is said of those that aren't."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+
+import ecoflap
+from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.language.causal_lm import language_loss
+from ecoflap.models.loading.kinds import option_of
+from tests import tiny
+from tests.api.conftest import Given, clip, llama, word_tokenizer
+
+OPTIONS = {
+    **dict.fromkeys(tiny.LANGUAGE, "causal_lm"),
+    **dict.fromkeys(tiny.SEQ2SEQ, "seq2seq"),
+    **dict.fromkeys(tiny.BLIP2, "blip2"),
+    **dict.fromkeys(tiny.DUAL, "clip"),
+    **{name: name for name in tiny.BLIP},
+    **dict.fromkeys(tiny.CLASSIFIER, "image_classifier"),
+    **dict.fromkeys(tiny.VLM, "vlm"),
+}
+
+
+@pytest.mark.parametrize("family", [family for family in OPTIONS if family in tiny.FAMILIES])
+def test_the_kind_of_a_model_is_told_by_its_class(family: str) -> None:
+    module = tiny.build(family).module
+    assert option_of(module) == OPTIONS[family]
+    named = type("Mine", (type(module),), {})
+    module.__class__ = named
+    assert option_of(module) == OPTIONS[family]
+
+
+def test_a_model_in_memory_is_that_of_its_folder(given: Given, tmp_path: Path) -> None:
+    model = ecoflap.load(given.module, given.processor)
+    given.module.save_pretrained(tmp_path)
+    given.processor.save_pretrained(tmp_path)
+    loaded = ecoflap.load(tmp_path, device="cpu")
+    assert [layer.name for layer in loaded.layers] == [layer.name for layer in model.layers]
+    weights = loaded.module.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in given.module.state_dict().items())
+    data = ecoflap.calibrate(model, given.data)
+    assert ecoflap.calibrate(loaded, given.data).fingerprint() == data.fingerprint()
+    batch = data.batches(2)[0]
+    torch.testing.assert_close(loaded.loss(batch), model.loss(batch))
+
+
+def test_an_option_of_the_command_line_is_a_name() -> None:
+    model = ecoflap.load("clip_mini", towers=["vision"], device="cpu")
+    assert [tower.name for tower in model.towers] == ["vision"]
+    assert ecoflap.evaluate(model, "easy_classification", limit=40)["accuracy"] > 50
+    assert len(ecoflap.calibrate(model, "easy_pairs", samples=3)) == 3
+
+
+def test_a_suite_is_named_task_by_task() -> None:
+    metrics = ecoflap.evaluate(ecoflap.load("clip_mini", device="cpu"), "easy_suite")
+    assert {name.partition("/")[0] for name in metrics} == {"easy_classification", "easy_retrieval"}
+
+
+def test_what_is_pruned_is_chosen_where_the_model_is_loaded() -> None:
+    one = llama()
+    model = ecoflap.load(one.module, one.processor, skip_layers=[r"layers\.0\."])
+    result = ecoflap.prune(model, pruner="magnitude", score="none", sparsity=0.5)
+    assert result.masks
+    assert all("layers.1." in name for name in result.masks)
+
+
+def test_a_loss_by_name_or_as_a_function() -> None:
+    one = llama()
+    batch = ecoflap.calibrate(ecoflap.load(one.module, one.processor), one.data, samples=2).batches(2)[0]
+
+    def twice(module: Any, inputs: Any, copies: int = 1) -> torch.Tensor:
+        return 2 * language_loss(module, inputs, copies)
+
+    plain = ecoflap.load(one.module, one.processor).loss(batch)
+    torch.testing.assert_close(ecoflap.load(one.module, one.processor, loss=twice).loss(batch), 2 * plain)
+    dotted = "ecoflap.models.families.language.causal_lm.language_loss"
+    torch.testing.assert_close(ecoflap.load(one.module, one.processor, loss=dotted).loss(batch), plain)
+    refused("loss=nex", "next_token", model=one.module, loss="nex")
+
+
+def refused(*words: str, model: Any, processor: Any = None, **options: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        ecoflap.load(model, processor, **options)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_what_cannot_be_taken_is_refused(tmp_path: Path) -> None:
+    one = llama()
+    refused("nowhere", "no such folder", model=tmp_path / "nowhere")
+    refused("kind=casual_lm", "causal_lm", model=one.module, kind="casual_lm")
+    refused("promt", model=one.module, processor=one.processor, promt="x")
+    refused("device=cpu", "in memory", model=one.module, device="cpu")
+    refused("loaded with its own", model=str(tmp_path), processor=one.processor)
+    refused("tower", "langage", "language", model=one.module, towers=["langage"])
+    refused("CLIPModel", "processor", model=clip().module)
+    refused("eva_clip_g", "no model in memory", model=one.module, kind="eva_clip_g")
+    refused("Linear", "kind=", "loss=", model=torch.nn.Linear(2, 2))
+    with torch.device("meta"):
+        empty = hf.LlamaForCausalLM(one.module.config)
+    refused("meta", "device_map", model=empty)
+    bert = hf.BertForMaskedLM(hf.BertConfig(**tiny.TEXT))
+    refused("BertForMaskedLM", "known kind", model=bert, processor=word_tokenizer())
+
+
+def prune_refused(*words: str, **options: Any) -> None:
+    one = llama()
+    before = {name: tensor.clone() for name, tensor in one.module.state_dict().items()}
+    with pytest.raises(UserError) as caught:
+        ecoflap.prune(**{"model": one.module, "processor": one.processor, "data": one.data, **options})
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in one.module.state_dict().items())
+
+
+def test_what_cannot_be_pruned_is_refused_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ecoflap.prune.driver.prune", None)
+    monkeypatch.setattr(PrunableModel, "loss", None)
+    prune_refused("sparsity is missing")
+    prune_refused("sparsity=60", sparsity=60)
+    prune_refused("pruner=wandaa", "did you mean wanda?", sparsity=0.5, pruner="wandaa")
+    prune_refused("pruner.mas ", "mask", sparsity=0.5, pruner="wanda", mas="row")
+    prune_refused("pruner.damping", "number", sparsity=0.5, pruner="sparsegpt", damping="much")
+    prune_refused("pruner.mask=rows", sparsity=0.5, mask="rows")
+    prune_refused("mask", "Wanda(...)", sparsity=0.5, pruner=ecoflap.Wanda(), mask="row")
+    prune_refused("score=zeroth", "zeroth_order", sparsity=0.5, score="zeroth")
+    prune_refused("allocation=water", "water_filling", sparsity=0.5, allocation="water")
+    prune_refused("sparsity=0.5", "2:4", sparsity=0.6, pruner="wanda", mask="2:4")
+    prune_refused("2:4", "score", sparsity=0.5, pruner="wanda", mask="2:4", score="zeroth_order")
+    prune_refused("takes no scores", sparsity=0.5, pruner="global_magnitude", score="local")
+    prune_refused("training split", sparsity=0.5, pruner="upop")
+    prune_refused("data are missing", sparsity=0.5, data=None)
+    prune_refused("batch_size=0", sparsity=0.5, batch_size=0)
+    prune_refused("propagate=sparse", sparsity=0.5, propagate="sparse")
+
+
+def test_an_allocation_brings_its_sparsity() -> None:
+    one = llama()
+    model = ecoflap.load(one.module, one.processor)
+    allocation = ecoflap.allocate(model, sparsity=0.5)
+    with pytest.raises(UserError, match=r"sparsity=0\.5, and sparsity=0\.6 was given"):
+        ecoflap.prune(model, pruner="magnitude", allocation=allocation, sparsity=0.6)
+    with pytest.raises(UserError, match="loaded with its own"):
+        ecoflap.prune(model, one.processor, pruner="magnitude", allocation=allocation)
+    with pytest.raises(UserError, match="measures nothing"):
+        ecoflap.score(model, ecoflap.calibrate(model, one.data), "none")
+    assert ecoflap.prune(model, pruner="magnitude", allocation=allocation).allocation is allocation

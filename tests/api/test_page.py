@@ -1,0 +1,63 @@
+"""The page "Python", run block after block as it stands, with tiny models in place of the named ones."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from tests.api.conftest import llama, texts
+from tests.cli.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "python.md").read_text()
+SET_UP = """
+import transformers as hf
+from tests.api.conftest import llama, llava, picture, texts as some_texts
+
+import ecoflap
+from ecoflap.data.text.perplexity import TextPerplexity
+
+hf.logging.disable_progress_bar()
+texts = some_texts()
+pictures = [picture(number) for number in range(6)]
+fresh_model = lambda: llama().module
+vision_language = llava()
+vision_language_model, processor = vision_language.module, vision_language.processor
+TextPerplexity.read_text = lambda task, option: open("test.txt").read()  # the data set isn't here
+"""
+
+
+def blocks() -> list[str]:
+    return re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+def test_every_block_runs_as_written(tmp_path: Path) -> None:
+    one = llama()
+    folder = tmp_path / "facebook" / "opt-125m"  # a relative path where the page has a hub id
+    one.module.save_pretrained(folder)
+    one.processor.save_pretrained(folder)
+    (tmp_path / "test.txt").write_text(" ".join(texts(100, seed=2)))
+    (tmp_path / "page.py").write_text("\n".join([SET_UP, *blocks()]))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, "page.py"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "PruneResult(LlamaForCausalLM: 0.6000" in done.stdout
+    assert "did you mean sparsegpt?" in done.stdout
+    written = {file.parent.name for file in tmp_path.glob("pruned*/masks.safetensors")}
+    assert written == {"pruned", "pruned_0.4", "pruned_0.5", "pruned_0.6"}
+
+
+def test_the_page_names_every_function() -> None:
+    import ecoflap
+
+    functions = {name for name in ecoflap.__all__ if name.islower()}
+    assert all(f"ecoflap.{name}(" in PAGE for name in functions)

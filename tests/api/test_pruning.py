@@ -1,0 +1,157 @@
+"""The five lines and the one call on models in memory."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import ecoflap
+from ecoflap.storage.masks import MaskFile
+from tests.api.conftest import MODELS, Given, llama
+
+QUICK = {"score": ecoflap.ZerothOrder(samples=4, batch_size=4)}
+
+
+def outputs(module: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    with torch.no_grad():
+        found = module(**inputs)
+    return found.logits if "logits" in found else found.logits_per_image
+
+
+def assert_zeros(module: nn.Module, masks: Any) -> None:
+    parameters = dict(module.named_parameters())
+    for name, mask in masks.items():
+        assert mask.dtype == torch.bool
+        assert mask.shape == parameters[name].shape
+        assert not parameters[name][~mask].any()
+
+
+def test_one_call_prunes_in_place_and_saves_what_plain_transformers_loads(
+    given: Given, tmp_path: Path
+) -> None:
+    inputs, dense = given.inputs(), outputs(given.module, given.inputs())
+    result = ecoflap.prune(given.module, given.processor, data=given.data, sparsity=0.6, **QUICK)
+    assert result.model is given.module
+    assert_zeros(given.module, result.masks)
+    removed = sum(int((~mask).sum()) for mask in result.masks.values())
+    total = sum(mask.numel() for mask in result.masks.values())
+    assert removed == total - int(total * 2 / 5)
+    assert not torch.equal(outputs(given.module, inputs), dense)
+    folder = ecoflap.save(result, tmp_path / "pruned")
+    again = given.again.from_pretrained(folder).eval()
+    torch.testing.assert_close(outputs(again, inputs), outputs(given.module, inputs))
+    weights = given.module.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in again.state_dict().items())
+    assert_zeros(again, result.masks)
+    with MaskFile(folder / "masks.safetensors") as file:
+        for name, mask in result.masks.items():
+            assert torch.equal(file[file.names.get(name, name)], mask)
+
+
+def test_the_steps_give_what_the_one_call_gives(given: Given, tmp_path: Path) -> None:
+    name = next(name for name, make in MODELS.items() if type(make().module) is type(given.module))
+    same = MODELS[name]()
+    one_call = ecoflap.prune(given.module, given.processor, given.data, sparsity=0.5, pruner="wanda", **QUICK)
+
+    model = ecoflap.load(same.module, same.processor)
+    data = ecoflap.calibrate(model, same.data)
+    scores = ecoflap.score(model, data, method="zeroth_order", samples=4, batch_size=4)
+    allocation = ecoflap.allocate(model, scores, sparsity=0.5)
+    result = ecoflap.prune(model, data=data, allocation=allocation)
+
+    assert scores.importance == one_call.scores.importance
+    assert allocation == one_call.allocation
+    assert result.masks.keys() == one_call.masks.keys()
+    assert all(torch.equal(result.masks[name], one_call.masks[name]) for name in result.masks)
+    assert result.record.model == one_call.record.model
+    assert result.record.sparsity == one_call.record.sparsity
+
+
+def test_the_result_is_json_with_what_a_run_writes(tmp_path: Path) -> None:
+    one = llama()
+    result = ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, **QUICK)
+    value = json.loads(json.dumps(result.to_json(), allow_nan=False))
+    assert value["sparsity"]["target"] == 0.5
+    assert value["sparsity"]["prunable"] == pytest.approx(result.sparsity)
+    assert set(value["steps"]) == {"calibrate", "score", "allocate", "prune"}
+    assert value["versions"]["torch"] == torch.__version__.split("+")[0] or value["versions"]["torch"]
+    assert value["scores"]["importance"] == result.scores.importance
+    assert value["allocation"]["keep"] == result.allocation.keep
+    folder = ecoflap.save(result, tmp_path / "pruned")
+    assert json.loads((folder / "allocation.json").read_text()) == value["allocation"]
+    assert json.loads((folder / "scores.json").read_text()) == value["scores"]
+    assert json.loads((folder / "result.json").read_text())["sparsity"] == value["sparsity"]
+
+
+def test_a_saved_model_replaces_the_weights_of_an_earlier_one_and_nothing_else(tmp_path: Path) -> None:
+    one = llama()
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "model-00001-of-00002.safetensors").write_text("of an earlier checkpoint")
+    ecoflap.save(ecoflap.load(one.module, one.processor), tmp_path)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert [file.name for file in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
+    assert not (tmp_path.with_name(f"{tmp_path.name}.partial")).exists()
+    assert outputs(one.again.from_pretrained(tmp_path), one.inputs()).shape[-1]
+
+
+@pytest.mark.parametrize(
+    ("pruner", "options"),
+    [
+        ("sparsegpt", {"damping": 0.1}),
+        ("magnitude", {"mask": "row"}),
+        (ecoflap.Wanda(mask="2:4"), {}),
+        ("global_magnitude", {"scope": "tower"}),
+        (ecoflap.GlobalGradient(iterations=1, batch_size=4), {}),
+    ],
+)
+def test_pruners_go_by_name_with_options_or_as_objects(pruner: Any, options: dict[str, Any]) -> None:
+    one = llama()
+    result = ecoflap.prune(
+        one.module, one.processor, one.data, sparsity=0.5, pruner=pruner, allocation=None, **options
+    )
+    assert_zeros(one.module, result.masks)
+    assert result.sparsity == pytest.approx(0.5, abs=1e-3)
+    written = result.record.config["pruner"]
+    assert options.items() <= written.items()
+    assert written["_target_"].rpartition(".")[2].lower() == (
+        pruner.replace("_", "") if isinstance(pruner, str) else type(pruner).__name__.lower()
+    )
+
+
+def test_magnitude_at_one_sparsity_needs_no_data() -> None:
+    one = llama()
+    result = ecoflap.prune(one.module, pruner="magnitude", score="none", sparsity=0.5)
+    assert result.scores is None
+    assert result.record.data == {}
+    assert_zeros(one.module, result.masks)
+
+
+def test_one_dtype_and_device_stay(tmp_path: Path) -> None:
+    one = llama()
+    one.module.to(torch.bfloat16)
+    result = ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, **QUICK)
+    assert {parameter.dtype for parameter in one.module.parameters()} == {torch.bfloat16}
+    assert_zeros(one.module, result.masks)
+
+
+def test_any_module_with_a_loss_of_its_own() -> None:
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
+    module = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    def loss(module: nn.Module, batch: Any, copies: int = 1) -> torch.Tensor:
+        return (module(batch["inputs"]) - batch["inputs"]).square().mean(dim=(1, 2))
+
+    model = ecoflap.load(module, loss=loss)
+    before = {name: type(child) for name, child in module.named_modules()}
+    batches = ({"inputs": torch.randn(4, 5, 16)} for _ in range(3))
+    result = ecoflap.prune(model, data=batches, sparsity=0.5, **QUICK)
+    assert len(result.masks) == 8
+    assert_zeros(module, result.masks)
+    assert result.record.data["calibration"]["samples"] == 12
+    assert before == {name: type(child) for name, child in module.named_modules()}

@@ -1,0 +1,172 @@
+"""The command ``ecoflap`` and its subcommands, as a person types them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ecoflap.cli import command
+from ecoflap.errors import typed_command
+from tests.cli.conftest import ROOT
+from tests.refusals.conftest import fresh_process  # noqa: F401 - a fixture
+
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
+
+
+def ecoflap(*arguments: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *python, "-m", "ecoflap", *arguments],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        check=False,
+    )
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
+
+
+def test_help_describes_every_subcommand(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--help"]) == 0
+    shown = capsys.readouterr().out
+    for name, subcommand in command.SUBCOMMANDS.items():
+        assert f"ecoflap {name} " in shown
+        assert subcommand.summary in shown
+
+
+@pytest.mark.parametrize(
+    "name", ["run", "plan", "status", "report", "verify", "cache", "report cost", "report recovery"]
+)
+@pytest.mark.usefixtures("fresh_process")
+def test_each_subcommand_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    try:
+        code = command.main([*name.split(), "--help"])
+    except SystemExit as stopped:  # argparse's
+        code = int(str(stopped.code))
+    assert code == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert f"ecoflap {name}" in said.out or name == "run"
+
+
+@pytest.mark.parametrize("subcommand", ["", "status", "report", "cache"])
+def test_help_loads_neither_torch_nor_hydra(subcommand: str) -> None:
+    finished = ecoflap(*subcommand.split(), "--help", python=("-X", "importtime"))
+    assert finished.returncode == 0
+    imported = {line.rpartition("|")[2].strip() for line in finished.stderr.splitlines()}
+    assert "ecoflap.cli.command" in imported
+    assert imported.isdisjoint({"torch", "transformers", "hydra", "matplotlib"})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ((), ("wants a subcommand", "run, plan, status")),
+        (("stats", "outputs"), ("ecoflap stats", "did you mean status?")),
+        (("sparsity=0.5",), ("no such subcommand", "ecoflap run sparsity=0.5")),
+        (("-m", "seed=0,1"), ("no such subcommand", "ecoflap run -m seed=0,1")),
+    ],
+)
+def test_what_is_no_subcommand(
+    arguments: tuple[str, ...], words: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(list(arguments)) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.startswith("error: ")
+    assert said.err.count("\n") == 1
+    for word in words:
+        assert word in said.err
+
+
+def test_ctrl_c_ends_any_subcommand(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from ecoflap.sweeps import status
+
+    def stop(_: Path) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(status, "read", stop)
+    assert command.main(["status", "outputs"]) == 130
+    assert capsys.readouterr().err == "error: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    ("program", "typed"),
+    [
+        ("main.py", "python main.py"),
+        ("/checkout/main.py", "python main.py"),
+        ("/site-packages/ecoflap/__main__.py", "python -m ecoflap run"),
+        ("/usr/bin/ecoflap", "ecoflap run"),
+        ("/site-packages/pytest/__main__.py", "ecoflap run"),
+    ],
+)
+def test_messages_name_what_was_typed(program: str, typed: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", [program])
+    assert typed_command() == typed
+
+
+@pytest.mark.parametrize(
+    "command_line", [("-m", "ecoflap", "run"), (str(ROOT / "main.py"),)], ids=["ecoflap run", "main.py"]
+)
+def test_both_ways_to_start_a_run_compose_the_same(command_line: tuple[str, ...]) -> None:
+    options = ["sparsity=0.7", "--cfg", "job"]
+    ours = ecoflap("run", *options).stdout
+    finished = subprocess.run(
+        [sys.executable, *command_line, *options], capture_output=True, text=True, env=ENVIRONMENT, check=True
+    )
+    assert "sparsity: 0.7" in ours
+    assert finished.stdout == ours
+
+
+@pytest.mark.usefixtures("fresh_process")
+def test_help_of_a_run_shows_its_own_config(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["run", "--help", "pruner=sparsegpt", "sparsity=0.25"]) == 0
+    shown = capsys.readouterr().out
+    groups = shown.partition("== Options of each group")[2].partition("\n\n")[0]
+    assert "\npruner: " in groups
+    assert "\nexperiment/blip2: " in groups
+    assert "hydra" not in shown
+    assert "sparsity: 0.25" in shown
+    assert "ecoflap.prune.pruners.SparseGPT" in shown
+    assert command.main(["run", "--help", "pruner=sparsgpt"]) == 2
+    assert "did you mean sparsegpt?" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("fresh_process")
+class TestPlan:
+    def test_shows_what_a_run_would_prune_and_writes_nothing(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert command.main(["plan", "towers=[encoder]", "sparsity=0.5"]) == 0
+        shown = capsys.readouterr().out
+        assert "blip2_mini/wanda/zeroth_order/s0.5/seed0" in shown
+        assert "16,384 prunable" in shown
+        assert "language_model.encoder.block.1.layer.1.DenseReluDense.wo.weight" in shown
+        assert files(tmp_path) == []
+
+    def test_names_options_that_change_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert command.main(["plan", "steps=[calibrate,score]", "propagate=dense"]) == 0
+        assert "warning: propagate=dense changes nothing" in capsys.readouterr().err
+
+    def test_refuses_what_a_run_would_refuse(
+        self, text_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        allocation = tmp_path / "allocation.json"
+        allocation.write_text(json.dumps({}))
+        options = [*text_run, "allocation=file", f"allocation.path={allocation}"]
+        assert command.main(["plan", *options]) == 2
+        planned = capsys.readouterr().err
+        assert str(allocation) in planned
+        places = [f"hydra.run.dir={tmp_path / 'run'}"]
+        with pytest.raises(SystemExit, match="2"):
+            command.main(["run", *options, *places])
+        assert planned.strip() in capsys.readouterr().err

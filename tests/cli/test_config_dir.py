@@ -1,0 +1,165 @@
+"""What lies beside the folder of ``--config-dir`` can be imported, however the flag is written and wherever a
+run is started; and groups that only a place of ``hydra.searchpath`` has can be chosen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ecoflap.cli import run
+from ecoflap.cli.arguments import understood
+from ecoflap.cli.choices import Choices
+from ecoflap.errors import UserError
+from ecoflap.storage.cache import code
+from tests.cli.conftest import ROOT
+from tests.refusals.conftest import fresh_process  # noqa: F401 - a fixture
+
+PRUNER = """
+from dataclasses import dataclass
+
+from opposite_formula import opposite
+from ecoflap.prune.magnitude import Magnitude
+
+
+@dataclass(frozen=True)
+class Opposite(Magnitude):
+    name: str = "opposite"
+
+    def metric(self, weight, statistic):
+        return opposite(super().metric(weight, statistic))
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path) -> Iterator[Path]:
+    """A folder of a pruner that keeps the smallest weights, and of its config."""
+    folder = tmp_path / "mine"
+    (folder / "conf" / "pruner").mkdir(parents=True)
+    (folder / "conf" / "pruner" / "opposite.yaml").write_text(
+        "_target_: opposite_pruner.Opposite\nname: opposite\n"
+    )
+    (folder / "opposite_pruner.py").write_text(PRUNER)
+    (folder / "opposite_formula.py").write_text("def opposite(metric):\n    return -metric\n")
+    path = list(sys.path)
+    yield folder
+    sys.path[:] = path
+    for module in ("opposite_pruner", "opposite_formula"):
+        sys.modules.pop(module, None)
+    for function in (code._read, code._spec, code._is_own):
+        function.cache_clear()
+
+
+@pytest.fixture
+def data(text_run: list[str], tmp_path: Path) -> list[str]:
+    """A run without scores."""
+    return [*(one for one in text_run if not one.startswith("score.")), "score=none", "pruner=opposite"]
+
+
+@pytest.mark.parametrize(
+    ("start_in", "flags"),
+    [
+        ("", ["--config-dir", "mine/conf"]),
+        ("", ["--config-dir=mine/conf/"]),
+        ("", ["-cd", "mine/conf"]),
+        ("", ["--config-dir", "{mine}/conf"]),
+        ("mine", ["-cd=conf"]),
+        ("mine/conf", ["--config-dir", "."]),
+        ("mine/conf/pruner", ["--config-dir", ".."]),
+    ],
+)
+def test_however_the_flag_is_written(
+    mine: Path, start_in: str, flags: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(mine.parent / start_in)
+    understood([*(flag.format(mine=mine) for flag in flags), "pruner=opposite"])
+    understood([*(flag.format(mine=mine) for flag in flags), "pruner=opposite"])
+    assert sys.path.count(str(mine)) == 1
+    assert sys.path[-1] == str(mine)  # it hides nothing
+
+
+def test_without_the_flag_the_path_is_as_it_was() -> None:
+    path = list(sys.path)
+    understood(["pruner=wanda"])
+    assert sys.path == path
+
+
+def names(folder: Path) -> list[str]:
+    """The pruners of a sweep's runs."""
+    found = [json.loads((folder / str(number) / "result.json").read_text()) for number in (0, 1)]
+    return [result["config"]["pruner"]["name"] for result in found]
+
+
+def test_a_sweep_in_this_process(
+    mine: Path,
+    data: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    fresh_process: None,
+) -> None:
+    monkeypatch.chdir(mine.parent)
+    arguments = ["-m", "-cd", "mine/conf", *data, "sparsity=0.4,0.6"]
+    assert run.main([*arguments, f"hydra.sweep.dir={mine.parent / 'sweep'}"]) == 0
+    assert names(mine.parent / "sweep") == ["opposite", "opposite"]
+
+
+def started(arguments: list[str], folder: Path) -> str:
+    """A command with nothing of ours on its path but the checkout; returns what it says."""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def test_jobs_and_a_sweep_that_is_started_again(mine: Path, data: list[str], tmp_path: Path) -> None:
+    """Jobs of a sweep that was started with a relative folder, and its failed ones from another folder."""
+    sweep = tmp_path / "sweep"
+    axes = ["sparsity=0.4,0.6", "cluster=local", f"hydra.sweep.dir={sweep}"]
+    started([str(ROOT / "main.py"), "-m", "--config-dir", "mine/conf", *data, *axes], tmp_path)
+    assert names(sweep) == ["opposite", "opposite"]
+    (tmp_path / "elsewhere").mkdir()
+    (sweep / "1" / "result.json").unlink()
+    said = started(["-m", "ecoflap", "status", str(sweep), "--rerun-failed"], tmp_path / "elsewhere")
+    assert "1 of 2 jobs have finished before" in said
+    assert names(sweep) == ["opposite", "opposite"]
+
+
+@pytest.fixture
+def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A package with a pruner and a group of its own."""
+    folder = tmp_path / "with_configs"
+    for place in ("", "conf", "conf/pruner", "conf/study"):
+        (folder / place).mkdir()
+        (folder / place / "__init__.py").touch()
+    (folder / "conf" / "pruner" / "least.yaml").write_text("_target_: ecoflap.prune.magnitude.Magnitude\n")
+    (folder / "conf" / "study" / "sparse.yaml").write_text("# @package _global_\nsparsity: 0.9\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    return folder
+
+
+@pytest.mark.parametrize("place", ["pkg://with_configs.conf", "file://{package}/conf"])
+def test_groups_of_a_search_path(package: Path, place: str) -> None:
+    search = f"hydra.searchpath=[{place.format(package=package)}]"
+    arguments = ["+study=sparse", search, "pruner=least"]
+    assert understood(arguments) == arguments
+    choices = Choices(overrides=arguments)
+    assert "least" in choices.options("pruner")
+    assert "wanda" in choices.options("pruner")
+    with pytest.raises(UserError, match="stduy"):
+        understood(["+stduy=sparse", search])
+    with pytest.raises(UserError, match="study"):
+        understood(["+study=sparse"])
+
+
+def test_what_is_on_a_search_path_is_named_where_another_is_asked_for(
+    package: Path, capfd: pytest.CaptureFixture[str], fresh_process: None
+) -> None:
+    assert run.main(["hydra.searchpath=[pkg://with_configs.conf]", "pruner=laest"]) == 2
+    assert "did you mean least?" in capfd.readouterr().err
