@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import fields
 from difflib import SequenceMatcher
 from pathlib import Path
 
@@ -56,6 +57,22 @@ def require_positive(group: str, part: object, *options: str) -> None:
         value = getattr(part, option)
         if value is not None and value < 1:
             raise UserError(f"{group}.{option}={value} must be at least 1")
+
+
+def require_choices(group: str, part: object) -> None:
+    """Refuse a value that is none of the names that its option takes.
+
+    Args:
+        group: the config group, for the message.
+        part: a dataclass; the ``choices`` in the metadata of a field are the names that it takes.
+
+    Raises:
+        UserError: if an option has another value.
+    """
+    for entry in fields(part):  # type: ignore[arg-type]
+        choices, value = entry.metadata.get("choices"), getattr(part, entry.name)
+        if choices is not None and value not in choices:
+            raise UserError(f"{group}.{entry.name}={value} is not known; {did_you_mean(str(value), choices)}")
 
 
 def nearest(asked: str, valid: Iterable[str], count: int = 3) -> str:

@@ -19,7 +19,7 @@ from tests.cli.conftest import ROOT
 def readme_command(example: Path) -> list[str]:
     """The arguments of the command on the page of an example."""
     page = (example / "README.md").read_text(encoding="utf-8")
-    (command,) = re.findall(r"^python main\.py (.*)$", page, re.MULTILINE)
+    (command,) = re.findall(r"^ecoflap run (.*)$", page, re.MULTILINE)
     return shlex.split(command)
 
 

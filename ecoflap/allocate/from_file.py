@@ -5,33 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from ecoflap.allocate.allocation import AS_GIVEN, EXACT, Allocation, fitted, read_file
+from ecoflap.allocate.allocation import Allocation, fitted, read_file
+from ecoflap.allocate.options import FromFileOptions
 from ecoflap.allocate.protocol import Allocator, Requires
-from ecoflap.errors import UserError, did_you_mean
+from ecoflap.errors import UserError, require_choices
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.score.scores import Scores
 
 
 @dataclass(frozen=True)
-class FromFile(Allocator):
-    """Take the counts of an ``allocation.json`` that an earlier run wrote; nothing is scored.
-
-    Attributes:
-        path: that file.
-        total: ``exact``: its counts must add up to the target; ``as_given``: they need not, and the result
-            says so.
-        name: shown in logs and written to result files.
-    """
-
-    path: str
-    total: str = EXACT
-    name: str = "file"
+class FromFile(FromFileOptions, Allocator):
+    """Take the counts of an ``allocation.json`` that an earlier run wrote; nothing is scored."""
 
     def __post_init__(self) -> None:
-        if self.total not in (EXACT, AS_GIVEN):
-            raise UserError(
-                f"allocation.total={self.total} is not known; {did_you_mean(self.total, (EXACT, AS_GIVEN))}"
-            )
+        require_choices("allocation", self)
 
     @property
     def requires(self) -> Requires:

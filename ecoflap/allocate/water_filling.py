@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
+from ecoflap.allocate.options import WaterFillingOptions
 from ecoflap.allocate.protocol import Allocator, Requires
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, require_choices
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Tower
@@ -18,37 +19,14 @@ from ecoflap.ops import proportional, water_fill
 from ecoflap.score.scores import GRANULARITIES, Scores
 
 MODEL = "model"
-AGGREGATES = ("sum", "average")
-SCOPES = ("model", "tower")
-
-
-def _choose(option: str, asked: str, valid: tuple[str, ...]) -> None:
-    if asked not in valid:
-        raise UserError(f"allocation.{option}={asked} is not known; choose {', '.join(valid)}")
 
 
 @dataclass(frozen=True)
-class WaterFilling(Allocator):
-    """Share the budget by score; uniform where there are no scores.
-
-    Attributes:
-        granularity: what shares one sparsity: layer, block, tower or model.
-        aggregate: a group's score is the sum of its layers' scores, or that sum per weight (average).
-        cap: the largest sparsity of any group; null for sparsity + 0.1, the paper's rule.
-        scope: one budget for the whole model, or each tower reaches the target by itself.
-        name: shown in logs and written to result files.
-    """
-
-    granularity: str = "block"
-    aggregate: str = "sum"
-    cap: float | None = None
-    scope: str = "model"
-    name: str = "water_filling"
+class WaterFilling(WaterFillingOptions, Allocator):
+    """Share the budget by score; uniform where there are no scores."""
 
     def __post_init__(self) -> None:
-        _choose("granularity", self.granularity, (*GRANULARITIES, MODEL))
-        _choose("aggregate", self.aggregate, AGGREGATES)
-        _choose("scope", self.scope, SCOPES)
+        require_choices("allocation", self)
 
     @property
     def requires(self) -> Requires:

@@ -4,10 +4,9 @@ hold.
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from ecoflap.errors import UserError
 from ecoflap.run.import_path import COMMAND_LINE
+from ecoflap.run.registry import HIDDEN, options_of
 from ecoflap.storage.installation import conf_folder
 
 SEARCH_PATH = "hydra.searchpath"
@@ -61,8 +61,9 @@ class Choices:
 
     @cached_property
     def groups(self) -> list[str]:
-        """Every group, with those inside others: pruner, experiment, experiment/blip2, ..."""
-        found, waiting = list[str](), self._inside("", ObjectType.GROUP)
+        """Every group that a run chooses from, with those inside others: pruner, experiment/blip2, ..."""
+        found = list[str]()
+        waiting = [group for group in self._inside("", ObjectType.GROUP) if group != HIDDEN]
         while waiting:
             group = waiting.pop()
             found.append(group)
@@ -102,17 +103,10 @@ def searched(overrides: Sequence[str]) -> list[str]:
 def keys(node: Any) -> list[str]:
     """The options that a node of the config holds, and those of the class that it names."""
     found = [str(key) for key in node] if OmegaConf.is_dict(node) else []
-    if target := (OmegaConf.select(node, "_target_", throw_on_missing=False) if found else None):
-        module, _, name = str(target).rpartition(".")
-        try:
-            kind = getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError, ValueError):
-            kind = None
-        found += (
-            [entry.name for entry in fields(kind) if entry.init and entry.name not in found]
-            if is_dataclass(kind)
-            else []
-        )
+    target = OmegaConf.select(node, "_target_", throw_on_missing=False) if found else None
+    kind = options_of(str(target)) if target else None
+    if kind is not None:
+        found += [entry.name for entry in fields(kind) if entry.init and entry.name not in found]
     return [key for key in found if key != "_target_"]
 
 

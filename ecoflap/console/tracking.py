@@ -9,17 +9,16 @@ from __future__ import annotations
 import io
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from ecoflap.errors import UserError
+from ecoflap.console.options import WandbOptions
+from ecoflap.errors import UserError, require_choices
 from ecoflap.storage.results.environment import redact
 from ecoflap.storage.results.identity import run_id
 
 log = logging.getLogger(__name__)
-
-MODES = ("offline", "online", "disabled")
 
 
 class Tracker(Protocol):
@@ -158,26 +157,12 @@ class Nothing:
         return NoTracker()
 
 
-@dataclass
-class Wandb:
-    """Factory of ``tracking=wandb``.
-
-    Attributes:
-        project: W&B project.
-        mode: ``offline`` (files only; the default, since compute nodes rarely have a network), ``online`` or
-            ``disabled``.
-        group: Name shared by the runs of a sweep.
-        tags: Labels to filter by.
-    """
-
-    project: str = "ecoflap"
-    mode: str = "offline"
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
+@dataclass(frozen=True)
+class Wandb(WandbOptions):
+    """Factory of ``tracking=wandb``."""
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise UserError(f"tracking.mode={self.mode} is not known; choose {', '.join(MODES)}")
+        require_choices("tracking", self)
 
     def start(self, config: dict[str, Any], name: str, folder: Path) -> Tracker:
         """Start a W&B run whose id follows from the group and the config.

@@ -14,30 +14,14 @@ from typing import Any
 
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.lm_eval_tasks import fingerprint, read_task, task_manager
+from ecoflap.evaluate.options import LmEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 
 
 @dataclass(frozen=True)
-class LmEval:
-    """Tasks or groups of the harness, or of the user's YAML files.
-
-    Attributes:
-        harness_tasks: their names, such as hellaswag.
-        num_fewshot: number of solved examples before each question; None for each task's default. A task
-            whose default is 0 keeps it.
-        limit: examples per task, from the first; None for all.
-        include_path: folder with the user's YAML tasks.
-        batch_size: requests per forward pass.
-        name: the task's name in logs and result files.
-    """
-
-    harness_tasks: list[str]
-    num_fewshot: int | None = None
-    limit: int | None = None
-    include_path: str | None = None
-    batch_size: int = 8
-    name: str = "lm_eval"
+class LmEval(LmEvalOptions):
+    """Tasks or groups of the harness, or of the user's YAML files."""
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from ecoflap.finetune.job import Job, Training
 from ecoflap.finetune.masked_parameters import count_trained, masked_parameters
+from ecoflap.finetune.options import FullOptions
 from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.training import split_of, train
@@ -13,15 +14,8 @@ from ecoflap.models.core.prunable import in_float32
 
 
 @dataclass(frozen=True)
-class Full(Schedule, Finetuner):
-    """Every parameter of the model is trained, of pruned weights only those that were kept; see ``Schedule``
-    for its other options.
-
-    Attributes:
-        name: shown in logs and written to result files.
-    """
-
-    name: str = "full"
+class Full(FullOptions, Schedule, Finetuner):
+    """Every parameter of the model is trained, of pruned weights only those that were kept."""
 
     def finetune(self, job: Job) -> Training:
         """Train in place.

@@ -24,6 +24,7 @@ from torch.nn.functional import linear
 from ecoflap.errors import UserError, require_positive
 from ecoflap.finetune.job import Job, Training
 from ecoflap.finetune.masked_parameters import count_trained
+from ecoflap.finetune.options import LoraOptions
 from ecoflap.finetune.protocol import Finetuner
 from ecoflap.finetune.schedule import Schedule
 from ecoflap.finetune.training import split_of, train
@@ -51,19 +52,8 @@ class MaskedLinear(Linear):
 
 
 @dataclass(frozen=True)
-class Lora(Schedule, Finetuner):
-    """Low-rank updates of the pruned weights, merged under their masks; see ``Schedule`` for its other
-    options.
-
-    Attributes:
-        rank: r, columns of B and rows of A.
-        alpha: the update is scaled by alpha / r.
-        name: shown in logs and written to result files.
-    """
-
-    rank: int = 8
-    alpha: int = 16
-    name: str = "lora"
+class Lora(LoraOptions, Schedule, Finetuner):
+    """Low-rank updates of the pruned weights, merged under their masks."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,6 +30,7 @@ from ecoflap.console.progress import track
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.finetune.job import Job, Point, Training
 from ecoflap.finetune.masked_parameters import masked_parameters
+from ecoflap.finetune.options import ReconstructOptions
 from ecoflap.finetune.protocol import Finetuner
 from ecoflap.models.core.prunable import in_float32, quiet_forward
 from ecoflap.models.core.towers import Block, Tower
@@ -38,20 +39,8 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Reconstruct(Finetuner):
-    """Layer-wise reconstruction.
-
-    Attributes:
-        samples: how many of the run's calibration samples are used, from the first; null for all.
-        epochs: passes of each block over the samples.
-        learning_rate: of Adam; it falls as a half cosine to zero over the block's steps.
-        name: shown in logs and written to result files.
-    """
-
-    samples: int | None = None
-    epochs: int = 10
-    learning_rate: float = 2e-4
-    name: str = "reconstruct"
+class Reconstruct(ReconstructOptions, Finetuner):
+    """Layer-wise reconstruction."""
 
     def __post_init__(self) -> None:
         require_positive("finetune", self, "samples", "epochs")

@@ -9,60 +9,14 @@ from typing import Any
 
 import torch
 
-from ecoflap.errors import UserError, require_positive
+from ecoflap.errors import UserError, require_choices, require_positive
+from ecoflap.finetune.options import ScheduleOptions
 from ecoflap.models.core.losses import find_loss
-
-DATA = ("training", "calibration")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
-class Schedule:
-    """How long, how fast and on what.
-
-    Attributes:
-        loss: a function of one's own by its dotted path, (module, batch, copies) -> [batch]; null for the one
-            that the model is scored with.
-        data: training (the whole split behind the calibration set) or calibration (the run's own few
-            samples).
-        samples: how many of the training split; null for all.
-        held_out: how many of them are not trained on; their loss is in the curve and decides which checkpoint
-            is best.
-        epochs: passes over the samples.
-        steps: optimizer steps; null leaves it to ``epochs``.
-        batch_size: samples per step, process and accumulated part.
-        accumulation: parts whose gradients are summed up for one step.
-        learning_rate: the highest one.
-        warmup: share of the steps on the way up to it; from there it falls as a half cosine to zero.
-        weight_decay: of AdamW, decoupled.
-        clip: largest norm of the gradient.
-        precision: auto (bfloat16 where the accelerator has it, else float32), float32, bfloat16 or float16;
-            weights are held in fp32 throughout.
-        recompute: recompute activations in the backward pass instead of keeping them.
-        every: steps between two checkpoints, each with a held-out loss; null for one per epoch.
-        patience: stop after so many checkpoints without a better held-out loss; null to go on to the end.
-        log_every: steps between two points of the curve.
-        workers: processes that read samples.
-    """
-
-    loss: str | None = None
-    data: str = "training"
-    samples: int | None = None
-    held_out: int = 0
-    epochs: float = 1.0
-    steps: int | None = None
-    batch_size: int = 32
-    accumulation: int = 1
-    learning_rate: float = 1e-5
-    warmup: float = 0.0
-    weight_decay: float = 0.05
-    clip: float = 1.0
-    precision: str = "auto"
-    recompute: bool = False
-    every: int | None = None
-    patience: int | None = None
-    log_every: int = 50
-    workers: int = 0
+class Schedule(ScheduleOptions):
+    """How long, how fast and on what."""
 
     def __post_init__(self) -> None:
         require_positive(
@@ -76,11 +30,7 @@ class Schedule:
             "patience",
             "log_every",
         )
-        for option, known in (("data", DATA), ("precision", PRECISIONS)):
-            if getattr(self, option) not in known:
-                raise UserError(
-                    f"finetune.{option}={getattr(self, option)} is not known; choose {', '.join(known)}"
-                )
+        require_choices("finetune", self)
         for option in ("epochs", "learning_rate", "clip"):
             if not 0 < getattr(self, option) < math.inf:
                 raise UserError(f"finetune.{option}={getattr(self, option)} must be above 0")

@@ -16,10 +16,11 @@ from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.errors import require_positive
+from ecoflap.errors import require_choices, require_positive
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
-from ecoflap.prune.global_masks import apply, check_scope, choose, conclude
+from ecoflap.prune.global_masks import apply, choose, conclude
+from ecoflap.prune.options import GlobalGradientOptions
 from ecoflap.prune.protocol import ModelPruner, OnBlock
 from ecoflap.prune.report import PruneReport
 from ecoflap.score.first_order import differentiate, loss_scales, streaming_gradients
@@ -30,25 +31,13 @@ TINY = torch.finfo(torch.float32).tiny
 
 
 @dataclass(frozen=True)
-class GlobalGradient(ModelPruner):
-    """Remove the weights of smallest |w| times mean |gradient| in several steps (global first-order pruning).
-
-    Attributes:
-        scope: model (one threshold) or tower (one each, the paper's).
-        iterations: steps T.
-        samples: how many samples of the calibration set are used, from the first.
-        batch_size: samples whose mean loss is differentiated.
-        name: shown in logs and written to result files.
+class GlobalGradient(GlobalGradientOptions, ModelPruner):
+    """Remove the weights of smallest |w| times mean |gradient| in several steps: global first-order
+    pruning.
     """
 
-    scope: str = "tower"
-    iterations: int = 3
-    samples: int = 128
-    batch_size: int = 1
-    name: str = "global_gradient"
-
     def __post_init__(self) -> None:
-        check_scope(self.scope)
+        require_choices("pruner", self)
         require_positive("pruner", self, "iterations", "samples", "batch_size")
 
     def prune(

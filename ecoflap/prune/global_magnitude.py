@@ -10,27 +10,22 @@ from typing import ClassVar
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.errors import require_choices
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.prune.global_masks import check_scope, choose, conclude
+from ecoflap.prune.global_masks import choose, conclude
+from ecoflap.prune.options import GlobalMagnitudeOptions
 from ecoflap.prune.protocol import ModelPruner, OnBlock
 from ecoflap.prune.report import PruneReport
 
 
 @dataclass(frozen=True)
-class GlobalMagnitude(ModelPruner):
-    """Remove the smallest weights by absolute value.
+class GlobalMagnitude(GlobalMagnitudeOptions, ModelPruner):
+    """Remove the smallest weights by absolute value."""
 
-    Attributes:
-        scope: model (one threshold) or tower (one each).
-        name: shown in logs and written to result files.
-    """
-
-    scope: str = "model"
-    name: str = "global_magnitude"
     requires_calibration: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_scope(self.scope)
+        require_choices("pruner", self)
 
     def prune(
         self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock

@@ -9,24 +9,12 @@ import torch
 from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation, keep_total
-from ecoflap.errors import NumericalError, UserError
+from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import select_globally
 from ecoflap.prune.protocol import OnBlock
 from ecoflap.prune.report import BlockReport, PruneReport
-
-SCOPES = ("model", "tower")
-
-
-def check_scope(scope: str) -> None:
-    """Refuse a scope that there isn't.
-
-    Raises:
-        UserError: if there is no such scope.
-    """
-    if scope not in SCOPES:
-        raise UserError(f"pruner.scope={scope} is not known; choose {' or '.join(SCOPES)}")
 
 
 def choose(

@@ -8,19 +8,12 @@ from torch import Tensor
 
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.prune.by_metric import ByMetric
+from ecoflap.prune.options import MagnitudeOptions
 
 
 @dataclass(frozen=True)
-class Magnitude(ByMetric):
-    """Remove the smallest weights by absolute value; looks at no data.
-
-    Attributes:
-        mask: matrix, row or N:M.
-        name: shown in logs and written to result files.
-    """
-
-    mask: str = "matrix"
-    name: str = "magnitude"
+class Magnitude(MagnitudeOptions, ByMetric):
+    """Remove the smallest weights by absolute value; looks at no data."""
 
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """``|w|``."""

@@ -12,24 +12,14 @@ from ecoflap.blocks.statistics import Gram, Statistic
 from ecoflap.errors import UserError
 from ecoflap.ops import solve_together
 from ecoflap.prune.masks import MaskRule
+from ecoflap.prune.options import SparseGPTOptions
 from ecoflap.prune.protocol import LayerPruner, Pruned
 
 
 @dataclass(frozen=True)
-class SparseGPT(LayerPruner):
-    """Remove weights and correct the ones that stay.
+class SparseGPT(SparseGPTOptions, LayerPruner):
+    """Remove weights and correct the ones that stay."""
 
-    Attributes:
-        mask: matrix (as published: chosen over all rows of each block of columns) or N:M.
-        damping: share of the mean diagonal that is added to the Hessian's diagonal.
-        block: columns per mask decision.
-        name: shown in logs and written to result files.
-    """
-
-    mask: str = "matrix"
-    damping: float = 0.01
-    block: int = 128
-    name: str = "sparsegpt"
     statistic: ClassVar[type[Statistic] | None] = Gram
 
     def __post_init__(self) -> None:

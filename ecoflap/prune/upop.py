@@ -38,6 +38,7 @@ from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.training_set import Collator, TrainingSet
 from ecoflap.models.core.prunable import PrunableModel, in_float32
 from ecoflap.models.core.units import Units, cut_all, find_units, total_cost
+from ecoflap.prune.options import UPopOptions
 from ecoflap.prune.protocol import ModelPruner, OnBlock
 from ecoflap.prune.report import BlockReport, PruneReport
 
@@ -45,24 +46,9 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class UPop(ModelPruner):
-    """Search and cut; the training split behind the calibration set is searched on.
+class UPop(UPopOptions, ModelPruner):
+    """Search and cut; the training split behind the calibration set is searched on."""
 
-    Attributes:
-        steps: of the search.
-        interval: steps between two updates of the multipliers.
-        batch_size: samples per step.
-        learning_rate: of AdamW, at the start; it falls as a half cosine to zero.
-        weight_decay: of AdamW.
-        name: shown in logs and written to result files.
-    """
-
-    steps: int = 300
-    interval: int = 10
-    batch_size: int = 32
-    learning_rate: float = 1e-5
-    weight_decay: float = 0.05
-    name: str = "upop"
     trains: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

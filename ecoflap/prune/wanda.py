@@ -10,19 +10,13 @@ from torch import Tensor
 from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.ops import wanda_metric
 from ecoflap.prune.by_metric import ByMetric
+from ecoflap.prune.options import WandaOptions
 
 
 @dataclass(frozen=True)
-class Wanda(ByMetric):
-    """Remove the weights of smallest |w| times the norm of their input column.
+class Wanda(WandaOptions, ByMetric):
+    """Remove the weights of smallest |w| times the norm of their input column."""
 
-    Attributes:
-        mask: row (as published), matrix or N:M.
-        name: shown in logs and written to result files.
-    """
-
-    mask: str = "row"
-    name: str = "wanda"
     statistic: ClassVar[type[Statistic] | None] = MeanSquare
 
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:

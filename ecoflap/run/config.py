@@ -18,6 +18,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from ecoflap.errors import UserError, did_you_mean, wrong_type
+from ecoflap.run import registry, tables
 from ecoflap.run.moved import current_place
 from ecoflap.storage.file_names import SNAPSHOT
 
@@ -45,7 +46,7 @@ class RuntimeConfig:
             (the model's own safetensors shards).
     """
 
-    offload: str = "none"
+    offload: str = field(default="none", metadata={"choices": ("none", "cpu", "disk")})
 
 
 @dataclass
@@ -55,19 +56,20 @@ class RunConfig:
 
     Attributes:
         sparsity: share of the prunable weights to remove, in [0, 1).
-        seed: of every random draw.
+        seed: seed of every random draw.
         towers: the towers to prune; null for all but projections (merger, perceiver, connector, Q-Former) and
             what no loss runs.
         skip_layers: regular expressions of layers to leave dense.
-        steps: which steps to run, in order.
+        steps: which of calibrate, score, allocate, prune, finetune and evaluate to run, in this order.
         batch_size: samples per forward pass of the fine stage.
-        propagate: whether the fine stage's inputs come from pruned predecessors, or from dense ones in one
-            pass (another result).
-        device: auto, cpu, cuda, cuda:1, ...
-        inspect: only print what would be pruned.
+        propagate: whether the inputs that the fine stage looks at come from pruned predecessors, or from
+            dense ones in one pass (another result).
+        device: where the model is computed: auto (the accelerator where there is one), cpu, cuda, cuda:1, ...
+        inspect: only print what would be pruned; no weights are loaded.
         runtime: how the machine is used.
-        cache: folder of the stage store.
-        cache_mode: use, refresh, readonly or off.
+        cache: folder of the stage cache, which keeps what a step has computed for other runs.
+        cache_mode: use reads and writes the stage cache, refresh writes it anew, readonly writes nothing, off
+            does without.
         resume: go on from what a run of the same config left in this folder; false removes it.
     """
 
@@ -85,18 +87,20 @@ class RunConfig:
     skip_layers: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=lambda: [step for step in STEPS if step not in OPTIONAL_STEPS])
     batch_size: int = 16
-    propagate: str = "pruned"
+    propagate: str = field(default="pruned", metadata={"choices": ("pruned", "dense")})
     device: str = "auto"
     inspect: bool = False
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
     cache: str = "outputs/cache"
-    cache_mode: str = "use"
+    cache_mode: str = field(default="use", metadata={"choices": ("use", "refresh", "readonly", "off")})
     resume: bool = True
 
 
 def register() -> None:
-    """Make ``run_config`` and the ``package_file`` resolver known to Hydra."""
+    """Make ``run_config``, the options of all parts, the rows of the tables and resolvers known to Hydra."""
     ConfigStore.instance().store(name="run_config", node=RunConfig)
+    registry.register()
+    tables.register()
     OmegaConf.register_new_resolver("package_file", package_file, replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
 

@@ -28,9 +28,10 @@ from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.errors import NumericalError, UserError, did_you_mean, require_positive
+from ecoflap.errors import NumericalError, require_choices, require_positive
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.score.options import FirstOrderOptions
 from ecoflap.score.protocol import Scorer
 from ecoflap.score.recompute import recomputing
 from ecoflap.score.scores import Average, Scores, collect, zero_independent
@@ -49,30 +50,11 @@ SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)  # factors of an fp16 loss, tri
 
 
 @dataclass(frozen=True)
-class FirstOrder(Scorer):
-    """Score every layer from its gradient.
-
-    Attributes:
-        measure: gradient_norm, gradient, weight_gradient or weight_gradient_square.
-        samples: how many samples of the calibration set are used, from the first.
-        batch_size: samples whose mean loss is differentiated; part of the score, as in the paper. See
-            ``loss_batches`` for texts of other lengths.
-        recompute: compute blocks again in the backward pass instead of keeping their activations: less
-            memory, a third more time, the same numbers.
-        name: shown in logs and written to result files.
-    """
-
-    measure: str = "gradient"
-    samples: int = 128
-    batch_size: int = 8
-    recompute: bool = True
-    name: str = "first_order"
+class FirstOrder(FirstOrderOptions, Scorer):
+    """Score every layer from its gradient."""
 
     def __post_init__(self) -> None:
-        if self.measure not in MEASURES:
-            raise UserError(
-                f"score.measure={self.measure} is not known; {did_you_mean(self.measure, MEASURES)}"
-            )
+        require_choices("score", self)
         require_positive("score", self, "samples", "batch_size")
 
     @property

@@ -14,9 +14,10 @@ from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import Gram, MeanSquare, Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.errors import UserError, did_you_mean, require_positive
+from ecoflap.errors import require_choices, require_positive
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.ops import wanda_metric
+from ecoflap.score.options import LocalOptions
 from ecoflap.score.protocol import Scorer
 from ecoflap.score.scores import Average, Scores, collect
 
@@ -43,26 +44,11 @@ MEASURES: dict[str, tuple[type[Statistic], Callable[[Tensor, Statistic], Tensor]
 
 
 @dataclass(frozen=True)
-class Local(Scorer):
-    """Score every layer by the sum of its fine-stage metric, on the dense model.
-
-    Attributes:
-        measure: wanda or sparsegpt.
-        samples: how many samples of the calibration set are used, from the first.
-        batch_size: samples per forward pass; changes nothing beyond rounding.
-        name: shown in logs and written to result files.
-    """
-
-    measure: str = "wanda"
-    samples: int = 128
-    batch_size: int = 8
-    name: str = "local"
+class Local(LocalOptions, Scorer):
+    """Score every layer by the sum of its fine-stage metric, on the dense model."""
 
     def __post_init__(self) -> None:
-        if self.measure not in MEASURES:
-            raise UserError(
-                f"score.measure={self.measure} is not known; {did_you_mean(self.measure, MEASURES)}"
-            )
+        require_choices("score", self)
         require_positive("score", self, "samples", "batch_size")
 
     @property

@@ -39,11 +39,12 @@ from ecoflap.blocks.suffix import SuffixRunner, repeatable_modules
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.errors import NumericalError, UserError, did_you_mean, require_positive
+from ecoflap.errors import NumericalError, UserError, require_choices, require_positive
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, in_float32, quiet_forward
 from ecoflap.models.core.towers import Block, Tower
 from ecoflap.score.derivative import directional_derivatives
+from ecoflap.score.options import ZerothOrderOptions
 from ecoflap.score.pass_size import PassSize
 from ecoflap.score.probing import Noise, Probe, probing
 from ecoflap.score.protocol import Scorer
@@ -53,7 +54,6 @@ from ecoflap.score.stacking import can_stack
 log = logging.getLogger(__name__)
 
 LARGE_STEP = 30  # times eps: the effect of such a probe is well above the rounding of a loss
-PROBES = ("layer", "block", "derivative")
 
 
 class Passes(NamedTuple):
@@ -85,36 +85,14 @@ class Estimate(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ZerothOrder(Scorer):
-    """Score every layer by random probes.
-
-    Attributes:
-        samples: how many samples of the calibration set are used, from the first.
-        batch_size: samples whose mean loss one probe moves; part of the estimate, as in the paper. See
-            ``loss_batches`` for texts of other lengths.
-        noises: independent draws of z per layer and batch.
-        eps: size of a probe.
-        samples_per_pass: most samples that share one forward pass, probes included; fewer where memory does
-            not hold them. Changes nothing else.
-        probe: layer (the paper's), derivative (the paper's in the limit of small eps, by a backward pass) or
-            block (cheaper, another estimator).
-        name: shown in logs and written to result files.
-    """
-
-    samples: int = 32
-    batch_size: int = 8
-    noises: int = 1
-    eps: float = 1e-3
-    samples_per_pass: int = 512
-    probe: str = "layer"
-    name: str = "zeroth_order"
+class ZerothOrder(ZerothOrderOptions, Scorer):
+    """Score every layer by random probes."""
 
     def __post_init__(self) -> None:
         require_positive("score", self, "samples", "batch_size", "noises", "samples_per_pass")
         if not 0 < self.eps < math.inf:
             raise UserError(f"score.eps={self.eps} must be more than 0 and finite, such as 0.001")
-        if self.probe not in PROBES:
-            raise UserError(f"score.probe={self.probe} is not known; {did_you_mean(self.probe, PROBES)}")
+        require_choices("score", self)
 
     @property
     def footprint(self) -> Footprint:

@@ -1,4 +1,6 @@
-"""The page "Python", run block after block as it stands, with tiny models in place of the named ones."""
+"""The page "Python" and the README, run block after block as they stand, with tiny models in place of the
+named ones.
+"""
 
 from __future__ import annotations
 
@@ -29,19 +31,17 @@ TextPerplexity.read_text = lambda task, option: open("test.txt").read()  # the d
 """
 
 
-def blocks() -> list[str]:
-    return re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-
-
-def test_every_block_runs_as_written(tmp_path: Path) -> None:
+def run_blocks(page: str, tmp_path: Path) -> subprocess.CompletedProcess[str]:
+    """Run the Python of a page in a folder that has a model where the page has a hub id."""
+    blocks = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     one = llama()
     folder = tmp_path / "facebook" / "opt-125m"  # a relative path where the page has a hub id
     one.module.save_pretrained(folder)
     one.processor.save_pretrained(folder)
     (tmp_path / "test.txt").write_text(" ".join(texts(100, seed=2)))
-    (tmp_path / "page.py").write_text("\n".join([SET_UP, *blocks()]))
+    (tmp_path / "page.py").write_text("\n".join([SET_UP, *blocks]))
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
+    return subprocess.run(
         [sys.executable, "page.py"],
         cwd=tmp_path,
         env=environment,
@@ -49,6 +49,16 @@ def test_every_block_runs_as_written(tmp_path: Path) -> None:
         text=True,
         check=False,
     )
+
+
+def test_the_readme_runs_as_written(tmp_path: Path) -> None:
+    done = run_blocks((ROOT / "README.md").read_text(), tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "pruned" / "masks.safetensors").is_file()
+
+
+def test_every_block_of_the_page_runs_as_written(tmp_path: Path) -> None:
+    done = run_blocks(PAGE, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "PruneResult(LlamaForCausalLM: 0.6000" in done.stdout
     assert "did you mean sparsegpt?" in done.stdout

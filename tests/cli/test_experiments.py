@@ -177,7 +177,7 @@ def test_an_experiment_composes_as_published(experiment: str) -> None:
         ) == published
         assert config.finetune.weight_decay == 0.05
     first = (ROOT / "conf/experiment" / f"{experiment}.yaml").read_text()
-    assert f"# python main.py +experiment={experiment}" in first
+    assert f"# ecoflap run +experiment={experiment}" in first
 
 
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in CARRIED])

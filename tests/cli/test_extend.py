@@ -38,7 +38,7 @@ FILES = {
     for name, content in re.findall(r"```\w+\n# (\S+)\n(.*?)```", PAGE, re.DOTALL)
     if "/" in name
 }
-COMMANDS = re.findall(r"^python main\.py --config-dir my_parts/conf (.*)$", PAGE, re.MULTILINE)
+COMMANDS = re.findall(r"^ecoflap run --config-dir my_parts/conf (.*)$", PAGE, re.MULTILINE)
 MODULES = {Path(name).stem for name in FILES if name.endswith(".py")}
 BERT = {
     "hidden_size": 16,
@@ -316,7 +316,7 @@ def test_an_installed_package(followed: Path, text_run: list[str], tmp_path: Pat
     (study := package / "conf" / "study").mkdir(exist_ok=True)
     (study / "__init__.py").touch()
     (study / "half.yaml").write_text("# @package _global_\nsparsity: 0.5\n")
-    (line,) = re.findall(r"^python main\.py (hydra\.searchpath=.*)$", PAGE, re.MULTILINE)
+    (line,) = re.findall(r"^ecoflap run (hydra\.searchpath=.*)$", PAGE, re.MULTILINE)
     given = [
         *under(text_run, "score."),
         "tracking=none",

@@ -38,7 +38,7 @@ def test_every_option_composes_and_names_a_class(group: str, option: str) -> Non
         members = config[group].tasks.values() if "tasks" in config[group] else [config[group]]
         assert all(member.get("name") is not None for member in members) or group == "tracking"
     first = (ROOT / "conf" / group / f"{option}.yaml").read_text()
-    assert "# python main.py" in first, "each option shows its command line"
+    assert "# ecoflap run" in first, "each option shows its command line"
 
 
 @pytest.mark.parametrize(

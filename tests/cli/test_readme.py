@@ -16,7 +16,7 @@ SHOWN = [
     *sorted((ROOT / "conf").rglob("*.yaml")),
     *sorted((ROOT / "sweeps").rglob("*.yaml")),
 ]
-COMMAND = re.compile(r"python main\.py(?: -m)?((?: +\+?[\w/.]+=[^\s`]+)+)")
+COMMAND = re.compile(r"(?:python main\.py|ecoflap run)(?: -m)?((?: +\+?[\w/.]+=[^\s`]+)+)")
 
 
 def commands() -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The published models of conf/model on the meta device: towers, layers and weights that the papers and the
+"""The published models of conf on the meta device: towers, layers and weights that the papers and the
 hub count.
 """
 
@@ -15,9 +15,10 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.loader import Selection
 from ecoflap.run.config import build
+from ecoflap.run.tables import rows
 from tests.cli.conftest import ROOT, composed
 
-NAMES = sorted(file.stem for file in (ROOT / "conf" / "model").glob("*.yaml"))
+NAMES = sorted([*(file.stem for file in (ROOT / "conf/model").glob("*.yaml")), *rows("models")])
 CLASSES = {  # what each loader needs of transformers
     "Blip2": "Blip2ForConditionalGeneration",
     "Blip2Itm": "Blip2ForImageTextRetrieval",

@@ -120,7 +120,7 @@ def test_blocks_are_reported() -> None:
 
 
 def test_refusals() -> None:
-    with pytest.raises(UserError, match=r"pruner\.scope=block is not known; choose model or tower"):
+    with pytest.raises(UserError, match=r"pruner\.scope=block is not known; the choices are model, tower"):
         GlobalMagnitude("block")
     with pytest.raises(UserError, match=r"pruner\.iterations"):
         GlobalGradient(iterations=0)

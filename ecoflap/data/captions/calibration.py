@@ -8,6 +8,7 @@ import random
 from dataclasses import dataclass
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
+from ecoflap.data.captions.options import CaptionsOptions
 from ecoflap.data.captions.reading import CaptionSource, clean
 from ecoflap.data.example import Example
 from ecoflap.data.sources import picture_sources
@@ -17,18 +18,8 @@ from ecoflap.models.core.prunable import PrunableModel
 
 
 @dataclass(frozen=True)
-class Captions(CaptionSource):
-    """Pictures of a training split, each with one of its captions; see ``CaptionSource`` for where they come
-    from.
-
-    Attributes:
-        samples: number of pictures.
-        prefix: cut each caption after a random word of its first half; the model reads the beginning and
-            writes the rest.
-    """
-
-    samples: int = 128
-    prefix: bool = False
+class Captions(CaptionsOptions, CaptionSource):
+    """Pictures of a training split, each with one of its captions."""
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")

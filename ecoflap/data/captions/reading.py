@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ecoflap.data.captions.layouts import LAYOUTS, Picture
+from ecoflap.data.captions.options import CaptionSourceOptions
 from ecoflap.data.folder import require_files, require_images
 from ecoflap.errors import UserError, did_you_mean
 
@@ -18,20 +19,8 @@ MOST_WORDS = 50
 
 
 @dataclass(frozen=True)
-class CaptionSource:
-    """Where pictures with captions come from.
-
-    Attributes:
-        path: the data set's folder.
-        layout: coco, flickr30k, nocaps, cc3m, cc3m_tsv or folder.
-        split: of the data set.
-        name: shown in logs and written to result files.
-    """
-
-    path: str | None = None
-    layout: str = "folder"
-    split: str = "train"
-    name: str = "captions"
+class CaptionSource(CaptionSourceOptions):
+    """Where pictures with captions come from."""
 
     def pictures(self, group: str, apart: bool = False) -> list[Picture]:
         """The pictures of the split, in the data set's order.

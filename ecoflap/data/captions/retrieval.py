@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ecoflap.console.progress import track
 from ecoflap.data.captions.layouts import Picture
+from ecoflap.data.captions.options import RetrievalOptions
 from ecoflap.data.captions.reading import CaptionSource, clean
 from ecoflap.data.easy_vqa.picture_tasks import similarity
 from ecoflap.data.example import Example
@@ -30,21 +31,8 @@ BLOCK = 2**25  # similarities in memory at once
 
 
 @dataclass(frozen=True)
-class Retrieval(CaptionSource):
-    """Find captions by pictures, and pictures by captions; see ``CaptionSource`` for where they come from.
-
-    Attributes:
-        split: of the data set.
-        limit: number of pictures, evenly spaced over the split; null for all.
-        batch_size: pictures, captions or pairs per forward pass.
-        k_test: how many of the best are looked at together, where the model can; 0 for none.
-    """
-
-    split: str = "test"
-    limit: int | None = None
-    batch_size: int = 64
-    k_test: int = 128
-    name: str = "retrieval"
+class Retrieval(RetrievalOptions, CaptionSource):
+    """Find captions by pictures, and pictures by captions."""
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")

@@ -11,6 +11,7 @@ import torch
 
 from ecoflap.data.captions.layouts import Picture
 from ecoflap.data.captions.metrics import CaptionMetrics, require_scorers, scores
+from ecoflap.data.captions.options import CaptioningOptions
 from ecoflap.data.captions.reading import CaptionSource
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.sources import picture_sources
@@ -25,28 +26,8 @@ DOMAINS = ("in", "near", "out")
 
 
 @dataclass(frozen=True)
-class Captioning(CaptionSource):
-    """Write captions and score them; see ``CaptionSource`` for where the pictures come from.
-
-    Attributes:
-        split: of the data set.
-        prompt: the beginning of every caption, which the model reads as it stands; BLIP has its own,
-            ``model.prompt``.
-        limit: number of pictures, evenly spaced over the split; null for all.
-        batch_size: pictures per generation; changes nothing beyond rounding.
-        beams: beam width.
-        max_new_tokens: longest caption, the prompt not counted.
-        min_new_tokens: shortest caption.
-    """
-
-    split: str = "test"
-    prompt: str = "a photo of"
-    limit: int | None = None
-    batch_size: int = 16
-    beams: int = 3
-    max_new_tokens: int = 16
-    min_new_tokens: int = 1
-    name: str = "captioning"
+class Captioning(CaptioningOptions, CaptionSource):
+    """Write captions and score them."""
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.classification.class_names import OPENAI, own_labels
+from ecoflap.data.classification.options import CalibrationOptions
 from ecoflap.data.classification.reading import PictureSource
 from ecoflap.data.easy_vqa.pictures import check_templates
 from ecoflap.data.example import Classes, Example
@@ -21,18 +22,8 @@ HELD_OUT = ("val", "test")
 
 
 @dataclass(frozen=True)
-class Classification(PictureSource):
-    """Pictures of the training split; see ``PictureSource`` for the other options.
-
-    Attributes:
-        samples: number of pictures.
-        caption: made of a class's name, which goes where ``{}`` stands; null for the set's prompt.
-        name: shown in logs and written to result files.
-    """
-
-    samples: int = 128
-    caption: str | None = None
-    name: str = "classification"
+class Classification(CalibrationOptions, PictureSource):
+    """Pictures of the training split."""
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")

@@ -19,6 +19,7 @@ from ecoflap.data.classification.class_names import (
     text_lines,
 )
 from ecoflap.data.classification.clip_sets import PictureSet, find_set
+from ecoflap.data.classification.options import PictureSourceOptions
 from ecoflap.data.example import Example
 from ecoflap.data.folder import read_json, require_files
 from ecoflap.errors import UserError
@@ -59,24 +60,8 @@ class Found(NamedTuple):
 
 
 @dataclass(frozen=True)
-class PictureSource:
-    """Which pictures, and how their classes are called.
-
-    Attributes:
-        dataset: one of ``clip_sets.SETS``.
-        split: of the set.
-        path: folder that holds the set's folder under CoOp's name, or that folder itself.
-        classes: names of the classes: open_clip or torchvision for ImageNet's, or a text file with a line for
-            each ("NAME", or "FOLDER NAME"); null for those of the split file or the folders.
-        templates: prompts of the text classifier, each with one ``{}``; openai among them stands for OpenAI's
-            80; null for the set's own.
-    """
-
-    dataset: str
-    split: str
-    path: str | None = None
-    classes: str | None = None
-    templates: list[str] | None = None
+class PictureSource(PictureSourceOptions):
+    """Which pictures, and how their classes are called."""
 
     def facts(self, option: str) -> PictureSet:
         """What is known about the set.

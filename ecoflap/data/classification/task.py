@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.data.classification.class_names import OPENAI, own_labels
+from ecoflap.data.classification.options import TaskOptions
 from ecoflap.data.classification.reading import Pictures, PictureSource
 from ecoflap.data.easy_vqa.picture_tasks import similarity
 from ecoflap.data.easy_vqa.pictures import check_templates
@@ -30,18 +31,8 @@ from ecoflap.models.families.clip.clip import class_features
 
 
 @dataclass(frozen=True)
-class Classification(PictureSource):
-    """Accuracy on a set of pictures; see ``PictureSource`` for the other options.
-
-    Attributes:
-        limit: number of pictures, evenly spaced; null for all.
-        batch_size: pictures per forward pass.
-        name: shown in logs and written to result files.
-    """
-
-    limit: int | None = None
-    batch_size: int = 128
-    name: str = "classification"
+class Classification(TaskOptions, PictureSource):
+    """Accuracy on a set of pictures."""
 
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "top_5", "macro_f1", "images")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
+from ecoflap.data.easy_vqa.options import EasyVqaCalibrationOptions
 from ecoflap.data.example import Example
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
@@ -29,16 +30,8 @@ def read_questions(split: str) -> list[Example]:
 
 
 @dataclass(frozen=True)
-class EasyVqa:
-    """Questions of the training split, with their answers.
-
-    Attributes:
-        samples: number of questions.
-        name: shown in logs and written to result files.
-    """
-
-    samples: int = 128
-    name: str = "easy_vqa"
+class EasyVqa(EasyVqaCalibrationOptions):
+    """Questions of the training split, with their answers."""
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")

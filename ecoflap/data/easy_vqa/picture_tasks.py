@@ -6,12 +6,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from ecoflap.data.easy_vqa.options import (
+    EasyCaptionsOptions,
+    EasyClassificationOptions,
+    EasyRetrievalOptions,
+    PictureTaskOptions,
+)
 from ecoflap.data.easy_vqa.pictures import NAMES, check_templates, read_pictures
 from ecoflap.data.example import Classes, Example, Generation
 from ecoflap.data.sources import picture_sources
@@ -55,16 +61,8 @@ class PictureEvaluation:
 
 
 @dataclass(frozen=True)
-class PictureTask(ABC):
-    """A task on the pictures.
-
-    Attributes:
-        limit: number of pictures, evenly spaced; null for all.
-        batch_size: what share a forward pass.
-    """
-
-    limit: int | None = None
-    batch_size: int = 128
+class PictureTask(PictureTaskOptions, ABC):
+    """A task on the pictures."""
 
     def check_data(self, group: str) -> None:
         """Refuse a limit above the number of pictures.
@@ -93,18 +91,8 @@ class PictureTask(ABC):
 
 
 @dataclass(frozen=True)
-class EasyClassification(PictureTask):
-    """Top-1 and top-5 accuracy, of a classifier's own classes or, zero-shot, of a text tower's.
-
-    Attributes:
-        limit: number of pictures, evenly spaced; null for all.
-        batch_size: pictures per forward pass.
-        templates: prompts of the text classifier, each with one ``{}``.
-        name: shown in logs and written to result files.
-    """
-
-    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
-    name: str = "easy_classification"
+class EasyClassification(EasyClassificationOptions, PictureTask):
+    """Top-1 and top-5 accuracy, of a classifier's own classes or, zero-shot, of a text tower's."""
 
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "top_5", "pictures")
 
@@ -144,20 +132,8 @@ class EasyClassification(PictureTask):
 
 
 @dataclass(frozen=True)
-class EasyCaptions(PictureTask):
-    """Share of captions that name shape and colour right.
-
-    Attributes:
-        limit: number of pictures, evenly spaced; null for all.
-        batch_size: pictures per generation.
-        beams: beam width.
-        max_new_tokens: longest caption.
-        name: shown in logs and written to result files.
-    """
-
-    beams: int = 1
-    max_new_tokens: int = 8
-    name: str = "easy_captions"
+class EasyCaptions(EasyCaptionsOptions, PictureTask):
+    """Share of captions that name shape and colour right."""
 
     metrics: ClassVar[tuple[str, ...]] = ("accuracy", "pictures")
 
@@ -187,21 +163,10 @@ class EasyCaptions(PictureTask):
 
 
 @dataclass(frozen=True)
-class EasyRetrieval(PictureTask):
+class EasyRetrieval(EasyRetrievalOptions, PictureTask):
     """Recall at 1 from pictures to the 24 captions, and from a caption to the pictures, first apart
     (contrast), then together (match).
-
-    Attributes:
-        limit: number of pictures, evenly spaced; null for all.
-        batch_size: pictures or pairs per forward pass.
-        caption: made of a picture's name, which goes where ``{}`` stands.
-        rerank: how many of the best are looked at together; 0 for none.
-        name: shown in logs and written to result files.
     """
-
-    caption: str = "a photo of a {}."
-    rerank: int = 8
-    name: str = "easy_retrieval"
 
     metrics: ClassVar[tuple[str, ...]] = (
         "text_recall_1",

@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.easy_vqa.options import EasyPicturesOptions
 from ecoflap.data.example import Classes, Example
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
@@ -64,20 +65,8 @@ def check_templates(templates: list[str], option: str, names: Collection[str] = 
 
 
 @dataclass(frozen=True)
-class EasyPictures:
-    """Pictures of the training split with captions.
-
-    Attributes:
-        samples: number of pictures.
-        caption: made of a picture's name, which goes where ``{}`` stands.
-        templates: prompts of the text classifier, for models that are scored by classification.
-        name: shown in logs and written to result files.
-    """
-
-    samples: int = 128
-    caption: str = "a photo of a {}."
-    templates: list[str] = field(default_factory=lambda: ["a photo of a {}."])
-    name: str = "easy_pictures"
+class EasyPictures(EasyPicturesOptions):
+    """Pictures of the training split with captions."""
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")

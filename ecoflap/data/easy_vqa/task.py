@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.easy_vqa.options import EasyVqaTaskOptions
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
@@ -20,24 +21,8 @@ from ecoflap.models.core.text_length import require_length
 
 
 @dataclass(frozen=True)
-class EasyVqa:
-    """Ask the held-out questions and compare the generated answers.
-
-    Attributes:
-        limit: number of questions, evenly spaced over the split; null for all 9,673.
-        batch_size: questions per generation; changes nothing beyond rounding.
-        beams: beam width.
-        max_new_tokens: longest answer.
-        length_penalty: of the beam search.
-        name: shown in logs and written to result files.
-    """
-
-    limit: int | None = None
-    batch_size: int = 256
-    beams: int = 1
-    max_new_tokens: int = 4
-    length_penalty: float = 1.0
-    name: str = "easy_vqa"
+class EasyVqa(EasyVqaTaskOptions):
+    """Ask the held-out questions and compare the generated answers."""
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size", "beams", "max_new_tokens")

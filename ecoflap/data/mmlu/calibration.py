@@ -14,6 +14,7 @@ from pathlib import Path
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.example import Example
 from ecoflap.data.folder import read_text
+from ecoflap.data.mmlu.options import MmluCalibrationOptions
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.encoding import encode_all, require_encoder
 from ecoflap.models.core.prunable import PrunableModel
@@ -126,22 +127,8 @@ def _read_file(file: Path) -> list[Question]:
 
 
 @dataclass(frozen=True)
-class Mmlu:
-    """Questions with their letters, of a split that is not the test's.
-
-    Attributes:
-        path: folder in MMLU's layout; null for MMLU from the hub.
-        split: which of its splits.
-        shots: answered examples of the dev split before each question.
-        samples: number of questions.
-        name: shown in logs and written to result files.
-    """
-
-    path: str | None = None
-    split: str = "val"
-    shots: int = 0
-    samples: int = 128
-    name: str = "mmlu"
+class Mmlu(MmluCalibrationOptions):
+    """Questions with their letters, of a split that is not the test's."""
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")

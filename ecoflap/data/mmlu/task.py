@@ -12,6 +12,7 @@ import torch
 from ecoflap.data.mmlu.calibration import LETTERS, Question, prompt, question_sources, read_subjects
 from ecoflap.data.mmlu.calibration_error import expected_calibration_error, rms_calibration_error
 from ecoflap.data.mmlu.categories import GROUPS
+from ecoflap.data.mmlu.options import MmluTaskOptions
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import parts, percent, spread
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
@@ -21,27 +22,12 @@ from ecoflap.models.core.text_length import at_most, most_tokens, require_length
 
 
 @dataclass(frozen=True)
-class Mmlu:
+class Mmlu(MmluTaskOptions):
     """Accuracy over all test questions, per category, subcategory and subject, and how well the model knows
     what it knows.
 
     A mean is always over questions. Subjects that are not MMLU's belong to no category.
-
-    Attributes:
-        path: folder in MMLU's layout; null for MMLU from the hub.
-        shots: answered examples of the dev split before each question; fewer where the prompt would not fit.
-        max_tokens: longest prompt.
-        limit: questions per subject, evenly spaced; null for all.
-        batch_size: questions per forward pass.
-        name: shown in logs and written to result files.
     """
-
-    path: str | None = None
-    shots: int = 5
-    max_tokens: int = 2048
-    limit: int | None = None
-    batch_size: int = 8
-    name: str = "mmlu"
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size", "max_tokens")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ecoflap.data.calibration_set import CalibrationSet, draw, require_train
 from ecoflap.data.folder import require_files, require_images
+from ecoflap.data.nlvr2.options import Nlvr2CalibrationOptions
 from ecoflap.data.nlvr2.reading import OBTAIN, read_pairs
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
@@ -16,20 +17,8 @@ from ecoflap.models.core.prunable import PrunableModel
 
 
 @dataclass(frozen=True)
-class Nlvr2:
-    """Sentences about two pictures, and whether they are true.
-
-    Attributes:
-        path: folder with the published files and pictures; null names what is needed.
-        split: train; no other one is taken.
-        samples: number of sentences.
-        name: shown in logs and written to result files.
-    """
-
-    path: str | None = None
-    split: str = "train"
-    samples: int = 128
-    name: str = "nlvr2"
+class Nlvr2(Nlvr2CalibrationOptions):
+    """Sentences about two pictures, and whether they are true."""
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")

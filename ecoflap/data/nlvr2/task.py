@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from ecoflap.data.example import Example
 from ecoflap.data.folder import require_files, require_images
+from ecoflap.data.nlvr2.options import Nlvr2TaskOptions
 from ecoflap.data.nlvr2.reading import OBTAIN, check_splits, read_pairs
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
@@ -21,22 +22,8 @@ from ecoflap.models.core.prunable import PrunableModel
 
 
 @dataclass(frozen=True)
-class Nlvr2:
-    """Share of sentences that are judged right, per split; the first split is the headline.
-
-    Attributes:
-        path: folder with the published files and pictures; null names what is needed.
-        splits: dev, test1 or both.
-        limit: sentences per split, evenly spaced; null for all.
-        batch_size: sentences per forward pass.
-        name: shown in logs and written to result files.
-    """
-
-    path: str | None = None
-    splits: list[str] = field(default_factory=lambda: ["dev", "test1"])
-    limit: int | None = None
-    batch_size: int = 64
-    name: str = "nlvr2"
+class Nlvr2(Nlvr2TaskOptions):
+    """Share of sentences that are judged right, per split; the first split is the headline."""
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")

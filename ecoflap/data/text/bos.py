@@ -11,9 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ecoflap.data.text.options import BOS
 from ecoflap.errors import UserError, did_you_mean
-
-CHOICES = ("auto", "true", "false")
 
 
 def check_bos(option: str, choice: str) -> None:
@@ -24,10 +23,10 @@ def check_bos(option: str, choice: str) -> None:
         choice: what was asked for.
 
     Raises:
-        UserError: if it is not one of ``CHOICES``.
+        UserError: if it is not one of ``BOS``.
     """
-    if choice.lower() not in CHOICES:
-        raise UserError(f"{option}={choice} is not known; {did_you_mean(choice, CHOICES)}")
+    if choice.lower() not in BOS:
+        raise UserError(f"{option}={choice} is not known; {did_you_mean(choice, BOS)}")
 
 
 def bos_token(tokenizer: Any, option: str, choice: str) -> int | None:

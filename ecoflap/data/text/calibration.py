@@ -16,6 +16,7 @@ from torch import Tensor
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.sources import file_source
 from ecoflap.data.text.bos import begin, bos_token, check_bos
+from ecoflap.data.text.options import DocumentsOptions, TextOptions, TokenFileOptions
 from ecoflap.data.text.source import TextSource
 from ecoflap.errors import UserError, did_you_mean, require_positive
 from ecoflap.models.core.prunable import PrunableModel
@@ -151,22 +152,8 @@ def require_language_model(model: PrunableModel, option: str) -> None:
 
 
 @dataclass(frozen=True)
-class Text(TextSource):
-    """Random windows of a text.
-
-    Attributes:
-        samples: number of windows.
-        sequence_length: tokens per window.
-        bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true
-            or false.
-        name: shown in logs and written to result files.
-    """
-
-    split: str = "train"
-    samples: int = 128
-    sequence_length: int = 512
-    bos: str = "auto"
-    name: str = "text"
+class Text(TextOptions, TextSource):
+    """Random windows of a text."""
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples", "sequence_length", "documents")
@@ -215,19 +202,10 @@ class Text(TextSource):
 
 
 @dataclass(frozen=True)
-class Documents(Text):
+class Documents(DocumentsOptions, Text):
     """Random windows of documents, one of each, as Wanda and SparseGPT take them from C4: only a document
     longer than a window counts.
-
-    Attributes:
-        samples: number of windows; fewer where there are not so many long documents.
-        sequence_length: tokens per window.
-        bos: see ``Text``.
-        name: shown in logs and written to result files.
     """
-
-    sequence_length: int = 2048
-    name: str = "documents"
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
         """See ``TextSource``; a window is cut out of one document."""
@@ -257,20 +235,8 @@ class Documents(Text):
 
 
 @dataclass(frozen=True)
-class TokenFile:
-    """Rows of token ids that somebody has already drawn.
-
-    Attributes:
-        path: a safetensors file.
-        key: the name of an integer tensor [rows, tokens] in it.
-        samples: how many rows, from the first; null for all.
-        name: shown in logs and written to result files.
-    """
-
-    path: str
-    key: str
-    samples: int | None = None
-    name: str = "token_file"
+class TokenFile(TokenFileOptions):
+    """Rows of token ids that somebody has already drawn."""
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")

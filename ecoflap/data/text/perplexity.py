@@ -23,6 +23,7 @@ from ecoflap.data.text.calibration import (
     tokenize,
     windows,
 )
+from ecoflap.data.text.options import TextPerplexityOptions, TokenPerplexityOptions
 from ecoflap.data.text.source import TextSource
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.inputs import parts
@@ -33,7 +34,7 @@ from ecoflap.models.core.text_length import require_length
 
 
 @dataclass(frozen=True)
-class TextPerplexity(TextSource):
+class TextPerplexity(TextPerplexityOptions, TextSource):
     """Perplexity on windows of a text.
 
     Without a stride, windows don't overlap and all tokens of a window but its first count, as the papers on
@@ -41,25 +42,7 @@ class TextPerplexity(TextSource):
     spaces between them, of which the first 256 windows count; their Penn Treebank is the sentences of the
     test split with spaces between them. They begin the whole text with the token that begins texts, if
     anything: ``bos=false``, but for one token.
-
-    Attributes:
-        sequence_length: tokens per window.
-        stride: tokens between the starts of two windows; only the last so many tokens of a window count, all
-            of the first window's but its first. The smaller, the more context a token has, and the more
-            windows there are. Null: windows don't overlap.
-        bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true
-            or false.
-        limit: number of windows, from the first; null for all.
-        batch_size: windows per forward pass; changes nothing beyond rounding.
-        name: shown in logs and written to result files.
     """
-
-    sequence_length: int = 2048
-    stride: int | None = None
-    bos: str = "auto"
-    limit: int | None = None
-    batch_size: int = 4
-    name: str = "wikitext2"
 
     metrics: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "rows")
 
@@ -115,22 +98,8 @@ class TextPerplexity(TextSource):
 
 
 @dataclass(frozen=True)
-class TokenPerplexity:
-    """Perplexity on rows of token ids from a file.
-
-    Attributes:
-        path: a safetensors file.
-        key: the name of an integer tensor [rows, tokens] in it.
-        limit: number of rows, from the first; null for all.
-        batch_size: rows per forward pass; changes nothing beyond rounding.
-        name: shown in logs and written to result files.
-    """
-
-    path: str
-    key: str
-    limit: int | None = None
-    batch_size: int = 4
-    name: str = "token_perplexity"
+class TokenPerplexity(TokenPerplexityOptions):
+    """Perplexity on rows of token ids from a file."""
 
     metrics: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "rows")
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.example import Example
+from ecoflap.data.text.options import PrefixDocumentsOptions, PrefixTextOptions
 from ecoflap.data.text.source import TextSource
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.encoding import encode_all, require_encoder
@@ -19,19 +20,8 @@ SHORTEST = 8  # words; shorter lines are headings and list entries
 
 
 @dataclass(frozen=True)
-class PrefixText(TextSource):
-    """Paragraphs of a text, which are its lines, each cut after a random word of its first half.
-
-    Attributes:
-        samples: number of paragraphs.
-        max_words: longer ones lose their end.
-        name: shown in logs and written to result files.
-    """
-
-    split: str = "train"
-    samples: int = 128
-    max_words: int = 200
-    name: str = "prefix_text"
+class PrefixText(PrefixTextOptions, TextSource):
+    """Paragraphs of a text, which are its lines, each cut after a random word of its first half."""
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples", "documents")
@@ -92,11 +82,8 @@ class PrefixText(TextSource):
 
 
 @dataclass(frozen=True)
-class PrefixDocuments(PrefixText):
+class PrefixDocuments(PrefixDocumentsOptions, PrefixText):
     """The beginnings of whole documents, each cut after a random word of its first half."""
-
-    max_words: int = 50
-    name: str = "prefix_documents"
 
     def pieces(self) -> Sequence[str]:
         """The documents."""

@@ -11,39 +11,15 @@ from pathlib import Path
 
 from ecoflap.data.folder import parse_json, read_text
 from ecoflap.data.sources import file_source
+from ecoflap.data.text.options import TextSourceOptions
 from ecoflap.errors import UserError, nearest
 
 MOST_BYTES = 32  # of a token, on average over a text
 
 
 @dataclass(frozen=True)
-class TextSource:
-    """A text: a local file, or else a split of a data set of the hub.
-
-    Attributes:
-        path: a UTF-8 text file, or JSON lines (.jsonl, .json, also with .gz); null for the hub.
-        dataset: hub id.
-        config: configuration of the hub data set.
-        split: its split.
-        column: the column, or the key of each JSON line, that holds text.
-        revision: its revision.
-        data_files: the only file of the data set to read.
-        documents: how many rows or JSON lines are read, from the first; null for all. A text file is taken as
-            it is.
-        separator: what stands between rows or JSON lines when they are made one text.
-    """
-
-    path: str | None = None
-    dataset: str = "Salesforce/wikitext"
-    config: str | None = "wikitext-2-raw-v1"
-    split: str = "test"
-    column: str = "text"
-    revision: str | None = None
-    data_files: str | None = None
-    documents: int | None = None
-    separator: str = (
-        "\n\n"  # WikiText keeps its line ends in the rows; perplexity tables join them with blank lines
-    )
+class TextSource(TextSourceOptions):
+    """A text: a local file, or else a split of a data set of the hub."""
 
     @property
     def sources(self) -> frozenset[str]:

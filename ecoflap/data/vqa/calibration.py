@@ -8,6 +8,7 @@ from pathlib import Path
 from ecoflap.data.calibration_set import CalibrationSet, draw, require_train
 from ecoflap.data.folder import require_files, require_images
 from ecoflap.data.sources import picture_sources
+from ecoflap.data.vqa.options import VqaV2CalibrationOptions
 from ecoflap.data.vqa.reading import VQAV2, Question, clean_question, read_coco_questions
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.encoding import encode_all, require_encoder
@@ -15,22 +16,8 @@ from ecoflap.models.core.prunable import PrunableModel
 
 
 @dataclass(frozen=True)
-class VqaV2:
-    """Questions about COCO's train2014 with the answer that most annotators gave.
-
-    Attributes:
-        path: folder with the published files and pictures; null names what is needed.
-        split: train; no other one is taken.
-        clean: ask in lower case and without most punctuation, as ``task=vqav2`` does.
-        samples: number of questions.
-        name: shown in logs and written to result files.
-    """
-
-    path: str | None = None
-    split: str = "train"
-    clean: bool = True
-    samples: int = 128
-    name: str = "vqav2"
+class VqaV2(VqaV2CalibrationOptions):
+    """Questions about COCO's train2014 with the answer that most annotators gave."""
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")

@@ -19,6 +19,7 @@ from ecoflap.data.folder import require_files, require_images
 from ecoflap.data.sources import picture_sources
 from ecoflap.data.vqa.accuracy import vqa_accuracy
 from ecoflap.data.vqa.hub import HubQuestions
+from ecoflap.data.vqa.options import PublishedQuestionsOptions
 from ecoflap.data.vqa.reading import Question, clean_question
 from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import fingerprint_by_size, parts, spread
@@ -44,28 +45,8 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class PublishedQuestions(ABC):
-    """What the three data sets share; the defaults are those that BLIP-2 was published with.
-
-    Attributes:
-        path: folder with the published files and pictures; null for the hub.
-        limit: number of questions, evenly spaced; null for all.
-        batch_size: questions per generation; changes nothing beyond rounding.
-        beams: beam width.
-        max_new_tokens: longest answer.
-        length_penalty: of the beam search; below 0 it prefers short answers.
-        clean: ask in lower case and without most punctuation, as LAVIS does.
-        name: shown in logs and written to result files.
-    """
-
-    path: str | None = None
-    limit: int | None = None
-    batch_size: int = 64
-    beams: int = 5
-    max_new_tokens: int = 10
-    length_penalty: float = -1.0
-    clean: bool = True
-    name: str = ""
+class PublishedQuestions(PublishedQuestionsOptions, ABC):
+    """What the three data sets share; the defaults are those that BLIP-2 was published with."""
 
     metric: ClassVar[str] = "VQA accuracy"
     obtain: ClassVar[str]

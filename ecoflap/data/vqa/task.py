@@ -8,6 +8,7 @@ from pathlib import Path
 from ecoflap.data.folder import require_files
 from ecoflap.data.vqa.accuracy import exact_match, lemmatized, lemmatizer, vqa_accuracy
 from ecoflap.data.vqa.hub import HUB
+from ecoflap.data.vqa.options import GqaOptions, OkVqaOptions, VqaV2TaskOptions
 from ecoflap.data.vqa.questions import Choices, PublishedQuestions
 from ecoflap.data.vqa.reading import (
     GQA_OBTAIN,
@@ -20,37 +21,21 @@ from ecoflap.data.vqa.reading import (
     read_gqa,
     read_test_questions,
 )
-from ecoflap.errors import UserError, require_positive
+from ecoflap.errors import UserError, require_choices, require_positive
 from ecoflap.models.core.protocols import Ranks
 from ecoflap.models.core.prunable import PrunableModel
 
-SPLITS = ("val", "test-dev", "test")
-
 
 @dataclass(frozen=True)
-class VqaV2(PublishedQuestions):
-    """VQAv2; see ``PublishedQuestions`` for the other options.
-
-    Attributes:
-        split: val, or test-dev or test, whose answers are not public: the run writes a file for the EvalAI
-            server instead of an accuracy.
-        answer_list: a JSON list of answers in the folder, of which the model chooses (how BLIP is measured);
-            null lets it write its own.
-        k_test: how many of these are looked at to their end: those with the likeliest first tokens.
-    """
-
-    split: str = "val"
-    answer_list: str | None = None
-    k_test: int = 128
-    name: str = "vqav2"
+class VqaV2(VqaV2TaskOptions, PublishedQuestions):
+    """VQAv2."""
 
     obtain, questions, hub = VQAV2.obtain, VQAV2.questions.format(split="val"), HUB["vqav2"]
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_positive("task", self, "k_test")
-        if self.split not in SPLITS:
-            raise UserError(f"task.split={self.split}: VQAv2 is measured on {', '.join(SPLITS)}")
+        require_choices("task", self)
 
     def locate(self, option: str) -> Path | None:
         """See ``PublishedQuestions``; test questions have files of their own, and are not on the hub."""
@@ -93,16 +78,8 @@ class VqaV2(PublishedQuestions):
 
 
 @dataclass(frozen=True)
-class OkVqa(PublishedQuestions):
-    """OK-VQA's validation split; see ``PublishedQuestions`` for the other options.
-
-    Attributes:
-        lemmatize: bring nouns and verbs of answers to their base forms before they are compared, as BLIP-2's
-            published figure has it.
-    """
-
-    lemmatize: bool = False
-    name: str = "okvqa"
+class OkVqa(OkVqaOptions, PublishedQuestions):
+    """OK-VQA's validation split."""
 
     obtain, questions, hub = OKVQA.obtain, OKVQA.questions.format(split="val"), HUB["okvqa"]
 
@@ -122,10 +99,8 @@ class OkVqa(PublishedQuestions):
 
 
 @dataclass(frozen=True)
-class Gqa(PublishedQuestions):
-    """GQA's balanced testdev split; see ``PublishedQuestions`` for the options."""
-
-    name: str = "gqa"
+class Gqa(GqaOptions, PublishedQuestions):
+    """GQA's balanced testdev split."""
 
     metric = "exact match"
     obtain, questions, hub = GQA_OBTAIN, GQA_QUESTIONS, HUB["gqa"]

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from ecoflap.console.telemetry import free_memory
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, did_you_mean
+from ecoflap.models.loading import options
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in options.DTYPES}
 
 
 def resolve_device(name: str) -> torch.device:
@@ -44,7 +45,7 @@ def resolve_dtype(name: str) -> torch.dtype | None:
         UserError: if there is no such dtype.
     """
     if name != "auto" and name not in DTYPES:
-        raise UserError(f"model.dtype={name} is not known; choose auto, {', '.join(DTYPES)}")
+        raise UserError(f"model.dtype={name} is not known; {did_you_mean(name, options.ANY_DTYPE)}")
     return DTYPES.get(name)
 
 

@@ -24,6 +24,7 @@ from ecoflap.models.loading.hub import (
     require_folder,
 )
 from ecoflap.models.loading.kinds import check_kind
+from ecoflap.models.loading.options import PretrainedOptions
 from ecoflap.models.loading.pretrained_weights import check_vocabulary, load_weights
 from ecoflap.models.loading.quantised import check_config, check_weights, dequantise
 from ecoflap.models.loading.skeleton import (
@@ -123,27 +124,8 @@ def prunable(
 
 
 @dataclass(frozen=True)
-class Pretrained:
-    """A model from a hub id or a saved folder; each family adds its classes and its loss.
-
-    Attributes:
-        path: hub id or folder.
-        name: the model's name in logs and result files.
-        dtype: auto (the checkpoint's), float32, float16 or bfloat16.
-        revision: hub revision.
-        towers: path of the block list of each tower, where it should not be found from the module tree.
-        save: write the pruned checkpoint into the run's folder.
-        architecture: the settings of the real model, so that ``inspect`` needs no download; the settings of a
-            local folder take precedence.
-    """
-
-    path: str
-    name: str = "pretrained"
-    dtype: str = "auto"
-    revision: str | None = None
-    towers: dict[str, str] | None = None
-    save: bool = False
-    architecture: dict[str, Any] | None = None
+class Pretrained(PretrainedOptions):
+    """A model from a hub id or a saved folder; each family adds its classes and its loss."""
 
     shapes_first: ClassVar[bool] = True  # loading on the meta device reads no weights
 

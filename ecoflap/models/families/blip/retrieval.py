@@ -16,7 +16,8 @@ from ecoflap.models.core.losses import contrastive_loss, counting, find_loss, ma
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.positives import image_text_positives, nearest_negatives
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.families.blip.text import ENC, LONGEST, check_encoder_token, image_states
+from ecoflap.models.families.blip.options import BlipRetrievalOptions
+from ecoflap.models.families.blip.text import LONGEST, check_encoder_token, image_states
 from ecoflap.models.families.clip.clip import DualInterface
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 
@@ -153,18 +154,8 @@ class RetrievalInterface(DualInterface):
 
 
 @dataclass(frozen=True)
-class BlipRetrieval(Pretrained):
-    """BLIP that finds pictures and texts; see ``Pretrained`` for its other options.
-
-    Attributes:
-        loss: match_and_contrastive, match, contrastive, or a function by its dotted path.
-        encoder_token: id of the token that a caption begins with when it is read with a picture, as in
-            ``BlipVqa``.
-    """
-
-    name: str = "blip_retrieval"
-    loss: str = "match_and_contrastive"
-    encoder_token: int | None = ENC
+class BlipRetrieval(BlipRetrievalOptions, Pretrained):
+    """BLIP that finds pictures and texts."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and processor.

@@ -15,13 +15,12 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.losses import find_loss, next_token_loss
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.blip.options import BlipCaptionOptions, BlipVqaOptions
 from ecoflap.models.families.blip.ranking import best_answers
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 from ecoflap.models.loading.positions import set_image_size
 from ecoflap.models.offload.load import require_loaded
 
-# [ENC], which the published tokenizers leave out: the token behind the one that the decoder starts with
-ENC = 30523
 LONGEST = 35  # tokens of a question or a matched caption, as BLIP cuts them
 LONGEST_CAPTION = 40  # the same of a caption that is written, with its prompt
 
@@ -193,21 +192,8 @@ def _same_length(texts: Sequence[dict[str, Tensor]]) -> list[tuple[list[int], di
 
 
 @dataclass(frozen=True)
-class BlipVqa(Pretrained):
-    """BLIP that answers questions; see ``Pretrained`` for its other options.
-
-    Attributes:
-        loss: answer, or a function by its dotted path.
-        encoder_token: id of the token that stands before a question. The published models were trained with
-            [ENC], which transformers does not put there; null keeps the tokenizer's [CLS].
-        image_size: side of the pictures in pixels; positions are resized (bicubic) where the checkpoint has
-            others. Null for the checkpoint's.
-    """
-
-    name: str = "blip_vqa"
-    loss: str = "answer"
-    encoder_token: int | None = ENC
-    image_size: int | None = None
+class BlipVqa(BlipVqaOptions, Pretrained):
+    """BLIP that answers questions."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and processor.
@@ -237,17 +223,8 @@ class BlipVqa(Pretrained):
 
 
 @dataclass(frozen=True)
-class BlipCaption(Pretrained):
-    """BLIP that writes captions; see ``Pretrained`` for its other options.
-
-    Attributes:
-        prompt: what every caption begins with.
-        loss: caption, or a function by its dotted path.
-    """
-
-    name: str = "blip_caption"
-    prompt: str = "a picture of"
-    loss: str = "caption"
+class BlipCaption(BlipCaptionOptions, Pretrained):
+    """BLIP that writes captions."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and processor.

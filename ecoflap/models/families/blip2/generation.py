@@ -19,6 +19,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.losses import find_loss, next_token_loss, token_loss
 from ecoflap.models.core.pictures import Pixels, load_image
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.blip2.options import Blip2Options
 from ecoflap.models.families.lavis.keys import read_lavis_checkpoint, to_lavis, to_transformers
 from ecoflap.models.loading.loader import (
     Pretrained,
@@ -128,27 +129,8 @@ class SavesLavis(PrunableModel):
 
 
 @dataclass(frozen=True)
-class Blip2(Pretrained):
-    """A BLIP-2; see ``Pretrained`` for its other options.
-
-    Attributes:
-        prompt: how a question is put to the model, with one ``{}``.
-        loss: answer, or a function by its dotted path.
-        lavis_checkpoint: a file in LAVIS' format whose weights, all or some, replace those of ``path``: a
-            pruned model of the paper's authors.
-        vision_from: checkpoint folder of another BLIP-2 whose (pruned) vision tower is taken over.
-        language_from: checkpoint folder of another BLIP-2 whose (pruned) language model is taken over.
-        save_lavis: write the pruned weights in LAVIS' format too, as ``lavis.pth`` beside the checkpoint's
-            other files.
-    """
-
-    name: str = "blip2"
-    prompt: str = "Question: {} Short answer:"
-    loss: str = "answer"
-    lavis_checkpoint: str | None = None
-    vision_from: str | None = None
-    language_from: str | None = None
-    save_lavis: bool = False
+class Blip2(Blip2Options, Pretrained):
+    """A BLIP-2."""
 
     def __post_init__(self) -> None:
         check_prompt(self.prompt)

@@ -17,6 +17,7 @@ from ecoflap.models.core.losses import contrastive_loss, counting, find_loss, ma
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.positives import image_text_positives, nearest_negatives
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.blip2.options import Blip2ItmOptions
 from ecoflap.models.families.clip.clip import DualInterface
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 from ecoflap.models.loading.tower_transfer import transfer_vision_tower
@@ -154,18 +155,8 @@ LOSSES = {"match_and_contrastive": match_and_contrastive_loss, "match": match_lo
 
 
 @dataclass(frozen=True)
-class Blip2Itm(Pretrained):
-    """BLIP-2's first stage: vision tower and Q-Former, which find pictures and texts. See ``Pretrained`` for
-    its other options.
-
-    Attributes:
-        loss: match_and_contrastive, match, contrastive, or a function by its dotted path.
-        vision_from: checkpoint folder of another BLIP-2 whose (pruned) vision tower is taken over.
-    """
-
-    name: str = "blip2_itm"
-    loss: str = "match_and_contrastive"
-    vision_from: str | None = None
+class Blip2Itm(Blip2ItmOptions, Pretrained):
+    """BLIP-2's first stage: vision tower and Q-Former, which find pictures and texts."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and processor.

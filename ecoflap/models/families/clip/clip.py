@@ -17,6 +17,7 @@ from ecoflap.models.core.losses import class_loss, contrastive_loss, counting, f
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.positives import image_text_positives
 from ecoflap.models.core.prunable import Loss, PrunableModel
+from ecoflap.models.families.clip.options import ClipOptions
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 
 LOSSES = ("contrastive", "classification")
@@ -141,15 +142,8 @@ def dual_loss(name: str, interface: DualInterface | None) -> Loss:
 
 
 @dataclass(frozen=True)
-class Clip(Pretrained):
-    """A CLIP; see ``Pretrained`` for its other options.
-
-    Attributes:
-        loss: contrastive, classification, or a function by its dotted path.
-    """
-
-    name: str = "clip"
-    loss: str = "contrastive"
+class Clip(ClipOptions, Pretrained):
+    """A CLIP."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and processor.

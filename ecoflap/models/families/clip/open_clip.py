@@ -20,6 +20,7 @@ from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import block_lists
 from ecoflap.models.families.clip.clip import DualInterface, dual_loss
+from ecoflap.models.families.clip.options import OpenClipOptions
 from ecoflap.models.loading.device import check_fits, resolve_dtype
 from ecoflap.models.loading.hub import from_hub
 from ecoflap.models.loading.loader import Selection, prunable
@@ -56,27 +57,8 @@ class OpenClipInterface(DualInterface):
 
 
 @dataclass(frozen=True)
-class OpenClip:
-    """A model of open_clip.
-
-    Attributes:
-        architecture: its name in ``open_clip.list_models()``.
-        pretrained: a tag of ``open_clip.list_pretrained()``, or a local checkpoint file.
-        name: shown in logs and written to result files.
-        dtype: float32, float16 or bfloat16.
-        loss: contrastive, classification (through the text classifier, at the true temperature), or a
-            function by its dotted path.
-        towers: {tower: path of its block list}, where it should not be found from the tree.
-        save: write the pruned weights into the run's folder.
-    """
-
-    architecture: str
-    pretrained: str
-    name: str = "open_clip"
-    dtype: str = "float32"
-    loss: str = "classification"
-    towers: dict[str, str] | None = None
-    save: bool = False
+class OpenClip(OpenClipOptions):
+    """A model of open_clip."""
 
     shapes_first: ClassVar[bool] = True
 

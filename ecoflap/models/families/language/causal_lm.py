@@ -12,6 +12,7 @@ from ecoflap.data.batch import Batch
 from ecoflap.models.core.losses import IGNORED, find_loss, next_token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.interface import LanguageInterface
+from ecoflap.models.families.language.options import CausalLMOptions
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 
 
@@ -27,15 +28,8 @@ def language_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CausalLM(Pretrained):
-    """A decoder LM; see ``Pretrained`` for its other options.
-
-    Attributes:
-        loss: next_token, or a function by its dotted path.
-    """
-
-    name: str = "causal_lm"
-    loss: str = "next_token"
+class CausalLM(CausalLMOptions, Pretrained):
+    """A decoder LM."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and tokenizer.

@@ -13,6 +13,7 @@ from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Example, Generation
 from ecoflap.models.core.losses import find_loss, token_loss
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.language.options import Seq2SeqOptions
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 
 
@@ -70,15 +71,8 @@ class Seq2SeqInterface:
 
 
 @dataclass(frozen=True)
-class Seq2Seq(Pretrained):
-    """An encoder-decoder LM; see ``Pretrained`` for its other options.
-
-    Attributes:
-        loss: continuation, or a function by its dotted path.
-    """
-
-    name: str = "seq2seq"
-    loss: str = "continuation"
+class Seq2Seq(Seq2SeqOptions, Pretrained):
+    """An encoder-decoder LM."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and tokenizer.

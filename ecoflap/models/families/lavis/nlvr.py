@@ -15,6 +15,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.losses import class_loss
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.lavis.options import LavisNlvrOptions
 from ecoflap.models.families.lavis.parts import LavisPretrained, read_tokenizer, require_lavis
 from ecoflap.models.loading.loader import Selection, prunable
 
@@ -100,10 +101,8 @@ class NlvrInterface:
 
 
 @dataclass(frozen=True)
-class LavisNlvr(LavisPretrained):
+class LavisNlvr(LavisNlvrOptions, LavisPretrained):
     """A BLIP-NLVR; see ``LavisPretrained`` for its options."""
-
-    name: str = "blip_nlvr"
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and tokenizer.

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any, ClassVar
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from ecoflap.errors import UserError
 from ecoflap.models.families.lavis.keys import read_lavis_checkpoint
+from ecoflap.models.families.lavis.options import LavisPretrainedOptions
 from ecoflap.models.loading.device import check_fits, resolve_dtype
 from ecoflap.models.loading.hub import require_folder
 
@@ -125,27 +126,9 @@ def downloaded(model_class: Any, model_type: str) -> dict[str, Tensor]:
 
 
 @dataclass(frozen=True)
-class LavisPretrained:
-    """A model of LAVIS; each family adds its class and its loss.
+class LavisPretrained(LavisPretrainedOptions):
+    """A model of LAVIS; each family adds its class and its loss."""
 
-    Attributes:
-        model_type: LAVIS' name of the weights that it downloads.
-        checkpoint: a file in LAVIS' format to read instead, such as a pruned model; nothing is downloaded
-            then but the tokenizer.
-        tokenizer: hub id or folder of the tokenizer.
-        architecture: sizes.
-        name: shown in logs and written to result files.
-        dtype: float32 (what auto means here: LAVIS mixes precisions), float16 or bfloat16.
-        save: write the pruned checkpoint into the run's folder.
-    """
-
-    model_type: str
-    tokenizer: str
-    checkpoint: str | None = None
-    architecture: dict[str, Any] = field(default_factory=dict)
-    name: str = "lavis"
-    dtype: str = "float32"
-    save: bool = False
     shapes_first: ClassVar[bool] = True
     in_float32: ClassVar[tuple[str, ...]] = ()
     """Parts that compute in fp32 whatever the dtype of the rest."""

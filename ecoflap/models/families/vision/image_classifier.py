@@ -15,6 +15,7 @@ from ecoflap.errors import UserError, nearest
 from ecoflap.models.core.losses import class_loss, find_loss
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.vision.options import ImageClassifierOptions
 from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 
 
@@ -70,15 +71,8 @@ class ClassifierInterface:
 
 
 @dataclass(frozen=True)
-class ImageClassifier(Pretrained):
-    """An image classifier; see ``Pretrained`` for its other options.
-
-    Attributes:
-        loss: classification, or a function by its dotted path.
-    """
-
-    name: str = "image_classifier"
-    loss: str = "classification"
+class ImageClassifier(ImageClassifierOptions, Pretrained):
+    """An image classifier."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and image processor.

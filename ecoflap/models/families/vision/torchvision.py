@@ -19,6 +19,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.tower_names import name_towers
 from ecoflap.models.core.towers import block_lists
 from ecoflap.models.families.vision.image_classifier import ClassifierInterface
+from ecoflap.models.families.vision.options import TorchvisionOptions
 from ecoflap.models.loading.device import check_fits, resolve_dtype
 from ecoflap.models.loading.loader import Selection, prunable
 from ecoflap.models.loading.state_dict import SavesStateDict, read_weights
@@ -41,26 +42,8 @@ class TorchvisionInterface(ClassifierInterface):
 
 
 @dataclass(frozen=True)
-class Torchvision:
-    """A classifier of torchvision.
-
-    Attributes:
-        architecture: its name in ``torchvision.models.list_models()``.
-        weights: one of torchvision's tags (DEFAULT, IMAGENET1K_V1, ...), or a local checkpoint file.
-        name: shown in logs and written to result files.
-        dtype: float32, float16 or bfloat16.
-        loss: classification, or a function by its dotted path.
-        towers: {tower: path of its block list}, where it should not be found from the tree.
-        save: write the pruned weights into the run's folder.
-    """
-
-    architecture: str
-    weights: str = "DEFAULT"
-    name: str = "torchvision"
-    dtype: str = "float32"
-    loss: str = "classification"
-    towers: dict[str, str] | None = None
-    save: bool = False
+class Torchvision(TorchvisionOptions):
+    """A classifier of torchvision."""
 
     shapes_first: ClassVar[bool] = True
 

@@ -18,6 +18,7 @@ from ecoflap.models.core.losses import find_loss, next_token_loss, token_loss
 from ecoflap.models.core.pictures import load_image
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.vlm.joining import joined
+from ecoflap.models.families.vlm.options import VisionLanguageOptions
 from ecoflap.models.loading.loader import Pretrained, Selection, check_prompt, generated_tokens, prunable
 
 # Models that AutoModelForImageTextToText loads and that have no answer to take the loss of.
@@ -173,20 +174,8 @@ def _chat_prompt(processor: Any) -> str:
 
 
 @dataclass(frozen=True)
-class VisionLanguage(Pretrained):
-    """A vision-language model; see ``Pretrained`` for its other options.
-
-    Attributes:
-        prompt: how a question is put to the model, with one ``{}``; null for the processor's chat template.
-        brief: what is put behind each question, so that a model which likes to talk answers with a word; null
-            for nothing.
-        loss: answer, or a function by its dotted path.
-    """
-
-    name: str = "vlm"
-    prompt: str | None = None
-    brief: str | None = None
-    loss: str = "answer"
+class VisionLanguage(VisionLanguageOptions, Pretrained):
+    """A vision-language model."""
 
     def __post_init__(self) -> None:
         if self.prompt is not None:

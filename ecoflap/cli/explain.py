@@ -1,0 +1,219 @@
+"""``ecoflap explain``: what there is to choose from, and what each option means."""
+
+from __future__ import annotations
+
+import re
+import sys
+import textwrap
+from argparse import ArgumentParser
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from ecoflap.cli.choices import Choices
+from ecoflap.cli.descriptions import Description, described, summary_of
+from ecoflap.errors import UserError, did_you_mean, written
+from ecoflap.run import config as run_config
+from ecoflap.run import registry, tables
+from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig
+from ecoflap.run.import_path import beside, extend_import_path
+from ecoflap.storage.installation import conf_folder
+
+WIDTH = 110
+SENTENCE = re.compile(r".+?[.:](?= [A-Z\"]|$)")
+NOT_ABOUT = ("@package", "python main.py", "ecoflap ", "python -m")
+
+
+def main(arguments: list[str]) -> int:
+    """Print what each argument means; returns the exit code.
+
+    Args:
+        arguments: groups and options, and perhaps ``--config-dir FOLDER``.
+    """
+    parser = ArgumentParser(prog="ecoflap explain", description=__doc__)
+    parser.add_argument(
+        "what", nargs="*", metavar="GROUP[=CHOICE] or OPTION", help="such as pruner or score.samples"
+    )
+    parser.add_argument("--config-dir", "-cd", help="a folder with more choices")
+    asked = parser.parse_args(arguments)
+    try:
+        print("\n\n".join(explain_options(what, asked.config_dir) for what in asked.what or [""]))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def explain_options(argument: str, config_dir: str | None = None) -> str:
+    """What a group, a choice of one or an option means.
+
+    Args:
+        argument: such as ``pruner``, ``pruner=wanda``, ``score.samples`` or ``sparsity``; an empty text for
+            all groups and the options of the run itself.
+        config_dir: a folder with more choices.
+
+    Raises:
+        UserError: if there is no such group, choice or option.
+    """
+    if config_dir is not None:
+        extend_import_path([beside(config_dir)])
+    run_config.register()
+    return _Explainer(config_dir).explain(argument.lstrip("+"))
+
+
+class _Explainer:
+    """The choices of a command line, and what they mean."""
+
+    def __init__(self, config_dir: str | None) -> None:
+        self.choices = Choices(config_dir)
+        self.folders = [Path(folder) for folder in (config_dir, conf_folder()) if folder is not None]
+        self.groups = [group for group in self.choices.groups if "/" not in group and group != "hydra"]
+        inner = {f"runtime.{name}": found for name, found in described(RuntimeConfig).items()}
+        own = {name: found for name, found in described(RunConfig).items() if name not in self.groups}
+        self.own = own | inner
+        del self.own["runtime"]
+
+    def explain(self, argument: str) -> str:
+        """What the argument means."""
+        group, _, name = re.sub(r"=", ".", argument, count=1).partition(".")
+        if not argument:
+            return self.everything()
+        if group in self.groups:
+            return self.group(group) if not name else self.member(group, name)
+        if found := [key for key in self.own if key == argument or key.startswith(f"{argument}.")]:
+            return self.options("", self.own, found, self.choices.compose([]))
+        instead = did_you_mean(argument, [*self.groups, *self.own], "ecoflap explain lists them")
+        raise UserError(f"{argument}: there is no such group or option; {instead}")
+
+    def everything(self) -> str:
+        """The groups, and the options of the run itself."""
+        lines = [f"  {group}: {_few(self.choices.options(group))}" for group in self.groups]
+        return "\n".join(["Groups (ecoflap explain GROUP says more):", *lines, "", "Options of the run:"]) + (
+            "\n" + self.options("", self.own, list(self.own), self.choices.compose([]))
+        )
+
+    def group(self, group: str) -> str:
+        """A line for each choice of a group."""
+        names = self.choices.options(group)
+        width = max(map(len, names))
+        sign = "+" if group in ("experiment", "sweep") else ""
+        head = f"{sign}{group}=CHOICE; ecoflap explain {group}=CHOICE lists its options"
+        return "\n".join([head, *(f"  {name:{width}}  {self.about(group, name)}".rstrip() for name in names)])
+
+    def member(self, group: str, name: str) -> str:
+        """A choice of a group, or an option of its choices."""
+        if name in self.choices.options(group):
+            return self.choice(group, name)
+        if found := self.everywhere(group, name):
+            return found
+        names = [*self.choices.options(group), *self.option_names(group)]
+        instead = did_you_mean(name, names, f"ecoflap explain {group} lists them")
+        raise UserError(f"{group}.{name}: {group} has no such choice or option; {instead}")
+
+    def choice(self, group: str, name: str) -> str:
+        """The options of a choice, with the values that it gives them."""
+        sign = "+" if group in ("experiment", "sweep") else ""
+        head = f"{sign}{group}={name}: {self.about(group, name, whole=True)}".rstrip(": ")
+        lines = textwrap.wrap(head, WIDTH, break_on_hyphens=False)
+        if group not in METHODS:
+            return "\n".join(lines)
+        config = self.choices.compose([f"{group}={name}"])
+        node = config[group]
+        members = {f"{group}.tasks.{key}": member for key, member in node.get("tasks", {}).items()}
+        for place, member in {group: node, **members}.items():
+            values = [str(key) for key in member if key not in ("_target_", "tasks")]
+            lines.append(self.options(place, _describe(member), values, config))
+        return "\n".join(line for line in lines if line)
+
+    def everywhere(self, group: str, option: str) -> str | None:
+        """An option in every choice of a group that has it; null where none has."""
+        found: dict[tuple[str, Description], list[str]] = {}
+        for label, kind in self.kinds(group):
+            if option in (options := described(kind)):
+                value = _written(registry.defaults(kind)[option])
+                found.setdefault((value, options[option]), []).append(label)
+        blocks = [
+            _block(f"{group}.{option}", value, description, f"in {', '.join(labels)}")
+            for (value, description), labels in found.items()
+        ]
+        return "\n".join(blocks) or None
+
+    def option_names(self, group: str) -> list[str]:
+        """The options that the choices of a group have."""
+        return list(dict.fromkeys(name for _, kind in self.kinds(group) for name in described(kind)))
+
+    def kinds(self, group: str) -> Iterable[tuple[str, type]]:
+        """The dataclasses of a group's choices, each with a name: those of this package, then those of other
+        folders.
+        """
+        for kind in registry.PARTS.get(group, {}).values():
+            yield str(registry.defaults(kind).get("name", group)), kind
+        for folder in self.folders[:-1]:
+            for file in sorted((folder / group).glob("*.yaml")):
+                node = self.choices.compose([f"{group}={file.stem}"])[group]
+                if (own := registry.options_of(str(node.get("_target_")))) is not None:
+                    yield file.stem, own
+
+    def options(self, place: str, known: dict[str, Description], names: list[str], config: DictConfig) -> str:
+        """Options with their values in a config."""
+        empty = Description("", (), "")
+        keys = {name: f"{place}.{name}".lstrip(".") for name in names}
+        return "\n".join(
+            _block(key, _value(config, key), known.get(name, empty)) for name, key in keys.items()
+        )
+
+    def about(self, group: str, name: str, whole: bool = False) -> str:
+        """What the file or the table says of a choice: the first sentence, or all."""
+        text = tables.about(group, name) or self._comment(group, name)
+        match = None if whole else SENTENCE.match(text)
+        return match[0].rstrip(":") if match else text
+
+    def _comment(self, group: str, name: str) -> str:
+        file = next(
+            (file for folder in self.folders if (file := folder / group / f"{name}.yaml").is_file()), None
+        )
+        if file is None:
+            return ""
+        lines = file.read_text(encoding="utf-8").splitlines()
+        said = [line.lstrip("# ") for line in lines if line.startswith("#")]
+        if text := " ".join(line for line in said if not line.startswith(NOT_ABOUT)):
+            return text
+        node = OmegaConf.load(file)
+        kind = registry.options_of(str(OmegaConf.select(node, "_target_")))
+        return summary_of(kind) if kind is not None else ""
+
+
+def _describe(node: Any) -> dict[str, Description]:
+    kind = registry.options_of(str(node.get("_target_")))
+    return described(kind) if kind is not None else {}
+
+
+def _few(names: list[str], count: int = 12) -> str:
+    return ", ".join(names[:count]) + (f", ... ({len(names)})" if len(names) > count else "")
+
+
+def _value(config: DictConfig, key: str) -> str:
+    group, _, name = key.rpartition(".")
+    node = OmegaConf.to_container(OmegaConf.select(config, group) if group else config, resolve=False)
+    assert isinstance(node, dict)
+    return _written(node[name])
+
+
+def _written(value: object) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(map(str, value))}}}"
+    blank = isinstance(value, str) and (not value or value != value.strip())
+    return repr(value) if blank else written(value)
+
+
+def _block(key: str, value: str, description: Description, where: str = "") -> str:
+    """An option with its value and type, then its meaning."""
+    one_of = f": {', '.join(description.choices)}" if description.choices else ""
+    kind = f"   ({description.kind}{one_of})" if description.kind else ""
+    first = f"  {key}={value}{kind}" + (f"   {where}" if where else "")
+    meaning = textwrap.fill(
+        description.meaning, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+    )
+    return "\n".join(filter(None, [first, meaning]))

@@ -1,0 +1,125 @@
+"""``ecoflap explain``: groups, choices and options, from the config and the docstrings of the parts."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ecoflap.cli.choices import Choices
+from ecoflap.cli.descriptions import described, meanings_of
+from ecoflap.cli.explain import explain_options, main
+from ecoflap.errors import UserError
+from ecoflap.run import registry
+from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig, register
+from tests.cli.conftest import ROOT
+
+register()
+PARTS = [kind for parts in registry.PARTS.values() for kind in parts.values()]
+
+
+@pytest.mark.parametrize("kind", [*PARTS, RunConfig, RuntimeConfig], ids=lambda kind: kind.__name__)
+def test_every_option_has_a_description(kind: type) -> None:
+    known = METHODS if kind is RunConfig else ()
+    assert [name for name, one in described(kind).items() if not one.meaning and name not in known] == []
+    assert set(meanings_of(kind)) <= set(described(kind)), "a description of what is no option"
+
+
+@pytest.mark.parametrize("group", sorted(METHODS))
+def test_a_group_lists_every_choice_with_a_line(group: str) -> None:
+    _, *lines = explain_options(group).splitlines()
+    assert [line.split()[0] for line in lines] == Choices().options(group)
+    assert [line for line in lines if len(line.split()) < 3] == [], "a choice without a description"
+
+
+@pytest.mark.parametrize("argument", ["finetune=lora", "finetune.lora"])
+def test_a_choice_shows_its_values_types_and_meanings(argument: str) -> None:
+    text = explain_options(argument)
+    for name, one in described(registry.options_of("ecoflap.finetune.lora.Lora") or object).items():
+        assert f"  finetune.{name}=" in text
+        assert one.kind in text
+    assert "finetune.weight_decay=0.0" in text, "the file's value, not the class's"
+    assert "(text: auto, float32, bfloat16, float16)" in text
+
+
+def test_a_row_of_a_table_is_explained() -> None:
+    text = explain_options("model=llama_13b")
+    assert text.startswith("model=llama_13b: LLaMA 13B")
+    assert "model.path=huggyllama/llama-13b" in text
+
+
+def test_an_option_is_explained_in_every_choice_that_has_it() -> None:
+    text = explain_options("finetune.epochs")
+    assert "in full, lora" in text
+    assert "in reconstruct" in text
+
+
+@pytest.mark.parametrize("option", ["sparsity", "runtime.offload", "cache_mode"])
+def test_options_of_the_run_are_explained(option: str) -> None:
+    assert explain_options(option).startswith(f"  {option}=")
+
+
+def test_without_an_argument_all_groups_are_listed() -> None:
+    text = explain_options("")
+    assert all(f"  {group}: " in text for group in METHODS)
+    assert registry.HIDDEN not in [line.split(":")[0].strip() for line in text.splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("argument", "meant"),
+    [("prunr", "pruner"), ("sparsty", "sparsity"), ("finetune=lore", "lora"), ("finetune.epoch", "epochs")],
+)
+def test_an_unknown_name_is_refused_with_what_was_meant(
+    argument: str, meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(UserError, match=f"did you mean .*{meant}"):
+        explain_options(argument)
+    assert main([argument]) == 2
+    assert meant in capsys.readouterr().err
+
+
+def test_a_part_beside_a_config_dir_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "own_part.py").write_text(
+        '''from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Own:
+    """Prune by chance.
+
+    Attributes:
+        share: how much of it
+            is chance.
+    """
+
+    share: float = 0.5
+'''
+    )
+    (tmp_path / "conf/pruner").mkdir(parents=True)
+    (tmp_path / "conf/pruner/own.yaml").write_text("_target_: own_part.Own\nshare: 0.25\n")
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = str(tmp_path / "conf")
+    assert "  own " in explain_options("pruner", folder)
+    text = explain_options("pruner=own", folder)
+    assert "pruner=own: Prune by chance." in text
+    assert "pruner.share=0.25   (number)" in text
+    assert "how much of it is chance." in text
+    assert "pruner.share=0.5" in explain_options("pruner.share", folder)
+
+
+def test_options_and_explanations_load_no_model_library() -> None:
+    files = [file.relative_to(ROOT) for file in (ROOT / "ecoflap").rglob("options.py")]
+    modules = [".".join(file.with_suffix("").parts) for file in files]
+    code = f"""
+import importlib, sys
+for name in {modules}:
+    importlib.import_module(name)
+from ecoflap.cli.explain import main
+main(["", "model=blip2_mini", "finetune", "task.limit"])
+print({{"torch", "transformers", "numpy", "PIL", "datasets"}} & set(sys.modules))
+"""
+    command = [sys.executable, "-c", code]
+    finished = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
+    assert finished.stdout.splitlines()[-1] == "set()"
