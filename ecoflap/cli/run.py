@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
             return 1
         print(f"error: {message}", file=sys.stderr)
-        refusals.leave_no_empty_sweep()
+        refusals.remove_refused_sweeps()
         return error.code if isinstance(error, SweepFailed) else 2
     return 0
 
@@ -78,7 +78,7 @@ def job(config: DictConfig) -> float | None:
             raise UserError(refusal)
         result = pipeline.run(config, Path(HydraConfig.get().runtime.output_dir))
     except KeyboardInterrupt:
-        log.error("interrupted: no result was written; %s", run_config.how_to_go_on())
+        log.error("interrupted: no result was written; %s", run_config.how_to_resume())
         sys.exit(130)
     except Exception as error:
         _fail(error)
@@ -98,7 +98,7 @@ def _fail(error: Exception) -> NoReturn:
     if message is None:
         raise error
     folder = Path(HydraConfig.get().runtime.output_dir)
-    rest = f"; {run_config.how_to_go_on()}" if refusals.has_work(folder) else ""
+    rest = f"; {run_config.how_to_resume()}" if refusals.is_resumable(folder) else ""
     log.error("%s%s", message, rest)  # the message is the whole story, a traceback would bury it
-    refusals.leave_nothing(folder)
+    refusals.remove_refused_run(folder)
     sys.exit(2)
