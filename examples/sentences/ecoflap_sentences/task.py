@@ -48,7 +48,7 @@ class SentenceRetrieval(TextSource):
             )
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
-        """See ``TextSource``; a text needs as many passages as are asked for."""
+        """See ``TextSource``; a text needs as many passages as the task uses."""
         spread(passages(self.separator.join(texts), option), self.limit, "passages")
 
     def check_model(self, model: PrunableModel) -> None:
@@ -64,7 +64,7 @@ class SentenceRetrieval(TextSource):
         """Read the passages.
 
         Raises:
-            UserError: the model is no sentence encoder, or the text isn't there or has no passages.
+            UserError: if the model is no sentence encoder, or the text is missing or has no passages.
         """
         self.check_model(model)
         found = spread(passages(self.read_text("task"), "task"), self.limit, "passages")
@@ -95,11 +95,10 @@ class SentenceRetrievalEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Share of the first halves, in percent, whose second half is among the 1, 5 and 10 nearest; and the
-        number of passages.
+        """Recall in percent of the second half among the 1, 5 and 10 nearest, and the number of passages.
 
         Raises:
-            NumericalError: an embedding is not finite.
+            NumericalError: if an embedding is not finite.
         """
         model.module.eval()
         parts = list(

@@ -42,7 +42,7 @@ def speak(library: ctypes.CDLL, text: str, voice: str) -> bytes:
 
 
 def _receive(heard: list[bytes], address: int | None, count: int, _: int | None) -> int:
-    """Keep what the engine hands over; zero asks it to go on."""
+    """Store the samples of the engine; returns zero, which lets it continue."""
     if address:
         heard.append(ctypes.string_at(address, 2 * count))
     return 0
