@@ -25,9 +25,8 @@ from ecoflap.storage.installation import install_extra
 log = logging.getLogger(__name__)
 
 Words = dict[int, list[str]]
-Scorer = tuple[
-    tuple[str, ...], Callable[[Words, Words], tuple[Any, Any]]
-]  # the names of its metrics, and what computes them
+# The names of a scorer's metrics, and the function that computes them.
+Scorer = tuple[tuple[str, ...], Callable[[Words, Words], tuple[Any, Any]]]
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 SPICE_MODEL = "stanford-corenlp-3.6.0-models.jar"
 
@@ -80,9 +79,8 @@ class CaptionMetrics:
             UserError: if the scorers are not installed.
         """
         folder = require_scorers(option)
-        java = shutil.which("java") is not None and os.access(
-            folder / "tokenizer", os.W_OK
-        )  # the tokenizer writes beside itself
+        # The tokenizer writes into its own folder.
+        java = shutil.which("java") is not None and os.access(folder / "tokenizer", os.W_OK)
         spice = java and (folder / "spice" / "lib" / SPICE_MODEL).is_file()
         if not java:
             log.info(

@@ -121,9 +121,8 @@ class CaptioningEvaluation:
         found = scores(scorers, references, predictions)
         for domain in DOMAINS:
             rows = [row for row, one in enumerate(self.pictures) if one.domain == domain]
-            if rows:  # each domain by itself, as NoCaps has it: its own references say which words are rare
-                of_it = scores(
-                    scorers, {row: references[row] for row in rows}, {row: predictions[row] for row in rows}
-                )
-                found |= {f"{name}_{domain}": score for name, score in of_it.items()}
+            if rows:  # as for NoCaps, a domain's own references decide which words are rare
+                own_references = {row: references[row] for row in rows}
+                of_domain = scores(scorers, own_references, {row: predictions[row] for row in rows})
+                found |= {f"{name}_{domain}": score for name, score in of_domain.items()}
         return {**found, "pictures": len(captions)}

@@ -210,7 +210,7 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
                 model, [paths[row] for row, _ in part], [captions[c] for _, c in part]
             ).tolist(),
         )
-        scores[rows, columns] += 1e3 + torch.tensor(logits)  # above everything that was not looked at
+        scores[rows, columns] += 1e3 + torch.tensor(logits)  # above all pairs that were not matched
         return found | {
             "text_recall_1_match": _text_recall(scores, labels),
             "image_recall_1_match": _image_recall(scores, labels),

@@ -21,10 +21,7 @@ from ecoflap.models.core.prunable import PrunableModel
 
 LETTERS = ("A", "B", "C", "D")
 HUB = "cais/mmlu"
-HUB_SPLITS = {
-    "val": "validation",
-    "train": "auxiliary_train",
-}  # the others are called there as in the folders
+HUB_SPLITS = {"val": "validation", "train": "auxiliary_train"}  # other splits have the same name there
 OBTAIN = (
     f"MMLU (MIT licence) is {HUB} on the Hugging Face hub, which is read without a path while online; its"
     " folders are in data.tar, at the address that github.com/hendrycks/test gives."

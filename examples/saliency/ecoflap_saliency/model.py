@@ -149,9 +149,8 @@ def read_model(tensors: dict[str, Tensor]) -> SaliencyModel:
     if any(".q_proj." in name for name in module.state_dict()):
         state = {_renamed(name): tensor for name, tensor in state.items()}
     missing, unexpected = module.load_state_dict(state, strict=False)
-    lost = {
-        name for name in missing if not name.endswith(("mask_token", "num_batches_tracked"))
-    }  # of use in training only
+    only_for_training = ("mask_token", "num_batches_tracked")
+    lost = {name for name in missing if not name.endswith(only_for_training)}
     if unexpected or lost:
         raise UserError(
             f"the ONNX file does not hold this saliency model: missing {sorted(lost)}, unexpected"

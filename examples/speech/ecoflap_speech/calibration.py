@@ -147,7 +147,7 @@ def encode(model: PrunableModel, utterance: Utterance) -> Sample:
     ][0]
     tokens = torch.tensor(model.processor.tokenizer(f" {utterance.text}")["input_ids"])
     labels = tokens[1:].clone()
-    labels[0] = IGNORED  # that there are no time stamps is told to the model, not asked of it
+    labels[0] = IGNORED  # the token for no time stamps is given to the model, not predicted
     return {"input_features": features, "decoder_input_ids": tokens[:-1], "labels": labels}
 
 

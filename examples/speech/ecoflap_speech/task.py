@@ -27,7 +27,7 @@ from ecoflap_speech.calibration import (
 )
 from ecoflap_speech.whisper import start_tokens
 
-SPOKEN = 24  # sentences, where there are no recordings
+SPOKEN = 24  # sentences, if there are no recordings
 
 
 @dataclass(frozen=True)

@@ -189,6 +189,5 @@ def _translate(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
     block, parts = path[0].removeprefix("layer_"), IN_BLOCK["/".join(path[1:])]
     targets = [f"model.{tower}.layers.{block}.{part}.{parameter}" for part in parts]
     found = zip(targets, tensor.float().chunk(len(parts)), strict=True)
-    return [
-        (target, part) for target, part in found if not target.endswith("k_proj.bias")
-    ]  # zeros: Whisper's keys have no bias
+    # Whisper's keys have no bias; the file holds zeros for it.
+    return [(target, part) for target, part in found if not target.endswith("k_proj.bias")]

@@ -98,12 +98,11 @@ def _text_features(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Te
 
 
 def _match_logits(module: Any, input_ids: Tensor, attention_mask: Tensor, states: Tensor) -> Tensor:
-    """[pairs, 2]: apart, together; the mean over the queries."""
+    """Logits [pairs, 2] of no match and match, means over the queries."""
     queries = module.query_tokens.expand(len(states), -1, -1)
     count = queries.shape[1]
-    if (
-        input_ids.shape[1] == count
-    ):  # one more token of padding: statistics tell queries from text by their number
+    # Statistics tell queries from text by their number, so texts of the same length get one token of padding.
+    if input_ids.shape[1] == count:
         input_ids, attention_mask = (
             torch.nn.functional.pad(tensor, (0, 1)) for tensor in (input_ids, attention_mask)
         )
