@@ -138,7 +138,7 @@ class Gram(Statistic):
 
     @classmethod
     def size_of(cls, cols: Sequence[int]) -> int:
-        """Bytes for the layers of one block; mean, factor and workspace are as large as the largest matrix."""
+        """Bytes for the layers of one block; mean, factor and workspace are of the largest matrix's size."""
         return 4 * (sum(count**2 for count in cols) + 3 * max(cols) ** 2)
 
     def factor(self, damping: float) -> InverseFactor:
