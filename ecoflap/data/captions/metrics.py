@@ -98,7 +98,7 @@ class CaptionMetrics:
         return cls(java, spice)
 
     def identity(self) -> dict[str, Any]:
-        """What the numbers depend on."""
+        """What the metrics depend on."""
         return {
             "tokenizer": "ptb" if self.java else "own",
             "metrics": ["cider", "bleu", "rouge_l", *["meteor"] * self.java, *["spice"] * self.spice],
@@ -119,7 +119,7 @@ class CaptionMetrics:
         return words
 
     def scorers(self) -> list[Scorer]:
-        """The scorers, CIDEr's first; METEOR's program starts once for all that is asked of it."""
+        """The scorers, CIDEr's first; METEOR's program is started once."""
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.rouge.rouge import Rouge

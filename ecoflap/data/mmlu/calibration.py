@@ -30,7 +30,7 @@ OBTAIN = (
 
 @dataclass(frozen=True)
 class Question:
-    """One question.
+    """A multiple-choice question.
 
     Attributes:
         text: the question.
@@ -43,7 +43,7 @@ class Question:
     answer: str
 
     def asked(self) -> str:
-        """Question and options, up to where the letter goes."""
+        """Question and options, up to the letter of the answer."""
         options = "".join(
             f"\n{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=True)
         )

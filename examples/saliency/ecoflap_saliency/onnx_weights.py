@@ -1,4 +1,4 @@
-"""Weights out of an ONNX file, under the names that the exported modules had."""
+"""Weights of an ONNX file, by the parameter names of the exported modules."""
 
 from __future__ import annotations
 

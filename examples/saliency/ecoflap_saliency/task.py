@@ -95,7 +95,7 @@ class SaliencyEvaluation:
     sources: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
+        """Everything that the metrics depend on beside the model."""
         digest = hashlib.blake2b(self.pixels.numpy().tobytes() + self.dense.numpy().tobytes(), digest_size=16)
         return {"metric": "agreement with the dense maps", "pictures and maps": digest.hexdigest()}
 

@@ -1,4 +1,4 @@
-"""Sentence retrieval: how often the first half of a passage finds its second half among all second halves."""
+"""Sentence retrieval: the second half of a passage by its first half, among all second halves."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ class SentenceRetrievalEvaluation:
     sources: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
+        """Everything that the metrics depend on beside the model."""
         content = torch.cat([self.input_ids, self.attention_mask]).contiguous().numpy()
         return {
             "metric": "recall of the second half",

@@ -55,7 +55,7 @@ def require_speech_model(model: PrunableModel, option: str) -> None:
 
 
 def spoken(held_out: bool, count: int, seed: int) -> list[Utterance]:
-    """Sentences of one half of the words, read by the machine."""
+    """Synthesised sentences of one half of the words."""
     texts = sentences(held_out, count, seed)
     with TemporaryDirectory() as folder:
         return [
@@ -101,7 +101,7 @@ def recordings(path: str, option: str) -> list[tuple[Path, str]]:
 
 
 def recording_sources(files: Sequence[tuple[Path, str]]) -> frozenset[str]:
-    """A name for each recording: its file, links followed."""
+    """The source of each recording: its file with links resolved."""
     return frozenset().union(*(file_source(str(file)) for file, _ in files))
 
 

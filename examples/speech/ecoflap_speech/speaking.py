@@ -1,4 +1,4 @@
-"""Speech made by machine: eSpeak NG reads sentences that are put together from lists of words.
+"""Synthesised speech: eSpeak NG reads random sentences from lists of words.
 
 So that a speech model can be tried without any recording. The words of the calibration sentences and of the
 held-out ones are different.

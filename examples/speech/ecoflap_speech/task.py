@@ -1,4 +1,4 @@
-"""Speech: the loss of the right transcript, and how many words of the model's own transcript are wrong."""
+"""Speech recognition: the loss of the transcript, and the word error rate."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class SpeechEvaluation:
     sources: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
+        """Everything that the metrics depend on beside the model."""
         digest = hashlib.blake2b("\n".join(self.texts).encode(), digest_size=16)
         for sample in self.samples:
             digest.update(sample["input_features"].numpy().tobytes())

@@ -115,7 +115,7 @@ def read_processor(tokenizer_file: Path) -> SpeechProcessor:
 
 
 def start_tokens(tokenizer: Any) -> list[int]:
-    """What every transcript begins with: its start, and that it has no time stamps."""
+    """The tokens that begin every transcript: start, and no time stamps."""
     return tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", "<|notimestamps|>"])
 
 
