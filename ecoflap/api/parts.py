@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
+from threading import RLock
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -18,6 +19,8 @@ from ecoflap.errors import UserError, did_you_mean
 from ecoflap.run.config import build, register
 from ecoflap.run.plan.parts import BASES, make
 from ecoflap.storage.installation import conf_folder
+
+COMPOSING = RLock()  # Hydra's registries are the process's, and one thread at a time may borrow them
 
 
 def part(group: str, chosen: Any, options: Mapping[str, Any]) -> Any:
@@ -98,6 +101,13 @@ def _composed(group: str, *overrides: str) -> dict[str, Any]:
 @contextmanager
 def _own_hydra() -> Iterator[Any]:
     """A loader of configs; what it registers is gone afterwards."""
+    with COMPOSING, _borrowed_hydra() as loader:
+        yield loader
+
+
+@contextmanager
+def _borrowed_hydra() -> Iterator[Any]:
+    """The same for one thread."""
     from hydra import version
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path
