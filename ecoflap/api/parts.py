@@ -17,7 +17,7 @@ from omegaconf import OmegaConf
 
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.run.config import build, register
-from ecoflap.run.plan.parts import BASES, make
+from ecoflap.run.plan.parts import BASES, make, require_members
 from ecoflap.storage.installation import conf_folder
 
 COMPOSING = RLock()  # Hydra's registries are the process's, and one thread at a time may borrow them
@@ -32,15 +32,19 @@ def part(group: str, chosen: Any, options: Mapping[str, Any]) -> Any:
         options: of a part that is named.
 
     Raises:
-        UserError: if there is no such name or option, or an object is given options.
+        UserError: if there is no such name or option, or an object is given options or can't be such a part.
     """
     if isinstance(chosen, str):
         return built(group, {**named(group, chosen), **options})
+    if isinstance(chosen, type):
+        raise UserError(f"{group}={chosen.__name__} is a class; give an object: {chosen.__name__}(...)")
     if options:
         raise UserError(
             f"{', '.join(options)}: options go with the name of a {group}; give them to"
             f" {type(chosen).__name__}(...), which is made already"
         )
+    if group in BASES:
+        require_members(group, chosen, f"{group}={type(chosen).__name__}")
     return chosen
 
 

@@ -12,6 +12,7 @@ from torch import nn
 from ecoflap.allocate.allocation import Allocation, check_sparsity
 from ecoflap.allocate.protocol import Allocator
 from ecoflap.api.calibration import calibrate
+from ecoflap.api.given import require
 from ecoflap.api.loading import load
 from ecoflap.api.parts import built, default, part
 from ecoflap.api.result import PruneResult
@@ -79,6 +80,7 @@ def prune(
         NumericalError: if a NaN or an infinity appears.
     """
     module = model.module if isinstance(model, PrunableModel) else model
+    require(module, nn.Module, "ecoflap.load or from_pretrained")
     with unchanged(module, processor if processor is not None else getattr(model, "processor", None)):
         if not isinstance(model, PrunableModel):
             model = load(model, processor)
@@ -148,26 +150,31 @@ def _method(pruner: Any, score: Any, allocation: Any, options: Mapping[str, Any]
     """
     chosen = default("pruner")["name"] if pruner is None else pruner
     made: Pruner = part("pruner", chosen, options)
+    if made.allocates and allocation is not None:
+        raise UserError(
+            f"pruner={made.name} decides by itself what each layer keeps; leave the allocation out, and give"
+            " sparsity="
+        )
     counts = allocation if isinstance(allocation, Allocation) else None
     allocator: Allocator | None = None
     if counts is None:
         allocator = part(
             "allocation", default("allocation")["name"] if allocation is None else allocation, {}
         )
-    if isinstance(score, Scores):
-        return Method(made, None, score, allocator, counts)
     unscored = made.allocates or allocator is None or allocator.requires.scores == "none"
-    scorer: Scorer | None
-    if score is None:
-        scorer = None if unscored or _fixes_sparsity(made) else built("score", default("score"))
-    else:
+    scores = score if isinstance(score, Scores) else None
+    scorer: Scorer | None = None
+    if score is None and not unscored and not _fixes_sparsity(made):
+        scorer = built("score", default("score"))
+    elif score is not None and scores is None:
         scorer = part("score", score, {})
-    if scorer is not None and unscored:
+    # Scores beside the allocation that was made of them are kept for the record.
+    if unscored and (scorer is not None or (scores is not None and counts is None)):
         raise UserError(
             "score was given, and this "
             f"{'pruner' if made.allocates else 'allocation'} takes no scores; leave one of the two out"
         )
-    return Method(made, scorer, None, allocator, counts)
+    return Method(made, scorer, scores, allocator, counts)
 
 
 def _fixes_sparsity(pruner: Any) -> bool:
@@ -221,8 +228,28 @@ def _check(
     if method.allocator is not None:
         method.allocator.check(target)
         check_scores(method.allocator, method.scorer or method.scores)
+    if method.allocation is not None:
+        check_counts(model, method.allocation)
     method.pruner.check(target, method.uneven)
     method.pruner.check_layers(model.layers)
+
+
+def check_counts(model: PrunableModel, allocation: Allocation) -> None:
+    """Refuse an allocation that was made for other layers.
+
+    Raises:
+        UserError: if it has no count for a layer of the model, one too many, or one that a layer can't keep.
+    """
+    sizes = {layer.name: layer.size for layer in model.layers}
+    for name in {**sizes, **allocation.keep}:
+        size, kept = sizes.get(name), allocation.keep.get(name)
+        if size is None or kept is None or allocation.sizes.get(name) != size or not 0 <= kept <= size:
+            raise UserError(
+                f"the allocation was made for other layers: {name} keeps {kept} of"
+                f" {allocation.sizes.get(name)} weights there, and"
+                f" {'is not pruned' if size is None else f'has {size}'} here; allocate for the model that is"
+                " pruned, with its towers and skip_layers"
+            )
 
 
 @dataclass(frozen=True)

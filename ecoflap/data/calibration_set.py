@@ -40,7 +40,7 @@ class CalibrationSet:
 
         Samples of different lengths are never padded to one length: a padding token would count in every
         statistic, and the result would depend on which samples share a batch. Scores, for which the size of a
-        batch matters, have ``padding.loss_batches``.
+        batch matters, have ``ecoflap.blocks.loss_batches``.
         """
         groups: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
         for sample in self.samples:
