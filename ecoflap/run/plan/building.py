@@ -71,11 +71,13 @@ def typed(record: Mapping[str, Any]) -> RunConfig:
 
 
 def hash_code(parts: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, str]:
-    """Hashes of the source that computes a run's numbers, by config group, by ``task NAME``, and of the block
-    runner.
+    """Hashes of the source that computes a run's numbers, by config group, by ``task NAME``, of the block
+    runner, and of the statistic that the pruner wants.
     """
     modules = {group: type(part).__module__ for group, part in parts.items() if part is not None}
     modules |= {f"task {name}": type(task).__module__ for name, task in tasks.items()}
+    if not parts["pruner"].allocates and parts["pruner"].statistic is not None:
+        modules["statistic"] = parts["pruner"].statistic.__module__
     return {part: source_hash(module) for part, module in {**modules, "blocks": driver.__name__}.items()}
 
 

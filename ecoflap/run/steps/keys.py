@@ -30,7 +30,7 @@ def scores_key(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, A
     """Of the layers' scores."""
     assert plan.scorer is not None
     return {
-        **_measured(plan, "score", model, state, plan.scorer.samples),
+        **_measured(plan, ("score",), model, state, plan.scorer.samples),
         "score": plan.scorer.identity(),
         "seed": plan.config.seed,
     }
@@ -41,7 +41,7 @@ def statistics_key(
 ) -> dict[str, Any]:
     """Of a statistic of the dense model's inputs."""
     return {
-        **_measured(plan, "blocks", model, state),
+        **_measured(plan, ("blocks", "statistic"), model, state),
         "statistic": f"{statistic.__module__}.{statistic.__qualname__}",
         "batch_size": plan.config.batch_size,
     }
@@ -71,16 +71,16 @@ def computed_by(plan: Plan, *parts: str) -> dict[str, Any]:
 
 
 def _measured(
-    plan: Plan, part: str, model: PrunableModel, state: RunState, samples: int | None = None
+    plan: Plan, parts: tuple[str, ...], model: PrunableModel, state: RunState, samples: int | None = None
 ) -> dict[str, Any]:
-    """Of what a part measures of the layers: its code, the dense model, the loss whose forward pass is run,
+    """Of what parts measure of the layers: their code, the dense model, the loss whose forward pass is run,
     and the samples (all, or the first).
     """
     assert state.calibration is not None
     calibration = state.calibration if samples is None else state.calibration.take(samples)
     return {
         "version": 3,
-        **computed_by(plan, part),
+        **computed_by(plan, *parts),
         "model": state.fingerprint,
         "loss": model.loss_identity(plan.config.model.get("loss")),
         "layers": [layer.name for layer in model.layers],
