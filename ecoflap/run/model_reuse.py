@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.loader import Selection
+from ecoflap.models.loading.protocol import Loader
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ SPARE = 1.2  # the copies must leave this much more memory free than they take
 
 
 @dataclass
-class WarmModel:
+class KeptModel:
     """A model and what brings it back to how it was loaded.
 
     Attributes:
@@ -56,10 +57,10 @@ class WarmModel:
         return self.model if self.model.fingerprint() == self.fingerprint else None
 
 
-_warm: WarmModel | None = None
+_kept: KeptModel | None = None
 
 
-def load(loader: Any, device: torch.device, selection: Selection, keep: bool) -> tuple[PrunableModel, str]:
+def load(loader: Loader, device: torch.device, selection: Selection, keep: bool) -> tuple[PrunableModel, str]:
     """The model of a loader, from the last run where that had the same one, and its fingerprint.
 
     Args:
@@ -71,14 +72,20 @@ def load(loader: Any, device: torch.device, selection: Selection, keep: bool) ->
     Raises:
         UserError: the loader can't load it.
     """
-    global _warm
+    global _kept
     identity = json.dumps(
-        [type(loader).__qualname__, asdict(loader), str(device), asdict(selection)], default=str
+        [
+            f"{type(loader).__module__}.{type(loader).__qualname__}",
+            asdict(loader),  # type: ignore[call-overload]
+            str(device),
+            asdict(selection),
+        ],
+        default=str,
     )
-    last, _warm = _warm, None  # whatever happens now, a half-restored model must not stay
+    last, _kept = _kept, None  # whatever happens now, a half-restored model must not stay
     if last is not None and last.identity == identity and (model := last.restored()) is not None:
         log.info("load: %s is still in memory", model.name)
-        _warm = last
+        _kept = last
         return model, last.fingerprint
     del last
     model = loader.load(device, selection)
@@ -86,14 +93,14 @@ def load(loader: Any, device: torch.device, selection: Selection, keep: bool) ->
     if keep and _fits(model):
         dense = {layer.name: layer.weight.detach().to("cpu", copy=True) for layer in model.layers}
         interface = {} if model.interface is None else dict(vars(model.interface))
-        _warm = WarmModel(identity, model, fingerprint, dense, interface)
+        _kept = KeptModel(identity, model, fingerprint, dense, interface)
     return model, fingerprint
 
 
 def forget() -> None:
     """Let go of the kept model."""
-    global _warm
-    _warm = None
+    global _kept
+    _kept = None
 
 
 def _fits(model: PrunableModel) -> bool:
