@@ -36,8 +36,15 @@ class Sizes(Scorer):
             norm = layer.matrix().norm().item()
             averages[layer.name].add(norm if better(norm, 5.0) else 1.0, 1.0, layer.name)
         return collect(self.name, averages, {})
+
+
+class Even(Sizes):
+    def __call__(self, model, calibration, seed):
+        found = {layer.name: Average([1.0], [1.0]) for layer in model.layers}
+        return collect(self.name, found, {})
 """
 FORMULA = "def better(one, other):\n    return one > other\n"
+COARSE = "steps=[calibrate,score,allocate]"
 STATISTIC = """
 from ecoflap.blocks.statistics import MeanSquare
 
@@ -79,6 +86,10 @@ def test_another_formula_reads_no_score_of_the_first(text_run: list[str], tmp_pa
     assert "scores: read from the store" in again[0]
     assert first[1] == again[1]
 
+    even = run(tmp_path, text_run, "even", ["score=sizes", "score._target_=my_scorer.Even", COARSE])
+    assert "scores: computing" in even[0]  # another class of the same file and options
+    assert even[1] != first[1]
+
     (tmp_path / "formula.py").write_text(FORMULA.replace(">", "<"))
     flipped = run(tmp_path, text_run, "flipped")
     assert "scores: computing" in flipped[0]
@@ -102,7 +113,7 @@ def run(
     folder: Path,
     text_run: list[str],
     name: str,
-    options: Sequence[str] = ("score=sizes", "steps=[calibrate,score,allocate]"),
+    options: Sequence[str] = ("score=sizes", COARSE),
 ) -> tuple[str, dict[str, int]]:
     """What a run of parts in ``folder`` prints, and the counts that it allocates."""
     shared = [

@@ -22,6 +22,7 @@ def dense_metrics_key(plan: Plan, state: RunState, task: str) -> dict[str, Any]:
         "version": 2,
         **computed_by(plan, f"task {task}"),
         "model": state.fingerprint,
+        "class": _name_of(plan.tasks[task]),
         "task": state.tasks[task],
     }
 
@@ -31,6 +32,7 @@ def scores_key(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, A
     assert plan.scorer is not None
     return {
         **_measured(plan, ("score",), model, state, plan.scorer.samples),
+        "class": _name_of(plan.scorer),
         "score": plan.scorer.identity(),
         "seed": plan.config.seed,
     }
@@ -42,7 +44,7 @@ def statistics_key(
     """Of a statistic of the dense model's inputs."""
     return {
         **_measured(plan, ("blocks", "statistic"), model, state),
-        "statistic": f"{statistic.__module__}.{statistic.__qualname__}",
+        "statistic": _name_of(statistic),
         "batch_size": plan.config.batch_size,
     }
 
@@ -68,6 +70,12 @@ def computed_by(plan: Plan, *parts: str) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
+
+
+def _name_of(part: object) -> str:
+    """The dotted name of a class, or of a part's: two of one module may be alike in everything else."""
+    kind = part if isinstance(part, type) else type(part)
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _measured(
