@@ -64,6 +64,11 @@ def load(
             )
         found = _take(model, processor, kind, loss, selection, options)
     else:
+        if not isinstance(model, str | Path):
+            raise UserError(
+                f"a {type(model).__name__} can't be loaded; give a hub id, a folder, or a transformers model"
+                " in memory"
+            )
         if processor is not None:
             raise UserError(
                 "a processor goes with a model in memory; a hub id or folder is loaded with its own"

@@ -104,6 +104,8 @@ def test_what_cannot_be_taken_is_refused(tmp_path: Path) -> None:
     refused("CLIPModel", "processor", model=clip().module)
     refused("eva_clip_g", "no model in memory", model=one.module, kind="eva_clip_g")
     refused("Linear", "kind=", "loss=", model=torch.nn.Linear(2, 2))
+    refused("NoneType can't be loaded", model=None)
+    refused("PrunableModel can't be loaded", model=ecoflap.load(one.module))
     with torch.device("meta"):
         empty = hf.LlamaForCausalLM(one.module.config)
     refused("meta", "device_map", model=empty)
