@@ -1,4 +1,4 @@
-"""``ecoflap explain``: what there is to choose from, and what each option means."""
+"""``ecoflap explain``: list the choices of a group, and explain each option."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ NOT_ABOUT = ("@package", "python main.py", "ecoflap ", "python -m")
 
 
 def main(arguments: list[str]) -> int:
-    """Print what each argument means; returns the exit code.
+    """Explain each argument; returns the exit code.
 
     Args:
-        arguments: groups and options, and perhaps ``--config-dir FOLDER``.
+        arguments: groups, choices and options, optionally with ``--config-dir FOLDER``.
     """
     parser = ArgumentParser(prog="ecoflap explain", description=__doc__)
     parser.add_argument(
@@ -47,10 +47,10 @@ def main(arguments: list[str]) -> int:
 
 
 def explain_options(argument: str, config_dir: str | None = None) -> str:
-    """What a group, a choice of one or an option means.
+    """Explain a group, a choice or an option.
 
     Args:
-        argument: such as ``pruner``, ``pruner=wanda``, ``score.samples`` or ``sparsity``; an empty text for
+        argument: such as ``pruner``, ``pruner=wanda``, ``score.samples`` or ``sparsity``; an empty string for
             all groups and the options of the run itself.
         config_dir: a folder with more choices.
 
@@ -64,7 +64,7 @@ def explain_options(argument: str, config_dir: str | None = None) -> str:
 
 
 class _Explainer:
-    """The choices of a command line, and what they mean."""
+    """Explains the choices and options of a command line."""
 
     def __init__(self, config_dir: str | None) -> None:
         self.choices = Choices(config_dir)
@@ -76,7 +76,7 @@ class _Explainer:
         del self.own["runtime"]
 
     def explain(self, argument: str) -> str:
-        """What the argument means."""
+        """Explain a group, a choice or an option; an empty string for an overview."""
         group, _, name = re.sub(r"=", ".", argument, count=1).partition(".")
         if not argument:
             return self.everything()
@@ -113,7 +113,7 @@ class _Explainer:
         raise UserError(f"{group}.{name}: {group} has no such choice or option; {instead}")
 
     def choice(self, group: str, name: str) -> str:
-        """The options of a choice, with the values that it gives them."""
+        """The options of a choice with their values."""
         sign = "+" if group in ("experiment", "sweep") else ""
         head = f"{sign}{group}={name}: {self.about(group, name, whole=True)}".rstrip(": ")
         lines = textwrap.wrap(head, WIDTH, break_on_hyphens=False)
@@ -128,7 +128,7 @@ class _Explainer:
         return "\n".join(line for line in lines if line)
 
     def everywhere(self, group: str, option: str) -> str | None:
-        """An option in every choice of a group that has it; null where none has."""
+        """An option in every choice of a group that has it; None if none has."""
         found: dict[tuple[str, Description], list[str]] = {}
         for label, kind in self.kinds(group):
             if option in (options := described(kind)):
@@ -145,9 +145,7 @@ class _Explainer:
         return list(dict.fromkeys(name for _, kind in self.kinds(group) for name in described(kind)))
 
     def kinds(self, group: str) -> Iterable[tuple[str, type]]:
-        """The dataclasses of a group's choices, each with a name: those of this package, then those of other
-        folders.
-        """
+        """(name, dataclass) of a group's choices: first those of this package, then of other folders."""
         for kind in registry.PARTS.get(group, {}).values():
             yield str(registry.defaults(kind).get("name", group)), kind
         for folder in self.folders[:-1]:
@@ -165,7 +163,7 @@ class _Explainer:
         )
 
     def about(self, group: str, name: str, whole: bool = False) -> str:
-        """What the file or the table says of a choice: the first sentence, or all."""
+        """The description of a choice in its file or table: the first sentence, or all of it."""
         text = tables.about(group, name) or self._comment(group, name)
         match = None if whole else SENTENCE.match(text)
         return match[0].rstrip(":") if match else text

@@ -1,6 +1,4 @@
-"""What the products that are kept for other runs depend on: each key names all that could change the value,
-and nothing else.
-"""
+"""Keys of the products that runs share: each names all that could change the value, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +15,7 @@ from ecoflap.storage.cache.entries import key_hash
 
 
 def dense_metrics_key(plan: Plan, state: RunState, task: str) -> dict[str, Any]:
-    """Of the dense model's metrics on a task."""
+    """The key of the dense model's metrics on a task."""
     return {
         "version": 2,
         **computed_by(plan, f"task {task}"),
@@ -28,7 +26,7 @@ def dense_metrics_key(plan: Plan, state: RunState, task: str) -> dict[str, Any]:
 
 
 def scores_key(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, Any]:
-    """Of the layers' scores."""
+    """The key of the layers' scores."""
     assert plan.scorer is not None
     return {
         **_measured(plan, ("score",), model, state, plan.scorer.samples),
@@ -41,7 +39,7 @@ def scores_key(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, A
 def statistics_key(
     plan: Plan, statistic: type[Statistic], model: PrunableModel, state: RunState
 ) -> dict[str, Any]:
-    """Of a statistic of the dense model's inputs."""
+    """The key of a statistic of the layers' inputs in the dense model."""
     return {
         **_measured(plan, ("blocks", "statistic"), model, state),
         "statistic": _name_of(statistic),
@@ -50,7 +48,7 @@ def statistics_key(
 
 
 def blocks_key(plan: Plan, state: RunState) -> str:
-    """Of the pruned blocks that a stopped run leaves."""
+    """The key of the pruned blocks from which a stopped run resumes."""
     depends = {
         **computed_by(plan, "pruner", "blocks"),
         "model": state.fingerprint,
@@ -64,7 +62,7 @@ def blocks_key(plan: Plan, state: RunState) -> str:
 
 
 def computed_by(plan: Plan, *parts: str) -> dict[str, Any]:
-    """The code of some parts and of the model's family, and the versions of the libraries under them."""
+    """The code of some parts and of the model's family, and the versions of torch and transformers."""
     return {
         "code": [plan.code[part] for part in (*parts, "model")],
         "torch": torch.__version__,
@@ -81,8 +79,14 @@ def _name_of(part: object) -> str:
 def _measured(
     plan: Plan, parts: tuple[str, ...], model: PrunableModel, state: RunState, samples: int | None = None
 ) -> dict[str, Any]:
-    """Of what parts measure of the layers: their code, the dense model, the loss whose forward pass is run,
-    and the samples (all, or the first).
+    """What measurements of the layers depend on: code, dense model, loss, layers and samples.
+
+    Args:
+        plan: the plan of the run.
+        parts: the parts that measure, by the names of their code.
+        model: the dense model.
+        state: holds the calibration set.
+        samples: how many samples are used, from the first; None for all.
     """
     assert state.calibration is not None
     calibration = state.calibration if samples is None else state.calibration.take(samples)
