@@ -131,11 +131,12 @@ def test_magnitude_at_one_sparsity_needs_no_data() -> None:
     assert_zeros(one.module, result.masks)
 
 
-def test_one_dtype_and_device_stay(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_one_dtype_and_device_stay(dtype: torch.dtype) -> None:
     one = llama()
-    one.module.to(torch.bfloat16)
+    one.module.to(dtype)
     result = ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, **QUICK)
-    assert {parameter.dtype for parameter in one.module.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in one.module.parameters()} == {dtype}
     assert_zeros(one.module, result.masks)
 
 
