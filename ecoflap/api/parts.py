@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.run.config import build, register
-from ecoflap.run.plan.parts import BASES, make
+from ecoflap.run.plan.parts import BASES, lacking, make
 from ecoflap.storage.installation import conf_folder
 
 
@@ -29,15 +29,20 @@ def part(group: str, chosen: Any, options: Mapping[str, Any]) -> Any:
         options: of a part that is named.
 
     Raises:
-        UserError: if there is no such name or option, or an object is given options.
+        UserError: if there is no such name or option, an object is given options, or it is a class or a part
+            of another group.
     """
     if isinstance(chosen, str):
         return built(group, {**named(group, chosen), **options})
+    if isinstance(chosen, type):
+        raise UserError(f"{group}={chosen.__name__} is a class; make one: {chosen.__name__}()")
     if options:
         raise UserError(
             f"{', '.join(options)}: options go with the name of a {group}; give them to"
             f" {type(chosen).__name__}(...), which is made already"
         )
+    if group in BASES and (missing := lacking(group, chosen)[1]):
+        raise UserError(f"{group}={type(chosen).__name__}(...) is no {group}: it has no {', '.join(missing)}")
     return chosen
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, is_dataclass
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -78,6 +79,7 @@ def prune(
         UserError: if something that was asked for can't be done.
         NumericalError: if a NaN or an infinity appears.
     """
+    _check_model(model)
     module = model.module if isinstance(model, PrunableModel) else model
     with unchanged(module, processor if processor is not None else getattr(model, "processor", None)):
         if not isinstance(model, PrunableModel):
@@ -89,6 +91,22 @@ def prune(
         _check(model, method, target, batch_size, propagate, data)
         work = Work(model, method, target, seed, batch_size, propagate)
         return work.run(data)
+
+
+def _check_model(model: Any) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        UserError: if it is none.
+    """
+    if isinstance(model, PruneResult):
+        raise UserError("the model is a PruneResult; give its model (result.model) with its processor")
+    if isinstance(model, str | Path):
+        raise UserError(f"the model is the name {str(model)!r}; give ecoflap.load({str(model)!r})")
+    if not isinstance(model, nn.Module | PrunableModel):
+        raise UserError(
+            f"the model is a {type(model).__name__}; give a transformers model, or what ecoflap.load gives"
+        )
 
 
 @dataclass(frozen=True)
@@ -186,11 +204,12 @@ def _target(sparsity: float | None, allocation: Any) -> float:
         raise UserError(
             "sparsity is missing: the share of the prunable weights to remove, such as sparsity=0.6"
         )
-    if sparsity is not None and known is not None and abs(sparsity - known) > 1e-9:
-        raise UserError(
-            f"the allocation was made for sparsity={known:g}, and sparsity={sparsity:g} was given"
-        )
-    target = float(known if sparsity is None else sparsity)  # type: ignore[arg-type]
+    try:
+        target = float(known if sparsity is None else sparsity)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise UserError(f"sparsity={sparsity!r} is not a number, such as sparsity=0.6") from None
+    if known is not None and abs(target - known) > 1e-9:
+        raise UserError(f"the allocation was made for sparsity={known:g}, and sparsity={target:g} was given")
     check_sparsity(target)
     return target
 
@@ -218,11 +237,26 @@ def _check(
                 " command line"
             )
         return
+    if method.allocation is not None:
+        _check_allocation(model, method.allocation)
     if method.allocator is not None:
         method.allocator.check(target)
         check_scores(method.allocator, method.scorer or method.scores)
     method.pruner.check(target, method.uneven)
     method.pruner.check_layers(model.layers)
+
+
+def _check_allocation(model: PrunableModel, allocation: Allocation) -> None:
+    """Refuse counts that were made for other layers.
+
+    Raises:
+        UserError: if a layer is missing, or there is one too many.
+    """
+    if odd := {layer.name for layer in model.layers} ^ set(allocation.keep):
+        raise UserError(
+            f"the allocation was made for other layers than those of {model.name} ({min(odd)} is in one of"
+            " the two only); make it with ecoflap.allocate and this model"
+        )
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,8 @@ def allocate(
     Raises:
         UserError: if there is no such method or option, or the sparsity can't be reached.
     """
+    if not isinstance(scores, Scores | None):
+        raise UserError(f"the scores are a {type(scores).__name__}; give what ecoflap.score gives")
     chosen = default("allocation")["name"] if method is None else method
     allocator: Allocator = part("allocation", chosen, options)
     allocator.check(sparsity)

@@ -29,14 +29,20 @@ def make(group: str, node: DictConfig) -> Any:
         UserError: a value is impossible, or the part lacks something that its protocol has a default for.
     """
     part = build(group, node)
-    lacks = {base: [name for name in _members(base) if not hasattr(part, name)] for base in BASES[group]}
-    base = min(lacks, key=lambda one: len(lacks[one]))
-    if lacks[base]:
+    base, missing = lacking(group, part)
+    if missing:
         raise UserError(
-            f"{group}._target_={node._target_} has no {', '.join(lacks[base])}; derive it from"
+            f"{group}._target_={node._target_} has no {', '.join(missing)}; derive it from"
             f" {base.__module__}.{base.__name__}, which has defaults"
         )
     return part
+
+
+def lacking(group: str, part: Any) -> tuple[type, list[str]]:
+    """The protocol of a group that a part is nearest to, and the members of it that the part lacks."""
+    lacks = {base: [name for name in _members(base) if not hasattr(part, name)] for base in BASES[group]}
+    base = min(lacks, key=lambda one: len(lacks[one]))
+    return base, lacks[base]
 
 
 def _members(base: type) -> list[str]:
