@@ -24,7 +24,7 @@ HOOKS = (
 def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     """Put back what steps change of a model, also where they are interrupted: modes, gradients, hooks, the
     classes and attributes of its modules, its tokenizer's padding; and the state of PyTorch's random
-    numbers.
+    numbers. Gradients can be taken meanwhile, whatever mode the caller is in.
 
     A step cleans up after itself as well, but what a notebook keeps of an interrupted one (its last
     traceback) keeps generators, and so their hooks, alive.
@@ -36,7 +36,11 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     side = getattr(tokenizer, "padding_side", None)
     accelerator = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     try:
-        with torch.random.fork_rng(devices=list(accelerator)):
+        with (
+            torch.random.fork_rng(devices=list(accelerator)),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             yield
     finally:
         for child, state in zip(children, before, strict=True):

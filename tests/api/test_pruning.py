@@ -140,6 +140,17 @@ def test_one_dtype_and_device_stay(dtype: torch.dtype) -> None:
     assert_zeros(one.module, result.masks)
 
 
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_taken_where_the_caller_takes_none(mode: Any) -> None:
+    one = llama()
+    wanted = ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, score="first_order")
+    other = llama()
+    with mode():
+        found = ecoflap.prune(other.module, other.processor, other.data, sparsity=0.5, score="first_order")
+        assert not torch.is_grad_enabled()
+    assert found.scores.importance == wanted.scores.importance
+
+
 def test_any_module_with_a_loss_of_its_own() -> None:
     torch.manual_seed(0)
     layer = nn.TransformerEncoderLayer(16, 2, 24, batch_first=True)
