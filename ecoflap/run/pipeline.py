@@ -65,10 +65,11 @@ def run(config: DictConfig, folder: Path) -> Result | None:
 
 def _run(plan: Plan) -> Result:
     """The steps, followed by the tracker."""
+    device = resolve_device(plan.config.device)  # before the tracker begins a run of its own
     tracker = plan.tracking.start(plan.record, plan.name, plan.folder) if is_first() else NoTracker()
     failed = True
     try:
-        result, state = _work(plan, tracker)
+        result, state = _work(plan, device, tracker)
         show_in_tracker(tracker, result, state)
         failed = False
     finally:
@@ -90,11 +91,11 @@ def inspect(config: DictConfig) -> None:
     show_layers(model)
 
 
-def _work(plan: Plan, tracker: Tracker) -> tuple[Result, RunState]:
+def _work(plan: Plan, device: torch.device, tracker: Tracker) -> tuple[Result, RunState]:
     """The steps. Nothing in the run's folder counts before ``result.json``, which is written last and
     whole.
     """
-    model, state = coarse.load(plan, resolve_device(plan.config.device))
+    model, state = coarse.load(plan, device)
     evaluations = (
         {name: task.load(model) for name, task in plan.tasks.items()} if "evaluate" in plan.steps else {}
     )
