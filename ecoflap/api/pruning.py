@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ecoflap.allocate.allocation import Allocation, check_sparsity
 from ecoflap.allocate.protocol import Allocator
-from ecoflap.api.given import require
 from ecoflap.api.loading import load
 from ecoflap.api.method import Method, choose_method
 from ecoflap.api.result import PruneResult
@@ -67,8 +67,8 @@ def prune(
         UserError: if a request can't be met.
         NumericalError: if a NaN or an infinity appears.
     """
+    _check_model(model)
     module = model.module if isinstance(model, PrunableModel) else model
-    require(module, nn.Module, "ecoflap.load or from_pretrained")
     with unchanged(module, processor if processor is not None else getattr(model, "processor", None)):
         if not isinstance(model, PrunableModel):
             model = load(model, processor)
@@ -78,6 +78,22 @@ def prune(
         target = _target(sparsity, allocation)
         _check(model, method, target, batch_size, propagate, data)
         return Work(model, method, target, seed, batch_size, propagate).run(data)
+
+
+def _check_model(model: Any) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        UserError: if it is none.
+    """
+    if isinstance(model, PruneResult):
+        raise UserError("the model is a PruneResult; give its model (result.model) with its processor")
+    if isinstance(model, str | Path):
+        raise UserError(f"the model is the name {str(model)!r}; give ecoflap.load({str(model)!r})")
+    if not isinstance(model, nn.Module | PrunableModel):
+        raise UserError(
+            f"the model is a {type(model).__name__}; give a transformers model, or what ecoflap.load gives"
+        )
 
 
 def _target(sparsity: float | None, allocation: Any) -> float:
@@ -91,11 +107,12 @@ def _target(sparsity: float | None, allocation: Any) -> float:
         raise UserError(
             "sparsity is missing: the share of the prunable weights to remove, such as sparsity=0.6"
         )
-    if sparsity is not None and known is not None and abs(sparsity - known) > 1e-9:
-        raise UserError(
-            f"the allocation was made for sparsity={known:g}, and sparsity={sparsity:g} was given"
-        )
-    target = float(known if sparsity is None else sparsity)  # type: ignore[arg-type]
+    try:
+        target = float(known if sparsity is None else sparsity)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise UserError(f"sparsity={sparsity!r} is not a number, such as sparsity=0.6") from None
+    if known is not None and abs(target - known) > 1e-9:
+        raise UserError(f"the allocation was made for sparsity={known:g}, and sparsity={target:g} was given")
     check_sparsity(target)
     return target
 

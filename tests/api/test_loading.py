@@ -104,8 +104,9 @@ def test_what_cannot_be_taken_is_refused(tmp_path: Path) -> None:
     refused("CLIPModel", "processor", model=clip().module)
     refused("eva_clip_g", "no model in memory", model=one.module, kind="eva_clip_g")
     refused("Linear", "kind=", "loss=", model=torch.nn.Linear(2, 2))
-    refused("NoneType can't be loaded", model=None)
-    refused("PrunableModel can't be loaded", model=ecoflap.load(one.module))
+    refused("a NoneType", "hub id", model=None)
+    refused("a PrunableModel", "hub id", model=ecoflap.load(one.module))
+    refused("CLIPModel", "image_processor", "AutoProcessor", model=clip().module, processor=one.processor)
     with torch.device("meta"):
         empty = hf.LlamaForCausalLM(one.module.config)
     refused("meta", "device_map", model=empty)
@@ -127,6 +128,11 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(monkeypatch: pytest.Mo
     monkeypatch.setattr(PrunableModel, "loss", None)
     prune_refused("sparsity is missing")
     prune_refused("sparsity=60", sparsity=60)
+    prune_refused("sparsity='much'", "number", sparsity="much")
+    prune_refused("'facebook/opt-125m'", "ecoflap.load", model="facebook/opt-125m", sparsity=0.5)
+    prune_refused("a int", "ecoflap.load", model=3, sparsity=0.5)
+    prune_refused("pruner=FirstOrder has no", "derive it from", sparsity=0.5, pruner=ecoflap.FirstOrder())
+    prune_refused("score=Wanda(...)", "no score", sparsity=0.5, score=ecoflap.Wanda())
     prune_refused("pruner=wandaa", "did you mean wanda?", sparsity=0.5, pruner="wandaa")
     prune_refused("pruner.mas ", "mask", sparsity=0.5, pruner="wanda", mas="row")
     prune_refused("pruner.damping", "number", sparsity=0.5, pruner="sparsegpt", damping="much")
@@ -185,7 +191,6 @@ def test_arguments_of_another_kind_are_refused() -> None:
         (lambda: ecoflap.allocate(model, data, sparsity=0.5), "Scores", "CalibrationSet"),
         (lambda: ecoflap.evaluate(one.module, "wikitext2"), "PrunableModel", "LlamaForCausalLM"),
         (lambda: ecoflap.save(one.module, "nowhere"), "PrunableModel", "LlamaForCausalLM"),
-        (lambda: ecoflap.prune("a/model", data=one.data, sparsity=0.5), "Module", "str"),
     ):
         with pytest.raises(
             UserError, match=f"{given} was given where a {wanted} is needed; give what ecoflap"
@@ -196,6 +201,22 @@ def test_arguments_of_another_kind_are_refused() -> None:
     prune_refused("pruner=int has no name", "derive it from", sparsity=0.5, pruner=3)
     with pytest.raises(UserError, match="samples=0"):
         ecoflap.calibrate(model, data, samples=0)
+
+
+def test_what_other_steps_gave_is_refused() -> None:
+    one = llama()
+    model = ecoflap.load(one.module, one.processor)
+    data = ecoflap.calibrate(model, one.data)
+    with pytest.raises(UserError, match="CalibrationSet"):
+        ecoflap.allocate(model, data, sparsity=0.5)
+    result = ecoflap.prune(model, pruner="magnitude", score="none", sparsity=0.5)
+    with pytest.raises(UserError, match=r"result\.model"):
+        ecoflap.prune(result, data=data, sparsity=0.6)
+    other = ecoflap.load(one.module, one.processor, skip_layers=[r"layers\.0\.mlp"])
+    for first, second in ((model, other), (other, model)):
+        allocation = ecoflap.allocate(first, sparsity=0.5)
+        with pytest.raises(UserError, match=r"other layers.*layers\.0\.mlp"):
+            ecoflap.prune(second, data=data, allocation=allocation)
 
 
 def test_an_allocation_brings_its_sparsity() -> None:

@@ -246,6 +246,7 @@ hf.logging.disable_progress_bar()
 import ecoflap
 path = {str(tmp_path)!r}
 model, tokenizer = hf.AutoModelForCausalLM.from_pretrained(path), hf.AutoTokenizer.from_pretrained(path)
+ecoflap.load(path)
 score = ecoflap.ZerothOrder(samples=4, batch_size=4)
 texts = ["the cat sees a dog and a house"] * 9
 result = ecoflap.prune(model, tokenizer, data=texts, sparsity=0.5, score=score)
