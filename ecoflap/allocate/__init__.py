@@ -1,1 +1,1 @@
-"""From scores to the number of weights that each layer keeps."""
+"""The allocation: from scores to the number of weights that each layer keeps."""

@@ -15,15 +15,15 @@ TOTALS = EXACT, AS_GIVEN, UNITS = "exact", "as_given", "units"
 
 @dataclass(frozen=True)
 class Allocation:
-    """Integer counts, exact in total.
+    """The number of weights that each layer keeps; by default, their sum meets the target exactly.
 
     Attributes:
-        keep: {layer: weights to keep}, in pruning order.
-        sizes: {layer: weights}.
-        target: the sparsity that was asked for.
-        granularity: what shares one sparsity.
-        total: how the counts add up: ``exact`` to the target, ``as_given`` by a file, or to whole ``units``
-            that are cut away.
+        keep: {layer: number of weights to keep}, in pruning order.
+        sizes: {layer: number of weights}.
+        target: the requested sparsity.
+        granularity: what shares one sparsity: layer, block, tower or model.
+        total: how the counts add up: ``exact`` (to the target), ``as_given`` (by a file) or ``units`` (to
+            whole structural units).
     """
 
     keep: dict[str, int]
@@ -43,10 +43,11 @@ class Allocation:
 
 
 def keep_total(sizes: list[int], sparsity: float) -> int:
-    """floor(sum of sizes x (1 - sparsity)), with the sparsity read as the decimal that was written: 1 - 0.6
-    is 2/5, not 0.4 and a bit.
+    """The number of weights to keep of all: floor(sum of sizes x (1 - sparsity)).
+
+    The sparsity counts as the decimal that was written, so that 1 - 0.6 is exactly 2/5.
     """
-    # A third cannot be written as a decimal: 0.3333333333 is taken as 1/3.
+    # The limit reads decimals of thirds as such: 0.3333333333 is 1/3.
     return int(sum(sizes) * (1 - Fraction(str(sparsity)).limit_denominator(10**9)))
 
 
@@ -64,10 +65,10 @@ def check_sparsity(sparsity: float) -> None:
 
 
 def read_file(path: str) -> Allocation:
-    """An allocation that an earlier run saved.
+    """Read an allocation that a run saved.
 
     Raises:
-        UserError: no such file, or not an allocation.
+        UserError: if there is no such file, or it holds no allocation.
     """
     file = Path(path).expanduser()
     try:
@@ -87,16 +88,19 @@ def read_file(path: str) -> Allocation:
 
 
 def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: str) -> Allocation:
-    """An allocation that was read from ``path``, checked against the model.
+    """Check an allocation from a file against the model.
 
     Args:
-        allocation: what the file says.
-        towers: of the model.
-        path: of the file, for messages.
+        allocation: the contents of the file.
+        towers: the towers of the model.
+        path: the file, for messages.
         total: ``exact`` if the counts must add up to the target, ``as_given`` if they need not.
 
+    Returns:
+        The allocation with its layers in the model's order.
+
     Raises:
-        UserError: if it was made for other layers, or its counts miss the target that they must meet.
+        UserError: if it was made for other layers, or its counts have to meet the target and do not.
     """
     sizes = {layer.name: layer.size for tower in towers for layer in tower.layers}
     for name, size in sizes.items():
@@ -127,16 +131,16 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
 
 
 def _check_total(allocation: Allocation, towers: tuple[Tower, ...], path: str) -> None:
-    """Refuse counts that add up to neither the model's exact total nor the one that each tower meets by
-    itself.
+    """Refuse counts whose sum differs from the exact total, of the model or summed over its towers.
 
     Raises:
-        UserError: if they don't.
+        UserError: if it does.
     """
     of_towers = [[layer.size for layer in tower.layers] for tower in towers]
     wanted = keep_total([size for sizes in of_towers for size in sizes], allocation.target)
+    wanted_by_tower = sum(keep_total(sizes, allocation.target) for sizes in of_towers)
     found = sum(allocation.keep.values())
-    if found not in (wanted, sum(keep_total(sizes, allocation.target) for sizes in of_towers)):
+    if found not in (wanted, wanted_by_tower):
         raise UserError(
             f"allocation.path={path} says target {allocation.target:g}, which keeps {wanted:,} weights, and"
             f" its counts keep {found:,} (a sparsity of {allocation.sparsity:.4f}); correct the counts, or"

@@ -1,4 +1,4 @@
-"""A saved allocation instead of scores."""
+"""Allocate from a file instead of scores."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ class FromFile(FromFileOptions, Allocator):
 
     @property
     def requires(self) -> Requires:
-        """Nothing."""
+        """No scores."""
         return Requires("none")
 
     @cached_property
     def allocation(self) -> Allocation:
-        """What the file says, read once: a run into the folder of the run that wrote it replaces the file."""
+        """The contents of the file, read once, as a run in the same folder replaces the file."""
         return read_file(self.path)
 
     def check(self, sparsity: float) -> None:
-        """Refuse a file that isn't there or has another target, before any work is done.
+        """Refuse a missing file or another target before any work is done.
 
         Raises:
-            UserError: if the file isn't there or has another target.
+            UserError: if the file is missing or has another target.
         """
         target = self.allocation.target
         if abs(target - sparsity) > 1e-9:
@@ -44,7 +44,7 @@ class FromFile(FromFileOptions, Allocator):
             )
 
     def __call__(self, model: PrunableModel, scores: Scores | None, sparsity: float) -> Allocation:
-        """Check the counts against the model.
+        """Check the counts of the file against the model and return them.
 
         Raises:
             UserError: if they were made for other layers, or miss the target.

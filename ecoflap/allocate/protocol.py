@@ -1,4 +1,4 @@
-"""What an allocator is, and what it can require of the steps before it."""
+"""The protocol of an allocator, and what it can require of scores and model."""
 
 from __future__ import annotations
 
@@ -17,11 +17,10 @@ class Requires:
     """What an allocator reads.
 
     Attributes:
-        scores: ``needed``, ``optional`` (it does without where there are none) or ``none`` (it would not look
-            at them).
-        kind: of the scores, see ``Scores``.
-        granularities: of the scores that it can take.
-        weights: it reads the model's weights, not only its shapes.
+        scores: ``needed``, ``optional`` (used if there are any) or ``none`` (never used).
+        kind: the kind of scores that it takes, see ``Scores``.
+        granularities: the granularities of scores that it takes.
+        weights: whether it reads the model's weights, not only its shapes.
     """
 
     scores: Literal["needed", "optional", "none"] = "needed"
@@ -33,13 +32,13 @@ class Requires:
         """Refuse scores that the allocator can't take.
 
         Args:
-            scorer: its name, for messages.
-            kind: of its scores.
-            granularity: of its scores.
-            allocator: its name, for messages.
+            scorer: the scorer's name, for messages.
+            kind: the kind of its scores.
+            granularity: the granularity of its scores.
+            allocator: the allocator's name, for messages.
 
         Raises:
-            UserError: they are of another kind or granularity.
+            UserError: if the scores are of another kind or granularity.
         """
         if kind != self.kind:
             raise UserError(
@@ -66,26 +65,26 @@ class Allocator(Protocol):
 
     @property
     def requires(self) -> Requires:
-        """What it reads; the importance of each layer unless it says otherwise."""
+        """What it reads; by default, the importance of each layer."""
         return Requires()
 
     def check(self, sparsity: float) -> None:
         """Refuse an impossible target before any work is done.
 
         Raises:
-            UserError: the target is outside [0, 1).
+            UserError: if the target is outside [0, 1).
         """
         check_sparsity(sparsity)
 
     @abstractmethod
     def __call__(self, model: PrunableModel, scores: Scores | None, sparsity: float) -> Allocation:
-        """Decide what each layer keeps.
+        """Decide how many weights each layer keeps.
 
         Args:
             model: dense.
-            scores: as it requires them; null where there are none.
+            scores: as it requires them; None without scores.
             sparsity: the share of the prunable weights to remove.
 
         Raises:
-            UserError: the counts can't be met.
+            UserError: if no counts meet the target.
         """

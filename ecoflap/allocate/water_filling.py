@@ -1,8 +1,7 @@
-"""From scores to one sparsity per group, and from groups to layers, with exact totals (ECoFLaP's allocation
-rule, without its rounding defects).
+"""ECoFLaP's allocation rule, with exact totals: from scores to one sparsity per group, and to its layers.
 
-Each group keeps a floor of its weights (the cap on sparsity), and the rest of the budget is shared in
-proportion to the groups' scores: keep_g = min(N_g, floor_g + lambda S_g).
+A cap on sparsity makes each group keep a floor of its weights. The rest of the budget is shared in proportion
+to the groups' scores: keep_g = min(N_g, floor_g + lambda S_g).
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class WaterFilling(WaterFillingOptions, Allocator):
 
     @property
     def requires(self) -> Requires:
-        """Scores of its own groups or of parts of them, where there are any."""
+        """Optional scores, of its groups or of parts of them."""
         known = (*GRANULARITIES, MODEL)
         finer = known[: known.index(self.granularity) + 1]
         return Requires("optional", granularities=tuple(name for name in finer if name != MODEL))
@@ -40,7 +39,7 @@ class WaterFilling(WaterFillingOptions, Allocator):
         """Refuse an impossible target before any work is done.
 
         Raises:
-            UserError: the target is outside [0, 1), or the cap below it.
+            UserError: if the target is outside [0, 1), or the cap is below it.
         """
         check_sparsity(sparsity)
         if self.cap is not None and not sparsity <= self.cap <= 1:
@@ -50,11 +49,11 @@ class WaterFilling(WaterFillingOptions, Allocator):
             )
 
     def __call__(self, model: PrunableModel, scores: Scores | None, sparsity: float) -> Allocation:
-        """Decide what each layer keeps.
+        """Decide how many weights each layer keeps.
 
         Raises:
-            UserError: see ``check``; all scores of a budget are zero; or the cap leaves no room for whole
-                weights.
+            UserError: if ``check`` refuses the target, all scores of a budget are zero, or no integer counts
+                satisfy the cap.
         """
         self.check(sparsity)
         if scores is not None:
@@ -67,20 +66,16 @@ class WaterFilling(WaterFillingOptions, Allocator):
             if not layers:
                 continue
             total = keep_total([layer.size for layer in layers], sparsity)
-            if (
-                scores is None or granularity == MODEL or self.cap == sparsity
-            ):  # a cap at the target leaves nothing to share
+            # A cap at the target leaves nothing to share.
+            if scores is None or granularity == MODEL or self.cap == sparsity:
                 keep |= _split(layers, total)
             else:
                 keep |= self._share(part, scores, total, sparsity)
-        return Allocation(
-            keep,
-            {layer.name: layer.size for tower in towers for layer in tower.layers},
-            sparsity,
-            granularity,
-        )
+        sizes = {layer.name: layer.size for tower in towers for layer in tower.layers}
+        return Allocation(keep, sizes, sparsity, granularity)
 
     def _groups(self, towers: tuple[Tower, ...]) -> list[list[Layer]]:
+        """The layers that share one sparsity, group by group."""
         if self.granularity == "tower":
             groups = [tower.layers for tower in towers]
         elif self.granularity == "block":
@@ -92,15 +87,13 @@ class WaterFilling(WaterFillingOptions, Allocator):
     def _share(
         self, towers: tuple[Tower, ...], scores: Scores, total: int, sparsity: float
     ) -> dict[str, int]:
+        """Divide a budget among the groups of some towers by score, and within each group evenly."""
         groups, scored = self._groups(towers), scores.by_layer(towers)
         sizes = [sum(layer.size for layer in group) for group in groups]
         parts = [dict.fromkeys(scored[layer.name] for layer in group) for group in groups]
-        sums = [sum(scores.importance[name] for name in names) for names in parts]
-        values = (
-            sums
-            if self.aggregate == "sum"
-            else [score / size for score, size in zip(sums, sizes, strict=True)]
-        )
+        values = [sum(scores.importance[name] for name in names) for names in parts]
+        if self.aggregate == "average":
+            values = [value / size for value, size in zip(values, sizes, strict=True)]
         if not any(values):
             raise UserError(
                 f"all scores are zero, from {groups[0][0].name} on: the loss does not depend on these layers."
@@ -120,11 +113,6 @@ class WaterFilling(WaterFillingOptions, Allocator):
 
 
 def _split(layers: list[Layer], budget: int) -> dict[str, int]:
-    """The same sparsity for every layer of a group, to the last weight."""
-    return dict(
-        zip(
-            [layer.name for layer in layers],
-            proportional([layer.size for layer in layers], budget),
-            strict=True,
-        )
-    )
+    """Give all layers of a group the same sparsity, with counts that add up to the budget exactly."""
+    counts = proportional([layer.size for layer in layers], budget)
+    return {layer.name: count for layer, count in zip(layers, counts, strict=True)}

@@ -1,1 +1,1 @@
-"""The Python API: the steps as functions, and one call that does them all."""
+"""The Python API: each step as a function, and all of them in one call."""

@@ -1,4 +1,4 @@
-"""Calibration data: a data set by its name, or whatever is in memory."""
+"""Calibration: draw a set from a data set by its name, or from data in memory."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from ecoflap.api.forms import Data, example, read, refuse_targets, texts_of
+from ecoflap.api.given import require
 from ecoflap.api.inputs import samples_of
 from ecoflap.api.parts import part
 from ecoflap.api.unchanged import unchanged
@@ -38,7 +39,7 @@ def calibrate(
     seed: int = RunConfig.seed,
     **options: Any,
 ) -> CalibrationSet:
-    """Make the calibration set of a model: its inputs, drawn once and read by every later step.
+    """Draw the calibration set of a model: the inputs that all later steps use.
 
     Args:
         model: from ``ecoflap.load``.
@@ -46,31 +47,32 @@ def calibrate(
 
             - the name of a data set, as ``calibration=`` of the command line: ``"wikitext2"``, ``"c4"``,
               ``"coco"``, ``"easy_vqa"``, ...;
-            - texts: a list of str, or dicts with ``text``. A language model reads windows of all of them
-              together; an encoder-decoder reads the beginning of a line and writes the rest;
-            - raw examples: dicts with ``image`` (a path, or a picture of Pillow's), ``text`` (a question) and
+            - texts: a list of str, or dicts with ``text``. A language model reads random windows of all texts
+              joined; an encoder-decoder reads the first part of a line and predicts the rest;
+            - raw examples: dicts with ``image`` (a path or a Pillow image), ``text`` (a question) and
               ``target`` (the answer), with a ``caption`` alone, with a ``label``, or with ``text`` and
-              ``target``, as the model takes them;
-            - model inputs: dicts of tensors for one sample each or with a batch dimension, with or without
-              ``labels``. Padding that an ``attention_mask`` marks is left out.
+              ``target``, depending on the model;
+            - model inputs: dicts of tensors, of one sample each or with a batch dimension, with or without
+              ``labels``. Padding that an ``attention_mask`` marks is removed.
 
             Texts, examples and inputs may come as a list, a ``datasets.Dataset``, a ``DataLoader`` or any
             other iterable, which is read once.
-        samples: how many; null for the data set's own number, or 128. Of examples and inputs, the first
-            ones; windows are drawn at random.
-        sequence_length: tokens of a window; null for the data set's own, or for 512 or as many as the model
-            reads or the texts have.
-        seed: of the draw.
-        options: of a data set by its name, such as ``path="train.txt"``.
+        samples: number of samples; None for the data set's default, or 128. These are the first examples or
+            inputs, or random windows.
+        sequence_length: tokens per window; None for the data set's default, or 512, but no more than the
+            model reads and the texts have.
+        seed: seed of the draw.
+        options: options of a data set that is named, such as ``path="train.txt"``.
 
     Raises:
-        UserError: if there is no such data set or option, the form of the data isn't known, or the model
-            can't read them.
+        UserError: if there is no such data set or option, the form of the data is unknown, or the model can't
+            read them.
     """
     numbers = {"samples": samples, "sequence_length": sequence_length}
     given = {name: value for name, value in numbers.items() if value is not None}
+    require(model, PrunableModel, "ecoflap.load")
     if isinstance(data, CalibrationSet):
-        return data if samples is None else data.take(samples)
+        return data if samples is None else data.take(Amount(samples).samples)
     with unchanged(model.module, model.processor):
         if isinstance(data, str) or hasattr(data, "check_model"):
             calibrator = part("calibration", data, {**given, **options})
@@ -80,9 +82,8 @@ def calibrate(
                 f"{', '.join(options)}: data in memory have no such option, only samples and sequence_length"
             )
         else:
-            found = _in_memory(
-                model, data, Amount(Text.samples if samples is None else samples, sequence_length), seed
-            )
+            amount = Amount(Text.samples if samples is None else samples, sequence_length)
+            found = _in_memory(model, data, amount, seed)
     if not len(found):
         raise UserError(f"the data ({found.name}) gave no samples; give more, or samples=1 at least")
     return found
@@ -90,11 +91,11 @@ def calibrate(
 
 @dataclass(frozen=True)
 class Amount:
-    """How much is read.
+    """How much data to draw.
 
     Attributes:
-        samples: at most.
-        sequence_length: tokens of a window; null for what there is.
+        samples: the most samples.
+        sequence_length: tokens per window; None for as many as model and texts allow.
     """
 
     samples: int
@@ -105,6 +106,7 @@ class Amount:
 
 
 def _in_memory(model: PrunableModel, given: Any, amount: Amount, seed: int) -> CalibrationSet:
+    """Draw a calibration set from data in memory."""
     data = read(given)
     if data.form == "inputs":
         made = _samples(model, data.items)
@@ -127,7 +129,7 @@ def _samples(model: PrunableModel, items: Iterator[Mapping[str, Any]]) -> Iterat
 
 
 def _windows(model: PrunableModel, data: Data, amount: Amount, seed: int) -> CalibrationSet:
-    """Random windows of texts, as ``calibration=wikitext2`` draws them."""
+    """Draw random windows of texts, as ``calibration=wikitext2`` does."""
     _require_tokenizer(model)
     trained = trained_tokens(model.module) or Text.sequence_length
     longest = amount.sequence_length or min(at_most(model, Text.sequence_length), trained)
@@ -139,12 +141,13 @@ def _windows(model: PrunableModel, data: Data, amount: Amount, seed: int) -> Cal
         raise UserError(f"the texts have {len(tokens)} tokens, and a loss is over the next one; give more")
     require_length(model, length, f"sequence_length={length}")
     rows = windows(tokens, length, "calibration", bos=bos)
-    return CalibrationSet(
-        NAME, tuple({"input_ids": row} for row in rows[draw(len(rows), amount.samples, seed)])
-    )
+    chosen = rows[draw(len(rows), amount.samples, seed)]
+    return CalibrationSet(NAME, tuple({"input_ids": row} for row in chosen))
 
 
 def _targetless(data: Data) -> Data:
+    """The same data, whose items are checked to have no targets as they are read."""
+
     def checked() -> Iterator[Any]:
         for item in data.items:
             refuse_targets([] if isinstance(item, str) else [item])
@@ -154,7 +157,7 @@ def _targetless(data: Data) -> Data:
 
 
 def _require_tokenizer(model: PrunableModel) -> None:
-    """Refuse texts where nothing makes tokens of them.
+    """Refuse texts without a tokenizer.
 
     Raises:
         UserError: if the model has no tokenizer.
@@ -168,30 +171,35 @@ def _require_tokenizer(model: PrunableModel) -> None:
 
 @dataclass(frozen=True)
 class GivenText(PrefixText):
-    """Lines of a text in memory, cut in two."""
+    """Lines of a text in memory, each split into a prefix and a target.
+
+    Attributes:
+        given: the text.
+        name: the name of the calibration set.
+    """
 
     given: str = ""
     name: str = NAME
 
     @property
     def sources(self) -> frozenset[str]:
-        """None: nobody knows where they are from."""
+        """Empty, as the sources of data in memory are unknown."""
         return frozenset()
 
     def read_text(self, option: str) -> str:
-        """The text."""
+        """The text in memory."""
         return self.given
 
 
 def _prefixes(model: PrunableModel, data: Data, amount: Amount, seed: int) -> CalibrationSet:
-    """Lines of texts, of which an encoder-decoder reads the beginning and writes the rest."""
+    """Draw lines of texts for an encoder-decoder, which reads the first part and predicts the rest."""
     most = MOST_BYTES * PrefixText.max_words * amount.samples
     text = "\n".join(texts_of(data, most))
     return GivenText(samples=amount.samples, given=text).load(model, seed)
 
 
 def _examples(model: PrunableModel, rows: Sequence[Mapping[str, Any]]) -> CalibrationSet:
-    """Raw examples, as the model's interface encodes them."""
+    """Encode raw examples with the model's interface."""
     captioned = not isinstance(model.interface, Answers)
     examples = [example(row, captioned) for row in rows]
     sees = bool(getattr(model.interface, "sees", False))

@@ -1,7 +1,8 @@
-"""The forms that data may have: texts, raw examples, or model inputs, one by one or in batches."""
+"""The forms of data in memory: texts, raw examples or model inputs, one by one or in batches."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -14,12 +15,13 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.pictures import ImageInMemory
 
 INPUTS = ("input_ids", "pixel_values", "inputs_embeds", "input_features", "input_values")
-COLUMNS = {  # of a raw example: {attribute: names that a data set may have for it}
+COLUMNS = {
     "text": ("text", "question"),
     "target": ("target", "answer", "caption"),
     "image": ("image",),
     "label": ("label",),
 }
+"""{attribute of a raw example: names of its column in a data set}."""
 FORMS = (
     'texts, dicts such as {"text": ...} or {"image": ..., "text": ..., "target": ...}, or model inputs: dicts'
     " of tensors with a batch dimension"
@@ -31,8 +33,8 @@ class Data(NamedTuple):
 
     Attributes:
         form: texts, examples or inputs.
-        items: str, dicts of one example each, or dicts of tensors; each read once.
-        length: how many items there are; null if that isn't known.
+        items: str, dicts of one example each, or dicts of tensors; can be read once.
+        length: the number of items; None if unknown.
     """
 
     form: str
@@ -41,10 +43,10 @@ class Data(NamedTuple):
 
 
 def read(data: Any) -> Data:
-    """Find out which form data have, by the first of them.
+    """Find out the form of data by the first item.
 
     Raises:
-        UserError: if it is none of the known ones, or there are no data.
+        UserError: if the form is unknown, or there are no data.
     """
     items = _items(data)
     try:
@@ -57,13 +59,15 @@ def read(data: Any) -> Data:
 
 
 def _items(data: Any) -> Iterator[Any]:
-    """Whatever the data are made of, one by one; one batch by itself is one item.
+    """The items of data; a single batch is one item.
 
     Raises:
-        UserError: if nothing can be read from them.
+        UserError: if the data are no iterable of items.
     """
     if isinstance(data, Tensor):
         return iter([{"input_ids": data}])
+    if hasattr(data, "iterrows"):
+        raise UserError(f'the data are a {type(data).__name__}; give its rows: data.to_dict("records")')
     if isinstance(data, Mapping):
         splits = [str(name) for name, part in data.items() if hasattr(part, "column_names")]
         if splits:
@@ -75,7 +79,7 @@ def _items(data: Any) -> Iterator[Any]:
 
 
 def _form(first: Any) -> str:
-    """texts, examples or inputs.
+    """The form of an item: texts, examples or inputs.
 
     Raises:
         UserError: if it is none of them.
@@ -84,9 +88,8 @@ def _form(first: Any) -> str:
         return "texts"
     if not isinstance(first, Mapping):
         raise UserError(f"the first of the data is a {type(first).__name__}; give {FORMS}")
-    if any(name in first for name in INPUTS) or (
-        first and all(isinstance(value, Tensor) for value in first.values())
-    ):
+    only_tensors = bool(first) and all(isinstance(value, Tensor) for value in first.values())
+    if only_tensors or any(name in first for name in INPUTS):
         return "inputs"
     known = [name for names in COLUMNS.values() for name in names]
     if any(name in first for name in known):
@@ -102,10 +105,10 @@ def _is_texts(item: Any) -> bool:
 
 
 def _single(form: str, items: Iterable[Any]) -> Iterator[Any]:
-    """Texts and examples one by one, where a loader has put several into a batch; inputs as they are.
+    """Split batches of texts and examples into single ones; leave inputs as they are.
 
     Raises:
-        UserError: if one has another form than the first.
+        UserError: if an item has another form than the first.
     """
     for number, item in enumerate(items):
         texts = isinstance(item, str) or _is_texts(item)
@@ -123,7 +126,7 @@ def _single(form: str, items: Iterable[Any]) -> Iterator[Any]:
 
 
 def _rows(columns: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
-    """The examples of a batch whose columns are lists; an example by itself as it is."""
+    """The examples of a batch whose columns are lists; a single example as it is."""
     known = [name for names in COLUMNS.values() for name in names if name in columns]
     if not all(isinstance(columns[name], list | Tensor) for name in known):
         yield columns
@@ -133,35 +136,49 @@ def _rows(columns: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
 
 
 def example(row: Mapping[str, Any], captioned: bool) -> Example:
-    """A raw example.
+    """Build a raw example.
 
     Args:
-        row: by the names in ``COLUMNS``.
-        captioned: a picture's only text is its caption, not a question.
+        row: its values by the names in ``COLUMNS``.
+        captioned: whether the only text of an image is its caption, not a question.
 
     Raises:
-        UserError: if a value has a type that it can't have.
+        UserError: if a value has a wrong type.
     """
     found: dict[str, Any] = {
         attribute: next((row[name] for name in names if row.get(name) is not None), None)
         for attribute, names in COLUMNS.items()
     }
     for attribute in ("text", "target"):
-        if not isinstance(found[attribute], str | None):
-            raise UserError(
-                f"{attribute} of an example is a {type(found[attribute]).__name__}; give a str"
-                + (f", such as {found[attribute][0]!r}" if _is_texts(found[attribute]) else "")
-            )
+        value = found[attribute]
+        if not isinstance(value, str | None):
+            such = f", such as {value[0]!r}" if _is_texts(value) else ""
+            raise UserError(f"{attribute} of an example is a {type(value).__name__}; give a str{such}")
     text, target = found["text"], found["target"]
     if captioned and target is None:
         text, target = None, text
     image = None if found["image"] is None else _picture(found["image"])
-    label = None if found["label"] is None else int(found["label"])
+    label = None if found["label"] is None else _class(found["label"])
     return Example(text or "", target or "", image, label=label, bare=text is None)
 
 
+def _class(label: Any) -> int:
+    """The number of a class.
+
+    Raises:
+        UserError: if it is none.
+    """
+    try:
+        return operator.index(label)
+    except TypeError:
+        raise UserError(
+            f"label of an example is {label!r}; give the number of its class, such as the model's"
+            " config.label2id has"
+        ) from None
+
+
 def _picture(image: Any) -> str:
-    """A picture by its path, or from memory.
+    """The path of an image, or an image in memory.
 
     Raises:
         UserError: if it is neither.
@@ -175,16 +192,18 @@ def _picture(image: Any) -> str:
     raise UserError(f"image of an example is a {type(image).__name__}; give a path or a picture of Pillow's")
 
 
+def _text_of(item: str | Mapping[str, Any]) -> str | None:
+    if isinstance(item, str):
+        return item
+    return next((item[name] for name in COLUMNS["text"] if isinstance(item.get(name), str)), None)
+
+
 def texts_of(data: Data, most: int) -> list[str]:
-    """The texts of data; of a stream, whose end isn't known, as many as have ``most`` bytes."""
+    """The texts of data; of a stream of unknown length, only as many as have ``most`` bytes."""
     found: list[str] = []
     size = 0
     for item in data.items:
-        text = (
-            item
-            if isinstance(item, str)
-            else next((item[name] for name in COLUMNS["text"] if isinstance(item.get(name), str)), None)
-        )
+        text = _text_of(item)
         if text is None:
             raise UserError(
                 f"a language model reads texts, and item {len(found)} of the data has"
@@ -198,10 +217,10 @@ def texts_of(data: Data, most: int) -> list[str]:
 
 
 def refuse_targets(rows: Sequence[Mapping[str, Any]]) -> None:
-    """Refuse examples with a target where only their text would be read.
+    """Refuse examples with a target for a language model, which would read only their text.
 
     Raises:
-        UserError: if one has a target.
+        UserError: if an example has a target.
     """
     for row in rows:
         if any(row.get(name) is not None for name in COLUMNS["target"]):

@@ -1,6 +1,4 @@
-"""Calibration samples of model inputs that somebody has already made: batches are taken apart, and their
-padding goes.
-"""
+"""Calibration samples from model inputs: split batches into samples, and remove their padding."""
 
 from __future__ import annotations
 
@@ -19,7 +17,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.vlm.vlm import VlmInterface
 from ecoflap.models.loading.kinds import option_of
 
-RANKS = {"input_ids": 2, "pixel_values": 4}  # of a batch
+RANKS = {"input_ids": 2, "pixel_values": 4}  # dimensions of a batch
 ALONG_TOKENS = (
     "input_ids",
     "attention_mask",
@@ -32,10 +30,10 @@ IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id")
 
 
 def samples_of(model: PrunableModel, item: Mapping[str, Any]) -> list[Sample]:
-    """The samples of a batch of model inputs, or of one sample's.
+    """Split a batch of model inputs, or the inputs of one sample, into samples.
 
     Raises:
-        UserError: if the tensors don't belong together, or aren't for this model.
+        UserError: if the tensors don't match each other or the model.
     """
     batch = _batched(_tensors(model, item))
     count = len(batch[_leading(batch)])
@@ -54,15 +52,19 @@ def samples_of(model: PrunableModel, item: Mapping[str, Any]) -> list[Sample]:
 
 
 def _joins(model: PrunableModel) -> bool:
-    """Whether the samples of this model keep the first dimension that its processor gives them."""
+    """Whether samples of this model keep a batch dimension of one, as its processor returns them."""
     if model.interface is not None:
         return isinstance(model.interface, VlmInterface)
     return option_of(model.module) == "vlm"
 
 
 def _tensors(model: PrunableModel, item: Mapping[str, Any]) -> dict[str, Tensor]:
-    """What the model takes of some inputs, on the CPU; lists of numbers, as data sets hold them, only where
-    it asks for them by name.
+    """The tensors of model inputs, on the CPU.
+
+    Lists of numbers become tensors if the model's forward has a parameter of that name.
+
+    Raises:
+        UserError: if such a list can't become a tensor, or there are no tensors.
     """
     asked = signature(model.module.forward).parameters
     found = {}
@@ -86,11 +88,12 @@ def _tensors(model: PrunableModel, item: Mapping[str, Any]) -> dict[str, Tensor]
 
 
 def _leading(batch: Mapping[str, Tensor]) -> str:
+    """The name of the tensor whose first dimension counts the samples."""
     return next((name for name in RANKS if name in batch), next(iter(batch)))
 
 
 def _batched(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """One sample's inputs get a first dimension; a batch has it."""
+    """Add a batch dimension to the inputs of one sample."""
     name = _leading(tensors)
     if tensors[name].dim() >= RANKS.get(name, 1):
         return tensors
@@ -98,7 +101,7 @@ def _batched(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _finished(model: PrunableModel, sample: Sample) -> Sample:
-    """One sample as the model's family makes it: without padding, and with the labels that its loss wants."""
+    """A sample as the model's family encodes it: without padding, and with the labels that its loss needs."""
     if "input_ids" not in sample:
         return sample
     _check_ids(model, sample["input_ids"])
@@ -109,9 +112,9 @@ def _finished(model: PrunableModel, sample: Sample) -> Sample:
         mask = sample.get("attention_mask", torch.ones_like(sample["input_ids"]))
         return {**sample, "attention_mask": mask}
     if _joins(model):
-        return (
-            sample if "labels" in sample else {**sample, "labels": _text_targets(config, sample["input_ids"])}
-        )
+        if "labels" not in sample:
+            sample["labels"] = _text_targets(config, sample["input_ids"])
+        return sample
     if option_of(model.module) == "causal_lm":
         sample.pop("attention_mask", None)
         if "labels" in sample and torch.equal(sample["labels"], sample["input_ids"]):
@@ -120,7 +123,15 @@ def _finished(model: PrunableModel, sample: Sample) -> Sample:
 
 
 def _without_padding(sample: Sample, apart: bool) -> Sample:
-    """The real tokens; with ``apart``, labels are another text, which ends where nothing is a target."""
+    """Remove the padding of a sample.
+
+    Args:
+        sample: its tensors.
+        apart: whether the labels are a text of their own, as in an encoder-decoder.
+
+    Raises:
+        UserError: if all tokens are padding.
+    """
     kept, shape = dict(sample), sample["input_ids"].shape
     if apart and "labels" in sample:
         kept["labels"] = sample["labels"][sample["labels"] != IGNORED]
@@ -137,16 +148,16 @@ def _without_padding(sample: Sample, apart: bool) -> Sample:
 
 
 def _text_targets(config: Any, input_ids: Tensor) -> Tensor:
-    """Every token of a text as its target, beside those that stand for a picture."""
+    """The tokens of a text as its targets, except those that stand for images."""
     pictures = [token for name in IMAGE_TOKENS if (token := getattr(config, name, None)) is not None]
     return input_ids.masked_fill(torch.isin(input_ids, torch.tensor(pictures, dtype=torch.long)), IGNORED)
 
 
 def _check_ids(model: PrunableModel, ids: Tensor) -> None:
-    """Refuse ids that are none.
+    """Refuse invalid token ids.
 
     Raises:
-        UserError: if one is outside the vocabulary.
+        UserError: if they are no integers, or one is outside the vocabulary.
     """
     if ids.is_floating_point() or not ids.numel():
         raise UserError(f"input_ids of the data are {ids.dtype} {list(ids.shape)}; give token ids")
@@ -159,7 +170,7 @@ def _check_ids(model: PrunableModel, ids: Tensor) -> None:
 
 
 def _vocabulary(model: PrunableModel) -> int | None:
-    """Number of token ids that the model knows; null where it doesn't say, as a CLIP."""
+    """The size of the model's vocabulary; None if it is unknown, as for a CLIP."""
     try:
         return vocabulary_of(model)
     except (AttributeError, NotImplementedError):

@@ -1,4 +1,4 @@
-"""Load a model, or take one in memory."""
+"""Load a model, or prepare a model in memory."""
 
 from __future__ import annotations
 
@@ -32,23 +32,24 @@ def load(
     device: str | None = None,
     **options: Any,
 ) -> PrunableModel:
-    r"""Load a model, or take one that is in memory, with the parts of it that are pruned.
+    r"""Load a model, or prepare one that is in memory, and find the towers to prune.
 
-    A model in memory stays where it is and in its dtype; pruning changes its weights in place.
+    A model in memory keeps its device and dtype; pruning changes its weights in place.
 
     Args:
-        model: a hub id, a folder that ``save_pretrained`` wrote, an option of the command line's ``model``
+        model: a hub id, a folder that ``save_pretrained`` wrote, a choice of the command line's ``model``
             such as ``"blip2_mini"``, or a transformers model.
-        processor: the tokenizer or processor of a model in memory; null if the data will be model inputs.
-        kind: what kind of model it is, where its config or class doesn't say: an option of ``model`` such as
+        processor: the tokenizer or processor of a model in memory; None if the data will be model inputs.
+        kind: the kind of model, if its config or class does not tell: a choice of ``model`` such as
             ``"causal_lm"``, ``"seq2seq"``, ``"vlm"``, ``"clip"`` or ``"image_classifier"``.
-        loss: what the model is scored with: a name that its kind knows, a function by its dotted path, or a
-            function (module, batch, copies) -> one loss per sample. Null for the kind's own.
-        towers: the towers to prune; null for all but projections.
+        loss: the loss that scores use: a name that the kind knows, a function by its dotted path, or a
+            function (module, batch, copies) -> one loss per sample. None for the default of the kind.
+        towers: the towers to prune; None for all but projections.
         skip_layers: regular expressions of layers to leave dense.
-        device: where a model is loaded to: ``"cpu"``, ``"cuda"``, ...; null for the accelerator, if there
+        device: the device to load a model to: ``"cpu"``, ``"cuda"``, ...; None for the accelerator, if there
             is one.
-        options: of the kind, such as ``dtype="bfloat16"`` or ``prompt="USER: <image>\n{} ASSISTANT:"``.
+        options: options of the kind, such as ``dtype="bfloat16"`` or
+            ``prompt="USER: <image>\n{} ASSISTANT:"``.
 
     Raises:
         UserError: if there is no such model, kind, option, tower or layer.
@@ -62,8 +63,12 @@ def load(
             raise UserError(
                 f"device={device}: a model in memory stays where it is; move it before with .to({device!r})"
             )
-        found = _take(model, processor, kind, loss, selection, options)
+        found = _prepare(model, processor, kind, loss, selection, options)
     else:
+        if not isinstance(model, str | Path):
+            raise UserError(
+                f"the model is a {type(model).__name__}; give a hub id, a folder or a transformers model"
+            )
         if processor is not None:
             raise UserError(
                 "a processor goes with a model in memory; a hub id or folder is loaded with its own"
@@ -72,7 +77,7 @@ def load(
     return replace(found, loss_function=loss) if callable(loss) else found
 
 
-def _take(
+def _prepare(
     module: nn.Module,
     processor: Any,
     kind: str | None,
@@ -80,7 +85,11 @@ def _take(
     selection: Selection,
     options: dict[str, Any],
 ) -> PrunableModel:
-    """The parts of a model in memory, whose modes stay as they are."""
+    """Prepare a model in memory for pruning, and leave its training modes unchanged.
+
+    Raises:
+        UserError: if its kind is unknown, or takes no model in memory, or needs a processor.
+    """
     _refuse_spread(module)
     training = [(child, child.training) for child in module.modules()]
     option = kind or option_of(module)
@@ -88,10 +97,10 @@ def _take(
         if option is None and callable(loss):
             return prunable(type(module).__name__, module, processor, loss, selection, options.get("towers"))
         if option is None:
+            kinds = ", ".join(READ_WITHOUT_PROCESSOR)
             raise UserError(
-                f"{type(module).__name__} is no model of a known kind; say which with kind=, one of"
-                f" {', '.join(READ_WITHOUT_PROCESSOR)}, ...,"
-                " or give loss=, a function of (module, batch, copies)"
+                f"{type(module).__name__} is no model of a known kind; say which with kind=, one of {kinds},"
+                " ..., or give loss=, a function of (module, batch, copies)"
             )
         loader = _named_loader(option, IN_MEMORY, options)
         if not hasattr(loader, "from_module"):
@@ -101,6 +110,8 @@ def _take(
                 f"{type(module).__name__} is scored on what its processor makes: give"
                 " ecoflap.load(model, processor), and so for ecoflap.prune"
             )
+        if processor is not None:
+            _check_processor(module, processor)
         found: PrunableModel = loader.from_module(module, processor, selection)
         return replace(found, name=type(module).__name__)
     finally:
@@ -108,11 +119,26 @@ def _take(
             child.training = mode
 
 
-def _refuse_spread(module: nn.Module) -> None:
-    """Refuse weights that aren't plain tensors in one place.
+def _check_processor(module: nn.Module, processor: Any) -> None:
+    """Refuse a tokenizer or an image processor alone where a model reads both pictures and texts.
 
     Raises:
-        UserError: if they are not.
+        UserError: if one of the two is missing.
+    """
+    if not hasattr(getattr(module, "config", None), "vision_config"):
+        return
+    if missing := [part for part in ("image_processor", "tokenizer") if not hasattr(processor, part)]:
+        raise UserError(
+            f"{type(module).__name__} reads pictures and texts, and {type(processor).__name__} has no"
+            f" {missing[0]}; give the model's processor, such as AutoProcessor.from_pretrained gives"
+        )
+
+
+def _refuse_spread(module: nn.Module) -> None:
+    """Refuse a model whose weights are quantised, or not all on one device.
+
+    Raises:
+        UserError: if they are.
     """
     devices = sorted({str(parameter.device) for parameter in module.parameters()})
     if len(devices) != 1 or "meta" in devices:
@@ -128,10 +154,10 @@ def _refuse_spread(module: nn.Module) -> None:
 
 
 def _loader(path: str, kind: str | None, options: dict[str, Any]) -> Any:
-    """The loader of a hub id, a folder or an option of ``model``.
+    """The loader of a hub id, a folder or a choice of ``model``.
 
     Raises:
-        UserError: if there is no such model, or its kind isn't known.
+        UserError: if there is no such model, or its kind is unknown.
     """
     if kind is None and path in names("model") and not Path(path).is_dir():
         return built("model", {**named("model", path), **options})

@@ -1,7 +1,6 @@
-"""The parts of a method: objects as they are, names as the command line knows them.
+"""The parts of a method: given as objects, or by the names that the command line knows.
 
-Configs are composed in a world of their own: whatever Hydra and its config store hold for the caller stays as
-it is.
+Configs are composed in isolation: the caller's Hydra, config store and resolvers stay unchanged.
 """
 
 from __future__ import annotations
@@ -10,42 +9,49 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
+from threading import RLock
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.run.config import build, register
-from ecoflap.run.plan.parts import BASES, make
+from ecoflap.run.plan.parts import BASES, make, require_members
 from ecoflap.storage.installation import conf_folder
+
+COMPOSING = RLock()  # Hydra's registries are the process's, and one thread at a time may borrow them
 
 
 def part(group: str, chosen: Any, options: Mapping[str, Any]) -> Any:
-    """A part of a method; null where the choice has no class, such as ``score=none``.
+    """A part of a method; None if the choice has no class, such as ``score=none``.
 
     Args:
         group: its config group.
         chosen: a name, or the part itself.
-        options: of a part that is named.
+        options: options of a part that is named.
 
     Raises:
-        UserError: if there is no such name or option, or an object is given options.
+        UserError: if there is no such name or option, or an object is given options or can't be such a part.
     """
     if isinstance(chosen, str):
         return built(group, {**named(group, chosen), **options})
+    if isinstance(chosen, type):
+        raise UserError(f"{group}={chosen.__name__} is a class; give an object: {chosen.__name__}(...)")
     if options:
         raise UserError(
             f"{', '.join(options)}: options go with the name of a {group}; give them to"
             f" {type(chosen).__name__}(...), which is made already"
         )
+    if group in BASES:
+        require_members(group, chosen, f"{group}={type(chosen).__name__}")
     return chosen
 
 
 def built(group: str, node: Mapping[str, Any]) -> Any:
-    """The object that a node of the config describes; null where it names no class.
+    """The object that a node of the config describes; None if it names no class.
 
     Raises:
-        UserError: see ``ecoflap.run.config.build`` and ``ecoflap.run.plan.parts.make``.
+        UserError: as ``ecoflap.run.config.build`` and ``ecoflap.run.plan.parts.make``.
     """
     if "_target_" not in node:
         return None
@@ -53,10 +59,10 @@ def built(group: str, node: Mapping[str, Any]) -> Any:
 
 
 def named(group: str, name: str) -> dict[str, Any]:
-    """The node of a group's option, as the command line composes it.
+    """The node of a group's choice, as the command line composes it.
 
     Raises:
-        UserError: if there is no such option.
+        UserError: if there is no such choice.
     """
     if name not in (known := names(group)):
         raise UserError(f"{group}={name} is not known; {did_you_mean(name, known)}")
@@ -64,24 +70,24 @@ def named(group: str, name: str) -> dict[str, Any]:
 
 
 def default(group: str, beside: str | None = None) -> dict[str, Any]:
-    """The node of a group in which nothing is chosen.
+    """The node of a group's default choice.
 
     Args:
-        group: of the config.
-        beside: a choice in another group, ``group=name``, which may bring its own default for this one.
+        group: a config group.
+        beside: a choice of another group, ``group=name``, which may set the default of this one.
     """
     return _node(group, *([beside] if beside else []))
 
 
 @cache
 def names(group: str) -> tuple[str, ...]:
-    """The options of a group."""
+    """The choices of a group."""
     with _own_hydra() as loader:
         return tuple(loader.repository.get_group_options(group))
 
 
 def _node(group: str, *overrides: str) -> dict[str, Any]:
-    """A group of a command line's config, as plain values."""
+    """A group of the config that these overrides compose, as plain values."""
     return deepcopy(_composed(group, *overrides))
 
 
@@ -97,7 +103,14 @@ def _composed(group: str, *overrides: str) -> dict[str, Any]:
 
 @contextmanager
 def _own_hydra() -> Iterator[Any]:
-    """A loader of configs; what it registers is gone afterwards."""
+    """A config loader of Hydra, in a context that restores Hydra's global state at its end."""
+    with COMPOSING, _borrowed_hydra() as loader:
+        yield loader
+
+
+@contextmanager
+def _borrowed_hydra() -> Iterator[Any]:
+    """The same for one thread."""
     from hydra import version
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path
@@ -106,7 +119,7 @@ def _own_hydra() -> Iterator[Any]:
     from hydra.core.singleton import Singleton
     from omegaconf.basecontainer import BaseContainer
 
-    Plugins.instance()  # plugins register what they bring when they are imported, which happens once
+    Plugins.instance()  # imports the plugins, which register their configs only once
     store, instances = ConfigStore.instance(), Singleton._instances
     stored, resolvers = store.repo, dict(BaseContainer._resolvers)
     store.repo = deepcopy(stored)

@@ -1,4 +1,4 @@
-"""What pruning gave: the model, its masks, and how they came about."""
+"""The result of pruning: the model, its masks, and the record of the method."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ class PruneResult:
     """A pruned model.
 
     Attributes:
-        prunable: the model with its towers, as ``ecoflap.evaluate`` and ``ecoflap.prune`` take it.
-        scores: importance of each layer; null where nothing was scored.
-        allocation: weights that each layer keeps.
+        prunable: the pruned model with its towers, for ``ecoflap.evaluate`` and ``ecoflap.prune``.
+        scores: the scores of the layers; None if nothing was scored.
+        allocation: how many weights each layer keeps.
         report: what was removed, block by block.
-        record: what a run writes as ``result.json``.
+        record: the contents of a run's ``result.json``.
     """
 
     prunable: PrunableModel
@@ -35,17 +35,17 @@ class PruneResult:
 
     @property
     def model(self) -> nn.Module:
-        """The pruned model: the one that was given."""
+        """The pruned model, the same object that was given."""
         return self.prunable.module
 
     @property
     def masks(self) -> Mapping[str, Tensor]:
-        """{parameter of the model: bool tensor of its shape, True where a weight was kept}, on the CPU."""
+        """{parameter of the model: bool tensor of its shape on the CPU, True where kept}."""
         return self.report.masks
 
     @property
     def sparsity(self) -> float:
-        """Zeros / prunable weights, as counted in the pruned model."""
+        """The share of zeros among the prunable weights, as counted in the pruned model."""
         return float(self.record.sparsity["prunable"])
 
     def to_json(self) -> dict[str, Any]:
@@ -57,7 +57,7 @@ class PruneResult:
         }
 
     def __repr__(self) -> str:
-        """What was pruned, and how much of it."""
+        """The name of the model and its sparsity."""
         share = self.record.sparsity
         return (
             f"PruneResult({self.prunable.name}: {share['prunable']:.4f} of the prunable weights are zero,"

@@ -1,4 +1,4 @@
-"""Save a pruned model where ``from_pretrained`` finds it."""
+"""Save a pruned model as a checkpoint for ``from_pretrained``."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from ecoflap.api.given import require
 from ecoflap.api.result import PruneResult
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
@@ -18,27 +19,27 @@ WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def save(model: PruneResult | PrunableModel, folder: str | Path) -> Path:
-    """Write a checkpoint that ``from_pretrained`` loads, with its tokenizer or processor.
+    """Write a checkpoint that ``from_pretrained`` loads, with the tokenizer or processor.
 
-    What ``ecoflap.prune`` gave is saved with its masks (``masks.safetensors``, one bit per weight), and with
-    ``result.json``, ``scores.json`` and ``allocation.json`` as a run writes them. As with
-    ``save_pretrained``, the weights of an earlier checkpoint in the folder are replaced, and its other files
-    stay.
+    The result of ``ecoflap.prune`` is saved with its masks (``masks.safetensors``, one bit per weight) and
+    the ``result.json``, ``scores.json`` and ``allocation.json`` of a run. As with ``save_pretrained``, the
+    weights of an earlier checkpoint in the folder are replaced, and its other files stay.
 
     Args:
-        model: what ``ecoflap.prune`` or ``ecoflap.load`` gave.
-        folder: is made where it isn't there.
+        model: the result of ``ecoflap.prune`` or ``ecoflap.load``.
+        folder: the folder of the checkpoint; created if needed.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: if the model can't be saved so, the folder is a file, or the disk is full.
+        UserError: if the model has no ``save_pretrained``, the folder is a file, or the disk is full.
     """
+    loaded = model.prunable if isinstance(model, PruneResult) else model
+    require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
     final = Path(folder).expanduser()
     if final.exists() and not final.is_dir():
         raise UserError(f"{final} is a file; choose a folder for the checkpoint")
-    loaded = model.prunable if isinstance(model, PruneResult) else model
     if not hasattr(loaded.module, "save_pretrained"):
         raise UserError(
             f"{loaded.name} has no save_pretrained; save its state_dict() and the masks of the result"
@@ -49,15 +50,15 @@ def save(model: PruneResult | PrunableModel, folder: str | Path) -> Path:
     try:
         write_checkpoint(loaded, model.masks if isinstance(model, PruneResult) else None, partial)
         if isinstance(model, PruneResult):
-            _write_facts(model, partial)
+            _write_record(model, partial)
         _move(partial, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return final
 
 
-def _write_facts(result: PruneResult, folder: Path) -> None:
-    """How the model was pruned, in the files of a run."""
+def _write_record(result: PruneResult, folder: Path) -> None:
+    """Write how the model was pruned, in the files of a run."""
     replace(result.record, checkpoint=".").write(folder / RESULT)
     write_json(folder / ALLOCATION, asdict(result.allocation))
     if result.scores is not None:
@@ -65,7 +66,7 @@ def _write_facts(result: PruneResult, folder: Path) -> None:
 
 
 def _move(partial: Path, final: Path) -> None:
-    """Put new files into the place of those of an earlier checkpoint."""
+    """Move the new files into the folder, and remove the weights of an earlier checkpoint."""
     for pattern in WEIGHTS:
         for old in final.glob(pattern):
             old.unlink()

@@ -11,6 +11,7 @@ from torch import nn
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Allocator
+from ecoflap.api.given import require
 from ecoflap.api.parts import default, named, part
 from ecoflap.api.result import PruneResult
 from ecoflap.api.unchanged import unchanged
@@ -34,20 +35,22 @@ def score(
     seed: int = RunConfig.seed,
     **options: Any,
 ) -> Scores:
-    """Measure how much the model's loss depends on each layer.
+    """Score how important each layer is for the model's loss.
 
     Args:
         model: from ``ecoflap.load``.
         data: from ``ecoflap.calibrate``.
         method: ``"zeroth_order"`` (random probes, the default), ``"first_order"`` (gradients) or ``"local"``
-            (the pruner's own metric); or a scorer such as ``ecoflap.ZerothOrder(noises=4)``.
-        seed: of the probes.
-        options: of a method by its name, such as ``noises=4``.
+            (a pruner's own metric); or a scorer such as ``ecoflap.ZerothOrder(noises=4)``.
+        seed: seed of the probes.
+        options: options of a method that is named, such as ``noises=4``.
 
     Raises:
         UserError: if there is no such method or option, or the loss depends on none of the layers.
         NumericalError: if a loss or a score is not finite.
     """
+    require(model, PrunableModel, "ecoflap.load")
+    require(data, CalibrationSet, "ecoflap.calibrate")
     chosen = default("score")["name"] if method is None else method
     scorer: Scorer | None = part("score", chosen, options)
     if scorer is None:
@@ -70,15 +73,18 @@ def allocate(
 
     Args:
         model: from ``ecoflap.load``.
-        scores: from ``ecoflap.score``; null for the same sparsity everywhere.
+        scores: from ``ecoflap.score``; None for the same sparsity everywhere.
         sparsity: share of the prunable weights to remove, in [0, 1).
         method: ``"water_filling"`` (the default) or ``"file"``; or an allocator such as
             ``ecoflap.WaterFilling(granularity="layer")``.
-        options: of a method by its name, such as ``granularity="layer"`` or ``cap=0.8``.
+        options: options of a method that is named, such as ``granularity="layer"`` or ``cap=0.8``.
 
     Raises:
-        UserError: if there is no such method or option, or the sparsity can't be reached.
+        UserError: if there is no such method or option, or no allocation has this sparsity.
     """
+    require(model, PrunableModel, "ecoflap.load")
+    if scores is not None:
+        require(scores, Scores, "ecoflap.score")
     chosen = default("allocation")["name"] if method is None else method
     allocator: Allocator = part("allocation", chosen, options)
     allocator.check(sparsity)
@@ -87,11 +93,14 @@ def allocate(
 
 
 def check_scores(allocator: Allocator, scores: Scores | Scorer | None) -> None:
-    """Refuse scores, or what will measure them, that an allocator can't take.
+    """Refuse scores, or a scorer, that an allocator can't take.
 
     Raises:
-        UserError: if they are of another kind or granularity, or there are none and some are needed.
+        UserError: if the scores are of another kind or granularity, are needed and missing, or are given and
+            not read.
     """
+    if scores is not None and allocator.requires.scores == "none":
+        raise UserError(f"allocation={allocator.name} takes no scores; leave them out")
     if scores is not None:
         name = scores.method if isinstance(scores, Scores) else scores.name
         allocator.requires.check(name, scores.kind, scores.granularity, allocator.name)
@@ -104,22 +113,23 @@ def check_scores(allocator: Allocator, scores: Scores | Scorer | None) -> None:
 def evaluate(
     model: PrunableModel | PruneResult, task: str | Task | Measure, **options: Any
 ) -> dict[str, float]:
-    """Measure a model on a task.
+    """Evaluate a model on a task.
 
     Args:
-        model: from ``ecoflap.load``, or what ``ecoflap.prune`` gave.
+        model: the result of ``ecoflap.load`` or ``ecoflap.prune``.
         task: the name of a task, as ``task=`` of the command line: ``"wikitext2"``, ``"easy_vqa"``,
             ``"imagenet"``, ...; a task object; or a function of the transformers model that returns a
             number, or several by name.
-        options: of a task by its name, such as ``path="test.txt"`` or ``limit=100``.
+        options: options of a task that is named, such as ``path="test.txt"`` or ``limit=100``.
 
     Returns:
-        Its metrics; of a suite, named ``task/metric``.
+        {metric: value}; for a suite, {task/metric: value}.
 
     Raises:
-        UserError: if there is no such task or option, its data aren't there, or the model can't do it.
+        UserError: if there is no such task or option, its data are missing, or it needs another model.
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
+    require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
     with unchanged(loaded.module, loaded.processor), torch.no_grad():
         if isinstance(task, str):
             found = {name: one.load(loaded)(loaded) for name, one in _tasks(task, options).items()}
@@ -135,7 +145,7 @@ def evaluate(
 
 
 def _tasks(name: str, options: Mapping[str, Any]) -> dict[str, Task]:
-    """The task of a name, or those of a suite.
+    """{name: task} of a named task, or of a suite.
 
     Raises:
         UserError: if there is no such task or option.

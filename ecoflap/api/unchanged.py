@@ -1,4 +1,4 @@
-"""A model that is worked on, and afterwards is as it was beside its weights."""
+"""Restore everything but the weights of a model after a step."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ HOOKS = (
 
 @contextmanager
 def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
-    """Put back what steps change of a model, also where they are interrupted: modes, gradients, hooks, the
-    classes and attributes of its modules, its tokenizer's padding; and the state of PyTorch's random
-    numbers.
+    """Restore what steps change of a model, even if they are interrupted, and let gradients be taken whatever
+    mode the caller is in.
 
-    A step cleans up after itself as well, but what a notebook keeps of an interrupted one (its last
-    traceback) keeps generators, and so their hooks, alive.
+    These are training modes, gradients, hooks, the classes and attributes of modules, the tokenizer's padding
+    side, and the state of PyTorch's random numbers. A step cleans up after itself as well, but a notebook
+    keeps the traceback of an interrupted step, and with it the generators whose hooks are still set.
     """
     children = list(module.modules())
     before = [_state(child) for child in children]
@@ -36,7 +36,11 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     side = getattr(tokenizer, "padding_side", None)
     accelerator = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     try:
-        with torch.random.fork_rng(devices=list(accelerator)):
+        with (
+            torch.random.fork_rng(devices=list(accelerator)),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             yield
     finally:
         for child, state in zip(children, before, strict=True):
@@ -52,7 +56,7 @@ State = tuple[type, dict[str, Any], dict[str, dict[int, Any]]]
 
 
 def _state(child: nn.Module) -> State:
-    """The class of a module, what it has beside parameters, buffers and modules, and its hooks."""
+    """The class of a module, its attributes, and its hooks."""
     hooks = {name: dict(getattr(child, name)) for name in HOOKS if hasattr(child, name)}
     return type(child), dict(vars(child)), hooks
 

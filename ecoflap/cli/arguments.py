@@ -1,6 +1,4 @@
-"""A command line before Hydra reads it: what is written differently there, and what is refused at a
-glance.
-"""
+"""Prepare a command line for Hydra: rewrite our own notation, and refuse what is wrong at a glance."""
 
 from __future__ import annotations
 
@@ -20,7 +18,7 @@ from ecoflap.errors import UserError, did_you_mean, typed_command
 from ecoflap.run.config import METHODS, RunConfig
 from ecoflap.run.import_path import beside, extend_import_path
 
-PLACES = ("experiment", "sweep")
+PLACES = ("experiment", "sweep")  # groups without a default, which need a plus
 KNOWN = (*(entry.name for entry in fields(RunConfig)), "cluster", "hydra")
 WITHOUT = {
     "score": ", or score=none",
@@ -28,21 +26,20 @@ WITHOUT = {
     "finetune": "; it does nothing unless steps has finetune",
 }
 OPTION = re.compile(r"(?P<sign>\+\+|\+|~)?(?P<key>[A-Za-z_][^=:\s]*)(?P<equals>=)?(?P<value>.*)", re.DOTALL)
-OLD_SWEEP = re.compile(r"(?<=^\+)sweeps(?=[=/])")  # what the group was called in earlier releases
+OLD_SWEEP = re.compile(r"(?<=^\+)sweeps(?=[=/])")  # the name of the group in earlier releases
 COMPLETION = re.compile(r"(install|uninstall|query)=")
 
 
 def lister() -> str:
-    """Where all options are listed, as the end of a message."""
+    """The end of a message: which command lists all options."""
     return f"{typed_command()} --help lists all"
 
 
-def understood(arguments: list[str]) -> list[str]:
-    """The command line as Hydra is given it. What lies beside the folder of ``--config-dir`` can be imported
-    from now on.
+def prepared(arguments: list[str]) -> list[str]:
+    """Check a command line and rewrite it for Hydra; put the parent of ``--config-dir`` on the import path.
 
     Raises:
-        UserError: it is no list of options with values, or names an option that is not there.
+        UserError: if it is no list of options with values, or names an unknown option.
     """
     arguments = with_suites([OLD_SWEEP.sub("sweep", argument) for argument in arguments])
     flags = parsed(arguments)
@@ -54,31 +51,30 @@ def understood(arguments: list[str]) -> list[str]:
 
 
 def with_suites(arguments: list[str]) -> list[str]:
-    """Command-line arguments with ``task=[one,other]`` as a suite of these tasks.
-
-    Hydra would merge their options into one task.
+    """Rewrite ``task=[one,other]`` as a suite of these tasks; Hydra would merge their options into one task.
 
     Raises:
-        UserError: a list of tasks is empty, or names one twice.
+        UserError: if a list of tasks is empty, or names one twice.
     """
-    written = []
+    rewritten = []
     for argument in arguments:
         several = re.fullmatch(r"task=\[([\w,\s]*)\]", argument)
-        names = [name.strip() for name in several[1].split(",")] if several else []
-        if several and (len(set(names)) < len(names) or "" in names):
+        if several is None:
+            rewritten.append(argument)
+            continue
+        names = [name.strip() for name in several[1].split(",")]
+        if len(set(names)) < len(names) or "" in names:
             found = "no task between its signs" if "" in names else "a task twice"
             raise UserError(f"{argument} has {found}; name each once: task=[one,other]")
-        written += (
-            ["task=suite", *(f"+task@task.tasks.{name}={name}" for name in names)] if names else [argument]
-        )
-    return written
+        rewritten += ["task=suite", *(f"+task@task.tasks.{name}={name}" for name in names)]
+    return rewritten
 
 
 def parsed(arguments: list[str]) -> Namespace:
-    """Hydra's flags, and the options as ``overrides``.
+    """Parse Hydra's flags, with the options as ``overrides``.
 
     Raises:
-        UserError: there is no such flag, or it lacks its value.
+        UserError: if a flag is unknown, or lacks its value.
     """
 
     def refuse(message: str) -> NoReturn:
@@ -124,16 +120,15 @@ def _check_flags(flags: Namespace) -> None:
 
 
 def check(overrides: list[str], config_dir: str | None = None) -> None:
-    """Refuse what Hydra would accept or complain of less clearly, and say which of two values of a key
-    counts.
+    """Refuse options that Hydra would accept or refuse less clearly; warn if a key is given twice.
 
     Args:
         overrides: the options.
-        config_dir: a folder with more groups than there are in ``conf``.
+        config_dir: a folder with groups beside those of ``conf``.
 
     Raises:
-        UserError: an argument is no ``key=value``, its key is no option, or ``hydra.searchpath`` names a
-            place that is not there.
+        UserError: if an argument is no ``key=value``, its key is no option, or a folder or package of
+            ``hydra.searchpath`` does not exist.
     """
     given: dict[str, str] = {}
     if searched(overrides):
@@ -174,11 +169,11 @@ def check_key(override: str, match: re.Match[str], config_dir: str | None, overr
     Args:
         override: the option.
         match: its parts.
-        config_dir: a folder with more groups than there are in ``conf``.
-        overrides: all options, of which ``hydra.searchpath`` names more such places.
+        config_dir: a folder with groups beside those of ``conf``.
+        overrides: all options; ``hydra.searchpath`` names further folders.
 
     Raises:
-        UserError: if the key's first part is no option or group.
+        UserError: if the first part of the key is no option or group.
     """
     first = re.split(r"[./@\[]", match["key"])[0]
     if first in PLACES and match["sign"] is None:
@@ -190,15 +185,18 @@ def check_key(override: str, match: re.Match[str], config_dir: str | None, overr
 
 
 def _no_value(argument: str, before: str, after: str) -> str:
-    """A message about an argument that is no ``key=value``, and perhaps belongs to the one before it or
-    behind it.
+    """A message about an argument that is no ``key=value``.
+
+    Args:
+        argument: the argument.
+        before: the argument before it, which may be a part of the same option.
+        after: the argument after it, likewise.
     """
     if before.endswith("=") or argument.startswith("="):
         return f"{before} {argument}: no spaces around the =: {before}{argument}"
     if after.startswith("="):
-        return (
-            f"{argument} {after}: no spaces around the =: {argument}{after}{'VALUE' if after == '=' else ''}"
-        )
+        joined = f"{argument}{after}{'VALUE' if after == '=' else ''}"
+        return f"{argument} {after}: no spaces around the =: {joined}"
     if match := re.fullmatch(r"([A-Za-z_][\w.]*):\s*(.*)", argument):
         value = match[2] or ("VALUE" if "=" in after or not after else after)
         return f"{argument} has a colon, and options are written with a =: {match[1]}={value}"
@@ -215,9 +213,7 @@ def _no_value(argument: str, before: str, after: str) -> str:
 
 
 def quoted(override: str) -> str:
-    """An option whose value has special signs, as it is typed: quotes for Hydra inside quotes for the
-    shell.
-    """
+    """Quote an option whose value has special signs, for Hydra and around that for the shell."""
     key, _, value = override.partition("=")
     inner = value.replace("\\", "\\\\").replace('"', '\\"')
     return shlex.quote(f'{key}="{inner}"')

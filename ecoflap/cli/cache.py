@@ -1,12 +1,12 @@
-"""Look after the stage cache.
+"""List, verify or shrink the stage cache.
 
     ecoflap cache ls
     ecoflap cache verify
     ecoflap cache gc --max-size 10GB
 
-``gc`` removes damaged entries and what died processes left, then the longest unused entries until the rest
-fits. Runs go on meanwhile: an entry that is gone is computed again. Exit code 1: ``verify`` found damage. 2:
-wrong usage.
+``gc`` removes damaged entries and the remains of died processes, then the least recently used entries until
+the rest fits. Runs may continue meanwhile: they compute a removed entry again. Exit code 1: ``verify`` found
+damage. 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 
 from ecoflap.console.progress import ArgumentParser, complain, table
+from ecoflap.run.config import RunConfig
 from ecoflap.storage.cache.upkeep import collect_garbage, entries, foreign, problem
 
 UNITS = ("", "K", "M", "G", "T")
@@ -33,8 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--cache",
         type=Path,
-        default=Path("outputs/cache"),
-        help="folder of the cache (default: outputs/cache)",
+        default=Path(RunConfig.cache),
+        help=f"folder of the cache (default: {RunConfig.cache})",
     )
     parser.add_argument("--max-size", type=size, help="with gc: how much may stay, such as 10GB")
     options = parser.parse_args(arguments)
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     if (other := foreign(options.cache)) is not None:
         return complain(
             f"{options.cache} is no cache: {other} is no entry of one; --cache FOLDER names the cache, such"
-            " as outputs/cache"
+            f" as {RunConfig.cache}"
         )
     if options.command == "gc":
         if options.max_size is None:
@@ -55,38 +56,29 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def show(root: Path, verify: bool) -> int:
-    """Print every entry, or what is wrong with each; returns the exit code."""
+    """Print every entry, with ``verify`` also its state; returns the exit code."""
     known, rows, damaged = list(entries(root)), [], 0
     for info in known:
         wrong = problem(info) if verify else None
         damaged += wrong is not None
         used = time.strftime("%Y-%m-%d %H:%M", time.localtime(info.used))
-        about = info.key.get("model", "")
-        row = [
-            info.stage,
-            info.path.name[:12],
-            about[:12] if isinstance(about, str) else "",
-            in_words(info.size),
-            used,
-            info.seconds,
-        ]
+        model = info.key.get("model", "")
+        model = model[:12] if isinstance(model, str) else ""
+        row = [info.stage, info.path.name[:12], model, in_words(info.size), used, info.seconds]
         rows.append([*row, wrong or "sound"] if verify else row)
     columns = ["stage", "key", "model", "size", "last used", "seconds saved"]
-    table(
-        f"{root}: {len(known)} entries, {in_words(sum(info.size for info in known))}",
-        [*columns, "state"] if verify else columns,
-        rows,
-    )
+    title = f"{root}: {len(known)} entries, {in_words(sum(info.size for info in known))}"
+    table(title, [*columns, "state"] if verify else columns, rows)
     if damaged:
         print(f"{damaged} damaged: they are computed again when they are asked for, and gc removes them")
     return int(damaged > 0)
 
 
 def size(text: str) -> int:
-    """Bytes in a text such as 500MB, 1.5 GiB or 4096.
+    """Parse a size such as 500MB, 1.5 GiB or 4096; returns bytes.
 
     Raises:
-        argparse.ArgumentTypeError: it is none.
+        argparse.ArgumentTypeError: if it is no size.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]?)(I?)B?\s*", text.upper())
     if match is None:
@@ -95,6 +87,6 @@ def size(text: str) -> int:
 
 
 def in_words(size: int) -> str:
-    """A size for people."""
+    """A number of bytes in a readable unit."""
     power = next(power for power in (4, 3, 2, 1, 0) if size >= 1000**power or power == 0)
     return f"{size / 1000**power:.3g} {UNITS[power]}B"

@@ -1,6 +1,4 @@
-"""What may be chosen: the groups and files in the folders that Hydra searches, and the options that they
-hold.
-"""
+"""The choices of a command line: groups, their configs in all folders that Hydra searches, and options."""
 
 from __future__ import annotations
 
@@ -32,11 +30,11 @@ class Choices:
     """The configs that a command line chooses from."""
 
     def __init__(self, config_dir: str | None = None, overrides: Sequence[str] = ()) -> None:
-        """Search where Hydra will.
+        """Search the folders that Hydra searches.
 
         Args:
-            config_dir: a folder that is searched too.
-            overrides: of the command line; ``hydra.searchpath`` names more places.
+            config_dir: the folder of ``--config-dir``.
+            overrides: the overrides of the command line; ``hydra.searchpath`` names further places.
         """
         search, last = create_config_search_path(str(conf_folder())), SearchPathQuery(provider="schema")
         if config_dir is not None:
@@ -46,10 +44,10 @@ class Choices:
         self.loader = ConfigLoaderImpl(search)
 
     def check_places(self) -> None:
-        """Refuse places that are not there.
+        """Refuse places of ``hydra.searchpath`` that do not exist.
 
         Raises:
-            UserError: if ``hydra.searchpath`` names one.
+            UserError: if there is one.
         """
         for source in self.loader.get_sources():
             if source.provider == SEARCH_PATH and not source.available():
@@ -83,20 +81,20 @@ class Choices:
         return [f"{inner}/{name}".removeprefix(f"{group}/") for inner in inside for name in self.files(inner)]
 
     def compose(self, overrides: list[str]) -> DictConfig:
-        """The config of a command line that may hold sweeps."""
+        """Compose the config of a command line, which may contain sweeps."""
         return self.loader.load_configuration(
             "config", overrides, RunMode.MULTIRUN, validate_sweep_overrides=False
         )
 
 
 def searched(overrides: Sequence[str]) -> list[str]:
-    """The places that ``hydra.searchpath`` names; none where its value can't be used, which Hydra refuses."""
+    """The places in ``hydra.searchpath``; none if Hydra will refuse its value."""
     given = [one for one in overrides if one.lstrip("+").startswith(f"{SEARCH_PATH}=")]
     try:
         values = [override.value() for override in OverridesParser.create().parse_overrides(given)]
     except HydraException:
         return []
-    places = values[0] if values else []  # the first is the one that counts for Hydra
+    places = values[0] if values else []  # Hydra uses the first
     return [str(place) for place in places] if isinstance(places, list) else []
 
 

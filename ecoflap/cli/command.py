@@ -1,4 +1,4 @@
-"""The command ``ecoflap``: it finds the module of a subcommand, and imports no other."""
+"""The command ``ecoflap``, which imports only the module of the subcommand that it runs."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ class Subcommand(NamedTuple):
     """A subcommand.
 
     Attributes:
-        module: whose ``main`` takes its arguments and returns the exit code.
-        summary: one line of ``ecoflap --help``.
+        module: the module whose ``main`` takes its arguments and returns the exit code.
+        summary: its line in ``ecoflap --help``.
     """
 
     module: str
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     0: done. 1: something failed, or a bug. 2: it asks for something that can't be done. 130: interrupted.
 
     Args:
-        arguments: of the command; null for those of this process.
+        arguments: the arguments of the command; None for those of this process.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("error: interrupted", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever reads the output has read enough, as head has
+    except BrokenPipeError:  # the reader of the output, such as head, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
@@ -77,10 +77,6 @@ def _dispatch(arguments: list[str]) -> int:
 def _help() -> str:
     width = max(map(len, SUBCOMMANDS))
     lines = [f"  ecoflap {name:{width}}  {one.summary}" for name, one in SUBCOMMANDS.items()]
-    return "\n".join(
-        [
-            "Prune vision-language models and LLMs in one pass.\n",
-            *lines,
-            "\necoflap SUBCOMMAND --help says more; ecoflap --version prints the version.",
-        ]
-    )
+    first = "Prune vision-language models and LLMs in one pass.\n"
+    last = "\necoflap SUBCOMMAND --help says more; ecoflap --version prints the version."
+    return "\n".join([first, *lines, last])

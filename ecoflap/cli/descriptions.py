@@ -1,4 +1,4 @@
-"""What an option means and takes: from the docstring, the types and the metadata of a dataclass."""
+"""Describe options by the docstring, the type hints and the metadata of their dataclass."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ TYPES = {
 
 @dataclass(frozen=True)
 class Description:
-    """One option.
+    """The description of an option.
 
     Attributes:
-        kind: what its values are, in words.
-        choices: the names that it takes; empty for any value of the kind.
-        meaning: of its docstring; empty where it has none.
+        kind: the type of its values in words.
+        choices: the values that it takes; empty for any value of the type.
+        meaning: its entry in the docstring; empty if there is none.
     """
 
     kind: str
@@ -35,7 +35,7 @@ class Description:
 
 
 def described(kind: type) -> dict[str, Description]:
-    """Every option of a dataclass, in the order of its fields."""
+    """{option: its description} of a dataclass, in the order of its fields."""
     hints, meanings = get_type_hints(kind), meanings_of(kind)
     return {
         entry.name: Description(

@@ -1,4 +1,4 @@
-"""``ecoflap explain``: what there is to choose from, and what each option means."""
+"""``ecoflap explain``: list the choices of a group, and explain each option."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ecoflap.run import config as run_config
 from ecoflap.run import registry, tables
 from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig
 from ecoflap.run.import_path import beside, extend_import_path
+from ecoflap.run.refusals import describe
 from ecoflap.storage.installation import conf_folder
 
 WIDTH = 110
@@ -27,10 +28,10 @@ NOT_ABOUT = ("@package", "python main.py", "ecoflap ", "python -m")
 
 
 def main(arguments: list[str]) -> int:
-    """Print what each argument means; returns the exit code.
+    """Explain each argument; returns the exit code.
 
     Args:
-        arguments: groups and options, and perhaps ``--config-dir FOLDER``.
+        arguments: groups, choices and options, optionally with ``--config-dir FOLDER``.
     """
     parser = ArgumentParser(prog="ecoflap explain", description=__doc__)
     parser.add_argument(
@@ -40,17 +41,19 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     try:
         print("\n\n".join(explain_options(what, asked.config_dir) for what in asked.what or [""]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        if (message := describe(error)) is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
         return 2
     return 0
 
 
 def explain_options(argument: str, config_dir: str | None = None) -> str:
-    """What a group, a choice of one or an option means.
+    """Explain a group, a choice or an option.
 
     Args:
-        argument: such as ``pruner``, ``pruner=wanda``, ``score.samples`` or ``sparsity``; an empty text for
+        argument: such as ``pruner``, ``pruner=wanda``, ``score.samples`` or ``sparsity``; an empty string for
             all groups and the options of the run itself.
         config_dir: a folder with more choices.
 
@@ -64,7 +67,7 @@ def explain_options(argument: str, config_dir: str | None = None) -> str:
 
 
 class _Explainer:
-    """The choices of a command line, and what they mean."""
+    """Explains the choices and options of a command line."""
 
     def __init__(self, config_dir: str | None) -> None:
         self.choices = Choices(config_dir)
@@ -76,12 +79,13 @@ class _Explainer:
         del self.own["runtime"]
 
     def explain(self, argument: str) -> str:
-        """What the argument means."""
-        group, _, name = re.sub(r"=", ".", argument, count=1).partition(".")
+        """Explain a group, a choice or an option; an empty string for an overview."""
+        inside = re.sub(r"^(\w+)/([\w/]+)=", r"\1=\2/", argument)  # experiment/blip2=wanda
+        group, _, name = inside.replace("=", ".", 1).partition(".")
         if not argument:
             return self.everything()
         if group in self.groups:
-            return self.group(group) if not name else self.member(group, name)
+            return self.group(group) if not name else self.member(group, name, argument)
         if found := [key for key in self.own if key == argument or key.startswith(f"{argument}.")]:
             return self.options("", self.own, found, self.choices.compose([]))
         instead = did_you_mean(argument, [*self.groups, *self.own], "ecoflap explain lists them")
@@ -102,7 +106,7 @@ class _Explainer:
         head = f"{sign}{group}=CHOICE; ecoflap explain {group}=CHOICE lists its options"
         return "\n".join([head, *(f"  {name:{width}}  {self.about(group, name)}".rstrip() for name in names)])
 
-    def member(self, group: str, name: str) -> str:
+    def member(self, group: str, name: str, argument: str) -> str:
         """A choice of a group, or an option of its choices."""
         if name in self.choices.options(group):
             return self.choice(group, name)
@@ -110,10 +114,10 @@ class _Explainer:
             return found
         names = [*self.choices.options(group), *self.option_names(group)]
         instead = did_you_mean(name, names, f"ecoflap explain {group} lists them")
-        raise UserError(f"{group}.{name}: {group} has no such choice or option; {instead}")
+        raise UserError(f"{argument}: {group} has no such choice or option; {instead}")
 
     def choice(self, group: str, name: str) -> str:
-        """The options of a choice, with the values that it gives them."""
+        """The options of a choice with their values."""
         sign = "+" if group in ("experiment", "sweep") else ""
         head = f"{sign}{group}={name}: {self.about(group, name, whole=True)}".rstrip(": ")
         lines = textwrap.wrap(head, WIDTH, break_on_hyphens=False)
@@ -128,7 +132,7 @@ class _Explainer:
         return "\n".join(line for line in lines if line)
 
     def everywhere(self, group: str, option: str) -> str | None:
-        """An option in every choice of a group that has it; null where none has."""
+        """An option in every choice of a group that has it; None if none has."""
         found: dict[tuple[str, Description], list[str]] = {}
         for label, kind in self.kinds(group):
             if option in (options := described(kind)):
@@ -145,9 +149,7 @@ class _Explainer:
         return list(dict.fromkeys(name for _, kind in self.kinds(group) for name in described(kind)))
 
     def kinds(self, group: str) -> Iterable[tuple[str, type]]:
-        """The dataclasses of a group's choices, each with a name: those of this package, then those of other
-        folders.
-        """
+        """(name, dataclass) of a group's choices: first those of this package, then of other folders."""
         for kind in registry.PARTS.get(group, {}).values():
             yield str(registry.defaults(kind).get("name", group)), kind
         for folder in self.folders[:-1]:
@@ -165,7 +167,7 @@ class _Explainer:
         )
 
     def about(self, group: str, name: str, whole: bool = False) -> str:
-        """What the file or the table says of a choice: the first sentence, or all."""
+        """The description of a choice in its file or table: the first sentence, or all of it."""
         text = tables.about(group, name) or self._comment(group, name)
         match = None if whole else SENTENCE.match(text)
         return match[0].rstrip(":") if match else text

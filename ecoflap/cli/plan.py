@@ -3,9 +3,9 @@
     ecoflap plan [group=option ...] [key=value ...]
 
 The options are those of ``ecoflap run``. The config and the data are checked, and the shapes of the model
-where its family can be built without weights. No weight or sample is computed with, and nothing is written:
-which weights go, and what that costs in accuracy, only a run finds out. Exit code 0: nothing speaks against
-the run. 2: it can't be done, for the reason given.
+if its family can be built without weights. Nothing is computed or written: which weights are removed, and how
+much accuracy that costs, only a run can tell. Exit code 0: the run passes all checks. 2: it can't be done,
+for the reason given.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hydra.core.utils import setup_globals
 from hydra.types import RunMode
 from omegaconf import DictConfig, open_dict
 
-from ecoflap.cli.arguments import parsed, understood
+from ecoflap.cli.arguments import parsed, prepared
 from ecoflap.cli.choices import Choices
 from ecoflap.cli.run import complaint
 from ecoflap.console.progress import complain, install_logging, table
@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     run_config.register()
     try:
-        arguments = understood(arguments)
+        arguments = prepared(arguments)
         flags = parsed(arguments)
         if flags.help:
             print(__doc__)
@@ -51,13 +51,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def composed(flags: Namespace) -> DictConfig:
-    """The config of one run, which Hydra's own values are known for.
+    """Compose the config of a single run, and set Hydra's own config to that of the run.
 
     Args:
         flags: the command line, as Hydra parses it.
 
     Raises:
-        UserError: if the command line is that of a sweep, or asks for something else than a run.
+        UserError: if the command line starts a sweep, or something else than a run.
     """
     if flags.multirun:
         raise UserError(
@@ -90,15 +90,9 @@ def show(config: DictConfig) -> None:
     plan = make_plan(config, Path(HydraConfig.get().run.dir))
     chosen = HydraConfig.get().runtime.choices
     shown = {group for group, name in chosen.items() if name and (group != "finetune" or plan.finetuner)}
-    table(
-        plan.name,
-        ["part", "choice"],
-        [
-            *((group, chosen[group]) for group in run_config.METHODS if group in shown),
-            ("steps", ", ".join(plan.steps)),
-            ("sparsity", f"{config.sparsity:g}"),
-        ],
-    )
+    rows = [(group, chosen[group]) for group in run_config.METHODS if group in shown]
+    rows += [("steps", ", ".join(plan.steps)), ("sparsity", f"{config.sparsity:g}")]
+    table(plan.name, ["part", "choice"], rows)
     for line in unused(plan, run_config.given_options()):
         print(f"warning: {line}", file=sys.stderr)
     model = skeleton(plan)

@@ -2,7 +2,7 @@
 
     ecoflap report outputs/sweeps/SWEEP [--metric TASK/METRIC] [--output FOLDER] [--csv FILE] [--title TITLE]
     ecoflap report cost RUN [RUN ...]              what pruned models cost beside the dense one
-    ecoflap report recovery SWEEP                  what fine-tuning brought back
+    ecoflap report recovery SWEEP                  how much accuracy fine-tuning recovers
     ecoflap report blip2-table SWEEP [SWEEP ...]   table 1 of the paper
 
 Exit code 0: written. 2: wrong usage, nothing to show, or a record cannot be read.
@@ -23,7 +23,7 @@ OTHERS = {
     "recovery": "ecoflap.sweeps.report.recovery",
     "blip2-table": "ecoflap.sweeps.report.blip2_table",
 }
-"""The modules of the other reports, by the first argument that asks for them."""
+"""{first argument: module of the report}."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -41,14 +41,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def report(options: argparse.Namespace) -> None:
-    """Read, print the table to stdout, write the files and name them on stderr.
+    """Print the table to stdout, write the files, and print their paths to stderr.
 
     Raises:
-        UserError: there is nothing to show, a record cannot be read, or no run has a metric that was asked
-            for.
+        UserError: if there is nothing to show, a record can't be read, or no run has a requested metric.
     """
+    # The plotting library takes a second to import.
     from ecoflap.sweeps.report.metrics import make_tables
-    from ecoflap.sweeps.report.page import write_page  # the plots' library takes a second to load
+    from ecoflap.sweeps.report.page import write_page
     from ecoflap.sweeps.report.runs import read_runs, read_unfinished
     from ecoflap.sweeps.report.sections import make_sections
     from ecoflap.sweeps.report.table import markdown, write_csv
@@ -64,9 +64,8 @@ def report(options: argparse.Namespace) -> None:
     for run in unfinished:
         print(f"no result: {run.name} ({' '.join(run.overrides)})", file=sys.stderr)
 
-    page = write_page(
-        output, options.title or folder.resolve().name, sections, tables, unfinished, str(folder)
-    )
+    title = options.title or folder.resolve().name
+    page = write_page(output, title, sections, tables, unfinished, str(folder))
     table = options.csv or output / "table.csv"
     write_csv(table, tables)
     print(f"page: {page}\ntable: {table}", file=sys.stderr)

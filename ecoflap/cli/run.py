@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from ecoflap.cli.arguments import parsed, understood
+from ecoflap.cli.arguments import parsed, prepared
 from ecoflap.cli.wrong import explain
 from ecoflap.errors import SweepFailed, UserError
 from ecoflap.run import config as run_config
@@ -30,13 +30,13 @@ def main(arguments: list[str] | None = None) -> int:
     1: a bug. 2: it asks for something that can't be done.
 
     Args:
-        arguments: options and Hydra's flags; null for those of this process.
+        arguments: options and Hydra's flags; None for those of this process.
     """
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra then leaves it to us to say what is wrong
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors, instead of printing them and exiting
     arguments = sys.argv[1:] if arguments is None else arguments
     run_config.register()
     try:
-        sys.argv[1:] = arguments = understood(arguments)
+        sys.argv[1:] = arguments = prepared(arguments)
         flags = parsed(arguments)
         if flags.help:
             from ecoflap.cli.usage import usage
@@ -52,23 +52,23 @@ def main(arguments: list[str] | None = None) -> int:
             traceback.print_exc()
             return 1
         print(f"error: {message}", file=sys.stderr)
-        refusals.leave_no_empty_sweep()
+        refusals.remove_refused_sweeps()
         return error.code if isinstance(error, SweepFailed) else 2
     return 0
 
 
 def complaint(arguments: list[str], error: Exception) -> str | None:
-    """What is wrong with a command line, in one line; null for a bug.
+    """What is wrong with a command line, in one line; None for a bug.
 
     Args:
         arguments: the command line.
-        error: what became of it.
+        error: the error that it led to.
     """
     return refusals.describe(error) or explain(arguments, error) or refusals.of_hydra(error)
 
 
 def job(config: DictConfig) -> float | None:
-    """Run one job; returns the headline metric of the pruned model, for sweepers that search."""
+    """Do one run; returns the headline metric of the pruned model, for sweepers that optimise it."""
     from ecoflap.console import progress as console
     from ecoflap.run import pipeline
 
@@ -78,7 +78,7 @@ def job(config: DictConfig) -> float | None:
             raise UserError(refusal)
         result = pipeline.run(config, Path(HydraConfig.get().runtime.output_dir))
     except KeyboardInterrupt:
-        log.error("interrupted: no result was written; %s", run_config.how_to_go_on())
+        log.error("interrupted: no result was written; %s", run_config.how_to_resume())
         sys.exit(130)
     except Exception as error:
         _fail(error)
@@ -86,19 +86,19 @@ def job(config: DictConfig) -> float | None:
 
 
 def _fail(error: Exception) -> NoReturn:
-    """End a job that failed: a single run with one line and exit code 2, a job of a sweep by raising again.
+    """End a failed run: in a sweep, raise its error; a single run prints one line and exits with code 2.
 
     Raises:
-        Exception: the error, where it is a bug or the sweep goes on with its next job.
+        Exception: in a sweep, or if the error is a bug.
     """
     message = refusals.describe(error)
-    if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep fails at its end
+    if HydraConfig.get().mode == RunMode.MULTIRUN:  # the sweep does its other jobs, and fails at its end
         log.error("job %s: %s", HydraConfig.get().job.num, message or traceback.format_exc())
         raise (UserError(message) if message else error) from None
     if message is None:
         raise error
     folder = Path(HydraConfig.get().runtime.output_dir)
-    rest = f"; {run_config.how_to_go_on()}" if refusals.has_work(folder) else ""
-    log.error("%s%s", message, rest)  # the message is the whole story, a traceback would bury it
-    refusals.leave_nothing(folder)
+    rest = f"; {run_config.how_to_resume()}" if refusals.is_resumable(folder) else ""
+    log.error("%s%s", message, rest)
+    refusals.remove_refused_run(folder)
     sys.exit(2)

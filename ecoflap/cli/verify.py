@@ -1,4 +1,4 @@
-"""Check a run's record against its saved weights: the zeros of the saved model are counted again.
+"""Check a run's record against its saved weights, whose zeros are counted again.
 
     ecoflap verify outputs/runs/RUN
 
@@ -43,25 +43,17 @@ def show(run: Path, differences: list[str]) -> None:
     rows = []
     for tower, sparsity in result.sparsity["towers"].items():
         inside = [layer for layer in layers.values() if layer.tower == tower]
-        rows.append(
-            [
-                tower,
-                len(inside),
-                sum(layer.size for layer in inside),
-                sum(layer.zeros for layer in inside),
-                sparsity,
-            ]
-        )
-    zeros = sum(layer.zeros for layer in layers.values())
-    rows.append(
-        ["all prunable layers", len(layers), result.model["prunable"], zeros, result.sparsity["prunable"]]
-    )
-    rows.append(["whole model", None, result.model["parameters"], zeros, result.sparsity["model"]])
+        size, zeros = sum(layer.size for layer in inside), sum(layer.zeros for layer in inside)
+        rows.append([tower, len(inside), size, zeros, sparsity])
+    zeros, model = sum(layer.zeros for layer in layers.values()), result.model
+    rows += [
+        ["all prunable layers", len(layers), model["prunable"], zeros, result.sparsity["prunable"]],
+        ["whole model", None, model["parameters"], zeros, result.sparsity["model"]],
+    ]
     table(f"{run}: recorded sparsity", ["part", "layers", "weights", "zeros", "sparsity"], rows)
     for difference in differences:
         print(f"difference: {difference}")
-    print(
-        f"{len(differences)} differences"
-        if differences
-        else f"equal: the saved weights and masks of {len(layers)} layers are as recorded"
-    )
+    if differences:
+        print(f"{len(differences)} differences")
+    else:
+        print(f"equal: the saved weights and masks of {len(layers)} layers are as recorded")

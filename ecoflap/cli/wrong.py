@@ -1,9 +1,8 @@
-"""Which argument of a command line is wrong, and what to write instead: asked only where Hydra refused to
-compose it.
-"""
+"""Find the wrong argument of a command line that Hydra refuses, and say what to write instead."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any, get_type_hints
 
@@ -22,7 +21,7 @@ OPENS = {"[": "]", "{": "}"}
 
 
 def explain(arguments: list[str], error: Exception) -> str | None:
-    """What is wrong with the first argument that Hydra can't use; null where all compose.
+    """What is wrong with the first argument that Hydra refuses; None if it accepts all.
 
     Args:
         arguments: the command line.
@@ -61,14 +60,12 @@ def _unreadable(argument: str) -> str:
     key, _, value = argument.partition("=")
     if value.strip().startswith(",") or value.strip().endswith(","):
         return f"{argument}: a comma without a value beside it; leave it out: {key}={value.strip(' ,')}"
-    if not all(
-        part.isidentifier() for part in key.lstrip("+~").replace("@", ".").replace("/", ".").split(".")
-    ):
+    names = re.split(r"[./@]", key.lstrip("+~"))
+    if not all(name.isidentifier() for name in names):
         return f"{argument}: {key!r} is no name of an option, which is written key=value or group.key=value"
-    if value[:1] in OPENS and value.count(value[0]) != value.count(close := OPENS[value[0]]):
-        return (
-            f"{argument}: the {value[0]} is not closed, or closed twice; write as many {close} as {value[0]}"
-        )
+    opening = value[:1]
+    if opening in OPENS and value.count(opening) != value.count(close := OPENS[opening]):
+        return f"{argument}: the {opening} is not closed, or closed twice; write as many {close} as {opening}"
     signs = f"signs that mean something else to Hydra ({_signs(value)})"
     return f"{argument}: {value!r} has {signs}; quote it twice: {quoted(argument)}"
 
@@ -78,7 +75,7 @@ def _signs(value: str) -> str:
 
 
 def _wrong_sweep(override: Override, multirun: bool) -> str | None:
-    """A list of values without a sweep, or a sweep without values."""
+    """What is wrong with a list of values without a sweep, or a sweep without values."""
     line, key = str(override.input_line), override.get_key_element()
     value = line.partition("=")[2]
     if not multirun and override.is_choice_sweep():
@@ -116,10 +113,8 @@ def _unknown_choice(override: Override, choices: Choices) -> str | None:
     options, noun = choices.options(group), group
     for value in _values(override) if not override.is_delete() else ():
         if isinstance(value, list) and value and all(item in options for item in value):
-            return (
-                f"{line}: a run has one {noun}; choose one, or sweep over them with -m"
-                f" {group}={','.join(value)}"
-            )
+            sweep = f"-m {group}={','.join(value)}"
+            return f"{line}: a run has one {noun}; choose one, or sweep over them with {sweep}"
         if isinstance(value, str) and value in options:
             continue
         asked = written(value)
@@ -134,13 +129,13 @@ def _unknown_choice(override: Override, choices: Choices) -> str | None:
 def _misplaced(override: Override, choices: Choices) -> str | None:
     """What is wrong with the group or the sign of ``group=option``.
 
-    Null where it is what the option's file holds, which Hydra says itself.
+    None if the error is in the option's file, which Hydra describes itself.
     """
     line, group = str(override.input_line), override.key_or_group
     noun = group
     try:
         choices.compose([line])
-    except MissingConfigException:  # a file that the chosen one wants: Hydra names both
+    except MissingConfigException:  # the chosen file wants another one, and Hydra names both
         return None
     except HydraException:
         one = f"{group}={line.partition('=')[2]}"
@@ -167,7 +162,7 @@ def _wrong_value(override: Override, base: DictConfig, choices: Choices) -> str 
         return f"{line}: there is no group {group}; {did_you_mean(group, choices.groups, lister())}"
     parent, name = _deepest(base, key)
     node = OmegaConf.select(base, parent, throw_on_missing=False) if parent else base
-    # A value that is required and missing is a key all the same, which ``in`` doesn't say of a config.
+    # ``in`` a config is false for a key whose required value is missing.
     there = OmegaConf.is_dict(node) and name in list(node) and f"{parent}.{name}".lstrip(".") == key
     if override.is_add() and there and not isinstance(override.value(), dict | list):
         return f"{line}: {key} is there already; leave the plus out: {line.lstrip('+')}"
@@ -188,7 +183,7 @@ def _wrong_value(override: Override, base: DictConfig, choices: Choices) -> str 
 
 
 def _groups(base: DictConfig) -> list[str]:
-    """The choices of groups that a config was composed with, as they were written."""
+    """The choices of groups that a config was composed with."""
     return [line for line in base.hydra.overrides.task if not line.startswith("hydra")]
 
 
@@ -197,7 +192,7 @@ def _as_hydra(value: Any) -> str:
 
 
 def _deepest(base: DictConfig, key: str) -> tuple[str, str]:
-    """The part of a dotted key that is there, and the name behind it."""
+    """The longest parent of a dotted key that exists, and the name after it."""
     parts = key.split(".")
     for count in range(len(parts) - 1, 0, -1):
         if OmegaConf.select(base, ".".join(parts[:count]), throw_on_missing=False) is not None:
@@ -208,25 +203,21 @@ def _deepest(base: DictConfig, key: str) -> tuple[str, str]:
 def _no_such_key(line: str, key: str, parent: str, name: str, node: Any) -> str:
     known = keys(node)
     if key.startswith("cluster."):
-        return (
-            f"{line}: cluster has no options of its own; the launcher's are"
-            f" hydra.launcher.{key.partition('.')[2]}"
-        )
+        launcher = f"hydra.launcher.{key.partition('.')[2]}"
+        return f"{line}: cluster has no options of its own; the launcher's are {launcher}"
     if not known and OmegaConf.is_dict(node):
         return f"{line}: {parent} as it is chosen has no options; choose another: {parent}=OPTION"
     if not known:
         return f"{line}: {parent} is a single value and has no {name}; write {parent}=VALUE"
-    if name in known:  # an option of the class that its file doesn't list
+    if name in known:  # an option of the class that its file does not list
         return f"{line}: {key} has its default and is not listed; add it with a plus: +{line.lstrip('~')}"
     where = f"{parent} has no option {name!r}" if parent else f"there is no option {name!r}"
-    return (
-        f"{line}: {where};"
-        f" {did_you_mean(name, known, f'{typed_command()} --cfg all --package {parent} lists them')}"
-    )
+    listing = f"{typed_command()} --cfg all --package {parent} lists them"
+    return f"{line}: {where}; {did_you_mean(name, known, listing)}"
 
 
 def _kind(key: str) -> str | None:
-    """The type of an option of the run itself; null of others."""
+    """The type of an option of the run itself; None for other options."""
     group, _, name = key.rpartition(".")
     owner = {"": RunConfig, "runtime": RuntimeConfig}.get(group)
     return kind_of(get_type_hints(owner)[name]) if owner is not None else None

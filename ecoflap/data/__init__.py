@@ -1,3 +1,1 @@
-"""Data sets: what they say (examples), how they are read, and per kind the calibration set and the task made
-of them.
-"""
+"""Data sets: examples, readers, and for each kind of data the calibration set and the task."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -38,13 +38,11 @@ class CalibrationSet:
     def batches(self, size: int) -> list[dict[str, Tensor]]:
         """The samples in batches of at most ``size``, each of one shape.
 
-        Samples of different lengths are never padded to one length: a padding token would count in every
-        statistic, and the result would depend on which samples share a batch. Scores, for which the size of a
-        batch matters, have ``padding.loss_batches``.
+        Samples of different lengths are never padded to one length: padding tokens would enter every
+        statistic, and the result would depend on which samples share a batch. For scores, on which the batch
+        size has an influence, see ``ecoflap.blocks.loss_batches``.
         """
-        groups: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
-        for sample in self.samples:
-            groups.setdefault(tuple(tuple(tensor.shape) for tensor in sample.values()), []).append(sample)
+        groups = by_shape(self.samples)
         return [stack(part) for shape in sorted(groups) for part in split(groups[shape], size)]
 
     def fingerprint(self) -> str:
@@ -55,6 +53,14 @@ class CalibrationSet:
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def by_shape(samples: Iterable[Sample]) -> dict[tuple[tuple[int, ...], ...], list[Sample]]:
+    """{shapes of its tensors: samples}, in the order in which they come."""
+    groups: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(tuple(tuple(tensor.shape) for tensor in sample.values()), []).append(sample)
+    return groups
 
 
 def split(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:
@@ -69,18 +75,16 @@ def stack(samples: Sequence[Sample]) -> dict[str, Tensor]:
 
 
 def draw(total: int, count: int, seed: int) -> list[int]:
-    """``count`` different indices below ``total``, the same for the same seed; all of them when there are no
-    more.
-    """
+    """Draw ``count`` different indices below ``total`` by a seed; all of them if there are no more."""
     order = torch.randperm(total, generator=torch.Generator().manual_seed(seed))
     return order[:count].tolist()
 
 
 def require_train(split: str) -> None:
-    """Refuse to calibrate on what a model is measured on.
+    """Refuse calibration on data that tasks evaluate.
 
     Raises:
-        UserError: the split is not the training split.
+        UserError: if the split is not the training split.
     """
     if split != "train":
         raise UserError(

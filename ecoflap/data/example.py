@@ -8,16 +8,16 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Example:
-    """One raw example of any data set.
+    """A raw example of any data set.
 
     Attributes:
-        text: the question, or whatever the model reads beside the picture.
-        target: the answer, caption or continuation that it should write.
+        text: the question, or any text that the model reads beside the picture.
+        target: the answer, caption or continuation that the model should write.
         image: path of the picture.
-        second_image: path of another picture, where a question is about two.
+        second_image: path of the second picture of a question about two.
         label: index of the right class.
-        bare: the text is no question but what the model reads as it stands (the beginning of a caption),
-            without its prompt.
+        bare: whether the text is the beginning of the target, which the model reads without its prompt,
+            instead of a question.
     """
 
     text: str = ""
@@ -50,10 +50,10 @@ class Generation:
     """How answers are generated.
 
     Attributes:
-        beams: beam width.
-        max_new_tokens: longest answer.
-        min_new_tokens: shortest answer.
-        length_penalty: of the beam search.
+        beams: width of the beam search.
+        max_new_tokens: length of the longest answer, in tokens.
+        min_new_tokens: length of the shortest answer, in tokens.
+        length_penalty: exponent of the length in the score of a beam.
     """
 
     beams: int = 1

@@ -12,17 +12,17 @@ from ecoflap.errors import UserError
 
 
 def require_files(folder: str | None, wanted: str, option: str, name: str, obtain: str) -> Path:
-    """The folder of a data set, when it holds the file that is needed.
+    """The folder of a data set that holds a required file.
 
     Args:
-        folder: as the config has it; null where none was given.
-        wanted: path or glob pattern inside it.
-        option: the config group that asks, such as ``task``.
-        name: of the data set.
+        folder: the folder in the config; None if the config has none.
+        wanted: path or glob pattern of the file.
+        option: the config group of the part, such as ``task``.
+        name: name of the data set.
         obtain: how to get it, as a sentence.
 
     Raises:
-        UserError: it isn't there.
+        UserError: if the file is missing.
     """
     if folder is None:
         raise UserError(
@@ -40,15 +40,15 @@ def require_files(folder: str | None, wanted: str, option: str, name: str, obtai
 
 
 def require_images(images: Iterable[str], option: str, obtain: str) -> None:
-    """Refuse examples whose pictures are not there, before a model is asked about the others for hours.
+    """Refuse examples with missing pictures before hours of evaluation.
 
     Args:
         images: paths.
-        option: what asks, such as ``task=vqav2``.
-        obtain: where they are to be had.
+        option: the choice of the part, such as ``task=vqav2``.
+        obtain: where to get them.
 
     Raises:
-        UserError: some are missing.
+        UserError: if pictures are missing.
     """
     asked: Sequence[str] = list(dict.fromkeys(images))
     missing = [image for image in asked if not Path(image).is_file()]
@@ -59,10 +59,10 @@ def require_images(images: Iterable[str], option: str, obtain: str) -> None:
 
 
 def read_text(file: Path) -> str:
-    """The content of a text file.
+    """Read a text file.
 
     Raises:
-        UserError: it is no text in UTF-8.
+        UserError: if it is not UTF-8.
     """
     try:
         return require_no_nul(file.read_text(encoding="utf-8"), str(file))
@@ -84,10 +84,10 @@ def looks_like(file: Path) -> str:
 
 
 def require_no_nul(text: str, where: str) -> str:
-    """The text, when it holds no NUL, which no text has and which tokenizers drop or cut at.
+    """Refuse a text with a NUL character, which tokenizers drop or cut at; returns the text.
 
     Raises:
-        UserError: it holds one.
+        UserError: if it holds one.
     """
     if "\0" in text:
         line = text.count("\n", 0, text.index("\0")) + 1
@@ -99,10 +99,10 @@ def require_no_nul(text: str, where: str) -> str:
 
 
 def parse_json(text: str) -> Any:
-    """The value of a JSON text.
+    """Parse JSON.
 
     Raises:
-        ValueError: it is no JSON, or a text in it holds an escaped NUL.
+        ValueError: if it is no JSON, or a string in it holds an escaped NUL.
     """
     if "\\u0000" in text:
         raise ValueError("a text in it holds a NUL, \\u0000")
@@ -110,10 +110,10 @@ def parse_json(text: str) -> Any:
 
 
 def read_json(file: Path) -> Any:
-    """The content of a JSON file.
+    """Read a JSON file.
 
     Raises:
-        UserError: it is no JSON, or holds a NUL.
+        UserError: if it is no JSON, or holds a NUL.
     """
     content = read_text(file)
     try:

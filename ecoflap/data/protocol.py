@@ -11,22 +11,22 @@ if TYPE_CHECKING:
 
 
 class Calibration(Protocol):
-    """Draws the samples that scores and statistics are measured on.
+    """Draws the samples for scores and statistics.
 
-    Before any weight is read it may refuse, as a task may (see ``ecoflap.evaluate.protocol``): in
-    ``check_data(group)`` data that are missing, in ``check_model(model)`` a model that can't read them.
+    Before any weight is loaded it may refuse, as a task may (see ``ecoflap.evaluate.protocol``): in
+    ``check_data(group)`` missing data, in ``check_model(model)`` a model that can't read them.
 
     Attributes:
         name: shown in logs and written to result files.
-        samples: how many are drawn; null for all.
+        samples: the number of samples to draw; None for all.
     """
 
     name: str
     samples: int | None
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Draw the samples, and turn them into the model's inputs.
+        """Draw the samples and encode them as the model's inputs.
 
         Raises:
-            UserError: the data are not there, or the model can't read them.
+            UserError: if the data are missing, or the model can't read them.
         """

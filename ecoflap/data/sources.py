@@ -1,6 +1,4 @@
-"""What a picture or a text is called wherever it is read from, so that what calibrates a model can be told
-from what measures it.
-"""
+"""The sources of pictures and texts: names that reveal data that both calibrate and evaluate a model."""
 
 from __future__ import annotations
 
@@ -17,15 +15,13 @@ COCO_FILE = re.compile(r"(?:COCO_\w+_)?(\d{12})\.jpg")
 
 
 def coco_number(image: str) -> int | None:
-    """COCO's number of a picture, by the name of its file; null for other pictures."""
+    """COCO's number of a picture, from the name of its file; None for other pictures."""
     numbered = COCO_FILE.fullmatch(Path(image).name)
     return int(numbered[1]) if numbered else None
 
 
 def picture_sources(images: Iterable[str | None]) -> frozenset[str]:
-    """The file of each picture, links followed, and the number of COCO's, which lie in many data sets'
-    folders.
-    """
+    """The sources of pictures: their files with links resolved, and COCO's numbers, which sets share."""
     given = {image for image in images if image}
     numbers = {number for image in given if (number := coco_number(image)) is not None}
     files = {os.path.realpath(Path(image).expanduser()) for image in given}
@@ -33,18 +29,15 @@ def picture_sources(images: Iterable[str | None]) -> frozenset[str]:
 
 
 def shared_source(some: Set[str], others: Set[str]) -> tuple[str, int] | None:
-    """The first name that both have, and how many more; null for none. A picture of COCO counts by its
-    number.
-    """
+    """The first source that both have, and how many more they share; None if they share none."""
     shared = sorted(name for name in some & others if coco_number(name) is None)
     return (shared[0], len(shared) - 1) if shared else None
 
 
 def copies(some: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
-    """The pictures of others that hold the same bytes as one of some, under whatever names: (one, other)
-    pairs.
+    """(one, other) pairs of pictures with the same bytes, under any names.
 
-    Of a hundred thousand pictures, only those of equal size are read, and of these the ends first.
+    Only files of equal size are read, their ends first, so that a hundred thousand pictures take little time.
     """
     by_size: dict[int, list[str]] = defaultdict(list)
     for file, size in _sizes(some):

@@ -1,9 +1,8 @@
-"""One run by many processes, as torchrun starts them: on one node, or on several of a Slurm job.
+"""One run in many processes, as torchrun starts them: on one node, or on several of a Slurm job.
 
-Every process prunes for itself, which takes no longer than when one does; then the first one's weights and
-masks are given to all, because two accelerators need not agree to the last bit. Only the fine-tuning is
-shared out. Only the first process writes what counts: the others get a folder of their own, which is removed
-at the end.
+Every process prunes for itself, which takes no longer than if one does. Then all get the first one's weights
+and masks, because two accelerators need not agree to the last bit. Only the fine-tuning is distributed. Only
+the first process writes the run's files; the others get temporary folders.
 """
 
 from __future__ import annotations
@@ -28,15 +27,14 @@ def is_first() -> bool:
 
 @contextmanager
 def joined(folder: Path, device: str) -> Iterator[Path]:
-    """Join the other processes of the run, where torchrun (or a launcher that sets the same variables) has
-    started several.
+    """Join the other processes of the run, if torchrun or a similar launcher has started several.
 
     Args:
-        folder: where this process would write.
-        device: of the run's config.
+        folder: the folder of the run.
+        device: the device in the run's config.
 
     Yields:
-        The first process's folder to the first process, and a folder below it to each other one.
+        The folder of the run in the first process, and a folder inside it in each other one.
     """
     if os.environ.get("WORLD_SIZE", "1") == "1" or not os.environ.keys() >= {
         "RANK",

@@ -21,8 +21,8 @@ class Full(FullOptions, Schedule, Finetuner):
         """Train in place.
 
         Raises:
-            UserError: the options don't fit the model or the data.
-            NumericalError: a loss is NaN or infinite.
+            UserError: if the options don't fit the model or the data.
+            NumericalError: if a loss is NaN or infinite.
         """
         split = split_of(self, job)
         layers = [layer for layer in job.model.layers if layer.name in job.masks]

@@ -18,17 +18,17 @@ Point = dict[str, float]  # figures of one step of a curve
 
 @dataclass(frozen=True)
 class Job:
-    """A pruned model and what a run knows about it.
+    """A pruned model to fine-tune, and what the run knows about it.
 
     Attributes:
         model: pruned; changed in place.
         masks: {layer: bool mask as the parameter is stored, True where kept}.
-        read: reads so many samples of the training split behind the run's calibration, or all.
-        calibration: the run's calibration samples; null where it took none.
-        dense: loads the model as it was before pruning.
+        read: reads the first samples of the training split behind the run's calibration set; None for all.
+        calibration: the run's calibration set; None if it drew none.
+        dense: loads the model before pruning.
         batch_size: samples per forward pass of the run's fine stage.
-        seed: of the order of the samples, of new weights and of dropout.
-        folder: where checkpoints to resume from are kept.
+        seed: seed of the order of the samples, of new weights and of dropout.
+        folder: the folder of checkpoints to resume from.
         identity: what a checkpoint depends on beside the method's own options.
         show: called with each point of the curve.
     """

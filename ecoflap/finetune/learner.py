@@ -9,9 +9,7 @@ from ecoflap.models.core.prunable import PrunableModel
 
 
 class Learner(nn.Module):
-    """A model whose forward pass is its loss, so that a wrapper for many processes sees one call from inputs
-    to loss.
-    """
+    """A model whose forward pass is its loss, as wrappers for distributed training need it."""
 
     def __init__(self, model: PrunableModel) -> None:
         super().__init__()

@@ -1,11 +1,9 @@
-"""LoRA (Hu et al., ICLR 2022) under the mask: a low-rank update that changes kept weights only, and is part
-of them afterwards.
+"""LoRA (Hu et al., ICLR 2022) under the mask: low-rank updates of kept weights, merged at the end.
 
     W' = W + M * (alpha / r) B A
 
-The product is masked while it is trained, not only when it is merged: a model that was trained with an
-unmasked update is another model than the one that is left when the mask has cut it. peft makes, places and
-scales the factors.
+The product is masked during training, not only when it is merged: a model that is trained with an unmasked
+update differs from the model that remains after masking. peft creates, places and scales the factors.
 """
 
 from __future__ import annotations
@@ -63,8 +61,9 @@ class Lora(LoraOptions, Schedule, Finetuner):
         """Train the updates and merge them, in place.
 
         Raises:
-            UserError: the options don't fit the model or the data, or peft can't place an update in a layer.
-            NumericalError: a loss is NaN or infinite.
+            UserError: if the options don't fit the model or the data, or peft can't place an update in a
+                layer.
+            NumericalError: if a loss is NaN or infinite.
         """
         split = split_of(self, job)
         with in_float32(job.model.module), self._updates(job):
@@ -79,9 +78,7 @@ class Lora(LoraOptions, Schedule, Finetuner):
 
     @contextmanager
     def _updates(self, job: Job) -> Iterator[None]:
-        """Updates of all masked layers, alone trained; afterwards they are merged, or dropped where the
-        training failed.
-        """
+        """Train only updates of all masked layers in a context; merge them, or drop them after an error."""
         module, layers = job.model.module, [layer for layer in job.model.layers if layer.name in job.masks]
         places = {layer.name: _place(layer, module) for layer in layers}
         gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
@@ -116,10 +113,10 @@ class Lora(LoraOptions, Schedule, Finetuner):
 
 
 def _place(layer: Layer, module: nn.Module) -> str:
-    """The path of the module that an update goes around.
+    """The path of the module that gets the update.
 
     Raises:
-        UserError: the weight is a part of a larger module, such as the packed projections of
+        UserError: if the weight is a part of a larger module, such as the packed projections of
             ``nn.MultiheadAttention``.
     """
     path = layer.name.removesuffix(".weight")

@@ -1,12 +1,12 @@
 """Train only the weights that a mask keeps.
 
-A pruned weight matrix is replaced by the vector of its kept values, and built from it whenever it is read.
-Removed weights then have no storage of their own: no optimiser can move them, decay them or hold a state for
-them, and no file of the training can hold anything but zero there.
+A pruned weight matrix is replaced by the vector of its kept values, from which it is built whenever it is
+read. Removed weights then have no storage of their own: no optimiser can change them, decay them or hold a
+state for them, and no file of the training can hold anything but zero there.
 
-This is exact for every optimiser that treats weights one by one (SGD, Adam, AdamW, Lion): it does what it
-would do to the whole matrix with a masked gradient. Optimisers that look at the rows and columns of a matrix
-(Adafactor's factored moments, Shampoo, Muon) see a vector here and act as they do on vectors.
+This is exact for every optimiser that treats weights one by one (SGD, Adam, AdamW, Lion), which does what it
+would do to the whole matrix with a masked gradient. Optimisers that use the rows and columns of a matrix
+(Adafactor's factored moments, Shampoo, Muon) treat it as a vector here.
 """
 
 from __future__ import annotations
@@ -41,12 +41,13 @@ class MaskedParameter(nn.Module):
 
 @contextmanager
 def masked_parameters(module: nn.Module, layers: list[Layer], masks: Mapping[str, Tensor]) -> Iterator[None]:
-    """Hold each masked weight of a module as the vector of its kept values; afterwards it is the whole matrix
-    again, and the same parameter.
+    """Replace each masked weight of a module by the vector of its kept values, and restore it afterwards.
+
+    The restored weight is the same parameter object.
 
     Args:
         module: the whole model, in which a weight may have several owners.
-        layers: those to hold so.
+        layers: the layers whose weights are replaced.
         masks: {layer: bool mask as the parameter is stored}.
     """
     held = [(layer.weight, masks[layer.name].to(layer.weight.device)) for layer in layers]
@@ -69,9 +70,7 @@ def masked_parameters(module: nn.Module, layers: list[Layer], masks: Mapping[str
 
 
 def _owners(module: nn.Module, weights: list[nn.Parameter]) -> dict[int, list[tuple[nn.Module, str]]]:
-    """Every module that has a weight as its own parameter, with the parameter's name there, by the weight's
-    id.
-    """
+    """{id of a weight: (module, name) of all modules that own it as a parameter}."""
     owners: dict[int, list[tuple[nn.Module, str]]] = {id(weight): [] for weight in weights}
     for child in module.modules():
         for name, parameter in child.named_parameters(recurse=False):
@@ -81,9 +80,7 @@ def _owners(module: nn.Module, weights: list[nn.Parameter]) -> dict[int, list[tu
 
 
 def _reorder(owner: nn.Module, names: list[str]) -> None:
-    """Put a module's parameters back into their order: one that was replaced comes last, and files and hashes
-    would differ.
-    """
+    """Restore the order of a module's parameters, which files and hashes depend on."""
     for name in names:
         if name in owner._parameters:  # several of one module come back one by one
             owner._parameters[name] = owner._parameters.pop(name)

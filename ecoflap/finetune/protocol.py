@@ -9,14 +9,14 @@ from ecoflap.finetune.job import Job, Training
 
 
 class Finetuner(Protocol):
-    """Trains a pruned model in place; what the masks remove stays zero.
+    """Trains a pruned model in place, with removed weights fixed at zero.
 
     A new one derives from this class.
 
     Attributes:
         name: shown in logs and written to result files.
         data: what it trains on: ``training`` (the split behind the run's calibration set) or ``calibration``.
-        samples: how many of them; null for all.
+        samples: the number of samples; None for all.
     """
 
     name: str
@@ -28,6 +28,6 @@ class Finetuner(Protocol):
         """Train.
 
         Raises:
-            UserError: the options don't fit the model or the data.
-            NumericalError: a loss is NaN or infinite.
+            UserError: if the options don't fit the model or the data.
+            NumericalError: if a loss is NaN or infinite.
         """

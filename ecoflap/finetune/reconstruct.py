@@ -1,15 +1,14 @@
-"""Train block by block towards what the dense model's blocks put out; no labels are needed, and no gradient
-leaves a block.
+"""Train each pruned block to reproduce the dense block's output, without labels and end-to-end gradients.
 
 Two streams of the same calibration samples run through the tower side by side: one through the dense model,
 one through the pruned one, whose blocks before the current one are already trained. A block B with weights W
-learns to undo what its predecessors and its own mask have done,
+learns to undo what its predecessors and its own mask have changed,
 
     min over the kept W:  sum over samples of ||B(x'; W) - y||^2 / ||y||^2,
 
 where y is the dense block's output on the dense stream and x' the pruned stream. Biases and norms of the
-block are trained too. What later blocks are given beside the hidden states (a table of position biases in a
-block, for example) is not: it was computed before.
+block are trained too. The other arguments of later blocks (such as position biases from a table in a block)
+are not, as they were computed before.
 """
 
 from __future__ import annotations
@@ -51,8 +50,8 @@ class Reconstruct(ReconstructOptions, Finetuner):
         """Train each block of the pruned towers in place.
 
         Raises:
-            UserError: the run took no calibration samples.
-            NumericalError: a loss is NaN or infinite.
+            UserError: if the run drew no calibration samples.
+            NumericalError: if a loss is NaN or infinite.
         """
         if job.calibration is None:
             raise UserError("finetune=reconstruct looks at the calibration samples; add calibrate to steps")
@@ -146,9 +145,7 @@ def _same(towers: Sequence[Tower], wanted: Tower) -> Tower:
 
 @contextmanager
 def _gradients(module: nn.Module) -> Iterator[list[nn.Parameter]]:
-    """Ask gradients of a block's kept weights, biases and norms, all vectors; larger tensors (tables of
-    positions) stay as they are.
-    """
+    """Enable gradients of a block's vectors: kept weights, biases and norms, but no position tables."""
     chosen = [parameter for parameter in module.parameters() if parameter.ndim <= 1]
     for parameter in chosen:
         parameter.requires_grad_(True)
@@ -162,7 +159,7 @@ def _gradients(module: nn.Module) -> Iterator[list[nn.Parameter]]:
 
 
 def _distance(block: Block, index: int, stream: Stream, target: Tensor) -> Tensor:
-    """||output - target||^2 / ||target||^2 over the tokens that count."""
+    """``||output - target||^2 / ||target||^2`` over the tokens that are no padding."""
     output = stream.call(index).run(block.module, stream.hidden)
     real = next((mask for mask in stream.counted if mask.shape == target.shape[:2]), None)
     if real is not None:

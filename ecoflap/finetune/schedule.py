@@ -51,10 +51,10 @@ class Schedule(ScheduleOptions):
             )
 
     def mixed_precision(self, device: torch.device) -> str:
-        """The precision that matrix products are computed in.
+        """The precision of matrix products.
 
         Raises:
-            UserError: float16 on a CPU, where its gradients would not be scaled.
+            UserError: if it is float16 on a CPU, which scales no gradients.
         """
         if self.precision == "auto":
             return "bfloat16" if device.type == "cuda" and torch.cuda.is_bf16_supported() else "float32"

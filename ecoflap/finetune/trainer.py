@@ -1,5 +1,6 @@
-"""transformers' Trainer around a pruned model: it steps, accumulates, distributes, saves and resumes; the
-loss is the family's own.
+"""The Trainer of transformers for a pruned model, with the loss of the model's family.
+
+The Trainer steps, accumulates, distributes, saves and resumes.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class PrunedTrainer(Trainer):
         """The loss of a batch.
 
         Raises:
-            NumericalError: it is NaN or infinite.
+            NumericalError: if it is NaN or infinite.
         """
         loss = model(**inputs)
         if not torch.isfinite(loss):
@@ -122,7 +123,7 @@ NAMES = {
 
 
 def to_point(entry: dict[str, Any]) -> Point | None:
-    """The losses of an entry of the Trainer's history; null for one without any."""
+    """The losses of an entry of the Trainer's history; None for an entry without any."""
     if "loss" not in entry and "eval_loss" not in entry:
         return None
     return {

@@ -36,10 +36,10 @@ DEVICE = "ACCELERATE_TORCH_DEVICE"
 
 
 def split_of(schedule: Schedule, job: Job) -> Split:
-    """What a schedule trains on.
+    """The samples that a schedule trains on.
 
     Raises:
-        UserError: the run has no such data.
+        UserError: if the run has no such data.
     """
     if schedule.data == "calibration":
         if job.calibration is None:
@@ -52,15 +52,14 @@ def split_of(schedule: Schedule, job: Job) -> Split:
 
 
 def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
-    """Train what requires gradients, from the last checkpoint in the job's folder where there is one of the
-    same training.
+    """Train what requires gradients, from the last checkpoint of the same training in the job's folder.
 
     Returns:
-        The curve, with the points of the part before a resumption.
+        The curve, including the points before a resumption.
 
     Raises:
-        UserError: the installed transformers is too old, or can't train on the model's device.
-        NumericalError: a loss is NaN or infinite.
+        UserError: if the installed transformers is too old, or can't train on the model's device.
+        NumericalError: if a loss is NaN or infinite.
     """
     if not hasattr(TrainingArguments, "eval_strategy"):
         raise UserError(
@@ -105,11 +104,10 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
 
 
 def _arguments(options: dict[str, Any], device: torch.device) -> TrainingArguments:
-    """The trainer's options. Where it doesn't know an accelerator, it has to be told, or it trains on the
-    CPU.
+    """The Trainer's options, with the device named if the Trainer does not find the accelerator itself.
 
     Raises:
-        UserError: it can't train in this precision, or on this device.
+        UserError: if it can't train in this precision, or on this device.
     """
     try:
         arguments = TrainingArguments(**options)
@@ -144,10 +142,10 @@ def _named(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def _training_mode(module: nn.Module, schedule: Schedule) -> Iterator[None]:
-    """No key-value cache, and activations recomputed where that is asked for; evaluation mode afterwards.
+    """Disable the key-value cache, recompute activations if requested; then return to evaluation mode.
 
     Raises:
-        UserError: the model can't recompute activations.
+        UserError: if the model can't recompute activations.
     """
     switched: Any = module
     configs = {
@@ -174,9 +172,7 @@ def _training_mode(module: nn.Module, schedule: Schedule) -> Iterator[None]:
 
 
 def last_checkpoint(folder: Path, identity: dict[str, Any]) -> str | None:
-    """The newest checkpoint in a folder; those of another training, and those that were not written to the
-    end, are removed by the first process.
-    """
+    """The newest checkpoint in a folder; the first process removes incomplete and foreign ones."""
     first = is_first()
     file = folder / IDENTITY
     plain = json.loads(json.dumps(identity))

@@ -8,18 +8,17 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ecoflap.data.batch import Sample
-from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.data.calibration_set import CalibrationSet, by_shape, stack
 from ecoflap.errors import UserError
 from ecoflap.models.core.encoding import encoding_on_demand, pad_together
 from ecoflap.models.core.prunable import PrunableModel
 
 
 class TrainingSet(Dataset[Sample]):
-    """Samples, encoded when they are asked for where their reader can do so."""
+    """Samples that are encoded when they are read, if their reader supports it."""
 
     def __init__(self, samples: Sequence[Sample]) -> None:
         self.samples = samples
@@ -33,12 +32,12 @@ class TrainingSet(Dataset[Sample]):
 
 @dataclass(frozen=True)
 class Split:
-    """What is trained on, and what is only looked at.
+    """Samples to train on and samples to hold out.
 
     Attributes:
-        name: of the data set.
-        train: samples of the training.
-        held_out: samples whose loss says when to stop; empty for none.
+        name: name of the data set.
+        train: samples to train on.
+        held_out: samples whose loss decides when to stop; empty for none.
     """
 
     name: str
@@ -49,10 +48,10 @@ class Split:
 def read_everything(
     reader: Any, model: PrunableModel, seed: int, samples: int | None = None
 ) -> CalibrationSet:
-    """Everything that the calibration's reader draws from, in a drawn order; encoded when it is asked for.
+    """Read all samples that the calibrator draws from, in a random order, encoded when they are used.
 
     Raises:
-        UserError: the data have no labels of their own.
+        UserError: if the data have no labels of their own.
     """
     if getattr(reader, "unlabelled", False):
         raise UserError(
@@ -67,10 +66,10 @@ def read_everything(
 
 
 def divide(everything: CalibrationSet, held_out: int) -> Split:
-    """Keep the last samples of a set from training.
+    """Hold the last samples of a set out of training.
 
     Raises:
-        UserError: nothing is left to train on.
+        UserError: if no samples are left to train on.
     """
     if held_out >= len(everything):
         raise UserError(
@@ -95,13 +94,6 @@ class Collator:
     model: PrunableModel
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
-        """``rows`` [batch] counts the samples; ``groups`` are the model inputs."""
-        groups: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
-        for sample in pad_together(self.model, samples):
-            groups.setdefault(tuple(tuple(tensor.shape) for tensor in sample.values()), []).append(sample)
+        """Collate samples: ``groups`` are the model inputs, and ``rows`` [batch] has one entry per sample."""
+        groups = by_shape(pad_together(self.model, samples))
         return {"rows": torch.arange(len(samples)), "groups": [stack(group) for group in groups.values()]}
-
-
-def stack(samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """Samples of one shape -> model inputs, [samples, ...] each."""
-    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}

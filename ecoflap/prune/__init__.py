@@ -1,1 +1,1 @@
-"""The fine stage: remove weights, layer by layer, at the allocated counts."""
+"""The fine stage: remove weights layer by layer, as many as the allocation says."""

@@ -1,4 +1,4 @@
-"""Pruners that give each weight of a layer a number and keep the weights of the largest ones."""
+"""Pruners that keep the weights of the largest metric."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ecoflap.prune.protocol import LayerPruner, Pruned
 
 @dataclass(frozen=True)
 class ByMetric(LayerPruner):
-    """Keep the weights that matter most; a subclass says how much each matters.
+    """Keep the weights of the largest metric; a subclass defines the metric.
 
     Attributes:
-        mask: matrix, row or N:M.
+        mask: which weights compete: matrix, row or N:M.
     """
 
     mask: str
@@ -27,14 +27,19 @@ class ByMetric(LayerPruner):
 
     @property
     def rule(self) -> MaskRule:
-        """Which weights compete for the places of a layer."""
+        """Which weights of a layer compete with each other."""
         return MaskRule.parse(self.mask, ("row", "matrix"))
 
     @abstractmethod
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
-        """How much each weight of [rows, cols] matters, [rows, cols]."""
+        """The metric of each weight, [rows, cols].
+
+        Args:
+            weight: [rows, cols].
+            statistic: of the layer's inputs; None if the pruner gathers none.
+        """
 
     def __call__(self, weight: Tensor, statistic: Statistic | None, keep: int) -> Pruned:
-        """Prune a weight [rows, cols]."""
+        """Prune a weight [rows, cols] to ``keep`` weights."""
         mask = self.rule.select(self.metric(weight, statistic), keep)
         return Pruned(weight * mask, mask)

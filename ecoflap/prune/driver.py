@@ -1,11 +1,9 @@
-"""Prune block by block: each block sees inputs from its predecessors, and its own layers are measured while
-it is still dense.
-"""
+"""Prune block by block, with input statistics that are gathered while the block is dense."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from torch import Tensor
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.walk import Visit, walk
+from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
@@ -40,33 +39,34 @@ def prune(
 
     Args:
         model: dense.
-        calibration: the samples; not needed by a pruner that looks at no data.
-        pruner: decides inside a layer.
+        calibration: the samples; may be None for a pruner that uses no data.
+        pruner: prunes one layer.
         allocation: how many weights each layer keeps.
         batch_size: samples per forward pass; changes nothing beyond rounding.
         on_block: called after each block.
-        propagate: whether a layer's inputs come from ``pruned`` predecessors (published; two passes over the
-            data per block) or from ``dense`` ones (one pass; another result). Dense predecessors means the
-            last towers first, so that what comes before is still whole.
-        finished: where blocks are kept as soon as they are pruned, and read from when the run was stopped
-            after them.
-        precomputed_statistics: what ``measure_dense`` has found, with dense predecessors; the data are then
-            not looked at again.
-        checked: ``require_calls`` has let the model and all of the samples pass already.
+        propagate: whether a layer's inputs come from ``pruned`` predecessors (as published; two passes over
+            the data per block) or from ``dense`` ones (one pass; another result). With ``dense``, the last
+            towers are pruned first, so that all predecessors are still dense.
+        finished: stores blocks as soon as they are pruned; those that a stopped run has stored are applied
+            instead of pruned.
+        precomputed_statistics: statistics from ``measure_dense`` to use instead of the data, for ``dense``
+            propagation.
+        checked: whether ``require_calls`` has already accepted the model with all of the samples.
 
     Raises:
-        NumericalError: a weight or a hidden state is not finite, or a mask misses its count.
-        UserError: the pruner can't be shown what some layer reads.
+        NumericalError: if a weight or a hidden state is not finite, or a mask misses its count.
+        UserError: if the inputs of a layer can't be captured.
     """
     report, dense = PruneReport(), propagate == "dense"
-    looks = calibration is not None and pruner.statistic is not None and precomputed_statistics is None
-    batches = calibration.batches(batch_size) if calibration is not None and looks else []
-    if looks and not checked:
-        require_calls(model, batches, every_layer=True)
+    batches: Sequence[Batch] = []
+    if calibration is not None and pruner.statistic is not None and precomputed_statistics is None:
+        batches = calibration.batches(batch_size)
+        if not checked:
+            require_calls(model, batches, every_layer=True)
     towers = tuple(reversed(model.towers)) if dense else model.towers
     with quiet_forward(model.module):
         for number, visit in enumerate(walk(model, towers, batches, "prune", dense)):
-            seconds = None if finished is None else _take_up(visit, finished, number, report, dense)
+            seconds = None if finished is None else _apply_finished(visit, finished, number, report, dense)
             if seconds is None:
                 seconds = _prune_block(visit, pruner, allocation, report, dense, precomputed_statistics)
                 if finished is not None:
@@ -78,11 +78,13 @@ def prune(
     return report
 
 
-def _take_up(
+def _apply_finished(
     visit: Visit, finished: FinishedBlocks, number: int, report: PruneReport, dense: bool
 ) -> float | None:
-    """Put a block that an earlier run pruned into its place, and move on through it as that run did; null
-    where there is none.
+    """Apply a block that a stopped run has pruned, and pass the hidden states through it as that run did.
+
+    Returns:
+        The seconds that pruning it took; None if it is not stored.
     """
     block, placement = visit.block, visit.flow.model.placement
     if (found := finished.read(number)) is None:
@@ -90,7 +92,7 @@ def _take_up(
     if dense:
         visit.leave()
     with placement.using(block):
-        found.put(block.layers, report)
+        found.apply(block.layers, report)
         if block.layers:
             placement.changed(block)
     if not dense:
@@ -106,11 +108,11 @@ def _prune_block(
     dense: bool,
     precomputed_statistics: Mapping[str, Tensor] | None,
 ) -> float:
-    """Prune the block whose turn it is, and move on through it; returns the seconds that it took."""
+    """Prune a block and pass the hidden states through it; returns the seconds that this took."""
     started, block, placement = time.perf_counter(), visit.block, visit.flow.model.placement
-    statistics: Statistics | None = (
-        None if precomputed_statistics is not None else visit.measure(pruner.statistic, leave=dense)
-    )
+    statistics: Statistics | None = None
+    if precomputed_statistics is None:
+        statistics = visit.measure(pruner.statistic, leave=dense)
     with placement.using(block):
         if precomputed_statistics is not None:
             assert pruner.statistic is not None

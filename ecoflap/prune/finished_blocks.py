@@ -1,6 +1,4 @@
-"""Pruned blocks on disk, one file each as soon as it is pruned: a run that was stopped applies them and goes
-on with the next block.
-"""
+"""Pruned blocks on disk, one file each, from which a stopped run resumes."""
 
 from __future__ import annotations
 
@@ -24,20 +22,20 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class FinishedBlock:
-    """One of them.
+    """A pruned block.
 
     Attributes:
         tensors: weights and packed masks of its layers.
-        errors: {layer: output error}.
-        seconds: what pruning it took.
+        errors: {layer: relative output error}; None for a pruner that uses no data.
+        seconds: the time that pruning it took.
     """
 
     tensors: Mapping[str, Tensor]
     errors: Mapping[str, float | None]
     seconds: float
 
-    def put(self, layers: Sequence[Layer], report: PruneReport) -> None:
-        """Put the weights into the model, and masks and errors into the report."""
+    def apply(self, layers: Sequence[Layer], report: PruneReport) -> None:
+        """Copy the weights into the model, and add masks and errors to the report."""
         for layer in layers:
             layer.weight.data.copy_(self.tensors[f"weight {layer.name}"])
             report.masks[layer.name] = unpack(self.tensors[f"mask {layer.name}"], list(layer.weight.shape))
@@ -49,16 +47,21 @@ class FinishedBlocks:
     """The blocks that a run has pruned.
 
     Attributes:
-        folder: of their files.
-        key: hash of everything that the pruned weights depend on; files of another key don't count.
+        folder: the folder of their files.
+        key: hash of everything that the pruned weights depend on; files of another key are ignored.
     """
 
     folder: Path
     key: str
 
     def write(self, index: int, layers: Sequence[Layer], report: PruneReport, seconds: float) -> None:
-        """Keep the block that is the ``index``-th in the order of pruning; on a full disk the run goes on
-        without.
+        """Store a block; if that fails, log a warning.
+
+        Args:
+            index: its position in the order of pruning.
+            layers: its layers, pruned.
+            report: holds their masks and errors.
+            seconds: the time that pruning it took.
         """
         from safetensors.torch import save_file
 
@@ -77,17 +80,11 @@ class FinishedBlocks:
             with replacing(self._file(index)) as beside:
                 save_file(tensors, beside, metadata=metadata)
         except OSError as error:
-            log.warning(
-                "block %d could not be kept in %s (%s): a run that is started again will prune it anew",
-                index,
-                self.folder,
-                error,
-            )
+            message = "block %d could not be stored in %s (%s): a resumed run will prune it again"
+            log.warning(message, index, self.folder, error)
 
     def read(self, index: int) -> FinishedBlock | None:
-        """The block that is the ``index``-th in the order of pruning; null when it isn't there or isn't
-        whole.
-        """
+        """Read the ``index``-th block in the order of pruning; None if it is missing or damaged."""
         from safetensors import SafetensorError, safe_open
 
         if not self._file(index).is_file():
@@ -97,11 +94,12 @@ class FinishedBlocks:
                 metadata: Mapping[str, str] = file.metadata() or {}
                 if metadata.get("key") != self.key:
                     return None
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - a safetensors handle is not a mapping
+                # A safetensors handle is not a mapping.
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             if _checksum(tensors) != metadata["checksum"]:
                 raise ValueError("its checksum differs")
         except (SafetensorError, OSError, ValueError) as error:
-            log.warning("%s is damaged (%s): pruning that block anew", self._file(index), error)
+            log.warning("%s is damaged (%s): pruning that block again", self._file(index), error)
             return None
         return FinishedBlock(tensors, json.loads(metadata["errors"]), float(metadata["seconds"]))
 
@@ -110,7 +108,7 @@ class FinishedBlocks:
 
 
 def _checksum(tensors: Mapping[str, Tensor]) -> str:
-    """A hash of every bit of every tensor."""
+    """A hash of the names and all bits of the tensors."""
     digest = hashlib.blake2b(digest_size=16)
     for name in sorted(tensors):
         digest.update(name.encode())

@@ -1,5 +1,6 @@
-"""Global gradient pruning, a baseline of the paper: all weights compete by |w| times the mean |gradient|, in
-steps of rising sparsity p_i = p^(T / i), measured anew on the pruned model at each step.
+"""Global gradient pruning, a baseline of the paper: all weights compete by |w| times the mean |gradient|.
+
+The sparsity rises in steps, p_i = p^(T / i), and each step computes the gradients of the model pruned so far.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from ecoflap.prune.global_masks import apply, choose, conclude
 from ecoflap.prune.options import GlobalGradientOptions
 from ecoflap.prune.protocol import ModelPruner, OnBlock
 from ecoflap.prune.report import PruneReport
-from ecoflap.score.first_order import differentiate, scales, streaming_gradients
+from ecoflap.score.first_order import differentiate, loss_scales, streaming_gradients
 from ecoflap.score.recompute import recomputing
-from ecoflap.score.scores import depends_on_none
+from ecoflap.score.scores import loss_is_independent
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -45,27 +46,23 @@ class GlobalGradient(GlobalGradientOptions, ModelPruner):
         """Prune in place.
 
         Raises:
-            NumericalError: a loss, a gradient or a weight is NaN or infinite.
+            NumericalError: if a loss, a gradient or a weight is NaN or infinite.
         """
         assert calibration is not None
         masks: dict[str, Tensor] = {}
         for step in range(1, self.iterations + 1):
-            gradients = mean_gradients(
-                model, loss_batches(model, calibration.take(self.samples), self.batch_size)
-            )
+            batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
+            gradients = mean_gradients(model, batches)
             reached = sparsity if step == self.iterations else sparsity ** (self.iterations / step)
 
             def metric(
-                layer: Layer, gradients: dict[str, Tensor] = gradients, removed: dict[str, Tensor] = masks
+                layer: Layer, gradients: dict[str, Tensor] = gradients, kept: dict[str, Tensor] = masks
             ) -> Tensor:
-                # One more than nothing for weights that are still there: a removed weight never comes back,
-                # whatever its gradient.
                 value = layer.weight.detach().float().cpu().abs() * gradients[layer.name]
-                return (
-                    value
-                    if layer.name not in removed
-                    else torch.where(removed[layer.name], value + TINY, 0.0)
-                )
+                if layer.name not in kept:
+                    return value
+                # Every kept weight ranks above all removed ones, so that removed weights stay removed.
+                return torch.where(kept[layer.name], value + TINY, 0.0)
 
             masks = choose(model, self.scope, reached, metric)
             apply(model, masks)
@@ -73,11 +70,14 @@ class GlobalGradient(GlobalGradientOptions, ModelPruner):
 
 
 def mean_gradients(model: PrunableModel, batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """Mean over samples of each batch's |gradient|, per layer as its parameter is stored, on the CPU in fp32.
+    """Mean over samples of each batch's |gradient|.
+
+    Returns:
+        {layer: mean in fp32 on the CPU, oriented as the parameter is stored}.
 
     Raises:
-        NumericalError: a loss is not finite.
-        UserError: the losses depend on none of the layers.
+        NumericalError: if a loss is not finite.
+        UserError: if the losses depend on none of the layers.
     """
     sums = {layer.name: torch.zeros(layer.weight.shape) for layer in model.layers}
     total = sum(samples_in(batch) for batch in batches)
@@ -87,16 +87,18 @@ def mean_gradients(model: PrunableModel, batches: Sequence[dict[str, Tensor]]) -
             for name, gradient in gradients.items():
                 sums[name].add_(gradient.float().abs(), alpha=samples_in(batch) / total / scale)
     if not any(bool(gradient.any()) for gradient in sums.values()):
-        raise depends_on_none()
+        raise loss_is_independent()
     return sums
 
 
 def _gradients(model: PrunableModel, batch: Batch) -> tuple[dict[str, Tensor], float]:
-    """The gradient of each layer that the loss of a batch depends on, in the layer's dtype, on the CPU; and
-    by what it is too large.
+    """Compute the gradient of each layer that the loss of a batch depends on.
+
+    Returns:
+        {layer: gradient of the scaled loss in the layer's dtype on the CPU}, and the scale of the loss.
     """
     found: dict[str, Tensor] = {}
-    for scale in scales(model):
+    for scale in loss_scales(model):
         found.clear()
 
         def keep(layer: Layer, gradient: Tensor) -> None:

@@ -1,5 +1,6 @@
-"""Global magnitude pruning, a baseline of the paper: all weights compete by absolute value (the authors' code
-compared signed ones).
+"""Global magnitude pruning, a baseline of the paper: all weights compete by absolute value.
+
+The authors' code compares signed values.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class GlobalMagnitude(GlobalMagnitudeOptions, ModelPruner):
         """Prune in place.
 
         Raises:
-            NumericalError: a weight is NaN or infinite.
+            NumericalError: if a weight is NaN or infinite.
         """
         masks = choose(model, self.scope, sparsity, lambda layer: layer.weight.detach().float().abs())
         return conclude(model, masks, sparsity, self.scope, on_block)

@@ -1,6 +1,4 @@
-"""Masks of weights that compete with all others of the model, or of their tower; no block is told how many to
-keep.
-"""
+"""Global masks: weights compete with all others of the model or of their tower, without an allocation."""
 
 from __future__ import annotations
 
@@ -22,15 +20,23 @@ from ecoflap.prune.report import BlockReport, PruneReport
 def choose(
     model: PrunableModel, scope: str, sparsity: float, metric: Callable[[Layer], Tensor]
 ) -> dict[str, Tensor]:
-    """{layer: mask as its parameter is stored, on the CPU} of the best weights of the model or of each tower.
+    """Choose the weights of the largest metric, of the model or of each tower.
+
+    Args:
+        model: the model.
+        scope: ``model`` or ``tower``.
+        sparsity: the share of the weights to remove, of the model or of each tower.
+        metric: the metric of a layer's weights, oriented as the parameter is stored.
+
+    Returns:
+        {layer: mask on the CPU, oriented as the parameter is stored, True where kept}.
 
     Raises:
-        NumericalError: the metric has no order.
+        NumericalError: if a metric is NaN.
     """
+    towers = [tower.layers for tower in model.towers if tower.layers]
     masks: dict[str, Tensor] = {}
-    for layers in (
-        [model.layers] if scope == "model" else [tower.layers for tower in model.towers if tower.layers]
-    ):
+    for layers in [model.layers] if scope == "model" else towers:
         keep = keep_total([layer.size for layer in layers], sparsity)
         try:
             chosen = select_globally([lambda layer=layer: metric(layer) for layer in layers], keep)  # type: ignore[misc]
@@ -52,7 +58,7 @@ def apply(model: PrunableModel, masks: dict[str, Tensor]) -> None:
 def conclude(
     model: PrunableModel, masks: dict[str, Tensor], sparsity: float, scope: str, on_block: OnBlock
 ) -> tuple[Allocation, PruneReport]:
-    """Apply the masks, and put into words what came out."""
+    """Apply the masks, and report what each layer keeps and what was removed."""
     started = time.perf_counter()
     apply(model, masks)
     keep = {name: int(mask.sum()) for name, mask in masks.items()}
@@ -62,8 +68,7 @@ def conclude(
         for block in tower.blocks:
             names = [layer.name for layer in block.layers]
             realised = allocation.sparsity_of(names) if names else 0.0
-            report.blocks.append(
-                BlockReport(tower.name, block.name, realised, None, time.perf_counter() - started)
-            )
+            seconds = time.perf_counter() - started
+            report.blocks.append(BlockReport(tower.name, block.name, realised, None, seconds))
             on_block(report.blocks[-1])
     return allocation, report

@@ -1,6 +1,4 @@
-"""The inputs that blocks are pruned at: from pruned or from dense predecessors, and what is measured of dense
-ones for several runs.
-"""
+"""The inputs that blocks are pruned with: from pruned or dense predecessors, and statistics of dense ones."""
 
 from __future__ import annotations
 
@@ -18,10 +16,10 @@ PROPAGATE = ("pruned", "dense")
 
 
 def check_propagate(choice: str) -> None:
-    """Refuse a choice that there isn't.
+    """Refuse an unknown value of ``propagate``.
 
     Raises:
-        UserError: it is neither ``pruned`` nor ``dense``.
+        UserError: if it is neither ``pruned`` nor ``dense``.
     """
     if choice not in PROPAGATE:
         raise UserError(f"propagate={choice} is not known; choose {' or '.join(PROPAGATE)}")
@@ -35,9 +33,17 @@ def measure_dense(
     checked: bool = False,
     statistic: type[Statistic] = MeanSquare,
 ) -> dict[str, Tensor]:
-    """{layer: sums of a storable statistic and the number of tokens, [cols + 1], fp64} of the dense model.
+    """Gather a storable statistic of all layers' inputs in the dense model, in one pass over the data.
 
-    It takes one pass over the data. For ``checked`` see ``prune``.
+    Args:
+        model: dense.
+        calibration: the samples.
+        batch_size: samples per forward pass; changes nothing beyond rounding.
+        checked: whether ``require_calls`` has already accepted the model with all of the samples.
+        statistic: the statistic to gather.
+
+    Returns:
+        {layer: the sums and the number of tokens, [cols + 1], fp64}.
     """
     found: dict[str, Tensor] = {}
     batches = calibration.batches(batch_size)

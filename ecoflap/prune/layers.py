@@ -1,6 +1,4 @@
-"""Prune the layers of one block, at what was measured of their inputs, and note how far their outputs
-moved.
-"""
+"""Prune the layers of one block with the statistics of their inputs, and report their output errors."""
 
 from __future__ import annotations
 
@@ -30,24 +28,24 @@ def prune_layers(
     allocation: Allocation,
     report: PruneReport,
 ) -> None:
-    """Prune the layers of a block in place; those that share a statistic together.
+    """Prune the layers of a block in place, those that share a statistic together.
 
     Args:
-        layers: of one block.
-        statistics: of their inputs; null where the pruner looks at no data.
-        pruner: decides inside a layer.
+        layers: the layers of one block.
+        statistics: of their inputs; None for a pruner that uses no data.
+        pruner: prunes one layer.
         allocation: how many weights each layer keeps.
-        report: gets each layer's mask and error.
+        report: receives each layer's mask and error.
 
     Raises:
-        NumericalError: a weight is not finite, before or after, or a mask misses its count.
+        NumericalError: if a weight is not finite, before or after, or a mask misses its count.
     """
     for sharing in _sharing(layers, statistics):
         _prune_together(sharing, statistics[sharing[0]] if statistics else None, pruner, allocation, report)
 
 
 def _sharing(layers: Sequence[Layer], statistics: Statistics | None) -> list[list[Layer]]:
-    """The layers in groups of one statistic each; one by one where nothing was measured."""
+    """The layers grouped by statistic; one by one without statistics."""
     groups: dict[int, list[Layer]] = {}
     for layer in layers:
         groups.setdefault(id(statistics[layer]) if statistics else id(layer), []).append(layer)
@@ -66,23 +64,21 @@ def _prune_together(
     try:
         results = pruner.together(dense, statistic, [allocation.keep[layer.name] for layer in layers])
     except ValueError as error:
-        culprit = next(
-            (layer for layer, weight in zip(layers, dense, strict=True) if not torch.isfinite(weight).all()),
-            layers[0],
-        )
+        finite = [bool(torch.isfinite(weight).all()) for weight in dense]
+        culprit = layers[0] if all(finite) else layers[finite.index(False)]
         raise NumericalError(f"{culprit.name}: {error}") from error
     for layer, before, pruned in zip(layers, dense, results, strict=True):
         if pruned.note:
             log.warning("%s: %s", layer.name, pruned.note)
         _check(layer, pruned, allocation.keep[layer.name])
         layer.write(pruned.weight)
+        after = layer.matrix()
         report.masks[layer.name] = layer.oriented(pruned.mask).contiguous().cpu()
-        report.errors[layer.name] = (
-            None if statistic is None else _relative_error(statistic, before, layer.matrix())
-        )
+        report.errors[layer.name] = None if statistic is None else _relative_error(statistic, before, after)
 
 
 def _check(layer: Layer, pruned: Pruned, keep: int) -> None:
+    """Refuse a pruned layer whose mask misses its count, or whose weights are not finite."""
     kept = int(pruned.mask.sum())
     if kept != keep:
         raise NumericalError(f"{layer.name}: the mask keeps {kept} weights and the allocation says {keep}")
@@ -94,9 +90,8 @@ def _check(layer: Layer, pruned: Pruned, keep: int) -> None:
 
 
 def _relative_error(statistic: Statistic, dense: Tensor, pruned: Tensor) -> float:
+    """sqrt(||(W' - W) X||^2 / ||W X||^2) of weights [rows, cols]; 0 for an output of zeros."""
     energy = statistic.output_energy(dense)
-    return (
-        math.sqrt(max(statistic.output_energy(pruned.float() - dense.float()), 0.0) / energy)
-        if energy > 0
-        else 0.0
-    )
+    if energy <= 0:
+        return 0.0
+    return math.sqrt(max(statistic.output_energy(pruned.float() - dense.float()), 0.0) / energy)

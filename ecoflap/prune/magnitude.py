@@ -1,4 +1,4 @@
-"""Magnitude pruning: the smallest weights go."""
+"""Magnitude pruning: remove the smallest weights."""
 
 from __future__ import annotations
 

@@ -1,6 +1,4 @@
-"""Which weights compete for the places of a layer: those of a row, of the whole matrix, or every m columns of
-a row.
-"""
+"""Mask rules: which weights of a layer compete: those of a row, of the matrix, or of m columns of a row."""
 
 from __future__ import annotations
 
@@ -20,8 +18,8 @@ class MaskRule:
     """A parsed ``pruner.mask``.
 
     Attributes:
-        name: as it was written: row, matrix or n:m.
-        n_of_m: (n, m) of an n:m rule: n of every m consecutive weights of a row stay.
+        name: the rule as it was written: row, matrix or n:m.
+        n_of_m: (n, m) of an n:m rule, which keeps n of every m consecutive weights of a row; None for others.
     """
 
     name: str
@@ -29,14 +27,14 @@ class MaskRule:
 
     @classmethod
     def parse(cls, text: str, unstructured: Sequence[str]) -> MaskRule:
-        """Read a rule.
+        """Parse a rule.
 
         Args:
-            text: what was asked for.
-            unstructured: the names beside n:m that this pruner knows.
+            text: the rule as it was written.
+            unstructured: the rules beside n:m that the pruner supports.
 
         Raises:
-            UserError: it is none of them.
+            UserError: if it is none of them.
         """
         if text in unstructured:
             return cls(text)
@@ -52,11 +50,11 @@ class MaskRule:
         """Refuse a sparsity that an n:m rule contradicts, before any work is done.
 
         Args:
-            sparsity: that is asked for.
-            uneven: layers get sparsities of their own.
+            sparsity: the requested sparsity.
+            uneven: whether layers get sparsities of their own.
 
         Raises:
-            UserError: the n:m rule removes another share, or layers shall differ.
+            UserError: if the n:m rule removes another share, or layers get sparsities of their own.
         """
         if self.n_of_m is None:
             return
@@ -73,10 +71,10 @@ class MaskRule:
             )
 
     def check_layers(self, layers: Sequence[Layer]) -> None:
-        """Refuse an n:m rule that doesn't divide a layer's columns.
+        """Refuse layers whose columns an n:m rule does not divide.
 
         Raises:
-            UserError: it doesn't.
+            UserError: if there is such a layer.
         """
         if self.n_of_m is None:
             return
@@ -88,7 +86,12 @@ class MaskRule:
                 )
 
     def select(self, metric: Tensor, keep: int) -> Tensor:
-        """The mask [rows, cols], True where a weight stays, of the best ``keep`` weights under the rule."""
+        """The mask [rows, cols], True where kept, of the ``keep`` largest metrics under the rule.
+
+        Args:
+            metric: [rows, cols].
+            keep: the number of weights to keep; an n:m rule fixes it.
+        """
         if self.n_of_m is not None:
             return select_n_of_m(metric, *self.n_of_m)
         return select_in_rows(metric, keep) if self.name == "row" else select_in_matrix(metric, keep)

@@ -1,4 +1,4 @@
-"""What a pruner is: of layers, at counts that an allocation gives, or of a whole model.
+"""The protocols of pruners: of single layers, to the counts of an allocation, or of a whole model.
 
 A new pruner derives from ``LayerPruner`` or ``ModelPruner``, whose defaults fit most.
 """
@@ -29,7 +29,7 @@ class Pruned(NamedTuple):
     Attributes:
         weight: [rows, cols], exactly zero where pruned.
         mask: [rows, cols], True where kept.
-        note: something that a person should know, or null.
+        note: a warning to log, or None.
     """
 
     weight: Tensor
@@ -42,8 +42,8 @@ class LayerPruner(Protocol):
 
     Attributes:
         name: shown in logs and written to result files.
-        allocates: false: an allocation says how many weights each layer keeps.
-        statistic: what has to be known of a layer's inputs; null for a pruner that looks at no data.
+        allocates: False, as an allocation decides how many weights each layer keeps.
+        statistic: the statistic of a layer's inputs that it reads; None for a pruner that uses no data.
     """
 
     name: str
@@ -52,7 +52,7 @@ class LayerPruner(Protocol):
 
     @property
     def rule(self) -> MaskRule:
-        """Which weights compete for the places of a layer."""
+        """Which weights of a layer compete with each other."""
         return MaskRule("matrix")
 
     @abstractmethod
@@ -62,30 +62,28 @@ class LayerPruner(Protocol):
     def together(
         self, weights: Sequence[Tensor], statistic: Statistic | None, keeps: Sequence[int]
     ) -> list[Pruned]:
-        """Prune layers that read the same input; each by itself where nothing is gained."""
+        """Prune layers that read the same input; by default, one by one."""
         return [self(weight, statistic, keep) for weight, keep in zip(weights, keeps, strict=True)]
 
     @property
     def requires_calibration(self) -> bool:
-        """Whether it looks at data."""
+        """Whether it uses calibration data."""
         return self.statistic is not None
 
     @property
     def footprint(self) -> Footprint:
-        """What it keeps in memory: a layer as it was, as it is solved, what its weights are worth and which
-        stay.
-        """
+        """What it keeps in memory: a layer's dense weight, its pruned weight, the metric and the mask."""
         return Footprint("blocks", statistic=self.statistic, layers=4)
 
     def check(self, sparsity: float, uneven: bool) -> None:
         """Refuse a target that the mask rules out, before any work is done.
 
         Args:
-            sparsity: that is asked for.
-            uneven: layers get sparsities of their own.
+            sparsity: the requested sparsity.
+            uneven: whether layers get sparsities of their own.
 
         Raises:
-            UserError: the mask fixes another sparsity, or one for all layers.
+            UserError: if the mask fixes another sparsity, or one for all layers.
         """
         self.rule.check(sparsity, uneven)
 
@@ -93,19 +91,19 @@ class LayerPruner(Protocol):
         """Refuse layers that can't have the mask.
 
         Raises:
-            UserError: the mask doesn't divide a layer's columns.
+            UserError: if the mask does not divide a layer's columns.
         """
         self.rule.check_layers(layers)
 
 
 class ModelPruner(Protocol):
-    """Prunes a model in place, all layers at once.
+    """Prunes all layers of a model at once, in place.
 
     Attributes:
         name: shown in logs and written to result files.
-        allocates: true: it decides by itself how many weights each layer keeps.
-        trains: it trains on the split behind the calibration set, instead of looking at that set.
-        requires_calibration: it looks at data.
+        allocates: True, as it decides itself how many weights each layer keeps.
+        trains: whether it trains on the training split behind the calibration set, instead of using that set.
+        requires_calibration: whether it uses data.
     """
 
     name: str
@@ -126,13 +124,12 @@ class ModelPruner(Protocol):
 
         Args:
             model: dense.
-            calibration: the samples, or the training split if it trains; null for a pruner that looks at no
-                data.
+            calibration: the samples, or the training split if it trains; None for a pruner that uses no data.
             sparsity: the target.
-            on_block: called with what happened to each block.
+            on_block: called with the report of each block.
 
         Returns:
-            What each layer keeps, and what was removed.
+            How many weights each layer keeps, and what was removed.
         """
 
 

@@ -1,6 +1,4 @@
-"""What pruning did: to each block, for the lines that are printed, and to the whole model, for the steps that
-follow.
-"""
+"""Reports of pruning: of each block, for the log, and of the whole model, for later steps."""
 
 from __future__ import annotations
 
@@ -14,14 +12,14 @@ from ecoflap.storage.masks import PackedMasks
 
 @dataclass(frozen=True)
 class BlockReport:
-    """What happened to one block, for the line that is printed.
+    """How one block was pruned.
 
     Attributes:
-        tower: its tower.
+        tower: the name of its tower.
         block: its name.
-        sparsity: realised.
-        error: relative output error, mean over its layers; null without data.
-        seconds: spent on it.
+        sparsity: realised sparsity.
+        error: relative output error, mean over its layers; None without data.
+        seconds: the time that it took.
     """
 
     tower: str
@@ -36,10 +34,10 @@ class PruneReport:
     """What was removed.
 
     Attributes:
-        masks: {layer: mask as the parameter is stored, True where kept}, on the CPU.
-        errors: {layer: sqrt(||(W' - W) X||^2 / ||W X||^2)}. Exact where a Gram matrix was gathered; for
-            Wanda, columns are taken as uncorrelated; null where no data was looked at.
-        blocks: one report per block.
+        masks: {layer: mask on the CPU, oriented as the parameter is stored, True where kept}.
+        errors: {layer: relative output error sqrt(||(W' - W) X||^2 / ||W X||^2)}. A Gram matrix gives it
+            exactly, mean squares give it for uncorrelated columns; None for a pruner that uses no data.
+        blocks: one report per block, in pruning order.
     """
 
     masks: MutableMapping[str, Tensor] = field(default_factory=PackedMasks)

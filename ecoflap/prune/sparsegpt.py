@@ -1,4 +1,4 @@
-"""SparseGPT (Frantar and Alistarh 2023): kept weights make up for the error of removed ones."""
+"""SparseGPT (Frantar and Alistarh 2023): the kept weights compensate for the error of the removed ones."""
 
 from __future__ import annotations
 
@@ -32,24 +32,22 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
 
     @property
     def rule(self) -> MaskRule:
-        """Which weights compete for the places of a layer."""
+        """Which weights of a layer compete with each other."""
         return MaskRule.parse(self.mask, ("matrix",))
 
     def __call__(self, weight: Tensor, statistic: Statistic | None, keep: int) -> Pruned:
-        """Prune a weight [rows, cols]."""
+        """Prune a weight [rows, cols] to ``keep`` weights."""
         return self.together([weight], statistic, [keep])[0]
 
     def together(
         self, weights: Sequence[Tensor], statistic: Statistic | None, keeps: Sequence[int]
     ) -> list[Pruned]:
-        """Prune layers that read the same input as one matrix of all their rows."""
+        """Prune layers that read the same input, as one matrix of all their rows."""
         assert isinstance(statistic, Gram)
         factor = statistic.factor(self.damping)
         n_of_m = self.rule.n_of_m
         solutions = solve_together(weights, factor, None if n_of_m else keeps, n_of_m, self.block)
-        note = (
-            f"damping raised from {self.damping:g} to {factor.damping:g}"
-            if factor.damping > self.damping
-            else None
-        )
+        note = None
+        if factor.damping > self.damping:
+            note = f"damping raised from {self.damping:g} to {factor.damping:g}"
         return [Pruned(solution.weight, solution.mask, note) for solution in solutions]

@@ -1,20 +1,19 @@
-"""UPop (Shi et al., ICML 2023): structured pruning that searches while it trains, and leaves smaller
-matrices.
+"""UPop (Shi et al., ICML 2023): structured pruning by a search during training; the matrices become smaller.
 
-Each attention dimension and each hidden unit of an MLP has a multiplier xi, 1 at first. The weights are
-trained on the task with the multipliers in place; the multipliers are not trained, but their gradients are
-summed up. At the t-th of T updates the gradients are standardised among attentions and among MLPs, and of the
-units with the largest ones (those that the loss would most like to see smaller), as many as make up
+Each attention dimension and each hidden unit of an MLP has a multiplier xi, at first 1. The weights are
+trained on the task with the multipliers in the forward pass. The multipliers are not trained; their gradients
+are accumulated. At the t-th of T updates the gradients are standardised, separately for attentions and MLPs.
+The units of the largest ones (those whose shrinking lowers the loss most), which together have the share
 
     pi_t = p sqrt((1 - cos(pi (t + 1) / T)) / 2)
 
-of the weights get xi = 1 - pi_t / p, and all others xi = 1. After the last update xi is 0 or 1, and the zeros
-are cut away: progressive, and over all towers at once. Retraining is the run's finetune step.
+of the weights, get xi = 1 - pi_t / p, and all others xi = 1. After the last update every xi is 0 or 1, and
+the units of zeros are removed. All towers are searched at once. Retraining is the run's finetune step.
 
 Two things differ from the authors' code. A unit counts with the number of its weights, so that ``sparsity``
-is the share of prunable weights as with every other pruner (their attention dimension counts as 36 MLP units,
-of 12 heads and three projections). And there is no option for their penalty w |xi|: its gradient is the same
-w for every positive xi of a kind, and standardising takes it out again.
+is the share of prunable weights, as with every other pruner (in their code, an attention dimension counts as
+36 MLP units, for 12 heads and three projections). And there is no option for their penalty w |xi|: its
+gradient is the same w for every positive xi of a kind, which standardising cancels.
 """
 
 from __future__ import annotations
@@ -67,11 +66,11 @@ class UPop(UPopOptions, ModelPruner):
     def prune(
         self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock
     ) -> tuple[Allocation, PruneReport]:
-        """Search and cut, in place.
+        """Search, then remove units, in place.
 
         Raises:
-            UserError: the model is no BLIP of transformers, or several processes would search at once.
-            NumericalError: a loss is NaN or infinite.
+            UserError: if the model is not a BLIP of transformers, or several processes run the search.
+            NumericalError: if a loss is NaN or infinite.
         """
         assert calibration is not None
         if distributed.is_initialized():
@@ -85,23 +84,21 @@ class UPop(UPopOptions, ModelPruner):
             gates = self._search(model, calibration, units, sparsity)
         cut_all(model.module, units, [gate.nonzero().flatten() for gate in gates])
         masks = {layer.name: torch.ones(layer.weight.shape, dtype=torch.bool) for layer in model.layers}
-        allocation = Allocation(
-            {layer.name: layer.size for layer in model.layers}, sizes, sparsity, "model", UNITS
-        )
+        keep = {layer.name: layer.size for layer in model.layers}
+        allocation = Allocation(keep, sizes, sparsity, "model", UNITS)
         report = PruneReport(masks, dict.fromkeys(masks))
         for tower in model.towers:
             for block in tower.blocks:
                 removed = allocation.sparsity_of([layer.name for layer in block.layers])
-                report.blocks.append(
-                    BlockReport(tower.name, block.name, removed, None, time.perf_counter() - started)
-                )
+                seconds = time.perf_counter() - started
+                report.blocks.append(BlockReport(tower.name, block.name, removed, None, seconds))
                 on_block(report.blocks[-1])
         return allocation, report
 
     def _search(
         self, model: PrunableModel, samples: CalibrationSet, units: Sequence[Units], sparsity: float
     ) -> list[Tensor]:
-        """Train with the multipliers in place; returns the last ones, each 0 or 1."""
+        """Train with the multipliers in the forward pass; returns their last values, 0 or 1, [units] each."""
         gates = [torch.ones(one.count, device=model.device, requires_grad=True) for one in units]
         updates = self.steps // self.interval
         learner = Learner(model)
@@ -114,9 +111,8 @@ class UPop(UPopOptions, ModelPruner):
             for one, gate in zip(units, gates, strict=True):
                 stack.enter_context(one.gated(gate))
             model.module.train()
-            for step, batch in enumerate(
-                track(self._batches(model, samples), "search", total=self.steps), start=1
-            ):
+            batches = track(self._batches(model, samples), "search", total=self.steps)
+            for step, batch in enumerate(batches, start=1):
                 loss = learner(**batch)
                 if not torch.isfinite(loss):
                     raise NumericalError(
@@ -130,78 +126,80 @@ class UPop(UPopOptions, ModelPruner):
                 if step % self.interval == 0 and step // self.interval <= updates:
                     share = progress(step // self.interval - 1, updates)
                     update(gates, units, share * sparsity, share)
-                    log.info(
-                        "search     step %d of %d  loss %.4g  units going: %.3f of the weights",
-                        step,
-                        self.steps,
-                        loss.item(),
-                        share * sparsity,
-                    )
+                    message = "search     step %d of %d  loss %.4g  units chosen: %.3f of the weights"
+                    log.info(message, step, self.steps, loss.item(), share * sparsity)
         return [gate.detach() for gate in gates]
 
     def _batches(self, model: PrunableModel, samples: CalibrationSet) -> Iterator[dict[str, Any]]:
-        """As many batches as there are steps, the samples in their drawn order, again and again."""
+        """One batch per step, in the order in which the samples were drawn, over as many epochs as needed."""
         loader = DataLoader(TrainingSet(samples.samples), self.batch_size, collate_fn=Collator(model))
-        made = 0
+        yielded = 0
         while True:
             for batch in loader:
-                if made == self.steps:
+                if yielded == self.steps:
                     return
-                made += 1
+                yielded += 1
                 yield batch
 
 
 def progress(update: int, updates: int) -> float:
-    """pi_t / p of the ``update``-th of ``updates``, from 0: rises to 1, slowly at the end."""
+    """pi_t / p at update t of T, counted from 0; it rises to 1, slowly at the end."""
     return math.sqrt((1 - math.cos(math.pi * (update + 1) / updates)) / 2)
 
 
 @torch.no_grad()
 def update(gates: Sequence[Tensor], units: Sequence[Units], removed: float, share: float) -> None:
-    """Set the multipliers anew from the gradients that were summed up since the last time, and forget those.
+    """Set the multipliers from the gradients accumulated since the last update, and clear the gradients.
 
     Args:
         gates: multipliers of each attention and MLP, [units] each, with gradients.
-        units: what they belong to.
-        removed: share of the weights whose units are on their way out.
-        share: how far on their way they are, from 0 to 1.
+        units: the units of each attention and MLP.
+        removed: share of the weights in the units whose multipliers are lowered.
+        share: how far these are lowered, from 0 (not at all) to 1 (to zero).
     """
     scores = standardised(
         [gate.grad if gate.grad is not None else torch.zeros_like(gate) for gate in gates],
         [one.kind for one in units],
     )
-    for gate, going in zip(gates, choose(scores, units, removed), strict=True):
-        gate.copy_(torch.where(going, 1 - share, 1.0))
+    for gate, chosen in zip(gates, choose(scores, units, removed), strict=True):
+        gate.copy_(torch.where(chosen, 1 - share, 1.0))
         gate.grad = None
 
 
 def standardised(gradients: Sequence[Tensor], kinds: Sequence[str]) -> list[Tensor]:
-    """Gradients less their mean and divided by their deviation, among those of one kind."""
+    """Subtract the mean from the gradients of each kind and divide them by their standard deviation."""
     result: list[Tensor] = []
     for gradient, kind in zip(gradients, kinds, strict=True):
-        alike = torch.cat([other for other, its in zip(gradients, kinds, strict=True) if its == kind])
-        result.append((gradient - alike.mean()) / alike.std().clamp_min(torch.finfo(alike.dtype).tiny))
+        same = torch.cat([other for other, its in zip(gradients, kinds, strict=True) if its == kind])
+        result.append((gradient - same.mean()) / same.std().clamp_min(torch.finfo(same.dtype).tiny))
     return result
 
 
 def choose(scores: Sequence[Tensor], units: Sequence[Units], removed: float) -> list[Tensor]:
-    """Which units go, bool [units] each: the largest scores, as many as come closest to the share ``removed``
-    of the weights.
+    """Choose the units of the largest scores, as many as come closest to a share of the weights.
 
-    The unit of the smallest score in each attention or MLP stays: a block without any would be another
-    architecture.
+    The unit of the smallest score in each attention or MLP is never chosen, as a block without units would be
+    another architecture.
+
+    Args:
+        scores: [units] of each attention and MLP.
+        units: the units of each attention and MLP.
+        removed: the share of the weights.
+
+    Returns:
+        Whether a unit is chosen, bool [units] of each attention and MLP.
     """
-    safe = [torch.arange(len(score)) == int(score.argmin()) for score in scores]
-    flat = torch.cat(
-        [score.cpu().masked_fill(kept, -torch.inf) for score, kept in zip(scores, safe, strict=True)]
-    )
+    protected = [torch.arange(len(score)) == int(score.argmin()) for score in scores]
+    candidates = [
+        score.cpu().masked_fill(smallest, -torch.inf)
+        for score, smallest in zip(scores, protected, strict=True)
+    ]
+    flat = torch.cat(candidates)
     costs = torch.cat([torch.full((one.count,), one.cost) for one in units])
     order = flat.argsort(descending=True, stable=True)[: len(flat) - len(units)]
     reached = torch.cat([torch.zeros(1, dtype=torch.long), costs[order].cumsum(0)])
     count = int((reached - removed * total_cost(units)).abs().argmin())
-    going = torch.zeros(len(flat), dtype=torch.bool)
-    going[order[:count]] = True
-    return [
-        part.to(score.device)
-        for part, score in zip(going.split([one.count for one in units]), scores, strict=True)
-    ]
+    chosen = torch.zeros(len(flat), dtype=torch.bool)
+    chosen[order[:count]] = True
+    parts = chosen.split([one.count for one in units])
+    return [part.to(score.device) for part, score in zip(parts, scores, strict=True)]

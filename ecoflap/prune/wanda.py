@@ -1,4 +1,4 @@
-"""Wanda (Sun et al. 2024): a weight matters as much as its input is large."""
+"""Wanda (Sun et al. 2024): remove the weights of smallest |w| times the norm of their input."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ class Wanda(WandaOptions, ByMetric):
     statistic: ClassVar[type[Statistic] | None] = MeanSquare
 
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
-        """``|w| ||x||`` of its input column."""
+        """``|w| ||x||``, with x the weight's input column."""
         assert isinstance(statistic, MeanSquare)
         return wanda_metric(weight, statistic.value)

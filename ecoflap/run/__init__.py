@@ -1,1 +1,1 @@
-"""One run: config, plan, steps, state, and the folder that it writes."""
+"""One run: its config, plan, steps, state and folder."""

@@ -1,6 +1,4 @@
-"""The run's config: typed, checked before any work, and light to import (no torch), so that ``--help``
-answers at once.
-"""
+"""The config of a run, typed and checked before any work; imports no torch, so that ``--help`` is fast."""
 
 from __future__ import annotations
 
@@ -34,7 +32,7 @@ METHODS = {
     "task": ("load",),
     "tracking": ("start",),
 }
-"""What the class of each group has to have, one of them where there are two."""
+"""{group: the methods of which its class must have at least one}."""
 
 
 @dataclass
@@ -42,8 +40,8 @@ class RuntimeConfig:
     """How a run uses the machine; changes no result.
 
     Attributes:
-        offload: where blocks and hidden states are while nobody uses them: none (on the device), cpu, or disk
-            (the model's own safetensors shards).
+        offload: where blocks and hidden states are while they are not in use: none (on the device), cpu, or
+            disk (the model's own safetensors shards).
     """
 
     offload: str = field(default="none", metadata={"choices": ("none", "cpu", "disk")})
@@ -51,26 +49,25 @@ class RuntimeConfig:
 
 @dataclass
 class RunConfig:
-    """What a run does; the groups (model, score, ...) are the dataclasses that their ``_target_``
-    names.
+    """What a run does; each group (model, score, ...) is the dataclass that its ``_target_`` names.
 
     Attributes:
         sparsity: share of the prunable weights to remove, in [0, 1).
-        seed: seed of every random draw.
+        seed: seed of all random draws.
         towers: the towers to prune; null for all but projections (merger, perceiver, connector, Q-Former) and
-            what no loss runs.
+            towers that no loss runs.
         skip_layers: regular expressions of layers to leave dense.
         steps: which of calibrate, score, allocate, prune, finetune and evaluate to run, in this order.
         batch_size: samples per forward pass of the fine stage.
-        propagate: whether the inputs that the fine stage looks at come from pruned predecessors, or from
-            dense ones in one pass (another result).
-        device: where the model is computed: auto (the accelerator where there is one), cpu, cuda, cuda:1, ...
+        propagate: whether the fine stage's inputs come from pruned predecessors, or from dense ones in one
+            pass (another result).
+        device: the device that runs the model: auto (the accelerator if there is one), cpu, cuda, cuda:1, ...
         inspect: only print what would be pruned; no weights are loaded.
         runtime: how the machine is used.
-        cache: folder of the stage cache, which keeps what a step has computed for other runs.
-        cache_mode: use reads and writes the stage cache, refresh writes it anew, readonly writes nothing, off
-            does without.
-        resume: go on from what a run of the same config left in this folder; false removes it.
+        cache: folder of the stage cache, which stores the results of steps for other runs.
+        cache_mode: whether to read and write the stage cache (use), to overwrite it (refresh), to read it
+            only (readonly), or to do without it (off).
+        resume: resume a stopped run of the same config in this folder; false removes what it left.
     """
 
     model: Any = MISSING
@@ -97,7 +94,7 @@ class RunConfig:
 
 
 def register() -> None:
-    """Make ``run_config``, the options of all parts, the rows of the tables and resolvers known to Hydra."""
+    """Register ``run_config``, the options of parts, the rows of tables and our resolvers with Hydra."""
     ConfigStore.instance().store(name="run_config", node=RunConfig)
     registry.register()
     tables.register()
@@ -106,10 +103,10 @@ def register() -> None:
 
 
 def check_merged() -> None:
-    """Refuse a list of choices of one group, which Hydra has merged into one.
+    """Refuse a list of choices of one group, which Hydra merges into one.
 
     Raises:
-        UserError: if Hydra has merged several choices into one.
+        UserError: if there is such a list.
     """
     if not HydraConfig.initialized():
         return
@@ -128,9 +125,7 @@ def check_merged() -> None:
 
 
 def package_file(path: str) -> str:
-    """The place of a file or folder that ships inside the package; a copy of the code leaves these where it
-    was copied from.
-    """
+    """The path of a file or folder inside the package; in a code snapshot, its path in the original code."""
     package = Path(str(files("ecoflap")))
     snapshot = package.parent / SNAPSHOT
     if snapshot.is_file():
@@ -139,16 +134,14 @@ def package_file(path: str) -> str:
 
 
 def sweep_name() -> str | None:
-    """The name of the sweep's folder in a multirun, null in a single run."""
+    """The name of the sweep's folder in a multirun; None in a single run."""
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     return Path(HydraConfig.get().sweep.dir).name
 
 
 def submits_without_sweep() -> str | None:
-    """A message about a single run that asks for a sweep or a cluster, which it would ignore; null where all
-    is well.
-    """
+    """A message if this is a single run and asks for a sweep or a cluster, which it would ignore."""
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return None
     chosen: Any = HydraConfig.get().runtime.choices
@@ -165,8 +158,8 @@ def submits_without_sweep() -> str | None:
     return None
 
 
-def how_to_go_on() -> str:
-    """What starts this run, or the sweep that it belongs to, where it was stopped."""
+def how_to_resume() -> str:
+    """How to resume this run, or the sweep that it belongs to, in words."""
     hydra = HydraConfig.get()
     if hydra.mode == RunMode.MULTIRUN:
         return f"ecoflap status {hydra.sweep.dir} --rerun-failed goes on from here"
@@ -174,32 +167,27 @@ def how_to_go_on() -> str:
 
 
 def given_options() -> list[str]:
-    """The overrides of this run's config, from the command line or a sweep; none where Hydra has not started
-    it.
-    """
+    """The overrides of this run's config, from the command line or a sweep; empty outside of Hydra."""
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
 
 
-def runs_follow() -> bool:
+def runs_in_sequence() -> bool:
     """Whether this process does the runs of a sweep one after the other."""
-    return sweep_name() is not None and str(HydraConfig.get().launcher._target_).endswith(
-        ".InProcessLauncher"
-    )
+    if sweep_name() is None:
+        return False
+    return str(HydraConfig.get().launcher._target_).endswith(".InProcessLauncher")
 
 
 def build(group: str, node: DictConfig) -> Any:
-    """Make the object that a config group describes, its values checked against the types of the dataclass
-    that it names.
+    """Build the object that a config group describes, with values checked against the types of its dataclass.
 
     Raises:
-        UserError: an unknown key, a missing value, a wrong type, or no class of this group; names the full
-            key.
+        UserError: if a key is unknown, a value is missing or of a wrong type, or the class does not fit the
+            group.
     """
     target = _target(group, node)
     schema = OmegaConf.structured(target)
-    OmegaConf.set_readonly(
-        schema, False
-    )  # frozen dataclasses give read-only configs; this one is a form to fill in
+    OmegaConf.set_readonly(schema, False)  # frozen dataclasses give read-only configs
     values = OmegaConf.to_container(node, resolve=True)
     assert isinstance(values, dict)
     del values["_target_"]
@@ -213,7 +201,7 @@ def _target(group: str, node: Any) -> type:
     """The class that a config group names.
 
     Raises:
-        UserError: it names none, or one that can't be of this group.
+        UserError: if it names none, or one that does not fit the group.
     """
     name = OmegaConf.select(node, "_target_") if OmegaConf.is_dict(node) else None
     if not isinstance(name, str) or "." not in name:
@@ -248,10 +236,9 @@ def _target(group: str, node: Any) -> type:
 
 
 def _explain(group: str, error: OmegaConfBaseException, values: dict[Any, Any], target: type) -> str:
-    key, first = (
-        f"{group}.{error.full_key}" if error.full_key else group,
-        str(error.msg or error).splitlines()[0],
-    )
+    """A message about a value that OmegaConf refuses."""
+    key = f"{group}.{error.full_key}" if error.full_key else group
+    first = str(error.msg or error).splitlines()[0]
     known = [entry.name for entry in fields(target) if entry.init]
     if "mandatory" in first:
         return f"{key} is required: add {key}=VALUE"
@@ -267,19 +254,15 @@ def kind_of(hint: Any) -> str:
     """The type of an option, as ``wrong_type`` takes it."""
     if get_origin(hint) is list or any(get_origin(kind) is list for kind in get_args(hint)):
         return "list"
-    return next(
-        (kind.__name__ for kind in (hint, *get_args(hint)) if kind in (bool, int, float, str)),
-        "value of its type",
-    )
+    plain = (kind.__name__ for kind in (hint, *get_args(hint)) if kind in (bool, int, float, str))
+    return next(plain, "value of its type")
 
 
 def _source(key: str) -> str:
-    """Who sets an option that isn't on the command line, such as one that an experiment has for the choice
-    that was replaced.
-    """
-    if not HydraConfig.initialized() or any(
-        override.lstrip("+").startswith(f"{key}=") for override in HydraConfig.get().overrides.task
-    ):
+    """The end of a message about an option that no one typed: it may come from the chosen experiment."""
+    if not HydraConfig.initialized():
+        return ""
+    if any(override.lstrip("+").startswith(f"{key}=") for override in HydraConfig.get().overrides.task):
         return ""
     experiment = HydraConfig.get().runtime.choices.get("experiment")
     return f". +experiment={experiment} sets it; leave it out with ~{key}" if experiment else ""

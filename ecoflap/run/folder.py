@@ -1,9 +1,8 @@
-"""A run's folder: whose it is, how far the run is, and whether what an earlier run left there can be gone on
-from.
+"""The folder of a run: which run owns it, how far that run is, and whether it resumes an earlier one.
 
-``status.json`` says for people and for ``ecoflap status`` what the run does; ``.lease`` proves that it
-lives. A run that is started again with the same config in the same folder goes on where the last one stopped,
-and does nothing when that one had finished.
+``status.json`` says what the run does, for readers and for ``ecoflap status``; ``.lease`` proves that it is
+alive. A run that is started again with the same config in the same folder resumes where the last one stopped,
+and does nothing if that one had finished.
 """
 
 from __future__ import annotations
@@ -42,29 +41,27 @@ from ecoflap.storage.results.identity import differences, run_id
 log = logging.getLogger(__name__)
 
 PRODUCTS = (RESULT, SCORES, ALLOCATION, FINETUNE, TRAINING, CHECKPOINT, BLOCKS, PREDICTIONS)
-WRITE_EVERY = 2.0  # seconds between two looks at the progress
-# seconds that a run waits for one that is being ended in the same folder: more than a dead owner's lease
-# lasts
-PATIENCE = 90.0
+WRITE_EVERY = 2.0  # seconds between two updates of the status
+PATIENCE = 90.0  # seconds to wait for another run to end; a dead run's lease expires earlier
 
 
 @dataclass
 class Status:
-    """What ``status.json`` holds.
+    """The contents of ``status.json``.
 
     Attributes:
         state: running, done, failed or stopped.
-        key: of the config and the library versions.
-        step: what is being done.
-        done: items of it that are done.
-        total: items of it; null where unknown.
-        reason: why it failed or stopped.
-        started: seconds since the epoch.
-        updated: the same, of this file.
+        key: hash of the config and the library versions.
+        step: the current step.
+        done: items of the step that are done.
+        total: items of the step; None if unknown.
+        reason: why the run failed or stopped.
+        started: when it was started, in seconds since the epoch.
+        updated: when this file was written, in seconds since the epoch.
         starts: how often the run was started.
-        host: where it runs.
-        pid: its process.
-        job: its Slurm job.
+        host: the machine that it runs on.
+        pid: the id of its process.
+        job: the id of its Slurm job; None outside Slurm.
     """
 
     state: str = "running"
@@ -82,7 +79,7 @@ class Status:
 
 
 def slurm_job() -> str | None:
-    """The id of this Slurm job, as squeue shows it; null outside Slurm."""
+    """The id of this Slurm job, as squeue shows it; None outside Slurm."""
     array, task = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
     return f"{array}_{task}" if array and task else os.environ.get("SLURM_JOB_ID")
 
@@ -91,8 +88,8 @@ class Found(NamedTuple):
     """What an earlier run left in a folder.
 
     Attributes:
-        result: of an equal run that finished; null where none has.
-        unfinished: an equal run was stopped there, and can be gone on from.
+        result: the result of a finished run of the same config; None if there is none.
+        unfinished: whether a run of the same config was stopped there and can be resumed.
     """
 
     result: Result | None
@@ -107,38 +104,36 @@ def claimed(
     results: Path | None = None,
     patience: float = PATIENCE,
 ) -> Iterator[Found]:
-    """Claim the folder for one run, keep its status, and yield what an earlier run left there.
+    """Claim the folder for one run, write its status, and yield what an earlier run left there.
 
     Args:
-        folder: of the run; made if need be.
-        config: resolved.
-        resume: go on from what an equal run left; otherwise nothing there counts.
-        results: folder where the result of an equal run would stand, where that is another one.
-        patience: seconds to wait for another run that is there now.
+        folder: the folder of the run; created if needed.
+        config: the resolved config.
+        resume: resume a run of the same config; otherwise ignore what is there.
+        results: the folder of an earlier run's result, if it is another one.
+        patience: seconds to wait for another run in the folder to end.
 
     Raises:
-        UserError: another run is at work there, or a run of another config finished there.
+        UserError: if another run is active there, or a run of another config finished there.
     """
     lease = Lease(folder / LEASE)
-    _take(lease, folder, patience)
+    _acquire(lease, folder, patience)
     try:
         key, earlier = run_id({**config, "versions": versions()}), read_json(folder / STATUS) or {}
-        result, unfinished = (
-            finished(results or folder, config) if resume else None,
-            resume and earlier.get("key") == key,
-        )
+        result = finished(results or folder, config) if resume else None
+        unfinished = resume and earlier.get("key") == key
         status = Status(key=key, starts=int(earlier.get("starts", 0)) + 1 if unfinished else 1)
-        with _kept(folder / STATUS, status):
+        with _status_updates(folder / STATUS, status):
             yield Found(result, unfinished)
     finally:
         lease.release()
 
 
-def _take(lease: Lease, folder: Path, patience: float) -> None:
-    """Get the lease; a run that Slurm ends and starts again may meet its own last moments.
+def _acquire(lease: Lease, folder: Path, patience: float) -> None:
+    """Acquire the lease; a run that Slurm requeues may have to wait for its own previous process.
 
     Raises:
-        UserError: the other run goes on and on.
+        UserError: if the other run does not end in time.
     """
     start, told = time.monotonic(), False
     while not lease.acquire():
@@ -148,18 +143,17 @@ def _take(lease: Lease, folder: Path, patience: float) -> None:
                 " another hydra.run.dir"
             )
         if not told:
-            log.info(
-                "%s: waiting up to %.0f s for the run of %s to end", folder, patience, lease.describe_owner()
-            )
+            message = "%s: waiting up to %.0f s for the run of %s to end"
+            log.info(message, folder, patience, lease.describe_owner())
         told = True
         time.sleep(0.5)
 
 
 def finished(folder: Path, config: Mapping[str, Any]) -> Result | None:
-    """The result that stands in the folder, if it is whole.
+    """The result in the folder; None if it is missing or damaged.
 
     Raises:
-        UserError: it is of another config.
+        UserError: if it belongs to another config.
     """
     try:
         result = Result.read(folder / RESULT)
@@ -175,18 +169,17 @@ def finished(folder: Path, config: Mapping[str, Any]) -> Result | None:
 
 
 def discard_products(folder: Path) -> None:
-    """Remove what an earlier run left, the record first: what stands there later is this run's or nothing."""
+    """Remove the products of an earlier run, its result first."""
     for name in PRODUCTS:
-        (
+        if (folder / name).is_dir():
+            shutil.rmtree(folder / name, ignore_errors=True)
+        else:
             (folder / name).unlink(missing_ok=True)
-            if not (folder / name).is_dir()
-            else shutil.rmtree(folder / name, ignore_errors=True)
-        )
 
 
 @contextmanager
-def _kept(file: Path, status: Status) -> Iterator[None]:
-    """Write the status now, whenever the progress has moved, and at the end with how it ended."""
+def _status_updates(file: Path, status: Status) -> Iterator[None]:
+    """Write the status at the start, as the run progresses, and at the end."""
     last = 0.0
 
     def write(**changes: Any) -> None:
@@ -202,18 +195,12 @@ def _kept(file: Path, status: Status) -> Iterator[None]:
         with console.watching(lambda step, done, total: write(step=step, done=done, total=total)):
             yield
     except Exception as error:
-        write(
-            state="failed",
-            reason=str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}",
-        )
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        write(state="failed", reason=reason)
         raise
-    except (
-        BaseException
-    ) as error:  # Ctrl-C, or Slurm's signal that the job is ended and will be started again
-        write(
-            state="stopped",
-            reason="interrupted" if isinstance(error, KeyboardInterrupt) else "ended from outside",
-        )
+    except BaseException as error:  # Ctrl-C, or the signal of Slurm before it requeues the job
+        reason = "interrupted" if isinstance(error, KeyboardInterrupt) else "ended from outside"
+        write(state="stopped", reason=reason)
         raise
     write(state="done", step="done", reason=None)
 

@@ -1,5 +1,7 @@
-"""The import path of parts outside the package: with ``--config-dir DIR``, the folder that holds DIR is on
-it, so that configs in DIR can name classes of modules beside DIR. Light to import (no torch).
+"""The import path of parts outside the package.
+
+With ``--config-dir DIR``, the parent folder of DIR is on it, so that configs in DIR can name classes of
+modules beside DIR. Imports no torch.
 """
 
 from __future__ import annotations
@@ -10,21 +12,21 @@ from collections.abc import Iterable
 
 from hydra.core.config_search_path import ConfigSearchPath
 
-COMMAND_LINE = "command-line"  # what Hydra calls the source of configs that --config-dir gives
+COMMAND_LINE = "command-line"  # Hydra's name for the configs of --config-dir
 
 
 def beside(config_dir: str) -> str:
-    """The folder that holds a folder of configs, absolute."""
+    """The absolute path of the parent of a folder of configs."""
     return os.path.dirname(os.path.abspath(config_dir))
 
 
 def extend_import_path(folders: Iterable[str]) -> None:
-    """Put folders at the end of the import path, where they hide nothing that is installed."""
+    """Append folders to the import path, where they shadow nothing that is installed."""
     sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
 
 
 def folders_of(search_path: ConfigSearchPath) -> list[str]:
-    """The folders that the jobs of a sweep import from: those of the command line that submits it."""
+    """The folders that the jobs of a sweep import from: those of the submitting command line."""
     return [
         beside(element.path.removeprefix("file://"))
         for element in search_path.get_path()

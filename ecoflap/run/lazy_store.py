@@ -1,4 +1,4 @@
-"""Configs in Hydra's ConfigStore that are made when they are asked for: a run asks for a few of a hundred."""
+"""Configs in Hydra's ConfigStore that are made at their first use, as a run uses a few of a hundred."""
 
 from __future__ import annotations
 

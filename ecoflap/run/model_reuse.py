@@ -1,9 +1,7 @@
-"""The model of a sweep's last run, kept in memory: the next run on it gets its dense weights back instead of
-loading it again.
+"""Reuse the model of a sweep's last run: restore its dense weights instead of loading it again.
 
-A kept model is trusted only when its fingerprint, over every weight and setting, is the one that it was
-loaded with; whatever a run has changed beyond the layers it pruned, the next run then loads from the
-checkpoint.
+A model is reused only if its fingerprint, over all weights and settings, is the one that it had after
+loading. If a run has changed more than the layers that it pruned, the next run loads the checkpoint.
 """
 
 from __future__ import annotations
@@ -19,22 +17,23 @@ from torch import Tensor
 
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.loader import Selection
+from ecoflap.models.loading.protocol import Loader
 
 log = logging.getLogger(__name__)
 
-SPARE = 1.2  # the copies must leave this much more memory free than they take
+SPARE = 1.2  # the free memory must be this many times the size of the copies
 
 
 @dataclass
-class WarmModel:
-    """A model and what brings it back to how it was loaded.
+class ReusableModel:
+    """A model, and what restores it to its state after loading.
 
     Attributes:
-        identity: what was asked for.
-        model: as the last run left it.
-        fingerprint: of the model as it was loaded.
-        dense: copy of each layer's weights, on the CPU.
-        interface: the attributes of the model's interface; a calibration set may change them.
+        identity: loader, device and selection, as JSON.
+        model: in the state that the last run left it in.
+        fingerprint: the fingerprint of the model after loading.
+        dense: {layer: copy of its weight on the CPU}.
+        interface: the attributes of the model's interface, which a calibration set may change.
     """
 
     identity: str
@@ -45,7 +44,7 @@ class WarmModel:
 
     @torch.no_grad()
     def restored(self) -> PrunableModel | None:
-        """The model as it was loaded; null when a run has changed more than its layers."""
+        """The model in its state after loading; None if a run has changed more than its layers."""
         for layer in self.model.layers:
             if layer.weight.shape != self.dense[layer.name].shape:
                 return None
@@ -56,29 +55,32 @@ class WarmModel:
         return self.model if self.model.fingerprint() == self.fingerprint else None
 
 
-_warm: WarmModel | None = None
+_reusable: ReusableModel | None = None
 
 
-def load(loader: Any, device: torch.device, selection: Selection, keep: bool) -> tuple[PrunableModel, str]:
-    """The model of a loader, from the last run where that had the same one, and its fingerprint.
+def load(loader: Loader, device: torch.device, selection: Selection, keep: bool) -> tuple[PrunableModel, str]:
+    """Load a model, or reuse that of the last run if it is the same.
 
     Args:
-        loader: a model's config group, as a dataclass.
-        device: where it is to be.
+        loader: a loader of the config group ``model``.
+        device: the device that it is loaded to.
         selection: which towers and layers are pruned.
-        keep: keep it for the next run, memory permitting.
+        keep: keep the model for the next run, if memory allows.
+
+    Returns:
+        The model and its fingerprint.
 
     Raises:
-        UserError: the loader can't load it.
+        UserError: if the loader can't load it.
     """
-    global _warm
-    identity = json.dumps(
-        [type(loader).__qualname__, asdict(loader), str(device), asdict(selection)], default=str
-    )
-    last, _warm = _warm, None  # whatever happens now, a half-restored model must not stay
+    global _reusable
+    name = f"{type(loader).__module__}.{type(loader).__qualname__}"
+    values = asdict(loader)  # type: ignore[call-overload]
+    identity = json.dumps([name, values, str(device), asdict(selection)], default=str)
+    last, _reusable = _reusable, None  # so that an error leaves no half-restored model behind
     if last is not None and last.identity == identity and (model := last.restored()) is not None:
         log.info("load: %s is still in memory", model.name)
-        _warm = last
+        _reusable = last
         return model, last.fingerprint
     del last
     model = loader.load(device, selection)
@@ -86,17 +88,17 @@ def load(loader: Any, device: torch.device, selection: Selection, keep: bool) ->
     if keep and _fits(model):
         dense = {layer.name: layer.weight.detach().to("cpu", copy=True) for layer in model.layers}
         interface = {} if model.interface is None else dict(vars(model.interface))
-        _warm = WarmModel(identity, model, fingerprint, dense, interface)
+        _reusable = ReusableModel(identity, model, fingerprint, dense, interface)
     return model, fingerprint
 
 
 def forget() -> None:
-    """Let go of the kept model."""
-    global _warm
-    _warm = None
+    """Release the model that is kept for the next run."""
+    global _reusable
+    _reusable = None
 
 
 def _fits(model: PrunableModel) -> bool:
-    """Whether the copies leave enough memory."""
+    """Whether there is enough free memory for copies of the layers."""
     copies = sum(layer.weight.numel() * layer.weight.element_size() for layer in model.layers)
     return bool(psutil.virtual_memory().available > SPARE * copies)

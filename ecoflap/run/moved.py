@@ -1,6 +1,4 @@
-"""Where classes are that earlier releases had elsewhere: results and configs that name the old places still
-load.
-"""
+"""Classes that have moved: results and configs with the dotted names of earlier releases still load."""
 
 from __future__ import annotations
 
@@ -53,10 +51,10 @@ MOVED = {
     "ecoflap.prune.whole_model.GlobalMagnitude": "ecoflap.prune.global_magnitude.GlobalMagnitude",
     "ecoflap.tracking": "ecoflap.console.tracking",
 }
-"""{module or class: where it is now}."""
+"""{module or class in an earlier release: its dotted name now}."""
 
 
 def current_place(target: str) -> str:
-    """The dotted name of a class as it is now; one that was never moved is returned as it is."""
+    """The present dotted name of a class; unchanged if the class has not moved."""
     module, _, name = target.rpartition(".")
     return MOVED.get(target) or f"{MOVED.get(module, module)}.{name}"

@@ -1,6 +1,4 @@
-"""From a finished run to its record: count what was really removed, save the checkpoint, write the result,
-show it to the tracker.
-"""
+"""The outcome of a run: verify the realised sparsity, save the checkpoint, write the result, and track it."""
 
 from __future__ import annotations
 
@@ -24,7 +22,7 @@ from ecoflap.storage.results import LayerCount, Result, environment, sparsity_se
 
 
 def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
-    """Verify the realised sparsity, save what was asked for, and write ``result.json`` last."""
+    """Verify the realised sparsity, save the checkpoint if requested, and write ``result.json`` last."""
     counts = count_layers(model, state.report)
     report = state.report if plan.loader.save and is_first() else None
     saved = save_checkpoint(model, report.masks, plan.folder) if report is not None else None
@@ -41,7 +39,7 @@ def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
             "prunable": sum(layer.size for layer in model.layers),
             "block_weights": model.block_weights(),
         },
-        data=_data(plan, state),
+        data=_data(state),
         metrics=state.metrics,
         sparsity=_sparsity(plan, state, counts, model.parameter_count()),
         steps=state.costs,
@@ -53,10 +51,10 @@ def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
 
 
 def count_layers(model: PrunableModel, report: PruneReport | None) -> dict[str, LayerCount]:
-    """Recount every layer from its weights.
+    """Count the zeros and the kept weights of every layer.
 
     Raises:
-        NumericalError: a weight that was removed is not zero.
+        NumericalError: if a removed weight is not zero.
     """
     counts: dict[str, LayerCount] = {}
     for tower in model.towers:
@@ -79,14 +77,14 @@ def _count(tower: str, layer: Layer, report: PruneReport | None) -> LayerCount:
 
 
 def _sparsity(plan: Plan, state: RunState, counts: dict[str, LayerCount], parameters: int) -> dict[str, Any]:
-    """What was asked for, who shared it out, and what was removed."""
+    """The requested and the realised sparsity, and which part decided what each layer keeps."""
     if (allocation := state.allocation) is None:
         return sparsity_section(counts, None, parameters)
     allocated_by = "pruner" if plan.pruner.allocates else "allocation"
     return sparsity_section(counts, allocation.target, parameters, allocation.total, allocated_by)
 
 
-def _data(plan: Plan, state: RunState) -> dict[str, Any]:
+def _data(state: RunState) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if state.calibration is not None:
         calibration = state.calibration
@@ -103,40 +101,32 @@ def _data(plan: Plan, state: RunState) -> dict[str, Any]:
 
 
 def show_in_tracker(tracker: Tracker, result: Result, state: RunState) -> None:
-    """One table per step that has run, and the figures of the run as its summary."""
-    if state.scores is not None:
-        rows = [
-            (name, value, state.scores.standard_error.get(name))
-            for name, value in state.scores.importance.items()
-        ]
-        tracker.log_table("score", [state.scores.granularity, state.scores.kind, "standard_error"], rows)
+    """Log one table per step that has run, and the metrics and sparsity of the run as its summary."""
+    if (scores := state.scores) is not None:
+        scored = [(name, value, scores.standard_error.get(name)) for name, value in scores.importance.items()]
+        tracker.log_table("score", [scores.granularity, scores.kind, "standard_error"], scored)
     if (allocation := state.allocation) is not None:
         sizes = allocation.sizes
         kept = [(name, sizes[name], keep, 1 - keep / sizes[name]) for name, keep in allocation.keep.items()]
         tracker.log_table("allocate", ["layer", "size", "keep", "sparsity"], kept)
         tracker.log_image("allocation", lambda: _draw_allocation(result, allocation))
     if state.report is not None:
-        tracker.log_table(
-            "prune", [f.name for f in fields(BlockReport)], [astuple(block) for block in state.report.blocks]
-        )
+        columns = [entry.name for entry in fields(BlockReport)]
+        tracker.log_table("prune", columns, [astuple(block) for block in state.report.blocks])
     for when, by_task in result.metrics.items():
-        figures = [
+        measured = [
             (task, metric, value) for task, values in by_task.items() for metric, value in values.items()
         ]
-        tracker.log_table(f"evaluate_{when}", ["task", "metric", "value"], figures)
+        tracker.log_table(f"evaluate_{when}", ["task", "metric", "value"], measured)
     columns = ["seconds", "peak_memory_bytes", "cached"]
-    tracker.log_table(
-        "cost",
-        ["step", *columns],
-        [(step, *(cost[column] for column in columns)) for step, cost in result.steps.items()],
-    )
+    costs = [(step, *(cost[column] for column in columns)) for step, cost in result.steps.items()]
+    tracker.log_table("cost", ["step", *columns], costs)
     sparsity = {name: value for name, value in result.sparsity.items() if name != "layers"}
     tracker.summary({"metrics": result.metrics, "sparsity": sparsity, "model": result.model})
 
 
 def _draw_allocation(result: Result, allocation: Allocation) -> bytes:
-    from ecoflap.sweeps.report.allocation_plot import (
-        allocation_png,  # the plots' library takes a second to load
-    )
+    # The plotting library takes a second to import.
+    from ecoflap.sweeps.report.allocation_plot import allocation_png
 
     return allocation_png(result.model["name"], result.sparsity["layers"], allocation.keep, allocation.target)

@@ -1,4 +1,4 @@
-"""The steps in order: calibrate, score, allocate, prune, fine-tune where it is asked for, evaluate."""
+"""The pipeline of a run: calibrate, score, allocate, prune, fine-tune if requested, evaluate."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ log = logging.getLogger(__name__)
 
 
 def run(config: DictConfig, folder: Path) -> Result | None:
-    """Run the steps that the config asks for, and write ``result.json`` into the folder.
+    """Run the steps of the config, and write ``result.json`` into the folder.
 
     Returns:
-        The result, or null when the run only inspects the model.
+        The result; None if the run only inspects the model.
 
     Raises:
-        UserError: the config asks for something that can't be done.
-        NumericalError: a NaN or an infinity appeared.
+        UserError: if the config asks for something that can't be done.
+        NumericalError: if a NaN or an infinity appears.
     """
     if config.inspect:
         inspect(config)
@@ -49,7 +49,7 @@ def run(config: DictConfig, folder: Path) -> Result | None:
         claimed(own, values, config.resume, shared_folder(own)) as earlier,
     ):
         if earlier.result is not None:
-            log.info("finished already: %s; resume=false runs it anew", folder / RESULT)
+            log.info("finished already: %s; resume=false runs it again", folder / RESULT)
             if changed := other_versions(earlier.result.versions):
                 log.warning("that result was made by other code (%s)", "; ".join(changed))
             return earlier.result
@@ -57,18 +57,19 @@ def run(config: DictConfig, folder: Path) -> Result | None:
         if sweep_name() is None and (idle := unused(plan, given_options())):
             log.warning("%s", "; ".join(idle))
         if earlier.unfinished:
-            log.info("going on with the run in %s", own)
+            log.info("resuming the run in %s", own)
         else:
             discard_products(own)
         return _run(plan)
 
 
 def _run(plan: Plan) -> Result:
-    """The steps, followed by the tracker."""
+    """Run the steps with a tracker; in a distributed run, the first process alone has one."""
+    device = resolve_device(plan.config.device)  # before the tracker begins a run of its own
     tracker = plan.tracking.start(plan.record, plan.name, plan.folder) if is_first() else NoTracker()
     failed = True
     try:
-        result, state = _work(plan, tracker)
+        result, state = _work(plan, device, tracker)
         show_in_tracker(tracker, result, state)
         failed = False
     finally:
@@ -81,26 +82,22 @@ def inspect(config: DictConfig) -> None:
     """Show what would be pruned, from the model's shapes alone; neither weights nor data are read.
 
     Raises:
-        UserError: there is no such model, tower or layer.
+        UserError: if there is no such model, tower or layer.
     """
-    model: PrunableModel = build("model", config.model).load(
-        torch.device("meta"), Selection(config.towers, list(config.skip_layers))
-    )
+    selection = Selection(config.towers, list(config.skip_layers))
+    model: PrunableModel = build("model", config.model).load(torch.device("meta"), selection)
     show_model(model, config.sparsity)
     show_layers(model)
 
 
-def _work(plan: Plan, tracker: Tracker) -> tuple[Result, RunState]:
-    """The steps. Nothing in the run's folder counts before ``result.json``, which is written last and
-    whole.
-    """
-    model, state = coarse.load(plan, resolve_device(plan.config.device))
-    evaluations = (
-        {name: task.load(model) for name, task in plan.tasks.items()} if "evaluate" in plan.steps else {}
-    )
+def _work(plan: Plan, device: torch.device, tracker: Tracker) -> tuple[Result, RunState]:
+    """Run the steps; a run is complete once ``result.json`` exists, which is written last."""
+    model, state = coarse.load(plan, device)
+    tasks = plan.tasks if "evaluate" in plan.steps else {}
+    evaluations = {name: task.load(model) for name, task in tasks.items()}
     if "calibrate" in plan.steps:
         refuse_overlap(coarse.calibrate(plan, model, state), evaluations)
-        coarse.say_memory(plan, model, state)
+        coarse.show_memory(plan, model, state)
         coarse.check_calls(plan, model, state)
     if evaluations and (training := fine.trained_on(plan, model, state)) is not None:
         refuse_overlap(training, evaluations, published=True)
@@ -117,7 +114,6 @@ def _work(plan: Plan, tracker: Tracker) -> tuple[Result, RunState]:
         evaluate(plan, model, evaluations, state, "finetuned")
     result = conclude(plan, model, state)
     for name in state.metrics.get("dense", {}):
-        show_metrics(
-            f"{model.name} on {name}", {when: by_task[name] for when, by_task in state.metrics.items()}
-        )
+        by_state = {when: by_task[name] for when, by_task in state.metrics.items()}
+        show_metrics(f"{model.name} on {name}", by_state)
     return result, state

@@ -1,6 +1,6 @@
-"""Whatever a person or a machine can cause, in one line, and nothing left of a run that was refused.
+"""Describe errors that a user or the machine can cause in one line, and remove the folders of refused runs.
 
-What is not described here is a bug, and keeps its traceback.
+An error that is not described here is a bug, and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ ADVICE = {
     errno.EIO: "the disk fails to read or write; choose another",
     errno.EINVAL: "the disk can't do that; choose another place",
 }
-GONE_ON_FROM = (BLOCKS, PREDICTIONS, FINETUNE, TRAINING)
-"""What a run leaves that the same command, started again in its folder, need not do again."""
+RESUMABLE = (BLOCKS, PREDICTIONS, FINETUNE, TRAINING)
+"""Products of a stopped run that save work when the same command is started again in its folder."""
 _made: set[Path] = set()
 
 
 class RunFolder(Callback):
-    """Hydra's callback that sees the folder of a run or a sweep before Hydra makes it."""
+    """Hydra's callback that notes which folders of runs and sweeps are new, before Hydra makes them."""
 
     def on_run_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Keep in mind whether this run makes its folder."""
+        """Note whether the folder of this run is new."""
         self._note(config.hydra.run)
 
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
-        """Keep in mind whether this sweep makes its folder."""
+        """Note whether the folder of this sweep is new."""
         self._note(config.hydra.sweep)
 
     def _note(self, place: DictConfig) -> None:
@@ -63,31 +63,29 @@ class RunFolder(Callback):
             if not folder.exists():
                 _made.add(folder)
         except (OSError, OmegaConfBaseException):
-            return  # Hydra is about to raise the same, and a callback's errors are only warnings
+            return  # Hydra raises the same error next; from a callback it would only be a warning
 
 
-def has_work(folder: Path) -> bool:
-    """Whether a run has left something in its folder that it can go on from."""
-    return any((folder / name).exists() for name in GONE_ON_FROM)
+def is_resumable(folder: Path) -> bool:
+    """Whether a stopped run has left products in its folder from which it can be resumed."""
+    return any((folder / name).exists() for name in RESUMABLE)
 
 
-def leave_nothing(folder: Path) -> None:
-    """Remove the folder of a single run that was refused, if the run has made it and has done no work in
-    it.
-    """
-    if folder.absolute() in _made and not has_work(folder):
+def remove_refused_run(folder: Path) -> None:
+    """Remove the folder of a refused run if it is new and the run has left nothing to resume."""
+    if folder.absolute() in _made and not is_resumable(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def leave_no_empty_sweep() -> None:
-    """Remove the folders of sweeps that were refused before their first job, if the sweeps have made them."""
+def remove_refused_sweeps() -> None:
+    """Remove the new folders of sweeps that were refused before their first job."""
     for folder in _made:
         if folder.is_dir() and [entry.name for entry in folder.iterdir()] == ["multirun.yaml"]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def describe(error: BaseException) -> str | None:
-    """What is wrong, in one line; null for a bug, whose traceback is wanted."""
+    """An error in one line; None for a bug, which should show its traceback."""
     message = _describe(error)
     return None if message is None else " ".join(message.split())
 
@@ -95,10 +93,8 @@ def describe(error: BaseException) -> str | None:
 def _describe(error: BaseException) -> str | None:
     if isinstance(error, UserError | NumericalError):
         return str(error)
-    if (
-        re.search(r"No space left on device|StorageFull|Disk quota exceeded", str(error))
-        or getattr(error, "errno", None) in FULL
-    ):
+    full = re.search(r"No space left on device|StorageFull|Disk quota exceeded", str(error))
+    if full or getattr(error, "errno", None) in FULL:
         return _disk_full(error)
     if isinstance(error, OSError) and not isinstance(error, HydraException):
         return _operating_system(error)
@@ -120,7 +116,7 @@ def _describe(error: BaseException) -> str | None:
 
 
 def of_hydra(error: BaseException) -> str | None:
-    """What Hydra itself says, in one line; null where it isn't Hydra that complains."""
+    """An error of Hydra in one line; None for other errors."""
     if not isinstance(error, HydraException):
         return None
     lines = [line.strip() for line in f"{error}\n{error.__cause__ or ''}".splitlines() if line.strip()]

@@ -1,4 +1,4 @@
-"""The options of every part, as choices that the files of ``conf`` take their defaults from.
+"""The options of all parts, as configs from which the files of ``conf`` take their defaults.
 
 A new part of this package has a dataclass in the ``options.py`` beside it, a line in ``PARTS`` and a file in
 ``conf``. The file names its part in its defaults list, such as ``/options/task/Mmlu@_here_``, and holds what
@@ -35,7 +35,7 @@ from ecoflap.run.lazy_store import store
 from ecoflap.score import options as score
 
 HIDDEN = "options"
-"""The group in Hydra's ConfigStore."""
+"""The config group of all options; not a choice of a run."""
 PARTS: dict[str, dict[str, type]] = {
     "calibration": {
         "ecoflap.data.captions.calibration.Captions": captions.CaptionsOptions,
@@ -137,7 +137,7 @@ def defaults(options: type) -> dict[str, Any]:
 
 
 def options_of(target: str) -> type | None:
-    """The dataclass that describes the options of a class, by its dotted path; null where there is none.
+    """The dataclass with the options of a class, by the class's dotted path; None if there is none.
 
     A class of this package is not imported, only its options.
     """

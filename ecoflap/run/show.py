@@ -1,16 +1,15 @@
-"""What a person sees while a run goes on: what will be pruned, a line per block, the sparsity per tower,
-dense beside pruned.
-"""
+"""What a run prints: the towers to prune, a line per block, the sparsity per tower, and the metrics."""
 
 from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.console.progress import table
 from ecoflap.console.telemetry import peak_memory_bytes
+from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.report import BlockReport
 
@@ -19,46 +18,38 @@ log = logging.getLogger(__name__)
 Metrics = Mapping[str, float]
 
 
-# The share of the weights in the blocks that may stay dense before it is said aloud.
+# Warn if more than this share of the weights in the blocks stays dense.
 DENSE_IN_BLOCKS = 0.1
 
 
 def show_model(model: PrunableModel, sparsity: float) -> None:
-    """The towers with their matched layers, what is left out and why, and a warning where that is much."""
+    """Print the towers with their layers, and what stays dense and why; warn if that is much."""
     total = model.parameter_count()
     prunable = sum(layer.size for layer in model.layers)
     rows = [
-        (
-            tower.name,
-            tower.path,
-            len(tower.blocks),
-            len(tower.layers),
-            sum(layer.size for layer in tower.layers),
-        )
+        (tower.name, tower.path, len(tower.blocks), len(tower.layers), f"{_size(tower.layers):,}")
         for tower in model.towers
     ]
     title = f"{model.name}: {total:,} parameters, {prunable:,} prunable ({100 * prunable / total:.1f} %)"
-    table(
-        title,
-        ["tower", "blocks of", "blocks", "layers", "weights"],
-        [(*row[:4], f"{row[4]:,}") for row in rows],
-    )
-    weights, matrices = Counter[str](), Counter[str]()
+    table(title, ["tower", "blocks of", "blocks", "layers", "weights"], rows)
+    weights, tensors = Counter[str](), Counter[str]()
     for skipped in model.skipped:
         weights[skipped.reason] += skipped.size
-        matrices[skipped.reason] += 1
+        tensors[skipped.reason] += 1
     if weights:
-        table(
-            "left dense",
-            ["reason", "tensors", "weights"],
-            [(reason, matrices[reason], f"{size:,}") for reason, size in weights.most_common()],
-        )
+        dense = [(reason, tensors[reason], f"{size:,}") for reason, size in weights.most_common()]
+        table("left dense", ["reason", "tensors", "weights"], dense)
     _warn_of_dense_blocks(model, sparsity)
 
 
+def _size(layers: Iterable[Layer]) -> int:
+    return sum(layer.size for layer in layers)
+
+
 def _warn_of_dense_blocks(model: PrunableModel, sparsity: float) -> None:
-    """Say it where a sparsity removes much less than it promises: nine tenths of a mixture of experts may
-    stay dense.
+    """Warn if much of the blocks stays dense, such as nine tenths of a mixture of experts.
+
+    The sparsity then removes a smaller share of the model than it suggests.
     """
     dense, weights = model.dense_in_blocks(), model.block_weights()
     if dense.total() <= DENSE_IN_BLOCKS * weights:
@@ -78,22 +69,19 @@ def _warn_of_dense_blocks(model: PrunableModel, sparsity: float) -> None:
 
 
 def show_layers(model: PrunableModel) -> None:
-    """Every layer with its shape, for ``inspect=true``."""
+    """Print every layer with its shape, and every tensor that stays dense, for ``inspect=true``."""
     rows = [
         (tower.name, layer.name, *layer.shape, f"{layer.size:,}")
         for tower in model.towers
         for layer in tower.layers
     ]
     table("layers", ["tower", "layer", "rows", "cols", "weights"], rows)
-    table(
-        "left dense, one by one",
-        ["tensor", "weights", "reason"],
-        [(skipped.name, f"{skipped.size:,}", skipped.reason) for skipped in model.skipped],
-    )
+    dense = [(skipped.name, f"{skipped.size:,}", skipped.reason) for skipped in model.skipped]
+    table("left dense, one by one", ["tensor", "weights", "reason"], dense)
 
 
 def show_block(block: BlockReport) -> None:
-    """One line per pruned block."""
+    """Log a line about a pruned block."""
     error = "" if block.error is None else f"  error {block.error:.3f}"
     log.info(
         "%-10s %-40s sparsity %.3f%s  %.2f s  %.2f GiB",
@@ -107,33 +95,22 @@ def show_block(block: BlockReport) -> None:
 
 
 def show_allocation(model: PrunableModel, allocation: Allocation) -> None:
-    """The allocated sparsity of each tower, with the range over its blocks."""
+    """Print the allocated sparsity of each tower, with the range over its blocks."""
+
+    def sparsity_of(layers: Iterable[Layer]) -> float:
+        return allocation.sparsity_of([layer.name for layer in layers])
+
     rows = []
     for tower in model.towers:
-        if not tower.layers:
-            continue
-        blocks = [
-            allocation.sparsity_of([layer.name for layer in block.layers])
-            for block in tower.blocks
-            if block.layers
-        ]
-        rows.append(
-            (
-                tower.name,
-                allocation.sparsity_of([layer.name for layer in tower.layers]),
-                min(blocks),
-                max(blocks),
-            )
-        )
+        if tower.layers:
+            blocks = [sparsity_of(block.layers) for block in tower.blocks if block.layers]
+            rows.append((tower.name, sparsity_of(tower.layers), min(blocks), max(blocks)))
     rows.append(("all", allocation.sparsity, min(row[2] for row in rows), max(row[3] for row in rows)))
-    table(
-        f"sparsity (target {allocation.target:g}, per {allocation.granularity})",
-        ["tower", "sparsity", "least block", "most block"],
-        rows,
-    )
+    title = f"sparsity (target {allocation.target:g}, per {allocation.granularity})"
+    table(title, ["tower", "sparsity", "least block", "most block"], rows)
 
 
 def show_metrics(task: str, metrics: Mapping[str, Metrics]) -> None:
-    """The result: one row per metric, one column per state of the model (dense, pruned, finetuned)."""
+    """Print one row per metric, with one column per state of the model (dense, pruned, finetuned)."""
     rows = [(name, *(values[name] for values in metrics.values())) for name in next(iter(metrics.values()))]
     table(task, ["metric", *metrics], rows)

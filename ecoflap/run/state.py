@@ -1,4 +1,4 @@
-"""What the steps of a run have made so far."""
+"""The run state: the products of the steps so far."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ecoflap.score.scores import Scores
 
 @dataclass
 class RunState:
-    """The products of the steps; each is null or empty until its step has run.
+    """The products of the steps; each is None or empty until its step has run.
 
     Attributes:
         fingerprint: hash of the dense weights.
-        costs: step -> seconds and peak memory.
-        metrics: dense, pruned and finetuned -> task -> metric -> value.
-        tasks: task -> what its metrics depend on beside the model.
+        costs: {step: seconds and peak memory}.
+        metrics: {dense, pruned or finetuned: {task: {metric: value}}}.
+        tasks: {task: what its metrics depend on beside the model}.
         calibration: the samples.
-        training_split: so many samples of it, or all -> what was read.
-        scores: importance of each layer.
-        allocation: weights that each layer keeps.
+        training_split: {number of samples, None for all: the samples of the training split}.
+        scores: the scores of the layers.
+        allocation: how many weights each layer keeps.
         report: what was removed.
         training: how the pruned model was fine-tuned.
     """

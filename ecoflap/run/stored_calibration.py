@@ -1,4 +1,4 @@
-"""Calibration sets in the store: drawn once, read by every run of a sweep."""
+"""Calibration sets in the stage cache: drawn once, and read by all runs of a sweep."""
 
 from __future__ import annotations
 
@@ -30,24 +30,26 @@ def stored_calibration(
     seed: int,
     computed_by: Mapping[str, Any],
 ) -> tuple[CalibrationSet, bool]:
-    """The calibrator's set, from the store where a run has drawn it before, and whether it came from there.
+    """Draw a calibration set, or read it from the store.
 
     Args:
         store: the stage cache.
         calibrator: draws the set.
-        model: whose processor makes the samples.
-        fingerprint: of the model.
-        config: of the calibration set.
-        processor: of the model, whose prompt and files make the samples.
-        seed: of the draw.
-        computed_by: the code that draws the set, and the libraries under it.
+        model: its processor encodes the samples.
+        fingerprint: the model's fingerprint.
+        config: the config of the calibration set.
+        processor: the config of the model, whose prompt and files determine the encoding.
+        seed: seed of the draw.
+        computed_by: the code that draws the set, and the versions of the libraries.
+
+    Returns:
+        The set, and whether it came from the store.
 
     Raises:
-        UserError: the data aren't there, or the model can't read them.
+        UserError: if the data are missing, or the model can't read them.
     """
-    if hasattr(
-        model.interface, "set_classes"
-    ):  # the calibrator tells the model its classes, which a stored set can't
+    # Drawing the set tells such a model its classes; reading a stored set would not.
+    if hasattr(model.interface, "set_classes"):
         return calibrator.load(model, seed), False
     key = {
         "version": 1,
@@ -66,9 +68,7 @@ def stored_calibration(
 
 
 def _to_tensors(drawn: CalibrationSet) -> dict[str, Tensor]:
-    """The samples' tensors, named number/place/field, and the names of their sources as the bytes of a JSON
-    list.
-    """
+    """The tensors of the samples as number/position/field, and their sources as the bytes of a JSON list."""
     sources = torch.tensor(list(json.dumps(sorted(drawn.sources)).encode()), dtype=torch.uint8)
     samples = {
         f"{index:06d}/{place:02d}/{field}": tensor
@@ -88,18 +88,18 @@ def _samples(tensors: Mapping[str, Tensor]) -> Iterator[dict[str, Tensor]]:
 
 
 def _files(value: Any) -> dict[str, str]:
-    """{name: hash of what it holds} of every file or folder that a config names and that is there."""
+    """{path: hash of its files} of each existing file or folder that a config names."""
     if isinstance(value, Mapping | list):
         found: dict[str, str] = {}
         for inner in value.values() if isinstance(value, Mapping) else value:
             found |= _files(inner)
         return found
-    there = isinstance(value, str) and 0 < len(value) < 4096 and Path(value).expanduser().exists()
-    return {value: _files_hash(Path(value).expanduser())} if there else {}
+    exists = isinstance(value, str) and 0 < len(value) < 4096 and Path(value).expanduser().exists()
+    return {value: _files_hash(Path(value).expanduser())} if exists else {}
 
 
 def _files_hash(path: Path) -> str:
-    """A hash of name, size and time of a file, or of every file in a folder."""
+    """A hash of the name, size and modification time of a file, or of all files in a folder."""
     digest = hashlib.sha256()
     for file in [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file()):
         state = file.stat()

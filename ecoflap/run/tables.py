@@ -1,4 +1,4 @@
-"""Choices that are a row of a table in ``conf``: models that differ in their sizes, sets in their names."""
+"""Choices from the rows of tables in ``conf``: models that differ in size, image sets that differ in name."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def rows(table: str) -> dict[str, dict[str, Any]]:
 
 
 def about(group: str, name: str) -> str | None:
-    """What a row describes; null where no table has such a choice."""
+    """The description of a row; None if no table has such a choice."""
     table = {"model": "models", "calibration": "picture_sets", "task": "picture_sets"}.get(group)
     row = rows(table).get(name) if table else None
     return str(row["about"]) if row else None

@@ -1,7 +1,7 @@
-"""Zeroth-order scores in the limit of small eps: how steep the loss is along a random direction.
+"""Zeroth-order scores in the limit of small eps: directional derivatives of the loss.
 
 (L(W + eps z) - L(W - eps z)) / 2 eps tends to ``<dL/dW, z>``. One backward pass per batch gives that for all
-layers and draws: each gradient is reduced to its products with the draws inside the pass, and freed.
+layers and draws: during the pass, each gradient is reduced to its inner products with the draws and freed.
 """
 
 from __future__ import annotations
@@ -17,35 +17,37 @@ from ecoflap.score.probing import Noise
 from ecoflap.score.recompute import recomputing
 
 
-def slopes(model: PrunableModel, batch: Batch, draws: int, noise: Noise) -> dict[Layer, list[float]]:
-    """| ``<g, z_r>`` | of each layer that the mean loss of a batch depends on, for each draw r.
+def directional_derivatives(
+    model: PrunableModel, batch: Batch, draws: int, noise: Noise
+) -> dict[Layer, list[float]]:
+    """Compute | ``<g, z_r>`` | of each layer that the mean loss of a batch depends on, for each draw r.
 
     Args:
         model: its weights in fp32.
         batch: the samples.
-        draws: how many z per layer.
-        noise: what the draws depend on beside layer and number.
+        draws: number of draws of z per layer.
+        noise: seed of the draws, beside the layer's name and the draw's number.
 
     Raises:
-        NumericalError: the loss is not finite.
+        NumericalError: if the loss is not finite.
     """
-    found: dict[Layer, list[Tensor]] = {}
+    row_products: dict[Layer, list[Tensor]] = {}
 
-    def along_draws(layer: Layer, gradient: Tensor) -> None:
+    def project(layer: Layer, gradient: Tensor) -> None:
         directions = (
             layer.oriented(gaussian(layer.shape, *noise, layer.name, draw, device=gradient.device))
             for draw in range(draws)
         )
-        found[layer] = [(gradient * direction).sum(dim=1) for direction in directions]
+        row_products[layer] = [(gradient * direction).sum(dim=1) for direction in directions]
 
     with (
-        streaming_gradients(model.layers, lambda _, gradient: gradient, along_draws),
+        streaming_gradients(model.layers, lambda _, gradient: gradient, project),
         recomputing(model.blocks),
     ):
         differentiate(model, batch)
-    # Rows in fp32, their sum in fp64, which not every accelerator has; the host waits for one only after the
-    # pass.
+    # Within rows, the sum is in fp32 on the device; over rows, in fp64 on the CPU, as some accelerators lack
+    # fp64. Copying after the pass spares the host from waiting at every layer.
     return {
-        layer: [abs(float(rows.cpu().double().sum())) for rows in draws_of]
-        for layer, draws_of in found.items()
+        layer: [abs(float(rows.cpu().double().sum())) for rows in products]
+        for layer, products in row_products.items()
     }

@@ -1,11 +1,9 @@
-"""First-order scores, from one backward pass per batch: each gradient is reduced to a number and freed as
-soon as it exists.
+"""First-order scores: one backward pass per batch, in which each gradient is reduced to a number and freed.
 
-Blocks are computed again in the backward pass instead of keeping their activations, so that the memory is
-close to a forward pass's.
+The backward pass recomputes blocks instead of keeping their activations, so it needs little more memory than
+a forward pass.
 
-With g_b the gradient of the mean loss of batch b with respect to a layer W, summed over the layer's weights
-w:
+With g_b the gradient of the mean loss of batch b with respect to a layer W, and sums over its weights w:
 
     gradient_norm           mean_b ||g_b||
     gradient                mean_b sum |g_b|
@@ -36,7 +34,7 @@ from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.score.options import FirstOrderOptions
 from ecoflap.score.protocol import Scorer
 from ecoflap.score.recompute import recomputing
-from ecoflap.score.scores import Average, Scores, collect, count_untouched
+from ecoflap.score.scores import Average, Scores, collect, zero_independent
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +46,7 @@ MEASURES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 }
 
 
-SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)  # of an fp16 loss, tried in turn
+SCALES = (2.0**16, 2.0**12, 2.0**8, 2.0**4, 1.0)  # factors of an fp16 loss, tried in turn
 
 
 @dataclass(frozen=True)
@@ -61,9 +59,7 @@ class FirstOrder(FirstOrderOptions, Scorer):
 
     @property
     def footprint(self) -> Footprint:
-        """The inputs of all blocks, then the logits and their gradient together; the gradient of one layer is
-        reduced at a time.
-        """
+        """A backward pass, which reduces the gradient of one layer at a time."""
         return Footprint("backward", layers=3)
 
     def identity(self) -> dict[str, Any]:
@@ -77,11 +73,11 @@ class FirstOrder(FirstOrderOptions, Scorer):
         }
 
     def __call__(self, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:
-        """Measure every layer of the model's towers.
+        """Score every layer of the model's towers.
 
         Raises:
-            NumericalError: a loss or a score is not finite.
-            UserError: the loss depends on none of the layers.
+            NumericalError: if a loss or a score is not finite.
+            UserError: if the loss depends on none of the layers.
         """
         averages = {layer.name: Average() for layer in model.layers}
         batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
@@ -90,21 +86,21 @@ class FirstOrder(FirstOrderOptions, Scorer):
                 count = samples_in(batch)
                 for layer, value in self._measure(model, batch).items():
                     averages[layer.name].add(value, count, f"{layer.name} (batch {index})")
-        count_untouched(averages)
-        return collect(
-            self.name,
-            averages,
-            {**self.identity(), "samples": min(self.samples, len(calibration)), "batches": len(batches)},
-        )
+        zero_independent(averages)
+        samples = min(self.samples, len(calibration))
+        return collect(self.name, averages, {**self.identity(), "samples": samples, "batches": len(batches)})
 
     def _measure(self, model: PrunableModel, batch: Batch) -> dict[Layer, float]:
         """The measure of each layer that the loss of a batch depends on.
 
         Raises:
-            NumericalError: the loss is not finite.
+            NumericalError: if the loss is not finite.
         """
         measure, found, values = MEASURES[self.measure], dict[Layer, Tensor](), dict[Layer, float]()
-        for scale in scales(model):
+        # Offloaded blocks are always recomputed: their weights are released after the forward pass, and
+        # recomputing a block loads them again.
+        recomputed = model.blocks if self.recompute or model.placement.kind != "none" else ()
+        for scale in loss_scales(model):
             found.clear()
 
             def unscaled(weight: Tensor, gradient: Tensor, scale: float = scale) -> Tensor:
@@ -112,30 +108,34 @@ class FirstOrder(FirstOrderOptions, Scorer):
 
             with (
                 streaming_gradients(model.layers, unscaled, found.__setitem__),
-                # Blocks that are away after their forward pass are recomputed whatever was asked for: their
-                # weights come back with them.
-                recomputing(model.blocks if self.recompute or model.placement.kind != "none" else ()),
+                recomputing(recomputed),
             ):
                 differentiate(model, batch, scale)
-            # After the pass: inside it, the host would wait for an accelerator at each layer.
+            # Copying after the pass spares the host from waiting for the accelerator at every layer.
             values = {layer: value.item() for layer, value in found.items()}
             if all(map(math.isfinite, values.values())):
                 break
         return values
 
 
-def scales(model: PrunableModel) -> tuple[float, ...]:
-    """What to multiply a loss by before it is differentiated, the first at which nothing overflows: fp16
-    rounds the smallest gradients to zero.
+def loss_scales(model: PrunableModel) -> tuple[float, ...]:
+    """Loss scales to try in turn until no gradient overflows; 1 alone for a model without fp16 weights.
+
+    Without scaling, fp16 rounds the smallest gradients to zero.
     """
     return SCALES if any(layer.weight.dtype == torch.float16 for layer in model.layers) else (1.0,)
 
 
 def differentiate(model: PrunableModel, batch: Batch, scale: float = 1.0) -> None:
-    """Run the backward pass of a batch's mean loss; of none where it depends on none of the layers.
+    """Run the backward pass of a batch's mean loss, unless the loss depends on none of the layers.
+
+    Args:
+        model: the model, whose layers require gradients.
+        batch: the samples.
+        scale: factor of the loss.
 
     Raises:
-        NumericalError: the loss is not finite.
+        NumericalError: if the loss is not finite.
     """
     loss = model.loss(batch).mean()
     if not torch.isfinite(loss):
@@ -151,8 +151,12 @@ def differentiate(model: PrunableModel, batch: Batch, scale: float = 1.0) -> Non
 def streaming_gradients(
     layers: list[Layer], measure: Callable[[Tensor, Tensor], Tensor], reduce: Callable[[Layer, Tensor], None]
 ) -> Iterator[None]:
-    """Ask autograd for the gradients of the layers, and hand each one's measure to ``reduce`` inside the
-    backward pass, then free it.
+    """Measure and free the gradient of each layer as soon as the backward pass has computed it.
+
+    Args:
+        layers: their weights require gradients in this context.
+        measure: called with weight and gradient in fp32, both as the parameter is stored.
+        reduce: called with the layer and what ``measure`` returned.
     """
 
     def hook(layer: Layer) -> Callable[[Tensor], None]:

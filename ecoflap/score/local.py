@@ -1,6 +1,4 @@
-"""Local scores: what the fine stage thinks of a layer from its weights and inputs alone; the paper's
-counterexample to global scores.
-"""
+"""Local scores: a fine-stage metric of a layer's own weights and inputs, in contrast to the loss."""
 
 from __future__ import annotations
 
@@ -27,13 +25,13 @@ DAMPING = 0.01
 
 
 def wanda_sum(weight: Tensor, statistic: Statistic) -> Tensor:
-    """Sum of |w| times the norm of its input column."""
+    """The sum over weights of |w| times the norm of its input column."""
     assert isinstance(statistic, MeanSquare)
     return wanda_metric(weight, statistic.value).sum()
 
 
 def sparsegpt_sum(weight: Tensor, statistic: Statistic) -> Tensor:
-    """Sum of w^2 over the squared diagonal of the inverse Hessian's factor, with SparseGPT's damping."""
+    """The sum over weights of w^2 / d^2, with d the diagonal of the damped inverse Hessian's factor."""
     assert isinstance(statistic, Gram)
     factor = statistic.factor(DAMPING)
     return (weight.float().square() / factor.upper.diagonal().square())[:, ~factor.dead].sum()
@@ -55,7 +53,7 @@ class Local(LocalOptions, Scorer):
 
     @property
     def footprint(self) -> Footprint:
-        """The statistic of one block's inputs, while the samples wait."""
+        """The statistic of one block's inputs, beside the hidden states of all samples."""
         return Footprint("blocks", statistic=MEASURES[self.measure][0])
 
     def identity(self) -> dict[str, Any]:
@@ -64,11 +62,11 @@ class Local(LocalOptions, Scorer):
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:
-        """Measure every layer of the model's towers.
+        """Score every layer of the model's towers.
 
         Raises:
-            NumericalError: a score is not finite.
-            UserError: a layer's weight is used without calling its module.
+            NumericalError: if a score is not finite.
+            UserError: if the model uses a layer's weight without calling its module.
         """
         kind, measure = MEASURES[self.measure]
         averages = {layer.name: Average() for layer in model.layers}
@@ -82,6 +80,5 @@ class Local(LocalOptions, Scorer):
                     for layer in visit.block.layers:
                         value = measure(layer.matrix(), statistics[layer]).item()
                         averages[layer.name].add(value, 1.0, layer.name)
-        return collect(
-            self.name, averages, {**self.identity(), "samples": min(self.samples, len(calibration))}
-        )
+        samples = min(self.samples, len(calibration))
+        return collect(self.name, averages, {**self.identity(), "samples": samples})

@@ -1,7 +1,6 @@
-"""How many probes share a forward pass.
+"""How many probes share a forward pass: enough to keep the device busy, as far as memory allows.
 
-As many as keep the device busy and memory holds: found by measuring the first pass, and by giving way when
-memory runs out.
+The number comes from the memory that a first probe takes, and is halved whenever memory runs out.
 """
 
 from __future__ import annotations
@@ -21,15 +20,16 @@ from ecoflap.errors import UserError
 log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
-SHARE = 0.5  # of the free memory; allocators round up and fragment
-ENOUGH = 2**30  # bytes of activations at one time: more keep no device busier
+MEMORY_SHARE = 0.5  # usable share of the free memory, as allocators round up and fragment
+SATURATION = 2**30  # bytes of activations that keep any device busy
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made inside it and still alive.
+    """Counts the bytes of the live tensors that were created in this context.
 
     Attributes:
-        peak: the most at one time.
+        alive: bytes alive now.
+        peak: the largest number of bytes that were alive at once.
     """
 
     def __init__(self) -> None:
@@ -38,7 +38,7 @@ class LiveBytes(TorchDispatchMode):
         self._known: weakref.WeakSet[Any] = weakref.WeakSet()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run one operation and count what it made."""
+        """Run one operation and count the storages of its outputs."""
         output = func(*args, **(kwargs or {}))
         for item in output if isinstance(output, tuple | list) else (output,):
             if isinstance(item, Tensor) and not func.is_view and item.untyped_storage() not in self._known:
@@ -54,34 +54,39 @@ class LiveBytes(TorchDispatchMode):
 
 
 class PassSize:
-    """Decides how many of some equal pieces of work go into one pass.
+    """Decides how many equal pieces of work share a pass.
 
     Attributes:
-        most: the bound as it is known now; null before the first pass.
+        capacity: pieces per pass, as far as is known; None before the first pass.
     """
 
-    def __init__(self, asked: int, device: torch.device) -> None:
-        """``asked``: as many as there may be, whatever the memory."""
-        self.asked, self.device = max(1, asked), device
-        self.most: int | None = None
+    def __init__(self, limit: int, device: torch.device) -> None:
+        """Begin without a measurement.
+
+        Args:
+            limit: the most pieces per pass, whatever the memory.
+            device: the device that does the work.
+        """
+        self.limit, self.device = max(1, limit), device
+        self.capacity: int | None = None
 
     def run(self, pieces: int, work: Callable[[int], Result]) -> tuple[Result, int]:
         """Do as many of ``pieces`` as fit in one pass.
 
         Args:
-            pieces: how many are waiting, at least one.
-            work: does so many of them in one pass.
+            pieces: the number of pieces left, at least one.
+            work: does the given number of pieces in one pass.
 
         Returns:
-            What ``work`` returned, and how many it did.
+            The result of ``work``, and how many pieces it did.
 
         Raises:
-            UserError: memory does not hold a single one.
+            UserError: if memory does not hold a single piece.
         """
         while True:
-            count = min(pieces, self.most or 1)
+            count = min(pieces, self.capacity or 1)
             try:
-                return (self._measured(work) if self.most is None else work(count)), count
+                return (self._measured(work) if self.capacity is None else work(count)), count
             except RuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -90,17 +95,15 @@ class PassSize:
                         "memory does not hold one pair of probes of one batch; use a smaller"
                         " score.batch_size, or score=first_order"
                     ) from error
-                self.most = count // 2
-                log.info(
-                    "score: out of memory with %d pairs of probes in a pass; going on with %d",
-                    count,
-                    self.most,
-                )
+                self.capacity = count // 2
+                message = "score: out of memory with %d pairs of probes in a pass; continuing with %d"
+                log.info(message, count, self.capacity)
 
     def _measured(self, work: Callable[[int], Result]) -> Result:
-        """Do the first piece alone, and conclude how many fit."""
+        """Do the first piece alone, and derive the capacity from the memory that it takes."""
         free = free_memory(self.device)
         with LiveBytes() as live:
             result = work(1)
-        self.most = max(1, min(self.asked, int(min(SHARE * free, ENOUGH) / max(live.peak, 1))))
+        fitting = int(min(MEMORY_SHARE * free, SATURATION) / max(live.peak, 1))
+        self.capacity = max(1, min(self.limit, fitting))
         return result

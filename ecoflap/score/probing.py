@@ -1,6 +1,4 @@
-"""Nudges of layers' outputs: adding eps x z^T to what a layer puts out is what moving its weight by eps z
-would do, and leaves the weight alone.
-"""
+"""Perturb layers by their outputs: adding eps x z^T has the effect of adding eps z to the weight."""
 
 from __future__ import annotations
 
@@ -18,7 +16,13 @@ Noise = tuple[str | int, ...]
 
 
 class Probe(NamedTuple):
-    """One nudge of one layer, or of all layers of a block: +eps z or -eps z of one draw of z."""
+    """One perturbation of a layer, or of all layers of a block: +eps z or -eps z for one draw of z.
+
+    Attributes:
+        layers: the layers that it perturbs.
+        draw: the number of the draw.
+        sign: 1 or -1.
+    """
 
     layers: tuple[Layer, ...]
     draw: int
@@ -31,16 +35,16 @@ def probing(probes: Sequence[Probe], eps: float, noise: Noise) -> Iterator[None]
 
     Args:
         probes: one per copy.
-        eps: size of a probe.
-        noise: what the draws depend on beside layer and draw.
+        eps: size of a probe, in the unit of the weights.
+        noise: seed of the draws, beside the layer's name and the draw's number.
     """
     by_layer: dict[Layer, list[tuple[int, Probe]]] = {}
     for copy, probe in enumerate(probes):
         for layer in probe.layers:
             by_layer.setdefault(layer, []).append((copy, probe))
     handles = [
-        layer.module.register_forward_hook(_nudge(layer, places, len(probes), eps, noise))
-        for layer, places in by_layer.items()
+        layer.module.register_forward_hook(_perturb(layer, by_copy, len(probes), eps, noise))
+        for layer, by_copy in by_layer.items()
     ]
     try:
         yield
@@ -49,10 +53,13 @@ def probing(probes: Sequence[Probe], eps: float, noise: Noise) -> Iterator[None]
             handle.remove()
 
 
-def _nudge(layer: Layer, places: Sequence[tuple[int, Probe]], copies: int, eps: float, noise: Noise) -> Any:
-    # The block may be away now, and its weights' place nowhere in particular; the inputs say where it runs.
-    draws = {probe.draw: gaussian(layer.shape, *noise, layer.name, probe.draw) for _, probe in places}
-    runs = _runs(places)
+def _perturb(
+    layer: Layer, by_copy: Sequence[tuple[int, Probe]], copies: int, eps: float, noise: Noise
+) -> Any:
+    """A forward hook that adds its probe to each copy's output."""
+    # The draws follow the inputs to their device: an offloaded weight does not say where its block runs.
+    draws = {probe.draw: gaussian(layer.shape, *noise, layer.name, probe.draw) for _, probe in by_copy}
+    runs = _runs(by_copy)
 
     def hook(_: nn.Module, arguments: tuple[Any, ...], output: Tensor) -> Tensor:
         inputs, result = arguments[0].float(), output.float().clone()
@@ -68,12 +75,14 @@ def _nudge(layer: Layer, places: Sequence[tuple[int, Probe]], copies: int, eps: 
     return hook
 
 
-def _runs(places: Sequence[tuple[int, Probe]]) -> list[tuple[int, int, list[float]]]:
-    """(first copy, draw, signs) of neighbouring copies with the same draw, as +eps and -eps mostly are: one
-    product serves them all.
+def _runs(by_copy: Sequence[tuple[int, Probe]]) -> list[tuple[int, int, list[float]]]:
+    """Group consecutive copies with the same draw, whose perturbations need one product x z^T.
+
+    Returns:
+        (first copy, draw, signs) of each group.
     """
     runs: list[tuple[int, int, list[float]]] = []
-    for copy, probe in places:
+    for copy, probe in by_copy:
         if runs and runs[-1][1] == probe.draw and runs[-1][0] + len(runs[-1][2]) == copy:
             runs[-1][2].append(probe.sign)
         else:

@@ -1,4 +1,4 @@
-"""What a scorer is: it measures how much layers, or groups of them, matter.
+"""The protocol of a scorer, which measures how important layers, or groups of layers, are.
 
 A new scorer derives from ``Scorer``, whose defaults fit most.
 """
@@ -21,8 +21,8 @@ class Scorer(Protocol):
         name: shown in logs and written to result files.
         samples: how many samples of the calibration set are used, from the first.
         batch_size: samples that share a forward pass.
-        kind: what its numbers are, see ``Scores``; an allocator may want another kind.
-        granularity: what gets one number: layer, block or tower.
+        kind: the meaning of its scores, see ``Scores``; an allocator may require another kind.
+        granularity: what gets one score: layer, block or tower.
     """
 
     name: str
@@ -33,22 +33,22 @@ class Scorer(Protocol):
 
     @property
     def footprint(self) -> Footprint:
-        """What it keeps in memory: a forward and a backward pass, unless it says otherwise."""
+        """What it keeps in memory; by default, a forward and a backward pass."""
         return Footprint("backward")
 
     @abstractmethod
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside model, data and seed."""
+        """Everything that the scores depend on beside model, data and seed."""
 
     @abstractmethod
     def __call__(self, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:
-        """Measure the layers of the model's towers.
+        """Score the layers of the model's towers.
 
         Args:
-            model: dense; its weights are the same afterwards, bit for bit.
+            model: dense; its weights are unchanged afterwards, bit for bit.
             calibration: the samples.
-            seed: of every random draw.
+            seed: seed of all random draws.
 
         Raises:
-            NumericalError: a loss or a score is not finite.
+            NumericalError: if a loss or a score is not finite.
         """

@@ -1,6 +1,4 @@
-"""Block checkpointing: a backward pass that keeps the inputs of the blocks and computes what is inside a
-block again when its turn comes.
-"""
+"""Activation checkpointing by block: keep the inputs of blocks, recompute the rest in the backward pass."""
 
 from __future__ import annotations
 
@@ -21,21 +19,20 @@ from ecoflap.models.core.towers import Block
 
 @contextmanager
 def recomputing(blocks: Sequence[Block]) -> Iterator[None]:
-    """Let the blocks' activations be recomputed in the backward pass: a forward pass more, the memory of one
-    block.
+    """Recompute the blocks' activations in the backward pass, which then holds those of one block at a time.
 
-    The numbers are the same bit for bit: nothing is drawn at random in evaluation mode, and a block reads the
-    containers that it was handed as they were the first time, from copies.
+    This costs one more forward pass. The gradients are the same bit for bit: evaluation mode draws nothing at
+    random, and a recomputed block reads copies of the containers among its arguments, made at the first call.
 
     Raises:
-        UserError: a block puts out something else the second time, because of what others change in ways that
-            no argument shows.
+        UserError: if a recomputed block returns another output, because of state that other blocks change and
+            that is not among its arguments.
     """
-    agreements: list[
-        tuple[Block, Tensor]
-    ] = []  # read when all is done, so that no backward pass waits for them
+    # Read after the context, so that no backward pass waits for a comparison.
+    agreements: list[tuple[Block, Tensor]] = []
     forwards = {block.module: _checkpointed(block, agreements) for block in blocks}
-    with patch_forward(forwards), set_checkpoint_early_stop(False):  # to the end, to compare the outputs
+    # Without early stop, blocks are recomputed to the end, and their outputs can be compared.
+    with patch_forward(forwards), set_checkpoint_early_stop(False):
         yield
     for block, agreement in agreements:
         if not agreement:
@@ -47,21 +44,21 @@ def recomputing(blocks: Sequence[Block]) -> Iterator[None]:
 
 
 def _checkpointed(block: Block, agreements: list[tuple[Block, Tensor]]) -> Callable[..., Any]:
-    """A forward that runs once now and once more in the backward pass, and whether both put out the same."""
+    """A forward that runs again in the backward pass, and notes whether both outputs agree."""
     forward = block.module.forward
 
     def run(*arguments: Any, **keywords: Any) -> Any:
-        entered = snapshot((arguments, keywords))
-        kept: list[Tensor] = []
+        recorded = snapshot((arguments, keywords))
+        first_output: list[Tensor] = []  # takes no memory of its own, as it is the next block's input
 
         def compute(*arguments: Any, **keywords: Any) -> Any:
-            if not kept:
+            if not first_output:
                 output = forward(*arguments, **keywords)
-                kept.append(first_tensor(output).detach())  # kept in any case, as the input of the next block
+                first_output.append(first_tensor(output).detach())
                 return output
-            again, named = snapshot(entered)  # there may be more than one backward pass
-            output = forward(*again, **named)
-            agreements.append((block, close(kept[0], first_tensor(output).detach())))
+            arguments, keywords = snapshot(recorded)  # a copy, as there may be several backward passes
+            output = forward(*arguments, **keywords)
+            agreements.append((block, close(first_output[0], first_tensor(output).detach())))
             return output
 
         return checkpoint(compute, *arguments, use_reentrant=False, preserve_rng_state=False, **keywords)

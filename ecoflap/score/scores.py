@@ -1,4 +1,4 @@
-"""What the coarse stage measures: how much the end-to-end loss depends on each layer."""
+"""The scores of the coarse stage: how important each layer, or group of layers, is."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ IMPORTANCE = "importance"
 
 @dataclass(frozen=True)
 class Scores:
-    """What was measured of each layer, or of each group of layers.
+    """One score per layer, or per group of layers.
 
     Attributes:
-        method: how it was measured.
+        method: the name of the scorer.
         importance: {layer, block or tower: mean over samples}.
-        standard_error: the same of the standard error of that mean.
+        standard_error: {layer, block or tower: standard error of that mean}.
         details: the parameters of the measurement and its cost.
-        granularity: what has one number: layer, block or tower.
-        kind: what the numbers are. ``importance``: never negative, the larger the more weights are kept, and
-            those of several layers may be added up. Scorers and allocators may agree on other kinds.
+        granularity: what has one score: layer, block or tower.
+        kind: the meaning of the scores. ``importance``: not negative, additive over layers, and the larger it
+            is, the more weights are kept. Scorers and allocators may agree on other kinds.
     """
 
     method: str
@@ -45,14 +45,14 @@ class Scores:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Scores:
-        """The inverse of ``to_json``; older records hold importance of layers, and don't say so."""
+        """The inverse of ``to_json``; without kind and granularity, it is the importance of layers."""
         return cls(**value)
 
     def by_layer(self, towers: Sequence[Tower]) -> dict[str, str]:
-        """{layer: the layer, block or tower whose number is its own}.
+        """{layer: the layer, block or tower whose score applies to it}.
 
         Raises:
-            UserError: there is no number for one of them.
+            UserError: if a layer has no score.
         """
         found: dict[str, str] = {}
         for tower in towers:
@@ -70,16 +70,26 @@ class Scores:
 
 @dataclass
 class Average:
-    """Weighted mean and standard error of a stream of numbers."""
+    """A weighted mean and its standard error, of numbers that are added one by one.
+
+    Attributes:
+        values: the numbers.
+        weights: their weights.
+    """
 
     values: list[float] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
 
     def add(self, value: float, weight: float, where: str) -> None:
-        """Take one more number.
+        """Add a number.
+
+        Args:
+            value: the number.
+            weight: its weight.
+            where: the layer and the batch that it belongs to, for the message.
 
         Raises:
-            NumericalError: it is NaN or infinite.
+            NumericalError: if it is NaN or infinite.
         """
         if not math.isfinite(value):
             raise NumericalError(
@@ -92,13 +102,12 @@ class Average:
     @property
     def mean(self) -> float:
         """The weighted mean."""
-        return math.fsum(w * v for w, v in zip(self.weights, self.values, strict=True)) / math.fsum(
-            self.weights
-        )
+        weighted = math.fsum(w * v for w, v in zip(self.weights, self.values, strict=True))
+        return weighted / math.fsum(self.weights)
 
     @property
     def standard_error(self) -> float:
-        """The standard error of the mean; 0 where one number is all there is."""
+        """The standard error of the mean; 0 for a single number."""
         count, total, mean = len(self.values), math.fsum(self.weights), self.mean
         if count < 2:
             return 0.0
@@ -106,27 +115,24 @@ class Average:
         return math.sqrt(spread * count / (count - 1)) / total
 
 
-def count_untouched(averages: dict[str, Average]) -> None:
-    """Say which layers the loss was found not to depend on, and give them their importance, 0.
+def zero_independent(averages: dict[str, Average]) -> None:
+    """Score the layers that the loss does not depend on with 0, and log how many there are.
 
     Raises:
-        UserError: it depends on none.
+        UserError: if the loss depends on none of the layers.
     """
-    untouched = [name for name, average in averages.items() if not any(average.values)]
-    if len(untouched) == len(averages):
-        raise depends_on_none()
-    if untouched:
-        log.warning(
-            "score: the loss does not depend on %d layers, such as %s: their importance is 0",
-            len(untouched),
-            untouched[0],
-        )
-    for name in untouched:
+    independent = [name for name, average in averages.items() if not any(average.values)]
+    if len(independent) == len(averages):
+        raise loss_is_independent()
+    if independent:
+        message = "score: the loss does not depend on %d layers, such as %s: their importance is 0"
+        log.warning(message, len(independent), independent[0])
+    for name in independent:
         averages[name].add(0.0, 1.0, name)
 
 
-def depends_on_none() -> UserError:
-    """The error of a loss that depends on none of the layers."""
+def loss_is_independent() -> UserError:
+    """The error for a loss that depends on none of the layers."""
     return UserError(
         "the loss depends on none of the layers; leave their towers out of towers, or choose another"
         " model.loss"
@@ -134,8 +140,7 @@ def depends_on_none() -> UserError:
 
 
 def collect(method: str, averages: dict[str, Average], details: dict[str, Any]) -> Scores:
-    """Turn running averages into scores."""
+    """The scores of layers from their averages."""
     importance = {name: average.mean for name, average in averages.items()}
-    return Scores(
-        method, importance, {name: average.standard_error for name, average in averages.items()}, details
-    )
+    standard_error = {name: average.standard_error for name, average in averages.items()}
+    return Scores(method, importance, standard_error, details)

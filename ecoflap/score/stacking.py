@@ -1,8 +1,8 @@
-"""Whether probes can share a forward pass, each with a copy of the batch to itself.
+"""Find out whether probes can share a forward pass, each with its own copy of the batch.
 
-Not so where the first dimension of what some layer reads is not samples, one after the other: where tokens
-come first (LED's attention), where two images per sample are interleaved, or where a router sends a layer
-some of the tokens only (experts), as many of each copy as its probe makes it.
+They cannot if the first dimension of a layer's input does not list the samples one after the other: if tokens
+come first (LED's attention), if two images per sample are interleaved, or if a router sends a layer some of
+the tokens (mixture of experts), whose number then depends on the probe.
 """
 
 from __future__ import annotations
@@ -20,55 +20,63 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.towers import Block, Tower
 from ecoflap.score.probing import Probe
 
-# Of probes in a block, in one pass or in one each: [probes, batch].
+# (probes, the block that they are in, whether they share a pass) -> losses [probes, batch]
 Losses = Callable[[Sequence[Probe], Block, bool], Tensor]
 
 
-def probes_stack(tower: Tower, dense: Tensor, losses: Losses) -> bool:
-    """Whether two probes of a tower move the losses in one pass as they do one by one.
+def can_stack(tower: Tower, dense: Tensor, losses: Losses) -> bool:
+    """Whether two probes of a tower give the same losses in one pass as in two.
+
+    Each kind of layer (such as all query projections) is tried in the last block where it affects the loss.
 
     Args:
-        tower: each kind of its layers is tried, in the last block in which the loss depends on one.
-        dense: the losses of a batch without a probe, [batch].
-        losses: those with probes.
+        tower: the tower.
+        dense: losses of a batch without a probe, [batch].
+        losses: computes the losses with probes.
     """
     kinds: dict[str, list[tuple[Block, Layer]]] = {}
     for block in reversed(tower.blocks):
         for layer in block.layers:
-            kinds.setdefault(re.sub(r"\d+", "*", layer.name.removeprefix(block.name)), []).append(
-                (block, layer)
-            )
-    rows = Rows(tower.layers)
+            kind = re.sub(r"\d+", "*", layer.name.removeprefix(block.name))
+            kinds.setdefault(kind, []).append((block, layer))
+    rows = RowCounts(tower.layers)
     return all(
-        _alike(candidates, dense, losses, rows) and rows.belong_to(len(dense))
+        _losses_agree(candidates, dense, losses, rows) and rows.per_sample(len(dense))
         for candidates in kinds.values()
     )
 
 
-def _alike(candidates: Sequence[tuple[Block, Layer]], dense: Tensor, losses: Losses, rows: Rows) -> bool:
-    """Whether it is so for the first layer that the loss depends on."""
+def _losses_agree(
+    candidates: Sequence[tuple[Block, Layer]], dense: Tensor, losses: Losses, rows: RowCounts
+) -> bool:
+    """Whether stacked and separate probes give the same losses, in the first layer that affects the loss."""
     for block, layer in candidates:
         probes = [Probe((layer,), 0, sign) for sign in (1.0, -1.0)]
         parts = []
         for probe in probes:
-            with rows.watching():
+            with rows.counting():
                 parts.append(losses([probe], block, False))
-        apart = torch.cat(parts)
-        effect = (apart - dense).abs().max()
+        separate = torch.cat(parts)
+        effect = (separate - dense).abs().max()
         if effect:
             break
     try:
-        together = losses(probes, block, True)
-    except (RuntimeError, IndexError) as error:  # shapes that don't fit each other
+        stacked = losses(probes, block, True)
+    except (RuntimeError, IndexError) as error:  # shapes that don't match
         if out_of_memory(error):
             raise
         return False
-    return bool((together - apart).abs().max() <= 0.05 * effect + 1e-5 * apart.abs().max())
+    return bool((stacked - separate).abs().max() <= 0.05 * effect + 1e-5 * separate.abs().max())
 
 
-class Rows:
-    """How many rows the layers read in the calls of each pass; a router sends a layer another number in
-    others.
+class RowCounts:
+    """How many rows each layer reads in its calls, pass by pass.
+
+    Behind a router, the numbers differ from pass to pass.
+
+    Attributes:
+        layers: the layers.
+        seen: {layer: rows of each call, for each distinct pass}.
     """
 
     def __init__(self, layers: Sequence[Layer]) -> None:
@@ -76,14 +84,14 @@ class Rows:
         self.seen: dict[str, set[tuple[int, ...]]] = {}
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Count in one pass."""
+    def counting(self) -> Iterator[None]:
+        """Count the rows of the pass that runs in this context."""
         counts: dict[str, list[int]] = {}
 
-        def counting(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def count(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
             return lambda _, arguments: counts.setdefault(name, []).append(arguments[0].shape[:-1].numel())
 
-        handles = [layer.module.register_forward_pre_hook(counting(layer.name)) for layer in self.layers]
+        handles = [layer.module.register_forward_pre_hook(count(layer.name)) for layer in self.layers]
         try:
             yield
         finally:
@@ -92,8 +100,8 @@ class Rows:
         for name, rows in counts.items():
             self.seen.setdefault(name, set()).add(tuple(rows))
 
-    def belong_to(self, samples: int) -> bool:
-        """Whether each layer read as many rows in all passes, the same number of each sample."""
+    def per_sample(self, samples: int) -> bool:
+        """Whether each layer read the same rows in all passes, in each call a multiple of the samples."""
         return all(
             len(seen) == 1 and all(rows % samples == 0 for rows in next(iter(seen)))
             for seen in self.seen.values()

@@ -1,25 +1,24 @@
-"""Zeroth-order scores: how far the loss moves when a layer is nudged at random (ECoFLaP, equation of the
-forward-forward estimate).
+"""Zeroth-order scores: how much the loss changes when a layer is perturbed at random.
 
-For each layer W, batch b and draw r, with z ~ N(0, I) of W's shape,
+This is ECoFLaP's forward-forward estimate. For each layer W, batch b and draw r, with z ~ N(0, I) of W's
+shape,
 
     s(W) = mean over b, r of | L_b(W + eps z) - L_b(W - eps z) | / 2 eps
 
-To first order in eps its expectation is sqrt(2 / pi) times the norm of the gradient of L_b. The nudge is
-added to the layer's output (eps x z^T), so the weights themselves are never touched, and only the blocks from
-the nudged one on are computed.
+To first order in eps its expectation is sqrt(2 / pi) times the norm of the gradient of L_b. The perturbation
+is added to the layer's output (eps x z^T), so the weights are never written, and a pass computes only the
+blocks from the perturbed one on.
 
-``probe=block`` is another estimator, for large models: one z for all layers of a block at once, so that a
+``probe=block`` is another estimator, for large models: it perturbs all layers of a block at once, so that a
 block costs one probe instead of one per layer. Its expectation is sqrt(2 / pi) times the norm of the block's
-whole gradient, not the sum of its layers' norms. The layers of a block get shares of it by their size, so
-their sum is the block's score and they are told apart by nothing else.
+whole gradient, not the sum of its layers' norms. The block's score is divided among its layers by size.
 
 ``probe=derivative`` is the limit of small eps, | ``<dL_b / dW, z>`` | for the same z, of all layers from one
 backward pass: the same scores up to the error of the difference quotient, for about the cost of
 ``score=first_order``.
 
-A nudge of 1e-3 drowns in the rounding of half precision, so half-precision weights are held in fp32 while
-they are probed.
+A perturbation of 1e-3 is lost in the rounding of half precision, so half-precision weights are converted to
+fp32 for the probes.
 """
 
 from __future__ import annotations
@@ -44,25 +43,25 @@ from ecoflap.errors import NumericalError, UserError, require_choices, require_p
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, in_float32, quiet_forward
 from ecoflap.models.core.towers import Block, Tower
-from ecoflap.score.derivative import slopes
+from ecoflap.score.derivative import directional_derivatives
 from ecoflap.score.options import ZerothOrderOptions
 from ecoflap.score.pass_size import PassSize
 from ecoflap.score.probing import Noise, Probe, probing
 from ecoflap.score.protocol import Scorer
-from ecoflap.score.scores import Average, Scores, collect, count_untouched
-from ecoflap.score.stacking import probes_stack
+from ecoflap.score.scores import Average, Scores, collect, zero_independent
+from ecoflap.score.stacking import can_stack
 
 log = logging.getLogger(__name__)
 
-LARGE_STEP = 30  # times eps: what a probe does then stands well above the rounding of a loss
+LARGE_STEP = 30  # times eps: the effect of such a probe is well above the rounding of a loss
 
 
 class Passes(NamedTuple):
-    """How the probes of a tower are run.
+    """How to run the probes of a tower.
 
     Attributes:
-        replay: what comes before the probed block is replayed instead of computed.
-        stack: several probes share a pass.
+        replay: replay the stored outputs of all blocks before the probed one, instead of computing them.
+        stack: let several probes share a pass.
     """
 
     replay: bool
@@ -70,7 +69,14 @@ class Passes(NamedTuple):
 
 
 class Estimate(NamedTuple):
-    """One draw's score of one layer on one batch."""
+    """The score of one layer from one draw on one batch.
+
+    Attributes:
+        layer: the layer.
+        batch: the index of the batch.
+        draw: the number of the draw.
+        value: the score.
+    """
 
     layer: Layer
     batch: int
@@ -96,7 +102,7 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
         return Footprint("forward", samples_per_pass=self.samples_per_pass, layers=1, float32=True)
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on."""
+        """Everything that the scores depend on beside model, data and seed."""
         paper = {
             "name": self.name,
             "version": 2,
@@ -110,41 +116,30 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
         return paper if self.probe == "layer" else {**paper, "probe": self.probe}
 
     def __call__(self, model: PrunableModel, calibration: CalibrationSet, seed: int) -> Scores:
-        """Measure every layer of the model's towers.
+        """Score every layer of the model's towers.
 
         Raises:
-            NumericalError: a loss or a score is not finite.
-            UserError: the loss doesn't depend on some block, or on none of the layers; or a layer's weight is
-                used without calling its module, where no nudge of an output stands for a move of the weight.
+            NumericalError: if a loss or a score is not finite.
+            UserError: if the loss depends on none of the layers, or the model uses a layer's weight without
+                calling its module, so that perturbing an output does not amount to perturbing the weight.
         """
         averages = {layer.name: Average() for layer in model.layers}
+        estimate = self._differentiate if self.probe == "derivative" else self._probe
         with quiet_forward(model.module), in_float32(model.module):
             batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
-            estimates = (
-                self._differentiate(model, batches, seed)
-                if self.probe == "derivative"
-                else self._probe(model, batches, seed)
-            )
-            for layer, index, draw, value in estimates:
-                averages[layer.name].add(
-                    value, samples_in(batches[index]), f"{layer.name} (batch {index}, draw {draw})"
-                )
-        count_untouched(averages)
-        return collect(
-            self.name,
-            averages,
-            {
-                **self.identity(),
-                "samples": min(self.samples, len(calibration)),
-                "batches": len(batches),
-                "seed": seed,
-            },
-        )
+            for layer, index, draw, value in estimate(model, batches, seed):
+                where = f"{layer.name} (batch {index}, draw {draw})"
+                averages[layer.name].add(value, samples_in(batches[index]), where)
+        zero_independent(averages)
+        samples = min(self.samples, len(calibration))
+        details = {**self.identity(), "samples": samples, "batches": len(batches), "seed": seed}
+        return collect(self.name, averages, details)
 
     def _differentiate(self, model: PrunableModel, batches: Sequence[Batch], seed: int) -> Iterator[Estimate]:
         """Estimates from one backward pass per batch."""
         for index, batch in enumerate(track(batches, "score", total=len(batches))):
-            for layer, values in slopes(model, batch, self.noises, ("zeroth_order", seed, index)).items():
+            noise = ("zeroth_order", seed, index)
+            for layer, values in directional_derivatives(model, batch, self.noises, noise).items():
                 for draw, value in enumerate(values):
                     yield Estimate(layer, index, draw, value)
 
@@ -154,11 +149,10 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
         work = [(tower, block) for tower in model.towers for block in tower.blocks if block.layers]
         passes: dict[tuple[str, Kind], Passes] = {}
         sizes: dict[tuple[str, int], PassSize] = {}
-        for index, tower, block, runner in track(
-            self._tasks(model, batches, work), "score", total=len(batches) * len(work)
-        ):
+        tasks = self._tasks(model, batches, work)
+        for index, tower, block, runner in track(tasks, "score", total=len(batches) * len(work)):
             noise = ("zeroth_order", seed, index)
-            # Pictures may run blocks as texts alone don't, and two pictures may stand where one does.
+            # A model may run its blocks otherwise for texts alone, or for two images per sample.
             kind = tower.name, kind_of({name: tensor[0] for name, tensor in runner.batch.items()})
             if kind not in passes:
                 passes[kind] = self._passes(tower, runner, noise)
@@ -174,7 +168,7 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
     def _tasks(
         self, model: PrunableModel, batches: Sequence[Batch], work: Sequence[tuple[Tower, Block]]
     ) -> Iterator[tuple[int, Tower, Block, SuffixRunner]]:
-        """Every (batch, block) pair; the stored outputs of one batch are let go before the next is run."""
+        """Every pair of a batch and a block; a batch's stored outputs are freed before the next one runs."""
         around = repeatable_modules(model, batches[0])
         for index, batch in enumerate(batches):
             runner = SuffixRunner(model, batch, around)
@@ -187,7 +181,7 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
                 yield index, tower, block, runner
 
     def _passes(self, tower: Tower, runner: SuffixRunner, noise: Noise) -> Passes:
-        """Find out what holds for a tower: each block is run without a probe, as it will be with one."""
+        """Find out how to run the probes of a tower, by running each block without one."""
         blocks = [block for block in tower.blocks if block.layers]
         replay = runner.can_replay(blocks[-1:], 1)
         stack = self._stacks(tower, runner, replay, noise)
@@ -198,11 +192,8 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
             reason = "on stored inputs its blocks don't give the same loss"
             log.info("score: the whole model is run for each probe of %s; %s", tower.name, reason)
         if not stack:
-            log.info(
-                "score: %s is probed with one probe per pass; it does not keep samples apart along the first"
-                " dimension",
-                tower.name,
-            )
+            reason = "its layers don't read the samples one after the other"
+            log.info("score: %s is probed with one probe per pass; %s", tower.name, reason)
         return Passes(replay, stack)
 
     def _stacks(self, tower: Tower, runner: SuffixRunner, replay: bool, noise: Noise) -> bool:
@@ -211,7 +202,7 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
         def losses(probes: Sequence[Probe], block: Block, stack: bool) -> Tensor:
             return self._losses(probes, block, runner, Passes(replay, stack), noise, LARGE_STEP * self.eps)
 
-        return probes_stack(tower, runner.losses, losses)
+        return can_stack(tower, runner.losses, losses)
 
     def _losses(
         self,
@@ -222,39 +213,36 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
         noise: Noise,
         eps: float,
     ) -> Tensor:
-        """Losses [probes, batch], in one pass or in one pass each."""
+        """The losses with probes in a block, [probes, batch], from one pass or one pass each."""
         parts = [list(probes)] if passes.stack else [[probe] for probe in probes]
         losses = []
         for part in parts:
             with probing(part, eps, noise):
-                count = len(part)
-                losses.append(
-                    runner.losses_from(block.module, count) if passes.replay else runner.losses_of_all(count)
-                )
+                if passes.replay:
+                    losses.append(runner.losses_from(block.module, len(part)))
+                else:
+                    losses.append(runner.losses_of_all(len(part)))
         return torch.cat(losses)
 
     def _probe_block(
         self, block: Block, runner: SuffixRunner, passes: Passes, noise: Noise, size: PassSize
     ) -> Iterator[tuple[tuple[Layer, ...], int, float]]:
-        """All probes of a block on one batch, as many in one pass as fit."""
+        """Run all probes of a block on one batch, as many per pass as fit.
+
+        Yields:
+            The layers that are perturbed together, the number of the draw, and the estimate.
+        """
         groups = [block.layers] if self.probe == "block" else [(layer,) for layer in block.layers]
         pairs = [(layers, draw) for layers in groups for draw in range(self.noises)]
         while pairs:
 
             def together(count: int, pairs: Sequence[tuple[tuple[Layer, ...], int]] = tuple(pairs)) -> Tensor:
-                return self._losses(
-                    [Probe(*pair, sign) for pair in pairs[:count] for sign in (1.0, -1.0)],
-                    block,
-                    runner,
-                    passes,
-                    noise,
-                    self.eps,
-                )
+                probes = [Probe(*pair, sign) for pair in pairs[:count] for sign in (1.0, -1.0)]
+                return self._losses(probes, block, runner, passes, noise, self.eps)
 
             losses, done = size.run(len(pairs), together)
-            means = losses.cpu().double().mean(dim=1)  # not every accelerator has fp64
-            for (layers, draw), plus, minus in zip(
-                pairs[:done], means[0::2].tolist(), means[1::2].tolist(), strict=True
-            ):
+            # [pairs, 2]: with +eps and -eps, on the CPU because some accelerators lack fp64
+            means = losses.cpu().double().mean(dim=1).view(-1, 2).tolist()
+            for (layers, draw), (plus, minus) in zip(pairs[:done], means, strict=True):
                 yield layers, draw, abs(plus - minus) / (2 * self.eps)
             pairs = pairs[done:]

@@ -1,1 +1,1 @@
-"""Many runs at once: processes on this machine, or jobs of Slurm, through submitit."""
+"""Sweeps: many runs, in this process, in processes of this machine, or as jobs of Slurm."""

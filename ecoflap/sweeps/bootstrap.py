@@ -1,7 +1,6 @@
-"""The first thing that a job runs: it puts the code that was submitted before all other on the path, and only
-then loads what was pickled.
+"""The entry point of a job: put the submitted code first on the import path, then unpickle the job.
 
-This module is pickled whole into each job, so it imports nothing of this project.
+This module is pickled by value into each job, so it imports nothing of this project.
 """
 
 from __future__ import annotations
@@ -12,16 +11,15 @@ from typing import Any
 
 
 class Bootstrap:
-    """One job of a sweep, pickled, and the code that it belongs to."""
+    """A pickled job of a sweep, and the code that it runs.
+
+    Attributes:
+        code: the folder of a code snapshot; None for the installed code.
+        parts: folders of parts outside the package, last on the import path.
+        job: a function and its arguments, pickled.
+    """
 
     def __init__(self, code: str | None, parts: list[str], job: bytes) -> None:
-        """Keep what the job needs.
-
-        Args:
-            code: folder of a snapshot; null for the code that is installed.
-            parts: folders of parts outside the package, behind all others on the path.
-            job: a function and its arguments, pickled.
-        """
         self.code, self.parts, self.job = code, parts, job
 
     def __call__(self) -> Any:
@@ -36,16 +34,14 @@ class Bootstrap:
         return function(*arguments)
 
     def checkpoint(self) -> Any:
-        """What is queued again when Slurm ends the job early: the same, since a run goes on from what it
-        finds in its folder.
-        """
+        """The job to requeue when Slurm ends this one early: the same, as a run resumes in its folder."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
 
 
 def _name_processes() -> None:
-    """Tell each process of a job that has several who it is, in the variables that torchrun would set."""
+    """Set the variables of torchrun in each process of a job that has several."""
     from submitit import JobEnvironment
     from submitit.helpers import TorchDistributedEnvironment
 

@@ -1,6 +1,4 @@
-"""All jobs of a sweep are checked before the first one runs: none is found impossible after hours of
-others.
-"""
+"""Check all jobs of a sweep before the first one runs, so that none is refused after hours of others."""
 
 from __future__ import annotations
 
@@ -26,16 +24,16 @@ log = logging.getLogger(__name__)
 def check_jobs(context: HydraContext, config: DictConfig, jobs: Sequence[Job]) -> None:
     """Refuse a sweep with jobs that can't run, as far as that is known without a model's weights.
 
-    A sweeper that may lose some of its jobs (``max_failure_rate``) finds out by itself, and so do jobs that
-    wait for others (``dependency``): what those write isn't there yet.
+    There is no check if the sweeper tolerates failures (``max_failure_rate``), or if the jobs wait for others
+    (``dependency``), whose files don't exist yet.
 
     Args:
-        context: Hydra's.
-        config: of the sweep.
-        jobs: of the sweep.
+        context: Hydra's context.
+        config: the config of the sweep.
+        jobs: the jobs of the sweep.
 
     Raises:
-        UserError: there are such jobs. Of several reasons, each has been named in a line of the log.
+        UserError: if there are such jobs; several reasons are logged first, one per line.
     """
     if config.hydra.get("sweeper", {}).get("max_failure_rate") or config.hydra.launcher.get("dependency"):
         return
@@ -61,7 +59,7 @@ def check_jobs(context: HydraContext, config: DictConfig, jobs: Sequence[Job]) -
 
 
 def _refusal(context: HydraContext, config: DictConfig, job: Job, preflight: Preflight) -> str | None:
-    """Why a job can't run; null where nothing is known against it."""
+    """Why a job can't run; None if it passes the check."""
     from ecoflap.run.plan import make_plan
 
     try:
@@ -76,7 +74,7 @@ def _refusal(context: HydraContext, config: DictConfig, job: Job, preflight: Pre
 
 
 def _names(jobs: Sequence[Job]) -> list[str]:
-    """What to call each job: its number, and the options in which it differs from others."""
+    """A name for each job: its number, and the options that not all jobs share."""
     shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
     own = [[one for one in filter_overrides(job.overrides) if one not in shared] for job in jobs]
     return [f"job {job.number} ({' '.join(overrides)})" for job, overrides in zip(jobs, own, strict=True)]

@@ -13,16 +13,14 @@ from ecoflap.sweeps.jobs import finished_values, numbered, raise_failures
 
 
 class InProcessLauncher(BasicLauncher):
-    """Hydra's own launcher, behind the check."""
+    """Hydra's own launcher, after the check of all jobs."""
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Run every job, when all can run."""
+        """Run every job, if all can run."""
         assert self.hydra_context is not None
         assert self.config is not None
-        jobs = numbered(job_overrides, initial_job_idx)
-        values = finished_values(
-            self.hydra_context, self.config, jobs, Path(str(self.config.hydra.sweep.dir))
-        )
+        jobs, folder = numbered(job_overrides, initial_job_idx), Path(str(self.config.hydra.sweep.dir))
+        values = finished_values(self.hydra_context, self.config, jobs, folder)
         check_jobs(self.hydra_context, self.config, [job for job in jobs if values[job.number] is None])
         returns = super().launch(job_overrides, initial_job_idx)
         raise_failures(self.config, jobs, returns)

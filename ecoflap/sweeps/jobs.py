@@ -1,6 +1,4 @@
-"""The jobs of a sweep: what they are, where they write, which have finished, and the list of them in the
-sweep's folder.
-"""
+"""The jobs of a sweep: their configs and folders, which have finished, and ``jobs.json``."""
 
 from __future__ import annotations
 
@@ -20,11 +18,11 @@ from ecoflap.storage.file_names import JOBS, RESULT
 
 
 class Job(NamedTuple):
-    """One job.
+    """A job of a sweep.
 
     Attributes:
-        number: its place in the sweep.
-        overrides: of the config.
+        number: its position in the sweep.
+        overrides: the overrides of its config.
     """
 
     number: int
@@ -32,10 +30,10 @@ class Job(NamedTuple):
 
 
 def numbered(job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
-    """The jobs of a sweep.
+    """The jobs of a sweep, numbered from ``first``.
 
     Raises:
-        UserError: there are none.
+        UserError: if there are none.
     """
     if not job_overrides:
         raise UserError(
@@ -48,19 +46,21 @@ def numbered(job_overrides: Sequence[Sequence[str]], first: int) -> list[Job]:
 def finished_values(
     context: HydraContext, config: DictConfig, jobs: Sequence[Job], folder: Path
 ) -> dict[int, float | None]:
-    """The headline metrics of the jobs that have finished before, by number; null for each that has to run.
+    """Find the jobs that have finished before.
 
-    A job's config is composed to know what it would write, and where. In a folder without any result there is
-    nothing to find, and a sweep that is submitted for the first time is not composed twice.
+    Composing a job's config tells its folder; if the sweep's folder has no result at all, none is composed.
 
     Args:
-        context: Hydra's.
-        config: of the sweep.
-        jobs: of the sweep.
-        folder: of the sweep.
+        context: Hydra's context.
+        config: the config of the sweep.
+        jobs: the jobs of the sweep.
+        folder: the folder of the sweep.
+
+    Returns:
+        {number of a job: its headline metric; None if it has to run}.
 
     Raises:
-        UserError: the result of another config stands where a job would write.
+        UserError: if the folder of a job holds the result of another config.
     """
     if next(folder.rglob(RESULT), None) is None:
         return dict.fromkeys(job.number for job in jobs)
@@ -69,12 +69,15 @@ def finished_values(
 
 @contextmanager
 def composed(context: HydraContext, config: DictConfig, job: Job) -> Iterator[tuple[DictConfig, Path]]:
-    """A job's config and folder, while Hydra's global state is as it will be when the job runs.
+    """Compose a job's config, and set Hydra's global state to that of the job in this context.
 
     Args:
-        context: Hydra's.
-        config: of the sweep.
-        job: of the sweep.
+        context: Hydra's context.
+        config: the config of the sweep.
+        job: a job of the sweep.
+
+    Yields:
+        The config and the folder of the job.
     """
     whole = context.config_loader.load_sweep_config(config, list(job.overrides))
     folder = Path(str(whole.hydra.sweep.dir))
@@ -94,9 +97,7 @@ def composed(context: HydraContext, config: DictConfig, job: Job) -> Iterator[tu
 
 
 def _finished_value(context: HydraContext, config: DictConfig, job: Job) -> float | None:
-    """The headline metric of a job that has finished in the folder that it would write to; null where it has
-    to run.
-    """
+    """The headline metric of a job that has finished before; None if it has to run."""
     with composed(context, config, job) as (own, folder):
         if not own.resume or not (folder / RESULT).is_file():
             return None
@@ -108,8 +109,12 @@ def _finished_value(context: HydraContext, config: DictConfig, job: Job) -> floa
 
 
 def record_jobs(folder: Path, launcher: str, ids: Sequence[tuple[Job, str | None]]) -> None:
-    """Write which jobs the sweep has and what the queue calls them, for ``ecoflap status``; those of
-    an earlier submission stay in the list.
+    """Write ``jobs.json`` for ``ecoflap status``; jobs of an earlier submission stay in it.
+
+    Args:
+        folder: the folder of the sweep.
+        launcher: the name of the launcher.
+        ids: (job, its id in the queue; None without a queue).
     """
     from ecoflap.storage.files import read_json, write_json
 
@@ -119,16 +124,15 @@ def record_jobs(folder: Path, launcher: str, ids: Sequence[tuple[Job, str | None
 
 
 def raise_failures(config: DictConfig, jobs: Sequence[Job], returns: Sequence[JobReturn]) -> None:
-    """End a sweep some of whose jobs have failed; a sweeper that may lose some (``max_failure_rate``) is left
-    to count them itself.
+    """Raise an error if jobs of a sweep have failed, unless its sweeper tolerates failures.
 
     Args:
-        config: of the sweep.
-        jobs: of the sweep.
-        returns: how each ended.
+        config: the config of the sweep.
+        jobs: the jobs of the sweep.
+        returns: how each job ended.
 
     Raises:
-        SweepFailed: so they have.
+        SweepFailed: if jobs have failed and ``max_failure_rate`` is not set.
     """
     failed = [(job, done) for job, done in zip(jobs, returns, strict=True) if done.status == JobStatus.FAILED]
     if not failed or config.hydra.get("sweeper", {}).get("max_failure_rate"):

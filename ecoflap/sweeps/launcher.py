@@ -1,10 +1,9 @@
-"""Hydra launchers that run each job of a sweep by itself, through submitit: as a process on this machine, or
-as a job of Slurm.
+"""Hydra launchers on top of submitit: each job of a sweep is a process of this machine, or a job of Slurm.
 
-Beyond submitit's own launchers: jobs of a checkout run the code as it was when they were submitted; a job
-that fails is failed for Slurm too, with its traceback in its own log; one that is killed does not hide
-the others' results; jobs that have finished before are not run again; and ``jobs.json`` in the sweep's folder
-says what was submitted, for ``ecoflap status``. Light to import: Hydra imports it for ``--help``.
+Beyond submitit's own launchers: jobs of a checkout run the code as it was when they were submitted; a failed
+job fails for Slurm too, with its traceback in its own log; a killed job does not hide the results of others;
+jobs that have finished before are not run again; and ``jobs.json`` in the sweep's folder lists the jobs for
+``ecoflap status``. Imports no torch, as Hydra imports it for ``--help``.
 """
 
 from __future__ import annotations
@@ -35,31 +34,34 @@ from ecoflap.sweeps.jobs import Job, finished_values, numbered, raise_failures, 
 log = logging.getLogger(__name__)
 
 OWN = ("parallel", "snapshot", "wait", "dependency", "scores_first", "submitit_folder")
-RETRIES = ("max_num_timeout",)  # what submitit wants to know of when its executor is made
+RETRIES = ("max_num_timeout",)  # options that submitit takes when an executor is built
 COMMON = {field.name for field in fields(BaseQueueConf)}
 
 
 class Submitted(NamedTuple):
-    """A job that has been handed over, and what submitit knows it by."""
+    """A submitted job.
+
+    Attributes:
+        job: the job.
+        handle: submitit's handle of it.
+    """
 
     job: Job
     handle: Any
 
 
 class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
-    """What both have in common."""
+    """The base of both launchers."""
 
     def __call__(self, *arguments: Any) -> JobReturn:  # type: ignore[override]
-        """Run one job, where it was sent to; what it raises ends the job, so that the queue sees the
-        failure.
-        """
+        """Run a job where it was sent to; raise its error, so that the queue sees the failure."""
         done = super().__call__(*arguments)
         if done.status == JobStatus.FAILED:
             raise done._return_value
         return done
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        """Submit every job that has not finished before, when all of them can run, and wait for all."""
+        """Submit every job that has not finished before, if all of them can run, and wait for all."""
         folder = Path(str(self.config.hydra.sweep.dir)).absolute()
         folder.mkdir(parents=True, exist_ok=True)
         jobs = numbered(job_overrides, initial_job_idx)
@@ -76,39 +78,36 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
 
     @abstractmethod
     def check_machine(self) -> None:
-        """Refuse to submit what can't run from here.
+        """Refuse to submit jobs from a machine that can't.
 
         Raises:
-            UserError: if it can't run from here.
+            UserError: if this machine can't submit them.
         """
 
     @abstractmethod
     def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
-        """Hand over the jobs; returns how each ended."""
+        """Submit the jobs; returns {number: how the job ended}."""
 
     def executor(self, folder: Path, **more: Any) -> Any:
-        """The executor of submitit with these options."""
+        """The executor of submitit with this launcher's options and some more."""
         import submitit
 
-        retries = {f"{self._EXECUTOR}_{name}": self.params[name] for name in RETRIES if name in self.params}
-        executor = submitit.AutoExecutor(
-            folder=folder / ".submitit" / "%j", cluster=self._EXECUTOR, **retries
-        )
-        chosen = {
-            name: value for name, value in {**self.params, **more}.items() if name not in (*OWN, *RETRIES)
+        def with_prefix(name: str) -> str:
+            return f"{self._EXECUTOR}_{name}"
+
+        retries = {with_prefix(name): self.params[name] for name in RETRIES if name in self.params}
+        logs = folder / ".submitit" / "%j"
+        executor = submitit.AutoExecutor(folder=logs, cluster=self._EXECUTOR, **retries)
+        options = {
+            name if name in COMMON else with_prefix(name): value
+            for name, value in {**self.params, **more}.items()
+            if name not in (*OWN, *RETRIES)
         }
-        executor.update_parameters(
-            **{
-                name if name in COMMON else f"{self._EXECUTOR}_{name}": value
-                for name, value in chosen.items()
-            }
-        )
+        executor.update_parameters(**options)
         return executor
 
     def packed(self, jobs: Sequence[Job], folder: Path) -> list[Any]:
-        """The jobs as submitit pickles them, all on the code as it is now: a snapshot of a checkout, or the
-        installed package.
-        """
+        """The jobs as submitit pickles them, with the code that they run: a snapshot or the package."""
         import cloudpickle
 
         from ecoflap.sweeps import bootstrap
@@ -116,21 +115,18 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
 
         project = checkout() if self.params["snapshot"] else None
         code = take_snapshot(folder, project) if project is not None else None
-        launcher, state = self._on(code) if code else self, Singleton.get_state()
+        launcher, state = self._with_configs_of(code) if code else self, Singleton.get_state()
         parts = folders_of(self.hydra_context.config_loader.get_search_path())
         cloudpickle.register_pickle_by_value(bootstrap)
-        calls = [
-            (job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", state) for job in jobs
-        ]
-        return [
-            bootstrap.Bootstrap(
-                None if code is None else str(code), parts, cloudpickle.dumps((launcher, call))
-            )
-            for call in calls
-        ]
+        packed = []
+        for job in jobs:
+            call = (job.overrides, "hydra.sweep.dir", job.number, f"job_id_for_{job.number}", state)
+            pickled = cloudpickle.dumps((launcher, call))
+            packed.append(bootstrap.Bootstrap(None if code is None else str(code), parts, pickled))
+        return packed
 
-    def _on(self, code: Path) -> _Launcher:
-        """This launcher, composing its configs from a snapshot's."""
+    def _with_configs_of(self, code: Path) -> _Launcher:
+        """This launcher with the configs of a code snapshot."""
         from hydra._internal.config_loader_impl import ConfigLoaderImpl
         from hydra._internal.config_search_path_impl import ConfigSearchPathImpl
         from hydra.core.config_search_path import SearchPathElement
@@ -141,33 +137,25 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
             search.config_search_path.append(
                 SearchPathElement(element.provider, f"file://{code / 'conf'}") if ours else element
             )
+        context = HydraContext(ConfigLoaderImpl(search), self.hydra_context.callbacks)
         other = type(self)(**self.params)
-        other.setup(
-            hydra_context=HydraContext(
-                config_loader=ConfigLoaderImpl(search), callbacks=self.hydra_context.callbacks
-            ),
-            task_function=self.task_function,
-            config=self.config,
-        )
+        other.setup(hydra_context=context, task_function=self.task_function, config=self.config)
         return other
 
 
 class LocalLauncher(_Launcher):
-    """Jobs as processes on this machine, a few at a time."""
+    """Runs jobs as processes of this machine, a few at a time."""
 
     _EXECUTOR = "local"
 
     def check_machine(self) -> None:
-        """Refuse to run no job at a time."""
+        """Refuse ``parallel`` below one."""
         require_positive("hydra.launcher", SimpleNamespace(**self.params), "parallel")
 
     def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
-        """Run the jobs, ``parallel`` at a time; Ctrl-C ends those that run."""
-        executor, waiting, submitted = (
-            self.executor(folder),
-            list(zip(jobs, self.packed(jobs, folder), strict=True)),
-            list[Submitted](),
-        )
+        """Run the jobs, ``parallel`` at a time; Ctrl-C ends the running ones."""
+        executor, submitted = self.executor(folder), list[Submitted]()
+        waiting = list(zip(jobs, self.packed(jobs, folder), strict=True))
         record_jobs(folder, self._EXECUTOR, [(job, None) for job in jobs])
         try:
             while waiting or not all(one.handle.done() for one in submitted):
@@ -185,7 +173,7 @@ class LocalLauncher(_Launcher):
 
 
 class SlurmLauncher(_Launcher):
-    """Jobs of Slurm: one array."""
+    """Queues jobs as one array of Slurm."""
 
     _EXECUTOR = "slurm"
 
@@ -198,13 +186,13 @@ class SlurmLauncher(_Launcher):
             )
 
     def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
-        """Queue the array, behind the jobs that compute the scores where they go first."""
+        """Queue the array; with ``scores_first``, after an array of jobs that compute the scores."""
         dependency = self.params["dependency"]
-        if self.params["scores_first"] and (first := scoring_jobs(jobs)):
-            ahead = self._queue(first, folder, dependency)
-            array = ahead[0].handle.job_id.split("_")[0]
-            log.info("%d jobs compute scores first: %s", len(first), array)
-            # afterany: where scoring fails, each job of the sweep finds out by itself and says why.
+        if self.params["scores_first"] and (scoring := scoring_jobs(jobs)):
+            queued = self._queue(scoring, folder, dependency)
+            array = queued[0].handle.job_id.split("_")[0]
+            log.info("%d jobs compute scores first: %s", len(scoring), array)
+            # afterany: if scoring fails, each job of the sweep fails by itself and says why.
             dependency = ",".join(filter(None, [dependency, f"afterany:{array}"]))
         submitted = self._queue(jobs, folder, dependency)
         record_jobs(folder, self._EXECUTOR, [(one.job, one.handle.job_id) for one in submitted])
@@ -233,59 +221,59 @@ class SlurmLauncher(_Launcher):
         return [Submitted(job, handle) for job, handle in zip(jobs, handles, strict=True)]
 
 
-# What a sweep may vary without needing other scores.
+# Options on which the scores do not depend.
 AFTER_SCORES = ("sparsity", "pruner", "allocation", "task", "tracking", "model.save", "batch_size")
 
 
 def scoring_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """One job per set of scores that the sweep needs, each of which stops behind the coarse stage; they are
-    numbered before the sweep's own.
+    """One job per distinct set of scores of a sweep, which calibrates and scores only.
+
+    They have negative numbers.
     """
-    kept: dict[tuple[str, ...], Job] = {}
+    found: dict[tuple[str, ...], Job] = {}
     for job in jobs:
         relevant = tuple(
             override for override in job.overrides if not override.lstrip("+~").startswith(AFTER_SCORES)
         )
-        if relevant not in kept and "score=none" not in relevant:
-            overrides = [
-                *job.overrides,
-                "steps=[calibrate,score]",
-                "tracking=none",
-                f"hydra.sweep.subdir=scores/{len(kept)}",
-            ]
-            kept[relevant] = Job(-1 - len(kept), overrides)
-    return list(kept.values())
+        if relevant not in found and "score=none" not in relevant:
+            subdir = f"hydra.sweep.subdir=scores/{len(found)}"
+            overrides = [*job.overrides, "steps=[calibrate,score]", "tracking=none", subdir]
+            found[relevant] = Job(-1 - len(found), overrides)
+    return list(found.values())
 
 
 def _collect(submitted: Sequence[Submitted]) -> dict[int, JobReturn]:
-    """How each job ended, once all have."""
+    """Wait for all jobs; returns {number: how the job ended}."""
     ended = {}
     for job, handle in submitted:
         try:
             ended[job.number] = handle.results()[0]
-        except (
-            Exception
-        ) as error:  # submitit's own, for a job that failed, was cancelled or ran out of memory
-            last = _last_line(error)
-            refused = re.match(r"ecoflap\.errors\.\w+: ", last)
-            reason = last[refused.end() :] if refused else last
-            message = (
-                f"job {job.number} ({' '.join(filter_overrides(job.overrides))}) failed: {reason}; its log:"
-                f" {handle.paths.stderr}"
-            )
-            log.error(message)
-            ended[job.number] = JobReturn(
-                status=JobStatus.FAILED,
-                _return_value=UserError(message) if refused else RuntimeError(message),
-            )
+        except Exception as error:  # submitit's, for a job that failed, was cancelled or ran out of memory
+            ended[job.number] = _failed(job, _last_line(error), handle.paths.stderr)
     return ended
 
 
+def _failed(job: Job, last: str, stderr: Path) -> JobReturn:
+    """Log that a job failed; returns that it did.
+
+    Args:
+        job: the job.
+        last: the last line of its traceback.
+        stderr: the file of its log.
+    """
+    refused = re.match(r"ecoflap\.errors\.\w+: ", last)
+    reason = last[refused.end() :] if refused else last
+    overrides = " ".join(filter_overrides(job.overrides))
+    message = f"job {job.number} ({overrides}) failed: {reason}; its log: {stderr}"
+    log.error(message)
+    error = UserError(message) if refused else RuntimeError(message)
+    return JobReturn(status=JobStatus.FAILED, _return_value=error)
+
+
 def _last_line(error: Exception) -> str:
-    """The line of a remote traceback that says what happened."""
-    parts = [
-        part.strip() for part in str(error).split("-" * 22)
-    ]  # submitit's own words, the traceback, where the logs are
+    """The last line of the traceback in an error of submitit."""
+    # Its message has submitit's own words, the traceback, and the paths of the logs.
+    parts = [part.strip() for part in str(error).split("-" * 22)]
     lines = parts[1 if len(parts) > 1 else 0].splitlines()
     return lines[-1] if lines else type(error).__name__
 

@@ -1,6 +1,4 @@
-"""What can be said about where the jobs of a sweep run; typed, so that a wrong name or value fails before a
-job is queued. Light to import.
-"""
+"""Options of the launchers, typed so that a wrong name or value fails before a job is queued."""
 
 from __future__ import annotations
 
@@ -13,18 +11,18 @@ DAY = 24 * 60  # minutes
 
 @dataclass
 class InProcessOptions:
-    """One job after the other in this process; there is nothing to choose."""
+    """One job after the other in this process; there are no options."""
 
     _target_: str = "hydra_plugins.ecoflap_launcher.InProcessLauncher"
 
 
 @dataclass
 class LocalOptions(LocalQueueConf):
-    """Processes on this machine; see submitit's launcher for its other options.
+    """Processes of this machine; see submitit's launcher for its other options.
 
     Attributes:
-        parallel: jobs at a time.
-        snapshot: run the checkout's code as it is now, whatever is edited meanwhile.
+        parallel: number of jobs at a time.
+        snapshot: run a copy of the checkout's code, which later edits do not change.
     """
 
     _target_: str = "hydra_plugins.ecoflap_launcher.LocalLauncher"
@@ -38,12 +36,11 @@ class SlurmOptions(SlurmQueueConf):
     """Jobs of Slurm, one array per sweep; see submitit's launcher for its other options.
 
     Attributes:
-        max_num_timeout: how often a job that ran into its time limit is queued again; preempted ones are
-            always.
-        dependency: other jobs that must end first, as sbatch takes it: afterok:1234.
-        scores_first: queue the coarse stage of each model by itself, and the sweep behind it.
-        snapshot: run the checkout's code as it is now, whatever is edited meanwhile.
-        wait: stay until all jobs have ended; otherwise return as soon as they are queued.
+        max_num_timeout: how often a job is requeued after its time limit; preempted jobs always are.
+        dependency: other jobs that must end first, in the format of sbatch, such as afterok:1234.
+        scores_first: queue jobs that only compute the scores, and the sweep after them.
+        snapshot: run a copy of the checkout's code, which later edits do not change.
+        wait: wait until all jobs have ended; otherwise return as soon as they are queued.
     """
 
     _target_: str = "hydra_plugins.ecoflap_launcher.SlurmLauncher"

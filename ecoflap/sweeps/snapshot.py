@@ -1,4 +1,4 @@
-"""A copy of a checkout's code as it is when jobs are submitted: no later edit changes a queued job."""
+"""Code snapshots: jobs run a copy of the checkout's code, so that later edits do not change queued jobs."""
 
 from __future__ import annotations
 
@@ -12,20 +12,18 @@ from ecoflap.storage.files import beside, rename, write_json
 from ecoflap.storage.results.environment import git_diff, git_state
 
 PARTS = ("main.py", "conf", "sweeps", "ecoflap", "hydra_plugins")
-# Weights are read from where the code was copied from: they are no code, and large.
-WEIGHTS = "*.safetensors"
+WEIGHTS = "*.safetensors"  # large, and read from the original folder
 
 
 def take_snapshot(folder: Path, project: Path) -> Path:
-    """Copy the code into a folder of its own below ``folder``, named by its content; one that is there
-    already is used again.
+    """Copy the code into a subfolder of ``folder`` that is named by its hash, unless there is one.
 
     Args:
-        folder: of the sweep.
+        folder: the folder of the sweep.
         project: the checkout.
 
     Returns:
-        The copy's folder.
+        The folder of the copy.
 
     Raises:
         UserError: if a part of the code is missing.
@@ -56,7 +54,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _hash(project: Path) -> str:
-    """A hash of every file that is copied.
+    """A hash of all files of the code.
 
     Raises:
         UserError: if a part of the code is missing.

@@ -1,11 +1,11 @@
-"""How far the runs of a sweep are: queued, running, done, failed with the reason, and the time left.
+"""Show how far the runs of a sweep are: queued, running, done, failed with the reason, and the time left.
 
     ecoflap status outputs/sweeps/SWEEP
     ecoflap status outputs/sweeps/SWEEP --rerun-failed
 
-``--rerun-failed`` starts the sweep's own command again in the same folder: jobs that have finished are left
-alone, and the others go on from where they stopped. The folder of a run that was started by itself works too.
-Exit code 0: nothing has failed. 1: a run failed or died. 2: wrong usage.
+``--rerun-failed`` starts the sweep's command again in the same folder: finished jobs are not run again, and
+the others resume where they stopped. The folder of a single run works too.
+Exit code 0: no run has failed. 1: a run failed or died. 2: wrong usage.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ ENDED_BADLY = ("FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "
 
 @dataclass(frozen=True)
 class Line:
-    """One run, as it is shown.
+    """A line about a run.
 
     Attributes:
-        name: of its folder.
+        name: the name of its folder.
         state: queued, running, stopped, done, failed or died.
-        where: the step that it is at, and how far.
-        seconds: since it started, or that it took.
-        note: its overrides, or the reason of a failure.
+        where: its current step, and how far that is.
+        seconds: the time that it has run, or took; None before it starts.
+        note: its overrides, or why it failed.
     """
 
     name: str
@@ -75,10 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def read(folder: Path) -> list[Line]:
-    """Every run of a sweep, or the one run whose folder it is.
+    """The lines of all runs of a sweep, or of a single run.
 
     Raises:
-        UserError: no run was ever started there.
+        UserError: if the folder holds neither a sweep nor a run.
     """
     listed = (read_json(folder / JOBS) or {}).get("jobs", [])
     jobs: dict[str, Mapping[str, Any]] = {str(job["number"]): job for job in listed if job["number"] >= 0}
@@ -106,15 +106,13 @@ def _line(run: Path, job: Mapping[str, Any], slurm: Mapping[str, str]) -> Line:
     seconds = end - status["started"] if "started" in status else None
     note = status.get("reason") if state in ("failed", "stopped") else None
     if state == "died":
-        note = (
-            f"killed{f' ({queued})' if queued else ''}, the last sign of life at step"
-            f" {status.get('step', 'none')}"
-        )
+        killed = f"killed ({queued})" if queued else "killed"
+        note = f"{killed}, the last sign of life at step {status.get('step', 'none')}"
     return Line(run.name, state, status.get("step", "") + done, seconds, note or " ".join(overrides))
 
 
 def _state(run: Path, status: Mapping[str, Any], queued: str) -> str:
-    """What a run does, from what it wrote, whether it lives, and what Slurm says of its job."""
+    """The state of a run, from its status file, its lease, and Slurm's state of its job."""
     ended_badly = queued.startswith(ENDED_BADLY)
     if not status:
         return "died" if ended_badly else "queued"
@@ -125,7 +123,7 @@ def _state(run: Path, status: Mapping[str, Any], queued: str) -> str:
 
 
 def _overrides(run: Path) -> list[str]:
-    """What the run was started with, as Hydra kept it."""
+    """The overrides of a run, as Hydra recorded them."""
     from omegaconf import OmegaConf
 
     file = run / ".hydra" / "overrides.yaml"
@@ -133,9 +131,7 @@ def _overrides(run: Path) -> list[str]:
 
 
 def slurm_states(ids: Sequence[str]) -> dict[str, str]:
-    """{job: state} by Slurm's accounting, or by its queue where there is no accounting; empty without
-    Slurm.
-    """
+    """{job: state} from Slurm's accounting and its queue; empty without Slurm."""
     if not ids:
         return {}
     commands = (
@@ -156,7 +152,7 @@ def slurm_states(ids: Sequence[str]) -> dict[str, str]:
 
 
 def show(folder: Path, lines: Sequence[Line]) -> None:
-    """Print the runs, how many there are of each state, and the time left."""
+    """Print the runs, the number of runs in each state, and the time left."""
     rows = [(line.name, line.state, line.where, _in_words(line.seconds), line.note) for line in lines]
     table(str(folder), ["run", "state", "at", "for", "what"], rows)
     counts = Counter(line.state for line in lines)
@@ -164,9 +160,7 @@ def show(folder: Path, lines: Sequence[Line]) -> None:
 
 
 def time_left(lines: Sequence[Line]) -> str:
-    """The time until all have ended, if the rest takes as long as those that are done, as many at a time as
-    are running.
-    """
+    """The time left in words, from the mean time of finished runs and the number that run at a time."""
     took = [line.seconds for line in lines if line.state == "done" and line.seconds is not None]
     running = [line.seconds or 0.0 for line in lines if line.state == "running"]
     queued = sum(line.state == "queued" for line in lines)
@@ -182,16 +176,16 @@ def _in_words(seconds: float | None) -> str:
         return ""
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return (
-        f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
-    )
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 def rerun(folder: Path) -> int:
-    """Start a sweep, or a run, again as it was started, from where it was started; returns its exit code.
+    """Start a sweep or a run again, with its command in its working directory; returns the exit code.
 
     Raises:
-        UserError: Hydra has not kept the command, or the run is one of a sweep.
+        UserError: if Hydra did not record the command, or the run is one of a sweep.
     """
     from omegaconf import OmegaConf
 
@@ -208,7 +202,7 @@ def rerun(folder: Path) -> int:
             " alone"
         )
     hydra = OmegaConf.load(file).hydra
-    # Without resume=false, which would do finished runs again.
+    # Without resume=false, which would repeat finished runs.
     overrides, started_in = hydra.overrides, Path(hydra.runtime.cwd)
     place = "hydra.sweep.dir" if file == sweep else "hydra.run.dir"
     given = [
@@ -234,6 +228,6 @@ def rerun(folder: Path) -> int:
 
 
 def _program() -> list[str]:
-    """What Python runs to start a run: ``main.py`` of the checkout, or the installed package."""
+    """Python's arguments to start a run: ``main.py`` of the checkout, or the installed package."""
     project = checkout()
     return ["-m", "ecoflap", "run"] if project is None else [str(project / "main.py")]

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from ecoflap.cli import run
-from ecoflap.cli.arguments import understood
+from ecoflap.cli.arguments import prepared
 from ecoflap.cli.choices import Choices
 from ecoflap.errors import UserError
 from ecoflap.storage.cache import code
@@ -78,15 +78,15 @@ def test_however_the_flag_is_written(
     mine: Path, start_in: str, flags: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(mine.parent / start_in)
-    understood([*(flag.format(mine=mine) for flag in flags), "pruner=opposite"])
-    understood([*(flag.format(mine=mine) for flag in flags), "pruner=opposite"])
+    prepared([*(flag.format(mine=mine) for flag in flags), "pruner=opposite"])
+    prepared([*(flag.format(mine=mine) for flag in flags), "pruner=opposite"])
     assert sys.path.count(str(mine)) == 1
     assert sys.path[-1] == str(mine)  # it hides nothing
 
 
 def test_without_the_flag_the_path_is_as_it_was() -> None:
     path = list(sys.path)
-    understood(["pruner=wanda"])
+    prepared(["pruner=wanda"])
     assert sys.path == path
 
 
@@ -148,14 +148,14 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_groups_of_a_search_path(package: Path, place: str) -> None:
     search = f"hydra.searchpath=[{place.format(package=package)}]"
     arguments = ["+study=sparse", search, "pruner=least"]
-    assert understood(arguments) == arguments
+    assert prepared(arguments) == arguments
     choices = Choices(overrides=arguments)
     assert "least" in choices.options("pruner")
     assert "wanda" in choices.options("pruner")
     with pytest.raises(UserError, match="stduy"):
-        understood(["+stduy=sparse", search])
+        prepared(["+stduy=sparse", search])
     with pytest.raises(UserError, match="study"):
-        understood(["+study=sparse"])
+        prepared(["+study=sparse"])
 
 
 def test_what_is_on_a_search_path_is_named_where_another_is_asked_for(

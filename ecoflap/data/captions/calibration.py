@@ -1,6 +1,4 @@
-"""Pictures with captions as calibration data: a caption to write, to find, or to go on with after its
-beginning.
-"""
+"""Calibration on captioned pictures: captions to write, to match, or to continue."""
 
 from __future__ import annotations
 
@@ -29,10 +27,10 @@ class Captions(CaptionsOptions, CaptionSource):
             )
 
     def check_data(self, group: str) -> None:
-        """Refuse captions that aren't there, or are measured on.
+        """Refuse captions that are missing, or that tasks evaluate.
 
         Raises:
-            UserError: if captions aren't there, or are measured on.
+            UserError: if there are no captions, or a task evaluates them.
         """
         least = 2 if self.prefix else 1
         pictures = self.pictures(group, apart=True)
@@ -51,10 +49,11 @@ class Captions(CaptionsOptions, CaptionSource):
         require_encoder(model, f"calibration={self.name}", pictures=True)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Draw pictures and captions, and make model inputs of them.
+        """Draw pictures with captions and encode them.
 
         Raises:
-            UserError: the data set isn't there, is measured on, or the model reads no pictures with captions.
+            UserError: if the data set is missing, a task evaluates it, or the model reads no pictures with
+                captions.
         """
         self.check_model(model)
         pictures, choice = self.pictures("calibration", apart=True), random.Random(seed)

@@ -1,6 +1,4 @@
-"""The layouts that pictures with captions come in: Karpathy's splits of COCO and Flickr30k, NoCaps,
-Conceptual Captions, and a plain folder.
-"""
+"""File layouts of captioned pictures: Karpathy's COCO and Flickr30k, NoCaps, CC3M and plain folders."""
 
 from __future__ import annotations
 
@@ -16,15 +14,14 @@ from ecoflap.errors import UserError
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture with all its captions.
+    """A picture with all its captions.
 
     Attributes:
-        image: its file; below the data set's folder, until it is looked for.
-        captions: as people wrote them.
-        split: of the data set.
-        domain: NoCaps' in, near or out.
-        key: what the picture is called wherever it appears: COCO's number, or else the file below the data
-            set's folder.
+        image: its file; relative to the data set's folder until it is located.
+        captions: captions by annotators.
+        split: its split of the data set.
+        domain: in, near or out for NoCaps.
+        key: its name in all data sets: COCO's number, or else the file relative to the data set's folder.
     """
 
     image: str
@@ -58,10 +55,10 @@ class Layout:
     rows: Callable[[Path, Path], Iterator[Picture]]
 
     def read(self, root: Path) -> list[Picture]:
-        """All pictures that have captions.
+        """Read all pictures that have captions.
 
         Raises:
-            UserError: a list is not what it should be.
+            UserError: if a file does not have the format of the layout.
         """
         pictures: list[Picture] = []
         for file in sorted(root.glob(self.wanted)):
@@ -107,9 +104,7 @@ def _cc3m_tsv(file: Path, root: Path) -> Iterator[Picture]:
 
 
 def _folder(file: Path, root: Path) -> Iterator[Picture]:
-    """Each folder with a metadata.jsonl is a split of that name; one without folders is all train, as
-    ``datasets`` reads it.
-    """
+    """Read a folder like ``datasets``: each subfolder with a metadata.jsonl is a split; else all is train."""
     place = file.parent.relative_to(root)
     captions: dict[str, list[str]] = defaultdict(list)
     for line in read_text(file).splitlines():

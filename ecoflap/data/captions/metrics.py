@@ -1,9 +1,8 @@
-"""CIDEr, BLEU, METEOR, ROUGE-L and SPICE by the scorers that captioning papers use (package
-``pycocoevalcap``), times 100 as they print them.
+"""CIDEr, BLEU, METEOR, ROUGE-L and SPICE, by the scorers that captioning papers use, times 100 as in papers.
 
-METEOR and SPICE are Java programs and left out where they can't run. The words are those of Stanford's
-tokenizer, which is one as well; without Java a short one of this module takes its place, which finds the same
-words in captions but knows few abbreviations.
+The scorers are those of ``pycocoevalcap``. METEOR and SPICE are Java programs, and are left out where they
+can't run. Words are split by Stanford's tokenizer, a Java program too; without Java, a short tokenizer of
+this module replaces it, which finds the same words in captions but knows few abbreviations.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ def require_scorers(option: str) -> Path:
     """The folder of the package with the scorers.
 
     Raises:
-        UserError: it is not installed.
+        UserError: if it is not installed.
     """
     found = importlib.util.find_spec("pycocoevalcap")
     if found is None or not found.submodule_search_locations:
@@ -75,10 +74,10 @@ class CaptionMetrics:
 
     @classmethod
     def here(cls, option: str) -> CaptionMetrics:
-        """See what there is, and say what is left out.
+        """Find out which metrics can run here, and log those that are left out.
 
         Raises:
-            UserError: the scorers are not installed.
+            UserError: if the scorers are not installed.
         """
         folder = require_scorers(option)
         java = shutil.which("java") is not None and os.access(
@@ -108,7 +107,7 @@ class CaptionMetrics:
         }
 
     def words(self, captions: Sequence[Sequence[str]]) -> Words:
-        """The captions of each picture as the scorers want them: lower-case words, no punctuation."""
+        """The captions of each picture in the scorers' format: lower-case words without punctuation."""
         if not self.java:
             return {index: [simple_words(text) for text in texts] for index, texts in enumerate(captions)}
         from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
@@ -153,9 +152,7 @@ def scores(scorers: Sequence[Scorer], references: Words, predictions: Words) -> 
 
 
 def _spice(references: Words, predictions: Words) -> tuple[float | None, Any]:
-    """SPICE, or null where its old program does not run on this Java; the other numbers must not be lost for
-    it.
-    """
+    """SPICE; None if its old program does not run on the installed Java."""
     from pycocoevalcap.spice.spice import Spice
 
     try:

@@ -1,6 +1,4 @@
-"""Pictures with captions from a local folder, for calibration and for measuring, and the rule that no picture
-serves both.
-"""
+"""Read captioned pictures from a local folder, and keep calibration and evaluation apart."""
 
 from __future__ import annotations
 
@@ -26,11 +24,11 @@ class CaptionSource(CaptionSourceOptions):
         """The pictures of the split, in the data set's order.
 
         Args:
-            group: the config group that asks, for messages.
+            group: the config group of the part, for messages.
             apart: refuse a split that shares a picture with another one.
 
         Raises:
-            UserError: the data set, the split or its pictures are not there.
+            UserError: if the data set, the split or its pictures are missing.
         """
         root = self.locate(group)
         listed = LAYOUTS[self.layout].read(root)
@@ -45,10 +43,10 @@ class CaptionSource(CaptionSourceOptions):
         return self._located(chosen, root, group)
 
     def locate(self, group: str) -> Path:
-        """The data set's folder, when its list of captions is in it.
+        """The folder of the data set.
 
         Raises:
-            UserError: it isn't, or there is no such layout.
+            UserError: if its list of captions is missing, or the layout is unknown.
         """
         if self.layout not in LAYOUTS:
             raise UserError(
@@ -58,10 +56,10 @@ class CaptionSource(CaptionSourceOptions):
         return require_files(self.path, layout.wanted, group, self.name, layout.obtain)
 
     def present(self, pictures: list[Picture], group: str) -> list[Picture]:
-        """The pictures, when all of their files are there.
+        """The pictures, once all of their files are found.
 
         Raises:
-            UserError: some are missing.
+            UserError: if files are missing.
         """
         require_images((one.image for one in pictures), f"{group}={self.name}", LAYOUTS[self.layout].obtain)
         return pictures
@@ -80,10 +78,10 @@ class CaptionSource(CaptionSourceOptions):
 
 
 def require_apart(used: Iterable[Picture], measured: Iterable[Picture], option: str) -> None:
-    """Refuse calibration pictures that a model is measured on.
+    """Refuse calibration pictures that tasks evaluate.
 
     Raises:
-        UserError: there are such.
+        UserError: if there are any.
     """
     both = sorted({one.key for one in used} & {one.key for one in measured})
     if both:

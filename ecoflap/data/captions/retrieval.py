@@ -1,6 +1,4 @@
-"""Recall between pictures and their captions: first apart (contrast, ITC), then the best looked at together
-(match, ITM), as BLIP is measured.
-"""
+"""Recall of captions and pictures as for BLIP: ranked by contrast (ITC), the best again by matching (ITM)."""
 
 from __future__ import annotations
 
@@ -40,10 +38,10 @@ class Retrieval(RetrievalOptions, CaptionSource):
             require_positive("task", self, "k_test")
 
     def check_data(self, group: str) -> None:
-        """Refuse captions or pictures that aren't there.
+        """Refuse missing captions or pictures.
 
         Raises:
-            UserError: if captions or pictures aren't there.
+            UserError: if captions or pictures are missing.
         """
         self.chosen(group)
 
@@ -56,10 +54,10 @@ class Retrieval(RetrievalOptions, CaptionSource):
         require(model, Embeds, f"task={self.name}")
 
     def chosen(self, group: str) -> list[Picture]:
-        """The pictures that are looked for.
+        """The pictures to retrieve.
 
         Raises:
-            UserError: some are not there, or the limit is out of range.
+            UserError: if some are missing, or the limit is out of range.
         """
         return self.present(spread(self.pictures(group), self.limit, "pictures"), group)
 
@@ -67,7 +65,8 @@ class Retrieval(RetrievalOptions, CaptionSource):
         """Read the captions.
 
         Raises:
-            UserError: the model finds no pictures, the data set is not there, or the limit is out of range.
+            UserError: if the model retrieves no pictures, the data set is missing, or the limit is out of
+                range.
         """
         self.check_model(model)
         pictures = self.chosen("task")
@@ -98,14 +97,14 @@ class Found:
 
 
 def search(score: Callable[[Tensor], Tensor], asks: Tensor, has: Tensor, count: int, block: int) -> Found:
-    """Compare every query with everything, ``block`` queries at a time.
+    """Find the nearest candidates of each query, ``block`` queries at a time.
 
     Args:
-        score: similarities of some queries with everything, [those queries, everything].
-        asks: the picture that each query belongs to.
-        has: the picture that each thing belongs to.
-        count: number of candidates to keep.
-        block: queries at once.
+        score: similarities of some queries with all candidates, [queries, candidates].
+        asks: the picture of each query, [queries].
+        has: the picture of each candidate, [candidates].
+        count: number of candidates to keep per query.
+        block: queries at a time.
     """
     found = []
     for rows in torch.arange(len(asks)).split(block):
@@ -116,17 +115,13 @@ def search(score: Callable[[Tensor], Tensor], asks: Tensor, has: Tensor, count: 
 
 
 def rank(scores: Tensor, right: Tensor) -> Tensor:
-    """How many wrong ones stand before the first right one, [queries]; among equals the right one comes last,
-    so that nothing is found by chance.
-    """
+    """The number of wrong candidates before the first right one, [queries]; in ties, right ones come last."""
     first = scores.masked_fill(~right, float("-inf")).amax(dim=1, keepdim=True)
     return ((scores >= first) & ~right).sum(dim=1)
 
 
 def rank_again(found: Found, logits: Tensor) -> Tensor:
-    """Ranks after the candidates were looked at together; whatever was not stands behind them, and a right
-    one among it last.
-    """
+    """Ranks after matching the best candidates; all others follow them, right ones last."""
     return torch.where(found.right.any(dim=1), rank(found.scores + logits, found.right), found.wrong)
 
 
@@ -166,11 +161,12 @@ class RetrievalEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Recall at 1, 5 and 10 of captions and of pictures, and their means, in percent; first those of
-        ``_match``, when the model can.
+        """Recall at 1, 5 and 10 of captions and of pictures, and their means, in percent.
+
+        If the model can match pictures with texts, the recall after matching comes first.
 
         Raises:
-            NumericalError: a feature or a logit is not finite.
+            NumericalError: if a feature or a logit is not finite.
         """
         model.module.eval()
         images = self._features(self.images, lambda part: self.interface.embed_images(model, part))
@@ -201,9 +197,7 @@ class RetrievalEvaluation:
         return _finite(torch.cat([embed(batch) for batch in track(batches, "embed", total=len(batches))]))
 
     def _write_down(self, prediction_log: PredictionLog, texts: Tensor, images: Tensor) -> None:
-        """What was found apart, beside the prediction_log: the nearest captions of each picture and pictures
-        of each caption, by their numbers.
-        """
+        """Write the nearest captions of each picture and pictures of each caption beside the log."""
         if prediction_log.file is not None:
             names = [Path(image).name for image in self.images]
             rows = [
@@ -221,11 +215,11 @@ class RetrievalEvaluation:
     def _match(
         self, model: PrunableModel, prediction_log: PredictionLog, texts: Tensor, images: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Logits of the candidates of both directions.
+        """Matching logits of the candidates of both directions.
 
         Args:
-            model: what looks at them.
-            prediction_log: keeps the logits, for these candidates only.
+            model: matches pictures with texts.
+            prediction_log: stores the logits of these candidates.
             texts: candidates of each picture, [pictures, k].
             images: candidates of each caption, [captions, k].
         """

@@ -1,6 +1,4 @@
-"""Captions of pictures, compared with those that people wrote: over all pictures, and per domain where the
-data set has domains.
-"""
+"""Captioning: written captions against those of annotators, over all pictures and per domain."""
 
 from __future__ import annotations
 
@@ -38,28 +36,28 @@ class Captioning(CaptioningOptions, CaptionSource):
             )
 
     def check_data(self, group: str) -> None:
-        """Refuse captions, pictures or scorers that aren't there.
+        """Refuse missing captions, pictures or scorers.
 
         Raises:
-            UserError: if captions, pictures or scorers aren't there.
+            UserError: if captions, pictures or scorers are missing.
         """
         require_scorers(f"{group}={self.name}")
         self.chosen(group)
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that writes no text about pictures, or none as long as is asked for.
+        """Refuse a model that writes no text about pictures, or no captions of the requested length.
 
         Raises:
-            UserError: if the model writes no text about pictures, or none as long as is asked for.
+            UserError: if the model can't write such captions.
         """
         require(model, Describes, f"task={self.name}")
         require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
 
     def chosen(self, group: str) -> list[Picture]:
-        """The pictures that are asked about.
+        """The pictures to caption.
 
         Raises:
-            UserError: some are not there, or the limit is out of range.
+            UserError: if some are missing, or the limit is out of range.
         """
         return self.present(spread(self.pictures(group), self.limit, "pictures"), group)
 
@@ -67,7 +65,7 @@ class Captioning(CaptioningOptions, CaptionSource):
         """Read the captions.
 
         Raises:
-            UserError: the model writes no text, the data set or the scorers are not there, or the limit is
+            UserError: if the model writes no text, the data set or the scorers are missing, or the limit is
                 out of range.
         """
         self.check_model(model)
@@ -109,8 +107,9 @@ class CaptioningEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """The metrics, times 100, each also per domain (``cider_in``); and the number of pictures. A CIDEr of
-        100 is the papers' 1.0.
+        """The metrics, each also per domain (``cider_in``), and the number of pictures.
+
+        Metrics are times 100, so a CIDEr of 100 is 1.0 in papers.
         """
         model.module.eval()
         generation = Generation(self.task.beams, self.task.max_new_tokens, self.task.min_new_tokens)

@@ -47,10 +47,10 @@ class Classification(CalibrationOptions, PictureSource):
         require_encoder(model, f"calibration={self.name}", pictures=True)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Draw pictures over all classes and make model inputs of them.
+        """Draw pictures over all classes and encode them.
 
         Raises:
-            UserError: no pictures there, or the model reads none.
+            UserError: if there are no pictures, or the model reads none.
         """
         option, facts = f"calibration={self.name}", self.facts("calibration")
         interface = require_encoder(model, option, pictures=True)
@@ -75,10 +75,10 @@ class Classification(CalibrationOptions, PictureSource):
 
 
 def draw_over_classes(examples: Sequence[Example], count: int, seed: int) -> list[Example]:
-    """``count`` examples in rounds, each with one example of every class that has more.
+    """Draw ``count`` examples in rounds, each with one example of every class that has more.
 
-    Classes repeat as late as can be: a contrastive loss takes every other caption of a batch for a wrong one,
-    the same caption too.
+    Classes repeat as late as possible, because a contrastive loss takes every other caption of a batch as a
+    negative, even an equal one.
     """
     rounds, seen = [], Counter[int | None]()
     for index in draw(len(examples), len(examples), seed):

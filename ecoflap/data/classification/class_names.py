@@ -18,7 +18,7 @@ def openai_templates(option: str) -> list[str]:
     """OpenAI's 80 prompts for ImageNet, from the open_clip package.
 
     Raises:
-        UserError: the package isn't installed.
+        UserError: if the package is not installed.
     """
     return [
         template("{}") for template in _open_clip(f"{option}.templates=[{OPENAI}]").OPENAI_IMAGENET_TEMPLATES
@@ -26,11 +26,10 @@ def openai_templates(option: str) -> list[str]:
 
 
 def imagenet_names(package: str, option: str) -> list[str]:
-    """ImageNet's 1000 class names in the order of its sorted folders: OpenAI's in open_clip, WordNet's in
-    torchvision.
+    """ImageNet's 1000 class names in the order of its sorted folders, from open_clip or torchvision.
 
     Raises:
-        UserError: the package isn't installed.
+        UserError: if the package is not installed.
     """
     if package == "torchvision":
         from torchvision.models import ViT_B_16_Weights
@@ -51,10 +50,10 @@ def _open_clip(asked: str) -> Any:
 
 
 def class_lines(classes: str, option: str) -> list[str]:
-    """The lines that name the classes: a package's, or a file's.
+    """The lines that name the classes, from a package or a file.
 
     Raises:
-        UserError: it is neither, or the package isn't installed.
+        UserError: if it is neither, or the package is not installed.
     """
     if classes in PACKAGES:
         return imagenet_names(classes, option)
@@ -65,13 +64,13 @@ def class_lines(classes: str, option: str) -> list[str]:
 
 
 def name_classes(found: Sequence[str], lines: Sequence[str], asked: str) -> tuple[list[str], list[int]]:
-    """The names of the classes, and which of them each class that was found has.
+    """Match the names of classes with the classes of the files.
 
-    Lines that start with what was found ("n01440764 tench") may name more classes; others name one each, in
-    the same order.
+    Lines that begin with the name in the files ("n01440764 tench") may name more classes; other lines name
+    one each, in the same order.
 
     Raises:
-        UserError: there are more or fewer names than classes.
+        UserError: if there are more or fewer names than classes.
     """
     pairs = [line.partition(" ") for line in lines]
     order = {key: index for index, (key, _, _) in enumerate(pairs)}
@@ -86,16 +85,16 @@ def name_classes(found: Sequence[str], lines: Sequence[str], asked: str) -> tupl
 
 
 def own_labels(own: Sequence[str], names: Sequence[str], asked: str, indexed: bool) -> list[int]:
-    """Where each class of a set stands among a classifier's own.
+    """The index of each class of a data set among a classifier's own classes.
 
     Args:
         own: names of the classifier's classes.
-        names: of the set's classes.
-        asked: the option that asks, for messages.
+        names: names of the data set's classes.
+        asked: the option, for messages.
         indexed: whether both have the same order, whatever the names.
 
     Raises:
-        UserError: the classifier has other classes.
+        UserError: if the classifier has other classes.
     """
     if indexed:
         if len(own) != len(names):

@@ -1,6 +1,4 @@
-"""Facts about the picture sets that CLIP is measured on: where CoOp puts their files, and its prompt for
-each.
-"""
+"""The image sets of CLIP's evaluation: their files in CoOp's layout, and CoOp's prompt for each."""
 
 from __future__ import annotations
 
@@ -11,15 +9,15 @@ from ecoflap.errors import UserError, did_you_mean
 
 @dataclass(frozen=True)
 class PictureSet:
-    """One set.
+    """The facts about a set.
 
     Attributes:
-        folder: of the set, below the folder that holds all sets.
-        images: folder of the pictures, below the set's.
-        splits: file with the pictures of each split, or of one where it has ``{split}``; null for a folder
-            per split and class.
-        prompt: of a class, whose name goes where ``{}`` stands.
-        indexed: classifiers of the set number its classes as the sorted folders do, whatever they call them.
+        folder: folder of the set, inside the folder of all sets.
+        images: folder of the pictures, inside the set's.
+        splits: file with the pictures of all splits, or of one if it contains ``{split}``; None for one
+            folder per split and class.
+        prompt: prompt of a class, with ``{}`` for its name.
+        indexed: whether classifiers of the set number its classes like the sorted folders, under any names.
     """
 
     folder: str
@@ -55,14 +53,14 @@ SETS = {
 
 
 def find_set(name: str, option: str) -> PictureSet:
-    """The facts of a set.
+    """The facts about a set.
 
     Args:
-        name: of the set.
-        option: the config group that asks, for the message.
+        name: name of the set.
+        option: the config group of the part, for the message.
 
     Raises:
-        UserError: no such set.
+        UserError: if there is no such set.
     """
     if name not in SETS:
         raise UserError(

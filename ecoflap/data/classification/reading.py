@@ -39,9 +39,9 @@ class Pictures:
     """The pictures of one split.
 
     Attributes:
-        root: folder that holds them all.
-        examples: each with its class as label and the class's name as target.
-        names: of the classes, in the order of the labels.
+        root: the folder of all pictures.
+        examples: examples with the index of their class as label, and its name as target.
+        names: names of the classes, in the order of the labels.
     """
 
     root: Path
@@ -50,9 +50,7 @@ class Pictures:
 
 
 class Found(NamedTuple):
-    """What the files say: the folder of the pictures, (picture in it, label) of each, and what the classes
-    are called in the files.
-    """
+    """The contents of a set's files: a folder, (picture, label) of each picture, and names of classes."""
 
     root: Path
     pictures: list[tuple[str, int]]
@@ -64,10 +62,10 @@ class PictureSource(PictureSourceOptions):
     """Which pictures, and how their classes are called."""
 
     def facts(self, option: str) -> PictureSet:
-        """What is known about the set.
+        """The facts about the set.
 
         Raises:
-            UserError: no such set.
+            UserError: if there is no such set.
         """
         return find_set(self.dataset, option)
 
@@ -75,7 +73,7 @@ class PictureSource(PictureSourceOptions):
         """The folder or the file that lists the split.
 
         Raises:
-            UserError: it isn't there.
+            UserError: if it is missing.
         """
         return (
             self._split_folder(option) if self.facts(option).splits is None else self._coop_files(option)[0]
@@ -94,10 +92,10 @@ class PictureSource(PictureSourceOptions):
             )
 
     def prompts(self, option: str) -> tuple[str, ...]:
-        """All templates, OpenAI's included.
+        """All templates, with OpenAI's expanded.
 
         Raises:
-            UserError: they are OpenAI's, and the package that has them isn't installed.
+            UserError: if they include OpenAI's, and the package with them is not installed.
         """
         asked = [self.facts(option).prompt] if self.templates is None else self.templates
         return tuple(
@@ -107,14 +105,14 @@ class PictureSource(PictureSourceOptions):
         )
 
     def read(self, option: str, named: bool) -> Pictures:
-        """All pictures of the split.
+        """Read all pictures of the split.
 
         Args:
-            option: the config group that asks, for messages.
-            named: whether the classes need names that mean something.
+            option: the config group of the part, for messages.
+            named: whether the classes need meaningful names.
 
         Raises:
-            UserError: the files are not there or not of the set's layout, or the classes have no names.
+            UserError: if files are missing or not in the set's layout, or the classes have no names.
         """
         splits = self.facts(option).splits
         reader = (
@@ -199,9 +197,7 @@ class PictureSource(PictureSourceOptions):
         )
 
     def _aircraft(self, option: str) -> Found:
-        """FGVC-Aircraft's own files: the variants' names, and per split a line "PICTURE VARIANT" for each
-        picture.
-        """
+        """Read FGVC-Aircraft's files: the names of the variants, and per split lines "PICTURE VARIANT"."""
         file, images = self._coop_files(option)
         variants = text_lines(
             require_files(str(file.parent), "variants.txt", option, self.dataset, OBTAIN) / "variants.txt"

@@ -1,6 +1,4 @@
-"""Which class does a picture show? Answered by a classifier's own classes, or zero-shot through a text
-tower.
-"""
+"""Classification of pictures, by a classifier's own classes or zero-shot by a text tower."""
 
 from __future__ import annotations
 
@@ -43,10 +41,10 @@ class Classification(TaskOptions, PictureSource):
             check_templates(self.templates, "task.templates", (OPENAI,))
 
     def check_data(self, option: str) -> None:
-        """Refuse pictures that aren't there, or are fewer than the limit.
+        """Refuse pictures that are missing, or fewer than the limit.
 
         Raises:
-            UserError: if pictures aren't there, or are fewer than the limit.
+            UserError: if pictures are missing, or fewer than the limit.
         """
         spread(self.read(option, named=False).examples, self.limit, "pictures")
 
@@ -61,10 +59,10 @@ class Classification(TaskOptions, PictureSource):
         self.named(model)
 
     def named(self, model: PrunableModel) -> tuple[Pictures, list[int]]:
-        """All pictures with classes that are named as the model needs it, and where the model has each class.
+        """All pictures, with the class names that the model needs, and the index of each class in the model.
 
         Raises:
-            UserError: the classes have no names, or the model has others.
+            UserError: if the classes have no names, or the model has other classes.
         """
         own, facts = isinstance(model.interface, Classifies), self.facts("task")
         pictures = self.read("task", named=not (own and facts.indexed))
@@ -73,10 +71,11 @@ class Classification(TaskOptions, PictureSource):
         return pictures, own_labels(model.interface.names, pictures.names, f"task={self.name}", facts.indexed)
 
     def load(self, model: PrunableModel) -> ClassificationEvaluation:
-        """List the pictures; they are read batch by batch.
+        """List the pictures, which are read batch by batch.
 
         Raises:
-            UserError: the model classifies no pictures, they are not there, or the limit is out of range.
+            UserError: if the model classifies no pictures, pictures are missing, or the limit is out of
+                range.
         """
         if not isinstance(model.interface, Classifies):
             require(model, Embeds, f"task={self.name}")
@@ -95,12 +94,12 @@ class Classification(TaskOptions, PictureSource):
 
 @dataclass
 class ClassificationEvaluation:
-    """The task with its pictures' places and classes; call it with a model.
+    """The task with the paths and classes of its pictures; call it with a model.
 
     Attributes:
         right: index of each picture's class among the classes that the model chooses from.
-        classes: that the text tower reads; null for a classifier's own.
-        inputs: fingerprint of all that.
+        classes: prompts that the text tower reads; None for a classifier's own classes.
+        inputs: fingerprint of pictures and classes.
     """
 
     task: Classification
@@ -125,11 +124,10 @@ class ClassificationEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Accuracy of the likeliest and of the five likeliest classes and the mean F1 of the classes, in
-        percent; and the number of pictures.
+        """Top-1 and top-5 accuracy and the mean F1 of the classes, in percent, and the number of pictures.
 
         Raises:
-            NumericalError: a figure of the model is not finite.
+            NumericalError: if a logit or a feature is not finite.
         """
         model.module.eval()
         texts = None if self.classes is None else class_features(self.interface, model, self.classes)
@@ -169,11 +167,10 @@ def macro_f1(found: Sequence[int], right: Sequence[int]) -> float:
 
 
 def fingerprint(pictures: Pictures, right: Sequence[int], classes: Classes | None) -> str:
-    """A hash of the classes, and of the pictures' names, sizes and classes; of ten thousands of pictures the
-    content is not read for it.
+    """A hash of the classes, and of the pictures' names, sizes and classes, but not their contents.
 
     Raises:
-        UserError: a picture is missing.
+        UserError: if a picture is missing.
     """
     digest = hashlib.blake2b(f"{classes}\n".encode(), digest_size=16)
     for example, label in zip(pictures.examples, right, strict=True):

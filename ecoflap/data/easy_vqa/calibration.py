@@ -1,6 +1,4 @@
-"""Easy-VQA as calibration data: real images, questions and answers of its training split (package
-``easy-vqa``, MIT).
-"""
+"""Calibration on Easy-VQA: pictures, questions and answers of its training split (package ``easy-vqa``)."""
 
 from __future__ import annotations
 
@@ -45,10 +43,10 @@ class EasyVqa(EasyVqaCalibrationOptions):
         require_encoder(model, f"calibration={self.name}", pictures=True)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Draw questions and make model inputs of them.
+        """Draw questions and encode them.
 
         Raises:
-            UserError: the model reads no questions.
+            UserError: if the model reads no questions.
         """
         questions = read_questions("train")
         chosen = [questions[index] for index in draw(len(questions), self.samples, seed)]

@@ -1,6 +1,4 @@
-"""Easy-VQA's held-out pictures: which of 24 things do they show? Answered by classes, by captions, or by
-finding picture and text.
-"""
+"""Tasks on Easy-VQA's held-out pictures of 24 things: classification, captioning and retrieval."""
 
 from __future__ import annotations
 
@@ -164,9 +162,7 @@ class EasyCaptions(EasyCaptionsOptions, PictureTask):
 
 @dataclass(frozen=True)
 class EasyRetrieval(EasyRetrievalOptions, PictureTask):
-    """Recall at 1 from pictures to the 24 captions, and from a caption to the pictures, first apart
-    (contrast), then together (match).
-    """
+    """Recall at 1 from pictures to the 24 captions and back, by contrast and then by matching."""
 
     metrics: ClassVar[tuple[str, ...]] = (
         "text_recall_1",
@@ -221,17 +217,13 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
         }
 
     def _closest(self, scores: Tensor) -> tuple[list[int], list[int]]:
-        """(pictures, captions) of the pairs that are looked at together: the best captions of each
-        picture.
-        """
+        """(pictures, captions) of the pairs to match: the best captions of each picture."""
         columns = scores.topk(self.rerank, dim=1).indices
         return [row for row in range(len(scores)) for _ in range(self.rerank)], columns.flatten().tolist()
 
 
 def similarity(images: Tensor, texts: Tensor) -> Tensor:
-    """Cosine of each picture with each text, [images, texts]; of its best query where a picture has
-    several.
-    """
+    """Cosine similarities [images, texts]; of a picture with several queries, that of the best one."""
     if images.dim() == 2:
         return images @ texts.t()
     return (images @ texts.t()).max(dim=1).values

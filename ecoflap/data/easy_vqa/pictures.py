@@ -1,6 +1,4 @@
-"""Easy-VQA's pictures with the name of what they show ("blue circle"), read from the answers to their
-questions.
-"""
+"""Easy-VQA's pictures with their names ("blue circle"), read from the answers to their questions."""
 
 from __future__ import annotations
 
@@ -23,9 +21,7 @@ NAMES = tuple(f"{colour} {shape}" for colour in COLOURS for shape in SHAPES)
 
 
 def read_pictures(split: str) -> list[Example]:
-    """The pictures of a split whose shape and colour both stand in its answers, each with its name as target
-    and its class as label.
-    """
+    """The pictures of a split with known shape and colour, with their name as target, its class as label."""
     said: dict[str, set[str]] = defaultdict(set)
     for question in read_questions(split):
         if question.text.startswith("what"):
@@ -44,15 +40,15 @@ def _name(answers: set[str]) -> str | None:
 
 
 def check_templates(templates: list[str], option: str, names: Collection[str] = ()) -> None:
-    """Refuse caption templates that no name can be put into.
+    """Refuse caption templates without a place for the name.
 
     Args:
-        templates: as the config has them.
-        option: that holds them, for the message.
-        names: what may stand for templates of its own.
+        templates: the templates of the config.
+        option: the option that holds them, for the message.
+        names: names of sets of templates, such as ``openai``.
 
     Raises:
-        UserError: if a name can't be put into a template, or there are none.
+        UserError: if a template has no place for the name, or there are no templates.
     """
     if not templates:
         raise UserError(
@@ -82,10 +78,10 @@ class EasyPictures(EasyPicturesOptions):
         require_encoder(model, f"calibration={self.name}", pictures=True)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Draw pictures and make model inputs of them.
+        """Draw pictures and encode them.
 
         Raises:
-            UserError: the model reads no pictures.
+            UserError: if the model reads no pictures.
         """
         pictures = read_pictures("train")
         chosen = [pictures[index] for index in draw(len(pictures), self.samples, seed)]

@@ -36,19 +36,19 @@ class EasyVqa(EasyVqaTaskOptions):
         self.chosen()
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that answers no questions, or with fewer words than are asked for.
+        """Refuse a model that answers no questions, or not with the requested length.
 
         Raises:
-            UserError: if the model answers no questions, or with fewer words than are asked for.
+            UserError: if the model can't answer so.
         """
         require(model, Describes, f"task={self.name}")
         require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
 
     def chosen(self) -> list[Example]:
-        """The questions that are asked.
+        """The questions to ask.
 
         Raises:
-            UserError: the limit is out of range.
+            UserError: if the limit is out of range.
         """
         return spread(read_questions("test"), self.limit, "questions")
 
@@ -56,7 +56,7 @@ class EasyVqa(EasyVqaTaskOptions):
         """Read the questions.
 
         Raises:
-            UserError: the model answers no questions, or the limit is out of range.
+            UserError: if the model answers no questions, or the limit is out of range.
         """
         self.check_model(model)
         return EasyVqaEvaluation(self, self.chosen(), model.interface)
@@ -86,9 +86,7 @@ class EasyVqaEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Accuracy in percent: over all questions, over yes/no questions, over the others; and the number of
-        questions.
-        """
+        """Accuracy in percent, over all, yes/no and other questions, and the number of questions."""
         model.module.eval()
         generation = Generation(
             self.task.beams, self.task.max_new_tokens, length_penalty=self.task.length_penalty

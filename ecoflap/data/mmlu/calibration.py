@@ -54,9 +54,7 @@ class Question:
 
 
 def prompt(subject: str, shots: Sequence[Question], question: Question) -> str:
-    """The prompt of the MMLU harness: a heading, answered examples, and the question. Its double space before
-    the subject is kept.
-    """
+    """The prompt of the MMLU harness: heading (with its double space), answered examples, and question."""
     heading = (
         f"The following are multiple choice questions (with answers) about  {subject.replace('_', ' ')}.\n\n"
     )
@@ -64,20 +62,20 @@ def prompt(subject: str, shots: Sequence[Question], question: Question) -> str:
 
 
 def question_sources(questions: Iterable[Question]) -> frozenset[str]:
-    """A name for each question: its words, whichever file it stands in."""
+    """The source of each question: its words, independent of the file."""
     return frozenset(f"the question {one.asked()!r}" for one in questions)
 
 
 def read_subjects(folder: str | None, split: str, option: str) -> dict[str, list[Question]]:
-    """{subject: its questions} of a split, by name of subject.
+    """Read {subject: its questions} of a split, sorted by subject.
 
     Args:
-        folder: what holds the splits; null for MMLU from the hub.
+        folder: the folder of the splits; None for MMLU from the hub.
         split: dev, val, test, ...
-        option: the config group that asks, for messages.
+        option: the config group of the part, for messages.
 
     Raises:
-        UserError: the folder has no such split, or a row is no question.
+        UserError: if the folder has no such split, or a row is no question.
     """
     if folder is None:
         return _read_hub(split, option)
@@ -139,10 +137,10 @@ class Mmlu(MmluCalibrationOptions):
             )
 
     def check_data(self, group: str) -> None:
-        """Refuse questions that aren't there, or are damaged.
+        """Refuse questions that are missing or damaged.
 
         Raises:
-            UserError: if questions aren't there, or are damaged.
+            UserError: if questions are missing or damaged.
         """
         for split in [self.split, *["dev"] * bool(self.shots)]:
             read_subjects(self.path, split, group)
@@ -159,7 +157,7 @@ class Mmlu(MmluCalibrationOptions):
         """Draw questions over all subjects.
 
         Raises:
-            UserError: no questions there, or the model reads no text with a target.
+            UserError: if there are no questions, or the model reads no text with a target.
         """
         self.check_model(model)
         subjects = read_subjects(self.path, self.split, "calibration")

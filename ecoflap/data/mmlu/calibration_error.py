@@ -1,6 +1,4 @@
-"""How far a model's confidence is from how often it is right: root-mean-square and expected calibration
-error.
-"""
+"""Calibration errors, the gap between confidence and accuracy: root-mean-square and expected."""
 
 from __future__ import annotations
 
@@ -12,11 +10,11 @@ FIXED = 15  # bins of one width
 
 
 def rms_calibration_error(confidence: Tensor, right: Tensor, size: int = ADAPTIVE) -> float:
-    """Root of the mean squared gap between accuracy and confidence, in percent, over adaptive bins.
+    """Root-mean-square gap between accuracy and confidence, in percent, over adaptive bins.
 
-    The answers are sorted by confidence and cut into bins of ``size``, so that each bin is as reliable as the
-    next; the last one takes what is left over, and with fewer answers there is one bin. Every bin counts by
-    its number of answers.
+    The answers are sorted by confidence and split into bins of ``size``, so that all bins are equally
+    reliable. The last bin takes the remainder, and fewer answers make one bin. Bins are weighted by their
+    number of answers.
 
     Args:
         confidence: probability of each answer, [answers].
@@ -32,8 +30,8 @@ def rms_calibration_error(confidence: Tensor, right: Tensor, size: int = ADAPTIV
 def expected_calibration_error(confidence: Tensor, right: Tensor, count: int = FIXED) -> float:
     """Mean absolute gap between accuracy and confidence, in percent, over fixed bins.
 
-    The bins are ``count`` intervals of one width, open at the left and closed at the right. Every bin counts
-    by its number of answers.
+    The bins are ``count`` intervals of equal width, open on the left and closed on the right, and weighted by
+    their number of answers.
 
     Args:
         confidence: probability of each answer, [answers].

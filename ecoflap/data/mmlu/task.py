@@ -23,10 +23,9 @@ from ecoflap.models.core.text_length import at_most, most_tokens, require_length
 
 @dataclass(frozen=True)
 class Mmlu(MmluTaskOptions):
-    """Accuracy over all test questions, per category, subcategory and subject, and how well the model knows
-    what it knows.
+    """Accuracy over all test questions, per category, subcategory and subject, and calibration errors.
 
-    A mean is always over questions. Subjects that are not MMLU's belong to no category.
+    All means are over questions. Subjects that are not MMLU's belong to no category.
     """
 
     def __post_init__(self) -> None:
@@ -35,10 +34,10 @@ class Mmlu(MmluTaskOptions):
             raise UserError(f"task.shots={self.shots} must be at least 0")
 
     def check_data(self, group: str) -> None:
-        """Refuse questions that aren't there, or are damaged.
+        """Refuse questions that are missing or damaged.
 
         Raises:
-            UserError: if questions aren't there, or are damaged.
+            UserError: if questions are missing or damaged.
         """
         for subject, questions in self.subjects(group)[1].items():
             spread(questions, None, f"questions of {subject}")
@@ -52,10 +51,10 @@ class Mmlu(MmluTaskOptions):
         require(model, Chooses, f"task={self.name}")
 
     def subjects(self, group: str) -> tuple[dict[str, list[Question]], dict[str, list[Question]]]:
-        """The questions that are shown answered, where any are, and those that are asked, by subject.
+        """The questions for shots and the questions to ask, by subject.
 
         Raises:
-            UserError: they aren't there, or are damaged.
+            UserError: if they are missing or damaged.
         """
         dev = read_subjects(self.path, "dev", group) if self.shots else {}
         return dev, read_subjects(self.path, "test", group)
@@ -64,7 +63,8 @@ class Mmlu(MmluTaskOptions):
         """Read the questions and write the prompts.
 
         Raises:
-            UserError: no questions there, the model can't choose, or it can't read the longest question.
+            UserError: if there are no questions, the model can't choose, or it can't read the longest
+                question.
         """
         self.check_model(model)
         interface: Any = model.interface
@@ -94,9 +94,7 @@ class Asked:
 def fitting_prompt(
     interface: Any, subject: str, shots: Sequence[Question], question: Question, max_tokens: int
 ) -> str:
-    """The prompt with as many of the first shots as fit into ``max_tokens``; without any where even the
-    question alone is longer.
-    """
+    """The prompt with as many of the first shots as fit into ``max_tokens``, possibly none."""
     for count in range(len(shots), 0, -1):
         text = prompt(subject, shots[:count], question)
         if interface.length(text) <= max_tokens:

@@ -25,23 +25,23 @@ class Nlvr2(Nlvr2CalibrationOptions):
         require_train(self.split)
 
     def locate(self, option: str) -> Path:
-        """The data set's folder, when its sentences are in it.
+        """The folder of the data set.
 
         Raises:
-            UserError: they aren't.
+            UserError: if its sentences are missing.
         """
         return require_files(self.path, f"{self.split}.json", option, self.name, OBTAIN)
 
     def check_data(self, group: str) -> None:
-        """Refuse sentences that aren't there, or are damaged.
+        """Refuse sentences that are missing or damaged.
 
         Raises:
-            UserError: if sentences aren't there, or are damaged.
+            UserError: if sentences are missing or damaged.
         """
         read_pairs(self.path, self.split, group)
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that does not classify: one that writes would look at the first picture only.
+        """Refuse a model that does not classify; one that writes would read the first picture only.
 
         Raises:
             UserError: if the model does not classify.
@@ -49,10 +49,10 @@ class Nlvr2(Nlvr2CalibrationOptions):
         require(model, Classifies, f"calibration={self.name}")
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Draw sentences and make model inputs of them.
+        """Draw sentences and encode them.
 
         Raises:
-            UserError: files or pictures are missing, or the model does not classify.
+            UserError: if files or pictures are missing, or the model does not classify.
         """
         self.check_model(model)
         pairs = read_pairs(self.path, self.split, "calibration")

@@ -24,7 +24,7 @@ def check_splits(splits: Sequence[str], option: str) -> None:
     """Refuse splits that are not published.
 
     Raises:
-        UserError: there is such a split among them, or none at all.
+        UserError: if there is one, or there are no splits.
     """
     if not splits or any(split not in SPLITS for split in splits):
         raise UserError(
@@ -33,16 +33,17 @@ def check_splits(splits: Sequence[str], option: str) -> None:
 
 
 def read_pairs(folder: str | None, split: str, option: str) -> list[Example]:
-    """All sentences of a split with their left and right picture; label 1 is true. Nothing is swapped, so
-    numbers don't vary.
+    """Read all sentences of a split with their left and right picture; label 1 is true.
+
+    Pictures are never swapped at random, so metrics are deterministic.
 
     Args:
-        folder: with the json files and the pictures.
+        folder: the folder of the JSON files and the pictures.
         split: train, dev or test1.
-        option: the config group that asks, for messages.
+        option: the config group of the part, for messages.
 
     Raises:
-        UserError: the split is not there or not as it is published.
+        UserError: if the split is missing, or not in the published format.
     """
     file = require_files(folder, f"{split}.json", option, "nlvr2", OBTAIN) / f"{split}.json"
     place = _places(file.parent, split)

@@ -30,10 +30,10 @@ class Nlvr2(Nlvr2TaskOptions):
         check_splits(self.splits, "task.splits")
 
     def locate(self, option: str) -> Path:
-        """The data set's folder, when its sentences are in it.
+        """The folder of the data set.
 
         Raises:
-            UserError: they aren't.
+            UserError: if its sentences are missing.
         """
         root, *_ = (
             require_files(self.path, f"{split}.json", option, self.name, OBTAIN) for split in self.splits
@@ -41,10 +41,10 @@ class Nlvr2(Nlvr2TaskOptions):
         return root
 
     def check_data(self, group: str) -> None:
-        """Refuse sentences or pictures that aren't there.
+        """Refuse missing sentences or pictures.
 
         Raises:
-            UserError: if sentences or pictures aren't there.
+            UserError: if sentences or pictures are missing.
         """
         self.chosen(group)
 
@@ -57,10 +57,10 @@ class Nlvr2(Nlvr2TaskOptions):
         require(model, Classifies, f"task={self.name}")
 
     def chosen(self, group: str) -> dict[str, list[Example]]:
-        """The sentences that are asked about, by split.
+        """The sentences to judge, by split.
 
         Raises:
-            UserError: files or pictures are missing, or the limit is out of range.
+            UserError: if files or pictures are missing, or the limit is out of range.
         """
         pairs = {
             split: spread(read_pairs(self.path, split, group), self.limit, f"sentences in {split}")
@@ -75,7 +75,7 @@ class Nlvr2(Nlvr2TaskOptions):
         """Read the sentences.
 
         Raises:
-            UserError: files or pictures are missing, the model does not classify, or the limit is out of
+            UserError: if files or pictures are missing, the model does not classify, or the limit is out of
                 range.
         """
         self.check_model(model)

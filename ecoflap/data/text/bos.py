@@ -20,7 +20,7 @@ def check_bos(option: str, choice: str) -> None:
 
     Args:
         option: full name of the option, for the message.
-        choice: what was asked for.
+        choice: the requested choice.
 
     Raises:
         UserError: if it is not one of ``BOS``.
@@ -30,15 +30,16 @@ def check_bos(option: str, choice: str) -> None:
 
 
 def bos_token(tokenizer: Any, option: str, choice: str) -> int | None:
-    """The id of the token that windows begin with; null for none.
+    """The id of the token that windows begin with; None for none.
 
     Args:
-        tokenizer: of the model.
+        tokenizer: the model's tokenizer.
         option: full name of the option, for the message.
-        choice: ``auto``: the token with which the tokenizer begins a text, if it does; ``true``; ``false``.
+        choice: ``auto`` for the token with which the tokenizer begins a text, if it does; ``true``;
+            ``false``.
 
     Raises:
-        UserError: if the token is asked for and the tokenizer has none.
+        UserError: if the choice is ``true`` and the tokenizer has no such token.
     """
     token: int | None = getattr(tokenizer, "bos_token_id", None)
     if choice.lower() == "true" and token is None:
@@ -59,7 +60,5 @@ def _begins(tokenizer: Any, token: int) -> bool:
 
 
 def begin(rows: Tensor, token: int | None) -> Tensor:
-    """Rows of tokens [rows, tokens] behind the token that begins them, [rows, tokens + 1]; as they are where
-    it is null.
-    """
+    """Prepend a token to rows [rows, tokens], which gives [rows, tokens + 1]; None prepends nothing."""
     return rows if token is None else torch.cat([rows.new_full((len(rows), 1), token), rows], dim=1)

@@ -1,6 +1,4 @@
-"""Calibration text for language models: windows of tokens from a file, a data set, or a tensor of token
-ids.
-"""
+"""Calibration text for language models: windows of tokens from a file or a data set, or rows of token ids."""
 
 from __future__ import annotations
 
@@ -31,14 +29,14 @@ def tokenize(tokenizer: Any, text: str) -> Tensor:
 def windows(
     tokens: Tensor, length: int, option: str, stride: int | None = None, bos: int | None = None
 ) -> Tensor:
-    """Cut a text [tokens] into rows [rows, length]; what is left over is dropped.
+    """Cut a text [tokens] into rows [rows, length]; the remainder is dropped.
 
     Args:
-        tokens: of the text.
+        tokens: the token ids of the text.
         length: tokens per row.
         option: the config group, for the message.
-        stride: tokens between the starts of two rows; null: the rows don't overlap.
-        bos: the token that each row begins with, beside which it has one token of the text less; null for
+        stride: tokens between the starts of two rows; None for rows that do not overlap.
+        bos: the token that each row begins with, in addition to ``length - 1`` tokens of the text; None for
             none.
 
     Raises:
@@ -68,10 +66,10 @@ def check_characters(texts: Iterable[str], length: int, option: str) -> None:
 
 
 def read_token_rows(path: str, key: str, option: str) -> Tensor:
-    """An integer tensor [rows, tokens] from a safetensors file.
+    """Read an integer tensor [rows, tokens] from a safetensors file.
 
     Raises:
-        UserError: no such file or key, or the wrong type or rank.
+        UserError: if there is no such file or tensor, or it has a wrong type or rank.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -115,13 +113,13 @@ def require_readable(model: PrunableModel, rows: Tensor, key: str, option: str) 
     """Refuse rows of tokens that a language model can't read.
 
     Args:
-        model: what is to read them.
+        model: the language model.
         rows: [rows, tokens].
         key: their name in the file.
-        option: the config group that asks, for the message.
+        option: the config group of the part, for the message.
 
     Raises:
-        UserError: an id is outside the vocabulary, or the rows are longer than the model's positions.
+        UserError: if an id is outside the vocabulary, or the rows are longer than the model's positions.
     """
     vocabulary = vocabulary_of(model)
     if int(rows.max()) >= vocabulary:
@@ -142,7 +140,7 @@ def require_language_model(model: PrunableModel, option: str) -> None:
     """Refuse a model that reads more than text.
 
     Raises:
-        UserError: it reads images.
+        UserError: if it reads images.
     """
     if hasattr(model.processor, "image_processor"):
         raise UserError(
@@ -169,12 +167,11 @@ class Text(TextOptions, TextSource):
         check_characters([self.separator.join(texts)], self.sequence_length, option)
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that is no language model, reads no such windows, or finds too few tokens in the
-        text.
+        """Refuse a model that can't read such windows, or whose tokenizer makes too few tokens of the text.
 
         Raises:
-            UserError: if the model is no language model, reads no such windows, or finds too few tokens in
-                the text.
+            UserError: if the model is no language model, reads no windows of this length, or the text has too
+                few tokens.
         """
         require_language_model(model, f"calibration={self.name}")
         require_length(model, self.sequence_length, f"calibration.sequence_length={self.sequence_length}")
@@ -185,8 +182,8 @@ class Text(TextOptions, TextSource):
         """Draw the windows.
 
         Raises:
-            UserError: the model is no language model or reads no windows of that length, the text isn't
-                there, or it is too short.
+            UserError: if the model is no language model or reads no windows of this length, or the text is
+                missing or too short.
         """
         self.check_model(model)
         rows = self.draw(model.processor, seed)
@@ -203,9 +200,7 @@ class Text(TextOptions, TextSource):
 
 @dataclass(frozen=True)
 class Documents(DocumentsOptions, Text):
-    """Random windows of documents, one of each, as Wanda and SparseGPT take them from C4: only a document
-    longer than a window counts.
-    """
+    """Random windows of long documents, one of each, as Wanda and SparseGPT draw them from C4."""
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
         """See ``TextSource``; a window is cut out of one document."""
@@ -236,7 +231,7 @@ class Documents(DocumentsOptions, Text):
 
 @dataclass(frozen=True)
 class TokenFile(TokenFileOptions):
-    """Rows of token ids that somebody has already drawn."""
+    """Rows of token ids from a file."""
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")

@@ -1,6 +1,4 @@
-"""Perplexity of a language model: exp of the mean negative log-likelihood of a token, each row scored by
-itself.
-"""
+"""Perplexity of a language model: exp of the mean negative log-likelihood per token, row by row."""
 
 from __future__ import annotations
 
@@ -37,11 +35,11 @@ from ecoflap.models.core.text_length import require_length
 class TextPerplexity(TextPerplexityOptions, TextSource):
     """Perplexity on windows of a text.
 
-    Without a stride, windows don't overlap and all tokens of a window but its first count, as the papers on
-    pruning language models measure. Their C4 is the first 1100 documents of the first validation shard with
-    spaces between them, of which the first 256 windows count; their Penn Treebank is the sentences of the
-    test split with spaces between them. They begin the whole text with the token that begins texts, if
-    anything: ``bos=false``, but for one token.
+    Without a stride, windows do not overlap, and all tokens of a window but the first are scored, as in
+    papers on pruning language models. Their C4 is the first 1100 documents of the first validation shard,
+    joined by spaces, of which they score the first 256 windows; their Penn Treebank is the sentences of the
+    test split, joined by spaces. They prepend the BOS token, if any, to the whole text only: ``bos=false``,
+    but for one token.
     """
 
     metrics: ClassVar[tuple[str, ...]] = ("perplexity", "loss", "rows")
@@ -65,12 +63,11 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
         check_characters([self.separator.join(texts)], self.sequence_length, option)
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that is no language model, reads no such windows, or finds too few tokens in the
-        text.
+        """Refuse a model that can't read such windows, or whose tokenizer makes too few tokens of the text.
 
         Raises:
-            UserError: if the model is no language model, reads no such windows, or finds too few tokens in
-                the text.
+            UserError: if the model is no language model, reads no windows of this length, or the text has too
+                few tokens.
         """
         require_language_model(model, f"task={self.name}")
         require_length(model, self.sequence_length, f"task.sequence_length={self.sequence_length}")
@@ -81,7 +78,7 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
         """The windows, [rows, tokens].
 
         Raises:
-            UserError: the text isn't there, or is shorter than one.
+            UserError: if the text is missing, or shorter than one window.
         """
         tokens, bos = tokenize(tokenizer, self.read_text("task")), bos_token(tokenizer, "task.bos", self.bos)
         return windows(tokens, self.sequence_length, "task", self.stride, bos)[: self.limit]
@@ -90,7 +87,7 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
         """Read and tokenise the text.
 
         Raises:
-            UserError: the text isn't there, or the model is no language model or reads no windows of that
+            UserError: if the text is missing, or the model is no language model or reads no windows of this
                 length.
         """
         self.check_model(model)
@@ -127,7 +124,8 @@ class TokenPerplexity(TokenPerplexityOptions):
         """Read the rows.
 
         Raises:
-            UserError: no such file or tensor, or the model is no language model or can't read the rows.
+            UserError: if there is no such file or tensor, or the model is no language model or can't read the
+                rows.
         """
         self.check_model(model)
         rows = read_token_rows(self.path, self.key, "task")
@@ -141,11 +139,11 @@ class PerplexityEvaluation:
     """Rows of tokens [rows, tokens] in memory; call it with a model.
 
     Attributes:
-        rows: what the model reads.
+        rows: the token ids.
         batch_size: rows per forward pass.
-        stride: how many of a row's last tokens count, in all rows but the first; null: all but a row's first
-            token.
-        sources: the text's name, see ``ecoflap.data.sources``.
+        stride: how many of a row's last tokens are scored, in all rows but the first; None for all but a
+            row's first token.
+        sources: the name of the text, see ``ecoflap.data.sources``.
     """
 
     rows: Tensor
@@ -185,7 +183,7 @@ class PerplexityEvaluation:
         }
 
     def _losses(self, model: PrunableModel, places: list[int]) -> Tensor:
-        """Mean loss of the tokens that count in each of the rows, [rows]."""
+        """Mean loss over the scored tokens of each row, [rows]."""
         rows = self.rows[places]
         if self.stride is None:
             return model.loss({"input_ids": rows})

@@ -1,6 +1,4 @@
-"""Prefix language modelling for encoder-decoder models: a paragraph or document is cut in two, the model
-reads the beginning and writes the rest.
-"""
+"""Prefix language modelling: an encoder-decoder reads the first part of a text and predicts the rest."""
 
 from __future__ import annotations
 
@@ -33,10 +31,10 @@ class PrefixText(PrefixTextOptions, TextSource):
         return self.read_text("calibration").split("\n")
 
     def check_data(self, option: str) -> None:
-        """See ``TextSource``; a piece has some words.
+        """See ``TextSource``; a paragraph or document needs a minimum of words.
 
         Raises:
-            UserError: there are none.
+            UserError: if none has as many.
         """
         self.long_enough()
 
@@ -49,10 +47,10 @@ class PrefixText(PrefixTextOptions, TextSource):
         require_encoder(model, f"calibration={self.name}", pictures=False)
 
     def long_enough(self) -> list[str]:
-        """The pieces that can be cut.
+        """The paragraphs or documents that are long enough to split.
 
         Raises:
-            UserError: there are none.
+            UserError: if there are none.
         """
         found = [piece for piece in self.pieces() if len(piece.split(maxsplit=SHORTEST)) >= SHORTEST]
         if not found:
@@ -63,10 +61,10 @@ class PrefixText(PrefixTextOptions, TextSource):
         return found
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Draw pieces and cut them.
+        """Draw paragraphs or documents and split them.
 
         Raises:
-            UserError: no text there, or the model reads no text with a target.
+            UserError: if there is no text, or the model reads no text with a target.
         """
         self.check_model(model)
         long_enough = self.long_enough()

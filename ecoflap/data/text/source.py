@@ -29,26 +29,26 @@ class TextSource(TextSourceOptions):
         return frozenset([" ".join(filter(None, (self.dataset, self.config, self.data_files or self.split)))])
 
     def read_text(self, option: str) -> str:
-        """The whole text.
+        """Read the whole text.
 
         Args:
-            option: the config group that asks, for the message.
+            option: the config group of the part, for the message.
 
         Raises:
-            UserError: the file or the data set isn't there, or a line holds no text.
+            UserError: if the file or the data set is missing, or a line holds no text.
         """
         if self.path is not None and not _holds_json(self.path):
             return read_text(_existing(self.path, option))
         return self.separator.join(self.read_documents(option))
 
     def read_documents(self, option: str) -> Sequence[str]:
-        """The text document by document; a text file has blank lines between them.
+        """Read the text document by document; in a text file, blank lines separate documents.
 
         Args:
-            option: the config group that asks, for the message.
+            option: the config group of the part, for the message.
 
         Raises:
-            UserError: the file or the data set isn't there, or a line holds no text.
+            UserError: if the file or the data set is missing, or a line holds no text.
         """
         if self.path is None:
             return self._read_hub(option)
@@ -58,13 +58,13 @@ class TextSource(TextSourceOptions):
         return [part for part in read_text(file).split("\n\n") if part.strip()]
 
     def check_data(self, option: str) -> None:
-        """Refuse a text that isn't there, can't be read or is too short, as far as its bytes tell.
+        """Refuse a text that is missing, unreadable or too short, judging by its bytes.
 
         Args:
-            option: the config group that asks, for the message.
+            option: the config group of the part, for the message.
 
         Raises:
-            UserError: if the text isn't there, can't be read or is too short, as far as its bytes tell.
+            UserError: if the text is missing, unreadable or too short.
         """
         texts = (
             self.read_documents(option)
@@ -126,7 +126,7 @@ def _existing(path: str, option: str) -> Path:
 
 
 def _json_texts(file: Path, column: str, option: str) -> Iterator[str]:
-    """The texts of JSON lines, read as they are asked for: a shard of C4 has hundreds of thousands."""
+    """The texts of JSON lines, read lazily, as a shard of C4 has hundreds of thousands."""
     number = 0
     try:
         with (
@@ -144,7 +144,7 @@ def _json_text(line: str, column: str, option: str, where: str) -> str:
     """The text of a JSON line.
 
     Raises:
-        UserError: there is none.
+        UserError: if it has none.
     """
     wanted = f"{where}: expected a JSON object whose {column!r} is a text ({option}.column names it)"
     try:

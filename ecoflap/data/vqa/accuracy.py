@@ -1,5 +1,6 @@
-"""How answers to visual questions are compared: the rules of the VQA evaluation
-(github.com/GT-Vision-Lab/VQA, vqaEval.py).
+"""How answers to visual questions are compared, by the rules of the VQA evaluation.
+
+See vqaEval.py in github.com/GT-Vision-Lab/VQA.
 """
 
 from __future__ import annotations
@@ -37,10 +38,9 @@ DIGITS = {"none": "0"} | {word: str(number) for number, word in enumerate(NUMBER
 
 
 def strip_punctuation(text: str) -> str:
-    """Without punctuation: a mark beside a space vanishes, another one becomes a space, and with a number
-    such as 1,000 all vanish.
+    """Remove punctuation: a mark beside a space vanishes, and others become a space.
 
-    A period stays only before a digit.
+    In a text with a number such as 1,000, all marks vanish. A period stays only before a digit.
     """
     all_vanish = re.search(r"\d,\d", text) is not None
     stripped = text
@@ -51,9 +51,7 @@ def strip_punctuation(text: str) -> str:
 
 
 def normalise(answer: str) -> str:
-    """An answer as it is compared: lower case, no punctuation or articles, numbers up to ten as digits,
-    contractions with their apostrophes.
-    """
+    """Normalise an answer: lower case, no punctuation or articles, digits up to ten, full contractions."""
     words = strip_punctuation(answer.replace("\n", " ").replace("\t", " ").strip()).lower().split()
     kept = [word for word in (DIGITS.get(word, word) for word in words) if word not in ARTICLES]
     return " ".join(REPAIRED.get(word, word) for word in kept)
@@ -62,12 +60,13 @@ def normalise(answer: str) -> str:
 def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
     """Mean over the annotators of min(1, matches among the others / 3).
 
-    As in the published evaluation, their answers lose only punctuation, and not even that where all agree:
-    the files hold them normalised.
+    As in the published evaluation, the annotators' answers lose only their punctuation, and keep it if all
+    agree:
+    the files hold normalised answers.
 
     Args:
-        prediction: as the model wrote it.
-        answers: of all annotators.
+        prediction: the model's answer.
+        answers: the answers of all annotators.
     """
     said = normalise(prediction)
     given = [strip_punctuation(answer) for answer in answers] if len(set(answers)) > 1 else answers
@@ -82,10 +81,10 @@ def exact_match(prediction: str, answer: str) -> float:
 
 @cache
 def lemmatizer() -> Any:
-    """SpaCy's small English pipeline.
+    """The small English pipeline of spaCy.
 
     Raises:
-        UserError: it is not installed.
+        UserError: if it is not installed.
     """
     try:
         import spacy
@@ -99,10 +98,10 @@ def lemmatizer() -> Any:
 
 
 def lemmatized(answer: str) -> str:
-    """The answer with nouns and verbs in their base forms, as BLIP-2's evaluation on OK-VQA has it.
+    """The answer with nouns and verbs in their base forms, as in BLIP-2's evaluation on OK-VQA.
 
     Raises:
-        UserError: spaCy is not installed.
+        UserError: if spaCy is not installed.
     """
     return " ".join(
         token.lemma_ if token.pos_ in ("NOUN", "VERB") else token.text for token in lemmatizer()(answer)

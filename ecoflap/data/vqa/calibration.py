@@ -24,20 +24,20 @@ class VqaV2(VqaV2CalibrationOptions):
         require_train(self.split)
 
     def locate(self, option: str) -> Path:
-        """The data set's folder, when its questions are in it.
+        """The folder of the data set.
 
         Raises:
-            UserError: they aren't.
+            UserError: if its questions are missing.
         """
         return require_files(
             self.path, VQAV2.questions.format(split=self.split), option, self.name, VQAV2.obtain
         )
 
     def check_data(self, group: str) -> None:
-        """Refuse questions that aren't there, or are damaged.
+        """Refuse questions that are missing or damaged.
 
         Raises:
-            UserError: if questions aren't there, or are damaged.
+            UserError: if questions are missing or damaged.
         """
         self.questions(group)
 
@@ -45,7 +45,7 @@ class VqaV2(VqaV2CalibrationOptions):
         """All questions of the split.
 
         Raises:
-            UserError: they aren't there, or there are none.
+            UserError: if they are missing, or there are none.
         """
         found = read_coco_questions(VQAV2, self.path, self.split, group)
         if not found:
@@ -63,10 +63,10 @@ class VqaV2(VqaV2CalibrationOptions):
         require_encoder(model, f"calibration={self.name}", pictures=True)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Draw questions and make model inputs of them.
+        """Draw questions and encode them.
 
         Raises:
-            UserError: files or pictures are missing, or the model reads no questions.
+            UserError: if files or pictures are missing, or the model reads no questions.
         """
         self.check_model(model)
         questions = self.questions("calibration")

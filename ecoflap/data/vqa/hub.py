@@ -1,8 +1,6 @@
-"""VQAv2, OK-VQA and GQA from the Hugging Face hub: the splits that models are measured on, with their
-pictures.
+"""VQAv2, OK-VQA and GQA from the Hugging Face hub, in the Parquet copies of lmms-lab.
 
-The copies are those of lmms-lab, in Parquet. Models read pictures from files, so those that are asked about
-are written beside the hub's cache.
+Models read pictures from files, so the pictures of the chosen questions are written beside the hub's cache.
 """
 
 from __future__ import annotations
@@ -22,12 +20,12 @@ class HubQuestions:
     """A split on the hub.
 
     Attributes:
-        dataset: its id.
-        split: its split.
-        question: makes a question of a row and of the pictures' folder.
+        dataset: the id of the data set.
+        split: the name of the split.
+        question: builds a question from a row and the folder of the pictures.
         obtain: how to get the data set as a folder.
-        config: with the questions; null where there is one only.
-        pictures: config with the pictures by ``id``; null where each row has its own.
+        config: the configuration with the questions; None for the only one.
+        pictures: the configuration with the pictures by ``id``; None if each row has its own.
     """
 
     dataset: str
@@ -38,10 +36,10 @@ class HubQuestions:
     pictures: str | None = None
 
     def read(self, option: str) -> list[Question]:
-        """All questions, in the hub's order; the files of their pictures may not be there yet.
+        """Read all questions, in the hub's order; the files of their pictures may be missing still.
 
         Raises:
-            UserError: the hub can't be reached, or has something else there.
+            UserError: if the hub can't be reached, or the data set has another format.
         """
         rows, folder = self._load(self.config, option), self._folder()
         if self.pictures is None:
@@ -55,10 +53,10 @@ class HubQuestions:
             ) from None
 
     def write_pictures(self, questions: Iterable[Question], option: str) -> None:
-        """Write the files of the pictures that are asked about, where they are not there.
+        """Write the missing files of the pictures of some questions.
 
         Raises:
-            UserError: the hub can't be reached.
+            UserError: if the hub can't be reached.
         """
         missing = {Path(one.image) for one in questions if not Path(one.image).is_file()}
         if not missing:

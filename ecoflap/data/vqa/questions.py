@@ -60,8 +60,8 @@ class PublishedQuestions(PublishedQuestionsOptions, ABC):
         """Read the questions.
 
         Raises:
-            UserError: files or pictures are missing, the model answers no questions, or the limit is out of
-                range.
+            UserError: if files or pictures are missing, the model answers no questions, or the limit is out
+                of range.
         """
         self.check_model(model)
         questions = self.chosen()
@@ -74,10 +74,10 @@ class PublishedQuestions(PublishedQuestionsOptions, ABC):
         return QuestionsEvaluation(self, asked, model.interface, self.choices())
 
     def check_data(self, group: str) -> None:
-        """Refuse questions, answers or pictures that aren't there; the hub's pictures are fetched later.
+        """Refuse missing questions, answers or pictures; the hub's pictures are fetched later.
 
         Raises:
-            UserError: if questions, answers or pictures aren't there.
+            UserError: if questions, answers or pictures are missing.
         """
         self.locate(group)
         self.choices()
@@ -86,32 +86,32 @@ class PublishedQuestions(PublishedQuestionsOptions, ABC):
             self.require_pictures(questions)
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that answers no questions, or with fewer words than are asked for.
+        """Refuse a model that answers no questions, or not with the requested length.
 
         Raises:
-            UserError: if the model answers no questions, or with fewer words than are asked for.
+            UserError: if the model can't answer so.
         """
         require(model, Describes, f"task={self.name}")
         require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
 
     def chosen(self) -> list[Question]:
-        """The questions that are asked.
+        """The questions to ask.
 
         Raises:
-            UserError: they aren't there, or the limit is out of range.
+            UserError: if they are missing, or the limit is out of range.
         """
         return spread(self.read(), self.limit, "questions")
 
     def require_pictures(self, questions: Sequence[Question]) -> None:
-        """Refuse questions about pictures that aren't there.
+        """Refuse questions about missing pictures.
 
         Raises:
-            UserError: if questions about pictures aren't there.
+            UserError: if pictures are missing.
         """
         require_images((one.image for one in questions), f"task={self.name}", self.obtain)
 
     def choices(self) -> Choices | None:
-        """The answers that the model chooses from; null where it writes its own."""
+        """The answers that the model chooses from; None if it writes its own."""
         return None
 
     @abstractmethod
@@ -119,10 +119,10 @@ class PublishedQuestions(PublishedQuestionsOptions, ABC):
         """All questions of the split that is measured on."""
 
     def locate(self, option: str) -> Path | None:
-        """The data set's folder, when its questions are in it; null for the hub.
+        """The folder of the data set; None for the hub.
 
         Raises:
-            UserError: they aren't.
+            UserError: if the questions are missing.
         """
         return (
             None
@@ -166,10 +166,9 @@ class QuestionsEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Accuracy in percent: over all questions, per answer type and per question type; and the number of
-        questions.
+        """Accuracy in percent over all questions, per answer type and per question type, and their number.
 
-        Where the right answers are not public, the number alone; the answers then go into a file.
+        If the right answers are not public, it is the number alone, and the answers are written to a file.
         """
         model.module.eval()
         answers = prediction_log.run(
@@ -197,9 +196,7 @@ class QuestionsEvaluation:
         return written
 
     def _write_for_evalai(self, answers: Sequence[str], prediction_log: PredictionLog) -> None:
-        """``[{"question_id": ..., "answer": ...}]`` beside the prediction_log, as the evaluation server takes
-        it.
-        """
+        """Write ``[{"question_id": ..., "answer": ...}]`` for EvalAI, beside the prediction log."""
         if prediction_log.file is None:
             return
         file = prediction_log.file.with_name(f"{prediction_log.file.stem}_evalai.json")

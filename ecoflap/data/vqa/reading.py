@@ -1,6 +1,4 @@
-"""VQAv2, OK-VQA and GQA as they are published: questions about COCO's or GQA's pictures, in a local
-folder.
-"""
+"""VQAv2, OK-VQA and GQA as published: questions about pictures of COCO or GQA, in a local folder."""
 
 from __future__ import annotations
 
@@ -20,12 +18,12 @@ class Question:
     """A question about a picture.
 
     Attributes:
-        id: as the data set has it.
-        text: what is asked.
+        id: its id in the data set.
+        text: the question.
         image: path of the picture.
-        answers: of all annotators, or the only one; none where they are not public.
+        answers: the answers of all annotators, or the only one; empty if they are not public.
         question_type: such as "what is the" (VQAv2), "Plants and Animals" (OK-VQA) or "query" (GQA).
-        answer_type: yes/no, number or other; of GQA binary or open.
+        answer_type: yes/no, number or other; for GQA binary or open.
     """
 
     id: str
@@ -87,14 +85,14 @@ GQA_OBTAIN = "GQA's questions1.2.zip and images.zip are at cs.stanford.edu/peopl
 
 
 def read_answer_list(folder: str, file: str) -> tuple[str, ...]:
-    """Answers to choose from.
+    """Read a list of answers to choose from.
 
     Args:
-        folder: of the data set.
-        file: a JSON list of answers in it, or anywhere as a whole path.
+        folder: the folder of the data set.
+        file: a JSON list of answers, as a path in the folder or an absolute one.
 
     Raises:
-        UserError: the file is not there or no list of different answers.
+        UserError: if the file is missing, or is no list of different answers.
     """
     path = Path(folder).expanduser() / file
     if not path.is_file():
@@ -110,23 +108,21 @@ def read_answer_list(folder: str, file: str) -> tuple[str, ...]:
 
 
 def clean_question(text: str) -> str:
-    """A question in lower case without ``.!"()*#:;~``, as LAVIS' BLIP models were asked; the question mark
-    stays.
-    """
+    """A question in lower case without ``.!"()*#:;~``, as LAVIS' BLIP reads it; the question mark stays."""
     return re.sub(r'[.!"()*#:;~]', "", text.lower()).rstrip(" ")
 
 
 def read_coco_questions(source: CocoQuestions, folder: str | None, split: str, option: str) -> list[Question]:
-    """All questions of a split, in the file's order.
+    """Read all questions of a split, in the file's order.
 
     Args:
-        source: which data set.
-        folder: with its files and with COCO's pictures in ``train2014`` and ``val2014``.
+        source: the data set.
+        folder: the folder of its files, and of COCO's pictures in ``train2014`` and ``val2014``.
         split: train or val.
-        option: the config group that asks, for messages.
+        option: the config group of the part, for messages.
 
     Raises:
-        UserError: a file is not there or not as it is published.
+        UserError: if a file is missing, or not in the published format.
     """
     names = [name.format(split=split) for name in (source.questions, source.annotations)]
     asked, said = [require_files(folder, name, option, source.name, source.obtain) / name for name in names]
@@ -147,16 +143,16 @@ def read_coco_questions(source: CocoQuestions, folder: str | None, split: str, o
 
 
 def read_test_questions(source: CocoQuestions, folder: str | None, split: str, option: str) -> list[Question]:
-    """All questions of a split of 2015 whose answers are not public, in the file's order.
+    """Read all questions of a split of 2015 whose answers are not public, in the file's order.
 
     Args:
-        source: which data set.
-        folder: with its file and with COCO's pictures in ``test2015``.
+        source: the data set.
+        folder: the folder of its file, and of COCO's pictures in ``test2015``.
         split: test-dev or test.
-        option: the config group that asks, for messages.
+        option: the config group of the part, for messages.
 
     Raises:
-        UserError: the file is not there or not as it is published.
+        UserError: if the file is missing, or not in the published format.
     """
     name = source.unanswered(split)
     file = require_files(folder, name, option, source.name, source.obtain) / name
@@ -192,10 +188,10 @@ def _coco_question(
 
 
 def read_gqa(folder: str | None) -> list[Question]:
-    """GQA's balanced testdev questions, in the file's order; everything but a query is binary there.
+    """Read GQA's balanced testdev questions, in the file's order; all but queries are binary.
 
     Raises:
-        UserError: the file is not there or not as it is published.
+        UserError: if the file is missing, or not in the published format.
     """
     file = require_files(folder, GQA_QUESTIONS, "task", "gqa", GQA_OBTAIN) / GQA_QUESTIONS
     try:
@@ -205,9 +201,7 @@ def read_gqa(folder: str | None) -> list[Question]:
 
 
 def gqa_question(key: str, entry: dict[str, Any], pictures: Path) -> Question:
-    """A question as GQA has it, whose pictures are in a folder; everything but a query is binary in its
-    balanced testdev.
-    """
+    """A question from GQA's balanced testdev, whose pictures are in a folder; all but queries are binary."""
     kind = entry["types"]["structural"]
     image = str(pictures / f"{entry['imageId']}.jpg")
     return Question(
@@ -216,10 +210,10 @@ def gqa_question(key: str, entry: dict[str, Any], pictures: Path) -> Question:
 
 
 def _answered(questions: list[Question], file: Path) -> list[Question]:
-    """The questions, when every one of them has an answer.
+    """Refuse questions without an answer, to which no prediction would be right; returns the questions.
 
     Raises:
-        UserError: one has none, so nothing could be right.
+        UserError: if a question has no answer.
     """
     if silent := [one.id for one in questions if not one.answers]:
         raise UserError(

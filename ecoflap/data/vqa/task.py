@@ -54,10 +54,10 @@ class VqaV2(VqaV2TaskOptions, PublishedQuestions):
         )
 
     def check_model(self, model: PrunableModel) -> None:
-        """See ``PublishedQuestions``; where there is a list, the model has to choose.
+        """See ``PublishedQuestions``; with a list of answers, the model has to choose.
 
         Raises:
-            UserError: it can't.
+            UserError: if it can't.
         """
         super().check_model(model)
         if self.answer_list is not None and not isinstance(model.interface, Ranks):
@@ -70,7 +70,7 @@ class VqaV2(VqaV2TaskOptions, PublishedQuestions):
         """The answers of the list.
 
         Raises:
-            UserError: there is no such list.
+            UserError: if there is no such list.
         """
         if self.answer_list is None:
             return None

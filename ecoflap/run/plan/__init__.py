@@ -1,4 +1,4 @@
-"""A run before it starts: every part built, all refused that can be refused without the model's weights."""
+"""The plan of a run: its parts, built and checked as far as possible without the model's weights."""
 
 from ecoflap.run.plan.building import build_tasks, make_plan
 from ecoflap.run.plan.plan import Plan

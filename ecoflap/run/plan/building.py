@@ -22,25 +22,22 @@ from ecoflap.storage.cache.store import Mode, Store
 
 
 def make_plan(config: DictConfig, folder: Path, preflight: Preflight | None = None) -> Plan:
-    """Build the parts, and check them as far as that goes without the model's weights.
+    """Build the parts, and check them as far as possible without the model's weights.
 
     Args:
-        config: of the run.
-        folder: where the run writes.
-        preflight: what has been checked before, for the other jobs of a sweep; null for nothing.
+        config: the config of the run.
+        folder: the folder that the run writes to.
+        preflight: checks that the jobs of a sweep share; None for a plan of its own.
 
     Raises:
-        UserError: a value is impossible, data are not there, or the model can't do what it has to.
+        UserError: if a value is impossible, data are missing, or the model lacks what the plan needs.
     """
     check_merged()
     parts = {group: build(group, config[group]) for group in ("model", "calibration", "tracking")}
     parts |= {group: make(group, config[group]) for group in ("allocation", "pruner")}
     tasks = build_tasks(config.task)
-    scorer = (
-        make("score", config.score)
-        if "_target_" in config.score and parts["allocation"].requires.scores != "none"
-        else None
-    )
+    scored = "_target_" in config.score and parts["allocation"].requires.scores != "none"
+    scorer = make("score", config.score) if scored else None
     finetuner = make("finetune", config.finetune) if "finetune" in config.steps else None
     record: Any = OmegaConf.to_container(config, resolve=True)
     plan = Plan(
@@ -65,25 +62,33 @@ def make_plan(config: DictConfig, folder: Path, preflight: Preflight | None = No
 
 
 def typed(record: Mapping[str, Any]) -> RunConfig:
-    """A resolved config as its dataclass, the groups as plain dicts."""
+    """A resolved config as its dataclass, with the groups as plain dicts."""
     values = {entry.name: record[entry.name] for entry in fields(RunConfig)}
     return RunConfig(**{**values, "runtime": RuntimeConfig(**values["runtime"])})
 
 
 def hash_code(parts: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, str]:
-    """Hashes of the source that computes a run's numbers, by config group, by ``task NAME``, and of the block
-    runner.
+    """Hash the source code that a run's numbers depend on.
+
+    Args:
+        parts: {config group: part}.
+        tasks: {name: task}.
+
+    Returns:
+        {config group, ``task NAME``, ``blocks`` (the block runner) or ``statistic`` (of the pruner): hash}.
     """
     modules = {group: type(part).__module__ for group, part in parts.items() if part is not None}
     modules |= {f"task {name}": type(task).__module__ for name, task in tasks.items()}
+    if not parts["pruner"].allocates and parts["pruner"].statistic is not None:
+        modules["statistic"] = parts["pruner"].statistic.__module__
     return {part: source_hash(module) for part, module in {**modules, "blocks": driver.__name__}.items()}
 
 
 def build_tasks(node: DictConfig) -> dict[str, Task]:
-    """The task of a config, or the several of a suite, by name.
+    """{name: task} of a config of one task, or of a suite of tasks.
 
     Raises:
-        UserError: a value is impossible.
+        UserError: if a value is impossible.
     """
     if "tasks" not in node:
         task = build("task", node)
@@ -105,11 +110,11 @@ def make_store(folder: str, mode: str) -> Store:
     """The stage cache.
 
     Raises:
-        UserError: no such mode, or no such place.
+        UserError: if the mode is unknown, or the folder can't be one.
     """
     if mode != "off" and (not folder or (Path(folder).exists() and not Path(folder).is_dir())):
         raise UserError(
-            f"cache={folder} is no folder; choose another place, such as cache=outputs/cache, or"
+            f"cache={folder} is no folder; choose another place, such as cache={RunConfig.cache}, or"
             " cache_mode=off"
         )
     if mode not in get_args(Mode):

@@ -1,4 +1,4 @@
-"""What is refused whatever the data and the model: values, steps and parts that can't go together."""
+"""Checks of a plan that need neither data nor model: values, steps, and parts that can't be combined."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ SEEDS = 2**32
 
 
 def check(plan: Plan) -> None:
-    """Refuse a plan that can't come to its end.
+    """Refuse a plan that can't be carried out.
 
     Raises:
-        UserError: if the plan can't come to its end.
+        UserError: if the plan can't be carried out.
     """
     check_options(plan)
     check_steps(plan)
@@ -28,10 +28,10 @@ def check(plan: Plan) -> None:
 
 
 def check_options(plan: Plan) -> None:
-    """Refuse values that are impossible, whatever the steps.
+    """Refuse impossible values of the run's own options.
 
     Raises:
-        UserError: if values are impossible, whatever the steps.
+        UserError: if there is one.
     """
     config, offload = plan.config, plan.config.runtime.offload
     check_sparsity(config.sparsity)
@@ -63,10 +63,10 @@ def check_options(plan: Plan) -> None:
 
 
 def check_towers(towers: list[str] | None) -> None:
-    """Refuse a list of towers that is wrong for any model.
+    """Refuse a list of towers that no model could have.
 
     Raises:
-        UserError: it is empty, or names one twice.
+        UserError: if it is empty, or names a tower twice.
     """
     if towers is not None and (not towers or len(set(towers)) < len(towers)):
         raise UserError(
@@ -76,10 +76,10 @@ def check_towers(towers: list[str] | None) -> None:
 
 
 def check_steps(plan: Plan) -> None:
-    """Refuse steps that are unknown, out of order, or lack what they read.
+    """Refuse steps that are unknown or out of order, or whose inputs no step makes.
 
     Raises:
-        UserError: if steps are unknown, out of order, or lack what they read.
+        UserError: if there are such steps.
     """
     steps = plan.steps
     for step in steps:
@@ -121,11 +121,11 @@ def _needs(plan: Plan) -> dict[str, str | None]:
 
 
 def check_parts(plan: Plan) -> None:
-    """Refuse parts that can't go together.
+    """Refuse parts that can't be combined.
 
     Raises:
-        UserError: the allocator can't take the scores or has none, the mask fixes the sparsity, or the pruner
-            would look at neither.
+        UserError: if the allocator can't take the scores or lacks some, the mask fixes another sparsity, or
+            the pruner uses neither scores nor allocation.
     """
     if plan.pruner.allocates:
         _check_model_pruner(plan, plan.pruner)
@@ -147,10 +147,10 @@ def check_parts(plan: Plan) -> None:
 
 
 def _check_model_pruner(plan: Plan, pruner: ModelPruner) -> None:
-    """Refuse scores or an allocation that a pruner of the whole model would not look at.
+    """Refuse scores or an allocation beside a pruner of the whole model, which uses neither.
 
     Raises:
-        UserError: there are some.
+        UserError: if there are some.
     """
     if plan.scorer is not None:
         raise UserError(
@@ -165,13 +165,12 @@ def _check_model_pruner(plan: Plan, pruner: ModelPruner) -> None:
 
 
 def check_mean(tasks: dict[str, Task], mean: str | None) -> None:
-    """Refuse the mean of a metric that a task is known not to give; of tasks that say nothing it is found out
-    when they are measured.
+    """Refuse the mean of a metric that a task lacks, among tasks that declare their metrics.
 
     Raises:
-        UserError: if a task is known not to give the metric.
+        UserError: if a task lacks the metric.
     """
     for name, task in tasks.items():
-        given = getattr(task, "metrics", None)
-        if mean is not None and given is not None and mean not in given:
-            raise UserError(f"task.mean={mean}: {name} has no such metric; {did_you_mean(mean, given)}")
+        metrics = getattr(task, "metrics", None)
+        if mean is not None and metrics is not None and mean not in metrics:
+            raise UserError(f"task.mean={mean}: {name} has no such metric; {did_you_mean(mean, metrics)}")

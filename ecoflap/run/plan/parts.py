@@ -1,4 +1,4 @@
-"""Make the parts of a plan, and refuse those that lack something that the steps ask of them."""
+"""Build the parts of a plan, and refuse those that lack members of their protocol."""
 
 from __future__ import annotations
 
@@ -19,26 +19,40 @@ BASES: dict[str, tuple[type, ...]] = {
     "pruner": (LayerPruner, ModelPruner),
     "finetune": (Finetuner,),
 }
-"""The protocols of a group; a part has all members of one of them, from it or of its own."""
+"""{group: its protocols}; a part has all members of one of them, inherited or its own."""
 
 
 def make(group: str, node: DictConfig) -> Any:
-    """Make a part of a config group.
+    """Build the part that a config group describes.
 
     Raises:
-        UserError: a value is impossible, or the part lacks something that its protocol has a default for.
+        UserError: if a value is impossible, or the part lacks a member of its protocol.
     """
     part = build(group, node)
+    require_members(group, part, f"{group}._target_={node._target_}")
+    return part
+
+
+def require_members(group: str, part: object, written: str) -> None:
+    """Refuse a part that lacks something that the steps ask of it.
+
+    Args:
+        group: its config group.
+        part: the object.
+        written: how it was asked for, for the message.
+
+    Raises:
+        UserError: if it lacks a member of every protocol of its group.
+    """
     lacks = {base: [name for name in _members(base) if not hasattr(part, name)] for base in BASES[group]}
     base = min(lacks, key=lambda one: len(lacks[one]))
     if lacks[base]:
         raise UserError(
-            f"{group}._target_={node._target_} has no {', '.join(lacks[base])}; derive it from"
+            f"{written} has no {', '.join(lacks[base])}; derive it from"
             f" {base.__module__}.{base.__name__}, which has defaults"
         )
-    return part
 
 
 def _members(base: type) -> list[str]:
-    """The attributes and methods that a protocol names, beside ``__call__``."""
+    """The names of a protocol's attributes and methods, beside ``__call__``."""
     return [name for name in {**get_type_hints(base), **vars(base)} if not name.startswith("_")]

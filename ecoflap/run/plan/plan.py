@@ -1,4 +1,4 @@
-"""The parts of a run."""
+"""The plan: all parts of a run."""
 
 from __future__ import annotations
 
@@ -25,21 +25,20 @@ class Plan:
     """The parts of a run.
 
     Attributes:
-        config: the resolved config; a group is a plain dict.
-        record: the same as plain dicts and lists, for results and trackers.
-        folder: where the run writes.
-        loader: makes the model.
+        config: the resolved config, with groups as plain dicts.
+        record: the config as plain dicts and lists, for results and trackers.
+        folder: the folder that the run writes to.
+        loader: loads the model.
         calibrator: draws the calibration set.
-        scorer: measures the layers; null for ``score=none`` or where the allocation needs no scores.
+        scorer: scores the layers; None for ``score=none``, or if the allocation takes no scores.
         allocator: turns scores into counts.
-        pruner: of layers, or of a whole model.
-        finetuner: trains the pruned model; null where the steps don't.
-        tasks: {name: task}, each measures the model.
-        mean: the metric of a suite's tasks whose mean is reported; null for none.
+        pruner: prunes layers or the whole model.
+        finetuner: trains the pruned model; None without the finetune step.
+        tasks: {name: task}.
+        mean: the metric of a suite's tasks whose mean is reported; None for no mean.
         tracking: starts the tracker.
-        store: stage cache.
-        code: {part: hash of its source and of what that imports}, see ``source_hash``; taken when the run
-            begins.
+        store: the stage cache.
+        code: {part: hash of its source and of its imports} at the start of the run, see ``source_hash``.
     """
 
     config: RunConfig
@@ -64,17 +63,17 @@ class Plan:
 
     @property
     def reads_calibration(self) -> bool:
-        """Whether the run calibrates, or trains on the split that it calibrates with."""
+        """Whether the run draws a calibration set, or trains on the training split behind it."""
         return "calibrate" in self.steps or self.pruner_trains or self.finetuner_trains
 
     @property
     def pruner_trains(self) -> bool:
-        """Whether the pruner trains on the split behind the calibration set."""
+        """Whether the pruner trains on the training split behind the calibration set."""
         return self.pruner.allocates and self.pruner.trains and "prune" in self.steps
 
     @property
     def finetuner_trains(self) -> bool:
-        """Whether the pruned model is trained on that split."""
+        """Whether the finetuner trains on the training split behind the calibration set."""
         return self.finetuner is not None and self.finetuner.data == "training"
 
     @property
@@ -89,13 +88,10 @@ class Plan:
 
     @property
     def name(self) -> str:
-        """A name that a person can read: model/pruner/score/sparsity/seed."""
-        coarse = (
-            self.scorer.name
-            if self.scorer is not None
-            else "none"
-            if self.allocator.requires.scores != "none"
-            else self.allocator.name
-        )
+        """A readable name of the run: model/pruner/score/sparsity/seed."""
+        if self.scorer is not None:
+            coarse = self.scorer.name
+        else:
+            coarse = "none" if self.allocator.requires.scores != "none" else self.allocator.name
         config = self.config
         return f"{self.loader.name}/{self.pruner.name}/{coarse}/s{config.sparsity:g}/seed{config.seed}"

@@ -1,4 +1,4 @@
-"""What is checked of a plan before any weight is read: its data, and its model's shapes and protocols."""
+"""Checks of a plan before any weight is loaded: its data, and the shapes and protocols of its model."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ Found = TypeVar("Found")
 
 
 class Preflight:
-    """Checks plans; data and models that several plans share are read once."""
+    """Checks plans, and reads data and models that several plans share only once."""
 
     def __init__(self) -> None:
         self._known: dict[str, Any] = {}
 
     def check(self, plan: Plan) -> None:
-        """Refuse a plan whose data are missing, damaged or too few, or which its model rules out.
+        """Refuse a plan whose data are unusable, or that can't be carried out on its model.
 
         Raises:
-            UserError: if data are missing, damaged or too few, or the model rules the plan out.
+            UserError: if data are missing, damaged or too few, or the model does not fit the plan.
         """
         for group, part in data_sets(plan):
             if hasattr(part, "check_data"):
@@ -37,7 +37,7 @@ class Preflight:
                 check_model(plan, model)
 
     def _once(self, key: str, read: Callable[[], Found]) -> Found:
-        """What was found, or refused, the first time."""
+        """The result of the first call with this key, or its error."""
         if key not in self._known:
             try:
                 self._known[key] = read()
@@ -50,30 +50,30 @@ class Preflight:
 
 
 def data_sets(plan: Plan) -> list[tuple[str, Any]]:
-    """The calibration set and the tasks, with their config groups, as far as the steps read them."""
+    """(config group, part) of the calibration set and the tasks, if the steps read them."""
     calibration = [("calibration", plan.calibrator)] if plan.reads_calibration else []
     return [*calibration, *(("task", task) for task in plan.tasks.values() if "evaluate" in plan.steps)]
 
 
 def skeleton(plan: Plan) -> PrunableModel | None:
-    """The model without weights; null where its family can't be built so.
+    """The model without weights; None if its family can't be built without.
 
     Raises:
-        UserError: there is no such model, tower or layer.
+        UserError: if there is no such model, tower or layer.
     """
     try:
         with with_processors():
             model: PrunableModel = plan.loader.load(torch.device("meta"), plan.selection)
             return model
-    except (RuntimeError, NotImplementedError):  # it computes something of its weights
+    except (RuntimeError, NotImplementedError):  # building it computes with its weights
         return None
 
 
 def check_model(plan: Plan, model: PrunableModel) -> None:
-    """Refuse a plan that can't be carried out on the model, as its shapes, tokenizer and interface say.
+    """Refuse a plan that can't be carried out on the model, by its shapes, tokenizer and interface.
 
     Raises:
-        UserError: if the plan can't be carried out on the model, as its shapes, tokenizer and interface say.
+        UserError: if the plan can't be carried out on the model.
     """
     if not plan.pruner.allocates:
         if {"allocate", "prune"} & set(plan.steps):
@@ -81,7 +81,7 @@ def check_model(plan: Plan, model: PrunableModel) -> None:
         requires = plan.allocator.requires
         if "allocate" in plan.steps and requires.scores == "none" and not requires.weights:
             plan.allocator(model, None, plan.config.sparsity)
-    if model.processor is None and model.interface is None:  # not every family has them before its weights
+    if model.processor is None and model.interface is None:  # some families have them only with weights
         return
     for _, part in data_sets(plan):
         if hasattr(part, "check_model"):

@@ -1,4 +1,4 @@
-"""Options of the command line that change nothing in a run, because what reads them doesn't run."""
+"""Options of the command line that change nothing, as no step of the run reads them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def unused(plan: Plan, given: Sequence[str]) -> list[str]:
     """A sentence about each option that changes nothing.
 
     Args:
-        plan: of the run.
+        plan: the plan of the run.
         given: the overrides of its config.
     """
     found = []
@@ -36,13 +36,12 @@ def unused(plan: Plan, given: Sequence[str]) -> list[str]:
 
 
 def few_samples(plan: Plan, given: Sequence[str], count: int) -> list[str]:
-    """A sentence about more score samples than there are, where they were asked for; a default may be too
-    many.
+    """A sentence if more score samples were requested than there are; the default may be more.
 
     Args:
-        plan: of the run.
+        plan: the plan of the run.
         given: the overrides of its config.
-        count: of the calibration set's samples.
+        count: number of samples in the calibration set.
     """
     asked = any(option.lstrip("+").startswith("score.samples=") for option in given)
     if not asked or plan.scorer is None or "score" not in plan.steps or plan.scorer.samples <= count:
@@ -54,7 +53,7 @@ def few_samples(plan: Plan, given: Sequence[str], count: int) -> list[str]:
 
 
 def _reason(plan: Plan, group: str, option: str) -> str | None:
-    """Why nothing reads an option; null where something does."""
+    """Why no step reads an option; None if one does."""
     if group == "calibration" and not plan.reads_calibration:
         return _lacks(plan, ("calibrate",))
     if group == "score":
@@ -64,7 +63,7 @@ def _reason(plan: Plan, group: str, option: str) -> str | None:
 
 
 def _unscored(plan: Plan, option: str) -> str | None:
-    """Why nothing reads an option of the scores; null where something does."""
+    """Why no step reads an option of the scores; None if one does."""
     if option == "score=none":
         return None
     if plan.allocator.requires.scores == "none":

@@ -1,3 +1,1 @@
-"""The steps of a run, each a function that adds its product to the state; ``ecoflap.run.pipeline`` puts them
-in order.
-"""
+"""The steps of a run, each a function that adds its product to the run state."""

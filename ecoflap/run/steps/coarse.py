@@ -17,7 +17,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.load import load_offloaded
 from ecoflap.models.offload.placement import WORK
 from ecoflap.run import model_reuse
-from ecoflap.run.config import given_options, runs_follow
+from ecoflap.run.config import given_options, runs_in_sequence
 from ecoflap.run.plan import Plan, few_samples
 from ecoflap.run.show import show_allocation, show_model
 from ecoflap.run.state import RunState
@@ -33,17 +33,19 @@ log = logging.getLogger(__name__)
 
 
 def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, RunState]:
-    """Load the model and show what will be pruned of it; the state of the run begins here.
+    """Load the model and show what will be pruned; returns the model and a new run state.
 
     Raises:
-        UserError: it can't be loaded, or its layers can't have the mask that is asked for.
+        UserError: if it can't be loaded, or its layers can't have the mask of the pruner.
     """
     costs: dict[str, dict[str, Any]] = {}
     with measure(costs, "load"):
         if (offload := plan.config.runtime.offload) == "none":
-            model, fingerprint = model_reuse.load(plan.loader, device, plan.selection, keep=runs_follow())
+            model, fingerprint = model_reuse.load(
+                plan.loader, device, plan.selection, keep=runs_in_sequence()
+            )
         else:
-            shutil.rmtree(plan.folder / WORK, ignore_errors=True)  # a stopped run's
+            shutil.rmtree(plan.folder / WORK, ignore_errors=True)  # left by a stopped run
             model = load_offloaded(plan.loader, device, plan.selection, offload, plan.folder / WORK)
             fingerprint = model.fingerprint()
     show_model(model, plan.config.sparsity)
@@ -53,10 +55,10 @@ def load(plan: Plan, device: torch.device) -> tuple[PrunableModel, RunState]:
 
 
 def calibrate(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationSet:
-    """Draw the samples.
+    """Draw the calibration set.
 
     Raises:
-        UserError: there are none.
+        UserError: if there are no samples.
     """
     with measure(state.costs, "calibrate") as cost:
         processor = {name: value for name, value in plan.config.model.items() if name not in ("name", "save")}
@@ -76,9 +78,8 @@ def calibrate(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationS
         )
     asked = plan.calibrator.samples
     if asked is not None and asked > len(state.calibration):
-        log.warning(
-            "calibration.samples=%d was asked for and there are only %d", asked, len(state.calibration)
-        )
+        message = "calibration.samples=%d was asked for and there are only %d"
+        log.warning(message, asked, len(state.calibration))
     if asked is None or asked > len(state.calibration):
         for sentence in few_samples(plan, given_options(), len(state.calibration)):
             log.warning("%s", sentence)
@@ -87,29 +88,29 @@ def calibrate(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationS
 
 
 def check_calls(plan: Plan, model: PrunableModel, state: RunState) -> None:
-    """Refuse layers that the pruner could not measure, before anything is scored; scorers ask for themselves.
+    """Refuse layers whose inputs the pruner could not capture, before anything is scored.
+
+    Scorers check by themselves.
 
     Raises:
-        UserError: the calibration data don't reach a layer, or its weight is used without calling its module.
+        UserError: if the calibration data do not reach a layer, or the model uses its weight without calling
+            its module.
     """
     if "prune" in plan.steps and not plan.pruner.allocates and plan.pruner.requires_calibration:
         assert state.calibration is not None
         require_calls(model, state.calibration.batches(plan.config.batch_size), every_layer=True)
 
 
-def say_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
-    """Show what the steps that run through the calibration set will need of memory."""
+def show_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
+    """Print how much memory scoring and pruning will need."""
     assert state.calibration is not None
-    cost = sample_cost(model, state.calibration)
+    cost, samples = sample_cost(model, state.calibration), len(state.calibration)
     scorer = plan.scorer if "score" in plan.steps else None
-    show_needs(
-        model,
-        memory_plan(model, cost, len(state.calibration), plan.config.batch_size, scorer, plan.pruner),
-    )
+    show_needs(model, memory_plan(model, cost, samples, plan.config.batch_size, scorer, plan.pruner))
 
 
 def score(plan: Plan, model: PrunableModel, state: RunState) -> None:
-    """Measure each layer, and write ``scores.json``."""
+    """Score the layers, and write ``scores.json``."""
     assert state.calibration is not None
     assert plan.scorer is not None
     calibration, scorer, seed = state.calibration, plan.scorer, plan.config.seed

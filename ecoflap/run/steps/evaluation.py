@@ -1,4 +1,4 @@
-"""The step that measures the model on its tasks: dense, pruned, fine-tuned."""
+"""The evaluation of the model on its tasks: dense, pruned and fine-tuned."""
 
 from __future__ import annotations
 
@@ -18,31 +18,27 @@ from ecoflap.storage.file_names import PREDICTIONS
 def evaluate_dense(
     plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], state: RunState
 ) -> None:
-    """Measure the dense model on each task, or take its figures from the store."""
+    """Evaluate the dense model on each task, or read its metrics from the store."""
     if not evaluations:
         return
     with measure(state.costs, "evaluate_dense") as cost:
         metrics: dict[str, dict[str, float]] = {}
-        read: list[bool] = []
+        cost["cached"] = True
         for name, evaluation in evaluations.items():
             state.tasks[name] = evaluation.identity()
             prediction_log = _prediction_log(plan, name, "dense", state.fingerprint, evaluation)
-            dense, cached = plan.store.get_or_compute(
-                "dense_metrics",
-                dense_metrics_key(plan, state, name),
-                partial(evaluation, model, prediction_log),
-            )
-            metrics[name] = dense
-            read.append(cached)
-            with_mean({name: dense}, plan.mean)  # refused now, not after the other tasks
-        cost["cached"] = all(read)
+            key = dense_metrics_key(plan, state, name)
+            compute = partial(evaluation, model, prediction_log)
+            metrics[name], cached = plan.store.get_or_compute("dense_metrics", key, compute)
+            cost["cached"] = cost["cached"] and cached
+            with_mean({name: metrics[name]}, plan.mean)  # refuse a missing metric before the next task
     state.metrics["dense"] = with_mean(metrics, plan.mean)
 
 
 def evaluate(
     plan: Plan, model: PrunableModel, evaluations: dict[str, Evaluation], state: RunState, when: str
 ) -> None:
-    """Measure the model as it is now on each task."""
+    """Evaluate the model in its present state on each task."""
     if not evaluations:
         return
     fingerprint = model.fingerprint()
@@ -55,10 +51,14 @@ def evaluate(
 
 
 def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[str, dict[str, float]]:
-    """The metrics of several tasks, led by the mean of one that all have, where it is asked for.
+    """Prepend the mean of a metric over all tasks to their metrics.
+
+    Args:
+        metrics: {task: {metric: value}}.
+        metric: the metric to average; None for no mean.
 
     Raises:
-        UserError: a task has no such metric.
+        UserError: if a task lacks the metric.
     """
     if metric is None:
         return metrics
@@ -72,6 +72,6 @@ def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[
 def _prediction_log(
     plan: Plan, task: str, which: str, fingerprint: str, evaluation: Evaluation
 ) -> PredictionLog:
-    """Where the predictions of a task go, and what they depend on."""
+    """The prediction log of a task, with everything that its predictions depend on."""
     depends = {**computed_by(plan, f"task {task}"), "model": fingerprint, "task": evaluation.identity()}
     return PredictionLog(plan.folder / PREDICTIONS / f"{task}_{which}.jsonl", depends)

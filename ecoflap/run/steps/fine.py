@@ -1,4 +1,4 @@
-"""The steps from the allocation on: prune, by blocks or over the whole model, and fine-tune."""
+"""The steps after the allocation: prune, block by block or the whole model, and fine-tune."""
 
 from __future__ import annotations
 
@@ -30,13 +30,12 @@ from ecoflap.storage.files import write_json
 
 
 def prune(plan: Plan, model: PrunableModel, state: RunState) -> None:
-    """Remove weights: as allocated, or as a pruner of the whole model decides by itself."""
+    """Remove weights, as the allocation or a pruner of the whole model decides."""
     with measure(state.costs, "prune"):
         if plan.pruner.allocates:
             samples = read_training(plan, model, state) if plan.pruner.trains else state.calibration
-            state.allocation, state.report = plan.pruner.prune(
-                model, samples, plan.config.sparsity, show_block
-            )
+            pruned = plan.pruner.prune(model, samples, plan.config.sparsity, show_block)
+            state.allocation, state.report = pruned
         else:
             state.report = _prune_layers(plan, plan.pruner, model, state)
     if plan.pruner.allocates:
@@ -46,13 +45,12 @@ def prune(plan: Plan, model: PrunableModel, state: RunState) -> None:
 
 
 def _prune_layers(plan: Plan, pruner: LayerPruner, model: PrunableModel, state: RunState) -> PruneReport:
-    """Prune block by block as allocated. Blocks are kept until the run ends, unless it is not to be
-    resumed.
-    """
+    """Prune block by block as allocated; store the pruned blocks, unless ``resume`` is false."""
     assert state.allocation is not None
     finished = FinishedBlocks(plan.folder / BLOCKS, blocks_key(plan, state)) if plan.config.resume else None
-    statistic = pruner.statistic
-    shared = plan.config.propagate == "dense" and statistic is not None and statistic.storable
+    statistics, statistic = None, pruner.statistic
+    if plan.config.propagate == "dense" and statistic is not None and statistic.storable:
+        statistics = _dense_statistics(plan, statistic, model, state)
     return driver.prune(
         model,
         state.calibration,
@@ -62,17 +60,15 @@ def _prune_layers(plan: Plan, pruner: LayerPruner, model: PrunableModel, state: 
         on_block=show_block,
         propagate=plan.config.propagate,
         finished=finished,
-        precomputed_statistics=_dense_statistics(plan, statistic, model, state)
-        if statistic is not None and shared
-        else None,
-        checked=True,  # before anything was scored
+        precomputed_statistics=statistics,
+        checked=True,
     )
 
 
 def _dense_statistics(
     plan: Plan, statistic: type[Statistic], model: PrunableModel, state: RunState
 ) -> dict[str, Tensor]:
-    """A storable statistic of the dense model's inputs, shared by all runs."""
+    """A storable statistic of all layers' inputs in the dense model, shared by all runs."""
     assert state.calibration is not None
     compute = partial(
         measure_dense, model, state.calibration, plan.config.batch_size, checked=True, statistic=statistic
@@ -86,14 +82,14 @@ def _dense_statistics(
 def read_training(
     plan: Plan, model: PrunableModel, state: RunState, samples: int | None = None
 ) -> CalibrationSet:
-    """So many samples of the training split behind the calibration set, or all; read once."""
+    """The first samples of the training split behind the calibration set, read once; None for all."""
     if samples not in state.training_split:
         state.training_split[samples] = read_everything(plan.calibrator, model, plan.config.seed, samples)
     return state.training_split[samples]
 
 
 def trained_on(plan: Plan, model: PrunableModel, state: RunState) -> CalibrationSet | None:
-    """The data of the training split that the run will train on; null where it doesn't."""
+    """The samples that the run will train on; None if it does not train on the training split."""
     if plan.pruner_trains:
         return read_training(plan, model, state)
     if plan.finetuner is not None and plan.finetuner_trains:
@@ -102,7 +98,7 @@ def trained_on(plan: Plan, model: PrunableModel, state: RunState) -> Calibration
 
 
 def finetune(plan: Plan, model: PrunableModel, state: RunState, tracker: Tracker) -> None:
-    """Train what is left under the masks; several processes agree before and after."""
+    """Fine-tune the kept weights; in a distributed run, all processes must agree before and after."""
     assert plan.finetuner is not None
     assert state.report is not None
     masks, device = state.report.masks, model.device

@@ -1,6 +1,4 @@
-"""What the products that are kept for other runs depend on: each key names all that could change the value,
-and nothing else.
-"""
+"""Keys of the products that runs share: each names all that could change the value, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,20 +15,22 @@ from ecoflap.storage.cache.entries import key_hash
 
 
 def dense_metrics_key(plan: Plan, state: RunState, task: str) -> dict[str, Any]:
-    """Of the dense model's metrics on a task."""
+    """The key of the dense model's metrics on a task."""
     return {
         "version": 2,
         **computed_by(plan, f"task {task}"),
         "model": state.fingerprint,
+        "class": _name_of(plan.tasks[task]),
         "task": state.tasks[task],
     }
 
 
 def scores_key(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, Any]:
-    """Of the layers' scores."""
+    """The key of the layers' scores."""
     assert plan.scorer is not None
     return {
-        **_measured(plan, "score", model, state, plan.scorer.samples),
+        **_measured(plan, ("score",), model, state, plan.scorer.samples),
+        "class": _name_of(plan.scorer),
         "score": plan.scorer.identity(),
         "seed": plan.config.seed,
     }
@@ -39,16 +39,16 @@ def scores_key(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, A
 def statistics_key(
     plan: Plan, statistic: type[Statistic], model: PrunableModel, state: RunState
 ) -> dict[str, Any]:
-    """Of a statistic of the dense model's inputs."""
+    """The key of a statistic of the layers' inputs in the dense model."""
     return {
-        **_measured(plan, "blocks", model, state),
-        "statistic": f"{statistic.__module__}.{statistic.__qualname__}",
+        **_measured(plan, ("blocks", "statistic"), model, state),
+        "statistic": _name_of(statistic),
         "batch_size": plan.config.batch_size,
     }
 
 
 def blocks_key(plan: Plan, state: RunState) -> str:
-    """Of the pruned blocks that a stopped run leaves."""
+    """The key of the pruned blocks from which a stopped run resumes."""
     depends = {
         **computed_by(plan, "pruner", "blocks"),
         "model": state.fingerprint,
@@ -62,7 +62,7 @@ def blocks_key(plan: Plan, state: RunState) -> str:
 
 
 def computed_by(plan: Plan, *parts: str) -> dict[str, Any]:
-    """The code of some parts and of the model's family, and the versions of the libraries under them."""
+    """The code of some parts and of the model's family, and the versions of torch and transformers."""
     return {
         "code": [plan.code[part] for part in (*parts, "model")],
         "torch": torch.__version__,
@@ -70,17 +70,29 @@ def computed_by(plan: Plan, *parts: str) -> dict[str, Any]:
     }
 
 
+def _name_of(part: object) -> str:
+    """The dotted name of a class, or of a part's: two of one module may be alike in everything else."""
+    kind = part if isinstance(part, type) else type(part)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _measured(
-    plan: Plan, part: str, model: PrunableModel, state: RunState, samples: int | None = None
+    plan: Plan, parts: tuple[str, ...], model: PrunableModel, state: RunState, samples: int | None = None
 ) -> dict[str, Any]:
-    """Of what a part measures of the layers: its code, the dense model, the loss whose forward pass is run,
-    and the samples (all, or the first).
+    """What measurements of the layers depend on: code, dense model, loss, layers and samples.
+
+    Args:
+        plan: the plan of the run.
+        parts: the parts that measure, by the names of their code.
+        model: the dense model.
+        state: holds the calibration set.
+        samples: how many samples are used, from the first; None for all.
     """
     assert state.calibration is not None
     calibration = state.calibration if samples is None else state.calibration.take(samples)
     return {
         "version": 3,
-        **computed_by(plan, part),
+        **computed_by(plan, *parts),
         "model": state.fingerprint,
         "loss": model.loss_identity(plan.config.model.get("loss")),
         "layers": [layer.name for layer in model.layers],

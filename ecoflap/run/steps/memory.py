@@ -1,8 +1,7 @@
-"""What each step will need of memory at a time: said when the model and the data are known, before anything
-is computed for long.
+"""How much memory each step will need, estimated before the long computations.
 
-The activations are measured on one sample, the largest, and multiplied; weights, hidden states and statistics
-are counted.
+The activations are measured on the largest sample and multiplied; weights, hidden states and statistics are
+computed from their sizes.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import AT_A_TIME, block_bytes, bytes_outside
 from ecoflap.prune.protocol import Pruner
 from ecoflap.run.steps.sample_cost import WIDE, SampleCost
-from ecoflap.score.pass_size import ENOUGH
+from ecoflap.score.pass_size import SATURATION
 from ecoflap.score.protocol import Scorer
 
 log = logging.getLogger(__name__)
@@ -26,27 +25,27 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Need:
-    """Bytes that a step needs on the device.
+    """The memory that a step needs, in bytes.
 
     Attributes:
         step: its name.
-        weights: in use at a time.
-        states: hidden states and block outputs that are kept.
-        work: activations of one pass, gradients, statistics.
-        elsewhere: hidden states that wait on the CPU or the disk.
-        wide: the weights are held in fp32, whatever the model's dtype.
+        weights: weights on the device at a time.
+        states: hidden states and block outputs on the device.
+        work: activations of one pass, gradients and statistics.
+        offloaded: hidden states on the CPU or the disk.
+        wide: whether the weights are converted to fp32.
     """
 
     step: str
     weights: int
     states: int
     work: int
-    elsewhere: int = 0
+    offloaded: int = 0
     wide: bool = False
 
     @property
     def total(self) -> int:
-        """On the device altogether."""
+        """All bytes on the device."""
         return self.weights + self.states + self.work
 
 
@@ -58,15 +57,15 @@ def memory_plan(
     scorer: Scorer | None,
     pruner: Pruner,
 ) -> list[Need]:
-    """What scoring and pruning will need.
+    """How much memory scoring and pruning will need.
 
     Args:
-        model: loaded.
-        cost: of one sample.
-        samples: in the calibration set.
-        batch_size: of the fine stage.
-        scorer: null where nothing is scored.
-        pruner: of layers, or of a whole model.
+        model: the loaded model.
+        cost: bytes of activations of one sample.
+        samples: number of samples in the calibration set.
+        batch_size: samples per forward pass of the fine stage.
+        scorer: None if nothing is scored.
+        pruner: prunes layers or the whole model.
     """
     scoring = [] if scorer is None else [("score", scorer.footprint, scorer.batch_size)]
     return [
@@ -78,7 +77,7 @@ def memory_plan(
 def _need(
     model: PrunableModel, step: str, footprint: Footprint, cost: SampleCost, samples: int, batch: int
 ) -> Need:
-    """What a step needs that runs batches of so many samples."""
+    """How much memory a step with this footprint needs for batches of ``batch`` samples."""
     wide = footprint.float32
     weights, cost = weights_in_use(model, WIDE if wide else 1), cost.in_float32(model) if wide else cost
     held = _held(model, footprint)
@@ -91,7 +90,7 @@ def _need(
         work = batch * 2 * max(cost.forward, cost.block)
     else:
         pair, pairs = 2 * batch * cost.forward, max(1, footprint.samples_per_pass // (2 * batch))
-        work = min(pairs * pair, max(pair, ENOUGH))
+        work = min(pairs * pair, max(pair, SATURATION))
     return Need(step, weights, batch * cost.outputs, work + held, wide=wide)
 
 
@@ -107,61 +106,53 @@ def _held(model: PrunableModel, footprint: Footprint) -> int:
 
 
 def weights_in_use(model: PrunableModel, width: int = 1) -> int:
-    """Bytes of the weights that are on the device at a time, at ``width`` bytes a number or their own, if
-    that is more.
-    """
+    """Bytes of the weights on the device at a time, with at least ``width`` bytes per weight."""
     blocks = block_bytes(model.blocks, width)
     inside = sum(blocks) if model.placement.kind == "none" else AT_A_TIME * max(blocks)
     return bytes_outside(model.module, model.blocks, width) + inside
 
 
 def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:
-    """Print the plan; warn where it doesn't fit, and say which option helps."""
+    """Print how much memory each step needs; warn if it is not free, and say which option helps."""
     free, kind = free_memory(model.device), model.placement.kind
-    away = [] if kind == "none" else [f"waiting on {kind}"]
-    rows = [
-        (
-            need.step,
-            *map(
-                megabytes,
-                (need.weights, need.states, need.work, need.total, *([need.elsewhere] if away else [])),
-            ),
-        )
-        for need in needs
-    ]
-    columns = ["step", "weights", "hidden states", "one pass", "altogether", *away]
+    rows = []
+    for need in needs:
+        sizes = [need.weights, need.states, need.work, need.total]
+        rows.append((need.step, *map(mebibytes, [*sizes, need.offloaded] if kind != "none" else sizes)))
+    columns = ["step", "weights", "hidden states", "one pass", "altogether"]
     table(
-        f"memory at a time, about, on {model.device} ({megabytes(free)} free beside the loaded weights)",
-        columns,
+        f"memory at a time, about, on {model.device} ({mebibytes(free)} free beside the loaded weights)",
+        columns if kind == "none" else [*columns, f"waiting on {kind}"],
         rows,
     )
-    held = weights_in_use(model) if kind == "none" else 0  # loaded by now
+    loaded = weights_in_use(model) if kind == "none" else 0
     for need in needs:
-        if need.total - held > free:
-            log.warning(
-                "%s may need %s and there are %s free: %s",
-                need.step,
-                megabytes(need.total - held),
-                megabytes(free),
-                what_helps(need, kind),
-            )
+        if (missing := need.total - loaded) > free:
+            message = "%s may need %s and there are %s free: %s"
+            log.warning(message, need.step, mebibytes(missing), mebibytes(free), what_helps(need, kind))
 
 
 def what_helps(need: Need, kind: str) -> str:
-    """The option that lowers the largest part of what a step needs."""
-    parts = {
-        need.work: f"use a smaller {'score.' if need.step == 'score' else ''}batch_size",
-        need.states: "use fewer samples, or a smaller score.batch_size"
-        if need.step == "score"
-        else "use runtime.offload=cpu, or fewer samples",
-        need.weights: (
+    """The option that lowers the largest part of a step's memory.
+
+    Args:
+        need: the memory that the step needs.
+        kind: how the model is offloaded: none, cpu or disk.
+    """
+    largest = max(need.work, need.states, need.weights)
+    if largest == need.weights:
+        weights = (
             "use score=first_order, which needs no fp32 copy" if need.wide else "use model.dtype=bfloat16"
         )
-        + ("" if kind == "disk" else f", or runtime.offload={'cpu' if kind == 'none' else 'disk'}"),
-    }
-    return parts[max(parts)]
+        further = {"none": ", or runtime.offload=cpu", "cpu": ", or runtime.offload=disk"}
+        return weights + further.get(kind, "")
+    if largest == need.states:
+        if need.step == "score":
+            return "use fewer samples, or a smaller score.batch_size"
+        return "use runtime.offload=cpu, or fewer samples"
+    return f"use a smaller {'score.' if need.step == 'score' else ''}batch_size"
 
 
-def megabytes(size: int) -> str:
-    """For people."""
+def mebibytes(size: int) -> str:
+    """A number of bytes in MiB."""
     return f"{size / 2**20:,.1f} MiB"

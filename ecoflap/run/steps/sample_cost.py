@@ -1,4 +1,4 @@
-"""Bytes that the activations of one sample take, measured on the largest."""
+"""The memory that the activations of one sample take, measured on the largest."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ WIDE = 4  # bytes of an fp32 number
 
 @dataclass(frozen=True)
 class SampleCost:
-    """Bytes that the activations of one sample take.
+    """The memory that the activations of one sample take, in bytes.
 
     Attributes:
-        states: hidden states at one place of each tower, and what its blocks get beside; those of finished
-            towers are kept for later ones.
-        outputs: what all blocks put out.
-        block: inside a block, at most.
-        forward: in a whole forward pass, at most.
+        states: hidden states between two blocks of each tower, and the other arguments of its blocks; those
+            of finished towers are kept for later ones.
+        outputs: outputs of all blocks.
+        block: the most inside a block.
+        forward: the most in a whole forward pass.
     """
 
     states: int
@@ -39,15 +39,16 @@ class SampleCost:
     forward: int
 
     def in_float32(self, model: PrunableModel) -> SampleCost:
-        """The same while the model is held in fp32."""
+        """The cost with the model in fp32."""
         wider = WIDE / min(WIDE, *(layer.weight.dtype.itemsize for layer in model.layers))
         return SampleCost(*(int(wider * size) for size in vars(self).values()))
 
 
 @torch.no_grad()
 def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost:
-    """Run the largest sample through the model, and count; its logits by their shape, as the weights of the
-    head may be on the disk.
+    """Run the largest sample through the model and count the bytes of its activations.
+
+    The head may be on the disk, so it is bypassed and the size of its logits computed from their shape.
     """
     largest = max(calibration.samples, key=lambda sample: sum(tensor.numel() for tensor in sample.values()))
     first = [tower.blocks[0].module for tower in model.towers]
@@ -62,25 +63,25 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost
     ):
         model.loss(stack([largest]))
     logits = sum(outputs.pop(module, 0) for module in head)
-    # Weights that come in meanwhile are no activations.
-    coming = 0 if model.placement.kind == "none" else max(block_bytes(model.blocks))
+    # The weights of offloaded blocks are loaded meanwhile, and are no activations.
+    loaded = 0 if model.placement.kind == "none" else max(block_bytes(model.blocks))
     return SampleCost(
         states=sum(outputs[module] for module in first) + sum(tensor.nbytes for tensor in arguments.values()),
         outputs=sum(outputs.values()),
-        block=max(max(inside) - coming, 0),
-        forward=max(live.peak - AT_A_TIME * coming, 0) + logits,
+        block=max(max(inside) - loaded, 0),
+        forward=max(live.peak - AT_A_TIME * loaded, 0) + logits,
     )
 
 
 @contextmanager
 def _arguments(model: PrunableModel) -> Iterator[dict[int, Tensor]]:
-    """What the blocks get beside the hidden states during a forward pass, each tensor once."""
+    """Collect the tensors that blocks receive beside the hidden states in a forward pass, each once."""
     found: dict[int, Tensor] = {}
 
-    def see(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+    def note(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
         found.update({id(tensor): tensor for tensor in extract_hidden(arguments, keywords)[0].tensors})
 
-    handles = [block.module.register_forward_pre_hook(see, with_kwargs=True) for block in model.blocks]
+    handles = [block.module.register_forward_pre_hook(note, with_kwargs=True) for block in model.blocks]
     try:
         yield found
     finally:
@@ -92,8 +93,16 @@ def _arguments(model: PrunableModel) -> Iterator[dict[int, Tensor]]:
 def _inside_blocks(
     model: PrunableModel, live: LiveBytes, outputs: Counter[nn.Module], head: Iterable[nn.Module]
 ) -> Iterator[list[int]]:
-    """Count, during a forward pass, the bytes that each block and the head put out; gives what was alive at
-    most inside each call of a block.
+    """Count the bytes of activations in blocks during a forward pass.
+
+    Args:
+        model: the model.
+        live: counts the bytes of all live tensors.
+        outputs: receives the bytes that each block and the head return.
+        head: the modules of the head.
+
+    Yields:
+        The most bytes that are alive inside each call of a block, filled during the pass.
     """
     inside: list[int] = []
     entered: list[tuple[int, int]] = []

@@ -1,6 +1,4 @@
-"""BLIP's way to answer out of a list: the decoder's first token chooses candidates, and their whole loss the
-answer.
-"""
+"""BLIP's choice from a list of answers: candidates by their first token, then the smallest whole loss."""
 
 from __future__ import annotations
 
@@ -15,16 +13,18 @@ SMOOTHING = 0.1  # BLIP ranks by the loss that it was trained with
 def best_answers(
     decoder: Any, states: Tensor, mask: Tensor, input_ids: Tensor, attention_mask: Tensor, k: int
 ) -> list[int]:
-    """The row of the answer with the smallest loss for each question, among the ``k`` whose first tokens are
-    the likeliest.
+    """The answer with the smallest loss for each question, among the ``k`` with the likeliest first tokens.
 
     Args:
         decoder: the text decoder.
-        states: the questions as the encoder read them with their pictures, [questions, tokens, features].
+        states: encoder states of the questions with their pictures, [questions, tokens, features].
         mask: which tokens of the questions are real, [questions, tokens].
         input_ids: every answer as the decoder writes it: start token, words, end; [answers, tokens].
         attention_mask: which of these are real, [answers, tokens].
-        k: number of candidates; all where there are no more.
+        k: number of candidates; all if there are fewer.
+
+    Returns:
+        The index of the answer to each question, [questions].
     """
     start = input_ids[:1, :1].expand(len(states), 1)
     first = (

@@ -53,10 +53,9 @@ def _contrast(module: Any, batch: Batch, image_states: Tensor, right: Tensor, co
 
 
 def _match(module: Any, batch: Batch, image: dict[str, Tensor], right: Tensor, copies: int) -> Tensor:
-    """Mean of the loss of each text with its own picture and with that of the nearest sample before it that
-    is no right partner.
+    """Mean of each text's matching loss with its positive, and with the nearest negative sample before it.
 
-    BLIP draws the wrong partner by similarity; a draw would make the loss jump while weights are probed.
+    BLIP draws the negative by similarity; a random draw would make the loss jump while weights are probed.
     """
     input_ids, attention_mask = (
         _for_pairs(batch["input_ids"], batch.get("encoder_token")),
@@ -73,9 +72,7 @@ def _match(module: Any, batch: Batch, image: dict[str, Tensor], right: Tensor, c
 
 
 def _for_pairs(input_ids: Tensor, encoder_token: Tensor | None) -> Tensor:
-    """Tokens of texts as they are read with a picture, [texts, tokens]: ``encoder_token`` [texts] in the
-    place of [CLS], if given.
-    """
+    """Tokens of texts for matching, [texts, tokens], which begin with ``encoder_token`` or [CLS]."""
     return (
         input_ids if encoder_token is None else torch.cat([encoder_token[:, None], input_ids[:, 1:]], dim=1)
     )
@@ -97,8 +94,9 @@ LOSSES = {
 
 
 class RetrievalInterface(DualInterface):
-    """Pictures and captions, apart and together; together they begin with ``encoder_token``, where null
-    leaves the tokenizer's [CLS].
+    """Pictures and captions, embedded apart or matched in pairs.
+
+    A matched caption begins with ``encoder_token``; None keeps the tokenizer's [CLS].
     """
 
     longest = LONGEST
@@ -161,7 +159,7 @@ class BlipRetrieval(BlipRetrievalOptions, Pretrained):
         """Load weights and processor.
 
         Raises:
-            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
         """
         from transformers import BlipConfig, BlipForImageTextRetrieval, BlipProcessor
 
@@ -170,7 +168,7 @@ class BlipRetrieval(BlipRetrievalOptions, Pretrained):
         )
 
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
-        """Make the model of a transformers model in memory and its processor, which may be null.
+        """Wrap a transformers model in memory and its processor, which may be None.
 
         Raises:
             UserError: if there is no such loss or tower.

@@ -70,7 +70,7 @@ def caption_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
 
 
 class VqaInterface:
-    """Questions about pictures, which begin with ``encoder_token``; null leaves the tokenizer's [CLS]."""
+    """Questions about pictures, which begin with ``encoder_token``; None keeps the tokenizer's [CLS]."""
 
     sees = True
 
@@ -107,9 +107,7 @@ class VqaInterface:
     def rank(
         self, model: PrunableModel, examples: Sequence[Example], answers: Sequence[str], k: int
     ) -> list[str]:
-        """The likeliest of given answers to each question, of the ``k`` that begin with the likeliest
-        tokens.
-        """
+        """The likeliest given answer to each question, among the ``k`` with the likeliest first tokens."""
         module: Any = model.module
         questions = {
             name: tokens.to(model.device)
@@ -199,7 +197,7 @@ class BlipVqa(BlipVqaOptions, Pretrained):
         """Load weights and processor.
 
         Raises:
-            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
         """
         from transformers import BlipConfig, BlipForQuestionAnswering, BlipProcessor
 
@@ -208,7 +206,7 @@ class BlipVqa(BlipVqaOptions, Pretrained):
         )
 
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
-        """Make the model of a transformers model in memory and its processor, which may be null.
+        """Wrap a transformers model in memory and its processor, which may be None.
 
         Raises:
             UserError: if there is no such loss or tower.
@@ -230,7 +228,7 @@ class BlipCaption(BlipCaptionOptions, Pretrained):
         """Load weights and processor.
 
         Raises:
-            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
         """
         from transformers import BlipConfig, BlipForConditionalGeneration, BlipProcessor
 
@@ -239,7 +237,7 @@ class BlipCaption(BlipCaptionOptions, Pretrained):
         )
 
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
-        """Make the model of a transformers model in memory and its processor, which may be null.
+        """Wrap a transformers model in memory and its processor, which may be None.
 
         Raises:
             UserError: if there is no such loss or tower.

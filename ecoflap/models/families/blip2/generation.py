@@ -1,6 +1,4 @@
-"""BLIP-2 of transformers, with a T5 or a decoder-only language model; ``blip2_mini`` is the same class, only
-smaller.
-"""
+"""BLIP-2 of transformers, with a T5 or a decoder-only language model; ``blip2_mini`` is a small one."""
 
 from __future__ import annotations
 
@@ -36,9 +34,7 @@ log = logging.getLogger(__name__)
 
 
 def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """Cross-entropy of the answer or caption given image and prompt, per sample, [batch] (the paper's BLIP-2
-    loss).
-    """
+    """Cross-entropy of the answer or caption given image and prompt, the paper's BLIP-2 loss, [batch]."""
     labels = batch["labels"]
     if not decoder_only(module):
         return token_loss(module(**batch).logits, labels)
@@ -58,9 +54,7 @@ class Blip2Interface:
         self.pixels = Pixels.of(processor.image_processor)
 
     def encode(self, example: Example) -> Sample:
-        """Inputs and labels of one question: labels apart for a T5, after the prompt for a decoder-only
-        model.
-        """
+        """Encode one question; labels are a text of their own for a T5, else follow the prompt."""
         inputs = self.processor(
             images=load_image(example.image or ""), text=example.worded(self.prompt), return_tensors="pt"
         )
@@ -105,7 +99,7 @@ def take_lavis_weights(module: nn.Module, file: str) -> None:
     """Replace weights by those of a file in LAVIS' format.
 
     Raises:
-        UserError: the file is of another model.
+        UserError: if the file belongs to another model.
     """
     state, own = to_transformers(read_lavis_checkpoint(file, "model.lavis_checkpoint")), module.state_dict()
     wrong = [name for name, tensor in state.items() if name not in own or own[name].shape != tensor.shape]
@@ -139,7 +133,7 @@ class Blip2(Blip2Options, Pretrained):
         """Load weights and processor.
 
         Raises:
-            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
         """
         from transformers import Blip2Config, Blip2ForConditionalGeneration, Blip2Processor
 
@@ -154,7 +148,7 @@ class Blip2(Blip2Options, Pretrained):
         return self.from_module(module, processor, selection)
 
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
-        """Make the model of a transformers model in memory and its processor, which may be null.
+        """Wrap a transformers model in memory and its processor, which may be None.
 
         Raises:
             UserError: if there is no such loss or tower, or LAVIS has no such model.

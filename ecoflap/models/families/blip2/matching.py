@@ -1,6 +1,4 @@
-"""BLIP-2 of transformers as a retriever, its vision tower possibly one that was pruned inside another
-BLIP-2.
-"""
+"""BLIP-2 of transformers for retrieval; its vision tower may come from a pruned generative BLIP-2."""
 
 from __future__ import annotations
 
@@ -27,9 +25,7 @@ TEMPERATURE = 0.07  # BLIP-2 learns it from here on; the checkpoints of transfor
 
 
 def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
-    """Symmetric in-batch contrast (ITC): the query that fits a text best speaks for the picture. Per sample,
-    [batch].
-    """
+    """Symmetric in-batch contrastive loss (ITC) with each picture's best query for a text, [batch]."""
     queries = _query_features(module, _image_states(module, batch["pixel_values"]))
     texts = _text_features(module, batch["input_ids"], batch["attention_mask"])
     return _contrast(queries, texts, image_text_positives(batch, copies), copies)
@@ -59,9 +55,7 @@ def _contrast(queries: Tensor, texts: Tensor, right: Tensor, copies: int) -> Ten
 
 
 def _match(module: Any, batch: Batch, states: Tensor, right: Tensor, copies: int) -> Tensor:
-    """Mean of the loss of each text with its own picture and with that of the nearest sample before it that
-    is no right partner.
-    """
+    """Mean of each text's matching loss with its positive, and with the nearest negative sample before it."""
     input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
     own = _match_logits(module, input_ids, attention_mask, states)
 
@@ -162,7 +156,7 @@ class Blip2Itm(Blip2ItmOptions, Pretrained):
         """Load weights and processor.
 
         Raises:
-            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
         """
         from transformers import Blip2Config, Blip2ForImageTextRetrieval, Blip2Processor
 
@@ -173,7 +167,7 @@ class Blip2Itm(Blip2ItmOptions, Pretrained):
         return self.from_module(module, processor, selection)
 
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
-        """Make the model of a transformers model in memory and its processor, which may be null.
+        """Wrap a transformers model in memory and its processor, which may be None.
 
         Raises:
             UserError: if there is no such loss or tower.

@@ -24,13 +24,13 @@ LOSSES = ("contrastive", "classification")
 
 
 class DualInterface:
-    """Pictures and captions of a model with two towers; the functions that embed them are the family's.
+    """Pictures and captions of a model with two towers, embedded by functions of the family.
 
     Attributes:
-        longest: most tokens of a text; null for the tokenizer's own limit.
-        pad_token_id: what shorter texts are filled up with. Padding stands behind the end of the text and
-            counts nowhere.
-        classes: features of the classes [classes, features], where the loss is classification.
+        longest: most tokens of a text; None for the tokenizer's own limit.
+        pad_token_id: the token that shorter texts are padded with. Padding follows the end of the text and
+            has no effect.
+        classes: features of the classes [classes, features], for the classification loss.
     """
 
     sees = True
@@ -92,17 +92,13 @@ class DualInterface:
         )
 
     def set_classes(self, model: PrunableModel, classes: Classes) -> None:
-        """Compute the text classifier from the dense text tower; it stays as it is while the vision tower is
-        pruned.
-        """
+        """Compute the zero-shot classifier with the dense text tower; pruning does not change it."""
         if self.classification:
             self.classes = class_features(self, model, classes).to(model.device)
 
 
 def class_features(interface: Any, model: PrunableModel, classes: Classes) -> Tensor:
-    """The text classifier of zero-shot classification: per class the mean of its normalised prompts,
-    [classes, features].
-    """
+    """The zero-shot classifier: the mean of each class's normalised prompt features, [classes, features]."""
     rows = [
         interface.embed_texts(model, [template.format(name) for template in classes.templates]).mean(dim=0)
         for name in classes.names
@@ -111,11 +107,12 @@ def class_features(interface: Any, model: PrunableModel, classes: Classes) -> Te
 
 
 def dual_loss(name: str, interface: DualInterface | None) -> Loss:
-    """``contrastive``: symmetric over the batch. ``classification``: through the text classifier. Both at the
-    model's own temperature.
+    """A loss at the model's own temperature, [batch].
+
+    ``contrastive`` is symmetric over the batch; ``classification`` uses the zero-shot classifier.
 
     Raises:
-        UserError: no such loss.
+        UserError: if there is no such loss.
     """
 
     def contrastive(module: Any, batch: Batch, copies: int = 1) -> Tensor:
@@ -149,14 +146,14 @@ class Clip(ClipOptions, Pretrained):
         """Load weights and processor.
 
         Raises:
-            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
         """
         from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
         return self.from_module(*self.read(CLIPConfig, CLIPModel, CLIPProcessor, device), selection)
 
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
-        """Make the model of a transformers model in memory and its processor, which may be null.
+        """Wrap a transformers model in memory and its processor, which may be None.
 
         Raises:
             UserError: if there is no such loss or tower.

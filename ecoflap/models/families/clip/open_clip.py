@@ -31,8 +31,8 @@ from ecoflap.storage.installation import install_extra
 class OpenClipInterface(DualInterface):
     """Pictures and captions of an open_clip model.
 
-    Its tokenizer fills every text with zeros after the end token; the text tower is causal, so what stands
-    behind the end changes nothing.
+    Its tokenizer pads texts with zeros after the end token, which have no effect, as the text tower is
+    causal.
     """
 
     def image_features(self, module: Any, pixels: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class OpenClip(OpenClipOptions):
         """Load weights, transform and tokenizer.
 
         Raises:
-            UserError: the package or the model is missing, it doesn't fit, or a tower is unknown.
+            UserError: if the package or the model is missing, the model does not fit, or a tower is unknown.
         """
         open_clip = _package()
         if self.architecture not in open_clip.list_models():
@@ -129,7 +129,7 @@ def _package() -> Any:
     """The open_clip package.
 
     Raises:
-        UserError: it isn't installed.
+        UserError: if it is not installed.
     """
     try:
         import open_clip

@@ -27,7 +27,7 @@ class OpenClipOptions:
         architecture: its name in ``open_clip.list_models()``.
         pretrained: a tag of ``open_clip.list_pretrained()``, or a local checkpoint file.
         name: what logs and result files call it.
-        dtype: of the weights: float32 (what auto means here too), float16 or bfloat16.
+        dtype: dtype of the weights: float32 (what auto means here too), float16 or bfloat16.
         loss: contrastive, classification (through the text classifier, at the true temperature), or a
             function by its dotted path.
         towers: {tower: path of its block list}, where it should not be found from the tree.

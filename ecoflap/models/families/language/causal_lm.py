@@ -17,8 +17,9 @@ from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 
 
 def language_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """Next-token cross-entropy of each row, [batch]: of its ``labels`` where it has some, else of all its
-    tokens. Rows with an ``attention_mask`` are padded behind their end.
+    """Next-token cross-entropy of each row, [batch]: of its ``labels`` if it has some, else of all tokens.
+
+    Rows with an ``attention_mask`` are padded on the right.
     """
     inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
     labels = batch["labels"] if "labels" in batch else batch["input_ids"]
@@ -35,7 +36,7 @@ class CausalLM(CausalLMOptions, Pretrained):
         """Load weights and tokenizer.
 
         Raises:
-            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
         """
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -44,7 +45,7 @@ class CausalLM(CausalLMOptions, Pretrained):
         )
 
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
-        """Make the model of a transformers model in memory and its tokenizer, which may be null.
+        """Wrap a transformers model in memory and its tokenizer, which may be None.
 
         Raises:
             UserError: if there is no such loss or tower.

@@ -67,8 +67,9 @@ class LanguageInterface:
 
 
 def _padded(rows: Sequence[Sequence[int]], side: str) -> tuple[Tensor, Tensor]:
-    """Token ids and attention mask, [rows, tokens] each; which id padding has does not matter, and many of
-    these tokenizers have none for it.
+    """Pad token ids on the right; returns ids and attention mask, [rows, tokens] each.
+
+    The padding id does not matter, and many of these tokenizers have none.
     """
     ids = pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_side=side)
     mask = pad_sequence(

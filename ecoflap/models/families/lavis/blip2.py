@@ -1,6 +1,4 @@
-"""BLIP-2 with Flan-T5 of salesforce-lavis: the model that ECoFLaP's authors pruned, and their checkpoint
-format.
-"""
+"""BLIP-2 with Flan-T5 of salesforce-lavis, which ECoFLaP's authors pruned, and its checkpoint format."""
 
 from __future__ import annotations
 
@@ -24,9 +22,7 @@ LONGEST = 32  # tokens of a prompt or an answer, as LAVIS cuts them
 
 
 def encoder_inputs(module: Any, pixels: Tensor, input_ids: Tensor) -> Tensor:
-    """What T5's encoder reads: the image as the Q-Former's queries see it, then the prompt, [batch, queries +
-    tokens, features].
-    """
+    """Inputs of T5's encoder: the image's Q-Former queries, then the prompt, [batch, tokens, features]."""
     image = module.ln_vision(module.visual_encoder(pixels.to(module.query_tokens.dtype)))
     queries = module.query_tokens.expand(len(image), -1, -1)
     seen = module.Qformer.bert(
@@ -36,10 +32,9 @@ def encoder_inputs(module: Any, pixels: Tensor, input_ids: Tensor) -> Tensor:
 
 
 def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """Cross-entropy of the answer or caption given image and prompt, per sample, [batch] (the paper's BLIP-2
-    loss).
+    """Cross-entropy of the answer or caption given image and prompt, the paper's BLIP-2 loss, [batch].
 
-    LAVIS' own forward gives one loss for the whole batch.
+    LAVIS' own forward returns one loss for the whole batch.
     """
     model: Any = module
     inputs, labels = encoder_inputs(model, batch["pixel_values"], batch["input_ids"]), batch["labels"]
@@ -114,7 +109,7 @@ class LavisBlip2(LavisBlip2Options, LavisPretrained):
         """Load weights and tokenizer.
 
         Raises:
-            UserError: LAVIS or the weights are not there, they don't fit, or a tower is unknown.
+            UserError: if LAVIS or the weights are missing, the weights do not fit, or a tower is unknown.
         """
         require_lavis()
         from lavis.models.blip2_models.blip2_t5 import Blip2T5

@@ -58,7 +58,8 @@ POSITIONS = "Qformer.bert.embeddings.position_ids"  # 0, 1, 2, ...: no weights, 
 
 
 def read_lavis_checkpoint(file: str | Path, option: str = "model.checkpoint") -> State:
-    """The tensors of a checkpoint in LAVIS' format, with or without its ``{"model": ...}`` around them.
+    """Read the tensors of a checkpoint in LAVIS' format, with or without ``{"model": ...}`` around them.
+
     Nothing but tensors is unpickled.
 
     Args:
@@ -66,7 +67,7 @@ def read_lavis_checkpoint(file: str | Path, option: str = "model.checkpoint") ->
         option: the option that names it, for the message.
 
     Raises:
-        UserError: no such file, or not a file of tensors.
+        UserError: if there is no such file, or it is no file of tensors.
     """
     path = Path(file).expanduser()
     if not path.is_file():
@@ -88,11 +89,10 @@ def read_lavis_checkpoint(file: str | Path, option: str = "model.checkpoint") ->
 
 
 def to_transformers(state: Mapping[str, Tensor]) -> State:
-    """A LAVIS BLIP-2's state dict, whole or in part, under the names of transformers'
-    ``Blip2ForConditionalGeneration``.
+    """A state dict of LAVIS' BLIP-2, complete or partial, with transformers' names.
 
     Raises:
-        UserError: a name that BLIP-2 with T5 doesn't have, or one of a pair of biases without the other.
+        UserError: if BLIP-2 with T5 has no such name, or one of a pair of biases is missing.
     """
     renamed: State = {}
     for name, tensor in state.items():
@@ -110,10 +110,10 @@ def to_transformers(state: Mapping[str, Tensor]) -> State:
 
 
 def to_lavis(state: Mapping[str, Tensor]) -> State:
-    """A transformers BLIP-2's state dict, whole or in part, under LAVIS' names.
+    """A state dict of transformers' BLIP-2, complete or partial, with LAVIS' names.
 
     Raises:
-        UserError: a name that BLIP-2 with T5 doesn't have, or keys with a bias, which LAVIS can't hold.
+        UserError: if BLIP-2 with T5 has no such name, or keys have a bias, which LAVIS can't hold.
     """
     backwards, renamed = [part.reversed() for part in PARTS], dict[str, Tensor]()
     for name, tensor in state.items():

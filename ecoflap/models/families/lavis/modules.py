@@ -30,8 +30,9 @@ Norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class OpenAttention(eva_vit.Attention):
-    """The same attention with ``qkv`` called as a module. LAVIS hands its weight to a function, where no hook
-    sees what it reads.
+    """The same attention with ``qkv`` called as a module, so that a hook can capture its inputs.
+
+    LAVIS passes its weight to a function.
     """
 
     def forward(self, x: Tensor, rel_pos_bias: Tensor | None = None) -> Tensor:
@@ -107,7 +108,7 @@ class BareBlip2T5(Blip2T5):
 
 
 def query_transformer(queries: int, vision_width: int, sizes: Sizes) -> Any:
-    """The Q-Former without its text half, which BLIP-2's second stage throws away."""
+    """The Q-Former without its text half, which BLIP-2's second stage does not use."""
     config = BertConfig(
         **sizes,
         encoder_width=vision_width,

@@ -60,10 +60,10 @@ class NlvrInterface:
         self.pixels, self.caption = Pixels(BlipImageEvalProcessor(image_size)), BlipCaptionProcessor()
 
     def encode(self, example: Example) -> Sample:
-        """Pixels [2, 3, height, width], tokens and label of one sentence.
+        """Encode one sentence: pixels [2, 3, height, width], tokens and label.
 
         Raises:
-            UserError: the example has no second picture or no label.
+            UserError: if the example has no second picture or no label.
         """
         if example.label is None:
             raise UserError(
@@ -108,7 +108,7 @@ class LavisNlvr(LavisNlvrOptions, LavisPretrained):
         """Load weights and tokenizer.
 
         Raises:
-            UserError: LAVIS or the weights are not there, they don't fit, or a tower is unknown.
+            UserError: if LAVIS or the weights are missing, the weights do not fit, or a tower is unknown.
         """
         require_lavis()
         from lavis.models.blip_models.blip_nlvr import BlipNLVR

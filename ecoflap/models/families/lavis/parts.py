@@ -1,8 +1,7 @@
-"""What the adapters of salesforce-lavis share: models built from sizes alone, filled from a file or by LAVIS
-itself, saved in LAVIS' format.
+"""Common code of the adapters of salesforce-lavis: build models from sizes, load and save LAVIS' format.
 
-LAVIS' own constructors download weights before a checkpoint can replace them. Here a model is built empty, on
-the meta device, and takes its weights from one state dict, of which nothing may be missing.
+LAVIS' own constructors download weights before a checkpoint can replace them. Here a model is built on the
+meta device, and takes its weights from one complete state dict.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ def require_lavis() -> None:
     """Import LAVIS, without its warnings about its own dependencies.
 
     Raises:
-        UserError: it is not installed, or not beside this transformers.
+        UserError: if it is not installed, or does not work with this transformers.
     """
     try:
         with warnings.catch_warnings():
@@ -54,15 +53,15 @@ def write_checkpoint(module: nn.Module, folder: Path) -> None:
 
 
 def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
-    """Give an empty module its weights.
+    """Fill a module on the meta device with weights.
 
     Args:
         module: on the meta device.
-        state: its state dict; a name that the module doesn't have is left out with a warning.
-        source: where the state dict comes from, for the message.
+        state: its state dict; names that the module doesn't have are ignored with a warning.
+        source: the source of the state dict, for the message.
 
     Raises:
-        UserError: a weight is missing or has another shape.
+        UserError: if a weight is missing or has another shape.
     """
     positions = {
         name: torch.arange(buffer.shape[-1])[None]
@@ -91,10 +90,10 @@ def fill(module: nn.Module, state: Mapping[str, Tensor], source: str) -> None:
 
 
 def read_tokenizer(tokenizer_class: Any, source: str) -> Any:
-    """A tokenizer from the hub or a folder.
+    """Read a tokenizer from the hub or a folder.
 
     Raises:
-        UserError: it isn't there.
+        UserError: if it is missing.
     """
     path = require_folder(source, "model.tokenizer")
     try:
@@ -110,7 +109,7 @@ def downloaded(model_class: Any, model_type: str) -> dict[str, Tensor]:
     """The weights that LAVIS downloads for a model type.
 
     Raises:
-        UserError: no such type, or no network.
+        UserError: if there is no such type, or no network.
     """
     known = model_class.PRETRAINED_MODEL_CONFIG_DICT
     if model_type not in known:
@@ -134,10 +133,10 @@ class LavisPretrained(LavisPretrainedOptions):
     """Parts that compute in fp32 whatever the dtype of the rest."""
 
     def read(self, module: nn.Module, lavis_class: Any, device: torch.device) -> nn.Module:
-        """Fill an empty module and move it to the device.
+        """Fill a module on the meta device and move it to the device.
 
         Raises:
-            UserError: it doesn't fit, or the weights are not there or of another model.
+            UserError: if the weights are missing, belong to another model, or do not fit on the device.
         """
         dtype = resolve_dtype(self.dtype) or torch.float32
         check_fits(sum(parameter.numel() for parameter in module.parameters()), dtype, device)

@@ -39,7 +39,7 @@ class ClassifierInterface:
         """Find the data set's classes among the model's, by name.
 
         Raises:
-            UserError: one is not among them.
+            UserError: if the model lacks one of them.
         """
         strange = [name for name in classes.names if name not in self.names]
         if strange:
@@ -50,10 +50,10 @@ class ClassifierInterface:
         self.index_of = {label: self.names.index(name) for label, name in enumerate(classes.names)}
 
     def encode(self, example: Example) -> Sample:
-        """A picture and its class.
+        """Encode a picture and its class.
 
         Raises:
-            UserError: the example has no class.
+            UserError: if the example has no class, or one that the model lacks.
         """
         if example.label is None:
             raise UserError(
@@ -61,6 +61,11 @@ class ClassifierInterface:
                 " calibration set"
             )
         label = self.index_of.get(example.label, example.label)
+        if self.names and not 0 <= label < len(self.names):
+            raise UserError(
+                f"label {label} of a picture: the model has {len(self.names)} classes, numbered from 0; give"
+                " one of them"
+            )
         return {"pixel_values": self.pixels([example.image or ""])[0], "labels": torch.tensor(label)}
 
     @torch.no_grad()
@@ -78,7 +83,7 @@ class ImageClassifier(ImageClassifierOptions, Pretrained):
         """Load weights and image processor.
 
         Raises:
-            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
         """
         from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageClassification
 
@@ -87,7 +92,7 @@ class ImageClassifier(ImageClassifierOptions, Pretrained):
         )
 
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
-        """Make the model of a transformers model in memory and its image processor, which may be null.
+        """Wrap a transformers model in memory and its image processor, which may be None.
 
         Raises:
             UserError: if there is no such loss or tower.

@@ -27,7 +27,7 @@ class TorchvisionOptions:
         architecture: its name in ``torchvision.models.list_models()``.
         weights: one of torchvision's tags (DEFAULT, IMAGENET1K_V1, ...), or a local checkpoint file.
         name: what logs and result files call it.
-        dtype: of the weights: float32 (what auto means here too), float16 or bfloat16.
+        dtype: dtype of the weights: float32 (what auto means here too), float16 or bfloat16.
         loss: classification, or a function by its dotted path.
         towers: {tower: path of its block list}, where it should not be found from the tree.
         save: write the pruned weights into the run's folder.

@@ -51,7 +51,7 @@ class Torchvision(TorchvisionOptions):
         """Load weights and transform.
 
         Raises:
-            UserError: no such model or weights, it doesn't fit, or a tower is unknown.
+            UserError: if there is no such model or weights, they do not fit, or a tower is unknown.
         """
         from torchvision import models
 
@@ -73,10 +73,10 @@ class Torchvision(TorchvisionOptions):
         )
 
     def _read(self, models: Any) -> tuple[nn.Module, Any]:
-        """The model, and the tag whose transform and class names belong to it.
+        """The model, and the tag that its transform and class names come from.
 
         Raises:
-            UserError: no such tag, or it can't be downloaded.
+            UserError: if there is no such tag, or it can't be downloaded.
         """
         tags = models.get_model_weights(self.architecture)
         if Path(self.weights).expanduser().is_file():

@@ -1,6 +1,4 @@
-"""Any vision-language model of transformers that writes text: LLaVA, Qwen2.5-VL, SmolVLM, InternVL,
-PaliGemma, InstructBLIP, ...
-"""
+"""Vision-language models of transformers that write text: LLaVA, Qwen2.5-VL, SmolVLM, InternVL, ..."""
 
 from __future__ import annotations
 
@@ -30,9 +28,7 @@ NO_ANSWER = {
 
 
 def writes_after_prompt(module: Any) -> bool:
-    """Whether question and answer are one sequence; an encoder-decoder (InstructBLIP with a T5) has them
-    apart.
-    """
+    """Whether question and answer are one sequence, not two as in InstructBLIP with a T5."""
     config = module.config
     text = getattr(config, "text_config", config)
     return not (getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False))
@@ -41,11 +37,11 @@ def writes_after_prompt(module: Any) -> bool:
 def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the answer given picture and question, per sample, [batch].
 
-    Each sample's tensors keep the first dimension that its processor gave them (one, or a number of patches
-    or tiles).
+    Each sample's tensors keep the first dimension of the processor's outputs (one, or a number of patches or
+    tiles).
 
     Raises:
-        UserError: the model gives answers no probability.
+        UserError: if the model returns no probabilities of answers.
     """
     kind = str(getattr(module.config, "model_type", None))
     if kind in NO_ANSWER:
@@ -92,7 +88,10 @@ class VlmInterface:
         space = "" if text[-1:].isspace() or self._is_paligemma else " "
         end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
         answer = torch.tensor(
-            [_behind(tokenizer, "\n" if self._is_paligemma else text[-1:], space + example.target) + end]
+            [
+                _continuation(tokenizer, "\n" if self._is_paligemma else text[-1:], space + example.target)
+                + end
+            ]
         )
         asked = question["input_ids"]
         fills = {"attention_mask": 1, "token_type_ids": int(self._is_paligemma), "mm_token_type_ids": 0}
@@ -106,8 +105,10 @@ class VlmInterface:
 
     @property
     def _is_paligemma(self) -> bool:
-        """PaliGemma ends its prompts with a line end of its own, and marks what is written by token type 1;
-        in Gemma 3 that marks images.
+        """Whether the model is a PaliGemma.
+
+        It ends its prompts with a line end of its own, and marks written tokens by token type 1, which marks
+        images in Gemma 3.
         """
         return bool(self.module.config.model_type == "paligemma")
 
@@ -124,9 +125,7 @@ class VlmInterface:
         return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
 
     def _ask(self, example: Example) -> str:
-        """The example in the prompt. A bare text begins what is written: nothing is asked, and only the
-        picture's place stays before it.
-        """
+        """The prompt of an example; for a bare text, only the prompt's opening and the text."""
         if not example.bare:
             return replace(example, text=example.text + (self.brief or "")).worded(self.prompt)
         if str(getattr(self.processor, "image_token", "<image>")) not in self.prompt:
@@ -136,9 +135,7 @@ class VlmInterface:
         return opened + space + example.text
 
     def _batch(self, images: list[Any], texts: list[str]) -> Any:
-        """Inputs of several questions. Some processors take a flat list of pictures for those of one
-        question, others refuse any but a flat one.
-        """
+        """Inputs of several questions; some processors take flat lists of pictures, others nested ones."""
         try:
             return self.processor(images=images, text=texts, padding=True, return_tensors="pt")
         except ValueError:
@@ -147,10 +144,8 @@ class VlmInterface:
             )
 
 
-def _behind(tokenizer: Any, before: str, text: str) -> list[int]:
-    """The tokens of a text as they follow another; by itself, some tokenizers of the LLaMA family would put a
-    token for a space in front of it.
-    """
+def _continuation(tokenizer: Any, before: str, text: str) -> list[int]:
+    """The tokens of a text that follows another; alone, some LLaMA tokenizers would prepend a space token."""
     first, both, alone = (
         tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, before + text, text)
     )
@@ -158,10 +153,10 @@ def _behind(tokenizer: Any, before: str, text: str) -> list[int]:
 
 
 def _chat_prompt(processor: Any) -> str:
-    """The processor's own way to put one question about one picture, with ``{}`` for the question.
+    """The processor's chat template for one question about one picture, with ``{}`` for the question.
 
     Raises:
-        UserError: it has none.
+        UserError: if it has none.
     """
     if not getattr(processor, "chat_template", None):
         raise UserError(
@@ -185,7 +180,7 @@ class VisionLanguage(VisionLanguageOptions, Pretrained):
         """Load weights and processor.
 
         Raises:
-            UserError: nothing loadable there, it doesn't fit, or a tower is unknown.
+            UserError: if there is nothing to load, it does not fit on the device, or a tower is unknown.
         """
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
@@ -194,7 +189,7 @@ class VisionLanguage(VisionLanguageOptions, Pretrained):
         )
 
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
-        """Make the model of a transformers model in memory and its processor, which may be null.
+        """Wrap a transformers model in memory and its processor, which may be None.
 
         Raises:
             UserError: if there is no such loss, tower or known prompt.

@@ -1,0 +1,106 @@
+"""The method of a pruning call: its parts by name or as objects, or the results of earlier steps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any
+
+from ecoflap.allocate.allocation import Allocation
+from ecoflap.allocate.protocol import Allocator
+from ecoflap.api.parts import built, default, part
+from ecoflap.errors import UserError
+from ecoflap.prune.protocol import Pruner
+from ecoflap.score.protocol import Scorer
+from ecoflap.score.scores import Scores
+
+
+@dataclass(frozen=True)
+class Method:
+    """The parts of a method.
+
+    Attributes:
+        pruner: prunes layers or the whole model.
+        scorer: scores the layers; None for no scores, or scores of an earlier step.
+        scores: the scores of an earlier step; None if there are none.
+        allocator: turns scores into counts; None for an allocation of an earlier step.
+        allocation: the allocation of an earlier step; None if there is none.
+    """
+
+    pruner: Pruner
+    scorer: Scorer | None
+    scores: Scores | None
+    allocator: Allocator | None
+    allocation: Allocation | None
+
+    @property
+    def requires_calibration(self) -> bool:
+        """Whether the scorer or the pruner uses calibration data."""
+        return self.scorer is not None or self.pruner.requires_calibration
+
+    @property
+    def uneven(self) -> bool:
+        """Whether layers get sparsities of their own."""
+        if self.allocation is not None:
+            return self.allocation.granularity != "model"
+        unscored = self.scorer is None and self.scores is None
+        return not unscored or (self.allocator is not None and self.allocator.requires.scores == "none")
+
+    def to_config(self) -> dict[str, Any]:
+        """The parts as in a run's config."""
+        return {
+            "pruner": _to_config(self.pruner),
+            "score": _to_config(self.scorer if self.scorer is not None else self.scores),
+            "allocation": _to_config(self.allocator),
+        }
+
+
+def _to_config(one: Any) -> dict[str, Any] | None:
+    if one is None:
+        return None
+    if isinstance(one, Scores):
+        return {"name": one.method}
+    values = asdict(one) if is_dataclass(one) and not isinstance(one, type) else {}
+    return {"_target_": f"{type(one).__module__}.{type(one).__qualname__}", **values}
+
+
+def choose_method(pruner: Any, score: Any, allocation: Any, options: Mapping[str, Any]) -> Method:
+    """Build the requested parts, and the defaults of the others.
+
+    Args:
+        pruner: a pruner or its name; None for the default.
+        score: a scorer, its name, or scores; None for the default.
+        allocation: an allocator, its name, or an allocation; None for the default.
+        options: options of a pruner that is named.
+
+    Raises:
+        UserError: if there is no such part or option, or nothing takes the scores.
+    """
+    chosen: Pruner = part("pruner", default("pruner")["name"] if pruner is None else pruner, options)
+    if chosen.allocates and allocation is not None:
+        raise UserError(
+            f"pruner={chosen.name} decides by itself what each layer keeps; leave the allocation out, and"
+            " give sparsity="
+        )
+    known = allocation if isinstance(allocation, Allocation) else None
+    allocator: Allocator | None = None
+    if known is None:
+        name = default("allocation")["name"] if allocation is None else allocation
+        allocator = part("allocation", name, {})
+    unscored = chosen.allocates or allocator is None or allocator.requires.scores == "none"
+    scores = score if isinstance(score, Scores) else None
+    scorer: Scorer | None = None
+    if score is None and not unscored and not _fixes_sparsity(chosen):
+        scorer = built("score", default("score"))
+    elif score is not None and scores is None:
+        scorer = part("score", score, {})
+    # Scores beside the allocation that was made of them are kept for the record.
+    if unscored and (scorer is not None or (scores is not None and known is None)):
+        owner = "pruner" if chosen.allocates else "allocation"
+        raise UserError(f"score was given, and this {owner} takes no scores; leave one of the two out")
+    return Method(chosen, scorer, scores, allocator, known)
+
+
+def _fixes_sparsity(pruner: Any) -> bool:
+    """Whether a mask rule such as 2:4 fixes the sparsity of every layer."""
+    return getattr(getattr(pruner, "rule", None), "n_of_m", None) is not None
