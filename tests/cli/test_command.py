@@ -135,7 +135,7 @@ def test_help_of_a_run_shows_its_own_config(capsys: pytest.CaptureFixture[str]) 
     assert "\nexperiment/blip2: " in groups
     assert "hydra" not in shown
     assert "sparsity: 0.25" in shown
-    assert "ecoflap.prune.pruners.SparseGPT" in shown
+    assert "ecoflap.prune.sparsegpt.SparseGPT" in shown
     assert command.main(["run", "--help", "pruner=sparsgpt"]) == 2
     assert "did you mean sparsegpt?" in capsys.readouterr().err
 
