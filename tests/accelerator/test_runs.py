@@ -16,7 +16,7 @@ from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.errors import UserError
 from ecoflap.finetune.masked_parameters import MaskedParameter
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.offload.placement import Away
+from ecoflap.models.offload.placement import Offloaded
 from ecoflap.ops import sparsegpt
 from ecoflap.run import pipeline
 from ecoflap.score import derivative
@@ -266,11 +266,11 @@ def _blocks_on_cpu(patch: pytest.MonkeyPatch) -> None:
         source: Any,
         device: Any,
         folder: Path,
-        made: Any = Away.__init__,
+        made: Any = Offloaded.__init__,
     ) -> None:
         made(self, kind, module, blocks, source, torch.device("cpu"), folder)
 
-    patch.setattr(Away, "__init__", make)
+    patch.setattr(Offloaded, "__init__", make)
 
 
 @pytest.mark.parametrize(

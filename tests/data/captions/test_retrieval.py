@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from ecoflap.data.captions.reading import retrieval
+from ecoflap.data.captions import retrieval
 from ecoflap.data.captions.retrieval import RANKS, Retrieval
 from ecoflap.data.easy_vqa.pictures import NAMES
 from ecoflap.errors import NumericalError, UserError
