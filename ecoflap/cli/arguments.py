@@ -178,7 +178,7 @@ def check_key(override: str, match: re.Match[str], config_dir: str | None, overr
     first = re.split(r"[./@\[]", match["key"])[0]
     if first in PLACES and match["sign"] is None:
         raise UserError(
-            f"{override}: {first} is a place to look for more, which Hydra wants a plus before: +{override}"
+            f"{override}: {first} is not in the config, and what is added has a plus before it: +{override}"
         )
     if first not in (*KNOWN, *PLACES) and first not in Choices(config_dir, overrides).groups:
         raise UserError(f"{override}: there is no option {first!r}; {did_you_mean(first, KNOWN, lister())}")
