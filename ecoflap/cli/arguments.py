@@ -144,6 +144,8 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
         if match["sign"] == "~" and key in METHODS:
             others = f"{key}=OPTION{WITHOUT.get(key, '')}"
             raise UserError(f"{override} takes away what every run has; choose another with {others}")
+        if match["sign"] in ("+", "++") and key in METHODS and not value.startswith(("[", "{")):
+            raise UserError(f"{override}: a run has one {key}; leave the plus out: {key}={value}")
         if key in METHODS and key != "task" and value.startswith("["):
             sweep = f"-m {key}={value.strip('[]')}"
             raise UserError(f"{override}: a run has one {key}; choose one, or sweep over them with {sweep}")
