@@ -79,9 +79,20 @@ class Step(ModuleType):
         """The function's."""
         return signature(self.__wrapped__)
 
+    def _documentation(self) -> str | None:
+        """The function's, which ``help(ecoflap.prune)`` and notebooks show."""
+        documentation: str | None = self.__wrapped__.__doc__
+        return documentation
+
+    __doc__ = property(_documentation)  # type: ignore[assignment]
+
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
         """Do the step; see ``__wrapped__`` for its arguments."""
         return self.__wrapped__(*arguments, **keywords)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy it by its name, as a function."""
+        return import_module, (self.__name__,)
 
 
 class Package(ModuleType):
@@ -90,10 +101,12 @@ class Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         """Import a public name."""
         if name in STEPS:
-            return import_module(f"{__name__}.{name}")
-        if name not in HOMES:
+            # Another thread may be importing the folder, and not have come to making it callable.
+            found = import_module(f"{__name__}.{name}")
+        elif name in HOMES:
+            found = getattr(import_module(HOMES[name]), name)
+        else:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        found = getattr(import_module(HOMES[name]), name)
         setattr(self, name, found)
         return found
 

@@ -329,7 +329,7 @@ def _module(family: str) -> nn.Module:
 
 FAMILIES = [family for family in EVERY if _exists(family)]
 # In these, a sample's loss depends on the others of its batch; in the second list, so does what its towers
-# read (wrong partners).
+# read (negatives).
 COMPARING = [family for family in FAMILIES if family in (*DUAL, *OPEN_CLIP, "blip_retrieval", "blip2_itm")]
 MATCHING = [family for family in FAMILIES if family in ("blip_retrieval", "blip2_itm")]
 # Lengths for which no text has padding: where samples meet inside a tower, and where a tower fills texts up

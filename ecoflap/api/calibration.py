@@ -8,6 +8,7 @@ from itertools import islice
 from typing import Any
 
 from ecoflap.api.forms import Data, example, read, refuse_targets, texts_of
+from ecoflap.api.given import require
 from ecoflap.api.inputs import samples_of
 from ecoflap.api.parts import part
 from ecoflap.api.unchanged import unchanged
@@ -69,8 +70,9 @@ def calibrate(
     """
     numbers = {"samples": samples, "sequence_length": sequence_length}
     given = {name: value for name, value in numbers.items() if value is not None}
+    require(model, PrunableModel, "ecoflap.load")
     if isinstance(data, CalibrationSet):
-        return data if samples is None else data.take(samples)
+        return data if samples is None else data.take(Amount(samples).samples)
     with unchanged(model.module, model.processor):
         if isinstance(data, str) or hasattr(data, "check_model"):
             calibrator = part("calibration", data, {**given, **options})

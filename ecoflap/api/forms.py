@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -65,6 +66,8 @@ def _items(data: Any) -> Iterator[Any]:
     """
     if isinstance(data, Tensor):
         return iter([{"input_ids": data}])
+    if hasattr(data, "iterrows"):
+        raise UserError(f'the data are a {type(data).__name__}; give its rows: data.to_dict("records")')
     if isinstance(data, Mapping):
         splits = [str(name) for name, part in data.items() if hasattr(part, "column_names")]
         if splits:
@@ -155,8 +158,23 @@ def example(row: Mapping[str, Any], captioned: bool) -> Example:
     if captioned and target is None:
         text, target = None, text
     image = None if found["image"] is None else _picture(found["image"])
-    label = None if found["label"] is None else int(found["label"])
+    label = None if found["label"] is None else _class(found["label"])
     return Example(text or "", target or "", image, label=label, bare=text is None)
+
+
+def _class(label: Any) -> int:
+    """The number of a class.
+
+    Raises:
+        UserError: if it is none.
+    """
+    try:
+        return operator.index(label)
+    except TypeError:
+        raise UserError(
+            f"label of an example is {label!r}; give the number of its class, such as the model's"
+            " config.label2id has"
+        ) from None
 
 
 def _picture(image: Any) -> str:

@@ -65,6 +65,10 @@ def load(
             )
         found = _prepare(model, processor, kind, loss, selection, options)
     else:
+        if not isinstance(model, str | Path):
+            raise UserError(
+                f"the model is a {type(model).__name__}; give a hub id, a folder or a transformers model"
+            )
         if processor is not None:
             raise UserError(
                 "a processor goes with a model in memory; a hub id or folder is loaded with its own"
@@ -106,11 +110,28 @@ def _prepare(
                 f"{type(module).__name__} is scored on what its processor makes: give"
                 " ecoflap.load(model, processor), and so for ecoflap.prune"
             )
+        if processor is not None:
+            _check_processor(module, processor)
         found: PrunableModel = loader.from_module(module, processor, selection)
         return replace(found, name=type(module).__name__)
     finally:
         for child, mode in training:
             child.training = mode
+
+
+def _check_processor(module: nn.Module, processor: Any) -> None:
+    """Refuse a tokenizer or an image processor alone where a model reads both pictures and texts.
+
+    Raises:
+        UserError: if one of the two is missing.
+    """
+    if not hasattr(getattr(module, "config", None), "vision_config"):
+        return
+    if missing := [part for part in ("image_processor", "tokenizer") if not hasattr(processor, part)]:
+        raise UserError(
+            f"{type(module).__name__} reads pictures and texts, and {type(processor).__name__} has no"
+            f" {missing[0]}; give the model's processor, such as AutoProcessor.from_pretrained gives"
+        )
 
 
 def _refuse_spread(module: nn.Module) -> None:

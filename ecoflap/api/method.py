@@ -77,23 +77,28 @@ def choose_method(pruner: Any, score: Any, allocation: Any, options: Mapping[str
         UserError: if there is no such part or option, or nothing takes the scores.
     """
     chosen: Pruner = part("pruner", default("pruner")["name"] if pruner is None else pruner, options)
+    if chosen.allocates and allocation is not None:
+        raise UserError(
+            f"pruner={chosen.name} decides by itself what each layer keeps; leave the allocation out, and"
+            " give sparsity="
+        )
     known = allocation if isinstance(allocation, Allocation) else None
     allocator: Allocator | None = None
     if known is None:
         name = default("allocation")["name"] if allocation is None else allocation
         allocator = part("allocation", name, {})
-    if isinstance(score, Scores):
-        return Method(chosen, None, score, allocator, known)
     unscored = chosen.allocates or allocator is None or allocator.requires.scores == "none"
-    scorer: Scorer | None
-    if score is None:
-        scorer = None if unscored or _fixes_sparsity(chosen) else built("score", default("score"))
-    else:
+    scores = score if isinstance(score, Scores) else None
+    scorer: Scorer | None = None
+    if score is None and not unscored and not _fixes_sparsity(chosen):
+        scorer = built("score", default("score"))
+    elif score is not None and scores is None:
         scorer = part("score", score, {})
-    if scorer is not None and unscored:
+    # Scores beside the allocation that was made of them are kept for the record.
+    if unscored and (scorer is not None or (scores is not None and known is None)):
         owner = "pruner" if chosen.allocates else "allocation"
         raise UserError(f"score was given, and this {owner} takes no scores; leave one of the two out")
-    return Method(chosen, scorer, None, allocator, known)
+    return Method(chosen, scorer, scores, allocator, known)
 
 
 def _fixes_sparsity(pruner: Any) -> bool:

@@ -9,14 +9,17 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
 from functools import cache
+from threading import RLock
 from typing import Any
 
 from omegaconf import OmegaConf
 
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.run.config import build, register
-from ecoflap.run.plan.parts import BASES, make
+from ecoflap.run.plan.parts import BASES, make, require_members
 from ecoflap.storage.installation import conf_folder
+
+COMPOSING = RLock()  # Hydra's registries are the process's, and one thread at a time may borrow them
 
 
 def part(group: str, chosen: Any, options: Mapping[str, Any]) -> Any:
@@ -28,15 +31,19 @@ def part(group: str, chosen: Any, options: Mapping[str, Any]) -> Any:
         options: options of a part that is named.
 
     Raises:
-        UserError: if there is no such name or option, or there are options beside an object.
+        UserError: if there is no such name or option, or an object is given options or can't be such a part.
     """
     if isinstance(chosen, str):
         return built(group, {**named(group, chosen), **options})
+    if isinstance(chosen, type):
+        raise UserError(f"{group}={chosen.__name__} is a class; give an object: {chosen.__name__}(...)")
     if options:
         raise UserError(
             f"{', '.join(options)}: options go with the name of a {group}; give them to"
             f" {type(chosen).__name__}(...), which is made already"
         )
+    if group in BASES:
+        require_members(group, chosen, f"{group}={type(chosen).__name__}")
     return chosen
 
 
@@ -97,6 +104,13 @@ def _composed(group: str, *overrides: str) -> dict[str, Any]:
 @contextmanager
 def _own_hydra() -> Iterator[Any]:
     """A config loader of Hydra, in a context that restores Hydra's global state at its end."""
+    with COMPOSING, _borrowed_hydra() as loader:
+        yield loader
+
+
+@contextmanager
+def _borrowed_hydra() -> Iterator[Any]:
+    """The same for one thread."""
     from hydra import version
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
     from hydra._internal.utils import create_config_search_path

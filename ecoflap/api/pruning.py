@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from torch import nn
@@ -66,6 +67,7 @@ def prune(
         UserError: if a request can't be met.
         NumericalError: if a NaN or an infinity appears.
     """
+    _check_model(model)
     module = model.module if isinstance(model, PrunableModel) else model
     with unchanged(module, processor if processor is not None else getattr(model, "processor", None)):
         if not isinstance(model, PrunableModel):
@@ -76,6 +78,22 @@ def prune(
         target = _target(sparsity, allocation)
         _check(model, method, target, batch_size, propagate, data)
         return Work(model, method, target, seed, batch_size, propagate).run(data)
+
+
+def _check_model(model: Any) -> None:
+    """Refuse what is no model.
+
+    Raises:
+        UserError: if it is none.
+    """
+    if isinstance(model, PruneResult):
+        raise UserError("the model is a PruneResult; give its model (result.model) with its processor")
+    if isinstance(model, str | Path):
+        raise UserError(f"the model is the name {str(model)!r}; give ecoflap.load({str(model)!r})")
+    if not isinstance(model, nn.Module | PrunableModel):
+        raise UserError(
+            f"the model is a {type(model).__name__}; give a transformers model, or what ecoflap.load gives"
+        )
 
 
 def _target(sparsity: float | None, allocation: Any) -> float:
@@ -89,11 +107,12 @@ def _target(sparsity: float | None, allocation: Any) -> float:
         raise UserError(
             "sparsity is missing: the share of the prunable weights to remove, such as sparsity=0.6"
         )
-    if sparsity is not None and known is not None and abs(sparsity - known) > 1e-9:
-        raise UserError(
-            f"the allocation was made for sparsity={known:g}, and sparsity={sparsity:g} was given"
-        )
-    target = float(known if sparsity is None else sparsity)  # type: ignore[arg-type]
+    try:
+        target = float(known if sparsity is None else sparsity)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise UserError(f"sparsity={sparsity!r} is not a number, such as sparsity=0.6") from None
+    if known is not None and abs(target - known) > 1e-9:
+        raise UserError(f"the allocation was made for sparsity={known:g}, and sparsity={target:g} was given")
     check_sparsity(target)
     return target
 
@@ -124,5 +143,25 @@ def _check(
     if method.allocator is not None:
         method.allocator.check(target)
         check_scores(method.allocator, method.scorer or method.scores)
+    if method.allocation is not None:
+        check_counts(model, method.allocation)
     method.pruner.check(target, method.uneven)
     method.pruner.check_layers(model.layers)
+
+
+def check_counts(model: PrunableModel, allocation: Allocation) -> None:
+    """Refuse an allocation that was made for other layers.
+
+    Raises:
+        UserError: if it has no count for a layer of the model, one too many, or one that a layer can't keep.
+    """
+    sizes = {layer.name: layer.size for layer in model.layers}
+    for name in {**sizes, **allocation.keep}:
+        size, kept = sizes.get(name), allocation.keep.get(name)
+        if size is None or kept is None or allocation.sizes.get(name) != size or not 0 <= kept <= size:
+            raise UserError(
+                f"the allocation was made for other layers: {name} keeps {kept} of"
+                f" {allocation.sizes.get(name)} weights there, and"
+                f" {'is not pruned' if size is None else f'has {size}'} here; allocate for the model that is"
+                " pruned, with its towers and skip_layers"
+            )

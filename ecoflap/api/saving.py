@@ -7,6 +7,7 @@ import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 
+from ecoflap.api.given import require
 from ecoflap.api.result import PruneResult
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
@@ -34,10 +35,11 @@ def save(model: PruneResult | PrunableModel, folder: str | Path) -> Path:
     Raises:
         UserError: if the model has no ``save_pretrained``, the folder is a file, or the disk is full.
     """
+    loaded = model.prunable if isinstance(model, PruneResult) else model
+    require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
     final = Path(folder).expanduser()
     if final.exists() and not final.is_dir():
         raise UserError(f"{final} is a file; choose a folder for the checkpoint")
-    loaded = model.prunable if isinstance(model, PruneResult) else model
     if not hasattr(loaded.module, "save_pretrained"):
         raise UserError(
             f"{loaded.name} has no save_pretrained; save its state_dict() and the masks of the result"

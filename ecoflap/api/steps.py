@@ -11,6 +11,7 @@ from torch import nn
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Allocator
+from ecoflap.api.given import require
 from ecoflap.api.parts import default, named, part
 from ecoflap.api.result import PruneResult
 from ecoflap.api.unchanged import unchanged
@@ -48,6 +49,8 @@ def score(
         UserError: if there is no such method or option, or the loss depends on none of the layers.
         NumericalError: if a loss or a score is not finite.
     """
+    require(model, PrunableModel, "ecoflap.load")
+    require(data, CalibrationSet, "ecoflap.calibrate")
     chosen = default("score")["name"] if method is None else method
     scorer: Scorer | None = part("score", chosen, options)
     if scorer is None:
@@ -79,6 +82,9 @@ def allocate(
     Raises:
         UserError: if there is no such method or option, or no allocation has this sparsity.
     """
+    require(model, PrunableModel, "ecoflap.load")
+    if scores is not None:
+        require(scores, Scores, "ecoflap.score")
     chosen = default("allocation")["name"] if method is None else method
     allocator: Allocator = part("allocation", chosen, options)
     allocator.check(sparsity)
@@ -90,8 +96,11 @@ def check_scores(allocator: Allocator, scores: Scores | Scorer | None) -> None:
     """Refuse scores, or a scorer, that an allocator can't take.
 
     Raises:
-        UserError: if the scores are of another kind or granularity, or are needed and missing.
+        UserError: if the scores are of another kind or granularity, are needed and missing, or are given and
+            not read.
     """
+    if scores is not None and allocator.requires.scores == "none":
+        raise UserError(f"allocation={allocator.name} takes no scores; leave them out")
     if scores is not None:
         name = scores.method if isinstance(scores, Scores) else scores.name
         allocator.requires.check(name, scores.kind, scores.granularity, allocator.name)
@@ -120,6 +129,7 @@ def evaluate(
         UserError: if there is no such task or option, its data are missing, or it needs another model.
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
+    require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
     with unchanged(loaded.module, loaded.processor), torch.no_grad():
         if isinstance(task, str):
             found = {name: one.load(loaded)(loaded) for name, one in _tasks(task, options).items()}

@@ -22,7 +22,8 @@ HOOKS = (
 
 @contextmanager
 def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
-    """Restore what steps change of a model, even if they are interrupted.
+    """Restore what steps change of a model, even if they are interrupted, and let gradients be taken whatever
+    mode the caller is in.
 
     These are training modes, gradients, hooks, the classes and attributes of modules, the tokenizer's padding
     side, and the state of PyTorch's random numbers. A step cleans up after itself as well, but a notebook
@@ -35,7 +36,11 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     side = getattr(tokenizer, "padding_side", None)
     accelerator = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
     try:
-        with torch.random.fork_rng(devices=list(accelerator)):
+        with (
+            torch.random.fork_rng(devices=list(accelerator)),
+            torch.inference_mode(False),
+            torch.enable_grad(),
+        ):
             yield
     finally:
         for child, state in zip(children, before, strict=True):

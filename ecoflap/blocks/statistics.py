@@ -88,7 +88,8 @@ class MeanSquare(Statistic):
 
     def update(self, inputs: Tensor) -> None:
         """Add the squares of inputs [tokens, cols]."""
-        self.sum += torch.linalg.vector_norm(inputs, dim=0, dtype=torch.float32).square()
+        wide = torch.promote_types(inputs.dtype, torch.float32)
+        self.sum += torch.linalg.vector_norm(inputs, dim=0, dtype=wide).square()
         self.tokens += len(inputs)
 
     @property

@@ -144,6 +144,8 @@ def check(overrides: list[str], config_dir: str | None = None) -> None:
         if match["sign"] == "~" and key in METHODS:
             others = f"{key}=OPTION{WITHOUT.get(key, '')}"
             raise UserError(f"{override} takes away what every run has; choose another with {others}")
+        if match["sign"] in ("+", "++") and key in METHODS and not value.startswith(("[", "{")):
+            raise UserError(f"{override}: a run has one {key}; leave the plus out: {key}={value}")
         if key in METHODS and key != "task" and value.startswith("["):
             sweep = f"-m {key}={value.strip('[]')}"
             raise UserError(f"{override}: a run has one {key}; choose one, or sweep over them with {sweep}")
@@ -178,7 +180,7 @@ def check_key(override: str, match: re.Match[str], config_dir: str | None, overr
     first = re.split(r"[./@\[]", match["key"])[0]
     if first in PLACES and match["sign"] is None:
         raise UserError(
-            f"{override}: {first} is a place to look for more, which Hydra wants a plus before: +{override}"
+            f"{override}: {first} is not in the config, and what is added has a plus before it: +{override}"
         )
     if first not in (*KNOWN, *PLACES) and first not in Choices(config_dir, overrides).groups:
         raise UserError(f"{override}: there is no option {first!r}; {did_you_mean(first, KNOWN, lister())}")

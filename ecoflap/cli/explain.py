@@ -19,6 +19,7 @@ from ecoflap.run import config as run_config
 from ecoflap.run import registry, tables
 from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig
 from ecoflap.run.import_path import beside, extend_import_path
+from ecoflap.run.refusals import describe
 from ecoflap.storage.installation import conf_folder
 
 WIDTH = 110
@@ -40,8 +41,10 @@ def main(arguments: list[str]) -> int:
     asked = parser.parse_args(arguments)
     try:
         print("\n\n".join(explain_options(what, asked.config_dir) for what in asked.what or [""]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+    except Exception as error:
+        if (message := describe(error)) is None:
+            raise
+        print(f"error: {message}", file=sys.stderr)
         return 2
     return 0
 
@@ -77,11 +80,12 @@ class _Explainer:
 
     def explain(self, argument: str) -> str:
         """Explain a group, a choice or an option; an empty string for an overview."""
-        group, _, name = re.sub(r"=", ".", argument, count=1).partition(".")
+        inside = re.sub(r"^(\w+)/([\w/]+)=", r"\1=\2/", argument)  # experiment/blip2=wanda
+        group, _, name = inside.replace("=", ".", 1).partition(".")
         if not argument:
             return self.everything()
         if group in self.groups:
-            return self.group(group) if not name else self.member(group, name)
+            return self.group(group) if not name else self.member(group, name, argument)
         if found := [key for key in self.own if key == argument or key.startswith(f"{argument}.")]:
             return self.options("", self.own, found, self.choices.compose([]))
         instead = did_you_mean(argument, [*self.groups, *self.own], "ecoflap explain lists them")
@@ -102,7 +106,7 @@ class _Explainer:
         head = f"{sign}{group}=CHOICE; ecoflap explain {group}=CHOICE lists its options"
         return "\n".join([head, *(f"  {name:{width}}  {self.about(group, name)}".rstrip() for name in names)])
 
-    def member(self, group: str, name: str) -> str:
+    def member(self, group: str, name: str, argument: str) -> str:
         """A choice of a group, or an option of its choices."""
         if name in self.choices.options(group):
             return self.choice(group, name)
@@ -110,7 +114,7 @@ class _Explainer:
             return found
         names = [*self.choices.options(group), *self.option_names(group)]
         instead = did_you_mean(name, names, f"ecoflap explain {group} lists them")
-        raise UserError(f"{group}.{name}: {group} has no such choice or option; {instead}")
+        raise UserError(f"{argument}: {group} has no such choice or option; {instead}")
 
     def choice(self, group: str, name: str) -> str:
         """The options of a choice with their values."""

@@ -36,6 +36,7 @@ def usage(flags: Namespace) -> str:
     with open_dict(config):
         del config["hydra"]
     commands = {f"{typed_command()} {options}".rstrip(): about for options, about in EXAMPLES.items()}
+    commands["ecoflap explain pruner=wanda"] = "what a choice does, and what each of its options means"
     width = max(map(len, commands))
     return "\n".join(
         [

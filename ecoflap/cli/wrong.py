@@ -84,8 +84,9 @@ def _wrong_sweep(override: Override, multirun: bool) -> str | None:
             return f"{several}, or choose one"
         kind = _kind(key) if "." not in key and key in KNOWN else "str"
         if kind == "float":
-            number = value.replace(",", ".") if value.count(",") == 1 else "0.5"
-            return f"{several}, or write one number with a point: {key}={number}"
+            number = value.replace(",", ".")
+            point = f", or write one number with a point: {key}={number}"
+            return several + (point if re.fullmatch(r"\d*\.\d+", number) else ", or choose one")
         as_list, as_text = f"write '{key}=[{value}]' for a list", f"{quoted(line)} for one text with commas"
         return f"{several}, or {as_list}" + (f", or {as_text}" if kind == "str" else "")
     if override.key_or_group.startswith("hydra"):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -40,11 +40,9 @@ class CalibrationSet:
 
         Samples of different lengths are never padded to one length: padding tokens would enter every
         statistic, and the result would depend on which samples share a batch. For scores, on which the batch
-        size has an influence, see ``loss_batches``.
+        size has an influence, see ``ecoflap.blocks.loss_batches``.
         """
-        groups: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
-        for sample in self.samples:
-            groups.setdefault(tuple(tuple(tensor.shape) for tensor in sample.values()), []).append(sample)
+        groups = by_shape(self.samples)
         return [stack(part) for shape in sorted(groups) for part in split(groups[shape], size)]
 
     def fingerprint(self) -> str:
@@ -55,6 +53,14 @@ class CalibrationSet:
                 digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy().data)
         return digest.hexdigest()
+
+
+def by_shape(samples: Iterable[Sample]) -> dict[tuple[tuple[int, ...], ...], list[Sample]]:
+    """{shapes of its tensors: samples}, in the order in which they come."""
+    groups: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
+    for sample in samples:
+        groups.setdefault(tuple(tuple(tensor.shape) for tensor in sample.values()), []).append(sample)
+    return groups
 
 
 def split(samples: Sequence[Sample], size: int) -> Iterator[Sequence[Sample]]:

@@ -8,11 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import Dataset
 
 from ecoflap.data.batch import Sample
-from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.data.calibration_set import CalibrationSet, by_shape, stack
 from ecoflap.errors import UserError
 from ecoflap.models.core.encoding import encoding_on_demand, pad_together
 from ecoflap.models.core.prunable import PrunableModel
@@ -96,12 +95,5 @@ class Collator:
 
     def __call__(self, samples: Sequence[Sample]) -> dict[str, Any]:
         """Collate samples: ``groups`` are the model inputs, and ``rows`` [batch] has one entry per sample."""
-        groups: dict[tuple[tuple[int, ...], ...], list[Sample]] = {}
-        for sample in pad_together(self.model, samples):
-            groups.setdefault(tuple(tuple(tensor.shape) for tensor in sample.values()), []).append(sample)
+        groups = by_shape(pad_together(self.model, samples))
         return {"rows": torch.arange(len(samples)), "groups": [stack(group) for group in groups.values()]}
-
-
-def stack(samples: Sequence[Sample]) -> dict[str, Tensor]:
-    """Stack samples of one shape into model inputs, [samples, ...] each."""
-    return {name: torch.stack([sample[name] for sample in samples]) for name in samples[0]}

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.loader import Selection
+from ecoflap.models.loading.protocol import Loader
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +58,7 @@ class ReusableModel:
 _reusable: ReusableModel | None = None
 
 
-def load(loader: Any, device: torch.device, selection: Selection, keep: bool) -> tuple[PrunableModel, str]:
+def load(loader: Loader, device: torch.device, selection: Selection, keep: bool) -> tuple[PrunableModel, str]:
     """Load a model, or reuse that of the last run if it is the same.
 
     Args:
@@ -73,8 +74,9 @@ def load(loader: Any, device: torch.device, selection: Selection, keep: bool) ->
         UserError: if the loader can't load it.
     """
     global _reusable
-    asked = [type(loader).__qualname__, asdict(loader), str(device), asdict(selection)]
-    identity = json.dumps(asked, default=str)
+    name = f"{type(loader).__module__}.{type(loader).__qualname__}"
+    values = asdict(loader)  # type: ignore[call-overload]
+    identity = json.dumps([name, values, str(device), asdict(selection)], default=str)
     last, _reusable = _reusable, None  # so that an error leaves no half-restored model behind
     if last is not None and last.identity == identity and (model := last.restored()) is not None:
         log.info("load: %s is still in memory", model.name)

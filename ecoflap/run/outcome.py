@@ -39,7 +39,7 @@ def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
             "prunable": sum(layer.size for layer in model.layers),
             "block_weights": model.block_weights(),
         },
-        data=_data(plan, state),
+        data=_data(state),
         metrics=state.metrics,
         sparsity=_sparsity(plan, state, counts, model.parameter_count()),
         steps=state.costs,
@@ -84,7 +84,7 @@ def _sparsity(plan: Plan, state: RunState, counts: dict[str, LayerCount], parame
     return sparsity_section(counts, allocation.target, parameters, allocation.total, allocated_by)
 
 
-def _data(plan: Plan, state: RunState) -> dict[str, Any]:
+def _data(state: RunState) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if state.calibration is not None:
         calibration = state.calibration

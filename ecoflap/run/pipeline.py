@@ -66,10 +66,11 @@ def run(config: DictConfig, folder: Path) -> Result | None:
 
 def _run(plan: Plan) -> Result:
     """Run the steps with a tracker; in a distributed run, the first process alone has one."""
+    device = resolve_device(plan.config.device)  # before the tracker begins a run of its own
     tracker = plan.tracking.start(plan.record, plan.name, plan.folder) if is_first() else NoTracker()
     failed = True
     try:
-        result, state = _work(plan, tracker)
+        result, state = _work(plan, device, tracker)
         show_in_tracker(tracker, result, state)
         failed = False
     finally:
@@ -90,9 +91,9 @@ def inspect(config: DictConfig) -> None:
     show_layers(model)
 
 
-def _work(plan: Plan, tracker: Tracker) -> tuple[Result, RunState]:
+def _work(plan: Plan, device: torch.device, tracker: Tracker) -> tuple[Result, RunState]:
     """Run the steps; a run is complete once ``result.json`` exists, which is written last."""
-    model, state = coarse.load(plan, resolve_device(plan.config.device))
+    model, state = coarse.load(plan, device)
     tasks = plan.tasks if "evaluate" in plan.steps else {}
     evaluations = {name: task.load(model) for name, task in tasks.items()}
     if "calibrate" in plan.steps:

@@ -206,6 +206,9 @@ def test_pictures_with_labels() -> None:
     assert ecoflap.calibrate(model, batches).fingerprint() == wanted.fingerprint()
     single = [{"pixel_values": one, "labels": torch.tensor(label)} for label, one in enumerate(pixels)]
     assert ecoflap.calibrate(model, single).fingerprint() == wanted.fingerprint()
+    refused(model, [{"image": picture(0), "label": "circle"}], "'circle'", "label2id")
+    for label in (-1, 5):
+        refused(model, [{"image": picture(0), "label": label}], f"label {label} ", "5 classes")
 
 
 def test_encoder_decoders_read_pairs_or_texts() -> None:
@@ -233,6 +236,13 @@ def refused(model: PrunableModel, data: Any, *words: str, **options: Any) -> Non
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
+class Frame(dict[str, list[str]]):
+    """Like a data frame of pandas: what it iterates over is the names of its columns."""
+
+    def iterrows(self) -> None:
+        """Its rows."""
+
+
 def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> None:
     refused(language_model, [], "empty")
     refused(language_model, 3, "int", "texts")
@@ -244,6 +254,7 @@ def test_what_is_not_understood_is_refused(language_model: PrunableModel) -> Non
     refused(language_model, [{"sentence": "the cat"}], "sentence", "text", "rename")
     refused(language_model, {"train": Dataset.from_dict({"text": TEXTS})}, "data['train']")
     refused(language_model, [{"text": "the cat", "target": "dog"}], "labels")
+    refused(language_model, Frame(), "Frame", "to_dict")
     refused(language_model, [{"image": picture(0)}], "reads texts", "image")
     refused(language_model, [{"input_ids": torch.tensor([[5, 999]])}], "999", "22", "vocabulary")
     refused(language_model, [{"input_ids": torch.rand(2, 3)}], "float32", "token ids")

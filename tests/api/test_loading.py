@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +104,9 @@ def test_what_cannot_be_taken_is_refused(tmp_path: Path) -> None:
     refused("CLIPModel", "processor", model=clip().module)
     refused("eva_clip_g", "no model in memory", model=one.module, kind="eva_clip_g")
     refused("Linear", "kind=", "loss=", model=torch.nn.Linear(2, 2))
+    refused("a NoneType", "hub id", model=None)
+    refused("a PrunableModel", "hub id", model=ecoflap.load(one.module))
+    refused("CLIPModel", "image_processor", "AutoProcessor", model=clip().module, processor=one.processor)
     with torch.device("meta"):
         empty = hf.LlamaForCausalLM(one.module.config)
     refused("meta", "device_map", model=empty)
@@ -123,6 +128,11 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(monkeypatch: pytest.Mo
     monkeypatch.setattr(PrunableModel, "loss", None)
     prune_refused("sparsity is missing")
     prune_refused("sparsity=60", sparsity=60)
+    prune_refused("sparsity='much'", "number", sparsity="much")
+    prune_refused("'facebook/opt-125m'", "ecoflap.load", model="facebook/opt-125m", sparsity=0.5)
+    prune_refused("a int", "ecoflap.load", model=3, sparsity=0.5)
+    prune_refused("pruner=FirstOrder has no", "derive it from", sparsity=0.5, pruner=ecoflap.FirstOrder())
+    prune_refused("score=Wanda(...)", "no score", sparsity=0.5, score=ecoflap.Wanda())
     prune_refused("pruner=wandaa", "did you mean wanda?", sparsity=0.5, pruner="wandaa")
     prune_refused("pruner.mas ", "mask", sparsity=0.5, pruner="wanda", mas="row")
     prune_refused("pruner.damping", "number", sparsity=0.5, pruner="sparsegpt", damping="much")
@@ -137,6 +147,76 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(monkeypatch: pytest.Mo
     prune_refused("data are missing", sparsity=0.5, data=None)
     prune_refused("batch_size=0", sparsity=0.5, batch_size=0)
     prune_refused("propagate=sparse", sparsity=0.5, propagate="sparse")
+
+
+def test_what_a_pruner_or_an_allocation_would_not_look_at_is_refused(tmp_path: Path) -> None:
+    one = llama()
+    model = ecoflap.load(one.module, one.processor)
+    scores = ecoflap.score(model, ecoflap.calibrate(model, one.data), "first_order", samples=4)
+    allocation = ecoflap.allocate(model, scores, sparsity=0.5)
+    prune_refused("pruner=global_magnitude", "allocation", allocation=allocation, pruner="global_magnitude")
+    even = ecoflap.WaterFilling(granularity="model")
+    prune_refused("global_magnitude", "allocation", sparsity=0.5, allocation=even, pruner="global_magnitude")
+    prune_refused("takes no scores", sparsity=0.5, score=scores, pruner="global_magnitude")
+    file = tmp_path / "allocation.json"
+    file.write_text(json.dumps(asdict(allocation)))
+    from_file = ecoflap.FromFile(path=str(file))
+    prune_refused("takes no scores", sparsity=0.5, score=scores, allocation=from_file)
+    with pytest.raises(UserError, match="takes no scores"):
+        ecoflap.allocate(model, scores, sparsity=0.5, method=from_file)
+    kept = ecoflap.prune(model, pruner="magnitude", score=scores, allocation=allocation)
+    assert kept.scores is scores
+
+
+def test_an_allocation_for_other_layers_is_refused() -> None:
+    one = llama()
+    whole = ecoflap.load(one.module, one.processor)
+    part = ecoflap.load(one.module, one.processor, skip_layers=[r".*q_proj.*"])
+    before = {name: tensor.clone() for name, tensor in one.module.state_dict().items()}
+    for made_for, model, here in ((whole, part, "is not pruned"), (part, whole, "has 256")):
+        allocation = ecoflap.allocate(made_for, sparsity=0.5)
+        with pytest.raises(UserError, match=f"other layers: model.layers.0.self_attn.q_proj.* {here} here"):
+            ecoflap.prune(model, pruner="magnitude", allocation=allocation)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in one.module.state_dict().items())
+
+
+def test_arguments_of_another_kind_are_refused() -> None:
+    one = llama()
+    model = ecoflap.load(one.module, one.processor)
+    data = ecoflap.calibrate(model, one.data)
+    for step, wanted, given in (
+        (lambda: ecoflap.calibrate(one.module, one.data), "PrunableModel", "LlamaForCausalLM"),
+        (lambda: ecoflap.score(one.module, data), "PrunableModel", "LlamaForCausalLM"),
+        (lambda: ecoflap.score(model, one.data), "CalibrationSet", "list"),
+        (lambda: ecoflap.allocate(model, data, sparsity=0.5), "Scores", "CalibrationSet"),
+        (lambda: ecoflap.evaluate(one.module, "wikitext2"), "PrunableModel", "LlamaForCausalLM"),
+        (lambda: ecoflap.save(one.module, "nowhere"), "PrunableModel", "LlamaForCausalLM"),
+    ):
+        with pytest.raises(
+            UserError, match=f"{given} was given where a {wanted} is needed; give what ecoflap"
+        ):
+            step()
+    prune_refused("pruner=Wanda is a class", "Wanda(...)", sparsity=0.5, pruner=ecoflap.Wanda)
+    prune_refused("score=Local is a class", sparsity=0.5, score=ecoflap.Local)
+    prune_refused("pruner=int has no name", "derive it from", sparsity=0.5, pruner=3)
+    with pytest.raises(UserError, match="samples=0"):
+        ecoflap.calibrate(model, data, samples=0)
+
+
+def test_what_other_steps_gave_is_refused() -> None:
+    one = llama()
+    model = ecoflap.load(one.module, one.processor)
+    data = ecoflap.calibrate(model, one.data)
+    with pytest.raises(UserError, match="CalibrationSet"):
+        ecoflap.allocate(model, data, sparsity=0.5)
+    result = ecoflap.prune(model, pruner="magnitude", score="none", sparsity=0.5)
+    with pytest.raises(UserError, match=r"result\.model"):
+        ecoflap.prune(result, data=data, sparsity=0.6)
+    other = ecoflap.load(one.module, one.processor, skip_layers=[r"layers\.0\.mlp"])
+    for first, second in ((model, other), (other, model)):
+        allocation = ecoflap.allocate(first, sparsity=0.5)
+        with pytest.raises(UserError, match=r"other layers.*layers\.0\.mlp"):
+            ecoflap.prune(second, data=data, allocation=allocation)
 
 
 def test_an_allocation_brings_its_sparsity() -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import logging
+import pickle
+import pydoc
 import random
 import subprocess
 import sys
@@ -196,6 +199,42 @@ def test_folders_named_like_steps_are_both(order: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.parametrize("name", ["prune", "score", "allocate", "evaluate"])
+def test_steps_are_documented_pickled_and_copied_as_functions(name: str) -> None:
+    step = getattr(ecoflap, name)
+    assert inspect.getdoc(step) == inspect.getdoc(step.__wrapped__)
+    assert "Args:" in pydoc.render_doc(step)
+    for copied in (pickle.loads(pickle.dumps(step)), copy.copy(step), copy.deepcopy({"step": step})["step"]):
+        assert copied is step
+
+
+def test_a_step_is_callable_while_another_thread_imports_its_folder() -> None:
+    done = python(
+        "import sys, types, ecoflap\n"
+        "import ecoflap.prune.driver\n"
+        "del ecoflap.prune\n"  # as it is before the import has come to its end
+        "sys.modules['ecoflap.prune'].__class__ = types.ModuleType\n"
+        "assert callable(ecoflap.prune)\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_threads_compose_configs_at_once() -> None:
+    done = python(
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from hydra.core.config_store import ConfigStore\n"
+        "from ecoflap.api.parts import names, named\n"
+        "store = ConfigStore.instance()\n"
+        "before = sorted(store.repo)\n"
+        "choices = [(group, name) for group in ('task', 'pruner') for name in names(group)]\n"
+        "with ThreadPoolExecutor(8) as pool:\n"
+        "    found = list(pool.map(named, *zip(*choices)))\n"
+        "assert found == [named(*choice) for choice in choices]\n"
+        "assert sorted(store.repo) == before\n"
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_script_prunes_without_a_word_or_a_warning(tmp_path: Path) -> None:
     one = llama()
     one.module.save_pretrained(tmp_path)
@@ -207,6 +246,7 @@ hf.logging.disable_progress_bar()
 import ecoflap
 path = {str(tmp_path)!r}
 model, tokenizer = hf.AutoModelForCausalLM.from_pretrained(path), hf.AutoTokenizer.from_pretrained(path)
+ecoflap.load(path)
 score = ecoflap.ZerothOrder(samples=4, batch_size=4)
 texts = ["the cat sees a dog and a house"] * 9
 result = ecoflap.prune(model, tokenizer, data=texts, sparsity=0.5, score=score)

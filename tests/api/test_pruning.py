@@ -131,12 +131,24 @@ def test_magnitude_at_one_sparsity_needs_no_data() -> None:
     assert_zeros(one.module, result.masks)
 
 
-def test_one_dtype_and_device_stay(tmp_path: Path) -> None:
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_one_dtype_and_device_stay(dtype: torch.dtype) -> None:
     one = llama()
-    one.module.to(torch.bfloat16)
+    one.module.to(dtype)
     result = ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, **QUICK)
-    assert {parameter.dtype for parameter in one.module.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in one.module.parameters()} == {dtype}
     assert_zeros(one.module, result.masks)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_gradients_are_taken_where_the_caller_takes_none(mode: Any) -> None:
+    one = llama()
+    wanted = ecoflap.prune(one.module, one.processor, one.data, sparsity=0.5, score="first_order")
+    other = llama()
+    with mode():
+        found = ecoflap.prune(other.module, other.processor, other.data, sparsity=0.5, score="first_order")
+        assert not torch.is_grad_enabled()
+    assert found.scores.importance == wanted.scores.importance
 
 
 def test_any_module_with_a_loss_of_its_own() -> None:

@@ -77,7 +77,25 @@ def test_an_unknown_name_is_refused_with_what_was_meant(
     with pytest.raises(UserError, match=f"did you mean .*{meant}"):
         explain_options(argument)
     assert main([argument]) == 2
-    assert meant in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {argument}: ")
+    assert meant in error
+
+
+def test_a_choice_of_a_group_inside_another_is_explained_as_it_is_typed() -> None:
+    text = explain_options("+experiment/blip2=wanda")
+    assert text == explain_options("experiment=blip2/wanda")
+    assert text.startswith("+experiment=blip2/wanda: ")
+
+
+def test_a_file_that_is_no_yaml_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "conf/pruner").mkdir(parents=True)
+    (tmp_path / "conf/pruner/own.yaml").write_text("name: own\n  mask: row\n")
+    for argument in ("pruner", "pruner=own"):
+        assert main([argument, "--config-dir", str(tmp_path / "conf")]) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1
+        assert "own.yaml, line 2" in error
 
 
 def test_a_part_beside_a_config_dir_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

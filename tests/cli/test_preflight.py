@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
+from ecoflap.console.tracking import Wandb
 from ecoflap.data.text.calibration import TokenFile
 from ecoflap.errors import UserError
 from ecoflap.models.families.language.causal_lm import CausalLM
+from ecoflap.run.pipeline import run
 from ecoflap.run.plan import Preflight, make_plan
 from tests.cli.conftest import composed
 
@@ -47,3 +49,14 @@ def test_a_model_that_needs_its_weights_is_not_looked_at(
     monkeypatch.setattr(CausalLM, "shapes_first", False)
     monkeypatch.setattr(CausalLM, "load", lambda *_: pytest.fail("loaded"))
     make_plan(composed(text_run), tmp_path)
+
+
+def test_a_device_that_is_not_there_is_refused_before_the_tracker_begins(
+    text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(*_: object) -> None:
+        pytest.fail("the tracker began")
+
+    monkeypatch.setattr(Wandb, "start", start)
+    with pytest.raises(UserError, match="device=tpu9 is not usable here"):
+        run(composed([*text_run, "device=tpu9", "tracking=wandb"]), tmp_path)

@@ -1,4 +1,4 @@
-"""Samples of a batch that show the same are right partners: against loops, and where nothing repeats, against
+"""Samples of a batch that show the same are positives: against loops, and where nothing repeats, against
 the loss without them.
 """
 
@@ -40,7 +40,7 @@ def pictures_and_texts(family: str, ties: str) -> Batch:
 
 
 def slow_right(batch: Batch) -> list[list[int]]:
-    """The right partners of each sample, in order."""
+    """The positives of each sample, in order."""
     texts = [
         (ids.tolist(), mask.tolist())
         for ids, mask in zip(batch["input_ids"], batch["attention_mask"], strict=True)
@@ -142,7 +142,7 @@ def test_no_right_partner_is_matched_as_a_wrong_one(family: str, ties: str) -> N
 @pytest.mark.parametrize("ties", TIES)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_copies_are_compared_apart(family: str, ties: str) -> None:
-    """A copy's samples would otherwise be right partners of the other copy's."""
+    """A copy's samples would otherwise be positives of the other copy's."""
     model, batch = tiny.build(family), pictures_and_texts(family, ties)
     twice = {name: torch.cat([tensor, tensor]) for name, tensor in batch.items()}
     once = loss(model, batch, "match_and_contrastive")

@@ -96,3 +96,8 @@ def test_nothing_is_kept_unasked_or_without_memory(loader: CausalLM, monkeypatch
     model = loader.load(CPU, Selection())
     monkeypatch.setattr(psutil, "virtual_memory", Full)
     assert not model_reuse._fits(model)
+
+
+def test_a_loader_of_the_same_name_elsewhere_is_another(loader: CausalLM) -> None:
+    elsewhere = type("CausalLM", (CausalLM,), {"__module__": "elsewhere", "__qualname__": "CausalLM"})
+    assert load(elsewhere(path=loader.path)) is not load(loader)

@@ -57,14 +57,21 @@ def _mismatch(entry: Any) -> str:
 
 @contextmanager
 def _without_tables() -> Iterator[None]:
-    """Silence the tables of weights that transformers prints; our messages say what matters in one line."""
+    """Silence the tables of weights that transformers prints; our messages say what matters in one line.
+
+    A filter, for transformers also lists what tensor parallelism would not shard once this logger has a
+    level of its own.
+    """
     logger = logging.getLogger("transformers.modeling_utils")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    logger.addFilter(_is_error)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        logger.removeFilter(_is_error)
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def check_vocabulary(path: str, module: nn.Module, processor: Any) -> None:

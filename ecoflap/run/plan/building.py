@@ -75,10 +75,12 @@ def hash_code(parts: Mapping[str, Any], tasks: Mapping[str, Task]) -> dict[str, 
         tasks: {name: task}.
 
     Returns:
-        {config group, ``task NAME`` or ``blocks`` (the block runner): hash}.
+        {config group, ``task NAME``, ``blocks`` (the block runner) or ``statistic`` (of the pruner): hash}.
     """
     modules = {group: type(part).__module__ for group, part in parts.items() if part is not None}
     modules |= {f"task {name}": type(task).__module__ for name, task in tasks.items()}
+    if not parts["pruner"].allocates and parts["pruner"].statistic is not None:
+        modules["statistic"] = parts["pruner"].statistic.__module__
     return {part: source_hash(module) for part, module in {**modules, "blocks": driver.__name__}.items()}
 
 
@@ -112,7 +114,7 @@ def make_store(folder: str, mode: str) -> Store:
     """
     if mode != "off" and (not folder or (Path(folder).exists() and not Path(folder).is_dir())):
         raise UserError(
-            f"cache={folder} is no folder; choose another place, such as cache=outputs/cache, or"
+            f"cache={folder} is no folder; choose another place, such as cache={RunConfig.cache}, or"
             " cache_mode=off"
         )
     if mode not in get_args(Mode):

@@ -29,14 +29,28 @@ def make(group: str, node: DictConfig) -> Any:
         UserError: if a value is impossible, or the part lacks a member of its protocol.
     """
     part = build(group, node)
+    require_members(group, part, f"{group}._target_={node._target_}")
+    return part
+
+
+def require_members(group: str, part: object, written: str) -> None:
+    """Refuse a part that lacks something that the steps ask of it.
+
+    Args:
+        group: its config group.
+        part: the object.
+        written: how it was asked for, for the message.
+
+    Raises:
+        UserError: if it lacks a member of every protocol of its group.
+    """
     lacks = {base: [name for name in _members(base) if not hasattr(part, name)] for base in BASES[group]}
     base = min(lacks, key=lambda one: len(lacks[one]))
     if lacks[base]:
         raise UserError(
-            f"{group}._target_={node._target_} has no {', '.join(lacks[base])}; derive it from"
+            f"{written} has no {', '.join(lacks[base])}; derive it from"
             f" {base.__module__}.{base.__name__}, which has defaults"
         )
-    return part
 
 
 def _members(base: type) -> list[str]:

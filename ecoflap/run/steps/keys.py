@@ -20,6 +20,7 @@ def dense_metrics_key(plan: Plan, state: RunState, task: str) -> dict[str, Any]:
         "version": 2,
         **computed_by(plan, f"task {task}"),
         "model": state.fingerprint,
+        "class": _name_of(plan.tasks[task]),
         "task": state.tasks[task],
     }
 
@@ -28,7 +29,8 @@ def scores_key(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, A
     """The key of the layers' scores."""
     assert plan.scorer is not None
     return {
-        **_measured(plan, "score", model, state, plan.scorer.samples),
+        **_measured(plan, ("score",), model, state, plan.scorer.samples),
+        "class": _name_of(plan.scorer),
         "score": plan.scorer.identity(),
         "seed": plan.config.seed,
     }
@@ -39,8 +41,8 @@ def statistics_key(
 ) -> dict[str, Any]:
     """The key of a statistic of the layers' inputs in the dense model."""
     return {
-        **_measured(plan, "blocks", model, state),
-        "statistic": f"{statistic.__module__}.{statistic.__qualname__}",
+        **_measured(plan, ("blocks", "statistic"), model, state),
+        "statistic": _name_of(statistic),
         "batch_size": plan.config.batch_size,
     }
 
@@ -68,23 +70,29 @@ def computed_by(plan: Plan, *parts: str) -> dict[str, Any]:
     }
 
 
+def _name_of(part: object) -> str:
+    """The dotted name of a class, or of a part's: two of one module may be alike in everything else."""
+    kind = part if isinstance(part, type) else type(part)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _measured(
-    plan: Plan, part: str, model: PrunableModel, state: RunState, samples: int | None = None
+    plan: Plan, parts: tuple[str, ...], model: PrunableModel, state: RunState, samples: int | None = None
 ) -> dict[str, Any]:
-    """What a part's measurements of the layers depend on: code, dense model, loss, layers and samples.
+    """What measurements of the layers depend on: code, dense model, loss, layers and samples.
 
     Args:
         plan: the plan of the run.
-        part: the part, by the name of its code.
+        parts: the parts that measure, by the names of their code.
         model: the dense model.
         state: holds the calibration set.
-        samples: how many samples it uses, from the first; None for all.
+        samples: how many samples are used, from the first; None for all.
     """
     assert state.calibration is not None
     calibration = state.calibration if samples is None else state.calibration.take(samples)
     return {
         "version": 3,
-        **computed_by(plan, part),
+        **computed_by(plan, *parts),
         "model": state.fingerprint,
         "loss": model.loss_identity(plan.config.model.get("loss")),
         "layers": [layer.name for layer in model.layers],

@@ -156,8 +156,9 @@ def is_path(key: str, value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """A config value as on the command line."""
-    return value if isinstance(value, str) else json.dumps(value)
+    """A config value as on the command line; 1.0 is shown as 1, as some earlier configs have it."""
+    whole = isinstance(value, float) and value.is_integer()
+    return value if isinstance(value, str) else json.dumps(int(value) if whole else value)
 
 
 def _overrides(settings: Iterable[tuple[str, str]]) -> str:

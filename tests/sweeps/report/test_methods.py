@@ -66,6 +66,10 @@ def test_a_key_that_changes_no_number_is_not(tmp_path: Path, change: dict[str, A
     assert labels(tmp_path, {}, {**change, "seed": 1}) == ["wanda, zeroth order"] * 2
 
 
+def test_a_whole_number_is_the_same_with_a_point(tmp_path: Path) -> None:
+    assert labels(tmp_path, {"score__eps": 1}, {"score__eps": 1.0}) == ["wanda, zeroth order"] * 2
+
+
 def test_options_that_belong_to_the_pruner_are_not(tmp_path: Path) -> None:
     sparsegpt = {
         "_target_": "ecoflap.prune.sparsegpt.SparseGPT",

@@ -53,7 +53,7 @@ class ClassifierInterface:
         """Encode a picture and its class.
 
         Raises:
-            UserError: if the example has no class.
+            UserError: if the example has no class, or one that the model lacks.
         """
         if example.label is None:
             raise UserError(
@@ -61,6 +61,11 @@ class ClassifierInterface:
                 " calibration set"
             )
         label = self.index_of.get(example.label, example.label)
+        if self.names and not 0 <= label < len(self.names):
+            raise UserError(
+                f"label {label} of a picture: the model has {len(self.names)} classes, numbered from 0; give"
+                " one of them"
+            )
         return {"pixel_values": self.pixels([example.image or ""])[0], "labels": torch.tensor(label)}
 
     @torch.no_grad()
