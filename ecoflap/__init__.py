@@ -66,9 +66,7 @@ __all__ = [*HOMES, *STEPS]
 
 
 class Step(ModuleType):
-    """A folder of the package that can be called: ``ecoflap.prune(...)`` is the function, and
-    ``ecoflap.prune.driver`` a module.
-    """
+    """A callable package: ``ecoflap.prune(...)`` is a function, ``ecoflap.prune.driver`` a module."""
 
     @property
     def __wrapped__(self) -> Any:

@@ -1,4 +1,4 @@
-"""The two errors a person sees, whose words are the whole message, and the words that they share."""
+"""The two errors for users, whose message is complete without a traceback, and helpers for messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from difflib import SequenceMatcher
 from pathlib import Path
 
 FEW = 12
-"""Up to so many choices are all named."""
+"""The most choices that a message lists completely."""
 KINDS = {
     "float": "a number",
     "int": "a whole number",
@@ -21,16 +21,14 @@ KINDS = {
 
 
 class UserError(Exception):
-    """Something that was asked for can't be done; the message says what was asked, what was found and what to
-    change.
-    """
+    """A request that can't be met; the message says what was asked, what was found and what to change."""
 
 
 class SweepFailed(UserError):
-    """Jobs of a sweep have failed, each of which has said why.
+    """Jobs of a sweep have failed, and have logged their reasons.
 
     Attributes:
-        code: the exit code: 1 where one of them met a bug, otherwise 2.
+        code: the exit code: 1 if one of them hit a bug, otherwise 2.
     """
 
     def __init__(self, message: str, code: int) -> None:
@@ -39,7 +37,7 @@ class SweepFailed(UserError):
 
 
 class NumericalError(Exception):
-    """A NaN or an infinity appeared; the message names where."""
+    """A NaN or an infinity appeared; the message says where."""
 
 
 def require_positive(group: str, part: object, *options: str) -> None:
@@ -48,10 +46,10 @@ def require_positive(group: str, part: object, *options: str) -> None:
     Args:
         group: the config group, for the message.
         part: the object that holds the options.
-        options: their names; null is allowed where it means all.
+        options: their names; None is allowed.
 
     Raises:
-        UserError: one of them is below one.
+        UserError: if one of them is below one.
     """
     for option in options:
         value = getattr(part, option)
@@ -60,11 +58,11 @@ def require_positive(group: str, part: object, *options: str) -> None:
 
 
 def require_choices(group: str, part: object) -> None:
-    """Refuse a value that is none of the names that its option takes.
+    """Refuse values that are not among the choices of their option.
 
     Args:
         group: the config group, for the message.
-        part: a dataclass; the ``choices`` in the metadata of a field are the names that it takes.
+        part: a dataclass, with ``choices`` in the metadata of fields.
 
     Raises:
         UserError: if an option has another value.
@@ -76,7 +74,7 @@ def require_choices(group: str, part: object) -> None:
 
 
 def nearest(asked: str, valid: Iterable[str], count: int = 3) -> str:
-    """The valid names most like the one asked for, as words for a message; any, where none is."""
+    """The most similar valid names as text for a message; the first ones if none is similar."""
     names = list(valid)
     close = similar(asked, names, count)
     shown = close or names[:8]
@@ -84,13 +82,12 @@ def nearest(asked: str, valid: Iterable[str], count: int = 3) -> str:
 
 
 def did_you_mean(asked: str, valid: Iterable[str], lister: str = "") -> str:
-    """What to choose instead of a name that there isn't: the nearest as a question, then all where they are
-    few.
+    """Suggest names instead of an unknown one: the most similar as a question, then all if they are few.
 
     Args:
-        asked: the name.
-        valid: the names that there are.
-        lister: what lists them all, where they are many; such as a command.
+        asked: the unknown name.
+        valid: the valid names.
+        lister: how to list all valid names, if they are many, such as a command.
     """
     names = list(dict.fromkeys(valid))
     if not names:
@@ -115,7 +112,7 @@ def did_you_mean(asked: str, valid: Iterable[str], lister: str = "") -> str:
 
 
 def similar(asked: str, names: Iterable[str], count: int = 3) -> list[str]:
-    """The names that somebody may have meant, the most likely first."""
+    """The names that may have been meant, the most likely first."""
     wanted = asked.lower()
     likeness = {name: SequenceMatcher(None, wanted, name.lower()).ratio() for name in names}
     if len(wanted) > 1:  # one of a name's words, in a short name before a long one
@@ -128,9 +125,7 @@ def similar(asked: str, names: Iterable[str], count: int = 3) -> list[str]:
 
 
 def typed_command() -> str:
-    """How a run was started at the keyboard: ``ecoflap run``, ``python main.py`` or ``python -m ecoflap
-    run``.
-    """
+    """The command that started this run: ``ecoflap run``, ``python main.py`` or ``python -m ecoflap run``."""
     program = Path(sys.argv[0])
     if program.name == "main.py":
         return "python main.py"
@@ -142,14 +137,12 @@ def wrong_type(key: str, value: object, kind: str, example: object = None) -> st
 
     Args:
         key: the option, with its group.
-        value: what was given.
+        value: the given value.
         kind: the option's type: float, int, bool, str, list.
         example: a value that fits.
     """
-    given, instead = (
-        f"{key}={written(value)}",
-        f", such as {key}={written(example)}" if example not in (None, "") else "",
-    )
+    given = f"{key}={written(value)}"
+    instead = f", such as {key}={written(example)}" if example not in (None, "") else ""
     if value is None:
         return f"{given}: null is no value of this option; it wants {KINDS.get(kind, kind)}{instead}"
     if kind == "list":

@@ -76,9 +76,7 @@ def padded(samples: Sequence[Sample]) -> dict[str, Tensor]:
 
 
 def _masked(sample: Sample) -> Sample:
-    """A sample with a mask of its text; where only a decoder reads text, what stands behind its end changes
-    nothing before it.
-    """
+    """A sample with a mask of its text; a causal decoder is not affected by padding on the right."""
     if "input_ids" not in sample or "attention_mask" in sample:
         return sample
     return {**sample, "attention_mask": torch.ones_like(sample["input_ids"])}

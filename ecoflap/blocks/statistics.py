@@ -139,9 +139,7 @@ class Gram(Statistic):
 
     @classmethod
     def size_of(cls, cols: Sequence[int]) -> int:
-        """Bytes for the layers of one block; the largest matrix is also held as a mean, factored and on the
-        way there.
-        """
+        """Bytes for the layers of one block; mean, factor and workspace are of the largest matrix's size."""
         return 4 * (sum(count**2 for count in cols) + 3 * max(cols) ** 2)
 
     def factor(self, damping: float) -> InverseFactor:

@@ -1,6 +1,4 @@
-"""The walk over the blocks of a model: capture what enters a block, measure what its layers read, let the
-caller change the block, and move on through it.
-"""
+"""Walk over the blocks of a model: capture a block's inputs, measure its layers, change it, run it."""
 
 from __future__ import annotations
 
@@ -19,11 +17,11 @@ from ecoflap.models.core.towers import Block, Tower
 
 @dataclass(frozen=True)
 class Visit:
-    """A block whose turn it is.
+    """One block of the walk.
 
     Attributes:
-        flow: the batches on their way through its tower.
-        index: its place in the tower.
+        flow: the batches that pass through its tower.
+        index: its index in the tower.
     """
 
     flow: Flow
@@ -45,15 +43,15 @@ class Visit:
         return all(stream.finite for stream in self.flow.streams)
 
     def measure(self, statistic: type[Statistic] | None, leave: bool) -> InputStatistics | None:
-        """Run the block as it is now over all batches, and gather a statistic of each layer's inputs.
+        """Run the block in its present state over all batches, and gather a statistic of each layer's inputs.
 
         Args:
-            statistic: what is gathered; null for nothing.
-            leave: the block's outputs become the next block's inputs; otherwise a run ends as soon as the
-                inputs of all layers are known, and ``leave`` is to be called.
+            statistic: the statistic to gather; None for none.
+            leave: make the block's outputs the next block's inputs. Otherwise a run ends as soon as all
+                layers' inputs are known, and ``leave`` has to be called later.
 
         Returns:
-            The statistics; null where nothing is gathered or the block has no layers.
+            The statistics; None if nothing is gathered, or the block has no layers.
         """
         if statistic is None or not self.block.layers:
             if leave:
@@ -71,28 +69,28 @@ class Visit:
         return found
 
     def leave(self) -> None:
-        """Run the block as it is now; its outputs become the next block's inputs."""
+        """Run the block in its present state; its outputs become the next block's inputs."""
         self.flow.leave(self.index)
 
 
 def walk(
     model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], title: str, dense: bool = False
 ) -> Iterator[Visit]:
-    """Every block of the towers that have layers, as soon as its inputs are known.
+    """Visit every block of the towers that have layers, once its inputs are known.
 
     Args:
         model: in evaluation mode.
         towers: in the order in which they are visited.
-        batches: of the calibration set; none where no inputs are wanted.
-        title: stands before the progress.
-        dense: each block is to see what dense ones put out, although the caller changes blocks on the way:
-            blocks whose inputs come from a forward pass are visited last to first.
+        batches: batches of the calibration set; empty if no inputs are needed.
+        title: the title of the progress bar.
+        dense: give each block the outputs of dense blocks, although the caller changes blocks: blocks whose
+            inputs come from a forward pass are visited last to first.
 
     Yields:
-        Each block once; it has to be left before the next one is asked for.
+        Each block once; the caller has to leave it before the next one.
 
     Raises:
-        UserError: with ``dense``, blocks would be changed before others that read what they put out.
+        UserError: if, with ``dense``, blocks would be changed before others that read their outputs.
     """
     chosen = [tower for tower in towers if tower.layers]
     visits = _visits(model, chosen, batches, dense)

@@ -109,7 +109,7 @@ def keys(node: Any) -> list[str]:
 
 
 def not_utf8(folder: str | None) -> Path | None:
-    """The first config file of a folder that can't be read as text; null where all can."""
+    """The first config file of a folder that can't be read as text; None if all can."""
     for file in sorted(Path(folder).rglob("*.yaml")) if folder is not None else ():
         try:
             file.read_text(encoding="utf-8")

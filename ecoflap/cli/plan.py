@@ -26,6 +26,7 @@ from ecoflap.cli.run import complaint
 from ecoflap.console.progress import complain, install_logging, table
 from ecoflap.errors import UserError
 from ecoflap.run import config as run_config
+from ecoflap.run import invocation
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -85,7 +86,7 @@ def show(config: DictConfig) -> None:
     from ecoflap.run.show import show_layers, show_model
 
     install_logging()
-    if message := run_config.submits_without_sweep():
+    if message := invocation.submits_without_sweep():
         raise UserError(message)
     plan = make_plan(config, Path(HydraConfig.get().run.dir))
     chosen = HydraConfig.get().runtime.choices
@@ -93,7 +94,7 @@ def show(config: DictConfig) -> None:
     rows = [(group, chosen[group]) for group in run_config.METHODS if group in shown]
     rows += [("steps", ", ".join(plan.steps)), ("sparsity", f"{config.sparsity:g}")]
     table(plan.name, ["part", "choice"], rows)
-    for line in unused(plan, run_config.given_options()):
+    for line in unused(plan, invocation.given_options()):
         print(f"warning: {line}", file=sys.stderr)
     model = skeleton(plan)
     if model is None:

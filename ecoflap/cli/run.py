@@ -18,7 +18,7 @@ from ecoflap.cli.arguments import parsed, prepared
 from ecoflap.cli.wrong import explain
 from ecoflap.errors import SweepFailed, UserError
 from ecoflap.run import config as run_config
-from ecoflap.run import refusals
+from ecoflap.run import invocation, refusals
 from ecoflap.storage.installation import conf_folder
 
 log = logging.getLogger(__name__)
@@ -74,11 +74,11 @@ def job(config: DictConfig) -> float | None:
 
     console.install_logging()
     try:
-        if refusal := run_config.submits_without_sweep():
+        if refusal := invocation.submits_without_sweep():
             raise UserError(refusal)
         result = pipeline.run(config, Path(HydraConfig.get().runtime.output_dir))
     except KeyboardInterrupt:
-        log.error("interrupted: no result was written; %s", run_config.how_to_resume())
+        log.error("interrupted: no result was written; %s", invocation.how_to_resume())
         sys.exit(130)
     except Exception as error:
         _fail(error)
@@ -98,7 +98,7 @@ def _fail(error: Exception) -> NoReturn:
     if message is None:
         raise error
     folder = Path(HydraConfig.get().runtime.output_dir)
-    rest = f"; {run_config.how_to_resume()}" if refusals.is_resumable(folder) else ""
+    rest = f"; {invocation.how_to_resume()}" if refusals.is_resumable(folder) else ""
     log.error("%s%s", message, rest)
     refusals.remove_refused_run(folder)
     sys.exit(2)

@@ -47,7 +47,7 @@ class Tracking(Protocol):
         """Start to track a run.
 
         Raises:
-            UserError: the tracker can't be started.
+            UserError: if the tracker can't be started.
         """
 
 
@@ -97,7 +97,7 @@ class WandbTracker:
             folder: Parent of the ``wandb`` folder.
 
         Raises:
-            UserError: If W&B is not installed or can't start.
+            UserError: if W&B is not installed or can't start.
         """
         # W&B quietly writes to the system's temporary folder when this one does not exist.
         Path(folder).mkdir(parents=True, exist_ok=True)

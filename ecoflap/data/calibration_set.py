@@ -46,7 +46,7 @@ class CalibrationSet:
         return [stack(part) for shape in sorted(groups) for part in split(groups[shape], size)]
 
     def fingerprint(self) -> str:
-        """A hash of every value of every sample."""
+        """A hash of all values of all samples."""
         digest = hashlib.blake2b(digest_size=16)
         for sample in self.samples:
             for name, tensor in sample.items():

@@ -1,4 +1,4 @@
-"""What a data set says before a model's processor makes tensors of it."""
+"""Raw examples of data sets, before a processor encodes them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Example:
     bare: bool = False
 
     def worded(self, prompt: str) -> str:
-        """The text put into a model's prompt, which has one ``{}`` for it."""
+        """The text in a model's prompt, which has one ``{}`` for it."""
         return self.text if self.bare else prompt.format(self.text)
 
 
@@ -62,7 +62,7 @@ class Generation:
     length_penalty: float = 1.0
 
     def options(self) -> dict[str, Any]:
-        """As arguments of transformers' ``generate``."""
+        """The arguments for transformers' ``generate``."""
         options: dict[str, Any] = {
             "num_beams": self.beams,
             "max_new_tokens": self.max_new_tokens,

@@ -1,4 +1,4 @@
-"""Where a data set's files lie, and what is said when they don't."""
+"""Find the files of a data set, or refuse with how to get them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def read_text(file: Path) -> str:
 
 
 def looks_like(file: Path) -> str:
-    """What a file that is no text in UTF-8 may be, from its beginning."""
+    """What a file that is not UTF-8 may be, judging by its first bytes."""
     with file.open("rb") as content:
         start = content.read(4096)
     if start.startswith((BOM_UTF16_LE, BOM_UTF16_BE)):

@@ -1,4 +1,4 @@
-"""What a calibration set is before it is drawn."""
+"""The protocol of a calibrator, which draws a calibration set."""
 
 from __future__ import annotations
 

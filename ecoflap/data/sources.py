@@ -57,14 +57,14 @@ def copies(some: Iterable[str], others: Iterable[str]) -> list[tuple[str, str]]:
 
 
 def _sizes(names: Iterable[str]) -> Iterator[tuple[str, int]]:
-    """The names that are files of pictures, sorted, with their sizes; empty files are no pictures."""
+    """The names that are files, sorted, with their sizes; empty files are ignored."""
     for name in sorted(names):
         if name.lower().endswith(PICTURES) and os.path.isfile(name) and (size := os.path.getsize(name)):
             yield name, size
 
 
 def _end(file: str) -> bytes:
-    """The last bytes of a file: pictures of one camera begin alike."""
+    """The last bytes of a file, as pictures of one camera begin with the same bytes."""
     with open(file, "rb") as content:
         content.seek(max(0, os.path.getsize(file) - END))
         return content.read()

@@ -195,7 +195,7 @@ def harness_model(model: PrunableModel, pictures: bool, batch_size: int) -> Any:
     # The harness warns of every model that is in memory already.
     logging.getLogger("lm_eval.models.huggingface").setLevel(logging.ERROR)
     original = model.processor if pictures else getattr(model.processor, "tokenizer", model.processor)
-    # A copy, because the harness adds a padding token where there is none, which would be saved.
+    # A copy, because the harness adds a padding token if there is none, which would be saved.
     processor = copy.deepcopy(original)
     harness_class = Multimodal if pictures else HFLM
     with untied(model.module):

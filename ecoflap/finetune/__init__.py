@@ -1,1 +1,1 @@
-"""Training after pruning: what was removed stays removed."""
+"""Fine-tuning after pruning, with removed weights fixed at zero."""

@@ -65,13 +65,13 @@ def joined(folder: Path, device: str) -> Iterator[Path]:
 
 
 def shared_folder(folder: Path) -> Path:
-    """The first process's folder, of any process's own."""
+    """The folder of the run, from the folder of any process."""
     return folder if is_first() else folder.parents[1]
 
 
 @torch.no_grad()
 def agree(model: PrunableModel, masks: MutableMapping[str, Tensor]) -> None:
-    """Give the first process's weights and masks to all, in place."""
+    """Broadcast the first process's weights and masks to all processes, in place."""
     if not distributed.is_initialized():
         return
     for tensor in model.module.state_dict().values():
@@ -81,7 +81,7 @@ def agree(model: PrunableModel, masks: MutableMapping[str, Tensor]) -> None:
 
 
 def _of_first(tensor: Tensor) -> Tensor:
-    """What the first process has in a tensor's place, on the CPU."""
+    """The first process's value of a tensor, on the CPU."""
     shared = tensor.detach().to(device="cpu", copy=True).contiguous()
     distributed.broadcast(shared, src=0)
     return shared

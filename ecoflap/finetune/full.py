@@ -1,4 +1,4 @@
-"""Train all weights that are left, on the training split of the run's data."""
+"""Train all kept weights on the training split of the run's data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ecoflap.models.core.prunable import in_float32
 
 @dataclass(frozen=True)
 class Full(FullOptions, Schedule, Finetuner):
-    """Every parameter of the model is trained, of pruned weights only those that were kept."""
+    """Train every parameter of the model; of pruned weights, only the kept ones."""
 
     def finetune(self, job: Job) -> Training:
         """Train in place.

@@ -1,4 +1,4 @@
-"""What every way to fine-tune is given, and what it gives back."""
+"""The input and the result of a finetuner."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Training:
-    """What was done, as it is written beside the result.
+    """The training, as it is written beside the result.
 
     Attributes:
         method: its name.

@@ -1,4 +1,4 @@
-"""A model as a trainer sees it: inputs in, loss out."""
+"""A model as a trainer needs it, which maps inputs to a loss."""
 
 from __future__ import annotations
 

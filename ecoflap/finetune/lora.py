@@ -33,7 +33,7 @@ ADAPTER = "default"
 
 
 class MaskedLinear(Linear):
-    """peft's LoRA layer with a mask over the update; put under an existing one in place."""
+    """peft's LoRA layer with a mask over the update; replaces the class of an existing layer."""
 
     mask: Tensor
 
@@ -43,7 +43,7 @@ class MaskedLinear(Linear):
         return delta * self.mask
 
     def forward(self, x: Tensor, *_: Any, **__: Any) -> Tensor:
-        """The layer with its weights as they will be merged, inputs [..., cols] -> [..., rows]."""
+        """Apply the layer with its weights as they will be merged: [..., cols] -> [..., rows]."""
         base: Any = self.get_base_layer()
         weight = base.weight + self.get_delta_weight(ADAPTER)
         return linear(x, weight.t() if self.fan_in_fan_out else weight, base.bias)

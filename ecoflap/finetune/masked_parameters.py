@@ -82,7 +82,7 @@ def _owners(module: nn.Module, weights: list[nn.Parameter]) -> dict[int, list[tu
 def _reorder(owner: nn.Module, names: list[str]) -> None:
     """Restore the order of a module's parameters, which files and hashes depend on."""
     for name in names:
-        if name in owner._parameters:  # several of one module come back one by one
+        if name in owner._parameters:  # others of the module may not be restored yet
             owner._parameters[name] = owner._parameters.pop(name)
 
 

@@ -1,4 +1,4 @@
-"""What a way to fine-tune is."""
+"""The protocol of a finetuner."""
 
 from __future__ import annotations
 

@@ -108,7 +108,7 @@ class Reconstruct(ReconstructOptions, Finetuner):
         streams: Sequence[Stream],
         targets: Sequence[Tensor],
     ) -> None:
-        """Adam over the streams, again and again."""
+        """Minimise the distance with Adam, over several epochs of the streams."""
         optimizer = torch.optim.Adam(values, lr=self.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.epochs * len(streams))
         for _ in range(self.epochs):
@@ -127,13 +127,13 @@ class Reconstruct(ReconstructOptions, Finetuner):
 
 @dataclass
 class _Pair:
-    """The same samples on their way through the same tower of two models."""
+    """The same samples in the same tower of two models, dense and pruned."""
 
     dense: Flow
     pruned: Flow
 
     def targets(self, index: int) -> list[Tensor]:
-        """What the dense block makes of each dense stream, which moves on."""
+        """The dense block's outputs for the dense streams, which pass on to the next block."""
         self.dense.enter(index)
         self.dense.leave(index)
         return [stream.hidden for stream in self.dense.streams]

@@ -1,4 +1,4 @@
-"""The options that every training with labels has, and how transformers' Trainer calls them."""
+"""The schedule of a training with labels, and its options in terms of transformers' Trainer."""
 
 from __future__ import annotations
 

@@ -48,7 +48,7 @@ class PrunedTrainer(Trainer):
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any
     ) -> tuple[Tensor, None, None]:
-        """The loss of a batch that is not trained on."""
+        """The loss of a held-out batch."""
         inputs = self._prepare_inputs(inputs)
         with self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
@@ -76,24 +76,24 @@ class PrunedTrainer(Trainer):
 
 
 class Curve(TrainerCallback):
-    """Shows one line of progress, and the losses as they come."""
+    """Shows a line of progress, and the losses during training."""
 
     def __init__(self, show: Callable[[Point], None]) -> None:
         self.show = show
         self._line: Any = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Start the line; a resumed training starts it where it stopped."""
+        """Start the line of progress, in a resumed training at the step where it stopped."""
         self._line = iter(track(range(state.max_steps + 1), "finetune", total=state.max_steps))
         for _step in range(state.global_step + 1):
             next(self._line, None)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """One step further."""
+        """Advance the line of progress by a step."""
         next(self._line, None)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Finish the line."""
+        """Finish the line of progress."""
         self._line.close()
 
     def on_log(self, args: Any, state: Any, control: Any, **_: Any) -> None:

@@ -1,4 +1,4 @@
-"""One training with labels, whatever part of the model it changes."""
+"""Training with labels, of whatever parameters require gradients."""
 
 from __future__ import annotations
 
@@ -194,7 +194,7 @@ def last_checkpoint(folder: Path, identity: dict[str, Any]) -> str | None:
 
 
 def _is_whole(checkpoint: Path) -> bool:
-    """Whether the Trainer's own file is there to its last brace: the Trainer writes it after all others."""
+    """Whether a checkpoint is complete: the Trainer writes its own file last."""
     try:
         json.loads((checkpoint / TRAINER_STATE_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -84,7 +84,7 @@ def divide(everything: CalibrationSet, held_out: int) -> Split:
 
 @dataclass(frozen=True)
 class Collator:
-    """Puts samples into one batch: a batch of groups, each of samples of one shape.
+    """Collates samples into a batch of groups, each with samples of one shape.
 
     Texts are not filled up to one length: which inputs may be padded, and with what, is a matter of the
     family, and a group gives each sample exactly the loss that it has alone. Families that compare the

@@ -19,7 +19,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import require_choices, require_positive
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
-from ecoflap.prune.global_masks import apply, choose, conclude
+from ecoflap.prune.global_masks import apply_and_report, apply_masks, choose_masks
 from ecoflap.prune.options import GlobalGradientOptions
 from ecoflap.prune.protocol import ModelPruner, OnBlock
 from ecoflap.prune.report import PruneReport
@@ -32,9 +32,7 @@ TINY = torch.finfo(torch.float32).tiny
 
 @dataclass(frozen=True)
 class GlobalGradient(GlobalGradientOptions, ModelPruner):
-    """Remove the weights of smallest |w| times mean |gradient| in several steps: global first-order
-    pruning.
-    """
+    """Remove the weights of smallest |w| times mean |gradient|, in steps: global first-order pruning."""
 
     def __post_init__(self) -> None:
         require_choices("pruner", self)
@@ -64,9 +62,9 @@ class GlobalGradient(GlobalGradientOptions, ModelPruner):
                 # Every kept weight ranks above all removed ones, so that removed weights stay removed.
                 return torch.where(kept[layer.name], value + TINY, 0.0)
 
-            masks = choose(model, self.scope, reached, metric)
-            apply(model, masks)
-        return conclude(model, masks, sparsity, self.scope, on_block)
+            masks = choose_masks(model, self.scope, reached, metric)
+            apply_masks(model, masks)
+        return apply_and_report(model, masks, sparsity, self.scope, on_block)
 
 
 def mean_gradients(model: PrunableModel, batches: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:

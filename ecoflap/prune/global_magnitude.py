@@ -12,7 +12,7 @@ from ecoflap.allocate.allocation import Allocation
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import require_choices
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.prune.global_masks import choose, conclude
+from ecoflap.prune.global_masks import apply_and_report, choose_masks
 from ecoflap.prune.options import GlobalMagnitudeOptions
 from ecoflap.prune.protocol import ModelPruner, OnBlock
 from ecoflap.prune.report import PruneReport
@@ -35,5 +35,5 @@ class GlobalMagnitude(GlobalMagnitudeOptions, ModelPruner):
         Raises:
             NumericalError: if a weight is NaN or infinite.
         """
-        masks = choose(model, self.scope, sparsity, lambda layer: layer.weight.detach().float().abs())
-        return conclude(model, masks, sparsity, self.scope, on_block)
+        masks = choose_masks(model, self.scope, sparsity, lambda layer: layer.weight.detach().float().abs())
+        return apply_and_report(model, masks, sparsity, self.scope, on_block)

@@ -17,7 +17,7 @@ from ecoflap.prune.protocol import OnBlock
 from ecoflap.prune.report import BlockReport, PruneReport
 
 
-def choose(
+def choose_masks(
     model: PrunableModel, scope: str, sparsity: float, metric: Callable[[Layer], Tensor]
 ) -> dict[str, Tensor]:
     """Choose the weights of the largest metric, of the model or of each tower.
@@ -49,18 +49,18 @@ def choose(
 
 
 @torch.no_grad()
-def apply(model: PrunableModel, masks: dict[str, Tensor]) -> None:
+def apply_masks(model: PrunableModel, masks: dict[str, Tensor]) -> None:
     """Set the removed weights to zero."""
     for layer in model.layers:
         layer.weight.mul_(masks[layer.name].to(layer.weight.device))
 
 
-def conclude(
+def apply_and_report(
     model: PrunableModel, masks: dict[str, Tensor], sparsity: float, scope: str, on_block: OnBlock
 ) -> tuple[Allocation, PruneReport]:
     """Apply the masks, and report what each layer keeps and what was removed."""
     started = time.perf_counter()
-    apply(model, masks)
+    apply_masks(model, masks)
     keep = {name: int(mask.sum()) for name, mask in masks.items()}
     allocation = Allocation(keep, {layer.name: layer.size for layer in model.layers}, sparsity, scope)
     report = PruneReport(masks, dict.fromkeys(masks))

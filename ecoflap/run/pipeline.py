@@ -15,8 +15,9 @@ from ecoflap.finetune.distributed import is_first, joined, shared_folder
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.loader import Selection
-from ecoflap.run.config import build, given_options, sweep_name
+from ecoflap.run.config import build
 from ecoflap.run.folder import claimed, discard_products
+from ecoflap.run.invocation import given_options, sweep_name
 from ecoflap.run.outcome import conclude, show_in_tracker
 from ecoflap.run.plan import Plan, make_plan, unused
 from ecoflap.run.show import show_layers, show_metrics, show_model

@@ -14,7 +14,7 @@ def conf_folder() -> Path:
 
 
 def checkout() -> Path | None:
-    """The checkout, or the snapshot of one, that the package lies in; null where it is installed."""
+    """The checkout, or the snapshot of one, that contains the package; None if it is installed."""
     return PACKAGE.parent if conf_folder().parent == PACKAGE.parent else None
 
 

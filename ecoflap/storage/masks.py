@@ -33,7 +33,7 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], names: Mapping[str, str]
             the latter.
 
     Raises:
-        TypeError: If a mask is not a bool tensor.
+        TypeError: if a mask is not a bool tensor.
     """
     from safetensors.torch import save_file
 
@@ -49,8 +49,8 @@ def load_masks(path: Path) -> dict[str, Tensor]:
     """Read every mask of a file as bool tensors on the CPU, True where the weight is kept.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file is not a mask file.
+        FileNotFoundError: if there is no such file.
+        ValueError: if the file is not a mask file.
     """
     with MaskFile(path) as file:
         return {name: file[name] for name in file.shapes}
@@ -98,8 +98,8 @@ class MaskFile:
         """Open a file and read its shapes.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is not a mask file.
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is not a mask file.
         """
         from safetensors import SafetensorError, safe_open
 

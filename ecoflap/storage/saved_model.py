@@ -27,7 +27,7 @@ class Checkpoint:
         """Find the file of every tensor.
 
         Raises:
-            FileNotFoundError: If the folder holds no model.
+            FileNotFoundError: if the folder holds no model.
         """
         self.folder = Path(folder)
         self._open: dict[str, Any] = {}
@@ -50,9 +50,9 @@ class Checkpoint:
         """Read one tensor to the CPU.
 
         Raises:
-            KeyError: If the checkpoint has no such tensor.
-            FileNotFoundError: If a shard is missing.
-            safetensors.SafetensorError: If a file is damaged.
+            KeyError: if the checkpoint has no such tensor.
+            FileNotFoundError: if a shard is missing.
+            safetensors.SafetensorError: if a file is damaged.
         """
         if self._mapped is not None:
             return self._mapped[name]

@@ -32,14 +32,14 @@ class Picture:
 
     @classmethod
     def of(cls, image: str, captions: list[str], split: str, domain: str | None = None) -> Picture:
-        """A picture that is called after its file."""
+        """A picture whose key is its file."""
         number = coco_number(image)
         return cls(image, tuple(captions), split, domain, image if number is None else str(number))
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where a data set keeps what.
+    """Where a data set's files are.
 
     Attributes:
         wanted: its list of captions, as a pattern below its folder.
@@ -73,7 +73,7 @@ class Layout:
 
 
 def _karpathy(file: Path, root: Path) -> Iterator[Picture]:
-    """Karpathy's train and restval are what everybody trains on, and train here."""
+    """Read Karpathy's split file, with train and restval both as train, as is usual."""
     for row in read_json(file)["images"]:
         split = "train" if row["split"] == "restval" else row["split"]
         yield Picture.of(

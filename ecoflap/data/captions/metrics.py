@@ -25,9 +25,8 @@ from ecoflap.storage.installation import install_extra
 log = logging.getLogger(__name__)
 
 Words = dict[int, list[str]]
-Scorer = tuple[
-    tuple[str, ...], Callable[[Words, Words], tuple[Any, Any]]
-]  # the names of its metrics, and what computes them
+# The names of a scorer's metrics, and the function that computes them.
+Scorer = tuple[tuple[str, ...], Callable[[Words, Words], tuple[Any, Any]]]
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
 SPICE_MODEL = "stanford-corenlp-3.6.0-models.jar"
 
@@ -80,9 +79,8 @@ class CaptionMetrics:
             UserError: if the scorers are not installed.
         """
         folder = require_scorers(option)
-        java = shutil.which("java") is not None and os.access(
-            folder / "tokenizer", os.W_OK
-        )  # the tokenizer writes beside itself
+        # The tokenizer writes into its own folder.
+        java = shutil.which("java") is not None and os.access(folder / "tokenizer", os.W_OK)
         spice = java and (folder / "spice" / "lib" / SPICE_MODEL).is_file()
         if not java:
             log.info(
@@ -100,7 +98,7 @@ class CaptionMetrics:
         return cls(java, spice)
 
     def identity(self) -> dict[str, Any]:
-        """What the numbers depend on."""
+        """What the metrics depend on."""
         return {
             "tokenizer": "ptb" if self.java else "own",
             "metrics": ["cider", "bleu", "rouge_l", *["meteor"] * self.java, *["spice"] * self.spice],
@@ -121,7 +119,7 @@ class CaptionMetrics:
         return words
 
     def scorers(self) -> list[Scorer]:
-        """The scorers, CIDEr's first; METEOR's program starts once for all that is asked of it."""
+        """The scorers, CIDEr's first; METEOR's program is started once."""
         from pycocoevalcap.bleu.bleu import Bleu
         from pycocoevalcap.cider.cider import Cider
         from pycocoevalcap.rouge.rouge import Rouge

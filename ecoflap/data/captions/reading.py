@@ -18,7 +18,7 @@ MOST_WORDS = 50
 
 @dataclass(frozen=True)
 class CaptionSource(CaptionSourceOptions):
-    """Where pictures with captions come from."""
+    """A local folder of captioned pictures."""
 
     def pictures(self, group: str, apart: bool = False) -> list[Picture]:
         """The pictures of the split, in the data set's order.
@@ -65,7 +65,7 @@ class CaptionSource(CaptionSourceOptions):
         return pictures
 
     def _located(self, pictures: list[Picture], root: Path, group: str) -> list[Picture]:
-        """The pictures with their whole paths; the first one's folder is taken for all."""
+        """The pictures with absolute paths, in the folder in which the first one is found."""
         places = [root / folder for folder in ("", "images", *LAYOUTS[self.layout].folders)]
         for place in places:
             if (place / pictures[0].image).is_file():

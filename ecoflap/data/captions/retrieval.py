@@ -30,7 +30,7 @@ BLOCK = 2**25  # similarities in memory at once
 
 @dataclass(frozen=True)
 class Retrieval(RetrievalOptions, CaptionSource):
-    """Find captions by pictures, and pictures by captions."""
+    """Retrieve captions by pictures, and pictures by captions."""
 
     def __post_init__(self) -> None:
         require_positive("task", self, "limit", "batch_size")
@@ -46,7 +46,7 @@ class Retrieval(RetrievalOptions, CaptionSource):
         self.chosen(group)
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that finds no pictures.
+        """Refuse a model that retrieves no pictures.
 
         Raises:
             UserError: if the model finds no pictures.
@@ -79,7 +79,7 @@ class Retrieval(RetrievalOptions, CaptionSource):
 
 @dataclass(frozen=True)
 class Found:
-    """What one direction found.
+    """The nearest candidates of one direction.
 
     Attributes:
         ranks: how many wrong ones are at least as good as the best right one, per query.
@@ -141,11 +141,11 @@ class RetrievalEvaluation:
 
     @property
     def sources(self) -> frozenset[str]:
-        """Names of what is read, which may not calibrate a model."""
+        """The sources of the data, which must not be used for calibration."""
         return picture_sources(self.images)
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
+        """Everything that the metrics depend on beside the model."""
         captions: list[list[str]] = [[] for _ in self.images]
         for owner, text in zip(self.owner.tolist(), self.texts, strict=True):
             captions[owner].append(text)

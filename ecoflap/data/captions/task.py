@@ -89,11 +89,11 @@ class CaptioningEvaluation:
 
     @property
     def sources(self) -> frozenset[str]:
-        """Names of what is read, which may not calibrate a model."""
+        """The sources of the data, which must not be used for calibration."""
         return picture_sources(one.image for one in self.pictures)
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
+        """Everything that the metrics depend on beside the model."""
         generation = {
             "beams": self.task.beams,
             "max_new_tokens": self.task.max_new_tokens,
@@ -121,9 +121,8 @@ class CaptioningEvaluation:
         found = scores(scorers, references, predictions)
         for domain in DOMAINS:
             rows = [row for row, one in enumerate(self.pictures) if one.domain == domain]
-            if rows:  # each domain by itself, as NoCaps has it: its own references say which words are rare
-                of_it = scores(
-                    scorers, {row: references[row] for row in rows}, {row: predictions[row] for row in rows}
-                )
-                found |= {f"{name}_{domain}": score for name, score in of_it.items()}
+            if rows:  # as for NoCaps, a domain's own references decide which words are rare
+                own_references = {row: references[row] for row in rows}
+                of_domain = scores(scorers, own_references, {row: predictions[row] for row in rows})
+                found |= {f"{name}_{domain}": score for name, score in of_domain.items()}
         return {**found, "pictures": len(captions)}

@@ -1,4 +1,4 @@
-"""How the classes of a picture set are called, and where a classifier has them."""
+"""Names of the classes of a picture set, and their indices in a classifier."""
 
 from __future__ import annotations
 
@@ -113,10 +113,10 @@ def own_labels(own: Sequence[str], names: Sequence[str], asked: str, indexed: bo
 
 
 def spaced(name: str) -> str:
-    """A class name as it is read: with spaces where files have underscores."""
+    """A class name with spaces in place of underscores."""
     return name.replace("_", " ")
 
 
 def text_lines(file: Path) -> list[str]:
-    """The lines of a text file, without the empty ones."""
+    """The lines of a text file that are not empty."""
     return [line.strip() for line in read_text(file).splitlines() if line.strip()]

@@ -59,7 +59,7 @@ class Found(NamedTuple):
 
 @dataclass(frozen=True)
 class PictureSource(PictureSourceOptions):
-    """Which pictures, and how their classes are called."""
+    """A picture set, with the names of its classes."""
 
     def facts(self, option: str) -> PictureSet:
         """The facts about the set.
@@ -131,7 +131,7 @@ class PictureSource(PictureSourceOptions):
         return Pictures(found.root, examples, tuple(names))
 
     def _names(self, found: Sequence[str], option: str, named: bool) -> tuple[list[str], list[int]]:
-        """The names of the classes, and which of them each class that was found has."""
+        """The names of the classes, and the name's index for each class in the files."""
         if self.classes is None or (self.classes in PACKAGES and not named):
             if named and all(re.fullmatch(r"n\d{8}", name) for name in found):
                 raise UserError(

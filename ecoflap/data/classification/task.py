@@ -49,7 +49,7 @@ class Classification(TaskOptions, PictureSource):
         spread(self.read(option, named=False).examples, self.limit, "pictures")
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that classifies no pictures, or whose own classes are others.
+        """Refuse a model that classifies no pictures, or has other classes.
 
         Raises:
             UserError: if the model classifies no pictures, or its own classes are others.
@@ -111,11 +111,11 @@ class ClassificationEvaluation:
 
     @property
     def sources(self) -> frozenset[str]:
-        """Names of what is read, which may not calibrate a model."""
+        """The sources of the data, which must not be used for calibration."""
         return picture_sources(one.image for one in self.pictures.examples)
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
+        """Everything that the metrics depend on beside the model."""
         return {
             "metric": "accuracy of the likeliest class",
             "dataset": self.task.dataset,
@@ -151,7 +151,7 @@ class ClassificationEvaluation:
         }
 
     def _logits(self, model: PrunableModel, batch: list[Example], texts: Tensor | None) -> Tensor:
-        """How well each class fits, [pictures, classes]."""
+        """Logits of the classes, [pictures, classes]."""
         if texts is None:
             logits: Tensor = self.interface.classify(model, batch)
             return logits
@@ -159,7 +159,7 @@ class ClassificationEvaluation:
 
 
 def macro_f1(found: Sequence[int], right: Sequence[int]) -> float:
-    """The mean of the classes' F1 in percent, over the classes that there are pictures of."""
+    """The mean F1 in percent over all classes with pictures."""
     hits = Counter(guess for guess, label in zip(found, right, strict=True) if guess == label)
     guessed, there = Counter(found), Counter(right)
     scores = [2 * hits[one] / (guessed[one] + there[one]) for one in there]

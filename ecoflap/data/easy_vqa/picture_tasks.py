@@ -38,11 +38,11 @@ class PictureEvaluation:
 
     @property
     def sources(self) -> frozenset[str]:
-        """Names of what is read, which may not calibrate a model."""
+        """The sources of the data, which must not be used for calibration."""
         return picture_sources(one.image for one in self.pictures)
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
+        """Everything that the metrics depend on beside the model."""
         return {
             "inputs": fingerprint(self.pictures, self.interface),
             **{key: value for key, value in vars(self.task).items() if key != "batch_size"},
@@ -72,7 +72,7 @@ class PictureTask(PictureTaskOptions, ABC):
 
     @abstractmethod
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that can't do what is needed.
+        """Refuse a model that can't do the task.
 
         Raises:
             UserError: if the model can't.
@@ -179,7 +179,7 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
             raise UserError(f"task.rerank={self.rerank} must be 0 to {len(NAMES)}, the number of captions")
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that finds no pictures.
+        """Refuse a model that retrieves no pictures.
 
         Raises:
             UserError: if the model finds no pictures.
@@ -189,7 +189,7 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
     def measure(
         self, model: PrunableModel, pictures: Sequence[Example], interface: Any, prediction_log: PredictionLog
     ) -> dict[str, float]:
-        """Recall in percent. A picture is found when the best one for a caption shows what it says."""
+        """Recall in percent; the best picture for a caption is right if it shows what the caption says."""
         captions, paths = [self.caption.format(name) for name in NAMES], [one.image or "" for one in pictures]
         texts = interface.embed_texts(model, captions)
         scores = torch.cat(
@@ -210,7 +210,7 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
                 model, [paths[row] for row, _ in part], [captions[c] for _, c in part]
             ).tolist(),
         )
-        scores[rows, columns] += 1e3 + torch.tensor(logits)  # above everything that was not looked at
+        scores[rows, columns] += 1e3 + torch.tensor(logits)  # above all pairs that were not matched
         return found | {
             "text_recall_1_match": _text_recall(scores, labels),
             "image_recall_1_match": _image_recall(scores, labels),

@@ -72,11 +72,11 @@ class EasyVqaEvaluation:
 
     @property
     def sources(self) -> frozenset[str]:
-        """Names of what is read, which may not calibrate a model."""
+        """The sources of the data, which must not be used for calibration."""
         return picture_sources(one.image for one in self.questions)
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
+        """Everything that the metrics depend on beside the model."""
         generation = {
             "beams": self.task.beams,
             "max_new_tokens": self.task.max_new_tokens,

@@ -21,10 +21,7 @@ from ecoflap.models.core.prunable import PrunableModel
 
 LETTERS = ("A", "B", "C", "D")
 HUB = "cais/mmlu"
-HUB_SPLITS = {
-    "val": "validation",
-    "train": "auxiliary_train",
-}  # the others are called there as in the folders
+HUB_SPLITS = {"val": "validation", "train": "auxiliary_train"}  # other splits have the same name there
 OBTAIN = (
     f"MMLU (MIT licence) is {HUB} on the Hugging Face hub, which is read without a path while online; its"
     " folders are in data.tar, at the address that github.com/hendrycks/test gives."
@@ -33,7 +30,7 @@ OBTAIN = (
 
 @dataclass(frozen=True)
 class Question:
-    """One question.
+    """A multiple-choice question.
 
     Attributes:
         text: the question.
@@ -46,7 +43,7 @@ class Question:
     answer: str
 
     def asked(self) -> str:
-        """Question and options, up to where the letter goes."""
+        """Question and options, up to the letter of the answer."""
         options = "".join(
             f"\n{letter}. {option}" for letter, option in zip(LETTERS, self.options, strict=True)
         )

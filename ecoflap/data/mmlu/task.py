@@ -112,7 +112,7 @@ class MmluEvaluation:
     sources: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
+        """Everything that the metrics depend on beside the model."""
         digest = hashlib.blake2b(repr(self.asked).encode(), digest_size=16)
         return {"metric": "accuracy of the likeliest letter", "inputs": digest.hexdigest()}
 

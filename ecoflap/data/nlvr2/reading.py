@@ -73,7 +73,7 @@ def _pair(line: str, place: Callable[[Any], Path], where: str) -> Example:
 
 
 def _places(root: Path, split: str) -> Callable[[Any], Path]:
-    """Where the pictures of a directory are: train has numbered ones, the other splits have none."""
+    """The paths of a directory's pictures, which are in numbered subfolders in train only."""
 
     @cache
     def place(directory: int | str | None) -> Path:

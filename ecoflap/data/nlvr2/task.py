@@ -92,11 +92,11 @@ class Nlvr2Evaluation:
 
     @property
     def sources(self) -> frozenset[str]:
-        """Names of what is read, which may not calibrate a model."""
+        """The sources of the data, which must not be used for calibration."""
         return picture_sources(_images(self._everything()))
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
+        """Everything that the metrics depend on beside the model."""
         everything = self._everything()
         rows = [(one.text, one.label) for one in everything]
         inputs = fingerprint_by_size(rows, _images(everything), self.interface)

@@ -1,4 +1,4 @@
-"""The token that begins a text: whether windows of a text, cut from its middle, begin with it too.
+"""The BOS token: whether windows from the middle of a text begin with it, too.
 
 Some models were never trained on a text without it: their perplexity is far off, and so are statistics of
 their inputs.
@@ -53,7 +53,7 @@ def bos_token(tokenizer: Any, option: str, choice: str) -> int | None:
 
 
 def _begins(tokenizer: Any, token: int) -> bool:
-    """Whether the tokenizer puts the token before a text by itself."""
+    """Whether the tokenizer itself prepends the token to a text."""
     ids = tokenizer("a", verbose=False)["input_ids"]
     plain = tokenizer("a", add_special_tokens=False, verbose=False)["input_ids"]
     return len(ids) > len(plain) and ids[0] == token

@@ -52,7 +52,7 @@ def windows(
 
 
 def check_characters(texts: Iterable[str], length: int, option: str) -> None:
-    """Refuse texts none of which can have a window: a token is at least one byte.
+    """Refuse texts that are too short for any window, as a token has at least one byte.
 
     Raises:
         UserError: if no text can have a window.
@@ -131,7 +131,7 @@ def require_readable(model: PrunableModel, rows: Tensor, key: str, option: str) 
 
 
 def vocabulary_of(model: PrunableModel) -> int:
-    """Number of token ids that the model's input embedding knows."""
+    """The number of token ids in the model's input embedding."""
     module: Any = model.module
     return int(module.get_input_embeddings().num_embeddings)
 
@@ -163,7 +163,7 @@ class Text(TextOptions, TextSource):
             )
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
-        """See ``TextSource``; a document by itself may be shorter than a window."""
+        """See ``TextSource``; a single document may be shorter than a window."""
         check_characters([self.separator.join(texts)], self.sequence_length, option)
 
     def check_model(self, model: PrunableModel) -> None:
@@ -203,7 +203,7 @@ class Documents(DocumentsOptions, Text):
     """Random windows of long documents, one of each, as Wanda and SparseGPT draw them from C4."""
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
-        """See ``TextSource``; a window is cut out of one document."""
+        """See ``TextSource``; a window is a part of one document."""
         check_characters(texts, self.sequence_length, option)
 
     def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
@@ -254,7 +254,7 @@ class TokenFile(TokenFileOptions):
         require_readable(model, read_token_rows(self.path, self.key, "calibration"), self.key, "calibration")
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Read the rows, in their order: a frozen draw is not drawn again.
+        """Read the first rows, in the order of the file.
 
         Raises:
             UserError: see ``check_data`` and ``check_model``.

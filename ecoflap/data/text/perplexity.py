@@ -59,7 +59,7 @@ class TextPerplexity(TextPerplexityOptions, TextSource):
             )
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
-        """See ``TextSource``; windows are cut out of all documents together."""
+        """See ``TextSource``; windows span documents."""
         check_characters([self.separator.join(texts)], self.sequence_length, option)
 
     def check_model(self, model: PrunableModel) -> None:
@@ -152,7 +152,7 @@ class PerplexityEvaluation:
     sources: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
+        """Everything that the metrics depend on beside the model."""
         return {
             "metric": "perplexity",
             "rows": list(self.rows.shape),
@@ -162,7 +162,7 @@ class PerplexityEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Perplexity, the loss behind it in nats per token, and the number of rows."""
+        """Perplexity, loss in nats per token, and the number of rows."""
         model.module.eval()
         batches = parts(range(len(self.rows)), self.batch_size)
         losses = prediction_log.run(batches, lambda places: self._losses(model, places).tolist())

@@ -19,7 +19,7 @@ SHORTEST = 8  # words; shorter lines are headings and list entries
 
 @dataclass(frozen=True)
 class PrefixText(PrefixTextOptions, TextSource):
-    """Paragraphs of a text, which are its lines, each cut after a random word of its first half."""
+    """Paragraphs of a text, which are its lines, each split after a random word of its first half."""
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples", "documents")
@@ -27,7 +27,7 @@ class PrefixText(PrefixTextOptions, TextSource):
             raise UserError(f"calibration.max_words={self.max_words} must be at least {SHORTEST}")
 
     def pieces(self) -> Sequence[str]:
-        """What is cut, beside pieces that are too short."""
+        """The paragraphs to split, including those that are too short."""
         return self.read_text("calibration").split("\n")
 
     def check_data(self, option: str) -> None:
@@ -81,7 +81,7 @@ class PrefixText(PrefixTextOptions, TextSource):
 
 @dataclass(frozen=True)
 class PrefixDocuments(PrefixDocumentsOptions, PrefixText):
-    """The beginnings of whole documents, each cut after a random word of its first half."""
+    """The beginnings of documents, each split after a random word of its first half."""
 
     def pieces(self) -> Sequence[str]:
         """The documents."""

@@ -1,4 +1,4 @@
-"""Where a text comes from: a local file, or a data set of the hub; as one text, or document by document."""
+"""The source of a text: a local file or a data set of the hub, read as one text or by document."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class TextSource(TextSourceOptions):
         return self.path is not None and _existing(self.path, option).stat().st_size < MOST_BYTES * length
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
-        """Refuse a text, given as one or as documents, that is shorter than what is cut out of it."""
+        """Refuse a text, as one or as documents, that is too short for its windows."""
 
     def _read_hub(self, option: str) -> Sequence[str]:
         import datasets

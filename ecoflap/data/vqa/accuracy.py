@@ -75,7 +75,7 @@ def vqa_accuracy(prediction: str, answers: Sequence[str]) -> float:
 
 
 def exact_match(prediction: str, answer: str) -> float:
-    """1 where both are the same after normalisation, else 0."""
+    """1 if both are equal after normalisation, else 0."""
     return float(normalise(prediction) == normalise(answer))
 
 

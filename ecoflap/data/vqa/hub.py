@@ -92,7 +92,7 @@ class HubQuestions:
 
 
 def _write(file: Path, image: dict[str, Any]) -> None:
-    """A picture as the hub holds it, whole or not at all."""
+    """Write a picture of the hub atomically."""
     file.parent.mkdir(parents=True, exist_ok=True)
     partial = file.with_name(f"{file.name}.{os.getpid()}")
     partial.write_bytes(image["bytes"] if image["bytes"] is not None else Path(image["path"]).read_bytes())

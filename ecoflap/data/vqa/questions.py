@@ -1,4 +1,4 @@
-"""Ask the held-out questions of a data set, and score the answers: what VQAv2, OK-VQA and GQA share."""
+"""Ask the held-out questions of a data set, and score the answers: common to VQAv2, OK-VQA and GQA."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Choices:
 
 @dataclass(frozen=True)
 class PublishedQuestions(PublishedQuestionsOptions, ABC):
-    """What the three data sets share; the defaults are those that BLIP-2 was published with."""
+    """The common part of the three tasks; the defaults are those of BLIP-2's publication."""
 
     metric: ClassVar[str] = "VQA accuracy"
     obtain: ClassVar[str]
@@ -116,7 +116,7 @@ class PublishedQuestions(PublishedQuestionsOptions, ABC):
 
     @abstractmethod
     def read(self) -> list[Question]:
-        """All questions of the split that is measured on."""
+        """All questions of the split."""
 
     def locate(self, option: str) -> Path | None:
         """The folder of the data set; None for the hub.
@@ -131,7 +131,7 @@ class PublishedQuestions(PublishedQuestionsOptions, ABC):
         )
 
     def score(self, answer: str, question: Question) -> float:
-        """How right an answer is, from 0 to 1."""
+        """The score of an answer, from 0 to 1."""
         return vqa_accuracy(answer, question.answers)
 
 
@@ -146,11 +146,11 @@ class QuestionsEvaluation:
 
     @property
     def sources(self) -> frozenset[str]:
-        """Names of what is read, which may not calibrate a model."""
+        """The sources of the data, which must not be used for calibration."""
         return picture_sources(one.image for one in self.questions)
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
+        """Everything that the metrics depend on beside the model."""
         asked = [
             (one.id, one.text, one.answers, one.question_type, one.answer_type) for one in self.questions
         ]
@@ -209,7 +209,7 @@ class QuestionsEvaluation:
 
 
 def _means(kinds: Sequence[str], scores: Sequence[float]) -> dict[str, float]:
-    """{kind: its mean score in percent}, by name of kind."""
+    """{kind: its mean score in percent}, sorted by kind."""
     grouped: dict[str, list[float]] = {}
     for kind, score in zip(kinds, scores, strict=True):
         grouped.setdefault(kind, []).append(score)

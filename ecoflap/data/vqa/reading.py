@@ -34,7 +34,7 @@ class Question:
     answer_type: str
 
     def example(self) -> Example:
-        """As a model reads it; the target is what most annotators said."""
+        """The question as an example, whose target is the most common answer."""
         most = Counter(self.answers).most_common(1)
         return Example(self.text, most[0][0] if most else "", self.image)
 

@@ -1,4 +1,4 @@
-"""VQAv2, OK-VQA and GQA: which questions are asked, and each data set's own rule for the answers."""
+"""VQAv2, OK-VQA and GQA: the questions, and each data set's own rule for answers."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class OkVqa(OkVqaOptions, PublishedQuestions):
     obtain, questions, hub = OKVQA.obtain, OKVQA.questions.format(split="val"), HUB["okvqa"]
 
     def read(self) -> list[Question]:
-        """The 5,046 questions of val. The lemmatiser is looked for now, not after hours of answers."""
+        """The 5,046 questions of val; refuse a missing lemmatiser before hours of answers."""
         if self.lemmatize:
             lemmatizer()
         return (
@@ -94,7 +94,7 @@ class OkVqa(OkVqaOptions, PublishedQuestions):
         )
 
     def score(self, answer: str, question: Question) -> float:
-        """How right an answer is, from 0 to 1."""
+        """The score of an answer, from 0 to 1."""
         return vqa_accuracy(lemmatized(answer) if self.lemmatize else answer, question.answers)
 
 

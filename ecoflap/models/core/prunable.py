@@ -34,7 +34,7 @@ class Inputs(dict[str, Tensor]):
         """Refuse a missing input.
 
         Raises:
-            UserError: always.
+            UserError: in any case.
         """
         raise UserError(
             f"the model is scored on {name!r}, and these data have {', '.join(self)}; choose another"

@@ -36,9 +36,7 @@ def options_for(kind: str) -> list[str]:
 
 
 def option_of(module: Any) -> str | None:
-    """The option of ``model`` that takes a model in memory, by its class or one that it inherits from; null
-    for none.
-    """
+    """The choice of ``model`` for a model in memory, by its class or a base class; None if there is none."""
     from transformers.models.auto import modeling_auto
 
     names = [kind.__name__ for kind in type(module).__mro__]

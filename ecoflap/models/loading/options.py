@@ -16,7 +16,7 @@ class PretrainedOptions:
     Attributes:
         path: id of the model on the hub, or a folder.
         name: what logs and result files call it.
-        dtype: of the weights: auto (the checkpoint's), float32, float16 or bfloat16.
+        dtype: dtype of the weights: auto (the checkpoint's), float32, float16 or bfloat16.
         revision: branch, tag or commit of the model on the hub; null for the default branch.
         towers: {tower: path of its block list}, where it should not be found from the tree.
         save: write the pruned checkpoint into the run's folder.

@@ -28,5 +28,5 @@ class Loader(Protocol):
         """Load the model, in evaluation mode.
 
         Raises:
-            UserError: there is no such model, tower or layer.
+            UserError: if there is no such model, tower or layer.
         """

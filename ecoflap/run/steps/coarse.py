@@ -17,7 +17,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.load import load_offloaded
 from ecoflap.models.offload.placement import WORK
 from ecoflap.run import model_reuse
-from ecoflap.run.config import given_options, runs_in_sequence
+from ecoflap.run.invocation import given_options, runs_in_sequence
 from ecoflap.run.plan import Plan, few_samples
 from ecoflap.run.show import show_allocation, show_model
 from ecoflap.run.state import RunState

@@ -56,7 +56,7 @@ def key_hash(key: Mapping[str, JSON]) -> str:
     """The sha256 of the canonical JSON of a key: sorted names, no spaces.
 
     Raises:
-        TypeError: If the key holds something that is not JSON.
+        TypeError: if the key holds something that is not JSON.
     """
     try:
         canonical = json.dumps(key, sort_keys=True, separators=(",", ":"))

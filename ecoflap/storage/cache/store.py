@@ -43,7 +43,7 @@ class Store:
         """Check the mode.
 
         Raises:
-            ValueError: If the mode is none of the four.
+            ValueError: if the mode is none of the four.
         """
         self.root = Path(self.root)
         if self.mode not in get_args(Mode):

@@ -91,8 +91,8 @@ class Result:
         """Read a record.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the file is not a result record, or a newer version of the package wrote it.
+            FileNotFoundError: if there is no such file.
+            ValueError: if the file is not a result record, or a newer version of the package wrote it.
         """
         path = Path(path)
         if not path.is_file():

@@ -68,7 +68,7 @@ def read_layers(section: Mapping[str, Any]) -> dict[str, LayerCount]:
     """The layer counts of a sparsity section.
 
     Raises:
-        ValueError: If a layer lacks one of its counts.
+        ValueError: if a layer lacks one of its counts.
     """
     names = [field.name for field in fields(LayerCount)]
     for layer, counts in section["layers"].items():

@@ -28,9 +28,9 @@ def verify(run_folder: Path) -> list[str]:
         One line per difference, naming the layer or figure; empty when everything is equal.
 
     Raises:
-        FileNotFoundError: If the record, the checkpoint or the mask file is missing, or the run saved no
+        FileNotFoundError: if the record, the checkpoint or the mask file is missing, or the run saved no
             checkpoint.
-        ValueError: If the record or the mask file has another format.
+        ValueError: if the record or the mask file has another format.
     """
     run_folder = Path(run_folder)
     result = Result.read(run_folder / RESULT)

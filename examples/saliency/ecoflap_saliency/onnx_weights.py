@@ -1,4 +1,4 @@
-"""Weights out of an ONNX file, under the names that the exported modules had."""
+"""Weights of an ONNX file, by the parameter names of the exported modules."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ecoflap.storage.installation import install_extra
 
 
 def read_onnx(path: Path) -> dict[str, Tensor]:
-    """Every stored tensor by name.
+    """Read every stored tensor by name.
 
     The exporter folds the transpose of a linear weight into the stored tensor and gives it a number for a
-    name; such a weight is recognised by the named bias that is added to its product, and comes back as
+    name. Such a weight is recognised by the named bias that is added to its product, and is returned as
     ``nn.Linear`` stores it.
 
     Raises:
-        UserError: the ``onnx`` reader is missing.
+        UserError: if the ``onnx`` reader is missing.
     """
     try:
         import onnx

@@ -26,7 +26,7 @@ from ecoflap_saliency.calibration import (
 
 @dataclass(frozen=True)
 class Saliency:
-    """Compare maps with those of the model as it is when the task is loaded: dense.
+    """Compare maps with those of the dense model, which it draws when the task is loaded.
 
     Attributes:
         path: a folder of pictures that are not in the calibration set; null for the second half of
@@ -45,10 +45,10 @@ class Saliency:
         require_positive("task", self, "limit", "batch_size")
 
     def check_data(self, group: str) -> None:
-        """Refuse pictures that aren't there.
+        """Refuse missing pictures.
 
         Raises:
-            UserError: if pictures aren't there.
+            UserError: if pictures are missing.
         """
         self.chosen(group)
 
@@ -61,10 +61,10 @@ class Saliency:
         require_saliency_model(model, f"task={self.name}")
 
     def chosen(self, group: str) -> list[Path]:
-        """The pictures that are looked at.
+        """The pictures to compare.
 
         Raises:
-            UserError: there are none, or the limit is out of range.
+            UserError: if there are none, or the limit is out of range.
         """
         return spread(picture_files(self.path, HELD_OUT, group), self.limit, "pictures")
 
@@ -72,7 +72,7 @@ class Saliency:
         """Read the pictures and draw the dense maps.
 
         Raises:
-            UserError: the model makes no saliency maps, or there are no pictures.
+            UserError: if the model returns no saliency maps, or there are no pictures.
         """
         self.check_model(model)
         files = self.chosen("task")
@@ -87,9 +87,7 @@ class Saliency:
 
 @dataclass
 class SaliencyEvaluation:
-    """Pictures [pictures, 3, height, width] and their dense maps [pictures, height, width] in memory; call it
-    with a model.
-    """
+    """Pictures [pictures, 3, height, width], dense maps [pictures, height, width]; call it with a model."""
 
     pixels: Tensor
     dense: Tensor
@@ -97,16 +95,15 @@ class SaliencyEvaluation:
     sources: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
+        """Everything that the metrics depend on beside the model."""
         digest = hashlib.blake2b(self.pixels.numpy().tobytes() + self.dense.numpy().tobytes(), digest_size=16)
         return {"metric": "agreement with the dense maps", "pictures and maps": digest.hexdigest()}
 
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Mean over pictures of the overlap where the maps exceed one half, of the absolute error, and of the
-        correlation.
+        """Mean overlap of the maps above one half, mean absolute error and mean correlation.
 
         Raises:
-            NumericalError: a map is not finite.
+            NumericalError: if a map is not finite.
         """
         maps = saliency_maps(model, self.pixels, self.batch_size)
         if not torch.isfinite(maps).all():
@@ -123,17 +120,13 @@ class SaliencyEvaluation:
 
 
 def overlap(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union of two masks [pictures, height, width], [pictures]; two empty masks are the
-    same mask.
-    """
+    """Intersection over union of masks [pictures, height, width], [pictures]; two empty masks are equal."""
     intersection, union = (one & other).sum(dim=(1, 2)), (one | other).sum(dim=(1, 2))
     return torch.where(union == 0, 1.0, intersection / union)
 
 
 def correlation(one: Tensor, other: Tensor) -> Tensor:
-    """Pearson's correlation of two maps [pictures, height, width], [pictures]; a map of one value has none,
-    which counts as zero.
-    """
+    """Pearson's correlation of maps [pictures, height, width], [pictures]; zero for a constant map."""
     one, other = (maps.double().flatten(1) - maps.double().mean(dim=(1, 2))[:, None] for maps in (one, other))
     product = one.norm(dim=1) * other.norm(dim=1)
     return torch.where(product == 0, 0.0, (one * other).sum(dim=1) / product)

@@ -1,1 +1,1 @@
-"""Prune a sentence encoder: MiniLM, and how often halves of passages find each other."""
+"""Prune a sentence encoder: MiniLM, evaluated by retrieval of passages."""

@@ -1,6 +1,4 @@
-"""Passages of a text in two halves, as calibration data for a sentence encoder: halves of one passage should
-be close, others far.
-"""
+"""Calibration of a sentence encoder on halves of passages, which should be nearer than other passages."""
 
 from __future__ import annotations
 
@@ -21,10 +19,10 @@ SHORTEST = 32  # words; shorter lines are headings and captions
 
 
 def require_sentence_encoder(model: PrunableModel, option: str) -> None:
-    """Refuse a model that makes no sentence embeddings.
+    """Refuse a model that returns no sentence embeddings.
 
     Raises:
-        UserError: it doesn't.
+        UserError: if it returns none.
     """
     if model.loss_function is not halves_loss:
         raise UserError(
@@ -37,7 +35,7 @@ def passages(text: str, option: str) -> list[str]:
     """The lines of a text that are long enough to be passages.
 
     Raises:
-        UserError: there are none.
+        UserError: if there are none.
     """
     found = [line.strip() for line in text.splitlines() if len(line.split()) >= SHORTEST]
     if len(found) < 2:
@@ -49,9 +47,7 @@ def passages(text: str, option: str) -> list[str]:
 
 
 def encode_halves(model: PrunableModel, texts: Sequence[str], length: int) -> dict[str, Tensor]:
-    """Both halves of each passage as token ids, ``input_ids`` and ``attention_mask``, [passages, 2,
-    length].
-    """
+    """Encode both halves of passages: ``input_ids`` and ``attention_mask``, [passages, 2, length]."""
     words = [text.split() for text in texts]
     halves = [" ".join(half) for each in words for half in (each[: len(each) // 2], each[len(each) // 2 :])]
     encoded = model.processor(
@@ -66,7 +62,7 @@ class Sentences(TextSource):
 
     Attributes:
         samples: number of passages.
-        sequence_length: most tokens of a half; shorter halves are padded, and their padding counts nowhere.
+        sequence_length: most tokens of a half; shorter halves are padded, which changes nothing.
         name: shown in logs and written to result files.
     """
 
@@ -95,7 +91,7 @@ class Sentences(TextSource):
         """Draw the passages.
 
         Raises:
-            UserError: the model is no sentence encoder, or the text isn't there or has no passages.
+            UserError: if the model is no sentence encoder, or the text is missing or has no passages.
         """
         self.check_model(model)
         every = passages(self.read_text("calibration"), "calibration")

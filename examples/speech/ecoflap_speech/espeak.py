@@ -12,7 +12,7 @@ import sys
 import wave
 from functools import partial
 
-# Of speak_lib.h: sound is handed to a callback, positions count characters, text is UTF-8.
+# Of speak_lib.h: a callback receives the sound, positions count characters, text is UTF-8.
 RETRIEVAL, BY_CHARACTER, UTF8 = 1, 1, 1
 RECEIVER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_void_p)
 
@@ -42,7 +42,7 @@ def speak(library: ctypes.CDLL, text: str, voice: str) -> bytes:
 
 
 def _receive(heard: list[bytes], address: int | None, count: int, _: int | None) -> int:
-    """Keep what the engine hands over; zero asks it to go on."""
+    """Store the samples of the engine; returns zero, which lets it continue."""
     if address:
         heard.append(ctypes.string_at(address, 2 * count))
     return 0

@@ -1,4 +1,4 @@
-"""Speech made by machine: eSpeak NG reads sentences that are put together from lists of words.
+"""Synthesised speech: eSpeak NG reads random sentences from lists of words.
 
 So that a speech model can be tried without any recording. The words of the calibration sentences and of the
 held-out ones are different.
@@ -43,17 +43,17 @@ VOICES = ("en-us", "en-us+f3", "en-us+m3")
 
 
 def sentences(held_out: bool, count: int, seed: int) -> list[str]:
-    """``count`` different sentences of one half of the words."""
+    """Draw ``count`` different sentences of one half of the words."""
     words = [words.split("|")[int(held_out) :: 2] for words in (WHO, DID, WHAT, WHEN)]
     every = list(product(*words))
     return [" ".join(every[index]) for index in draw(len(every), count, seed)]
 
 
 def record(texts: Sequence[str], folder: Path) -> list[Path]:
-    """Let the texts be read in changing voices, each into a wav file of its own.
+    """Synthesise texts in changing voices, each into a wav file of its own.
 
     Raises:
-        UserError: the engine isn't installed, or fails.
+        UserError: if the engine is not installed, or fails.
     """
     if importlib.util.find_spec("espeakng_loader") is None:
         raise UserError(

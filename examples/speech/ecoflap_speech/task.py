@@ -1,4 +1,4 @@
-"""Speech: the loss of the right transcript, and how many words of the model's own transcript are wrong."""
+"""Speech recognition: the loss of the transcript, and the word error rate."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ecoflap_speech.calibration import (
 )
 from ecoflap_speech.whisper import start_tokens
 
-SPOKEN = 24  # sentences, where there are no recordings
+SPOKEN = 24  # sentences, if there are no recordings
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Speech:
             than the calibration set's.
         limit: number of recordings, evenly spaced; null for all, or for 24 sentences.
         batch_size: recordings per forward pass; changes nothing beyond rounding.
-        max_new_tokens: longest transcript; a model that is pruned too far goes on for ever.
+        max_new_tokens: length of the longest transcript, in tokens; a damaged model may never end one.
         name: shown in logs and written to result files.
     """
 
@@ -53,28 +53,28 @@ class Speech:
         require_positive("task", self, "limit", "batch_size", "max_new_tokens")
 
     def check_data(self, group: str) -> None:
-        """Refuse recordings that aren't there.
+        """Refuse missing recordings.
 
         Raises:
-            UserError: if recordings aren't there, or the limit is out of range.
+            UserError: if recordings are missing, or the limit is out of range.
         """
         if self.path is not None:
             spread(recordings(self.path, group), self.limit, "recordings")
 
     def check_model(self, model: PrunableModel) -> None:
-        """Refuse a model that hears nothing, or writes no transcripts as long as is asked for.
+        """Refuse a model that reads no speech, or writes no transcripts of the requested length.
 
         Raises:
-            UserError: if the model hears nothing, or writes no transcripts as long as is asked for.
+            UserError: if the model reads no speech, or writes no transcripts of that length.
         """
         require_speech_model(model, f"task={self.name}")
         require_length(model, self.max_new_tokens, f"task.max_new_tokens={self.max_new_tokens}")
 
     def load(self, model: PrunableModel) -> SpeechEvaluation:
-        """Read the recordings once for dense and pruned model.
+        """Read the recordings once, for the dense and the pruned model.
 
         Raises:
-            UserError: the model hears nothing, there are no recordings, or ``jiwer`` is missing.
+            UserError: if the model reads no speech, there are no recordings, or ``jiwer`` is missing.
         """
         self.check_model(model)
         word_error_rate(["a"], ["a"])  # to learn now, and not after the pruning, whether the package is there
@@ -99,7 +99,7 @@ class SpeechEvaluation:
     sources: frozenset[str] = frozenset()
 
     def identity(self) -> dict[str, Any]:
-        """Everything that the numbers depend on beside the model."""
+        """Everything that the metrics depend on beside the model."""
         digest = hashlib.blake2b("\n".join(self.texts).encode(), digest_size=16)
         for sample in self.samples:
             digest.update(sample["input_features"].numpy().tobytes())
@@ -111,11 +111,10 @@ class SpeechEvaluation:
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """Word error rate in percent, mean loss of the right transcripts in nats per token, and the number of
-        recordings.
+        """Word error rate in percent, mean loss in nats per token, and the number of recordings.
 
         Raises:
-            NumericalError: the loss is NaN.
+            NumericalError: if the loss is NaN.
         """
         module: Any = model.module.eval()
 
@@ -164,7 +163,7 @@ class SpeechEvaluation:
 
 
 def _padded(samples: list[Sample], padding: int) -> Sample:
-    """One batch; what stands after a transcript's end changes nothing before it."""
+    """Pad samples to a batch; padding on the right changes nothing before it."""
     return {
         "input_features": torch.stack([sample["input_features"] for sample in samples]),
         "decoder_input_ids": pad_sequence([sample["decoder_input_ids"] for sample in samples], True, padding),
@@ -173,11 +172,10 @@ def _padded(samples: list[Sample], padding: int) -> Sample:
 
 
 def word_error_rate(texts: list[str], transcripts: list[str]) -> float:
-    """Words to change, add or leave out per word of the texts, in percent, after Whisper's own clean-up of
-    case, punctuation and numbers.
+    """Word error rate in percent, after Whisper's own normalisation of case, punctuation and numbers.
 
     Raises:
-        UserError: ``jiwer`` is missing.
+        UserError: if ``jiwer`` is missing.
     """
     from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 

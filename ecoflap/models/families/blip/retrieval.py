@@ -1,4 +1,4 @@
-"""BLIP of transformers as a retriever: pictures and texts apart (contrast) and together (match)."""
+"""BLIP of transformers for retrieval, by contrast of pictures and texts and by matching of pairs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
 
 
 def match_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
-    """Do picture and text belong together (ITM)? Per sample, [batch]; see ``_match``."""
+    """Image-text matching loss (ITM), per sample, [batch]; see ``_match``."""
     states = image_states(module, batch["pixel_values"])
     return _match(module, batch, states, image_text_positives(batch, copies), copies)
 
@@ -79,7 +79,7 @@ def _for_pairs(input_ids: Tensor, encoder_token: Tensor | None) -> Tensor:
 
 
 def _match_logits(module: Any, input_ids: Tensor, attention_mask: Tensor, image: dict[str, Tensor]) -> Tensor:
-    """[pairs, 2]: apart, together."""
+    """Logits [pairs, 2] of no match and match."""
     with counting(attention_mask):
         states = module.text_encoder(input_ids=input_ids, attention_mask=attention_mask, **image)[0]
     logits: Tensor = module.itm_head(states[:, 0])
@@ -106,7 +106,7 @@ class RetrievalInterface(DualInterface):
         self.encoder_token = encoder_token
 
     def encode(self, example: Example) -> Sample:
-        """A picture with its caption, and what the caption begins with beside a picture."""
+        """Encode a picture with its caption, and the first token of the caption in matching."""
         sample = super().encode(example)
         return (
             sample
@@ -127,7 +127,7 @@ class RetrievalInterface(DualInterface):
 
     @torch.no_grad()
     def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
-        """Logit of "they belong together" for each pair, [pairs]."""
+        """Logit of a match for each pair, [pairs]."""
         module: Any = model.module
         tokens = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
@@ -153,7 +153,7 @@ class RetrievalInterface(DualInterface):
 
 @dataclass(frozen=True)
 class BlipRetrieval(BlipRetrievalOptions, Pretrained):
-    """BLIP that finds pictures and texts."""
+    """BLIP for retrieval of pictures and texts."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and processor.

@@ -40,7 +40,7 @@ def check_encoder_token(token: int | None, module: Any) -> None:
 
 
 def image_states(module: Any, pixels: Tensor) -> dict[str, Tensor]:
-    """What a text tower reads of a picture, as keyword arguments."""
+    """The encoder states of pictures, as keyword arguments of a text tower."""
     states = module.vision_model(pixel_values=pixels.to(next(module.parameters()).dtype))[0]
     return {
         "encoder_hidden_states": states,
@@ -49,7 +49,7 @@ def image_states(module: Any, pixels: Tensor) -> dict[str, Tensor]:
 
 
 def vqa_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
-    """Cross-entropy of the answer that the decoder writes about picture and question, per sample, [batch]."""
+    """Cross-entropy of the answer given picture and question, per sample, [batch]."""
     mask = batch["attention_mask"]
     states = module.text_encoder(
         input_ids=batch["input_ids"], attention_mask=mask, **image_states(module, batch["pixel_values"])
@@ -61,7 +61,7 @@ def vqa_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
 
 
 def caption_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
-    """Cross-entropy of the caption, its prompt left out, per sample, [batch]."""
+    """Cross-entropy of the caption without its prompt, per sample, [batch]."""
     states = image_states(module, batch["pixel_values"])
     logits = module.text_decoder(
         input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], **states
@@ -79,7 +79,7 @@ class VqaInterface:
         self.pixels = Pixels.of(processor.image_processor)
 
     def encode(self, example: Example) -> Sample:
-        """Picture, question, and the answer as the decoder writes it: start token, words, end."""
+        """Encode picture, question, and the answer with start and end token."""
         labels = self._answers([example.target])["input_ids"][0]
         sample = {"pixel_values": self.pixels([example.image or ""])[0], "labels": labels}
         return sample | {name: tokens[0] for name, tokens in self._questions([example.text]).items()}
@@ -149,7 +149,7 @@ class CaptionInterface:
         self.pixels = Pixels.of(processor.image_processor)
 
     def encode(self, example: Example) -> Sample:
-        """Picture, and prompt and caption as the decoder writes them; the prompt is no target."""
+        """Encode picture, prompt and caption; the prompt is no target."""
         text = f"{self.prompt} {example.target}"
         tokens = self.processor.tokenizer(
             text, truncation=True, max_length=LONGEST_CAPTION, return_tensors="pt"
@@ -162,7 +162,7 @@ class CaptionInterface:
         return {"pixel_values": self.pixels([example.image or ""])[0], **written}
 
     def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
-        """The caption of each picture, its prompt cut off."""
+        """The caption of each picture, without its prompt."""
         module: Any = model.module
         prompt = self.processor.tokenizer([self.prompt] * len(examples), return_tensors="pt").to(model.device)
         pixels = self.pixels([example.image or "" for example in examples]).to(next(module.parameters()))
@@ -179,7 +179,7 @@ class CaptionInterface:
 
 
 def _same_length(texts: Sequence[dict[str, Tensor]]) -> list[tuple[list[int], dict[str, Tensor]]]:
-    """The rows of texts [1, tokens] by their length, each group with its tokens [texts, tokens]."""
+    """Group texts [1, tokens] by length: rows, and their tokens [texts, tokens]."""
     rows: dict[int, list[int]] = {}
     for row, text in enumerate(texts):
         rows.setdefault(text["input_ids"].shape[1], []).append(row)

@@ -77,7 +77,7 @@ class Blip2Interface:
         """The answer to each question."""
         module: Any = model.module
         tokenizer, weight = self.processor.tokenizer, next(module.parameters())
-        # A decoder-only model writes on from the last token, so padding has to stand before the question.
+        # A decoder-only model writes on from the last token, so padding has to come before the question.
         tokenizer.padding_side = "left" if decoder_only(module) else "right"
         texts = [example.worded(self.prompt) for example in examples]
         # The processor puts the image tokens into the text only when it is given an image; any one will do

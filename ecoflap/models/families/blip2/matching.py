@@ -32,7 +32,7 @@ def itc_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
 
 
 def match_loss(module: Any, batch: Batch, copies: int = 1) -> Tensor:
-    """Do picture and text belong together (ITM)? Per sample, [batch]; see ``_match``."""
+    """Image-text matching loss (ITM), per sample, [batch]; see ``_match``."""
     states = _image_states(module, batch["pixel_values"])
     return _match(module, batch, states, image_text_positives(batch, copies), copies)
 
@@ -98,12 +98,11 @@ def _text_features(module: Any, input_ids: Tensor, attention_mask: Tensor) -> Te
 
 
 def _match_logits(module: Any, input_ids: Tensor, attention_mask: Tensor, states: Tensor) -> Tensor:
-    """[pairs, 2]: apart, together; the mean over the queries."""
+    """Logits [pairs, 2] of no match and match, means over the queries."""
     queries = module.query_tokens.expand(len(states), -1, -1)
     count = queries.shape[1]
-    if (
-        input_ids.shape[1] == count
-    ):  # one more token of padding: statistics tell queries from text by their number
+    # Statistics tell queries from text by their number, so texts of the same length get one token of padding.
+    if input_ids.shape[1] == count:
         input_ids, attention_mask = (
             torch.nn.functional.pad(tensor, (0, 1)) for tensor in (input_ids, attention_mask)
         )
@@ -118,7 +117,7 @@ def _match_logits(module: Any, input_ids: Tensor, attention_mask: Tensor, states
 
 
 class ItmInterface(DualInterface):
-    """Pictures and captions, apart and together."""
+    """Pictures and captions, embedded apart or matched in pairs."""
 
     longest = 35  # as BLIP-2 is measured
 
@@ -132,7 +131,7 @@ class ItmInterface(DualInterface):
 
     @torch.no_grad()
     def match(self, model: PrunableModel, images: Sequence[str], texts: Sequence[str]) -> Tensor:
-        """Logit of "they belong together" for each pair, [pairs]."""
+        """Logit of a match for each pair, [pairs]."""
         module: Any = model.module
         tokens = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
@@ -150,7 +149,7 @@ LOSSES = {"match_and_contrastive": match_and_contrastive_loss, "match": match_lo
 
 @dataclass(frozen=True)
 class Blip2Itm(Blip2ItmOptions, Pretrained):
-    """BLIP-2's first stage: vision tower and Q-Former, which find pictures and texts."""
+    """BLIP-2's first stage for retrieval: vision tower and Q-Former."""
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and processor.

@@ -1,4 +1,4 @@
-"""Two towers that meet in one space: CLIP of transformers, and what every such model shares."""
+"""Models with two towers and one embedding space: CLIP of transformers, and the common code."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class DualInterface:
         return {"pixel_values": pixels, **self._tokens([example.target])[0]}
 
     def _tokens(self, texts: Sequence[str]) -> list[Sample]:
-        """Tokens of each text, cut to what the tower can read."""
+        """Tokens of each text, truncated to the tower's length."""
         encoded = [
             self.tokenizer(text, return_tensors="pt", truncation=True, max_length=self.longest)
             for text in texts

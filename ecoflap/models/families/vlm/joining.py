@@ -14,7 +14,7 @@ Join = Callable[[Any, Batch], dict[str, Tensor]]
 
 
 def joined(module: Any, batch: Batch) -> dict[str, Tensor]:
-    """The inputs of one call: the samples one behind the other, along their first dimension.
+    """The inputs of one call: samples concatenated along their first dimension.
 
     Nearly every model reads each sample in them as it would alone; for the others, ``JOINS`` makes the inputs
     that let it.

@@ -52,13 +52,10 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     inputs = joined(module, batch)
     if not writes_after_prompt(module):
         return token_loss(module(**inputs).logits, inputs["labels"])
-    if (
-        kind == "paligemma"
-    ):  # some releases let what is written see what comes after it unless labels are given
+    # In some releases, a PaliGemma attends to later tokens of the answer unless it receives labels.
+    if kind == "paligemma":
         return next_token_loss(module(**inputs).logits, inputs["labels"])
-    labels = inputs.pop(
-        "labels"
-    )  # given labels, other models would compute a loss of their own over all tokens
+    labels = inputs.pop("labels")  # with labels, other models would compute their own loss over all tokens
     logits = module(**inputs).logits
     return next_token_loss(logits[:, -labels.shape[1] :], labels)  # GIT's begin with those of the picture
 

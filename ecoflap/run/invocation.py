@@ -1,0 +1,54 @@
+"""How Hydra started a run: alone or in a sweep, with which overrides, and how to resume it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+
+def sweep_name() -> str | None:
+    """The name of the sweep's folder in a multirun; None in a single run."""
+    if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
+        return None
+    return Path(HydraConfig.get().sweep.dir).name
+
+
+def submits_without_sweep() -> str | None:
+    """A message if this is a single run and asks for a sweep or a cluster, which it would ignore."""
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return None
+    chosen: Any = HydraConfig.get().runtime.choices
+    if chosen.get("sweep") is not None:
+        return (
+            f"+sweep={chosen['sweep']} describes a sweep, and this is a single run, which would ignore it:"
+            " add -m"
+        )
+    if (cluster := chosen.get("cluster")) not in (None, "none"):
+        return (
+            f"cluster={cluster} submits sweeps, and this is a single run, which would run on this machine:"
+            " add -m (a sweep may have one job)"
+        )
+    return None
+
+
+def how_to_resume() -> str:
+    """How to resume this run, or the sweep that it belongs to, in words."""
+    hydra = HydraConfig.get()
+    if hydra.mode == RunMode.MULTIRUN:
+        return f"ecoflap status {hydra.sweep.dir} --rerun-failed goes on from here"
+    return f"the same command with hydra.run.dir={hydra.runtime.output_dir} goes on from here"
+
+
+def given_options() -> list[str]:
+    """The overrides of this run's config, from the command line or a sweep; empty outside of Hydra."""
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def runs_in_sequence() -> bool:
+    """Whether this process does the runs of a sweep one after the other."""
+    if sweep_name() is None:
+        return False
+    return str(HydraConfig.get().launcher._target_).endswith(".InProcessLauncher")
