@@ -22,12 +22,11 @@ HOOKS = (
 
 @contextmanager
 def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
-    """Restore what steps change of a model, even if they are interrupted, and let gradients be taken whatever
-    mode the caller is in.
+    """Restore what steps change of a model, even if they are interrupted; enable gradients meanwhile.
 
-    These are training modes, gradients, hooks, the classes and attributes of modules, the tokenizer's padding
-    side, and the state of PyTorch's random numbers. A step cleans up after itself as well, but a notebook
-    keeps the traceback of an interrupted step, and with it the generators whose hooks are still set.
+    Restored are training modes, gradients, hooks, the classes and attributes of modules, the tokenizer's
+    padding side, and the state of PyTorch's random numbers. A step cleans up after itself as well, but a
+    notebook keeps the traceback of an interrupted step, and with it the generators whose hooks are still set.
     """
     children = list(module.modules())
     before = [_state(child) for child in children]

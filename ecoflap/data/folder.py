@@ -30,11 +30,9 @@ def require_files(folder: str | None, wanted: str, option: str, name: str, obtai
         )
     root = Path(folder).expanduser()
     if not any(root.glob(wanted)):
-        found = (
-            ", ".join(sorted(entry.name for entry in root.iterdir())[:8])
-            if root.is_dir()
-            else "no such folder"
-        )
+        found = "no such folder"
+        if root.is_dir():
+            found = ", ".join(sorted(entry.name for entry in root.iterdir())[:8])
         raise UserError(f"{option}={name}: {wanted} is not in {option}.path={folder} ({found}). {obtain}")
     return root
 

@@ -73,11 +73,9 @@ class Schedule(ScheduleOptions):
         )
         when = {"strategy": "epoch"} if self.every is None else {"strategy": "steps", "steps": self.every}
         saving = {f"save_{name}": value for name, value in when.items()}
-        looking = (
-            {f"eval_{name}": value for name, value in when.items()}
-            if self.held_out
-            else {"eval_strategy": "no"}
-        )
+        evaluation: dict[str, Any] = {"eval_strategy": "no"}
+        if self.held_out:
+            evaluation = {f"eval_{name}": value for name, value in when.items()}
         precision = self.mixed_precision(device)
         return {
             "output_dir": str(folder),
@@ -96,7 +94,7 @@ class Schedule(ScheduleOptions):
             "seed": seed,
             "logging_steps": self.log_every,
             **saving,
-            **looking,
+            **evaluation,
             "save_total_limit": 2 if self.held_out else 1,
             "restore_callback_states_from_checkpoint": self.patience is not None,
             "load_best_model_at_end": bool(self.held_out),

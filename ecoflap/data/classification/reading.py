@@ -115,13 +115,9 @@ class PictureSource(PictureSourceOptions):
             UserError: if files are missing or not in the set's layout, or the classes have no names.
         """
         splits = self.facts(option).splits
-        reader = (
-            self._folders
-            if splits is None
-            else self._split_file
-            if splits.endswith(".json")
-            else self._aircraft
-        )
+        reader = self._folders
+        if splits is not None:
+            reader = self._split_file if splits.endswith(".json") else self._aircraft
         found = reader(option)
         names, labels = self._names(found.classes, option, named)
         examples = [

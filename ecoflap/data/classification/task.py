@@ -82,11 +82,9 @@ class Classification(TaskOptions, PictureSource):
         everything, labels = self.named(model)
         pictures = replace(everything, examples=spread(everything.examples, self.limit, "pictures"))
         right = [labels[one.label or 0] for one in pictures.examples]
-        classes = (
-            None
-            if isinstance(model.interface, Classifies)
-            else Classes(everything.names, self.prompts("task"))
-        )
+        classes = None
+        if not isinstance(model.interface, Classifies):
+            classes = Classes(everything.names, self.prompts("task"))
         return ClassificationEvaluation(
             self, model.interface, pictures, right, classes, fingerprint(pictures, right, classes)
         )

@@ -117,11 +117,10 @@ class EasyClassification(EasyClassificationOptions, PictureTask):
 
         def best_five(batch: list[Example]) -> list[list[int]]:
             paths = [one.image or "" for one in batch]
-            logits = (
-                interface.classify(model, batch)
-                if texts is None
-                else similarity(interface.embed_images(model, paths), texts)
-            )
+            if texts is None:
+                logits = interface.classify(model, batch)
+            else:
+                logits = similarity(interface.embed_images(model, paths), texts)
             return logits.topk(5, dim=-1).indices.tolist()
 
         right = torch.tensor([names.index(one.target) for one in pictures])

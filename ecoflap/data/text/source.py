@@ -66,11 +66,8 @@ class TextSource(TextSourceOptions):
         Raises:
             UserError: if the text is missing, unreadable or too short.
         """
-        texts = (
-            self.read_documents(option)
-            if self.path is None or _holds_json(self.path)
-            else [self.read_text(option)]
-        )
+        by_document = self.path is None or _holds_json(self.path)
+        texts = self.read_documents(option) if by_document else [self.read_text(option)]
         if not any(map(str.strip, texts)):
             raise UserError(
                 f"{option}.path={self.path}: there is no text in it; give a text file, or JSON lines with"
@@ -155,10 +152,8 @@ def _json_text(line: str, column: str, option: str, where: str) -> str:
         ) from None
     text = row.get(column) if isinstance(row, dict) else None
     if not isinstance(text, str):
-        found = (
-            f"has {nearest(column, row) or 'no keys'}"
-            if isinstance(row, dict)
-            else f"is a {type(row).__name__}"
-        )
+        found = f"is a {type(row).__name__}"
+        if isinstance(row, dict):
+            found = f"has {nearest(column, row) or 'no keys'}"
         raise UserError(f"{wanted}, and it {found}")
     return text

@@ -124,11 +124,9 @@ class PublishedQuestions(PublishedQuestionsOptions, ABC):
         Raises:
             UserError: if the questions are missing.
         """
-        return (
-            None
-            if self.path is None
-            else require_files(self.path, self.questions, option, self.name, self.obtain)
-        )
+        if self.path is None:
+            return None
+        return require_files(self.path, self.questions, option, self.name, self.obtain)
 
     def score(self, answer: str, question: Question) -> float:
         """The score of an answer, from 0 to 1."""
@@ -157,11 +155,9 @@ class QuestionsEvaluation:
         inputs = fingerprint_by_size(asked, (one.image for one in self.questions), self.interface)
         elsewhere = ("path", "limit", "batch_size", "clean", "answer_list", "k_test")
         options = {key: value for key, value in vars(self.task).items() if key not in elsewhere}
-        choices = (
-            None
-            if self.choices is None
-            else hashlib.blake2b(repr(self.choices).encode(), digest_size=16).hexdigest()
-        )
+        choices = None
+        if self.choices is not None:
+            choices = hashlib.blake2b(repr(self.choices).encode(), digest_size=16).hexdigest()
         return {"metric": self.task.metric, "inputs": inputs, "choices": choices, **options}
 
     @torch.no_grad()

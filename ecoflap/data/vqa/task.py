@@ -47,11 +47,9 @@ class VqaV2(VqaV2TaskOptions, PublishedQuestions):
         """The 214,354 questions of val, the 107,394 of test-dev or the 447,793 of test."""
         if self.split != "val":
             return read_test_questions(VQAV2, self.path, self.split, "task")
-        return (
-            self.hub.read("task=vqav2")
-            if self.path is None
-            else read_coco_questions(VQAV2, self.path, "val", "task")
-        )
+        if self.path is None:
+            return self.hub.read("task=vqav2")
+        return read_coco_questions(VQAV2, self.path, "val", "task")
 
     def check_model(self, model: PrunableModel) -> None:
         """See ``PublishedQuestions``; with a list of answers, the model has to choose.
@@ -87,11 +85,9 @@ class OkVqa(OkVqaOptions, PublishedQuestions):
         """The 5,046 questions of val; refuse a missing lemmatiser before hours of answers."""
         if self.lemmatize:
             lemmatizer()
-        return (
-            self.hub.read("task=okvqa")
-            if self.path is None
-            else read_coco_questions(OKVQA, self.path, "val", "task")
-        )
+        if self.path is None:
+            return self.hub.read("task=okvqa")
+        return read_coco_questions(OKVQA, self.path, "val", "task")
 
     def score(self, answer: str, question: Question) -> float:
         """The score of an answer, from 0 to 1."""

@@ -108,11 +108,9 @@ class RetrievalInterface(DualInterface):
     def encode(self, example: Example) -> Sample:
         """Encode a picture with its caption, and the first token of the caption in matching."""
         sample = super().encode(example)
-        return (
-            sample
-            if self.encoder_token is None
-            else {**sample, "encoder_token": torch.tensor(self.encoder_token)}
-        )
+        if self.encoder_token is None:
+            return sample
+        return {**sample, "encoder_token": torch.tensor(self.encoder_token)}
 
     def image_features(self, module: Any, pixels: Tensor) -> Tensor:
         """Normalised features of pixel values, [images, features]."""
@@ -132,12 +130,10 @@ class RetrievalInterface(DualInterface):
         tokens = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
         ).to(model.device)
-        first = (
-            None
-            if self.encoder_token is None
-            else torch.full((len(texts),), self.encoder_token, device=model.device)
-        )
-        pictures = list(dict.fromkeys(images))  # of many captions: each goes through the vision tower once
+        first = None
+        if self.encoder_token is not None:
+            first = torch.full((len(texts),), self.encoder_token, device=model.device)
+        pictures = list(dict.fromkeys(images))  # each is encoded once, though it may have many captions
         states = image_states(module, self.pixels(pictures).to(model.device))
         states = {
             name: tensor[[pictures.index(image) for image in images]] for name, tensor in states.items()

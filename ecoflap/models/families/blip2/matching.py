@@ -136,7 +136,7 @@ class ItmInterface(DualInterface):
         tokens = self.tokenizer(
             list(texts), padding=True, truncation=True, max_length=self.longest, return_tensors="pt"
         ).to(model.device)
-        pictures = list(dict.fromkeys(images))  # of many captions: each goes through the vision tower once
+        pictures = list(dict.fromkeys(images))  # each is encoded once, though it may have many captions
         states = _image_states(module, self.pixels(pictures).to(model.device))
         states = states[[pictures.index(image) for image in images]]
         return (

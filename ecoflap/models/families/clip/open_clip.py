@@ -84,11 +84,8 @@ class OpenClip(OpenClipOptions):
             )
         dtype = resolve_dtype(self.dtype)
         check_fits(sum(parameter.numel() for parameter in shape.parameters()), dtype, device)
-        source = (
-            str(Path(self.pretrained).expanduser())
-            if Path(self.pretrained).expanduser().is_file()
-            else self.pretrained
-        )
+        file = Path(self.pretrained).expanduser()
+        source = str(file) if file.is_file() else self.pretrained
         with quiet(logging.INFO):
             module, _, transform = from_hub(
                 lambda: open_clip.create_model_and_transforms(self.architecture, pretrained=source), source
