@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
 from ecoflap.errors import UserError, nearest
+from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.towers import Tower
 
 TOTALS = EXACT, AS_GIVEN, UNITS = "exact", "as_given", "units"
@@ -146,3 +148,21 @@ def _check_total(allocation: Allocation, towers: tuple[Tower, ...], path: str) -
             f" its counts keep {found:,} (a sparsity of {allocation.sparsity:.4f}); correct the counts, or"
             " take them as they are with allocation.total=as_given"
         )
+
+
+def check_counts(allocation: Allocation, layers: Sequence[Layer]) -> None:
+    """Refuse an allocation that was made for other layers.
+
+    Raises:
+        UserError: if it has no count for a layer, one too many, or one that a layer can't keep.
+    """
+    sizes = {layer.name: layer.size for layer in layers}
+    for name in {**sizes, **allocation.keep}:
+        size, kept = sizes.get(name), allocation.keep.get(name)
+        if size is None or kept is None or allocation.sizes.get(name) != size or not 0 <= kept <= size:
+            here = "is not pruned" if size is None else f"has {size}"
+            raise UserError(
+                f"the allocation was made for other layers: {name} keeps {kept} of"
+                f" {allocation.sizes.get(name)} weights there, and {here} here; allocate for the model that"
+                " is pruned, with its towers and skip_layers"
+            )

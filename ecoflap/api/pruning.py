@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from ecoflap.allocate.allocation import Allocation, check_sparsity
+from ecoflap.allocate.allocation import Allocation, check_counts, check_sparsity
 from ecoflap.allocate.protocol import Allocator
 from ecoflap.api.loading import load
 from ecoflap.api.method import Method, choose_method
@@ -144,24 +144,6 @@ def _check(
         method.allocator.check(target)
         check_scores(method.allocator, method.scorer or method.scores)
     if method.allocation is not None:
-        check_counts(model, method.allocation)
+        check_counts(method.allocation, model.layers)
     method.pruner.check(target, method.uneven)
     method.pruner.check_layers(model.layers)
-
-
-def check_counts(model: PrunableModel, allocation: Allocation) -> None:
-    """Refuse an allocation that was made for other layers.
-
-    Raises:
-        UserError: if it has no count for a layer of the model, one too many, or one that a layer can't keep.
-    """
-    sizes = {layer.name: layer.size for layer in model.layers}
-    for name in {**sizes, **allocation.keep}:
-        size, kept = sizes.get(name), allocation.keep.get(name)
-        if size is None or kept is None or allocation.sizes.get(name) != size or not 0 <= kept <= size:
-            raise UserError(
-                f"the allocation was made for other layers: {name} keeps {kept} of"
-                f" {allocation.sizes.get(name)} weights there, and"
-                f" {'is not pruned' if size is None else f'has {size}'} here; allocate for the model that is"
-                " pruned, with its towers and skip_layers"
-            )

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ecoflap.allocate.allocation import check_counts
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.console.telemetry import measure
 from ecoflap.data.calibration_set import CalibrationSet
@@ -127,5 +128,6 @@ def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Turn the scores into a count per layer, and write ``allocation.json``."""
     with measure(state.costs, "allocate"):
         state.allocation = plan.allocator(model, state.scores, plan.config.sparsity)
+        check_counts(state.allocation, model.layers)
     write_json(plan.folder / ALLOCATION, asdict(state.allocation))
     show_allocation(model, state.allocation)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from ecoflap.blocks.statistics import Statistic
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.run.plan import Plan
 from ecoflap.run.state import RunState
+from ecoflap.score.protocol import Scorer
 from ecoflap.storage.cache.entries import key_hash
 
 
@@ -31,7 +33,7 @@ def scores_key(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, A
     return {
         **_measured(plan, ("score",), model, state, plan.scorer.samples),
         "class": _name_of(plan.scorer),
-        "score": plan.scorer.identity(),
+        "score": {**plan.scorer.identity(), **_options_beside_identity(plan.scorer)},
         "seed": plan.config.seed,
     }
 
@@ -74,6 +76,14 @@ def _name_of(part: object) -> str:
     """The dotted name of a class, or of a part's: two of one module may be alike in everything else."""
     kind = part if isinstance(part, type) else type(part)
     return f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _options_beside_identity(scorer: Scorer) -> dict[str, Any]:
+    """Options that a subclass has added to a scorer without naming them in an ``identity`` of its own."""
+    owner = next(kind for kind in type(scorer).__mro__ if "identity" in vars(kind))
+    known = {entry.name for entry in fields(owner)} if is_dataclass(owner) else set()
+    own: tuple[Field[Any], ...] = fields(scorer) if is_dataclass(scorer) else ()
+    return {entry.name: getattr(scorer, entry.name) for entry in own if entry.name not in known}
 
 
 def _measured(
