@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from ecoflap.blocks.statistics import Statistic
+if TYPE_CHECKING:
+    from ecoflap.blocks.statistics import Statistic
 
 Passes = Literal["blocks", "forward", "backward"]
 

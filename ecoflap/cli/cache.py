@@ -17,8 +17,8 @@ import time
 from pathlib import Path
 
 from ecoflap.console.progress import ArgumentParser, complain, table
-from ecoflap.run.config import RunConfig
 from ecoflap.storage.cache.upkeep import collect_garbage, entries, foreign, problem
+from ecoflap.storage.file_names import CACHE
 
 UNITS = ("", "K", "M", "G", "T")
 
@@ -34,8 +34,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "--cache",
         type=Path,
-        default=Path(RunConfig.cache),
-        help=f"folder of the cache (default: {RunConfig.cache})",
+        default=Path(CACHE),
+        help=f"folder of the cache (default: {CACHE})",
     )
     parser.add_argument("--max-size", type=size, help="with gc: how much may stay, such as 10GB")
     options = parser.parse_args(arguments)
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
     if (other := foreign(options.cache)) is not None:
         return complain(
             f"{options.cache} is no cache: {other} is no entry of one; --cache FOLDER names the cache, such"
-            f" as {RunConfig.cache}"
+            f" as {CACHE}"
         )
     if options.command == "gc":
         if options.max_size is None:

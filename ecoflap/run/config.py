@@ -18,7 +18,7 @@ from ecoflap.errors import UserError, did_you_mean, wrong_type
 from ecoflap.run import registry, tables
 from ecoflap.run.invocation import sweep_name
 from ecoflap.run.moved import current_place
-from ecoflap.storage.file_names import SNAPSHOT
+from ecoflap.storage.file_names import CACHE, SNAPSHOT
 
 STEPS = ("calibrate", "score", "allocate", "prune", "finetune", "evaluate")
 OPTIONAL_STEPS = ("finetune",)
@@ -88,7 +88,7 @@ class RunConfig:
     device: str = "auto"
     inspect: bool = False
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
-    cache: str = "outputs/cache"
+    cache: str = CACHE
     cache_mode: str = field(default="use", metadata={"choices": ("use", "refresh", "readonly", "off")})
     resume: bool = True
 

@@ -3,6 +3,9 @@
 This module imports nothing, so that ``--help`` and the cluster's plugins can use it.
 """
 
+# Where runs share what they have computed, unless they are told otherwise.
+CACHE = "outputs/cache"
+
 # In a run's folder.
 RESULT = "result.json"
 STATUS = "status.json"

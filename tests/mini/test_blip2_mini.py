@@ -21,7 +21,7 @@ def test_it_is_small_half_precision_and_has_a_card() -> None:
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 8e6
     assert {tensor.dtype for tensor in load_file(FOLDER / "model.safetensors").values()} == {torch.float16}
     card = (FOLDER / "README.md").read_text()
-    for word in ("Easy-VQA", "seed", "held-out", "license: mit", "train_blip2"):
+    for word in ("Easy-VQA", "seed", "held-out", "license: mit", "tools.train_mini.blip2"):
         assert word in card
 
 

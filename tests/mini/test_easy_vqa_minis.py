@@ -72,7 +72,7 @@ def test_it_is_small_half_precision_and_has_a_card(name: str) -> None:
     assert sum(file.stat().st_size for file in folder.iterdir()) < 1e6
     assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float16}
     card = (folder / "README.md").read_text()
-    for word in ("Easy-VQA", "seed", "held-out", "guesser", "license: mit", f"train_{name}"):
+    for word in ("Easy-VQA", "seed", "held-out", "guesser", "license: mit", f"tools.train_mini.{name}"):
         assert word in card
 
 

@@ -36,7 +36,7 @@ def test_it_is_small_half_precision_and_has_a_card() -> None:
     assert sum(file.stat().st_size for file in FOLDER.iterdir()) < 1e6
     assert {tensor.dtype for tensor in load_file(FOLDER / "model.safetensors").values()} == {torch.float16}
     card = (FOLDER / "README.md").read_text()
-    for word in ("MMLU", "seed", "held-out", "guesser", "license: mit", "train_t5"):
+    for word in ("MMLU", "seed", "held-out", "guesser", "license: mit", "tools.train_mini.t5"):
         assert word in card
 
 
