@@ -11,9 +11,9 @@ PORTABLE := tests/models tests/blocks tests/data tests/score tests/prune tests/a
 # What importing LAVIS needs beside $(VENV), and a datasets that can live with this transformers. LAVIS' own pins are for transformers 4.26.
 MIXED_PACKAGES := transformers==4.51.3 datasets timm fairscale iopath einops decord opencv-python-headless webdataset pycocotools spacy
 # The folders whose tests run whole pipelines or train. All others are fast, and so are a few files of these.
-WHOLE_RUNS := accelerator benchmarks cli evaluate finetune lavis mini prune real refusals score slurm zoo
+WHOLE_RUNS := accelerator api benchmarks cli evaluate finetune lavis mini prune real refusals score slurm zoo
 QUICK := score/test_first_order prune/test_driver prune/test_propagate prune/test_whole_model refusals/test_main
-FAST := $(filter-out $(WHOLE_RUNS:%=tests/%/) %/__pycache__/,$(wildcard tests/*/)) $(wildcard tests/test_*.py) $(QUICK:%=tests/%.py)
+FAST := $(filter-out $(WHOLE_RUNS:%=tests/%/) %/__pycache__/,$(wildcard tests/*/)) $(filter-out tests/test_wheel.py tests/test_benchmarks.py,$(wildcard tests/test_*.py)) $(QUICK:%=tests/%.py)
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 OVERRIDES ?=
 
