@@ -16,7 +16,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
 from ecoflap.prune.report import BlockReport, PruneReport
-from ecoflap.run.outcome import count_layers
+from ecoflap.run.outcome import count_layers, describe_calibration, describe_model
 from ecoflap.score.scores import Scores
 from ecoflap.storage.results import Result, environment, sparsity_section
 
@@ -111,13 +111,7 @@ class Work:
         model = self.model
         counts = count_layers(model, report)
         surroundings = environment()
-        data = {}
-        if calibration is not None:
-            data["calibration"] = {
-                "name": calibration.name,
-                "samples": len(calibration),
-                "fingerprint": calibration.fingerprint(),
-            }
+        data = {} if calibration is None else {"calibration": describe_calibration(calibration)}
         return Result(
             config={
                 **self.method.to_config(),
@@ -128,13 +122,7 @@ class Work:
             },
             versions=surroundings["versions"],
             git=surroundings["git"],
-            model={
-                "name": model.name,
-                "fingerprint": fingerprint,
-                "parameters": model.parameter_count(),
-                "prunable": sum(layer.size for layer in model.layers),
-                "block_weights": model.block_weights(),
-            },
+            model=describe_model(model, fingerprint),
             data=data,
             metrics={},
             sparsity=sparsity_section(

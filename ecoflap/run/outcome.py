@@ -8,6 +8,7 @@ from typing import Any
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.console.tracking import Tracker
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError
 from ecoflap.finetune.distributed import is_first
 from ecoflap.models.core.layers import Layer
@@ -32,13 +33,7 @@ def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
         config=plan.record,
         versions=surroundings["versions"],
         git=surroundings["git"],
-        model={
-            "name": model.name,
-            "fingerprint": state.fingerprint,
-            "parameters": model.parameter_count(),
-            "prunable": sum(layer.size for layer in model.layers),
-            "block_weights": model.block_weights(),
-        },
+        model=describe_model(model, state.fingerprint),
         data=_data(state),
         metrics=state.metrics,
         sparsity=_sparsity(plan, state, counts, model.parameter_count()),
@@ -48,6 +43,26 @@ def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
     result.write(plan.folder / RESULT)
     shutil.rmtree(plan.folder / BLOCKS, ignore_errors=True)
     return result
+
+
+def describe_model(model: PrunableModel, fingerprint: str) -> dict[str, Any]:
+    """Describe a model in the words of ``result.json``; ``fingerprint`` is of its dense weights."""
+    return {
+        "name": model.name,
+        "fingerprint": fingerprint,
+        "parameters": model.parameter_count(),
+        "prunable": sum(layer.size for layer in model.layers),
+        "block_weights": model.block_weights(),
+    }
+
+
+def describe_calibration(calibration: CalibrationSet) -> dict[str, Any]:
+    """Describe a calibration set in the words of ``result.json``."""
+    return {
+        "name": calibration.name,
+        "samples": len(calibration),
+        "fingerprint": calibration.fingerprint(),
+    }
 
 
 def count_layers(model: PrunableModel, report: PruneReport | None) -> dict[str, LayerCount]:
@@ -87,12 +102,7 @@ def _sparsity(plan: Plan, state: RunState, counts: dict[str, LayerCount], parame
 def _data(state: RunState) -> dict[str, Any]:
     data: dict[str, Any] = {}
     if state.calibration is not None:
-        calibration = state.calibration
-        data["calibration"] = {
-            "name": calibration.name,
-            "samples": len(calibration),
-            "fingerprint": calibration.fingerprint(),
-        }
+        data["calibration"] = describe_calibration(state.calibration)
     if state.training is not None:
         data["finetune"] = state.training.data
     if state.tasks:
