@@ -12,7 +12,7 @@ from ecoflap.errors import UserError, nearest
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.towers import Tower
 
-TOTALS = EXACT, AS_GIVEN, UNITS = "exact", "as_given", "units"
+EXACT, UNITS = "exact", "units"
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,25 @@ def apply_and_report(
     apply_masks(model, masks)
     keep = {name: int(mask.sum()) for name, mask in masks.items()}
     allocation = Allocation(keep, {layer.name: layer.size for layer in model.layers}, sparsity, scope)
+    return allocation, report_blocks(model, masks, allocation, started, on_block)
+
+
+def report_blocks(
+    model: PrunableModel,
+    masks: dict[str, Tensor],
+    allocation: Allocation,
+    started: float,
+    on_block: OnBlock,
+) -> PruneReport:
+    """Report every block of a model that was pruned as a whole.
+
+    Args:
+        model: pruned.
+        masks: {layer: mask as its parameter is stored}.
+        allocation: how many weights each layer keeps.
+        started: when pruning began, by ``time.perf_counter``.
+        on_block: called with the report of each block.
+    """
     report = PruneReport(masks, dict.fromkeys(masks))
     for tower in model.towers:
         for block in tower.blocks:
@@ -71,4 +90,4 @@ def apply_and_report(
             seconds = time.perf_counter() - started
             report.blocks.append(BlockReport(tower.name, block.name, realised, None, seconds))
             on_block(report.blocks[-1])
-    return allocation, report
+    return report

@@ -38,9 +38,10 @@ from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.training_set import Collator, TrainingSet
 from ecoflap.models.core.prunable import PrunableModel, in_float32
 from ecoflap.models.core.units import Units, cut_all, find_units, total_cost
+from ecoflap.prune.global_masks import report_blocks
 from ecoflap.prune.options import UPopOptions
 from ecoflap.prune.protocol import ModelPruner, OnBlock
-from ecoflap.prune.report import BlockReport, PruneReport
+from ecoflap.prune.report import PruneReport
 
 log = logging.getLogger(__name__)
 
@@ -86,14 +87,7 @@ class UPop(UPopOptions, ModelPruner):
         masks = {layer.name: torch.ones(layer.weight.shape, dtype=torch.bool) for layer in model.layers}
         keep = {layer.name: layer.size for layer in model.layers}
         allocation = Allocation(keep, sizes, sparsity, "model", UNITS)
-        report = PruneReport(masks, dict.fromkeys(masks))
-        for tower in model.towers:
-            for block in tower.blocks:
-                removed = allocation.sparsity_of([layer.name for layer in block.layers])
-                seconds = time.perf_counter() - started
-                report.blocks.append(BlockReport(tower.name, block.name, removed, None, seconds))
-                on_block(report.blocks[-1])
-        return allocation, report
+        return allocation, report_blocks(model, masks, allocation, started, on_block)
 
     def _search(
         self, model: PrunableModel, samples: CalibrationSet, units: Sequence[Units], sparsity: float
