@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.allocate.protocol import Allocator, Requires
+from ecoflap.allocate.protocol import Allocator, Context, Requires
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.data.calibration_set import CalibrationSet
@@ -67,7 +67,13 @@ class ByNorms(Allocator):
     def requires(self) -> Requires:
         return Requires(kind="norms")
 
-    def __call__(self, model: PrunableModel, scores: Scores | None, sparsity: float) -> Allocation:
+    def __call__(
+        self,
+        model: PrunableModel,
+        scores: Scores | None,
+        sparsity: float,
+        context: Context | None = None,
+    ) -> Allocation:
         assert scores is not None
         return WaterFilling("model")(model, None, sparsity)
 
@@ -96,5 +102,11 @@ class Bare:
 
     name: str = "bare"
 
-    def __call__(self, model: PrunableModel, scores: Scores | None, sparsity: float) -> Allocation:
+    def __call__(
+        self,
+        model: PrunableModel,
+        scores: Scores | None,
+        sparsity: float,
+        context: Context | None = None,
+    ) -> Allocation:
         return WaterFilling("model")(model, None, sparsity)

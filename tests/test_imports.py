@@ -29,9 +29,10 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "data/text/prefix.py",
         "data/vqa/questions.py",
     ),
-    ("score/*",),
-    ("allocate/*", "finetune/*"),
+    ("score/*", "allocate/allocation.py"),
+    ("finetune/*",),
     ("prune/*",),
+    ("allocate/*",),
     ("sweeps/report/*",),  # views of result records
     ("run/*",),
     ("sweeps/*", "sweeps/report/cost.py"),

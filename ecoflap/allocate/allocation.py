@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 from ecoflap.errors import UserError, nearest
 from ecoflap.models.core.layers import Layer
@@ -26,6 +27,7 @@ class Allocation:
         granularity: what shares one sparsity: layer, block, tower or model.
         total: how the counts add up: ``exact`` (to the target), ``as_given`` (by a file) or ``units`` (to
             whole structural units).
+        details: what the allocator did to find the counts, as plain JSON values.
     """
 
     keep: dict[str, int]
@@ -33,6 +35,7 @@ class Allocation:
     target: float
     granularity: str
     total: str = EXACT
+    details: dict[str, Any] = field(default_factory=dict)
 
     @property
     def sparsity(self) -> float:

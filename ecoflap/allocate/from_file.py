@@ -7,7 +7,7 @@ from functools import cached_property
 
 from ecoflap.allocate.allocation import Allocation, fitted, read_file
 from ecoflap.allocate.options import FromFileOptions
-from ecoflap.allocate.protocol import Allocator, Requires
+from ecoflap.allocate.protocol import Allocator, Context, Requires
 from ecoflap.errors import UserError, require_choices
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.score.scores import Scores
@@ -43,7 +43,13 @@ class FromFile(FromFileOptions, Allocator):
                 f" asked for; set sparsity={target}"
             )
 
-    def __call__(self, model: PrunableModel, scores: Scores | None, sparsity: float) -> Allocation:
+    def __call__(
+        self,
+        model: PrunableModel,
+        scores: Scores | None,
+        sparsity: float,
+        context: Context | None = None,
+    ) -> Allocation:
         """Check the counts of the file against the model and return them.
 
         Raises:

@@ -1,15 +1,55 @@
-"""The protocol of an allocator, and what it can require of scores and model."""
+"""The protocol of an allocator: what it can require, and the run that it allocates for."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from ecoflap.allocate.allocation import Allocation, check_sparsity
+from ecoflap.blocks.footprint import Footprint
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.protocol import LayerPruner
 from ecoflap.score.scores import IMPORTANCE, LAYER, Scores
+
+Recall = Callable[[Mapping[str, Any], Callable[[], Any]], Any]
+"""Given the name of an intermediate result and how to compute it: the stored result, or the computed one."""
+
+
+def compute_again(name: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+    """Compute an intermediate result without storing it."""
+    return compute()
+
+
+@dataclass(frozen=True)
+class Context:
+    """The run that an allocator allocates for.
+
+    Attributes:
+        pruner: the pruner that will remove the weights.
+        calibration: the samples; None if the run draws none.
+        batch_size: samples per forward pass of the fine stage.
+        propagate: the predecessors that the fine stage's inputs come from.
+        seed: seed of all random draws.
+        recall: reads an intermediate result (plain JSON values) that an earlier run of the same model,
+            samples, pruner and allocator has stored under a name, or computes and stores it.
+    """
+
+    pruner: LayerPruner
+    calibration: CalibrationSet | None
+    batch_size: int
+    propagate: str
+    seed: int
+    recall: Recall = compute_again
+
+    @property
+    def samples(self) -> CalibrationSet:
+        """The calibration set, which is there for every allocator that requires one."""
+        assert self.calibration is not None
+        return self.calibration
 
 
 @dataclass(frozen=True)
@@ -21,12 +61,14 @@ class Requires:
         kind: the kind of scores that it takes, see ``Scores``.
         granularities: the granularities of scores that it takes.
         weights: whether it reads the model's weights, not only its shapes.
+        calibration: whether it runs the calibration set through the model.
     """
 
     scores: Literal["needed", "optional", "none"] = "needed"
     kind: str = IMPORTANCE
     granularities: tuple[str, ...] = (LAYER,)
     weights: bool = False
+    calibration: bool = False
 
     def check(self, scorer: str, kind: str, granularity: str, allocator: str) -> None:
         """Refuse scores that the allocator can't take.
@@ -68,6 +110,11 @@ class Allocator(Protocol):
         """What it reads; by default, the importance of each layer."""
         return Requires()
 
+    @property
+    def footprint(self) -> Footprint | None:
+        """What it keeps in memory beside the weights; by default, nothing."""
+        return None
+
     def check(self, sparsity: float) -> None:
         """Refuse an impossible target before any work is done.
 
@@ -76,14 +123,25 @@ class Allocator(Protocol):
         """
         check_sparsity(sparsity)
 
+    def check_pruner(self, pruner: LayerPruner) -> None:
+        """Refuse a pruner that it can't allocate for, before any work is done; by default, none."""
+        return
+
     @abstractmethod
-    def __call__(self, model: PrunableModel, scores: Scores | None, sparsity: float) -> Allocation:
+    def __call__(
+        self,
+        model: PrunableModel,
+        scores: Scores | None,
+        sparsity: float,
+        context: Context | None = None,
+    ) -> Allocation:
         """Decide how many weights each layer keeps.
 
         Args:
-            model: dense.
+            model: dense; its weights are unchanged afterwards, bit for bit.
             scores: as it requires them; None without scores.
             sparsity: the share of the prunable weights to remove.
+            context: the run that it allocates for; None only where the allocator reads no calibration set.
 
         Raises:
             UserError: if no counts meet the target.

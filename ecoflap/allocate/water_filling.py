@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
 from ecoflap.allocate.options import WaterFillingOptions
-from ecoflap.allocate.protocol import Allocator, Requires
+from ecoflap.allocate.protocol import Allocator, Context, Requires
 from ecoflap.errors import UserError, require_choices
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
@@ -48,7 +48,13 @@ class WaterFilling(WaterFillingOptions, Allocator):
                 " group, between sparsity and 1"
             )
 
-    def __call__(self, model: PrunableModel, scores: Scores | None, sparsity: float) -> Allocation:
+    def __call__(
+        self,
+        model: PrunableModel,
+        scores: Scores | None,
+        sparsity: float,
+        context: Context | None = None,
+    ) -> Allocation:
         """Decide how many weights each layer keeps.
 
         Raises:

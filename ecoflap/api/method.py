@@ -35,8 +35,10 @@ class Method:
 
     @property
     def requires_calibration(self) -> bool:
-        """Whether the scorer or the pruner uses calibration data."""
-        return self.scorer is not None or self.pruner.requires_calibration
+        """Whether the scorer, the allocator or the pruner uses calibration data."""
+        if self.scorer is not None or self.pruner.requires_calibration:
+            return True
+        return self.allocator is not None and self.allocator.requires.calibration
 
     @property
     def uneven(self) -> bool:

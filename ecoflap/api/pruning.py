@@ -142,6 +142,7 @@ def _check(
         return
     if method.allocator is not None:
         method.allocator.check(target)
+        method.allocator.check_pruner(method.pruner)
         check_scores(method.allocator, method.scorer or method.scores)
     if method.allocation is not None:
         check_counts(method.allocation, model.layers)

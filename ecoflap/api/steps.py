@@ -10,7 +10,7 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.allocate.protocol import Allocator
+from ecoflap.allocate.protocol import Allocator, Context
 from ecoflap.api.given import require
 from ecoflap.api.parts import default, named, part
 from ecoflap.api.result import PruneResult
@@ -19,6 +19,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.evaluate.protocol import Task
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.protocol import Pruner
 from ecoflap.run.config import RunConfig
 from ecoflap.run.plan.building import build_tasks
 from ecoflap.score.protocol import Scorer
@@ -67,6 +68,11 @@ def allocate(
     *,
     sparsity: float,
     method: str | Allocator | None = None,
+    data: CalibrationSet | None = None,
+    pruner: str | Pruner | None = None,
+    batch_size: int = RunConfig.batch_size,
+    propagate: str = RunConfig.propagate,
+    seed: int = RunConfig.seed,
     **options: Any,
 ) -> Allocation:
     """Decide how many weights each layer keeps.
@@ -77,10 +83,15 @@ def allocate(
         sparsity: share of the prunable weights to remove, in [0, 1).
         method: ``"water_filling"`` (the default) or ``"file"``; or an allocator such as
             ``ecoflap.WaterFilling(granularity="layer")``.
+        data: from ``ecoflap.calibrate``, for a method that runs samples through the model.
+        pruner: the pruner to allocate for, as in ``ecoflap.prune``, for such a method.
+        batch_size: as in ``ecoflap.prune``.
+        propagate: as in ``ecoflap.prune``.
+        seed: seed of all random draws.
         options: options of a method that is named, such as ``granularity="layer"`` or ``cap=0.8``.
 
     Raises:
-        UserError: if there is no such method or option, or no allocation has this sparsity.
+        UserError: if there is no such method or option, it lacks data, or no allocation has this sparsity.
     """
     require(model, PrunableModel, "ecoflap.load")
     if scores is not None:
@@ -89,7 +100,19 @@ def allocate(
     allocator: Allocator = part("allocation", chosen, options)
     allocator.check(sparsity)
     check_scores(allocator, scores)
-    return allocator(model, scores, sparsity)
+    if data is not None:
+        require(data, CalibrationSet, "ecoflap.calibrate")
+    elif allocator.requires.calibration:
+        raise UserError(
+            f"allocation={allocator.name} runs samples through the model; give data=ecoflap.calibrate(...)"
+        )
+    chosen_pruner: Pruner = part("pruner", default("pruner")["name"] if pruner is None else pruner, {})
+    if chosen_pruner.allocates:
+        raise UserError(f"pruner={chosen_pruner.name} decides by itself what each layer keeps")
+    allocator.check_pruner(chosen_pruner)
+    context = Context(chosen_pruner, data, batch_size, propagate, seed)
+    with unchanged(model.module):
+        return allocator(model, scores, sparsity, context)
 
 
 def check_scores(allocator: Allocator, scores: Scores | Scorer | None) -> None:

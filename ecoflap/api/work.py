@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ecoflap.allocate.allocation import Allocation
+from ecoflap.allocate.protocol import Context
 from ecoflap.api.calibration import calibrate
 from ecoflap.api.method import Method
 from ecoflap.api.result import PruneResult
@@ -60,7 +61,9 @@ class Work:
         allocation = self.method.allocation
         if self.method.allocator is not None and not self.method.pruner.allocates:
             with measure(costs, "allocate"):
-                allocation = self.method.allocator(self.model, scores, self.sparsity)
+                allocation = self.method.allocator(
+                    self.model, scores, self.sparsity, self._context(calibration)
+                )
         with measure(costs, "prune"):
             allocation, report = self._prune(calibration, allocation)
         record = self._record(costs, fingerprint, calibration, allocation, report)
@@ -78,6 +81,12 @@ class Work:
         assert calibration is not None
         with measure(costs, "score"):
             return self.method.scorer(self.model, calibration, self.seed)
+
+    def _context(self, calibration: CalibrationSet | None) -> Context | None:
+        """The run that the allocator allocates for; None beside a pruner that allocates by itself."""
+        if self.method.pruner.allocates:
+            return None
+        return Context(self.method.pruner, calibration, self.batch_size, self.propagate, self.seed)
 
     def _prune(
         self, calibration: CalibrationSet | None, allocation: Allocation | None

@@ -102,11 +102,20 @@ def check_steps(plan: Plan) -> None:
                 f"steps={written(steps)}: {step} needs {needed}; add it, or take one: allocation=file"
                 " allocation.path=RUN/allocation.json"
             )
+    if _allocates_from_data(plan) and "calibrate" not in steps:
+        raise UserError(
+            f"steps={written(steps)}: allocation={plan.allocator.name} looks at data, so allocate needs"
+            " calibrate; add it"
+        )
     if "prune" in steps and plan.pruner.requires_calibration and "calibrate" not in steps:
         raise UserError(
             f"steps={written(steps)}: pruner={plan.pruner.name} looks at data, so prune needs calibrate;"
             " add it"
         )
+
+
+def _allocates_from_data(plan: Plan) -> bool:
+    return "allocate" in plan.steps and not plan.pruner.allocates and plan.allocator.requires.calibration
 
 
 def _needs(plan: Plan) -> dict[str, str | None]:
@@ -134,6 +143,7 @@ def check_parts(plan: Plan) -> None:
         plan.pruner.check(plan.config.sparsity, plan.uneven)
     if "allocate" not in plan.steps:
         return
+    plan.allocator.check_pruner(plan.pruner)
     requires, scorer = plan.allocator.requires, plan.scorer
     if scorer is not None:
         requires.check(scorer.name, scorer.kind, scorer.granularity, plan.allocator.name)

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ecoflap.allocate.protocol import Requires
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.skeleton import with_processors
@@ -69,6 +70,11 @@ def skeleton(plan: Plan) -> PrunableModel | None:
         return None
 
 
+def _shapes_suffice(requires: Requires) -> bool:
+    """Whether an allocator reads nothing but the model's shapes."""
+    return requires.scores == "none" and not requires.weights and not requires.calibration
+
+
 def check_model(plan: Plan, model: PrunableModel) -> None:
     """Refuse a plan that can't be carried out on the model, by its shapes, tokenizer and interface.
 
@@ -79,7 +85,7 @@ def check_model(plan: Plan, model: PrunableModel) -> None:
         if {"allocate", "prune"} & set(plan.steps):
             plan.pruner.check_layers(model.layers)
         requires = plan.allocator.requires
-        if "allocate" in plan.steps and requires.scores == "none" and not requires.weights:
+        if "allocate" in plan.steps and _shapes_suffice(requires):
             plan.allocator(model, None, plan.config.sparsity)
     if model.processor is None and model.interface is None:  # some families have them only with weights
         return

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
 
 from ecoflap.allocate.allocation import check_counts
+from ecoflap.allocate.protocol import Context
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.console.telemetry import measure
 from ecoflap.data.calibration_set import CalibrationSet
@@ -22,7 +25,7 @@ from ecoflap.run.invocation import given_options, runs_in_sequence
 from ecoflap.run.plan import Plan, few_samples
 from ecoflap.run.show import show_allocation, show_model
 from ecoflap.run.state import RunState
-from ecoflap.run.steps.keys import computed_by, scores_key
+from ecoflap.run.steps.keys import allocate_key, computed_by, scores_key
 from ecoflap.run.steps.memory import memory_plan, show_needs
 from ecoflap.run.steps.sample_cost import sample_cost
 from ecoflap.run.stored_calibration import stored_calibration
@@ -107,7 +110,10 @@ def show_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
     assert state.calibration is not None
     cost, samples = sample_cost(model, state.calibration), len(state.calibration)
     scorer = plan.scorer if "score" in plan.steps else None
-    show_needs(model, memory_plan(model, cost, samples, plan.config.batch_size, scorer, plan.pruner))
+    allocates = "allocate" in plan.steps and not plan.pruner.allocates
+    allocating = plan.allocator.footprint if allocates else None
+    needs = memory_plan(model, cost, samples, plan.config.batch_size, scorer, plan.pruner, allocating)
+    show_needs(model, needs)
 
 
 def score(plan: Plan, model: PrunableModel, state: RunState) -> None:
@@ -126,8 +132,24 @@ def score(plan: Plan, model: PrunableModel, state: RunState) -> None:
 
 def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Turn the scores into a count per layer, and write ``allocation.json``."""
+    assert not plan.pruner.allocates
+    context = Context(
+        plan.pruner,
+        state.calibration,
+        plan.config.batch_size,
+        plan.config.propagate,
+        plan.config.seed,
+        recall=partial(_recall, plan, model, state),
+    )
     with measure(state.costs, "allocate"):
-        state.allocation = plan.allocator(model, state.scores, plan.config.sparsity)
+        state.allocation = plan.allocator(model, state.scores, plan.config.sparsity, context)
         check_counts(state.allocation, model.layers)
     write_json(plan.folder / ALLOCATION, asdict(state.allocation))
     show_allocation(model, state.allocation)
+
+
+def _recall(
+    plan: Plan, model: PrunableModel, state: RunState, name: Mapping[str, Any], compute: Callable[[], Any]
+) -> Any:
+    """An intermediate result of the allocation, which runs with other targets and resumed runs share."""
+    return plan.store.get_or_compute("allocate", allocate_key(plan, model, state, name), compute)[0]

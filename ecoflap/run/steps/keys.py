@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import Field, fields, is_dataclass
 from typing import Any
 
@@ -35,6 +36,28 @@ def scores_key(plan: Plan, model: PrunableModel, state: RunState) -> dict[str, A
         "class": _name_of(plan.scorer),
         "score": {**plan.scorer.identity(), **_options_beside_identity(plan.scorer)},
         "seed": plan.config.seed,
+    }
+
+
+def allocate_key(
+    plan: Plan, model: PrunableModel, state: RunState, name: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The key of an intermediate result of the allocation; it does not hold the target.
+
+    Args:
+        plan: the plan of the run.
+        model: the dense model.
+        state: holds the calibration set.
+        name: what the allocator calls the result.
+    """
+    return {
+        **_measured(plan, ("allocation", "pruner", "blocks"), model, state),
+        "allocation": plan.config.allocation,
+        "pruner": plan.config.pruner,
+        "batch_size": plan.config.batch_size,
+        "propagate": plan.config.propagate,
+        "seed": plan.config.seed,
+        "name": dict(name),
     }
 
 

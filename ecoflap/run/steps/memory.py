@@ -56,8 +56,9 @@ def memory_plan(
     batch_size: int,
     scorer: Scorer | None,
     pruner: Pruner,
+    allocating: Footprint | None = None,
 ) -> list[Need]:
-    """How much memory scoring and pruning will need.
+    """How much memory scoring, allocating and pruning will need.
 
     Args:
         model: the loaded model.
@@ -66,11 +67,14 @@ def memory_plan(
         batch_size: samples per forward pass of the fine stage.
         scorer: None if nothing is scored.
         pruner: prunes layers or the whole model.
+        allocating: what the allocator keeps in memory; None if it runs no samples.
     """
-    scoring = [] if scorer is None else [("score", scorer.footprint, scorer.batch_size)]
+    steps = [] if scorer is None else [("score", scorer.footprint, scorer.batch_size)]
+    if allocating is not None:
+        steps.append(("allocate", allocating, batch_size))
+    steps.append(("prune", pruner.footprint, batch_size))
     return [
-        _need(model, step, footprint, cost, samples, min(size, samples))
-        for step, footprint, size in [*scoring, ("prune", pruner.footprint, batch_size)]
+        _need(model, step, footprint, cost, samples, min(size, samples)) for step, footprint, size in steps
     ]
 
 
