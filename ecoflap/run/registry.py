@@ -83,6 +83,7 @@ PARTS: dict[str, dict[str, type]] = {
         "ecoflap.models.families.lavis.nlvr.LavisNlvr": lavis.LavisNlvrOptions,
         "ecoflap.models.families.vision.image_classifier.ImageClassifier": vision.ImageClassifierOptions,
         "ecoflap.models.families.vision.torchvision.Torchvision": vision.TorchvisionOptions,
+        "ecoflap.models.families.vlm.llava_smollm2.LlavaSmolLM2": vlm.LlavaSmolLM2Options,
         "ecoflap.models.families.vlm.vlm.VisionLanguage": vlm.VisionLanguageOptions,
     },
     "finetune": {

@@ -6,9 +6,11 @@ server: only the file is read.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -50,9 +52,18 @@ class SmolLM2(SmolLM2Options):
         Raises:
             UserError: if the package or the ``gguf`` reader is missing, or a tower is unknown.
         """
-        reader, tokenizer = opened(installed_file(self.package, self.file, "make real-models"))
+        reader, tokenizer = opened(package_file(self.package, self.file))
         module = place(skeleton(reader) if device.type == "meta" else read_model(reader), self.dtype, device)
         return prunable(self.name, module, tokenizer, language_loss, selection)
+
+
+def package_file(package: str = SmolLM2Options.package, file: str = SmolLM2Options.file) -> Path:
+    """Where the file lies.
+
+    Raises:
+        UserError: if the package is not installed.
+    """
+    return installed_file(package, file, "make real-models")
 
 
 @lru_cache(maxsize=1)
@@ -140,12 +151,18 @@ def _read_tensor(tensor: Any, heads: int, kv_heads: int) -> tuple[str, Tensor]:
     return f"model.layers.{index}.{IN_BLOCK[part]}.weight", weight
 
 
-def read_tokenizer(reader: Any) -> Any:
-    """The byte-level BPE tokenizer that the file's header describes."""
+def read_tokenizer(reader: Any, renamed: Mapping[str, str] = MappingProxyType({})) -> Any:
+    """The byte-level BPE tokenizer that the file's header describes.
+
+    Args:
+        reader: the opened file.
+        renamed: {token of the file: another name}, such as for a control token that gets a use.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    vocabulary = {token: index for index, token in enumerate(_value(reader, "tokenizer.ggml.tokens"))}
+    tokens = _value(reader, "tokenizer.ggml.tokens")
+    vocabulary = {renamed.get(token, token): index for index, token in enumerate(tokens)}
     merges = [tuple(merge.split(" ")) for merge in _value(reader, "tokenizer.ggml.merges")]
     kinds = _value(reader, "tokenizer.ggml.token_type")
     tokenizer = Tokenizer(models.BPE(vocabulary, merges))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from ecoflap.models.loading.options import PretrainedOptions
+from ecoflap.models.loading.options import ANY_DTYPE, PretrainedOptions
 
 
 @dataclass(frozen=True)
@@ -22,3 +22,22 @@ class VisionLanguageOptions(PretrainedOptions):
     prompt: str | None = None
     brief: str | None = None
     loss: str = "answer"
+
+
+@dataclass(frozen=True)
+class LlavaSmolLM2Options:
+    """A real ViT-S and the real SmolLM2, joined by a projector that was trained on Easy-VQA.
+
+    Attributes:
+        path: folder of the trained weights that join the towers.
+        name: what logs and result files call it.
+        prompt: how a question is put to the model, with one ``{}``.
+        dtype: float32 (what auto means here), float16 or bfloat16.
+        save: write the pruned checkpoint into the run's folder.
+    """
+
+    path: str
+    name: str = "llava_smollm2"
+    prompt: str = "<image>{}"
+    dtype: str = field(default="float32", metadata={"choices": ANY_DTYPE})
+    save: bool = False
