@@ -43,26 +43,13 @@ class Counts:
     fewer: Mapping[str, int]
 
 
-@dataclass(frozen=True)
-class Marginals:
-    """The result of one measurement.
-
-    Attributes:
-        gain: {layer: the fall of the loss when it keeps ``more`` instead of ``fewer`` weights}.
-        loss: the mean loss of the pruned model.
-    """
-
-    gain: dict[str, float]
-    loss: float
-
-
 def measure_marginals(
     model: PrunableModel,
     trial: TrialPruner,
     counts: Counts,
     batches: Sequence[Batch],
     recompute: bool,
-) -> Marginals:
+) -> dict[str, float]:
     """Prune the model to the counts, and measure what more weights of each layer are worth.
 
     Args:
@@ -72,26 +59,28 @@ def measure_marginals(
         batches: the samples.
         recompute: recompute the blocks' activations in the backward pass instead of keeping them.
 
+    Returns:
+        {layer: the fall of the mean loss when it keeps ``more`` instead of ``fewer`` weights}.
+
     Raises:
         NumericalError: if the loss or a gradient is not finite.
     """
     directions = _directions(trial, counts)
     trial.prune(counts.keep)
     blocks = model.blocks if recompute or model.placement.kind != "none" else ()
-    gain, loss, samples = dict.fromkeys(counts.keep, 0.0), 0.0, sum(map(samples_in, batches))
+    gain, samples = dict.fromkeys(counts.keep, 0.0), sum(map(samples_in, batches))
     with quiet_forward(model.module):
         for batch in batches:
             with recomputing(blocks):
-                value, products = _products(model, directions, batch)
-            loss += value / samples
+                products = _products(model, directions, batch)
             for layer, product in products.items():
                 gain[layer] -= product / samples
-    if not all(map(math.isfinite, [loss, *gain.values()])):
+    if not all(map(math.isfinite, gain.values())):
         raise NumericalError(
             "a gradient of the pruned model is not finite; the dtype overflows there: use model.dtype=float32"
             " or bfloat16"
         )
-    return Marginals(gain, loss)
+    return gain
 
 
 def _directions(trial: TrialPruner, counts: Counts) -> dict[Layer, Tensor]:
@@ -104,10 +93,8 @@ def _directions(trial: TrialPruner, counts: Counts) -> dict[Layer, Tensor]:
     return found
 
 
-def _products(
-    model: PrunableModel, directions: Mapping[Layer, Tensor], batch: Batch
-) -> tuple[float, dict[str, float]]:
-    """The summed loss of a batch, and the product of its gradient with each layer's direction.
+def _products(model: PrunableModel, directions: Mapping[Layer, Tensor], batch: Batch) -> dict[str, float]:
+    """The product of the gradient of a batch's summed loss with each layer's direction.
 
     Raises:
         NumericalError: if the loss is not finite.
@@ -132,4 +119,4 @@ def _products(
         found = {name: product.item() / scale for name, product in products.items()}
         if all(map(math.isfinite, found.values())):
             break
-    return loss.item(), found
+    return found

@@ -46,13 +46,13 @@ class InContextOptions:
 
     Attributes:
         granularity: what shares one sparsity: layer or block.
-        samples: how many samples of the calibration set are used, from the first.
+        samples: samples of each step; the steps take turns through the calibration set.
         batch_size: samples that share a backward pass.
         ramp_start: the first budget of the ramp; a target below it has none.
         ramp_width: the distance of two budgets of the ramp.
         ramp_steps: steps at each budget below the target.
         steps: steps at the target.
-        rate: the mean change of a sparsity in one step; none changes by more than twice as much.
+        rate: half of the largest change of a sparsity in one step; it falls to a third at the target.
         band: how much sparser and denser a layer is pruned to learn what its next weights are worth.
         recompute: recompute the activations of blocks in the backward pass instead of storing them.
         name: what logs and result files call it.
@@ -60,11 +60,11 @@ class InContextOptions:
 
     granularity: str = field(default="layer", metadata={"choices": ("layer", "block")})
     samples: int = 16
-    batch_size: int = 4
+    batch_size: int = 16
     ramp_start: float = 0.5
     ramp_width: float = 0.05
     ramp_steps: int = 2
-    steps: int = 4
+    steps: int = 10
     rate: float = 0.03
     band: float = 0.05
     recompute: bool = True

@@ -42,22 +42,23 @@ def shift_to_budget(sparsities: Tensor, sizes: Tensor, target: float, low: float
 def descend(sparsities: Tensor, marginals: Tensor, sizes: Tensor, rate: float) -> Tensor:
     """Lower the sparsity of groups whose weights are worth more than the mean, and raise that of the others.
 
-    With c_g = m_g - mean(m): p_g <- p_g - clip(rate c_g / mean |c|, +-2 rate); means are weighted by size.
+    With mu the mean of |m_g| by size: p_g <- p_g - 2 rate (m_g - mu) / (|m_g| + mu). The fraction is
+    tanh(log(m_g / mu) / 2) where m_g > 0, so that a few groups of very large marginals do not set the pace of
+    all, and -1 where m_g <= 0: weights that the loss is better off without.
 
     Args:
         sparsities: p, [groups], fp64.
         marginals: m, the fall of the loss per weight that is kept at the margin, [groups].
         sizes: number of weights of each group, [groups].
-        rate: the mean step.
+        rate: half of the largest step.
 
     Returns:
         The new sparsities, [groups], with another mean.
     """
-    centred = marginals - (marginals * sizes).sum() / sizes.sum()
-    mean = (centred.abs() * sizes).sum() / sizes.sum()
+    mean = (marginals.abs() * sizes).sum() / sizes.sum()
     if not mean > 0:
         return sparsities
-    return sparsities - (rate * centred / mean).clamp(-2 * rate, 2 * rate)
+    return sparsities - 2 * rate * (marginals - mean) / (marginals.abs() + mean)
 
 
 def round_to_total(exact: Sequence[float], sizes: Sequence[int], total: int) -> list[int]:
