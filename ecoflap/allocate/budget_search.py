@@ -86,7 +86,7 @@ class BudgetSearch:
             turn: the number of the step, which decides on the samples.
             rate: half of the largest change of a sparsity.
         """
-        name = {"step": turn, "sparsities": point.tolist(), "rate": rate}
+        name = {"step": turn, "sparsities": point.tolist()}
         found = self._context.recall(name, partial(self._measure, point, turn))
         following = descend(point, torch.tensor(found, dtype=torch.float64), self._sizes, rate)
         return self.shifted(following, budget)
