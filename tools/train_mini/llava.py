@@ -1,6 +1,6 @@
 """Train what joins the towers of ``llava_smollm2``: the real ViT-S/14 and the real SmolLM2-135M, on Easy-VQA.
 
-    nice python -m tools.train_mini.llava --output FOLDER
+    OMP_NUM_THREADS=1 python -m tools.train_mini.llava --output FOLDER
 
 The ViT stays as it is: it sees each picture once, and a few mirrored and shifted copies. First the projector
 learns to turn what the ViT says of a patch into SmolLM2's own words for the picture's colour and shape. Then
@@ -171,6 +171,7 @@ def taught(
         recipe.variants,
         folder / "features.pt",
     )
+    torch.manual_seed(recipe.seed)  # the same whether the features were cached or not
     student, rows = student_of(module), rows_of(questions, pictures, processor.tokenizer)
     known = pictures.named[pictures.named >= recipe.held_out]
     words = class_words(student.language, processor.tokenizer)[pictures.classes[known]]
