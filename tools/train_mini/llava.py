@@ -145,7 +145,7 @@ this project, as a test bed for pruning two towers of different kinds; it knows 
   never sees the picture gets 67 %. On the {recipe.held_out} training pictures that no step saw: {100 * held_out[0]:.2f} % and {100 * held_out[1]:.2f} %.
 - **Recipe**: the ViT is frozen. The projector first learns to say a picture's colour and shape at each patch, in SmolLM2's own embeddings; then
   projector and low-rank updates learn to answer, several questions to a picture in one row. Mirrored and shifted pictures, AdamW, one cycle,
-  the language model in bf16. About an hour on one CPU thread.
+  the language model in bf16, one CPU thread.
 - **Repeat it**: `python -m tools.train_mini.llava --output FOLDER`
 
 {recipe_table(recipe)}"""
