@@ -15,8 +15,8 @@ from fractions import Fraction
 def ramp(sizes: Sequence[int], values: Sequence[float], total: int, spread: float) -> list[int]:
     """Share `total` kept weights among groups: keep_g = N_g clip(a + 2 lambda u_g, 0, 1).
 
-    u_g = (v_g - min v) / (max v - min v), or 0 if all values are equal, and a is such that the sum is `total`.
-    For groups of one size, and without clipping, this is the map of Yin et al. 2024 (OWL, section 3.3).
+    u_g = (v_g - min v) / (max v - min v), or 0 if all values are equal; a is such that the sum is `total`.
+    For groups of one size, and without clipping, this is the published map (OWL, Yin et al. 2024).
 
     Args:
         sizes: weights per group N_g.
@@ -41,7 +41,7 @@ def ramp(sizes: Sequence[int], values: Sequence[float], total: int, spread: floa
 
 
 def shift_to_total(sizes: Sequence[int], shares: Sequence[float], total: int) -> list[int]:
-    """Shift the shares that groups keep by one number until they add up: keep_g = N_g clip(a + share_g, 0, 1).
+    """Shift all shares by one number until the counts add up: keep_g = N_g clip(a + share_g, 0, 1).
 
     Args:
         sizes: weights per group N_g.
@@ -73,7 +73,7 @@ def _shift(sizes: Sequence[int], shares: Sequence[Fraction], total: int) -> list
     ends = sorted({end for share in shares for end in (-share, 1 - share)})
     after = bisect_right(ends, total, lo=1, hi=len(ends) - 1, key=lambda end: sum(kept(end)))
     low, high = ends[after - 1], ends[after]
-    below, above = sum(kept(low)), sum(kept(high))
+    below, above = sum(kept(low), Fraction(0)), sum(kept(high), Fraction(0))
     shift = low + (high - low) * (total - below) / (above - below) if above > below else low
     return _rounded(kept(shift), total)
 

@@ -13,7 +13,7 @@ VALUES = st.one_of(st.floats(-1e300, 1e300), st.floats(-1, 1), st.sampled_from([
 
 
 def published(values: Sequence[float], sparsity: float, spread: float) -> list[float]:
-    """The share that each block keeps, as OWL and its successors compute it: the mean over blocks is right."""
+    """The share that each block keeps, as OWL and its successors compute it, from the mean over blocks."""
     scaled = np.asarray(values, dtype=np.float64)
     scaled = 2 * spread * (scaled - scaled.min()) / (scaled.max() - scaled.min())
     return [float(share) for share in scaled - scaled.mean() + (1 - sparsity)]
