@@ -55,7 +55,8 @@ def _starts_near_peak(ascending: Tensor) -> range:
     """The indices at which a tail may begin: up to 1.5 times the left edge of the fullest bin.
 
     The bins are even in log10. The authors also bound it from below, but compare an eigenvalue with the
-    logarithm of 0.95 times that edge; so does this, as their published results depend on it.
+    logarithm of 0.95 times that edge; so does this, as their published results depend on it. All indices are
+    allowed where none is near, as in a spectrum of more than 17 decades.
     """
     logarithms = ascending.log10()
     low, high = float(logarithms[0]), float(logarithms[-1])
