@@ -49,8 +49,8 @@ def sparsity_section(
             ``none`` for a uniform sparsity; None without an allocation.
 
     Returns:
-        ``target``; ``total``; ``allocated_by``; ``coarse``; ``prunable`` = zeros / weights of the selected layers;
-        ``model`` = the same zeros / all parameters; ``towers`` = the prunable figure per tower;
+        ``target``; ``total``; ``allocated_by``; ``coarse``; ``prunable`` = zeros / weights of the selected
+        layers; ``model`` = the same zeros / all parameters; ``towers`` = the prunable figure per tower;
         ``layers`` = the counts and ``sparsity`` = zeros / size per layer.
     """
     towers = dict.fromkeys(layer.tower for layer in layers.values())
