@@ -136,3 +136,16 @@ def test_towers_of_a_vision_language_model_reach_the_target_by_themselves(
     assert len(result.sparsity["towers"]) > 1
     for sparsity in result.sparsity["towers"].values():
         assert sparsity == pytest.approx(0.7, abs=1e-3)
+
+
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+@pytest.mark.parametrize("choice", [["lsa", "spread=auto"], ["alpha_pruning", "epsilon=0.2"]])
+def test_blocks_may_be_away_while_nobody_uses_them(
+    run: Run, unscored: list[str], offload: str, choice: list[str], tmp_path: Path
+) -> None:
+    name, option = choice
+    overrides = [*unscored, f"allocation={name}", f"allocation.{option}", "steps=[calibrate,allocate,prune]"]
+    here = run([*overrides, "cache_mode=off"], "here")
+    away = run([*overrides, "cache_mode=off", f"runtime.offload={offload}"], "away")
+    assert away.sparsity == here.sparsity
+    assert read(tmp_path / "away") == read(tmp_path / "here")
