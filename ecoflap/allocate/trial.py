@@ -1,7 +1,7 @@
 """Prune a model in place at trial allocations, and restore it.
 
-The weights come from the pruner of the fine stage, each time from the dense weights and from statistics of the
-dense model's inputs, which are gathered once.
+The weights come from the pruner of the fine stage, each time from the dense weights and from statistics of
+the dense model's inputs, which are gathered once.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class TrialPruner:
     def loss(self, batches: Sequence[Batch]) -> float:
         """The mean loss per sample of the model as it is now."""
         with quiet_forward(self._model.module):
-            losses = torch.cat([self._model.loss(batch).double().cpu() for batch in batches])
+            losses = torch.cat([self._model.loss(batch).cpu().double() for batch in batches])
         return float(losses.mean())
 
 
