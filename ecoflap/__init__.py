@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from ecoflap.allocate.dlp import DLP as DLP
     from ecoflap.allocate.er import ER as ER
     from ecoflap.allocate.from_file import FromFile as FromFile
+    from ecoflap.allocate.in_context import InContext as InContext
     from ecoflap.allocate.lsa import LSA as LSA
     from ecoflap.allocate.owl import OWL as OWL
     from ecoflap.allocate.water_filling import WaterFilling as WaterFilling
@@ -51,6 +52,7 @@ HOMES = {
     "FromFile": "ecoflap.allocate.from_file",
     "GlobalGradient": "ecoflap.prune.global_gradient",
     "GlobalMagnitude": "ecoflap.prune.global_magnitude",
+    "InContext": "ecoflap.allocate.in_context",
     "LSA": "ecoflap.allocate.lsa",
     "Local": "ecoflap.score.local",
     "Magnitude": "ecoflap.prune.magnitude",

@@ -104,6 +104,7 @@ PARTS: dict[str, dict[str, type]] = {
         "ecoflap.allocate.atp.ATP": allocate.ATPOptions,
         "ecoflap.allocate.alpha_pruning.AlphaPruning": allocate.AlphaPruningOptions,
         "ecoflap.allocate.er.ER": allocate.EROptions,
+        "ecoflap.allocate.in_context.InContext": allocate.InContextOptions,
     },
     "pruner": {
         "ecoflap.prune.magnitude.Magnitude": prune.MagnitudeOptions,
