@@ -98,6 +98,12 @@ PARTS: dict[str, dict[str, type]] = {
     "allocation": {
         "ecoflap.allocate.water_filling.WaterFilling": allocate.WaterFillingOptions,
         "ecoflap.allocate.from_file.FromFile": allocate.FromFileOptions,
+        "ecoflap.allocate.owl.OWL": allocate.OWLOptions,
+        "ecoflap.allocate.dlp.DLP": allocate.DLPOptions,
+        "ecoflap.allocate.lsa.LSA": allocate.LSAOptions,
+        "ecoflap.allocate.atp.ATP": allocate.ATPOptions,
+        "ecoflap.allocate.alpha_pruning.AlphaPruning": allocate.AlphaPruningOptions,
+        "ecoflap.allocate.er.ER": allocate.EROptions,
         "ecoflap.allocate.in_context.InContext": allocate.InContextOptions,
     },
     "pruner": {
