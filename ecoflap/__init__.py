@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from ecoflap.api.steps import score as score
     from ecoflap.errors import NumericalError as NumericalError
     from ecoflap.errors import UserError as UserError
+    from ecoflap.prune.admm import ADMM as ADMM
     from ecoflap.prune.global_gradient import GlobalGradient as GlobalGradient
     from ecoflap.prune.global_magnitude import GlobalMagnitude as GlobalMagnitude
     from ecoflap.prune.magnitude import Magnitude as Magnitude
+    from ecoflap.prune.ria import RIA as RIA
     from ecoflap.prune.sparsegpt import SparseGPT as SparseGPT
     from ecoflap.prune.wanda import Wanda as Wanda
     from ecoflap.score.first_order import FirstOrder as FirstOrder
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 HOMES = {
+    "ADMM": "ecoflap.prune.admm",
     "FirstOrder": "ecoflap.score.first_order",
     "FromFile": "ecoflap.allocate.from_file",
     "GlobalGradient": "ecoflap.prune.global_gradient",
@@ -45,6 +48,7 @@ HOMES = {
     "Magnitude": "ecoflap.prune.magnitude",
     "NumericalError": "ecoflap.errors",
     "PruneResult": "ecoflap.api.result",
+    "RIA": "ecoflap.prune.ria",
     "SparseGPT": "ecoflap.prune.sparsegpt",
     "UserError": "ecoflap.errors",
     "Wanda": "ecoflap.prune.wanda",
