@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from fractions import Fraction
 
-from ecoflap.allocate.allocation import UNITS, Allocation
+from ecoflap.allocate.allocation import GROUPS, Allocation
 from ecoflap.errors import UserError
 
 
@@ -49,5 +49,5 @@ def in_whole_groups(allocation: Allocation, group: int) -> Allocation:
             chosen[name] += 1
             kept += unit[name]
     keep = {name: count * unit[name] for name, count in chosen.items()}
-    total = allocation.total if keep == allocation.keep else UNITS
+    total = allocation.total if keep == allocation.keep else GROUPS
     return replace(allocation, keep=keep, total=total)
