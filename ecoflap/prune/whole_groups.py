@@ -40,7 +40,7 @@ def in_whole_groups(allocation: Allocation, group: int) -> Allocation:
         if lowered is None:
             raise UserError(
                 f"pruner.mask=n:{group} keeps at least one of every {group} weights of a layer, {kept:,}"
-                f" in all, and the allocation keeps {budget:,}; lower the sparsity"
+                f" weights in all, and the allocation keeps {budget:,}; lower the sparsity"
             )
         chosen[lowered] -= 1
         kept -= unit[lowered]

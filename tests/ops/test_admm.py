@@ -6,8 +6,8 @@ from ecoflap.ops import Pattern, admm_repair, admm_solve, normalised_inverse
 
 from . import reference
 
-# Of fmfi-compbio/admm-pruning 8039208 (lib/admm.py, defaults) on `published_layer`: the relative squared output
-# error, the sum of all |w|, and the mask, each row as a binary number.
+# Of fmfi-compbio/admm-pruning 8039208 (lib/admm.py, defaults) on `published_layer`: the relative squared
+# output error, the sum of all |w|, and the mask, each row as a binary number.
 PUBLISHED: dict[str, tuple[Pattern, tuple[int, int, int], int, float, float, list[int]]] = {
     "row": ("row", (6, 16, 40), 48, 0.0049351305, 59.5838, [2367, 9139, 1959, 3022, 9958, 4827]),
     "sparse_row": ("row", (6, 16, 40), 24, 0.0422477461, 35.5495, [23, 658, 550, 78, 102, 585]),
@@ -220,7 +220,7 @@ def test_arguments_that_do_not_match() -> None:
         admm_solve([torch.zeros(4, 5)], inverse, [10], ["row"])
     with pytest.raises(ValueError, match="asked to keep 25 weights of a"):
         admm_solve([weight], inverse, [25], ["row"])
-    with pytest.raises(ValueError, match="4 must divide 6|groups of 4 columns"):
+    with pytest.raises(ValueError, match="groups of 4 columns"):
         admm_solve([weight], inverse, [12], [(2, 4)])
     with pytest.raises(ValueError, match="5 iterations, of which 6"):
         admm_solve([weight], inverse, [12], ["row"], iterations=5, schedule=6)
