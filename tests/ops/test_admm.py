@@ -34,6 +34,7 @@ PUBLISHED: dict[str, tuple[Pattern, tuple[int, int, int], int, float, float, lis
         ],
     ),
 }
+STEPS = (20, 15, 1.0)  # iterations, those that choose a mask, relaxation: as published
 PUBLISHED_WEIGHTS = {"row": {4: -1.87837, 7: -0.89504}, "2:4": {0: -0.58038, 1: 1.10639, 4: -1.57701}}
 
 
@@ -62,7 +63,7 @@ def test_published_code(case: str) -> None:
     pattern, shape, keep, error, absolute, rows = PUBLISHED[case]
     weight, inputs = published_layer(*shape)
     gram = inputs.t() @ inputs / len(inputs)
-    (solution,) = admm_solve([weight], normalised_inverse(gram), [keep], [pattern])
+    (solution,) = admm_solve([weight], normalised_inverse(gram), [keep], [pattern], *STEPS)
     masks = [int("".join("1" if kept else "0" for kept in row), 2) for row in solution.mask.tolist()]
     assert masks == rows
     dense = (weight @ inputs.t()).double().square().sum()
@@ -89,7 +90,7 @@ def test_published_code(case: str) -> None:
 def test_equals_the_reference(rows: int, cols: int, keep: int, pattern: Pattern, relaxation: float) -> None:
     weight, gram = problem(rows, cols)
     expected, mask = reference.admm(weight, gram, keep, pattern, relaxation=relaxation)
-    (solution,) = admm_solve([weight], normalised_inverse(gram), [keep], [pattern], relaxation=relaxation)
+    (solution,) = admm_solve([weight], normalised_inverse(gram), [keep], [pattern], 20, 15, relaxation)
     assert int(solution.mask.sum()) == keep
     assert torch.equal(solution.mask, mask)
     torch.testing.assert_close(solution.weight.double(), expected, rtol=1e-3, atol=1e-4)
@@ -99,7 +100,7 @@ def test_equals_the_reference(rows: int, cols: int, keep: int, pattern: Pattern,
 @pytest.mark.parametrize("keep", [0, 1, 299, 300, 301, 599, 600])
 def test_exact_count_and_exact_zeros(keep: int, pattern: Pattern) -> None:
     weight, gram = problem(20, 30)
-    (solution,) = admm_solve([weight], normalised_inverse(gram), [keep], [pattern])
+    (solution,) = admm_solve([weight], normalised_inverse(gram), [keep], [pattern], *STEPS)
     assert int(solution.mask.sum()) == keep
     assert torch.equal(solution.weight == 0, ~solution.mask)
     if pattern == "row":
@@ -111,7 +112,7 @@ def test_exact_count_and_exact_zeros(keep: int, pattern: Pattern) -> None:
 
 def test_zero_weights_tie_and_the_count_stays() -> None:
     _, gram = problem(6, 8)
-    (solution,) = admm_solve([torch.zeros(6, 8)], normalised_inverse(gram), [17], ["matrix"])
+    (solution,) = admm_solve([torch.zeros(6, 8)], normalised_inverse(gram), [17], ["matrix"], *STEPS)
     assert int(solution.mask.sum()) == 17
     assert not solution.weight.any()
 
@@ -119,8 +120,8 @@ def test_zero_weights_tie_and_the_count_stays() -> None:
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_the_scale_of_the_inputs_does_not_matter(scale: float) -> None:
     weight, gram = problem(8, 12)
-    (expected,) = admm_solve([weight], normalised_inverse(gram), [50], ["row"])
-    (solution,) = admm_solve([weight], normalised_inverse(scale * gram), [50], ["row"])
+    (expected,) = admm_solve([weight], normalised_inverse(gram), [50], ["row"], *STEPS)
+    (solution,) = admm_solve([weight], normalised_inverse(scale * gram), [50], ["row"], *STEPS)
     assert torch.equal(solution.mask, expected.mask)
     torch.testing.assert_close(solution.weight, expected.weight)
 
@@ -132,7 +133,7 @@ def test_dead_columns_go_first_and_survivors_keep_their_value(keep: int, pattern
     dead = torch.arange(40) % 2 == 0
     gram[dead] = 0
     gram[:, dead] = 0
-    (solution,) = admm_solve([weight], normalised_inverse(gram), [keep], [pattern])
+    (solution,) = admm_solve([weight], normalised_inverse(gram), [keep], [pattern], *STEPS)
     assert int(solution.mask.sum()) == keep
     assert int(solution.mask[:, dead].sum()) == max(0, keep - 8 * 20)
     torch.testing.assert_close(solution.weight[:, dead], (weight * solution.mask)[:, dead])
@@ -141,7 +142,7 @@ def test_dead_columns_go_first_and_survivors_keep_their_value(keep: int, pattern
 
 def test_a_gram_matrix_of_zeros() -> None:
     weight = torch.randn(3, 4)
-    (solution,) = admm_solve([weight], normalised_inverse(torch.zeros(4, 4)), [6], ["row"])
+    (solution,) = admm_solve([weight], normalised_inverse(torch.zeros(4, 4)), [6], ["row"], *STEPS)
     torch.testing.assert_close(solution.weight, weight * solution.mask)
 
 
@@ -150,8 +151,8 @@ def test_half_precision_is_solved_in_fp32_and_left_alone(dtype: torch.dtype) -> 
     weight, gram = problem(8, 12)
     half = weight.to(dtype)
     before, matrix = half.clone(), gram.clone()
-    (solution,) = admm_solve([half], normalised_inverse(gram), [40], ["row"])
-    (expected,) = admm_solve([half.float()], normalised_inverse(gram), [40], ["row"])
+    (solution,) = admm_solve([half], normalised_inverse(gram), [40], ["row"], *STEPS)
+    (expected,) = admm_solve([half.float()], normalised_inverse(gram), [40], ["row"], *STEPS)
     assert solution.weight.dtype == torch.float32
     assert torch.equal(solution.weight, expected.weight)
     assert torch.equal(half, before)
@@ -163,9 +164,9 @@ def test_matrices_that_share_an_input_are_solved_as_if_alone() -> None:
     weights, keeps = [first, second, third], [40, 36, 20]
     patterns: list[Pattern] = ["row", "matrix", (1, 3)]
     inverse = normalised_inverse(gram)
-    together = admm_solve(weights, inverse, keeps, patterns)
+    together = admm_solve(weights, inverse, keeps, patterns, *STEPS)
     for weight, keep, pattern, solution in zip(weights, keeps, patterns, together, strict=True):
-        (alone,) = admm_solve([weight], inverse, [keep], [pattern])
+        (alone,) = admm_solve([weight], inverse, [keep], [pattern], *STEPS)
         assert torch.equal(solution.mask, alone.mask)
         torch.testing.assert_close(solution.weight, alone.weight)
 
@@ -173,8 +174,8 @@ def test_matrices_that_share_an_input_are_solved_as_if_alone() -> None:
 def test_adapted_weights_err_less_than_the_same_mask_alone() -> None:
     weight, gram = problem(32, 64)
     inverse = normalised_inverse(gram)
-    (solution,) = admm_solve([weight], inverse, [1024], ["row"])
-    (repaired,) = admm_repair([weight], inverse, [solution.mask])
+    (solution,) = admm_solve([weight], inverse, [1024], ["row"], *STEPS)
+    (repaired,) = admm_repair([weight], inverse, [solution.mask], 20, 1.0)
     alone = loss(weight, weight * solution.mask, gram)
     assert loss(weight, solution.weight, gram) < 0.7 * alone
     assert loss(weight, repaired, gram) < 0.7 * alone
@@ -186,7 +187,7 @@ def test_repair_equals_the_reference(relaxation: float) -> None:
     mask = torch.rand(12, 20, generator=torch.Generator().manual_seed(5)) < 0.4
     mask[0], mask[1] = True, False
     expected, _ = reference.admm(weight, gram, 0, "row", relaxation=relaxation, mask=mask)
-    (repaired,) = admm_repair([weight], normalised_inverse(gram), [mask], relaxation=relaxation)
+    (repaired,) = admm_repair([weight], normalised_inverse(gram), [mask], 20, relaxation)
     torch.testing.assert_close(repaired.double(), expected, rtol=1e-3, atol=1e-4)
     assert torch.equal(repaired == 0, ~mask)
     assert torch.equal(repaired[0], weight[0])
@@ -195,7 +196,7 @@ def test_repair_equals_the_reference(relaxation: float) -> None:
 def test_repair_converges_to_least_squares_on_the_mask() -> None:
     weight, gram = problem(6, 16)
     mask = torch.rand(6, 16, generator=torch.Generator().manual_seed(5)) < 0.5
-    (repaired,) = admm_repair([weight], normalised_inverse(gram, damping=0), [mask], iterations=3000)
+    (repaired,) = admm_repair([weight], normalised_inverse(gram, damping=0), [mask], 3000, 1.0)
     for row, kept, dense in zip(repaired, mask, weight, strict=True):
         exact = torch.linalg.solve(gram[kept][:, kept], gram[kept] @ dense)
         torch.testing.assert_close(row[kept], exact, rtol=1e-3, atol=1e-3)
@@ -207,7 +208,7 @@ def test_numbers_that_are_not_finite(number: float) -> None:
     inverse = normalised_inverse(gram)
     weight[1, 2] = number
     with pytest.raises(ValueError, match="1 of 24 weights are NaN or infinite"):
-        admm_solve([weight], inverse, [10], ["row"])
+        admm_solve([weight], inverse, [10], ["row"], *STEPS)
     gram[1, 2] = number
     with pytest.raises(ValueError, match="1 of 36 entries of the Gram matrix"):
         normalised_inverse(gram)
@@ -217,13 +218,13 @@ def test_arguments_that_do_not_match() -> None:
     weight, gram = problem(4, 6)
     inverse = normalised_inverse(gram)
     with pytest.raises(ValueError, match=r"weight \[rows, cols\] needs an inverse"):
-        admm_solve([torch.zeros(4, 5)], inverse, [10], ["row"])
+        admm_solve([torch.zeros(4, 5)], inverse, [10], ["row"], *STEPS)
     with pytest.raises(ValueError, match="asked to keep 25 weights of a"):
-        admm_solve([weight], inverse, [25], ["row"])
+        admm_solve([weight], inverse, [25], ["row"], *STEPS)
     with pytest.raises(ValueError, match="groups of 4 columns"):
-        admm_solve([weight], inverse, [12], [(2, 4)])
+        admm_solve([weight], inverse, [12], [(2, 4)], *STEPS)
     with pytest.raises(ValueError, match="5 iterations, of which 6"):
-        admm_solve([weight], inverse, [12], ["row"], iterations=5, schedule=6)
+        admm_solve([weight], inverse, [12], ["row"], 5, 6, 1.0)
     with pytest.raises(ValueError, match="square matrix"):
         normalised_inverse(torch.zeros(3, 4))
     for damping, penalty in ((-0.1, 1.0), (0.1, 0.0), (float("nan"), 1.0)):

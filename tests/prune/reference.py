@@ -13,7 +13,7 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from tests.ops import reference as ops
 
-ADMM_STEPS = (20, 15, 1.0)  # iterations, those that choose a mask, relaxation
+ADMM_STEPS = (12, 10, 1.8)  # iterations, those that choose a mask, relaxation
 PruneLayer = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
