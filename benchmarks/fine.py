@@ -59,6 +59,8 @@ def whole_run(
             masks[side] = {layer.name: layer.weight.detach() != 0 for layer in model.layers}
     dense.restore(model)
     middle, against = medians(seconds), "one sequence at a time, a statistic per layer, two passes"
+    if PUBLISHED[pruner] != pruner:
+        against = f"{PUBLISHED[pruner]}, {against}"
     same = sum(int((masks["ours"][key] == mask).sum()) for key, mask in masks["plain"].items()) / sum(
         mask.numel() for mask in masks["plain"].values()
     )
