@@ -21,14 +21,19 @@ class MaskRule:
     """A parsed ``pruner.mask``.
 
     Attributes:
-        name: the rule as it was written: row, matrix, a rule such as 2:4, or one such as n:4.
+        name: the rule as it was written, such as row, matrix, 2:4 or n:4.
         n_of_m: (n, m) of a rule that keeps n of every m consecutive weights of a row; None for others.
-        group: m of such a rule, also where each layer has an n of its own (n:4); None for others.
+        varying: m of a rule such as n:4, where each layer has an n of its own; None for others.
     """
 
     name: str
     n_of_m: tuple[int, int] | None = None
-    group: int | None = None
+    varying: int | None = None
+
+    @property
+    def group(self) -> int | None:
+        """The columns of a group of an n:m rule, fixed or varying; None for others."""
+        return self.varying if self.n_of_m is None else self.n_of_m[1]
 
     @classmethod
     def parse(cls, text: str, unstructured: Sequence[str]) -> MaskRule:
@@ -50,7 +55,7 @@ class MaskRule:
                 f"pruner.mask={text} is not known; choose {', '.join(unstructured)}, or N:M such as 2:4 (N of"
                 " every M weights stay) or n:4 (N differs from layer to layer)"
             )
-        return cls(text, None if n == "n" else (int(n), m), m)
+        return cls(text, varying=m) if n == "n" else cls(text, (int(n), m))
 
     def check(self, sparsity: float, uneven: bool) -> None:
         """Refuse a sparsity that an N:M rule contradicts, before any work is done.
@@ -63,10 +68,10 @@ class MaskRule:
             UserError: if the N:M rule removes another share, or layers get sparsities of their own.
         """
         if self.n_of_m is None:
-            if self.group is not None and sparsity > 1 - 1 / self.group + 1e-9:
+            if self.varying is not None and sparsity > 1 - 1 / self.varying + 1e-9:
                 raise UserError(
-                    f"pruner.mask={self.name} keeps at least one of every {self.group} weights, and"
-                    f" sparsity={sparsity} was asked for; set at most sparsity={1 - 1 / self.group:.10g}"
+                    f"pruner.mask={self.name} keeps at least one of every {self.varying} weights, and"
+                    f" sparsity={sparsity} was asked for; set at most sparsity={1 - 1 / self.varying:.10g}"
                 )
             return
         n, m = self.n_of_m
@@ -100,9 +105,7 @@ class MaskRule:
         Raises:
             UserError: if that needs layers without any weight.
         """
-        if self.group is None or self.n_of_m is not None:
-            return allocation
-        return in_whole_groups(allocation, self.group)
+        return allocation if self.varying is None else in_whole_groups(allocation, self.varying)
 
     def pattern(self, size: int, keep: int) -> Pattern:
         """Which weights of a layer compete.
@@ -116,15 +119,15 @@ class MaskRule:
         """
         if self.n_of_m is not None:
             return self.n_of_m
-        if self.group is None:
+        if self.varying is None:
             return cast("Literal['row', 'matrix']", self.name)
-        n, rest = divmod(keep * self.group, size)
+        n, rest = divmod(keep * self.varying, size)
         if rest:
             raise ValueError(
-                f"a mask {self.name} keeps the same number of every {self.group} weights; asked to keep"
+                f"a mask {self.name} keeps the same number of every {self.varying} weights; asked to keep"
                 f" {keep} of {size}"
             )
-        return (n, self.group) if n else "matrix"
+        return (n, self.varying) if n else "matrix"
 
     def select(self, metric: Tensor, keep: int) -> Tensor:
         """The mask [rows, cols], True where kept, of the ``keep`` largest metrics under the rule.

@@ -9,6 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.statistics import Gram, Statistic
 from ecoflap.errors import require_choices, require_positive
 from ecoflap.ops import admm_repair, swap_masks
@@ -38,6 +39,11 @@ class RefinedMetric(MetricOptions, ByMetric):
     def statistic(self) -> type[Statistic] | None:
         """What the metric reads; the Gram matrix for refinement and repair."""
         return Gram if self.refine != "none" or self.repair else self.of_metric
+
+    @property
+    def footprint(self) -> Footprint:
+        """What it keeps in memory; refinement and repair work on two layers that share an input at once."""
+        return Footprint("blocks", statistic=self.statistic, layers=12 if self.statistic is Gram else 4)
 
     def together(
         self, weights: Sequence[Tensor], statistic: Statistic | None, keeps: Sequence[int]

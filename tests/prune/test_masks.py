@@ -17,7 +17,7 @@ from tests import tiny
 @pytest.mark.parametrize("text", ["2:4", "4:8", "1:4", "2:3"])
 def test_n_of_m_is_read(text: str) -> None:
     n, m = map(int, text.split(":"))
-    assert MaskRule.parse(text, ("row",)) == MaskRule(text, (n, m), m)
+    assert MaskRule.parse(text, ("row",)) == MaskRule(text, (n, m))
 
 
 @pytest.mark.parametrize("text", ["rows", "4:2", "4:4", "0:4", "2:4:8", "-1:4", "2 : 4", ""])
