@@ -19,7 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-CANDIDATES = 16  # of each kind in a row and round
+CANDIDATES = 8  # of each kind in a row and round
 WORTH = 1e-5  # what a swap has to gain, as a share of its row's error: more than rounding
 
 
@@ -82,7 +82,8 @@ def _changes(weight: Tensor, gram: Tensor, mask: Tensor, group: int | None) -> t
     usable = mask.gather(1, columns)  # a row may have fewer pruned or kept weights than candidates
     usable[:, :half].logical_not_()
     chosen = step.gather(1, columns)
-    joint = 2 * chosen[:, :, None] * chosen[:, None, :] * gram[columns[:, :, None], columns[:, None, :]]
+    joint = gram[columns[:, :, None], columns[:, None, :]]
+    joint.mul_(chosen[:, :, None]).mul_(2 * chosen[:, None, :])
     found = losses.gather(1, columns).masked_fill_(~usable, math.inf)
     return _Changes(columns, found, joint), WORTH * (pruned * correlation).sum(dim=1)
 
