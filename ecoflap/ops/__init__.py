@@ -7,6 +7,7 @@ tested by itself.
 """
 
 from ecoflap.ops.admm import NormalisedInverse, admm_repair, admm_solve, normalised_inverse
+from ecoflap.ops.budget_descent import descend, round_to_total, shift_to_budget
 from ecoflap.ops.global_selection import select_globally
 from ecoflap.ops.hessian import InverseFactor, NotPositiveDefiniteError, inverse_factor
 from ecoflap.ops.noise import gaussian, seed_for
@@ -25,17 +26,20 @@ __all__ = [
     "Solution",
     "admm_repair",
     "admm_solve",
+    "descend",
     "gaussian",
     "inverse_factor",
     "normalised_inverse",
     "proportional",
     "ria_metric",
+    "round_to_total",
     "seed_for",
     "select",
     "select_globally",
     "select_in_matrix",
     "select_in_rows",
     "select_n_of_m",
+    "shift_to_budget",
     "solve_together",
     "solve_with_factor",
     "sparsegpt_solve",
