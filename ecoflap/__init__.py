@@ -33,9 +33,11 @@ if TYPE_CHECKING:
     from ecoflap.api.steps import score as score
     from ecoflap.errors import NumericalError as NumericalError
     from ecoflap.errors import UserError as UserError
+    from ecoflap.prune.admm import ADMM as ADMM
     from ecoflap.prune.global_gradient import GlobalGradient as GlobalGradient
     from ecoflap.prune.global_magnitude import GlobalMagnitude as GlobalMagnitude
     from ecoflap.prune.magnitude import Magnitude as Magnitude
+    from ecoflap.prune.ria import RIA as RIA
     from ecoflap.prune.sparsegpt import SparseGPT as SparseGPT
     from ecoflap.prune.wanda import Wanda as Wanda
     from ecoflap.score.first_order import FirstOrder as FirstOrder
@@ -44,6 +46,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 HOMES = {
+    "ADMM": "ecoflap.prune.admm",
     "ATP": "ecoflap.allocate.atp",
     "AlphaPruning": "ecoflap.allocate.alpha_pruning",
     "DLP": "ecoflap.allocate.dlp",
@@ -59,6 +62,7 @@ HOMES = {
     "NumericalError": "ecoflap.errors",
     "OWL": "ecoflap.allocate.owl",
     "PruneResult": "ecoflap.api.result",
+    "RIA": "ecoflap.prune.ria",
     "SparseGPT": "ecoflap.prune.sparsegpt",
     "UserError": "ecoflap.errors",
     "Wanda": "ecoflap.prune.wanda",

@@ -64,6 +64,8 @@ class Work:
                 allocation = self.method.allocator(
                     self.model, scores, self.sparsity, self._context(calibration)
                 )
+        if allocation is not None and not self.method.pruner.allocates:
+            allocation = self.method.pruner.fitted(allocation)
         with measure(costs, "prune"):
             allocation, report = self._prune(calibration, allocation)
         record = self._record(costs, fingerprint, calibration, allocation, report)

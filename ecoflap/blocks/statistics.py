@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ecoflap.blocks.containers import version_of
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
-from ecoflap.ops import InverseFactor, inverse_factor
+from ecoflap.ops import InverseFactor, NormalisedInverse, inverse_factor, normalised_inverse
 
 # Rows of a Gram matrix per product: enough for full speed, few enough to skip most of the lower half.
 STRIP = 256
@@ -97,6 +97,11 @@ class MeanSquare(Statistic):
         """Mean over tokens, [cols]."""
         return self.sum / self.tokens
 
+    @property
+    def mean_square(self) -> Tensor:
+        """The value itself, under the name that it has in a Gram matrix."""
+        return self.value
+
     def output_energy(self, weight: Tensor) -> float:
         """Mean of ||W x||^2 under the assumption that the columns of x are uncorrelated."""
         return float((weight.float().square() @ self.value).sum())
@@ -115,6 +120,7 @@ class Gram(Statistic):
         self.tokens = 0
         self._value: Tensor | None = None
         self._factor: InverseFactor | None = None
+        self._inverse: NormalisedInverse | None = None
 
     def update(self, inputs: Tensor) -> None:
         """Add the outer products of inputs [tokens, cols].
@@ -127,7 +133,7 @@ class Gram(Statistic):
                 inputs[:, start : start + STRIP].t(), inputs[:, start:]
             )
         self.tokens += len(inputs)
-        self._value = self._factor = None
+        self._value = self._factor = self._inverse = None
 
     @property
     def value(self) -> Tensor:
@@ -136,6 +142,11 @@ class Gram(Statistic):
             upper = self.sum.triu() / self.tokens
             self._value = upper + upper.triu(1).t()
         return self._value
+
+    @property
+    def mean_square(self) -> Tensor:
+        """Mean square of each input column, [cols]."""
+        return self.value.diagonal()
 
     @classmethod
     def size_of(cls, cols: Sequence[int]) -> int:
@@ -147,6 +158,13 @@ class Gram(Statistic):
         if self._factor is None:
             self._factor = inverse_factor(self.value, damping)
         return self._factor
+
+    def normalised_inverse(self, damping: float, penalty: float) -> NormalisedInverse:
+        """The inverse of ADMM; computed once for all layers that share the input and all of their solves."""
+        known = self._inverse
+        if known is None or (known.damping, known.penalty) != (damping, penalty):
+            known = self._inverse = normalised_inverse(self.value, damping, penalty)
+        return known
 
     def output_energy(self, weight: Tensor) -> float:
         """Mean of ||W x||^2, exactly."""

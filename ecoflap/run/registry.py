@@ -109,7 +109,9 @@ PARTS: dict[str, dict[str, type]] = {
     "pruner": {
         "ecoflap.prune.magnitude.Magnitude": prune.MagnitudeOptions,
         "ecoflap.prune.wanda.Wanda": prune.WandaOptions,
+        "ecoflap.prune.ria.RIA": prune.RIAOptions,
         "ecoflap.prune.sparsegpt.SparseGPT": prune.SparseGPTOptions,
+        "ecoflap.prune.admm.ADMM": prune.ADMMOptions,
         "ecoflap.prune.global_magnitude.GlobalMagnitude": prune.GlobalMagnitudeOptions,
         "ecoflap.prune.global_gradient.GlobalGradient": prune.GlobalGradientOptions,
         "ecoflap.prune.upop.UPop": prune.UPopOptions,

@@ -13,6 +13,7 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from tests.ops import reference as ops
 
+ADMM_STEPS = (12, 10, 1.8)  # iterations, those that choose a mask, relaxation
 PruneLayer = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
@@ -31,6 +32,13 @@ def wanda_2_4(weight: Tensor, inputs: Tensor, _: int) -> tuple[Tensor, Tensor]:
     return weight * mask, mask
 
 
+def ria(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    size = weight.double().abs()
+    relative = size / size.sum(dim=0) + size / size.sum(dim=1)[:, None]
+    mask = ops.matrix_mask(relative * inputs.double().norm(dim=0).sqrt(), keep)
+    return weight * mask, mask
+
+
 def gram(inputs: Tensor) -> Tensor:
     """The mean of x x^T."""
     return inputs.double().t() @ inputs.double() / len(inputs)
@@ -42,6 +50,19 @@ def sparsegpt(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor
 
 def sparsegpt_4_8(weight: Tensor, inputs: Tensor, _: int) -> tuple[Tensor, Tensor]:
     return ops.sparsegpt(weight, gram(inputs), n_of_m=(4, 8))
+
+
+def admm(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    return ops.admm(weight, gram(inputs), keep, "row", *ADMM_STEPS)
+
+
+def admm_2_4(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    return ops.admm(weight, gram(inputs), keep, (2, 4), *ADMM_STEPS)
+
+
+def wanda_repaired(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    _, mask = wanda(weight, inputs, keep)
+    return ops.admm(weight, gram(inputs), keep, "row", *ADMM_STEPS, mask=mask)
 
 
 def inputs_of(

@@ -12,6 +12,7 @@ from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.console.telemetry import measure
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
 from ecoflap.prune.global_magnitude import GlobalMagnitude
 from ecoflap.prune.magnitude import Magnitude
@@ -40,7 +41,11 @@ def alive(work: Callable[[], object]) -> int:
     return live.peak
 
 
-@pytest.mark.parametrize("pruner", [Magnitude(), Wanda(), SparseGPT()], ids=lambda pruner: pruner.name)
+@pytest.mark.parametrize(
+    "pruner",
+    [Magnitude(), Wanda(), SparseGPT(), ADMM(), Wanda(refine="swaps"), Wanda(refine="swaps", repair=True)],
+    ids=["magnitude", "wanda", "sparsegpt", "admm", "swaps", "repaired"],
+)
 def test_pruning(model: PrunableModel, pruner: Wanda) -> None:
     calibration = tokens(SAMPLES, 64, 256)
     (need,) = memory_plan(model, sample_cost(model, calibration), SAMPLES, BATCH, None, pruner)

@@ -42,7 +42,8 @@ def sparsity_section(
             pruning.
         target: The target sparsity, or None if there is none.
         parameters: Number of parameters of the whole model, prunable or not.
-        total: How the allocation adds up: ``exact``, ``as_given`` or ``units``; None without an allocation.
+        total: How the allocation adds up: ``exact``, ``as_given``, ``groups`` or ``units``; None without an
+            allocation.
         allocated_by: What decided how many weights each layer keeps: ``allocation``, or ``pruner``, which
             then compares the weights of all layers; None without an allocation.
         coarse: What the allocation goes by: the name of the scorer, its own name if it takes no scores, or
