@@ -2,8 +2,8 @@
 
 Masks with exact counts and their refinement by swaps, the metrics of Wanda and RIA, the solves of SparseGPT
 and ADMM and the inverses that they need, the water-filling, the ramps and the descent that share a budget of
-weights, and reproducible noise. Nothing here reads a config or a file, logs, or knows what a model is, so each
-file can be read, used and tested by itself.
+weights, and reproducible noise. Nothing here reads a config or a file, logs, or knows what a model is, so
+each file can be read, used and tested by itself.
 """
 
 from ecoflap.ops.admm import NormalisedInverse, admm_repair, admm_solve, normalised_inverse
