@@ -261,7 +261,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(size: int, tmp_path: Path) ->
             raise KeyboardInterrupt
 
     expected = prune(whole, calibration, SparseGPT(), uneven(whole), size, propagate="layer")
-    given = {"propagate": "layer", "finished": finished}
+    given: dict[str, Any] = {"propagate": "layer", "finished": finished}
     with pytest.raises(KeyboardInterrupt):
         prune(stopped, calibration, SparseGPT(), uneven(stopped), size, stop, **given)
     report = prune(resumed, calibration, SparseGPT(), uneven(resumed), size, **given)
