@@ -31,11 +31,11 @@ class _Batch:
 
     Attributes:
         stream: its hidden states and arguments.
-        waits: the dense layers that it has reached; None where it has yet to run, or has left the block.
-        counted: the layers whose statistic holds what it gives them.
-        masks: of its real tokens, and the tensors that they don't apply to, in the run of the moment.
-        called: the layers that this run has called.
-        given: what this run gave layers of which others that read the same have yet to be called.
+        waits: the dense layers that it has reached; None while it runs, and once it has left the block.
+        counted: the groups whose statistic holds its tokens.
+        masks: of its real tokens, and the tensors that they don't apply to; of the present run.
+        called: the layers that the present run has called.
+        given: the inputs, with their versions, of groups of which it has called some layers and not yet all.
     """
 
     def __init__(self, stream: Stream) -> None:
@@ -139,8 +139,9 @@ class LayerByLayer:
             if group not in batch.counted:
                 _refuse(group[0])
             return
-        statistic = self._statistics.setdefault(group, self.kind(inputs.shape[-1], inputs.device))
-        statistic.update(real_tokens(inputs, *batch.masks).detach())
+        if group not in self._statistics:
+            self._statistics[group] = self.kind(inputs.shape[-1], inputs.device)
+        self._statistics[group].update(real_tokens(inputs, *batch.masks).detach())
         batch.counted.add(group)
         batch.waits = group
         if self._behind or self._earliest() is not group:

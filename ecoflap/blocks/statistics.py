@@ -19,6 +19,7 @@ from ecoflap.ops import InverseFactor, inverse_factor
 
 # Rows of a Gram matrix per product: enough for full speed, few enough to skip most of the lower half.
 STRIP = 256
+TOKENS = 2**15  # that are converted to fp32 at a time
 
 
 class InputsComplete(BaseException):
@@ -121,11 +122,12 @@ class Gram(Statistic):
 
         Only the upper half is computed, in strips of rows from the diagonal on.
         """
-        inputs = inputs.float()
-        for start in range(0, inputs.shape[1], STRIP):
-            self.sum[start : start + STRIP, start:].addmm_(
-                inputs[:, start : start + STRIP].t(), inputs[:, start:]
-            )
+        for part in inputs.split(TOKENS):
+            wide = part.float()
+            for start in range(0, inputs.shape[1], STRIP):
+                self.sum[start : start + STRIP, start:].addmm_(
+                    wide[:, start : start + STRIP].t(), wide[:, start:]
+                )
         self.tokens += len(inputs)
         self._value = self._factor = None
 

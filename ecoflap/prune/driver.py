@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.walk import Visit, walk
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
@@ -114,11 +113,10 @@ def _prune_block(
 ) -> float:
     """Prune a block and pass the hidden states through it; returns the seconds that this took."""
     started, block = time.perf_counter(), visit.block
-    if propagate == "layer" and pruner.statistic is not None and block.layers:
-        _prune_layer_by_layer(visit, pruner, pruner.statistic, allocation, report)
+    if propagate == "layer" and visit.flow.batches and block.layers:
+        _prune_layer_by_layer(visit, pruner, allocation, report)
     else:
-        dense = propagate == "dense"
-        _prune_whole(visit, pruner, allocation, report, dense, precomputed_statistics)
+        _prune_whole(visit, pruner, allocation, report, propagate == "dense", precomputed_statistics)
     if not visit.finite:
         raise NumericalError(
             f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or"
@@ -128,17 +126,14 @@ def _prune_block(
 
 
 def _prune_layer_by_layer(
-    visit: Visit,
-    pruner: LayerPruner,
-    statistic: type[Statistic],
-    allocation: Allocation,
-    report: PruneReport,
+    visit: Visit, pruner: LayerPruner, allocation: Allocation, report: PruneReport
 ) -> None:
     """Prune each layer of a block in the run that has reached it, and leave the block."""
     block, placement = visit.block, visit.flow.model.placement
+    assert pruner.statistic is not None
     together = partial(prune_together, pruner=pruner, allocation=allocation, report=report)
     with placement.using(block):
-        visit.prune_on_the_way(statistic, together)
+        visit.prune_on_the_way(pruner.statistic, together)
         placement.changed(block)
 
 

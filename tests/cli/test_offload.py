@@ -54,15 +54,21 @@ def without_scores(overrides: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("offload", ["cpu", "disk"])
 @pytest.mark.parametrize(
-    ("score", "pruner"), [*((score, "wanda") for score in COARSE), ("none", "sparsegpt")]
+    ("score", "pruner", "propagate"),
+    [
+        *((score, "wanda", "pruned") for score in COARSE),
+        ("none", "sparsegpt", "pruned"),
+        ("none", "sparsegpt", "layer"),
+    ],
 )
 def test_the_same_weights_scores_and_metrics(
-    run: Run, text_run: list[str], tmp_path: Path, offload: str, score: str, pruner: str
+    run: Run, text_run: list[str], tmp_path: Path, offload: str, score: str, pruner: str, propagate: str
 ) -> None:
     overrides = [
         *without_scores(text_run),
         *COARSE[score],
         f"pruner={pruner}",
+        f"propagate={propagate}",
         "model.save=true",
         "cache_mode=off",
     ]
