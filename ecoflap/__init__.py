@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ecoflap.allocate.from_file import FromFile as FromFile
+    from ecoflap.allocate.in_context import InContext as InContext
     from ecoflap.allocate.water_filling import WaterFilling as WaterFilling
     from ecoflap.api.calibration import calibrate as calibrate
     from ecoflap.api.loading import load as load
@@ -41,6 +42,7 @@ HOMES = {
     "FromFile": "ecoflap.allocate.from_file",
     "GlobalGradient": "ecoflap.prune.global_gradient",
     "GlobalMagnitude": "ecoflap.prune.global_magnitude",
+    "InContext": "ecoflap.allocate.in_context",
     "Local": "ecoflap.score.local",
     "Magnitude": "ecoflap.prune.magnitude",
     "NumericalError": "ecoflap.errors",

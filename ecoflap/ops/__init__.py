@@ -5,6 +5,7 @@ water-filling of a budget of weights, and reproducible noise. Nothing here reads
 knows what a model is, so each file can be read, used and tested by itself.
 """
 
+from ecoflap.ops.budget_descent import descend, round_to_total, shift_to_budget
 from ecoflap.ops.global_selection import select_globally
 from ecoflap.ops.hessian import InverseFactor, NotPositiveDefiniteError, inverse_factor
 from ecoflap.ops.noise import gaussian, seed_for
@@ -17,14 +18,17 @@ __all__ = [
     "InverseFactor",
     "NotPositiveDefiniteError",
     "Solution",
+    "descend",
     "gaussian",
     "inverse_factor",
     "proportional",
+    "round_to_total",
     "seed_for",
     "select_globally",
     "select_in_matrix",
     "select_in_rows",
     "select_n_of_m",
+    "shift_to_budget",
     "solve_together",
     "solve_with_factor",
     "sparsegpt_solve",
