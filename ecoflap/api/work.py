@@ -34,7 +34,7 @@ class Work:
         sparsity: the target.
         seed: seed of all random draws.
         batch_size: samples per forward pass of the pruner.
-        propagate: pruned or dense.
+        propagate: pruned, layer or dense.
     """
 
     model: PrunableModel

@@ -41,7 +41,7 @@ def prune_layers(
         NumericalError: if a weight is not finite, before or after, or a mask misses its count.
     """
     for sharing in _sharing(layers, statistics):
-        _prune_together(sharing, statistics[sharing[0]] if statistics else None, pruner, allocation, report)
+        prune_together(sharing, statistics[sharing[0]] if statistics else None, pruner, allocation, report)
 
 
 def _sharing(layers: Sequence[Layer], statistics: Statistics | None) -> list[list[Layer]]:
@@ -52,14 +52,25 @@ def _sharing(layers: Sequence[Layer], statistics: Statistics | None) -> list[lis
     return list(groups.values())
 
 
-def _prune_together(
+def prune_together(
     layers: Sequence[Layer],
     statistic: Statistic | None,
     pruner: LayerPruner,
     allocation: Allocation,
     report: PruneReport,
 ) -> None:
-    """Prune the layers that share a statistic."""
+    """Prune layers that share a statistic in place.
+
+    Args:
+        layers: the layers.
+        statistic: of the input that they read; None for a pruner that uses no data.
+        pruner: prunes one layer.
+        allocation: how many weights each layer keeps.
+        report: receives each layer's mask and error.
+
+    Raises:
+        NumericalError: if a weight is not finite, before or after, or a mask misses its count.
+    """
     dense = [layer.matrix().clone() for layer in layers]
     try:
         results = pruner.together(dense, statistic, [allocation.keep[layer.name] for layer in layers])

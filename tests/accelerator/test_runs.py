@@ -58,6 +58,7 @@ PRUNERS = {
     "global_magnitude": ["pruner=global_magnitude"],
     "global_gradient": ["pruner=global_gradient", "pruner.samples=4", "pruner.batch_size=4"],
     "dense_inputs": ["score=none", "propagate=dense"],
+    "layer_by_layer": ["score=none", "propagate=layer", "pruner=sparsegpt", "batch_size=2"],
 }
 ALLOCATIONS = {
     "owl": ["allocation=owl", "allocation.spread=auto"],
@@ -193,6 +194,8 @@ def test_units_are_cut(base: dict[str, list[str]], tmp_path: Path) -> None:
         ),
         ("llama", ["score=none", "propagate=dense"], "cpu"),
         ("gpt2", ["score=none", "propagate=dense"], "disk"),
+        ("t5", ["score=none", "propagate=layer"], "disk"),
+        ("blip2", ["score=none", "propagate=layer", "pruner=sparsegpt", "batch_size=2"], "cpu"),
         ("gpt2", [*SCORES["layer"], *SAMPLES], "disk"),
         ("t5", [*SCORES["derivative"], *SAMPLES], "cpu"),
         ("blip2", [*SCORES["first_order"], *SAMPLES], "cpu"),

@@ -11,6 +11,7 @@ from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Block
 from tests.ops import reference as ops
 
 ADMM_STEPS = (12, 10, 1.8)  # iterations, those that choose a mask, relaxation
@@ -108,3 +109,49 @@ def prune(
             for layer, weight in weights.items():
                 layer.write(weight)
     return masks
+
+
+@torch.no_grad()
+def prune_layer_by_layer(
+    model: PrunableModel,
+    calibration: CalibrationSet,
+    prune_layer: PruneLayer,
+    keep: dict[str, int],
+    batches: list[Batch] | None = None,
+) -> dict[str, Tensor]:
+    """Prune in place and return the masks [rows, cols]: a layer's inputs come from the model with everything
+    pruned that is called before it.
+    """
+    masks = {}
+    for tower in model.towers:
+        for block in tower.blocks:
+            dense = set(block.layers)
+            while dense:
+                layer = next_of(model, block, dense, calibration, batches)
+                inputs = inputs_of(model, layer, calibration, batches)
+                weight, masks[layer.name] = prune_layer(layer.matrix().clone(), inputs, keep[layer.name])
+                layer.write(weight)
+                dense.remove(layer)
+    return {layer.name: masks[layer.name] for layer in model.layers}
+
+
+def next_of(
+    model: PrunableModel,
+    block: Block,
+    dense: set[Layer],
+    calibration: CalibrationSet,
+    batches: list[Batch] | None = None,
+) -> Layer:
+    """A dense layer that no call of the block reaches behind another dense one."""
+    calls: list[list[Layer]] = []
+    handles = [block.module.register_forward_pre_hook(lambda *_: calls.append([]))]
+    for layer in dense:
+        handles.append(
+            layer.module.register_forward_pre_hook(lambda *_, layer=layer: calls[-1].append(layer))
+        )
+    inputs_of(model, block.layers[0], calibration, batches)
+    for handle in handles:
+        handle.remove()
+    return next(
+        layer for call in calls for layer in call[:1] if all(layer not in other[1:] for other in calls)
+    )

@@ -43,7 +43,7 @@ RUN: list[Case] = [
     ),
     Case(("cache=",), ("cache= is no folder", "cache=outputs/cache")),
     Case(("cache={tmp}/file",), ("cache={tmp}/file is no folder", "another place"), taken),
-    Case(("propagate=sparse",), ("propagate=sparse is not known", "pruned or dense")),
+    Case(("propagate=sparse",), ("propagate=sparse is not known", "pruned, layer or dense")),
     Case(
         ("runtime.offload=dsk",),
         ("runtime.offload=dsk is not known", "did you mean disk?", "none, cpu, disk"),
