@@ -17,7 +17,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
 from ecoflap.prune.report import BlockReport, PruneReport
-from ecoflap.run.outcome import count_layers, describe_calibration, describe_model
+from ecoflap.run.outcome import count_layers, describe_allocation, describe_calibration, describe_model
 from ecoflap.score.scores import Scores
 from ecoflap.storage.results import Result, environment, sparsity_section
 
@@ -68,7 +68,7 @@ class Work:
             allocation = self.method.pruner.fitted(allocation)
         with measure(costs, "prune"):
             allocation, report = self._prune(calibration, allocation)
-        record = self._record(costs, fingerprint, calibration, allocation, report)
+        record = self._record(costs, fingerprint, calibration, scores, allocation, report)
         return PruneResult(self.model, scores, allocation, report, record)
 
     def _check_calls(self, calibration: CalibrationSet) -> None:
@@ -115,6 +115,7 @@ class Work:
         costs: dict[str, dict[str, Any]],
         fingerprint: str,
         calibration: CalibrationSet | None,
+        scores: Scores | None,
         allocation: Allocation,
         report: PruneReport,
     ) -> Result:
@@ -145,6 +146,8 @@ class Work:
                 self.method.coarse,
             ),
             steps=costs,
+            scores=None if scores is None else scores.to_json(),
+            allocation=describe_allocation(allocation),
         )
 
 

@@ -100,3 +100,14 @@ def test_masks_of_groups_whose_number_differs_by_layer(
     assert of_four <= {1.0, 2.0, 3.0, 4.0}
     assert len(of_four) > 1
     assert result.sparsity["prunable"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_result_says_what_was_scored_and_compared(run: Run, text_run: list[str]) -> None:
+    result = run([*text_run, *IN_CONTEXT])
+    assert result.scores is None
+    assert result.allocation is not None
+    assert result.allocation["granularity"] == "layer"
+    assert set(result.allocation["details"]["losses"]) == {"last", "mean", "uniform"}
+    scored = run([*text_run, "score=first_order"], "scored")
+    assert scored.scores is not None
+    assert set(scored.scores["importance"]) == set(scored.sparsity["layers"])
