@@ -1,13 +1,14 @@
 """Pruning mathematics as pure functions on tensors.
 
 Masks with exact counts, the Wanda metric, the SparseGPT solve and the Hessian factor that it needs, the
-water-filling of a budget of weights, and reproducible noise. Nothing here reads a config or a file, logs, or
-knows what a model is, so each file can be read, used and tested by itself.
+water-filling and the ramp that share a budget of weights, and reproducible noise. Nothing here reads a config
+or a file, logs, or knows what a model is, so each file can be read, used and tested by itself.
 """
 
 from ecoflap.ops.global_selection import select_globally
 from ecoflap.ops.hessian import InverseFactor, NotPositiveDefiniteError, inverse_factor
 from ecoflap.ops.noise import gaussian, seed_for
+from ecoflap.ops.ramp import ramp, shift_to_total
 from ecoflap.ops.selection import select_in_matrix, select_in_rows, select_n_of_m
 from ecoflap.ops.sparsegpt import Solution, solve_together, solve_with_factor, sparsegpt_solve
 from ecoflap.ops.wanda import wanda_metric
@@ -20,11 +21,13 @@ __all__ = [
     "gaussian",
     "inverse_factor",
     "proportional",
+    "ramp",
     "seed_for",
     "select_globally",
     "select_in_matrix",
     "select_in_rows",
     "select_n_of_m",
+    "shift_to_total",
     "solve_together",
     "solve_with_factor",
     "sparsegpt_solve",
