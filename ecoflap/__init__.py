@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from ecoflap.allocate.from_file import FromFile as FromFile
+    from ecoflap.allocate.neuronal import Neuronal as Neuronal
     from ecoflap.allocate.water_filling import WaterFilling as WaterFilling
     from ecoflap.api.calibration import calibrate as calibrate
     from ecoflap.api.loading import load as load
@@ -43,6 +44,7 @@ HOMES = {
     "GlobalMagnitude": "ecoflap.prune.global_magnitude",
     "Local": "ecoflap.score.local",
     "Magnitude": "ecoflap.prune.magnitude",
+    "Neuronal": "ecoflap.allocate.neuronal",
     "NumericalError": "ecoflap.errors",
     "PruneResult": "ecoflap.api.result",
     "SparseGPT": "ecoflap.prune.sparsegpt",

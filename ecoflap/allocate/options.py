@@ -38,3 +38,22 @@ class FromFileOptions:
     path: str
     total: str = field(default="exact", metadata={"choices": ("exact", "as_given")})
     name: str = "file"
+
+
+@dataclass(frozen=True)
+class NeuronalOptions:
+    """Sparsities on a straight line over the blocks, as steep as keeps the activations most alike.
+
+    Attributes:
+        spreads: the lambdas that are tried; null for the published ones: 0.01, 0.02, ..., 0.1, 0.12, 0.15,
+            0.2, and 0.25 at sparsities below 0.8.
+        samples: how many samples of the calibration set are used, from the first.
+        scope: a line over the blocks of each tower (tower), each as steep as fits that tower, or one over the
+            blocks of all towers (model).
+        name: what logs and result files call it.
+    """
+
+    spreads: list[float] | None = None
+    samples: int = 8
+    scope: str = field(default="tower", metadata={"choices": ("model", "tower")})
+    name: str = "neuronal"

@@ -1,7 +1,7 @@
 """Prune a model in place at trial allocations, and restore it.
 
-The weights come from the pruner of the fine stage, each time from the dense weights and from statistics of the
-dense model's inputs, which are gathered once.
+The weights come from the pruner of the fine stage, each time from the dense weights and from statistics of
+the dense model's inputs, which are gathered once.
 """
 
 from __future__ import annotations

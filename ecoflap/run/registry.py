@@ -98,6 +98,7 @@ PARTS: dict[str, dict[str, type]] = {
     "allocation": {
         "ecoflap.allocate.water_filling.WaterFilling": allocate.WaterFillingOptions,
         "ecoflap.allocate.from_file.FromFile": allocate.FromFileOptions,
+        "ecoflap.allocate.neuronal.Neuronal": allocate.NeuronalOptions,
     },
     "pruner": {
         "ecoflap.prune.magnitude.Magnitude": prune.MagnitudeOptions,
