@@ -14,6 +14,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ecoflap.allocate.evopress import EvoPress as EvoPress
     from ecoflap.allocate.from_file import FromFile as FromFile
     from ecoflap.allocate.neuronal import Neuronal as Neuronal
     from ecoflap.allocate.water_filling import WaterFilling as WaterFilling
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 HOMES = {
+    "EvoPress": "ecoflap.allocate.evopress",
     "FirstOrder": "ecoflap.score.first_order",
     "FromFile": "ecoflap.allocate.from_file",
     "GlobalGradient": "ecoflap.prune.global_gradient",

@@ -5,6 +5,7 @@ water-filling and the ramp that share a budget of weights, and reproducible nois
 or a file, logs, or knows what a model is, so each file can be read, used and tested by itself.
 """
 
+from ecoflap.ops.divergence import kl_divergence
 from ecoflap.ops.global_selection import select_globally
 from ecoflap.ops.hessian import InverseFactor, NotPositiveDefiniteError, inverse_factor
 from ecoflap.ops.noise import gaussian, seed_for
@@ -20,6 +21,7 @@ __all__ = [
     "Solution",
     "gaussian",
     "inverse_factor",
+    "kl_divergence",
     "proportional",
     "ramp",
     "seed_for",

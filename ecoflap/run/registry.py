@@ -97,6 +97,7 @@ PARTS: dict[str, dict[str, type]] = {
     },
     "allocation": {
         "ecoflap.allocate.water_filling.WaterFilling": allocate.WaterFillingOptions,
+        "ecoflap.allocate.evopress.EvoPress": allocate.EvoPressOptions,
         "ecoflap.allocate.from_file.FromFile": allocate.FromFileOptions,
         "ecoflap.allocate.neuronal.Neuronal": allocate.NeuronalOptions,
     },
