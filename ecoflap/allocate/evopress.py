@@ -23,11 +23,13 @@ import torch
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.distance import Distance
 from ecoflap.allocate.evolution import Draw, Evolution, Levels, Stage
+from ecoflap.allocate.groups import parts
 from ecoflap.allocate.layer_trials import LayerTrials
 from ecoflap.allocate.levels import Ladder, make_ladder
 from ecoflap.allocate.options import EvoPressOptions
-from ecoflap.allocate.protocol import Allocator, Context, Requires
+from ecoflap.allocate.protocol import Context, Requires
 from ecoflap.allocate.trial import trial_pruner
+from ecoflap.allocate.uneven import Uneven
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.progress import track
 from ecoflap.errors import UserError, require_choices, require_positive
@@ -40,7 +42,7 @@ STORED_EVERY = 10
 
 
 @dataclass(frozen=True)
-class EvoPress(EvoPressOptions, Allocator):
+class EvoPress(EvoPressOptions, Uneven):
     """An evolutionary search over the sparsities of layers."""
 
     def __post_init__(self) -> None:
@@ -82,9 +84,10 @@ class EvoPress(EvoPressOptions, Allocator):
         """
         self.check(sparsity)
         assert context is not None
-        towers = [tower.layers for tower in model.towers if tower.layers]
-        parts = towers if self.scope == "tower" else [model.layers]
-        ladder = make_ladder(parts, sparsity, self.levels, self.step)
+        layers = [
+            [layer for tower in towers for layer in tower.layers] for towers in parts(model, self.scope)
+        ]
+        ladder = make_ladder(layers, sparsity, self.levels, self.step)
         with ExitStack() as stack:
             search = _Search(self, model, context, ladder, stack)
             levels, trace = search.run(sparsity)

@@ -19,33 +19,34 @@ from dataclasses import dataclass
 from functools import partial
 
 from ecoflap.allocate.allocation import Allocation, keep_total
+from ecoflap.allocate.groups import blocks_of, parts, size_of, split_all
 from ecoflap.allocate.misalignment import measure_misalignment
 from ecoflap.allocate.options import NeuronalOptions
-from ecoflap.allocate.protocol import Allocator, Context, Requires
+from ecoflap.allocate.protocol import Context, Requires
+from ecoflap.allocate.uneven import Uneven
 from ecoflap.blocks.footprint import Footprint
-from ecoflap.errors import UserError, require_choices, require_positive
+from ecoflap.errors import NumericalError, UserError, require_choices, require_positive
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Tower
-from ecoflap.ops import proportional, ramp
-from ecoflap.score.scores import Scores
+from ecoflap.ops import ramp
+from ecoflap.score.scores import BLOCK, Scores
 
 PUBLISHED = (0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07, 0.08, 0.09, 0.1, 0.12, 0.15, 0.2)
 BELOW_80_PERCENT = 0.25
 
 
 @dataclass(frozen=True)
-class Neuronal(NeuronalOptions, Allocator):
-    """A linear ramp over the blocks, as steep as keeps activations most alike."""
+class Neuronal(NeuronalOptions, Uneven):
+    """A linear ramp over the blocks that keeps activations most alike."""
 
     def __post_init__(self) -> None:
         require_choices("allocation", self)
         require_positive("allocation", self, "samples")
-        if self.spreads is not None and not (
-            self.spreads and all(math.isfinite(spread) and spread >= 0 for spread in self.spreads)
-        ):
+        given = self.spreads
+        if given is not None and not (given and all(math.isfinite(one) and one >= 0 for one in given)):
             raise UserError(
-                f"allocation.spreads={self.spreads}: give at least one, each 0 or more (published: 0.01 to"
-                " 0.25)"
+                f"allocation.spreads={given}: give at least one number, each 0 (uniform) or more (published:"
+                " 0.01 to 0.25)"
             )
 
     @property
@@ -69,69 +70,69 @@ class Neuronal(NeuronalOptions, Allocator):
 
         Raises:
             UserError: if the target is outside [0, 1), or the calibration set never reaches a layer.
-            NumericalError: if pruning makes weights that are not finite.
+            NumericalError: if pruning makes weights that are not finite, or no trial has finite activations.
         """
         self.check(sparsity)
         assert context is not None
-        towers = [tower for tower in model.towers if tower.layers]
         measured = {
             spread: context.recall(
-                {"misalignment": spread, "sparsity": sparsity},
-                partial(self._measure, model, context, towers, sparsity, spread),
+                {"result": "misalignment", "spread": spread, "sparsity": sparsity},
+                partial(self._measure, model, context, sparsity, spread),
             )
             for spread in self._candidates(sparsity)
         }
         keep: dict[str, int] = {}
         chosen: dict[str, float] = {}
-        for part in self._parts(towers):
-            names = [tower.name for tower in part]
-            best = min(measured, key=partial(_total, measured, names))
+        for towers in parts(model, self.scope):
+            names = [tower.name for tower in towers]
+            best = _best(measured, names)
             chosen |= dict.fromkeys(names, best)
-            keep |= _ramp(part, sparsity, best)
-        details = {
-            "spread": chosen,
-            "misalignment": {str(spread): value for spread, value in measured.items()},
-        }
+            keep |= _ramp(towers, sparsity, best)
+        details = {"spread": chosen, "misalignment": {f"{one:g}": value for one, value in measured.items()}}
         sizes = {layer.name: layer.size for layer in model.layers}
-        return Allocation({name: keep[name] for name in sizes}, sizes, sparsity, "block", details=details)
+        return Allocation({name: keep[name] for name in sizes}, sizes, sparsity, BLOCK, details=details)
 
     def _candidates(self, sparsity: float) -> Sequence[float]:
         if self.spreads is not None:
             return self.spreads
         return (*PUBLISHED, BELOW_80_PERCENT) if sparsity < 0.8 else PUBLISHED
 
-    def _parts(self, towers: Sequence[Tower]) -> list[Sequence[Tower]]:
-        """The towers over which one line runs."""
-        return [towers] if self.scope == "model" else [[tower] for tower in towers]
-
     def _measure(
-        self, model: PrunableModel, context: Context, towers: Sequence[Tower], sparsity: float, spread: float
-    ) -> dict[str, float]:
-        """The misalignment of each tower when all towers have the same lambda."""
+        self, model: PrunableModel, context: Context, sparsity: float, spread: float
+    ) -> dict[str, float | None]:
+        """The misalignment of each tower when all towers have the same lambda; None if it is not finite."""
         keep: dict[str, int] = {}
-        for part in self._parts(towers):
-            keep |= _ramp(part, sparsity, spread)
+        for towers in parts(model, self.scope):
+            keep |= _ramp(towers, sparsity, spread)
         sizes = {layer.name: layer.size for layer in model.layers}
         batches = context.samples.take(self.samples).batches(context.batch_size)
-        return measure_misalignment(
-            model, context.pruner, batches, Allocation(keep, sizes, sparsity, "block")
-        )
+        trial = Allocation(keep, sizes, sparsity, BLOCK)
+        found = measure_misalignment(model, context.pruner, batches, trial)
+        return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 
 def _ramp(towers: Sequence[Tower], sparsity: float, spread: float) -> dict[str, int]:
     """The counts of the layers of some towers: the first block keeps the largest share."""
-    blocks = [block.layers for tower in towers for block in tower.blocks if block.layers]
-    sizes = [sum(layer.size for layer in layers) for layers in blocks]
-    falling = list(range(len(blocks), 0, -1))
-    total = keep_total([layer.size for layers in blocks for layer in layers], sparsity)
-    keep: dict[str, int] = {}
-    for layers, budget in zip(blocks, ramp(sizes, falling, total, spread), strict=True):
-        counts = proportional([layer.size for layer in layers], budget)
-        keep |= {layer.name: count for layer, count in zip(layers, counts, strict=True)}
-    return keep
+    groups = [block.layers for block in blocks_of(towers)]
+    sizes = [size_of(layers) for layers in groups]
+    falling = range(len(groups), 0, -1)
+    return split_all(groups, ramp(sizes, falling, keep_total(sizes, sparsity), spread))
 
 
-def _total(measured: Mapping[float, Mapping[str, float]], towers: Sequence[str], spread: float) -> float:
-    """The misalignment over some towers; NaN never wins."""
-    total = sum(measured[spread][name] for name in towers)
-    return math.inf if math.isnan(total) else total
+def _best(measured: Mapping[float, Mapping[str, float | None]], towers: Sequence[str]) -> float:
+    """The lambda of the smallest misalignment over some towers; of equal ones, the first.
+
+    Raises:
+        NumericalError: if it is finite at none.
+    """
+    totals: dict[float, float] = {}
+    for spread, found in measured.items():
+        values = [value for name in towers if (value := found[name]) is not None]
+        if len(values) == len(towers):
+            totals[spread] = sum(values)
+    if not totals:
+        raise NumericalError(
+            f"the activations of tower {' and '.join(towers)} are finite at no trial; use model.dtype=float32"
+            " or bfloat16"
+        )
+    return min(totals, key=totals.__getitem__)

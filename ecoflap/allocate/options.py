@@ -40,6 +40,128 @@ class FromFileOptions:
     name: str = "file"
 
 
+AUTO = "auto"
+Parameter = float | int | str
+"""A number, or ``auto``."""
+
+
+@dataclass(frozen=True)
+class OWLOptions:
+    """More weights for blocks with many outliers among the sizes of weights times the norms of their inputs.
+
+    Attributes:
+        spread: half of the difference between the largest and the smallest share that a block keeps (the
+            paper's lambda), or auto: the one of several with the smallest loss on the calibration set.
+        outlier: how many times the mean of its block an outlier is (the paper's M).
+        scope: one budget for the whole model (model), or each tower reaches the target by itself (tower).
+        samples: how many samples of the calibration set auto compares, from the first.
+        name: what logs and result files call it.
+    """
+
+    spread: Parameter = 0.08
+    outlier: float = 5.0
+    scope: str = field(default="tower", metadata={"choices": ("model", "tower")})
+    samples: int = 32
+    name: str = "owl"
+
+
+@dataclass(frozen=True)
+class DLPOptions:
+    """More weights for blocks whose weights times the norms of their inputs are small.
+
+    Attributes:
+        spread: half of the difference between the largest and the smallest share that a block keeps (the
+            paper's alpha); null for the published one at the target sparsity; auto: the one of several with
+            the smallest loss on the calibration set.
+        average: what sums a block up: median (the paper) or mean (the released code).
+        scope: one budget for the whole model (model), or each tower reaches the target by itself (tower).
+        samples: how many samples of the calibration set auto compares, from the first.
+        name: what logs and result files call it.
+    """
+
+    spread: Parameter | None = None
+    average: str = field(default="median", metadata={"choices": ("median", "mean")})
+    scope: str = field(default="tower", metadata={"choices": ("model", "tower")})
+    samples: int = 32
+    name: str = "dlp"
+
+
+@dataclass(frozen=True)
+class LSAOptions:
+    """More weights where removing a share of the weights changes the outputs of layers little.
+
+    Attributes:
+        granularity: what has one error: block, sublayer (attention and the rest of a block) or layer.
+        spread: half of the difference between the largest and the smallest share (the paper's alpha); null
+            for the published one; auto: the one of several with the smallest loss on the calibration set.
+        share: the share of each row's weights that is removed to measure the error.
+        columns: columns of which a row's weights are removed one by one, each time the cheapest.
+        scope: one budget for the whole model (model), or each tower reaches the target by itself (tower).
+        samples: how many samples of the calibration set auto compares, from the first.
+        name: what logs and result files call it.
+    """
+
+    granularity: str = field(default="block", metadata={"choices": ("block", "sublayer", "layer")})
+    spread: Parameter | None = None
+    share: float = 0.5
+    columns: int = 128
+    scope: str = field(default="tower", metadata={"choices": ("model", "tower")})
+    samples: int = 32
+    name: str = "lsa"
+
+
+@dataclass(frozen=True)
+class ATPOptions:
+    """Sparsities that grow from block to block by the same step.
+
+    Attributes:
+        beta: the step; auto: the one of several with the smallest loss on the calibration set.
+        scope: one budget for the whole model (model), or each tower reaches the target by itself (tower).
+        samples: how many samples of the calibration set auto compares, from the first.
+        name: what logs and result files call it.
+    """
+
+    beta: Parameter = AUTO
+    scope: str = field(default="tower", metadata={"choices": ("model", "tower")})
+    samples: int = 32
+    name: str = "atp"
+
+
+@dataclass(frozen=True)
+class AlphaPruningOptions:
+    """More weights for blocks whose spectra have heavy tails; looks at no data.
+
+    Attributes:
+        epsilon: how far the sparsity of a block may be from the target, as a share of it, before all are
+            scaled to meet it; null for the published one of the pruner; auto: the one of several with the
+            smallest loss on the calibration set.
+        tail: where the tail of a spectrum begins: where a power law fits best, near the peak (peak), or at
+            the median (median).
+        scope: one budget for the whole model (model), or each tower reaches the target by itself (tower).
+        samples: how many samples of the calibration set auto compares, from the first.
+        name: what logs and result files call it.
+    """
+
+    epsilon: Parameter | None = None
+    tail: str = field(default="peak", metadata={"choices": ("peak", "median")})
+    scope: str = field(default="model", metadata={"choices": ("model", "tower")})
+    samples: int = 32
+    name: str = "alpha_pruning"
+
+
+@dataclass(frozen=True)
+class EROptions:
+    """Densities in proportion to (rows + columns) / (rows x columns) of each layer (Erdős-Rényi).
+
+    Attributes:
+        scope: one budget for the whole model (model), or each tower reaches the target by itself (tower).
+        name: what logs and result files call it.
+    """
+
+    scope: str = field(default="model", metadata={"choices": ("model", "tower")})
+    name: str = "er"
+
+
 @dataclass(frozen=True)
 class NeuronalOptions:
     """Sparsities on a straight line over the blocks, as steep as keeps the activations most alike.

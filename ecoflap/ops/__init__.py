@@ -7,11 +7,13 @@ or a file, logs, or knows what a model is, so each file can be read, used and te
 
 from ecoflap.ops.divergence import kl_divergence
 from ecoflap.ops.global_selection import select_globally
+from ecoflap.ops.greedy_removal import greedy_removal_error
 from ecoflap.ops.hessian import InverseFactor, NotPositiveDefiniteError, inverse_factor
 from ecoflap.ops.noise import gaussian, seed_for
 from ecoflap.ops.ramp import ramp, shift_to_total
 from ecoflap.ops.selection import select_in_matrix, select_in_rows, select_n_of_m
 from ecoflap.ops.sparsegpt import Solution, solve_together, solve_with_factor, sparsegpt_solve
+from ecoflap.ops.spectrum import eigenvalues, tail_exponent
 from ecoflap.ops.wanda import wanda_metric
 from ecoflap.ops.water_filling import proportional, water_fill
 
@@ -19,7 +21,9 @@ __all__ = [
     "InverseFactor",
     "NotPositiveDefiniteError",
     "Solution",
+    "eigenvalues",
     "gaussian",
+    "greedy_removal_error",
     "inverse_factor",
     "kl_divergence",
     "proportional",
@@ -33,6 +37,7 @@ __all__ = [
     "solve_together",
     "solve_with_factor",
     "sparsegpt_solve",
+    "tail_exponent",
     "wanda_metric",
     "water_fill",
 ]

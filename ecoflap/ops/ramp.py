@@ -71,7 +71,9 @@ def _shift(sizes: Sequence[int], shares: Sequence[Fraction], total: int) -> list
     # What is kept grows with the shift, from nothing to everything, linearly between the shifts at which some
     # group becomes empty or full.
     ends = sorted({end for share in shares for end in (-share, 1 - share)})
-    after = bisect_right(ends, total, lo=1, hi=len(ends) - 1, key=lambda end: sum(kept(end)))
+    after = bisect_right(
+        ends, Fraction(total), lo=1, hi=len(ends) - 1, key=lambda end: sum(kept(end), Fraction(0))
+    )
     low, high = ends[after - 1], ends[after]
     below, above = sum(kept(low), Fraction(0)), sum(kept(high), Fraction(0))
     shift = low + (high - low) * (total - below) / (above - below) if above > below else low

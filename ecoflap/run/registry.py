@@ -100,6 +100,12 @@ PARTS: dict[str, dict[str, type]] = {
         "ecoflap.allocate.evopress.EvoPress": allocate.EvoPressOptions,
         "ecoflap.allocate.from_file.FromFile": allocate.FromFileOptions,
         "ecoflap.allocate.neuronal.Neuronal": allocate.NeuronalOptions,
+        "ecoflap.allocate.owl.OWL": allocate.OWLOptions,
+        "ecoflap.allocate.dlp.DLP": allocate.DLPOptions,
+        "ecoflap.allocate.lsa.LSA": allocate.LSAOptions,
+        "ecoflap.allocate.atp.ATP": allocate.ATPOptions,
+        "ecoflap.allocate.alpha_pruning.AlphaPruning": allocate.AlphaPruningOptions,
+        "ecoflap.allocate.er.ER": allocate.EROptions,
     },
     "pruner": {
         "ecoflap.prune.magnitude.Magnitude": prune.MagnitudeOptions,
