@@ -12,10 +12,12 @@ tower reaches the target by itself.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
+from itertools import chain
 from typing import Any
 
 import torch
@@ -32,7 +34,7 @@ from ecoflap.allocate.trial import trial_pruner
 from ecoflap.allocate.uneven import Uneven
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.progress import track
-from ecoflap.errors import UserError, require_choices, require_positive
+from ecoflap.errors import NumericalError, UserError, require_choices, require_positive
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import seed_for
 from ecoflap.score.scores import LAYER, Scores
@@ -81,13 +83,12 @@ class EvoPress(EvoPressOptions, Uneven):
 
         Raises:
             UserError: if the target is outside [0, 1), or there are no predictions to compare.
+            NumericalError: if no candidate has a finite loss.
         """
         self.check(sparsity)
         assert context is not None
-        layers = [
-            [layer for tower in towers for layer in tower.layers] for towers in parts(model, self.scope)
-        ]
-        ladder = make_ladder(layers, sparsity, self.levels, self.step)
+        sharing = [chain(*(tower.layers for tower in towers)) for towers in parts(model, self.scope)]
+        ladder = make_ladder([list(layers) for layers in sharing], sparsity, self.levels, self.step)
         with ExitStack() as stack:
             search = _Search(self, model, context, ladder, stack)
             levels, trace = search.run(sparsity)
@@ -119,26 +120,35 @@ class _Search:
         size, measure = self._context.batch_size, self._options.fitness
         return Distance(self._model, trials, self._context.samples, size, measure)
 
-    def run(self, sparsity: float) -> tuple[Levels, list[float]]:
-        """The levels of the last parent, and the fitness of each generation's."""
+    def run(self, sparsity: float) -> tuple[Levels, list[float | None]]:
+        """The levels of the last parent, and the fitness of each generation's, None where none is finite.
+
+        Raises:
+            NumericalError: if none ever is.
+        """
         count = self._options.generations
         levels: Levels = (0,) * len(self._ladder.layers)
-        trace: list[float] = []
+        trace: list[float | None] = []
         for first in track(range(0, count, STORED_EVERY), "allocate", total=-(-count // STORED_EVERY)):
             some = range(first, min(first + STORED_EVERY, count))
-            name = {"generations": [some.start, some.stop], "sparsity": sparsity}
+            name = {"result": "levels", "generations": [some.start, some.stop], "sparsity": sparsity}
             found = self._context.recall(name, partial(self._generations, levels, some))
             levels = tuple(found["levels"])
             trace += found["fitness"]
+        if all(fitness is None for fitness in trace):
+            raise NumericalError(
+                f"no model that is pruned to sparsity={sparsity} has a finite loss; use model.dtype=float32 or"
+                " bfloat16, or a lower sparsity"
+            )
         return levels, trace
 
     def _generations(self, levels: Levels, numbers: Sequence[int]) -> dict[str, Any]:
         """Some generations in a row, from the levels of the first parent."""
-        trace = []
+        trace: list[float | None] = []
         for number in numbers:
             draw = draws(self._context.seed, number)
             levels, fitness = self._evolution.generation(levels, draw, self._fitness)
-            trace.append(fitness)
+            trace.append(fitness if math.isfinite(fitness) else None)
         return {"levels": levels, "fitness": trace}
 
     def _fitness(self, candidates: Sequence[Levels], chosen: Sequence[int]) -> Sequence[float]:
