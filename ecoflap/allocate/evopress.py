@@ -137,7 +137,7 @@ class _Search:
             trace += found["fitness"]
         if all(fitness is None for fitness in trace):
             raise NumericalError(
-                f"no model that is pruned to sparsity={sparsity} has a finite loss; use model.dtype=float32 or"
+                f"no model pruned to sparsity={sparsity} has a finite loss; use model.dtype=float32 or"
                 " bfloat16, or a lower sparsity"
             )
         return levels, trace
