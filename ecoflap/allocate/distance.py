@@ -56,7 +56,8 @@ class Distance:
         Raises:
             UserError: if divergences are asked for and the loss shows no logits.
         """
-        some = replace(self._samples, samples=tuple(self._samples.samples[index] for index in chosen))
+        # In order, so that the same samples share a batch each time: a contrastive loss compares them.
+        some = replace(self._samples, samples=[self._samples.samples[index] for index in sorted(chosen)])
         batches, found = self._batches(some), []
         with quiet_forward(self._model.module):
             dense: list[list[Tensor]] = []

@@ -97,7 +97,8 @@ def test_the_released_code_finds_the_same(
 
 def test_levels_stay_between_their_bounds_and_add_up_in_each_part() -> None:
     parts = (0, 1, 0, 1, 1, 0)
-    search, levels = evolution(parts=parts), (0,) * 6
+    search = evolution(parts=parts)
+    levels: Levels = (0,) * 6
     for number in range(60):
         levels, _ = search.generation(
             levels, draws(0, number), lambda some, _: [hash(one) % 97 for one in some]
