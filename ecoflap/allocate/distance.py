@@ -73,7 +73,7 @@ class Distance:
         total, targets = 0.0, 0
         for batch, wanted in zip(batches, dense, strict=True):
             for logits, target in zip(self._logits(batch), wanted, strict=True):
-                total += float(kl_divergence(logits, target.to(logits.device)).double().sum())
+                total += float(kl_divergence(logits, target.to(logits.device)).cpu().double().sum())
                 targets += len(logits)
         return total / targets
 
