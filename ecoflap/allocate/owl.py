@@ -33,7 +33,7 @@ class OWL(OWLOptions, BlockRamp):
         weights = size_of(block.layers)
         mean = sum(float(sizes.sum()) for sizes in weight_sizes(block, statistics)) / weights
         above = sum(int((sizes > self.outlier * mean).sum()) for sizes in weight_sizes(block, statistics))
-        return {block.name: 100 * above / weights}
+        return {block.name: 100 * above / weights if math.isfinite(mean) else mean}
 
     def value_of(self, block: Block, values: Values) -> float:
         """Its share of outliers."""

@@ -84,7 +84,7 @@ class TrialPruner:
     def loss(self, batches: Sequence[Batch]) -> float:
         """The mean loss per sample of the model as it is now."""
         with quiet_forward(self._model.module):
-            losses = torch.cat([self._model.loss(batch).double().cpu() for batch in batches])
+            losses = torch.cat([self._model.loss(batch).cpu().double() for batch in batches])
         return float(losses.mean())
 
 

@@ -81,8 +81,8 @@ def allocate(
         model: from ``ecoflap.load``.
         scores: from ``ecoflap.score``; None for the same sparsity everywhere.
         sparsity: share of the prunable weights to remove, in [0, 1).
-        method: ``"water_filling"`` (the default) or ``"file"``; or an allocator such as
-            ``ecoflap.WaterFilling(granularity="layer")``.
+        method: ``"water_filling"`` (the default), ``"file"``, or one that takes no scores, such as
+            ``"owl"``; or an allocator such as ``ecoflap.WaterFilling(granularity="layer")``.
         data: from ``ecoflap.calibrate``, for a method that runs samples through the model.
         pruner: the pruner to allocate for, as in ``ecoflap.prune``, for such a method.
         batch_size: as in ``ecoflap.prune``.

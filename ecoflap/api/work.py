@@ -140,6 +140,7 @@ class Work:
                 model.parameter_count(),
                 allocation.total,
                 "pruner" if self.method.pruner.allocates else "allocation",
+                self.method.coarse,
             ),
             steps=costs,
         )

@@ -22,13 +22,13 @@ def greedy_removal_error(weight: Tensor, gram: Tensor, share: float, columns: in
     """
     weight, gram = weight.float(), gram.float()
     cost = weight.square() * gram.diagonal()
-    total = torch.zeros((), dtype=torch.float64, device=weight.device)
+    errors = torch.zeros(len(weight), device=weight.device)
     for start in range(0, weight.shape[1], columns):
         inside, later = slice(start, start + columns), slice(start + columns, None)
-        removed, errors = _remove(weight[:, inside], gram[inside, inside], cost[:, inside].clone(), share)
-        total += errors
+        removed, added = _remove(weight[:, inside], gram[inside, inside], cost[:, inside].clone(), share)
+        errors += added
         cost[:, later] += 2 * weight[:, later] * (removed @ gram[inside, later])
-    return float(total)
+    return float(errors.cpu().double().sum())
 
 
 def _remove(weight: Tensor, gram: Tensor, cost: Tensor, share: float) -> tuple[Tensor, Tensor]:
@@ -41,15 +41,15 @@ def _remove(weight: Tensor, gram: Tensor, cost: Tensor, share: float) -> tuple[T
         share: of the weights to remove.
 
     Returns:
-        The removed weights, [rows, columns], 0 where a weight stays, and the sum of their costs.
+        The removed weights, [rows, columns], 0 where a weight stays, and the sum of their costs per row, [rows].
     """
     removed = torch.zeros_like(weight)
-    total = torch.zeros((), dtype=torch.float64, device=weight.device)
+    errors = torch.zeros(len(weight), device=weight.device)
     for _ in range(int(weight.shape[1] * share)):
         index = cost.argmin(dim=1, keepdim=True)
-        total += cost.gather(1, index).double().sum()
+        errors += cost.gather(1, index).squeeze(1)
         value = weight.gather(1, index)
         removed.scatter_(1, index, value)
         cost += 2 * weight * value * gram[index.squeeze(1)]
         cost.scatter_(1, index, torch.inf)
-    return removed, total
+    return removed, errors

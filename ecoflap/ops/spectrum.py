@@ -9,12 +9,12 @@ BINS = 100
 
 
 def eigenvalues(weight: Tensor) -> Tensor:
-    """The positive eigenvalues of W^T W in ascending order, [at most min(rows, cols)], fp64.
+    """The positive eigenvalues of W^T W in ascending order, [at most min(rows, cols)], fp64 on the CPU.
 
     Args:
         weight: [rows, cols], any floating dtype; its singular values are computed in fp32.
     """
-    found = torch.linalg.svdvals(weight.float()).double().square().flip(0)
+    found = torch.linalg.svdvals(weight.float()).cpu().double().square().flip(0)
     return found[found > 0]
 
 
@@ -26,7 +26,7 @@ def tail_exponent(ascending: Tensor, tail: str) -> float:
     max_k |1 - (x_k / x_1)^(1 - alpha) - (k - 1) / m| is smallest (Lu et al. 2024, AlphaPruning).
 
     Args:
-        ascending: positive eigenvalues in ascending order, [count].
+        ascending: positive eigenvalues in ascending order, [count], on the CPU.
         tail: ``peak`` or ``median``.
 
     Returns:
@@ -47,7 +47,7 @@ def _fit(ascending: Tensor, start: int) -> tuple[float, float]:
     if not logarithms:
         return math.inf, 1.0
     alpha = 1 + count / logarithms
-    below = torch.arange(count, dtype=ratio.dtype, device=ratio.device) / count
+    below = torch.arange(count, dtype=ratio.dtype) / count
     return alpha, float((1 - ratio ** (1 - alpha) - below).abs().max())
 
 
@@ -55,11 +55,12 @@ def _starts_near_peak(ascending: Tensor) -> range:
     """The indices at which a tail may begin: up to 1.5 times the left edge of the fullest bin.
 
     The bins are even in log10. The authors also bound it from below, but compare an eigenvalue with the
-    logarithm of 0.95 times that edge; so does this, as their published results depend on it.
+    logarithm of 0.95 times that edge; so does this, as their published results depend on it. All indices are
+    allowed where none is near, as in a spectrum of more than 17 decades.
     """
     logarithms = ascending.log10()
     low, high = float(logarithms[0]), float(logarithms[-1])
-    counts = torch.histc(logarithms.float().cpu(), BINS, low, high)
+    counts = torch.histc(logarithms.float(), BINS, low, high)
     edge = 10 ** (low + (high - low) * int(counts.argmax()) / BINS)
     allowed = (ascending[:-1] >= math.log10(0.95 * edge)) & (ascending[:-1] <= 1.5 * edge)
     indices = allowed.nonzero().flatten()

@@ -95,8 +95,8 @@ def _sparsity(plan: Plan, state: RunState, counts: dict[str, LayerCount], parame
     """The requested and the realised sparsity, and which part decided what each layer keeps."""
     if (allocation := state.allocation) is None:
         return sparsity_section(counts, None, parameters)
-    allocated_by = "pruner" if plan.pruner.allocates else "allocation"
-    return sparsity_section(counts, allocation.target, parameters, allocation.total, allocated_by)
+    allocated_by, coarse = ("pruner", None) if plan.pruner.allocates else ("allocation", plan.coarse)
+    return sparsity_section(counts, allocation.target, parameters, allocation.total, allocated_by, coarse)
 
 
 def _data(state: RunState) -> dict[str, Any]:

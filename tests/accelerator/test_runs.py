@@ -59,6 +59,11 @@ PRUNERS = {
     "global_gradient": ["pruner=global_gradient", "pruner.samples=4", "pruner.batch_size=4"],
     "dense_inputs": ["score=none", "propagate=dense"],
 }
+ALLOCATIONS = {
+    "owl": ["allocation=owl", "allocation.spread=auto"],
+    "dlp": ["allocation=dlp"],
+    "lsa": ["allocation=lsa", "allocation.granularity=layer"],
+}
 TASKS = {
     "captions": ["model=blip_caption_mini", "task.limit=4"],
     "pairs": ["model=blip_retrieval_mini", "task.limit=4", "task.rerank=2"],
@@ -153,6 +158,18 @@ def test_scores(base: dict[str, list[str]], tmp_path: Path, family: str, score: 
 )
 def test_pruners(base: dict[str, list[str]], tmp_path: Path, family: str, pruner: str) -> None:
     check_same([*base[family], *PRUNERS[pruner]], tmp_path)
+
+
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_allocations(base: dict[str, list[str]], tmp_path: Path, allocation: str) -> None:
+    check_same([*base["gpt2"], *ALLOCATIONS[allocation]], tmp_path)
+
+
+def test_singular_values_differ_in_their_last_digits(base: dict[str, list[str]], tmp_path: Path) -> None:
+    steps = "steps=[calibrate,allocate,prune]"
+    with without_fp64():
+        cpu, npy = on_both([*base["gpt2"], "allocation=alpha_pruning", steps], tmp_path)
+    assert npy.sparsity == cpu.sparsity
 
 
 def test_units_are_cut(base: dict[str, list[str]], tmp_path: Path) -> None:

@@ -167,3 +167,19 @@ def test_any_module_with_a_loss_of_its_own() -> None:
     assert_zeros(module, result.masks)
     assert result.record.data["calibration"]["samples"] == 12
     assert before == {name: type(child) for name, child in module.named_modules()}
+
+
+def test_an_allocation_without_scores() -> None:
+    made = llama()
+    model = ecoflap.load(made.module, made.processor)
+    data = ecoflap.calibrate(model, made.data)
+    with pytest.raises(ecoflap.UserError, match="allocation=owl runs samples through the model; give data="):
+        ecoflap.allocate(model, sparsity=0.7, method="owl")
+    found = ecoflap.allocate(model, sparsity=0.7, method="owl", data=data, spread="auto")
+    assert found.details["losses"][f"{found.details['spread']:g}"] == min(found.details["losses"].values())
+    chosen = ecoflap.OWL(spread=found.details["spread"])
+    result = ecoflap.prune(model, data=data, allocation=chosen, sparsity=0.7)
+    assert result.allocation.keep == found.keep
+    record = result.to_json()
+    assert record["sparsity"]["coarse"] == "owl"
+    assert result.scores is None

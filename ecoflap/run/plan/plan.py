@@ -87,11 +87,14 @@ class Plan:
         return Selection(self.config.towers, self.config.skip_layers)
 
     @property
-    def name(self) -> str:
-        """A readable name of the run: model/pruner/score/sparsity/seed."""
+    def coarse(self) -> str:
+        """What decides the sparsities of layers: the scorer, an allocation without scores, or none."""
         if self.scorer is not None:
-            coarse = self.scorer.name
-        else:
-            coarse = "none" if self.allocator.requires.scores != "none" else self.allocator.name
+            return self.scorer.name
+        return "none" if self.allocator.requires.scores != "none" else self.allocator.name
+
+    @property
+    def name(self) -> str:
+        """A readable name of the run: model/pruner/coarse stage/sparsity/seed."""
         config = self.config
-        return f"{self.loader.name}/{self.pruner.name}/{coarse}/s{config.sparsity:g}/seed{config.seed}"
+        return f"{self.loader.name}/{self.pruner.name}/{self.coarse}/s{config.sparsity:g}/seed{config.seed}"
