@@ -52,6 +52,17 @@ def test_prunes_an_embedded_model(run: Run, tmp_path: Path, chosen: list[str]) -
         assert size * 4 // 10 == kept, "each tower reaches the target by itself"
 
 
+@pytest.mark.parametrize("chosen", [EVOPRESS, NEURONAL], ids=["evopress", "neuronal"])
+def test_offloaded_models_get_the_same(
+    run: Run, unscored: list[str], tmp_path: Path, chosen: list[str]
+) -> None:
+    first = run([*unscored, *chosen, "cache_mode=off"], "none")
+    for kind in ("cpu", "disk"):
+        again = run([*unscored, *chosen, "cache_mode=off", f"runtime.offload={kind}"], kind)
+        assert allocation(tmp_path / kind) == allocation(tmp_path / "none")
+        assert again.metrics == first.metrics
+
+
 @pytest.mark.parametrize("chosen", ["evopress", "neuronal"])
 @pytest.mark.parametrize(
     ("extra", "message"),
