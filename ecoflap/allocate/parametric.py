@@ -10,7 +10,7 @@ from typing import ClassVar
 
 from ecoflap.allocate.allocation import Allocation, keep_total
 from ecoflap.allocate.choose import Counts, Losses, choose
-from ecoflap.allocate.groups import parts
+from ecoflap.allocate.groups import parts, split
 from ecoflap.allocate.measure import measure_blocks
 from ecoflap.allocate.options import AUTO, Parameter
 from ecoflap.allocate.protocol import Context, Requires, compute_again
@@ -136,7 +136,12 @@ class Parametric(Uneven):
     def _counts(
         self, model: PrunableModel, values: Values, sparsity: float, parameter: float
     ) -> dict[str, int]:
-        """{layer: how many weights it keeps} at a value of the free parameter."""
+        """{layer: how many weights it keeps} at a value of the free parameter.
+
+        At 0 these are the counts of the uniform allocation, to the weight, so that the two compare as equal.
+        """
+        if not parameter:
+            return split(model.layers, keep_total([layer.size for layer in model.layers], sparsity))
         keep: dict[str, int] = {}
         for towers in parts(model, self.scope):
             total = keep_total([layer.size for tower in towers for layer in tower.layers], sparsity)

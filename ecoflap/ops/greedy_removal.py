@@ -41,7 +41,7 @@ def _remove(weight: Tensor, gram: Tensor, cost: Tensor, share: float) -> tuple[T
         share: of the weights to remove.
 
     Returns:
-        The removed weights, [rows, columns], 0 where a weight stays, and the sum of their costs per row, [rows].
+        The removed weights, [rows, columns], 0 where a weight stays, and the sum of their costs, [rows].
     """
     removed = torch.zeros_like(weight)
     errors = torch.zeros(len(weight), device=weight.device)
