@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from ecoflap.allocate.er import ER as ER
     from ecoflap.allocate.evopress import EvoPress as EvoPress
     from ecoflap.allocate.from_file import FromFile as FromFile
+    from ecoflap.allocate.in_context import InContext as InContext
     from ecoflap.allocate.lsa import LSA as LSA
     from ecoflap.allocate.neuronal import Neuronal as Neuronal
     from ecoflap.allocate.owl import OWL as OWL
@@ -54,6 +55,7 @@ HOMES = {
     "FromFile": "ecoflap.allocate.from_file",
     "GlobalGradient": "ecoflap.prune.global_gradient",
     "GlobalMagnitude": "ecoflap.prune.global_magnitude",
+    "InContext": "ecoflap.allocate.in_context",
     "LSA": "ecoflap.allocate.lsa",
     "Local": "ecoflap.score.local",
     "Magnitude": "ecoflap.prune.magnitude",

@@ -5,6 +5,7 @@ water-filling and the ramp that share a budget of weights, and reproducible nois
 or a file, logs, or knows what a model is, so each file can be read, used and tested by itself.
 """
 
+from ecoflap.ops.budget_descent import descend, round_to_total, shift_to_budget
 from ecoflap.ops.divergence import kl_divergence
 from ecoflap.ops.global_selection import select_globally
 from ecoflap.ops.greedy_removal import greedy_removal_error
@@ -21,6 +22,7 @@ __all__ = [
     "InverseFactor",
     "NotPositiveDefiniteError",
     "Solution",
+    "descend",
     "eigenvalues",
     "gaussian",
     "greedy_removal_error",
@@ -28,11 +30,13 @@ __all__ = [
     "kl_divergence",
     "proportional",
     "ramp",
+    "round_to_total",
     "seed_for",
     "select_globally",
     "select_in_matrix",
     "select_in_rows",
     "select_n_of_m",
+    "shift_to_budget",
     "shift_to_total",
     "solve_together",
     "solve_with_factor",

@@ -99,6 +99,7 @@ PARTS: dict[str, dict[str, type]] = {
         "ecoflap.allocate.water_filling.WaterFilling": allocate.WaterFillingOptions,
         "ecoflap.allocate.evopress.EvoPress": allocate.EvoPressOptions,
         "ecoflap.allocate.from_file.FromFile": allocate.FromFileOptions,
+        "ecoflap.allocate.in_context.InContext": allocate.InContextOptions,
         "ecoflap.allocate.neuronal.Neuronal": allocate.NeuronalOptions,
         "ecoflap.allocate.owl.OWL": allocate.OWLOptions,
         "ecoflap.allocate.dlp.DLP": allocate.DLPOptions,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +30,7 @@ from ecoflap.run.steps.memory import memory_plan, show_needs
 from ecoflap.run.steps.sample_cost import sample_cost
 from ecoflap.run.stored_calibration import stored_calibration
 from ecoflap.score.scores import Scores
+from ecoflap.storage.cache.store import Store
 from ecoflap.storage.file_names import ALLOCATION, SCORES
 from ecoflap.storage.files import write_json
 
@@ -139,7 +140,8 @@ def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
         plan.config.batch_size,
         plan.config.propagate,
         plan.config.seed,
-        recall=partial(_recall, plan, model, state),
+        # One line per step of an allocation would bury the others.
+        recall=partial(_recall, replace(plan.store, level=logging.DEBUG), plan, model, state),
     )
     with measure(state.costs, "allocate"):
         state.allocation = plan.allocator(model, state.scores, plan.config.sparsity, context)
@@ -149,7 +151,12 @@ def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
 
 
 def _recall(
-    plan: Plan, model: PrunableModel, state: RunState, name: Mapping[str, Any], compute: Callable[[], Any]
+    store: Store,
+    plan: Plan,
+    model: PrunableModel,
+    state: RunState,
+    name: Mapping[str, Any],
+    compute: Callable[[], Any],
 ) -> Any:
     """An intermediate result of the allocation, which runs with other targets and resumed runs share."""
-    return plan.store.get_or_compute("allocate", allocate_key(plan, model, state, name), compute)[0]
+    return store.get_or_compute("allocate", allocate_key(plan, model, state, name), compute)[0]

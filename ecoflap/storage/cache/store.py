@@ -33,10 +33,12 @@ class Store:
         root: Folder of the entries, one subfolder per stage; created with the first entry.
         mode: ``use`` reads and writes, ``refresh`` computes and replaces, ``readonly`` never writes, ``off``
             does neither.
+        level: Level of the log lines about what is read and computed.
     """
 
     root: Path
     mode: Mode = "use"
+    level: int = logging.INFO
     _write_failed: bool = field(default=False, init=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -91,7 +93,7 @@ class Store:
         if (found := read_entry(entry, key, codec, quiet)) is None:
             return None
         mark_used(entry)
-        log.info("%s: read from the store, %.1f s saved", stage, found.seconds)
+        log.log(self.level, "%s: read from the store, %.1f s saved", stage, found.seconds)
         return found.content
 
     def _wait(
@@ -124,7 +126,7 @@ class Store:
             The value's bytes; those of the entry if another run stored it first.
         """
         if self.mode != "off":
-            log.info("%s: computing, for the cache too", stage)
+            log.log(self.level, "%s: computing, for the cache too", stage)
         start = time.perf_counter()
         content = codec.dumps(compute())
         seconds = time.perf_counter() - start

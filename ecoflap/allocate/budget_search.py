@@ -1,0 +1,153 @@
+"""Steps of sparsities at a constant budget, measured at the pruned model and recalled from earlier runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import cached_property, partial
+
+import torch
+from torch import Tensor
+
+from ecoflap.allocate.marginals import Counts, measure_marginals
+from ecoflap.allocate.options import InContextOptions
+from ecoflap.allocate.protocol import Context
+from ecoflap.allocate.trial import TrialPruner, trial_pruner
+from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.data.batch import Batch
+from ecoflap.errors import NumericalError
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.ops import descend, round_to_total, shift_to_budget
+from ecoflap.score.scores import BLOCK
+
+
+class BudgetSearch:
+    """The groups of a model, their sparsities [groups], and steps of these.
+
+    It prunes nothing as long as every step is recalled.
+
+    Attributes:
+        layer_sizes: number of weights of each layer, in the order of the groups.
+    """
+
+    def __init__(
+        self,
+        options: InContextOptions,
+        model: PrunableModel,
+        context: Context,
+        stack: ExitStack,
+        highest: float,
+    ) -> None:
+        """Group the layers.
+
+        Args:
+            options: granularity, samples and band.
+            model: dense.
+            context: the run that is allocated for.
+            stack: restores the model when it is closed.
+            highest: the largest sparsity of a group.
+        """
+        self._options, self._model, self._context = options, model, context
+        self._stack, self._highest = stack, highest
+        blocks = [block.layers for tower in model.towers for block in tower.blocks if block.layers]
+        self._groups: list[Sequence[Layer]] = (
+            list(blocks) if options.granularity == BLOCK else [[layer] for layer in model.layers]
+        )
+        self._sizes = torch.tensor(
+            [sum(layer.size for layer in group) for group in self._groups], dtype=torch.float64
+        )
+        self.layer_sizes = [layer.size for group in self._groups for layer in group]
+
+    @cached_property
+    def _trial(self) -> TrialPruner:
+        return self._stack.enter_context(trial_pruner(self._model, self._context))
+
+    def uniform(self, budget: float) -> Tensor:
+        """The same sparsity for all groups."""
+        return torch.full((len(self._groups),), budget, dtype=torch.float64)
+
+    def mean(self, points: Sequence[Tensor]) -> Tensor:
+        """The mean of several sparsities."""
+        return torch.stack(list(points)).mean(dim=0)
+
+    def shifted(self, point: Tensor, budget: float) -> Tensor:
+        """Sparsities shifted to a budget, each at most ``highest``."""
+        return shift_to_budget(point, self._sizes, budget, 0.0, self._highest)
+
+    def step(self, point: Tensor, budget: float, turn: int, rate: float) -> Tensor:
+        """The sparsities after one step.
+
+        Args:
+            point: the sparsities now.
+            budget: of all groups together, before and after.
+            turn: the number of the step, which decides on the samples.
+            rate: half of the largest change of a sparsity.
+        """
+        name = {"step": turn, "sparsities": point.tolist()}
+        found = self._context.recall(name, partial(self._measure, point, turn))
+        following = descend(point, torch.tensor(found, dtype=torch.float64), self._sizes, rate)
+        return self.shifted(following, budget)
+
+    def _measure(self, point: Tensor, turn: int) -> list[float]:
+        """The marginal of each group: the fall of the loss per weight that it keeps in addition."""
+        band = self._options.band
+        more, fewer = (point - band).clamp(0, 1), (point + band).clamp(0, 1)
+        counts = Counts(self.counts(point), self.counts(more), self.counts(fewer))
+        batches, recompute = self._samples(turn), self._options.recompute
+        gain = measure_marginals(self._model, self._trial, counts, batches, recompute)
+        return [
+            sum(gain[layer.name] for layer in group)
+            / max(1, sum(counts.more[layer.name] - counts.fewer[layer.name] for layer in group))
+            for group in self._groups
+        ]
+
+    def _samples(self, turn: int) -> list[dict[str, Tensor]]:
+        """The batches of a step: the next samples of the calibration set, from the first again at its end."""
+        calibration, count = self._context.samples, min(self._options.samples, len(self._context.samples))
+        chosen = [calibration.samples[(turn * count + place) % len(calibration)] for place in range(count)]
+        return loss_batches(self._model, replace(calibration, samples=chosen), self._options.batch_size)
+
+    def best(self, candidates: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
+        """The candidate of least loss on all calibration samples, and the loss of each.
+
+        Raises:
+            NumericalError: if no loss is finite.
+        """
+        losses: dict[str, float] = {}
+        for name, point in candidates.items():
+            found = self._context.recall({"loss": point.tolist()}, partial(self._loss, point))
+            losses[name] = math.inf if found is None else found
+        least = min(losses, key=losses.__getitem__)
+        if not math.isfinite(losses[least]):
+            raise NumericalError(
+                "the loss of the pruned model is not finite at any allocation; use model.dtype=float32 or"
+                " bfloat16, or a smaller sparsity"
+            )
+        return candidates[least], losses
+
+    def _loss(self, point: Tensor) -> float | None:
+        """The mean loss at some sparsities; None if it is not finite."""
+        self._trial.prune(self.counts(point))
+        loss = self._trial.loss(self._all_batches)
+        return loss if math.isfinite(loss) else None
+
+    @cached_property
+    def _all_batches(self) -> Sequence[Batch]:
+        return loss_batches(self._model, self._context.samples, self._options.batch_size)
+
+    def counts(self, point: Tensor, total: int | None = None) -> dict[str, int]:
+        """The counts of all layers at some sparsities; they add up to ``total`` if it is given."""
+        layers = [
+            (layer, 1 - float(sparsity))
+            for sparsity, group in zip(point, self._groups, strict=True)
+            for layer in group
+        ]
+        exact = [layer.size * share for layer, share in layers]
+        counts = [round(count) for count in exact]
+        if total is not None:
+            counts = round_to_total(exact, self.layer_sizes, total)
+        found = {layer.name: count for (layer, _), count in zip(layers, counts, strict=True)}
+        return {layer.name: found[layer.name] for layer in self._model.layers}

@@ -1,0 +1,126 @@
+"""In-context allocation: move sparsity to where the pruned model loses least by it.
+
+The marginals of all layers (see ``marginals``) are measured at the pruned model, sparsities take a small step
+down them at a constant budget, and the model is pruned again. A ramp raises the budget to the target, as the
+marginals of a model that uniform pruning has broken say little. Derivation and figures: docs/in_context.md.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
+from ecoflap.allocate.budget_search import BudgetSearch
+from ecoflap.allocate.options import InContextOptions
+from ecoflap.allocate.protocol import Allocator, Context, Requires
+from ecoflap.blocks.footprint import Footprint
+from ecoflap.console.progress import track
+from ecoflap.errors import UserError, require_choices, require_positive
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.score.scores import Scores
+
+HIGHEST = 0.98
+"""The largest sparsity of a layer or block."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the ramp.
+
+    Attributes:
+        budget: the sparsity of the whole model.
+        number: how many steps came before at this budget.
+        turn: how many steps came before in all, which decides on the samples.
+        rate: half of the largest change of a sparsity.
+    """
+
+    budget: float
+    number: int
+    turn: int
+    rate: float
+
+
+@dataclass(frozen=True)
+class InContext(InContextOptions, Allocator):
+    """Move sparsity to where the pruned model loses least by it."""
+
+    def __post_init__(self) -> None:
+        require_choices("allocation", self)
+        require_positive("allocation", self, "samples", "batch_size", "steps", "ramp_steps")
+        for name in ("ramp_start", "ramp_width", "rate", "band"):
+            if not 0 < getattr(self, name) < 1:
+                raise UserError(f"allocation.{name}={getattr(self, name)} is outside (0, 1)")
+
+    @property
+    def requires(self) -> Requires:
+        """No scores, as it measures the pruned model itself."""
+        return Requires("none", calibration=True)
+
+    @property
+    def footprint(self) -> Footprint:
+        """A backward pass beside the dense weights and the directions of all layers."""
+        return Footprint("backward", layers=3, copies=2)
+
+    def check(self, sparsity: float) -> None:
+        """Refuse an impossible target before any work is done.
+
+        Raises:
+            UserError: if the target is outside [0, 1), or above the largest sparsity of a layer.
+        """
+        check_sparsity(sparsity)
+        if sparsity > HIGHEST:
+            raise UserError(
+                f"allocation={self.name} makes no layer sparser than {HIGHEST}, and sparsity={sparsity} was"
+                " asked for; use allocation=water_filling score=none"
+            )
+
+    def __call__(
+        self,
+        model: PrunableModel,
+        scores: Scores | None,
+        sparsity: float,
+        context: Context | None = None,
+    ) -> Allocation:
+        """Decide how many weights each layer keeps.
+
+        Raises:
+            UserError: if ``check`` refuses the target.
+            NumericalError: if a loss or a gradient of the pruned model is not finite.
+        """
+        self.check(sparsity)
+        assert context is not None
+        steps = self.steps_to(sparsity)
+        with ExitStack() as stack:
+            search = BudgetSearch(self, model, context, stack, HIGHEST)
+            point, visited = search.uniform(steps[0].budget), []
+            for step in track(steps, "allocate", total=len(steps)):
+                point = search.shifted(point, step.budget)
+                visited.append((step, point))
+                point = search.step(point, step.budget, step.turn, step.rate)
+            at_target = [point for step, point in visited if step.budget == sparsity]
+            candidates = {
+                "last": point,
+                "mean": search.shifted(search.mean([*at_target[len(at_target) // 2 :], point]), sparsity),
+                "uniform": search.uniform(sparsity),
+            }
+            chosen, losses = search.best(candidates)
+            keep = search.counts(chosen, keep_total(search.layer_sizes, sparsity))
+        sizes = {layer.name: layer.size for layer in model.layers}
+        return Allocation(keep, sizes, sparsity, self.granularity, details={"losses": losses})
+
+    def steps_to(self, sparsity: float) -> list[Step]:
+        """The steps to a target; two targets share those of their ramps."""
+        budgets = [(budget, self.ramp_steps) for budget in self._ramp(sparsity)] + [(sparsity, self.steps)]
+        steps: list[Step] = []
+        for budget, count in budgets:
+            for number in range(count):
+                at_target = number / max(1, self.steps - 1) if budget == sparsity else 0.0
+                steps.append(Step(budget, number, len(steps), self.rate * 3**-at_target))
+        return steps
+
+    def _ramp(self, sparsity: float) -> list[float]:
+        budgets: list[float] = []
+        while (budget := round(self.ramp_start + len(budgets) * self.ramp_width, 10)) < sparsity:
+            budgets.append(budget)
+        return budgets

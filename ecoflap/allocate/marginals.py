@@ -1,0 +1,122 @@
+"""What the next weights of each layer are worth, measured at the pruned model.
+
+With W(k) the weights that the pruner makes of a layer at k kept weights, G = dL/dW at the pruned model, and
+counts k- < k < k+ on both sides of the layer's own:
+
+    m = -<G, W(k+) - W(k-)> / (k+ - k-)
+
+is the fall of the loss per weight that is kept at the margin, to first order. One backward pass gives it for
+all layers. A pruner that only masks moves weights of the band between k- and k+ alone, so that m is the mean
+of -G w over the band; one that corrects weights moves all of them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ecoflap.allocate.trial import TrialPruner
+from ecoflap.data.batch import Batch, samples_in
+from ecoflap.errors import NumericalError
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.score.first_order import loss_scales, streaming_gradients
+from ecoflap.score.recompute import recomputing
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Numbers of weights that each layer keeps, and on both sides of it.
+
+    Attributes:
+        keep: {layer: count} of the pruned model.
+        more: larger counts.
+        fewer: smaller counts.
+    """
+
+    keep: Mapping[str, int]
+    more: Mapping[str, int]
+    fewer: Mapping[str, int]
+
+
+def measure_marginals(
+    model: PrunableModel,
+    trial: TrialPruner,
+    counts: Counts,
+    batches: Sequence[Batch],
+    recompute: bool,
+) -> dict[str, float]:
+    """Prune the model to the counts, and measure what more weights of each layer are worth.
+
+    Args:
+        model: the model; it stays pruned.
+        trial: prunes it.
+        counts: what each layer keeps.
+        batches: the samples.
+        recompute: recompute the blocks' activations in the backward pass instead of keeping them.
+
+    Returns:
+        {layer: the fall of the mean loss when it keeps ``more`` instead of ``fewer`` weights}.
+
+    Raises:
+        NumericalError: if the loss or a gradient is not finite.
+    """
+    directions = _directions(trial, counts)
+    trial.prune(counts.keep)
+    blocks = model.blocks if recompute or model.placement.kind != "none" else ()
+    gain, samples = dict.fromkeys(counts.keep, 0.0), sum(map(samples_in, batches))
+    with quiet_forward(model.module):
+        for batch in batches:
+            with recomputing(blocks):
+                products = _products(model, directions, batch)
+            for layer, product in products.items():
+                gain[layer] -= product / samples
+    if not all(map(math.isfinite, gain.values())):
+        raise NumericalError(
+            "a gradient of the pruned model is not finite; the dtype overflows there: use model.dtype=float32"
+            " or bfloat16"
+        )
+    return gain
+
+
+def _directions(trial: TrialPruner, counts: Counts) -> dict[Layer, Tensor]:
+    """{layer: W(k+) - W(k-), as the parameter is stored}."""
+    found: dict[Layer, Tensor] = {}
+    for group in trial.groups:
+        pairs = zip(trial.solve(group, counts.more), trial.solve(group, counts.fewer), strict=True)
+        for layer, (more, fewer) in zip(group.layers, pairs, strict=True):
+            found[layer] = layer.oriented(more - fewer).to(layer.weight.dtype)
+    return found
+
+
+def _products(model: PrunableModel, directions: Mapping[Layer, Tensor], batch: Batch) -> dict[str, float]:
+    """The product of the gradient of a batch's summed loss with each layer's direction.
+
+    Raises:
+        NumericalError: if the loss is not finite.
+    """
+    products: dict[str, Tensor] = {}
+
+    def reduce(layer: Layer, gradient: Tensor) -> None:
+        products[layer.name] = (gradient * directions[layer].to(gradient.device)).sum()
+
+    for scale in loss_scales(model):
+        products.clear()
+        with streaming_gradients(model.layers, lambda _, gradient: gradient, reduce):
+            loss = model.loss(batch).sum()
+            if not torch.isfinite(loss):
+                raise NumericalError(
+                    f"the loss of a calibration batch is {loss.item()} once the model is pruned; use"
+                    " model.dtype=float32 or bfloat16"
+                )
+            if loss.requires_grad:
+                (loss * scale).backward()
+        # Copying after the pass spares the host from waiting for the accelerator at every layer.
+        found = {name: product.item() / scale for name, product in products.items()}
+        if all(map(math.isfinite, found.values())):
+            break
+    return found

@@ -1,0 +1,248 @@
+"""In-context allocation against plain autograd, and what can go wrong with it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from ecoflap.allocate import budget_search
+from ecoflap.allocate.allocation import keep_total
+from ecoflap.allocate.in_context import InContext
+from ecoflap.allocate.marginals import Counts, measure_marginals
+from ecoflap.allocate.protocol import Context
+from ecoflap.allocate.trial import trial_pruner
+from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.driver import prune
+from ecoflap.prune.magnitude import Magnitude
+from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.sparsegpt import SparseGPT
+from ecoflap.prune.wanda import Wanda
+from tests import tiny
+
+PRUNERS: dict[str, LayerPruner] = {"magnitude": Magnitude(), "wanda": Wanda(), "sparsegpt": SparseGPT()}
+QUICK = InContext(samples=2, batch_size=2, ramp_steps=1, steps=2)
+
+
+def context(family: str, pruner: LayerPruner | None = None) -> Context:
+    return Context(pruner or Wanda(), tiny.samples(family), batch_size=2, propagate="pruned", seed=0)
+
+
+def allocate(family: str, sparsity: float = 0.6, allocator: InContext = QUICK, **changes: Any) -> Any:
+    return allocator(tiny.build(family), None, sparsity, replace(context(family), **changes))
+
+
+class Memory:
+    """Recalls as the stage cache does: values pass through JSON."""
+
+    def __init__(self, fail_after: int | None = None) -> None:
+        self.stored: dict[str, str] = {}
+        self.computed = 0
+        self.fail_after = fail_after
+
+    def __call__(self, name: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        key = json.dumps(name)
+        if key not in self.stored:
+            if self.computed == self.fail_after:
+                raise KeyboardInterrupt
+            self.computed += 1
+            self.stored[key] = json.dumps(compute())
+        return json.loads(self.stored[key])
+
+
+def counts_around(model: PrunableModel) -> Counts:
+    keep, more, fewer = (WaterFilling()(model, None, sparsity).keep for sparsity in (0.5, 0.4, 0.6))
+    return Counts(keep, more, fewer)
+
+
+def pruned(
+    family: str, calibration: CalibrationSet, pruner: LayerPruner, keep: Mapping[str, int]
+) -> PrunableModel:
+    model = tiny.build(family)
+    allocation = replace(WaterFilling()(model, None, 0.5), keep=dict(keep))
+    prune(model, calibration, pruner, allocation, batch_size=2, propagate="dense")
+    return model
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_marginals_equal_plain_autograd_at_the_pruned_model(family: str, name: str) -> None:
+    pruner, calibration, model = PRUNERS[name], tiny.samples(family), tiny.build(family)
+    counts, batches = counts_around(model), loss_batches(model, calibration, 2)
+    with trial_pruner(model, context(family, pruner)) as trial:
+        found = measure_marginals(model, trial, counts, batches, recompute=True)
+    at, more, fewer = (
+        pruned(family, calibration, pruner, keep) for keep in (counts.keep, counts.more, counts.fewer)
+    )
+    weights = [layer.weight for layer in at.layers]
+    total = torch.cat([at.loss(batch) for batch in batches]).sum() / len(calibration)
+    gradients = torch.autograd.grad(total, weights, allow_unused=True)
+    expected = {
+        layer.name: 0.0 if gradient is None else -(gradient * (a.weight - b.weight)).sum().item()
+        for layer, gradient, a, b in zip(at.layers, gradients, more.layers, fewer.layers, strict=True)
+    }
+    largest = max(map(abs, expected.values()))
+    assert found == pytest.approx(expected, rel=1e-3, abs=1e-4 * largest)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_recomputing_changes_no_marginal(recompute: bool) -> None:
+    model = tiny.build("llama")
+    batches = loss_batches(model, tiny.samples("llama"), 2)
+    with trial_pruner(model, context("llama")) as trial:
+        found = measure_marginals(model, trial, counts_around(model), batches, recompute)
+        again = measure_marginals(model, trial, counts_around(model), batches, not recompute)
+    assert found == again
+
+
+def test_marginals_predict_what_one_layer_gains() -> None:
+    """To first order, the gain is the fall of the loss if one layer alone keeps more, for small changes."""
+    model = tiny.build("llama")
+    batches = loss_batches(model, tiny.samples("llama"), 2)
+    keep = WaterFilling()(model, None, 0.5).keep
+    layer = max(model.layers, key=lambda one: one.size)
+    counts = Counts(
+        keep, {**keep, layer.name: keep[layer.name] + 1}, {**keep, layer.name: keep[layer.name] - 1}
+    )
+    with trial_pruner(model, context("llama")) as trial:
+        gain = measure_marginals(model, trial, counts, batches, recompute=False)[layer.name]
+        trial.prune(counts.more)
+        more = trial.loss(batches)
+        trial.prune(counts.fewer)
+        fewer = trial.loss(batches)
+    assert gain == pytest.approx(fewer - more, rel=0.2)
+
+
+@pytest.mark.parametrize("granularity", ["layer", "block"])
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_total_is_exact_and_the_model_unchanged(family: str, granularity: str) -> None:
+    model = tiny.build(family)
+    before = model.fingerprint()
+    allocation = replace(QUICK, granularity=granularity)(model, None, 0.55, context(family))
+    sizes = [layer.size for layer in model.layers]
+    assert sum(allocation.keep.values()) == keep_total(sizes, 0.55)
+    assert list(allocation.keep) == [layer.name for layer in model.layers]
+    assert all(0 <= count <= allocation.sizes[name] for name, count in allocation.keep.items())
+    assert model.fingerprint() == before
+    if granularity == "block":
+        for tower in model.towers:
+            for block in tower.blocks:
+                shares = [allocation.keep[layer.name] / layer.size for layer in block.layers]
+                rounding = 1 / min((layer.size for layer in block.layers), default=1)
+                assert not shares or max(shares) - min(shares) <= 2 * rounding
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+def test_it_allocates_for_the_pruner_that_is_used(name: str) -> None:
+    found = {other: allocate("llama", pruner=pruner).keep for other, pruner in PRUNERS.items()}
+    assert all(keep != found[name] for other, keep in found.items() if other != name)
+
+
+@pytest.mark.parametrize("family", ["llama", "blip2_t5", "vit"])
+def test_no_candidate_has_a_smaller_loss_than_the_chosen(family: str) -> None:
+    allocation = allocate(family, 0.7)
+    losses = allocation.details["losses"]
+    model, calibration = tiny.build(family), tiny.samples(family)
+    with trial_pruner(model, context(family)) as trial:
+        trial.prune(allocation.keep)
+        chosen = trial.loss(loss_batches(model, calibration, 2))
+    assert set(losses) == {"last", "mean", "uniform"}
+    assert chosen == pytest.approx(min(losses.values()), rel=1e-2)
+    assert chosen <= losses["uniform"] * (1 + 1e-6)
+
+
+def test_equal_marginals_stay_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
+    def flat(model: PrunableModel, *_: Any) -> dict[str, float]:
+        return {layer.name: 0.0 for layer in model.layers}
+
+    monkeypatch.setattr(budget_search, "measure_marginals", flat)
+    uniform = WaterFilling()(tiny.build("llama"), None, 0.6).keep
+    assert all(abs(count - uniform[name]) <= 1 for name, count in allocate("llama").keep.items())
+
+
+def test_two_targets_share_the_steps_of_their_ramps() -> None:
+    memory = Memory()
+    allocate("llama", 0.6, recall=memory)
+    alone = Memory()
+    allocate("llama", 0.7, recall=alone)
+    before = memory.computed
+    allocate("llama", 0.7, recall=memory)
+    assert memory.computed - before == alone.computed - 3  # 0.5, 0.55 and the first step at 0.6
+    again = memory.computed
+    allocate("llama", 0.7, recall=memory)
+    assert memory.computed == again
+
+
+def test_nothing_is_pruned_when_every_step_is_recalled(monkeypatch: pytest.MonkeyPatch) -> None:
+    memory = Memory()
+    first = allocate("llama", recall=memory)
+
+    def fail(*_: Any) -> None:
+        raise AssertionError("the model was pruned")
+
+    monkeypatch.setattr(budget_search, "trial_pruner", fail)
+    assert allocate("llama", recall=memory) == first
+
+
+@pytest.mark.parametrize("stopped_after", [0, 1, 3, 5])
+def test_a_stopped_allocation_resumes_and_ends_the_same(stopped_after: int) -> None:
+    memory = Memory(fail_after=stopped_after)
+    model = tiny.build("llama")
+    before = model.fingerprint()
+    with pytest.raises(KeyboardInterrupt):
+        QUICK(model, None, 0.6, replace(context("llama"), recall=memory))
+    assert model.fingerprint() == before
+    memory.fail_after = None
+    assert allocate("llama", recall=memory) == allocate("llama")
+
+
+def test_the_batch_size_changes_nothing() -> None:
+    keep = allocate("llama", allocator=replace(QUICK, batch_size=1)).keep
+    other = allocate("llama", allocator=QUICK).keep
+    assert all(abs(count - other[name]) <= 2 for name, count in keep.items())
+
+
+def test_one_sample_and_no_sparsity() -> None:
+    family = "llama"
+    one = allocate(family, calibration=tiny.samples(family).take(1))
+    assert sum(one.keep.values()) == keep_total(list(one.sizes.values()), 0.6)
+    none = allocate(family, 0.0)
+    assert none.keep == none.sizes
+
+
+def test_a_loss_that_is_not_finite_is_reported() -> None:
+    model = tiny.build("llama")
+    with torch.no_grad():
+        model.module.get_parameter("model.norm.weight").fill_(float("inf"))
+    with pytest.raises(NumericalError, match=r"not finite|is nan|is inf"):
+        QUICK(model, None, 0.6, context("llama"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"granularity": "tower"}, "allocation.granularity=tower"),
+        ({"steps": 0}, "allocation.steps=0"),
+        ({"samples": 0}, "allocation.samples=0"),
+        ({"rate": 0.0}, r"allocation.rate=0.0 is outside \(0, 1\)"),
+        ({"band": 1.0}, r"allocation.band=1.0 is outside \(0, 1\)"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        InContext(**options)
+
+
+def test_impossible_targets_are_refused() -> None:
+    with pytest.raises(UserError, match=r"makes no layer sparser than 0\.98"):
+        QUICK.check(0.99)
+    with pytest.raises(UserError, match="outside"):
+        QUICK.check(1.0)

@@ -1,0 +1,62 @@
+import pytest
+import torch
+
+from ecoflap.allocate.protocol import Context
+from ecoflap.allocate.trial import trial_pruner
+from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.prune.driver import prune
+from ecoflap.prune.magnitude import Magnitude
+from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.sparsegpt import SparseGPT
+from ecoflap.prune.wanda import Wanda
+from tests import tiny
+
+PRUNERS = {"magnitude": Magnitude(), "wanda": Wanda(), "sparsegpt": SparseGPT()}
+
+
+def context(family: str, pruner: LayerPruner) -> Context:
+    return Context(pruner, tiny.samples(family), batch_size=2, propagate="pruned", seed=0)
+
+
+@pytest.mark.parametrize("name", PRUNERS)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_a_trial_prunes_as_the_fine_stage_does_from_dense_inputs(family: str, name: str) -> None:
+    model, other, pruner = tiny.build(family), tiny.build(family), PRUNERS[name]
+    keep = WaterFilling()(model, None, 0.5)
+    before = model.fingerprint()
+    with trial_pruner(model, context(family, pruner)) as trial:
+        trial.prune(WaterFilling()(model, None, 0.8).keep)  # a trial starts from the dense weights
+        trial.prune(keep.keep)
+        prune(other, tiny.samples(family), pruner, keep, batch_size=2, propagate="dense")
+        for layer, expected in zip(model.layers, other.layers, strict=True):
+            assert torch.equal(layer.weight == 0, expected.weight == 0), layer.name
+            torch.testing.assert_close(layer.weight, expected.weight, rtol=1e-3, atol=1e-5)
+    assert model.fingerprint() == before
+
+
+@pytest.mark.parametrize("family", ["gpt2", "blip2_t5"])
+def test_the_dense_weights_come_back_after_an_error(family: str) -> None:
+    model = tiny.build(family)
+    before = model.fingerprint()
+
+    def fail() -> None:
+        with trial_pruner(model, context(family, Wanda())) as trial:
+            trial.prune(WaterFilling()(model, None, 0.5).keep)
+            assert model.fingerprint() != before
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert model.fingerprint() == before
+
+
+def test_the_loss_is_the_mean_over_samples() -> None:
+    model, calibration = tiny.build("llama"), tiny.samples("llama")
+    with trial_pruner(model, context("llama", Wanda())) as trial:
+        found = trial.loss(loss_batches(model, calibration, 2))
+        losses = [
+            model.loss({name: tensor[None] for name, tensor in sample.items()}).item()
+            for sample in calibration.samples
+        ]
+    assert found == pytest.approx(sum(losses) / len(losses), rel=1e-5)

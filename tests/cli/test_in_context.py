@@ -1,0 +1,89 @@
+"""In-context allocation through the pipeline: the cache, resuming, offloading and the embedded model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ecoflap.allocate import budget_search
+from ecoflap.errors import UserError
+from ecoflap.storage.results import Result, verify
+
+Run = Callable[..., Result]
+IN_CONTEXT = [
+    "allocation=in_context",
+    "allocation.samples=2",
+    "allocation.batch_size=2",
+    "allocation.steps=2",
+    "allocation.ramp_steps=1",
+]
+
+
+def kept(folder: Path) -> dict[str, int]:
+    keep: dict[str, int] = json.loads((folder / "allocation.json").read_text())["keep"]
+    return keep
+
+
+@pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
+def test_every_layer_pruner_is_allocated_for(
+    run: Run, text_run: list[str], tmp_path: Path, pruner: str
+) -> None:
+    result = run([*text_run, *IN_CONTEXT, f"pruner={pruner}", "model.save=true"])
+    assert result.sparsity["prunable"] == pytest.approx(0.6, abs=1e-3)
+    assert len(set(kept(tmp_path / "run").values())) > 3
+    assert "score" not in result.steps, "nothing reads scores"
+    assert verify(tmp_path / "run") == []
+
+
+def test_a_sweep_over_sparsities_measures_the_ramp_once(
+    run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[Any] = []
+    measure = budget_search.measure_marginals
+
+    def counted(*parts: Any) -> dict[str, float]:
+        measured.append(parts)
+        return measure(*parts)
+
+    monkeypatch.setattr(budget_search, "measure_marginals", counted)
+    run([*text_run, *IN_CONTEXT, "sparsity=0.6"], "low")
+    assert len(measured) == 4
+    run([*text_run, *IN_CONTEXT, "sparsity=0.7"], "high")
+    assert len(measured) == 4 + 3
+    run([*text_run, *IN_CONTEXT, "sparsity=0.7", "pruner=sparsegpt"], "other")
+    assert len(measured) == 7 + 6, "another pruner is another context"
+    run([*text_run, *IN_CONTEXT, "sparsity=0.7"], "again")
+    assert len(measured) == 13
+    assert kept(tmp_path / "again") == kept(tmp_path / "high")
+
+
+@pytest.mark.parametrize("offload", ["cpu", "disk"])
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+def test_offloading_changes_nothing(
+    run: Run, text_run: list[str], tmp_path: Path, offload: str, pruner: str
+) -> None:
+    overrides = [*text_run, *IN_CONTEXT, f"pruner={pruner}", "cache_mode=off"]
+    expected = run(overrides, "plain")
+    result = run([*overrides, f"runtime.offload={offload}"], "offloaded")
+    assert kept(tmp_path / "offloaded") == kept(tmp_path / "plain")
+    assert result.metrics == expected.metrics
+    assert result.model == expected.model
+
+
+def test_a_fixed_mask_leaves_nothing_to_allocate(run: Run, text_run: list[str]) -> None:
+    with pytest.raises(UserError, match="fixes every layer's sparsity"):
+        run([*text_run, *IN_CONTEXT, "pruner.mask=2:4", "sparsity=0.5"])
+
+
+def test_it_needs_the_calibration_step(run: Run, text_run: list[str]) -> None:
+    with pytest.raises(UserError, match="allocation=in_context looks at data"):
+        run([*text_run, *IN_CONTEXT, "steps=[allocate]"])
+
+
+def test_a_pruner_of_the_whole_model_needs_no_allocation(run: Run, text_run: list[str]) -> None:
+    with pytest.raises(UserError, match="allocation=in_context would change nothing"):
+        run([*text_run, *IN_CONTEXT, "pruner=global_magnitude"])
