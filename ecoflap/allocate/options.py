@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+AUTO = "auto"
+Parameter = float | int | str
+"""A number, or ``auto``."""
+
 
 @dataclass(frozen=True)
 class WaterFillingOptions:
@@ -38,42 +42,6 @@ class FromFileOptions:
     path: str
     total: str = field(default="exact", metadata={"choices": ("exact", "as_given")})
     name: str = "file"
-
-
-@dataclass(frozen=True)
-class InContextOptions:
-    """Small steps of the sparsities down the pruned model's own loss.
-
-    Attributes:
-        granularity: what shares one sparsity: layer or block.
-        samples: samples of each step; the steps take turns through the calibration set.
-        batch_size: samples that share a backward pass.
-        ramp_start: the first budget of the ramp; a target below it has none.
-        ramp_width: the distance of two budgets of the ramp.
-        ramp_steps: steps at each budget below the target.
-        steps: steps at the target.
-        rate: half of the largest change of a sparsity in one step; it falls to a third at the target.
-        band: how much sparser and denser a layer is pruned to learn what its next weights are worth.
-        recompute: recompute the activations of blocks in the backward pass instead of storing them.
-        name: what logs and result files call it.
-    """
-
-    granularity: str = field(default="layer", metadata={"choices": ("layer", "block")})
-    samples: int = 16
-    batch_size: int = 16
-    ramp_start: float = 0.5
-    ramp_width: float = 0.05
-    ramp_steps: int = 2
-    steps: int = 10
-    rate: float = 0.03
-    band: float = 0.05
-    recompute: bool = True
-    name: str = "in_context"
-
-
-AUTO = "auto"
-Parameter = float | int | str
-"""A number, or ``auto``."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +159,37 @@ class EROptions:
 
     scope: str = field(default="model", metadata={"choices": ("model", "tower")})
     name: str = "er"
+
+
+@dataclass(frozen=True)
+class InContextOptions:
+    """Small steps of the sparsities down the pruned model's own loss.
+
+    Attributes:
+        granularity: what shares one sparsity: layer or block.
+        samples: samples of each step; the steps take turns through the calibration set.
+        batch_size: samples that share a backward pass.
+        ramp_start: the first budget of the ramp; a target below it has none.
+        ramp_width: the distance of two budgets of the ramp.
+        ramp_steps: steps at each budget below the target.
+        steps: steps at the target.
+        rate: half of the largest change of a sparsity in one step; it falls to a third at the target.
+        band: how much sparser and denser a layer is pruned to learn what its next weights are worth.
+        recompute: recompute the activations of blocks in the backward pass instead of storing them.
+        name: what logs and result files call it.
+    """
+
+    granularity: str = field(default="layer", metadata={"choices": ("layer", "block")})
+    samples: int = 16
+    batch_size: int = 16
+    ramp_start: float = 0.5
+    ramp_width: float = 0.05
+    ramp_steps: int = 2
+    steps: int = 10
+    rate: float = 0.03
+    band: float = 0.05
+    recompute: bool = True
+    name: str = "in_context"
 
 
 @dataclass(frozen=True)
