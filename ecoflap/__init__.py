@@ -18,9 +18,11 @@ if TYPE_CHECKING:
     from ecoflap.allocate.atp import ATP as ATP
     from ecoflap.allocate.dlp import DLP as DLP
     from ecoflap.allocate.er import ER as ER
+    from ecoflap.allocate.evopress import EvoPress as EvoPress
     from ecoflap.allocate.from_file import FromFile as FromFile
     from ecoflap.allocate.in_context import InContext as InContext
     from ecoflap.allocate.lsa import LSA as LSA
+    from ecoflap.allocate.neuronal import Neuronal as Neuronal
     from ecoflap.allocate.owl import OWL as OWL
     from ecoflap.allocate.water_filling import WaterFilling as WaterFilling
     from ecoflap.api.calibration import calibrate as calibrate
@@ -51,6 +53,7 @@ HOMES = {
     "AlphaPruning": "ecoflap.allocate.alpha_pruning",
     "DLP": "ecoflap.allocate.dlp",
     "ER": "ecoflap.allocate.er",
+    "EvoPress": "ecoflap.allocate.evopress",
     "FirstOrder": "ecoflap.score.first_order",
     "FromFile": "ecoflap.allocate.from_file",
     "GlobalGradient": "ecoflap.prune.global_gradient",
@@ -59,6 +62,7 @@ HOMES = {
     "LSA": "ecoflap.allocate.lsa",
     "Local": "ecoflap.score.local",
     "Magnitude": "ecoflap.prune.magnitude",
+    "Neuronal": "ecoflap.allocate.neuronal",
     "NumericalError": "ecoflap.errors",
     "OWL": "ecoflap.allocate.owl",
     "PruneResult": "ecoflap.api.result",

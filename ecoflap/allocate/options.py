@@ -190,3 +190,50 @@ class InContextOptions:
     band: float = 0.05
     recompute: bool = True
     name: str = "in_context"
+
+
+@dataclass(frozen=True)
+class NeuronalOptions:
+    """Sparsities on a straight line over the blocks, as steep as keeps the activations most alike.
+
+    Attributes:
+        spreads: the lambdas that are tried; null for the published ones: 0.01, 0.02, ..., 0.1, 0.12, 0.15,
+            0.2, and 0.25 at sparsities below 0.8.
+        samples: how many samples of the calibration set are used, from the first.
+        scope: a line over the blocks of each tower (tower), each as steep as fits that tower, or one over the
+            blocks of all towers (model).
+        name: what logs and result files call it.
+    """
+
+    spreads: list[float] | None = None
+    samples: int = 8
+    scope: str = field(default="tower", metadata={"choices": ("model", "tower")})
+    name: str = "neuronal"
+
+
+@dataclass(frozen=True)
+class EvoPressOptions:
+    """An evolutionary search over the sparsities of layers, each candidate measured on the pruned model.
+
+    Attributes:
+        generations: how many generations there are (published: 400).
+        offspring: candidates of a generation (published: 64).
+        survivors: candidates that each stage of selection leaves, the last one 1 (published: 8, 2, 1).
+        samples: samples of the calibration set that each stage measures its candidates on (published: 2048,
+            16384 and 65536 tokens).
+        levels: most steps by which a layer becomes denser or sparser.
+        step: weights in a step; null for 0.5 min(s, 1 - s) / levels of the median layer.
+        fitness: the divergence from the dense model's predictions (kl), or the loss (loss).
+        scope: each tower reaches the target by itself (tower), or the whole model does (model).
+        name: what logs and result files call it.
+    """
+
+    generations: int = 100
+    offspring: int = 16
+    survivors: list[int] = field(default_factory=lambda: [4, 2, 1])
+    samples: list[int] = field(default_factory=lambda: [8, 32, 128])
+    levels: int = 8
+    step: int | None = None
+    fitness: str = field(default="kl", metadata={"choices": ("kl", "loss")})
+    scope: str = field(default="tower", metadata={"choices": ("model", "tower")})
+    name: str = "evopress"

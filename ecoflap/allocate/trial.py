@@ -65,14 +65,15 @@ class TrialPruner:
     def prune(self, keep: Mapping[str, int]) -> None:
         """Prune every layer to the given counts."""
         for group in self.groups:
-            self._write(group, self.solve(group, keep))
+            self.write(group, self.solve(group, keep))
 
     def restore(self) -> None:
         """Restore the dense weights."""
         for group in self.groups:
-            self._write(group, group.dense)
+            self.write(group, group.dense)
 
-    def _write(self, group: Group, weights: Sequence[Tensor]) -> None:
+    def write(self, group: Group, weights: Sequence[Tensor]) -> None:
+        """Replace the weights of a group's layers, [rows, cols] each."""
         placement = self._model.placement
         with placement.using(group.block):
             for layer, weight in zip(group.layers, weights, strict=True):

@@ -8,6 +8,7 @@ each file can be read, used and tested by itself.
 
 from ecoflap.ops.admm import NormalisedInverse, admm_repair, admm_solve, normalised_inverse
 from ecoflap.ops.budget_descent import descend, round_to_total, shift_to_budget
+from ecoflap.ops.divergence import kl_divergence
 from ecoflap.ops.global_selection import select_globally
 from ecoflap.ops.greedy_removal import greedy_removal_error
 from ecoflap.ops.hessian import InverseFactor, NotPositiveDefiniteError, inverse_factor
@@ -34,6 +35,7 @@ __all__ = [
     "gaussian",
     "greedy_removal_error",
     "inverse_factor",
+    "kl_divergence",
     "normalised_inverse",
     "proportional",
     "ramp",

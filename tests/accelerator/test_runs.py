@@ -64,6 +64,8 @@ ALLOCATIONS = {
     "owl": ["allocation=owl", "allocation.spread=auto"],
     "dlp": ["allocation=dlp"],
     "lsa": ["allocation=lsa", "allocation.granularity=layer"],
+    "neuronal": ["allocation=neuronal", "allocation.spreads=[0.05,0.2]"],
+    "evopress": ["allocation=evopress", "allocation.generations=2", "allocation.offspring=4"],
 }
 TASKS = {
     "captions": ["model=blip_caption_mini", "task.limit=4"],
