@@ -48,8 +48,16 @@ def alive(work: Callable[[], object]) -> int:
 
 @pytest.mark.parametrize(
     "pruner",
-    [Magnitude(), Wanda(), SparseGPT(), ADMM(), Wanda(refine="swaps"), Wanda(refine="swaps", repair=True)],
-    ids=["magnitude", "wanda", "sparsegpt", "admm", "swaps", "repaired"],
+    [
+        Magnitude(),
+        Wanda(),
+        SparseGPT(),
+        ADMM(),
+        Wanda(refine="swaps"),
+        Wanda(refine="swaps", repair=True),
+        Wanda(refine="swaps", mask="8:16"),
+    ],
+    ids=["magnitude", "wanda", "sparsegpt", "admm", "swaps", "repaired", "groups"],
 )
 def test_pruning(model: PrunableModel, pruner: Wanda) -> None:
     calibration = tokens(SAMPLES, 64, 256)
