@@ -51,8 +51,9 @@ class BudgetSearch:
             highest: the largest sparsity of a group.
         """
         self._options, self._model, self._context = options, model, context
-        self._stack, self._highest = stack, highest
-        self._varying = context.pruner.rule.varying
+        self._stack, self._varying = stack, context.pruner.rule.varying
+        # A mask n:M keeps at least one of every M weights; its check of the target has the same tolerance.
+        self._highest = min(highest, 1 - 1 / self._varying + 1e-9) if self._varying else highest
         blocks = [block.layers for tower in model.towers for block in tower.blocks if block.layers]
         self._groups: list[Sequence[Layer]] = (
             list(blocks) if options.granularity == BLOCK else [[layer] for layer in model.layers]

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from ecoflap.allocate.protocol import Context
-from ecoflap.allocate.trial import TrialPruner, trial_batches, trial_pruner
+from ecoflap.allocate.trial import TrialPruner, trial_pruner
+from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -80,4 +81,4 @@ class _Trials:
 
     @cached_property
     def _batches(self) -> list[dict[str, Tensor]]:
-        return trial_batches(self._model, self._context.samples.take(self._samples), self._context.batch_size)
+        return loss_batches(self._model, self._context.samples.take(self._samples), self._context.batch_size)

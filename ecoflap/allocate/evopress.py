@@ -70,7 +70,7 @@ class EvoPress(EvoPressOptions, Uneven):
     @property
     def footprint(self) -> Footprint:
         """Forward passes beside the dense weights."""
-        return Footprint("forward", layers=4, copies=1)
+        return Footprint("forward", trials=1)
 
     def __call__(
         self,

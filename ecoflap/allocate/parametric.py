@@ -80,7 +80,7 @@ class Parametric(Uneven):
     def footprint(self) -> Footprint | None:
         """Statistics of one block; for ``auto``, a forward pass beside the dense weights."""
         if self.given == AUTO:
-            return Footprint("forward", layers=4, copies=1)
+            return Footprint("forward", trials=1)
         return None if self.statistic is None else Footprint("blocks", statistic=self.statistic, layers=2)
 
     def __call__(

@@ -15,14 +15,13 @@ from torch import Tensor
 
 from ecoflap.allocate.protocol import Context
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.blocks.statistics import InputStatistics, Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
-from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.towers import Block
+from ecoflap.prune.layers import solve_layers
 from ecoflap.prune.protocol import LayerPruner
 
 
@@ -56,11 +55,15 @@ class TrialPruner:
 
     @torch.no_grad()
     def solve(self, group: Group, keep: Mapping[str, int]) -> list[Tensor]:
-        """The pruned weights of a group's layers, [rows, cols] each, at the given counts."""
+        """The pruned weights of a group's layers, [rows, cols] each, at the given counts.
+
+        Raises:
+            NumericalError: if the pruner can't compute with the weights or the inputs.
+        """
         device = self._model.device
         dense = [weight.to(device, copy=True) for weight in group.dense]
-        keeps = [keep[layer.name] for layer in group.layers]
-        return [pruned.weight for pruned in self._pruner.together(dense, group.statistic, keeps)]
+        pruned = solve_layers(group.layers, dense, group.statistic, self._pruner, keep)
+        return [one.weight for one in pruned]
 
     def prune(self, keep: Mapping[str, int]) -> None:
         """Prune every layer to the given counts."""
@@ -101,11 +104,6 @@ def trial_pruner(model: PrunableModel, context: Context) -> Iterator[TrialPruner
         yield trial
     finally:
         trial.restore()
-
-
-def trial_batches(model: PrunableModel, calibration: CalibrationSet, size: int) -> list[dict[str, Tensor]]:
-    """The samples in batches for ``TrialPruner.loss``, whose mean does not depend on their size."""
-    return loss_batches(model, calibration, size)
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.evaluate.protocol import Task
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.inputs import check_propagate
 from ecoflap.prune.protocol import Pruner
 from ecoflap.run.config import RunConfig
 from ecoflap.run.plan.building import build_tasks
@@ -110,6 +111,10 @@ def allocate(
     if chosen_pruner.allocates:
         raise UserError(f"pruner={chosen_pruner.name} decides by itself what each layer keeps")
     allocator.check_pruner(chosen_pruner)
+    chosen_pruner.check_layers(model.layers)
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} must be at least 1")
+    check_propagate(propagate)
     context = Context(chosen_pruner, data, batch_size, propagate, seed)
     with unchanged(model.module):
         return allocator(model, scores, sparsity, context)

@@ -7,7 +7,7 @@ each file can be read, used and tested by itself.
 """
 
 from ecoflap.ops.admm import NormalisedInverse, admm_repair, admm_solve, normalised_inverse
-from ecoflap.ops.budget_descent import descend, round_to_total, shift_to_budget
+from ecoflap.ops.budget_descent import descend, shift_to_budget
 from ecoflap.ops.divergence import kl_divergence
 from ecoflap.ops.global_selection import select_globally
 from ecoflap.ops.greedy_removal import greedy_removal_error
@@ -15,6 +15,7 @@ from ecoflap.ops.hessian import InverseFactor, NotPositiveDefiniteError, inverse
 from ecoflap.ops.noise import gaussian, seed_for
 from ecoflap.ops.ramp import ramp, shift_to_total
 from ecoflap.ops.ria import ria_metric
+from ecoflap.ops.rounding import round_to_total
 from ecoflap.ops.selection import Pattern, select, select_in_matrix, select_in_rows, select_n_of_m
 from ecoflap.ops.sparsegpt import Solution, solve_together, solve_with_factor, sparsegpt_solve
 from ecoflap.ops.spectrum import eigenvalues, tail_exponent

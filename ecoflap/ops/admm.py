@@ -49,7 +49,8 @@ def normalised_inverse(gram: Tensor, damping: float = 0.1, penalty: float = 1.0)
         penalty: of the distance between a weight and its masked version, above 0.
 
     Raises:
-        ValueError: if the Gram matrix is not square or not finite, or a number is out of range.
+        ValueError: if the Gram matrix is not square, not finite or, with so little damping and penalty, not
+            positive definite, or a number is out of range.
     """
     _check_gram(gram, damping, penalty)
     norms = gram.diagonal().to(torch.float32).clamp_min(0).sqrt()
@@ -57,8 +58,13 @@ def normalised_inverse(gram: Tensor, damping: float = 0.1, penalty: float = 1.0)
     norms = norms.clamp_min(float(SMALLEST_NORM * largest)) if largest > 0 else torch.ones_like(norms)
     matrix = gram.to(torch.float32) / norms / norms[:, None]
     matrix.diagonal().add_(damping * matrix.diagonal().mean() + penalty)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
-    return NormalisedInverse(inverse, norms, damping, penalty)
+    lower, failed_at = torch.linalg.cholesky_ex(matrix)
+    if failed_at.item():
+        raise ValueError(
+            f"the Gram matrix is singular with damping={damping:g} and penalty={penalty:g}; use a larger"
+            " damping (0.1 is usual)"
+        )
+    return NormalisedInverse(torch.cholesky_inverse(lower), norms, damping, penalty)
 
 
 def admm_solve(

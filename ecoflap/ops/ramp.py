@@ -11,6 +11,8 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from fractions import Fraction
 
+from ecoflap.ops.rounding import round_to_total
+
 
 def ramp(sizes: Sequence[int], values: Sequence[float], total: int, spread: float) -> list[int]:
     """Share `total` kept weights among groups: keep_g = N_g clip(a + 2 lambda u_g, 0, 1).
@@ -77,17 +79,7 @@ def _shift(sizes: Sequence[int], shares: Sequence[Fraction], total: int) -> list
     low, high = ends[after - 1], ends[after]
     below, above = sum(kept(low), Fraction(0)), sum(kept(high), Fraction(0))
     shift = low + (high - low) * (total - below) / (above - below) if above > below else low
-    return _rounded(kept(shift), total)
-
-
-def _rounded(exact: Sequence[Fraction], total: int) -> list[int]:
-    """Integers with the sum `total`, by largest remainder, from fractions with that sum."""
-    counts = [math.floor(count) for count in exact]
-    # The sort is stable: ties stay in the order of the index.
-    by_remainder = sorted(range(len(exact)), key=lambda g: counts[g] - exact[g])
-    for g in by_remainder[: total - sum(counts)]:
-        counts[g] += 1
-    return counts
+    return round_to_total(kept(shift), sizes, total)
 
 
 def _check(sizes: Sequence[int], values: Sequence[float], total: int) -> None:

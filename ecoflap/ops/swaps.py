@@ -95,14 +95,31 @@ def _pairs_of_groups(
     rows, cols = step.shape
     shape = (rows, cols // group, group)
     steps, own, kept = step.view(shape), losses.view(shape), mask.view(shape)
-    blocks = gram.view(cols // group, group, cols // group, group).diagonal(dim1=0, dim2=2)  # [m, m, groups]
-    gains = own[..., :, None] + own[..., None, :]
-    gains += 2 * steps[..., :, None] * steps[..., None, :] * blocks.permute(2, 0, 1)
-    gains.masked_fill_(kept[..., :, None] | ~kept[..., None, :], math.inf)
-    best, pair = gains.flatten(2).min(dim=2)
+    square = gram.view(cols // group, group, cols // group, group)
+    blocks = square.diagonal(dim1=0, dim2=2).permute(2, 0, 1)  # [groups, m, m]
+    some = -(-rows // group)  # rows at a time, whose pairs are as many as all weights
+    parts = zip(steps.split(some), own.split(some), kept.split(some), strict=True)
+    found = [_best_pairs(*part, blocks) for part in parts]
+    best, pair = (torch.cat(one) for one in zip(*found, strict=True))
     groups = best.topk(min(CANDIDATES, cols // group), dim=1, largest=False).indices
     pair = pair.gather(1, groups)
     return groups * group + pair // group, groups * group + pair % group
+
+
+def _best_pairs(steps: Tensor, losses: Tensor, kept: Tensor, blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """The smallest sum of a pair's losses in each group, and the pair i m + j; both [rows, groups].
+
+    Args:
+        steps: d, [rows, groups, m].
+        losses: l, [rows, groups, m].
+        kept: the mask, [rows, groups, m].
+        blocks: the part of G of each group, [groups, m, m].
+    """
+    sums = 2 * steps[..., :, None] * steps[..., None, :]
+    sums.mul_(blocks).add_(losses[..., :, None]).add_(losses[..., None, :])
+    sums.masked_fill_(kept[..., :, None] | ~kept[..., None, :], math.inf)
+    best, pair = sums.flatten(2).min(dim=2)
+    return best, pair
 
 
 def _best_swaps(changes: _Changes, worth: Tensor, mask: Tensor, most: int, within: bool) -> Tensor:

@@ -45,11 +45,16 @@ class RefinedMetric(MetricOptions, ByMetric):
         """What it keeps in memory; refinement and repair work on two layers that share an input at once."""
         return Footprint("blocks", statistic=self.statistic, layers=12 if self.statistic is Gram else 4)
 
+    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: int) -> Pruned:
+        """Prune a weight [rows, cols] to ``keep`` weights."""
+        return self.together([weight], statistic, [keep])[0]
+
     def together(
         self, weights: Sequence[Tensor], statistic: Statistic | None, keeps: Sequence[int]
     ) -> list[Pruned]:
         """Prune layers that read the same input."""
-        pruned = super().together(weights, statistic, keeps)
+        by_metric = super().__call__
+        pruned = [by_metric(weight, statistic, keep) for weight, keep in zip(weights, keeps, strict=True)]
         if not isinstance(statistic, Gram) or (self.refine == "none" and not self.repair):
             return pruned
         masks = [one.mask for one in pruned]

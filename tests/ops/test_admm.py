@@ -214,6 +214,11 @@ def test_numbers_that_are_not_finite(number: float) -> None:
         normalised_inverse(gram)
 
 
+def test_a_singular_gram_matrix_without_damping() -> None:
+    with pytest.raises(ValueError, match="singular with damping=0 and penalty=1e-12; use a larger"):
+        normalised_inverse(torch.ones(4, 4), 0.0, 1e-12)
+
+
 def test_arguments_that_do_not_match() -> None:
     weight, gram = problem(4, 6)
     inverse = normalised_inverse(gram)

@@ -78,6 +78,14 @@ def test_swaps_keep_the_rows_counts_and_lower_every_rows_error(metric: type, mas
     assert int((fewer & ~before.mask).sum(dim=1).max()) <= 1
 
 
+@pytest.mark.parametrize("metric", METRICS)
+def test_a_layer_alone_is_refined_too(metric: type) -> None:
+    weight, statistic, pruner = weight_of(), gathered(Gram), metric(refine="swaps", repair=True)
+    alone, (together,) = pruner(weight, statistic, 200), pruner.together([weight], statistic, [200])
+    assert torch.equal(alone.mask, together.mask)
+    assert torch.equal(alone.weight, together.weight)
+
+
 def test_layers_that_share_an_input_are_refined_as_if_alone() -> None:
     statistic, weights, keeps = gathered(Gram), [weight_of(), weight_of(5, seed=2)], [240, 60]
     pruner = Wanda(refine="swaps", repair=True)

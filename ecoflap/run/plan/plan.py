@@ -67,6 +67,11 @@ class Plan:
         return "calibrate" in self.steps or self.pruner_trains or self.finetuner_trains
 
     @property
+    def allocates_from_data(self) -> bool:
+        """Whether the allocation runs the calibration set through the model."""
+        return "allocate" in self.steps and not self.pruner.allocates and self.allocator.requires.calibration
+
+    @property
     def pruner_trains(self) -> bool:
         """Whether the pruner trains on the training split behind the calibration set."""
         return self.pruner.allocates and self.pruner.trains and "prune" in self.steps
