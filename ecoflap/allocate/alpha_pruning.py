@@ -49,7 +49,12 @@ class AlphaPruning(AlphaPruningOptions, Parametric):
         return CANDIDATES
 
     def measure_block(self, block: Block, statistics: InputStatistics | None) -> dict[str, float]:
-        """The mean alpha of its layers; nothing if none has a spectrum to fit, such as layers of zeros."""
+        """The mean alpha of its layers; nothing if none has a spectrum to fit, such as layers of zeros.
+
+        NaN if a weight is not finite, as a singular value decomposition fails there, or drops it.
+        """
+        if not all(layer.matrix().isfinite().all() for layer in block.layers):
+            return {block.name: math.nan}
         exponents = [tail_exponent(eigenvalues(layer.matrix()), self.tail) for layer in block.layers]
         finite = [exponent for exponent in exponents if math.isfinite(exponent)]
         return {block.name: fmean(finite)} if finite else {}

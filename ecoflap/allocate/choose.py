@@ -49,7 +49,7 @@ def choose(
     losses: Losses = {}
     with ExitStack() as stack:
         trials = _Trials(model, context, samples, stack)
-        for candidate in candidates:
+        for candidate in dict.fromkeys(candidates):
             losses[candidate] = context.recall(
                 {**name, "candidate": candidate}, partial(trials.loss, counts, candidate)
             )

@@ -42,8 +42,8 @@ class LayerTrials:
         self._room = cache_bytes
 
     def prune(self, keep: Mapping[str, int]) -> None:
-        """Prune every layer to the given counts."""
-        for name, count in keep.items():
+        """Prune every layer to the given counts, or the nearest that the mask can have."""
+        for name, count in self._trial.fitted(keep).items():
             if self._now[name] != count:
                 self._trial.write(self._alone[name], [self._weight(name, count)])
                 self._now[name] = count

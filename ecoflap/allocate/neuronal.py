@@ -43,7 +43,7 @@ class Neuronal(NeuronalOptions, Uneven):
         require_choices("allocation", self)
         require_positive("allocation", self, "samples")
         given = self.spreads
-        if given is not None and not (given and all(math.isfinite(one) and one >= 0 for one in given)):
+        if given is not None and not (given and all(_is_spread(one) for one in given)):
             raise UserError(
                 f"allocation.spreads={given}: give at least one number, each 0 (uniform) or more (published:"
                 " 0.01 to 0.25)"
@@ -79,7 +79,7 @@ class Neuronal(NeuronalOptions, Uneven):
                 {"result": "misalignment", "spread": spread, "sparsity": sparsity},
                 partial(self._measure, model, context, sparsity, spread),
             )
-            for spread in self._candidates(sparsity)
+            for spread in dict.fromkeys(self._candidates(sparsity))
         }
         keep: dict[str, int] = {}
         chosen: dict[str, float] = {}
@@ -106,9 +106,13 @@ class Neuronal(NeuronalOptions, Uneven):
             keep |= _ramp(towers, sparsity, spread)
         sizes = {layer.name: layer.size for layer in model.layers}
         batches = context.samples.take(self.samples).batches(context.batch_size)
-        trial = Allocation(keep, sizes, sparsity, BLOCK)
+        trial = context.pruner.fitted(Allocation(keep, sizes, sparsity, BLOCK))
         found = measure_misalignment(model, context.pruner, batches, trial)
         return {name: value if math.isfinite(value) else None for name, value in found.items()}
+
+
+def _is_spread(value: object) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value) and value >= 0
 
 
 def _ramp(towers: Sequence[Tower], sparsity: float, spread: float) -> dict[str, int]:

@@ -52,7 +52,7 @@ class Parametric(Uneven):
         value, key = self.given, f"allocation.{self.parameter}"
         if value is None or value == AUTO:
             return
-        if isinstance(value, str):
+        if not isinstance(value, int | float):
             raise UserError(f"{key}={value} is neither a number nor {AUTO}")
         if not (math.isfinite(value) and value >= 0):
             raise UserError(f"{key}={value} must be a number of at least 0 (uniform), or {AUTO}")

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Context
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import InputStatistics, Statistic
@@ -23,6 +24,7 @@ from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.towers import Block
 from ecoflap.prune.layers import solve_layers
 from ecoflap.prune.protocol import LayerPruner
+from ecoflap.score.scores import LAYER
 
 
 @dataclass(frozen=True)
@@ -65,8 +67,20 @@ class TrialPruner:
         pruned = solve_layers(group.layers, dense, group.statistic, self._pruner, keep)
         return [one.weight for one in pruned]
 
+    def fitted(self, keep: Mapping[str, int]) -> dict[str, int]:
+        """The counts nearest to the given ones that the pruner's mask can have, as the fine stage takes them.
+
+        Raises:
+            UserError: if there are none.
+        """
+        layers = [layer for group in self.groups for layer in group.layers if layer.name in keep]
+        sizes = {layer.name: layer.size for layer in layers}
+        sparsity = 1 - sum(keep.values()) / sum(sizes.values())
+        return self._pruner.fitted(Allocation(dict(keep), sizes, sparsity, LAYER)).keep
+
     def prune(self, keep: Mapping[str, int]) -> None:
-        """Prune every layer to the given counts."""
+        """Prune every layer to the given counts, or the nearest that the mask can have."""
+        keep = self.fitted(keep)
         for group in self.groups:
             self.write(group, self.solve(group, keep))
 

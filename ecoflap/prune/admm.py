@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -29,7 +30,8 @@ class ADMM(ADMMOptions, LayerPruner):
                 f"pruner.schedule={self.schedule} with pruner.iterations={self.iterations}: at least 1"
                 " iteration removes weights, and at most all of them do"
             )
-        if self.damping < 0 or self.penalty <= 0 or not 1 <= self.relaxation < 2:
+        finite = math.isfinite(self.damping) and math.isfinite(self.penalty)
+        if not (finite and self.damping >= 0 and self.penalty > 0 and 1 <= self.relaxation < 2):
             raise UserError(
                 f"pruner.damping={self.damping}, pruner.penalty={self.penalty},"
                 f" pruner.relaxation={self.relaxation}: damping is at least 0, penalty above 0 and"

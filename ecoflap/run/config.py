@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -203,6 +204,10 @@ def _explain(group: str, error: OmegaConfBaseException, values: dict[Any, Any], 
     name = str(error.full_key)
     if name in values and name in known:
         return wrong_type(key, values[name], kind_of(get_type_hints(target)[name]))
+    if (entry := re.fullmatch(r"(\w+)\[(\d+)\]", name)) and entry[1] in values:
+        return wrong_type(
+            key, values[entry[1]][int(entry[2])], _kind_of_entry(get_type_hints(target)[entry[1]])
+        )
     return f"{key}: {first}"
 
 
@@ -212,6 +217,12 @@ def kind_of(hint: Any) -> str:
         return "list"
     plain = (kind.__name__ for kind in (hint, *get_args(hint)) if kind in (bool, int, float, str))
     return next(plain, "value of its type")
+
+
+def _kind_of_entry(hint: Any) -> str:
+    """The type of the entries of a list, as ``wrong_type`` takes it."""
+    lists = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is list]
+    return kind_of(get_args(lists[0])[0]) if lists else kind_of(hint)
 
 
 def _source(key: str) -> str:

@@ -49,9 +49,11 @@ class Memory:
     def __init__(self) -> None:
         self.known: dict[str, str] = {}
         self.computed = list[dict[str, Any]]()
+        self.asked = list[Mapping[str, Any]]()
 
     def __call__(self, name: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
         key = json.dumps(name, sort_keys=True)
+        self.asked.append(name)
         if key not in self.known:
             self.computed.append(dict(name))
             self.known[key] = json.dumps(compute())
@@ -254,10 +256,18 @@ def test_half_precision(dtype: torch.dtype, allocator: Allocator) -> None:
 def test_values_that_are_not_finite(context: Context) -> None:
     model = tiny.build(FAMILY)
     first = model.layers[0]
-    first.write(torch.full(first.shape, math.nan))
-    for allocator in (OWL(), DLP(), LSA()):
+    weight = first.matrix().clone()
+    weight[0, 0] = math.nan
+    first.write(weight)
+    for allocator in (OWL(), DLP(), LSA(), AlphaPruning()):
         with pytest.raises(NumericalError, match="what the allocation measures there is nan"):
             allocator(model, None, 0.7, context)
+
+
+def test_equal_candidates_are_tried_once(model: PrunableModel, context: Context) -> None:
+    memory = Memory()
+    ATP()(model, None, 0.0, replace(context, recall=memory))
+    assert [name["candidate"] for name in memory.asked] == [0.0]
 
 
 def test_one_sample_suffices(model: PrunableModel, context: Context) -> None:
@@ -293,6 +303,7 @@ def test_masks_that_fix_every_sparsity_are_refused(allocator: Allocator) -> None
     ("make", "match"),
     [
         (lambda: OWL(spread="some"), r"allocation\.spread=some is neither a number nor auto"),
+        (lambda: OWL(spread=[0.1]), r"allocation\.spread=\[0\.1\] is neither a number nor auto"),  # type: ignore[arg-type]
         (lambda: OWL(spread=-0.1), r"allocation\.spread=-0\.1 must be a number of at least 0"),
         (lambda: OWL(spread=math.nan), r"allocation\.spread=nan must be"),
         (lambda: OWL(outlier=0), r"allocation\.outlier=0 must be a number above 0"),

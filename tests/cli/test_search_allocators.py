@@ -41,6 +41,21 @@ def test_runs_and_verifies(
     assert not (tmp_path / "run" / "scores.json").exists()
 
 
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize(
+    "chosen",
+    [EVOPRESS, NEURONAL, ["allocation=owl", "allocation.spread=auto"]],
+    ids=["evopress", "neuronal", "owl"],
+)
+def test_trials_have_masks_of_whole_groups(
+    run: Run, unscored: list[str], chosen: list[str], pruner: str
+) -> None:
+    result = run([*unscored, *chosen, f"pruner={pruner}", "pruner.mask=n:4", "sparsity=0.6"])
+    layers = result.sparsity["layers"].values()
+    assert all(layer["kept"] * 4 % layer["size"] == 0 for layer in layers)
+    assert sum(layer["kept"] for layer in layers) <= sum(layer["size"] for layer in layers) * 4 // 10
+
+
 @pytest.mark.parametrize("chosen", [EVOPRESS, NEURONAL], ids=["evopress", "neuronal"])
 def test_prunes_an_embedded_model(run: Run, tmp_path: Path, chosen: list[str]) -> None:
     few = ["tracking=none", "device=cpu", "calibration.samples=8", "task.limit=20"]
