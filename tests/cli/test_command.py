@@ -41,7 +41,8 @@ def test_help_describes_every_subcommand(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "plan", "status", "report", "verify", "cache", "report cost", "report recovery"]
+    "name",
+    ["run", "plan", "status", "report", "verify", "cache", "report cost", "report paired", "report recovery"],
 )
 @pytest.mark.usefixtures("fresh_process")
 def test_each_subcommand_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
