@@ -1,4 +1,4 @@
-"""Rows of single matrices: SparseGPT's solve, Wanda's selection, n:m masks."""
+"""Rows of single matrices: the solves of SparseGPT and ADMM, Wanda's selection, n:m masks."""
 
 from __future__ import annotations
 
@@ -10,16 +10,28 @@ from torch import Tensor
 from benchmarks import plain
 from benchmarks.measure import Row, interleaved, medians, operations
 from benchmarks.models import device
-from ecoflap.ops import InverseFactor, inverse_factor, select_in_rows, select_n_of_m, solve_with_factor
+from ecoflap.ops import (
+    InverseFactor,
+    Solution,
+    admm_solve,
+    inverse_factor,
+    normalised_inverse,
+    select_in_rows,
+    select_n_of_m,
+    solve_with_factor,
+)
+from ecoflap.prune.options import ADMMOptions
+
+LAYERS = ((576, 576), (1536, 576), (576, 1536))  # of SmolLM2, [rows, cols]
 
 
-def problem(size: int) -> tuple[Tensor, Tensor]:
-    """A weight and the damped Hessian of correlated inputs, both [size, size]."""
+def problem(rows: int, cols: int) -> tuple[Tensor, Tensor]:
+    """A weight [rows, cols] and the damped Hessian [cols, cols] of correlated inputs."""
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.randn(2 * size, size, generator=generator) + torch.randn(2 * size, 1, generator=generator)
+    inputs = torch.randn(2 * cols, cols, generator=generator) + torch.randn(2 * cols, 1, generator=generator)
     hessian = inputs.T @ inputs / len(inputs)
     hessian.diagonal().add_(0.01 * hessian.diagonal().mean())
-    return torch.randn(size, size, generator=generator).to(device()), hessian.to(device())
+    return torch.randn(rows, cols, generator=generator).to(device()), hessian.to(device())
 
 
 def loss(weight: Tensor, pruned: Tensor, hessian: Tensor) -> float:
@@ -29,7 +41,7 @@ def loss(weight: Tensor, pruned: Tensor, hessian: Tensor) -> float:
 
 def solve(size: int, runs: int) -> Row:
     """The solve at 50 %, both sides given the same factor; the factors are compared beside it."""
-    weight, hessian = problem(size)
+    weight, hessian = problem(size, size)
     upper, keep = plain.inverse_factor(hessian), weight.numel() // 2
     factor = InverseFactor(upper, torch.zeros(size, dtype=torch.bool, device=upper.device), 0.0)
     seconds = medians(
@@ -65,6 +77,33 @@ def solve(size: int, runs: int) -> Row:
         (">=", 3.0),
         agreement,
         details,
+    )
+
+
+def admm(rows: int, cols: int, runs: int) -> Row:
+    """ADMM at 50 % against SparseGPT as published, each from the Hessian on."""
+    weight, hessian = problem(rows, cols)
+    keep, options = weight.numel() // 2, ADMMOptions()
+
+    def ours() -> Solution:
+        inverse = normalised_inverse(hessian, options.damping, options.penalty)
+        steps = options.iterations, options.schedule, options.relaxation
+        return admm_solve([weight], inverse, [keep], ["matrix"], *steps)[0]
+
+    sides = {"plain": lambda: plain.sparsegpt_by_columns(weight, hessian, keep), "ours": ours}
+    seconds = medians(interleaved(sides, runs))
+    by_columns, _ = plain.sparsegpt_by_columns(weight, hessian, keep)
+    change = loss(weight, ours().weight, hessian) / loss(weight, by_columns, hessian) - 1
+    return Row(
+        f"ADMM solve, {rows} x {cols}",
+        "SparseGPT column by column, with its factor",
+        "s",
+        seconds["plain"],
+        seconds["ours"],
+        seconds["plain"] / seconds["ours"],
+        None,
+        f"loss {100 * change:+.1f} %",
+        seconds,
     )
 
 
@@ -128,6 +167,8 @@ def n_of_m(size: int, n: int, m: int, runs: int) -> Row:
 def rows(runs: int) -> Iterator[Row]:
     for size in (1024, 2048, 4096):
         yield solve(size, runs)
+    for shape in LAYERS:
+        yield admm(*shape, runs)
     yield selection(4096, runs)
     for n, m in ((2, 4), (4, 8)):
         yield n_of_m(4096, n, m, runs)

@@ -14,8 +14,16 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from ecoflap.allocate.alpha_pruning import AlphaPruning as AlphaPruning
+    from ecoflap.allocate.atp import ATP as ATP
+    from ecoflap.allocate.dlp import DLP as DLP
+    from ecoflap.allocate.er import ER as ER
+    from ecoflap.allocate.evopress import EvoPress as EvoPress
     from ecoflap.allocate.from_file import FromFile as FromFile
     from ecoflap.allocate.in_context import InContext as InContext
+    from ecoflap.allocate.lsa import LSA as LSA
+    from ecoflap.allocate.neuronal import Neuronal as Neuronal
+    from ecoflap.allocate.owl import OWL as OWL
     from ecoflap.allocate.water_filling import WaterFilling as WaterFilling
     from ecoflap.api.calibration import calibrate as calibrate
     from ecoflap.api.loading import load as load
@@ -27,9 +35,11 @@ if TYPE_CHECKING:
     from ecoflap.api.steps import score as score
     from ecoflap.errors import NumericalError as NumericalError
     from ecoflap.errors import UserError as UserError
+    from ecoflap.prune.admm import ADMM as ADMM
     from ecoflap.prune.global_gradient import GlobalGradient as GlobalGradient
     from ecoflap.prune.global_magnitude import GlobalMagnitude as GlobalMagnitude
     from ecoflap.prune.magnitude import Magnitude as Magnitude
+    from ecoflap.prune.ria import RIA as RIA
     from ecoflap.prune.sparsegpt import SparseGPT as SparseGPT
     from ecoflap.prune.wanda import Wanda as Wanda
     from ecoflap.score.first_order import FirstOrder as FirstOrder
@@ -38,15 +48,25 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 HOMES = {
+    "ADMM": "ecoflap.prune.admm",
+    "ATP": "ecoflap.allocate.atp",
+    "AlphaPruning": "ecoflap.allocate.alpha_pruning",
+    "DLP": "ecoflap.allocate.dlp",
+    "ER": "ecoflap.allocate.er",
+    "EvoPress": "ecoflap.allocate.evopress",
     "FirstOrder": "ecoflap.score.first_order",
     "FromFile": "ecoflap.allocate.from_file",
     "GlobalGradient": "ecoflap.prune.global_gradient",
     "GlobalMagnitude": "ecoflap.prune.global_magnitude",
     "InContext": "ecoflap.allocate.in_context",
+    "LSA": "ecoflap.allocate.lsa",
     "Local": "ecoflap.score.local",
     "Magnitude": "ecoflap.prune.magnitude",
+    "Neuronal": "ecoflap.allocate.neuronal",
     "NumericalError": "ecoflap.errors",
+    "OWL": "ecoflap.allocate.owl",
     "PruneResult": "ecoflap.api.result",
+    "RIA": "ecoflap.prune.ria",
     "SparseGPT": "ecoflap.prune.sparsegpt",
     "UserError": "ecoflap.errors",
     "Wanda": "ecoflap.prune.wanda",

@@ -13,7 +13,7 @@ from ecoflap.errors import UserError, nearest
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.towers import Tower
 
-EXACT, UNITS = "exact", "units"
+EXACT, GROUPS, UNITS = "exact", "groups", "units"
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,8 @@ class Allocation:
         sizes: {layer: number of weights}.
         target: the requested sparsity.
         granularity: what shares one sparsity: layer, block, tower or model.
-        total: how the counts add up: ``exact`` (to the target), ``as_given`` (by a file) or ``units`` (to
-            whole structural units).
+        total: how the counts add up: ``exact`` (to the target), ``as_given`` (by a file), ``groups`` (to
+            whole groups of a mask n:m) or ``units`` (to whole structural units).
         details: what the allocator did to find the counts, as plain JSON values.
     """
 

@@ -51,7 +51,9 @@ class BudgetSearch:
             highest: the largest sparsity of a group.
         """
         self._options, self._model, self._context = options, model, context
-        self._stack, self._highest = stack, highest
+        self._stack, self._varying = stack, context.pruner.rule.varying
+        # A mask n:M keeps at least one of every M weights; its check of the target has the same tolerance.
+        self._highest = min(highest, 1 - 1 / self._varying + 1e-9) if self._varying else highest
         blocks = [block.layers for tower in model.towers for block in tower.blocks if block.layers]
         self._groups: list[Sequence[Layer]] = (
             list(blocks) if options.granularity == BLOCK else [[layer] for layer in model.layers]
@@ -93,7 +95,8 @@ class BudgetSearch:
 
     def _measure(self, point: Tensor, turn: int) -> list[float]:
         """The marginal of each group: the fall of the loss per weight that it keeps in addition."""
-        band = self._options.band
+        # A mask n:M has no count nearer than one more or one fewer of every M weights.
+        band = max(self._options.band, 1 / self._varying if self._varying else 0.0)
         more, fewer = (point - band).clamp(0, 1), (point + band).clamp(0, 1)
         counts = Counts(self.counts(point), self.counts(more), self.counts(fewer))
         batches, recompute = self._samples(turn), self._options.recompute
@@ -139,14 +142,20 @@ class BudgetSearch:
         return loss_batches(self._model, self._context.samples, self._options.batch_size)
 
     def counts(self, point: Tensor, total: int | None = None) -> dict[str, int]:
-        """The counts of all layers at some sparsities; they add up to ``total`` if it is given."""
+        """The counts of all layers at some sparsities.
+
+        Args:
+            point: the sparsities.
+            total: the sum of the counts; None for the nearest counts that the mask can have.
+        """
         layers = [
             (layer, 1 - float(sparsity))
             for sparsity, group in zip(point, self._groups, strict=True)
             for layer in group
         ]
         exact = [layer.size * share for layer, share in layers]
-        counts = [round(count) for count in exact]
+        units = [layer.size // self._varying if self._varying else 1 for layer, _ in layers]
+        counts = [round(count / unit) * unit for count, unit in zip(exact, units, strict=True)]
         if total is not None:
             counts = round_to_total(exact, self.layer_sizes, total)
         found = {layer.name: count for (layer, _), count in zip(layers, counts, strict=True)}

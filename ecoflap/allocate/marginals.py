@@ -84,12 +84,12 @@ def measure_marginals(
 
 
 def _directions(trial: TrialPruner, counts: Counts) -> dict[Layer, Tensor]:
-    """{layer: W(k+) - W(k-), as the parameter is stored}."""
+    """{layer: W(k+) - W(k-), as the parameter is stored, in dtype and place of the layer's dense copy}."""
     found: dict[Layer, Tensor] = {}
     for group in trial.groups:
         pairs = zip(trial.solve(group, counts.more), trial.solve(group, counts.fewer), strict=True)
-        for layer, (more, fewer) in zip(group.layers, pairs, strict=True):
-            found[layer] = layer.oriented(more - fewer).to(layer.weight.dtype)
+        for layer, dense, (more, fewer) in zip(group.layers, group.dense, pairs, strict=True):
+            found[layer] = layer.oriented((more - fewer).to(dense))
     return found
 
 

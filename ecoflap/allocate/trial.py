@@ -13,17 +13,18 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Context
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.blocks.statistics import InputStatistics, Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
-from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.towers import Block
+from ecoflap.prune.layers import solve_layers
 from ecoflap.prune.protocol import LayerPruner
+from ecoflap.score.scores import LAYER
 
 
 @dataclass(frozen=True)
@@ -56,23 +57,40 @@ class TrialPruner:
 
     @torch.no_grad()
     def solve(self, group: Group, keep: Mapping[str, int]) -> list[Tensor]:
-        """The pruned weights of a group's layers, [rows, cols] each, at the given counts."""
+        """The pruned weights of a group's layers, [rows, cols] each, at the given counts.
+
+        Raises:
+            NumericalError: if the pruner can't compute with the weights or the inputs.
+        """
         device = self._model.device
         dense = [weight.to(device, copy=True) for weight in group.dense]
-        keeps = [keep[layer.name] for layer in group.layers]
-        return [pruned.weight for pruned in self._pruner.together(dense, group.statistic, keeps)]
+        pruned = solve_layers(group.layers, dense, group.statistic, self._pruner, keep)
+        return [one.weight for one in pruned]
+
+    def fitted(self, keep: Mapping[str, int]) -> dict[str, int]:
+        """The counts nearest to the given ones that the pruner's mask can have, as the fine stage takes them.
+
+        Raises:
+            UserError: if there are none.
+        """
+        layers = [layer for group in self.groups for layer in group.layers if layer.name in keep]
+        sizes = {layer.name: layer.size for layer in layers}
+        sparsity = 1 - sum(keep.values()) / sum(sizes.values())
+        return self._pruner.fitted(Allocation(dict(keep), sizes, sparsity, LAYER)).keep
 
     def prune(self, keep: Mapping[str, int]) -> None:
-        """Prune every layer to the given counts."""
+        """Prune every layer to the given counts, or the nearest that the mask can have."""
+        keep = self.fitted(keep)
         for group in self.groups:
-            self._write(group, self.solve(group, keep))
+            self.write(group, self.solve(group, keep))
 
     def restore(self) -> None:
         """Restore the dense weights."""
         for group in self.groups:
-            self._write(group, group.dense)
+            self.write(group, group.dense)
 
-    def _write(self, group: Group, weights: Sequence[Tensor]) -> None:
+    def write(self, group: Group, weights: Sequence[Tensor]) -> None:
+        """Replace the weights of a group's layers, [rows, cols] each."""
         placement = self._model.placement
         with placement.using(group.block):
             for layer, weight in zip(group.layers, weights, strict=True):
@@ -83,7 +101,7 @@ class TrialPruner:
     def loss(self, batches: Sequence[Batch]) -> float:
         """The mean loss per sample of the model as it is now."""
         with quiet_forward(self._model.module):
-            losses = torch.cat([self._model.loss(batch).double().cpu() for batch in batches])
+            losses = torch.cat([self._model.loss(batch).cpu().double() for batch in batches])
         return float(losses.mean())
 
 
@@ -100,11 +118,6 @@ def trial_pruner(model: PrunableModel, context: Context) -> Iterator[TrialPruner
         yield trial
     finally:
         trial.restore()
-
-
-def trial_batches(model: PrunableModel, calibration: CalibrationSet, size: int) -> list[dict[str, Tensor]]:
-    """The samples in batches for ``TrialPruner.loss``, whose mean does not depend on their size."""
-    return loss_batches(model, calibration, size)
 
 
 @torch.no_grad()

@@ -9,13 +9,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
+from ecoflap.allocate.groups import parts, split
 from ecoflap.allocate.options import WaterFillingOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
 from ecoflap.errors import UserError, require_choices
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Tower
-from ecoflap.ops import proportional, water_fill
+from ecoflap.ops import water_fill
 from ecoflap.score.scores import GRANULARITIES, Scores
 
 MODEL = "model"
@@ -67,14 +68,12 @@ class WaterFilling(WaterFillingOptions, Allocator):
         towers = model.towers
         granularity = self.granularity if scores is not None else MODEL
         keep: dict[str, int] = {}
-        for part in [towers] if self.scope == "model" else [(tower,) for tower in towers]:
+        for part in parts(model, self.scope):
             layers = [layer for tower in part for layer in tower.layers]
-            if not layers:
-                continue
             total = keep_total([layer.size for layer in layers], sparsity)
             # A cap at the target leaves nothing to share.
             if scores is None or granularity == MODEL or self.cap == sparsity:
-                keep |= _split(layers, total)
+                keep |= split(layers, total)
             else:
                 keep |= self._share(part, scores, total, sparsity)
         sizes = {layer.name: layer.size for tower in towers for layer in tower.layers}
@@ -114,11 +113,5 @@ class WaterFilling(WaterFillingOptions, Allocator):
         return {
             name: count
             for group, budget in zip(groups, kept, strict=True)
-            for name, count in _split(group, budget).items()
+            for name, count in split(group, budget).items()
         }
-
-
-def _split(layers: list[Layer], budget: int) -> dict[str, int]:
-    """Give all layers of a group the same sparsity, with counts that add up to the budget exactly."""
-    counts = proportional([layer.size for layer in layers], budget)
-    return {layer.name: count for layer, count in zip(layers, counts, strict=True)}

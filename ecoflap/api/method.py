@@ -48,6 +48,22 @@ class Method:
         unscored = self.scorer is None and self.scores is None
         return not unscored or (self.allocator is not None and self.allocator.requires.scores == "none")
 
+    @property
+    def coarse(self) -> str | None:
+        """What decides the sparsities of layers: the scorer, an allocation without scores, or none.
+
+        None if that is not known, or the pruner decides.
+        """
+        if self.pruner.allocates:
+            return None
+        if self.scorer is not None:
+            return self.scorer.name
+        if self.scores is not None:
+            return self.scores.method
+        if self.allocator is None:
+            return None
+        return self.allocator.name if self.allocator.requires.scores == "none" else "none"
+
     def to_config(self) -> dict[str, Any]:
         """The parts as in a run's config."""
         return {

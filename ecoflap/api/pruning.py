@@ -56,7 +56,8 @@ def prune(
         allocation: a method of ``ecoflap.allocate``, or its result.
         seed: seed of all random draws.
         batch_size: samples per forward pass of the pruner; changes nothing beyond rounding.
-        propagate: whether a layer's inputs come from ``"pruned"`` predecessors or from ``"dense"`` ones.
+        propagate: what comes before a layer when its inputs are measured: ``"pruned"`` blocks and its own
+            block dense, everything pruned (``"layer"``), or ``"dense"`` blocks.
         options: options of a pruner that is named, such as ``damping=0.1``.
 
     Returns:

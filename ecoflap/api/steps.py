@@ -19,6 +19,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.evaluate.protocol import Task
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.inputs import check_propagate
 from ecoflap.prune.protocol import Pruner
 from ecoflap.run.config import RunConfig
 from ecoflap.run.plan.building import build_tasks
@@ -81,8 +82,8 @@ def allocate(
         model: from ``ecoflap.load``.
         scores: from ``ecoflap.score``; None for the same sparsity everywhere.
         sparsity: share of the prunable weights to remove, in [0, 1).
-        method: ``"water_filling"`` (the default) or ``"file"``; or an allocator such as
-            ``ecoflap.WaterFilling(granularity="layer")``.
+        method: ``"water_filling"`` (the default), ``"file"``, or one that takes no scores, such as
+            ``"owl"``; or an allocator such as ``ecoflap.WaterFilling(granularity="layer")``.
         data: from ``ecoflap.calibrate``, for a method that runs samples through the model.
         pruner: the pruner to allocate for, as in ``ecoflap.prune``, for such a method.
         batch_size: as in ``ecoflap.prune``.
@@ -110,6 +111,10 @@ def allocate(
     if chosen_pruner.allocates:
         raise UserError(f"pruner={chosen_pruner.name} decides by itself what each layer keeps")
     allocator.check_pruner(chosen_pruner)
+    chosen_pruner.check_layers(model.layers)
+    if batch_size < 1:
+        raise UserError(f"batch_size={batch_size} must be at least 1")
+    check_propagate(propagate)
     context = Context(chosen_pruner, data, batch_size, propagate, seed)
     with unchanged(model.module):
         return allocator(model, scores, sparsity, context)

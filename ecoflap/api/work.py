@@ -17,7 +17,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
 from ecoflap.prune.report import BlockReport, PruneReport
-from ecoflap.run.outcome import count_layers, describe_calibration, describe_model
+from ecoflap.run.outcome import count_layers, describe_allocation, describe_calibration, describe_model
 from ecoflap.score.scores import Scores
 from ecoflap.storage.results import Result, environment, sparsity_section
 
@@ -34,7 +34,7 @@ class Work:
         sparsity: the target.
         seed: seed of all random draws.
         batch_size: samples per forward pass of the pruner.
-        propagate: pruned or dense.
+        propagate: pruned, layer or dense.
     """
 
     model: PrunableModel
@@ -64,9 +64,11 @@ class Work:
                 allocation = self.method.allocator(
                     self.model, scores, self.sparsity, self._context(calibration)
                 )
+        if allocation is not None and not self.method.pruner.allocates:
+            allocation = self.method.pruner.fitted(allocation)
         with measure(costs, "prune"):
             allocation, report = self._prune(calibration, allocation)
-        record = self._record(costs, fingerprint, calibration, allocation, report)
+        record = self._record(costs, fingerprint, calibration, scores, allocation, report)
         return PruneResult(self.model, scores, allocation, report, record)
 
     def _check_calls(self, calibration: CalibrationSet) -> None:
@@ -113,6 +115,7 @@ class Work:
         costs: dict[str, dict[str, Any]],
         fingerprint: str,
         calibration: CalibrationSet | None,
+        scores: Scores | None,
         allocation: Allocation,
         report: PruneReport,
     ) -> Result:
@@ -140,8 +143,11 @@ class Work:
                 model.parameter_count(),
                 allocation.total,
                 "pruner" if self.method.pruner.allocates else "allocation",
+                self.method.coarse,
             ),
             steps=costs,
+            scores=None if scores is None else scores.to_json(),
+            allocation=describe_allocation(allocation),
         )
 
 

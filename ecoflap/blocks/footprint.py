@@ -1,4 +1,4 @@
-"""What a scorer or a pruner keeps in memory while it works, as far as that is known before it starts."""
+"""What a part keeps in memory while it works, as far as that is known before it starts."""
 
 from __future__ import annotations
 
@@ -23,6 +23,9 @@ class Footprint:
         statistic: gathered of the inputs of one block's layers.
         layers: fp32 copies of one layer.
         copies: fp32 copies of all layers, on the CPU.
+        trials: copies of all layers in the model's dtype, where its weights are, of a part that prunes in
+            trials; the pruner's statistics of all layers' inputs come in addition.
+        batch_size: samples per pass; None for the run's own.
         float32: the weights are held in fp32, whatever the model's dtype.
     """
 
@@ -31,4 +34,6 @@ class Footprint:
     statistic: type[Statistic] | None = None
     layers: int = 0
     copies: int = 0
+    trials: int = 0
+    batch_size: int | None = None
     float32: bool = False

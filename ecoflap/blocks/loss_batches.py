@@ -8,7 +8,7 @@ gathered from ``CalibrationSet.batches``, which never pads.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -33,7 +33,14 @@ Kind = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def loss_batches(model: PrunableModel, calibration: CalibrationSet, size: int) -> list[dict[str, Tensor]]:
-    """The samples in their order, in batches of ``size``.
+    """The samples in their order, in batches of ``size``; see ``batching``."""
+    return batching(model, calibration, size)(calibration)
+
+
+def batching(
+    model: PrunableModel, calibration: CalibrationSet, size: int
+) -> Callable[[CalibrationSet], list[dict[str, Tensor]]]:
+    """How to make batches of ``size`` of some of the samples, in their order.
 
     Texts of different lengths are padded at their end and get an ``attention_mask``. The first mixed batch
     shows whether the model's loss respects the mask. If padding changes a sample's loss (a custom loss that
@@ -42,19 +49,23 @@ def loss_batches(model: PrunableModel, calibration: CalibrationSet, size: int) -
 
     Args:
         model: in evaluation mode; its loss is tried on one batch.
-        calibration: the samples.
+        calibration: all samples.
         size: samples per batch.
     """
-    parts = [list(part) for group in _alike(calibration.samples) for part in split(group, size)]
-    mixed = next((part for part in parts if len({_shapes(sample) for sample in part}) > 1), None)
+    mixed = next((part for part in _parts(calibration, size) if len(set(map(_shapes, part))) > 1), None)
     if mixed is not None and not _padding_keeps_losses(model, mixed):
         log.info(
             "score: %s is scored on batches of texts of one length: its loss is another one when they are"
             " filled up",
             model.name,
         )
-        return calibration.batches(size)
-    return [padded(part) for part in parts]
+        return lambda some: some.batches(size)
+    return lambda some: [padded(part) for part in _parts(some, size)]
+
+
+def _parts(calibration: CalibrationSet, size: int) -> list[list[Sample]]:
+    """The samples of each batch; they differ in nothing but the lengths of texts."""
+    return [list(part) for group in _alike(calibration.samples) for part in split(group, size)]
 
 
 def padded(samples: Sequence[Sample]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from ecoflap.blocks.bypass import bypassing, without_head
 from ecoflap.blocks.containers import equal
 from ecoflap.blocks.layer_calls import first_and_count, skip_layers_advice
+from ecoflap.blocks.layer_order import LayerOrder
 from ecoflap.blocks.perturbation import perturbing
 from ecoflap.blocks.recorder import BlockInput, BlockOutput, Recorder
 from ecoflap.console.telemetry import errors_suppressed, out_of_memory
@@ -68,7 +69,9 @@ def require_layers_inside_blocks(model: PrunableModel, tower: Tower) -> Iterator
         )
 
 
-def require_standalone(model: PrunableModel, tower: Tower, plain: Recorder, others: Sequence[Batch]) -> None:
+def require_standalone(
+    model: PrunableModel, tower: Tower, plain: Recorder, others: Sequence[Batch]
+) -> dict[int, LayerOrder]:
     """Refuse blocks that read state beside their arguments.
 
     Args:
@@ -76,6 +79,9 @@ def require_standalone(model: PrunableModel, tower: Tower, plain: Recorder, othe
         tower: its blocks.
         plain: inputs and outputs of the blocks in a forward pass that ran to its end.
         others: other batches to run first, so that blocks which read state find that of the last one.
+
+    Returns:
+        How each block calls its layers, by the block's index.
 
     Raises:
         UserError: if a block reads such state, or another batch runs the tower more often.
@@ -89,15 +95,19 @@ def require_standalone(model: PrunableModel, tower: Tower, plain: Recorder, othe
     recorded = {
         index: list(zip(plain.inputs[index], plain.outputs[index], strict=True)) for index in plain.inputs
     }
+    orders = {index: LayerOrder(tower.blocks[index].layers) for index in recorded}
     # Running a block renews the state that it sets, so the blocks that read it have to run before.
     for index in reversed(plain.order):
         block, (given, left) = tower.blocks[index], recorded[index].pop()
-        if not _reproduces(block, given, left):
+        with orders[index].recording():
+            same = _reproduces(block, given, left)
+        if not same:
             raise UserError(
                 f"{block.name} puts out something else when it is run alone on what it was given, because of"
                 f" what other modules leave behind in attributes; leave tower {tower.name} out of towers, or"
                 " choose what runs no block alone: pruner=magnitude, score=zeroth_order"
             )
+    return orders
 
 
 def _calls_with_perturbed_layers(model: PrunableModel, tower: Tower, batch: Batch) -> int:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from ecoflap.blocks.containers import version_of
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
-from ecoflap.ops import InverseFactor, inverse_factor
+from ecoflap.ops import InverseFactor, NormalisedInverse, inverse_factor, normalised_inverse
 
 # Rows of a Gram matrix per product: enough for full speed, few enough to skip most of the lower half.
 STRIP = 256
+TOKENS = 2**15  # that are converted to fp32 at a time
 
 
 class InputsComplete(BaseException):
@@ -97,6 +98,11 @@ class MeanSquare(Statistic):
         """Mean over tokens, [cols]."""
         return self.sum / self.tokens
 
+    @property
+    def mean_square(self) -> Tensor:
+        """The value itself, under the name that it has in a Gram matrix."""
+        return self.value
+
     def output_energy(self, weight: Tensor) -> float:
         """Mean of ||W x||^2 under the assumption that the columns of x are uncorrelated."""
         return float((weight.float().square() @ self.value).sum())
@@ -115,19 +121,21 @@ class Gram(Statistic):
         self.tokens = 0
         self._value: Tensor | None = None
         self._factor: InverseFactor | None = None
+        self._inverse: NormalisedInverse | None = None
 
     def update(self, inputs: Tensor) -> None:
         """Add the outer products of inputs [tokens, cols].
 
         Only the upper half is computed, in strips of rows from the diagonal on.
         """
-        inputs = inputs.float()
-        for start in range(0, inputs.shape[1], STRIP):
-            self.sum[start : start + STRIP, start:].addmm_(
-                inputs[:, start : start + STRIP].t(), inputs[:, start:]
-            )
+        for part in inputs.split(TOKENS):
+            wide = part.float()
+            for start in range(0, inputs.shape[1], STRIP):
+                self.sum[start : start + STRIP, start:].addmm_(
+                    wide[:, start : start + STRIP].t(), wide[:, start:]
+                )
         self.tokens += len(inputs)
-        self._value = self._factor = None
+        self._value = self._factor = self._inverse = None
 
     @property
     def value(self) -> Tensor:
@@ -136,6 +144,11 @@ class Gram(Statistic):
             upper = self.sum.triu() / self.tokens
             self._value = upper + upper.triu(1).t()
         return self._value
+
+    @property
+    def mean_square(self) -> Tensor:
+        """Mean square of each input column, [cols]."""
+        return self.value.diagonal()
 
     @classmethod
     def size_of(cls, cols: Sequence[int]) -> int:
@@ -147,6 +160,13 @@ class Gram(Statistic):
         if self._factor is None:
             self._factor = inverse_factor(self.value, damping)
         return self._factor
+
+    def normalised_inverse(self, damping: float, penalty: float) -> NormalisedInverse:
+        """The inverse of ADMM; computed once for all layers that share the input and all of their solves."""
+        known = self._inverse
+        if known is None or (known.damping, known.penalty) != (damping, penalty):
+            known = self._inverse = normalised_inverse(self.value, damping, penalty)
+        return known
 
     def output_energy(self, weight: Tensor) -> float:
         """Mean of ||W x||^2, exactly."""
@@ -222,7 +242,7 @@ class InputStatistics:
         if layer not in self.of:
             self._reads.setdefault(layer, []).append(self._of_tensor(inputs))
         elif layer in self._leaders:
-            self.of[layer].update(self._real(inputs).detach())
+            self.of[layer].update(self._real(inputs))
 
     def _of_tensor(self, inputs: Tensor) -> Statistic:
         """The statistic of one tensor; computed once for all layers that read it before it is written to."""
@@ -231,7 +251,7 @@ class InputStatistics:
             if tensor is inputs and version == current:
                 return statistic
         statistic = self.kind(inputs.shape[-1], inputs.device)
-        statistic.update(self._real(inputs).detach())
+        statistic.update(self._real(inputs))
         self._seen.append((inputs, current, statistic))
         return statistic
 
@@ -258,16 +278,26 @@ class InputStatistics:
 
     def _real(self, inputs: Tensor) -> Tensor:
         """The inputs of real tokens, [tokens, cols]."""
-        tokens = inputs.reshape(-1, inputs.shape[-1])
-        mask = next((mask for mask in self._counted if mask.numel() == len(tokens)), None)
-        if mask is None or any(inputs is other for other in self._foreign):
-            return tokens
-        return tokens[mask.flatten()]
+        return real_tokens(inputs, self._counted, self._foreign).detach()
 
     def __getitem__(self, layer: Layer) -> Statistic:
         if layer not in self.of:
-            raise UserError(
-                f"{layer.name} never ran on the calibration data, so nothing is known of its inputs; leave it"
-                " out with skip_layers"
-            )
+            raise never_ran(layer)
         return self.of[layer]
+
+
+def real_tokens(inputs: Tensor, counted: Sequence[Tensor], foreign: Sequence[Tensor]) -> Tensor:
+    """The inputs of real tokens, [tokens, cols]; ``InputStatistics.begin_run`` explains the arguments."""
+    tokens = inputs.reshape(-1, inputs.shape[-1])
+    mask = next((mask for mask in counted if mask.numel() == len(tokens)), None)
+    if mask is None or any(inputs is other for other in foreign):
+        return tokens
+    return tokens[mask.flatten()]
+
+
+def never_ran(layer: Layer) -> UserError:
+    """The error of a layer that no batch reached."""
+    return UserError(
+        f"{layer.name} never ran on the calibration data, so nothing is known of its inputs; leave it out"
+        " with skip_layers"
+    )

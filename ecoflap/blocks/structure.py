@@ -9,7 +9,7 @@ to the bypassed blocks; where it differs, they have to run.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 
 import torch
@@ -17,6 +17,7 @@ from torch import nn
 
 from ecoflap.blocks.bypass import Bypass, SubstituteForward
 from ecoflap.blocks.finished_towers import FinishedTower, TowerPasses
+from ecoflap.blocks.layer_order import LayerOrder
 from ecoflap.blocks.perturbation import perturbed
 from ecoflap.blocks.recorder import Recorder
 from ecoflap.blocks.standalone import require_standalone
@@ -45,6 +46,7 @@ class Structure:
         backwards: some block runs after a later one, such as in another pass.
         writes: blocks write to tensors among their arguments.
         bypassed: finished towers that need not run.
+        layer_orders: how each block calls its layers, by its index.
     """
 
     passes: int
@@ -55,6 +57,7 @@ class Structure:
     backwards: bool
     writes: bool
     bypassed: tuple[FinishedTower, ...]
+    layer_orders: Mapping[int, LayerOrder] = field(default_factory=dict)
 
 
 def learn_structure(
@@ -80,7 +83,7 @@ def learn_structure(
             alone, or, with ``dense``, inputs depend on pruned weights.
     """
     references = [record_reference(model, tower, batch, finished)]
-    require_standalone(model, tower, references[0].plain, others)
+    layer_orders = require_standalone(model, tower, references[0].plain, others)
     unlike = [
         record_reference(model, tower, other, finished)
         for other in others
@@ -110,6 +113,7 @@ def learn_structure(
             for finished_tower in learned[0].bypassed
             if all(id(finished_tower) in ids for ids in bypassed)
         ),
+        layer_orders=layer_orders,
     )
 
 

@@ -7,7 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ecoflap.blocks.capture import Flow, flows
+from ecoflap.blocks.layer_by_layer import LayerByLayer, PruneGroup
+from ecoflap.blocks.layer_calls import first_and_count
 from ecoflap.blocks.statistics import InputsComplete, InputStatistics, Statistic
+from ecoflap.blocks.structure import Structure
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
@@ -67,6 +70,39 @@ class Visit:
                     if leave:
                         stream.leave(output, call)
         return found
+
+    def prune_on_the_way(self, statistic: type[Statistic], prune: PruneGroup) -> None:
+        """Run the block, prune each layer as soon as its input is known in all batches, and leave the block.
+
+        Args:
+            statistic: the statistic to gather of each layer's input.
+            prune: prunes layers that read the same input in place.
+
+        Raises:
+            UserError: if some layer of the tower is called several times on the way of one batch.
+        """
+        structure = self.flow.structure
+        assert structure is not None
+        self._require_one_call(structure)
+        groups = structure.layer_orders[self.index].groups()
+        LayerByLayer(self.block, groups, statistic, prune).run(self.index, self.flow.streams)
+
+    def _require_one_call(self, structure: Structure) -> None:
+        """Refuse a tower that calls a layer again on what came of its first call.
+
+        Raises:
+            UserError: if it is such a tower.
+        """
+        names = [layer.name for layer in self.tower.layers]
+        repeated = {layer.name for order in structure.layer_orders.values() for layer in order.repeated}
+        if structure.looped or (structure.backwards and self.flow.from_start):
+            repeated.update(names)
+        if repeated:
+            raise UserError(
+                f"propagate=layer prunes a layer before it is called, and tower {self.tower.name}"
+                f" ({self.tower.path}) calls {first_and_count(repeated, names)} several times; use"
+                " propagate=pruned, or leave the tower out of towers"
+            )
 
     def leave(self) -> None:
         """Run the block in its present state; its outputs become the next block's inputs."""

@@ -79,7 +79,9 @@ def summary_of(kind: type) -> str:
 def in_words(hint: Any) -> str:
     """A type hint in words, such as ``whole number or null``."""
     if get_origin(hint) in (Union, types.UnionType):
-        return " or ".join(in_words(part) for part in get_args(hint))
+        parts = get_args(hint)
+        numbers = [part for part in parts if part is not int or float not in parts]
+        return " or ".join(in_words(part) for part in numbers)
     if hint is type(None):
         return "null"
     return TYPES.get(get_origin(hint) or hint, "any value")

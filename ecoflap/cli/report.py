@@ -2,6 +2,7 @@
 
     ecoflap report outputs/sweeps/SWEEP [--metric TASK/METRIC] [--output FOLDER] [--csv FILE] [--title TITLE]
     ecoflap report cost RUN [RUN ...]              what pruned models cost beside the dense one
+    ecoflap report paired SWEEP                    allocations against the uniform one, paired by seed
     ecoflap report recovery SWEEP                  how much accuracy fine-tuning recovers
     ecoflap report blip2-table SWEEP [SWEEP ...]   table 1 of the paper
 
@@ -20,6 +21,7 @@ from ecoflap.errors import UserError
 
 OTHERS = {
     "cost": "ecoflap.sweeps.report.cost",
+    "paired": "ecoflap.sweeps.report.paired",
     "recovery": "ecoflap.sweeps.report.recovery",
     "blip2-table": "ecoflap.sweeps.report.blip2_table",
 }

@@ -1,37 +1,60 @@
 """Pruning mathematics as pure functions on tensors.
 
-Masks with exact counts, the Wanda metric, the SparseGPT solve and the Hessian factor that it needs, the
-water-filling of a budget of weights, and reproducible noise. Nothing here reads a config or a file, logs, or
-knows what a model is, so each file can be read, used and tested by itself.
+Masks with exact counts and their refinement by swaps, the metrics of Wanda and RIA, the solves of SparseGPT
+and ADMM and the inverses that they need, the water-filling, the ramps and the descent that share a budget of
+weights, and reproducible noise. Nothing here reads a config or a file, logs, or knows what a model is, so
+each file can be read, used and tested by itself.
 """
 
-from ecoflap.ops.budget_descent import descend, round_to_total, shift_to_budget
+from ecoflap.ops.admm import NormalisedInverse, admm_repair, admm_solve, normalised_inverse
+from ecoflap.ops.budget_descent import descend, shift_to_budget
+from ecoflap.ops.divergence import kl_divergence
 from ecoflap.ops.global_selection import select_globally
+from ecoflap.ops.greedy_removal import greedy_removal_error
 from ecoflap.ops.hessian import InverseFactor, NotPositiveDefiniteError, inverse_factor
 from ecoflap.ops.noise import gaussian, seed_for
-from ecoflap.ops.selection import select_in_matrix, select_in_rows, select_n_of_m
+from ecoflap.ops.ramp import ramp, shift_to_total
+from ecoflap.ops.ria import ria_metric
+from ecoflap.ops.rounding import round_to_total
+from ecoflap.ops.selection import Pattern, select, select_in_matrix, select_in_rows, select_n_of_m
 from ecoflap.ops.sparsegpt import Solution, solve_together, solve_with_factor, sparsegpt_solve
+from ecoflap.ops.spectrum import eigenvalues, tail_exponent
+from ecoflap.ops.swaps import swap_masks
 from ecoflap.ops.wanda import wanda_metric
 from ecoflap.ops.water_filling import proportional, water_fill
 
 __all__ = [
     "InverseFactor",
+    "NormalisedInverse",
     "NotPositiveDefiniteError",
+    "Pattern",
     "Solution",
+    "admm_repair",
+    "admm_solve",
     "descend",
+    "eigenvalues",
     "gaussian",
+    "greedy_removal_error",
     "inverse_factor",
+    "kl_divergence",
+    "normalised_inverse",
     "proportional",
+    "ramp",
+    "ria_metric",
     "round_to_total",
     "seed_for",
+    "select",
     "select_globally",
     "select_in_matrix",
     "select_in_rows",
     "select_n_of_m",
     "shift_to_budget",
+    "shift_to_total",
     "solve_together",
     "solve_with_factor",
     "sparsegpt_solve",
+    "swap_masks",
+    "tail_exponent",
     "wanda_metric",
     "water_fill",
 ]

@@ -8,12 +8,30 @@ fill the rest of the count with the first entries equal to it.
 Throughout, True in a mask means that the weight is kept.
 """
 
+from typing import Literal
+
 import numpy as np
 import torch
 from torch import Tensor
 
+Pattern = Literal["row", "matrix"] | tuple[int, int]
+"""Which weights of a matrix compete: those of each row, all, or (n, m) for n of every m columns of a row."""
+
 PARTITIONED = 2**20  # scores per partition on the CPU
 LARGEST_COMPARED = 8  # largest n:m group, in columns, of which all pairs are compared
+
+
+def select(metric: Tensor, keep: int, pattern: Pattern) -> Tensor:
+    """Keep the highest scores under a pattern: `select_in_rows`, `select_in_matrix` or `select_n_of_m`.
+
+    Args:
+        metric: scores [rows, cols].
+        keep: number of weights to keep; a pattern (n, m) says so itself.
+        pattern: which weights compete.
+    """
+    if isinstance(pattern, tuple):
+        return select_n_of_m(metric, *pattern)
+    return select_in_rows(metric, keep) if pattern == "row" else select_in_matrix(metric, keep)
 
 
 def select_in_matrix(metric: Tensor, keep: int) -> Tensor:

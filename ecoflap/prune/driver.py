@@ -1,9 +1,10 @@
-"""Prune block by block, with input statistics that are gathered while the block is dense."""
+"""Prune block by block, with statistics of the inputs of a block's layers."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -16,7 +17,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.prune.finished_blocks import FinishedBlocks
-from ecoflap.prune.layers import Statistics, prune_layers
+from ecoflap.prune.layers import Statistics, prune_layers, prune_together
 from ecoflap.prune.protocol import LayerPruner, OnBlock
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.storage.masks import PackedMasks
@@ -44,9 +45,11 @@ def prune(
         allocation: how many weights each layer keeps.
         batch_size: samples per forward pass; changes nothing beyond rounding.
         on_block: called after each block.
-        propagate: whether a layer's inputs come from ``pruned`` predecessors (as published; two passes over
-            the data per block) or from ``dense`` ones (one pass; another result). With ``dense``, the last
-            towers are pruned first, so that all predecessors are still dense.
+        propagate: what comes before a layer when its inputs are measured: ``pruned`` blocks, and its own
+            block dense (as published; two passes over the data per block); everything before the ``layer``
+            itself pruned (one pass where a batch holds all samples); or ``dense`` blocks (one pass). Each
+            gives another result. With ``dense``, the last towers are pruned first, so that all predecessors
+            are still dense.
         finished: stores blocks as soon as they are pruned; those that a stopped run has stored are applied
             instead of pruned.
         precomputed_statistics: statistics from ``measure_dense`` to use instead of the data, for ``dense``
@@ -68,7 +71,7 @@ def prune(
         for number, visit in enumerate(walk(model, towers, batches, "prune", dense)):
             seconds = None if finished is None else _apply_finished(visit, finished, number, report, dense)
             if seconds is None:
-                seconds = _prune_block(visit, pruner, allocation, report, dense, precomputed_statistics)
+                seconds = _prune_block(visit, pruner, allocation, report, propagate, precomputed_statistics)
                 if finished is not None:
                     with model.placement.using(visit.block):
                         finished.write(number, visit.block.layers, report, seconds)
@@ -105,11 +108,45 @@ def _prune_block(
     pruner: LayerPruner,
     allocation: Allocation,
     report: PruneReport,
-    dense: bool,
+    propagate: str,
     precomputed_statistics: Mapping[str, Tensor] | None,
 ) -> float:
     """Prune a block and pass the hidden states through it; returns the seconds that this took."""
-    started, block, placement = time.perf_counter(), visit.block, visit.flow.model.placement
+    started, block = time.perf_counter(), visit.block
+    if propagate == "layer" and visit.flow.batches and block.layers:
+        _prune_layer_by_layer(visit, pruner, allocation, report)
+    else:
+        _prune_whole(visit, pruner, allocation, report, propagate == "dense", precomputed_statistics)
+    if not visit.finite:
+        raise NumericalError(
+            f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or"
+            " a larger pruner.damping"
+        )
+    return time.perf_counter() - started
+
+
+def _prune_layer_by_layer(
+    visit: Visit, pruner: LayerPruner, allocation: Allocation, report: PruneReport
+) -> None:
+    """Prune each layer of a block in the run that has reached it, and leave the block."""
+    block, placement = visit.block, visit.flow.model.placement
+    assert pruner.statistic is not None
+    together = partial(prune_together, pruner=pruner, allocation=allocation, report=report)
+    with placement.using(block):
+        visit.prune_on_the_way(pruner.statistic, together)
+        placement.changed(block)
+
+
+def _prune_whole(
+    visit: Visit,
+    pruner: LayerPruner,
+    allocation: Allocation,
+    report: PruneReport,
+    dense: bool,
+    precomputed_statistics: Mapping[str, Tensor] | None,
+) -> None:
+    """Prune all layers of a block with the statistics of the dense block, and leave it pruned or dense."""
+    block, placement = visit.block, visit.flow.model.placement
     statistics: Statistics | None = None
     if precomputed_statistics is None:
         statistics = visit.measure(pruner.statistic, leave=dense)
@@ -125,12 +162,6 @@ def _prune_block(
             placement.changed(block)
     if not dense:
         visit.leave()
-    if not visit.finite:
-        raise NumericalError(
-            f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or"
-            " a larger pruner.damping"
-        )
-    return time.perf_counter() - started
 
 
 def _summary(visit: Visit, allocation: Allocation, report: PruneReport, seconds: float) -> BlockReport:

@@ -12,17 +12,18 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 
-PROPAGATE = ("pruned", "dense")
+PROPAGATE = ("pruned", "layer", "dense")
 
 
 def check_propagate(choice: str) -> None:
     """Refuse an unknown value of ``propagate``.
 
     Raises:
-        UserError: if it is neither ``pruned`` nor ``dense``.
+        UserError: if it is none of ``PROPAGATE``.
     """
     if choice not in PROPAGATE:
-        raise UserError(f"propagate={choice} is not known; choose {' or '.join(PROPAGATE)}")
+        known = f"{', '.join(PROPAGATE[:-1])} or {PROPAGATE[-1]}"
+        raise UserError(f"propagate={choice} is not known; choose {known}")
 
 
 @torch.no_grad()

@@ -41,7 +41,7 @@ def prune_layers(
         NumericalError: if a weight is not finite, before or after, or a mask misses its count.
     """
     for sharing in _sharing(layers, statistics):
-        _prune_together(sharing, statistics[sharing[0]] if statistics else None, pruner, allocation, report)
+        prune_together(sharing, statistics[sharing[0]] if statistics else None, pruner, allocation, report)
 
 
 def _sharing(layers: Sequence[Layer], statistics: Statistics | None) -> list[list[Layer]]:
@@ -52,21 +52,27 @@ def _sharing(layers: Sequence[Layer], statistics: Statistics | None) -> list[lis
     return list(groups.values())
 
 
-def _prune_together(
+def prune_together(
     layers: Sequence[Layer],
     statistic: Statistic | None,
     pruner: LayerPruner,
     allocation: Allocation,
     report: PruneReport,
 ) -> None:
-    """Prune the layers that share a statistic."""
+    """Prune layers that share a statistic in place.
+
+    Args:
+        layers: the layers.
+        statistic: of the input that they read; None for a pruner that uses no data.
+        pruner: prunes one layer.
+        allocation: how many weights each layer keeps.
+        report: receives each layer's mask and error.
+
+    Raises:
+        NumericalError: if a weight is not finite, before or after, or a mask misses its count.
+    """
     dense = [layer.matrix().clone() for layer in layers]
-    try:
-        results = pruner.together(dense, statistic, [allocation.keep[layer.name] for layer in layers])
-    except ValueError as error:
-        finite = [bool(torch.isfinite(weight).all()) for weight in dense]
-        culprit = layers[0] if all(finite) else layers[finite.index(False)]
-        raise NumericalError(f"{culprit.name}: {error}") from error
+    results = solve_layers(layers, dense, statistic, pruner, allocation.keep)
     for layer, before, pruned in zip(layers, dense, results, strict=True):
         if pruned.note:
             log.warning("%s: %s", layer.name, pruned.note)
@@ -75,6 +81,33 @@ def _prune_together(
         after = layer.matrix()
         report.masks[layer.name] = layer.oriented(pruned.mask).contiguous().cpu()
         report.errors[layer.name] = None if statistic is None else _relative_error(statistic, before, after)
+
+
+def solve_layers(
+    layers: Sequence[Layer],
+    dense: Sequence[Tensor],
+    statistic: Statistic | None,
+    pruner: LayerPruner,
+    keep: Mapping[str, int],
+) -> list[Pruned]:
+    """The pruned weights of layers that share a statistic; the layers stay as they are.
+
+    Args:
+        layers: the layers.
+        dense: their dense weights, [rows, cols] each.
+        statistic: of the input that they read; None for a pruner that uses no data.
+        pruner: prunes one layer.
+        keep: {layer: number of weights to keep}.
+
+    Raises:
+        NumericalError: if the pruner can't compute with the weights or the inputs.
+    """
+    try:
+        return pruner.together(dense, statistic, [keep[layer.name] for layer in layers])
+    except ValueError as error:
+        finite = [bool(torch.isfinite(weight).all()) for weight in dense]
+        culprit = layers[0] if all(finite) else layers[finite.index(False)]
+        raise NumericalError(f"{culprit.name}: {error}") from error
 
 
 def _check(layer: Layer, pruned: Pruned, keep: int) -> None:

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ecoflap.blocks.statistics import Statistic
-from ecoflap.prune.by_metric import ByMetric
 from ecoflap.prune.options import MagnitudeOptions
+from ecoflap.prune.refined import RefinedMetric
 
 
 @dataclass(frozen=True)
-class Magnitude(MagnitudeOptions, ByMetric):
+class Magnitude(MagnitudeOptions, RefinedMetric):
     """Remove the smallest weights by absolute value; looks at no data."""
 
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:

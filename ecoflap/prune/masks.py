@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, cast
 
 from torch import Tensor
 
+from ecoflap.allocate.allocation import Allocation
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
-from ecoflap.ops import select_in_matrix, select_in_rows, select_n_of_m
+from ecoflap.ops import Pattern, select
+from ecoflap.prune.whole_groups import in_whole_groups
 
 
 @dataclass(frozen=True)
@@ -18,12 +21,19 @@ class MaskRule:
     """A parsed ``pruner.mask``.
 
     Attributes:
-        name: the rule as it was written: row, matrix or n:m.
-        n_of_m: (n, m) of an n:m rule, which keeps n of every m consecutive weights of a row; None for others.
+        name: the rule as it was written, such as row, matrix, 2:4 or n:4.
+        n_of_m: (n, m) of a rule that keeps n of every m consecutive weights of a row; None for others.
+        varying: m of a rule such as n:4, where each layer has an n of its own; None for others.
     """
 
     name: str
     n_of_m: tuple[int, int] | None = None
+    varying: int | None = None
+
+    @property
+    def group(self) -> int | None:
+        """The columns of a group of an n:m rule, fixed or varying; None for others."""
+        return self.varying if self.n_of_m is None else self.n_of_m[1]
 
     @classmethod
     def parse(cls, text: str, unstructured: Sequence[str]) -> MaskRule:
@@ -31,67 +41,102 @@ class MaskRule:
 
         Args:
             text: the rule as it was written.
-            unstructured: the rules beside n:m that the pruner supports.
+            unstructured: the rules beside N:M that the pruner supports.
 
         Raises:
             UserError: if it is none of them.
         """
         if text in unstructured:
             return cls(text)
-        match = re.fullmatch(r"(\d+):(\d+)", text)
-        if match is None or not 0 < int(match[1]) < int(match[2]):
+        match = re.fullmatch(r"(\d+|n):(\d+)", text)
+        n, m = (match[1], int(match[2])) if match else ("0", 0)
+        if not 0 < int(n.replace("n", "1")) < m:
             raise UserError(
                 f"pruner.mask={text} is not known; choose {', '.join(unstructured)}, or N:M such as 2:4 (N of"
-                " every M weights stay)"
+                " every M weights stay) or n:4 (N differs from layer to layer)"
             )
-        return cls(text, (int(match[1]), int(match[2])))
+        return cls(text, varying=m) if n == "n" else cls(text, (int(n), m))
 
     def check(self, sparsity: float, uneven: bool) -> None:
-        """Refuse a sparsity that an n:m rule contradicts, before any work is done.
+        """Refuse a sparsity that an N:M rule contradicts, before any work is done.
 
         Args:
             sparsity: the requested sparsity.
             uneven: whether layers get sparsities of their own.
 
         Raises:
-            UserError: if the n:m rule removes another share, or layers get sparsities of their own.
+            UserError: if the N:M rule removes another share, or layers get sparsities of their own.
         """
         if self.n_of_m is None:
+            if self.varying is not None and sparsity > 1 - 1 / self.varying + 1e-9:
+                raise UserError(
+                    f"pruner.mask={self.name} keeps at least one of every {self.varying} weights, and"
+                    f" sparsity={sparsity} was asked for; set at most sparsity={1 - 1 / self.varying:.10g}"
+                )
             return
         n, m = self.n_of_m
         if abs(sparsity - (1 - n / m)) > 1e-9:
             raise UserError(
                 f"pruner.mask={self.name} removes {1 - n / m:.10g} of every row, and sparsity={sparsity} was"
-                f" asked for; set sparsity={1 - n / m:.10g}"
+                f" asked for; set sparsity={1 - n / m:.10g}, or pruner.mask=n:{m} for any sparsity"
             )
         if uneven:
             raise UserError(
                 f"pruner.mask={self.name} fixes every layer's sparsity: there is nothing to allocate; use"
-                " score=none and allocation=water_filling"
+                f" score=none and allocation=water_filling, or pruner.mask=n:{m}"
             )
 
     def check_layers(self, layers: Sequence[Layer]) -> None:
-        """Refuse layers whose columns an n:m rule does not divide.
+        """Refuse layers whose columns an N:M rule does not divide.
 
         Raises:
             UserError: if there is such a layer.
         """
-        if self.n_of_m is None:
-            return
         for layer in layers:
-            if layer.shape[1] % self.n_of_m[1]:
+            if self.group is not None and layer.shape[1] % self.group:
                 raise UserError(
-                    f"pruner.mask={self.name}: {layer.name} has {layer.shape[1]} columns, which"
-                    f" {self.n_of_m[1]} does not divide; leave it out with skip_layers"
+                    f"pruner.mask={self.name}: {layer.name} has {layer.shape[1]} columns, which {self.group}"
+                    " does not divide; leave it out with skip_layers"
                 )
+
+    def fitted(self, allocation: Allocation) -> Allocation:
+        """The allocation with counts that the rule can have: for n:m, n of every m weights of each layer.
+
+        Raises:
+            UserError: if that needs layers without any weight.
+        """
+        return allocation if self.varying is None else in_whole_groups(allocation, self.varying)
+
+    def pattern(self, size: int, keep: int) -> Pattern:
+        """Which weights of a layer compete.
+
+        Args:
+            size: weights of the layer.
+            keep: weights that it keeps; an N:M rule fixes it.
+
+        Raises:
+            ValueError: if the rule can't have this count.
+        """
+        if self.n_of_m is not None:
+            return self.n_of_m
+        if self.varying is None:
+            return cast("Literal['row', 'matrix']", self.name)
+        n, rest = divmod(keep * self.varying, size)
+        if rest:
+            raise ValueError(
+                f"a mask {self.name} keeps the same number of every {self.varying} weights; asked to keep"
+                f" {keep} of {size}"
+            )
+        return (n, self.varying) if n else "matrix"
 
     def select(self, metric: Tensor, keep: int) -> Tensor:
         """The mask [rows, cols], True where kept, of the ``keep`` largest metrics under the rule.
 
         Args:
             metric: [rows, cols].
-            keep: the number of weights to keep; an n:m rule fixes it.
+            keep: the number of weights to keep; an N:M rule fixes it.
+
+        Raises:
+            ValueError: if the rule can't have this count.
         """
-        if self.n_of_m is not None:
-            return select_n_of_m(metric, *self.n_of_m)
-        return select_in_rows(metric, keep) if self.name == "row" else select_in_matrix(metric, keep)
+        return select(metric, keep, self.pattern(metric.numel(), keep))

@@ -6,12 +6,28 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class MagnitudeOptions:
+class MetricOptions:
+    """Removal of the weights of smallest metric.
+
+    Attributes:
+        mask: which weights compete: those of each row, of the matrix, N:M (N of every M weights of a row
+            stay, such as 2:4), or n:M (likewise, with an N for each layer that the allocation chooses).
+        refine: swaps: pruned and kept weights of a row swap while that lowers its output error; or none.
+        swaps: most swaps of a row.
+        repair: whether the kept weights make up for the pruned ones, by ADMM.
+    """
+
+    mask: str = "row"
+    refine: str = field(default="none", metadata={"choices": ("none", "swaps")})
+    swaps: int = 100
+    repair: bool = False
+
+
+@dataclass(frozen=True)
+class MagnitudeOptions(MetricOptions):
     """Removal of the smallest weights by absolute value.
 
     Attributes:
-        mask: which weights compete: those of the matrix, of each row, or N:M (N of every M weights of a row
-            stay, such as 2:4).
         name: what logs and result files call it.
     """
 
@@ -20,17 +36,52 @@ class MagnitudeOptions:
 
 
 @dataclass(frozen=True)
-class WandaOptions:
+class WandaOptions(MetricOptions):
     """Removal of the weights of smallest absolute value times the norm of their input column.
 
     Attributes:
-        mask: which weights compete: those of each row (as published), of the matrix, or N:M (N of every M
-            weights of a row stay, such as 2:4).
+        name: what logs and result files call it.
+    """
+
+    name: str = "wanda"
+
+
+@dataclass(frozen=True)
+class RIAOptions(MetricOptions):
+    """Removal of the weights of smallest share in their row and column, times a power of their input's norm.
+
+    Attributes:
+        power: of the norm of the input column.
+        name: what logs and result files call it.
+    """
+
+    mask: str = "matrix"
+    power: float = 0.5
+    name: str = "ria"
+
+
+@dataclass(frozen=True)
+class ADMMOptions:
+    """Removal of weights in steps, between which those that stay adapt to it.
+
+    Attributes:
+        mask: which weights compete: those of each row, of the matrix, N:M (N of every M weights of a row
+            stay, such as 2:4), or n:M (likewise, with an N for each layer that the allocation chooses).
+        iterations: steps in which the weights adapt (published: 20).
+        schedule: the first steps, each of which removes weights (published: 15).
+        relaxation: length of the steps, from 1 (as published) to below 2; longer steps need fewer of them.
+        damping: share of the mean diagonal that is added to the diagonal of the normalised Gram matrix.
+        penalty: of the distance between the weights and their masked version.
         name: what logs and result files call it.
     """
 
     mask: str = "row"
-    name: str = "wanda"
+    iterations: int = 12
+    schedule: int = 10
+    relaxation: float = 1.8
+    damping: float = 0.1
+    penalty: float = 1.0
+    name: str = "admm"
 
 
 @dataclass(frozen=True)
@@ -38,8 +89,9 @@ class SparseGPTOptions:
     """Removal of weights, and correction of those that stay.
 
     Attributes:
-        mask: which weights compete: matrix (as published: those of all rows of each block of columns), or N:M
-            (N of every M weights of a row stay, such as 2:4).
+        mask: which weights compete: matrix (as published: those of all rows of each block of columns), N:M
+            (N of every M weights of a row stay, such as 2:4), or n:M (likewise, with an N for each layer that
+            the allocation chooses).
         damping: share of the mean diagonal that is added to the Hessian's diagonal.
         block: number of columns that a mask is chosen for at once.
         name: what logs and result files call it.

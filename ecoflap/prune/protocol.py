@@ -43,12 +43,15 @@ class LayerPruner(Protocol):
     Attributes:
         name: shown in logs and written to result files.
         allocates: False, as an allocation decides how many weights each layer keeps.
-        statistic: the statistic of a layer's inputs that it reads; None for a pruner that uses no data.
     """
 
     name: str
     allocates: ClassVar[Literal[False]] = False
-    statistic: ClassVar[type[Statistic] | None] = None
+
+    @property
+    def statistic(self) -> type[Statistic] | None:
+        """The statistic of a layer's inputs that it reads; None, as here, for a pruner that uses no data."""
+        return None
 
     @property
     def rule(self) -> MaskRule:
@@ -86,6 +89,14 @@ class LayerPruner(Protocol):
             UserError: if the mask fixes another sparsity, or one for all layers.
         """
         self.rule.check(sparsity, uneven)
+
+    def fitted(self, allocation: Allocation) -> Allocation:
+        """The allocation with counts that the mask can have, as near as possible.
+
+        Raises:
+            UserError: if there are none.
+        """
+        return self.rule.fitted(allocation)
 
     def check_layers(self, layers: Sequence[Layer]) -> None:
         """Refuse layers that can't have the mask.

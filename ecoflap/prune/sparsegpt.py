@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ecoflap.blocks.statistics import Gram, Statistic
 from ecoflap.errors import UserError
-from ecoflap.ops import solve_together
+from ecoflap.ops import Solution, solve_together
 from ecoflap.prune.masks import MaskRule
 from ecoflap.prune.options import SparseGPTOptions
 from ecoflap.prune.protocol import LayerPruner, Pruned
@@ -45,9 +45,21 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
         """Prune layers that read the same input, as one matrix of all their rows."""
         assert isinstance(statistic, Gram)
         factor = statistic.factor(self.damping)
-        n_of_m = self.rule.n_of_m
-        solutions = solve_together(weights, factor, None if n_of_m else keeps, n_of_m, self.block)
+        patterns = [
+            self.rule.pattern(weight.numel(), keep) for weight, keep in zip(weights, keeps, strict=True)
+        ]
+        solutions: dict[int, Solution] = {}
+        for pattern in dict.fromkeys(patterns):  # one, unless layers have an n of their own
+            places = [place for place, other in enumerate(patterns) if other == pattern]
+            solved = solve_together(
+                [weights[place] for place in places],
+                factor,
+                None if isinstance(pattern, tuple) else [keeps[place] for place in places],
+                pattern if isinstance(pattern, tuple) else None,
+                self.block,
+            )
+            solutions |= dict(zip(places, solved, strict=True))
         note = None
         if factor.damping > self.damping:
             note = f"damping raised from {self.damping:g} to {factor.damping:g}"
-        return [Pruned(solution.weight, solution.mask, note) for solution in solutions]
+        return [Pruned(solutions[place].weight, solutions[place].mask, note) for place in range(len(weights))]

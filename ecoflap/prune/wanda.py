@@ -7,19 +7,19 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ecoflap.blocks.statistics import MeanSquare, Statistic
+from ecoflap.blocks.statistics import Gram, MeanSquare, Statistic
 from ecoflap.ops import wanda_metric
-from ecoflap.prune.by_metric import ByMetric
 from ecoflap.prune.options import WandaOptions
+from ecoflap.prune.refined import RefinedMetric
 
 
 @dataclass(frozen=True)
-class Wanda(WandaOptions, ByMetric):
+class Wanda(WandaOptions, RefinedMetric):
     """Remove the weights of smallest |w| times the norm of their input column."""
 
-    statistic: ClassVar[type[Statistic] | None] = MeanSquare
+    of_metric: ClassVar[type[Statistic] | None] = MeanSquare
 
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """``|w| ||x||``, with x the weight's input column."""
-        assert isinstance(statistic, MeanSquare)
-        return wanda_metric(weight, statistic.value)
+        assert isinstance(statistic, MeanSquare | Gram)
+        return wanda_metric(weight, statistic.mean_square)

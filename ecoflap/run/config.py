@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -59,8 +60,9 @@ class RunConfig:
         skip_layers: regular expressions of layers to leave dense.
         steps: which of calibrate, score, allocate, prune, finetune and evaluate to run, in this order.
         batch_size: samples per forward pass of the fine stage.
-        propagate: whether the fine stage's inputs come from pruned predecessors, or from dense ones in one
-            pass (another result).
+        propagate: what comes before a layer when the fine stage measures its inputs: pruned blocks and its
+            own block dense (pruned), everything pruned (layer; one pass where a batch holds all samples), or
+            dense blocks (dense; one pass). Each gives another result.
         device: the device that runs the model: auto (the accelerator if there is one), cpu, cuda, cuda:1, ...
         inspect: only print what would be pruned; no weights are loaded.
         runtime: how the machine is used.
@@ -84,7 +86,7 @@ class RunConfig:
     skip_layers: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=lambda: [step for step in STEPS if step not in OPTIONAL_STEPS])
     batch_size: int = 16
-    propagate: str = field(default="pruned", metadata={"choices": ("pruned", "dense")})
+    propagate: str = field(default="pruned", metadata={"choices": ("pruned", "layer", "dense")})
     device: str = "auto"
     inspect: bool = False
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)
@@ -202,6 +204,10 @@ def _explain(group: str, error: OmegaConfBaseException, values: dict[Any, Any], 
     name = str(error.full_key)
     if name in values and name in known:
         return wrong_type(key, values[name], kind_of(get_type_hints(target)[name]))
+    if (entry := re.fullmatch(r"(\w+)\[(\d+)\]", name)) and entry[1] in values:
+        return wrong_type(
+            key, values[entry[1]][int(entry[2])], _kind_of_entry(get_type_hints(target)[entry[1]])
+        )
     return f"{key}: {first}"
 
 
@@ -211,6 +217,12 @@ def kind_of(hint: Any) -> str:
         return "list"
     plain = (kind.__name__ for kind in (hint, *get_args(hint)) if kind in (bool, int, float, str))
     return next(plain, "value of its type")
+
+
+def _kind_of_entry(hint: Any) -> str:
+    """The type of the entries of a list, as ``wrong_type`` takes it."""
+    lists = [kind for kind in (hint, *get_args(hint)) if get_origin(kind) is list]
+    return kind_of(get_args(lists[0])[0]) if lists else kind_of(hint)
 
 
 def _source(key: str) -> str:

@@ -39,6 +39,8 @@ def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
         sparsity=_sparsity(plan, state, counts, model.parameter_count()),
         steps=state.costs,
         checkpoint=saved,
+        scores=None if state.scores is None else state.scores.to_json(),
+        allocation=describe_allocation(state.allocation),
     )
     result.write(plan.folder / RESULT)
     shutil.rmtree(plan.folder / BLOCKS, ignore_errors=True)
@@ -63,6 +65,13 @@ def describe_calibration(calibration: CalibrationSet) -> dict[str, Any]:
         "samples": len(calibration),
         "fingerprint": calibration.fingerprint(),
     }
+
+
+def describe_allocation(allocation: Allocation | None) -> dict[str, Any] | None:
+    """Describe an allocation in the words of ``result.json``, beside the counts of its layers."""
+    if allocation is None:
+        return None
+    return {"granularity": allocation.granularity, "details": allocation.details}
 
 
 def count_layers(model: PrunableModel, report: PruneReport | None) -> dict[str, LayerCount]:
@@ -95,8 +104,8 @@ def _sparsity(plan: Plan, state: RunState, counts: dict[str, LayerCount], parame
     """The requested and the realised sparsity, and which part decided what each layer keeps."""
     if (allocation := state.allocation) is None:
         return sparsity_section(counts, None, parameters)
-    allocated_by = "pruner" if plan.pruner.allocates else "allocation"
-    return sparsity_section(counts, allocation.target, parameters, allocation.total, allocated_by)
+    allocated_by, coarse = ("pruner", None) if plan.pruner.allocates else ("allocation", plan.coarse)
+    return sparsity_section(counts, allocation.target, parameters, allocation.total, allocated_by, coarse)
 
 
 def _data(state: RunState) -> dict[str, Any]:

@@ -58,6 +58,14 @@ PRUNERS = {
     "global_magnitude": ["pruner=global_magnitude"],
     "global_gradient": ["pruner=global_gradient", "pruner.samples=4", "pruner.batch_size=4"],
     "dense_inputs": ["score=none", "propagate=dense"],
+    "layer_by_layer": ["score=none", "propagate=layer", "pruner=sparsegpt", "batch_size=2"],
+}
+ALLOCATIONS = {
+    "owl": ["allocation=owl", "allocation.spread=auto"],
+    "dlp": ["allocation=dlp"],
+    "lsa": ["allocation=lsa", "allocation.granularity=layer"],
+    "neuronal": ["allocation=neuronal", "allocation.spreads=[0.05,0.2]"],
+    "evopress": ["allocation=evopress", "allocation.generations=2", "allocation.offspring=4"],
 }
 TASKS = {
     "captions": ["model=blip_caption_mini", "task.limit=4"],
@@ -155,6 +163,18 @@ def test_pruners(base: dict[str, list[str]], tmp_path: Path, family: str, pruner
     check_same([*base[family], *PRUNERS[pruner]], tmp_path)
 
 
+@pytest.mark.parametrize("allocation", ALLOCATIONS)
+def test_allocations(base: dict[str, list[str]], tmp_path: Path, allocation: str) -> None:
+    check_same([*base["gpt2"], *ALLOCATIONS[allocation]], tmp_path)
+
+
+def test_singular_values_differ_in_their_last_digits(base: dict[str, list[str]], tmp_path: Path) -> None:
+    steps = "steps=[calibrate,allocate,prune]"
+    with without_fp64():
+        cpu, npy = on_both([*base["gpt2"], "allocation=alpha_pruning", steps], tmp_path)
+    assert npy.sparsity == cpu.sparsity
+
+
 def test_units_are_cut(base: dict[str, list[str]], tmp_path: Path) -> None:
     search = ["pruner=upop", "pruner.steps=4", "pruner.interval=2", "pruner.batch_size=4"]
     cpu, npy = on_both([*base["blip"], *search], tmp_path)
@@ -176,6 +196,8 @@ def test_units_are_cut(base: dict[str, list[str]], tmp_path: Path) -> None:
         ),
         ("llama", ["score=none", "propagate=dense"], "cpu"),
         ("gpt2", ["score=none", "propagate=dense"], "disk"),
+        ("t5", ["score=none", "propagate=layer"], "disk"),
+        ("blip2", ["score=none", "propagate=layer", "pruner=sparsegpt", "batch_size=2"], "cpu"),
         ("gpt2", [*SCORES["layer"], *SAMPLES], "disk"),
         ("t5", [*SCORES["derivative"], *SAMPLES], "cpu"),
         ("blip2", [*SCORES["first_order"], *SAMPLES], "cpu"),

@@ -15,7 +15,7 @@ from ecoflap.allocate.allocation import keep_total
 from ecoflap.allocate.in_context import InContext
 from ecoflap.allocate.marginals import Counts, measure_marginals
 from ecoflap.allocate.protocol import Context
-from ecoflap.allocate.trial import trial_pruner
+from ecoflap.allocate.trial import TrialPruner, trial_pruner
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.data.calibration_set import CalibrationSet
@@ -157,6 +157,19 @@ def test_no_candidate_has_a_smaller_loss_than_the_chosen(family: str) -> None:
     assert set(losses) == {"last", "mean", "uniform"}
     assert chosen == pytest.approx(min(losses.values()), rel=1e-2)
     assert chosen <= losses["uniform"] * (1 + 1e-6)
+
+
+def test_a_mask_of_n_of_m_leaves_no_layer_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[Mapping[str, int]] = []
+    prune_trial = TrialPruner.prune
+
+    def watched(self: TrialPruner, keep: Mapping[str, int]) -> None:
+        tried.append(keep)
+        prune_trial(self, keep)
+
+    monkeypatch.setattr(TrialPruner, "prune", watched)
+    allocate("llama", 0.7, replace(QUICK, rate=0.3, steps=3), pruner=Wanda(mask="n:4"))
+    assert min(count for keep in tried for count in keep.values()) > 0
 
 
 def test_equal_marginals_stay_uniform(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 
@@ -5,6 +7,7 @@ from ecoflap.allocate.protocol import Context
 from ecoflap.allocate.trial import trial_pruner
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.errors import NumericalError
 from ecoflap.prune.driver import prune
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.protocol import LayerPruner
@@ -60,3 +63,11 @@ def test_the_loss_is_the_mean_over_samples() -> None:
             for sample in calibration.samples
         ]
     assert found == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_what_a_pruner_cannot_compute_names_the_layer() -> None:
+    model = tiny.build("llama")
+    with trial_pruner(model, context("llama", SparseGPT())) as trial:
+        trial.groups[0].dense[0][0, 0] = torch.nan
+        with pytest.raises(NumericalError, match=re.escape(model.layers[0].name)):
+            trial.prune(WaterFilling()(model, None, 0.5).keep)

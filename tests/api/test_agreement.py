@@ -32,6 +32,10 @@ METHODS: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["pruner=wanda", "pruner.mask=matrix", "score=none", "propagate=dense"],
         {"pruner": "wanda", "mask": "matrix", "score": "none", "propagate": "dense"},
     ),
+    "layer": (
+        ["pruner=sparsegpt", "score=none", "propagate=layer"],
+        {"pruner": "sparsegpt", "score": "none", "propagate": "layer"},
+    ),
     "global_gradient": (
         ["pruner=global_gradient", "pruner.batch_size=4"],
         {"pruner": ecoflap.GlobalGradient(batch_size=4)},

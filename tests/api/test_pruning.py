@@ -69,7 +69,8 @@ def test_the_steps_give_what_the_one_call_gives(given: Given, tmp_path: Path) ->
     assert result.masks.keys() == one_call.masks.keys()
     assert all(torch.equal(result.masks[name], one_call.masks[name]) for name in result.masks)
     assert result.record.model == one_call.record.model
-    assert result.record.sparsity == one_call.record.sparsity
+    # What an allocation was made from is not in the allocation.
+    assert result.record.sparsity == {**one_call.record.sparsity, "coarse": None}
 
 
 def test_the_result_is_json_with_what_a_run_writes(tmp_path: Path) -> None:
@@ -167,3 +168,25 @@ def test_any_module_with_a_loss_of_its_own() -> None:
     assert_zeros(module, result.masks)
     assert result.record.data["calibration"]["samples"] == 12
     assert before == {name: type(child) for name, child in module.named_modules()}
+
+
+def test_an_allocation_without_scores() -> None:
+    made = llama()
+    model = ecoflap.load(made.module, made.processor)
+    data = ecoflap.calibrate(model, made.data)
+    with pytest.raises(ecoflap.UserError, match="allocation=owl runs samples through the model; give data="):
+        ecoflap.allocate(model, sparsity=0.7, method="owl")
+    with pytest.raises(ecoflap.UserError, match="batch_size=0 must be at least 1"):
+        ecoflap.allocate(model, sparsity=0.7, method="owl", data=data, batch_size=0)
+    with pytest.raises(ecoflap.UserError, match="propagate=none is not known"):
+        ecoflap.allocate(model, sparsity=0.7, method="owl", data=data, propagate="none")
+    with pytest.raises(ecoflap.UserError, match="which 5 does not divide"):
+        ecoflap.allocate(model, sparsity=0.7, method="owl", data=data, pruner=ecoflap.Wanda(mask="n:5"))
+    found = ecoflap.allocate(model, sparsity=0.7, method="owl", data=data, spread="auto")
+    assert found.details["losses"][f"{found.details['spread']:g}"] == min(found.details["losses"].values())
+    chosen = ecoflap.OWL(spread=found.details["spread"])
+    result = ecoflap.prune(model, data=data, allocation=chosen, sparsity=0.7)
+    assert result.allocation.keep == found.keep
+    record = result.to_json()
+    assert record["sparsity"]["coarse"] == "owl"
+    assert result.scores is None

@@ -41,7 +41,8 @@ def test_help_describes_every_subcommand(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.parametrize(
-    "name", ["run", "plan", "status", "report", "verify", "cache", "report cost", "report recovery"]
+    "name",
+    ["run", "plan", "status", "report", "verify", "cache", "report cost", "report paired", "report recovery"],
 )
 @pytest.mark.usefixtures("fresh_process")
 def test_each_subcommand_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -156,6 +157,18 @@ class TestPlan:
     def test_names_options_that_change_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert command.main(["plan", "steps=[calibrate,score]", "propagate=dense"]) == 0
         assert "warning: propagate=dense changes nothing" in capsys.readouterr().err
+
+    @pytest.mark.parametrize(
+        ("allocation", "read"), [("in_context", True), ("er", False)], ids=["data", "shapes"]
+    )
+    def test_the_allocation_reads_options_of_the_fine_stage(
+        self, capsys: pytest.CaptureFixture[str], allocation: str, read: bool
+    ) -> None:
+        steps = ["plan", "steps=[calibrate,allocate]", f"allocation={allocation}"]
+        assert command.main([*steps, "pruner=sparsegpt", "batch_size=4"]) == 0
+        shown = capsys.readouterr().err
+        assert "pruner=sparsegpt changes nothing" not in shown
+        assert ("batch_size=4 changes nothing" in shown) is not read
 
     def test_refuses_what_a_run_would_refuse(
         self, text_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -31,7 +31,7 @@ EXPERIMENTS = sorted(
 SWEEPS = sorted(
     file.stem
     for file in (ROOT / "sweeps").glob("*.yaml")
-    if not file.stem.startswith(("readme_", "finetune_", "search"))
+    if not file.stem.startswith(("readme_", "finetune_", "coarse_", "search"))
 )
 # These carry towers that another experiment pruned into another model: tests/cli/test_tower_transfer.py runs
 # them.
@@ -240,6 +240,15 @@ def test_every_job_of_a_sweep_composes(sweep: str) -> None:
     assert len(jobs) > 1
     for job in jobs[:12] + jobs[-2:]:
         composed(job)
+
+
+def test_the_table_of_coarse_stages_has_all_of_them() -> None:
+    files = {file.stem for file in (ROOT / "sweeps" / "coarse").glob("*.yaml")}
+    values = {override for job in jobs_of("coarse_stages") for override in job}
+    assert {f"+sweep/coarse={name}" for name in files} <= values
+    for name in files:
+        config = composed([f"+sweep/coarse={name}"])
+        assert name.split("_")[0] in f"{config.allocation.name} {config.score.name} uniform"
 
 
 @pytest.mark.parametrize("sweep", SWEEPS_HERE)

@@ -124,14 +124,15 @@ def assert_masks(folder: Path, text_run: list[str], prune_layer: reference.Prune
     assert not all(bool(mask.all()) for mask in masks.values())
 
 
-def ria(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor]:
-    """RIA, weight by weight."""
+def multiflow(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    """MULTIFLOW with the power of the page's command, weight by weight."""
     sizes = weight.double().abs().tolist()
-    columns = [sum(row[j] for row in sizes) for j in range(len(sizes[0]))]
     norms = [float(inputs[:, j].double().norm()) for j in range(len(sizes[0]))]
+    flows = [[size * norm for size, norm in zip(row, norms, strict=True)] for row in sizes]
+    columns = [sum(row[j] for row in flows) for j in range(len(norms))]
     scores = [
-        [(size / columns[j] + size / sum(row)) * norms[j] ** 0.5 for j, size in enumerate(row)]
-        for row in sizes
+        [size * (sum(flow) * columns[j]) ** 0.5 for j, size in enumerate(row)]
+        for row, flow in zip(sizes, flows, strict=True)
     ]
     mask = ops.matrix_mask(torch.tensor(scores, dtype=torch.float64), keep)
     return weight * mask, mask
@@ -142,9 +143,9 @@ def tails(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor]:
     return weight * mask, mask
 
 
-def test_ria(start: Any, text_run: list[str]) -> None:
+def test_multiflow(start: Any, text_run: list[str]) -> None:
     given = [*under(text_run), "model.save=true"]
-    assert_masks(start([*command("pruner=ria"), *given]), text_run, ria)
+    assert_masks(start([*command("pruner=multiflow"), *given]), text_run, multiflow)
 
 
 def test_a_statistic_of_ones_own(start: Any, text_run: list[str]) -> None:
@@ -290,7 +291,7 @@ def test_a_model(
 
 
 def test_every_command_line_of_the_page_is_run() -> None:
-    tested = ("pruner=ria", "pruner=tails", "allocation=ramp", "score=squared_norm", "task=next_token")
+    tested = ("pruner=multiflow", "pruner=tails", "allocation=ramp", "score=squared_norm", "task=next_token")
     assert len(COMMANDS) == len([*tested, "calibration=lines", "model=masked_lm"])
 
 
@@ -312,7 +313,7 @@ def test_an_installed_package(followed: Path, text_run: list[str], tmp_path: Pat
     package = followed / "my_package" / "my_package"
     for folder in (package, package / "conf", package / "conf" / "pruner"):
         (folder / "__init__.py").touch()
-    shutil.copy(followed / "my_parts" / "ria.py", package)
+    shutil.copy(followed / "my_parts" / "multiflow.py", package)
     (study := package / "conf" / "study").mkdir(exist_ok=True)
     (study / "__init__.py").touch()
     (study / "half.yaml").write_text("# @package _global_\nsparsity: 0.5\n")
@@ -335,5 +336,5 @@ def test_an_installed_package(followed: Path, text_run: list[str], tmp_path: Pat
     )
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    assert result["config"]["pruner"]["_target_"] == "my_package.ria.RIA"
+    assert result["config"]["pruner"]["_target_"] == "my_package.multiflow.Multiflow"
     assert result["config"]["sparsity"] == 0.5

@@ -28,7 +28,7 @@ def kept(folder: Path) -> dict[str, int]:
     return keep
 
 
-@pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("pruner", ["magnitude", "wanda", "ria", "sparsegpt", "admm"])
 def test_every_layer_pruner_is_allocated_for(
     run: Run, text_run: list[str], tmp_path: Path, pruner: str
 ) -> None:
@@ -87,3 +87,27 @@ def test_it_needs_the_calibration_step(run: Run, text_run: list[str]) -> None:
 def test_a_pruner_of_the_whole_model_needs_no_allocation(run: Run, text_run: list[str]) -> None:
     with pytest.raises(UserError, match="allocation=in_context would change nothing"):
         run([*text_run, *IN_CONTEXT, "pruner=global_magnitude"])
+
+
+@pytest.mark.parametrize("pruner", ["wanda", "admm"])
+def test_masks_of_groups_whose_number_differs_by_layer(
+    run: Run, text_run: list[str], tmp_path: Path, pruner: str
+) -> None:
+    overrides = [*text_run, *IN_CONTEXT, f"pruner={pruner}", "pruner.mask=n:4", "sparsity=0.5"]
+    result = run([*overrides, "allocation.steps=6", "allocation.rate=0.1"])
+    counts = json.loads((tmp_path / "run" / "allocation.json").read_text())
+    of_four = {4 * keep / counts["sizes"][name] for name, keep in counts["keep"].items()}
+    assert of_four <= {1.0, 2.0, 3.0, 4.0}
+    assert len(of_four) > 1
+    assert result.sparsity["prunable"] == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_result_says_what_was_scored_and_compared(run: Run, text_run: list[str]) -> None:
+    result = run([*text_run, *IN_CONTEXT])
+    assert result.scores is None
+    assert result.allocation is not None
+    assert result.allocation["granularity"] == "layer"
+    assert set(result.allocation["details"]["losses"]) == {"last", "mean", "uniform"}
+    scored = run([*text_run, "score=first_order"], "scored")
+    assert scored.scores is not None
+    assert set(scored.scores["importance"]) == set(scored.sparsity["layers"])

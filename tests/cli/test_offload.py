@@ -54,15 +54,21 @@ def without_scores(overrides: list[str]) -> list[str]:
 
 @pytest.mark.parametrize("offload", ["cpu", "disk"])
 @pytest.mark.parametrize(
-    ("score", "pruner"), [*((score, "wanda") for score in COARSE), ("none", "sparsegpt")]
+    ("score", "pruner", "propagate"),
+    [
+        *((score, "wanda", "pruned") for score in COARSE),
+        ("none", "sparsegpt", "pruned"),
+        ("none", "sparsegpt", "layer"),
+    ],
 )
 def test_the_same_weights_scores_and_metrics(
-    run: Run, text_run: list[str], tmp_path: Path, offload: str, score: str, pruner: str
+    run: Run, text_run: list[str], tmp_path: Path, offload: str, score: str, pruner: str, propagate: str
 ) -> None:
     overrides = [
         *without_scores(text_run),
         *COARSE[score],
         f"pruner={pruner}",
+        f"propagate={propagate}",
         "model.save=true",
         "cache_mode=off",
     ]
@@ -109,6 +115,7 @@ class NoPlace(TorchFunctionMode):
         ["score=first_order"],
         ["score=local"],
         ["score=none", "propagate=dense"],
+        ["score=none", "propagate=layer"],
         ["score=none", "pruner=sparsegpt"],
         ["score=none", "pruner=magnitude"],
     ],
@@ -167,7 +174,7 @@ def test_a_run_says_it_before_it_scores(
             r"model\.vision_from=RUN changes weights.*runtime\.offload=cpu",
         ),
         (["pruner=global_magnitude", "score=none", "runtime.offload=cpu"], "compares all weights at once"),
-        (["propagate=denser"], r"propagate=denser is not known; choose pruned or dense"),
+        (["propagate=denser"], r"propagate=denser is not known; choose pruned, layer or dense"),
     ],
 )
 def test_refusals(run: Run, text_run: list[str], override: list[str], message: str) -> None:

@@ -74,6 +74,10 @@ def test_allocation_choices(
         ("wanda", "row"),
         ("wanda", "matrix"),
         ("sparsegpt", "matrix"),
+        ("ria", "row"),
+        ("ria", "matrix"),
+        ("admm", "row"),
+        ("admm", "matrix"),
     ],
 )
 def test_pruners_and_masks(run: Run, text_run: list[str], pruner: str, mask: str) -> None:
@@ -85,7 +89,7 @@ def test_pruners_and_masks(run: Run, text_run: list[str], pruner: str, mask: str
     )
 
 
-@pytest.mark.parametrize("pruner", ["magnitude", "wanda", "sparsegpt"])
+@pytest.mark.parametrize("pruner", ["magnitude", "wanda", "ria", "sparsegpt", "admm"])
 @pytest.mark.parametrize(("mask", "sparsity"), [("2:4", 0.5), ("4:8", 0.5), ("1:4", 0.75)])
 def test_n_of_m_masks(
     run: Run, text_run: list[str], pruner: str, mask: str, sparsity: float, tmp_path: Path
@@ -102,6 +106,32 @@ def test_n_of_m_masks(
     n, m = map(int, mask.split(":"))
     for kept in load_masks(tmp_path / "run" / "checkpoint" / "masks.safetensors").values():
         assert (kept.view(-1, m).sum(1) == n).all()
+
+
+@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt", "admm"])
+def test_the_allocation_chooses_the_n_of_each_layer(
+    run: Run, text_run: list[str], pruner: str, tmp_path: Path
+) -> None:
+    result = run([*text_run, f"pruner={pruner}", "pruner.mask=n:4", "allocation.cap=1", "model.save=true"])
+    kept = load_masks(tmp_path / "run" / "checkpoint" / "masks.safetensors").values()
+    in_groups = [mask.view(-1, 4).sum(1) for mask in kept]
+    assert all(bool((counts == counts[0]).all()) for counts in in_groups)
+    assert len({int(counts[0]) for counts in in_groups}) > 1
+    assert result.sparsity["total"] == "groups"
+    assert 0.6 <= result.sparsity["prunable"] < 0.65
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["pruner.refine=swaps"], ["pruner.repair=true"], ["pruner.refine=swaps", "pruner.repair=true"]],
+)
+@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+def test_refined_and_repaired(run: Run, text_run: list[str], options: list[str], propagate: str) -> None:
+    shared = [*uniform(text_run), "pruner=wanda", f"propagate={propagate}"]
+    plain, refined = run(shared, "plain"), run([*shared, *options], "refined")
+    layers = [result.sparsity["layers"] for result in (plain, refined)]
+    assert all(layers[0][name]["kept"] == layer["kept"] for name, layer in layers[1].items())
+    assert refined.metrics["pruned"] != plain.metrics["pruned"]
 
 
 def test_text_from_a_file(run: Run, text_run: list[str], text_file: Path, tmp_path: Path) -> None:

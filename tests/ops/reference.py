@@ -72,6 +72,56 @@ def sparsegpt(
     return weight * mask, mask
 
 
+def admm(
+    weight: Tensor,
+    gram: Tensor,
+    keep: int,
+    pattern: str | tuple[int, int],
+    iterations: int = 20,
+    schedule: int = 15,
+    relaxation: float = 1.0,
+    damping: float = 0.1,
+    mask: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """ADMM in fp64 with Z, U and W by name, [cols, rows] as published; returns (weight, mask).
+
+    With a mask, only weights are found.
+    """
+    norms = gram.double().diagonal().sqrt()
+    norms = norms.clamp_min(1e-8 * norms.max())
+    unit = gram.double() / norms[:, None] / norms[None, :]
+    unit += damping * unit.diagonal().mean() * torch.eye(len(unit))
+    w = (weight.double() * norms).t()
+    target, u = unit @ w, torch.zeros_like(w)
+    chosen = mask
+    for step in range(1, iterations + 1):
+        if mask is None and step <= schedule:
+            chosen = gradual_mask((w + u).t().abs(), keep, 1 - (1 - step / schedule) ** 3, pattern)
+        z = (w + u) * chosen.t()
+        u = w + u - z
+        least_squares = torch.linalg.solve(unit + torch.eye(len(unit)), target + z - u)
+        w = relaxation * least_squares + (1 - relaxation) * z
+    return ((w + u) * chosen.t()).t() / norms, chosen
+
+
+def gradual_mask(metric: Tensor, keep: int, gone: float, pattern: str | tuple[int, int]) -> Tensor:
+    """The mask once the share ``gone`` of what has to go is gone."""
+    size, rows = metric.numel(), len(metric)
+    now = size - math.floor((size - keep) * gone + 1e-9)
+    if isinstance(pattern, tuple):
+        protected = n_of_m_mask(metric, *pattern)
+        return matrix_mask(torch.where(protected, math.inf, metric), now)
+    if pattern == "row":
+        return row_mask(metric, now if gone == 1 else math.ceil(now / rows) * rows)
+    return matrix_mask(metric, now)
+
+
+def row_losses(weight: Tensor, gram: Tensor, mask: Tensor) -> Tensor:
+    """The output error of each row under a mask, by the definition, in fp64."""
+    change = torch.where(mask, 0.0, weight.double())
+    return torch.stack([row @ gram.double() @ row for row in change])
+
+
 def water_level(sizes: Sequence[int], scores: Sequence[float], total: int, cap: float) -> list[float]:
     """Water filling by bisection of lambda, in real numbers; needs the total to be within reach of the groups
     with positive scores.

@@ -11,8 +11,10 @@ from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Block
 from tests.ops import reference as ops
 
+ADMM_STEPS = (12, 10, 1.8)  # iterations, those that choose a mask, relaxation
 PruneLayer = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
@@ -31,6 +33,13 @@ def wanda_2_4(weight: Tensor, inputs: Tensor, _: int) -> tuple[Tensor, Tensor]:
     return weight * mask, mask
 
 
+def ria(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    size = weight.double().abs()
+    relative = size / size.sum(dim=0) + size / size.sum(dim=1)[:, None]
+    mask = ops.matrix_mask(relative * inputs.double().norm(dim=0).sqrt(), keep)
+    return weight * mask, mask
+
+
 def gram(inputs: Tensor) -> Tensor:
     """The mean of x x^T."""
     return inputs.double().t() @ inputs.double() / len(inputs)
@@ -42,6 +51,19 @@ def sparsegpt(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor
 
 def sparsegpt_4_8(weight: Tensor, inputs: Tensor, _: int) -> tuple[Tensor, Tensor]:
     return ops.sparsegpt(weight, gram(inputs), n_of_m=(4, 8))
+
+
+def admm(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    return ops.admm(weight, gram(inputs), keep, "row", *ADMM_STEPS)
+
+
+def admm_2_4(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    return ops.admm(weight, gram(inputs), keep, (2, 4), *ADMM_STEPS)
+
+
+def wanda_repaired(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor]:
+    _, mask = wanda(weight, inputs, keep)
+    return ops.admm(weight, gram(inputs), keep, "row", *ADMM_STEPS, mask=mask)
 
 
 def inputs_of(
@@ -87,3 +109,49 @@ def prune(
             for layer, weight in weights.items():
                 layer.write(weight)
     return masks
+
+
+@torch.no_grad()
+def prune_layer_by_layer(
+    model: PrunableModel,
+    calibration: CalibrationSet,
+    prune_layer: PruneLayer,
+    keep: dict[str, int],
+    batches: list[Batch] | None = None,
+) -> dict[str, Tensor]:
+    """Prune in place and return the masks [rows, cols]: a layer's inputs come from the model with everything
+    pruned that is called before it.
+    """
+    masks = {}
+    for tower in model.towers:
+        for block in tower.blocks:
+            dense = set(block.layers)
+            while dense:
+                layer = next_of(model, block, dense, calibration, batches)
+                inputs = inputs_of(model, layer, calibration, batches)
+                weight, masks[layer.name] = prune_layer(layer.matrix().clone(), inputs, keep[layer.name])
+                layer.write(weight)
+                dense.remove(layer)
+    return {layer.name: masks[layer.name] for layer in model.layers}
+
+
+def next_of(
+    model: PrunableModel,
+    block: Block,
+    dense: set[Layer],
+    calibration: CalibrationSet,
+    batches: list[Batch] | None = None,
+) -> Layer:
+    """A dense layer that no call of the block reaches behind another dense one."""
+    calls: list[list[Layer]] = []
+    handles = [block.module.register_forward_pre_hook(lambda *_: calls.append([]))]
+    for layer in dense:
+        handles.append(
+            layer.module.register_forward_pre_hook(lambda *_, layer=layer: calls[-1].append(layer))
+        )
+    inputs_of(model, block.layers[0], calibration, batches)
+    for handle in handles:
+        handle.remove()
+    return next(
+        layer for call in calls for layer in call[:1] if all(layer not in other[1:] for other in calls)
+    )

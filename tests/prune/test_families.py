@@ -9,9 +9,11 @@ from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import gaussian
+from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.ria import RIA
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from ecoflap.score.scores import Scores
@@ -25,6 +27,10 @@ PRUNERS: dict[str, tuple[LayerPruner, reference.PruneLayer]] = {
     "wanda_2_4": (Wanda("2:4"), reference.wanda_2_4),
     "sparsegpt": (SparseGPT(), reference.sparsegpt),
     "sparsegpt_4_8": (SparseGPT("4:8"), reference.sparsegpt_4_8),
+    "ria": (RIA(), reference.ria),
+    "admm": (ADMM(), reference.admm),
+    "admm_2_4": (ADMM("2:4"), reference.admm_2_4),
+    "wanda_repaired": (Wanda(repair=True), reference.wanda_repaired),
 }
 EVERY_TOWER = {family: [tower.name for tower in tiny.build(family).every_tower] for family in tiny.FAMILIES}
 

@@ -15,7 +15,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.loading.loader import Selection, prunable
 from ecoflap.prune.driver import prune
-from ecoflap.prune.inputs import measure_dense
+from ecoflap.prune.inputs import PROPAGATE, measure_dense
 from ecoflap.prune.magnitude import Magnitude
 from tests import handing, hybrids, tiny
 
@@ -31,6 +31,13 @@ ORDER = (
     r"propagate=dense prunes the last blocks of tower language \(blocks\) first, and the model runs some of"
     r" them before earlier"
 )
+AGAIN = {
+    "dense": ORDER,
+    "layer": (
+        r"tower language \(blocks\) calls blocks\.0\.first\.weight and 7 more layers several times; use"
+        r" propagate=pruned"
+    ),
+}
 
 # {way: what is said where it is refused}; null where the masks are those of full passes.
 REFUSED: dict[str, str | None] = {
@@ -50,8 +57,9 @@ def masks_by_hand(
     """Masks from full forward passes, one sample at a time."""
     keep, calibration, by_hand = uneven(model).keep, handing.samples(lengths), PRUNERS[name][1]
     with quiet_forward(model.module), torch.no_grad():
-        if propagate == "pruned":
-            return reference.prune(model, calibration, by_hand, keep)
+        if propagate != "dense":
+            prune_by_hand = reference.prune if propagate == "pruned" else reference.prune_layer_by_layer
+            return prune_by_hand(model, calibration, by_hand, keep)
         inputs = {layer: reference.inputs_of(model, layer, calibration) for layer in model.layers}
         return {
             layer.name: by_hand(layer.matrix().clone(), inputs[layer], keep[layer.name])[1]
@@ -73,7 +81,7 @@ def assert_pruned_as_by_hand(
     assert not different
 
 
-@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+@pytest.mark.parametrize("propagate", PROPAGATE)
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
 @pytest.mark.parametrize(
     ("lengths", "rounds"), [((5, 5, 5), 1), ((5, 7, 5, 7, 5), 1), ((5,), 1), ((5, 7, 5), 2)]
@@ -82,7 +90,7 @@ def assert_pruned_as_by_hand(
 def test_masks_are_those_of_full_passes_or_the_stack_is_refused(
     way: str, lengths: tuple[int, ...], rounds: int, name: str, propagate: str
 ) -> None:
-    refused = REFUSED[way] or (ORDER if rounds > 1 and propagate == "dense" else None)
+    refused = REFUSED[way] or (AGAIN.get(propagate) if rounds > 1 else None)
     if refused is None:
         assert_pruned_as_by_hand(lambda: handing.build(way, rounds), lengths, name, propagate)
         return
@@ -97,7 +105,7 @@ def test_every_way_is_in_the_table() -> None:
     assert REFUSED.keys() == handing.WAYS.keys()
 
 
-@pytest.mark.parametrize("propagate", ["pruned", "dense"])
+@pytest.mark.parametrize("propagate", PROPAGATE)
 @pytest.mark.parametrize("name", ["wanda", "sparsegpt"])
 def test_with_the_layers_dense_that_others_call_the_rest_is_pruned(name: str, propagate: str) -> None:
     layers = ("blocks.1.first", "blocks.2.first", "blocks.3.first")

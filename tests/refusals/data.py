@@ -525,7 +525,7 @@ IDLE = ("calibration.samples=4", "model=blip2_mini")
 UNUSED: list[Case] = [
     Case(
         (*IDLE, "steps=[calibrate,score]", "pruner.mask=2:4"),
-        ("pruner.mask=2:4 changes nothing", "steps=[calibrate,score] has no prune"),
+        ("pruner.mask=2:4 changes nothing", "steps=[calibrate,score] has no allocate or prune"),
         warns=True,
     ),
     Case((*IDLE, "finetune.epochs=3"), ("finetune.epochs=3 changes nothing", "has no finetune"), warns=True),

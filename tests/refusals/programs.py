@@ -34,6 +34,7 @@ CASES: list[Case] = [
     of("report", "{tmp}/run", "--metrc", "x", says=("--metrc", "--help")),
     of("report", "cost", says=("runs", "ecoflap report cost --help")),
     of("report", "cost", "{tmp}/nowhere", says=("nothing measured", "{tmp}/nowhere")),
+    of("report", "paired", "{tmp}/nowhere", says=("no table", "{tmp}/nowhere")),
     of("report", "recovery", "{tmp}/nowhere", says=("no table", "{tmp}/nowhere")),
     of("report", "recovery", "{tmp}/run", says=("no table", "result.json")),
     of("report", "blip2-table", "{tmp}/nowhere", says=("no table", "task=blip2_vqa")),

@@ -8,13 +8,19 @@ import pytest
 import torch
 
 from benchmarks.models import llama, tokens
+from ecoflap.allocate.evopress import EvoPress
+from ecoflap.allocate.in_context import InContext
+from ecoflap.allocate.owl import OWL
+from ecoflap.allocate.protocol import Allocator, Context
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.console.telemetry import measure
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
 from ecoflap.prune.global_magnitude import GlobalMagnitude
 from ecoflap.prune.magnitude import Magnitude
+from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from ecoflap.run.steps.memory import Need, memory_plan, show_needs, weights_in_use, what_helps
@@ -40,7 +46,19 @@ def alive(work: Callable[[], object]) -> int:
     return live.peak
 
 
-@pytest.mark.parametrize("pruner", [Magnitude(), Wanda(), SparseGPT()], ids=lambda pruner: pruner.name)
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        Magnitude(),
+        Wanda(),
+        SparseGPT(),
+        ADMM(),
+        Wanda(refine="swaps"),
+        Wanda(refine="swaps", repair=True),
+        Wanda(refine="swaps", mask="8:16"),
+    ],
+    ids=["magnitude", "wanda", "sparsegpt", "admm", "swaps", "repaired", "groups"],
+)
 def test_pruning(model: PrunableModel, pruner: Wanda) -> None:
     calibration = tokens(SAMPLES, 64, 256)
     (need,) = memory_plan(model, sample_cost(model, calibration), SAMPLES, BATCH, None, pruner)
@@ -69,6 +87,36 @@ def test_scoring(model: PrunableModel, scorer: FirstOrder) -> None:
     need, _ = memory_plan(model, sample_cost(model, calibration), SAMPLES, BATCH, scorer, Wanda())
     taken = alive(lambda: scorer(model, calibration, 0))
     assert taken / 2 < need.states + need.work < 2 * taken
+
+
+@pytest.mark.parametrize("pruner", [Wanda(), SparseGPT(), ADMM()], ids=["wanda", "sparsegpt", "admm"])
+@pytest.mark.parametrize(
+    "allocator",
+    [
+        InContext(samples=4, batch_size=4, steps=1, ramp_steps=1),
+        EvoPress(generations=1, offspring=2, survivors=[1], samples=[4], fitness="loss"),
+        OWL(spread="auto", samples=4),
+    ],
+    ids=["in_context", "evopress", "auto"],
+)
+def test_allocating_in_trials(model: PrunableModel, allocator: Allocator, pruner: LayerPruner) -> None:
+    calibration = tokens(SAMPLES, 64, 256)
+    cost = sample_cost(model, calibration)
+    need, _ = memory_plan(model, cost, SAMPLES, BATCH, None, pruner, allocator.footprint)
+    context = Context(pruner, calibration, BATCH, "pruned", 0)
+    taken = alive(lambda: allocator(model, None, 0.6, context))
+    assert taken / 2 < need.states + need.work < 2 * taken
+
+
+def test_the_allocators_own_batch_size_counts(model: PrunableModel) -> None:
+    calibration = tokens(SAMPLES, 64, 256)
+    cost = sample_cost(model, calibration)
+    small, large = (
+        memory_plan(model, cost, SAMPLES, 1, None, Wanda(), InContext(batch_size=size).footprint)[0]
+        for size in (1, 8)
+    )
+    assert small.work < large.work
+    assert "allocation.batch_size" in what_helps(large, "none")
 
 
 @pytest.mark.parametrize("probe", ["layer", "derivative"])
@@ -107,7 +155,7 @@ def test_a_plan_that_does_not_fit_says_what_helps(
 @pytest.mark.parametrize(
     ("need", "kind", "option"),
     [
-        (Need("score", 1, 2, 3), "none", "score.batch_size"),
+        (Need("score", 1, 2, 3, batch_size="score.batch_size"), "none", "score.batch_size"),
         (Need("prune", 1, 2, 3), "none", "a smaller batch_size"),
         (Need("score", 1, 3, 2), "none", "score.batch_size"),
         (Need("prune", 3, 2, 1), "none", "runtime.offload=cpu"),

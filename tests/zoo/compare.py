@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -15,6 +15,7 @@ from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.calibration_set import CalibrationSet, stack
 from ecoflap.errors import UserError
+from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.driver import prune
 from ecoflap.prune.protocol import Pruned
@@ -22,6 +23,7 @@ from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from ecoflap.score.first_order import FirstOrder
 from ecoflap.score.zeroth_order import ZerothOrder
+from tests.prune.reference import next_of
 from tests.zoo import reference
 
 # fp32 sums in another order. A wrong input is off by parts of one.
@@ -74,7 +76,10 @@ def uniform(model: PrunableModel) -> Allocation:
 
 
 def pruned(
-    build: Callable[[], PrunableModel], calibration: CalibrationSet, pruner: Wanda | SparseGPT
+    build: Callable[[], PrunableModel],
+    calibration: CalibrationSet,
+    pruner: Wanda | SparseGPT,
+    propagate: str = "pruned",
 ) -> Comparison:
     """Prune one copy, walk through another, and compare each block's statistics, masks and weights.
 
@@ -84,16 +89,40 @@ def pruned(
     result, model, walked = Comparison(), build(), build()
     allocation, seen = uniform(model), dict[str, Tensor]()
     try:
-        report = prune(model, calibration, recording(pruner, model, seen), allocation, batch_size=2)
+        watched = recording(pruner, model, seen)
+        report = prune(model, calibration, watched, allocation, batch_size=2, propagate=propagate)
     except UserError as error:
         result.refusal = str(error)
         return result
-    walk(result, walked, model, report.masks, allocation, calibration.samples, seen)
+    steps = layer_by_layer if propagate == "layer" else block_by_block
+    for layers in steps(walked, calibration):
+        compare_layers(result, layers, walked, model, report.masks, allocation, calibration.samples, seen)
+    others = zip(model.module.named_parameters(), walked.module.parameters(), strict=True)
+    result.wrong += [f"{name} changed" for (name, one), other in others if not torch.equal(one, other)]
     return result
 
 
-def walk(
+def block_by_block(model: PrunableModel, _: CalibrationSet) -> Iterator[Sequence[Layer]]:
+    """The layers that are measured before any of them is pruned: those of a block."""
+    for tower in model.towers:
+        for block in tower.blocks:
+            yield block.layers
+
+
+def layer_by_layer(model: PrunableModel, calibration: CalibrationSet) -> Iterator[Sequence[Layer]]:
+    """Each layer alone, behind those that samples call before it."""
+    for tower in model.towers:
+        for block in tower.blocks:
+            dense = set(block.layers)
+            while dense:
+                layer = next_of(model, block, dense, calibration)
+                yield [layer]
+                dense.remove(layer)
+
+
+def compare_layers(
     result: Comparison,
+    layers: Sequence[Layer],
     walked: PrunableModel,
     model: PrunableModel,
     masks: Mapping[str, Tensor],
@@ -101,11 +130,12 @@ def walk(
     samples: Sequence[Sample],
     statistics: Mapping[str, Tensor],
 ) -> None:
-    """Go through a dense copy block by block, and compare what the package measured and made of each block.
+    """Compare what the package measured and made of some layers, and prune them in the dense copy.
 
     Args:
         result: gets what differs.
-        walked: the dense copy; afterwards it is pruned, too.
+        layers: of the dense copy.
+        walked: the dense copy.
         model: what the package pruned.
         masks: {layer: mask, as the layer is stored}.
         allocation: how many weights each layer keeps.
@@ -113,17 +143,13 @@ def walk(
         statistics: {layer: what its pruner was given}.
     """
     done = {layer.name: layer for layer in model.layers}
-    for tower in walked.towers:
-        for block in tower.blocks:
-            grams = reference.grams(walked, block.layers, samples)
-            for layer in block.layers:
-                name, mask = layer.name, layer.oriented(masks[layer.name])
-                made = Made(name, statistics[name], mask, done[name].matrix(), allocation.keep[name])
-                compare_layer(result, layer.matrix(), grams.get(layer), made)
-            for layer in block.layers:
-                layer.write(done[layer.name].matrix())
-    others = zip(model.module.named_parameters(), walked.module.parameters(), strict=True)
-    result.wrong += [f"{name} changed" for (name, one), other in others if not torch.equal(one, other)]
+    grams = reference.grams(walked, layers, samples)
+    for layer in layers:
+        name, mask = layer.name, layer.oriented(masks[layer.name])
+        made = Made(name, statistics[name], mask, done[name].matrix(), allocation.keep[name])
+        compare_layer(result, layer.matrix(), grams.get(layer), made)
+    for layer in layers:
+        layer.write(done[layer.name].matrix())
 
 
 class Made(NamedTuple):
@@ -219,11 +245,16 @@ def compare_scores(
         result.note(f"the score of {name}", difference / max(expected[name], floor), 1e-3)
 
 
-ALGORITHMS: dict[str, Callable[[Callable[[], PrunableModel], CalibrationSet], Comparison]] = {
+Compare = Callable[[Callable[[], PrunableModel], CalibrationSet], Comparison]
+ALGORITHMS: dict[str, Compare] = {
     "Wanda": lambda build, calibration: pruned(build, calibration, Wanda()),
     "SparseGPT": lambda build, calibration: pruned(build, calibration, SparseGPT()),
     "zeroth order": lambda build, calibration: scored(
         build, calibration, ZerothOrder(samples=2, batch_size=2, eps=EPS)
     ),
     "first order": lambda build, calibration: scored(build, calibration, FirstOrder(samples=2, batch_size=2)),
+}
+LAYER_BY_LAYER: dict[str, Compare] = {
+    "Wanda": lambda build, calibration: pruned(build, calibration, Wanda(), "layer"),
+    "SparseGPT": lambda build, calibration: pruned(build, calibration, SparseGPT(), "layer"),
 }

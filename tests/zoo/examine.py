@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from ecoflap.blocks.layer_calls import require_calls
@@ -10,7 +11,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from tests.zoo.architecture import Architecture, reached_towers
-from tests.zoo.compare import ALGORITHMS, Comparison
+from tests.zoo.compare import ALGORITHMS, Compare, Comparison
 
 
 @dataclass
@@ -41,8 +42,8 @@ class Row:
         return [f"{name}: {line}" for name, comparison in self.found.items() for line in comparison.wrong]
 
 
-def examine(architecture: Architecture) -> Row:
-    """Prune and score an architecture by all algorithms and the reference, without layers it is refused
+def examine(architecture: Architecture, algorithms: Mapping[str, Compare] = ALGORITHMS) -> Row:
+    """Prune and score an architecture by some algorithms and the reference, without layers it is refused
     for.
     """
     row, calibration = Row(architecture), architecture.samples()
@@ -65,7 +66,7 @@ def examine(architecture: Architecture) -> Row:
         for weight in block.module.parameters()
     }
     row.share = sum(layer.size for layer in model.layers) / sum(weights.values())
-    for name, compare in ALGORITHMS.items():
+    for name, compare in algorithms.items():
         row.found[name] = compare(lambda: architecture.prunable(row.towers, row.skipped), calibration)
     return row
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.zoo.architectures import ARCHITECTURES, SUBSET
+from tests.zoo.compare import LAYER_BY_LAYER
 from tests.zoo.examine import examine
 
 
@@ -23,6 +24,14 @@ def test_equal_to_full_forward_passes_or_refused(name: str) -> None:
     refusals = [row.refusal, *(comparison.refusal for comparison in row.found.values())]
     assert all("\n" not in refusal for refusal in refusals if refusal is not None)
     assert row.found or row.refusal
+
+
+@pytest.mark.parametrize("name", cases())
+def test_layer_by_layer_equal_to_full_forward_passes_or_refused(name: str) -> None:
+    architecture = ARCHITECTURES[name]
+    if (reason := architecture.missing()) is not None:
+        pytest.skip(reason)
+    assert examine(architecture, LAYER_BY_LAYER).wrong == []
 
 
 def test_the_subset_is_in_the_zoo() -> None:

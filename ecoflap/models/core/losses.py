@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ecoflap.errors import UserError, did_you_mean
+from ecoflap.models.core.logits import collect
 from ecoflap.models.core.prunable import Loss
 
 IGNORED = -100
@@ -31,6 +32,7 @@ def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
     """
     if logits.requires_grad:
         return _TokenLoss.apply(logits, labels)  # type: ignore[no-any-return]
+    collect(logits, labels != IGNORED)
     return _by_token(logits, labels).sum(dim=1) / (labels != IGNORED).sum(dim=1)
 
 
@@ -89,6 +91,7 @@ def class_loss(logits: Tensor, labels: Tensor) -> Tensor:
         logits: [batch, classes].
         labels: [batch].
     """
+    collect(logits)
     return cross_entropy(logits.float(), labels, reduction="none")
 
 
@@ -110,9 +113,10 @@ def contrastive_loss(
     one, other = (features.float().unflatten(0, (copies, -1)) for features in (first, second))
     logits = scale * one @ other.transpose(1, 2)  # [copies, samples, samples]
     target = positives / positives.sum(dim=1, keepdim=True)
-    across, down = (
-        -(table.log_softmax(dim=2) * target).sum(dim=2) for table in (logits, logits.transpose(1, 2))
-    )
+    tables = (logits, logits.transpose(1, 2))
+    for table in tables:
+        collect(table)
+    across, down = (-(table.log_softmax(dim=2) * target).sum(dim=2) for table in tables)
     return (across + down).flatten() / 2
 
 

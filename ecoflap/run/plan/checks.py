@@ -102,7 +102,7 @@ def check_steps(plan: Plan) -> None:
                 f"steps={written(steps)}: {step} needs {needed}; add it, or take one: allocation=file"
                 " allocation.path=RUN/allocation.json"
             )
-    if _allocates_from_data(plan) and "calibrate" not in steps:
+    if plan.allocates_from_data and "calibrate" not in steps:
         raise UserError(
             f"steps={written(steps)}: allocation={plan.allocator.name} looks at data, so allocate needs"
             " calibrate; add it"
@@ -112,10 +112,6 @@ def check_steps(plan: Plan) -> None:
             f"steps={written(steps)}: pruner={plan.pruner.name} looks at data, so prune needs calibrate;"
             " add it"
         )
-
-
-def _allocates_from_data(plan: Plan) -> bool:
-    return "allocate" in plan.steps and not plan.pruner.allocates and plan.allocator.requires.calibration
 
 
 def _needs(plan: Plan) -> dict[str, str | None]:

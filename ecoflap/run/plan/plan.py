@@ -67,6 +67,11 @@ class Plan:
         return "calibrate" in self.steps or self.pruner_trains or self.finetuner_trains
 
     @property
+    def allocates_from_data(self) -> bool:
+        """Whether the allocation runs the calibration set through the model."""
+        return "allocate" in self.steps and not self.pruner.allocates and self.allocator.requires.calibration
+
+    @property
     def pruner_trains(self) -> bool:
         """Whether the pruner trains on the training split behind the calibration set."""
         return self.pruner.allocates and self.pruner.trains and "prune" in self.steps
@@ -87,11 +92,14 @@ class Plan:
         return Selection(self.config.towers, self.config.skip_layers)
 
     @property
-    def name(self) -> str:
-        """A readable name of the run: model/pruner/score/sparsity/seed."""
+    def coarse(self) -> str:
+        """What decides the sparsities of layers: the scorer, an allocation without scores, or none."""
         if self.scorer is not None:
-            coarse = self.scorer.name
-        else:
-            coarse = "none" if self.allocator.requires.scores != "none" else self.allocator.name
+            return self.scorer.name
+        return "none" if self.allocator.requires.scores != "none" else self.allocator.name
+
+    @property
+    def name(self) -> str:
+        """A readable name of the run: model/pruner/coarse stage/sparsity/seed."""
         config = self.config
-        return f"{self.loader.name}/{self.pruner.name}/{coarse}/s{config.sparsity:g}/seed{config.seed}"
+        return f"{self.loader.name}/{self.pruner.name}/{self.coarse}/s{config.sparsity:g}/seed{config.seed}"

@@ -9,7 +9,7 @@ from ecoflap.run.plan.plan import Plan
 # Which steps read a group's options; one of them is enough.
 READ_BY = {
     "allocation": ("allocate",),
-    "pruner": ("prune",),
+    "pruner": ("allocate", "prune"),  # the mask decides on possible counts
     "propagate": ("prune",),
     "batch_size": ("prune", "finetune"),
     "finetune": ("finetune",),
@@ -58,6 +58,8 @@ def _reason(plan: Plan, group: str, option: str) -> str | None:
         return _lacks(plan, ("calibrate",))
     if group == "score":
         return _unscored(plan, option)
+    if group == "batch_size" and plan.allocates_from_data:
+        return None
     steps = READ_BY.get(group, ())
     return _lacks(plan, steps) if steps and not set(steps) & set(plan.steps) else None
 

@@ -144,7 +144,8 @@ def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
         recall=partial(_recall, replace(plan.store, level=logging.DEBUG), plan, model, state),
     )
     with measure(state.costs, "allocate"):
-        state.allocation = plan.allocator(model, state.scores, plan.config.sparsity, context)
+        allocation = plan.allocator(model, state.scores, plan.config.sparsity, context)
+        state.allocation = plan.pruner.fitted(allocation)
         check_counts(state.allocation, model.layers)
     write_json(plan.folder / ALLOCATION, asdict(state.allocation))
     show_allocation(model, state.allocation)

@@ -47,7 +47,7 @@ def allocate_key(
     Args:
         plan: the plan of the run.
         model: the dense model.
-        state: holds the calibration set.
+        state: holds the calibration set, if one was drawn.
         name: what the allocator calls the result.
     """
     return {
@@ -118,16 +118,17 @@ def _measured(
         plan: the plan of the run.
         parts: the parts that measure, by the names of their code.
         model: the dense model.
-        state: holds the calibration set.
+        state: holds the calibration set, unless only weights are measured.
         samples: how many samples are used, from the first; None for all.
     """
-    assert state.calibration is not None
-    calibration = state.calibration if samples is None else state.calibration.take(samples)
+    calibration = state.calibration
+    if calibration is not None and samples is not None:
+        calibration = calibration.take(samples)
     return {
         "version": 3,
         **computed_by(plan, *parts),
         "model": state.fingerprint,
         "loss": model.loss_identity(plan.config.model.get("loss")),
         "layers": [layer.name for layer in model.layers],
-        "calibration": calibration.fingerprint(),
+        "calibration": None if calibration is None else calibration.fingerprint(),
     }

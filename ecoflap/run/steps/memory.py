@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.progress import table
@@ -34,6 +34,7 @@ class Need:
         work: activations of one pass, gradients and statistics.
         offloaded: hidden states on the CPU or the disk.
         wide: whether the weights are converted to fp32.
+        batch_size: the option that sets the samples per pass.
     """
 
     step: str
@@ -42,6 +43,7 @@ class Need:
     work: int
     offloaded: int = 0
     wide: bool = False
+    batch_size: str = "batch_size"
 
     @property
     def total(self) -> int:
@@ -69,19 +71,30 @@ def memory_plan(
         pruner: prunes layers or the whole model.
         allocating: what the allocator keeps in memory; None if it runs no samples.
     """
-    steps = [] if scorer is None else [("score", scorer.footprint, scorer.batch_size)]
+    needs = []
+    if scorer is not None:
+        need = _need(model, "score", scorer.footprint, cost, samples, scorer.batch_size)
+        needs.append(replace(need, batch_size="score.batch_size"))
     if allocating is not None:
-        steps.append(("allocate", allocating, batch_size))
-    steps.append(("prune", pruner.footprint, batch_size))
-    return [
-        _need(model, step, footprint, cost, samples, min(size, samples)) for step, footprint, size in steps
-    ]
+        beside, own = _with_trials(allocating, pruner.footprint), allocating.batch_size
+        need = _need(model, "allocate", beside, cost, samples, own or batch_size)
+        needs.append(replace(need, batch_size="batch_size" if own is None else "allocation.batch_size"))
+    return [*needs, _need(model, "prune", pruner.footprint, cost, samples, batch_size)]
+
+
+def _with_trials(allocating: Footprint, pruning: Footprint) -> Footprint:
+    """The footprint of an allocation, with the pruner's statistic and workspace if it prunes in trials."""
+    if not allocating.trials:
+        return allocating
+    layers = max(allocating.layers, pruning.layers)
+    return replace(allocating, statistic=pruning.statistic, layers=layers)
 
 
 def _need(
     model: PrunableModel, step: str, footprint: Footprint, cost: SampleCost, samples: int, batch: int
 ) -> Need:
-    """How much memory a step with this footprint needs for batches of ``batch`` samples."""
+    """How much memory a step with this footprint needs for batches of at most ``batch`` samples."""
+    batch = min(batch, samples)
     wide = footprint.float32
     weights, cost = weights_in_use(model, WIDE if wide else 1), cost.in_float32(model) if wide else cost
     held = _held(model, footprint)
@@ -95,18 +108,25 @@ def _need(
     else:
         pair, pairs = 2 * batch * cost.forward, max(1, footprint.samples_per_pass // (2 * batch))
         work = min(pairs * pair, max(pair, SATURATION))
-    return Need(step, weights, batch * cost.outputs, work + held, wide=wide)
+    states = batch * cost.outputs
+    if footprint.trials:  # the statistics are gathered block by block
+        states = max(states, (samples if model.placement.kind == "none" else batch) * cost.states)
+    return Need(step, weights, states, work + held, wide=wide)
 
 
 def _held(model: PrunableModel, footprint: Footprint) -> int:
     """Bytes beside the activations: statistics, and copies of layers."""
-    statistics = 0
+    layers, on_cpu = model.layers, model.device.type == "cpu"
+    held = WIDE * footprint.layers * max(layer.size for layer in layers)
     if footprint.statistic is not None:
         columns = [[layer.shape[1] for layer in block.layers] for block in model.blocks if block.layers]
-        statistics = max(map(footprint.statistic.size_of, columns))
-    copies = footprint.copies if model.device.type == "cpu" else 0
-    sizes = [layer.size for layer in model.layers]
-    return statistics + WIDE * (footprint.layers * max(sizes) + copies * sum(sizes))
+        sizes = list(map(footprint.statistic.size_of, columns))
+        held += sum(sizes) if footprint.trials else max(sizes)
+    if on_cpu:
+        held += WIDE * footprint.copies * sum(layer.size for layer in layers)
+    if on_cpu or model.placement.kind == "none":
+        held += footprint.trials * sum(layer.size * layer.weight.dtype.itemsize for layer in layers)
+    return held
 
 
 def weights_in_use(model: PrunableModel, width: int = 1) -> int:
@@ -154,7 +174,7 @@ def what_helps(need: Need, kind: str) -> str:
         if need.step == "score":
             return "use fewer samples, or a smaller score.batch_size"
         return "use runtime.offload=cpu, or fewer samples"
-    return f"use a smaller {'score.' if need.step == 'score' else ''}batch_size"
+    return f"use a smaller {need.batch_size}"
 
 
 def mebibytes(size: int) -> str:

@@ -22,6 +22,7 @@ from ecoflap.storage.results.environment import redact
 SCHEMA_VERSION = 1
 
 _NUMERIC_FIELDS = ("metrics", "sparsity", "steps")
+_LATER_FIELDS = ("scores", "allocation")  # which the first records of this schema lack
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 COUNTS = ("questions", "pictures", "captions", "rows")
@@ -52,6 +53,9 @@ class Result:
         steps: Step -> ``{"seconds": float, "peak_memory_bytes": int, "cached": bool}``, in the order they
             ran; ``cached`` if its result was read from the cache.
         checkpoint: Folder of the saved model relative to the run's folder, or None if none was saved.
+        scores: The scores of the coarse stage with their standard errors, or None without scores.
+        allocation: ``granularity`` and ``details`` of the allocation, or None without one; its counts are in
+            ``sparsity``.
     """
 
     schema: int = SCHEMA_VERSION
@@ -65,6 +69,8 @@ class Result:
     sparsity: dict[str, Any]
     steps: dict[str, dict[str, Any]]
     checkpoint: str | None = None
+    scores: dict[str, Any] | None = None
+    allocation: dict[str, Any] | None = None
 
     def headline(self) -> float | None:
         """The first metric of the first task, of the fine-tuned, else the pruned, else the dense model."""
@@ -100,6 +106,7 @@ class Result:
                 f"no result record at {path}: give the folder of a finished run, which holds a {RESULT}"
             )
         record = _parse(path)
+        record = {**dict.fromkeys(_LATER_FIELDS), **record}
         missing = [field.name for field in dataclasses.fields(cls) if field.name not in record]
         if missing:
             raise ValueError(

@@ -33,6 +33,7 @@ def sparsity_section(
     parameters: int,
     total: str | None = None,
     allocated_by: str | None = None,
+    coarse: str | None = None,
 ) -> dict[str, Any]:
     """All sparsity figures of a run.
 
@@ -41,13 +42,16 @@ def sparsity_section(
             pruning.
         target: The target sparsity, or None if there is none.
         parameters: Number of parameters of the whole model, prunable or not.
-        total: How the allocation adds up: ``exact``, ``as_given`` or ``units``; None without an allocation.
+        total: How the allocation adds up: ``exact``, ``as_given``, ``groups`` or ``units``; None without an
+            allocation.
         allocated_by: What decided how many weights each layer keeps: ``allocation``, or ``pruner``, which
             then compares the weights of all layers; None without an allocation.
+        coarse: What the allocation goes by: the name of the scorer, its own name if it takes no scores, or
+            ``none`` for a uniform sparsity; None without an allocation.
 
     Returns:
-        ``target``; ``total``; ``allocated_by``; ``prunable`` = zeros / weights of the selected layers;
-        ``model`` = the same zeros / all parameters; ``towers`` = the prunable figure per tower;
+        ``target``; ``total``; ``allocated_by``; ``coarse``; ``prunable`` = zeros / weights of the selected
+        layers; ``model`` = the same zeros / all parameters; ``towers`` = the prunable figure per tower;
         ``layers`` = the counts and ``sparsity`` = zeros / size per layer.
     """
     towers = dict.fromkeys(layer.tower for layer in layers.values())
@@ -55,6 +59,7 @@ def sparsity_section(
         "target": target,
         "total": total,
         "allocated_by": allocated_by,
+        "coarse": coarse,
         "prunable": _share(layers.values()),
         "model": sum(layer.zeros for layer in layers.values()) / max(parameters, 1),
         "towers": {

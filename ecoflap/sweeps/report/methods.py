@@ -36,8 +36,8 @@ class Method:
 
     Attributes:
         pruner: the fine stage.
-        score: the coarse stage; ``file`` for an allocation from a file, ``global`` if all weights compete and
-            there is none.
+        score: the coarse stage: the scorer, an allocation that takes no scores (``file`` for one from a
+            file), ``none`` if it is uniform, or ``global`` if all weights compete and there is none.
         settings: the further config keys that distinguish methods, each with its value as on the command
             line.
     """
@@ -166,10 +166,12 @@ def _overrides(settings: Iterable[tuple[str, str]]) -> str:
 
 
 def _coarse(run: Run) -> str:
-    """The coarse stage's name."""
-    config = run.config
+    """The coarse stage's name; older records tell it by their config alone."""
     if _allocated_by(run) == "pruner":
         return "global"
+    if (named := run.result.sparsity.get("coarse")) is not None:
+        return str(named)
+    config = run.config
     return "file" if config.get("allocation", {}).get("name") == "file" else str(config["score"]["name"])
 
 

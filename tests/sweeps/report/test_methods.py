@@ -180,3 +180,16 @@ def test_methods_sort_as_people_do() -> None:
         eight,
         many,
     ]
+
+
+def test_a_record_names_what_its_allocation_goes_by(tmp_path: Path) -> None:
+    for index, spread in enumerate((0.08, "auto")):
+        section = sparsity_section({}, 0.5, 10, "exact", "allocation", "owl")
+        allocation = {"_target_": "ecoflap.allocate.owl.OWL", "name": "owl", "spread": spread}
+        write_run(tmp_path, str(index), 70.0, allocation=allocation, record={"sparsity": section})
+    write_run(tmp_path, "2", 70.0)
+    assert [method.label for method in name_methods(read_runs(tmp_path))] == [
+        "wanda, owl, allocation.spread=0.08",
+        "wanda, owl, allocation.spread=auto",
+        "wanda, zeroth order",
+    ]

@@ -1,0 +1,40 @@
+"""DLP (Chen et al., ICML 2025): blocks with larger weights keep less.
+
+A weight's size is |w| times the root mean square of its input, and a block's that of its median weight. Sizes
+grow with depth as activations do, so that this mostly makes later blocks sparser.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from ecoflap.allocate.block_ramp import BlockRamp, spread_at
+from ecoflap.allocate.groups import size_of
+from ecoflap.allocate.options import DLPOptions
+from ecoflap.allocate.parametric import Values
+from ecoflap.allocate.weight_sizes import weight_sizes
+from ecoflap.blocks.statistics import InputStatistics
+from ecoflap.models.core.towers import Block
+from ecoflap.prune.protocol import LayerPruner
+
+
+@dataclass(frozen=True)
+class DLP(DLPOptions, BlockRamp):
+    """Blocks with larger weights keep less."""
+
+    def published(self, sparsity: float, pruner: LayerPruner | None) -> float:
+        """The published value of the free parameter."""
+        return spread_at(sparsity)
+
+    def measure_block(self, block: Block, statistics: InputStatistics | None) -> dict[str, float]:
+        """The median or mean size of its weights."""
+        sizes = weight_sizes(block, statistics)
+        if self.average == "mean":
+            return {block.name: sum(float(layer.sum()) for layer in sizes) / size_of(block.layers)}
+        return {block.name: float(torch.cat([layer.flatten() for layer in sizes]).median())}
+
+    def value_of(self, block: Block, values: Values) -> float:
+        """Minus its size; published is 1 - size / sum of sizes, which the ramp scales to the same numbers."""
+        return -values[block.name]

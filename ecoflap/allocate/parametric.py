@@ -1,0 +1,162 @@
+"""Allocators with one free parameter: a number, or ``auto``, which tries several on the calibration set."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import ClassVar
+
+from ecoflap.allocate.allocation import Allocation, keep_total
+from ecoflap.allocate.choose import Counts, Losses, choose
+from ecoflap.allocate.groups import parts, split
+from ecoflap.allocate.measure import measure_blocks
+from ecoflap.allocate.options import AUTO, Parameter
+from ecoflap.allocate.protocol import Context, Requires, compute_again
+from ecoflap.allocate.uneven import Uneven
+from ecoflap.blocks.footprint import Footprint
+from ecoflap.blocks.statistics import InputStatistics, Statistic
+from ecoflap.errors import UserError, require_choices, require_positive
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Block, Tower
+from ecoflap.prune.protocol import LayerPruner
+from ecoflap.score.scores import BLOCK, Scores
+
+Values = Mapping[str, float]
+"""{block or layer: what was measured of it}."""
+
+
+class Parametric(Uneven):
+    """An allocator that measures blocks of the dense model, and turns the values into counts.
+
+    A free parameter says how much the counts differ; 0 stands for a uniform sparsity.
+
+    Attributes:
+        scope: one budget for the whole model (model), or each tower reaches the target by itself (tower).
+        samples: how many samples of the calibration set are compared at each candidate of ``auto``.
+        parameter: the name of the option that holds the free parameter.
+        statistic: of the layers' inputs, which ``measure_block`` reads; None for none.
+        reads_weights: whether it measures anything.
+    """
+
+    scope: str
+    samples: int
+    parameter: ClassVar[str]
+    statistic: ClassVar[type[Statistic] | None] = None
+    reads_weights: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        require_choices("allocation", self)
+        require_positive("allocation", self, "samples")
+        value, key = self.given, f"allocation.{self.parameter}"
+        if value is None or value == AUTO:
+            return
+        if not isinstance(value, int | float):
+            raise UserError(f"{key}={value} is neither a number nor {AUTO}")
+        if not (math.isfinite(value) and value >= 0):
+            raise UserError(f"{key}={value} must be a number of at least 0 (uniform), or {AUTO}")
+
+    @property
+    def given(self) -> Parameter | None:
+        """The free parameter as it is given; None for the published value."""
+        value: Parameter | None = getattr(self, self.parameter)
+        return value
+
+    @property
+    def sparsity_per(self) -> str:
+        """What has a sparsity of its own: a block, or a layer."""
+        return BLOCK
+
+    @property
+    def requires(self) -> Requires:
+        """No scores; samples where it looks at activations or tries candidates."""
+        tries = self.given == AUTO
+        return Requires(
+            "none", weights=self.reads_weights or tries, calibration=self.statistic is not None or tries
+        )
+
+    @property
+    def footprint(self) -> Footprint | None:
+        """Statistics of one block; for ``auto``, a forward pass beside the dense weights."""
+        if self.given == AUTO:
+            return Footprint("forward", trials=1)
+        return None if self.statistic is None else Footprint("blocks", statistic=self.statistic, layers=2)
+
+    def __call__(
+        self,
+        model: PrunableModel,
+        scores: Scores | None,
+        sparsity: float,
+        context: Context | None = None,
+    ) -> Allocation:
+        """Decide how many weights each layer keeps.
+
+        Raises:
+            UserError: if ``check`` refuses the target, or no sample reaches a layer.
+            NumericalError: if what is measured is not finite, or no candidate's loss is.
+        """
+        self.check(sparsity)
+        values = self._values(model, context)
+        counts = partial(self._counts, model, values, sparsity)
+        parameter, losses = self._parameter(model, sparsity, context, counts)
+        keep, sizes = counts(parameter), {layer.name: layer.size for layer in model.layers}
+        details = {"values": values, self.parameter: parameter}
+        if losses:
+            details["losses"] = {f"{candidate:g}": loss for candidate, loss in losses.items()}
+        return Allocation(
+            {name: keep[name] for name in sizes}, sizes, sparsity, self.sparsity_per, details=details
+        )
+
+    def published(self, sparsity: float, pruner: LayerPruner | None) -> float:
+        """The published value of the free parameter; only of allocators whose option may be null."""
+        raise NotImplementedError
+
+    @abstractmethod
+    def candidates(self, model: PrunableModel, sparsity: float) -> Sequence[float]:
+        """The values of the free parameter that ``auto`` tries; the first of equal ones wins."""
+
+    def measure_block(self, block: Block, statistics: InputStatistics | None) -> dict[str, float]:
+        """{block or layer: its value} of one block of the dense model."""
+        return {}
+
+    @abstractmethod
+    def counts(self, towers: Sequence[Tower], values: Values, total: int, parameter: float) -> dict[str, int]:
+        """Share a budget of ``total`` kept weights among the layers of some towers."""
+
+    def _values(self, model: PrunableModel, context: Context | None) -> dict[str, float]:
+        """What was measured; runs with other targets recall it."""
+        if not self.reads_weights:
+            return {}
+        recall = compute_again if context is None else context.recall
+        measure = partial(measure_blocks, model, context, self.statistic, self.measure_block)
+        found: dict[str, float] = recall({"result": "values"}, measure)
+        return found
+
+    def _counts(
+        self, model: PrunableModel, values: Values, sparsity: float, parameter: float
+    ) -> dict[str, int]:
+        """{layer: how many weights it keeps} at a value of the free parameter.
+
+        At 0 these are the counts of the uniform allocation, to the weight, so that the two compare as equal.
+        """
+        if not parameter:
+            return split(model.layers, keep_total([layer.size for layer in model.layers], sparsity))
+        keep: dict[str, int] = {}
+        for towers in parts(model, self.scope):
+            total = keep_total([layer.size for tower in towers for layer in tower.layers], sparsity)
+            keep |= self.counts(towers, values, total, parameter)
+        return keep
+
+    def _parameter(
+        self, model: PrunableModel, sparsity: float, context: Context | None, counts: Counts
+    ) -> tuple[float, Losses]:
+        """The free parameter, and the losses of the candidates if any were tried."""
+        given = self.given
+        if given == AUTO:
+            assert context is not None
+            name = {"result": "loss", "parameter": self.parameter, "sparsity": sparsity}
+            return choose(model, context, self.candidates(model, sparsity), counts, name, self.samples)
+        if given is None:
+            return self.published(sparsity, None if context is None else context.pruner), {}
+        return float(given), {}

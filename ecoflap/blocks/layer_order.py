@@ -1,0 +1,75 @@
+"""The order in which a block calls its layers, and which of them read the same tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from ecoflap.blocks.containers import version_of
+from ecoflap.models.core.layers import Layer
+
+
+class LayerOrder:
+    """Records which layers runs of a block call, and what those read.
+
+    Attributes:
+        layers: the layers of the block.
+        repeated: layers that one run calls several times.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.layers = layers
+        self.repeated: set[Layer] = set()
+        self._order: list[Layer] = []
+        self._reads: dict[Layer, dict[int, int]] = {}  # {layer: {run: the number of the tensor that it read}}
+        self._runs = 0
+        self._place = 0  # behind the layer that was called last
+        self._seen: list[tuple[Tensor, int]] = []  # the tensors stay alive, so equal identity is the same one
+
+    @contextmanager
+    def recording(self) -> Iterator[None]:
+        """Record the run of the block in this context."""
+        handles = [
+            layer.module.register_forward_pre_hook(partial(self._record, layer)) for layer in self.layers
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self._seen.clear()
+            self._runs, self._place = self._runs + 1, 0
+
+    def _record(self, layer: Layer, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+        inputs, version = arguments[0], version_of(arguments[0])
+        known = (number for number, (one, old) in enumerate(self._seen) if one is inputs and old == version)
+        number = next(known, len(self._seen))
+        if number == len(self._seen):
+            self._seen.append((inputs, version))
+        if layer not in self._reads:  # another run may have called layers before and after it
+            self._order.insert(self._place, layer)
+        self._place = self._order.index(layer) + 1
+        reads = self._reads.setdefault(layer, {})
+        if self._runs in reads:
+            self.repeated.add(layer)
+        reads[self._runs] = number
+
+    def groups(self) -> list[tuple[Layer, ...]]:
+        """The layers in call order, those together that read the same tensor in every run.
+
+        A layer that no run called is alone, behind the one that precedes it in the block.
+        """
+        called: dict[tuple[tuple[int, int], ...], list[Layer]] = {}
+        for layer in self._order:
+            called.setdefault(tuple(self._reads[layer].items()), []).append(layer)
+        groups = [tuple(layers) for layers in called.values()]
+        place = 0
+        for layer in self.layers:
+            if layer not in self._reads:
+                groups.insert(place, (layer,))
+            place = 1 + next(number for number, group in enumerate(groups) if layer in group)
+        return groups

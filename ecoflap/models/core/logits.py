@@ -1,0 +1,38 @@
+"""Collect the logits that a loss compares with its targets, whatever the family of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+from torch import Tensor
+
+_collected: ContextVar[list[Tensor] | None] = ContextVar("collected", default=None)
+
+
+@contextmanager
+def collecting_logits() -> Iterator[list[Tensor]]:
+    """Collect the logits of every target of the losses that are computed in this context.
+
+    Yields:
+        A list that fills up: [targets, classes] each, in the order in which the losses were computed.
+    """
+    found: list[Tensor] = []
+    token = _collected.set(found)
+    try:
+        yield found
+    finally:
+        _collected.reset(token)
+
+
+def collect(logits: Tensor, is_target: Tensor | None = None) -> None:
+    """Show the logits that a loss is about to compare with its targets.
+
+    Args:
+        logits: [..., classes].
+        is_target: bool [...]; None if all of them are targets.
+    """
+    found = _collected.get()
+    if found is not None:
+        found.append(logits.flatten(0, -2) if is_target is None else logits[is_target])

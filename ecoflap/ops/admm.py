@@ -1,0 +1,229 @@
+"""Masks and weights by ADMM: gradual pruning, in which every kept weight adapts (Boža, TMLR 2024).
+
+Minimises ||W X - W' X||^2 over W' with a mask. In columns scaled to unit norm, D = W n and N = G / (n n^T),
+ADMM alternates between the mask and least squares without one: from V = D,
+
+    Z = V on the mask, 0 elsewhere;   U = V - Z
+    V = U + (1 - r) Z + r (D + penalty (Z - U - D) P),   P = inv(N + (damping + penalty) I)
+
+with over-relaxation r (Boyd et al. 2011, section 3.4.3; 1 as published). P does not depend on the weights, so
+a solve is as many matrix products as iterations, for all matrices that read the same input at once.
+"""
+
+import math
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ecoflap.ops.selection import Pattern, check_n_of_m, keep_n_of_m, select
+from ecoflap.ops.sparsegpt import Solution
+
+SMALLEST_NORM = 1e-8  # of the largest; weights of dead columns go first, and stay as they are where kept
+
+
+class NormalisedInverse(NamedTuple):
+    """The inverse in which ADMM takes its steps.
+
+    Attributes:
+        inverse: P [cols, cols] fp32.
+        norms: n [cols], the root mean square of each input column.
+        damping: share of the mean diagonal of N that was added to its diagonal.
+        penalty: of the distance between a weight and its masked version.
+    """
+
+    inverse: Tensor
+    norms: Tensor
+    damping: float
+    penalty: float
+
+
+def normalised_inverse(gram: Tensor, damping: float = 0.1, penalty: float = 1.0) -> NormalisedInverse:
+    """Normalise a Gram matrix to unit columns, damp it and invert it.
+
+    Args:
+        gram: c X^T X of inputs X [tokens, cols], any scale c: [cols, cols].
+        damping: share of the mean diagonal that is added to the diagonal, 0 or more.
+        penalty: of the distance between a weight and its masked version, above 0.
+
+    Raises:
+        ValueError: if the Gram matrix is not square, not finite or, with so little damping and penalty, not
+            positive definite, or a number is out of range.
+    """
+    _check_gram(gram, damping, penalty)
+    norms = gram.diagonal().to(torch.float32).clamp_min(0).sqrt()
+    largest = norms.max()
+    norms = norms.clamp_min(float(SMALLEST_NORM * largest)) if largest > 0 else torch.ones_like(norms)
+    matrix = gram.to(torch.float32) / norms / norms[:, None]
+    matrix.diagonal().add_(damping * matrix.diagonal().mean() + penalty)
+    lower, failed_at = torch.linalg.cholesky_ex(matrix)
+    if failed_at.item():
+        raise ValueError(
+            f"the Gram matrix is singular with damping={damping:g} and penalty={penalty:g}; use a larger"
+            " damping (0.1 is usual)"
+        )
+    return NormalisedInverse(torch.cholesky_inverse(lower), norms, damping, penalty)
+
+
+def admm_solve(
+    weights: Sequence[Tensor],
+    inverse: NormalisedInverse,
+    keeps: Sequence[int],
+    patterns: Sequence[Pattern],
+    iterations: int,
+    schedule: int,
+    relaxation: float,
+) -> list[Solution]:
+    """Prune matrices that read the same input: the mask of each of the first iterations is sparser.
+
+    After iteration t of the schedule, the share 1 - (1 - t / schedule)^3 of what has to go is gone; what goes
+    is smallest in |V|, which is the Wanda metric at first.
+
+    Args:
+        weights: each [rows, cols], any floating dtype, on the inverse's device; rows may differ.
+        inverse: of the Gram matrix of their inputs.
+        keeps: for each matrix the number of weights to keep.
+        patterns: for each matrix which weights compete. Between a pattern (n, m) and its mask, weights beside
+            the n largest of each group compete in the whole matrix.
+        iterations: in all (published: 20); at least those of the schedule.
+        schedule: iterations that choose a mask (published: 15).
+        relaxation: r, from 1 (published) to below 2.
+
+    Returns:
+        For each matrix the pruned weight, its mask and the damping; rows that lose nothing keep their weights
+        exactly. No argument is modified.
+
+    Raises:
+        ValueError: if arguments do not match each other, or a weight is not finite.
+    """
+    _check_weights(weights, inverse)
+    if not 1 <= schedule <= iterations:
+        raise ValueError(
+            f"asked for {iterations} iterations, of which {schedule} choose a mask; 1 to all can"
+        )
+    for weight, keep, pattern in zip(weights, keeps, patterns, strict=True):
+        if not 0 <= keep <= weight.numel():
+            raise ValueError(
+                f"asked to keep {keep} weights of a {tuple(weight.shape)} matrix; valid counts are 0 to"
+                f" {weight.numel()}"
+            )
+        if isinstance(pattern, tuple):
+            check_n_of_m(weight.shape[1], *pattern)
+    scaled = _scaled(weights, inverse)
+    state, mask, parts = scaled.clone(), torch.ones_like(scaled, dtype=torch.bool), _parts(weights)
+    for iteration in range(iterations):
+        if iteration < schedule:
+            gone = 1 - (1 - (iteration + 1) / schedule) ** 3
+            for part, keep, pattern in zip(parts, keeps, patterns, strict=True):
+                mask[part] = _gradual_mask(state[part].abs(), keep, gone, pattern)
+        _step(state, scaled, mask, inverse, relaxation)
+    solved = _unscaled(state, mask, weights, inverse)
+    return [Solution(solved[part], mask[part], inverse.damping) for part in parts]
+
+
+def admm_repair(
+    weights: Sequence[Tensor],
+    inverse: NormalisedInverse,
+    masks: Sequence[Tensor],
+    iterations: int,
+    relaxation: float,
+) -> list[Tensor]:
+    """Adapt the kept weights of matrices that read the same input to masks that are given.
+
+    Args:
+        weights: dense, each [rows, cols], any floating dtype, on the inverse's device; rows may differ.
+        inverse: of the Gram matrix of their inputs.
+        masks: for each matrix [rows, cols], True where kept.
+        iterations: at least 1.
+        relaxation: r, from 1 to below 2.
+
+    Returns:
+        For each matrix the weights [rows, cols] fp32, exactly zero where pruned; rows that lose nothing keep
+        their weights exactly. No argument is modified.
+
+    Raises:
+        ValueError: if arguments do not match each other, or a weight is not finite.
+    """
+    _check_weights(weights, inverse)
+    mask = torch.cat(list(masks))
+    scaled = _scaled(weights, inverse)
+    state = scaled.clone()
+    for _ in range(iterations):
+        _step(state, scaled, mask, inverse, relaxation)
+    solved = _unscaled(state, mask, weights, inverse)
+    return [solved[part] for part in _parts(weights)]
+
+
+def _step(state: Tensor, scaled: Tensor, mask: Tensor, inverse: NormalisedInverse, relaxation: float) -> None:
+    """One iteration on V = ``state``, in place, of D = ``scaled``, both [rows of all matrices, cols]."""
+    kept = state * mask  # Z, so that Z - U = 2 Z - V; arithmetic is faster than torch.where on the CPU
+    target = kept.mul(2).sub_(state).sub_(scaled)
+    state.sub_(kept, alpha=relaxation).add_(scaled, alpha=relaxation)
+    state.addmm_(target, inverse.inverse, alpha=relaxation * inverse.penalty)
+
+
+def _gradual_mask(metric: Tensor, keep: int, gone: float, pattern: Pattern) -> Tensor:
+    """The mask [rows, cols] once the share ``gone`` of what has to go is gone."""
+    if gone == 1 or keep == metric.numel():
+        return select(metric, keep, pattern)
+    prune = int((metric.numel() - keep) * gone)
+    if isinstance(pattern, tuple):
+        protected = keep_n_of_m(metric, *pattern)
+        return select(metric.masked_fill_(protected, math.inf), metric.numel() - prune, "matrix")
+    if pattern == "row":  # whole rows of weights: no row has to be chosen for a remainder
+        prune -= prune % len(metric)
+    return select(metric, metric.numel() - prune, pattern)
+
+
+def _scaled(weights: Sequence[Tensor], inverse: NormalisedInverse) -> Tensor:
+    """D = W n of all matrices, [rows of all, cols]."""
+    return torch.cat([weight.detach().to(torch.float32) for weight in weights]).mul_(inverse.norms)
+
+
+def _unscaled(state: Tensor, mask: Tensor, weights: Sequence[Tensor], inverse: NormalisedInverse) -> Tensor:
+    """Z / n of all matrices, [rows of all, cols]."""
+    solved = state.masked_fill(~mask, 0).div_(inverse.norms)
+    whole = mask.all(dim=1)
+    if whole.any():
+        solved[whole] = torch.cat([weight.detach().to(torch.float32) for weight in weights])[whole]
+    return solved
+
+
+def _parts(weights: Sequence[Tensor]) -> list[slice]:
+    """The rows of each matrix among those of all."""
+    ends = accumulate(map(len, weights))
+    return [slice(end - len(weight), end) for end, weight in zip(ends, weights, strict=True)]
+
+
+def _check_gram(gram: Tensor, damping: float, penalty: float) -> None:
+    if gram.ndim != 2 or gram.shape[0] != gram.shape[1] or gram.numel() == 0:
+        raise ValueError(
+            f"a Gram matrix must be a square matrix [cols, cols]; found shape {tuple(gram.shape)}"
+        )
+    if not (math.isfinite(damping) and damping >= 0 and math.isfinite(penalty) and penalty > 0):
+        raise ValueError(
+            f"damping is 0 or more (0.1 is usual) and penalty above 0 (1 is usual); found {damping} and"
+            f" {penalty}"
+        )
+    if not gram.isfinite().all():
+        raise ValueError(
+            f"{int((~gram.isfinite()).sum())} of {gram.numel()} entries of the Gram matrix are NaN or"
+            " infinite; check the layer's calibration inputs and accumulate in fp32"
+        )
+
+
+def _check_weights(weights: Sequence[Tensor], inverse: NormalisedInverse) -> None:
+    cols = len(inverse.norms)
+    for weight in weights:
+        if weight.ndim != 2 or weight.shape[1] != cols:
+            raise ValueError(
+                f"weight [rows, cols] needs an inverse [cols, cols]; found {tuple(weight.shape)} and"
+                f" {tuple(inverse.inverse.shape)}"
+            )
+        if not torch.stack(torch.aminmax(weight)).isfinite().all():
+            raise ValueError(
+                f"{int((~weight.isfinite()).sum())} of {weight.numel()} weights are NaN or infinite; check"
+                " the checkpoint and its dtype"
+            )

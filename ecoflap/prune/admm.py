@@ -1,0 +1,68 @@
+"""ADMM (Boža, TMLR 2024): weights go in steps, and the ones that stay adapt to each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from ecoflap.blocks.footprint import Footprint
+from ecoflap.blocks.statistics import Gram, Statistic
+from ecoflap.errors import UserError
+from ecoflap.ops import admm_solve
+from ecoflap.prune.masks import MaskRule
+from ecoflap.prune.options import ADMMOptions
+from ecoflap.prune.protocol import LayerPruner, Pruned
+
+
+@dataclass(frozen=True)
+class ADMM(ADMMOptions, LayerPruner):
+    """Remove weights in steps, between which the ones that stay adapt."""
+
+    statistic: ClassVar[type[Statistic] | None] = Gram
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.schedule <= self.iterations:
+            raise UserError(
+                f"pruner.schedule={self.schedule} with pruner.iterations={self.iterations}: at least 1"
+                " iteration removes weights, and at most all of them do"
+            )
+        finite = math.isfinite(self.damping) and math.isfinite(self.penalty)
+        if not (finite and self.damping >= 0 and self.penalty > 0 and 1 <= self.relaxation < 2):
+            raise UserError(
+                f"pruner.damping={self.damping}, pruner.penalty={self.penalty},"
+                f" pruner.relaxation={self.relaxation}: damping is at least 0, penalty above 0 and"
+                " relaxation from 1 to below 2 (published: 0.1, 1 and 1)"
+            )
+        _ = self.rule
+
+    @property
+    def rule(self) -> MaskRule:
+        """Which weights of a layer compete with each other."""
+        return MaskRule.parse(self.mask, ("row", "matrix"))
+
+    @property
+    def footprint(self) -> Footprint:
+        """What it keeps in memory: six copies of the weights, and of another layer's that share an input."""
+        return Footprint("blocks", statistic=self.statistic, layers=12)
+
+    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: int) -> Pruned:
+        """Prune a weight [rows, cols] to ``keep`` weights."""
+        return self.together([weight], statistic, [keep])[0]
+
+    def together(
+        self, weights: Sequence[Tensor], statistic: Statistic | None, keeps: Sequence[int]
+    ) -> list[Pruned]:
+        """Prune layers that read the same input, as one matrix of all their rows."""
+        assert isinstance(statistic, Gram)
+        inverse = statistic.normalised_inverse(self.damping, self.penalty)
+        patterns = [
+            self.rule.pattern(weight.numel(), keep) for weight, keep in zip(weights, keeps, strict=True)
+        ]
+        solutions = admm_solve(
+            weights, inverse, keeps, patterns, self.iterations, self.schedule, self.relaxation
+        )
+        return [Pruned(solution.weight, solution.mask) for solution in solutions]

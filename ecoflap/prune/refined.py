@@ -1,0 +1,70 @@
+"""Pruners by a metric whose masks swaps can refine, and whose weights can make up for what is pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ecoflap.blocks.footprint import Footprint
+from ecoflap.blocks.statistics import Gram, Statistic
+from ecoflap.errors import require_choices, require_positive
+from ecoflap.ops import admm_repair, swap_masks
+from ecoflap.prune.by_metric import ByMetric
+from ecoflap.prune.options import ADMMOptions, MetricOptions
+from ecoflap.prune.protocol import Pruned
+
+REPAIR = ADMMOptions()
+
+
+@dataclass(frozen=True)
+class RefinedMetric(MetricOptions, ByMetric):
+    """Keep the weights of the largest metric, refine the mask and repair the weights as the options say.
+
+    Attributes:
+        of_metric: the statistic that the metric alone reads; None if it looks at no data.
+    """
+
+    of_metric: ClassVar[type[Statistic] | None] = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_choices("pruner", self)
+        require_positive("pruner", self, "swaps")
+
+    @property
+    def statistic(self) -> type[Statistic] | None:
+        """What the metric reads; the Gram matrix for refinement and repair."""
+        return Gram if self.refine != "none" or self.repair else self.of_metric
+
+    @property
+    def footprint(self) -> Footprint:
+        """What it keeps in memory; refinement and repair work on two layers that share an input at once."""
+        return Footprint("blocks", statistic=self.statistic, layers=12 if self.statistic is Gram else 4)
+
+    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: int) -> Pruned:
+        """Prune a weight [rows, cols] to ``keep`` weights."""
+        return self.together([weight], statistic, [keep])[0]
+
+    def together(
+        self, weights: Sequence[Tensor], statistic: Statistic | None, keeps: Sequence[int]
+    ) -> list[Pruned]:
+        """Prune layers that read the same input."""
+        by_metric = super().__call__
+        pruned = [by_metric(weight, statistic, keep) for weight, keep in zip(weights, keeps, strict=True)]
+        if not isinstance(statistic, Gram) or (self.refine == "none" and not self.repair):
+            return pruned
+        masks = [one.mask for one in pruned]
+        if self.refine == "swaps":
+            swapped = swap_masks(
+                torch.cat(list(weights)), statistic.value, torch.cat(masks), self.swaps, self.rule.group
+            )
+            masks = list(swapped.split([len(weight) for weight in weights]))
+        if not self.repair:
+            return [Pruned(weight * mask, mask) for weight, mask in zip(weights, masks, strict=True)]
+        inverse = statistic.normalised_inverse(REPAIR.damping, REPAIR.penalty)
+        repaired = admm_repair(weights, inverse, masks, REPAIR.iterations, REPAIR.relaxation)
+        return [Pruned(weight, mask) for weight, mask in zip(repaired, masks, strict=True)]

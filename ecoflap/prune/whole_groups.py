@@ -1,0 +1,53 @@
+"""Round an allocation to masks that keep the same number of every m weights of a layer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from fractions import Fraction
+
+from ecoflap.allocate.allocation import GROUPS, Allocation
+from ecoflap.errors import UserError
+
+
+def in_whole_groups(allocation: Allocation, group: int) -> Allocation:
+    """The allocation in which each layer keeps n of every ``group`` weights, with an n of its own.
+
+    Counts are rounded down, and then up where most was lost, while the sum stays within that of the given
+    counts: what is missing in the end is less than one weight per group of the smallest layer that could be
+    rounded up. A layer that keeps anything keeps at least one weight per group.
+
+    Args:
+        allocation: any counts.
+        group: weights per group; it divides the size of every layer.
+
+    Raises:
+        UserError: if one weight per group is more than the given counts.
+    """
+    budget = sum(allocation.keep.values())
+    unit = {name: size // group for name, size in allocation.sizes.items()}
+    wanted = {name: Fraction(keep, unit[name]) for name, keep in allocation.keep.items()}
+    chosen = {
+        name: max(int(share), min(1, keep))
+        for (name, share), keep in zip(wanted.items(), allocation.keep.values(), strict=True)
+    }
+    kept = sum(count * unit[name] for name, count in chosen.items())
+    while kept > budget:  # some layers were below one weight per group
+        lowered = max(
+            (name for name, count in chosen.items() if count > 1),
+            key=lambda name: chosen[name] - wanted[name],
+            default=None,
+        )
+        if lowered is None:
+            raise UserError(
+                f"pruner.mask=n:{group} keeps at least one of every {group} weights of a layer, {kept:,}"
+                f" weights in all, and the allocation keeps {budget:,}; lower the sparsity"
+            )
+        chosen[lowered] -= 1
+        kept -= unit[lowered]
+    for name in sorted(chosen, key=lambda name: chosen[name] - wanted[name]):
+        if chosen[name] < wanted[name] and kept + unit[name] <= budget:
+            chosen[name] += 1
+            kept += unit[name]
+    keep = {name: count * unit[name] for name, count in chosen.items()}
+    total = allocation.total if keep == allocation.keep else GROUPS
+    return replace(allocation, keep=keep, total=total)

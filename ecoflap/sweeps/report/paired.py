@@ -1,0 +1,166 @@
+"""Allocations against the uniform one, paired by seed, with intervals and the cost of the coarse stage.
+
+ecoflap report paired SWEEP [--metric TASK/METRIC]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from ecoflap.console.progress import ArgumentParser, complain
+from ecoflap.errors import UserError
+from ecoflap.storage.file_names import RESULT
+from ecoflap.sweeps.report.methods import Method
+from ecoflap.sweeps.report.metrics import Cells, MetricTable, make_tables, statistics
+from ecoflap.sweeps.report.runs import Run, read_runs
+from ecoflap.sweeps.report.sections import make_sections
+
+COARSE_STEPS = ("score", "allocate")
+OF_COARSE = ("score.", "allocation.")
+STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
+"""{number of differences: the 97.5 % quantile of Student's t with one degree of freedom less}."""
+NORMAL = 1.96  # beyond ten differences
+
+
+class Row(NamedTuple):
+    """A method beside the uniform allocation under the same pruner, at one sparsity.
+
+    Attributes:
+        table: the metric.
+        method: the method.
+        sparsity: the target.
+        uniform: the uniform allocation's figures, seed by seed.
+        figures: the method's, in the same order of seeds.
+        seconds: the most that a run's coarse stage took; None if all read it from the cache.
+    """
+
+    table: MetricTable
+    method: Method
+    sparsity: float
+    uniform: list[float]
+    figures: list[float]
+    seconds: float | None
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 2 if there is nothing to show."""
+    parser = ArgumentParser(
+        prog="ecoflap report paired",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("folder", type=Path, help=f"folder of a sweep; every {RESULT} below it is read")
+    parser.add_argument(
+        "--metric", action="append", default=[], help="TASK/METRIC instead of each task's first; repeatable"
+    )
+    options = parser.parse_args(arguments)
+    try:
+        found = list(rows(make_tables(make_sections(read_runs(options.folder)), options.metric)))
+        if not found:
+            raise UserError(
+                f"below {options.folder} no allocation has the seed, sparsity and pruner of a uniform one"
+                " (score=none allocation=water_filling); add these runs"
+            )
+    except UserError as error:
+        return complain(f"no table: {error}")
+    print("\n".join(markdown(found)))
+    return 0
+
+
+def rows(tables: Sequence[MetricTable]) -> Iterator[Row]:
+    """Each method with a coarse stage beside the uniform allocation, for the seeds that both have."""
+    for table in tables:
+        by_method = table.section.by_method
+        for method, cells in table.cells.items():
+            baseline = _uniform_beside(method, table.cells)
+            if baseline is None:
+                continue
+            for sparsity, seeds in cells.items():
+                beside = table.cells[baseline].get(sparsity, {})
+                shared = [seed for seed in sorted(seeds) if seed in beside]
+                if shared:
+                    yield Row(
+                        table,
+                        method,
+                        sparsity,
+                        [beside[seed].pruned for seed in shared],
+                        [seeds[seed].pruned for seed in shared],
+                        _coarse_seconds(by_method[method]),
+                    )
+
+
+def _uniform_beside(method: Method, cells: Cells) -> Method | None:
+    """The uniform allocation with the same pruner and settings; None for itself, or if there is none."""
+    if method.score in ("none", "global"):
+        return None
+
+    def others(one: Method) -> tuple[tuple[str, str], ...]:
+        return tuple(setting for setting in one.settings if not setting[0].startswith(OF_COARSE))
+
+    alike = (
+        one
+        for one in cells
+        if one.score == "none" and one.pruner == method.pruner and others(one) == others(method)
+    )
+    return next(alike, None)
+
+
+def _coarse_seconds(runs: Iterable[Run]) -> float | None:
+    """The most seconds that the coarse stage took in a run that did not read it from the cache."""
+    computed = [
+        sum(float(run.result.steps[step]["seconds"]) for step in COARSE_STEPS if step in run.result.steps)
+        for run in runs
+        if not any(run.result.steps.get(step, {}).get("cached") for step in COARSE_STEPS)
+    ]
+    return max(computed, default=None)
+
+
+def interval(differences: Sequence[float]) -> float | None:
+    """Half the width of the 95 % interval of the mean difference (Student's t); None for fewer than two."""
+    deviation = statistics(differences)[1]
+    if deviation is None:
+        return None
+    count = len(differences)
+    return STUDENT.get(count, NORMAL) * deviation / math.sqrt(count)
+
+
+def markdown(found: Sequence[Row]) -> Iterator[str]:
+    """The lines of a GitHub table; ``verdict`` is better or worse where the interval leaves out zero."""
+    columns = ["model", "metric", "sparsity", "pruner", "allocation", "n", "uniform", "mean", "difference"]
+    yield _line([*columns, "verdict", "coarse seconds"])
+    yield _line(["---"] * 5 + ["---:"] * 4 + ["---", "---:"])
+    order = sorted(found, key=lambda row: (row.table.model, row.table.name, row.sparsity, row.method.order))
+    for row in order:
+        differences = [mine - other for mine, other in zip(row.figures, row.uniform, strict=True)]
+        mean, half = statistics(differences)[0], interval(differences)
+        yield _line(
+            [
+                row.table.model,
+                row.table.metric,
+                f"{row.sparsity:g}",
+                row.method.pruner,
+                row.method.coarse,
+                len(differences),
+                f"{statistics(row.uniform)[0]:.4g}",
+                f"{statistics(row.figures)[0]:.4g}",
+                f"{mean:+.3g}" if half is None else f"{mean:+.3g} ± {half:.2g}",
+                _verdict(mean, half, row.table.smaller_is_better),
+                "" if row.seconds is None else f"{row.seconds:.3g}",
+            ]
+        )
+
+
+def _verdict(mean: float, half: float | None, smaller_is_better: bool) -> str:
+    if half is None:
+        return "one seed"
+    if not abs(mean) > half:  # neither for a difference that is not a number
+        return "no difference"
+    return "better" if (mean < 0) == smaller_is_better else "worse"
+
+
+def _line(cells: Iterable[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"

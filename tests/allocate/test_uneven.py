@@ -1,0 +1,344 @@
+"""What all allocators without scores have in common: exact totals, towers, memory of results, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+
+from ecoflap.allocate import measure
+from ecoflap.allocate.alpha_pruning import AlphaPruning
+from ecoflap.allocate.atp import ATP
+from ecoflap.allocate.dlp import DLP
+from ecoflap.allocate.er import ER
+from ecoflap.allocate.groups import blocks_of
+from ecoflap.allocate.lsa import LSA
+from ecoflap.allocate.owl import OWL
+from ecoflap.allocate.protocol import Allocator, Context
+from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.blocks.statistics import MeanSquare
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.ops import wanda_metric
+from ecoflap.prune.magnitude import Magnitude
+from ecoflap.prune.wanda import Wanda
+from tests import tiny
+from tests.allocate.test_water_filling import check_counts
+
+FAMILY = "blip2_t5"
+MEASURED = [OWL(), DLP(), DLP(average="mean"), LSA(), LSA("sublayer"), LSA("layer"), AlphaPruning()]
+ALL = [*MEASURED, ATP(beta=0.1), ER()]
+TRIED = [
+    OWL(spread="auto"),
+    DLP(spread="auto"),
+    LSA("layer", spread="auto"),
+    ATP(),
+    AlphaPruning(epsilon="auto"),
+]
+
+
+class Memory:
+    """Recalls what was computed, as the stage cache does."""
+
+    def __init__(self) -> None:
+        self.known: dict[str, str] = {}
+        self.computed = list[dict[str, Any]]()
+        self.asked = list[Mapping[str, Any]]()
+
+    def __call__(self, name: Mapping[str, Any], compute: Callable[[], Any]) -> Any:
+        key = json.dumps(name, sort_keys=True)
+        self.asked.append(name)
+        if key not in self.known:
+            self.computed.append(dict(name))
+            self.known[key] = json.dumps(compute())
+        return json.loads(self.known[key])
+
+
+@pytest.fixture(scope="module")
+def model() -> PrunableModel:
+    return tiny.build(FAMILY, skip_layers=(r"block\.1\.layer\.0",))  # blocks and towers of different sizes
+
+
+@pytest.fixture
+def context() -> Context:
+    return Context(Wanda(), tiny.samples(FAMILY), 2, "pruned", 0)
+
+
+def label(allocator: Allocator) -> str:
+    return f"{allocator.name}-{getattr(allocator, 'granularity', '')}{getattr(allocator, 'average', '')}"
+
+
+@pytest.mark.parametrize("allocator", ALL, ids=label)
+def test_totals_are_exact_in_every_tower(model: PrunableModel, context: Context, allocator: Any) -> None:
+    once = replace(context, recall=Memory())  # what is measured depends on neither scope nor target
+    for scope, sparsity in product(["model", "tower"], [0.0, 0.613, 0.95, 0.999]):
+        allocation = replace(allocator, scope=scope)(model, None, sparsity, once)
+        check_counts(model, allocation, sparsity)
+        parts = [model.layers] if scope == "model" else [tower.layers for tower in model.towers]
+        for layers in parts:
+            kept = sum(allocation.keep[layer.name] for layer in layers)
+            total = sum(layer.size for layer in layers)
+            assert kept == math.floor(round(total * (1 - sparsity), 6))
+
+
+@pytest.mark.parametrize("allocator", [OWL(), DLP(), LSA(), ATP(beta=0.1), AlphaPruning()], ids=label)
+def test_the_layers_of_a_block_share_its_sparsity(
+    model: PrunableModel, context: Context, allocator: Allocator
+) -> None:
+    allocation = allocator(model, None, 0.6, context)
+    assert allocation.granularity == "block"
+    for block in blocks_of(model.towers):
+        names = [layer.name for layer in block.layers]
+        for name in names:
+            share = 1 - allocation.sparsity_of(names)
+            assert abs(allocation.keep[name] - allocation.sizes[name] * share) <= 1
+
+
+@pytest.mark.parametrize("allocator", [OWL(spread=0), DLP(spread=0), ATP(beta=0), AlphaPruning(epsilon=0)])
+def test_a_parameter_of_zero_is_uniform(model: PrunableModel, context: Context, allocator: Allocator) -> None:
+    assert allocator(model, None, 0.6, context).keep == WaterFilling()(model, None, 0.6).keep
+
+
+@pytest.mark.parametrize("allocator", [OWL(), DLP(), DLP(average="mean")], ids=label)
+def test_values_equal_a_full_forward_pass(
+    model: PrunableModel, context: Context, allocator: OWL | DLP
+) -> None:
+    """Inputs come from hooks during plain forward passes of one sample at a time."""
+    inputs: dict[str, list[torch.Tensor]] = {layer.name: [] for layer in model.layers}
+    handles = [
+        layer.module.register_forward_pre_hook(
+            lambda _, given, name=layer.name: inputs[name].append(given[0].flatten(0, -2))
+        )
+        for layer in model.layers
+    ]
+    with quiet_forward(model.module), torch.no_grad():
+        for batch in tiny.one_by_one(FAMILY, context.samples, 1):
+            model.loss(batch)
+    for handle in handles:
+        handle.remove()
+    expected = {}
+    for block in blocks_of(model.towers):
+        sizes = []
+        for layer in block.layers:
+            square = torch.cat(inputs[layer.name]).double().square().mean(dim=0)
+            sizes.append((layer.matrix().double().abs() * square.sqrt()).flatten())
+        every = torch.cat(sizes)
+        if isinstance(allocator, OWL):
+            expected[block.name] = 100 * float((every > 5 * every.mean()).double().mean())
+        else:
+            expected[block.name] = float(every.median() if allocator.average == "median" else every.mean())
+    found = allocator(model, None, 0.6, context).details["values"]
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("allocator", MEASURED, ids=label)
+def test_targets_share_one_measurement_and_its_batch_size_changes_nothing(
+    model: PrunableModel, context: Context, allocator: Allocator
+) -> None:
+    memory = Memory()
+    first = allocator(model, None, 0.5, replace(context, recall=memory))
+    second = allocator(model, None, 0.7, replace(context, recall=memory))
+    assert len(memory.computed) == 1
+    assert first.details["values"] == second.details["values"]
+    alone = allocator(model, None, 0.7, replace(context, batch_size=5)).details["values"]
+    assert alone == pytest.approx(second.details["values"], rel=1e-4)
+
+
+@pytest.mark.parametrize("allocator", TRIED, ids=label)
+def test_auto_takes_the_candidate_of_the_smallest_loss(
+    model: PrunableModel, context: Context, allocator: Any
+) -> None:
+    before = {layer.name: layer.matrix().clone() for layer in model.layers}
+    memory = Memory()
+    found = allocator(model, None, 0.7, replace(context, recall=memory))
+    assert all(torch.equal(layer.matrix(), before[layer.name]) for layer in model.layers)
+    losses = found.details["losses"]
+    chosen = found.details[allocator.parameter]
+    assert losses[f"{chosen:g}"] == min(losses.values())
+    assert chosen == min((float(one) for one in losses if losses[one] == losses[f"{chosen:g}"]), default=None)
+    fixed = replace(allocator, **{allocator.parameter: chosen})(model, None, 0.7, context)
+    assert fixed.keep == found.keep
+    computed = len(memory.computed)
+    assert allocator(model, None, 0.7, replace(context, recall=memory)) == found
+    assert len(memory.computed) == computed
+
+
+def test_auto_prunes_as_the_fine_stage_does(model: PrunableModel, context: Context) -> None:
+    """The loss of a candidate is that of masks on the dense inputs, made here weight by weight."""
+    found = ATP(samples=3)(model, None, 0.7, context).details["losses"]
+    dense = {layer.name: layer.matrix().clone() for layer in model.layers}
+    allocation = ATP(beta=0.12)(model, None, 0.7)
+    inputs: dict[str, MeanSquare] = {}
+    handles = [
+        layer.module.register_forward_pre_hook(
+            lambda _, given, name=layer.name: inputs.setdefault(
+                name, MeanSquare(given[0].shape[-1], torch.device("cpu"))
+            ).update(given[0].flatten(0, -2))
+        )
+        for layer in model.layers
+    ]
+    samples = tiny.one_by_one(FAMILY, context.samples, 1)
+    with quiet_forward(model.module), torch.no_grad():
+        for batch in samples:
+            model.loss(batch)
+        for handle in handles:
+            handle.remove()
+        for layer in model.layers:
+            metric = wanda_metric(dense[layer.name], inputs[layer.name].value)
+            mask = Wanda().rule.select(metric, allocation.keep[layer.name])
+            layer.write(dense[layer.name] * mask)
+        losses = [float(model.loss(batch)) for batch in samples[:3]]
+        for layer in model.layers:
+            layer.write(dense[layer.name])
+    assert found["0.12"] == pytest.approx(sum(losses) / 3, rel=1e-4)
+
+
+def test_a_loss_that_is_not_finite_never_wins(
+    model: PrunableModel, context: Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ecoflap.allocate.trial import TrialPruner
+
+    losses = iter([math.nan, 3.0, math.inf, 2.0, 2.0, *[5.0] * 6])
+    monkeypatch.setattr(TrialPruner, "loss", lambda *_: next(losses))
+    details = ATP()(model, None, 0.5, context).details
+    assert details["beta"] == pytest.approx(0.3)
+    assert list(details["losses"].values())[:4] == [None, 3.0, None, 2.0]
+    monkeypatch.setattr(TrialPruner, "loss", lambda *_: math.nan)
+    with pytest.raises(NumericalError, match=r"finite at none of 0, 0\.1, .*lower the sparsity"):
+        ATP()(model, None, 0.5, context)
+
+
+@pytest.mark.parametrize("allocator", [*MEASURED, ER(), ATP(beta=0.3)], ids=label)
+def test_one_block_and_layers_of_zeros(allocator: Allocator) -> None:
+    model = tiny.build("llama", skip_layers=(r"layers\.1\.", "gate_proj"))
+    for layer in model.layers:
+        layer.write(torch.zeros(layer.shape))
+    context = Context(Wanda(), tiny.samples("llama"), 2, "pruned", 0)
+    check_counts(model, allocator(model, None, 0.7, context), 0.7)
+
+
+@pytest.mark.parametrize("allocator", [OWL(), DLP(), LSA(), AlphaPruning()], ids=label)
+def test_a_dead_block_among_others(allocator: Allocator) -> None:
+    model = tiny.build("llama")
+    for layer in model.blocks[0].layers:
+        layer.write(torch.zeros(layer.shape))
+    context = Context(Wanda(), tiny.samples("llama"), 2, "pruned", 0)
+    check_counts(model, allocator(model, None, 0.7, context), 0.7)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "opt", "torch_encoder"])
+@pytest.mark.parametrize("allocator", [OWL(), LSA("sublayer"), AlphaPruning(), ER()], ids=label)
+def test_layers_of_other_orientations(family: str, allocator: Allocator) -> None:
+    model = tiny.build(family)
+    context = Context(Wanda(), tiny.samples(family), 2, "pruned", 0)
+    check_counts(model, allocator(model, None, 0.7, context), 0.7)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("allocator", MEASURED, ids=label)
+def test_half_precision(dtype: torch.dtype, allocator: Allocator) -> None:
+    model = tiny.build("llama")
+    context = Context(Wanda(), tiny.samples("llama"), 2, "pruned", 0)
+    wide = allocator(model, None, 0.7, context).details["values"]
+    model.module.to(dtype)
+    found = allocator(model, None, 0.7, context).details["values"]
+    if allocator.name != "owl":  # a count, which may change by a weight
+        assert found == pytest.approx(wide, rel=0.1)
+    check_counts(model, allocator(model, None, 0.7, context), 0.7)
+
+
+def test_values_that_are_not_finite(context: Context) -> None:
+    model = tiny.build(FAMILY)
+    first = model.layers[0]
+    weight = first.matrix().clone()
+    weight[0, 0] = math.nan
+    first.write(weight)
+    for allocator in (OWL(), DLP(), LSA(), AlphaPruning()):
+        with pytest.raises(NumericalError, match="what the allocation measures there is nan"):
+            allocator(model, None, 0.7, context)
+
+
+def test_equal_candidates_are_tried_once(model: PrunableModel, context: Context) -> None:
+    memory = Memory()
+    ATP()(model, None, 0.0, replace(context, recall=memory))
+    assert [name["candidate"] for name in memory.asked] == [0.0]
+
+
+def test_one_sample_suffices(model: PrunableModel, context: Context) -> None:
+    one = replace(context, calibration=context.samples.take(1))
+    for allocator in (OWL(), DLP(), LSA(), ATP()):
+        check_counts(model, allocator(model, None, 0.7, one), 0.7)
+
+
+def test_weights_alone_need_no_samples(model: PrunableModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure, "require_calls", None)
+    context = Context(Magnitude(), None, 2, "pruned", 0)
+    check_counts(model, AlphaPruning()(model, None, 0.7, context), 0.7)
+
+
+@pytest.mark.parametrize("allocator", [*ALL, ATP()], ids=label)
+def test_what_is_required(allocator: Allocator) -> None:
+    requires = allocator.requires
+    assert requires.scores == "none"
+    runs_samples = allocator.name in ("owl", "dlp", "lsa") or allocator == ATP()
+    assert requires.calibration == runs_samples
+    assert requires.weights == (runs_samples or allocator.name == "alpha_pruning")
+    assert (allocator.footprint is not None) == runs_samples
+
+
+@pytest.mark.parametrize("allocator", ALL, ids=label)
+def test_masks_that_fix_every_sparsity_are_refused(allocator: Allocator) -> None:
+    allocator.check_pruner(Wanda())
+    with pytest.raises(UserError, match=rf"allocation={allocator.name}: pruner\.mask=2:4 fixes every"):
+        allocator.check_pruner(Wanda("2:4"))
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: OWL(spread="some"), r"allocation\.spread=some is neither a number nor auto"),
+        (lambda: OWL(spread=[0.1]), r"allocation\.spread=\[0\.1\] is neither a number nor auto"),  # type: ignore[arg-type]
+        (lambda: OWL(spread=-0.1), r"allocation\.spread=-0\.1 must be a number of at least 0"),
+        (lambda: OWL(spread=math.nan), r"allocation\.spread=nan must be"),
+        (lambda: OWL(outlier=0), r"allocation\.outlier=0 must be a number above 0"),
+        (lambda: OWL(scope="block"), r"allocation\.scope=block is not known"),
+        (lambda: OWL(samples=0), r"allocation\.samples=0 must be at least 1"),
+        (lambda: DLP(average="sum"), r"allocation\.average=sum is not known"),
+        (lambda: LSA("tower"), r"allocation\.granularity=tower is not known"),
+        (lambda: LSA(share=1.0), r"allocation\.share=1\.0 is outside \(0, 1\)"),
+        (lambda: LSA(columns=0), r"allocation\.columns=0 must be at least 1"),
+        (lambda: ATP(beta="none"), r"allocation\.beta=none is neither"),
+        (lambda: AlphaPruning(epsilon=1.5), r"allocation\.epsilon=1\.5 is outside 0 \(uniform\) to 1"),
+        (lambda: ER("block"), r"allocation\.scope=block is not known"),
+    ],
+)
+def test_refusals(make: Callable[[], Allocator], match: str) -> None:
+    with pytest.raises(UserError, match=match):
+        make()
+
+
+@pytest.mark.parametrize("allocator", ALL, ids=label)
+def test_an_impossible_target(model: PrunableModel, context: Context, allocator: Allocator) -> None:
+    with pytest.raises(UserError, match=r"sparsity=1 is outside \[0, 1\)"):
+        allocator(model, None, 1, context)
+
+
+def test_sublayers_are_attention_and_the_rest(model: PrunableModel, context: Context) -> None:
+    block = next(tower for tower in model.towers if tower.name == "decoder").blocks[0]
+    halves = LSA("sublayer")._groups(block)
+    names = [{layer.name.removeprefix(f"{block.name}.layer.")[0] for layer in half} for half in halves]
+    assert names == [{"0", "1"}, {"2"}]
+
+
+def test_a_small_layer_moves_further_for_the_same_error() -> None:
+    """As published, a layer of few weights moves by as many weights as a large one."""
+    from ecoflap.allocate.lsa import _shares
+
+    assert _shares([10, 30], [0.0, 1.0], 0.1) == pytest.approx([0.2, -0.2 / 3])
+    assert _shares([10, 30], [2.0, 2.0], 0.1) == [0, 0]

@@ -1,0 +1,119 @@
+"""Differences to the uniform allocation, from records with known figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.results import Result, sparsity_section
+from ecoflap.sweeps.report.paired import interval, main
+
+
+def write(
+    folder: Path,
+    figures: list[float],
+    coarse: str = "none",
+    pruner: str = "wanda",
+    sparsity: float = 0.5,
+    metric: str = "accuracy",
+    seconds: float = 1.0,
+    cached: bool = False,
+) -> None:
+    """One run per seed."""
+    for seed, figure in enumerate(figures):
+        place = folder / f"{coarse}_{pruner}_{sparsity}_{seed}"
+        place.mkdir(parents=True)
+        Result(
+            config={
+                "model": {"name": "m"},
+                "pruner": {"name": pruner},
+                "score": {"name": "none"},
+                "allocation": {"name": coarse},
+                "sparsity": sparsity,
+                "seed": seed,
+            },
+            versions={},
+            git=None,
+            model={},
+            data={},
+            metrics={"pruned": {"vqa": {metric: figure}}},
+            sparsity=sparsity_section({}, sparsity, 10, coarse=coarse),
+            steps={"allocate": {"seconds": seconds, "peak_memory_bytes": 0, "cached": cached}},
+        ).write(place / RESULT)
+
+
+def table(folder: Path, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
+    assert main([str(folder)]) == 0
+    return [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+
+
+def test_differences_are_taken_seed_by_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, [70.0, 80.0, 90.0])
+    write(tmp_path, [72.0, 83.0, 91.0], "in_context", seconds=7.5)
+    (row,) = table(tmp_path, capsys)
+    # The differences are 2, 3 and 1: mean 2, deviation 1, t = 4.303, sqrt(3) = 1.732.
+    expected = ["m", "accuracy", "0.5", "wanda", "in context", "3", "80", "82", "+2 ± 2.5", "no difference"]
+    assert row == [*expected, "7.5"]
+
+
+def test_a_difference_beyond_its_interval_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, [70.0, 80.0, 90.0])
+    write(tmp_path, [75.0, 85.1, 95.0], "in_context")
+    write(tmp_path, [60.0, 70.0, 80.1], "owl")
+    assert [row[4:5] + row[9:10] for row in table(tmp_path, capsys)] == [
+        ["in context", "better"],
+        ["owl", "worse"],
+    ]
+
+
+def test_smaller_perplexities_are_better(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(tmp_path, [70.0, 80.0, 90.0], metric="perplexity")
+    write(tmp_path, [60.0, 70.1, 80.0], "in_context", metric="perplexity")
+    assert table(tmp_path, capsys)[0][9] == "better"
+
+
+def test_only_shared_seeds_and_equal_pruners_are_paired(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, [70.0, 80.0])
+    write(tmp_path, [71.0, 82.0, 0.0], "in_context")
+    write(tmp_path, [99.0], "in_context", pruner="admm")
+    write(tmp_path, [50.0], "in_context", sparsity=0.7)
+    (row,) = table(tmp_path, capsys)
+    assert row[5:9] == ["2", "75", "76.5", "+1.5 ± 6.4"]
+
+
+def test_one_seed_has_no_interval_and_a_cached_stage_no_cost(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, [70.0])
+    write(tmp_path, [75.0], "in_context", cached=True)
+    (row,) = table(tmp_path, capsys)
+    assert row[8:10] == ["+5", "one seed"]
+    assert row[10:] in ([], [""])
+
+
+def test_figures_that_are_no_numbers_are_no_difference(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, [70.0, 80.0])
+    write(tmp_path, [float("nan"), 82.0], "in_context")
+    assert table(tmp_path, capsys)[0][9] == "no difference"
+
+
+def test_without_uniform_runs_there_is_nothing_to_pair(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path, [70.0], "in_context")
+    assert main([str(tmp_path)]) == 2
+    assert "score=none allocation=water_filling" in capsys.readouterr().err
+
+
+def test_the_interval_is_that_of_student() -> None:
+    assert interval([1.0]) is None
+    assert interval([1.0, 3.0]) == pytest.approx(12.706, rel=1e-6)
+    assert interval([0.0, 2.0] * 50) == pytest.approx(1.96 * (100 / 99) ** 0.5 / 10, rel=1e-6)
