@@ -38,7 +38,12 @@ class RefinedMetric(MetricOptions, ByMetric):
     @property
     def statistic(self) -> type[Statistic] | None:
         """What the metric reads; the Gram matrix for refinement and repair."""
-        return Gram if self.refine != "none" or self.repair else self.of_metric
+        return Gram if self._adapts else self.of_metric
+
+    @property
+    def _adapts(self) -> bool:
+        """Whether masks or weights change after the metric has chosen."""
+        return self.refine != "none" or self.repair
 
     @property
     def footprint(self) -> Footprint:
@@ -47,17 +52,19 @@ class RefinedMetric(MetricOptions, ByMetric):
 
     def __call__(self, weight: Tensor, statistic: Statistic | None, keep: int) -> Pruned:
         """Prune a weight [rows, cols] to ``keep`` weights."""
+        if not self._adapts:
+            return super().__call__(weight, statistic, keep)
         return self.together([weight], statistic, [keep])[0]
 
     def together(
         self, weights: Sequence[Tensor], statistic: Statistic | None, keeps: Sequence[int]
     ) -> list[Pruned]:
         """Prune layers that read the same input."""
+        if not self._adapts:
+            return super().together(weights, statistic, keeps)
+        assert isinstance(statistic, Gram)
         by_metric = super().__call__
-        pruned = [by_metric(weight, statistic, keep) for weight, keep in zip(weights, keeps, strict=True)]
-        if not isinstance(statistic, Gram) or (self.refine == "none" and not self.repair):
-            return pruned
-        masks = [one.mask for one in pruned]
+        masks = [by_metric(weight, statistic, keep).mask for weight, keep in zip(weights, keeps, strict=True)]
         if self.refine == "swaps":
             swapped = swap_masks(
                 torch.cat(list(weights)), statistic.value, torch.cat(masks), self.swaps, self.rule.group

@@ -18,7 +18,7 @@ from ecoflap.prune import driver
 from ecoflap.storage.results import Result, verify
 from tests.cli.test_vlm import save_qwen
 from tests.zoo.architectures import ARCHITECTURES
-from tests.zoo.compare import Comparison, compare_zeroth_order, recording, walk
+from tests.zoo.compare import Comparison, block_by_block, compare_layers, compare_zeroth_order, recording
 
 EPS = 0.05
 LANGUAGE = {"decoder": "llama", "hybrid": "qwen3_next", "experts": "mixtral"}
@@ -111,6 +111,16 @@ def test_a_run_gives_what_full_forward_passes_give(
     scores = json.loads((tmp_path / "run" / "scores.json").read_text())["importance"]
     compare_zeroth_order(result, scores, copy.deepcopy(dense), batch, EPS, 0)
     samples = [trimmed(sample) for sample in kept["calibration"].samples]
-    walk(result, dense, kept["model"], kept["report"].masks, kept["allocation"], samples, seen)
+    for layers in block_by_block(dense, kept["calibration"]):
+        compare_layers(
+            result,
+            layers,
+            dense,
+            kept["model"],
+            kept["report"].masks,
+            kept["allocation"],
+            samples,
+            seen,
+        )
     assert result.wrong == []
     assert len(seen) == len(dense.layers) == len(scores)

@@ -54,7 +54,7 @@ CASES = [
     case(
         "allocation=Bare",
         says=(
-            "allocation._target_=tests.own_parts.Bare has no requires, check",
+            "allocation._target_=tests.own_parts.Bare has no requires, footprint, check, check_pruner",
             "ecoflap.allocate.protocol.Allocator",
         ),
     ),
