@@ -11,6 +11,7 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
+from ecoflap.allocate.groups import group_layers, size_of
 from ecoflap.allocate.marginals import Counts, measure_marginals
 from ecoflap.allocate.options import InContextOptions
 from ecoflap.allocate.protocol import Context
@@ -18,10 +19,8 @@ from ecoflap.allocate.trial import TrialPruner, trial_pruner
 from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.data.batch import Batch
 from ecoflap.errors import NumericalError
-from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import descend, round_to_total, shift_to_budget
-from ecoflap.score.scores import BLOCK
 
 
 class BudgetSearch:
@@ -54,13 +53,8 @@ class BudgetSearch:
         self._stack, self._varying = stack, context.pruner.rule.varying
         # A mask n:M keeps at least one of every M weights; its check of the target has the same tolerance.
         self._highest = min(highest, 1 - 1 / self._varying + 1e-9) if self._varying else highest
-        blocks = [block.layers for tower in model.towers for block in tower.blocks if block.layers]
-        self._groups: list[Sequence[Layer]] = (
-            list(blocks) if options.granularity == BLOCK else [[layer] for layer in model.layers]
-        )
-        self._sizes = torch.tensor(
-            [sum(layer.size for layer in group) for group in self._groups], dtype=torch.float64
-        )
+        self._groups = group_layers(model.towers, options.granularity)
+        self._sizes = torch.tensor([size_of(group) for group in self._groups], dtype=torch.float64)
         self.layer_sizes = [layer.size for group in self._groups for layer in group]
 
     @cached_property

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.allocate.layer_trials import LayerTrials
+from ecoflap.allocate.trial import mean_loss
 from ecoflap.blocks.loss_batches import batching
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
@@ -66,7 +67,7 @@ class Distance:
                 dense = [[logits.cpu() for logits in self._logits(batch)] for batch in batches]
             for keep in allocations:
                 self._trials.prune(keep)
-                found.append(self._divergence(batches, dense) if dense else self._loss(batches))
+                found.append(self._divergence(batches, dense) if dense else mean_loss(self._model, batches))
         return found
 
     def _divergence(self, batches: Sequence[Batch], dense: Sequence[Sequence[Tensor]]) -> float:
@@ -76,9 +77,6 @@ class Distance:
                 total += float(kl_divergence(logits, target.to(logits.device)).cpu().double().sum())
                 targets += len(logits)
         return total / targets
-
-    def _loss(self, batches: Sequence[Batch]) -> float:
-        return float(torch.cat([self._model.loss(batch).double().cpu() for batch in batches]).mean())
 
     def _logits(self, batch: Batch) -> list[Tensor]:
         """The logits of all targets of a batch, [targets, classes] for each part of the loss.

@@ -8,6 +8,7 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block, Tower
 from ecoflap.ops import proportional
+from ecoflap.score.scores import BLOCK, TOWER
 
 
 def parts(model: PrunableModel, scope: str) -> list[tuple[Tower, ...]]:
@@ -19,6 +20,20 @@ def parts(model: PrunableModel, scope: str) -> list[tuple[Tower, ...]]:
 def blocks_of(towers: Sequence[Tower]) -> list[Block]:
     """The blocks of some towers that have layers."""
     return [block for tower in towers for block in tower.blocks if block.layers]
+
+
+def group_layers(towers: Sequence[Tower], granularity: str) -> list[Sequence[Layer]]:
+    """The layers that share one sparsity, group by group.
+
+    Args:
+        towers: the towers.
+        granularity: layer, block or tower.
+    """
+    if granularity == TOWER:
+        return [tower.layers for tower in towers if tower.layers]
+    if granularity == BLOCK:
+        return [block.layers for block in blocks_of(towers)]
+    return [[layer] for tower in towers for layer in tower.layers]
 
 
 def size_of(layers: Sequence[Layer]) -> int:

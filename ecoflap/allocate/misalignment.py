@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
 from ecoflap.allocate.allocation import Allocation
+from ecoflap.allocate.trial import restoring
 from ecoflap.blocks.statistics import InputStatistics, MeanSquare
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
@@ -43,7 +43,7 @@ def measure_misalignment(
         {tower: the sum over its layers}.
     """
     found = {tower.name: 0.0 for tower in model.towers if tower.layers}
-    with _restoring(model), quiet_forward(model.module):
+    with restoring(model), quiet_forward(model.module):
         for visit in walk(model, model.towers, batches, "allocate"):
             dense = visit.measure(MeanSquare, leave=False)
             if dense is None:  # a block without layers
@@ -76,24 +76,3 @@ def _shares(statistics: InputStatistics, layer: Layer) -> Tensor:
     sizes = statistic.value.cpu().double().sqrt()
     total = sizes.sum()
     return sizes / total if total != 0 else sizes
-
-
-@contextmanager
-def _restoring(model: PrunableModel) -> Iterator[None]:
-    """Restore all layers of a model afterwards, bit for bit."""
-    placement = model.placement
-    # The weights of an offloaded block are on the device only while it is in use.
-    device = model.device if placement.kind == "none" else torch.device("cpu")
-    blocks = [block for block in model.blocks if block.layers]
-    dense: dict[Layer, Tensor] = {}
-    for block in blocks:
-        with placement.using(block):
-            dense |= {layer: layer.matrix().to(device, copy=True) for layer in block.layers}
-    try:
-        yield
-    finally:
-        for block in blocks:
-            with placement.using(block):
-                for layer in block.layers:
-                    layer.write(dense[layer])
-                placement.changed(block)

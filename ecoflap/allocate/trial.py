@@ -14,15 +14,16 @@ import torch
 from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
+from ecoflap.allocate.groups import blocks_of
 from ecoflap.allocate.protocol import Context
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.statistics import InputStatistics, Statistic
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.towers import Block
-from ecoflap.prune.layers import solve_layers
+from ecoflap.prune.layers import by_statistic, solve_layers
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.score.scores import LAYER
 
@@ -84,11 +85,6 @@ class TrialPruner:
         for group in self.groups:
             self.write(group, self.solve(group, keep))
 
-    def restore(self) -> None:
-        """Restore the dense weights."""
-        for group in self.groups:
-            self.write(group, group.dense)
-
     def write(self, group: Group, weights: Sequence[Tensor]) -> None:
         """Replace the weights of a group's layers, [rows, cols] each."""
         placement = self._model.placement
@@ -97,12 +93,16 @@ class TrialPruner:
                 layer.write(weight)
             placement.changed(group.block)
 
-    @torch.no_grad()
     def loss(self, batches: Sequence[Batch]) -> float:
         """The mean loss per sample of the model as it is now."""
-        with quiet_forward(self._model.module):
-            losses = torch.cat([self._model.loss(batch).cpu().double() for batch in batches])
-        return float(losses.mean())
+        return mean_loss(self._model, batches)
+
+
+@torch.no_grad()
+def mean_loss(model: PrunableModel, batches: Sequence[Batch]) -> float:
+    """The mean loss per sample, summed in fp64 on the CPU, as accelerators may have none."""
+    with quiet_forward(model.module):
+        return float(torch.cat([model.loss(batch).cpu().double() for batch in batches]).mean())
 
 
 @contextmanager
@@ -113,15 +113,36 @@ def trial_pruner(model: PrunableModel, context: Context) -> Iterator[TrialPruner
         model: dense.
         context: its pruner prunes, its calibration set gives the statistics.
     """
-    trial = TrialPruner(model, context.pruner, _groups(model, context))
+    with restoring(model) as dense:
+        yield TrialPruner(model, context.pruner, _groups(model, context, dense))
+
+
+@contextmanager
+def restoring(model: PrunableModel) -> Iterator[dict[Layer, Tensor]]:
+    """Restore the weights of all layers afterwards, bit for bit.
+
+    Yields:
+        {layer: a copy of its weights, [rows, cols]}.
+    """
+    placement, blocks = model.placement, blocks_of(model.towers)
+    # The weights of an offloaded block are on the device only while it is in use.
+    device = model.device if placement.kind == "none" else torch.device("cpu")
+    copies: dict[Layer, Tensor] = {}
+    for block in blocks:
+        with placement.using(block):
+            copies |= {layer: layer.matrix().to(device, copy=True) for layer in block.layers}
     try:
-        yield trial
+        yield copies
     finally:
-        trial.restore()
+        for block in blocks:
+            with placement.using(block):
+                for layer in block.layers:
+                    layer.write(copies[layer])
+                placement.changed(block)
 
 
 @torch.no_grad()
-def _groups(model: PrunableModel, context: Context) -> list[Group]:
+def _groups(model: PrunableModel, context: Context, dense: Mapping[Layer, Tensor]) -> list[Group]:
     """All layers with their dense weights and the statistics of their dense inputs."""
     batches: Sequence[Batch] = []
     if context.pruner.statistic is not None:
@@ -131,19 +152,8 @@ def _groups(model: PrunableModel, context: Context) -> list[Group]:
     with quiet_forward(model.module):
         for visit in walk(model, model.towers, batches, "statistics"):
             statistics = visit.measure(context.pruner.statistic, leave=bool(batches))
-            sharing: dict[int, list[Layer]] = {}
-            for layer in visit.block.layers:
-                key = id(layer) if statistics is None else id(statistics[layer])
-                sharing.setdefault(key, []).append(layer)
-            with model.placement.using(visit.block):
-                groups += [_group(model, visit.block, layers, statistics) for layers in sharing.values()]
+            for layers in by_statistic(visit.block.layers, statistics):
+                statistic = None if statistics is None else statistics[layers[0]]
+                copies = tuple(dense[layer] for layer in layers)
+                groups.append(Group(visit.block, tuple(layers), copies, statistic))
     return groups
-
-
-def _group(
-    model: PrunableModel, block: Block, layers: Sequence[Layer], statistics: InputStatistics | None
-) -> Group:
-    # The weights of an offloaded block are on the device only while it is in use.
-    device = model.device if model.placement.kind == "none" else torch.device("cpu")
-    dense = tuple(layer.matrix().to(device, copy=True) for layer in layers)
-    return Group(block, tuple(layers), dense, None if statistics is None else statistics[layers[0]])

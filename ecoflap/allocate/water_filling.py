@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
-from ecoflap.allocate.groups import parts, split
+from ecoflap.allocate.groups import group_layers, parts, split
 from ecoflap.allocate.options import WaterFillingOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
 from ecoflap.errors import UserError, require_choices
-from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Tower
 from ecoflap.ops import water_fill
@@ -79,21 +78,11 @@ class WaterFilling(WaterFillingOptions, Allocator):
         sizes = {layer.name: layer.size for tower in towers for layer in tower.layers}
         return Allocation(keep, sizes, sparsity, granularity)
 
-    def _groups(self, towers: tuple[Tower, ...]) -> list[list[Layer]]:
-        """The layers that share one sparsity, group by group."""
-        if self.granularity == "tower":
-            groups = [tower.layers for tower in towers]
-        elif self.granularity == "block":
-            groups = [list(block.layers) for tower in towers for block in tower.blocks]
-        else:
-            groups = [[layer] for tower in towers for layer in tower.layers]
-        return [group for group in groups if group]
-
     def _share(
         self, towers: tuple[Tower, ...], scores: Scores, total: int, sparsity: float
     ) -> dict[str, int]:
         """Divide a budget among the groups of some towers by score, and within each group evenly."""
-        groups, scored = self._groups(towers), scores.by_layer(towers)
+        groups, scored = group_layers(towers, self.granularity), scores.by_layer(towers)
         sizes = [sum(layer.size for layer in group) for group in groups]
         parts = [dict.fromkeys(scored[layer.name] for layer in group) for group in groups]
         values = [sum(scores.importance[name] for name in names) for names in parts]

@@ -40,11 +40,11 @@ def prune_layers(
     Raises:
         NumericalError: if a weight is not finite, before or after, or a mask misses its count.
     """
-    for sharing in _sharing(layers, statistics):
+    for sharing in by_statistic(layers, statistics):
         prune_together(sharing, statistics[sharing[0]] if statistics else None, pruner, allocation, report)
 
 
-def _sharing(layers: Sequence[Layer], statistics: Statistics | None) -> list[list[Layer]]:
+def by_statistic(layers: Sequence[Layer], statistics: Statistics | None) -> list[list[Layer]]:
     """The layers grouped by statistic; one by one without statistics."""
     groups: dict[int, list[Layer]] = {}
     for layer in layers:
