@@ -16,7 +16,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from ecoflap.allocate.trial import TrialPruner
@@ -24,8 +23,7 @@ from ecoflap.data.batch import Batch, samples_in
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
-from ecoflap.score.first_order import loss_scales, streaming_gradients
-from ecoflap.score.recompute import recomputing
+from ecoflap.score.first_order import measure_gradients
 
 
 @dataclass(frozen=True)
@@ -67,14 +65,16 @@ def measure_marginals(
     """
     directions = _directions(trial, counts)
     trial.prune(counts.keep)
-    blocks = model.blocks if recompute or model.placement.kind != "none" else ()
     gain, samples = dict.fromkeys(counts.keep, 0.0), sum(map(samples_in, batches))
+
+    def product(layer: Layer, gradient: Tensor) -> Tensor:
+        return (gradient * directions[layer].to(gradient.device)).sum()
+
     with quiet_forward(model.module):
         for batch in batches:
-            with recomputing(blocks):
-                products = _products(model, directions, batch)
-            for layer, product in products.items():
-                gain[layer] -= product / samples
+            share = samples_in(batch) / samples
+            for layer, value in measure_gradients(model, batch, product, recompute).items():
+                gain[layer.name] -= share * value
     if not all(map(math.isfinite, gain.values())):
         raise NumericalError(
             "a gradient of the pruned model is not finite; the dtype overflows there: use model.dtype=float32"
@@ -90,33 +90,4 @@ def _directions(trial: TrialPruner, counts: Counts) -> dict[Layer, Tensor]:
         pairs = zip(trial.solve(group, counts.more), trial.solve(group, counts.fewer), strict=True)
         for layer, dense, (more, fewer) in zip(group.layers, group.dense, pairs, strict=True):
             found[layer] = layer.oriented((more - fewer).to(dense))
-    return found
-
-
-def _products(model: PrunableModel, directions: Mapping[Layer, Tensor], batch: Batch) -> dict[str, float]:
-    """The product of the gradient of a batch's summed loss with each layer's direction.
-
-    Raises:
-        NumericalError: if the loss is not finite.
-    """
-    products: dict[str, Tensor] = {}
-
-    def reduce(layer: Layer, gradient: Tensor) -> None:
-        products[layer.name] = (gradient * directions[layer].to(gradient.device)).sum()
-
-    for scale in loss_scales(model):
-        products.clear()
-        with streaming_gradients(model.layers, lambda _, gradient: gradient, reduce):
-            loss = model.loss(batch).sum()
-            if not torch.isfinite(loss):
-                raise NumericalError(
-                    f"the loss of a calibration batch is {loss.item()} once the model is pruned; use"
-                    " model.dtype=float32 or bfloat16"
-                )
-            if loss.requires_grad:
-                (loss * scale).backward()
-        # Copying after the pass spares the host from waiting for the accelerator at every layer.
-        found = {name: product.item() / scale for name, product in products.items()}
-        if all(map(math.isfinite, found.values())):
-            break
     return found

@@ -79,43 +79,58 @@ class FirstOrder(FirstOrderOptions, Scorer):
             NumericalError: if a loss or a score is not finite.
             UserError: if the loss depends on none of the layers.
         """
+        of_weight = MEASURES[self.measure]
+
+        def measure(layer: Layer, gradient: Tensor) -> Tensor:
+            return of_weight(layer.weight.detach().float(), gradient)
+
         averages = {layer.name: Average() for layer in model.layers}
         batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
         with quiet_forward(model.module):
             for index, batch in enumerate(track(batches, "score", total=len(batches))):
                 count = samples_in(batch)
-                for layer, value in self._measure(model, batch).items():
+                for layer, value in measure_gradients(model, batch, measure, self.recompute).items():
                     averages[layer.name].add(value, count, f"{layer.name} (batch {index})")
         zero_independent(averages)
         samples = min(self.samples, len(calibration))
         return collect(self.name, averages, {**self.identity(), "samples": samples, "batches": len(batches)})
 
-    def _measure(self, model: PrunableModel, batch: Batch) -> dict[Layer, float]:
-        """The measure of each layer that the loss of a batch depends on.
 
-        Raises:
-            NumericalError: if the loss is not finite.
-        """
-        measure, found, values = MEASURES[self.measure], dict[Layer, Tensor](), dict[Layer, float]()
-        # Offloaded blocks are always recomputed: their weights are released after the forward pass, and
-        # recomputing a block loads them again.
-        recomputed = model.blocks if self.recompute or model.placement.kind != "none" else ()
-        for scale in loss_scales(model):
-            found.clear()
+def measure_gradients(
+    model: PrunableModel, batch: Batch, measure: Callable[[Layer, Tensor], Tensor], recompute: bool
+) -> dict[Layer, float]:
+    """Measure the gradient of a batch's mean loss for each layer that the loss depends on.
 
-            def unscaled(weight: Tensor, gradient: Tensor, scale: float = scale) -> Tensor:
-                return measure(weight, gradient / scale)
+    Args:
+        model: the model as it is.
+        batch: the samples.
+        measure: called with a layer, whose weight is in place, and its gradient in fp32, as the parameter is
+            stored.
+        recompute: recompute the activations of blocks in the backward pass instead of storing them.
 
-            with (
-                streaming_gradients(model.layers, unscaled, found.__setitem__),
-                recomputing(recomputed),
-            ):
-                differentiate(model, batch, scale)
-            # Copying after the pass spares the host from waiting for the accelerator at every layer.
-            values = {layer: value.item() for layer, value in found.items()}
-            if all(map(math.isfinite, values.values())):
-                break
-        return values
+    Raises:
+        NumericalError: if the loss is not finite.
+    """
+    found, values = dict[Layer, Tensor](), dict[Layer, float]()
+    # Offloaded blocks are always recomputed: their weights are released after the forward pass, and
+    # recomputing a block loads them again.
+    recomputed = model.blocks if recompute or model.placement.kind != "none" else ()
+    for scale in loss_scales(model):
+        found.clear()
+
+        def reduce(layer: Layer, gradient: Tensor, scale: float = scale) -> None:
+            found[layer] = measure(layer, gradient / scale)
+
+        with (
+            streaming_gradients(model.layers, lambda _, gradient: gradient, reduce),
+            recomputing(recomputed),
+        ):
+            differentiate(model, batch, scale)
+        # Copying after the pass spares the host from waiting for the accelerator at every layer.
+        values = {layer: value.item() for layer, value in found.items()}
+        if all(map(math.isfinite, values.values())):
+            break
+    return values
 
 
 def loss_scales(model: PrunableModel) -> tuple[float, ...]:
