@@ -63,9 +63,13 @@ class TrialPruner:
         Raises:
             NumericalError: if the pruner can't compute with the weights or the inputs.
         """
-        device = self._model.device
+        device, statistic = self._model.device, group.statistic
         dense = [weight.to(device, copy=True) for weight in group.dense]
-        pruned = solve_layers(group.layers, dense, group.statistic, self._pruner, keep)
+        if statistic is not None:
+            statistic.move(device)
+        pruned = solve_layers(group.layers, dense, statistic, self._pruner, keep)
+        if statistic is not None:
+            statistic.move(idle_device(self._model))
         return [one.weight for one in pruned]
 
     def fitted(self, keep: Mapping[str, int]) -> dict[str, int]:
@@ -124,9 +128,7 @@ def restoring(model: PrunableModel) -> Iterator[dict[Layer, Tensor]]:
     Yields:
         {layer: a copy of its weights, [rows, cols]}.
     """
-    placement, blocks = model.placement, blocks_of(model.towers)
-    # The weights of an offloaded block are on the device only while it is in use.
-    device = model.device if placement.kind == "none" else torch.device("cpu")
+    placement, blocks, device = model.placement, blocks_of(model.towers), idle_device(model)
     copies: dict[Layer, Tensor] = {}
     for block in blocks:
         with placement.using(block):
@@ -139,6 +141,11 @@ def restoring(model: PrunableModel) -> Iterator[dict[Layer, Tensor]]:
                 for layer in block.layers:
                     layer.write(copies[layer])
                 placement.changed(block)
+
+
+def idle_device(model: PrunableModel) -> torch.device:
+    """Where the dense weights and statistics of layers are between their uses: with an offloaded model, the CPU."""
+    return model.device if model.placement.kind == "none" else torch.device("cpu")
 
 
 @torch.no_grad()
@@ -154,6 +161,8 @@ def _groups(model: PrunableModel, context: Context, dense: Mapping[Layer, Tensor
             statistics = visit.measure(context.pruner.statistic, leave=bool(batches))
             for layers in by_statistic(visit.block.layers, statistics):
                 statistic = None if statistics is None else statistics[layers[0]]
+                if statistic is not None:
+                    statistic.move(idle_device(model))
                 copies = tuple(dense[layer] for layer in layers)
                 groups.append(Group(visit.block, tuple(layers), copies, statistic))
     return groups

@@ -23,8 +23,9 @@ class Footprint:
         statistic: gathered of the inputs of one block's layers.
         layers: fp32 copies of one layer.
         copies: fp32 copies of all layers, on the CPU.
-        trials: copies of all layers in the model's dtype, where its weights are, of a part that prunes in
-            trials; the pruner's statistics of all layers' inputs come in addition.
+        trials: copies of all layers in the model's dtype, of a part that prunes in trials; the pruner's
+            statistics of all layers' inputs come in addition. They are on the model's device, or on the CPU
+            with an offloaded model.
         batch_size: samples per pass; None for the run's own.
         float32: the weights are held in fp32, whatever the model's dtype.
     """

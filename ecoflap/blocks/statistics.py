@@ -61,6 +61,10 @@ class Statistic(Protocol):
         """Bytes for the layers of one block, each with so many input columns and an input of its own."""
         return 4 * sum(cols)
 
+    def move(self, device: torch.device) -> None:
+        """Move the sums to a device."""
+        self.sum = self.sum.to(device)
+
     def kept(self) -> Tensor:
         """The sums and the number of tokens as one tensor [cols + 1], fp64 on the CPU: nothing is rounded."""
         return torch.cat([self.sum.cpu().double(), torch.tensor([float(self.tokens)], dtype=torch.float64)])
@@ -167,6 +171,17 @@ class Gram(Statistic):
         if known is None or (known.damping, known.penalty) != (damping, penalty):
             known = self._inverse = normalised_inverse(self.value, damping, penalty)
         return known
+
+    def move(self, device: torch.device) -> None:
+        """Move the sums and what was computed of them; the mean is computed again where it is needed."""
+        super().move(device)
+        self._value = None
+        if self._factor is not None:
+            upper, dead, damping = self._factor
+            self._factor = InverseFactor(upper.to(device), dead.to(device), damping)
+        if self._inverse is not None:
+            inverse, norms, damping, penalty = self._inverse
+            self._inverse = NormalisedInverse(inverse.to(device), norms.to(device), damping, penalty)
 
     def output_energy(self, weight: Tensor) -> float:
         """Mean of ||W x||^2, exactly."""

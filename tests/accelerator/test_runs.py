@@ -55,12 +55,23 @@ PRUNERS = {
     "magnitude": ["score=none", "pruner=magnitude", "pruner.mask=row"],
     "wanda_2_4": ["score=none", "pruner=wanda", "pruner.mask=2:4", "sparsity=0.5"],
     "sparsegpt_2_4": ["score=none", "pruner=sparsegpt", "pruner.mask=2:4", "sparsity=0.5"],
+    "admm": ["score=none", "pruner=admm"],
+    "ria": ["score=none", "pruner=ria"],
+    "swaps": ["score=none", "pruner=wanda", "pruner.refine=swaps", "pruner.repair=true"],
     "global_magnitude": ["pruner=global_magnitude"],
     "global_gradient": ["pruner=global_gradient", "pruner.samples=4", "pruner.batch_size=4"],
     "dense_inputs": ["score=none", "propagate=dense"],
     "layer_by_layer": ["score=none", "propagate=layer", "pruner=sparsegpt", "batch_size=2"],
 }
+IN_CONTEXT = [
+    "allocation=in_context",
+    "allocation.steps=2",
+    "allocation.ramp_steps=1",
+    "allocation.samples=4",
+]
 ALLOCATIONS = {
+    "in_context": IN_CONTEXT,
+    "in_context_admm": [*IN_CONTEXT, "pruner=admm"],
     "owl": ["allocation=owl", "allocation.spread=auto"],
     "dlp": ["allocation=dlp"],
     "lsa": ["allocation=lsa", "allocation.granularity=layer"],
@@ -198,6 +209,8 @@ def test_units_are_cut(base: dict[str, list[str]], tmp_path: Path) -> None:
         ("gpt2", ["score=none", "propagate=dense"], "disk"),
         ("t5", ["score=none", "propagate=layer"], "disk"),
         ("blip2", ["score=none", "propagate=layer", "pruner=sparsegpt", "batch_size=2"], "cpu"),
+        ("llama", ["score=none", *IN_CONTEXT, "pruner=sparsegpt"], "cpu"),
+        ("gpt2", ["score=none", *IN_CONTEXT, "pruner=admm"], "disk"),
         ("gpt2", [*SCORES["layer"], *SAMPLES], "disk"),
         ("t5", [*SCORES["derivative"], *SAMPLES], "cpu"),
         ("blip2", [*SCORES["first_order"], *SAMPLES], "cpu"),

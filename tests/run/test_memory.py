@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.console.telemetry import measure
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.offload.placement import Placement
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
 from ecoflap.prune.global_magnitude import GlobalMagnitude
@@ -106,6 +108,19 @@ def test_allocating_in_trials(model: PrunableModel, allocator: Allocator, pruner
     context = Context(pruner, calibration, BATCH, "pruned", 0)
     taken = alive(lambda: allocator(model, None, 0.6, context))
     assert taken / 2 < need.states + need.work < 2 * taken
+
+
+def test_statistics_of_trials_are_on_the_cpu_with_an_offloaded_model(model: PrunableModel) -> None:
+    cost = sample_cost(model, tokens(SAMPLES, 64, 256))
+    placement = Placement()
+    placement.kind, placement.device = "cpu", torch.device("cuda")
+    offloaded = replace(model, placement=placement)
+    whole, part = (
+        memory_plan(one, cost, SAMPLES, BATCH, None, SparseGPT(), InContext().footprint)[0]
+        for one in (model, offloaded)
+    )
+    squares = sum(layer.shape[1] ** 2 for block in model.blocks[1:] for layer in block.layers)
+    assert whole.work - part.work >= 4 * squares
 
 
 def test_the_allocators_own_batch_size_counts(model: PrunableModel) -> None:

@@ -117,14 +117,15 @@ def _need(
 def _held(model: PrunableModel, footprint: Footprint) -> int:
     """Bytes beside the activations: statistics, and copies of layers."""
     layers, on_cpu = model.layers, model.device.type == "cpu"
+    together = bool(footprint.trials) and (on_cpu or model.placement.kind == "none")
     held = WIDE * footprint.layers * max(layer.size for layer in layers)
     if footprint.statistic is not None:
         columns = [[layer.shape[1] for layer in block.layers] for block in model.blocks if block.layers]
         sizes = list(map(footprint.statistic.size_of, columns))
-        held += sum(sizes) if footprint.trials else max(sizes)
+        held += sum(sizes) if together else max(sizes)
     if on_cpu:
         held += WIDE * footprint.copies * sum(layer.size for layer in layers)
-    if on_cpu or model.placement.kind == "none":
+    if together:
         held += footprint.trials * sum(layer.size * layer.weight.dtype.itemsize for layer in layers)
     return held
 
