@@ -144,7 +144,7 @@ def restoring(model: PrunableModel) -> Iterator[dict[Layer, Tensor]]:
 
 
 def idle_device(model: PrunableModel) -> torch.device:
-    """Where the dense weights and statistics of layers are between their uses: with an offloaded model, the CPU."""
+    """Where dense weights and statistics are between their uses: the CPU if the model is offloaded."""
     return model.device if model.placement.kind == "none" else torch.device("cpu")
 
 
