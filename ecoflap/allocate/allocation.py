@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ class Allocation:
         total: how the counts add up: ``exact`` (to the target), ``as_given`` (by a file), ``groups`` (to
             whole groups of a mask n:m) or ``units`` (to whole structural units).
         details: what the allocator did to find the counts, as plain JSON values.
+        in_trials: whether models pruned from dense inputs decided on the counts.
     """
 
     keep: dict[str, int]
@@ -36,6 +37,7 @@ class Allocation:
     granularity: str
     total: str = EXACT
     details: dict[str, Any] = field(default_factory=dict)
+    in_trials: bool = False
 
     @property
     def sparsity(self) -> float:
@@ -79,7 +81,11 @@ def read_file(path: str) -> Allocation:
     try:
         value = json.loads(file.read_text())
         return Allocation(
-            dict(value["keep"]), dict(value["sizes"]), float(value["target"]), value["granularity"]
+            dict(value["keep"]),
+            dict(value["sizes"]),
+            float(value["target"]),
+            value["granularity"],
+            in_trials=bool(value.get("in_trials", False)),
         )
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
@@ -129,10 +135,12 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
             f"allocation.path={path}: {unknown} is not a layer to prune here (nearest:"
             f" {nearest(unknown, sizes)}); check towers and skip_layers"
         )
-    keep = {name: allocation.keep[name] for name in sizes}
+    found = replace(
+        allocation, keep={name: allocation.keep[name] for name in sizes}, sizes=sizes, total=total
+    )
     if total == EXACT:
-        _check_total(Allocation(keep, sizes, allocation.target, allocation.granularity), towers, path)
-    return Allocation(keep, sizes, allocation.target, allocation.granularity, total)
+        _check_total(found, towers, path)
+    return found
 
 
 def _check_total(allocation: Allocation, towers: tuple[Tower, ...], path: str) -> None:

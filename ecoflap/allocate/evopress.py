@@ -94,7 +94,7 @@ class EvoPress(EvoPressOptions, Uneven):
             levels, trace = search.run(sparsity)
         details = {"levels": dict(zip(ladder.layers, levels, strict=True)), "fitness": trace}
         sizes = {layer.name: layer.size for layer in model.layers}
-        return Allocation(ladder.counts(levels), sizes, sparsity, LAYER, details=details)
+        return Allocation(ladder.counts(levels), sizes, sparsity, LAYER, details=details, in_trials=True)
 
 
 class _Search:

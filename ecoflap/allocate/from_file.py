@@ -25,6 +25,11 @@ class FromFile(FromFileOptions, Allocator):
         """No scores."""
         return Requires("none")
 
+    @property
+    def in_trials(self) -> bool:
+        """Whether pruning in trials decided on the counts of the file."""
+        return self.allocation.in_trials
+
     @cached_property
     def allocation(self) -> Allocation:
         """The contents of the file, read once, as a run in the same folder replaces the file."""

@@ -107,7 +107,8 @@ class InContext(InContextOptions, Allocator):
             chosen, losses = search.best(candidates)
             keep = search.counts(chosen, keep_total(search.layer_sizes, sparsity))
         sizes = {layer.name: layer.size for layer in model.layers}
-        return Allocation(keep, sizes, sparsity, self.granularity, details={"losses": losses})
+        details = {"losses": losses}
+        return Allocation(keep, sizes, sparsity, self.granularity, details=details, in_trials=True)
 
     def steps_to(self, sparsity: float) -> list[Step]:
         """The steps to a target; two targets share those of their ramps."""

@@ -105,7 +105,12 @@ class Parametric(Uneven):
         if losses:
             details["losses"] = {f"{candidate:g}": loss for candidate, loss in losses.items()}
         return Allocation(
-            {name: keep[name] for name in sizes}, sizes, sparsity, self.sparsity_per, details=details
+            {name: keep[name] for name in sizes},
+            sizes,
+            sparsity,
+            self.sparsity_per,
+            details=details,
+            in_trials=self.in_trials,
         )
 
     def published(self, sparsity: float, pruner: LayerPruner | None) -> float:

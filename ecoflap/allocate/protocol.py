@@ -32,7 +32,6 @@ class Context:
         pruner: the pruner that will remove the weights.
         calibration: the samples; None if the run draws none.
         batch_size: samples per forward pass of the fine stage.
-        propagate: the predecessors that the fine stage's inputs come from.
         seed: seed of all random draws.
         recall: reads an intermediate result (plain JSON values) that an earlier run of the same model,
             samples, pruner and allocator has stored under a name, or computes and stores it.
@@ -41,7 +40,6 @@ class Context:
     pruner: LayerPruner
     calibration: CalibrationSet | None
     batch_size: int
-    propagate: str
     seed: int
     recall: Recall = compute_again
 
@@ -114,6 +112,11 @@ class Allocator(Protocol):
     def footprint(self) -> Footprint | None:
         """What it keeps in memory beside the weights; by default, nothing."""
         return None
+
+    @property
+    def in_trials(self) -> bool:
+        """Whether it decides by pruning the model in trials, from dense inputs."""
+        return self.footprint is not None and self.footprint.trials > 0
 
     def check(self, sparsity: float) -> None:
         """Refuse an impossible target before any work is done.

@@ -8,9 +8,10 @@ from typing import Any
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Allocator
-from ecoflap.api.parts import built, default, part
+from ecoflap.api.parts import default, part
 from ecoflap.errors import UserError
 from ecoflap.prune.protocol import Pruner
+from ecoflap.run.plan.automatic import AUTO, ZEROTH_ORDER, allocation_of, takes_scores
 from ecoflap.score.protocol import Scorer
 from ecoflap.score.scores import Scores
 
@@ -47,6 +48,12 @@ class Method:
             return self.allocation.granularity != "model"
         unscored = self.scorer is None and self.scores is None
         return not unscored or (self.allocator is not None and self.allocator.requires.scores == "none")
+
+    @property
+    def in_trials(self) -> bool:
+        """Whether the allocation is found by pruning in trials."""
+        decided = self.allocation if self.allocation is not None else self.allocator
+        return decided is not None and decided.in_trials
 
     @property
     def coarse(self) -> str | None:
@@ -95,6 +102,8 @@ def choose_method(pruner: Any, score: Any, allocation: Any, options: Mapping[str
         UserError: if there is no such part or option, or nothing takes the scores.
     """
     chosen: Pruner = part("pruner", default("pruner")["name"] if pruner is None else pruner, options)
+    score = None if score == AUTO else score
+    allocation = None if allocation == AUTO else allocation
     if chosen.allocates and allocation is not None:
         raise UserError(
             f"pruner={chosen.name} decides by itself what each layer keeps; leave the allocation out, and"
@@ -103,13 +112,13 @@ def choose_method(pruner: Any, score: Any, allocation: Any, options: Mapping[str
     known = allocation if isinstance(allocation, Allocation) else None
     allocator: Allocator | None = None
     if known is None:
-        name = default("allocation")["name"] if allocation is None else allocation
+        name = allocation_of(chosen, score is None, calibrated=True) if allocation is None else allocation
         allocator = part("allocation", name, {})
     unscored = chosen.allocates or allocator is None or allocator.requires.scores == "none"
     scores = score if isinstance(score, Scores) else None
     scorer: Scorer | None = None
-    if score is None and not unscored and not _fixes_sparsity(chosen):
-        scorer = built("score", default("score"))
+    if score is None and allocator is not None and takes_scores(chosen, allocator):
+        scorer = part("score", ZEROTH_ORDER, {})
     elif score is not None and scores is None:
         scorer = part("score", score, {})
     # Scores beside the allocation that was made of them are kept for the record.
@@ -117,8 +126,3 @@ def choose_method(pruner: Any, score: Any, allocation: Any, options: Mapping[str
         owner = "pruner" if chosen.allocates else "allocation"
         raise UserError(f"score was given, and this {owner} takes no scores; leave one of the two out")
     return Method(chosen, scorer, scores, allocator, known)
-
-
-def _fixes_sparsity(pruner: Any) -> bool:
-    """Whether a mask rule such as 2:4 fixes the sparsity of every layer."""
-    return getattr(getattr(pruner, "rule", None), "n_of_m", None) is not None

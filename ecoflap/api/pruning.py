@@ -20,6 +20,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.inputs import check_propagate
 from ecoflap.prune.protocol import Pruner
 from ecoflap.run.config import RunConfig
+from ecoflap.run.plan.automatic import propagate_of
 from ecoflap.score.protocol import Scorer
 from ecoflap.score.scores import Scores
 
@@ -50,14 +51,16 @@ def prune(
         sparsity: share of the prunable weights to remove, in [0, 1); None for that of a given allocation.
         pruner: ``"wanda"`` (the default), ``"sparsegpt"``, ``"magnitude"``, ``"global_magnitude"`` or
             ``"global_gradient"``; or an object such as ``ecoflap.Wanda(mask="2:4")``.
-        score: a method of ``ecoflap.score``, its result, or ``"none"`` for the same sparsity everywhere. The
-            default, None, is ``"zeroth_order"``, and no scores if the pruner or the allocation takes none, or
-            a mask such as 2:4 fixes the sparsity of every layer.
-        allocation: a method of ``ecoflap.allocate``, or its result.
+        score: a method of ``ecoflap.score``, its result, or ``"none"``. The default, None, is
+            ``"zeroth_order"`` for an allocation that goes by scores, and none otherwise.
+        allocation: a method of ``ecoflap.allocate``, or its result. The default, None, is ``"in_context"``;
+            with a score ``"water_filling"``, which shares the budget by it, or evenly with ``"none"``; and the
+            same sparsity everywhere for a mask such as 2:4, which fixes it.
         seed: seed of all random draws.
         batch_size: samples per forward pass of the pruner; changes nothing beyond rounding.
         propagate: what comes before a layer when its inputs are measured: ``"pruned"`` blocks and its own
-            block dense, everything pruned (``"layer"``), or ``"dense"`` blocks.
+            block dense, everything pruned (``"layer"``), or ``"dense"`` blocks. ``"auto"`` is dense for a
+            pruner that leaves kept weights as they are, beside an allocation that prunes in trials.
         options: options of a pruner that is named, such as ``damping=0.1``.
 
     Returns:
@@ -78,6 +81,7 @@ def prune(
         method = choose_method(pruner, score, allocation, options)
         target = _target(sparsity, allocation)
         _check(model, method, target, batch_size, propagate, data)
+        propagate = propagate_of(propagate, method.pruner, method.in_trials)
         return Work(model, method, target, seed, batch_size, propagate).run(data)
 
 

@@ -19,9 +19,9 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.evaluate.protocol import Task
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.prune.inputs import check_propagate
 from ecoflap.prune.protocol import Pruner
 from ecoflap.run.config import RunConfig
+from ecoflap.run.plan.automatic import AUTO, ZEROTH_ORDER, allocation_of
 from ecoflap.run.plan.building import build_tasks
 from ecoflap.score.protocol import Scorer
 from ecoflap.score.scores import Scores
@@ -53,7 +53,7 @@ def score(
     """
     require(model, PrunableModel, "ecoflap.load")
     require(data, CalibrationSet, "ecoflap.calibrate")
-    chosen = default("score")["name"] if method is None else method
+    chosen = ZEROTH_ORDER if method in (None, AUTO) else method
     scorer: Scorer | None = part("score", chosen, options)
     if scorer is None:
         raise UserError(
@@ -72,7 +72,6 @@ def allocate(
     data: CalibrationSet | None = None,
     pruner: str | Pruner | None = None,
     batch_size: int = RunConfig.batch_size,
-    propagate: str = RunConfig.propagate,
     seed: int = RunConfig.seed,
     **options: Any,
 ) -> Allocation:
@@ -80,14 +79,15 @@ def allocate(
 
     Args:
         model: from ``ecoflap.load``.
-        scores: from ``ecoflap.score``; None for the same sparsity everywhere.
+        scores: from ``ecoflap.score``, for a method that goes by them.
         sparsity: share of the prunable weights to remove, in [0, 1).
-        method: ``"water_filling"`` (the default), ``"file"``, or one that takes no scores, such as
-            ``"owl"``; or an allocator such as ``ecoflap.WaterFilling(granularity="layer")``.
+        method: ``"water_filling"``, which shares the budget by the scores, or evenly without any;
+            ``"in_context"``, or another that takes none, such as ``"owl"``; ``"file"``; or an allocator such
+            as ``ecoflap.WaterFilling(granularity="layer")``. The default, None, is ``"in_context"`` with data
+            and without scores, if layers can have sparsities of their own, else ``"water_filling"``.
         data: from ``ecoflap.calibrate``, for a method that runs samples through the model.
         pruner: the pruner to allocate for, as in ``ecoflap.prune``, for such a method.
         batch_size: as in ``ecoflap.prune``.
-        propagate: as in ``ecoflap.prune``.
         seed: seed of all random draws.
         options: options of a method that is named, such as ``granularity="layer"`` or ``cap=0.8``.
 
@@ -97,8 +97,12 @@ def allocate(
     require(model, PrunableModel, "ecoflap.load")
     if scores is not None:
         require(scores, Scores, "ecoflap.score")
-    chosen = default("allocation")["name"] if method is None else method
-    allocator: Allocator = part("allocation", chosen, options)
+    chosen_pruner: Pruner = part("pruner", default("pruner")["name"] if pruner is None else pruner, {})
+    if chosen_pruner.allocates:
+        raise UserError(f"pruner={chosen_pruner.name} decides by itself what each layer keeps")
+    if method is None or method == AUTO:
+        method = allocation_of(chosen_pruner, scores is None, calibrated=data is not None)
+    allocator: Allocator = part("allocation", method, options)
     allocator.check(sparsity)
     check_scores(allocator, scores)
     if data is not None:
@@ -107,15 +111,11 @@ def allocate(
         raise UserError(
             f"allocation={allocator.name} runs samples through the model; give data=ecoflap.calibrate(...)"
         )
-    chosen_pruner: Pruner = part("pruner", default("pruner")["name"] if pruner is None else pruner, {})
-    if chosen_pruner.allocates:
-        raise UserError(f"pruner={chosen_pruner.name} decides by itself what each layer keeps")
     allocator.check_pruner(chosen_pruner)
     chosen_pruner.check_layers(model.layers)
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
-    check_propagate(propagate)
-    context = Context(chosen_pruner, data, batch_size, propagate, seed)
+    context = Context(chosen_pruner, data, batch_size, seed)
     with unchanged(model.module):
         return allocator(model, scores, sparsity, context)
 

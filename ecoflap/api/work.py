@@ -88,7 +88,7 @@ class Work:
         """The run that the allocator allocates for; None beside a pruner that allocates by itself."""
         if self.method.pruner.allocates:
             return None
-        return Context(self.method.pruner, calibration, self.batch_size, self.propagate, self.seed)
+        return Context(self.method.pruner, calibration, self.batch_size, self.seed)
 
     def _prune(
         self, calibration: CalibrationSet | None, allocation: Allocation | None

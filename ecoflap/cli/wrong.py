@@ -16,6 +16,7 @@ from ecoflap.cli.arguments import KNOWN, PLACES, lister, parsed, quoted
 from ecoflap.cli.choices import Choices, keys, not_utf8
 from ecoflap.errors import FEW, did_you_mean, typed_command, written, wrong_type
 from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig, kind_of
+from ecoflap.run.registry import PARTS, defaults
 
 OPENS = {"[": "]", "{": "}"}
 
@@ -213,8 +214,17 @@ def _no_such_key(line: str, key: str, parent: str, name: str, node: Any) -> str:
     if name in known:  # an option of the class that its file does not list
         return f"{line}: {key} has its default and is not listed; add it with a plus: +{line.lstrip('~')}"
     where = f"{parent} has no option {name!r}" if parent else f"there is no option {name!r}"
+    if owners := _owners(parent, name):
+        chosen = f"{parent}={node.get('name')}"
+        return f"{line}: {chosen} has no option {name!r}; choose one that has it: {parent}={' or '.join(owners)}"
     listing = f"{typed_command()} --cfg all --package {parent} lists them"
     return f"{line}: {where}; {did_you_mean(name, known, listing)}"
+
+
+def _owners(group: str, option: str) -> list[str]:
+    """The choices of a group that have an option, of this package's."""
+    known = [defaults(options) for options in PARTS.get(group, {}).values()]
+    return [str(values["name"]) for values in known if option in values and "name" in values]
 
 
 def _kind(key: str) -> str | None:

@@ -30,6 +30,11 @@ class ByMetric(LayerPruner):
         """Which weights of a layer compete with each other."""
         return MaskRule.parse(self.mask, ("row", "matrix"))
 
+    @property
+    def corrects(self) -> bool:
+        """No: kept weights stay as they are."""
+        return False
+
     @abstractmethod
     def metric(self, weight: Tensor, statistic: Statistic | None) -> Tensor:
         """The metric of each weight, [rows, cols].

@@ -12,7 +12,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 
-PROPAGATE = ("pruned", "layer", "dense")
+PROPAGATE = ("auto", "pruned", "layer", "dense")
 
 
 def check_propagate(choice: str) -> None:

@@ -58,6 +58,11 @@ class LayerPruner(Protocol):
         """Which weights of a layer compete with each other."""
         return MaskRule("matrix")
 
+    @property
+    def corrects(self) -> bool:
+        """Whether it may change the weights that it keeps; by default, it may."""
+        return True
+
     @abstractmethod
     def __call__(self, weight: Tensor, statistic: Statistic | None, keep: int) -> Pruned:
         """Prune a weight [rows, cols] to ``keep`` weights."""

@@ -41,6 +41,11 @@ class RefinedMetric(MetricOptions, ByMetric):
         return Gram if self._adapts else self.of_metric
 
     @property
+    def corrects(self) -> bool:
+        """Whether it repairs the weights that it keeps."""
+        return self.repair
+
+    @property
     def _adapts(self) -> bool:
         """Whether masks or weights change after the metric has chosen."""
         return self.refine != "none" or self.repair

@@ -62,7 +62,8 @@ class RunConfig:
         batch_size: samples per forward pass of the fine stage.
         propagate: what comes before a layer when the fine stage measures its inputs: pruned blocks and its
             own block dense (pruned), everything pruned (layer; one pass where a batch holds all samples), or
-            dense blocks (dense; one pass). Each gives another result.
+            dense blocks (dense; one pass). Each gives another result. auto is dense for a pruner that leaves
+            kept weights as they are beside an allocation that prunes in trials, else pruned.
         device: the device that runs the model: auto (the accelerator if there is one), cpu, cuda, cuda:1, ...
         inspect: only print what would be pruned; no weights are loaded.
         runtime: how the machine is used.
@@ -86,7 +87,7 @@ class RunConfig:
     skip_layers: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=lambda: [step for step in STEPS if step not in OPTIONAL_STEPS])
     batch_size: int = 16
-    propagate: str = field(default="pruned", metadata={"choices": ("pruned", "layer", "dense")})
+    propagate: str = field(default="auto", metadata={"choices": ("auto", "pruned", "layer", "dense")})
     device: str = "auto"
     inspect: bool = False
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -235,11 +235,21 @@ def scoring_jobs(jobs: Sequence[Job]) -> list[Job]:
         relevant = tuple(
             override for override in job.overrides if not override.lstrip("+~").startswith(AFTER_SCORES)
         )
-        if relevant not in found and "score=none" not in relevant:
+        if relevant not in found and _scores(job.overrides):
             subdir = f"hydra.sweep.subdir=scores/{len(found)}"
             overrides = [*job.overrides, "steps=[calibrate,score]", "tracking=none", subdir]
             found[relevant] = Job(-1 - len(found), overrides)
     return list(found.values())
+
+
+def _scores(overrides: Sequence[str]) -> bool:
+    """Whether the job of these overrides may score: an experiment, too, can choose a score."""
+    if "score=none" in overrides:
+        return False
+    named = [override.lstrip("+") for override in overrides]
+    return "allocation=water_filling" in named or any(
+        override.startswith(("score=", "sweep/coarse=", "experiment=")) for override in named
+    )
 
 
 def _collect(submitted: Sequence[Submitted]) -> dict[int, JobReturn]:

@@ -32,7 +32,7 @@ PRUNERS = [Wanda(), SparseGPT(), Magnitude()]
 
 def context(family: str, pruner: LayerPruner | None = None, recall: Any = None) -> Context:
     given = {} if recall is None else {"recall": recall}
-    return Context(pruner or Wanda(), tiny.samples(family), 4, "pruned", 7, **given)
+    return Context(pruner or Wanda(), tiny.samples(family), 4, 7, **given)
 
 
 def weights(model: PrunableModel) -> dict[str, Tensor]:
@@ -187,7 +187,7 @@ def test_a_stopped_search_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_seed_is_another_search() -> None:
     model = tiny.build("llama")
     first = EvoPress(**SMALL)(model, None, 0.6, context("llama"))
-    other = EvoPress(**SMALL)(model, None, 0.6, Context(Wanda(), tiny.samples("llama"), 4, "pruned", 8))
+    other = EvoPress(**SMALL)(model, None, 0.6, Context(Wanda(), tiny.samples("llama"), 4, 8))
     assert first.keep != other.keep
 
 

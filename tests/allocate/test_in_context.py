@@ -33,7 +33,7 @@ QUICK = InContext(samples=2, batch_size=2, ramp_steps=1, steps=2)
 
 
 def context(family: str, pruner: LayerPruner | None = None) -> Context:
-    return Context(pruner or Wanda(), tiny.samples(family), batch_size=2, propagate="pruned", seed=0)
+    return Context(pruner or Wanda(), tiny.samples(family), batch_size=2, seed=0)
 
 
 def allocate(family: str, sparsity: float = 0.6, allocator: InContext = QUICK, **changes: Any) -> Any:

@@ -32,7 +32,7 @@ PUBLISHED = {
 def context(family: str | None = None, recall: Any = None, pruner: Any = None) -> Context:
     calibration = tiny_opt.calibration() if family is None else tiny.samples(family)
     given = {} if recall is None else {"recall": recall}
-    return Context(pruner or Wanda(), calibration, 4, "pruned", 0, **given)
+    return Context(pruner or Wanda(), calibration, 4, 0, **given)
 
 
 def block_sparsities(model: PrunableModel, allocation: Allocation) -> list[float]:

@@ -27,7 +27,7 @@ def model() -> PrunableModel:
 
 
 def allocated(model: PrunableModel, allocator: Allocator, sparsity: float) -> Allocation:
-    return allocator(model, None, sparsity, Context(Wanda(), calibration(), 2, "pruned", 0))
+    return allocator(model, None, sparsity, Context(Wanda(), calibration(), 2, 0))
 
 
 def check_blocks(model: PrunableModel, allocation: Allocation, shares: list[float]) -> None:
@@ -87,7 +87,7 @@ def test_alpha_pruning(model: PrunableModel, tail: str) -> None:
 
 
 def test_alpha_pruning_moves_further_from_a_pruner_without_data(model: PrunableModel) -> None:
-    found = AlphaPruning()(model, None, 0.7, Context(Magnitude(), None, 2, "pruned", 0))
+    found = AlphaPruning()(model, None, 0.7, Context(Magnitude(), None, 2, 0))
     assert found.details["epsilon"] == 0.3
     assert AlphaPruning()(model, None, 0.7).details["epsilon"] == 0.2
 

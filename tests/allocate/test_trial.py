@@ -19,7 +19,7 @@ PRUNERS = {"magnitude": Magnitude(), "wanda": Wanda(), "sparsegpt": SparseGPT()}
 
 
 def context(family: str, pruner: LayerPruner) -> Context:
-    return Context(pruner, tiny.samples(family), batch_size=2, propagate="pruned", seed=0)
+    return Context(pruner, tiny.samples(family), batch_size=2, seed=0)
 
 
 @pytest.mark.parametrize("name", PRUNERS)

@@ -67,7 +67,7 @@ def model() -> PrunableModel:
 
 @pytest.fixture
 def context() -> Context:
-    return Context(Wanda(), tiny.samples(FAMILY), 2, "pruned", 0)
+    return Context(Wanda(), tiny.samples(FAMILY), 2, 0)
 
 
 def label(allocator: Allocator) -> str:
@@ -219,7 +219,7 @@ def test_one_block_and_layers_of_zeros(allocator: Allocator) -> None:
     model = tiny.build("llama", skip_layers=(r"layers\.1\.", "gate_proj"))
     for layer in model.layers:
         layer.write(torch.zeros(layer.shape))
-    context = Context(Wanda(), tiny.samples("llama"), 2, "pruned", 0)
+    context = Context(Wanda(), tiny.samples("llama"), 2, 0)
     check_counts(model, allocator(model, None, 0.7, context), 0.7)
 
 
@@ -228,7 +228,7 @@ def test_a_dead_block_among_others(allocator: Allocator) -> None:
     model = tiny.build("llama")
     for layer in model.blocks[0].layers:
         layer.write(torch.zeros(layer.shape))
-    context = Context(Wanda(), tiny.samples("llama"), 2, "pruned", 0)
+    context = Context(Wanda(), tiny.samples("llama"), 2, 0)
     check_counts(model, allocator(model, None, 0.7, context), 0.7)
 
 
@@ -236,7 +236,7 @@ def test_a_dead_block_among_others(allocator: Allocator) -> None:
 @pytest.mark.parametrize("allocator", [OWL(), LSA("sublayer"), AlphaPruning(), ER()], ids=label)
 def test_layers_of_other_orientations(family: str, allocator: Allocator) -> None:
     model = tiny.build(family)
-    context = Context(Wanda(), tiny.samples(family), 2, "pruned", 0)
+    context = Context(Wanda(), tiny.samples(family), 2, 0)
     check_counts(model, allocator(model, None, 0.7, context), 0.7)
 
 
@@ -244,7 +244,7 @@ def test_layers_of_other_orientations(family: str, allocator: Allocator) -> None
 @pytest.mark.parametrize("allocator", MEASURED, ids=label)
 def test_half_precision(dtype: torch.dtype, allocator: Allocator) -> None:
     model = tiny.build("llama")
-    context = Context(Wanda(), tiny.samples("llama"), 2, "pruned", 0)
+    context = Context(Wanda(), tiny.samples("llama"), 2, 0)
     wide = allocator(model, None, 0.7, context).details["values"]
     model.module.to(dtype)
     found = allocator(model, None, 0.7, context).details["values"]
@@ -278,7 +278,7 @@ def test_one_sample_suffices(model: PrunableModel, context: Context) -> None:
 
 def test_weights_alone_need_no_samples(model: PrunableModel, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "require_calls", None)
-    context = Context(Magnitude(), None, 2, "pruned", 0)
+    context = Context(Magnitude(), None, 2, 0)
     check_counts(model, AlphaPruning()(model, None, 0.7, context), 0.7)
 
 

@@ -15,19 +15,21 @@ from ecoflap.storage.results import Result
 from tests.api.conftest import llama, texts
 from tests.cli.conftest import run  # noqa: F401  a fixture
 
+BY_LAYER = ["allocation=water_filling", "allocation.granularity=layer"]
 METHODS: dict[str, tuple[list[str], dict[str, Any]]] = {
     "wanda": (
-        ["pruner=wanda", "score.samples=8", "score.batch_size=4"],
+        ["pruner=wanda", "score=zeroth_order", "score.samples=8", "score.batch_size=4"],
         {"score": ecoflap.ZerothOrder(samples=8, batch_size=4)},
     ),
     "sparsegpt": (
-        ["pruner=sparsegpt", "score=first_order", "score.batch_size=4", "allocation.granularity=layer"],
+        ["pruner=sparsegpt", "score=first_order", "score.batch_size=4", *BY_LAYER],
         {
             "pruner": "sparsegpt",
             "score": ecoflap.FirstOrder(batch_size=4),
             "allocation": ecoflap.WaterFilling(granularity="layer"),
         },
     ),
+    "default": (["allocation=auto"], {}),
     "dense": (
         ["pruner=wanda", "pruner.mask=matrix", "score=none", "propagate=dense"],
         {"pruner": "wanda", "mask": "matrix", "score": "none", "propagate": "dense"},

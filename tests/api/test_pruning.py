@@ -178,8 +178,6 @@ def test_an_allocation_without_scores() -> None:
         ecoflap.allocate(model, sparsity=0.7, method="owl")
     with pytest.raises(ecoflap.UserError, match="batch_size=0 must be at least 1"):
         ecoflap.allocate(model, sparsity=0.7, method="owl", data=data, batch_size=0)
-    with pytest.raises(ecoflap.UserError, match="propagate=none is not known"):
-        ecoflap.allocate(model, sparsity=0.7, method="owl", data=data, propagate="none")
     with pytest.raises(ecoflap.UserError, match="which 5 does not divide"):
         ecoflap.allocate(model, sparsity=0.7, method="owl", data=data, pruner=ecoflap.Wanda(mask="n:5"))
     found = ecoflap.allocate(model, sparsity=0.7, method="owl", data=data, spread="auto")

@@ -68,7 +68,7 @@ def test_a_user_error_is_a_message_and_exit_code_2(tmp_path: Path) -> None:
 def test_a_run_leaves_a_result_that_verifies(text_run: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "out"
     tracked = [override for override in text_run if override != "tracking=none"]
-    finished = main(*tracked, "model.save=true", f"hydra.run.dir={folder}")
+    finished = main(*tracked, "score=zeroth_order", "model.save=true", f"hydra.run.dir={folder}")
     assert finished.returncode == 0, finished.stderr
     record = json.loads((folder / "result.json").read_text())
     assert record["schema"] == 1
@@ -163,7 +163,9 @@ def test_several_tasks_are_all_measured(tmp_path: Path) -> None:
                 "+experiment=blip2/ecoflap_first sets it; leave it out with ~score.measure",
             ],
         ),
-        (["+score.noise=2"], ["score.noise is no option of this score", "noises"]),
+        (["score=zeroth_order", "+score.noise=2"], ["score.noise is no option of this score", "noises"]),
+        (["+score.noises=2"], ["score.noises is no option of score=auto", "score=zeroth_order"]),
+        (["+allocation.cap=1"], ["allocation.cap is no option of allocation=auto"]),
     ],
 )
 def test_an_option_that_is_not_there(overrides: list[str], words: list[str], tmp_path: Path) -> None:

@@ -105,7 +105,7 @@ def test_allocating_in_trials(model: PrunableModel, allocator: Allocator, pruner
     calibration = tokens(SAMPLES, 64, 256)
     cost = sample_cost(model, calibration)
     need, _ = memory_plan(model, cost, SAMPLES, BATCH, None, pruner, allocator.footprint)
-    context = Context(pruner, calibration, BATCH, "pruned", 0)
+    context = Context(pruner, calibration, BATCH, 0)
     taken = alive(lambda: allocator(model, None, 0.6, context))
     assert taken / 2 < need.states + need.work < 2 * taken
 

@@ -13,6 +13,7 @@ from ecoflap.errors import UserError, did_you_mean
 from ecoflap.evaluate.protocol import Task
 from ecoflap.prune import driver
 from ecoflap.run.config import RunConfig, RuntimeConfig, build, check_merged
+from ecoflap.run.plan.automatic import settle
 from ecoflap.run.plan.checks import check
 from ecoflap.run.plan.parts import make
 from ecoflap.run.plan.plan import Plan
@@ -34,7 +35,9 @@ def make_plan(config: DictConfig, folder: Path, preflight: Preflight | None = No
     """
     check_merged()
     parts = {group: build(group, config[group]) for group in ("model", "calibration", "tracking")}
-    parts |= {group: make(group, config[group]) for group in ("allocation", "pruner")}
+    parts["pruner"] = make("pruner", config.pruner)
+    config = settle(config, parts["pruner"])
+    parts["allocation"] = make("allocation", config.allocation)
     tasks = build_tasks(config.task)
     scored = "_target_" in config.score and parts["allocation"].requires.scores != "none"
     scorer = make("score", config.score) if scored else None

@@ -138,7 +138,6 @@ def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
         plan.pruner,
         state.calibration,
         plan.config.batch_size,
-        plan.config.propagate,
         plan.config.seed,
         # One line per step of an allocation would bury the others.
         recall=partial(_recall, replace(plan.store, level=logging.DEBUG), plan, model, state),

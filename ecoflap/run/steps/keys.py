@@ -55,7 +55,6 @@ def allocate_key(
         "allocation": plan.config.allocation,
         "pruner": plan.config.pruner,
         "batch_size": plan.config.batch_size,
-        "propagate": plan.config.propagate,
         "seed": plan.config.seed,
         "name": dict(name),
     }
