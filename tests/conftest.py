@@ -1,5 +1,7 @@
-"""Nothing in the tests may ask a hub or a W&B server for anything. A process computes in one thread: pytest has a
-process per core, and models of this size wait longer for threads than they compute.
+"""Nothing in the tests may ask a hub or a W&B server for anything.
+
+A process computes in one thread: pytest has a process per core, and models of this size wait longer for
+threads than they compute.
 """
 
 import os

@@ -108,7 +108,9 @@ def test_cancelled_and_started_again(
 
 
 def test_out_of_time(sweep: Sweep, tmp_path: Path, undisturbed: dict[str, str]) -> None:
-    """A time limit of a minute, of which Slurm's signal leaves most: on a busy machine the second start needs it."""
+    """A time limit of a minute, of which Slurm's signal leaves most: the second start needs it on a busy
+    machine.
+    """
     folder = tmp_path / "sweep"
     endless = ["model.loss=tests.slurm.slow.endless_at_first", *SLOW[1:]]
     printed = ended(sweep(*endless, "hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=10"), 400)
