@@ -253,7 +253,7 @@ def free_ports(count: int) -> list[int]:
     raise RuntimeError("no free ports")
 
 
-def wait_for(what: str, there: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(what: str, there: Callable[[], bool], seconds: float = 120) -> None:
     """Wait until something is so.
 
     Raises:
