@@ -15,6 +15,8 @@ from ecoflap.allocate.levels import make_ladder
 from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
 
+pytestmark = pytest.mark.any_release
+
 TARGET, WEIGHT = [2, -3, 1, 0, -1, 1], [3, 1, 2, 5, 1, 2]
 LOWEST, HIGHEST = (-2, -4, -8, 0, -3, -1), (3, 2, 8, 4, 0, 2)
 

@@ -26,6 +26,8 @@ from ecoflap.prune.wanda import Wanda
 from tests import tiny
 from tests.prune import reference
 
+pytestmark = pytest.mark.any_release
+
 SMALL: dict[str, Any] = {"generations": 4, "offspring": 6, "survivors": [3, 1], "samples": [2, 4], "step": 8}
 PRUNERS = [Wanda(), SparseGPT(), Magnitude()]
 

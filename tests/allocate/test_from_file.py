@@ -12,6 +12,8 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
 
+pytestmark = pytest.mark.any_release
+
 Q, K = "model.layers.0.self_attn.q_proj.weight", "model.layers.0.self_attn.k_proj.weight"
 
 

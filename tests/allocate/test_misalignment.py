@@ -74,16 +74,16 @@ def slowly(
     for tower in model.towers:
         found[tower.name] = 0.0
         for block in tower.blocks:
-            dense = {layer: reference.inputs_of(model, layer, calibration) for layer in block.layers}
+            dense = reference.inputs_of_each(model, block.layers, calibration)
             for layer, inputs in dense.items():
                 statistic: Statistic | None = None
                 if pruner.statistic is not None:
                     statistic = pruner.statistic(layer.shape[1], inputs.device)
                     statistic.update(inputs)
                 layer.write(pruner(layer.matrix().clone(), statistic, allocation.keep[layer.name]).weight)
+            pruned = reference.inputs_of_each(model, block.layers, calibration)
             for layer, inputs in dense.items():
-                pruned = reference.inputs_of(model, layer, calibration)
-                one, other = (weigh(x.double()).square().mean(dim=0).sqrt() for x in (inputs, pruned))
+                one, other = (weigh(x.double()).square().mean(dim=0).sqrt() for x in (inputs, pruned[layer]))
                 distance = (one / one.sum() - other / other.sum()).norm() / len(one)
                 found[tower.name] += float(distance)
     return found

@@ -21,6 +21,8 @@ from tests import tiny
 from tests.allocate import tiny_opt
 from tests.allocate.test_misalignment import slowly
 
+pytestmark = pytest.mark.any_release
+
 # get_distribution_block of eliacunegatti/NeuroAL e30b6cc on four blocks.
 PUBLISHED = {
     (0.6, 0.05): [0.55, 0.583333333333, 0.616666666667, 0.65],

@@ -18,6 +18,8 @@ from ecoflap.prune.wanda import Wanda
 from tests.allocate import golden
 from tests.allocate.toy import BLOCKS, calibration, toy
 
+pytestmark = pytest.mark.any_release
+
 LAYERS = 6
 
 

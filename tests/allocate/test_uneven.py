@@ -31,6 +31,8 @@ from ecoflap.prune.wanda import Wanda
 from tests import tiny
 from tests.allocate.test_water_filling import check_counts
 
+pytestmark = pytest.mark.any_release
+
 FAMILY = "blip2_t5"
 MEASURED = [OWL(), DLP(), DLP(average="mean"), LSA(), LSA("sublayer"), LSA("layer"), AlphaPruning()]
 ALL = [*MEASURED, ATP(beta=0.1), ER()]

@@ -12,6 +12,8 @@ from ecoflap.ops import gaussian
 from ecoflap.score.scores import Scores
 from tests import tiny
 
+pytestmark = pytest.mark.any_release
+
 
 @pytest.fixture(scope="module")
 def model() -> PrunableModel:

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
+from tests.cli import forked
 from tests.cli.conftest import ROOT, WORDS
 
 PAGE = (ROOT / "docs" / "add_a_model.md").read_text()
@@ -44,17 +42,8 @@ def save(module: torch.nn.Module, tokenizer: Path, folder: Path) -> Path:
 
 
 def run(folder: Path, *overrides: str) -> str:
-    command = [
-        sys.executable,
-        str(ROOT / "main.py"),
-        "--config-dir",
-        "my_parts/conf",
-        *overrides,
-        "tracking=none",
-        "device=cpu",
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    parts = ["--config-dir", "my_parts/conf", *overrides, "tracking=none", "device=cpu"]
+    done = forked.main(parts, folder)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 

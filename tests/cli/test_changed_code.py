@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from tests.cli.conftest import ROOT
+from tests.cli import forked
 
 SCORER = """
 from dataclasses import dataclass
@@ -120,9 +117,7 @@ def run(
         override for override in text_run if not override.startswith(("score.", "score=", "pruner", "steps"))
     ]
     parts = ["--config-dir", "conf", *options, f"hydra.run.dir={folder / name}"]
-    command = [sys.executable, str(ROOT / "main.py"), *parts, *shared]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
+    done = forked.main([*parts, *shared], folder)
     assert done.returncode == 0, done.stdout + done.stderr
     counts: dict[str, int] = json.loads((folder / name / "allocation.json").read_text())["keep"]
     return done.stdout + done.stderr, counts

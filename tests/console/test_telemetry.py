@@ -21,9 +21,10 @@ HOST_PEAK_CAN_BE_RESET = Path("/proc/self/clear_refs").exists() and not torch.ac
 
 def test_seconds_and_bytes_are_written() -> None:
     steps: dict[str, dict[str, Any]] = {}
+    began = time.perf_counter()
     with measure(steps, "score"):
         time.sleep(0.02)
-    assert 0.02 <= steps["score"]["seconds"] < 5
+    assert 0.02 <= steps["score"]["seconds"] <= time.perf_counter() - began
     assert isinstance(steps["score"]["peak_memory_bytes"], int)
     assert steps["score"]["peak_memory_bytes"] > MEGABYTE
 

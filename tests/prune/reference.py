@@ -2,7 +2,8 @@
 one sample at a time.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -66,24 +67,46 @@ def wanda_repaired(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, T
     return ops.admm(weight, gram(inputs), keep, "row", *ADMM_STEPS, mask=mask)
 
 
-def inputs_of(
-    model: PrunableModel, layer: Layer, calibration: CalibrationSet, batches: list[Batch] | None = None
-) -> Tensor:
-    """Everything that the layer reads, [tokens, cols], one sample at a time unless other batches are
-    given.
-    """
-    seen: list[Tensor] = []
-    handle = layer.module.register_forward_pre_hook(
-        lambda _, arguments: seen.append(arguments[0].reshape(-1, layer.shape[1]).clone())
-    )
+@torch.no_grad()
+def plain_passes(
+    model: PrunableModel, calibration: CalibrationSet, batches: list[Batch] | None = None
+) -> None:
+    """Forward passes of the whole model, one sample at a time unless other batches are given."""
     torch.backends.mha.set_fastpath_enabled(False)  # PyTorch's fused encoder layer would call no layer
     for batch in batches or [
         {name: tensor[None] for name, tensor in sample.items()} for sample in calibration.samples
     ]:
         model.loss(batch)
     torch.backends.mha.set_fastpath_enabled(True)
-    handle.remove()
-    return torch.cat(seen)
+
+
+def inputs_of_each(
+    model: PrunableModel,
+    layers: Iterable[Layer],
+    calibration: CalibrationSet,
+    batches: list[Batch] | None = None,
+) -> dict[Layer, Tensor]:
+    """Everything that each of the layers reads in the same plain passes, [tokens, cols]."""
+    seen: dict[Layer, list[Tensor]] = {layer: [] for layer in layers}
+    handles = [
+        layer.module.register_forward_pre_hook(
+            lambda _, arguments, layer=layer: seen[layer].append(
+                arguments[0].reshape(-1, layer.shape[1]).clone()
+            )
+        )
+        for layer in seen
+    ]
+    plain_passes(model, calibration, batches)
+    for handle in handles:
+        handle.remove()
+    return {layer: torch.cat(inputs) for layer, inputs in seen.items()}
+
+
+def inputs_of(
+    model: PrunableModel, layer: Layer, calibration: CalibrationSet, batches: list[Batch] | None = None
+) -> Tensor:
+    """Everything that the layer reads in plain passes, [tokens, cols]."""
+    return inputs_of_each(model, [layer], calibration, batches)[layer]
 
 
 @torch.no_grad()
@@ -101,8 +124,7 @@ def prune(
     for tower in model.towers:
         for block in tower.blocks:
             weights = {}
-            for layer in block.layers:
-                inputs = inputs_of(model, layer, calibration, batches)
+            for layer, inputs in inputs_of_each(model, block.layers, calibration, batches).items():
                 weights[layer], masks[layer.name] = prune_layer(
                     layer.matrix().clone(), inputs, keep[layer.name]
                 )
@@ -127,31 +149,33 @@ def prune_layer_by_layer(
         for block in tower.blocks:
             dense = set(block.layers)
             while dense:
-                layer = next_of(model, block, dense, calibration, batches)
-                inputs = inputs_of(model, layer, calibration, batches)
-                weight, masks[layer.name] = prune_layer(layer.matrix().clone(), inputs, keep[layer.name])
+                with calls_of(block, dense) as calls:
+                    inputs = inputs_of_each(model, dense, calibration, batches)
+                layer = first_of(calls)
+                weight, masks[layer.name] = prune_layer(
+                    layer.matrix().clone(), inputs[layer], keep[layer.name]
+                )
                 layer.write(weight)
                 dense.remove(layer)
     return {layer.name: masks[layer.name] for layer in model.layers}
 
 
-def next_of(
-    model: PrunableModel,
-    block: Block,
-    dense: set[Layer],
-    calibration: CalibrationSet,
-    batches: list[Batch] | None = None,
-) -> Layer:
-    """A dense layer that no call of the block reaches behind another dense one."""
+@contextmanager
+def calls_of(block: Block, layers: Iterable[Layer]) -> Iterator[list[list[Layer]]]:
+    """Which of the layers each call of the block reaches meanwhile, in order."""
     calls: list[list[Layer]] = []
     handles = [block.module.register_forward_pre_hook(lambda *_: calls.append([]))]
-    for layer in dense:
+    for layer in layers:
         handles.append(
             layer.module.register_forward_pre_hook(lambda *_, layer=layer: calls[-1].append(layer))
         )
-    inputs_of(model, block.layers[0], calibration, batches)
+    yield calls
     for handle in handles:
         handle.remove()
+
+
+def first_of(calls: list[list[Layer]]) -> Layer:
+    """A layer that no call reaches behind another one."""
     return next(
         layer for call in calls for layer in call[:1] if all(layer not in other[1:] for other in calls)
     )

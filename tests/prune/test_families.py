@@ -32,6 +32,11 @@ PRUNERS: dict[str, tuple[LayerPruner, reference.PruneLayer]] = {
     "admm_2_4": (ADMM("2:4"), reference.admm_2_4),
     "wanda_repaired": (Wanda(repair=True), reference.wanda_repaired),
 }
+# What a release of transformers can change is what a layer reads; one pruner per statistic shows it.
+PRUNER_NAMES = [
+    name if name in ("wanda", "sparsegpt") else pytest.param(name, marks=pytest.mark.any_release)
+    for name in PRUNERS
+]
 EVERY_TOWER = {family: [tower.name for tower in tiny.build(family).every_tower] for family in tiny.FAMILIES}
 
 
@@ -47,7 +52,7 @@ def uniform(model: PrunableModel) -> Allocation:
     return WaterFilling()(model, None, 0.5)
 
 
-@pytest.mark.parametrize("name", PRUNERS)
+@pytest.mark.parametrize("name", PRUNER_NAMES)
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_equals_pruning_layer_by_layer_with_full_forward_passes(family: str, name: str) -> None:
     pruner, by_hand = PRUNERS[name]

@@ -60,7 +60,7 @@ def masks_by_hand(
         if propagate != "dense":
             prune_by_hand = reference.prune if propagate == "pruned" else reference.prune_layer_by_layer
             return prune_by_hand(model, calibration, by_hand, keep)
-        inputs = {layer: reference.inputs_of(model, layer, calibration) for layer in model.layers}
+        inputs = reference.inputs_of_each(model, model.layers, calibration)
         return {
             layer.name: by_hand(layer.matrix().clone(), inputs[layer], keep[layer.name])[1]
             for layer in model.layers

@@ -13,6 +13,8 @@ from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
 
+pytestmark = pytest.mark.any_release
+
 
 @pytest.mark.parametrize("text", ["2:4", "4:8", "1:4", "2:3"])
 def test_n_of_m_is_read(text: str) -> None:

@@ -18,6 +18,8 @@ from ecoflap.prune.wanda import Wanda
 from tests import tiny
 from tests.ops import reference
 
+pytestmark = pytest.mark.any_release
+
 METRICS = [Wanda, RIA, Magnitude]
 
 

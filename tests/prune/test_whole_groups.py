@@ -18,6 +18,8 @@ from tests import tiny
 
 from .test_families import uneven
 
+pytestmark = pytest.mark.any_release
+
 RULE = MaskRule.parse("n:4", ("row",))
 
 
