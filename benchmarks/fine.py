@@ -5,6 +5,7 @@ sequence at a time.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,6 +24,11 @@ from ecoflap.prune.wanda import Wanda
 PRUNERS: dict[str, Any] = {"wanda": Wanda(), "sparsegpt": SparseGPT(), "admm": ADMM()}
 PUBLISHED = {"wanda": "wanda", "sparsegpt": "sparsegpt", "admm": "sparsegpt"}
 """{pruner: the published loop that it is measured against}."""
+PROPAGATE = {
+    "wanda": ("pruned", "dense"),
+    "sparsegpt": ("pruned", "dense", "layer"),
+    "admm": ("pruned", "layer"),
+}
 
 
 def whole_run(
@@ -34,7 +40,10 @@ def whole_run(
     runs: int,
     target: float,
 ) -> list[Row]:
-    """The published loop, ours, and ours with dense predecessors; the model is dense again before each."""
+    """The published loop, and ours with each kind of inputs; the model is dense again before each.
+
+    The target is of the first kind, and of ``layer``, whose batch holds all samples.
+    """
     dense, allocation = Dense(model), WaterFilling()(model, None, 0.5)
     masks: dict[str, dict[str, torch.Tensor]] = {}
 
@@ -42,13 +51,12 @@ def whole_run(
         with quiet_forward(model.module):
             plain.prune_by_sequences(model, calibration.batches(1), PUBLISHED[pruner], 0.5)
 
-    sides: dict[str, Callable[[], Any]] = {
-        "plain": published,
-        "ours": lambda: prune(model, calibration, PRUNERS[pruner], allocation, batch_size),
-        "dense": lambda: prune(
-            model, calibration, PRUNERS[pruner], allocation, batch_size, propagate="dense"
-        ),
-    }
+    def ours(propagate: str) -> None:
+        size = len(calibration) if propagate == "layer" else batch_size
+        prune(model, calibration, PRUNERS[pruner], allocation, size, propagate=propagate)
+
+    sides: dict[str, Callable[[], Any]] = {"plain": published}
+    sides |= {propagate: partial(ours, propagate) for propagate in PROPAGATE[pruner]}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(runs):
         for side, work in sides.items():
@@ -61,32 +69,22 @@ def whole_run(
     middle, against = medians(seconds), "one sequence at a time, a statistic per layer, two passes"
     if PUBLISHED[pruner] != pruner:
         against = f"{PUBLISHED[pruner]}, {against}"
-    same = sum(int((masks["ours"][key] == mask).sum()) for key, mask in masks["plain"].items()) / sum(
+    same = sum(int((masks["pruned"][key] == mask).sum()) for key, mask in masks["plain"].items()) / sum(
         mask.numel() for mask in masks["plain"].values()
     )
-    one_pass = {"seconds of each side": seconds}
     return [
         Row(
-            name,
+            name if propagate == "pruned" else f"{name}, propagate={propagate}",
             against,
             "s",
             middle["plain"],
-            middle["ours"],
-            middle["plain"] / middle["ours"],
-            (">=", target),
-            f"{same:.2%} of the mask",
-            one_pass,
-        ),
-        Row(
-            f"{name}, propagate=dense",
-            against,
-            "s",
-            middle["plain"],
-            middle["dense"],
-            middle["plain"] / middle["dense"],
-            None,
-            "another result",
-        ),
+            middle[propagate],
+            middle["plain"] / middle[propagate],
+            None if propagate == "dense" else (">=", target),
+            f"{same:.2%} of the mask" if propagate == "pruned" else "another result",
+            {"seconds of each side": seconds} if propagate == "pruned" else {},
+        )
+        for propagate in PROPAGATE[pruner]
     ]
 
 
