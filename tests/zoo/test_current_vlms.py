@@ -1,4 +1,4 @@
-"""Current vision-language models, tiny and random, from their own folders to checkpoints that transformers reads."""
+"""Current vision-language models, tiny and random, from a folder to a checkpoint that transformers reads."""
 
 from __future__ import annotations
 
