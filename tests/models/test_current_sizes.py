@@ -1,4 +1,4 @@
-"""What ``inspect`` counts of models of today, against arithmetic with the dimensions of their ``config.json``."""
+"""What ``inspect`` counts of current models, against arithmetic with the dimensions of their configs."""
 
 from __future__ import annotations
 

@@ -295,7 +295,7 @@ class Tiny:
     package: str | None = None
 
     def build(self) -> tuple[Any, Any]:
-        """The module and the processor; skips a test of a model that can't be built with what is installed."""
+        """The module and the processor; skips a test of a model that the installed packages lack."""
         kind = f"{self.kind}ForConditionalGeneration"
         if not hasattr(hf, kind):
             pytest.skip(f"transformers {hf.__version__} has no {kind}")
