@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.example import Generation
 from ecoflap.errors import UserError
 from ecoflap.models.core.pictures import load_image
-from ecoflap.models.families.vlm.vlm import VlmInterface
+from ecoflap.models.families.vlm.vlm import VisionLanguage, VlmInterface
+from ecoflap.models.loading.loader import Selection
 from tests.vlms.folders import MODELS
 
 QUESTION = read_questions("train")[0]
@@ -72,6 +74,16 @@ def test_an_answer_ends_as_in_a_conversation(name: str) -> None:
     assert ends
     behind = built(name)[1].tokenizer.decode(expected[ends[-1] :])
     assert not behind.strip()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_in_a_batch_are_those_of_questions_alone(name: str) -> None:
+    """Questions of several lengths are padded, which a gated delta net would read as well."""
+    module, processor = built(name)
+    model = VisionLanguage("anything", chat=options(name)).from_module(module, processor, Selection())
+    questions = sorted(read_questions("test")[:60], key=lambda question: len(question.text))[::20]
+    ask = lambda some: model.interface.answer(model, some, Generation(max_new_tokens=3))
+    assert ask(questions) == [ask([question])[0] for question in questions]
 
 
 def test_options_of_the_template_reach_it() -> None:
