@@ -299,6 +299,8 @@ class Tiny:
         kind = f"{self.kind}ForConditionalGeneration"
         if not hasattr(hf, kind):
             pytest.skip(f"transformers {hf.__version__} has no {kind}")
+        if hf.__version__ < "5":
+            pytest.skip(f"transformers {hf.__version__} builds the parts of processors by other arguments")
         if self.package is not None:
             pytest.importorskip(self.package)
         with torch.random.fork_rng():

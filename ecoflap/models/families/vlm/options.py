@@ -16,7 +16,7 @@ class VisionLanguageOptions(PretrainedOptions):
         prompt: how a question is put to the model, with one ``{}``; null for the processor's chat template.
         brief: what is put behind each question, so that a model which likes to talk answers with a word; null
             for nothing.
-        chat: options of the chat template, such as ``{enable_thinking: false}``.
+        chat: options of the chat template, such as ``{enable_thinking: false}``; unused with a prompt.
         images: options of the image processor, such as ``{do_image_splitting: false}``.
         loss: answer, or a function by its dotted path.
     """
