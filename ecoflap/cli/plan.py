@@ -3,9 +3,9 @@
     ecoflap plan [group=option ...] [key=value ...]
 
 The options are those of ``ecoflap run``. The config and the data are checked, and the shapes of the model
-if its family can be built without weights. Nothing is computed or written: which weights are removed, and how
-much accuracy that costs, only a run can tell. Exit code 0: the run passes all checks. 2: it can't be done,
-for the reason given.
+if its family can be built without weights; with these, the memory that each step needs beside activations
+is shown. Nothing is computed or written: which weights are removed, and how much accuracy that costs, only a
+run can tell. Exit code 0: the run passes all checks. 2: it can't be done, for the reason given.
 """
 
 from __future__ import annotations
@@ -81,9 +81,11 @@ def show(config: DictConfig) -> None:
     Raises:
         UserError: if the run can't be done.
     """
+    from ecoflap.models.loading.device import resolve_device
     from ecoflap.run.plan import make_plan, unused
     from ecoflap.run.plan.preflight import skeleton
     from ecoflap.run.show import show_layers, show_model
+    from ecoflap.run.steps.memory import needs_without_data, show_needs_without_data
 
     install_logging()
     if message := invocation.submits_without_sweep():
@@ -102,4 +104,7 @@ def show(config: DictConfig) -> None:
     else:
         show_model(model, config.sparsity)
         show_layers(model)
+        offload, device = plan.config.runtime.offload, resolve_device(plan.config.device)
+        needs = needs_without_data(model, offload, device, plan.scoring, plan.pruner, plan.allocating)
+        show_needs_without_data(model, offload, needs)
     print("nothing speaks against this run")

@@ -49,8 +49,10 @@ def percent(right: Sequence[bool]) -> float:
 
 
 def interface_settings(interface: Any) -> bytes:
-    """What a model's interface adds to every input: its prompt, the first token of a text."""
-    added = [getattr(interface, name, None) for name in ("prompt", "encoder_token", "brief")]
+    """What a model's interface adds to every input: its prompt, the first token of a text, and how images are
+    processed.
+    """
+    added = [getattr(interface, name, None) for name in ("prompt", "encoder_token", "brief", "images")]
     return f"{added!r}\n".encode()
 
 

@@ -15,6 +15,7 @@ from ecoflap.finetune.distributed import is_first, joined, shared_folder
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.loader import Selection
+from ecoflap.models.offload.load import show_weights
 from ecoflap.run.config import build
 from ecoflap.run.folder import claimed, discard_products
 from ecoflap.run.invocation import given_options, sweep_name
@@ -88,6 +89,8 @@ def inspect(config: DictConfig) -> None:
     selection = Selection(config.towers, list(config.skip_layers))
     model: PrunableModel = build("model", config.model).load(torch.device("meta"), selection)
     show_model(model, config.sparsity)
+    dtype = str(model.layers[0].weight.dtype).removeprefix("torch.")
+    show_weights(model, f"memory of the weights in {dtype}; in use: those in memory with runtime.offload")
     show_layers(model)
 
 

@@ -73,6 +73,13 @@ TOTALS = {
     "paligemma_3b": (2_923_466_480, 0),
     "instructblip_flan_t5_xl": (4_022_969_088, 32128 * 2048),
     "instructblip_vicuna_7b": (7_913_726_720, 0),
+    "gemma3_4b": (4_300_079_472, 0),
+    "internvl3_5_8b": (8_528_318_464, 0),
+    "qwen3_vl_8b": (8_767_123_696, 0),
+    "qwen3_vl_30b_a3b": (31_070_754_032, 0),
+    "mixtral_8x7b": (46_702_792_704, 0),
+    "qwen3_30b_a3b": (30_532_122_624, 0),
+    "deepseek_v3": (671_026_404_352, 0),  # without the head that guesses a second token ahead
 }
 
 

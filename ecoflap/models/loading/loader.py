@@ -149,9 +149,10 @@ class Pretrained(PretrainedOptions):
             UserError: if there is no loadable checkpoint, or it does not fit into memory.
         """
         only_inspected = not wants_processor(device)
+        dtype = resolve_dtype(self.dtype)
         if self.architecture is not None and only_inspected and not Path(self.path).expanduser().is_dir():
-            return skeleton(model_class, described(config_class, self.architecture)), None
-        path, dtype = require_folder(self.path), resolve_dtype(self.dtype)
+            return skeleton(model_class, described(config_class, self.architecture), dtype), None
+        path = require_folder(self.path)
         settings = read_settings(path, self.revision)
         check_kind(path, settings, config_class, model_class)
         quantised = check_config(path, settings, streaming() is not None)
@@ -160,7 +161,7 @@ class Pretrained(PretrainedOptions):
             from ecoflap.models.core.units import narrowed
 
             model_class = narrowed(model_class, config)
-        shape = from_hub(lambda: skeleton(model_class, config), path)
+        shape = from_hub(lambda: skeleton(model_class, config, dtype), path)
 
         def read_processor() -> Any:
             processor = from_hub(

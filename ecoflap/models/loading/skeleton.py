@@ -40,11 +40,18 @@ def wants_processor(device: torch.device) -> bool:
     return device.type != "meta" or _with_processors.get()
 
 
-def skeleton(model_class: Any, config: Any) -> nn.Module:
-    """The model of a config on the meta device: names and shapes, without weights or memory."""
+def skeleton(model_class: Any, config: Any, dtype: torch.dtype | None = None) -> nn.Module:
+    """The model of a config on the meta device: names and shapes, without weights or memory.
+
+    Args:
+        model_class: builds the model.
+        config: its config.
+        dtype: of its weights; None for what the config says.
+    """
     build = getattr(model_class, "_from_config", None) or model_class.from_config
+    options = {} if dtype is None else {DTYPE_OPTION: dtype}
     with torch.device("meta"):
-        module: nn.Module = build(config)
+        module: nn.Module = build(config, **options)
         _untie_t5(module)
     return module
 

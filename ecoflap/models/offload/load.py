@@ -191,19 +191,20 @@ def memory_plan(model: PrunableModel) -> list[tuple[str, int]]:
     ]
 
 
+def show_weights(model: PrunableModel, title: str) -> None:
+    """Print the bytes of a model's weights: all, and those in memory at a time if blocks are offloaded."""
+    rows = [(what, f"{size / 2**20:,.1f} MiB") for what, size in memory_plan(model)]
+    table(title, ["what", "size"], rows)
+
+
 def show_plan(kind: str, model: PrunableModel, device: torch.device) -> None:
     """Print how much memory the weights will use, before anything is computed.
 
     Raises:
         UserError: if the weights in use at a time don't fit on the device.
     """
-    plan = memory_plan(model)
-    table(
-        f"memory (runtime.offload={kind}, on {device})",
-        ["what", "size"],
-        [(what, f"{size / 2**20:,.1f} MiB") for what, size in plan],
-    )
-    needed, free = dict(plan)["weights in use"], free_memory(device)
+    show_weights(model, f"memory (runtime.offload={kind}, on {device})")
+    needed, free = dict(memory_plan(model))["weights in use"], free_memory(device)
     if needed > free:
         raise UserError(
             f"runtime.offload={kind} still needs {needed / 2**30:.1f} GiB at a time and {device} has"

@@ -73,6 +73,19 @@ class Placement:
         model.save(folder)
 
 
+class Planned(Placement):
+    """The placement of a model that has not been loaded yet, for plans of its memory."""
+
+    def __init__(self, kind: str, device: torch.device) -> None:
+        """Note where the weights will be.
+
+        Args:
+            kind: none, cpu or disk.
+            device: the device that blocks will run on.
+        """
+        self.kind, self.device = kind, device
+
+
 class Source(Protocol):
     """Storage of the weights of offloaded blocks."""
 

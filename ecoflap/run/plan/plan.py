@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.allocate.protocol import Allocator
+from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.tracking import Tracking
 from ecoflap.data.protocol import Calibration
 from ecoflap.evaluate.protocol import Task
@@ -70,6 +71,16 @@ class Plan:
     def allocates_from_data(self) -> bool:
         """Whether the allocation runs the calibration set through the model."""
         return "allocate" in self.steps and not self.pruner.allocates and self.allocator.requires.calibration
+
+    @property
+    def scoring(self) -> Scorer | None:
+        """The scorer, if its step runs."""
+        return self.scorer if "score" in self.steps else None
+
+    @property
+    def allocating(self) -> Footprint | None:
+        """What the allocator keeps in memory, if its step runs samples."""
+        return self.allocator.footprint if "allocate" in self.steps and not self.pruner.allocates else None
 
     @property
     def pruner_trains(self) -> bool:

@@ -110,10 +110,8 @@ def show_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Print how much memory scoring and pruning will need."""
     assert state.calibration is not None
     cost, samples = sample_cost(model, state.calibration), len(state.calibration)
-    scorer = plan.scorer if "score" in plan.steps else None
-    allocates = "allocate" in plan.steps and not plan.pruner.allocates
-    allocating = plan.allocator.footprint if allocates else None
-    needs = memory_plan(model, cost, samples, plan.config.batch_size, scorer, plan.pruner, allocating)
+    batch_size = plan.config.batch_size
+    needs = memory_plan(model, cost, samples, batch_size, plan.scoring, plan.pruner, plan.allocating)
     show_needs(model, needs)
 
 

@@ -10,11 +10,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import torch
+
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.progress import table
 from ecoflap.console.telemetry import free_memory
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.offload.placement import AT_A_TIME, block_bytes, bytes_outside
+from ecoflap.models.offload.placement import AT_A_TIME, Planned, block_bytes, bytes_outside
 from ecoflap.prune.protocol import Pruner
 from ecoflap.run.steps.sample_cost import WIDE, SampleCost
 from ecoflap.score.pass_size import SATURATION
@@ -135,6 +137,40 @@ def weights_in_use(model: PrunableModel, width: int = 1) -> int:
     blocks = block_bytes(model.blocks, width)
     inside = sum(blocks) if model.placement.kind == "none" else AT_A_TIME * max(blocks)
     return bytes_outside(model.module, model.blocks, width) + inside
+
+
+def needs_without_data(
+    model: PrunableModel,
+    offload: str,
+    device: torch.device,
+    scorer: Scorer | None,
+    pruner: Pruner,
+    allocating: Footprint | None = None,
+) -> list[Need]:
+    """How much memory the steps will need for weights and statistics, from the model's shapes alone.
+
+    Args:
+        model: the model, on the meta device.
+        offload: how it will be offloaded: none, cpu or disk.
+        device: the device that will run it.
+        scorer: None if nothing is scored.
+        pruner: prunes layers or the whole model.
+        allocating: what the allocator keeps in memory; None if it runs no samples.
+    """
+    planned = replace(model, placement=Planned(offload, device))
+    return memory_plan(planned, SampleCost(0, 0, 0, 0), 1, 1, scorer, pruner, allocating)
+
+
+def show_needs_without_data(model: PrunableModel, offload: str, needs: Sequence[Need]) -> None:
+    """Print how much memory each step will need beside the activations."""
+    dtype = str(model.layers[0].weight.dtype).removeprefix("torch.")
+    held = "all weights" if offload == "none" else f"{AT_A_TIME} blocks at a time"
+    rows = [(need.step, *map(mebibytes, (need.weights, need.work, need.total))) for need in needs]
+    table(
+        f"memory beside activations, about: {held} (runtime.offload={offload}), {dtype}",
+        ["step", "weights", "statistics", "altogether"],
+        rows,
+    )
 
 
 def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from ecoflap.models.loading.options import ANY_DTYPE, PretrainedOptions
 
@@ -15,12 +16,16 @@ class VisionLanguageOptions(PretrainedOptions):
         prompt: how a question is put to the model, with one ``{}``; null for the processor's chat template.
         brief: what is put behind each question, so that a model which likes to talk answers with a word; null
             for nothing.
+        chat: options of the chat template, such as ``{enable_thinking: false}``; unused with a prompt.
+        images: options of the image processor, such as ``{do_image_splitting: false}``.
         loss: answer, or a function by its dotted path.
     """
 
     name: str = "vlm"
     prompt: str | None = None
     brief: str | None = None
+    chat: dict[str, Any] = field(default_factory=dict)
+    images: dict[str, Any] = field(default_factory=dict)
     loss: str = "answer"
 
 

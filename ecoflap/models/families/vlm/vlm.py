@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,10 +11,11 @@ from torch import Tensor, nn
 
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.data.example import Example, Generation
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.core.losses import find_loss, next_token_loss, token_loss
 from ecoflap.models.core.pictures import load_image
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.vlm.chat import chat_prompt, end_of_answer
 from ecoflap.models.families.vlm.joining import joined
 from ecoflap.models.families.vlm.options import VisionLanguageOptions
 from ecoflap.models.loading.loader import Pretrained, Selection, check_prompt, generated_tokens, prunable
@@ -65,9 +66,34 @@ class VlmInterface:
 
     sees = True
 
-    def __init__(self, module: Any, processor: Any, prompt: str | None, brief: str | None = None) -> None:
+    def __init__(
+        self,
+        module: Any,
+        processor: Any,
+        prompt: str | None,
+        brief: str | None = None,
+        chat: Mapping[str, Any] | None = None,
+        images: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Find out how questions are put to the model.
+
+        Args:
+            module: the model.
+            processor: its processor.
+            prompt: how a question is put to it, with one ``{}``; None for the chat template.
+            brief: what is put behind each question.
+            chat: options of the chat template.
+            images: options of the image processor.
+
+        Raises:
+            UserError: if there is no chat template, or no such option of it or of the image processor.
+        """
         self.module, self.processor, self.brief = module, processor, brief
-        self.prompt = prompt or _chat_prompt(processor)
+        self.images = dict(images or {})
+        check_image_options(processor, self.images)
+        self.is_chat = prompt is None
+        self.prompt = chat_prompt(processor, chat or {}) if prompt is None else prompt
+        self.end = end_of_answer(processor, chat or {}) if prompt is None else None
 
     def encode(self, example: Example) -> Sample:
         """Inputs and labels of one question, with the leading dimension that the processor gives.
@@ -77,13 +103,12 @@ class VlmInterface:
         """
         tokenizer = self.processor.tokenizer
         text = self._ask(example)
-        question = dict(
-            self.processor(images=load_image(example.image or ""), text=text, return_tensors="pt")
-        )
+        question = dict(self._inputs(load_image(example.image or ""), text))
         if not writes_after_prompt(self.module):
             return {**question, "labels": tokenizer(example.target, return_tensors="pt")["input_ids"]}
         space = "" if text[-1:].isspace() or self._is_paligemma else " "
-        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+        last = tokenizer.eos_token_id if self.end is None else self.end
+        end = [] if last is None else [last]
         answer = torch.tensor(
             [
                 _continuation(tokenizer, "\n" if self._is_paligemma else text[-1:], space + example.target)
@@ -125,7 +150,7 @@ class VlmInterface:
         """The prompt of an example; for a bare text, only the prompt's opening and the text."""
         if not example.bare:
             return replace(example, text=example.text + (self.brief or "")).worded(self.prompt)
-        if str(getattr(self.processor, "image_token", "<image>")) not in self.prompt:
+        if not self.is_chat and str(getattr(self.processor, "image_token", "<image>")) not in self.prompt:
             return example.worded(self.prompt)
         opened = self.prompt.format("")
         space = "" if opened[-1:].isspace() or not example.text else " "
@@ -134,10 +159,37 @@ class VlmInterface:
     def _batch(self, images: list[Any], texts: list[str]) -> Any:
         """Inputs of several questions; some processors take flat lists of pictures, others nested ones."""
         try:
-            return self.processor(images=images, text=texts, padding=True, return_tensors="pt")
+            return self._inputs(images, texts, padding=True)
         except ValueError:
-            return self.processor(
-                images=[[image] for image in images], text=texts, padding=True, return_tensors="pt"
+            return self._inputs([[image] for image in images], texts, padding=True)
+
+    def _inputs(self, images: Any, texts: str | list[str], **options: Any) -> Any:
+        """Inputs of one or several questions.
+
+        A chat template that writes the first token of a text (Gemma 3) would get a second one.
+        """
+        first = getattr(self.processor.tokenizer, "bos_token", None)
+        begun = texts if isinstance(texts, str) else texts[0]
+        if first and begun.startswith(first):
+            options["add_special_tokens"] = False
+        if self.images:
+            options["images_kwargs"] = self.images
+        return self.processor(images=images, text=texts, return_tensors="pt", **options)
+
+
+def check_image_options(processor: Any, options: Mapping[str, Any]) -> None:
+    """Refuse options that the image processor doesn't have.
+
+    Raises:
+        UserError: if there is one.
+    """
+    images = getattr(processor, "image_processor", None)
+    known = getattr(getattr(images, "valid_kwargs", None), "__annotations__", {})
+    for name in options:
+        if name not in known:
+            raise UserError(
+                f"model.images.{name} is not known to this model's {type(images).__name__};"
+                f" {did_you_mean(name, known)}"
             )
 
 
@@ -147,22 +199,6 @@ def _continuation(tokenizer: Any, before: str, text: str) -> list[int]:
         tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, before + text, text)
     )
     return list(both[len(first) :] if both[: len(first)] == first else alone)
-
-
-def _chat_prompt(processor: Any) -> str:
-    """The processor's chat template for one question about one picture, with ``{}`` for the question.
-
-    Raises:
-        UserError: if it has none.
-    """
-    if not getattr(processor, "chat_template", None):
-        raise UserError(
-            "this model's processor has no chat template; say how a question is put to it with model.prompt,"
-            " such as 'USER: <image>\\n{} ASSISTANT:'"
-        )
-    messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "@QUESTION@"}]}]
-    text: str = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    return text.replace("{", "{{").replace("}", "}}").replace("@QUESTION@", "{}")
 
 
 @dataclass(frozen=True)
@@ -193,6 +229,8 @@ class VisionLanguage(VisionLanguageOptions, Pretrained):
         """
         loss = find_loss(self.loss, {"answer": answer_loss})
         interface = (
-            VlmInterface(module, processor, self.prompt, self.brief) if processor is not None else None
+            VlmInterface(module, processor, self.prompt, self.brief, self.chat, self.images)
+            if processor is not None
+            else None
         )
         return prunable(self.name, module, processor, loss, selection, self.towers, interface)

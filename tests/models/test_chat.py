@@ -1,0 +1,125 @@
+"""Questions reach current vision-language models as their own chat templates put them."""
+
+from __future__ import annotations
+
+from functools import cache
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ecoflap.data.easy_vqa.calibration import read_questions
+from ecoflap.data.example import Generation
+from ecoflap.errors import UserError
+from ecoflap.models.core.pictures import load_image
+from ecoflap.models.families.vlm.vlm import VisionLanguage, VlmInterface
+from ecoflap.models.loading.loader import Selection
+from tests.vlms.folders import MODELS
+
+QUESTION = read_questions("train")[0]
+QUIET = {"enable_thinking": False}
+
+
+@cache
+def built(name: str) -> tuple[Any, Any]:
+    return MODELS[name].build()
+
+
+def options(name: str) -> dict[str, bool]:
+    return QUIET if "enable_thinking" in built(name)[1].chat_template else {}
+
+
+def interface(name: str, **more: Any) -> VlmInterface:
+    return VlmInterface(*built(name), None, **{"chat": options(name), **more})
+
+
+def by_the_template(name: str, answer: str | None = None) -> Any:
+    """What the processor makes of a whole conversation by itself."""
+    parts = [
+        {"type": "image", "image": load_image(QUESTION.image or "")},
+        {"type": "text", "text": QUESTION.text},
+    ]
+    messages = [{"role": "user", "content": parts}]
+    if answer is not None:
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return built(name)[1].apply_chat_template(
+        messages,
+        add_generation_prompt=answer is None,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        **options(name),
+    )
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_question_is_what_the_processor_makes_of_it(name: str) -> None:
+    sample, expected = interface(name).encode(QUESTION), by_the_template(name)
+    asked = int((sample["labels"] == -100).sum())
+    assert sample["input_ids"][:, :asked].equal(expected["input_ids"])
+    assert set(sample) == {*expected, "labels"}
+    assert sample["pixel_values"].equal(expected["pixel_values"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_answer_ends_as_in_a_conversation(name: str) -> None:
+    sample = interface(name).encode(QUESTION)
+    answer = sample["labels"][sample["labels"] != -100]
+    expected = by_the_template(name, QUESTION.target)["input_ids"][0]
+    ends = [
+        end
+        for end in range(len(answer), len(expected) + 1)
+        if expected[end - len(answer) : end].equal(answer)
+    ]
+    assert ends
+    behind = built(name)[1].tokenizer.decode(expected[ends[-1] :])
+    assert not behind.strip()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_answers_in_a_batch_are_those_of_questions_alone(name: str) -> None:
+    """Questions of several lengths are padded, which a gated delta net would read as well."""
+    module, processor = built(name)
+    model = VisionLanguage("anything", chat=options(name)).from_module(module, processor, Selection())
+    questions = sorted(read_questions("test")[:60], key=lambda question: len(question.text))[::20]
+    ask = lambda some: model.interface.answer(model, some, Generation(max_new_tokens=3))
+    assert ask(questions) == [ask([question])[0] for question in questions]
+
+
+def test_options_of_the_template_reach_it() -> None:
+    quiet, thinking = interface("qwen3_5_vl"), interface("qwen3_5_vl", chat={})
+    assert quiet.prompt.startswith(thinking.prompt)
+    assert quiet.prompt.endswith("</think>\n\n")
+    with pytest.raises(UserError, match=r"model\.chat\.enable_thinking is an option of a chat template"):
+        interface("gemma3", chat=QUIET)
+
+
+@pytest.mark.parametrize(
+    ("name", "images"),
+    [
+        ("qwen3_vl", {"size": {"shortest_edge": 64, "longest_edge": 256}}),
+        ("internvl3_5", {"crop_to_patches": False}),
+        ("smolvlm2", {"do_image_splitting": False}),
+        ("minicpm_v", {"max_slice_nums": 1}),
+    ],
+)
+def test_options_of_the_image_processor_reach_it(name: str, images: dict[str, Any]) -> None:
+    whole, small = interface(name), interface(name, images=images)
+    assert small.encode(QUESTION)["pixel_values"].numel() < whole.encode(QUESTION)["pixel_values"].numel()
+    assert small.encode(QUESTION)["input_ids"].numel() < whole.encode(QUESTION)["input_ids"].numel()
+
+
+def test_unknown_options_of_the_image_processor_are_refused() -> None:
+    with pytest.raises(
+        UserError,
+        match=r"model\.images\.crop_to_patch is not known .*GotOcr2.*did you mean crop_to_patches",
+    ):
+        interface("internvl3_5", images={"crop_to_patch": False})
+
+
+def test_a_template_without_answers_leaves_the_end_of_text() -> None:
+    words = built("qwen3_vl")[1].tokenizer
+    processor = SimpleNamespace(
+        tokenizer=words, chat_template="asked", apply_chat_template=lambda *_, **__: "asked @QUESTION@"
+    )
+    assert VlmInterface(None, processor, None).end is None
