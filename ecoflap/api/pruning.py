@@ -54,8 +54,8 @@ def prune(
         score: a method of ``ecoflap.score``, its result, or ``"none"``. The default, None, is
             ``"zeroth_order"`` for an allocation that goes by scores, and none otherwise.
         allocation: a method of ``ecoflap.allocate``, or its result. The default, None, is ``"in_context"``;
-            with a score ``"water_filling"``, which shares the budget by it, or evenly with ``"none"``; and the
-            same sparsity everywhere for a mask such as 2:4, which fixes it.
+            with a score ``"water_filling"``, which shares the budget by it, or evenly with ``"none"``; and
+            the same sparsity everywhere for a mask such as 2:4, which fixes it.
         seed: seed of all random draws.
         batch_size: samples per forward pass of the pruner; changes nothing beyond rounding.
         propagate: what comes before a layer when its inputs are measured: ``"pruned"`` blocks and its own

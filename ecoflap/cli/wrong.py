@@ -215,8 +215,8 @@ def _no_such_key(line: str, key: str, parent: str, name: str, node: Any) -> str:
         return f"{line}: {key} has its default and is not listed; add it with a plus: +{line.lstrip('~')}"
     where = f"{parent} has no option {name!r}" if parent else f"there is no option {name!r}"
     if owners := _owners(parent, name):
-        chosen = f"{parent}={node.get('name')}"
-        return f"{line}: {chosen} has no option {name!r}; choose one that has it: {parent}={' or '.join(owners)}"
+        where, others = f"{parent}={node.get('name')} has no option {name!r}", " or ".join(owners)
+        return f"{line}: {where}; choose one that has it: {parent}={others}"
     listing = f"{typed_command()} --cfg all --package {parent} lists them"
     return f"{line}: {where}; {did_you_mean(name, known, listing)}"
 

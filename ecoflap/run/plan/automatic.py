@@ -106,8 +106,8 @@ def _check_keys(group: str, node: DictConfig, example: str) -> None:
     unknown = sorted(set(node) - {"name", "samples", "batch_size"}) if _is_auto(node) else []
     if unknown:
         raise UserError(
-            f"{group}.{unknown[0]} is no option of {group}=auto, which chooses by itself; name the {group} that"
-            f" has it, such as {group}={example}"
+            f"{group}.{unknown[0]} is no option of {group}=auto, which chooses by itself; name the {group}"
+            f" that has it, such as {group}={example}"
         )
 
 
