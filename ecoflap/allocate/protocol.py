@@ -34,6 +34,7 @@ class Context:
         batch_size: samples per forward pass of the fine stage.
         propagate: the predecessors that the fine stage's inputs come from.
         seed: seed of all random draws.
+        tokens: which tokens count in statistics, see ``ecoflap.blocks.token_choice.choose_tokens``.
         recall: reads an intermediate result (plain JSON values) that an earlier run of the same model,
             samples, pruner and allocator has stored under a name, or computes and stores it.
     """
@@ -43,6 +44,7 @@ class Context:
     batch_size: int
     propagate: str
     seed: int
+    tokens: str = "all"
     recall: Recall = compute_again
 
     @property

@@ -15,6 +15,7 @@ from ecoflap.api.given import require
 from ecoflap.api.parts import default, named, part
 from ecoflap.api.result import PruneResult
 from ecoflap.api.unchanged import unchanged
+from ecoflap.blocks.token_choice import check_tokens
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.evaluate.protocol import Task
@@ -73,6 +74,7 @@ def allocate(
     pruner: str | Pruner | None = None,
     batch_size: int = RunConfig.batch_size,
     propagate: str = RunConfig.propagate,
+    tokens: str = RunConfig.tokens,
     seed: int = RunConfig.seed,
     **options: Any,
 ) -> Allocation:
@@ -88,6 +90,7 @@ def allocate(
         pruner: the pruner to allocate for, as in ``ecoflap.prune``, for such a method.
         batch_size: as in ``ecoflap.prune``.
         propagate: as in ``ecoflap.prune``.
+        tokens: as in ``ecoflap.prune``.
         seed: seed of all random draws.
         options: options of a method that is named, such as ``granularity="layer"`` or ``cap=0.8``.
 
@@ -115,7 +118,8 @@ def allocate(
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
     check_propagate(propagate)
-    context = Context(chosen_pruner, data, batch_size, propagate, seed)
+    check_tokens(tokens)
+    context = Context(chosen_pruner, data, batch_size, propagate, seed, tokens)
     with unchanged(model.module):
         return allocator(model, scores, sparsity, context)
 

@@ -115,6 +115,7 @@ def test_allowed_names_are_those_that_are_checked() -> None:
         return found
 
     assert choices(RunConfig, "propagate") == PROPAGATE
+    assert choices(RunConfig, "tokens") == TOKENS
     assert choices(RunConfig, "cache_mode") == Mode.__args__  # type: ignore[attr-defined]
     assert choices(RuntimeConfig, "offload") == KINDS
     assert choices(captions.CaptionSourceOptions, "layout") == tuple(layouts.LAYOUTS)

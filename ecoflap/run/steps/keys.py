@@ -56,6 +56,7 @@ def allocate_key(
         "pruner": plan.config.pruner,
         "batch_size": plan.config.batch_size,
         "propagate": plan.config.propagate,
+        "tokens": plan.config.tokens,
         "seed": plan.config.seed,
         "name": dict(name),
     }
@@ -69,6 +70,7 @@ def statistics_key(
         **_measured(plan, ("blocks", "statistic"), model, state),
         "statistic": _name_of(statistic),
         "batch_size": plan.config.batch_size,
+        "tokens": plan.config.tokens,
     }
 
 
@@ -82,6 +84,7 @@ def blocks_key(plan: Plan, state: RunState) -> str:
         "keep": None if state.allocation is None else state.allocation.keep,
         "batch_size": plan.config.batch_size,
         "propagate": plan.config.propagate,
+        "tokens": plan.config.tokens,
     }
     return key_hash(depends)
 
