@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hydra.utils import get_class
 
+from ecoflap.blocks.token_choice import TOKENS
 from ecoflap.cli.choices import Choices
 from ecoflap.data.captions import layouts
 from ecoflap.data.captions import options as captions
