@@ -12,7 +12,7 @@ from ecoflap.api.calibration import calibrate
 from ecoflap.api.method import Method
 from ecoflap.api.result import PruneResult
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.token_choice import require_kinds
+from ecoflap.blocks.token_choice import require_choice
 from ecoflap.console.telemetry import measure
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
@@ -80,7 +80,7 @@ class Work:
             batches = calibration.batches(self.batch_size)
             require_calls(self.model, batches, every_layer=True)
             towers = [tower for tower in self.model.towers if tower.layers]
-            require_kinds(self.model, towers, batches, self.tokens)
+            require_choice(self.model, towers, batches, self.tokens)
 
     def _score(self, costs: dict[str, dict[str, Any]], calibration: CalibrationSet | None) -> Scores | None:
         """The scores of an earlier step, or of the scorer; None if there is neither."""

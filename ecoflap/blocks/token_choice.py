@@ -30,6 +30,18 @@ TOKENS = ("all", "text", "answer", "atv")
 Masks = tuple[Tensor, ...]
 
 
+def require_choice(
+    model: PrunableModel, towers: Sequence[Tower], batches: Sequence[Batch], choice: str
+) -> None:
+    """Refuse a choice of tokens for a model of whose tokens no kinds are known.
+
+    Raises:
+        UserError: if the choice is not ``all``, and ``require_kinds`` refuses.
+    """
+    if choice != "all" and batches:
+        require_kinds(model, towers, batches, f"tokens={choice}")
+
+
 def check_tokens(choice: str) -> None:
     """Refuse an unknown value of ``tokens``.
 
@@ -43,22 +55,19 @@ def check_tokens(choice: str) -> None:
 
 @torch.no_grad()
 def require_kinds(
-    model: PrunableModel, towers: Sequence[Tower], batches: Sequence[Batch], choice: str
-) -> None:
-    """Refuse a choice of tokens for a model of whose tokens no kinds are known.
+    model: PrunableModel, towers: Sequence[Tower], batches: Sequence[Batch], asked: str
+) -> list[Tower]:
+    """The towers that read text and visual tokens, as the loss declares.
 
     Args:
         model: the model.
-        towers: the towers to measure.
+        towers: the towers to look at.
         batches: of the calibration set; the first two samples are looked at.
-        choice: one of ``TOKENS``.
+        asked: the option that asks for them, for the message.
 
     Raises:
-        UserError: if the choice is not ``all``, and the loss declares the kinds of tokens in none of the
-            towers.
+        UserError: if there are none.
     """
-    if choice == "all" or not batches:
-        return
     known: list[Tower] = []
     handles = []
     for tower in towers:
@@ -76,16 +85,17 @@ def require_kinds(
     finally:
         for handle in handles:
             handle.remove()
-    routed = [layer for tower in known for layer in tower.layers if ROUTED.search(layer.name)]
-    if routed:
-        message = "tokens=%s: in %d layers of experts, all tokens count that a router sends them"
-        log.info(message, choice, len(routed))
     if not known:
         names = ", ".join(tower.name for tower in towers)
         raise UserError(
-            f"tokens={choice} tells text from visual tokens, and the loss of {model.name} knows of no tower"
-            f" among {names} that reads both; use tokens=all, or prune the tower that does"
+            f"{asked} tells text from visual tokens, and the loss of {model.name} knows of no tower among"
+            f" {names} that reads both; choose another, or prune the tower that does"
         )
+    routed = [layer for tower in known for layer in tower.layers if ROUTED.search(layer.name)]
+    if routed:
+        message = "%s: in %d layers of experts, all tokens count that a router sends them"
+        log.info(message, asked, len(routed))
+    return known
 
 
 @torch.no_grad()

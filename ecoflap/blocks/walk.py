@@ -12,7 +12,7 @@ from ecoflap.blocks.layer_by_layer import LayerByLayer, PruneGroup
 from ecoflap.blocks.layer_calls import first_and_count
 from ecoflap.blocks.statistics import InputsComplete, InputStatistics, Statistic
 from ecoflap.blocks.structure import Structure
-from ecoflap.blocks.token_choice import Masks, choose_tokens, require_kinds
+from ecoflap.blocks.token_choice import Masks, choose_tokens, require_choice
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
@@ -145,7 +145,7 @@ def walk(
             kinds of tokens are not known that ``tokens`` tells apart.
     """
     chosen = [tower for tower in towers if tower.layers]
-    require_kinds(model, chosen, batches, tokens)
+    require_choice(model, chosen, batches, tokens)
     visits = _visits(model, chosen, batches, dense, tokens)
     for visit in track(visits, title, total=sum(len(tower.blocks) for tower in chosen)):
         visit.flow.enter(visit.index)

@@ -19,6 +19,7 @@ from ecoflap.allocate.dlp import DLP
 from ecoflap.allocate.er import ER
 from ecoflap.allocate.groups import blocks_of
 from ecoflap.allocate.lsa import LSA
+from ecoflap.allocate.multiflow import Multiflow
 from ecoflap.allocate.owl import OWL
 from ecoflap.allocate.protocol import Allocator, Context
 from ecoflap.allocate.water_filling import WaterFilling
@@ -33,7 +34,7 @@ from tests.allocate.test_water_filling import check_counts
 
 FAMILY = "blip2_t5"
 MEASURED = [OWL(), DLP(), DLP(average="mean"), LSA(), LSA("sublayer"), LSA("layer"), AlphaPruning()]
-ALL = [*MEASURED, ATP(beta=0.1), ER()]
+ALL = [*MEASURED, ATP(beta=0.1), ER(), Multiflow()]
 TRIED = [
     OWL(spread="auto"),
     DLP(spread="auto"),

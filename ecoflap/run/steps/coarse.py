@@ -14,7 +14,7 @@ import torch
 from ecoflap.allocate.allocation import check_counts
 from ecoflap.allocate.protocol import Context
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.token_choice import require_kinds
+from ecoflap.blocks.token_choice import require_choice
 from ecoflap.console.telemetry import measure
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
@@ -106,7 +106,7 @@ def check_calls(plan: Plan, model: PrunableModel, state: RunState) -> None:
         assert state.calibration is not None
         batches = state.calibration.batches(plan.config.batch_size)
         require_calls(model, batches, every_layer=True)
-        require_kinds(model, [tower for tower in model.towers if tower.layers], batches, plan.config.tokens)
+        require_choice(model, [tower for tower in model.towers if tower.layers], batches, plan.config.tokens)
 
 
 def show_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
