@@ -215,7 +215,7 @@ def test_a_loss_that_is_not_finite_never_wins(
         ATP()(model, None, 0.5, context)
 
 
-@pytest.mark.parametrize("allocator", [*MEASURED, ER(), ATP(beta=0.3)], ids=label)
+@pytest.mark.parametrize("allocator", [*MEASURED, ER(), ATP(beta=0.3), Multiflow()], ids=label)
 def test_one_block_and_layers_of_zeros(allocator: Allocator) -> None:
     model = tiny.build("llama", skip_layers=(r"layers\.1\.", "gate_proj"))
     for layer in model.layers:
@@ -289,7 +289,7 @@ def test_what_is_required(allocator: Allocator) -> None:
     assert requires.scores == "none"
     runs_samples = allocator.name in ("owl", "dlp", "lsa") or allocator == ATP()
     assert requires.calibration == runs_samples
-    assert requires.weights == (runs_samples or allocator.name == "alpha_pruning")
+    assert requires.weights == (runs_samples or allocator.name in ("alpha_pruning", "multiflow"))
     assert (allocator.footprint is not None) == runs_samples
 
 
