@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from ecoflap.allocate.from_file import FromFile as FromFile
     from ecoflap.allocate.in_context import InContext as InContext
     from ecoflap.allocate.lsa import LSA as LSA
+    from ecoflap.allocate.multiflow import Multiflow as Multiflow
     from ecoflap.allocate.neuronal import Neuronal as Neuronal
     from ecoflap.allocate.owl import OWL as OWL
+    from ecoflap.allocate.tamp import TAMP as TAMP
     from ecoflap.allocate.water_filling import WaterFilling as WaterFilling
     from ecoflap.api.calibration import calibrate as calibrate
     from ecoflap.api.loading import load as load
@@ -62,12 +64,14 @@ HOMES = {
     "LSA": "ecoflap.allocate.lsa",
     "Local": "ecoflap.score.local",
     "Magnitude": "ecoflap.prune.magnitude",
+    "Multiflow": "ecoflap.allocate.multiflow",
     "Neuronal": "ecoflap.allocate.neuronal",
     "NumericalError": "ecoflap.errors",
     "OWL": "ecoflap.allocate.owl",
     "PruneResult": "ecoflap.api.result",
     "RIA": "ecoflap.prune.ria",
     "SparseGPT": "ecoflap.prune.sparsegpt",
+    "TAMP": "ecoflap.allocate.tamp",
     "UserError": "ecoflap.errors",
     "Wanda": "ecoflap.prune.wanda",
     "WaterFilling": "ecoflap.allocate.water_filling",

@@ -42,8 +42,9 @@ def measure_blocks(
         batches = context.samples.batches(context.batch_size)
         require_calls(model, batches, every_layer=True)
     found: dict[str, float] = {}
+    tokens = "all" if context is None else context.tokens
     with quiet_forward(model.module):
-        for visit in walk(model, model.towers, batches, "allocate"):
+        for visit in walk(model, model.towers, batches, "allocate", tokens=tokens):
             statistics = visit.measure(statistic, leave=bool(batches))
             if visit.block.layers:
                 with model.placement.using(visit.block):

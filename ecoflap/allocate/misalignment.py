@@ -22,7 +22,11 @@ from ecoflap.prune.report import PruneReport
 
 @torch.no_grad()
 def measure_misalignment(
-    model: PrunableModel, pruner: LayerPruner, batches: Sequence[Batch], allocation: Allocation
+    model: PrunableModel,
+    pruner: LayerPruner,
+    batches: Sequence[Batch],
+    allocation: Allocation,
+    tokens: str = "all",
 ) -> dict[str, float]:
     """Prune the model as the fine stage would, compare the activations of each block, and restore the model.
 
@@ -38,13 +42,14 @@ def measure_misalignment(
         pruner: prunes the layers of each block, with statistics of the inputs of the dense block.
         batches: of the calibration set.
         allocation: how many weights each layer keeps.
+        tokens: which tokens count in statistics, see ``ecoflap.blocks.token_choice.choose_tokens``.
 
     Returns:
         {tower: the sum over its layers}.
     """
     found = {tower.name: 0.0 for tower in model.towers if tower.layers}
     with restoring(model), quiet_forward(model.module):
-        for visit in walk(model, model.towers, batches, "allocate"):
+        for visit in walk(model, model.towers, batches, "allocate", tokens=tokens):
             dense = visit.measure(MeanSquare, leave=False)
             if dense is None:  # a block without layers
                 visit.leave()

@@ -107,7 +107,7 @@ class Neuronal(NeuronalOptions, Uneven):
         sizes = {layer.name: layer.size for layer in model.layers}
         batches = context.samples.take(self.samples).batches(context.batch_size)
         trial = context.pruner.fitted(Allocation(keep, sizes, sparsity, BLOCK))
-        found = measure_misalignment(model, context.pruner, batches, trial)
+        found = measure_misalignment(model, context.pruner, batches, trial, context.tokens)
         return {name: value if math.isfinite(value) else None for name, value in found.items()}
 
 

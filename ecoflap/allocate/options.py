@@ -162,6 +162,35 @@ class EROptions:
 
 
 @dataclass(frozen=True)
+class TAMPOptions:
+    """More weights for layers whose output tokens are diverse, within text and pictures and across both.
+
+    Attributes:
+        margin: how far the sparsity of a layer may be above the target (published: 0.1), or auto: the one of
+            several with the smallest loss on the calibration set.
+        samples: how many samples of the calibration set auto compares, from the first.
+        name: what logs and result files call it.
+    """
+
+    margin: Parameter = 0.1
+    samples: int = 32
+    name: str = "tamp"
+
+
+@dataclass(frozen=True)
+class MultiflowOptions:
+    """The sparsities that removing the smallest weights of each tower gives its layers.
+
+    Attributes:
+        scope: weights compete with those of their tower (tower), or of the whole model (model).
+        name: what logs and result files call it.
+    """
+
+    scope: str = field(default="tower", metadata={"choices": ("model", "tower")})
+    name: str = "multiflow"
+
+
+@dataclass(frozen=True)
 class InContextOptions:
     """Small steps of the sparsities down the pruned model's own loss.
 

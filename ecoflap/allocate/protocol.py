@@ -33,6 +33,7 @@ class Context:
         calibration: the samples; None if the run draws none.
         batch_size: samples per forward pass of the fine stage.
         seed: seed of all random draws.
+        tokens: which tokens count in statistics, see ``ecoflap.blocks.token_choice.choose_tokens``.
         recall: reads an intermediate result (plain JSON values) that an earlier run of the same model,
             samples, pruner and allocator has stored under a name, or computes and stores it.
     """
@@ -41,6 +42,7 @@ class Context:
     calibration: CalibrationSet | None
     batch_size: int
     seed: int
+    tokens: str = "all"
     recall: Recall = compute_again
 
     @property

@@ -157,7 +157,7 @@ def _groups(model: PrunableModel, context: Context, dense: Mapping[Layer, Tensor
         require_calls(model, batches, every_layer=True)
     groups: list[Group] = []
     with quiet_forward(model.module):
-        for visit in walk(model, model.towers, batches, "statistics"):
+        for visit in walk(model, model.towers, batches, "statistics", tokens=context.tokens):
             statistics = visit.measure(context.pruner.statistic, leave=bool(batches))
             for layers in by_statistic(visit.block.layers, statistics):
                 statistic = None if statistics is None else statistics[layers[0]]

@@ -15,6 +15,7 @@ from ecoflap.api.result import PruneResult
 from ecoflap.api.steps import check_scores
 from ecoflap.api.unchanged import unchanged
 from ecoflap.api.work import Work
+from ecoflap.blocks.token_choice import check_tokens
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.inputs import check_propagate
@@ -37,6 +38,7 @@ def prune(
     seed: int = RunConfig.seed,
     batch_size: int = RunConfig.batch_size,
     propagate: str = RunConfig.propagate,
+    tokens: str = RunConfig.tokens,
     **options: Any,
 ) -> PruneResult:
     """Prune a model in place, after the steps that are still missing: load, calibrate, score, allocate.
@@ -61,6 +63,9 @@ def prune(
         propagate: what comes before a layer when its inputs are measured: ``"pruned"`` blocks and its own
             block dense, everything pruned (``"layer"``), or ``"dense"`` blocks. ``"auto"`` is dense for a
             pruner that leaves kept weights as they are, beside an allocation that prunes in trials.
+        tokens: which tokens count then, in towers that read text and visual tokens: ``"all"``, ``"text"``,
+            ``"answer"`` (those of the answer), or ``"atv"`` (text and the visual tokens that a block moves
+            most).
         options: options of a pruner that is named, such as ``damping=0.1``.
 
     Returns:
@@ -81,8 +86,9 @@ def prune(
         method = choose_method(pruner, score, allocation, options)
         target = _target(sparsity, allocation)
         _check(model, method, target, batch_size, propagate, data)
+        _check_tokens(method, tokens)
         propagate = propagate_of(propagate, method.pruner, method.in_trials)
-        return Work(model, method, target, seed, batch_size, propagate).run(data)
+        return Work(model, method, target, seed, batch_size, propagate, tokens).run(data)
 
 
 def _check_model(model: Any) -> None:
@@ -120,6 +126,19 @@ def _target(sparsity: float | None, allocation: Any) -> float:
         raise UserError(f"the allocation was made for sparsity={known:g}, and sparsity={target:g} was given")
     check_sparsity(target)
     return target
+
+
+def _check_tokens(method: Method, tokens: str) -> None:
+    """Refuse an unknown choice of tokens, and one for a pruner that measures none.
+
+    Raises:
+        UserError: if there is no such choice, or nothing reads it.
+    """
+    check_tokens(tokens)
+    if tokens != "all" and method.pruner.allocates:
+        raise UserError(
+            f"tokens={tokens}: pruner={method.pruner.name} measures no inputs of layers; use tokens=all"
+        )
 
 
 def _check(

@@ -15,6 +15,7 @@ from ecoflap.api.given import require
 from ecoflap.api.parts import default, named, part
 from ecoflap.api.result import PruneResult
 from ecoflap.api.unchanged import unchanged
+from ecoflap.blocks.token_choice import check_tokens
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.evaluate.protocol import Task
@@ -72,6 +73,7 @@ def allocate(
     data: CalibrationSet | None = None,
     pruner: str | Pruner | None = None,
     batch_size: int = RunConfig.batch_size,
+    tokens: str = RunConfig.tokens,
     seed: int = RunConfig.seed,
     **options: Any,
 ) -> Allocation:
@@ -88,6 +90,7 @@ def allocate(
         data: from ``ecoflap.calibrate``, for a method that runs samples through the model.
         pruner: the pruner to allocate for, as in ``ecoflap.prune``, for such a method.
         batch_size: as in ``ecoflap.prune``.
+        tokens: as in ``ecoflap.prune``.
         seed: seed of all random draws.
         options: options of a method that is named, such as ``granularity="layer"`` or ``cap=0.8``.
 
@@ -115,7 +118,8 @@ def allocate(
     chosen_pruner.check_layers(model.layers)
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
-    context = Context(chosen_pruner, data, batch_size, seed)
+    check_tokens(tokens)
+    context = Context(chosen_pruner, data, batch_size, seed, tokens)
     with unchanged(model.module):
         return allocator(model, scores, sparsity, context)
 

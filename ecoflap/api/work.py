@@ -12,6 +12,7 @@ from ecoflap.api.calibration import calibrate
 from ecoflap.api.method import Method
 from ecoflap.api.result import PruneResult
 from ecoflap.blocks.layer_calls import require_calls
+from ecoflap.blocks.token_choice import require_choice
 from ecoflap.console.telemetry import measure
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
@@ -35,6 +36,7 @@ class Work:
         seed: seed of all random draws.
         batch_size: samples per forward pass of the pruner.
         propagate: pruned, layer or dense.
+        tokens: which tokens count in statistics.
     """
 
     model: PrunableModel
@@ -43,6 +45,7 @@ class Work:
     seed: int
     batch_size: int
     propagate: str
+    tokens: str
 
     def run(self, data: Any) -> PruneResult:
         """Calibrate, score and allocate as needed, then prune.
@@ -74,7 +77,10 @@ class Work:
     def _check_calls(self, calibration: CalibrationSet) -> None:
         """Refuse layers whose inputs the pruner could not capture, before anything is scored."""
         if not self.method.pruner.allocates and self.method.pruner.requires_calibration:
-            require_calls(self.model, calibration.batches(self.batch_size), every_layer=True)
+            batches = calibration.batches(self.batch_size)
+            require_calls(self.model, batches, every_layer=True)
+            towers = [tower for tower in self.model.towers if tower.layers]
+            require_choice(self.model, towers, batches, self.tokens)
 
     def _score(self, costs: dict[str, dict[str, Any]], calibration: CalibrationSet | None) -> Scores | None:
         """The scores of an earlier step, or of the scorer; None if there is neither."""
@@ -88,7 +94,7 @@ class Work:
         """The run that the allocator allocates for; None beside a pruner that allocates by itself."""
         if self.method.pruner.allocates:
             return None
-        return Context(self.method.pruner, calibration, self.batch_size, self.seed)
+        return Context(self.method.pruner, calibration, self.batch_size, self.seed, self.tokens)
 
     def _prune(
         self, calibration: CalibrationSet | None, allocation: Allocation | None
@@ -106,6 +112,7 @@ class Work:
             self.batch_size,
             on_block=log_block,
             propagate=self.propagate,
+            tokens=self.tokens,
             checked=True,
         )
         return allocation, report
@@ -131,6 +138,7 @@ class Work:
                 "seed": self.seed,
                 "batch_size": self.batch_size,
                 "propagate": self.propagate,
+                "tokens": self.tokens,
             },
             versions=surroundings["versions"],
             git=surroundings["git"],

@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from ecoflap.blocks.containers import version_of
-from ecoflap.blocks.statistics import InputsComplete, Statistic, never_ran, real_tokens
+from ecoflap.blocks.statistics import InputsComplete, Statistic, counted_inputs, never_ran, require_tokens
 from ecoflap.blocks.stream import Stream
+from ecoflap.blocks.token_choice import Masks
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.towers import Block
@@ -31,22 +32,23 @@ class _Batch:
 
     Attributes:
         stream: its hidden states and arguments.
+        tokens: masks of the tokens that count; empty where all do.
         waits: the dense layers that it has reached; None while it runs, and once it has left the block.
         counted: the groups whose statistic holds its tokens.
-        masks: of its real tokens, and the tensors that they don't apply to; of the present run.
+        masks: of the tokens that count, and the tensors that they don't apply to; of the present run.
         called: the layers that the present run has called.
         given: the inputs, with their versions, of groups of which it has called some layers and not yet all.
     """
 
-    def __init__(self, stream: Stream) -> None:
-        self.stream = stream
+    def __init__(self, stream: Stream, tokens: Masks) -> None:
+        self.stream, self.tokens = stream, tokens
         self.waits: Group | None = None
         self.counted: set[Group] = set()
-        self.begin((), [])
+        self.begin([])
 
-    def begin(self, counted: tuple[Tensor, ...], foreign: list[Tensor]) -> None:
+    def begin(self, foreign: list[Tensor]) -> None:
         """Begin a run."""
-        self.waits, self.masks = None, (counted, foreign)
+        self.waits, self.masks = None, (self.tokens, foreign)
         self.called: set[Layer] = set()
         self.given: dict[Group, tuple[Tensor, int]] = {}
 
@@ -74,18 +76,19 @@ class LayerByLayer:
         self._behind: list[_Batch] = []  # those that can go on, as the layers that they waited at are pruned
         self._running: _Batch | None = None
 
-    def run(self, index: int, streams: Sequence[Stream]) -> None:
+    def run(self, index: int, streams: Sequence[Stream], tokens: Sequence[Masks]) -> None:
         """Run the block over all batches; its outputes become the next block's inputs.
 
         Args:
             index: the index of the block in its tower.
             streams: the batches with the inputs of the block.
+            tokens: for each of them, masks of the tokens that count.
 
         Raises:
             UserError: if a batch calls a layer again after it was pruned, or layers that read the same tensor
                 in other batches don't in this one, or a layer never runs.
         """
-        self._batches = [_Batch(stream) for stream in streams]
+        self._batches = [_Batch(stream, masks) for stream, masks in zip(streams, tokens, strict=True)]
         self._behind = list(self._batches)
         with self._watching():
             while self._behind:
@@ -109,7 +112,7 @@ class LayerByLayer:
     def _run_on(self, batch: _Batch, index: int) -> None:
         """Run a batch from the beginning of the block to the next dense layer, or to the block's end."""
         call = batch.stream.call(index)
-        batch.begin(batch.stream.counted, call.tensors)
+        batch.begin(call.tensors)
         self._running = batch
         with suppress(InputsComplete):
             output = call.run(self.block.module, batch.stream.hidden)
@@ -141,7 +144,7 @@ class LayerByLayer:
             return
         if group not in self._statistics:
             self._statistics[group] = self.kind(inputs.shape[-1], inputs.device)
-        self._statistics[group].update(real_tokens(inputs, *batch.masks).detach())
+        self._statistics[group].update(counted_inputs(group[0], inputs, *batch.masks))
         batch.counted.add(group)
         batch.waits = group
         if self._behind or self._earliest() is not group:
@@ -156,7 +159,7 @@ class LayerByLayer:
 
     def _prune(self, group: Group) -> None:
         """Prune a group; the batches that wait at it can go on."""
-        self.prune(group, self._statistics.pop(group))
+        self.prune(group, require_tokens(group[0], self._statistics.pop(group)))
         self._pruned.add(group)
         self._behind = [batch for batch in self._batches if batch.waits is group]
 

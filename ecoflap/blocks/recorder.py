@@ -14,6 +14,7 @@ from ecoflap.blocks.bypass import Bypass, find_bypass
 from ecoflap.blocks.containers import Contents, contents, tensors_in, version_of
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import counted_tokens
+from ecoflap.models.core.token_kinds import TokenKinds, kinds_in
 from ecoflap.models.core.towers import Tower
 
 
@@ -45,6 +46,7 @@ class BlockInput:
         call: the arguments beside the hidden states.
         hidden: the hidden states, [batch, tokens, features].
         counted: masks of the real tokens; see ``Stream``.
+        kinds: the kinds of the tokens; None if the loss doesn't declare them.
         previous: the output of the block before; None where another block ran in between, and in passes that
             end early.
     """
@@ -52,6 +54,7 @@ class BlockInput:
     call: BlockCall
     hidden: Tensor
     counted: tuple[Tensor, ...]
+    kinds: TokenKinds | None
     previous: BlockOutput | None
 
 
@@ -159,7 +162,8 @@ class Recorder:
         previous = last.copy if last is not None and last.index == index - 1 else None
         if chained and previous is not None:  # share one copy of the same numbers
             previous = self.outputs[index - 1][-1] = replace(previous, output=hidden)
-        return BlockInput(self._copy_of_call(call), hidden, counted_tokens(), previous)
+        kinds = kinds_in(self.tower.name, hidden)
+        return BlockInput(self._copy_of_call(call), hidden, counted_tokens(), kinds, previous)
 
     def _after(self, index: int) -> Callable[[nn.Module, tuple[Any, ...], dict[str, Any], Any], None]:
         def record(

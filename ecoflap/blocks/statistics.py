@@ -5,6 +5,7 @@ Layers that read the same tensor (q, k and v; gate and up) share one statistic.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -19,6 +20,7 @@ from ecoflap.ops import InverseFactor, NormalisedInverse, inverse_factor, normal
 
 # Rows of a Gram matrix per product: enough for full speed, few enough to skip most of the lower half.
 STRIP = 256
+ROUTED = re.compile(r"experts\.\d+\.")  # names of layers that read the tokens that a router sends them
 TOKENS = 2**15  # that are converted to fp32 at a time
 
 
@@ -239,11 +241,11 @@ class InputStatistics:
         self._settle()
 
     def begin_run(self, counted: tuple[Tensor, ...], foreign: list[Tensor]) -> None:
-        """Set the real tokens of the next run of the block; called before each run.
+        """Set the tokens that count in the next run of the block; called before each run.
 
         Args:
             counted: masks [batch, tokens] of the sequence and of parts that some layers read alone; empty
-                where all tokens are real.
+                where all tokens count.
             foreign: tensors from outside the tower, to which this tower's masks don't apply.
         """
         self._settle()
@@ -255,18 +257,18 @@ class InputStatistics:
     def _observe(self, layer: Layer, inputs: Tensor) -> None:
         """Add the inputs once per statistic; which layers share one is known after their first run."""
         if layer not in self.of:
-            self._reads.setdefault(layer, []).append(self._of_tensor(inputs))
+            self._reads.setdefault(layer, []).append(self._of_tensor(layer, inputs))
         elif layer in self._leaders:
-            self.of[layer].update(self._real(inputs))
+            self.of[layer].update(self._counted_of(layer, inputs))
 
-    def _of_tensor(self, inputs: Tensor) -> Statistic:
+    def _of_tensor(self, layer: Layer, inputs: Tensor) -> Statistic:
         """The statistic of one tensor; computed once for all layers that read it before it is written to."""
         current = version_of(inputs)
         for tensor, version, statistic in self._seen:
             if tensor is inputs and version == current:
                 return statistic
         statistic = self.kind(inputs.shape[-1], inputs.device)
-        statistic.update(self._real(inputs))
+        statistic.update(self._counted_of(layer, inputs))
         self._seen.append((inputs, current, statistic))
         return statistic
 
@@ -291,23 +293,45 @@ class InputStatistics:
             total.tokens += read.tokens
         return total
 
-    def _real(self, inputs: Tensor) -> Tensor:
-        """The inputs of real tokens, [tokens, cols]."""
-        return real_tokens(inputs, self._counted, self._foreign).detach()
+    def _counted_of(self, layer: Layer, inputs: Tensor) -> Tensor:
+        """The inputs of the tokens that count, [tokens, cols]."""
+        return counted_inputs(layer, inputs, self._counted, self._foreign)
 
     def __getitem__(self, layer: Layer) -> Statistic:
         if layer not in self.of:
             raise never_ran(layer)
-        return self.of[layer]
+        return require_tokens(layer, self.of[layer])
 
 
-def real_tokens(inputs: Tensor, counted: Sequence[Tensor], foreign: Sequence[Tensor]) -> Tensor:
-    """The inputs of real tokens, [tokens, cols]; ``InputStatistics.begin_run`` explains the arguments."""
-    tokens = inputs.reshape(-1, inputs.shape[-1])
-    mask = next((mask for mask in counted if mask.numel() == len(tokens)), None)
-    if mask is None or any(inputs is other for other in foreign):
+def counted_inputs(
+    layer: Layer, inputs: Tensor, counted: Sequence[Tensor], foreign: Sequence[Tensor]
+) -> Tensor:
+    """The inputs of the tokens that count, [tokens, cols]; ``InputStatistics.begin_run`` explains the masks.
+
+    All that a layer reads counts where the masks say nothing of it: tokens that a router has selected, the
+    sequence of another tower, tokens that were merged.
+    """
+    tokens = inputs.detach().reshape(-1, inputs.shape[-1])
+    rows = tuple(inputs.shape[:-1])
+    alike = (mask for mask in counted if rows in (mask.shape, (mask.numel(),), (1, mask.numel())))
+    mask = next(alike, None)
+    if mask is None or ROUTED.search(layer.name) or any(inputs is other for other in foreign):
         return tokens
     return tokens[mask.flatten()]
+
+
+def require_tokens(layer: Layer, statistic: Statistic) -> Statistic:
+    """A statistic that holds tokens.
+
+    Raises:
+        UserError: if none of the tokens that the layer reads counts.
+    """
+    if not statistic.tokens:
+        raise UserError(
+            f"{layer.name} reads none of the tokens that count, so nothing is known of its inputs; leave it"
+            " out with skip_layers, or use tokens=all"
+        )
+    return statistic
 
 
 def never_ran(layer: Layer) -> UserError:

@@ -25,6 +25,7 @@ class Stream:
         block: the index of the next block to run.
         counted: masks of the real tokens, [batch, tokens], of the sequence and of parts that some layers read
             alone; empty where all tokens are real.
+        kinds: the kinds of the tokens; None if the loss doesn't declare them.
         finite: whether no hidden state is NaN or infinite.
         offloaded: the hidden states in their storage.
     """
@@ -40,7 +41,7 @@ class Stream:
             placement: where to store the hidden states, and arguments that are as large.
             writes: whether blocks write to tensors among their arguments, so that they need copies.
         """
-        self.block, self.counted = 0, first.counted
+        self.block, self.counted, self.kinds = 0, first.counted, first.kinds
         self._placement, self._writes = placement, writes
         self._calls = offload_calls(calls, placement)
         self._recaptured: dict[int, BlockCall] = {}
@@ -65,7 +66,8 @@ class Stream:
 
     def enter(self, index: int, given: BlockInput) -> None:
         """Replace the input of a block by one that a forward pass captured."""
-        self.block, self.counted, self.hidden = index, given.counted, given.hidden
+        self.block, self.hidden = index, given.hidden
+        self.counted, self.kinds = given.counted, given.kinds
         self._recaptured = offload_calls({index: given.call}, self._placement)
 
     def leave(self, output: Tensor, call: BlockCall) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import cached_property
 
 from ecoflap.blocks.capture import Flow, flows
 from ecoflap.blocks.layer_by_layer import LayerByLayer, PruneGroup
 from ecoflap.blocks.layer_calls import first_and_count
 from ecoflap.blocks.statistics import InputsComplete, InputStatistics, Statistic
 from ecoflap.blocks.structure import Structure
+from ecoflap.blocks.token_choice import Masks, choose_tokens, require_choice
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
@@ -25,10 +27,12 @@ class Visit:
     Attributes:
         flow: the batches that pass through its tower.
         index: its index in the tower.
+        tokens: which tokens count in statistics, see ``choose_tokens``.
     """
 
     flow: Flow
     index: int
+    tokens: str = "all"
 
     @property
     def tower(self) -> Tower:
@@ -45,6 +49,11 @@ class Visit:
         """Whether no hidden state of any batch is NaN or infinite."""
         return all(stream.finite for stream in self.flow.streams)
 
+    @cached_property
+    def counted(self) -> list[Masks]:
+        """For each stream, masks of the tokens that count; chosen once, before the block changes."""
+        return choose_tokens(self.tokens, self.tower, self.block, self.flow.streams)
+
     def measure(self, statistic: type[Statistic] | None, leave: bool) -> InputStatistics | None:
         """Run the block in its present state over all batches, and gather a statistic of each layer's inputs.
 
@@ -60,11 +69,11 @@ class Visit:
             if leave:
                 self.leave()
             return None
-        found = InputStatistics(statistic)
+        found, masks = InputStatistics(statistic), self.counted
         with found.gathering(self.block.layers, stop=not leave):
-            for stream in self.flow.streams:
+            for stream, counted in zip(self.flow.streams, masks, strict=True):
                 call = stream.call(self.index)
-                found.begin_run(stream.counted, call.tensors)
+                found.begin_run(counted, call.tensors)
                 with suppress(InputsComplete):
                     output = call.run(self.block.module, stream.hidden)
                     if leave:
@@ -85,7 +94,7 @@ class Visit:
         assert structure is not None
         self._require_one_call(structure)
         groups = structure.layer_orders[self.index].groups()
-        LayerByLayer(self.block, groups, statistic, prune).run(self.index, self.flow.streams)
+        LayerByLayer(self.block, groups, statistic, prune).run(self.index, self.flow.streams, self.counted)
 
     def _require_one_call(self, structure: Structure) -> None:
         """Refuse a tower that calls a layer again on what came of its first call.
@@ -110,7 +119,12 @@ class Visit:
 
 
 def walk(
-    model: PrunableModel, towers: Iterable[Tower], batches: Sequence[Batch], title: str, dense: bool = False
+    model: PrunableModel,
+    towers: Iterable[Tower],
+    batches: Sequence[Batch],
+    title: str,
+    dense: bool = False,
+    tokens: str = "all",
 ) -> Iterator[Visit]:
     """Visit every block of the towers that have layers, once its inputs are known.
 
@@ -121,22 +135,25 @@ def walk(
         title: the title of the progress bar.
         dense: give each block the outputs of dense blocks, although the caller changes blocks: blocks whose
             inputs come from a forward pass are visited last to first.
+        tokens: which tokens count in statistics, see ``choose_tokens``.
 
     Yields:
         Each block once; the caller has to leave it before the next one.
 
     Raises:
-        UserError: if, with ``dense``, blocks would be changed before others that read their outputs.
+        UserError: if, with ``dense``, blocks would be changed before others that read their outputs, or the
+            kinds of tokens are not known that ``tokens`` tells apart.
     """
     chosen = [tower for tower in towers if tower.layers]
-    visits = _visits(model, chosen, batches, dense)
+    require_choice(model, chosen, batches, tokens)
+    visits = _visits(model, chosen, batches, dense, tokens)
     for visit in track(visits, title, total=sum(len(tower.blocks) for tower in chosen)):
         visit.flow.enter(visit.index)
         yield visit
 
 
 def _visits(
-    model: PrunableModel, towers: Sequence[Tower], batches: Sequence[Batch], dense: bool
+    model: PrunableModel, towers: Sequence[Tower], batches: Sequence[Batch], dense: bool, tokens: str
 ) -> Iterator[Visit]:
     """The blocks in the order in which they are visited."""
     for flow in flows(model, towers, batches, dense):
@@ -148,4 +165,4 @@ def _visits(
                 " the tower out of towers"
             )
         for index in reversed(order) if dense and flow.from_start else order:
-            yield Visit(flow, index)
+            yield Visit(flow, index, tokens)

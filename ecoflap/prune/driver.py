@@ -32,6 +32,7 @@ def prune(
     batch_size: int,
     on_block: OnBlock = lambda _: None,
     propagate: str = "pruned",
+    tokens: str = "all",
     finished: FinishedBlocks | None = None,
     precomputed_statistics: Mapping[str, Tensor] | None = None,
     checked: bool = False,
@@ -50,6 +51,7 @@ def prune(
             itself pruned (one pass where a batch holds all samples); or ``dense`` blocks (one pass). Each
             gives another result. With ``dense``, the last towers are pruned first, so that all predecessors
             are still dense.
+        tokens: which tokens count in statistics, see ``ecoflap.blocks.token_choice.choose_tokens``.
         finished: stores blocks as soon as they are pruned; those that a stopped run has stored are applied
             instead of pruned.
         precomputed_statistics: statistics from ``measure_dense`` to use instead of the data, for ``dense``
@@ -58,7 +60,7 @@ def prune(
 
     Raises:
         NumericalError: if a weight or a hidden state is not finite, or a mask misses its count.
-        UserError: if the inputs of a layer can't be captured.
+        UserError: if the inputs of a layer can't be captured, or the tokens can't be told apart.
     """
     report, dense = PruneReport(), propagate == "dense"
     batches: Sequence[Batch] = []
@@ -68,7 +70,7 @@ def prune(
             require_calls(model, batches, every_layer=True)
     towers = tuple(reversed(model.towers)) if dense else model.towers
     with quiet_forward(model.module):
-        for number, visit in enumerate(walk(model, towers, batches, "prune", dense)):
+        for number, visit in enumerate(walk(model, towers, batches, "prune", dense, tokens)):
             seconds = None if finished is None else _apply_finished(visit, finished, number, report, dense)
             if seconds is None:
                 seconds = _prune_block(visit, pruner, allocation, report, propagate, precomputed_statistics)

@@ -33,6 +33,7 @@ def measure_dense(
     batch_size: int,
     checked: bool = False,
     statistic: type[Statistic] = MeanSquare,
+    tokens: str = "all",
 ) -> dict[str, Tensor]:
     """Gather a storable statistic of all layers' inputs in the dense model, in one pass over the data.
 
@@ -42,6 +43,7 @@ def measure_dense(
         batch_size: samples per forward pass; changes nothing beyond rounding.
         checked: whether ``require_calls`` has already accepted the model with all of the samples.
         statistic: the statistic to gather.
+        tokens: which tokens count, see ``ecoflap.blocks.token_choice.choose_tokens``.
 
     Returns:
         {layer: the sums and the number of tokens, [cols + 1], fp64}.
@@ -51,7 +53,7 @@ def measure_dense(
     if not checked:
         require_calls(model, batches, every_layer=True)
     with quiet_forward(model.module):
-        for visit in walk(model, model.towers, batches, "statistics"):
+        for visit in walk(model, model.towers, batches, "statistics", tokens=tokens):
             if (statistics := visit.measure(statistic, leave=True)) is not None:
                 found |= {layer.name: statistics[layer].kept() for layer in visit.block.layers}
     return found

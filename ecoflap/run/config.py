@@ -64,6 +64,9 @@ class RunConfig:
             own block dense (pruned), everything pruned (layer; one pass where a batch holds all samples), or
             dense blocks (dense; one pass). Each gives another result. auto is dense for a pruner that leaves
             kept weights as they are beside an allocation that prunes in trials, else pruned.
+        tokens: which tokens count when the fine stage or an allocation measures inputs, in towers that read
+            text and visual tokens: all, text, answer, or text and the visual tokens that a block moves most
+            (atv). Each gives another result; scores count all.
         device: the device that runs the model: auto (the accelerator if there is one), cpu, cuda, cuda:1, ...
         inspect: only print what would be pruned; no weights are loaded.
         runtime: how the machine is used.
@@ -88,6 +91,7 @@ class RunConfig:
     steps: list[str] = field(default_factory=lambda: [step for step in STEPS if step not in OPTIONAL_STEPS])
     batch_size: int = 16
     propagate: str = field(default="auto", metadata={"choices": ("auto", "pruned", "layer", "dense")})
+    tokens: str = field(default="all", metadata={"choices": ("all", "text", "answer", "atv")})
     device: str = "auto"
     inspect: bool = False
     runtime: RuntimeConfig = field(default_factory=RuntimeConfig)

@@ -105,6 +105,8 @@ PARTS: dict[str, dict[str, type]] = {
         "ecoflap.allocate.atp.ATP": allocate.ATPOptions,
         "ecoflap.allocate.alpha_pruning.AlphaPruning": allocate.AlphaPruningOptions,
         "ecoflap.allocate.er.ER": allocate.EROptions,
+        "ecoflap.allocate.tamp.TAMP": allocate.TAMPOptions,
+        "ecoflap.allocate.multiflow.Multiflow": allocate.MultiflowOptions,
         "ecoflap.allocate.neuronal.Neuronal": allocate.NeuronalOptions,
         "ecoflap.allocate.evopress.EvoPress": allocate.EvoPressOptions,
         "ecoflap.allocate.in_context.InContext": allocate.InContextOptions,

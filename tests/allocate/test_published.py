@@ -10,6 +10,7 @@ from ecoflap.allocate.atp import ATP
 from ecoflap.allocate.dlp import DLP
 from ecoflap.allocate.er import ER
 from ecoflap.allocate.lsa import LSA
+from ecoflap.allocate.multiflow import Multiflow
 from ecoflap.allocate.owl import OWL
 from ecoflap.allocate.protocol import Allocator, Context
 from ecoflap.models.core.prunable import PrunableModel
@@ -77,6 +78,11 @@ def test_atp(model: PrunableModel) -> None:
 @pytest.mark.parametrize("sparsity", golden.ER_SPARSITY)
 def test_er(model: PrunableModel, sparsity: float) -> None:
     check_layers(ER()(model, None, sparsity), golden.ER_SPARSITY[sparsity] * BLOCKS)
+
+
+@pytest.mark.parametrize("sparsity", golden.MULTIFLOW_SPARSITY)
+def test_multiflow(model: PrunableModel, sparsity: float) -> None:
+    check_layers(Multiflow()(model, None, sparsity), golden.MULTIFLOW_SPARSITY[sparsity])
 
 
 @pytest.mark.parametrize("tail", golden.ALPHA)

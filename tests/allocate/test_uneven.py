@@ -19,6 +19,7 @@ from ecoflap.allocate.dlp import DLP
 from ecoflap.allocate.er import ER
 from ecoflap.allocate.groups import blocks_of
 from ecoflap.allocate.lsa import LSA
+from ecoflap.allocate.multiflow import Multiflow
 from ecoflap.allocate.owl import OWL
 from ecoflap.allocate.protocol import Allocator, Context
 from ecoflap.allocate.water_filling import WaterFilling
@@ -35,7 +36,7 @@ pytestmark = pytest.mark.any_release
 
 FAMILY = "blip2_t5"
 MEASURED = [OWL(), DLP(), DLP(average="mean"), LSA(), LSA("sublayer"), LSA("layer"), AlphaPruning()]
-ALL = [*MEASURED, ATP(beta=0.1), ER()]
+ALL = [*MEASURED, ATP(beta=0.1), ER(), Multiflow()]
 TRIED = [
     OWL(spread="auto"),
     DLP(spread="auto"),
@@ -216,7 +217,7 @@ def test_a_loss_that_is_not_finite_never_wins(
         ATP()(model, None, 0.5, context)
 
 
-@pytest.mark.parametrize("allocator", [*MEASURED, ER(), ATP(beta=0.3)], ids=label)
+@pytest.mark.parametrize("allocator", [*MEASURED, ER(), ATP(beta=0.3), Multiflow()], ids=label)
 def test_one_block_and_layers_of_zeros(allocator: Allocator) -> None:
     model = tiny.build("llama", skip_layers=(r"layers\.1\.", "gate_proj"))
     for layer in model.layers:
@@ -290,7 +291,7 @@ def test_what_is_required(allocator: Allocator) -> None:
     assert requires.scores == "none"
     runs_samples = allocator.name in ("owl", "dlp", "lsa") or allocator == ATP()
     assert requires.calibration == runs_samples
-    assert requires.weights == (runs_samples or allocator.name == "alpha_pruning")
+    assert requires.weights == (runs_samples or allocator.name in ("alpha_pruning", "multiflow"))
     assert (allocator.footprint is not None) == runs_samples
 
 

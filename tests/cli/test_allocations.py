@@ -19,7 +19,7 @@ from tests.cli.conftest import composed
 
 Run = Callable[..., Result]
 LOOKS_AT_DATA = ("owl", "dlp", "lsa", "atp")
-CHOICES = (*LOOKS_AT_DATA, "alpha_pruning", "er")
+CHOICES = (*LOOKS_AT_DATA, "alpha_pruning", "er", "multiflow")
 
 
 @pytest.fixture
@@ -50,7 +50,7 @@ def test_those_that_look_at_data_need_some(unscored: list[str], name: str, tmp_p
         make_plan(composed([*unscored, f"allocation={name}", *steps]), tmp_path)
 
 
-@pytest.mark.parametrize("name", ["alpha_pruning", "er"])
+@pytest.mark.parametrize("name", ["alpha_pruning", "er", "multiflow"])
 def test_the_others_need_none(run: Run, unscored: list[str], name: str) -> None:
     result = run([*unscored, f"allocation={name}", "pruner=magnitude", "steps=[allocate,prune]"])
     assert result.sparsity["prunable"] == pytest.approx(0.6, abs=1e-3)
@@ -149,3 +149,13 @@ def test_blocks_may_be_away_while_nobody_uses_them(
     away = run([*overrides, "cache_mode=off", f"runtime.offload={offload}"], "away")
     assert away.sparsity == here.sparsity
     assert read(tmp_path / "away") == read(tmp_path / "here")
+
+
+def test_tamp_in_the_tower_that_reads_text_and_pictures(run: Run, tmp_path: Path) -> None:
+    plan = ["model=blip2_mini", "allocation=tamp", "score=none", "tracking=none", "device=cpu"]
+    result = run([*plan, "calibration.samples=4", "steps=[calibrate,allocate,prune]"])
+    values = read(tmp_path / "run")["details"]["values"]
+    assert values
+    assert all(name.startswith("language_model.encoder.") for name in values)
+    assert result.sparsity["prunable"] == pytest.approx(0.6, abs=1e-4)
+    assert result.sparsity["coarse"] == "tamp"

@@ -9,6 +9,7 @@ import pytest
 import yaml
 from hydra.utils import get_class
 
+from ecoflap.blocks.token_choice import TOKENS
 from ecoflap.cli.choices import Choices
 from ecoflap.data.captions import layouts
 from ecoflap.data.captions import options as captions
@@ -115,6 +116,7 @@ def test_allowed_names_are_those_that_are_checked() -> None:
         return found
 
     assert choices(RunConfig, "propagate") == PROPAGATE
+    assert choices(RunConfig, "tokens") == TOKENS
     assert choices(RunConfig, "cache_mode") == Mode.__args__  # type: ignore[attr-defined]
     assert choices(RuntimeConfig, "offload") == KINDS
     assert choices(captions.CaptionSourceOptions, "layout") == tuple(layouts.LAYOUTS)

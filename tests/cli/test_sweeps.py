@@ -181,3 +181,26 @@ def test_statistics_of_another_loss_are_others(run: Callable[..., Result], tmp_p
     )
     assert all(torch.equal(after[name], mask) for name, mask in alone.items())
     assert not all(torch.equal(other[name], mask) for name, mask in alone.items())
+
+
+def test_statistics_and_allocations_of_other_tokens_are_others(
+    run: Callable[..., Result], tmp_path: Path
+) -> None:
+    """They are stored apart, and offloaded models measure the same ones."""
+    plan = ["model=blip2_mini", "score=none", "allocation=owl", "steps=[calibrate,allocate,prune]"]
+    plan += ["propagate=dense", "calibration.samples=8", "model.save=true", "tracking=none", "device=cpu"]
+    for name, more in (
+        ("other", ["tokens=all", f"cache={tmp_path / 'cache'}"]),
+        ("after", ["tokens=atv", f"cache={tmp_path / 'cache'}"]),
+        ("alone", ["tokens=atv", "cache_mode=off"]),
+        ("disk", ["tokens=atv", "cache_mode=off", "runtime.offload=disk"]),
+    ):
+        run([*plan, *more], name)
+    other, after, alone, disk = (
+        load_masks(tmp_path / name / "checkpoint" / "masks.safetensors")
+        for name in ("other", "after", "alone", "disk")
+    )
+    assert all(
+        torch.equal(after[name], mask) and torch.equal(disk[name], mask) for name, mask in alone.items()
+    )
+    assert not all(torch.equal(other[name], mask) for name, mask in alone.items())

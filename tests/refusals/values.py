@@ -44,6 +44,8 @@ RUN: list[Case] = [
     Case(("cache=",), ("cache= is no folder", "cache=outputs/cache")),
     Case(("cache={tmp}/file",), ("cache={tmp}/file is no folder", "another place"), taken),
     Case(("propagate=sparse",), ("propagate=sparse is not known", "pruned, layer or dense")),
+    Case(("tokens=visual",), ("tokens=visual is not known", "all, text, answer or atv")),
+    Case(("tokens=text", "pruner=global_magnitude"), ("tokens=text", "measures no inputs", "tokens=all")),
     Case(
         ("runtime.offload=dsk",),
         ("runtime.offload=dsk is not known", "did you mean disk?", "none, cpu, disk"),

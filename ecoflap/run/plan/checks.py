@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ecoflap.allocate.allocation import check_sparsity
+from ecoflap.blocks.token_choice import check_tokens
 from ecoflap.errors import UserError, did_you_mean, written
 from ecoflap.evaluate.protocol import Task
 from ecoflap.models.offload.load import check_offload
@@ -45,6 +46,12 @@ def check_options(plan: Plan) -> None:
         )
     check_towers(config.towers)
     check_propagate(config.propagate)
+    check_tokens(config.tokens)
+    if config.tokens != "all" and plan.pruner.allocates:
+        raise UserError(
+            f"tokens={config.tokens}: pruner={plan.pruner.name} measures no inputs of layers, so no tokens"
+            " count; use tokens=all"
+        )
     check_offload(offload)
     if offload != "none" and plan.finetuner is not None:
         raise UserError(

@@ -11,6 +11,7 @@ READ_BY = {
     "allocation": ("allocate",),
     "pruner": ("allocate", "prune"),  # the mask decides on possible counts
     "propagate": ("prune",),
+    "tokens": ("allocate", "prune"),
     "batch_size": ("prune", "finetune"),
     "finetune": ("finetune",),
     "task": ("evaluate",),

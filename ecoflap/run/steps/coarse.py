@@ -14,6 +14,7 @@ import torch
 from ecoflap.allocate.allocation import check_counts
 from ecoflap.allocate.protocol import Context
 from ecoflap.blocks.layer_calls import require_calls
+from ecoflap.blocks.token_choice import require_choice
 from ecoflap.console.telemetry import measure
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
@@ -98,12 +99,14 @@ def check_calls(plan: Plan, model: PrunableModel, state: RunState) -> None:
     Scorers check by themselves.
 
     Raises:
-        UserError: if the calibration data do not reach a layer, or the model uses its weight without calling
-            its module.
+        UserError: if the calibration data do not reach a layer, the model uses its weight without calling its
+            module, or the tokens that ``tokens`` tells apart are not known.
     """
     if "prune" in plan.steps and not plan.pruner.allocates and plan.pruner.requires_calibration:
         assert state.calibration is not None
-        require_calls(model, state.calibration.batches(plan.config.batch_size), every_layer=True)
+        batches = state.calibration.batches(plan.config.batch_size)
+        require_calls(model, batches, every_layer=True)
+        require_choice(model, [tower for tower in model.towers if tower.layers], batches, plan.config.tokens)
 
 
 def show_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
@@ -137,6 +140,7 @@ def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
         state.calibration,
         plan.config.batch_size,
         plan.config.seed,
+        plan.config.tokens,
         # One line per step of an allocation would bury the others.
         recall=partial(_recall, replace(plan.store, level=logging.DEBUG), plan, model, state),
     )

@@ -59,6 +59,7 @@ def _prune_layers(plan: Plan, pruner: LayerPruner, model: PrunableModel, state: 
         plan.config.batch_size,
         on_block=show_block,
         propagate=plan.config.propagate,
+        tokens=plan.config.tokens,
         finished=finished,
         precomputed_statistics=statistics,
         checked=True,
@@ -71,7 +72,13 @@ def _dense_statistics(
     """A storable statistic of all layers' inputs in the dense model, shared by all runs."""
     assert state.calibration is not None
     compute = partial(
-        measure_dense, model, state.calibration, plan.config.batch_size, checked=True, statistic=statistic
+        measure_dense,
+        model,
+        state.calibration,
+        plan.config.batch_size,
+        checked=True,
+        statistic=statistic,
+        tokens=plan.config.tokens,
     )
     found: dict[str, Tensor] = plan.store.get_or_compute(
         "statistics", statistics_key(plan, statistic, model, state), compute, AS_TENSORS

@@ -55,6 +55,7 @@ def allocate_key(
         "allocation": plan.config.allocation,
         "pruner": plan.config.pruner,
         "batch_size": plan.config.batch_size,
+        "tokens": plan.config.tokens,
         "seed": plan.config.seed,
         "name": dict(name),
     }
@@ -68,6 +69,7 @@ def statistics_key(
         **_measured(plan, ("blocks", "statistic"), model, state),
         "statistic": _name_of(statistic),
         "batch_size": plan.config.batch_size,
+        "tokens": plan.config.tokens,
     }
 
 
@@ -81,6 +83,7 @@ def blocks_key(plan: Plan, state: RunState) -> str:
         "keep": None if state.allocation is None else state.allocation.keep,
         "batch_size": plan.config.batch_size,
         "propagate": plan.config.propagate,
+        "tokens": plan.config.tokens,
     }
     return key_hash(depends)
 

@@ -17,6 +17,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.losses import find_loss, next_token_loss, token_loss
 from ecoflap.models.core.pictures import Pixels, load_image
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.token_kinds import TokenKinds, declaring, placeholder_kinds, prepended_kinds
 from ecoflap.models.families.blip2.options import Blip2Options
 from ecoflap.models.families.lavis.keys import read_lavis_checkpoint, to_lavis, to_transformers
 from ecoflap.models.loading.loader import (
@@ -37,11 +38,28 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     """Cross-entropy of the answer or caption given image and prompt, the paper's BLIP-2 loss, [batch]."""
     labels = batch["labels"]
     if not decoder_only(module):
-        return token_loss(module(**batch).logits, labels)
+        with declaring(encoder=token_kinds(module, batch["input_ids"], None)):
+            return token_loss(module(**batch).logits, labels)
     # Given labels, the model would compute a loss of its own over all tokens.
-    return next_token_loss(
-        module(**{name: tensor for name, tensor in batch.items() if name != "labels"}).logits, labels
-    )
+    inputs = {name: tensor for name, tensor in batch.items() if name != "labels"}
+    with declaring(language=token_kinds(module, batch["input_ids"], labels)):
+        logits = module(**inputs).logits
+    return next_token_loss(logits, labels)
+
+
+def token_kinds(module: nn.Module, input_ids: Tensor, labels: Tensor | None) -> TokenKinds:
+    """The kinds of tokens: queries in the place of image tokens or, in old releases, in front of the text.
+
+    Args:
+        module: the model.
+        input_ids: [batch, tokens].
+        labels: -100 where a token is no target, [batch, tokens]; None if the answer is in another sequence.
+    """
+    kinds = placeholder_kinds(module, input_ids, labels)
+    if kinds is not None and kinds.visual.any():
+        return kinds
+    config: Any = module.config
+    return prepended_kinds(config.num_query_tokens, input_ids, labels)
 
 
 class Blip2Interface:

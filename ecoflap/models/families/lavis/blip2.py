@@ -14,6 +14,7 @@ from ecoflap.data.example import Example, Generation
 from ecoflap.models.core.losses import token_loss
 from ecoflap.models.core.pictures import Pixels
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.token_kinds import declaring, prepended_kinds
 from ecoflap.models.families.lavis.options import LavisBlip2Options
 from ecoflap.models.families.lavis.parts import LavisPretrained, read_tokenizer, require_lavis
 from ecoflap.models.loading.loader import Selection, check_prompt, prunable
@@ -41,9 +42,11 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     mask = batch.get("attention_mask", torch.ones_like(batch["input_ids"]))
     mask = nn.functional.pad(mask, (inputs.shape[1] - mask.shape[1], 0), value=1)
     decoder_input_ids = model.t5_model._shift_right(labels)
-    output = model.t5_model(
-        inputs_embeds=inputs, attention_mask=mask, decoder_input_ids=decoder_input_ids, return_dict=True
-    )
+    queries = inputs.shape[1] - batch["input_ids"].shape[1]
+    with declaring(encoder=prepended_kinds(queries, batch["input_ids"], None)):
+        output = model.t5_model(
+            inputs_embeds=inputs, attention_mask=mask, decoder_input_ids=decoder_input_ids, return_dict=True
+        )
     return token_loss(output.logits, labels)
 
 

@@ -15,6 +15,7 @@ from ecoflap.errors import UserError, did_you_mean
 from ecoflap.models.core.losses import find_loss, next_token_loss, token_loss
 from ecoflap.models.core.pictures import load_image
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.token_kinds import declaring, placeholder_kinds
 from ecoflap.models.families.vlm.chat import chat_prompt, end_of_answer
 from ecoflap.models.families.vlm.joining import joined
 from ecoflap.models.families.vlm.options import VisionLanguageOptions
@@ -51,13 +52,16 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
             "set model.loss to a function of your own, or choose another model"
         )
     inputs = joined(module, batch)
+    input_ids, labels = inputs.get("input_ids"), inputs["labels"]
     if not writes_after_prompt(module):
-        return token_loss(module(**inputs).logits, inputs["labels"])
-    # In some releases, a PaliGemma attends to later tokens of the answer unless it receives labels.
-    if kind == "paligemma":
-        return next_token_loss(module(**inputs).logits, inputs["labels"])
-    labels = inputs.pop("labels")  # with labels, other models would compute their own loss over all tokens
-    logits = module(**inputs).logits
+        with declaring(encoder=placeholder_kinds(module, input_ids, None)):
+            return token_loss(module(**inputs).logits, labels)
+    # With labels, most models would compute a loss of their own over all tokens. In some releases, a
+    # PaliGemma attends to later tokens of the answer unless it receives them.
+    if kind != "paligemma":
+        del inputs["labels"]
+    with declaring(language=placeholder_kinds(module, input_ids, labels)):
+        logits = module(**inputs).logits
     return next_token_loss(logits[:, -labels.shape[1] :], labels)  # GIT's begin with those of the picture
 
 

@@ -1,0 +1,193 @@
+"""Which tokens count in the statistics of a block's layers: all, those of a kind, or those that it moves.
+
+The choice concerns towers that read text and visual tokens in one sequence, as the loss declares them; in
+other towers, all tokens count.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from ecoflap.blocks.block_call import extract_hidden
+from ecoflap.blocks.statistics import ROUTED
+from ecoflap.blocks.stream import Stream
+from ecoflap.data.batch import Batch
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.models.core.token_kinds import TokenKinds, kinds_in
+from ecoflap.models.core.towers import Block, Tower
+
+log = logging.getLogger(__name__)
+
+TOKENS = ("all", "text", "answer", "atv")
+Masks = tuple[Tensor, ...]
+
+
+def require_choice(
+    model: PrunableModel, towers: Sequence[Tower], batches: Sequence[Batch], choice: str
+) -> None:
+    """Refuse a choice of tokens for a model of whose tokens no kinds are known.
+
+    Raises:
+        UserError: if the choice is not ``all``, and ``require_kinds`` refuses.
+    """
+    if choice != "all" and batches:
+        require_kinds(model, towers, batches, f"tokens={choice}")
+
+
+def check_tokens(choice: str) -> None:
+    """Refuse an unknown value of ``tokens``.
+
+    Raises:
+        UserError: if it is none of ``TOKENS``.
+    """
+    if choice not in TOKENS:
+        known = f"{', '.join(TOKENS[:-1])} or {TOKENS[-1]}"
+        raise UserError(f"tokens={choice} is not known; choose {known}")
+
+
+@torch.no_grad()
+def require_kinds(
+    model: PrunableModel, towers: Sequence[Tower], batches: Sequence[Batch], asked: str
+) -> list[Tower]:
+    """The towers that read text and visual tokens, as the loss declares.
+
+    Args:
+        model: the model.
+        towers: the towers to look at.
+        batches: of the calibration set; the first two samples are looked at.
+        asked: the option that asks for them, for the message.
+
+    Raises:
+        UserError: if there are none.
+    """
+    known: list[Tower] = []
+    handles = []
+    for tower in towers:
+
+        def look(
+            _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], of: Tower = tower
+        ) -> None:
+            if kinds_in(of.name, extract_hidden(arguments, keywords)[1]) is not None:
+                known.append(of)
+
+        handles.append(tower.blocks[0].module.register_forward_pre_hook(look, with_kwargs=True))
+    try:
+        with quiet_forward(model.module):
+            model.loss({name: tensor[:2] for name, tensor in batches[0].items()})
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not known:
+        names = ", ".join(tower.name for tower in towers)
+        raise UserError(
+            f"{asked} tells text from visual tokens, and the loss of {model.name} knows of no tower among"
+            f" {names} that reads both; choose another, or prune the tower that does"
+        )
+    routed = [layer for tower in known for layer in tower.layers if ROUTED.search(layer.name)]
+    if routed:
+        message = "%s: in %d layers of experts, all tokens count that a router sends them"
+        log.info(message, asked, len(routed))
+    return known
+
+
+@torch.no_grad()
+def choose_tokens(choice: str, tower: Tower, block: Block, streams: Sequence[Stream]) -> list[Masks]:
+    """The tokens that count in the statistics of a block's layers.
+
+    Args:
+        choice: ``all``; ``text``, the tokens that aren't visual; ``answer``, those of the answer; ``atv``
+            (ATV, CVPR 2026), text and the visual tokens that the block moves most, see ``most_moved``.
+        tower: the tower of the block.
+        block: the block as it is measured, dense.
+        streams: the batches with the inputs of the block.
+
+    Returns:
+        For each stream, the masks [batch, tokens] of what counts; empty where all tokens do.
+
+    Raises:
+        UserError: if no token of the samples is visual, or none of the chosen ones is there.
+    """
+    kinds = [stream.kinds for stream in streams]
+    known = [one for one in kinds if one is not None]
+    if choice == "all" or not known:
+        return [stream.counted for stream in streams]
+    if len(known) < len(kinds):
+        raise UserError(
+            f"tokens={choice}: for some batches, the loss doesn't say which tokens of tower {tower.name}"
+            f" ({tower.path}) are visual; use tokens=all"
+        )
+    if not any(one.visual.any() for one in known):
+        raise UserError(
+            f"tokens={choice}: the calibration samples have no visual tokens in tower {tower.name}"
+            f" ({tower.path}); use tokens=all, or calibrate on samples with pictures"
+        )
+    if choice == "atv":
+        chosen = most_moved(known, [movement(block, stream) for stream in streams])
+    else:
+        chosen = [one.answer if choice == "answer" else ~one.visual for one in known]
+    chosen = [_real(mask, stream.counted) for mask, stream in zip(chosen, streams, strict=True)]
+    if not any(mask.any() for mask in chosen):
+        raise UserError(
+            f"tokens={choice}: the calibration samples have no such tokens in tower {tower.name}"
+            f" ({tower.path}); use another choice, or leave the tower out of towers"
+        )
+    return [(mask,) for mask in chosen]
+
+
+def _real(mask: Tensor, counted: Masks) -> Tensor:
+    """The chosen tokens without padding."""
+    for real in counted:
+        if real.shape == mask.shape:
+            mask = mask & real
+    return mask
+
+
+def movement(block: Block, stream: Stream) -> Tensor:
+    """How far a block turns each hidden state: 1 - cos(input, output), [batch, tokens], fp32."""
+    call, hidden = stream.call(stream.block), stream.hidden
+    before = hidden.float()
+    return 1 - cosine_similarity(before, call.run(block.module, hidden).float(), dim=-1)
+
+
+def most_moved(kinds: Sequence[TokenKinds], moved: Sequence[Tensor]) -> list[Tensor]:
+    """The text tokens, and as many of the visual tokens that move most as the block moves them far.
+
+    With r the mean movement of all visual tokens of all samples, sample j counts
+
+        k_j = min(visual_j, round(min(1, r) text_j))
+
+    of its visual tokens (ATV, CVPR 2026; its alpha is 1).
+
+    Args:
+        kinds: the kinds of tokens, batch by batch.
+        moved: how far each token moves, [batch, tokens] each.
+
+    Returns:
+        Masks, [batch, tokens] each. The earlier of equal tokens is chosen.
+
+    Raises:
+        NumericalError: if a movement is not finite.
+    """
+    total = sum(float(one[kind.visual].double().sum()) for kind, one in zip(kinds, moved, strict=True))
+    if not math.isfinite(total):
+        raise NumericalError(
+            "tokens=atv: how far a block moves its hidden states is not finite; use model.dtype=float32"
+        )
+    ratio = min(1.0, total / sum(int(kind.visual.sum()) for kind in kinds))
+    masks = []
+    for kind, one in zip(kinds, moved, strict=True):
+        mask = ~kind.visual
+        wanted = [round(ratio * count) for count in mask.sum(dim=1).tolist()]
+        far = one.where(kind.visual, float("-inf")).sort(dim=1, descending=True, stable=True).indices
+        for row, order, count in zip(mask, far, wanted, strict=True):
+            row[order[:count]] = True
+        masks.append(mask)
+    return masks
