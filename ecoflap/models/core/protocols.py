@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from ecoflap.data.batch import Sample
+from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
@@ -24,6 +25,18 @@ class Encodes(Protocol):
 
     def encode(self, example: Example) -> Sample:
         """Model inputs of one example, without a batch dimension."""
+
+
+@runtime_checkable
+class Converses(Protocol):
+    """Encodes conversations of several turns, or about several pictures; the loss is of the last answer."""
+
+    def encode_conversation(self, conversation: Conversation) -> Sample:
+        """Model inputs of one conversation, with ``labels``, and without a batch dimension.
+
+        Raises:
+            UserError: if the model can't read this conversation.
+        """
 
 
 @runtime_checkable

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.data.batch import Batch, Sample
+from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError
+from ecoflap.models.core.chats import has_template, templated, written
 from ecoflap.models.core.losses import find_loss, next_token_loss, token_loss
 from ecoflap.models.core.pictures import load_image
 from ecoflap.models.core.prunable import PrunableModel
@@ -68,6 +70,7 @@ class VlmInterface:
     def __init__(self, module: Any, processor: Any, prompt: str | None, brief: str | None = None) -> None:
         self.module, self.processor, self.brief = module, processor, brief
         self.prompt = prompt or _chat_prompt(processor)
+        self.chats = prompt is None
 
     def encode(self, example: Example) -> Sample:
         """Inputs and labels of one question, with the leading dimension that the processor gives.
@@ -75,21 +78,58 @@ class VlmInterface:
         The answer's tokens are put behind the question's, so that nothing else of the model's input (the text
         that a Q-Former reads, what the processor writes after a prompt) can see the answer.
         """
-        tokenizer = self.processor.tokenizer
         text = self._ask(example)
-        question = dict(
-            self.processor(images=load_image(example.image or ""), text=text, return_tensors="pt")
-        )
+        question = self.processor(images=load_image(example.image or ""), text=text, return_tensors="pt")
+        return self._answered(dict(question), text, example.target)
+
+    def encode_conversation(self, conversation: Conversation) -> Sample:
+        """Inputs and labels of one conversation, as ``encode`` has them; labels are of the last answer alone.
+
+        Raises:
+            UserError: if the prompt is for a single question, or template or processor refuse the
+                conversation.
+        """
+        if not self.chats:
+            raise UserError(
+                f"a conversation of {len(conversation.turns)} turns and {len(conversation.images)} pictures"
+                " needs a chat template, and model.prompt is for a question about a picture; set"
+                " calibration.turns=first, or model.prompt=null where the processor has a template"
+            )
+        text = templated(self.processor, conversation.asked())
+        question = self._shown(text, [load_image(image) for image in conversation.images])
+        return self._answered(question, text, conversation.target)
+
+    def _shown(self, text: str, images: list[Any]) -> dict[str, Any]:
+        """Inputs of a text with any number of pictures, which processors take flat or by text.
+
+        Raises:
+            UserError: if the processor can't read them.
+        """
+        try:
+            if not images:
+                return dict(self.processor(text=[text], return_tensors="pt"))
+            try:
+                return dict(self.processor(images=images, text=[text], return_tensors="pt"))
+            except ValueError:
+                return dict(self.processor(images=[images], text=[text], return_tensors="pt"))
+        except (ValueError, TypeError, IndexError) as error:
+            raise UserError(
+                f"this model's processor can't read a conversation with {len(images)} pictures ({error});"
+                " take such rows out, or set calibration.turns=first"
+            ) from error
+
+    def _answered(self, question: dict[str, Any], text: str, target: str) -> Sample:
+        """A question's inputs with the tokens of its answer behind them, and labels.
+
+        Args:
+            question: the processor's outputs.
+            text: what it made them of.
+            target: the answer.
+        """
+        tokenizer = self.processor.tokenizer
         if not writes_after_prompt(self.module):
-            return {**question, "labels": tokenizer(example.target, return_tensors="pt")["input_ids"]}
-        space = "" if text[-1:].isspace() or self._is_paligemma else " "
-        end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-        answer = torch.tensor(
-            [
-                _continuation(tokenizer, "\n" if self._is_paligemma else text[-1:], space + example.target)
-                + end
-            ]
-        )
+            return {**question, "labels": tokenizer(target, return_tensors="pt")["input_ids"]}
+        answer = torch.tensor([written(tokenizer, "\n" if self._is_paligemma else text, target)])
         asked = question["input_ids"]
         fills = {"attention_mask": 1, "token_type_ids": int(self._is_paligemma), "mm_token_type_ids": 0}
         longer = {
@@ -141,21 +181,13 @@ class VlmInterface:
             )
 
 
-def _continuation(tokenizer: Any, before: str, text: str) -> list[int]:
-    """The tokens of a text that follows another; alone, some LLaMA tokenizers would prepend a space token."""
-    first, both, alone = (
-        tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, before + text, text)
-    )
-    return list(both[len(first) :] if both[: len(first)] == first else alone)
-
-
 def _chat_prompt(processor: Any) -> str:
     """The processor's chat template for one question about one picture, with ``{}`` for the question.
 
     Raises:
         UserError: if it has none.
     """
-    if not getattr(processor, "chat_template", None):
+    if not has_template(processor):
         raise UserError(
             "this model's processor has no chat template; say how a question is put to it with model.prompt,"
             " such as 'USER: <image>\\n{} ASSISTANT:'"
