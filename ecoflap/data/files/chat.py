@@ -43,8 +43,8 @@ def conversation(row: Mapping[str, Any], folder: Path | None, where: str) -> Con
         where: the row, for messages.
 
     Raises:
-        UserError: if there is no answer, a turn is of an unknown kind, or pictures are missing, or more or fewer
-            than the places for them.
+        UserError: if there is no answer, a turn is of an unknown kind, or pictures are missing, or more or
+            fewer than the places for them.
     """
     turns = [_turn(one, where, number) for number, one in enumerate(_turns(row, where), 1)]
     answered = [place for place, (role, _) in enumerate(turns) if role == "assistant"]

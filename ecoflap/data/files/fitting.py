@@ -107,8 +107,8 @@ def encode_fitting(
     if not kept:
         shortest = min(len(sample["input_ids"]) for sample in samples)
         raise UserError(
-            f"{option}: all chats that were drawn have more than {min(limits)} tokens, the shortest {shortest};"
-            " set a larger sequence_length, or give shorter chats"
+            f"{option}: all chats that were drawn have more than {min(limits)} tokens, the"
+            f" shortest {shortest}; set a larger sequence_length, or give shorter chats"
         )
     return kept
 

@@ -30,7 +30,8 @@ def templated(processor: Any, messages: list[dict[str, Any]]) -> str:
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)
         raise UserError(
-            f"the chat template of this model refuses a conversation of {roles} ({error}); take such turns out"
+            f"the chat template of this model refuses a conversation of {roles} ({error}); take such turns"
+            " out"
         ) from None
     return text
 
