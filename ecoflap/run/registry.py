@@ -71,6 +71,7 @@ PARTS: dict[str, dict[str, type]] = {
         "ecoflap.data.vqa.task.OkVqa": vqa.OkVqaOptions,
         "ecoflap.data.vqa.task.Gqa": vqa.GqaOptions,
         "ecoflap.evaluate.lm_eval_harness.LmEval": evaluate.LmEvalOptions,
+        "ecoflap.evaluate.lmms_eval_harness.LmmsEval": evaluate.LmmsEvalOptions,
     },
     "model": {
         "ecoflap.models.families.blip.text.BlipVqa": blip.BlipVqaOptions,

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.example import Example, Generation
-from ecoflap.models.families.blip2.generation import Blip2Interface
 from ecoflap.models.core.chats import continuation
+from ecoflap.models.families.blip2.generation import Blip2Interface
 from ecoflap.models.loading.loader import generated_tokens
 from tests import tiny
 

@@ -59,6 +59,18 @@ class Describes(Answers, Protocol):
 
 
 @runtime_checkable
+class Replies(Protocol):
+    """Continues a conversation about any number of pictures."""
+
+    def reply(self, model: PrunableModel, conversation: Conversation, generation: Generation) -> str:
+        """What the model writes instead of the last answer of a conversation.
+
+        Raises:
+            UserError: if the model can't read this conversation.
+        """
+
+
+@runtime_checkable
 class Ranks(Protocol):
     """Chooses answers from a list."""
 

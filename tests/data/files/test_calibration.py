@@ -154,7 +154,8 @@ def test_the_loss_of_several_turns_is_that_of_the_last_answer(
     found = Chat(str(file)).load(vlm, 0)
     processor: Any = vlm.processor
     shown = "<image>" * images
-    text = f"USER: {shown}what shape is there ? ASSISTANT:USER: circle ASSISTANT:USER: is there a circle ? ASSISTANT:"
+    turns = (f"{shown}what shape is there ?", "circle", "is there a circle ?")
+    text = "".join(f"USER: {turn} ASSISTANT:" for turn in turns)
     pictures = [given.picture(number) for number in range(images)]
     asked = processor(images=pictures, text=text, return_tensors="pt")
     answer = processor.tokenizer("no </s>", add_special_tokens=False, return_tensors="pt")["input_ids"]

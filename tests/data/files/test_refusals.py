@@ -139,9 +139,9 @@ def test_models_that_cannot_read_the_rows(folder: Path) -> None:
     language, vision, pairs = (ecoflap.load(one.module, one.processor) for one in (llama(), llava(), clip()))
     with pytest.raises(UserError, match="reads only text"):
         loaded(language, folder, given.llava_chats(1)[0])
-    with pytest.raises(UserError, match="its rows are texts, and .* reads pictures"):
+    with pytest.raises(UserError, match=r"its rows are texts, and .* reads pictures"):
         loaded(vision, folder, {"text": "the cat"})
-    with pytest.raises(UserError, match="line 1 says nothing that .* should write"):
+    with pytest.raises(UserError, match=r"line 1 says nothing that .* should write"):
         loaded(vision, folder, {"image": "0.png"})
     several = turns(("user", "<image> what ?"), ANSWER, ("user", "is it red ?"), ANSWER)
     with pytest.raises(UserError, match=r"several turns or pictures.*calibration\.turns=first"):

@@ -89,6 +89,32 @@ class VlmInterface:
             UserError: if the prompt is for a single question, or template or processor refuse the
                 conversation.
         """
+        question, text = self._asked(conversation)
+        return self._answered(question, text, conversation.target)
+
+    def reply(self, model: PrunableModel, conversation: Conversation, generation: Generation) -> str:
+        """What the model writes instead of the last answer of a conversation.
+
+        Raises:
+            UserError: see ``encode_conversation``.
+        """
+        module: Any = model.module
+        dtype = next(module.parameters()).dtype
+        inputs = {
+            name: tensor.to(model.device, dtype if tensor.is_floating_point() else None)
+            for name, tensor in self._asked(conversation)[0].items()
+        }
+        tokens = module.generate(**inputs, **generation.options())
+        written = generated_tokens(tokens, inputs["input_ids"]) if writes_after_prompt(module) else tokens
+        text: str = self.processor.tokenizer.batch_decode(written, skip_special_tokens=True)[0]
+        return text.strip()
+
+    def _asked(self, conversation: Conversation) -> tuple[dict[str, Any], str]:
+        """Inputs of all before the last answer, and the text that they were made of.
+
+        Raises:
+            UserError: see ``encode_conversation``.
+        """
         if not self.chats:
             raise UserError(
                 f"a conversation of {len(conversation.turns)} turns and {len(conversation.images)} pictures"
@@ -96,8 +122,7 @@ class VlmInterface:
                 " calibration.turns=first, or model.prompt=null where the processor has a template"
             )
         text = templated(self.processor, conversation.asked())
-        question = self._shown(text, [load_image(image) for image in conversation.images])
-        return self._answered(question, text, conversation.target)
+        return self._shown(text, [load_image(image) for image in conversation.images]), text
 
     def _shown(self, text: str, images: list[Any]) -> dict[str, Any]:
         """Inputs of a text with any number of pictures, which processors take flat or by text.
