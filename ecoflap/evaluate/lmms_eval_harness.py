@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
+from math import isclose
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -15,13 +16,15 @@ from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import interface_settings
 from ecoflap.evaluate.lm_eval_harness import flatten
 from ecoflap.evaluate.lmms_eval_model import harness_model
-from ecoflap.evaluate.lmms_eval_tasks import fingerprint, read_task, task_manager
+from ecoflap.evaluate.lmms_eval_tasks import fingerprint, members, read_tasks, task_manager
 from ecoflap.evaluate.options import LmmsEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
 
 log = logging.getLogger(__name__)
+
+SEED = 1234  # of examples before a question, as lmms-eval draws them
 
 Scores = dict[str, dict[str, dict[str, float]]]
 """{task: {metric: {document: score}}}."""
@@ -46,7 +49,7 @@ class LmmsEval(LmmsEvalOptions):
         """
         manager = task_manager(self.include_path)
         for name in self.harness_tasks:
-            read_task(manager, name)
+            read_tasks(manager, name)
 
     def check_model(self, model: PrunableModel) -> None:
         """Refuse a model that writes no text about pictures.
@@ -65,7 +68,7 @@ class LmmsEval(LmmsEvalOptions):
         """
         self.check_model(model)
         manager = task_manager(self.include_path)
-        tasks = {name: read_task(manager, name) for name in self.harness_tasks}
+        tasks = {name: read_tasks(manager, name) for name in self.harness_tasks}
         inputs = f"{fingerprint(tasks, self.limit)} {interface_settings(model.interface)!r}"
         return LmmsEvalEvaluation(self, manager, inputs)
 
@@ -114,27 +117,24 @@ class LmmsEvalEvaluation:
             ``metrics``, without standard errors and with the number of examples; ``scores`` of each example;
             and ``samples``, the model's answers.
         """
-        from lmms_eval.evaluator import simple_evaluate
+        from lmms_eval.evaluator import evaluate
 
-        found = simple_evaluate(
-            harness_model(model, self.task.batch_size),
-            tasks=[name],
-            limit=self.task.limit,
-            task_manager=self.manager,
-            bootstrap_iters=0,
-            log_samples=True,
-            random_seed=None,
-            numpy_random_seed=None,
-            torch_random_seed=None,
-            process_docs_parallel=1,
+        tasks = read_tasks(self.manager, name)
+        asked = harness_model(model, self.task.batch_size)
+        for member, task in members(tasks).items():
+            asked.task_dict[member] = task.dataset
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=SEED)
+        # simple_evaluate would also seed the global generators, and patch ssl and filelock for good
+        found = evaluate(
+            asked, tasks, limit=self.task.limit, bootstrap_iters=0, log_samples=True, process_docs_parallel=1
         )
-        samples = found["samples"]
+        samples, values = found["samples"], flatten(found["results"])
         counts = {f"{task}/samples": float(len(of_it)) for task, of_it in samples.items()}
         return {
-            "metrics": flatten(found["results"]) | counts,
-            "scores": {
-                task: scores(of_it, found["configs"][task]["metric_list"]) for task, of_it in samples.items()
-            },
+            "metrics": {name: value for name, value in values.items() if "_stderr" not in name} | counts,
+            "scores": {task: scores(of_it, reported(values, task)) for task, of_it in samples.items()},
             "samples": {task: [_logged(sample) for sample in of_it] for task, of_it in samples.items()},
         }
 
@@ -146,18 +146,27 @@ def _logged(sample: Mapping[str, Any]) -> dict[str, Any]:
     return plain
 
 
-def scores(samples: list[dict[str, Any]], metrics: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """{metric: {document: score}} of the metrics that have a number for each example.
+def reported(values: Mapping[str, float], task: str) -> dict[str, float]:
+    """{metric: value} of one task, among values by task/metric."""
+    return {
+        name.removeprefix(f"{task}/"): value for name, value in values.items() if name.startswith(f"{task}/")
+    }
+
+
+def scores(samples: list[dict[str, Any]], metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """{metric: {document: score}} of the metrics that are the mean of a score per example.
+
+    Others have such scores too: each of POPE's metrics, also F1, says of each example whether it is right.
 
     Args:
         samples: of lmms-eval; a metric's value is a number, or a dict with ``score``.
-        metrics: the task's list of metrics.
+        metrics: the value of each metric.
     """
     found: dict[str, dict[str, float]] = {}
-    for metric in [one["metric"] for one in metrics]:
-        values = {str(sample["doc_id"]): _score(sample.get(metric)) for sample in samples}
-        known = {document: value for document, value in values.items() if value is not None}
-        if known and len(known) == len(values):
+    for metric, mean in metrics.items():
+        each = {str(sample["doc_id"]): _score(sample.get(metric)) for sample in samples}
+        known = {document: value for document, value in each.items() if value is not None}
+        if known and len(known) == len(samples) and isclose(fmean(known.values()), mean, abs_tol=1e-9):
             found[metric] = known
     return found
 

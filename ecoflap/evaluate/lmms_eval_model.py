@@ -13,7 +13,6 @@ from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
 from ecoflap.evaluate.inputs import parts
 from ecoflap.models.core.encoding import encode_rows
-from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.protocols import Replies
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -29,6 +28,7 @@ def harness_model(model: PrunableModel, batch_size: int) -> Any:
         model: a model that writes about pictures.
         batch_size: questions about one picture per generation.
     """
+    from lmms_eval.api.instance import GenerationResult
     from lmms_eval.api.model import lmms
 
     class Live(lmms):  # type: ignore[misc]
@@ -42,9 +42,13 @@ def harness_model(model: PrunableModel, batch_size: int) -> Any:
             """The answers, greedy or by beams as the task says."""
             return Asker(model, batch_size).answers([(self._row(one, 2), one.args[1]) for one in requests])
 
-        def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
-            """Log-probability of each answer with its end; whether it is the greedy one is not looked at."""
-            return [(log_likelihood(model, self._row(one, 2, one.args[1])), False) for one in requests]
+        def loglikelihood(self, requests: Sequence[Any]) -> list[Any]:
+            """The loss of each answer: lmms-eval takes the choice with the smallest number.
+
+            Whether it is the greedy answer is not looked at.
+            """
+            found = [loss_of(model, self._row(one, 2, one.args[1])) for one in requests]
+            return [GenerationResult((one, False)) for one in found]  # plain pairs would be made strings
 
         def generate_until_multi_round(self, requests: Sequence[Any]) -> list[str]:
             """Refuse; tasks of this kind are refused before."""
@@ -72,12 +76,11 @@ def question(text: str, pictures: Sequence[Any], target: str = "") -> Conversati
     return Conversation((Turn("user", (*shown, text)), Turn("assistant", (target.strip(),))))
 
 
-def log_likelihood(model: PrunableModel, row: Conversation) -> float:
-    """Log-probability of the answer of a question, with the token that ends it, given the question."""
+def loss_of(model: PrunableModel, row: Conversation) -> float:
+    """The loss per token of the answer of a question, with the token that ends it."""
     sample = encode_rows(model, [row], OPTION)[0]
-    tokens = int((sample["labels"] != IGNORED).sum())
     with torch.no_grad():
-        return -tokens * float(model.loss({name: tensor[None] for name, tensor in sample.items()})[0])
+        return float(model.loss({name: tensor[None] for name, tensor in sample.items()})[0])
 
 
 class Asker:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
@@ -12,6 +14,8 @@ from ecoflap.errors import UserError, did_you_mean
 from ecoflap.storage.installation import install_extra
 
 PACKAGE = "lmms-eval>=0.7.3,<0.8"
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""Of a function in memory, which changes from run to run."""
 READ = ("generate_until", "multiple_choice")
 """The kinds of tasks that are asked."""
 
@@ -39,11 +43,11 @@ def task_manager(include_path: str | None) -> Any:
     return TaskManager(include_path=None if include_path is None else str(Path(include_path).expanduser()))
 
 
-def read_task(manager: Any, name: str) -> dict[str, Any]:
+def read_tasks(manager: Any, name: str) -> dict[Any, Any]:
     """Read a task, or the members of a group, with their data.
 
     Returns:
-        The tasks by name.
+        The tasks by name, and those of a group in dicts, as ``lmms_eval.evaluator.evaluate`` takes them.
 
     Raises:
         UserError: if there is no such task, its data are missing, or it asks for what isn't measured.
@@ -52,17 +56,16 @@ def read_task(manager: Any, name: str) -> dict[str, Any]:
         raise UserError(
             f"task.harness_tasks: lmms-eval has no {name}; {did_you_mean(name, manager.all_tasks)}"
         )
-    from lmms_eval.evaluator_utils import get_task_list
     from lmms_eval.tasks import get_task_dict
 
     try:
-        found = {one.task_name: one.task for one in get_task_list(get_task_dict([name], manager, "simple"))}
+        found: dict[Any, Any] = get_task_dict([name], manager, "simple")
     except Exception as error:
         raise UserError(
             f"task.harness_tasks: {name} could not be read ({type(error).__name__}: {error}); unset"
             " HF_HUB_OFFLINE while online, or choose tasks whose data are here"
         ) from error
-    for member, task in found.items():
+    for member, task in members(found).items():
         if task.OUTPUT_TYPE not in READ:
             raise UserError(
                 f"task.harness_tasks: {member} is of the kind {task.OUTPUT_TYPE}, and {' and '.join(READ)}"
@@ -71,12 +74,20 @@ def read_task(manager: Any, name: str) -> dict[str, Any]:
     return found
 
 
-def fingerprint(tasks: Mapping[str, Mapping[str, Any]], limit: int | None) -> str:
+def members(tasks: dict[Any, Any]) -> dict[str, Any]:
+    """The tasks among tasks and groups, by name."""
+    from lmms_eval.evaluator_utils import get_task_list
+
+    return {one.task_name: one.task for one in get_task_list(tasks)}
+
+
+def fingerprint(tasks: Mapping[str, dict[Any, Any]], limit: int | None) -> str:
     """A hash of all questions, their pictures and answers, and of how they are asked and scored."""
     digest = hashlib.blake2b(digest_size=16)
-    for members in tasks.values():
-        for name, task in members.items():
-            digest.update(f"{name} {task.VERSION} {task.dump_config()!r}\n".encode())
+    for of_name in tasks.values():
+        for name, task in members(of_name).items():
+            settings = ADDRESS.sub("", json.dumps(task.dump_config(), sort_keys=True, default=str))
+            digest.update(f"{name} {task.VERSION} {settings}\n".encode())
             for document in islice(documents(task), limit):
                 digest.update(f"{task.doc_to_text(document)!r} {task.doc_to_target(document)!r}\n".encode())
                 for picture in task.doc_to_visual(document) or ():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,15 +17,16 @@ import ecoflap
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
-from ecoflap.evaluate.lmms_eval_harness import LmmsEval, changes, dense_scores, scores
-from ecoflap.evaluate.lmms_eval_model import cut, generation_of, log_likelihood, question
+from ecoflap.evaluate.lmms_eval_harness import LmmsEval, changes, dense_scores, reported, scores
+from ecoflap.evaluate.lmms_eval_model import Asker, cut, generation_of, loss_of, question
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
 from tests.api.conftest import llava, picture
 
 HARNESS = pytest.mark.skipif(
-    importlib.util.find_spec("lmms_eval") is None, reason="lmms-eval is not installed: see docs/extend.md"
+    importlib.util.find_spec("lmms_eval") is None,
+    reason="lmms-eval is not installed: see docs/experiments.md",
 )
 TASK = """
 task: {name}
@@ -121,24 +123,24 @@ def test_answers_are_those_of_the_model_in_memory(
 
 @HARNESS
 @pytest.mark.usefixtures("own_index")
-def test_choices_go_by_likelihood(folder: Path, model: PrunableModel) -> None:
+def test_choices_go_by_their_loss(folder: Path, model: PrunableModel) -> None:
     found = LmmsEval(["choice"], include_path=str(folder), limit=3).load(model)(model)
     right = []
     for number in range(3):
         rows = [question("what shape is there ?", [picture(number)], word) for word in ("circle", "triangle")]
-        right.append(int(torch.tensor([log_likelihood(model, row) for row in rows]).argmax()) == number % 2)
+        right.append(int(torch.tensor([loss_of(model, row) for row in rows]).argmin()) == number % 2)
     assert found == {"choice/acc": pytest.approx(sum(right) / 3), "choice/samples": 3}
 
 
-def test_a_likelihood_is_that_of_all_tokens_of_an_answer(model: PrunableModel) -> None:
+def test_the_loss_is_that_of_all_tokens_of_an_answer(model: PrunableModel) -> None:
     processor, module = model.processor, model.module
     text = "USER: <image>what shape is there ? ASSISTANT:"
     inputs = processor(images=picture(0), text=f"{text} circle </s>", return_tensors="pt")
     with torch.no_grad():
         logits = module(**inputs).logits[0, :-1].log_softmax(dim=-1)
-    wanted = logits.gather(1, inputs["input_ids"][0, 1:, None])[-2:].sum()
+    wanted = logits.gather(1, inputs["input_ids"][0, 1:, None])[-2:].mean()
     row = question("what shape is there ?", [picture(0)], " circle")
-    assert log_likelihood(model, row) == pytest.approx(float(wanted), rel=1e-5)
+    assert loss_of(model, row) == pytest.approx(-float(wanted), rel=1e-5)
 
 
 @HARNESS
@@ -169,8 +171,10 @@ def test_changes() -> None:
         "pope/accuracy_change_error": pytest.approx(1 / 3),
     }
     samples = [{"doc_id": i, "a": {"score": i}, "b": "x", "c": i / 2} for i in range(2)]
-    metrics = [{"metric": name} for name in "abcd"]
+    metrics = {"a": 0.5, "b": 0.5, "c": 0.25, "d": 0.5}
     assert scores(samples, metrics) == {"a": {"0": 0.0, "1": 1.0}, "c": {"0": 0.0, "1": 0.5}}
+    assert scores(samples, {"a": 0.6}) == {}, "F1, say"
+    assert reported({"pope/a": 1.0, "other/b": 0.0}, "pope") == {"a": 1.0}
     assert dense_scores(None) == {}
 
 
@@ -191,9 +195,6 @@ def test_refusals(folder: Path, model: PrunableModel) -> None:
         LmmsEval(["oner"], include_path=str(folder)).check_data("task")
     with pytest.raises(UserError, match="needs a model that describes, and llama reads only text"):
         LmmsEval(["one"], include_path=str(folder)).load(tiny.build("llama"))
-    (folder / "log.yaml").write_text(
-        (folder / "one.yaml").read_text().replace("generate_until", "loglikelihood")
-    )
     (folder / "log.yaml").write_text(
         TASK.format(name="log", folder=folder, kind="loglikelihood", show="one", metric="acc")
     )
@@ -241,17 +242,13 @@ def test_how_answers_are_generated_and_cut() -> None:
 
 
 def test_a_model_that_reads_one_picture_refuses_more(model: PrunableModel) -> None:
-    from ecoflap.evaluate.lmms_eval_model import Asker
-
     class Describer:
         sees = True
 
         def answer(self, *_: Any) -> list[str]:
             return ["circle"]
 
-    from dataclasses import replace
-
     asker = Asker(replace(model, interface=Describer()), 2)
     assert asker.answers([(question("what ?", [picture(0)]), {})]) == ["circle"]
-    with pytest.raises(UserError, match="has 2 pictures, and .* reads one at a time"):
+    with pytest.raises(UserError, match=r"has 2 pictures, and .* reads one at a time"):
         asker.answers([(question("what ?", [picture(0)] * 2), {})])
