@@ -27,7 +27,7 @@ def task_manager(include_path: str | None) -> Any:
         include_path: folder with further tasks; None for none.
 
     Raises:
-        UserError: if lmms-eval is not installed.
+        UserError: if lmms-eval is not installed, or a file in the folder is no task.
     """
     try:
         import lmms_eval.evaluator  # noqa: F401
@@ -40,7 +40,14 @@ def task_manager(include_path: str | None) -> Any:
             f" --no-deps '{PACKAGE}'"
         ) from error
     logger.disable("lmms_eval")
-    return TaskManager(include_path=None if include_path is None else str(Path(include_path).expanduser()))
+    folder = None if include_path is None else str(Path(include_path).expanduser())
+    try:
+        return TaskManager(include_path=folder)
+    except Exception as error:
+        raise UserError(
+            f"task.include_path={include_path}: a YAML file there is no task ({type(error).__name__}: {error});"
+            " give a folder that holds tasks alone"
+        ) from error
 
 
 def read_tasks(manager: Any, name: str) -> dict[Any, Any]:
