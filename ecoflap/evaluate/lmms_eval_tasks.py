@@ -45,8 +45,8 @@ def task_manager(include_path: str | None) -> Any:
         return TaskManager(include_path=folder)
     except Exception as error:
         raise UserError(
-            f"task.include_path={include_path}: a YAML file there is no task ({type(error).__name__}: {error});"
-            " give a folder that holds tasks alone"
+            f"task.include_path={include_path}: a YAML file there is no task ({type(error).__name__}:"
+            f" {error}); give a folder that holds tasks alone"
         ) from error
 
 
