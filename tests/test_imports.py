@@ -25,6 +25,8 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "data/*/task.py",
         "data/captions/retrieval.py",
         "data/easy_vqa/*.py",
+        "data/files/fitting.py",
+        "data/files/texts.py",
         "data/text/perplexity.py",
         "data/text/prefix.py",
         "data/vqa/questions.py",

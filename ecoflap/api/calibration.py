@@ -7,21 +7,24 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from ecoflap.api.forms import Data, example, read, refuse_targets, texts_of
+from ecoflap.api.forms import Data, read, refuse_targets, texts_of
 from ecoflap.api.given import require
 from ecoflap.api.inputs import samples_of
 from ecoflap.api.parts import part
 from ecoflap.api.unchanged import unchanged
 from ecoflap.data.batch import Sample
 from ecoflap.data.calibration_set import CalibrationSet, draw
+from ecoflap.data.files.chat import conversation
+from ecoflap.data.files.columns import example
+from ecoflap.data.files.fitting import encode_fitting, files_of, fitting, require_reader
+from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.data.sources import picture_sources
 from ecoflap.data.text.bos import bos_token
 from ecoflap.data.text.calibration import Text, tokenize, windows
-from ecoflap.data.text.prefix import PrefixText
+from ecoflap.data.text.prefix import GivenText, PrefixText
 from ecoflap.data.text.source import MOST_BYTES
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.encoding import encode_all, pad_together
-from ecoflap.models.core.pictures import ImageInMemory
 from ecoflap.models.core.protocols import Answers, Encodes
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import at_most, require_length, trained_tokens
@@ -52,6 +55,8 @@ def calibrate(
             - raw examples: dicts with ``image`` (a path or a Pillow image), ``text`` (a question) and
               ``target`` (the answer), with a ``caption`` alone, with a ``label``, or with ``text`` and
               ``target``, depending on the model;
+            - chats: dicts with ``messages`` or ``conversations``, and ``image`` or ``images``; the loss is
+              that of the last answer;
             - model inputs: dicts of tensors, of one sample each or with a batch dimension, with or without
               ``labels``. Padding that an ``attention_mask`` marks is removed.
 
@@ -111,6 +116,8 @@ def _in_memory(model: PrunableModel, given: Any, amount: Amount, seed: int) -> C
     if data.form == "inputs":
         made = _samples(model, data.items)
         return CalibrationSet(NAME, pad_together(model, tuple(islice(made, amount.samples))))
+    if data.form == "chats":
+        return _chats(model, data, amount)
     if not isinstance(model.interface, Encodes):
         return _windows(model, data, amount, seed)
     if data.form == "texts" and not getattr(model.interface, "sees", False):
@@ -169,33 +176,23 @@ def _require_tokenizer(model: PrunableModel) -> None:
         )
 
 
-@dataclass(frozen=True)
-class GivenText(PrefixText):
-    """Lines of a text in memory, each split into a prefix and a target.
-
-    Attributes:
-        given: the text.
-        name: the name of the calibration set.
-    """
-
-    given: str = ""
-    name: str = NAME
-
-    @property
-    def sources(self) -> frozenset[str]:
-        """Empty, as the sources of data in memory are unknown."""
-        return frozenset()
-
-    def read_text(self, option: str) -> str:
-        """The text in memory."""
-        return self.given
-
-
 def _prefixes(model: PrunableModel, data: Data, amount: Amount, seed: int) -> CalibrationSet:
     """Draw lines of texts for an encoder-decoder, which reads the first part and predicts the rest."""
     most = MOST_BYTES * PrefixText.max_words * amount.samples
     text = "\n".join(texts_of(data, most))
-    return GivenText(samples=amount.samples, given=text).load(model, seed)
+    return GivenText(name=NAME, samples=amount.samples, given=text).load(model, seed)
+
+
+def _chats(model: PrunableModel, data: Data, amount: Amount) -> CalibrationSet:
+    """Encode chats; the loss is that of their last answers."""
+    require_reader(model, "data")
+    found = []
+    for number, row in enumerate(islice(data.items, amount.samples)):
+        where = f"row {number} of the data"
+        found.append(fitting(model, conversation(row, None, where), "data", where))
+    longest = amount.sequence_length or trained_tokens(model.module)
+    samples = encode_fitting(model, found, "data", longest)
+    return CalibrationSet(NAME, samples, picture_sources(files_of(found)))
 
 
 def _examples(model: PrunableModel, rows: Sequence[Mapping[str, Any]]) -> CalibrationSet:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ecoflap.data.example import Example
+from ecoflap.data.files.chat import CHATS, has_chat
+from ecoflap.data.files.columns import COLUMNS, is_texts
 from ecoflap.errors import UserError
-from ecoflap.models.core.pictures import ImageInMemory
 
 INPUTS = ("input_ids", "pixel_values", "inputs_embeds", "input_features", "input_values")
-COLUMNS = {
-    "text": ("text", "question"),
-    "target": ("target", "answer", "caption"),
-    "image": ("image",),
-    "label": ("label",),
-}
-"""{attribute of a raw example: names of its column in a data set}."""
 FORMS = (
-    'texts, dicts such as {"text": ...} or {"image": ..., "text": ..., "target": ...}, or model inputs: dicts'
-    " of tensors with a batch dimension"
+    'texts, dicts such as {"text": ...} or {"image": ..., "text": ..., "target": ...}, chats: {"messages":'
+    " [...]}, or model inputs: dicts of tensors with a batch dimension"
 )
 
 
@@ -32,8 +23,8 @@ class Data(NamedTuple):
     """Data whose form is known.
 
     Attributes:
-        form: texts, examples or inputs.
-        items: str, dicts of one example each, or dicts of tensors; can be read once.
+        form: texts, examples, chats or inputs.
+        items: str, dicts of one example or chat each, or dicts of tensors; can be read once.
         length: the number of items; None if unknown.
     """
 
@@ -79,19 +70,21 @@ def _items(data: Any) -> Iterator[Any]:
 
 
 def _form(first: Any) -> str:
-    """The form of an item: texts, examples or inputs.
+    """The form of an item: texts, examples, chats or inputs.
 
     Raises:
         UserError: if it is none of them.
     """
-    if isinstance(first, str) or _is_texts(first):
+    if isinstance(first, str) or is_texts(first):
         return "texts"
     if not isinstance(first, Mapping):
         raise UserError(f"the first of the data is a {type(first).__name__}; give {FORMS}")
+    if has_chat(first):
+        return "chats"
     only_tensors = bool(first) and all(isinstance(value, Tensor) for value in first.values())
     if only_tensors or any(name in first for name in INPUTS):
         return "inputs"
-    known = [name for names in COLUMNS.values() for name in names]
+    known = [*(name for names in COLUMNS.values() for name in names), *CHATS]
     if any(name in first for name in known):
         return "examples"
     raise UserError(
@@ -100,24 +93,20 @@ def _form(first: Any) -> str:
     )
 
 
-def _is_texts(item: Any) -> bool:
-    return isinstance(item, list | tuple) and bool(item) and all(isinstance(text, str) for text in item)
-
-
 def _single(form: str, items: Iterable[Any]) -> Iterator[Any]:
-    """Split batches of texts and examples into single ones; leave inputs as they are.
+    """Split batches of texts and examples into single ones; leave chats and inputs as they are.
 
     Raises:
         UserError: if an item has another form than the first.
     """
     for number, item in enumerate(items):
-        texts = isinstance(item, str) or _is_texts(item)
+        texts = isinstance(item, str) or is_texts(item)
         if (form == "texts") != texts or not (texts or isinstance(item, Mapping)):
             raise UserError(
                 f"item {number} of the data is a {type(item).__name__}, and the first ones are {form}; give"
                 " one form"
             )
-        if form == "inputs":
+        if form in ("chats", "inputs"):
             yield item
         elif texts:
             yield from [item] if isinstance(item, str) else item
@@ -133,63 +122,6 @@ def _rows(columns: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
         return
     for row in range(min(len(columns[name]) for name in known)):
         yield {name: columns[name][row] for name in known}
-
-
-def example(row: Mapping[str, Any], captioned: bool) -> Example:
-    """Build a raw example.
-
-    Args:
-        row: its values by the names in ``COLUMNS``.
-        captioned: whether the only text of an image is its caption, not a question.
-
-    Raises:
-        UserError: if a value has a wrong type.
-    """
-    found: dict[str, Any] = {
-        attribute: next((row[name] for name in names if row.get(name) is not None), None)
-        for attribute, names in COLUMNS.items()
-    }
-    for attribute in ("text", "target"):
-        value = found[attribute]
-        if not isinstance(value, str | None):
-            such = f", such as {value[0]!r}" if _is_texts(value) else ""
-            raise UserError(f"{attribute} of an example is a {type(value).__name__}; give a str{such}")
-    text, target = found["text"], found["target"]
-    if captioned and target is None:
-        text, target = None, text
-    image = None if found["image"] is None else _picture(found["image"])
-    label = None if found["label"] is None else _class(found["label"])
-    return Example(text or "", target or "", image, label=label, bare=text is None)
-
-
-def _class(label: Any) -> int:
-    """The number of a class.
-
-    Raises:
-        UserError: if it is none.
-    """
-    try:
-        return operator.index(label)
-    except TypeError:
-        raise UserError(
-            f"label of an example is {label!r}; give the number of its class, such as the model's"
-            " config.label2id has"
-        ) from None
-
-
-def _picture(image: Any) -> str:
-    """The path of an image, or an image in memory.
-
-    Raises:
-        UserError: if it is neither.
-    """
-    from PIL import Image
-
-    if isinstance(image, str | Path):
-        return str(Path(image).expanduser())
-    if isinstance(image, Image.Image):
-        return ImageInMemory(image)
-    raise UserError(f"image of an example is a {type(image).__name__}; give a path or a picture of Pillow's")
 
 
 def _text_of(item: str | Mapping[str, Any]) -> str | None:

@@ -14,7 +14,7 @@ from ecoflap.data.text.calibration import vocabulary_of
 from ecoflap.errors import UserError
 from ecoflap.models.core.losses import IGNORED
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.families.vlm.vlm import VlmInterface
+from ecoflap.models.families.vlm.interface import VlmInterface
 from ecoflap.models.loading.kinds import option_of
 
 RANKS = {"input_ids": 2, "pixel_values": 4}  # dimensions of a batch

@@ -6,6 +6,25 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class LmmsEvalOptions:
+    """Tasks or groups of lmms-eval, or of the user's own YAML files, for models that read pictures.
+
+    Attributes:
+        harness_tasks: their names, such as pope.
+        limit: examples per task, from the first; null for all.
+        include_path: folder with YAML tasks of one's own.
+        batch_size: questions about one picture per generation; changes nothing beyond rounding.
+        name: what logs and result files call it.
+    """
+
+    harness_tasks: list[str]
+    limit: int | None = None
+    include_path: str | None = None
+    batch_size: int = 8
+    name: str = "lmms_eval"
+
+
+@dataclass(frozen=True)
 class LmEvalOptions:
     """Tasks or groups of lm-evaluation-harness, or of the user's own YAML files.
 

@@ -17,6 +17,7 @@ from ecoflap.console import options as console
 from ecoflap.data.captions import options as captions
 from ecoflap.data.classification import options as classification
 from ecoflap.data.easy_vqa import options as easy_vqa
+from ecoflap.data.files import options as files
 from ecoflap.data.mmlu import options as mmlu
 from ecoflap.data.nlvr2 import options as nlvr2
 from ecoflap.data.text import options as text
@@ -42,6 +43,9 @@ PARTS: dict[str, dict[str, type]] = {
         "ecoflap.data.classification.calibration.Classification": classification.CalibrationOptions,
         "ecoflap.data.easy_vqa.calibration.EasyVqa": easy_vqa.EasyVqaCalibrationOptions,
         "ecoflap.data.easy_vqa.pictures.EasyPictures": easy_vqa.EasyPicturesOptions,
+        "ecoflap.data.files.calibration.Chat": files.ChatOptions,
+        "ecoflap.data.files.calibration.Parquet": files.ParquetOptions,
+        "ecoflap.data.files.calibration.WebDataset": files.WebDatasetOptions,
         "ecoflap.data.mmlu.calibration.Mmlu": mmlu.MmluCalibrationOptions,
         "ecoflap.data.nlvr2.calibration.Nlvr2": nlvr2.Nlvr2CalibrationOptions,
         "ecoflap.data.text.calibration.Text": text.TextOptions,
@@ -67,6 +71,7 @@ PARTS: dict[str, dict[str, type]] = {
         "ecoflap.data.vqa.task.OkVqa": vqa.OkVqaOptions,
         "ecoflap.data.vqa.task.Gqa": vqa.GqaOptions,
         "ecoflap.evaluate.lm_eval_harness.LmEval": evaluate.LmEvalOptions,
+        "ecoflap.evaluate.lmms_eval_harness.LmmsEval": evaluate.LmmsEvalOptions,
     },
     "model": {
         "ecoflap.models.families.blip.text.BlipVqa": blip.BlipVqaOptions,

@@ -135,8 +135,10 @@ def shortened(overrides: list[str]) -> list[str]:
 def test_an_experiment_composes_as_published(experiment: str) -> None:
     config = composed([f"+experiment={experiment}"])
     assert config.sparsity in (0.4, 0.5, 0.6)
-    assert (config.allocation.granularity, config.allocation.cap) == ("block", None)
-    assert config.allocation.aggregate == ("average" if experiment.startswith("flan_t5/ecoflap") else "sum")
+    if "global" not in experiment:  # a pruner of the whole model takes no allocation
+        assert (config.allocation.granularity, config.allocation.cap) == ("block", None)
+        averaged = experiment.startswith("flan_t5/ecoflap")
+        assert config.allocation.aggregate == ("average" if averaged else "sum")
     if config.score.name == "zeroth_order":
         assert (config.score.samples, config.score.noises, config.score.eps) == (32, 1, 1e-3)
         assert config.score.batch_size == (16 if experiment.startswith("clip/") else 8)
@@ -245,7 +247,8 @@ def test_every_job_of_a_sweep_composes(sweep: str) -> None:
 def test_the_table_of_coarse_stages_has_all_of_them() -> None:
     files = {file.stem for file in (ROOT / "sweeps" / "coarse").glob("*.yaml")}
     values = {override for job in jobs_of("coarse_stages") for override in job}
-    assert {f"+sweep/coarse={name}" for name in files} <= values
+    for_both = {"tamp", "tamp_auto"}  # they need a tower that reads text and pictures, which few models have
+    assert {f"+sweep/coarse={name}" for name in files - for_both} <= values
     for name in files:
         config = composed([f"+sweep/coarse={name}"])
         assert name.split("_")[0] in f"{config.allocation.name} {config.score.name} uniform"

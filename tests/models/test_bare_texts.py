@@ -18,7 +18,7 @@ from ecoflap.data.example import Example
 from ecoflap.evaluate.inputs import interface_settings
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.blip2.generation import Blip2
-from ecoflap.models.families.vlm.vlm import VlmInterface
+from ecoflap.models.families.vlm.interface import VlmInterface
 from ecoflap.models.loading.loader import Selection
 from ecoflap.run.config import package_file
 from tests.data import caption_folders as folders

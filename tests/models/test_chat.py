@@ -12,7 +12,8 @@ from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.example import Generation
 from ecoflap.errors import UserError
 from ecoflap.models.core.pictures import load_image
-from ecoflap.models.families.vlm.vlm import VisionLanguage, VlmInterface
+from ecoflap.models.families.vlm.interface import VlmInterface
+from ecoflap.models.families.vlm.vlm import VisionLanguage
 from ecoflap.models.loading.loader import Selection
 from tests.vlms.folders import MODELS
 

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.example import Example, Generation
+from ecoflap.models.core.chats import continuation
 from ecoflap.models.families.blip2.generation import Blip2Interface
-from ecoflap.models.families.vlm.vlm import _continuation
 from ecoflap.models.loading.loader import generated_tokens
 from tests import tiny
 
@@ -75,6 +75,6 @@ class Prepending:
 
 
 def test_an_answer_has_the_tokens_that_it_has_behind_its_prompt() -> None:
-    assert _continuation(Prepending(), ":", " yes") == [ord(letter) for letter in "_yes"]
-    assert _continuation(Prepending(), "\n", "yes") == [ord(letter) for letter in "yes"]
-    assert _continuation(Prepending(), "", " yes") == [ord(letter) for letter in "_yes"]
+    assert continuation(Prepending(), ":", " yes") == [ord(letter) for letter in "_yes"]
+    assert continuation(Prepending(), "\n", "yes") == [ord(letter) for letter in "yes"]
+    assert continuation(Prepending(), "", " yes") == [ord(letter) for letter in "_yes"]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ecoflap.data.folder import parse_json, read_json, read_text
-from ecoflap.data.sources import coco_number
+from ecoflap.data.sources import PICTURES, coco_number
 from ecoflap.errors import UserError
 
 
@@ -42,14 +45,14 @@ class Layout:
     """Where a data set's files are.
 
     Attributes:
-        wanted: its list of captions, as a pattern below its folder.
+        wanted: its list of captions, as patterns below its folder, of which the first that fits is taken.
         folders: below its folder, where the pictures may be, beside the folder itself and ``images``.
         obtain: how to get it, as sentences.
         rows: the pictures that one such list names; its arguments are the list's file and the data set's
             folder.
     """
 
-    wanted: str
+    wanted: tuple[str, ...]
     folders: tuple[str, ...]
     obtain: str
     rows: Callable[[Path, Path], Iterator[Picture]]
@@ -61,7 +64,7 @@ class Layout:
             UserError: if a file does not have the format of the layout.
         """
         pictures: list[Picture] = []
-        for file in sorted(root.glob(self.wanted)):
+        for file in self.lists(root):
             try:
                 pictures += self.rows(file, root)
             except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -70,6 +73,11 @@ class Layout:
                     f" {self.obtain}"
                 ) from None
         return [one for one in pictures if one.captions]
+
+    def lists(self, root: Path) -> list[Path]:
+        """The lists of captions in a folder, sorted."""
+        found = (sorted(root.glob(pattern)) for pattern in self.wanted)
+        return next((files for files in found if files), [])
 
 
 def _karpathy(file: Path, root: Path) -> Iterator[Picture]:
@@ -104,14 +112,46 @@ def _cc3m_tsv(file: Path, root: Path) -> Iterator[Picture]:
 
 
 def _folder(file: Path, root: Path) -> Iterator[Picture]:
-    """Read a folder like ``datasets``: each subfolder with a metadata.jsonl is a split; else all is train."""
+    """Read a folder like ``datasets``: each subfolder with captions is a split; else all is train.
+
+    Captions are in a metadata.jsonl or metadata.csv, or in a text beside each picture, a line each.
+    """
     place = file.parent.relative_to(root)
     captions: dict[str, list[str]] = defaultdict(list)
-    for line in read_text(file).splitlines():
-        row = parse_json(line)
-        captions[row["file_name"]] += [row["text"]] if isinstance(row["text"], str) else row["text"]
+    for name, texts in _captions(file):
+        captions[name] += [texts] if isinstance(texts, str) else texts
     for name, texts in captions.items():
         yield Picture.of(str(place / name), texts, place.parts[0] if place.parts else "train")
+
+
+def _captions(file: Path) -> Iterator[tuple[str, list[str]]]:
+    """(picture, captions) of a list, or of a text beside a picture; other texts may lie there as well."""
+    if file.suffix == ".txt":
+        beside = (file.with_suffix(ending) for small in PICTURES for ending in (small, small.upper()))
+        picture = next((one for one in beside if one.is_file()), None)
+        if picture is not None:
+            yield picture.name, [line.strip() for line in read_text(file).splitlines() if line.strip()]
+        return
+    for line, row in _rows(file):
+        try:
+            texts = row["text"]
+            found = [texts] if isinstance(texts, str) else texts
+            if not isinstance(found, list) or not all(isinstance(text, str) for text in found):
+                raise ValueError("it has no text")
+            yield row["file_name"], found
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"line {line}: {type(error).__name__}: {error}") from None
+
+
+def _rows(file: Path) -> Iterator[tuple[int, Any]]:
+    """(line, row) of JSON lines or CSV."""
+    if file.suffix == ".csv":
+        reader = csv.DictReader(io.StringIO(read_text(file), newline=""))
+        yield from ((reader.line_num, row) for row in reader)
+        return
+    for number, line in enumerate(read_text(file).splitlines(), 1):
+        if line.strip():
+            yield number, parse_json(line)
 
 
 KARPATHY = "{} is in the caption_datasets.zip that Karpathy published with his splits"
@@ -119,34 +159,35 @@ CC3M = "Conceptual Captions gives addresses: download the pictures, and list tho
 
 LAYOUTS = {
     "coco": Layout(
-        "dataset_coco.json",
+        ("dataset_coco.json",),
         (),
         f"{KARPATHY.format('dataset_coco.json')}; the pictures are COCO's train2014 and val2014.",
         _karpathy,
     ),
     "flickr30k": Layout(
-        "dataset_flickr30k.json",
+        ("dataset_flickr30k.json",),
         ("flickr30k-images", "flickr30k_images"),
         f"{KARPATHY.format('dataset_flickr30k.json')}; the pictures are given for non-commercial research on"
         " asking the University of Illinois, with the form on the data set's page.",
         _karpathy,
     ),
     "nocaps": Layout(
-        "nocaps_val_4500_captions.json",
+        ("nocaps_val_4500_captions.json",),
         ("val", "images/val", "validation"),
         "nocaps_val_4500_captions.json is on the page of NoCaps; the pictures are of Open Images' validation"
         " set, at the addresses that it lists.",
         _nocaps,
     ),
     "cc3m": Layout(
-        "cc3m.json", (), f'{CC3M} in cc3m.json: [{{"image": FILE, "caption": TEXT}}, ...].', _cc3m
+        ("cc3m.json",), (), f'{CC3M} in cc3m.json: [{{"image": FILE, "caption": TEXT}}, ...].', _cc3m
     ),
-    "cc3m_tsv": Layout("cc3m.tsv", (), f"{CC3M} in cc3m.tsv: caption, tab, file.", _cc3m_tsv),
+    "cc3m_tsv": Layout(("cc3m.tsv",), (), f"{CC3M} in cc3m.tsv: caption, tab, file.", _cc3m_tsv),
     "folder": Layout(
-        "**/metadata.jsonl",
+        ("**/metadata.jsonl", "**/metadata.csv", "**/*.txt"),
         (),
         'Give a folder, or one per split, with pictures and a metadata.jsonl of {"file_name": FILE, "text":'
-        " CAPTION OR LIST OF CAPTIONS} lines.",
+        " CAPTION OR LIST OF CAPTIONS} lines, a metadata.csv with such"
+        " columns, or a NAME.txt beside each NAME.jpg.",
         _folder,
     ),
 }

@@ -14,7 +14,8 @@ class CaptionSourceOptions:
     Attributes:
         path: folder of the data set.
         layout: how the folder is laid out: coco and flickr30k (Karpathy's lists of captions), nocaps, cc3m
-            (JSON), cc3m_tsv, or folder (a metadata.jsonl beside the pictures).
+            (JSON), cc3m_tsv, or folder (a metadata.jsonl, a metadata.csv or a text per picture beside
+            the pictures).
         split: split of the data set.
         name: what logs and result files call it.
     """

@@ -53,7 +53,9 @@ class CaptionSource(CaptionSourceOptions):
                 f"{group}.layout={self.layout} is no layout of captions; {did_you_mean(self.layout, LAYOUTS)}"
             )
         layout = LAYOUTS[self.layout]
-        return require_files(self.path, layout.wanted, group, self.name, layout.obtain)
+        root = Path(self.path or "").expanduser()
+        wanted = next((one for one in layout.wanted if any(root.glob(one))), layout.wanted[0])
+        return require_files(self.path, wanted, group, self.name, layout.obtain)
 
     def present(self, pictures: list[Picture], group: str) -> list[Picture]:
         """The pictures, once all of their files are found.

@@ -80,6 +80,28 @@ class PrefixText(PrefixTextOptions, TextSource):
 
 
 @dataclass(frozen=True)
+class GivenText(PrefixText):
+    """Lines of a text in memory, each split into a prefix and a target.
+
+    Attributes:
+        given: the text.
+        given_sources: the sources of the text, see ``ecoflap.data.sources``.
+    """
+
+    given: str = ""
+    given_sources: frozenset[str] = frozenset()
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The sources of the text."""
+        return self.given_sources
+
+    def read_text(self, option: str) -> str:
+        """The text in memory."""
+        return self.given
+
+
+@dataclass(frozen=True)
 class PrefixDocuments(PrefixDocumentsOptions, PrefixText):
     """The beginnings of documents, each split after a random word of its first half."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, overload
@@ -11,17 +11,18 @@ import torch
 from torch import Tensor
 
 from ecoflap.data.batch import Sample
+from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Classes, Example
 from ecoflap.errors import UserError
-from ecoflap.models.core.protocols import Encodes, require
+from ecoflap.models.core.protocols import Converses, Encodes, require
 from ecoflap.models.core.prunable import PrunableModel
 
 
 class OnDemand(Sequence[Sample]):
     """Samples that are encoded each time they are read; texts keep their own lengths."""
 
-    def __init__(self, interface: Encodes, examples: Sequence[Example]) -> None:
-        self.interface, self.examples = interface, examples
+    def __init__(self, encode: Callable[[Any], Sample], examples: Sequence[Any]) -> None:
+        self.encode, self.examples = encode, examples
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -34,8 +35,8 @@ class OnDemand(Sequence[Sample]):
 
     def __getitem__(self, index: int | slice) -> Sample | OnDemand:
         if isinstance(index, slice):
-            return OnDemand(self.interface, self.examples[index])
-        return self.interface.encode(self.examples[index])
+            return OnDemand(self.encode, self.examples[index])
+        return self.encode(self.examples[index])
 
 
 _on_demand: ContextVar[bool] = ContextVar("on_demand", default=False)
@@ -92,8 +93,52 @@ def encode_all(
     if classes is not None and hasattr(interface, "set_classes"):
         interface.set_classes(model, classes)
     if _on_demand.get():
-        return OnDemand(interface, examples)
+        return OnDemand(interface.encode, examples)
     return pad_together(model, tuple(interface.encode(example) for example in examples))
+
+
+def encode_rows(
+    model: PrunableModel, rows: Sequence[Example | Conversation], option: str
+) -> Sequence[Sample]:
+    """Calibration samples of rows, of which some may be conversations.
+
+    A conversation of one question about at most one picture is encoded as that question.
+
+    Args:
+        model: the model whose interface encodes.
+        rows: the rows.
+        option: the option that asks, for the message.
+
+    Raises:
+        UserError: if the model can't encode such rows.
+    """
+
+    def encode(row: Example | Conversation) -> Sample:
+        if isinstance(row, Conversation):
+            question = row.example() if isinstance(model.interface, Encodes) else None
+            if question is None:
+                return _converses(model, option).encode_conversation(row)
+            row = question
+        sample: Sample = require(model, Encodes, option).encode(row)
+        return sample
+
+    if _on_demand.get():
+        return OnDemand(encode, rows)
+    return pad_together(model, tuple(map(encode, rows)))
+
+
+def _converses(model: PrunableModel, option: str) -> Converses:
+    """The model's interface, if it can encode conversations of several turns or pictures.
+
+    Raises:
+        UserError: if it can't.
+    """
+    if not isinstance(model.interface, Converses):
+        raise UserError(
+            f"{option} has conversations of several turns or pictures, and {model.name} reads one question"
+            " about one picture at most; set calibration.turns=first, or take such rows out"
+        )
+    return model.interface
 
 
 def pad_together(model: PrunableModel, samples: Sequence[Sample]) -> Sequence[Sample]:

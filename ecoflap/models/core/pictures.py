@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,28 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
 
 CACHED = 512  # images
-
-
-class ImageInMemory(str):
-    """An image in memory where a path is expected; as a string, it is a hash of its pixels.
-
-    Attributes:
-        image: the Pillow image.
-    """
-
-    image: Any
-
-    def __new__(cls, image: Any) -> ImageInMemory:
-        """Wrap a Pillow image."""
-        shown = f"{image.mode} {image.size}".encode() + image.tobytes()
-        self = super().__new__(
-            cls, f"an image in memory {hashlib.blake2b(shown, digest_size=16).hexdigest()}"
-        )
-        self.image = image
-        return self
 
 
 def load_image(path: str) -> Any:

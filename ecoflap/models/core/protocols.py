@@ -8,6 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import Tensor
 
 from ecoflap.data.batch import Sample
+from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
@@ -27,6 +28,18 @@ class Encodes(Protocol):
 
 
 @runtime_checkable
+class Converses(Protocol):
+    """Encodes conversations of several turns, or about several pictures; the loss is of the last answer."""
+
+    def encode_conversation(self, conversation: Conversation) -> Sample:
+        """Model inputs of one conversation, with ``labels``, and without a batch dimension.
+
+        Raises:
+            UserError: if the model can't read this conversation.
+        """
+
+
+@runtime_checkable
 class Answers(Protocol):
     """Generates text about images or texts."""
 
@@ -43,6 +56,18 @@ class Describes(Answers, Protocol):
     """
 
     sees: bool
+
+
+@runtime_checkable
+class Replies(Protocol):
+    """Continues a conversation about any number of pictures."""
+
+    def reply(self, model: PrunableModel, conversation: Conversation, generation: Generation) -> str:
+        """What the model writes instead of the last answer of a conversation.
+
+        Raises:
+            UserError: if the model can't read this conversation.
+        """
 
 
 @runtime_checkable

@@ -1,0 +1,248 @@
+"""Calibration on rows of one's own files: JSON, Parquet or tar shards."""
+
+from __future__ import annotations
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from ecoflap.data.calibration_set import CalibrationSet, draw
+from ecoflap.data.conversation import Conversation
+from ecoflap.data.example import Example
+from ecoflap.data.files import json_rows, parquet, webdataset
+from ecoflap.data.files.chat import CHATS, conversation, has_chat
+from ecoflap.data.files.columns import COLUMNS, example
+from ecoflap.data.files.fitting import (
+    encode_fitting,
+    files_of,
+    fitting,
+    images_of,
+    is_text,
+    require_reader,
+    sees,
+)
+from ecoflap.data.files.options import ChatOptions, ParquetOptions, RowsOptions, WebDatasetOptions
+from ecoflap.data.files.rows import Row, Rows, find_files
+from ecoflap.data.files.texts import of_texts
+from ecoflap.data.sources import file_source, picture_sources
+from ecoflap.errors import UserError, nearest, require_choices, require_positive
+from ecoflap.models.core.encoding import require_encoder
+from ecoflap.models.core.prunable import PrunableModel
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RowsCalibration(RowsOptions, ABC):
+    """Rows of files of one kind; what a row holds tells how it is read."""
+
+    endings: ClassVar[tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        require_positive("calibration", self, "samples", "sequence_length")
+        require_choices("calibration", self)
+        if self.sequence_length == 1:
+            raise UserError("calibration.sequence_length=1: a loss is over the next token; choose 2 or more")
+
+    @abstractmethod
+    def open(self, files: Sequence[Path]) -> Rows:
+        """The rows of files of this kind.
+
+        Raises:
+            UserError: if a file is damaged, or of another kind.
+        """
+
+    def check_data(self, group: str) -> None:
+        """Refuse files that are missing or empty, and a first row that can't be understood.
+
+        Raises:
+            UserError: if files are missing or empty, or the first row isn't understood.
+        """
+        self.first(group)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that reads no such rows, judging by the first one.
+
+        Raises:
+            UserError: if the model reads no such rows.
+        """
+        require_reader(model, f"calibration={self.name}")
+        first = self.first("calibration")
+        if images_of(first):
+            require_encoder(model, f"calibration={self.name}", pictures=True)
+        elif is_text(first) and sees(model):
+            raise UserError(
+                f"calibration={self.name}: its rows are texts, and {model.name} reads pictures; give rows"
+                " with an image and an answer or caption, or choose another calibration"
+            )
+
+    def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
+        """Draw rows and encode them.
+
+        Raises:
+            UserError: if files or pictures are missing, or the model can't read a row that was drawn.
+        """
+        self.check_model(model)
+        rows = self.rows("calibration")
+        if is_text(self.first("calibration")):
+            texts = self._texts(rows, seed)
+            return of_texts(model, texts, self.samples, self.sequence_length, self.name, self.sources, seed)
+        found = self._drawn(model, rows, seed)
+        samples = encode_fitting(model, found, f"calibration={self.name}", self.sequence_length)
+        return CalibrationSet(self.name, samples, self.sources | picture_sources(files_of(found)))
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that are read.
+
+        Raises:
+            UserError: if there are none.
+        """
+        return find_files(self.path, self.split, self.endings, "calibration", self.name)
+
+    @property
+    def sources(self) -> frozenset[str]:
+        """The names of the files."""
+        return frozenset().union(*(file_source(str(file)) for file in self.files))
+
+    def rows(self, group: str) -> Rows:
+        """All rows.
+
+        Raises:
+            UserError: if there are no files, or no rows in them.
+        """
+        files = find_files(self.path, self.split, self.endings, group, self.name)
+        found = self.open(files)
+        if not len(found):
+            names = ", ".join(map(str, files[:3])) + (", ..." if len(files) > 3 else "")
+            raise UserError(f"{group}={self.name}: {names} has no rows; give another file")
+        return found
+
+    def first(self, group: str) -> Example | Conversation:
+        """The first row.
+
+        Raises:
+            UserError: if there is none, or it isn't understood.
+        """
+        return self.parsed(self.rows(group).read([0])[0])
+
+    def parsed(self, row: Row) -> Example | Conversation:
+        """What a row holds.
+
+        Raises:
+            UserError: if its columns are unknown, or a value is of a wrong kind.
+        """
+        values = self._named(row)
+        folder = row.folder if self.images is None else Path(self.images).expanduser()
+        if has_chat(values):
+            found = conversation(values, folder, row.where)
+            return found if self.turns == "all" else found.first()
+        pictured = any(values.get(name) is not None for name in COLUMNS["image"])
+        return example(values, pictured, folder, row.where)
+
+    def _named(self, row: Row) -> Mapping[str, Any]:
+        """A row's values, with the columns that options name under the names that are known.
+
+        Raises:
+            UserError: if it lacks such a column, or has none that is known.
+        """
+        values = dict(row.values)
+        known = {"chat": CHATS, **{name: COLUMNS[name] for name in ("image", "text", "target")}}
+        for kind, names in known.items():
+            column = getattr(self, f"{kind}_column")
+            if column is None:
+                continue
+            if column not in row.values:
+                raise UserError(
+                    f"calibration.{kind}_column={column}: {row.where} has {nearest(column, row.values, 8)}"
+                )
+            values = {name: value for name, value in values.items() if name not in names}
+            values[names[0]] = row.values[column]
+        every = [*CHATS, *(name for names in COLUMNS.values() for name in names)]
+        if all(values.get(name) is None for name in every):
+            raise UserError(
+                f"{row.where} has {', '.join(map(str, row.values)) or 'no columns'}, and none of"
+                f" {', '.join(every)}; name its columns with calibration.text_column=NAME, target_column,"
+                " image_column or chat_column"
+            )
+        return values
+
+    def _drawn(self, model: PrunableModel, rows: Rows, seed: int) -> list[Example | Conversation]:
+        """Rows in a random order, until there are enough; a model that sees reads only those with a picture.
+
+        Raises:
+            UserError: if the model can't read a row, or reads pictures and no row has one.
+        """
+        found: list[Example | Conversation] = []
+        blind = 0
+        for row in self._shuffled(rows, seed):
+            one = fitting(model, self.parsed(row), f"calibration={self.name}", row.where)
+            if sees(model) and not images_of(one):
+                blind += 1
+                continue
+            found.append(one)
+            if len(found) == self.samples:
+                break
+        if not found:
+            raise UserError(
+                f"calibration={self.name}: {model.name} reads pictures, and none of the {blind} rows has one;"
+                " name their column with calibration.image_column=NAME, or give other rows"
+            )
+        if blind:
+            log.info("calibration=%s: %d rows without a picture are left out", self.name, blind)
+        return found
+
+    def _shuffled(self, rows: Rows, seed: int) -> Iterator[Row]:
+        """All rows in a random order, read in parts of as many as are wanted."""
+        order = draw(len(rows), len(rows), seed)
+        size = min(self.samples or 1024, 1024)
+        for start in range(0, len(order), size):
+            yield from rows.read(order[start : start + size])
+
+    def _texts(self, rows: Rows, seed: int) -> Iterator[str]:
+        """Texts of rows in a random order.
+
+        Raises:
+            UserError: if a row is no text.
+        """
+        for row in self._shuffled(rows, seed):
+            one = self.parsed(row)
+            if not (isinstance(one, Example) and is_text(one)):
+                raise UserError(f"{row.where} is no text alone, as the first row is; give rows of one kind")
+            yield one.text
+
+
+@dataclass(frozen=True)
+class Chat(ChatOptions, RowsCalibration):
+    """Rows of JSON files."""
+
+    endings: ClassVar[tuple[str, ...]] = json_rows.ENDINGS
+
+    def open(self, files: Sequence[Path]) -> Rows:
+        """See ``RowsCalibration``."""
+        return json_rows.JsonRows(files)
+
+
+@dataclass(frozen=True)
+class Parquet(ParquetOptions, RowsCalibration):
+    """Rows of Parquet files."""
+
+    endings: ClassVar[tuple[str, ...]] = parquet.ENDINGS
+
+    def open(self, files: Sequence[Path]) -> Rows:
+        """See ``RowsCalibration``."""
+        return parquet.ParquetRows(files)
+
+
+@dataclass(frozen=True)
+class WebDataset(WebDatasetOptions, RowsCalibration):
+    """Samples of tar shards."""
+
+    endings: ClassVar[tuple[str, ...]] = webdataset.ENDINGS
+
+    def open(self, files: Sequence[Path]) -> Rows:
+        """See ``RowsCalibration``."""
+        return webdataset.WebDatasetRows(files)

@@ -1,0 +1,185 @@
+"""Rows with chats, as LLaVA (from, value), OpenAI (role, content) and their many users write them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ecoflap.data.conversation import Conversation, Picture, Turn
+from ecoflap.data.files.pictures import locate
+from ecoflap.errors import UserError, did_you_mean
+
+CHATS = ("conversations", "messages")
+"""Names of the column with the turns."""
+IMAGES = ("image", "images")
+IMAGE = "<image>"
+"""Where a picture of the row stands in a text."""
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "model": "assistant",
+}
+
+
+def has_chat(row: Mapping[str, Any]) -> bool:
+    """Whether a row has turns."""
+    return any(row.get(name) is not None for name in CHATS)
+
+
+def conversation(row: Mapping[str, Any], folder: Path | None, where: str) -> Conversation:
+    """The conversation of a row, up to its last answer.
+
+    A picture of the row stands where a text says ``<image>`` or a part of a message has the type image; where
+    none does, before the first question.
+
+    Args:
+        row: ``conversations`` or ``messages``, and ``image`` or ``images``.
+        folder: see ``locate``.
+        where: the row, for messages.
+
+    Raises:
+        UserError: if there is no answer, a turn is of an unknown kind, or pictures are missing, or more or
+            fewer than the places for them.
+    """
+    turns = [_turn(one, where, number) for number, one in enumerate(_turns(row, where), 1)]
+    answered = [place for place, (role, _) in enumerate(turns) if role == "assistant"]
+    if not answered:
+        roles = ", ".join(dict.fromkeys(role for role, _ in turns)) or "none"
+        raise UserError(
+            f"{where} has no turn of the assistant (its roles: {roles}), and the loss is that of an answer;"
+            ' give one, from "gpt" or with the role "assistant", or take the row out'
+        )
+    turns = _placed(turns[: answered[-1] + 1], _images(row), where)
+    found = tuple(
+        Turn(
+            role,
+            tuple(_located(part, folder, where) if not isinstance(part, str) else part for part in parts),
+        )
+        for role, parts in turns
+    )
+    last = found[-1]
+    if last.images or not last.text.strip():
+        held = "a picture" if last.images else "no text"
+        raise UserError(f"{where}: its last answer has {held}; give an answer of text, or take the row out")
+    return Conversation(found)
+
+
+class _Shown:
+    """A place for a picture; with the picture if the message holds it."""
+
+    def __init__(self, image: Any = None) -> None:
+        self.image = image
+
+
+_Parts = tuple[str, list["str | _Shown"]]
+"""(role, texts and pictures)."""
+
+
+def _turns(row: Mapping[str, Any], where: str) -> list[Mapping[str, Any]]:
+    """The turns of a row as dicts; Arrow may have turned a list of dicts into a dict of lists.
+
+    Raises:
+        UserError: if they are nothing of the kind.
+    """
+    name = next(name for name in CHATS if row.get(name) is not None)
+    turns = row[name]
+    if isinstance(turns, Mapping) and all(isinstance(values, Sequence) for values in turns.values()):
+        turns = [dict(zip(turns, values, strict=False)) for values in zip(*turns.values(), strict=False)]
+    if not isinstance(turns, Sequence) or not all(isinstance(turn, Mapping) for turn in turns):
+        raise UserError(
+            f"{where}: {name} is a {type(turns).__name__}; give a list of turns such as"
+            ' {"from": "human", "value": ...} or {"role": "user", "content": ...}'
+        )
+    return list(turns)
+
+
+def _turn(turn: Mapping[str, Any], where: str, number: int) -> _Parts:
+    """The role and the parts of a turn.
+
+    Raises:
+        UserError: if its keys, its role or its content are unknown.
+    """
+    role = turn.get("from", turn.get("role"))
+    content = turn.get("value", turn.get("content"))
+    if role is None or content is None:
+        raise UserError(
+            f"{where}, turn {number} has {', '.join(map(str, turn)) or 'nothing'}; a turn has from and value,"
+            " or role and content"
+        )
+    if role not in ROLES:
+        raise UserError(f"{where}, turn {number}: its role is {role}; {did_you_mean(str(role), ROLES)}")
+    if isinstance(content, str):
+        return ROLES[role], list(_split(content))
+    if isinstance(content, Sequence) and all(isinstance(part, Mapping) for part in content):
+        return ROLES[role], [_part(part, where, number) for part in content]
+    raise UserError(
+        f"{where}, turn {number}: its content is a {type(content).__name__}; give a text, or a list of parts"
+        ' such as {"type": "text", "text": ...} and {"type": "image"}'
+    )
+
+
+def _split(text: str) -> Iterator[str | _Shown]:
+    """A text and its places for pictures; line ends around a place go, as templates write their own."""
+    for number, piece in enumerate(text.split(IMAGE)):
+        if number:
+            yield _Shown()
+        if IMAGE in text:
+            piece = piece.strip("\n")
+        if piece:
+            yield piece
+
+
+def _part(part: Mapping[str, Any], where: str, number: int) -> str | _Shown:
+    """A part of a message in OpenAI's form.
+
+    Raises:
+        UserError: if it is neither text nor picture.
+    """
+    if isinstance(part.get("text"), str) and part.get("type", "text") in ("text", "input_text"):
+        return str(part["text"])
+    if part.get("type") in ("image", "image_url", "input_image"):
+        held = (part.get(name) for name in ("image", "image_url", "url", "path"))
+        image = next((one for one in held if one is not None), None)
+        return _Shown(image["url"] if isinstance(image, Mapping) and "url" in image else image)
+    raise UserError(
+        f"{where}, turn {number}: a part has the type {part.get('type')}; texts (text) and pictures (image,"
+        " image_url) are read"
+    )
+
+
+def _images(row: Mapping[str, Any]) -> list[Any]:
+    """The pictures of a row."""
+    found: Any = next((row[name] for name in IMAGES if row.get(name) is not None), [])
+    return list(found) if isinstance(found, list | tuple) else [found]
+
+
+def _placed(turns: list[_Parts], images: list[Any], where: str) -> list[_Parts]:
+    """The turns with the row's pictures in their places.
+
+    Raises:
+        UserError: if there are more or fewer pictures than places.
+    """
+    places = [part for _, parts in turns for part in parts if isinstance(part, _Shown)]
+    empty = [part for part in places if part.image is None]
+    if images and not places:
+        first = next((parts for role, parts in turns if role == "user"), turns[0][1])
+        first[:0] = [_Shown(image) for image in images]
+        return turns
+    if len(empty) != len(images):
+        raise UserError(
+            f"{where}: its text has {len(empty)} places for pictures ({IMAGE}, or a part of the type image),"
+            f" and the row has {len(images)} pictures; mend the row, or say where they are with"
+            " calibration.image_column=NAME"
+        )
+    for part, image in zip(empty, images, strict=True):
+        part.image = image
+    return turns
+
+
+def _located(part: _Shown, folder: Path | None, where: str) -> Picture:
+    return Picture(locate(part.image, folder, where))

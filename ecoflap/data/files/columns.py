@@ -1,0 +1,93 @@
+"""Rows with plain columns: a picture, a question with its answer, a caption, a class, or a text."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ecoflap.data.example import Example
+from ecoflap.data.files.pictures import locate
+from ecoflap.errors import UserError
+
+COLUMNS = {
+    "text": ("text", "question"),
+    "target": ("target", "answer", "caption"),
+    "image": ("image", "images"),
+    "label": ("label",),
+}
+"""{attribute of a raw example: names of its column in a data set}."""
+
+
+def example(
+    row: Mapping[str, Any], captioned: bool, folder: Path | None = None, where: str = "an example"
+) -> Example:
+    """Build a raw example.
+
+    Args:
+        row: its values by the names in ``COLUMNS``.
+        captioned: whether the only text of an image is its caption, not a question.
+        folder: see ``locate``.
+        where: the row, for messages.
+
+    Raises:
+        UserError: if a value has a wrong type, or the picture is missing.
+    """
+    found: dict[str, Any] = {
+        attribute: next((row[name] for name in names if row.get(name) is not None), None)
+        for attribute, names in COLUMNS.items()
+    }
+    for attribute in ("text", "target"):
+        value = found[attribute]
+        if not isinstance(value, str | None):
+            such = f", such as {value[0]!r}" if is_texts(value) else ""
+            raise UserError(f"{attribute} of {where} is a {type(value).__name__}; give a str{such}")
+    text, target = found["text"], found["target"]
+    if captioned and target is None:
+        text, target = None, text
+    image = _only(found["image"], where)
+    label = None if found["label"] is None else _class(found["label"], where)
+    return Example(
+        text or "",
+        target or "",
+        None if image is None else locate(image, folder, where),
+        label=label,
+        bare=text is None,
+    )
+
+
+def is_texts(value: Any) -> bool:
+    """Whether this is a list of texts."""
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(text, str) for text in value)
+
+
+def _only(image: Any, where: str) -> Any:
+    """The picture in a list of one.
+
+    Raises:
+        UserError: if there are several, whose places only a chat tells.
+    """
+    if not isinstance(image, list | tuple):
+        return image
+    if len(image) > 1:
+        raise UserError(
+            f"{where} has {len(image)} pictures, and a question of its own doesn't say where they stand; give"
+            " a chat with <image> in its text"
+        )
+    return image[0] if image else None
+
+
+def _class(label: Any, where: str) -> int:
+    """The number of a class.
+
+    Raises:
+        UserError: if it is none.
+    """
+    try:
+        return operator.index(label)
+    except TypeError:
+        raise UserError(
+            f"label of {where} is {label!r}; give the number of its class, such as the model's"
+            " config.label2id has"
+        ) from None

@@ -1,0 +1,126 @@
+"""Rows that fit a model: what it can't read is refused, or left out and counted."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Sequence
+
+from ecoflap.data.batch import Sample
+from ecoflap.data.conversation import Conversation, Turn
+from ecoflap.data.example import Example
+from ecoflap.data.image_in_memory import ImageInMemory
+from ecoflap.errors import UserError
+from ecoflap.models.core.encoding import encode_rows
+from ecoflap.models.core.protocols import Converses, Encodes
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.text_length import most_tokens
+
+log = logging.getLogger(__name__)
+
+
+def images_of(row: Example | Conversation) -> list[str]:
+    """The pictures of a row."""
+    if isinstance(row, Conversation):
+        return row.images
+    return [row.image] if row.image else []
+
+
+def files_of(rows: Iterable[Example | Conversation]) -> list[str]:
+    """The files of the pictures of rows, without those in memory."""
+    return [image for row in rows for image in images_of(row) if not isinstance(image, ImageInMemory)]
+
+
+def sees(model: PrunableModel) -> bool:
+    """Whether the model reads pictures."""
+    return bool(getattr(model.interface, "sees", False))
+
+
+def is_text(row: Example | Conversation) -> bool:
+    """Whether a row is a text without anything else."""
+    return isinstance(row, Example) and not (row.target or row.image) and row.label is None
+
+
+def fitting(
+    model: PrunableModel, row: Example | Conversation, option: str, where: str
+) -> Example | Conversation:
+    """A row as the model reads it: for a language model, a question with its answer is a conversation.
+
+    Args:
+        model: the model.
+        row: the row.
+        option: the option that asks, for messages.
+        where: the row, for messages.
+
+    Raises:
+        UserError: if the row shows pictures to a model that reads only text, or has nothing that the model
+            should write.
+    """
+    if images_of(row) and not sees(model):
+        raise UserError(
+            f"{option}: {where} has a picture, and {model.name} reads only text; choose another model, or"
+            " rows without pictures"
+        )
+    if isinstance(row, Conversation):
+        return row
+    if not row.target and row.label is None:
+        raise UserError(
+            f"{option}: {where} says nothing that {model.name} should write, and the loss is of that; give it"
+            " a target, an answer, a caption or a label"
+        )
+    if isinstance(model.interface, Encodes):
+        return row
+    if not row.target:
+        raise UserError(f"{option}: {where} has a label, and {model.name} writes text; give a target")
+    asked = (Turn("user", (row.text,)),) if row.text else ()
+    return Conversation((*asked, Turn("assistant", (row.target,))))
+
+
+def encode_fitting(
+    model: PrunableModel, rows: Sequence[Example | Conversation], option: str, longest: int | None
+) -> Sequence[Sample]:
+    """Samples of rows; conversations that are too long for a language model are left out.
+
+    Args:
+        model: the model.
+        rows: see ``fitting``.
+        option: the option that asks, for messages.
+        longest: the most tokens of a conversation with a language model; None for any number.
+
+    Raises:
+        UserError: if the model can't read a row, or all are too long.
+    """
+    samples = encode_rows(model, rows, option)
+    if isinstance(model.interface, Encodes):
+        return samples
+    limits = [limit for limit in (longest, most_tokens(model.module)) if limit is not None]
+    if not limits:
+        return samples
+    kept = [sample for sample in samples if len(sample["input_ids"]) <= min(limits)]
+    if len(kept) < len(samples):
+        log.info(
+            "%s: %d of %d chats have more than %d tokens and are left out",
+            option,
+            len(samples) - len(kept),
+            len(samples),
+            min(limits),
+        )
+    if not kept:
+        shortest = min(len(sample["input_ids"]) for sample in samples)
+        raise UserError(
+            f"{option}: all chats that were drawn have more than {min(limits)} tokens, the"
+            f" shortest {shortest}; set a larger sequence_length, or give shorter chats"
+        )
+    return kept
+
+
+def require_reader(model: PrunableModel, option: str) -> None:
+    """Refuse a model that reads neither questions nor conversations.
+
+    Raises:
+        UserError: if the model has no tokenizer or processor that does.
+    """
+    if not isinstance(model.interface, Encodes | Converses):
+        raise UserError(
+            f"{option} has rows, and {model.name} has no tokenizer or processor that encodes them; choose"
+            " another model"
+        )

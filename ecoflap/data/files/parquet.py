@@ -1,0 +1,95 @@
+"""Rows of Parquet files, as ``datasets`` and the hub store them."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecoflap.data.files.rows import Row
+from ecoflap.errors import UserError
+
+ENDINGS = (".parquet",)
+
+
+@dataclass(frozen=True)
+class _Group:
+    """A row group of a file, the smallest part that is read.
+
+    Attributes:
+        file: its place among the files.
+        number: its place in the file.
+        first: number of its first row in the file.
+    """
+
+    file: int
+    number: int
+    first: int
+
+
+class ParquetRows:
+    """The rows of Parquet files; only the row groups of the rows that are asked for are read."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """Read how many rows each row group holds.
+
+        Raises:
+            UserError: if a file is no Parquet.
+        """
+        self._files, self._opened = list(files), [_opened(file) for file in files]
+        self._groups: list[_Group] = []
+        self._starts: list[int] = []
+        total = 0
+        for number, opened in enumerate(self._opened):
+            first = 0
+            for group in range(opened.metadata.num_row_groups):
+                self._groups.append(_Group(number, group, first))
+                self._starts.append(total + first)
+                first += opened.metadata.row_group(group).num_rows
+            total += first
+        self._total = total
+
+    def __len__(self) -> int:
+        return self._total
+
+    def read(self, places: Sequence[int]) -> list[Row]:
+        """See ``Rows``; each row group is read once."""
+        wanted: dict[int, list[int]] = defaultdict(list)
+        for place in places:
+            wanted[bisect_right(self._starts, place) - 1].append(place)
+        found = {}
+        for group, inside in sorted(wanted.items()):
+            for place, values in zip(inside, self._values(group, inside), strict=True):
+                file = self._files[self._groups[group].file]
+                row = place - self._starts[group] + self._groups[group].first + 1
+                found[place] = Row(f"{file}, row {row}", values, file.parent)
+        return [found[place] for place in places]
+
+    def _values(self, group: int, places: Sequence[int]) -> list[dict[str, Any]]:
+        """The values of rows of one row group."""
+        of = self._groups[group]
+        try:
+            table = self._opened[of.file].read_row_group(of.number)
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self._files[of.file]}: row group {of.number} can't be read ({error}); download it again"
+            ) from None
+        rows: list[dict[str, Any]] = table.take([place - self._starts[group] for place in places]).to_pylist()
+        return rows
+
+
+def _opened(file: Path) -> Any:
+    """The file with its metadata read.
+
+    Raises:
+        UserError: if it is no Parquet.
+    """
+    from pyarrow.parquet import ParquetFile
+
+    try:
+        return ParquetFile(file)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} can't be read as Parquet ({error}); download it again") from None

@@ -1,0 +1,101 @@
+"""Rows of files: what a reader gives, and which files a path names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+from typing import Any, Protocol
+
+from ecoflap.errors import UserError
+
+SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing", "eval"),
+}
+"""{split: the words for it in names of files and folders}."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row as it is in its file.
+
+    Attributes:
+        where: its file and place, for messages.
+        values: its values by column.
+        folder: the folder that paths of its pictures start from.
+    """
+
+    where: str
+    values: Mapping[str, Any]
+    folder: Path
+
+
+class Rows(Protocol):
+    """The rows of files; none is read before it is asked for."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, places: Sequence[int]) -> list[Row]:
+        """The rows at these places, in this order.
+
+        Raises:
+            UserError: if a row can't be read.
+        """
+
+
+def find_files(path: str | None, split: str, endings: Sequence[str], group: str, name: str) -> list[Path]:
+    """The files that a path names, sorted.
+
+    Args:
+        path: a file, a folder of files, or a pattern.
+        split: of a folder's files, those that belong to this split, where their names say it.
+        endings: of the names of such files.
+        group: the config group of the part, for messages.
+        name: the name of the part.
+
+    Raises:
+        UserError: if there are none, or none of the split.
+    """
+    shown = ", ".join(f"*{ending}" for ending in endings)
+    if path is None:
+        raise UserError(f"{group}={name} needs {group}.path=FILE: a file, a folder or a pattern of {shown}")
+    place = Path(path).expanduser()
+    if place.is_file():
+        if not place.name.lower().endswith(tuple(endings)):
+            raise UserError(
+                f"{group}.path={path}: {group}={name} reads {shown}; give such a file, or choose another"
+                f" {group}: chat reads JSON, parquet Parquet and webdataset tar"
+            )
+        return [place]
+    if not place.is_dir():
+        found = [Path(one) for one in sorted(glob(str(place), recursive=True)) if Path(one).is_file()]
+        if not found:
+            raise UserError(f"{group}.path={path}: there is no such file or folder, and no file fits it")
+        return found
+    found = sorted(one for one in place.rglob("*") if one.name.lower().endswith(tuple(endings)))
+    if not found:
+        held = ", ".join(sorted(one.name for one in place.iterdir())[:8]) or "nothing"
+        raise UserError(f"{group}.path={path}: the folder holds no {shown}, but {held}; give another folder")
+    return _of_split(found, place, split, group)
+
+
+def _of_split(files: list[Path], folder: Path, split: str, group: str) -> list[Path]:
+    """The files of a split; all of them where no name tells a split."""
+    told = {file: split_of(str(file.relative_to(folder))) for file in files}
+    if not any(told.values()):
+        return files
+    chosen = [file for file, of in told.items() if of == split_of(split) or of == split]
+    if not chosen:
+        splits = ", ".join(sorted({of for of in told.values() if of}))
+        raise UserError(f"{group}.split={split}: the folder {folder} has {splits}; choose one of them")
+    return chosen
+
+
+def split_of(name: str) -> str | None:
+    """The split that the name of a file or folder tells; None if it tells none."""
+    words = set(re.split(r"[^a-z]+", name.lower()))
+    return next((split for split, known in SPLITS.items() if words & set(known)), None)

@@ -1,0 +1,105 @@
+"""Samples of tar shards in WebDataset's layout: files that share a name up to its first dot."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from ecoflap.data.files.rows import Row
+from ecoflap.data.folder import parse_json
+from ecoflap.data.sources import PICTURES
+from ecoflap.errors import UserError
+
+ENDINGS = (".tar",)
+TEXTS = {".txt": "caption", ".text": "caption", ".caption": "caption", ".cls": "label"}
+"""{ending of a member: the column that its text becomes}."""
+
+
+class WebDatasetRows:
+    """The samples of tar shards; nothing is unpacked to the disk, and only JSON, texts and pictures read."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        """Read the names of all members.
+
+        Raises:
+            UserError: if a file is no tar.
+        """
+        self._shards = [(file, _members(file)) for file in files]
+        self._places = [(number, key) for number, (_, members) in enumerate(self._shards) for key in members]
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def read(self, places: Sequence[int]) -> list[Row]:
+        """See ``Rows``."""
+        return [self._row(*self._places[place]) for place in places]
+
+    def _row(self, number: int, key: str) -> Row:
+        file, members = self._shards[number]
+        where = f"{file}, sample {key}"
+        with tarfile.open(file, "r:") as shard:
+            found = {
+                ending: opened.read()
+                for ending, member in members[key].items()
+                if _is_read(ending) and (opened := shard.extractfile(member)) is not None
+            }
+        if not found:
+            raise UserError(
+                f"{where} has {', '.join(members[key])}; a sample is a picture (.jpg, .png, ...) with .txt or"
+                " .json beside it"
+            )
+        return Row(where, _values(found, where, key), file.parent)
+
+
+def _members(file: Path) -> dict[str, dict[str, tarfile.TarInfo]]:
+    """{sample: {ending: member}} of a shard, in its order.
+
+    Raises:
+        UserError: if it is no tar.
+    """
+    samples: dict[str, dict[str, tarfile.TarInfo]] = {}
+    try:
+        with tarfile.open(file, "r:") as shard:
+            for member in shard:
+                path = PurePosixPath(member.name)
+                name, dot, ending = path.name.partition(".")
+                if member.isfile() and name:  # hidden files have no name before the dot
+                    samples.setdefault(str(path.parent / name), {})[dot + ending.lower()] = member
+    except (tarfile.TarError, OSError, EOFError) as error:
+        raise UserError(
+            f"{file} can't be read as tar ({error}); download it again, or unpack it if it is compressed"
+        ) from None
+    return samples
+
+
+def _is_read(ending: str) -> bool:
+    return ending == ".json" or ending in TEXTS or ending.endswith(PICTURES)
+
+
+def _values(found: Mapping[str, bytes], where: str, key: str) -> dict[str, Any]:
+    """The columns of a sample: what its JSON holds, its texts, and its pictures.
+
+    Raises:
+        UserError: if its JSON is none, or is no object.
+    """
+    values: dict[str, Any] = {}
+    try:
+        if ".json" in found:
+            values |= parse_json(found[".json"].decode("utf-8"))
+        for ending, column in TEXTS.items():
+            if ending in found:
+                text = found[ending].decode("utf-8").strip()
+                values[column] = int(text) if column == "label" else text
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{where}: its JSON or text can't be read ({error}); mend the shard") from None
+    pictures = [
+        {"bytes": found[ending], "path": f"{key}{ending}"}
+        for ending in sorted(found)
+        if ending.endswith(PICTURES)
+    ]
+    if pictures:
+        values = {name: value for name, value in values.items() if name not in ("image", "images")}
+        values["images"] = pictures
+    return values

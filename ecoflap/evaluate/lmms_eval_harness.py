@@ -1,0 +1,203 @@
+"""Evaluate the model in memory on any task about pictures of EvolvingLMMs-Lab's lmms-eval."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from math import isclose
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from ecoflap.errors import UserError, require_positive
+from ecoflap.evaluate.inputs import interface_settings
+from ecoflap.evaluate.lm_eval_harness import flatten
+from ecoflap.evaluate.lmms_eval_model import harness_model
+from ecoflap.evaluate.lmms_eval_tasks import fingerprint, members, read_tasks, task_manager
+from ecoflap.evaluate.options import LmmsEvalOptions
+from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
+from ecoflap.models.core.protocols import Describes, require
+from ecoflap.models.core.prunable import PrunableModel
+
+log = logging.getLogger(__name__)
+
+SEED = 1234  # of examples before a question, as lmms-eval draws them
+
+Scores = dict[str, dict[str, dict[str, float]]]
+"""{task: {metric: {document: score}}}."""
+
+
+@dataclass(frozen=True)
+class LmmsEval(LmmsEvalOptions):
+    """Tasks or groups of lmms-eval, or of the user's YAML files."""
+
+    def __post_init__(self) -> None:
+        require_positive("task", self, "limit", "batch_size")
+        if not self.harness_tasks:
+            raise UserError("task.harness_tasks is empty; name tasks of lmms-eval, such as [pope,chartqa]")
+        if self.include_path is not None and not Path(self.include_path).expanduser().is_dir():
+            raise UserError(f"task.include_path={self.include_path}: there is no such folder")
+
+    def check_data(self, group: str) -> None:
+        """Refuse tasks that can't be read.
+
+        Raises:
+            UserError: if lmms-eval is not installed, or a task or its data are missing.
+        """
+        manager = task_manager(self.include_path)
+        for name in self.harness_tasks:
+            read_tasks(manager, name)
+
+    def check_model(self, model: PrunableModel) -> None:
+        """Refuse a model that writes no text about pictures.
+
+        Raises:
+            UserError: if the model writes no text about pictures.
+        """
+        require(model, Describes, f"task={self.name}")
+
+    def load(self, model: PrunableModel) -> LmmsEvalEvaluation:
+        """Find the tasks and read their data.
+
+        Raises:
+            UserError: if lmms-eval is not installed, a task or its data are missing, or the model writes no
+                text about pictures.
+        """
+        self.check_model(model)
+        manager = task_manager(self.include_path)
+        tasks = {name: read_tasks(manager, name) for name in self.harness_tasks}
+        inputs = f"{fingerprint(tasks, self.limit)} {interface_settings(model.interface)!r}"
+        return LmmsEvalEvaluation(self, manager, inputs)
+
+
+@dataclass
+class LmmsEvalEvaluation:
+    """The tasks with their data; call it with a model.
+
+    Attributes:
+        task: its options.
+        manager: lmms-eval's index of tasks.
+        inputs: hash of all inputs, and what the model's interface adds to them.
+    """
+
+    task: LmmsEval
+    manager: Any
+    inputs: str
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that the metrics depend on beside the model."""
+        irrelevant = ("include_path", "batch_size", "name")
+        options = {name: value for name, value in asdict(self.task).items() if name not in irrelevant}
+        return {"metric": "lmms-eval", "version": version("lmms_eval"), "inputs": self.inputs, **options}
+
+    def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
+        """Metrics by task/metric, on the harness's scales, and the number of examples by task/samples.
+
+        Beside the log of a dense model, a metric that is the mean of scores also has its change against it,
+        paired by example: ``task/metric_change``, with its standard error ``task/metric_change_error``.
+        """
+        model.module.eval()
+        names = self.task.harness_tasks
+        found = prediction_log.run(
+            [[name] for name in names], lambda batch: [self._measure(model, name) for name in batch]
+        )
+        every = {name: value for measured in found for name, value in measured["metrics"].items()}
+        dense = dense_scores(prediction_log.file)
+        for measured in found if dense else ():
+            every |= changes(dense, measured["scores"])
+        return every
+
+    def _measure(self, model: PrunableModel, name: str) -> dict[str, Any]:
+        """Evaluate one task or group.
+
+        Returns:
+            ``metrics``, without standard errors and with the number of examples; ``scores`` of each example;
+            and ``samples``, the model's answers.
+        """
+        from lmms_eval.evaluator import evaluate
+
+        tasks = read_tasks(self.manager, name)
+        asked = harness_model(model, self.task.batch_size)
+        for member, task in members(tasks).items():
+            asked.task_dict[member] = task.dataset
+            if task.get_config("num_fewshot") is None:
+                task.set_config(key="num_fewshot", value=0)
+            task.set_fewshot_seed(seed=SEED)
+        # simple_evaluate would also seed the global generators, and patch ssl and filelock for good
+        found = evaluate(
+            asked, tasks, limit=self.task.limit, bootstrap_iters=0, log_samples=True, process_docs_parallel=1
+        )
+        samples, values = found["samples"], flatten(found["results"])
+        counts = {f"{task}/samples": float(len(of_it)) for task, of_it in samples.items()}
+        return {
+            "metrics": {name: value for name, value in values.items() if "_stderr" not in name} | counts,
+            "scores": {task: scores(of_it, reported(values, task)) for task, of_it in samples.items()},
+            "samples": {task: [_logged(sample) for sample in of_it] for task, of_it in samples.items()},
+        }
+
+
+def _logged(sample: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of one example that the prediction log stores, as plain JSON values."""
+    values = {name: sample.get(name) for name in ("doc_id", "target", "filtered_resps")}
+    plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
+    return plain
+
+
+def reported(values: Mapping[str, float], task: str) -> dict[str, float]:
+    """{metric: value} of one task, among values by task/metric."""
+    return {
+        name.removeprefix(f"{task}/"): value for name, value in values.items() if name.startswith(f"{task}/")
+    }
+
+
+def scores(samples: list[dict[str, Any]], metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """{metric: {document: score}} of the metrics that are the mean of a score per example.
+
+    Others have such scores too: each of POPE's metrics, also F1, says of each example whether it is right.
+
+    Args:
+        samples: of lmms-eval; a metric's value is a number, or a dict with ``score``.
+        metrics: the value of each metric.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for metric, mean in metrics.items():
+        each = {str(sample["doc_id"]): _score(sample.get(metric)) for sample in samples}
+        known = {document: value for document, value in each.items() if value is not None}
+        if known and len(known) == len(samples) and isclose(fmean(known.values()), mean, abs_tol=1e-9):
+            found[metric] = known
+    return found
+
+
+def _score(value: Any) -> float | None:
+    inside = value.get("score") if isinstance(value, Mapping) else value
+    return float(inside) if isinstance(inside, int | float) else None
+
+
+def dense_scores(file: Path | None) -> Scores:
+    """The scores in the dense model's log beside the log of a pruned one; empty where there is none."""
+    if file is None or file.stem.endswith("_dense"):
+        return {}
+    dense = file.with_name(f"{file.stem.rpartition('_')[0]}_dense.jsonl")
+    if not dense.is_file():
+        log.info("%s: the dense model's answers are from an earlier run, so changes aren't paired", file.stem)
+        return {}
+    lines = [json.loads(line) for line in dense.read_text(encoding="utf-8").splitlines()[1:]]
+    return {task: of_it for line in lines for measured in line for task, of_it in measured["scores"].items()}
+
+
+def changes(dense: Scores, pruned: Scores) -> dict[str, float]:
+    """Mean changes of scores, paired by example, and their standard errors, by task/metric."""
+    found = {}
+    for task, metrics in pruned.items():
+        for metric, values in metrics.items():
+            before = dense.get(task, {}).get(metric, {})
+            if before.keys() != values.keys():
+                continue
+            differences = [values[document] - before[document] for document in values]
+            found[f"{task}/{metric}_change"] = fmean(differences)
+            if len(differences) > 1:
+                found[f"{task}/{metric}_change_error"] = stdev(differences) / len(differences) ** 0.5
+    return found

@@ -1,0 +1,73 @@
+"""Put a conversation into the words of a model: its chat template, and the tokens of an answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ecoflap.data.conversation import Conversation
+from ecoflap.errors import UserError
+
+
+def has_template(processor: Any) -> bool:
+    """Whether a processor or tokenizer says how a chat is put to its model."""
+    return bool(getattr(processor, "chat_template", None))
+
+
+def templated(
+    processor: Any, messages: list[dict[str, Any]], options: Mapping[str, Any] | None = None
+) -> str:
+    """All before an answer, in the chat template, with its beginning of an answer.
+
+    Args:
+        processor: a processor or tokenizer with a chat template.
+        messages: see ``Conversation.asked``.
+        options: of the template, such as ``enable_thinking``.
+
+    Raises:
+        UserError: if the template refuses the conversation, as some do for system turns.
+    """
+    from jinja2 import TemplateError
+
+    try:
+        text: str = processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False, **(options or {})
+        )
+    except TemplateError as error:
+        roles = ", ".join(message["role"] for message in messages)
+        raise UserError(
+            f"the chat template of this model refuses a conversation of {roles} ({error}); take such turns"
+            " out"
+        ) from None
+    return text
+
+
+def joined(conversation: Conversation) -> str:
+    """All before the last answer, a line per turn, for a model without a chat template."""
+    return "".join(f"{turn.text}\n" for turn in conversation.turns[:-1])
+
+
+def as_texts(conversation: Conversation) -> list[dict[str, Any]]:
+    """All before the last answer as messages of texts, for the chat template of a tokenizer."""
+    return [{"role": turn.role, "content": turn.text} for turn in conversation.turns[:-1]]
+
+
+def continuation(tokenizer: Any, before: str, text: str) -> list[int]:
+    """The tokens of a text that follows another; alone, some LLaMA tokenizers would prepend a space token."""
+    first, both, alone = (
+        tokenizer(part, add_special_tokens=False)["input_ids"] for part in (before, before + text, text)
+    )
+    return list(both[len(first) :] if both[: len(first)] == first else alone)
+
+
+def written(tokenizer: Any, before: str, target: str, last: int | None) -> list[int]:
+    """The tokens of an answer behind a prompt: a space if the prompt ends in none, words, and the end token.
+
+    Args:
+        tokenizer: of the model.
+        before: the prompt, or its last character.
+        target: the answer.
+        last: the token that ends an answer; None for none.
+    """
+    space = "" if before[-1:].isspace() else " "
+    return continuation(tokenizer, before[-1:], space + target) + ([] if last is None else [last])

@@ -1,0 +1,223 @@
+"""Put questions about pictures, and conversations, to a vision-language model, and read its answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ecoflap.data.batch import Sample
+from ecoflap.data.conversation import Conversation
+from ecoflap.data.example import Example, Generation
+from ecoflap.errors import UserError, did_you_mean
+from ecoflap.models.core.chats import templated, written
+from ecoflap.models.core.pictures import load_image
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.vlm.chat import chat_prompt, end_of_answer
+from ecoflap.models.loading.loader import generated_tokens
+
+
+def writes_after_prompt(module: Any) -> bool:
+    """Whether question and answer are one sequence, not two as in InstructBLIP with a T5."""
+    config = module.config
+    text = getattr(config, "text_config", config)
+    return not (getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False))
+
+
+class VlmInterface:
+    """Questions about pictures, and their answers."""
+
+    sees = True
+
+    def __init__(
+        self,
+        module: Any,
+        processor: Any,
+        prompt: str | None,
+        brief: str | None = None,
+        chat: Mapping[str, Any] | None = None,
+        images: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Find out how questions are put to the model.
+
+        Args:
+            module: the model.
+            processor: its processor.
+            prompt: how a question is put to it, with one ``{}``; None for the chat template.
+            brief: what is put behind each question.
+            chat: options of the chat template.
+            images: options of the image processor.
+
+        Raises:
+            UserError: if there is no chat template, or no such option of it or of the image processor.
+        """
+        self.module, self.processor, self.brief = module, processor, brief
+        self.images = dict(images or {})
+        check_image_options(processor, self.images)
+        self.is_chat, self.chat = prompt is None, dict(chat or {})
+        self.prompt = chat_prompt(processor, self.chat) if prompt is None else prompt
+        self.end = end_of_answer(processor, self.chat) if prompt is None else None
+
+    def encode(self, example: Example) -> Sample:
+        """Inputs and labels of one question, with the leading dimension that the processor gives.
+
+        The answer's tokens are put behind the question's, so that nothing else of the model's input (the text
+        that a Q-Former reads, what the processor writes after a prompt) can see the answer.
+        """
+        text = self._ask(example)
+        return self._answered(dict(self._inputs(load_image(example.image or ""), text)), text, example.target)
+
+    def encode_conversation(self, conversation: Conversation) -> Sample:
+        """Inputs and labels of one conversation, as ``encode`` has them; labels are of the last answer alone.
+
+        Raises:
+            UserError: if the prompt is for a single question, or template or processor refuse the
+                conversation.
+        """
+        question, text = self._asked(conversation)
+        return self._answered(question, text, conversation.target)
+
+    def reply(self, model: PrunableModel, conversation: Conversation, generation: Generation) -> str:
+        """What the model writes instead of the last answer of a conversation.
+
+        Raises:
+            UserError: see ``encode_conversation``.
+        """
+        module: Any = model.module
+        dtype = next(module.parameters()).dtype
+        inputs = {
+            name: tensor.to(model.device, dtype if tensor.is_floating_point() else None)
+            for name, tensor in self._asked(conversation)[0].items()
+        }
+        tokens = module.generate(**inputs, **generation.options())
+        reply = generated_tokens(tokens, inputs["input_ids"]) if writes_after_prompt(module) else tokens
+        text: str = self.processor.tokenizer.batch_decode(reply, skip_special_tokens=True)[0]
+        return text.strip()
+
+    def _asked(self, conversation: Conversation) -> tuple[dict[str, Any], str]:
+        """Inputs of all before the last answer, and the text that they were made of.
+
+        Raises:
+            UserError: see ``encode_conversation``.
+        """
+        if not self.is_chat:
+            raise UserError(
+                f"a conversation of {len(conversation.turns)} turns and {len(conversation.images)} pictures"
+                " needs a chat template, and model.prompt is for a question about a picture; set"
+                " calibration.turns=first, or model.prompt=null where the processor has a template"
+            )
+        text = templated(self.processor, conversation.asked(), self.chat)
+        return self._shown(text, [load_image(image) for image in conversation.images]), text
+
+    def _shown(self, text: str, images: list[Any]) -> dict[str, Any]:
+        """Inputs of a text with any number of pictures, which processors take flat or by text.
+
+        Raises:
+            UserError: if the processor can't read them.
+        """
+        try:
+            if not images:
+                return dict(self._inputs(None, [text]))
+            try:
+                return dict(self._inputs(images, [text]))
+            except ValueError:
+                return dict(self._inputs([images], [text]))
+        except (ValueError, TypeError, IndexError) as error:
+            raise UserError(
+                f"this model's processor can't read a conversation with {len(images)} pictures ({error});"
+                " take such rows out, or set calibration.turns=first"
+            ) from error
+
+    def _answered(self, question: dict[str, Any], text: str, target: str) -> Sample:
+        """A question's inputs with the tokens of its answer behind them, and labels.
+
+        Args:
+            question: the processor's outputs.
+            text: what it made them of.
+            target: the answer.
+        """
+        tokenizer = self.processor.tokenizer
+        if not writes_after_prompt(self.module):
+            return {**question, "labels": tokenizer(target, return_tensors="pt")["input_ids"]}
+        last = tokenizer.eos_token_id if self.end is None else self.end
+        answer = torch.tensor([written(tokenizer, "\n" if self._is_paligemma else text, target, last)])
+        asked = question["input_ids"]
+        fills = {"attention_mask": 1, "token_type_ids": int(self._is_paligemma), "mm_token_type_ids": 0}
+        longer = {
+            name: torch.cat([question[name], torch.full_like(answer, fill)], dim=1)
+            for name, fill in fills.items()
+            if name in question
+        }
+        labels = torch.cat([torch.full_like(asked, -100), answer], dim=1)
+        return {**question, **longer, "input_ids": torch.cat([asked, answer], dim=1), "labels": labels}
+
+    @property
+    def _is_paligemma(self) -> bool:
+        """Whether the model is a PaliGemma.
+
+        It ends its prompts with a line end of its own, and marks written tokens by token type 1, which marks
+        images in Gemma 3.
+        """
+        return bool(self.module.config.model_type == "paligemma")
+
+    def answer(self, model: PrunableModel, examples: Sequence[Example], generation: Generation) -> list[str]:
+        """The answer to each question."""
+        module: Any = model.module
+        tokenizer = self.processor.tokenizer
+        tokenizer.padding_side = "left" if writes_after_prompt(module) else "right"
+        images = [load_image(example.image or "") for example in examples]
+        texts = [self._ask(example) for example in examples]
+        inputs = self._batch(images, texts).to(model.device, next(module.parameters()).dtype)
+        tokens = module.generate(**inputs, **generation.options())
+        answers = generated_tokens(tokens, inputs["input_ids"]) if writes_after_prompt(module) else tokens
+        return [text.strip() for text in tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+    def _ask(self, example: Example) -> str:
+        """The prompt of an example; for a bare text, only the prompt's opening and the text."""
+        if not example.bare:
+            return replace(example, text=example.text + (self.brief or "")).worded(self.prompt)
+        if not self.is_chat and str(getattr(self.processor, "image_token", "<image>")) not in self.prompt:
+            return example.worded(self.prompt)
+        opened = self.prompt.format("")
+        space = "" if opened[-1:].isspace() or not example.text else " "
+        return opened + space + example.text
+
+    def _batch(self, images: list[Any], texts: list[str]) -> Any:
+        """Inputs of several questions; some processors take flat lists of pictures, others nested ones."""
+        try:
+            return self._inputs(images, texts, padding=True)
+        except ValueError:
+            return self._inputs([[image] for image in images], texts, padding=True)
+
+    def _inputs(self, images: Any, texts: str | list[str], **options: Any) -> Any:
+        """Inputs of one or several questions.
+
+        A chat template that writes the first token of a text (Gemma 3) would get a second one.
+        """
+        first = getattr(self.processor.tokenizer, "bos_token", None)
+        begun = texts if isinstance(texts, str) else texts[0]
+        if first and begun.startswith(first):
+            options["add_special_tokens"] = False
+        if images is None:
+            return self.processor(text=texts, return_tensors="pt", **options)
+        if self.images:
+            options["images_kwargs"] = self.images
+        return self.processor(images=images, text=texts, return_tensors="pt", **options)
+
+
+def check_image_options(processor: Any, options: Mapping[str, Any]) -> None:
+    """Refuse options that the image processor doesn't have.
+
+    Raises:
+        UserError: if there is one.
+    """
+    images = getattr(processor, "image_processor", None)
+    known = getattr(getattr(images, "valid_kwargs", None), "__annotations__", {})
+    for name in options:
+        if name not in known:
+            raise UserError(
+                f"model.images.{name} is not known to this model's {type(images).__name__};"
+                f" {did_you_mean(name, known)}"
+            )

@@ -1,0 +1,169 @@
+"""What is wrong with a file is said with its name, its line or row, and what to change."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import ecoflap
+from ecoflap.data.files.calibration import Chat, Parquet, RowsCalibration, WebDataset
+from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel
+from tests.api.conftest import clip, llama, llava
+from tests.data.files import rows as given
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    given.write_pictures(tmp_path)
+    return tmp_path
+
+
+def turns(*said: tuple[str, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in said]}
+
+
+ANSWER = ("assistant", "circle")
+ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "missing picture": (
+        {**given.llava_chats(1)[0], "image": "gone.png"},
+        r"there is no picture .*gone\.png; .*calibration\.images=FOLDER",
+    ),
+    "address": ({**given.columns(1)[0], "image": "https://a.b/c.png"}, r"the address https.*download"),
+    "no answer": (turns(("user", "what ?")), r"no turn of the assistant \(its roles: user\)"),
+    "empty answer": (turns(("user", "what ?"), ("assistant", " ")), "last answer has no text"),
+    "role": (turns(("user", "what ?"), ("asistant", "circle")), "turn 2: its role is asistant; did you mean"),
+    "keys": ({"messages": [{"speaker": "a", "text": "b"}]}, "turn 1 has speaker, text; a turn has from and"),
+    "content": (turns(("user", 3), ANSWER), "turn 1: its content is a int"),
+    "part": (turns(("user", [{"type": "video"}]), ANSWER), "turn 1: a part has the type video"),
+    "no list": ({"messages": "what ?"}, "messages is a str; give a list of turns"),
+    "too few": (turns(("user", "<image> what ?"), ANSWER), r"1 places for pictures .* 0 pictures"),
+    "too many": (
+        {**turns(("user", "<image> what ?"), ANSWER), "images": ["0.png", "1.png"]},
+        r"1 places for pictures .* 2 pictures",
+    ),
+    "columns": ({"prompt": "what ?", "picture": "0.png"}, r"has prompt, picture, and none of .*text_column"),
+    "two pictures": ({"images": ["0.png", "1.png"], "caption": "a"}, "has 2 pictures"),
+    "list": ({"image": "0.png", "answer": ["a", "b"]}, r"target of .* is a list; give a str, such as 'a'"),
+    "data url": ({"image": "data:image/png;base64,%%", "caption": "a"}, "damaged data URL"),
+}
+
+
+@pytest.mark.parametrize("case", ROWS)
+def test_rows(folder: Path, case: str) -> None:
+    row, words = ROWS[case]
+    file = given.write_lines(folder / "a.jsonl", [row])
+    with pytest.raises(UserError, match=words) as caught:
+        Chat(str(file)).check_data("calibration")
+    assert f"{file}, line 1" in str(caught.value)
+
+
+def write(name: str, content: bytes) -> Callable[[Path], Path]:
+    def made(folder: Path) -> Path:
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    return made
+
+
+FILES: dict[str, tuple[type[RowsCalibration], Callable[[Path], Any], str]] = {
+    "no path": (Chat, lambda folder: None, r"calibration=chat needs calibration\.path=FILE"),
+    "nowhere": (Chat, lambda folder: folder / "b.jsonl", "there is no such file or folder"),
+    "other kind": (Parquet, write("a.jsonl", b"{}"), r"reads \*\.parquet; .* chat reads JSON"),
+    "empty folder": (WebDataset, lambda folder: folder, r"holds no \*\.tar, but 0\.png"),
+    "empty": (Chat, write("a.jsonl", b""), "has no rows"),
+    "empty list": (Chat, write("a.json", b"[]"), "has no rows"),
+    "no JSON": (Chat, write("a.jsonl", b"\n{'a': 1}\n"), "line 2: this is no JSON"),
+    "broken list": (Chat, write("a.json", b'[{"a": 1'), "can't be read as JSON"),
+    "one object": (Chat, write("a.json", b'{\n"train": [],\n"test": []}'), "one object with train, test"),
+    "list of lists": (Chat, write("a.json", b"[[1]]"), "entry 1 is a list; a row is an object"),
+    "broken gzip": (Chat, write("a.jsonl.gz", b"x"), "can't be unpacked"),
+    "no parquet": (Parquet, write("a.parquet", b"x" * 20), "can't be read as Parquet"),
+    "no tar": (WebDataset, write("a.tar", b"x" * 600), "can't be read as tar"),
+    "empty tar": (WebDataset, lambda folder: given.write_shard(folder / "a.tar", {}), "has no rows"),
+    "numbers": (
+        WebDataset,
+        lambda folder: given.write_shard(folder / "a.tar", {"0.npy": b""}),
+        r"sample 0 has \.npy",
+    ),
+    "pickle": (
+        WebDataset,
+        lambda folder: given.write_shard(folder / "a.tar", {"0.pkl": b"", "0.pth": b""}),
+        r"sample 0 has \.pkl, \.pth; a sample is a picture",
+    ),
+    "broken JSON": (
+        WebDataset,
+        lambda folder: given.write_shard(folder / "a.tar", {"0.json": b"{"}),
+        "sample 0: its JSON or text can't be read",
+    ),
+    "broken picture": (
+        WebDataset,
+        lambda folder: given.write_shard(folder / "a.tar", {"0.png": b"x", "0.txt": b"a"}),
+        "image of .*sample 0 can't be read",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FILES)
+def test_files(folder: Path, case: str) -> None:
+    kind, make, words = FILES[case]
+    path = make(folder)
+    with pytest.raises(UserError, match=words) as caught:
+        kind(None if path is None else str(path)).check_data("calibration")
+    assert path is None or str(path) in str(caught.value)
+
+
+def test_columns_that_options_name(folder: Path) -> None:
+    rows = [{"picture": "0.png", "prompt": "what ?", "response": "circle"}]
+    file = str(given.write_lines(folder / "a.jsonl", rows))
+    named = {"image_column": "picture", "text_column": "prompt", "target_column": "response"}
+    found = Chat(file, **named).first("calibration")
+    assert found == Chat(
+        str(given.write_lines(folder / "b.jsonl", [{"image": "0.png", "text": "what ?", "target": "circle"}]))
+    ).first("calibration")
+    with pytest.raises(UserError, match=r"calibration\.text_column=promt: .*line 1 has prompt"):
+        Chat(file, text_column="promt").check_data("calibration")
+
+
+def loaded(model: PrunableModel, folder: Path, row: dict[str, Any], **options: Any) -> None:
+    calibration = Chat(str(given.write_lines(folder / "a.jsonl", [row])), **options)
+    calibration.check_data("calibration")
+    calibration.load(model, 0)
+
+
+def test_models_that_cannot_read_the_rows(folder: Path) -> None:
+    language, vision, pairs = (ecoflap.load(one.module, one.processor) for one in (llama(), llava(), clip()))
+    with pytest.raises(UserError, match="reads only text"):
+        loaded(language, folder, given.llava_chats(1)[0])
+    with pytest.raises(UserError, match=r"its rows are texts, and .* reads pictures"):
+        loaded(vision, folder, {"text": "the cat"})
+    with pytest.raises(UserError, match=r"line 1 says nothing that .* should write"):
+        loaded(vision, folder, {"image": "0.png"})
+    several = turns(("user", "<image> what ?"), ANSWER, ("user", "is it red ?"), ANSWER)
+    with pytest.raises(UserError, match=r"several turns or pictures.*calibration\.turns=first"):
+        loaded(pairs, folder, {**several, "image": "0.png"})
+    loaded(pairs, folder, {**several, "image": "0.png"}, turns="first")
+    one = llava()
+    prompted = ecoflap.load(one.module, one.processor, prompt="USER: <image> {} ASSISTANT:")
+    with pytest.raises(UserError, match=r"model\.prompt is for a question.*turns=first"):
+        loaded(prompted, folder, {**several, "image": "0.png"})
+    with pytest.raises(UserError, match=r"calibration\.turns=last is not known"):
+        Chat("a", turns="last")
+
+
+def test_a_template_that_refuses_system_turns() -> None:
+    one = llama()
+    one.processor.chat_template = (
+        "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system turn') }}{% endif %}"
+    )
+    model = ecoflap.load(one.module, one.processor)
+    chat = turns(("system", "the house"), ("user", "the cat"), ANSWER)
+    with pytest.raises(UserError, match=r"refuses a conversation of system, user \(no system turn\)"):
+        ecoflap.calibrate(model, [chat])
+    with pytest.raises(UserError, match="row 0 of the data has no turn of the assistant"):
+        ecoflap.calibrate(model, [turns(("user", "the cat"))])
+    assert json.dumps(chat)

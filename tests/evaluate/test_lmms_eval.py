@@ -1,0 +1,258 @@
+"""lmms-eval on models in memory, with tasks of local files."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import ecoflap
+from ecoflap.data.example import Example, Generation
+from ecoflap.data.image_in_memory import ImageInMemory
+from ecoflap.errors import UserError
+from ecoflap.evaluate.lmms_eval_harness import LmmsEval, changes, dense_scores, reported, scores
+from ecoflap.evaluate.lmms_eval_model import Asker, cut, generation_of, loss_of, question
+from ecoflap.evaluate.prediction_log import PredictionLog
+from ecoflap.models.core.prunable import PrunableModel
+from tests import tiny
+from tests.api.conftest import llava, picture
+
+HARNESS = pytest.mark.skipif(
+    importlib.util.find_spec("lmms_eval") is None,
+    reason="lmms-eval is not installed: see docs/experiments.md",
+)
+TASK = """
+task: {name}
+dataset_path: imagefolder
+dataset_kwargs: {{data_dir: {folder}/pictures}}
+test_split: train
+output_type: {kind}
+doc_to_visual: !function show.{show}
+doc_to_text: "what shape is there ?"
+doc_to_target: "answer"
+metric_list: [{{metric: {metric}, aggregation: mean, higher_is_better: true}}]
+"""
+WRITTEN = """generation_kwargs: {max_new_tokens: 3, temperature: 0, do_sample: false}
+process_results: !function show.score
+"""
+CHOSEN = """doc_to_choice: [circle, triangle]
+"""
+SHOW = """
+def one(doc):
+    return [doc["image"]]
+
+def two(doc):
+    return [doc["image"], doc["image"]]
+
+def none(doc):
+    return []
+
+def score(doc, results):
+    return {"length": len(results[0]), "dict": {"score": float(len(results[0]) > 5)}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "pictures").mkdir()
+    rows = [{"file_name": f"{number}.png", "answer": number % 2} for number in range(5)]
+    for row, number in zip(rows, range(5), strict=True):
+        picture(number).save(tmp_path / "pictures" / str(row["file_name"]))
+    (tmp_path / "pictures" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "show.py").write_text(SHOW)
+    for name in ("one", "two", "none"):
+        text = TASK.format(name=name, folder=tmp_path, kind="generate_until", show=name, metric="length")
+        (tmp_path / f"{name}.yaml").write_text(text + WRITTEN)
+    text = TASK.format(name="choice", folder=tmp_path, kind="multiple_choice", show="one", metric="acc")
+    (tmp_path / "choice.yaml").write_text(text + CHOSEN)
+    return tmp_path
+
+
+@pytest.fixture
+def own_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only a test's own tasks: building the index of all takes seconds."""
+    from lmms_eval import tasks
+
+    monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
+
+
+@pytest.fixture(scope="module")
+def model() -> PrunableModel:
+    one = llava()
+    return ecoflap.load(one.module, one.processor)
+
+
+def written(model: PrunableModel, images: int, number: int) -> str:
+    """What the model writes about a picture, shown so many times, through transformers alone."""
+    processor, module = model.processor, model.module
+    text = f"USER: {'<image>' * images}what shape is there ? ASSISTANT:"
+    shown = [picture(number)] * images or None
+    inputs = processor(images=shown, text=text, return_tensors="pt")
+    tokens = module.generate(**inputs, max_new_tokens=3, do_sample=False)  # type: ignore[operator]
+    return str(
+        processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    ).strip()
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+@pytest.mark.parametrize(("name", "images"), [("one", 1), ("two", 2), ("none", 0)])
+def test_answers_are_those_of_the_model_in_memory(
+    folder: Path, model: PrunableModel, name: str, images: int, tmp_path: Path
+) -> None:
+    evaluation = LmmsEval([name], include_path=str(folder), batch_size=2).load(model)
+    log = PredictionLog(tmp_path / "log" / "lmms_eval_dense.jsonl", "key")
+    found = evaluation(model, log)
+    answers = [written(model, images, number) for number in range(5)]
+    assert found == {
+        f"{name}/length": pytest.approx(sum(map(len, answers)) / 5),
+        f"{name}/samples": 5,
+    }
+    assert log.file is not None
+    line = json.loads(log.file.read_text().splitlines()[1])[0]
+    assert [sample["filtered_resps"] for sample in line["samples"][name]] == [[one] for one in answers]
+    assert line["scores"][name]["length"] == {str(i): len(one) for i, one in enumerate(answers)}
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+def test_choices_go_by_their_loss(folder: Path, model: PrunableModel) -> None:
+    found = LmmsEval(["choice"], include_path=str(folder), limit=3).load(model)(model)
+    right = []
+    for number in range(3):
+        rows = [question("what shape is there ?", [picture(number)], word) for word in ("circle", "triangle")]
+        right.append(int(torch.tensor([loss_of(model, row) for row in rows]).argmin()) == number % 2)
+    assert found == {"choice/acc": pytest.approx(sum(right) / 3), "choice/samples": 3}
+
+
+def test_the_loss_is_that_of_all_tokens_of_an_answer(model: PrunableModel) -> None:
+    processor, module = model.processor, model.module
+    text = "USER: <image>what shape is there ? ASSISTANT:"
+    inputs = processor(images=picture(0), text=f"{text} circle </s>", return_tensors="pt")
+    with torch.no_grad():
+        logits = module(**inputs).logits[0, :-1].log_softmax(dim=-1)
+    wanted = logits.gather(1, inputs["input_ids"][0, 1:, None])[-2:].mean()
+    row = question("what shape is there ?", [picture(0)], " circle")
+    assert loss_of(model, row) == pytest.approx(-float(wanted), rel=1e-5)
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+def test_changes_are_paired_with_the_dense_model(folder: Path, tmp_path: Path) -> None:
+    one = llava()
+    model = ecoflap.load(one.module, one.processor)
+    evaluation = LmmsEval(["one"], include_path=str(folder)).load(model)
+    dense = evaluation(model, PredictionLog(tmp_path / "lmms_eval_dense.jsonl", "dense"))
+    with torch.no_grad():
+        one.module.lm_head.weight.mul_(-1)
+    pruned = evaluation(model, PredictionLog(tmp_path / "lmms_eval_pruned.jsonl", "pruned"))
+    change = pruned.pop("one/length_change")
+    assert change == pytest.approx(pruned["one/length"] - dense["one/length"])
+    assert change != 0
+    assert pruned.pop("one/length_change_error") > 0
+    assert list(pruned) == list(dense)
+
+
+def test_changes() -> None:
+    dense = {"pope": {"accuracy": {"0": 1.0, "1": 0.0, "2": 1.0}, "other": {"0": 1.0}}}
+    pruned = {
+        "pope": {"accuracy": {"0": 1.0, "1": 0.0, "2": 0.0}, "other": {"1": 1.0}},
+        "new": {"a": {"0": 1.0}},
+    }
+    assert changes(dense, pruned) == {
+        "pope/accuracy_change": pytest.approx(-1 / 3),
+        "pope/accuracy_change_error": pytest.approx(1 / 3),
+    }
+    samples = [{"doc_id": i, "a": {"score": i}, "b": "x", "c": i / 2} for i in range(2)]
+    metrics = {"a": 0.5, "b": 0.5, "c": 0.25, "d": 0.5}
+    assert scores(samples, metrics) == {"a": {"0": 0.0, "1": 1.0}, "c": {"0": 0.0, "1": 0.5}}
+    assert scores(samples, {"a": 0.6}) == {}, "F1, say"
+    assert reported({"pope/a": 1.0, "other/b": 0.0}, "pope") == {"a": 1.0}
+    assert dense_scores(None) == {}
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+def test_identity_changes_with_what_the_numbers_depend_on(folder: Path, model: PrunableModel) -> None:
+    identity = LmmsEval(["one"], include_path=str(folder)).load(model).identity()
+    assert json.loads(json.dumps(identity)) == identity
+    assert identity == LmmsEval(["one"], include_path=str(folder), batch_size=1).load(model).identity()
+    assert identity != LmmsEval(["one"], include_path=str(folder), limit=3).load(model).identity()
+    assert identity != LmmsEval(["two"], include_path=str(folder)).load(model).identity()
+
+
+@HARNESS
+@pytest.mark.usefixtures("own_index")
+def test_refusals(folder: Path, model: PrunableModel) -> None:
+    with pytest.raises(UserError, match=r"task\.harness_tasks: lmms-eval has no oner; did you mean one"):
+        LmmsEval(["oner"], include_path=str(folder)).check_data("task")
+    with pytest.raises(UserError, match="needs a model that describes, and llama reads only text"):
+        LmmsEval(["one"], include_path=str(folder)).load(tiny.build("llama"))
+    (folder / "log.yaml").write_text(
+        TASK.format(name="log", folder=folder, kind="loglikelihood", show="one", metric="acc")
+    )
+    with pytest.raises(UserError, match="log is of the kind loglikelihood"):
+        LmmsEval(["log"], include_path=str(folder)).check_data("task")
+    (folder / "list.yaml").write_text("[model=vlm]")
+    with pytest.raises(UserError, match=r"task\.include_path=.*: a YAML file there is no task"):
+        LmmsEval(["one"], include_path=str(folder)).check_data("task")
+    (folder / "list.yaml").unlink()
+    (folder / "one.yaml").write_text((folder / "one.yaml").read_text().replace("/pictures", "/nowhere"))
+    with pytest.raises(UserError, match="one could not be read"):
+        LmmsEval(["one"], include_path=str(folder)).check_data("task")
+
+
+@HARNESS
+def test_the_tasks_of_the_package_have_their_names() -> None:
+    from lmms_eval.tasks import TaskManager
+
+    named = {"pope", "textvqa_val", "vizwiz_vqa_val", "mmmu_val", "scienceqa_img", "scienceqa", "chartqa"}
+    assert named <= set(TaskManager().all_tasks)
+
+
+def test_options_that_are_refused_without_the_harness(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(UserError, match=r"task\.harness_tasks is empty"):
+        LmmsEval([])
+    with pytest.raises(UserError, match=r"task\.include_path=.*nowhere: there is no such folder"):
+        LmmsEval(["one"], include_path=str(tmp_path / "nowhere"))
+    for name in ("lmms_eval", *(name for name in sys.modules if name.startswith("lmms_eval."))):
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(
+        UserError, match=r"task=lmms_eval needs lmms-eval .*'\.\[lmms-eval\]' and .*--no-deps"
+    ):
+        LmmsEval(["one"]).check_data("task")
+
+
+def test_how_answers_are_generated_and_cut() -> None:
+    assert generation_of({"max_new_tokens": 16, "temperature": 0, "do_sample": False}) == Generation(1, 16)
+    assert generation_of({"do_sample": True, "temperature": 0, "num_beams": 3}) == Generation(3, 1024)
+    with pytest.raises(UserError, match="samples its answers"):
+        generation_of({"do_sample": True, "temperature": 0.7})
+    assert cut("a\n\nb", {"until": ["\n\n"]}) == "a\n\nb"
+    assert cut("a b; c", {"until": [";", "b"]}) == "a"
+    with pytest.raises(UserError, match="shows a str"):
+        question("what ?", ["video.mp4"])
+    row = question("what ?", [picture(0)], "circle")
+    assert row.example() == Example("what ?", "circle", ImageInMemory(picture(0)))
+
+
+def test_a_model_that_reads_one_picture_refuses_more(model: PrunableModel) -> None:
+    class Describer:
+        sees = True
+
+        def answer(self, *_: Any) -> list[str]:
+            return ["circle"]
+
+    asker = Asker(replace(model, interface=Describer()), 2)
+    assert asker.answers([(question("what ?", [picture(0)]), {})]) == ["circle"]
+    with pytest.raises(UserError, match=r"has 2 pictures, and .* reads one at a time"):
+        asker.answers([(question("what ?", [picture(0)] * 2), {})])
