@@ -94,7 +94,9 @@ class LayerByLayer:
                     self._prune(group)
         for group in self._places:
             if group not in self._pruned:
-                raise never_ran(group[0])
+                if not group[0].is_expert:
+                    raise never_ran(group[0])
+                self.prune(group, self._unseen(group[0]))
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
@@ -141,13 +143,17 @@ class LayerByLayer:
             return
         if group not in self._statistics:
             self._statistics[group] = self.kind(inputs.shape[-1], inputs.device)
-        self._statistics[group].update(real_tokens(inputs, *batch.masks).detach())
+        self._statistics[group].update(real_tokens(group[0], inputs, *batch.masks).detach())
         batch.counted.add(group)
         batch.waits = group
         if self._behind or self._earliest() is not group:
             raise InputsComplete
         batch.waits = None
         self._prune(group)
+
+    def _unseen(self, layer: Layer) -> Statistic:
+        """The statistic of an expert that no token reaches."""
+        return self.kind.unseen(layer.shape[1], layer.weight.device)
 
     def _earliest(self) -> Group | None:
         """The group that is called before all others that batches wait at."""
@@ -156,7 +162,8 @@ class LayerByLayer:
 
     def _prune(self, group: Group) -> None:
         """Prune a group; the batches that wait at it can go on."""
-        self.prune(group, self._statistics.pop(group))
+        statistic = self._statistics.pop(group)
+        self.prune(group, statistic if statistic.tokens else self._unseen(group[0]))
         self._pruned.add(group)
         self._behind = [batch for batch in self._batches if batch.waits is group]
 

@@ -40,11 +40,13 @@ class Statistic(Protocol):
     Attributes:
         sum: what is summed over tokens, [cols, ...].
         tokens: how many there were.
+        assumed: no token was seen, and others are assumed; see ``unseen``.
         storable: the sums are [cols], small enough to be kept for other runs.
     """
 
     sum: Tensor
     tokens: int
+    assumed: bool = False
     storable: ClassVar[bool] = False
 
     def __init__(self, cols: int, device: torch.device) -> None:
@@ -62,14 +64,27 @@ class Statistic(Protocol):
         return 4 * sum(cols)
 
     def kept(self) -> Tensor:
-        """The sums and the number of tokens as one tensor [cols + 1], fp64 on the CPU: nothing is rounded."""
-        return torch.cat([self.sum.cpu().double(), torch.tensor([float(self.tokens)], dtype=torch.float64)])
+        """The sums and the number of tokens, negative if assumed, [cols + 1], fp64: nothing is rounded."""
+        tokens = float(-self.tokens if self.assumed else self.tokens)
+        return torch.cat([self.sum.cpu().double(), torch.tensor([tokens], dtype=torch.float64)])
 
     @classmethod
     def restored(cls: type[Own], kept: Tensor, device: torch.device) -> Own:
         """The statistic that ``kept`` returned, on a device, which need not support fp64."""
         statistic = cls(len(kept) - 1, device)
-        statistic.sum, statistic.tokens = kept[:-1].float().to(device), int(kept[-1])
+        statistic.sum, statistic.tokens = kept[:-1].float().to(device), abs(int(kept[-1]))
+        statistic.assumed = bool(kept[-1] < 0)
+        return statistic
+
+    @classmethod
+    def unseen(cls: type[Own], cols: int, device: torch.device) -> Own:
+        """The statistic of an expert that no token reaches: each column was read once, alone.
+
+        All columns then count alike and none goes with another, so a pruner decides by the weights alone.
+        """
+        statistic = cls(cols, device)
+        statistic.update(torch.eye(cols, device=device))
+        statistic.assumed = True
         return statistic
 
 
@@ -188,6 +203,7 @@ class InputStatistics:
         self._counted: tuple[Tensor, ...] = ()
         self._foreign: list[Tensor] = []
         self._leaders: set[Layer] = set()
+        self._unseen: dict[Layer, Statistic] = {}
         # Layers without a statistic, in this run: what each call read, and the tensors, which stay alive so
         # that equal identity means the same input.
         self._reads: dict[Layer, list[Statistic]] = {}
@@ -240,18 +256,18 @@ class InputStatistics:
     def _observe(self, layer: Layer, inputs: Tensor) -> None:
         """Add the inputs once per statistic; which layers share one is known after their first run."""
         if layer not in self.of:
-            self._reads.setdefault(layer, []).append(self._of_tensor(inputs))
+            self._reads.setdefault(layer, []).append(self._of_tensor(layer, inputs))
         elif layer in self._leaders:
-            self.of[layer].update(self._real(inputs))
+            self.of[layer].update(self._real(layer, inputs))
 
-    def _of_tensor(self, inputs: Tensor) -> Statistic:
+    def _of_tensor(self, layer: Layer, inputs: Tensor) -> Statistic:
         """The statistic of one tensor; computed once for all layers that read it before it is written to."""
         current = version_of(inputs)
         for tensor, version, statistic in self._seen:
             if tensor is inputs and version == current:
                 return statistic
         statistic = self.kind(inputs.shape[-1], inputs.device)
-        statistic.update(self._real(inputs))
+        statistic.update(self._real(layer, inputs))
         self._seen.append((inputs, current, statistic))
         return statistic
 
@@ -276,23 +292,38 @@ class InputStatistics:
             total.tokens += read.tokens
         return total
 
-    def _real(self, inputs: Tensor) -> Tensor:
+    def _real(self, layer: Layer, inputs: Tensor) -> Tensor:
         """The inputs of real tokens, [tokens, cols]."""
-        return real_tokens(inputs, self._counted, self._foreign).detach()
+        return real_tokens(layer, inputs, self._counted, self._foreign).detach()
 
     def __getitem__(self, layer: Layer) -> Statistic:
+        if layer.is_expert and (layer not in self.of or not self.of[layer].tokens):
+            if layer not in self._unseen:
+                self._unseen[layer] = self.kind.unseen(layer.shape[1], layer.weight.device)
+            return self._unseen[layer]
         if layer not in self.of:
             raise never_ran(layer)
         return self.of[layer]
 
 
-def real_tokens(inputs: Tensor, counted: Sequence[Tensor], foreign: Sequence[Tensor]) -> Tensor:
-    """The inputs of real tokens, [tokens, cols]; ``InputStatistics.begin_run`` explains the arguments."""
-    tokens = inputs.reshape(-1, inputs.shape[-1])
-    mask = next((mask for mask in counted if mask.numel() == len(tokens)), None)
+def real_tokens(
+    layer: Layer, inputs: Tensor, counted: Sequence[Tensor], foreign: Sequence[Tensor]
+) -> Tensor:
+    """The inputs of real tokens, [tokens, cols].
+
+    Args:
+        layer: reads the inputs, in a call that is under way.
+        inputs: [..., cols].
+        counted: masks of the real tokens; see ``InputStatistics.begin_run``.
+        foreign: tensors that the masks don't apply to.
+    """
+    tokens, routed = inputs.reshape(-1, inputs.shape[-1]), layer.routed
+    count = len(tokens) if routed is None else routed.tokens
+    mask = next((mask for mask in counted if mask.numel() == count), None)
     if mask is None or any(inputs is other for other in foreign):
         return tokens
-    return tokens[mask.flatten()]
+    real = mask.flatten()
+    return tokens[real if routed is None else real[routed.positions]]
 
 
 def never_ran(layer: Layer) -> UserError:

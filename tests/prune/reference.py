@@ -3,15 +3,17 @@ one sample at a time.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block
+from tests.experts import noting_inputs
 from tests.ops import reference as ops
 
 ADMM_STEPS = (12, 10, 1.8)  # iterations, those that choose a mask, relaxation
@@ -73,16 +75,26 @@ def inputs_of(
     given.
     """
     seen: list[Tensor] = []
+
+    def note(expert: nn.Module, inputs: Tensor) -> None:
+        if expert is layer.module:
+            seen.append(inputs.to(layer.weight.dtype))
+
     handle = layer.module.register_forward_pre_hook(
         lambda _, arguments: seen.append(arguments[0].reshape(-1, layer.shape[1]).clone())
     )
+    if layer.is_expert:  # as found from the model's own forward pass instead
+        handle.remove()
     torch.backends.mha.set_fastpath_enabled(False)  # PyTorch's fused encoder layer would call no layer
-    for batch in batches or [
-        {name: tensor[None] for name, tensor in sample.items()} for sample in calibration.samples
-    ]:
-        model.loss(batch)
+    with noting_inputs(model.module, note) if layer.is_expert else nullcontext():
+        for batch in batches or [
+            {name: tensor[None] for name, tensor in sample.items()} for sample in calibration.samples
+        ]:
+            model.loss(batch)
     torch.backends.mha.set_fastpath_enabled(True)
     handle.remove()
+    if layer.is_expert and not seen:  # each column read once, alone
+        return torch.eye(layer.shape[1])
     return torch.cat(seen)
 
 
@@ -152,6 +164,6 @@ def next_of(
     inputs_of(model, block.layers[0], calibration, batches)
     for handle in handles:
         handle.remove()
-    return next(
-        layer for call in calls for layer in call[:1] if all(layer not in other[1:] for other in calls)
-    )
+    first = (layer for call in calls for layer in call[:1] if all(layer not in other[1:] for other in calls))
+    # An expert that no call reaches may come at any time.
+    return next(first, next(layer for layer in block.layers if layer in dense))

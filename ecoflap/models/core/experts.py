@@ -1,0 +1,255 @@
+"""Experts that share one parameter, as modules of their own, so that each of their matrices is a layer.
+
+Since its fifth release, transformers stores the experts of a layer together: ``gate_up_proj`` [experts, 2 x
+hidden units, features] and ``down_proj`` [experts, features, hidden units]. Its forward passes read these
+parameters whole, where no hook sees what an expert reads. The forward passes here compute the same, expert by
+expert, with a module that is called for each matrix. They replace those of existing modules in place;
+parameters keep their names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from types import MethodType
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+from torch.nn.utils import parametrize
+
+OPENED = "_expert_slices"  # attribute of an opened module: {name of a parameter: slices}
+
+
+class Routed(NamedTuple):
+    """Which tokens an expert reads.
+
+    Attributes:
+        positions: of the tokens among all that enter the experts, [routed].
+        tokens: how many enter the experts.
+    """
+
+    positions: Tensor
+    tokens: int
+
+
+class ExpertSlice(nn.Module):
+    """One matrix of one expert. It owns no parameter: its weight is a view of the experts' parameter.
+
+    Attributes:
+        parameter: name of the parameter in the module that owns it.
+        index: the expert's number.
+        experts: number of experts in the parameter.
+        transposed: whether the parameter stores [cols, rows].
+        routed: the tokens of the present call; None outside of one.
+    """
+
+    def __init__(
+        self, owner: nn.Module, parameter: str, index: int, experts: int, transposed: bool = False
+    ) -> None:
+        super().__init__()
+        self.parameter, self.index, self.experts, self.transposed = parameter, index, experts, transposed
+        self.owner = (owner,)  # in a tuple, or it would become a submodule, and a cycle
+        self.routed: Routed | None = None
+
+    @property
+    def whole(self) -> nn.Parameter:
+        """The parameter of all experts, [experts, ...] or, one expert below the other, [experts x ..., ...]."""
+        whole: nn.Parameter = getattr(self.owner[0], self.parameter)
+        return whole
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """This expert's part of a tensor of the parameter's shape: a view, [rows, cols] as it is stored."""
+        return tensor.view(self.experts, -1, tensor.shape[-1])[self.index]
+
+    @property
+    def weight(self) -> nn.Parameter:
+        """A leaf with the memory of its part of the parameter: what is written to one is read in the other.
+
+        It stays the same object while the parameter moves to another dtype or device.
+        """
+        part = self.part(self.whole.data)
+        view: nn.Parameter | None = self.__dict__.get("_view")
+        if view is None or view.is_meta != part.is_meta:
+            view = self.__dict__["_view"] = nn.Parameter(part, requires_grad=False)
+        elif _storage(view) != _storage(part):
+            view.data = part
+        return view
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Multiply the tokens of this expert: [routed, cols] -> [routed, rows]."""
+        bias = getattr(self.owner[0], f"{self.parameter}_bias", None)
+        weight = self.weight.t() if self.transposed else self.weight
+        output = linear(inputs, weight)
+        return output if bias is None else output + bias[self.index]
+
+
+def _storage(tensor: Tensor) -> tuple[Any, ...]:
+    return tensor.data_ptr(), tensor.dtype, tensor.device, tensor.stride()
+
+
+def slices_of(module: nn.Module) -> dict[str, ExpertSlice]:
+    """The slices of opened experts, by the name of the parameter and the number of the expert: ``down_proj.3``."""
+    opened: dict[str, list[ExpertSlice]] = vars(module).get(OPENED, {})
+    return {f"{name}.{one.index}": one for name, slices in opened.items() for one in slices}
+
+
+def all_slices(module: nn.Module) -> Iterator[ExpertSlice]:
+    """The slices of all opened experts in a module."""
+    for child in module.modules():
+        yield from slices_of(child).values()
+
+
+def refresh(module: nn.Module) -> None:
+    """Let all slices follow their parameters now, so that none keeps memory that a parameter has left."""
+    for one in all_slices(module):
+        _ = one.weight
+
+
+def open_experts(module: nn.Module) -> None:
+    """Make experts that share a parameter call a module for each of their matrices, in place.
+
+    These are the classes of transformers that compute through its interface for experts, and those of Llama 4
+    and DBRX. Experts that are modules already, as before the fifth release, need nothing.
+    """
+    for child in list(module.modules()):
+        if OPENED not in vars(child) and (found := _opening(child)) is not None:
+            forward, slices = found
+            vars(child)[OPENED] = slices
+            child.forward = MethodType(forward, child)  # type: ignore[method-assign]
+
+
+def _opening(module: Any) -> tuple[Callable[..., Any], dict[str, list[ExpertSlice]]] | None:
+    """The forward pass that opens a module, and its slices; None if it holds no experts that share a parameter."""
+    kind = type(module).__name__
+    if kind == "Llama4TextExperts":
+        names = ("gate_up_proj", "down_proj")
+        return _llama4, {name: _slices(module, name, module.num_experts, True) for name in names}
+    if kind == "DbrxExperts":
+        slices = {
+            f"mlp.{name}": _slices(module.mlp, name, module.num_experts, name == "w2")
+            for name in ("w1", "v1", "w2")
+        }
+        return _dbrx, slices
+    if not all(hasattr(module, name) for name in ("has_gate", "has_bias", "is_transposed", "_apply_gate")):
+        return None
+    names = ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")
+    if any(getattr(module, name, None) is None or getattr(module, name).ndim != 3 for name in names):
+        return None
+    return _interface, {name: _slices(module, name, module.num_experts, module.is_transposed) for name in names}
+
+
+def _slices(owner: nn.Module, parameter: str, experts: int, transposed: bool) -> list[ExpertSlice]:
+    return [ExpertSlice(owner, parameter, index, experts, transposed) for index in range(experts)]
+
+
+def _are_trained(module: nn.Module) -> bool:
+    """Whether gradients must reach the parameters themselves, which slices would keep them from."""
+    opened: dict[str, list[ExpertSlice]] = vars(module)[OPENED]
+    for first, *_ in opened.values():
+        if parametrize.is_parametrized(first.owner[0], first.parameter):
+            return True
+        if torch.is_grad_enabled() and first.whole.requires_grad:
+            return True
+    return False
+
+
+def _call(one: ExpertSlice, inputs: Tensor, routed: Routed) -> Tensor:
+    """Call the module of a matrix with the tokens that reach its expert."""
+    one.routed = routed
+    try:
+        output: Tensor = one(inputs)
+    finally:
+        one.routed = None
+    return output
+
+
+def _routes(top_k_index: Tensor, experts: int) -> Iterator[tuple[int, Tensor, Routed]]:
+    """The experts that any token reaches.
+
+    Args:
+        top_k_index: the experts of each token, [tokens, top_k]; larger numbers than any expert's are no expert.
+        experts: number of experts.
+
+    Yields:
+        The expert, which of each token's choices it is, [routed], and the tokens.
+    """
+    chosen = top_k_index.t()  # choices outermost, the order in which transformers adds up
+    for expert in torch.unique(top_k_index).tolist():
+        if 0 <= expert < experts:
+            choice, positions = torch.where(chosen == expert)
+            yield expert, choice, Routed(positions, len(top_k_index))
+
+
+def _weighted_sum(
+    self: Any, hidden: Tensor, weights: Tensor, down: list[ExpertSlice], inner: list[tuple[Any, ...]]
+) -> Tensor:
+    """Apply the second matrix of each expert, and add up the outputs with the router's weights.
+
+    Args:
+        hidden: what the experts read, [tokens, features].
+        weights: of each token's choices, [tokens, top_k].
+        down: the second matrices.
+        inner: the expert, the choices, the tokens, and the hidden units [routed, units] of each expert.
+    """
+    outputs = []
+    for expert, choice, routed, units in inner:
+        output = _call(down[expert], units, routed)
+        if getattr(self, "has_post_expert_norm", False):
+            output = self.post_expert_norm(output)
+        outputs.append((routed.positions, output * weights[routed.positions, choice, None]))
+    wide = torch.promote_types(hidden.dtype, weights.dtype)
+    total = torch.zeros_like(hidden, dtype=wide)
+    for positions, output in outputs:
+        total.index_add_(0, positions, output.to(wide))
+    return total.to(hidden.dtype)
+
+
+def _interface(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The forward pass of transformers' interface for experts: [tokens, features] -> the same.
+
+    All first matrices are called before all second ones, so that the former can be pruned together.
+    """
+    if _are_trained(self):
+        return type(self).forward(self, hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
+    first, down = vars(self)[OPENED].values()
+    act = self._apply_gate if self.has_gate else self.act_fn
+    inner = [
+        (expert, choice, routed, act(_call(first[expert], hidden_states[routed.positions], routed)))
+        for expert, choice, routed in _routes(top_k_index, self.num_experts)
+    ]
+    return _weighted_sum(self, hidden_states, top_k_weights, down, inner)
+
+
+def _dbrx(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The forward pass of DBRX's experts: [batch, tokens, features] -> the same."""
+    if _are_trained(self):
+        return type(self).forward(self, hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
+    w1, v1, w2 = vars(self)[OPENED].values()
+    tokens, inner = hidden_states.reshape(-1, self.hidden_size), []
+    for expert, choice, routed in _routes(top_k_index, self.num_experts):
+        read = tokens[routed.positions]
+        gate, up = _call(w1[expert], read, routed), _call(v1[expert], read, routed)
+        inner.append((expert, choice, routed, self.mlp.activation_fn(gate) * up))
+    return _weighted_sum(self, tokens, top_k_weights, w2, inner).view_as(hidden_states)
+
+
+def _llama4(self: Any, hidden_states: Tensor) -> Tensor:
+    """The forward pass of Llama 4's experts: [experts x tokens, features] -> the same.
+
+    Each expert is given all tokens, those of other experts as zeros, and puts out zeros for them.
+    """
+    if _are_trained(self):
+        return type(self).forward(self, hidden_states)  # type: ignore[no-any-return]
+    first, down = vars(self)[OPENED].values()
+    given = hidden_states.view(self.num_experts, -1, self.hidden_size)
+    output, inner = torch.zeros_like(given), []
+    for expert, tokens in enumerate(given):
+        positions = tokens.any(dim=-1).nonzero().flatten()
+        if len(positions):
+            routed = Routed(positions, len(tokens))
+            gate, up = _call(first[expert], tokens[positions], routed).chunk(2, dim=-1)
+            inner.append((expert, routed, up * self.act_fn(gate)))
+    for expert, routed, units in inner:
+        output[expert, routed.positions] = _call(down[expert], units, routed)
+    return output.view(-1, self.hidden_size)
