@@ -1,4 +1,4 @@
-"""What each expert reads, the slow and obvious way: one expert and one token at a time, from the parameters whole.
+"""What each expert reads, the slow and obvious way: one expert after the other, from the whole parameters.
 
 Nothing here runs the forward passes that the package puts in place of a model's own.
 """

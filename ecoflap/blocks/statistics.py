@@ -306,9 +306,7 @@ class InputStatistics:
         return self.of[layer]
 
 
-def real_tokens(
-    layer: Layer, inputs: Tensor, counted: Sequence[Tensor], foreign: Sequence[Tensor]
-) -> Tensor:
+def real_tokens(layer: Layer, inputs: Tensor, counted: Sequence[Tensor], foreign: Sequence[Tensor]) -> Tensor:
     """The inputs of real tokens, [tokens, cols].
 
     Args:

@@ -9,7 +9,7 @@ parameters keep their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -41,20 +41,22 @@ class ExpertSlice(nn.Module):
         index: the expert's number.
         experts: number of experts in the parameter.
         transposed: whether the parameter stores [cols, rows].
+        second: whether it reads its expert's hidden units, not tokens.
         routed: the tokens of the present call; None outside of one.
     """
 
     def __init__(
-        self, owner: nn.Module, parameter: str, index: int, experts: int, transposed: bool = False
+        self, owner: nn.Module, parameter: str, index: int, experts: int, transposed: bool, second: bool
     ) -> None:
         super().__init__()
-        self.parameter, self.index, self.experts, self.transposed = parameter, index, experts, transposed
+        self.parameter, self.index, self.experts = parameter, index, experts
+        self.transposed, self.second = transposed, second
         self.owner = (owner,)  # in a tuple, or it would become a submodule, and a cycle
         self.routed: Routed | None = None
 
     @property
     def whole(self) -> nn.Parameter:
-        """The parameter of all experts, [experts, ...] or, one expert below the other, [experts x ..., ...]."""
+        """The parameter of all experts, [experts, ..., ...], or [experts x ..., ...] in DBRX."""
         whole: nn.Parameter = getattr(self.owner[0], self.parameter)
         return whole
 
@@ -89,7 +91,7 @@ def _storage(tensor: Tensor) -> tuple[Any, ...]:
 
 
 def slices_of(module: nn.Module) -> dict[str, ExpertSlice]:
-    """The slices of opened experts, by the name of the parameter and the number of the expert: ``down_proj.3``."""
+    """The slices of opened experts by parameter and number of the expert, such as ``down_proj.3``."""
     opened: dict[str, list[ExpertSlice]] = vars(module).get(OPENED, {})
     return {f"{name}.{one.index}": one for name, slices in opened.items() for one in slices}
 
@@ -120,27 +122,29 @@ def open_experts(module: nn.Module) -> None:
 
 
 def _opening(module: Any) -> tuple[Callable[..., Any], dict[str, list[ExpertSlice]]] | None:
-    """The forward pass that opens a module, and its slices; None if it holds no experts that share a parameter."""
+    """The forward pass that opens a module, and its slices; None if no experts of it share a parameter."""
     kind = type(module).__name__
     if kind == "Llama4TextExperts":
-        names = ("gate_up_proj", "down_proj")
-        return _llama4, {name: _slices(module, name, module.num_experts, True) for name in names}
+        return _llama4, _slices(module, ("gate_up_proj", "down_proj"), module.num_experts, (True, True))
     if kind == "DbrxExperts":
-        slices = {
-            f"mlp.{name}": _slices(module.mlp, name, module.num_experts, name == "w2")
-            for name in ("w1", "v1", "w2")
-        }
-        return _dbrx, slices
+        slices = _slices(module.mlp, ("w1", "v1", "w2"), module.num_experts, (False, False, True))
+        return _dbrx, {f"mlp.{name}": found for name, found in slices.items()}
     if not all(hasattr(module, name) for name in ("has_gate", "has_bias", "is_transposed", "_apply_gate")):
         return None
     names = ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")
     if any(getattr(module, name, None) is None or getattr(module, name).ndim != 3 for name in names):
         return None
-    return _interface, {name: _slices(module, name, module.num_experts, module.is_transposed) for name in names}
+    return _interface, _slices(module, names, module.num_experts, [module.is_transposed] * 2)
 
 
-def _slices(owner: nn.Module, parameter: str, experts: int, transposed: bool) -> list[ExpertSlice]:
-    return [ExpertSlice(owner, parameter, index, experts, transposed) for index in range(experts)]
+def _slices(
+    owner: nn.Module, names: Sequence[str], experts: int, transposed: Sequence[bool]
+) -> dict[str, list[ExpertSlice]]:
+    """The slices of some parameters, of which the last one reads hidden units."""
+    return {
+        name: [ExpertSlice(owner, name, index, experts, flag, name == names[-1]) for index in range(experts)]
+        for name, flag in zip(names, transposed, strict=True)
+    }
 
 
 def _are_trained(module: nn.Module) -> bool:
@@ -168,7 +172,7 @@ def _routes(top_k_index: Tensor, experts: int) -> Iterator[tuple[int, Tensor, Ro
     """The experts that any token reaches.
 
     Args:
-        top_k_index: the experts of each token, [tokens, top_k]; larger numbers than any expert's are no expert.
+        top_k_index: the experts of each token, [tokens, top_k]; a number that no expert has is none.
         experts: number of experts.
 
     Yields:
@@ -182,11 +186,12 @@ def _routes(top_k_index: Tensor, experts: int) -> Iterator[tuple[int, Tensor, Ro
 
 
 def _weighted_sum(
-    self: Any, hidden: Tensor, weights: Tensor, down: list[ExpertSlice], inner: list[tuple[Any, ...]]
+    module: Any, hidden: Tensor, weights: Tensor, down: list[ExpertSlice], inner: list[tuple[Any, ...]]
 ) -> Tensor:
     """Apply the second matrix of each expert, and add up the outputs with the router's weights.
 
     Args:
+        module: the experts.
         hidden: what the experts read, [tokens, features].
         weights: of each token's choices, [tokens, top_k].
         down: the second matrices.
@@ -195,8 +200,8 @@ def _weighted_sum(
     outputs = []
     for expert, choice, routed, units in inner:
         output = _call(down[expert], units, routed)
-        if getattr(self, "has_post_expert_norm", False):
-            output = self.post_expert_norm(output)
+        if getattr(module, "has_post_expert_norm", False):
+            output = module.post_expert_norm(output)
         outputs.append((routed.positions, output * weights[routed.positions, choice, None]))
     wide = torch.promote_types(hidden.dtype, weights.dtype)
     total = torch.zeros_like(hidden, dtype=wide)

@@ -55,6 +55,21 @@ class Layer:
         return self.module.part(tensor) if isinstance(self.module, ExpertSlice) else tensor
 
     @property
+    def expert(self) -> tuple[int, int]:
+        """The number of the expert, and how many share the parameter; (0, 1) where none do."""
+        return (self.module.index, self.module.experts) if isinstance(self.module, ExpertSlice) else (0, 1)
+
+    @property
+    def stage(self) -> tuple[int, bool]:
+        """Layers of one stage are called one after the other, and none depends on what another puts out.
+
+        These are the first matrices of all experts of a module, and the second ones; other layers are alone.
+        """
+        if isinstance(self.module, ExpertSlice):
+            return id(self.module.owner[0]), self.module.second
+        return id(self.module), False
+
+    @property
     def routed(self) -> Routed | None:
         """The tokens that the present call of an expert reads."""
         return self.module.routed if isinstance(self.module, ExpertSlice) else None

@@ -135,7 +135,11 @@ def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> t
 
 
 def _tower(
-    name: str, path: str, blocks: nn.ModuleList | nn.Sequential, dense: Container[nn.Module], seen: set[tuple[int, str]]
+    name: str,
+    path: str,
+    blocks: nn.ModuleList | nn.Sequential,
+    dense: Container[nn.Module],
+    seen: set[tuple[int, str]],
 ) -> Tower:
     """Collect the layers of each block; a weight that an earlier layer owns is not a layer again.
 
