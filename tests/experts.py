@@ -9,12 +9,42 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.models.core.experts import OPENED, ExpertSlice
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.models.core.experts import OPENED, ExpertSlice, all_slices
+from ecoflap.models.core.prunable import PrunableModel
+from tests.zoo.decoders import DECODERS
 
+# One with experts as most write them, many experts, biases and transposed matrices, shared experts, zeros for
+# tokens of other experts, and experts one below the other.
+FAMILIES = ("mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "llama4_text", "dbrx")
 Note = Callable[[ExpertSlice, Tensor], None]
+
+
+def build(family: str) -> PrunableModel:
+    """The family's model, the same each time; skips a test where its experts share no parameters."""
+    architecture = next((one for one in DECODERS if one.name == family), None)
+    if architecture is None or (reason := architecture.missing()) is not None:
+        pytest.skip(f"no {family}" if architecture is None else str(reason))
+    model = architecture.prunable()
+    if not any(True for _ in all_slices(model.module)):
+        pytest.skip(f"each expert of {family} is a module of its own")
+    return model
+
+
+def samples(*lengths: int, padded: int = 0) -> CalibrationSet:
+    """A text per length, each with ``padded`` tokens of padding behind it."""
+    generator = torch.Generator().manual_seed(1)
+    rows = []
+    for length in lengths:
+        tokens = torch.randint(3, 60, (length,), generator=generator)
+        mask = torch.tensor([1] * length + [0] * padded)
+        sample = {"input_ids": torch.cat([tokens, tokens.new_zeros(padded)])}
+        rows.append(sample | ({"attention_mask": mask} if padded else {}))
+    return CalibrationSet("experts", tuple(rows))
 
 
 @contextmanager

@@ -266,8 +266,10 @@ def _no_layer(name: str, parameter: nn.Parameter, owner: nn.Module) -> str:
         return "convolution"
     if is_linear(owner) and not is_plain(owner):
         return f"forward of {kind} isn't the plain product"
-    if weights_of(owner):
+    if any(Layer(name, reader).parameter is parameter for reader in weights_of(owner).values()):
         return "outside the blocks"
+    if name.endswith("_bias"):
+        return "biases of experts"
     if parameter.ndim == 3 and "expert" in f"{name} {kind}".lower():
         return "experts in one 3-D tensor"
     return f"parameter of {kind}"
