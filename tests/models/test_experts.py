@@ -40,7 +40,8 @@ SETTINGS = {
     "mlp_hidden_act": "relu2",
     "swiglu_limit": 1.0,
     "swiglu_alpha": 1.7,
-    "softcap": 2.0,
+    "mlp_gate_softcap": 2.0,
+    "mlp_up_softcap": 2.0,
     "post_norm_eps": 1e-5,
     "_experts_implementation": "eager",
 }

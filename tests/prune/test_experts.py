@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor, nn
 
 from ecoflap.allocate.in_context import InContext
 from ecoflap.allocate.marginals import Counts, measure_marginals
@@ -16,10 +17,12 @@ from ecoflap.allocate.protocol import Context
 from ecoflap.allocate.trial import trial_pruner
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.blocks.loss_batches import loss_batches
-from ecoflap.data.batch import samples_in
+from ecoflap.data.batch import Batch, samples_in
 from ecoflap.finetune.masked_parameters import masked_parameters
 from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.losses import counting
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.prune.driver import prune
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.inputs import measure_dense
@@ -99,9 +102,13 @@ def test_an_expert_that_no_token_reaches_is_pruned_by_its_weights_alone(
 
 @pytest.mark.parametrize("pruner", [Wanda(), SparseGPT()])
 def test_padding_counts_for_no_expert(pruner: Any) -> None:
+    def loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+        with counting(*(batch[name] for name in ("attention_mask",) if name in batch)):
+            return language_loss(module, batch, copies)
+
     reports = []
     for padded in (0, 5):
-        model = build("mixtral")
+        model = replace(build("mixtral"), loss_function=loss)
         reports.append(prune(model, samples(7, 7, 7, padded=padded), pruner, uneven(model), 3))
     assert reports[0].tokens == reports[1].tokens
     assert all(torch.equal(reports[1].masks[name], mask) for name, mask in reports[0].masks.items())
