@@ -94,8 +94,12 @@ def _inputs(
             yield "down_proj", number, up * experts.act_fn(gate)
         return
     assert index is not None
+    if kind.endswith("ParallelExperts"):  # all tokens sorted by expert, and how many each expert has
+        for number, read in enumerate(hidden.double().split(list(index))):
+            yield "weight", number, read
+        return
     tokens = hidden.double().reshape(-1, hidden.shape[-1])
-    for number in range(experts.num_experts):
+    for number in range(experts.num_routed_experts if "Longcat" in kind else experts.num_experts):
         read = tokens[[token for token, chosen in enumerate(index.tolist()) if number in chosen]]
         if kind == "DbrxExperts":
             rows = slice(number * experts.ffn_hidden_size, (number + 1) * experts.ffn_hidden_size)
@@ -104,10 +108,14 @@ def _inputs(
             yield "mlp.v1", number, read
             yield "mlp.w2", number, experts.mlp.activation_fn(gate) * up
             continue
-        first = "gate_up_proj" if experts.has_gate else "up_proj"
+        first = "gate_up_proj" if hasattr(experts, "gate_up_proj") else "up_proj"
         weight = getattr(experts, first)[number].double()
-        units = read @ (weight if experts.is_transposed else weight.t())
-        if experts.has_bias:
+        units = read @ (weight if getattr(experts, "is_transposed", False) else weight.t())
+        if hasattr(experts, f"{first}_bias"):
             units = units + getattr(experts, f"{first}_bias")[number].double()
         yield first, number, read
-        yield "down_proj", number, (experts._apply_gate if experts.has_gate else experts.act_fn)(units)
+        if hasattr(experts, "_apply_gate") and first == "gate_up_proj":
+            yield "down_proj", number, experts._apply_gate(units)
+        else:
+            gate, up = units.chunk(2, dim=-1) if first == "gate_up_proj" else (units, 1.0)
+            yield "down_proj", number, experts.act_fn(gate) * up

@@ -316,6 +316,8 @@ def real_tokens(layer: Layer, inputs: Tensor, counted: Sequence[Tensor], foreign
         foreign: tensors that the masks don't apply to.
     """
     tokens, routed = inputs.reshape(-1, inputs.shape[-1]), layer.routed
+    if layer.is_expert and routed is None:  # JetMoE's don't know which tokens theirs are
+        return tokens
     count = len(tokens) if routed is None else routed.tokens
     mask = next((mask for mask in counted if mask.numel() == count), None)
     if mask is None or any(inputs is other for other in foreign):

@@ -34,6 +34,8 @@ SETTINGS = {
     "intermediate_size": 8,
     "moe_intermediate_size": 8,
     "ffn_hidden_size": 8,
+    "expert_ffn_hidden_size": 8,
+    "zero_expert_num": 2,
     "ffn_act_fn": {},
     "hidden_act": "silu",
     "hidden_activation": "gelu",
@@ -59,7 +61,12 @@ def kinds() -> list[str]:
                 r'""".*?"""|#[^\n]*|: \w+Config|\s+', "", match[0].split("__init__", 1)[1], flags=re.DOTALL
             )
             found.setdefault(body, f"{file.parent.name}.{file.stem}.{match[1]}")
-    others = ("dbrx.modeling_dbrx.DbrxExperts", "llama4.modeling_llama4.Llama4TextExperts")
+    others = (
+        "dbrx.modeling_dbrx.DbrxExperts",
+        "llama4.modeling_llama4.Llama4TextExperts",
+        "longcat_flash.modeling_longcat_flash.LongcatFlashExperts",
+        "step3p7.modeling_step3p7.Step3p7Experts",
+    )
     return [*found.values(), *others] if found else []
 
 
@@ -78,6 +85,8 @@ def arguments(kind: str) -> tuple[Tensor, ...]:
     """What a router gives experts: the last one sees no token."""
     hidden, scores = torch.randn(TOKENS, FEATURES), torch.rand(TOKENS, EXPERTS - 1)
     weights, index = scores.topk(2)
+    if "Longcat" in kind:
+        index[0, 0] = EXPERTS  # which returns what it reads
     if "Llama4" in kind:
         routed = torch.zeros(TOKENS, EXPERTS).scatter(1, index, weights).t().reshape(-1, 1)
         return (hidden.repeat(EXPERTS, 1) * routed,)

@@ -111,8 +111,8 @@ def refresh(module: nn.Module) -> None:
 def open_experts(module: nn.Module) -> None:
     """Make experts that share a parameter call a module for each of their matrices, in place.
 
-    These are the classes of transformers that compute through its interface for experts, and those of Llama 4
-    and DBRX. Experts that are modules already, as before the fifth release, need nothing.
+    These are the classes of transformers that compute through its interface for experts, and those of
+    Llama 4, DBRX, LongCat-Flash and JetMoE. Experts that are modules already need nothing.
     """
     for child in list(module.modules()):
         if OPENED not in vars(child) and (found := _opening(child)) is not None:
@@ -123,28 +123,37 @@ def open_experts(module: nn.Module) -> None:
 
 def _opening(module: Any) -> tuple[Callable[..., Any], dict[str, list[ExpertSlice]]] | None:
     """The forward pass that opens a module, and its slices; None if no experts of it share a parameter."""
-    kind = type(module).__name__
+    kind, both = type(module).__name__, ("gate_up_proj", "down_proj")
     if kind == "Llama4TextExperts":
-        return _llama4, _slices(module, ("gate_up_proj", "down_proj"), module.num_experts, (True, True))
+        return _llama4, _slices(module, both, module.num_experts, (True, True))
     if kind == "DbrxExperts":
         slices = _slices(module.mlp, ("w1", "v1", "w2"), module.num_experts, (False, False, True))
         return _dbrx, {f"mlp.{name}": found for name, found in slices.items()}
-    if not all(hasattr(module, name) for name in ("has_gate", "has_bias", "is_transposed", "_apply_gate")):
+    if kind == "LongcatFlashExperts" and module.gate_up_proj is not None:
+        return _longcat, _slices(module, both, module.num_routed_experts, (False, False))
+    if kind.endswith("ParallelExperts"):
+        return _parallel, _slices(module, ("weight",), module.num_experts, (False,))
+    if not hasattr(module, "_apply_gate"):
         return None
-    names = ("gate_up_proj" if module.has_gate else "up_proj", "down_proj")
+    names = ("gate_up_proj" if getattr(module, "has_gate", True) else "up_proj", "down_proj")
     if any(getattr(module, name, None) is None or getattr(module, name).ndim != 3 for name in names):
         return None
-    return _interface, _slices(module, names, module.num_experts, [module.is_transposed] * 2)
+    transposed = getattr(module, "is_transposed", False)
+    return _interface, _slices(module, names, module.num_experts, (transposed, transposed))
 
 
 def _slices(
     owner: nn.Module, names: Sequence[str], experts: int, transposed: Sequence[bool]
 ) -> dict[str, list[ExpertSlice]]:
     """The slices of some parameters, of which the last one reads hidden units."""
-    return {
-        name: [ExpertSlice(owner, name, index, experts, flag, name == names[-1]) for index in range(experts)]
-        for name, flag in zip(names, transposed, strict=True)
-    }
+    found: dict[str, list[ExpertSlice]] = {}
+    for name, flag in zip(names, transposed, strict=True):
+        shape = getattr(owner, name).shape
+        parts = shape[0] if len(shape) == 3 else experts
+        found[name] = [
+            ExpertSlice(owner, name, index, parts, flag, name == names[-1]) for index in range(experts)
+        ]
+    return found
 
 
 def _are_trained(module: nn.Module) -> bool:
@@ -211,19 +220,49 @@ def _weighted_sum(
 
 
 def _interface(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
-    """The forward pass of transformers' interface for experts: [tokens, features] -> the same.
+    """The forward pass of transformers' interface for experts: [tokens, features] -> the same."""
+    if _are_trained(self):
+        return type(self).forward(self, hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
+    act = self._apply_gate if getattr(self, "has_gate", True) else self.act_fn
+    return _mixed(self, hidden_states, top_k_index, top_k_weights, act)
+
+
+def _mixed(
+    module: Any, hidden: Tensor, index: Tensor, weights: Tensor, act: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Experts of two matrices with ``act`` in between.
 
     All first matrices are called before all second ones, so that the former can be pruned together.
     """
+    first, down = vars(module)[OPENED].values()
+    inner = [
+        (expert, choice, routed, act(_call(first[expert], hidden[routed.positions], routed)))
+        for expert, choice, routed in _routes(index, len(first))
+    ]
+    return _weighted_sum(module, hidden, weights, down, inner)
+
+
+def _longcat(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:
+    """The forward pass of LongCat-Flash's experts, of which the last ones return what they read."""
     if _are_trained(self):
         return type(self).forward(self, hidden_states, top_k_index, top_k_weights)  # type: ignore[no-any-return]
-    first, down = vars(self)[OPENED].values()
-    act = self._apply_gate if self.has_gate else self.act_fn
-    inner = [
-        (expert, choice, routed, act(_call(first[expert], hidden_states[routed.positions], routed)))
-        for expert, choice, routed in _routes(top_k_index, self.num_experts)
-    ]
-    return _weighted_sum(self, hidden_states, top_k_weights, down, inner)
+
+    def act(gate_up: Tensor) -> Tensor:
+        gate, up = gate_up.chunk(2, dim=-1)
+        return self.act_fn(gate) * up  # type: ignore[no-any-return]
+
+    same = (top_k_weights * (top_k_index >= self.num_routed_experts)).sum(dim=-1, keepdim=True)
+    mixed = _mixed(self, hidden_states, top_k_index, top_k_weights, act)
+    return mixed + (same * hidden_states).to(mixed.dtype)
+
+
+def _parallel(self: Any, inputs: Tensor, expert_size: Sequence[int]) -> Tensor:
+    """The forward pass of JetMoE's experts: tokens [routed, cols], sorted by expert -> [routed, rows]."""
+    if _are_trained(self):
+        return type(self).forward(self, inputs, expert_size)  # type: ignore[no-any-return]
+    (slices,) = vars(self)[OPENED].values()
+    parts = zip(slices, inputs.split(list(expert_size)), strict=True)
+    return torch.cat([one(part) if len(part) else part.new_zeros(0, len(one.weight)) for one, part in parts])
 
 
 def _dbrx(self: Any, hidden_states: Tensor, top_k_index: Tensor, top_k_weights: Tensor) -> Tensor:

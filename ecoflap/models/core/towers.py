@@ -227,9 +227,10 @@ def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[
         every: all of its towers.
         chosen: the towers to prune, without skipped layers.
     """
-    pruned = Counter[int]()
-    for layer in (layer for tower in chosen for layer in tower.layers):
-        pruned[id(layer.parameter)] += layer.size
+    pruned, of_layers = Counter[int](), Counter[int]()
+    for sizes, towers in ((pruned, chosen), (of_layers, every)):
+        for layer in (layer for tower in towers for layer in tower.layers):
+            sizes[id(layer.parameter)] += layer.size
     tower_of = {id(layer.parameter): tower.name for tower in every for layer in tower.layers}
     chosen_names = {tower.name for tower in chosen}
     of_routers = set(routers(module))
@@ -243,7 +244,9 @@ def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[
         if parameter.ndim < 2 or not size:
             continue
         tower, owner = tower_of.get(id(parameter)), owners[id(parameter)]
-        if tower is not None:
+        if size < parameter.numel() and pruned[id(parameter)] == of_layers[id(parameter)]:
+            reason = "experts that compute nothing"
+        elif tower is not None:
             reason = MATCHED if tower in chosen_names else f"tower {tower} is left dense"
         else:
             reason = "router" if owner in of_routers else _no_layer(name, parameter, owner)
