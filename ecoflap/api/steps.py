@@ -60,6 +60,7 @@ def score(
             f"score={chosen} measures nothing; leave the step out: ecoflap.allocate(model, None, ...)"
         )
     with unchanged(model.module):
+        model.reopen()
         return scorer(model, data, seed)
 
 
@@ -117,6 +118,7 @@ def allocate(
     check_propagate(propagate)
     context = Context(chosen_pruner, data, batch_size, propagate, seed)
     with unchanged(model.module):
+        model.reopen()
         return allocator(model, scores, sparsity, context)
 
 

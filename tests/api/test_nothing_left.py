@@ -104,7 +104,10 @@ def test_no_trace_of_opened_experts_is_left() -> None:
     processor = SimpleNamespace(padding_side="right")
     before = of_model(module, processor)
     data = [{"input_ids": sample["input_ids"][None]} for sample in experts.samples(5, 5).samples]
-    ecoflap.prune(module, data=data, sparsity=0.5, score="first_order", pruner="sparsegpt")
+    result = ecoflap.prune(module, data=data, sparsity=0.5, score="first_order", pruner="sparsegpt")
+    assert_equal(of_model(module, processor), before)
+    again = ecoflap.prune(result.prunable, data=data, sparsity=0.6, score="first_order")
+    assert again.sparsity >= 0.6 > result.sparsity
     assert_equal(of_model(module, processor), before)
     assert pickle.dumps(module)
 

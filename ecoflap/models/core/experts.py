@@ -9,7 +9,8 @@ parameters keep their names.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from types import MethodType
 from typing import Any, NamedTuple
 
@@ -33,6 +34,26 @@ class Routed(NamedTuple):
     tokens: int
 
 
+class Opening(NamedTuple):
+    """What turns experts into modules.
+
+    Attributes:
+        module: the module that holds the experts.
+        forward: its forward pass from then on.
+        slices: the slices of each of its parameters.
+    """
+
+    module: nn.Module
+    forward: Callable[..., Tensor]
+    slices: dict[str, list[ExpertSlice]]
+
+    def apply(self) -> None:
+        """Open the module, unless it is open."""
+        if OPENED not in vars(self.module):
+            vars(self.module)[OPENED] = self.slices
+            self.module.forward = MethodType(self.forward, self.module)  # type: ignore[method-assign]
+
+
 class ExpertSlice(nn.Module):
     """One matrix of one expert. It owns no parameter: its weight is a view of the experts' parameter.
 
@@ -42,6 +63,7 @@ class ExpertSlice(nn.Module):
         experts: number of experts in the parameter.
         transposed: whether the parameter stores [cols, rows].
         second: whether it reads its expert's hidden units, not tokens.
+        opened: what opens the module that it was made for.
         routed: the tokens of the present call; None outside of one.
     """
 
@@ -52,6 +74,7 @@ class ExpertSlice(nn.Module):
         self.parameter, self.index, self.experts = parameter, index, experts
         self.transposed, self.second = transposed, second
         self.owner = (owner,)  # in a tuple, or it would become a submodule, and a cycle
+        self.opened: tuple[Opening, ...] = ()
         self.routed: Routed | None = None
 
     @property
@@ -116,9 +139,17 @@ def open_experts(module: nn.Module) -> None:
     """
     for child in list(module.modules()):
         if OPENED not in vars(child) and (found := _opening(child)) is not None:
-            forward, slices = found
-            vars(child)[OPENED] = slices
-            child.forward = MethodType(forward, child)  # type: ignore[method-assign]
+            opening = Opening(child, *found)
+            for one in chain(*opening.slices.values()):
+                one.opened = (opening,)
+            opening.apply()
+
+
+def reopen(slices: Iterable[ExpertSlice]) -> None:
+    """Open the experts that slices were made for again, where their modules have been restored since."""
+    for one in slices:
+        for opening in one.opened:
+            opening.apply()
 
 
 def _opening(module: Any) -> tuple[Callable[..., Any], dict[str, list[ExpertSlice]]] | None:

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.errors import UserError
-from ecoflap.models.core.experts import all_slices, refresh
+from ecoflap.models.core.attention import open_attention
+from ecoflap.models.core.experts import ExpertSlice, all_slices, refresh, reopen
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.preparation import preparation, without_origin
 from ecoflap.models.core.towers import MATCHED, Block, Skipped, Tower
@@ -129,6 +130,12 @@ class PrunableModel:
             "source": hashlib.sha256(source).hexdigest(),
             "classes": None if values is None else hashlib.sha256(values).hexdigest(),
         }
+
+    def reopen(self) -> None:
+        """Open attentions and experts again, where a step in Python has restored the user's model since."""
+        open_attention(self.module)
+        layers = (layer.module for tower in self.every_tower for layer in tower.layers)
+        reopen(module for module in layers if isinstance(module, ExpertSlice))
 
     def parameter_count(self) -> int:
         """Number of parameters; shared ones count once."""
