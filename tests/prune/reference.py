@@ -87,15 +87,20 @@ def inputs_of(
         handle.remove()
     torch.backends.mha.set_fastpath_enabled(False)  # PyTorch's fused encoder layer would call no layer
     with noting_inputs(model.module, note) if layer.is_expert else nullcontext():
-        for batch in batches or [
-            {name: tensor[None] for name, tensor in sample.items()} for sample in calibration.samples
-        ]:
-            model.loss(batch)
+        run(model, calibration, batches)
     torch.backends.mha.set_fastpath_enabled(True)
     handle.remove()
     if layer.is_expert and not seen:  # each column read once, alone
         return torch.eye(layer.shape[1])
     return torch.cat(seen)
+
+
+def run(model: PrunableModel, calibration: CalibrationSet, batches: list[Batch] | None = None) -> None:
+    """Forward passes over the batches, or one sample at a time."""
+    for batch in batches or [
+        {name: tensor[None] for name, tensor in sample.items()} for sample in calibration.samples
+    ]:
+        model.loss(batch)
 
 
 @torch.no_grad()
@@ -161,7 +166,10 @@ def next_of(
         handles.append(
             layer.module.register_forward_pre_hook(lambda *_, layer=layer: calls[-1].append(layer))
         )
-    inputs_of(model, block.layers[0], calibration, batches)
+    torch.backends.mha.set_fastpath_enabled(False)
+    with torch.no_grad():
+        run(model, calibration, batches)
+    torch.backends.mha.set_fastpath_enabled(True)
     for handle in handles:
         handle.remove()
     first = (layer for call in calls for layer in call[:1] if all(layer not in other[1:] for other in calls))
