@@ -11,6 +11,7 @@ import pytest
 import torch
 import transformers as hf
 
+from ecoflap.errors import UserError
 from ecoflap.storage.results import Result, verify
 from tests.cli.conftest import ROOT, WORDS
 from tests.cli.test_offload_names import compare
@@ -72,3 +73,18 @@ def test_main_prunes_reports_and_verifies(expert_run: list[str], tmp_path: Path)
     assert experts["unseen"] == sum(not tokens for tokens in experts["tokens"].values())
     assert "experts in one 3-D tensor" not in done.stdout + done.stderr
     assert ("no calibration token was routed to" in done.stdout + done.stderr) == bool(experts["unseen"])
+
+
+@pytest.mark.parametrize("method", ["full", "reconstruct"])
+def test_training_keeps_what_the_masks_removed(
+    run: Callable[..., Result], expert_run: list[str], tmp_path: Path, method: str
+) -> None:
+    steps = "steps=[calibrate,allocate,prune,finetune,evaluate]"
+    run([*expert_run, "score=none", "sparsity=0.5", f"finetune={method}", steps], "run")
+    assert verify(tmp_path / "run") == []
+
+
+def test_lora_refuses_a_part_of_a_parameter(run: Callable[..., Result], expert_run: list[str]) -> None:
+    steps = "steps=[calibrate,allocate,prune,finetune,evaluate]"
+    with pytest.raises(UserError, match=r"finetune=lora can't update model\.layers\.0\.mlp\.experts"):
+        run([*expert_run, "score=none", "sparsity=0.5", "finetune=lora", steps])

@@ -15,10 +15,12 @@ from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.nn.functional import linear
 from torch.nn.utils import parametrize
 
+SHARED_SINCE = 5  # release of transformers
 OPENED = "_expert_slices"  # attribute of an opened module: {name of a parameter: slices}
 
 
@@ -135,8 +137,11 @@ def open_experts(module: nn.Module) -> None:
     """Make experts that share a parameter call a module for each of their matrices, in place.
 
     These are the classes of transformers that compute through its interface for experts, and those of
-    Llama 4, DBRX, LongCat-Flash and JetMoE. Experts that are modules already need nothing.
+    Llama 4, DBRX, LongCat-Flash and JetMoE. Before its fifth release, nearly all experts are modules already,
+    and nothing is done.
     """
+    if int(transformers.__version__.split(".")[0]) < SHARED_SINCE:
+        return
     for child in list(module.modules()):
         if OPENED not in vars(child) and (found := _opening(child)) is not None:
             opening = Opening(child, *found)
