@@ -83,6 +83,7 @@ def prune(
             model = load(model, processor)
         elif processor is not None:
             raise UserError("a processor goes with a transformers model; this one was loaded with its own")
+        model.reopen()
         method = choose_method(pruner, score, allocation, options)
         target = _target(sparsity, allocation)
         _check(model, method, target, batch_size, propagate, data)

@@ -61,6 +61,7 @@ def score(
             f"score={chosen} measures nothing; leave the step out: ecoflap.allocate(model, None, ...)"
         )
     with unchanged(model.module):
+        model.reopen()
         return scorer(model, data, seed)
 
 
@@ -121,6 +122,7 @@ def allocate(
     check_tokens(tokens)
     context = Context(chosen_pruner, data, batch_size, seed, tokens)
     with unchanged(model.module):
+        model.reopen()
         return allocator(model, scores, sparsity, context)
 
 

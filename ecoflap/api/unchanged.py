@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from ecoflap.models.core.experts import all_slices
+
 HOOKS = (
     "_forward_pre_hooks",
     "_forward_pre_hooks_with_kwargs",
@@ -28,9 +30,11 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     padding side, and the state of PyTorch's random numbers. A step cleans up after itself as well, but a
     notebook keeps the traceback of an interrupted step, and with it the generators whose hooks are still set.
     """
-    children = list(module.modules())
+    slices = list(all_slices(module))
+    children = [*module.modules(), *slices]
     before = [_state(child) for child in children]
-    flags = [(parameter, parameter.requires_grad, parameter.grad) for parameter in module.parameters()]
+    weights = (*module.parameters(), *(one.weight for one in slices))
+    flags = [(weight, weight.requires_grad, weight.grad) for weight in weights]
     tokenizer = getattr(processor, "tokenizer", processor)
     side = getattr(tokenizer, "padding_side", None)
     accelerator = {parameter.device for parameter in module.parameters() if parameter.is_cuda}
@@ -44,9 +48,9 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     finally:
         for child, state in zip(children, before, strict=True):
             _restore(child, *state)
-        for parameter, needed, gradient in flags:
-            parameter.requires_grad_(needed)
-            parameter.grad = gradient
+        for weight, needed, gradient in flags:
+            weight.requires_grad_(needed)
+            weight.grad = gradient
         if side is not None:
             tokenizer.padding_side = side
 

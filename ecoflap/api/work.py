@@ -18,7 +18,13 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
 from ecoflap.prune.report import BlockReport, PruneReport
-from ecoflap.run.outcome import count_layers, describe_allocation, describe_calibration, describe_model
+from ecoflap.run.outcome import (
+    count_layers,
+    describe_allocation,
+    describe_calibration,
+    describe_experts,
+    describe_model,
+)
 from ecoflap.score.scores import Scores
 from ecoflap.storage.results import Result, environment, sparsity_section
 
@@ -143,7 +149,7 @@ class Work:
             versions=surroundings["versions"],
             git=surroundings["git"],
             model=describe_model(model, fingerprint),
-            data=data,
+            data=data | describe_experts(report),
             metrics={},
             sparsity=sparsity_section(
                 counts,

@@ -3,7 +3,8 @@
 A run of a batch ends where it reaches a layer that is dense: the layer's input is known, and so is what it
 adds to the layer's statistic. Once all batches have come that far, the layer is pruned, and the batches run
 again, through it, to the next one. The run that completes a statistic goes on instead; one that is the only
-one, as a single batch holds all samples, never ends early.
+one, as a single batch holds all samples, never ends early. Experts, which read tokens of their own, are
+pruned together: all first matrices, and then all second ones.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.towers import Block
 
 Group = tuple[Layer, ...]
+Stage = tuple[int, bool]
 PruneGroup = Callable[[Group, Statistic], None]
 
 
@@ -33,7 +35,8 @@ class _Batch:
     Attributes:
         stream: its hidden states and arguments.
         tokens: masks of the tokens that count; empty where all do.
-        waits: the dense layers that it has reached; None while it runs, and once it has left the block.
+        waits: the stage with the dense layers that it has reached; None while it reaches pruned ones, and
+            once it has left the block.
         counted: the groups whose statistic holds its tokens.
         masks: of the tokens that count, and the tensors that they don't apply to; of the present run.
         called: the layers that the present run has called.
@@ -42,7 +45,7 @@ class _Batch:
 
     def __init__(self, stream: Stream, tokens: Masks) -> None:
         self.stream, self.tokens = stream, tokens
-        self.waits: Group | None = None
+        self.waits: Stage | None = None
         self.counted: set[Group] = set()
         self.begin([])
 
@@ -69,15 +72,17 @@ class LayerByLayer:
         """
         self.block, self.kind, self.prune = block, statistic, prune
         self._of = {layer: group for group in groups for layer in group}
-        self._places = {group: place for place, group in enumerate(groups)}
+        self._stages: dict[Stage, list[Group]] = {}  # in call order
+        for group in groups:
+            self._stages.setdefault(group[0].stage, []).append(group)
         self._statistics: dict[Group, Statistic] = {}  # of groups that batches wait at
-        self._pruned: set[Group] = set()
+        self._pruned: set[Stage] = set()
         self._batches: list[_Batch] = []
         self._behind: list[_Batch] = []  # those that can go on, as the layers that they waited at are pruned
         self._running: _Batch | None = None
 
     def run(self, index: int, streams: Sequence[Stream], tokens: Sequence[Masks]) -> None:
-        """Run the block over all batches; its outputes become the next block's inputs.
+        """Run the block over all batches; its outputs become the next block's inputs.
 
         Args:
             index: the index of the block in its tower.
@@ -93,11 +98,11 @@ class LayerByLayer:
         with self._watching():
             while self._behind:
                 self._run_on(self._behind.pop(), index)
-                if not self._behind and (group := self._earliest()) is not None:
-                    self._prune(group)
-        for group in self._places:
-            if group not in self._pruned:
-                raise never_ran(group[0])
+                if not self._behind and (stage := self._earliest()) is not None:
+                    self._prune(stage)
+        for stage, groups in self._stages.items():
+            if stage not in self._pruned:
+                raise never_ran(groups[0][0])
 
     @contextmanager
     def _watching(self) -> Iterator[None]:
@@ -110,7 +115,7 @@ class LayerByLayer:
                 handle.remove()
 
     def _run_on(self, batch: _Batch, index: int) -> None:
-        """Run a batch from the beginning of the block to the next dense layer, or to the block's end."""
+        """Run a batch from the beginning of the block to the next dense stage, or to the block's end."""
         call = batch.stream.call(index)
         batch.begin(call.tensors)
         self._running = batch
@@ -118,12 +123,15 @@ class LayerByLayer:
             output = call.run(self.block.module, batch.stream.hidden)
             for group in batch.given:
                 _refuse(next(layer for layer in group if layer not in batch.called))
-            batch.stream.leave(output, call)
+            if batch.waits is None:
+                batch.stream.leave(output, call)
 
     def _reach(self, layer: Layer, _: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Let a run call a layer that is pruned, or end it in front of a dense one."""
         batch, group, inputs = self._running, self._of[layer], arguments[0]
         assert batch is not None
+        if batch.waits not in (None, layer.stage):
+            raise InputsComplete
         if layer in batch.called:
             _refuse(layer)
         if batch.called.isdisjoint(group):
@@ -137,8 +145,13 @@ class LayerByLayer:
             del batch.given[group]
 
     def _enter(self, batch: _Batch, group: Group, inputs: Tensor) -> None:
-        """A run reaches the first layer of a group: prune the group if this run is the last one to come."""
-        if group in self._pruned:
+        """A run reaches the first layer of a group: prune the group if this run is the last one to come.
+
+        In front of the experts of a stage, which read tokens of their own, a run goes on until it has reached
+        them all, with outputs that are dense and lead nowhere.
+        """
+        stage = group[0].stage
+        if stage in self._pruned:
             if group not in batch.counted:
                 _refuse(group[0])
             return
@@ -146,22 +159,29 @@ class LayerByLayer:
             self._statistics[group] = self.kind(inputs.shape[-1], inputs.device)
         self._statistics[group].update(counted_inputs(group[0], inputs, *batch.masks))
         batch.counted.add(group)
-        batch.waits = group
-        if self._behind or self._earliest() is not group:
+        batch.waits = stage
+        if group[0].is_expert:
+            return
+        if self._behind or self._earliest() != stage:
             raise InputsComplete
         batch.waits = None
-        self._prune(group)
+        self._prune(stage)
 
-    def _earliest(self) -> Group | None:
-        """The group that is called before all others that batches wait at."""
-        waiting = [batch.waits for batch in self._batches if batch.waits is not None]
-        return min(waiting, key=self._places.__getitem__, default=None)
+    def _earliest(self) -> Stage | None:
+        """The stage that is called before all others that batches wait at."""
+        waiting = {batch.waits for batch in self._batches}
+        return next((stage for stage in self._stages if stage in waiting), None)
 
-    def _prune(self, group: Group) -> None:
-        """Prune a group; the batches that wait at it can go on."""
-        self.prune(group, require_tokens(group[0], self._statistics.pop(group)))
-        self._pruned.add(group)
-        self._behind = [batch for batch in self._batches if batch.waits is group]
+    def _prune(self, stage: Stage) -> None:
+        """Prune the layers of a stage; the batches that wait at it can go on."""
+        for group in self._stages[stage]:
+            statistic = self._statistics.pop(group, None)
+            if group[0].is_expert and (statistic is None or not statistic.tokens):
+                statistic = self.kind.unseen(group[0].shape[1], group[0].weight.device)
+            assert statistic is not None
+            self.prune(group, require_tokens(group[0], statistic))
+        self._pruned.add(stage)
+        self._behind = [batch for batch in self._batches if batch.waits == stage]
 
 
 def _refuse(layer: Layer) -> NoReturn:

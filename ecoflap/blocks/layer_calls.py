@@ -1,7 +1,7 @@
 """Check that a model calls its layers: hooks on their modules see the inputs and change the outputs.
 
 Mamba multiplies by the weight of ``dt_proj`` without calling it; Zamba2's shared blocks are modules that
-share weights.
+share weights. Of experts that share a parameter, some may see no token.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def require_calls(model: PrunableModel, batches: Sequence[Batch], every_layer: b
         model: the layers to check are ``model.layers``.
         batches: of the calibration set. Two samples suffice if they reach every layer; experts that see few
             samples may need more.
-        every_layer: refuse layers that no sample reaches, too.
+        every_layer: refuse layers that no sample reaches, too; of experts, those of which none is reached.
 
     Raises:
         UserError: if the model uses a weight without calling its module, or, with ``every_layer``, no sample
@@ -95,10 +95,17 @@ def require_calls(model: PrunableModel, batches: Sequence[Batch], every_layer: b
                 model.loss(batch)
             if calls.read_elsewhere:
                 raise _used_without_call(calls.read_elsewhere, names)
-            if len(calls.called) == len(names):
+            missed = _missed(model, calls.called)
+            if not missed:
                 return
     if every_layer:
-        raise _never_reached(model, set(names) - calls.called)
+        raise _never_reached(model, missed)
+
+
+def _missed(model: PrunableModel, called: set[str]) -> set[str]:
+    """The layers that were not called, without experts of which another one was."""
+    reached = {layer.parameter_name for layer in model.layers if layer.name in called}
+    return {layer.name for layer in model.layers if layer.parameter_name not in reached}
 
 
 def _used_without_call(used: set[str], names: Sequence[str]) -> UserError:

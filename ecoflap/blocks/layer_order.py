@@ -61,15 +61,22 @@ class LayerOrder:
     def groups(self) -> list[tuple[Layer, ...]]:
         """The layers in call order, those together that read the same tensor in every run.
 
-        A layer that no run called is alone, behind the one that precedes it in the block.
+        A layer that no run called is alone, behind the one that precedes it in the block, or, if it is an
+        expert's, behind one of the experts that was called.
         """
         called: dict[tuple[tuple[int, int], ...], list[Layer]] = {}
         for layer in self._order:
             called.setdefault(tuple(self._reads[layer].items()), []).append(layer)
         groups = [tuple(layers) for layers in called.values()]
-        place = 0
+        siblings = {layer.stage: layer for layer in self._order if layer.is_expert}
+        previous: Layer | None = None
         for layer in self.layers:
             if layer not in self._reads:
-                groups.insert(place, (layer,))
-            place = 1 + next(number for number, group in enumerate(groups) if layer in group)
+                groups.insert(_behind(siblings.get(layer.stage, previous), groups), (layer,))
+            previous = layer
         return groups
+
+
+def _behind(layer: Layer | None, groups: Sequence[tuple[Layer, ...]]) -> int:
+    """The place behind the group of a layer; the first one for None."""
+    return next((number for number, group in enumerate(groups, start=1) if layer in group), 0)

@@ -42,11 +42,13 @@ class Statistic(Protocol):
     Attributes:
         sum: what is summed over tokens, [cols, ...].
         tokens: how many there were.
+        assumed: no token was seen, and others are assumed; see ``unseen``.
         storable: the sums are [cols], small enough to be kept for other runs.
     """
 
     sum: Tensor
     tokens: int
+    assumed: bool = False
     storable: ClassVar[bool] = False
 
     def __init__(self, cols: int, device: torch.device) -> None:
@@ -68,14 +70,27 @@ class Statistic(Protocol):
         self.sum = self.sum.to(device)
 
     def kept(self) -> Tensor:
-        """The sums and the number of tokens as one tensor [cols + 1], fp64 on the CPU: nothing is rounded."""
-        return torch.cat([self.sum.cpu().double(), torch.tensor([float(self.tokens)], dtype=torch.float64)])
+        """The sums and the number of tokens, negative if assumed, [cols + 1], fp64: nothing is rounded."""
+        tokens = float(-self.tokens if self.assumed else self.tokens)
+        return torch.cat([self.sum.cpu().double(), torch.tensor([tokens], dtype=torch.float64)])
 
     @classmethod
     def restored(cls: type[Own], kept: Tensor, device: torch.device) -> Own:
         """The statistic that ``kept`` returned, on a device, which need not support fp64."""
         statistic = cls(len(kept) - 1, device)
-        statistic.sum, statistic.tokens = kept[:-1].float().to(device), int(kept[-1])
+        statistic.sum, statistic.tokens = kept[:-1].float().to(device), abs(int(kept[-1]))
+        statistic.assumed = bool(kept[-1] < 0)
+        return statistic
+
+    @classmethod
+    def unseen(cls: type[Own], cols: int, device: torch.device) -> Own:
+        """The statistic of an expert that no token reaches: each column was read once, alone.
+
+        All columns then count alike and none goes with another, so a pruner decides by the weights alone.
+        """
+        statistic = cls(cols, device)
+        statistic.update(torch.eye(cols, device=device))
+        statistic.assumed = True
         return statistic
 
 
@@ -205,6 +220,7 @@ class InputStatistics:
         self._counted: tuple[Tensor, ...] = ()
         self._foreign: list[Tensor] = []
         self._leaders: set[Layer] = set()
+        self._unseen: dict[Layer, Statistic] = {}
         # Layers without a statistic, in this run: what each call read, and the tensors, which stay alive so
         # that equal identity means the same input.
         self._reads: dict[Layer, list[Statistic]] = {}
@@ -298,6 +314,10 @@ class InputStatistics:
         return counted_inputs(layer, inputs, self._counted, self._foreign)
 
     def __getitem__(self, layer: Layer) -> Statistic:
+        if layer.is_expert and (layer not in self.of or not self.of[layer].tokens):
+            if layer not in self._unseen:
+                self._unseen[layer] = self.kind.unseen(layer.shape[1], layer.weight.device)
+            return self._unseen[layer]
         if layer not in self.of:
             raise never_ran(layer)
         return require_tokens(layer, self.of[layer])
@@ -306,16 +326,26 @@ class InputStatistics:
 def counted_inputs(
     layer: Layer, inputs: Tensor, counted: Sequence[Tensor], foreign: Sequence[Tensor]
 ) -> Tensor:
-    """The inputs of the tokens that count, [tokens, cols]; ``InputStatistics.begin_run`` explains the masks.
+    """The inputs of the tokens that count, [tokens, cols].
 
-    All that a layer reads counts where the masks say nothing of it: tokens that a router has selected, the
-    sequence of another tower, tokens that were merged.
+    All that a layer reads counts where the masks say nothing of it: tokens that a router has selected unknown
+    to the layer, the sequence of another tower, tokens that were merged.
+
+    Args:
+        layer: reads the inputs, in a call that is under way.
+        inputs: [..., cols].
+        counted: masks of the tokens that count; see ``InputStatistics.begin_run``.
+        foreign: tensors that the masks don't apply to.
     """
-    tokens = inputs.detach().reshape(-1, inputs.shape[-1])
+    tokens, routed = inputs.detach().reshape(-1, inputs.shape[-1]), layer.routed
+    if routed is not None:
+        of_experts = next((mask for mask in counted if mask.numel() == routed.tokens), None)
+        return tokens if of_experts is None else tokens[of_experts.flatten()[routed.positions]]
     rows = tuple(inputs.shape[:-1])
     alike = (mask for mask in counted if rows in (mask.shape, (mask.numel(),), (1, mask.numel())))
     mask = next(alike, None)
-    if mask is None or ROUTED.search(layer.name) or any(inputs is other for other in foreign):
+    unknown = layer.is_expert or ROUTED.search(layer.name) is not None
+    if mask is None or unknown or any(inputs is other for other in foreign):
         return tokens
     return tokens[mask.flatten()]
 

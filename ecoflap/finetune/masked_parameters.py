@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.layers import Layer, by_parameter, whole_mask
 
 
 class MaskedParameter(nn.Module):
@@ -50,7 +50,7 @@ def masked_parameters(module: nn.Module, layers: list[Layer], masks: Mapping[str
         layers: the layers whose weights are replaced.
         masks: {layer: bool mask as the parameter is stored}.
     """
-    held = [(layer.weight, masks[layer.name].to(layer.weight.device)) for layer in layers]
+    held = [(parts[0].parameter, whole_mask(parts, masks)) for _, parts in by_parameter(layers)]
     owners = _owners(module, [weight for weight, _ in held])
     orders = {owner: list(owner._parameters) for known in owners.values() for owner, _ in known}
     for weight, mask in held:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -21,6 +22,8 @@ from ecoflap.prune.layers import Statistics, prune_layers, prune_together
 from ecoflap.prune.protocol import LayerPruner, OnBlock
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.storage.masks import PackedMasks
+
+log = logging.getLogger(__name__)
 
 
 @torch.no_grad()
@@ -80,7 +83,29 @@ def prune(
             report.blocks.append(_summary(visit, allocation, report, seconds))
             on_block(report.blocks[-1])
     report.masks = PackedMasks.ordered(report.masks, [layer.name for layer in model.layers])
+    _warn_of_experts(model, report)
     return report
+
+
+def _warn_of_experts(model: PrunableModel, report: PruneReport) -> None:
+    """Warn of experts that no token was routed to, and of those with fewer tokens than input columns."""
+    counts = [(layer, report.tokens[layer.name]) for layer in model.layers if layer.name in report.tokens]
+    unseen = [layer for layer, tokens in counts if not tokens]
+    few = [layer for layer, tokens in counts if 0 < tokens < layer.shape[1]]
+    if unseen:
+        log.warning(
+            "no calibration token was routed to %d of %d matrices of experts, such as %s: they were pruned by"
+            " their weights alone; more calibration.samples reach more experts",
+            len(unseen),
+            len(counts),
+            unseen[0].name,
+        )
+    if few:
+        log.info(
+            "%d of %d matrices of experts saw fewer tokens than they have columns",
+            len(few),
+            len(counts),
+        )
 
 
 def _apply_finished(

@@ -80,7 +80,10 @@ def prune_together(
         layer.write(pruned.weight)
         after = layer.matrix()
         report.masks[layer.name] = layer.oriented(pruned.mask).contiguous().cpu()
-        report.errors[layer.name] = None if statistic is None else _relative_error(statistic, before, after)
+        known = None if statistic is None or statistic.assumed else statistic
+        report.errors[layer.name] = None if known is None else _relative_error(known, before, after)
+        if layer.is_expert and statistic is not None:
+            report.tokens[layer.name] = 0 if known is None else known.tokens
 
 
 def solve_layers(

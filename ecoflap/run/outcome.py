@@ -74,6 +74,14 @@ def describe_allocation(allocation: Allocation | None) -> dict[str, Any] | None:
     return {"granularity": allocation.granularity, "details": allocation.details}
 
 
+def describe_experts(report: PruneReport | None) -> dict[str, Any]:
+    """Describe, in the words of ``result.json``, how many tokens reached each expert; {} without any."""
+    if report is None or not report.tokens:
+        return {}
+    unseen = sum(not tokens for tokens in report.tokens.values())
+    return {"experts": {"layers": len(report.tokens), "unseen": unseen, "tokens": report.tokens}}
+
+
 def count_layers(model: PrunableModel, report: PruneReport | None) -> dict[str, LayerCount]:
     """Count the zeros and the kept weights of every layer.
 
@@ -116,7 +124,7 @@ def _data(state: RunState) -> dict[str, Any]:
         data["finetune"] = state.training.data
     if state.tasks:
         data["tasks"] = state.tasks
-    return data
+    return data | describe_experts(state.report)
 
 
 def show_in_tracker(tracker: Tracker, result: Result, state: RunState) -> None:

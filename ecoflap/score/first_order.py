@@ -89,8 +89,9 @@ class FirstOrder(FirstOrderOptions, Scorer):
         with quiet_forward(model.module):
             for index, batch in enumerate(track(batches, "score", total=len(batches))):
                 count = samples_in(batch)
-                for layer, value in measure_gradients(model, batch, measure, self.recompute).items():
-                    averages[layer.name].add(value, count, f"{layer.name} (batch {index})")
+                values = measure_gradients(model, batch, measure, self.recompute)
+                for layer in model.layers:  # the gradient of an expert that the batch doesn't reach is zero
+                    averages[layer.name].add(values.get(layer, 0.0), count, f"{layer.name} (batch {index})")
         zero_independent(averages)
         samples = min(self.samples, len(calibration))
         return collect(self.name, averages, {**self.identity(), "samples": samples, "batches": len(batches)})

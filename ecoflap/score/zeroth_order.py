@@ -139,8 +139,9 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
         """Estimates from one backward pass per batch."""
         for index, batch in enumerate(track(batches, "score", total=len(batches))):
             noise = ("zeroth_order", seed, index)
-            for layer, values in directional_derivatives(model, batch, self.noises, noise).items():
-                for draw, value in enumerate(values):
+            found = directional_derivatives(model, batch, self.noises, noise)
+            for layer in model.layers:  # the derivative of an expert that the batch doesn't reach is zero
+                for draw, value in enumerate(found.get(layer, [0.0] * self.noises)):
                     yield Estimate(layer, index, draw, value)
 
     def _probe(self, model: PrunableModel, batches: Sequence[Batch], seed: int) -> Iterator[Estimate]:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.layers import Layer, by_parameter, whole_mask
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.conversion import saved_form
 from ecoflap.storage.disk_space import writing
 from ecoflap.storage.masks import FILE_NAME as MASKS
-from ecoflap.storage.masks import save_masks
+from ecoflap.storage.masks import PackedMasks, Rows, save_masks
 from ecoflap.storage.saved_model import Checkpoint
 
 FOLDER = "checkpoint"
@@ -53,7 +54,7 @@ def write_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor] | None, f
             with model.placement.all_in_place():
                 model.placement.save(model, folder)
             if masks is not None:
-                save_masks(folder / MASKS, masks, saved_names(model, folder))
+                _write_masks(model, masks, folder)
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -61,8 +62,58 @@ def write_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor] | None, f
         file.chmod(folder.stat().st_mode & 0o666)
 
 
+def _write_masks(model: PrunableModel, masks: Mapping[str, Tensor], folder: Path) -> None:
+    """Write the masks of a checkpoint under its own names, and in the parts that it has of experts."""
+    plain = {layer.name for layer in model.layers if not layer.is_expert and layer.name in masks}
+    saved, parts = PackedMasks(), dict[str, list[Rows]]()
+    for name in filter(plain.__contains__, masks):
+        saved[name] = masks[name]
+    for name, experts in by_parameter([layer for layer in model.layers if layer.is_expert]):
+        masked = [layer for layer in experts if layer.name in masks]
+        if not masked:
+            continue
+        rows = saved_rows(model.module, name, masked)
+        pruned = {one.name for places in rows.values() for one in places}
+        for full, mask in saved_form(model.module, {name: whole_mask(masked, masks)}).items():
+            if full in pruned:
+                saved[full] = mask
+        parts |= rows
+    save_masks(folder / MASKS, saved, saved_names(model, folder), parts)
+
+
+def saved_rows(module: nn.Module, name: str, experts: Sequence[Layer]) -> dict[str, list[Rows]]:
+    """Where the checkpoint has the weights of experts that share a parameter.
+
+    A stand-in for the parameter, in which each weight is the number of its expert, is converted as the
+    parameter is when it is saved.
+
+    Args:
+        module: the model.
+        name: the parameter's name.
+        experts: layers of the parameter.
+
+    Raises:
+        KeyError: if the checkpoint mixes the weights of experts in a row.
+    """
+    shape = experts[0].parameter.shape
+    numbers = torch.empty(shape, dtype=torch.int32)
+    for number, part in enumerate(numbers.view(experts[0].expert[1], -1, shape[-1])):
+        part.fill_(number)
+    found: dict[int, list[Rows]] = {}
+    for full, tensor in saved_form(module, {name: numbers}).items():
+        rows = tensor.flatten(1)
+        if not torch.equal(rows.amin(dim=1), rows.amax(dim=1)):
+            raise KeyError(f"{full} of the checkpoint mixes the experts of {name}")
+        owners, counts = torch.unique_consecutive(rows[:, 0], return_counts=True)
+        start = 0
+        for owner, count in zip(owners.tolist(), counts.tolist(), strict=True):
+            found.setdefault(owner, []).append(Rows(full, start, start + count))
+            start += count
+    return {layer.name: found[layer.expert[0]] for layer in experts}
+
+
 def saved_names(model: PrunableModel, folder: Path) -> dict[str, str]:
-    """The name of each layer in the checkpoint, where the two differ.
+    """The name of each layer that is a whole parameter in the checkpoint, where the two differ.
 
     transformers 5 writes many models under the names of their first release. The longest common suffix, and
     then the weights themselves, tell which name belongs to which layer.
@@ -75,7 +126,7 @@ def saved_names(model: PrunableModel, folder: Path) -> dict[str, str]:
         names = checkpoint.names()
         unclaimed = set(names).difference(layer.name for layer in model.layers)
         for block in (block for tower in model.towers for block in tower.blocks):
-            renamed = [layer for layer in block.layers if layer.name not in names]
+            renamed = [layer for layer in block.layers if not layer.is_expert and layer.name not in names]
             if not renamed:
                 continue
             with model.placement.using(block):

@@ -3,6 +3,9 @@
 Bit order: the mask is flattened in the saved parameter's own order and packed eight to a byte, the first
 weight in the highest bit; the last byte is padded with zeros. The shapes are in the file's metadata, as JSON.
 A set bit is a weight that was kept.
+
+A mask has the name and shape of a tensor in the checkpoint. An expert that shares a parameter with others may
+be some rows of one, or several, as where gate and up are apart; the metadata say which.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from ecoflap.storage.files import replacing
 
@@ -22,7 +25,26 @@ FILE_NAME = "masks.safetensors"
 FORMAT = "ecoflap-masks-1"
 
 
-def save_masks(path: Path, masks: Mapping[str, Tensor], names: Mapping[str, str] | None = None) -> None:
+class Rows(NamedTuple):
+    """Some of the first dimension of a tensor in the checkpoint.
+
+    Attributes:
+        name: Name of the tensor.
+        start: The first one; None for the whole tensor.
+        stop: The one behind the last; None for the whole tensor.
+    """
+
+    name: str
+    start: int | None
+    stop: int | None
+
+
+def save_masks(
+    path: Path,
+    masks: Mapping[str, Tensor],
+    names: Mapping[str, str] | None = None,
+    parts: Mapping[str, Sequence[Rows]] | None = None,
+) -> None:
     """Write masks to one file atomically.
 
     Args:
@@ -31,6 +53,7 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], names: Mapping[str, str]
             the weight is kept.
         names: Parameter name -> its name in the checkpoint where the two differ; masks are stored under
             the latter.
+        parts: Layer -> where its weights are in the checkpoint, for layers that are no whole tensors of it.
 
     Raises:
         TypeError: if a mask is not a bool tensor.
@@ -41,6 +64,8 @@ def save_masks(path: Path, masks: Mapping[str, Tensor], names: Mapping[str, str]
     packed = {names.get(name, name): pack(name, mask) for name, mask in masks.items()}
     shapes = {names.get(name, name): list(mask.shape) for name, mask in masks.items()}
     metadata = {"format": FORMAT, "shapes": json.dumps(shapes), "names": json.dumps(names)}
+    if parts:
+        metadata["parts"] = json.dumps(dict(parts))
     with replacing(Path(path)) as temporary:
         save_file(packed, temporary, metadata=metadata)
 
@@ -92,6 +117,7 @@ class MaskFile:
     Attributes:
         shapes: Parameter name in the checkpoint -> shape of its mask.
         names: Parameter name in the model -> its name in the checkpoint, where the two differ.
+        parts: Layer -> where its weights are in the checkpoint, for layers that are no whole tensors of it.
     """
 
     def __init__(self, path: Path) -> None:
@@ -122,10 +148,19 @@ class MaskFile:
             )
         self.shapes: dict[str, list[int]] = json.loads(metadata["shapes"])
         self.names: dict[str, str] = json.loads(metadata.get("names", "{}"))
+        parts = json.loads(metadata.get("parts", "{}"))
+        self.parts = {layer: [Rows(*rows) for rows in found] for layer, found in parts.items()}
+        self._last: tuple[str, Tensor] | None = None
 
     def __getitem__(self, name: str) -> Tensor:
-        """The bool mask of one parameter, in the parameter's shape."""
-        return unpack(self._file.get_tensor(name), self.shapes[name])
+        """The bool mask of one tensor of the checkpoint, in its shape; the last one stays in memory."""
+        if self._last is None or self._last[0] != name:
+            self._last = name, unpack(self._file.get_tensor(name), self.shapes[name])
+        return self._last[1]
+
+    def places(self, layer: str) -> list[Rows]:
+        """Where the weights of a layer are in the checkpoint."""
+        return self.parts.get(layer) or [Rows(self.names.get(layer, layer), None, None)]
 
     def __enter__(self) -> MaskFile:
         """Keep the file open for the duration of a ``with`` block."""

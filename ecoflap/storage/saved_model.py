@@ -46,8 +46,13 @@ class Checkpoint:
         if not self._single and not self._mapped:
             self._shards = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
 
-    def tensor(self, name: str) -> Tensor:
-        """Read one tensor to the CPU.
+    def tensor(self, name: str, start: int | None = None, stop: int | None = None) -> Tensor:
+        """Read one tensor to the CPU, or some of its first dimension.
+
+        Args:
+            name: Its name.
+            start: The first row to read; None for the whole tensor.
+            stop: The row behind the last; None for the whole tensor.
 
         Raises:
             KeyError: if the checkpoint has no such tensor.
@@ -55,11 +60,12 @@ class Checkpoint:
             safetensors.SafetensorError: if a file is damaged.
         """
         if self._mapped is not None:
-            return self._mapped[name]
+            return self._mapped[name][start:stop] if start is not None else self._mapped[name]
         file = self._file(self._single or self._shards[name])
         if name not in file.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
             raise KeyError(name)
-        tensor: Tensor = file.get_tensor(name)
+        whole = start is None
+        tensor: Tensor = file.get_tensor(name) if whole else file.get_slice(name)[start:stop]
         return tensor
 
     def names(self) -> list[str]:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from torch import nn
 import ecoflap
 from ecoflap.prune.wanda import Wanda
 from ecoflap.score.zeroth_order import ZerothOrder
+from tests import experts
 from tests.api.conftest import Given, llama
 from tests.cli.conftest import ROOT
 
@@ -92,6 +94,22 @@ def test_one_call_leaves_nothing_behind(given: Given) -> None:
     ecoflap.prune(given.module, given.processor, given.data, sparsity=0.5, **QUICK)
     assert_equal(of_model(given.module, given.processor), before[0])
     assert_equal(of_process(), before[1])
+
+
+def test_no_trace_of_opened_experts_is_left() -> None:
+    model = experts.build("mixtral")
+    module = copy.deepcopy(model.module)
+    for child in module.modules():
+        vars(child).pop("_expert_slices", None), vars(child).pop("forward", None)
+    processor = SimpleNamespace(padding_side="right")
+    before = of_model(module, processor)
+    data = [{"input_ids": sample["input_ids"][None]} for sample in experts.samples(5, 5).samples]
+    result = ecoflap.prune(module, data=data, sparsity=0.5, score="first_order", pruner="sparsegpt")
+    assert_equal(of_model(module, processor), before)
+    again = ecoflap.prune(result.prunable, data=data, sparsity=0.6, score="first_order")
+    assert again.sparsity >= 0.6 > result.sparsity
+    assert_equal(of_model(module, processor), before)
+    assert pickle.dumps(module)
 
 
 def test_steps_leave_nothing_behind(given: Given, tmp_path: Path) -> None:

@@ -2,17 +2,18 @@
 one sample at a time.
 """
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block
+from tests.experts import noting_inputs
 from tests.ops import reference as ops
 
 ADMM_STEPS = (12, 10, 1.8)  # iterations, those that choose a mask, relaxation
@@ -82,24 +83,38 @@ def plain_passes(
 
 def inputs_of_each(
     model: PrunableModel,
-    layers: Iterable[Layer],
+    layers: Sequence[Layer],
     calibration: CalibrationSet,
     batches: list[Batch] | None = None,
 ) -> dict[Layer, Tensor]:
-    """Everything that each of the layers reads in the same plain passes, [tokens, cols]."""
-    seen: dict[Layer, list[Tensor]] = {layer: [] for layer in layers}
+    """Everything that each of the layers reads in the same plain passes, [tokens, cols].
+
+    What experts read is found from the model's own forward pass; one that reads nothing counts as if it had
+    read each column once, alone.
+    """
+    seen: dict[nn.Module, list[Tensor]] = {layer.module: [] for layer in layers}
+    of = {layer.module: layer for layer in layers}
+
+    def note(module: nn.Module, inputs: Tensor) -> None:
+        if module in seen:
+            cols, dtype = of[module].shape[1], of[module].weight.dtype
+            seen[module].append(inputs.reshape(-1, cols).to(dtype, copy=True))
+
+    experts = [layer for layer in layers if layer.is_expert]
     handles = [
-        layer.module.register_forward_pre_hook(
-            lambda _, arguments, layer=layer: seen[layer].append(
-                arguments[0].reshape(-1, layer.shape[1]).clone()
-            )
-        )
-        for layer in seen
+        layer.module.register_forward_pre_hook(lambda module, arguments: note(module, arguments[0]))
+        for layer in layers
+        if not layer.is_expert
     ]
-    plain_passes(model, calibration, batches)
+    with noting_inputs(model.module, note) if experts else nullcontext():
+        plain_passes(model, calibration, batches)
     for handle in handles:
         handle.remove()
-    return {layer: torch.cat(inputs) for layer, inputs in seen.items()}
+    return {
+        layer: torch.cat(seen[layer.module]) if seen[layer.module] else torch.eye(layer.shape[1])
+        for layer in layers
+        if seen[layer.module] or layer.is_expert
+    }
 
 
 def inputs_of(
@@ -147,11 +162,16 @@ def prune_layer_by_layer(
     masks = {}
     for tower in model.towers:
         for block in tower.blocks:
-            dense = set(block.layers)
+            dense = list(block.layers)
             while dense:
                 with calls_of(block, dense) as calls:
-                    inputs = inputs_of_each(model, dense, calibration, batches)
-                layer = first_of(calls)
+                    if any(layer.is_expert for layer in dense):  # their modules are called in other passes
+                        plain_passes(model, calibration, batches)
+                    else:
+                        inputs = inputs_of_each(model, dense, calibration, batches)
+                layer = first_of(calls) or dense[0]  # an expert that no call reaches may come at any time
+                if any(layer.is_expert for layer in dense):
+                    inputs = inputs_of_each(model, [layer], calibration, batches)
                 weight, masks[layer.name] = prune_layer(
                     layer.matrix().clone(), inputs[layer], keep[layer.name]
                 )
@@ -174,8 +194,9 @@ def calls_of(block: Block, layers: Iterable[Layer]) -> Iterator[list[list[Layer]
         handle.remove()
 
 
-def first_of(calls: list[list[Layer]]) -> Layer:
-    """A layer that no call reaches behind another one."""
+def first_of(calls: list[list[Layer]]) -> Layer | None:
+    """A layer that no call reaches behind another one; None if no call reaches any."""
     return next(
-        layer for call in calls for layer in call[:1] if all(layer not in other[1:] for other in calls)
+        (layer for call in calls for layer in call[:1] if all(layer not in other[1:] for other in calls)),
+        None,
     )

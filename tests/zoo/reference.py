@@ -10,18 +10,22 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.data.batch import Batch, Sample
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import gaussian, inverse_factor, solve_together
+from tests.experts import as_published, noting_inputs
 from tests.ops import reference as ops
 
 
 @torch.no_grad()
 def grams(model: PrunableModel, layers: Sequence[Layer], samples: Iterable[Sample]) -> dict[Layer, Tensor]:
-    """Mean of x x^T of what each layer reads, [cols, cols], fp64; no entry for a layer that never runs."""
+    """Mean of x x^T of what each layer reads, [cols, cols], fp64; no entry for a layer that never runs.
+
+    An expert that no token reaches counts as if each column had been read once, alone.
+    """
     seen: dict[Layer, list[Tensor]] = {}
 
     def reading(layer: Layer) -> Any:
@@ -31,11 +35,22 @@ def grams(model: PrunableModel, layers: Sequence[Layer], samples: Iterable[Sampl
 
         return hook
 
-    handles = [layer.module.register_forward_pre_hook(reading(layer), with_kwargs=True) for layer in layers]
-    for sample in samples:
-        model.loss({name: tensor[None] for name, tensor in sample.items()})
+    by_module = {layer.module: layer for layer in layers}
+
+    def note(expert: nn.Module, inputs: Tensor) -> None:
+        if expert in by_module:
+            seen.setdefault(by_module[expert], []).append(inputs)
+
+    plain = [layer for layer in layers if not layer.is_expert]
+    handles = [layer.module.register_forward_pre_hook(reading(layer), with_kwargs=True) for layer in plain]
+    with noting_inputs(model.module, note):
+        for sample in samples:
+            model.loss({name: tensor[None] for name, tensor in sample.items()})
     for handle in handles:
         handle.remove()
+    for layer in layers:
+        if layer.is_expert and layer not in seen:
+            seen[layer] = [torch.eye(layer.shape[1], dtype=torch.float64)]
     inputs = {layer: torch.cat(parts) for layer, parts in seen.items()}
     return {layer: rows.t() @ rows / max(len(rows), 1) for layer, rows in inputs.items()}
 
@@ -57,6 +72,11 @@ def sparsegpt(weight: Tensor, gram: Tensor, keep: int) -> tuple[Tensor, Tensor]:
 @torch.no_grad()
 def zeroth_order(model: PrunableModel, batch: Batch, eps: float, seed: int) -> dict[str, float]:
     """|L(W + eps z) - L(W - eps z)| / 2 eps of each layer, with its weight moved."""
+    with as_published(model.module):
+        return _moved(model, batch, eps, seed)
+
+
+def _moved(model: PrunableModel, batch: Batch, eps: float, seed: int) -> dict[str, float]:
     scores = {}
     for layer in model.layers:
         dense = layer.matrix().clone()
@@ -72,9 +92,17 @@ def zeroth_order(model: PrunableModel, batch: Batch, eps: float, seed: int) -> d
 
 def first_order(model: PrunableModel, batch: Batch) -> dict[str, float]:
     """The sum of the absolute gradient of each layer; 0 where the loss doesn't depend on it."""
-    weights = [layer.weight.requires_grad_(True) for layer in model.layers]
-    gradients = torch.autograd.grad(model.loss(batch).mean(), weights, allow_unused=True)
+    with as_published(model.module):
+        return _differentiated(model, batch)
+
+
+def _differentiated(model: PrunableModel, batch: Batch) -> dict[str, float]:
+    weights = {id(layer.parameter): layer.parameter.requires_grad_(True) for layer in model.layers}
+    found = torch.autograd.grad(model.loss(batch).mean(), list(weights.values()), allow_unused=True)
+    gradients = dict(zip(weights, found, strict=True))
     return {
-        layer.name: 0.0 if gradient is None else float(gradient.abs().sum())
-        for layer, gradient in zip(model.layers, gradients, strict=True)
+        layer.name: 0.0
+        if (gradient := gradients[id(layer.parameter)]) is None
+        else float(layer.part(gradient).abs().sum())
+        for layer in model.layers
     }

@@ -21,8 +21,8 @@ rounding, statistics that agree to 1e-4, and scores to 1e-3.
 
 - **kind**: experts are decoders with routed experts; hybrid ones have state-space, linear-attention or convolution layers.
 - **layers**: the weight matrices that are pruned in a model of two to four blocks per tower.
-- **prunable**: of all weights in the blocks, the share that is in these layers. Experts that a model stores as one
-  three-dimensional parameter, routers and convolutions are not.
+- **prunable**: of all weights in the blocks, the share that is in these layers. Each matrix of each expert is a layer.
+  Routers and convolutions are none.
 - **result**: equal; or refused, with the line that a run ends with. Where it says which layers to leave dense, they
   were, and the rest was compared. Sound is given to no model, so towers that read it are left out.
 

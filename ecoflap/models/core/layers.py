@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ecoflap.models.core.attention import OpenAttention
+from ecoflap.models.core.experts import ExpertSlice, Routed, slices_of
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Layer:
     sees [rows, cols] only.
 
     Attributes:
-        name: the parameter's name in the model.
+        name: the parameter's name in the model; behind it, of experts that share one, the expert's number.
         module: the module that is called with the matrix's inputs.
     """
 
@@ -28,14 +30,55 @@ class Layer:
 
     @property
     def weight(self) -> nn.Parameter:
-        """The parameter as the module stores it."""
+        """The parameter as the module stores it; of experts that share one, a view of this expert's part."""
         weight = self.module.weight
         assert isinstance(weight, nn.Parameter)
         return weight
 
     @property
+    def is_expert(self) -> bool:
+        """Whether it is a part of a parameter that experts share, and reads only the tokens routed to it."""
+        return isinstance(self.module, ExpertSlice)
+
+    @property
+    def parameter(self) -> nn.Parameter:
+        """The parameter of the model that the weights are in: the weight itself, or that of all experts."""
+        return self.module.whole if isinstance(self.module, ExpertSlice) else self.weight
+
+    @property
+    def parameter_name(self) -> str:
+        """The name of ``parameter`` in the model."""
+        return self.name.rpartition(".")[0] if self.is_expert else self.name
+
+    def part(self, tensor: Tensor) -> Tensor:
+        """The layer's part of a tensor of the shape of ``parameter``: a view, as the weight is stored."""
+        return self.module.part(tensor) if isinstance(self.module, ExpertSlice) else tensor
+
+    @property
+    def expert(self) -> tuple[int, int]:
+        """The number of the expert, and how many share the parameter; (0, 1) where none do."""
+        return (self.module.index, self.module.experts) if isinstance(self.module, ExpertSlice) else (0, 1)
+
+    @property
+    def stage(self) -> tuple[int, bool]:
+        """Layers of one stage are called one after the other, and none depends on what another puts out.
+
+        These are the first matrices of all experts of a module, and the second ones; other layers are alone.
+        """
+        if isinstance(self.module, ExpertSlice):
+            return id(self.module.owner[0]), self.module.second
+        return id(self.module), False
+
+    @property
+    def routed(self) -> Routed | None:
+        """The tokens that the present call of an expert reads."""
+        return self.module.routed if isinstance(self.module, ExpertSlice) else None
+
+    @property
     def transposed(self) -> bool:
         """Whether the module stores [cols, rows]."""
+        if isinstance(self.module, ExpertSlice):
+            return self.module.transposed
         return isinstance(self.module, Conv1D)
 
     @property
@@ -61,6 +104,30 @@ class Layer:
     def write(self, matrix: Tensor) -> None:
         """Replace the weights by ``matrix`` [rows, cols], cast to the stored dtype."""
         self.weight.copy_(self.oriented(matrix))
+
+
+def by_parameter(layers: Sequence[Layer]) -> Iterator[tuple[str, tuple[Layer, ...]]]:
+    """The parameters that layers are in, by name, each with its layers: one, or some of its experts."""
+    found: dict[str, list[Layer]] = {}
+    for layer in layers:
+        found.setdefault(layer.parameter_name, []).append(layer)
+    yield from ((name, tuple(parts)) for name, parts in found.items())
+
+
+def whole_mask(layers: Sequence[Layer], masks: Mapping[str, Tensor]) -> Tensor:
+    """The mask of the parameter that layers are in, on its device; experts that are not among them are kept.
+
+    Args:
+        layers: layers of one parameter.
+        masks: {layer: bool mask as the weight is stored}.
+    """
+    parameter = layers[0].parameter
+    if not layers[0].is_expert:
+        return masks[layers[0].name].to(parameter.device)
+    whole = torch.ones(parameter.shape, dtype=torch.bool, device=parameter.device)
+    for layer in layers:
+        layer.part(whole).copy_(masks[layer.name])
+    return whole
 
 
 # Classes that override ``forward`` and still compute the plain product.
@@ -92,8 +159,11 @@ def weights_of(module: nn.Module) -> dict[str, nn.Module]:
     """The prunable matrices that a module itself owns.
 
     Returns:
-        For each parameter name, the module that is called with that matrix's inputs.
+        For each parameter name, the module that is called with that matrix's inputs. Of experts that share a
+        parameter, the expert's number follows its name.
     """
     if isinstance(module, OpenAttention):
         return dict(module.projections)
+    if slices := slices_of(module):
+        return dict(slices)
     return {"weight": module} if is_layer(module) else {}

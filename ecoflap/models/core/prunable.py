@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.errors import UserError
+from ecoflap.models.core.attention import open_attention
+from ecoflap.models.core.experts import ExpertSlice, all_slices, refresh, reopen
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.preparation import preparation, without_origin
 from ecoflap.models.core.towers import MATCHED, Block, Skipped, Tower
@@ -129,6 +131,12 @@ class PrunableModel:
             "classes": None if values is None else hashlib.sha256(values).hexdigest(),
         }
 
+    def reopen(self) -> None:
+        """Open attentions and experts again, where a step in Python has restored the user's model since."""
+        open_attention(self.module)
+        layers = (layer.module for tower in self.every_tower for layer in tower.layers)
+        reopen(module for module in layers if isinstance(module, ExpertSlice))
+
     def parameter_count(self) -> int:
         """Number of parameters; shared ones count once."""
         return sum(parameter.numel() for parameter in self.module.parameters())
@@ -188,10 +196,12 @@ def in_float32(module: nn.Module) -> Iterator[None]:
     try:
         for tensor in tensors:
             tensor.data = _cast(tensor.data, torch.float32)
+        refresh(module)
         yield
     finally:
         for tensor, dtype in zip(tensors, dtypes, strict=True):
             tensor.data = _cast(tensor.data, dtype)
+        refresh(module)
 
 
 def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -207,7 +217,8 @@ def quiet_forward(module: nn.Module) -> Iterator[None]:
     layer is disabled, too, because hooks see nothing inside it. Everything is restored afterwards.
     """
     training = {child: child.training for child in module.modules()}
-    gradients = [(parameter, parameter.requires_grad) for parameter in module.parameters()]
+    weights = (*module.parameters(), *(one.weight for one in all_slices(module)))
+    gradients = [(weight, weight.requires_grad) for weight in weights]
     found: list[Any] = [getattr(child, "config", None) for child in module.modules()]
     configs = {id(config): config for config in found if getattr(config, "use_cache", None) is not None}
     caching = [(config, config.use_cache) for config in configs.values()]
@@ -215,7 +226,8 @@ def quiet_forward(module: nn.Module) -> Iterator[None]:
     try:
         torch.backends.mha.set_fastpath_enabled(False)
         module.eval()
-        module.requires_grad_(False)
+        for weight in weights:
+            weight.requires_grad_(False)
         for config, _ in caching:
             config.use_cache = False
         yield
@@ -223,7 +235,7 @@ def quiet_forward(module: nn.Module) -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(fused)
         for child, flag in training.items():
             child.training = flag
-        for parameter, flag in gradients:
-            parameter.requires_grad_(flag)
+        for weight, flag in gradients:
+            weight.requires_grad_(flag)
         for config, flag in caching:
             config.use_cache = flag

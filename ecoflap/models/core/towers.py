@@ -7,6 +7,7 @@ that hold linear weights.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -57,11 +58,11 @@ class Tower:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A weight of two or more dimensions that is not pruned.
+    """A weight of two or more dimensions that is not pruned, or not in all of its experts.
 
     Attributes:
         name: the parameter's name in the model.
-        size: number of weights.
+        size: number of weights that are not pruned.
         reason: why it is not pruned.
     """
 
@@ -129,12 +130,16 @@ def find_towers(module: nn.Module, wanted: Mapping[str, str] | None = None) -> t
                 f" {nearest(path, lists)}"
             )
     names = name_towers(lists, READS.get(str(getattr(module, "main_input_name", None))), wanted)
-    dense, seen = set(routers(module)), set[int]()
+    dense, seen = set(routers(module)), set[tuple[int, str]]()
     return tuple(_tower(name, path, lists[path], dense, seen) for name, path in names.items())
 
 
 def _tower(
-    name: str, path: str, blocks: nn.ModuleList | nn.Sequential, dense: Container[nn.Module], seen: set[int]
+    name: str,
+    path: str,
+    blocks: nn.ModuleList | nn.Sequential,
+    dense: Container[nn.Module],
+    seen: set[tuple[int, str]],
 ) -> Tower:
     """Collect the layers of each block; a weight that an earlier layer owns is not a layer again.
 
@@ -143,7 +148,7 @@ def _tower(
         path: path of its list of blocks.
         blocks: the list.
         dense: modules whose weights are left dense.
-        seen: ids of the weights of all layers so far; extended here.
+        seen: the parameters of all layers so far, by id, and which part of one a layer is; extended here.
     """
     found = []
     for block_name, block in _members(blocks):
@@ -152,10 +157,11 @@ def _tower(
             if child in dense:
                 continue
             for parameter, reader in weights_of(child).items():
-                weight = getattr(child, parameter)
-                if id(weight) not in seen:
-                    seen.add(id(weight))
-                    layers.append(Layer(f"{path}.{block_name}.{child_name}.{parameter}", reader))
+                layer = Layer(f"{path}.{block_name}.{child_name}.{parameter}", reader)
+                own = id(layer.parameter), parameter if layer.is_expert else ""
+                if own not in seen:
+                    seen.add(own)
+                    layers.append(layer)
         found.append(Block(f"{path}.{block_name}", block, tuple(layers)))
     return Tower(name, path, tuple(found))
 
@@ -221,8 +227,11 @@ def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[
         every: all of its towers.
         chosen: the towers to prune, without skipped layers.
     """
-    pruned = {id(layer.weight) for tower in chosen for layer in tower.layers}
-    tower_of = {id(layer.weight): tower.name for tower in every for layer in tower.layers}
+    pruned, of_layers = Counter[int](), Counter[int]()
+    for sizes, towers in ((pruned, chosen), (of_layers, every)):
+        for layer in (layer for tower in towers for layer in tower.layers):
+            sizes[id(layer.parameter)] += layer.size
+    tower_of = {id(layer.parameter): tower.name for tower in every for layer in tower.layers}
     chosen_names = {tower.name for tower in chosen}
     of_routers = set(routers(module))
     owners: dict[int, nn.Module] = {}
@@ -231,14 +240,17 @@ def skipped_weights(module: nn.Module, every: Sequence[Tower], chosen: Sequence[
             owners.setdefault(id(parameter), child)
     result = []
     for name, parameter in module.named_parameters():
-        if parameter.ndim < 2 or id(parameter) in pruned:
+        size = parameter.numel() - pruned[id(parameter)]
+        if parameter.ndim < 2 or not size:
             continue
         tower, owner = tower_of.get(id(parameter)), owners[id(parameter)]
-        if tower is not None:
+        if size < parameter.numel() and pruned[id(parameter)] == of_layers[id(parameter)]:
+            reason = "experts that compute nothing"
+        elif tower is not None:
             reason = MATCHED if tower in chosen_names else f"tower {tower} is left dense"
         else:
             reason = "router" if owner in of_routers else _no_layer(name, parameter, owner)
-        result.append(Skipped(name, parameter.numel(), reason))
+        result.append(Skipped(name, size, reason))
     return result
 
 
@@ -257,8 +269,10 @@ def _no_layer(name: str, parameter: nn.Parameter, owner: nn.Module) -> str:
         return "convolution"
     if is_linear(owner) and not is_plain(owner):
         return f"forward of {kind} isn't the plain product"
-    if weights_of(owner):
+    if any(Layer(name, reader).parameter is parameter for reader in weights_of(owner).values()):
         return "outside the blocks"
+    if name.endswith("_bias"):
+        return "biases of experts"
     if parameter.ndim == 3 and "expert" in f"{name} {kind}".lower():
         return "experts in one 3-D tensor"
     return f"parameter of {kind}"

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.attention import open_attention
+from ecoflap.models.core.experts import open_experts
 from ecoflap.models.core.prunable import Loss, PrunableModel
 from ecoflap.models.core.towers import find_towers, select, skipped_weights
 from ecoflap.models.loading.checkpoint_folder import stored_dtype, weight_files
@@ -109,6 +110,7 @@ def prunable(
         NumericalError: if a weight is NaN or infinite.
     """
     open_attention(module)
+    open_experts(module)
     every = find_towers(module, towers)
     # All towers are found, so that their outputs can be stored; a config that names some prunes those.
     named = selection.towers if selection.towers is not None else list(towers or ()) or None

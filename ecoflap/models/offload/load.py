@@ -16,6 +16,7 @@ from torch import nn
 from ecoflap.console.progress import table
 from ecoflap.console.telemetry import free_memory
 from ecoflap.errors import UserError, did_you_mean
+from ecoflap.models.core.experts import refresh
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.checkpoint_folder import stored_in
 from ecoflap.models.loading.conversion import match_tensors, warn_unused
@@ -142,6 +143,7 @@ def _on_cpu(loader: Any, device: torch.device, selection: Any, work: Path) -> Pr
     source = InMemory({name: parameter.data for name, parameter in parameters.items()})
     for parameter in parameters.values():
         parameter.data = placeholder(parameter.shape, parameter.dtype)
+    refresh(model.module)
     _move_rest(model.module, {id(parameter) for parameter in parameters.values()}, device)
     return replace(model, placement=OnCpu("cpu", model.module, model.blocks, source, device, work))
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.errors import NumericalError
+from ecoflap.models.core.experts import refresh
 from ecoflap.models.core.towers import Block
 
 AT_A_TIME = 2
@@ -124,6 +125,7 @@ class Offloaded(Placement):
             block: {name: parameter.dtype for name, parameter in mine.items()}
             for block, mine in self.parameters.items()
         }
+        self._modules = {block.name: block.module for block in blocks}
         self._loaded: list[str] = []  # names of blocks, least recently used first
         self._checked: set[str] = set()
         for block in blocks:
@@ -156,6 +158,7 @@ class Offloaded(Placement):
     def _release(self, name: str) -> None:
         for parameter in self.parameters[name].values():
             parameter.data = placeholder(parameter.shape, parameter.dtype)
+        refresh(self._modules[name])
 
     @contextmanager
     def using(self, block: Block) -> Iterator[None]:

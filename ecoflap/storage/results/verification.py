@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.masks import FILE_NAME as MASKS
-from ecoflap.storage.masks import MaskFile
+from ecoflap.storage.masks import MaskFile, Rows
 from ecoflap.storage.results.record import Result
 from ecoflap.storage.results.sparsity import LayerCount, read_layers, sparsity_section
 from ecoflap.storage.saved_model import Checkpoint
@@ -44,54 +44,55 @@ def verify(run_folder: Path) -> list[str]:
     layers = read_layers(result.sparsity)
     with Checkpoint(folder) as checkpoint, MaskFile(folder / MASKS) as masks:
         for name, layer in layers.items():
-            saved = masks.names.get(name, name)
-            found = _layer_differences(saved, layer, checkpoint, masks)
+            found = _layer_differences(masks.places(name), layer, checkpoint, masks)
             differences += [f"{name}: {difference}" for difference in found]
-        known = {masks.names.get(name, name) for name in layers}
+        known = {rows.name for name in layers for rows in masks.places(name)}
         unknown = [name for name in masks.shapes if name not in known]
         differences += [f"{name}: has a mask but is not in the record" for name in unknown]
     return differences
 
 
 def _layer_differences(
-    name: str, layer: LayerCount, checkpoint: Checkpoint, masks: MaskFile
+    places: Sequence[Rows], layer: LayerCount, checkpoint: Checkpoint, masks: MaskFile
 ) -> Iterator[str]:
-    """Differences between one layer's record and its weights and mask."""
+    """Differences between one layer's record and its weights and mask, which may be in several tensors."""
     from safetensors import SafetensorError
 
     try:
-        weight = checkpoint.tensor(name)
+        weights = [checkpoint.tensor(*rows) for rows in places]
     except KeyError:
         yield "is in the record but not in the checkpoint"
         return
     except SafetensorError as error:
         yield f"its file in the checkpoint cannot be read ({error})"
         return
-    yield from _weight_differences(weight, layer)
-    if name not in masks.shapes:
+    yield from _weight_differences(weights, layer)
+    if any(rows.name not in masks.shapes for rows in places):
         yield f"has no mask in {MASKS}"
     else:
-        yield from _mask_differences(weight, masks[name], layer)
+        found = [masks[rows.name][rows.start : rows.stop] for rows in places]
+        yield from _mask_differences(weights, found, layer)
 
 
-def _weight_differences(weight: Tensor, layer: LayerCount) -> Iterator[str]:
-    """Differences between a weight of any shape and the recorded size and zeros."""
-    if weight.numel() != layer.size:
-        yield f"has {weight.numel()} weights, the record says {layer.size}"
-    if (zeros := int((weight == 0).sum())) != layer.zeros:
+def _weight_differences(weights: Sequence[Tensor], layer: LayerCount) -> Iterator[str]:
+    """Differences between weights of any shape and the recorded size and zeros."""
+    if (size := sum(weight.numel() for weight in weights)) != layer.size:
+        yield f"has {size} weights, the record says {layer.size}"
+    if (zeros := sum(int((weight == 0).sum()) for weight in weights)) != layer.zeros:
         yield f"has {zeros} zeros, the record says {layer.zeros}"
-    if broken := int((~weight.isfinite()).sum()):
+    if broken := sum(int((~weight.isfinite()).sum()) for weight in weights):
         yield f"has {broken} weights that are NaN or infinite"
 
 
-def _mask_differences(weight: Tensor, mask: Tensor, layer: LayerCount) -> Iterator[str]:
-    """Differences between a weight and its mask, in the same shape, and the mask and its recorded count."""
-    if mask.shape != weight.shape:
-        yield f"its mask has shape {list(mask.shape)}, the weight {list(weight.shape)}"
-        return
-    if (kept := int(mask.sum())) != layer.kept:
+def _mask_differences(weights: Sequence[Tensor], masks: Sequence[Tensor], layer: LayerCount) -> Iterator[str]:
+    """Differences between weights and masks, each in the same shape, and the masks and the recorded count."""
+    for weight, mask in zip(weights, masks, strict=True):
+        if mask.shape != weight.shape:
+            yield f"its mask has shape {list(mask.shape)}, the weight {list(weight.shape)}"
+            return
+    if (kept := sum(int(mask.sum()) for mask in masks)) != layer.kept:
         yield f"its mask keeps {kept} weights, the record says {layer.kept}"
-    if alive := int((weight[~mask] != 0).sum()):
+    if alive := sum(int((one[~mask] != 0).sum()) for one, mask in zip(weights, masks, strict=True)):
         yield f"{alive} weights are not zero although the mask removes them"
 
 

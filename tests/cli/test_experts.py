@@ -1,0 +1,90 @@
+"""Runs over a mixture of experts whose checkpoint has a matrix per expert, as main.py starts them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+
+from ecoflap.errors import UserError
+from ecoflap.storage.results import Result, verify
+from tests.cli.conftest import ROOT, WORDS
+from tests.cli.test_offload_names import compare
+
+pytestmark = pytest.mark.skipif(not hasattr(hf, "GptOssForCausalLM"), reason="experts are modules here")
+SIZES = {
+    "vocab_size": len(WORDS) + 2,
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "moe_intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "num_experts_per_tok": 2,
+    "head_dim": 8,
+    "initializer_range": 0.3,
+}
+
+
+@pytest.fixture(params=["Qwen3Moe", "GptOss"])
+def expert_run(
+    request: pytest.FixtureRequest, text_run: list[str], tiny_llama: Path, tmp_path: Path
+) -> list[str]:
+    """Overrides that put a mixture of experts under any run."""
+    folder, name = tmp_path / "model", request.param
+    config = getattr(hf, f"{name}Config")(
+        **SIZES, **{"num_experts" if name == "Qwen3Moe" else "num_local_experts": 6}
+    )
+    torch.manual_seed(0)
+    getattr(hf, f"{name}ForCausalLM")(config).save_pretrained(folder, max_shard_size="8KB")
+    hf.AutoTokenizer.from_pretrained(tiny_llama).save_pretrained(folder)
+    rest = [override for override in text_run if not override.startswith(("model.path=", "score."))]
+    return [*rest, f"model.path={folder}", "cache_mode=off", "model.save=true"]
+
+
+def test_the_same_with_weights_on_the_disk(
+    run: Callable[..., Result], expert_run: list[str], tmp_path: Path
+) -> None:
+    compare(run, [*expert_run, "score=first_order"], hf.AutoModelForCausalLM, tmp_path)
+
+
+def test_main_prunes_reports_and_verifies(expert_run: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    overrides = [
+        *expert_run,
+        "score=none",
+        "sparsity=0.5",
+        "calibration.samples=1",
+        f"hydra.run.dir={folder}",
+    ]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *overrides], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert verify(folder) == []
+    result = Result.read(folder / "result.json")
+    experts = result.data["experts"]
+    assert experts["layers"] == len(experts["tokens"]) == 3 * 6 * 2
+    assert experts["unseen"] == sum(not tokens for tokens in experts["tokens"].values())
+    assert "experts in one 3-D tensor" not in done.stdout + done.stderr
+    assert ("no calibration token was routed to" in done.stdout + done.stderr) == bool(experts["unseen"])
+
+
+@pytest.mark.parametrize("method", ["full", "reconstruct"])
+def test_training_keeps_what_the_masks_removed(
+    run: Callable[..., Result], expert_run: list[str], tmp_path: Path, method: str
+) -> None:
+    steps = "steps=[calibrate,allocate,prune,finetune,evaluate]"
+    run([*expert_run, "score=none", "sparsity=0.5", f"finetune={method}", steps], "run")
+    assert verify(tmp_path / "run") == []
+
+
+def test_lora_refuses_a_part_of_a_parameter(run: Callable[..., Result], expert_run: list[str]) -> None:
+    steps = "steps=[calibrate,allocate,prune,finetune,evaluate]"
+    with pytest.raises(UserError, match=r"finetune=lora can't update model\.layers\.0\.mlp\.experts"):
+        run([*expert_run, "score=none", "sparsity=0.5", "finetune=lora", steps])
