@@ -6,8 +6,6 @@ import pytest
 
 from tests.models.test_published_sizes import TOTALS, counts, inspected
 
-EXPERTS_ARE_OPENED = pytest.mark.xfail(strict=True, reason="experts in one 3-D tensor are left dense")
-
 
 def attention(width: int, heads: int, groups: int, head: int) -> int:
     """Weights of queries, keys and values, and outputs."""
@@ -76,7 +74,6 @@ def test_blocks_of_models_with_routed_experts(name: str) -> None:
     }
 
 
-@EXPERTS_ARE_OPENED
 @pytest.mark.parametrize("name", ROUTED)
 def test_experts_are_prunable_slice_by_slice(name: str) -> None:
     found = counts(name)

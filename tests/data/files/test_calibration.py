@@ -158,7 +158,8 @@ def test_the_loss_of_several_turns_is_that_of_the_last_answer(
     text = "".join(f"USER: {turn} ASSISTANT:" for turn in turns)
     pictures = [given.picture(number) for number in range(images)]
     asked = processor(images=pictures, text=text, return_tensors="pt")
-    answer = processor.tokenizer("no </s>", add_special_tokens=False, return_tensors="pt")["input_ids"]
+    # This template writes ASSISTANT: behind every turn, so that ends an answer, too.
+    answer = processor.tokenizer("no ASSISTANT:", add_special_tokens=False, return_tensors="pt")["input_ids"]
     sample = found.samples[0]
     assert torch.equal(sample["input_ids"], torch.cat([asked["input_ids"], answer], dim=1))
     assert torch.equal(sample["pixel_values"], asked["pixel_values"])
