@@ -93,7 +93,14 @@ def show(config: DictConfig) -> None:
     plan = make_plan(config, Path(HydraConfig.get().run.dir))
     chosen = HydraConfig.get().runtime.choices
     shown = {group for group, name in chosen.items() if name and (group != "finetune" or plan.finetuner)}
-    rows = [(group, chosen[group]) for group in run_config.METHODS if group in shown]
+    settled = {"score": plan.record["score"]["name"], "allocation": plan.record["allocation"]["name"]}
+    rows = [
+        (group, f"auto: {settled[group]}" if chosen[group] == "auto" else chosen[group])
+        for group in run_config.METHODS
+        if group in shown
+    ]
+    propagate = plan.config.propagate
+    rows += [("propagate", f"auto: {propagate}" if config.propagate == "auto" else propagate)]
     rows += [("steps", ", ".join(plan.steps)), ("sparsity", f"{config.sparsity:g}")]
     table(plan.name, ["part", "choice"], rows)
     for line in unused(plan, invocation.given_options()):

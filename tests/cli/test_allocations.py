@@ -159,3 +159,9 @@ def test_tamp_in_the_tower_that_reads_text_and_pictures(run: Run, tmp_path: Path
     assert all(name.startswith("language_model.encoder.") for name in values)
     assert result.sparsity["prunable"] == pytest.approx(0.6, abs=1e-4)
     assert result.sparsity["coarse"] == "tamp"
+
+
+def test_scores_alone_are_those_of_the_allocation_that_goes_by_scores(tmp_path: Path) -> None:
+    plan = make_plan(composed(["steps=[calibrate,score]"]), tmp_path)
+    assert plan.scorer is not None
+    assert (plan.scorer.name, plan.record["allocation"]["name"]) == ("zeroth_order", "water_filling")

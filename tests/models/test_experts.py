@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import pickle
 import re
 from pathlib import Path
 from types import SimpleNamespace
@@ -170,6 +171,16 @@ def test_slices_follow_their_parameters(family: str) -> None:
     layers[0].write(torch.zeros(layers[0].shape))
     other = next(layer for layer in check_copy.layers if layer.name == layers[0].name)
     assert bool((other.weight == 2).all()), "a copy has weights of its own"
+
+
+@FAMILIES
+def test_an_opened_model_can_be_pickled(family: str) -> None:
+    module = experts_of.build(family).module
+    copied = pickle.loads(pickle.dumps(module))
+    for one, other in zip(all_slices(module), all_slices(copied), strict=True):
+        assert torch.equal(one.weight, other.weight)
+        assert one.weight.data_ptr() != other.weight.data_ptr()
+        assert other.weight.data_ptr() == other.part(other.whole.data).data_ptr()
 
 
 @FAMILIES

@@ -10,10 +10,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+import ecoflap
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.prune.driver import prune
+from ecoflap.prune.inputs import measure_dense
 from tests import unchained
 
 from . import reference
@@ -140,3 +142,22 @@ def test_dense_inputs_need_the_towers_in_the_order_of_the_data() -> None:
         ),
     ):
         prune(model, calibration, PRUNERS["wanda"][0], allocation, 2, propagate="dense")
+
+
+def test_the_default_method_in_python_needs_no_order_of_the_towers() -> None:
+    """As from the command line, all statistics of the dense model are gathered before a weight changes."""
+    towers = ("blocks", "language_model", "merger")
+    model, other = (in_order(unchained.build("qwen3_vl"), *towers) for _ in range(2))
+    calibration, allocation = unchained.samples("qwen3_vl"), uniform(model)
+    found = ecoflap.prune(model, data=calibration, allocation=allocation, propagate="dense").report
+    statistics = measure_dense(other, calibration, 16)
+    expected = prune(
+        other,
+        None,
+        PRUNERS["wanda"][0],
+        allocation,
+        16,
+        propagate="dense",
+        precomputed_statistics=statistics,
+    )
+    assert all(torch.equal(mask, expected.masks[name]) for name, mask in found.masks.items())

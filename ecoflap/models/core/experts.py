@@ -10,8 +10,8 @@ parameters keep their names.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from itertools import chain
-from types import MethodType
 from typing import Any, NamedTuple
 
 import torch
@@ -53,7 +53,8 @@ class Opening(NamedTuple):
         """Open the module, unless it is open."""
         if OPENED not in vars(self.module):
             vars(self.module)[OPENED] = self.slices
-            self.module.forward = MethodType(self.forward, self.module)  # type: ignore[method-assign]
+            # A partial, as a bound method is pickled by its name, which the class doesn't have.
+            self.module.forward = partial(self.forward, self.module)  # type: ignore[method-assign]
 
 
 class ExpertSlice(nn.Module):

@@ -28,6 +28,8 @@ CLASSES = {
 def settle(config: DictConfig, pruner: Pruner) -> DictConfig:
     """A copy of a run's config that names what ``auto`` stands for.
 
+    A run that scores and doesn't allocate scores for the allocation that goes by scores.
+
     Args:
         config: the config of the run.
         pruner: its pruner.
@@ -41,7 +43,9 @@ def settle(config: DictConfig, pruner: Pruner) -> DictConfig:
     _check_keys("score", config.score, ZEROTH_ORDER)
     if _is_auto(config.allocation):
         unscored = _is_auto(config.score)
-        chosen = allocation_of(pruner, unscored, calibrated="calibrate" in steps)
+        calibrated = "calibrate" in steps
+        scored_alone = "score" in steps and "allocate" not in steps
+        chosen = allocation_of(pruner, unscored and not scored_alone, calibrated)
         settled.allocation = _node("allocation", chosen)
     allocator: Allocator = make("allocation", settled.allocation)
     if _is_auto(config.score):
