@@ -164,6 +164,7 @@ def _check(
                 f"pruner={method.pruner.name} trains on a data set's whole training split; start it from the"
                 " command line"
             )
+        method.pruner.check_model(model, target)
         return
     if method.allocator is not None:
         method.allocator.check(target)

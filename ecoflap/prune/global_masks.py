@@ -85,7 +85,7 @@ def report_blocks(
     report = PruneReport(masks, dict.fromkeys(masks))
     for tower in model.towers:
         for block in tower.blocks:
-            names = [layer.name for layer in block.layers]
+            names = allocation.inside(block.name)
             realised = allocation.sparsity_of(names) if names else 0.0
             seconds = time.perf_counter() - started
             report.blocks.append(BlockReport(tower.name, block.name, realised, None, seconds))

@@ -21,14 +21,14 @@ from ecoflap.models.core.tower_names import LEFT_DENSE, READS, kind_of, name_tow
 MATCHED = "matches skip_layers"
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Block:
     """One transformer block: the unit that is run, pruned and offloaded.
 
     Attributes:
         name: its path in the model.
         module: the block.
-        layers: its layers, in the order of the module tree.
+        layers: its layers, in the order of the module tree; fewer once experts are removed.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Tower:
         return [layer for block in self.blocks for layer in block.layers]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Skipped:
     """A weight of two or more dimensions that is not pruned, or not in all of its experts.
 
