@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def apply_and_report(
 
 def report_blocks(
     model: PrunableModel,
-    masks: dict[str, Tensor],
+    masks: MutableMapping[str, Tensor],
     allocation: Allocation,
     started: float,
     on_block: OnBlock,

@@ -13,11 +13,15 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
+from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.errors import UserError
+from ecoflap.models.core.losses import counting
 from ecoflap.models.core.mixtures import Mixture, find_mixtures
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.models.loading.loader import Selection, prunable
-from ecoflap.prune.reap import REAP, score_experts
+from ecoflap.prune.reap import REAP, kept_experts, removed_experts, score_experts
 from ecoflap.storage.checkpoint import save_checkpoint
 from ecoflap.storage.masks import MaskFile
 from ecoflap.storage.saved_model import Checkpoint
@@ -119,10 +123,8 @@ def test_scores_equal_a_loop_over_tokens_and_experts(family: str) -> None:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_the_smaller_model_is_the_dense_one_that_never_chooses_the_removed(
-    family: str, tmp_path: Path
-) -> None:
-    model, dense = replace(build(family), processor=None), build(family)
+def test_the_smaller_model_is_the_dense_one_that_never_chooses_the_removed(family: str) -> None:
+    model, dense = build(family), build(family)
     allocation, report = reap(model, 3, samples(7, 9, 7))
     details = allocation.details["experts"]
     for one in details.values():
@@ -135,23 +137,126 @@ def test_the_smaller_model_is_the_dense_one_that_never_chooses_the_removed(
     torch.testing.assert_close(logits(model.module), expected, rtol=1e-4, atol=1e-4)
     with as_published(model.module):
         torch.testing.assert_close(logits(model.module), expected, rtol=1e-4, atol=1e-4)
-    names = {layer.name: layer.size for layer in model.layers}
-    loaded = type(model.module).from_pretrained(tmp_path / save_checkpoint(model, report.masks, tmp_path))
-    assert torch.equal(logits(loaded), logits(model.module)) or torch.allclose(
-        logits(loaded), logits(model.module), atol=1e-5
+    assert report.masks.keys() == {layer.name for layer in model.layers}
+
+
+def test_a_smaller_model_is_smaller_when_it_is_loaded(tmp_path: Path) -> None:
+    for family in ("mixtral", "qwen3_moe", "gpt_oss"):
+        folder = tmp_path / family
+        folder.mkdir()
+        model = replace(build(family), processor=None)
+        _, report = reap(model, 3, samples(7, 9, 7))
+        saved = folder / save_checkpoint(model, report.masks, folder)
+        loaded = type(model.module).from_pretrained(saved)
+        assert find_experts(loaded) == {EXPERTS - 3}
+        torch.testing.assert_close(logits(loaded), logits(model.module), rtol=1e-4, atol=1e-5)
+        again = prunable(family, loaded, None, model.loss_function, Selection(None, []))
+        assert {one.name: one.size for one in again.layers} == {one.name: one.size for one in model.layers}
+        assert set(report.masks) == {one.name for one in model.layers}
+        assert again.block_weights() == model.block_weights()
+        with Checkpoint(saved) as checkpoint, MaskFile(saved / "masks.safetensors") as masks:
+            for layer in model.layers:
+                parts = [checkpoint.tensor(*rows) for rows in masks.places(layer.name)]
+                assert sum(part.numel() for part in parts) == layer.size
+
+
+def find_experts(module: Any) -> set[int]:
+    """Numbers of experts in a model's 3-D parameters."""
+    return {len(parameter) for name, parameter in module.named_parameters() if parameter.ndim == 3}
+
+
+@pytest.mark.parametrize("family", ["deepseek_v2", "deepseek_v3"])
+def test_groups_of_experts_stay_groups(family: str) -> None:
+    settings = {"n_group": 2, "topk_group": 1, "topk_method": "group_limited_greedy"}
+    model, dense = build(family, **settings), build(family, **settings)
+    allocation, _ = reap(model, 3, samples(7, 9, 7))
+    details = allocation.details["experts"]
+    for one in details.values():
+        assert [sum(expert < EXPERTS // 2 for expert in one["kept"]), len(one["kept"])] == [3, 6]
+    with never_choosing(find_mixtures(dense), {name: one["kept"] for name, one in details.items()}):
+        torch.testing.assert_close(logits(model.module), logits(dense.module), rtol=1e-4, atol=1e-4)
+    with pytest.raises(UserError, match="a router needs 4 to choose 2 from"):
+        removed_experts(dense, find_mixtures(dense), share(dense, 6))
+
+
+def test_ties_go_by_number_and_unreached_experts_go_first() -> None:
+    assert kept_experts(torch.tensor([1.0, 0.0, 1.0, 0.0, 1.0, 2.0]), 3).tolist() == [2, 4, 5]
+    assert kept_experts(torch.zeros(4), 2).tolist() == [2, 3]
+    assert kept_experts(torch.tensor([1.0, 2.0, 4.0, 3.0]), 2, groups=2).tolist() == [1, 2]
+    assert kept_experts(torch.tensor([3.0, 1.0]), 0).tolist() == [0, 1]
+    model = build("mixtral")
+    for one in find_mixtures(model):  # the last three experts are never chosen
+        one.router.register_forward_hook(lambda _, __, output: (*output[:2], output[2].clamp_max(4)))
+    allocation, _ = reap(model, 3, samples(7, 9, 7))
+    for found in allocation.details["experts"].values():
+        assert found["scores"][5:] == [0.0] * 3
+        assert found["tokens"][5:] == [0] * 3
+        assert found["kept"] == [0, 1, 2, 3, 4]
+
+
+def test_padding_does_not_count() -> None:
+    def loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
+        with counting(*(batch[name] for name in ("attention_mask",) if name in batch)):
+            return language_loss(module, batch, copies)
+
+    found = []
+    for padded, batch_size in ((0, 1), (5, 3)):
+        model = replace(build("mixtral"), loss_function=loss)
+        found.append(score_experts(model, find_mixtures(model), samples(7, 7, 7, padded=padded), batch_size))
+    for name, one in found[0].items():
+        assert torch.equal(one.tokens, found[1][name].tokens)
+        torch.testing.assert_close(one.mean, found[1][name].mean, rtol=1e-4, atol=1e-6)
+
+
+def test_the_number_of_experts_is_the_largest_not_above_the_target() -> None:
+    model = build("mixtral")
+    mixtures, total = find_mixtures(model), sum(layer.size for layer in model.layers)
+    cost = sum(one.cost for one in mixtures)
+    assert cost * EXPERTS == sum(layer.size for layer in model.layers if layer.is_expert)
+    for sparsity in (0.0, 0.15, 0.2, 0.25, 0.4, 0.5, 0.6):
+        expected = max(count for count in range(EXPERTS) if count * cost <= sparsity * total)
+        assert removed_experts(model, mixtures, sparsity) == expected
+    allocation, report = REAP().prune(model, samples(7, 9), 0.4, lambda _: None)
+    assert allocation.sparsity <= 0.4 < allocation.sparsity + cost / total
+    assert allocation.total == "units"
+    assert [one.sparsity for one in report.blocks] == pytest.approx([allocation.sparsity] * 2)
+    assert sum(allocation.keep.values()) == sum(layer.size for layer in model.layers)
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "words"),
+    [(0.9, "a router needs 2 to choose 2 from; the largest possible is sparsity="), (0.01, "smallest")],
+)
+def test_a_sparsity_that_is_impossible_is_refused_with_one_that_is_not(sparsity: float, words: str) -> None:
+    model = build("mixtral")
+    with pytest.raises(UserError, match=words) as refused:
+        REAP().check_model(model, sparsity)
+    possible = float(str(refused.value).rpartition("sparsity=")[2])
+    assert removed_experts(model, find_mixtures(model), possible) == (
+        EXPERTS - TOP_K if sparsity > 0.5 else 1
     )
-    again = prunable(family, loaded, None, model.loss_function, Selection(None, []))
-    assert (
-        {layer.name: layer.size for layer in again.layers}
-        == names
-        == {name: math for name, math in names.items() if name in report.masks}
-    )
-    assert again.block_weights() == model.block_weights()
-    assert all(mask.all() for mask in report.masks.values())
-    with (
-        Checkpoint(tmp_path / "checkpoint") as checkpoint,
-        MaskFile(tmp_path / "checkpoint" / "masks.safetensors") as masks,
-    ):
-        for layer in model.layers:
-            parts = [checkpoint.tensor(*rows) for rows in masks.places(layer.name)]
-            assert sum(part.numel() for part in parts) == layer.size
+
+
+@pytest.mark.parametrize(
+    ("family", "words"),
+    [
+        ("llama", "has no experts that share parameters"),
+        ("dbrx", "no plain experts of transformers' interface"),
+        ("hunyuan_v1_moe", "no router with a weight"),
+        ("lfm2_moe", "expert_bias of Lfm2MoeSparseMoeBlock"),
+        ("inkling_text", "weight of InklingTopkRouter .* has no entry per expert"),
+    ],
+)
+def test_other_routers_are_refused(family: str, words: str) -> None:
+    architecture = next((one for one in DECODERS if one.name == family), None)
+    if architecture is None or architecture.missing() is not None:
+        pytest.skip(f"no {family}")
+    with pytest.raises(UserError, match=words):
+        find_mixtures(architecture.prunable())
+
+
+def test_a_part_of_the_experts_is_refused() -> None:
+    module = build("mixtral").module
+    part = prunable("mixtral", module, None, language_loss, Selection(None, ["layers.1.mlp.experts"]))
+    with pytest.raises(UserError, match=r"leave out experts of model\.layers\.1"):
+        REAP().check_model(part, 0.3)
