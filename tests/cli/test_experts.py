@@ -90,6 +90,7 @@ def test_lora_refuses_a_part_of_a_parameter(run: Callable[..., Result], expert_r
         run([*expert_run, "score=none", "sparsity=0.5", "finetune=lora", steps])
 
 
+@pytest.mark.parametrize("expert_run", ["Qwen3Moe"], indirect=True)
 def test_reap_saves_a_smaller_model_that_main_evaluates_the_same(
     run: Callable[..., Result], expert_run: list[str], tmp_path: Path
 ) -> None:
@@ -115,6 +116,7 @@ def test_reap_saves_a_smaller_model_that_main_evaluates_the_same(
         assert loaded.metrics["dense"][task] == pytest.approx(values, rel=1e-5)
 
 
+@pytest.mark.parametrize("expert_run", ["GptOss"], indirect=True)
 def test_reap_refuses_before_weights_are_read(run: Callable[..., Result], expert_run: list[str]) -> None:
     for weights in Path(next(one for one in expert_run if one.startswith("model.path="))[11:]).glob(
         "*.safetensors"

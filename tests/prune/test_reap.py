@@ -13,6 +13,7 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
+import ecoflap
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
@@ -260,3 +261,20 @@ def test_a_part_of_the_experts_is_refused() -> None:
     part = prunable("mixtral", module, None, language_loss, Selection(None, ["layers.1.mlp.experts"]))
     with pytest.raises(UserError, match=r"leave out experts of model\.layers\.1"):
         REAP().check_model(part, 0.3)
+
+
+@pytest.mark.parametrize("opened", [True, False])
+def test_a_model_in_memory_is_cut_in_place_and_saved(opened: bool, tmp_path: Path) -> None:
+    model, other, data = build("qwen3_moe"), build("qwen3_moe"), samples(7, 9, 7)
+    reap(other, 3, data)
+    given: Any = model
+    if not opened:
+        given = type(model.module)(model.module.config).eval()
+        given.load_state_dict(model.module.state_dict())
+    result = ecoflap.prune(given, data=data, sparsity=share(model, 3), pruner="reap")
+    module = model.module if opened else given
+    assert find_experts(module) == {EXPERTS - 3}
+    torch.testing.assert_close(logits(module), logits(other.module), rtol=1e-4, atol=1e-5)
+    ecoflap.save(result, tmp_path)
+    saved = type(module).from_pretrained(tmp_path)
+    torch.testing.assert_close(logits(saved), logits(other.module), rtol=1e-4, atol=1e-5)

@@ -71,8 +71,6 @@ class Mixture:
                 setattr(owner, name, part)
         for module in (self.parent, *self.router.modules(), self.experts):
             _set_count(module, self.count, len(keep))
-            if isinstance(module, nn.Linear):
-                module.out_features = len(keep)
         open_experts(self.experts, again=True)
 
 
@@ -151,7 +149,7 @@ def _mixture(name: str, parent: nn.Module, experts: Any) -> Mixture:
     if not reads_choices(experts) or getattr(experts, "has_post_expert_norm", False):
         raise _refused(f"{name} ({type(experts).__name__}) are no plain experts of transformers' interface")
     count = len(next(iter(experts.parameters())))
-    if not isinstance(weight, nn.Parameter) or weight.ndim != 2:
+    if not isinstance(weight, nn.Parameter) or weight.ndim != 2 or isinstance(router, nn.Linear):
         raise _refused(f"no router with a weight [experts, features] is beside {name}")
     for part in (router, experts):
         for _, key, tensor in _owned(part):
