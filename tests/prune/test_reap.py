@@ -22,7 +22,8 @@ from ecoflap.models.core.mixtures import Mixture, find_mixtures
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.causal_lm import language_loss
 from ecoflap.models.loading.loader import Selection, prunable
-from ecoflap.prune.reap import REAP, kept_experts, removed_experts, score_experts
+from ecoflap.prune.expert_scores import score_experts
+from ecoflap.prune.reap import REAP, kept_experts, removed_experts
 from ecoflap.storage.checkpoint import save_checkpoint
 from ecoflap.storage.masks import MaskFile
 from ecoflap.storage.saved_model import Checkpoint

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -21,7 +21,7 @@ from ecoflap.models.core.tower_names import LEFT_DENSE, READS, kind_of, name_tow
 MATCHED = "matches skip_layers"
 
 
-@dataclass(eq=False)
+@dataclass(unsafe_hash=True)
 class Block:
     """One transformer block: the unit that is run, pruned and offloaded.
 
@@ -33,7 +33,7 @@ class Block:
 
     name: str
     module: nn.Module
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer, ...] = field(hash=False)  # the only one that ever changes
 
 
 @dataclass(frozen=True)
