@@ -44,18 +44,24 @@ class Allocation:
         """Realised sparsity over all layers."""
         return 1 - sum(self.keep.values()) / sum(self.sizes.values())
 
+    def inside(self, path: str) -> list[str]:
+        """The layers in a module, by its path; layers that have since been removed are among them."""
+        return [name for name in self.sizes if name.startswith(f"{path}.")]
+
     def sparsity_of(self, layers: list[str]) -> float:
         """Realised sparsity over some layers."""
         return 1 - sum(self.keep[name] for name in layers) / sum(self.sizes[name] for name in layers)
 
 
 def keep_total(sizes: list[int], sparsity: float) -> int:
-    """The number of weights to keep of all: floor(sum of sizes x (1 - sparsity)).
+    """The number of weights to keep of all: floor(sum of sizes x (1 - sparsity))."""
+    return int(sum(sizes) * (1 - as_written(sparsity)))
 
-    The sparsity counts as the decimal that was written, so that 1 - 0.6 is exactly 2/5.
-    """
+
+def as_written(sparsity: float) -> Fraction:
+    """The sparsity as the decimal that was written, so that 1 - 0.6 is exactly 2/5."""
     # The limit reads decimals of thirds as such: 0.3333333333 is 1/3.
-    return int(sum(sizes) * (1 - Fraction(str(sparsity)).limit_denominator(10**9)))
+    return Fraction(str(sparsity)).limit_denominator(10**9)
 
 
 def check_sparsity(sparsity: float) -> None:

@@ -51,8 +51,8 @@ def prune(
         processor: the tokenizer or processor of a transformers model.
         data: anything that ``ecoflap.calibrate`` takes, or its result; None for a method that uses no data.
         sparsity: share of the prunable weights to remove, in [0, 1); None for that of a given allocation.
-        pruner: ``"wanda"`` (the default), ``"sparsegpt"``, ``"magnitude"``, ``"global_magnitude"`` or
-            ``"global_gradient"``; or an object such as ``ecoflap.Wanda(mask="2:4")``.
+        pruner: ``"wanda"`` (the default), ``"sparsegpt"``, ``"magnitude"``, ``"global_magnitude"``,
+            ``"global_gradient"`` or ``"reap"``; or an object such as ``ecoflap.Wanda(mask="2:4")``.
         score: a method of ``ecoflap.score``, its result, or ``"none"``. The default, None, is
             ``"zeroth_order"`` for an allocation that goes by scores, and none otherwise.
         allocation: a method of ``ecoflap.allocate``, or its result. The default, None, is ``"in_context"``;
@@ -164,6 +164,7 @@ def _check(
                 f"pruner={method.pruner.name} trains on a data set's whole training split; start it from the"
                 " command line"
             )
+        method.pruner.check_model(model, target)
         return
     if method.allocator is not None:
         method.allocator.check(target)

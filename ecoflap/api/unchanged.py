@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ecoflap.models.core.experts import all_slices
+from ecoflap.models.core.experts import OPENED, all_slices
+from ecoflap.models.core.mixtures import COUNTS
 
 HOOKS = (
     "_forward_pre_hooks",
@@ -27,7 +28,8 @@ def unchanged(module: nn.Module, processor: Any = None) -> Iterator[None]:
     """Restore what steps change of a model, even if they are interrupted; enable gradients meanwhile.
 
     Restored are training modes, gradients, hooks, the classes and attributes of modules, the tokenizer's
-    padding side, and the state of PyTorch's random numbers. A step cleans up after itself as well, but a
+    padding side, and the state of PyTorch's random numbers. Numbers of experts, which belong to the weights,
+    stay as they are. A step cleans up after itself as well, but a
     notebook keeps the traceback of an interrupted step, and with it the generators whose hooks are still set.
     """
     slices = list(all_slices(module))
@@ -68,7 +70,8 @@ def _restore(child: nn.Module, kind: type, own: dict[str, Any], hooks: dict[str,
     child.__class__ = kind
     for name in set(vars(child)) - set(own):
         del child.__dict__[name]
-    child.__dict__.update(own)
+    of_weights = {name: value for name, value in vars(child).items() if name in (*COUNTS, OPENED)}
+    child.__dict__.update(own | of_weights)
     for name, known in hooks.items():
         present = getattr(child, name)
         present.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 
 import torch
 from torch import Tensor
@@ -68,7 +68,7 @@ def apply_and_report(
 
 def report_blocks(
     model: PrunableModel,
-    masks: dict[str, Tensor],
+    masks: MutableMapping[str, Tensor],
     allocation: Allocation,
     started: float,
     on_block: OnBlock,
@@ -85,7 +85,7 @@ def report_blocks(
     report = PruneReport(masks, dict.fromkeys(masks))
     for tower in model.towers:
         for block in tower.blocks:
-            names = [layer.name for layer in block.layers]
+            names = allocation.inside(block.name)
             realised = allocation.sparsity_of(names) if names else 0.0
             seconds = time.perf_counter() - started
             report.blocks.append(BlockReport(tower.name, block.name, realised, None, seconds))

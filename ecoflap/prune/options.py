@@ -154,3 +154,16 @@ class UPopOptions:
     learning_rate: float = 1e-5
     weight_decay: float = 0.05
     name: str = "upop"
+
+
+@dataclass(frozen=True)
+class REAPOptions:
+    """Removal of whole experts by the mean of router weight times norm of the expert's output.
+
+    Attributes:
+        batch_size: samples per forward pass; changes nothing beyond rounding.
+        name: what logs and result files call it.
+    """
+
+    batch_size: int = 8
+    name: str = "reap"

@@ -132,6 +132,13 @@ class ModelPruner(Protocol):
         """What it keeps in memory: a backward pass, and sums and gradients of all weights."""
         return Footprint("backward", copies=2)
 
+    def check_model(self, model: PrunableModel, sparsity: float) -> None:
+        """Refuse a model that it can't prune to a sparsity, by its shapes; by default, none.
+
+        Raises:
+            UserError: if it can't.
+        """
+
     @abstractmethod
     def prune(
         self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock

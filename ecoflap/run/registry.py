@@ -125,6 +125,7 @@ PARTS: dict[str, dict[str, type]] = {
         "ecoflap.prune.global_magnitude.GlobalMagnitude": prune.GlobalMagnitudeOptions,
         "ecoflap.prune.global_gradient.GlobalGradient": prune.GlobalGradientOptions,
         "ecoflap.prune.upop.UPop": prune.UPopOptions,
+        "ecoflap.prune.reap.REAP": prune.REAPOptions,
     },
     "tracking": {
         "ecoflap.console.tracking.Wandb": console.WandbOptions,

@@ -96,15 +96,12 @@ def show_block(block: BlockReport) -> None:
 
 def show_allocation(model: PrunableModel, allocation: Allocation) -> None:
     """Print the allocated sparsity of each tower, with the range over its blocks."""
-
-    def sparsity_of(layers: Iterable[Layer]) -> float:
-        return allocation.sparsity_of([layer.name for layer in layers])
-
     rows = []
     for tower in model.towers:
-        if tower.layers:
-            blocks = [sparsity_of(block.layers) for block in tower.blocks if block.layers]
-            rows.append((tower.name, sparsity_of(tower.layers), min(blocks), max(blocks)))
+        if inside := [names for block in tower.blocks if (names := allocation.inside(block.name))]:
+            blocks = [allocation.sparsity_of(names) for names in inside]
+            whole = allocation.sparsity_of([name for names in inside for name in names])
+            rows.append((tower.name, whole, min(blocks), max(blocks)))
     rows.append(("all", allocation.sparsity, min(row[2] for row in rows), max(row[3] for row in rows)))
     title = f"sparsity (target {allocation.target:g}, per {allocation.granularity})"
     table(title, ["tower", "sparsity", "least block", "most block"], rows)

@@ -88,3 +88,39 @@ def test_lora_refuses_a_part_of_a_parameter(run: Callable[..., Result], expert_r
     steps = "steps=[calibrate,allocate,prune,finetune,evaluate]"
     with pytest.raises(UserError, match=r"finetune=lora can't update model\.layers\.0\.mlp\.experts"):
         run([*expert_run, "score=none", "sparsity=0.5", "finetune=lora", steps])
+
+
+@pytest.mark.parametrize("expert_run", ["Qwen3Moe"], indirect=True)
+def test_reap_saves_a_smaller_model_that_main_evaluates_the_same(
+    run: Callable[..., Result], expert_run: list[str], tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    overrides = [*expert_run, "pruner=reap", "sparsity=0.3", f"hydra.run.dir={folder}"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "main.py"), *overrides], capture_output=True, text=True, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert verify(folder) == []
+    result = Result.read(folder / "result.json")
+    assert result.sparsity["total"] == "units"
+    assert result.allocation is not None
+    experts = result.allocation["details"]["experts"]
+    (left,) = {len(one["kept"]) for one in experts.values()}
+    assert 2 <= left < 6
+    assert all(len(one["scores"]) == len(one["tokens"]) == 6 for one in experts.values())
+    config = hf.AutoConfig.from_pretrained(folder / "checkpoint")
+    assert left == config.num_local_experts
+    rest = [one for one in expert_run if not one.startswith(("model.path=", "model.save="))]
+    loaded = run([*rest, f"model.path={folder / 'checkpoint'}", "score=none", "steps=[evaluate]"], "loaded")
+    for task, values in result.metrics["pruned"].items():
+        assert loaded.metrics["dense"][task] == pytest.approx(values, rel=1e-5)
+
+
+@pytest.mark.parametrize("expert_run", ["GptOss"], indirect=True)
+def test_reap_refuses_before_weights_are_read(run: Callable[..., Result], expert_run: list[str]) -> None:
+    for weights in Path(next(one for one in expert_run if one.startswith("model.path="))[11:]).glob(
+        "*.safetensors"
+    ):
+        weights.unlink()
+    with pytest.raises(UserError, match="the largest possible is sparsity="):
+        run([*expert_run, "pruner=reap", "sparsity=0.9"])

@@ -131,7 +131,9 @@ KEYS: list[Case] = [
     Case(("-m", "cluster=slurm"), ("cluster=slurm", "no Slurm on this machine", "cluster=local")),
 ]
 CHOICES: list[Case] = [
-    Case(("pruner=wnda",), ("no pruner 'wnda'", "did you mean wanda?", "magnitude, ria, sparsegpt, upop")),
+    Case(
+        ("pruner=wnda",), ("no pruner 'wnda'", "did you mean wanda?", "magnitude, reap, ria, sparsegpt, upop")
+    ),
     Case(("pruner=Wanda",), ("no pruner 'Wanda'", "did you mean wanda?")),
     Case(("pruner=",), ("no pruner ''", "the choices are")),
     Case(("pruner=null",), ("no pruner 'null'", "the choices are")),

@@ -147,6 +147,8 @@ PARTS: list[Case] = [
     ),
     Case(("pruner=upop", "pruner.steps=5"), ("pruner.interval=10 is more than pruner.steps=5",)),
     Case(("pruner=upop", "pruner.learning_rate=0"), ("pruner.learning_rate=0",)),
+    Case(("pruner=reap", "pruner.batch_size=0"), ("pruner.batch_size=0 must be at least 1",)),
+    Case(("pruner=reap",), ("has no experts that share parameters", "choose another pruner")),
     Case(("model.save=maybe",), ("model.save=maybe is not true or false",)),
     Case(("model.path=[a]",), ("model.path=[a] is not a single text",)),
     Case(

@@ -134,16 +134,28 @@ def refresh(module: nn.Module) -> None:
         _ = one.weight
 
 
-def open_experts(module: nn.Module) -> None:
+def reads_choices(module: nn.Module) -> bool:
+    """Whether opened experts read tokens, the experts of each and their weights: transformers' interface."""
+    forward = vars(module).get("forward")
+    return getattr(forward, "__func__", None) is _interface
+
+
+def open_experts(module: nn.Module, again: bool = False) -> None:
     """Make experts that share a parameter call a module for each of their matrices, in place.
 
     These are the classes of transformers that compute through its interface for experts, and those of
     Llama 4, DBRX, LongCat-Flash and JetMoE. Before its fifth release, nearly all experts are modules already,
     and nothing is done.
+
+    Args:
+        module: the model, or a part of it.
+        again: whether open experts get new slices, for parameters of other shapes.
     """
     if int(transformers.__version__.split(".")[0]) < SHARED_SINCE:
         return
     for child in list(module.modules()):
+        if again and vars(child).pop(OPENED, None) is not None:
+            del child.forward
         if OPENED not in vars(child) and (found := _opening(child)) is not None:
             opening = Opening(child, *found)
             for one in chain(*opening.slices.values()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Container, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from torch import nn
 
@@ -21,19 +21,19 @@ from ecoflap.models.core.tower_names import LEFT_DENSE, READS, kind_of, name_tow
 MATCHED = "matches skip_layers"
 
 
-@dataclass(frozen=True)
+@dataclass(unsafe_hash=True)
 class Block:
     """One transformer block: the unit that is run, pruned and offloaded.
 
     Attributes:
         name: its path in the model.
         module: the block.
-        layers: its layers, in the order of the module tree.
+        layers: its layers, in the order of the module tree; fewer once experts are removed.
     """
 
     name: str
     module: nn.Module
-    layers: tuple[Layer, ...]
+    layers: tuple[Layer, ...] = field(hash=False)  # the only one that ever changes
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Tower:
         return [layer for block in self.blocks for layer in block.layers]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Skipped:
     """A weight of two or more dimensions that is not pruned, or not in all of its experts.
 

@@ -81,7 +81,10 @@ def check_model(plan: Plan, model: PrunableModel) -> None:
     Raises:
         UserError: if the plan can't be carried out on the model.
     """
-    if not plan.pruner.allocates:
+    if plan.pruner.allocates:
+        if "prune" in plan.steps:
+            plan.pruner.check_model(model, plan.config.sparsity)
+    else:
         if {"allocate", "prune"} & set(plan.steps):
             plan.pruner.check_layers(model.layers)
         requires = plan.allocator.requires
