@@ -21,6 +21,7 @@ from ecoflap.run.folder import claimed, discard_products
 from ecoflap.run.invocation import given_options, sweep_name
 from ecoflap.run.outcome import conclude, show_in_tracker
 from ecoflap.run.plan import Plan, make_plan, unused
+from ecoflap.run.plan.automatic import settle
 from ecoflap.run.show import show_layers, show_metrics, show_model
 from ecoflap.run.state import RunState
 from ecoflap.run.steps import coarse, fine
@@ -45,6 +46,7 @@ def run(config: DictConfig, folder: Path) -> Result | None:
     if config.inspect:
         inspect(config)
         return None
+    config = settle(config)
     values: Any = OmegaConf.to_container(config, resolve=True)
     with (
         joined(folder, config.device) as own,

@@ -101,9 +101,10 @@ def _finished_value(context: HydraContext, config: DictConfig, job: Job) -> floa
     with composed(context, config, job) as (own, folder):
         if not own.resume or not (folder / RESULT).is_file():
             return None
-        values: Any = OmegaConf.to_container(own, resolve=True)
-    from ecoflap.run.folder import finished
+        from ecoflap.run.folder import finished
+        from ecoflap.run.plan.automatic import settle
 
+        values: Any = OmegaConf.to_container(settle(own), resolve=True)
     result = finished(folder, values)
     return None if result is None else result.headline()
 

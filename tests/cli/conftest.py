@@ -91,7 +91,7 @@ def composed(overrides: list[str]) -> DictConfig:
     """The config that main.py would get, with the published coarse stage unless one is chosen."""
     run_config.register()
     if not any(one.startswith(("score=", "allocation=", "+experiment=", "+sweep")) for one in overrides):
-        overrides = ["allocation=water_filling", *overrides]
+        overrides = ["score=zeroth_order", "allocation=water_filling", *overrides]
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("config", overrides=overrides)
 

@@ -149,7 +149,7 @@ class TestPlan:
         monkeypatch.chdir(tmp_path)
         assert command.main(["plan", "towers=[encoder]", "sparsity=0.5"]) == 0
         shown = capsys.readouterr().out
-        assert "blip2_mini/wanda/zeroth_order/s0.5/seed0" in shown
+        assert "blip2_mini/wanda/in_context/s0.5/seed0" in shown
         assert "16,384 prunable" in shown
         assert "language_model.encoder.block.1.layer.1.DenseReluDense.wo.weight" in shown
         assert files(tmp_path) == []

@@ -14,6 +14,7 @@ from ecoflap.allocate.protocol import Allocator
 from ecoflap.errors import UserError
 from ecoflap.prune.protocol import Pruner
 from ecoflap.run import registry
+from ecoflap.run.config import check_merged
 from ecoflap.run.plan.parts import make
 
 AUTO = "auto"
@@ -25,18 +26,16 @@ CLASSES = {
 }
 
 
-def settle(config: DictConfig, pruner: Pruner) -> DictConfig:
+def settle(config: DictConfig) -> DictConfig:
     """A copy of a run's config that names what ``auto`` stands for.
 
     A run that scores and doesn't allocate scores for the allocation that goes by scores.
 
-    Args:
-        config: the config of the run.
-        pruner: its pruner.
-
     Raises:
-        UserError: if ``auto`` is given an option that it lacks.
+        UserError: if ``auto`` is given an option that it lacks, or pruner or allocation can't be built.
     """
+    check_merged()
+    pruner: Pruner = make("pruner", config.pruner)
     settled, steps = config.copy(), config.steps
     OmegaConf.set_struct(settled, False)
     _check_keys("allocation", config.allocation, IN_CONTEXT)

@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.evaluate.protocol import Task
 from ecoflap.prune import driver
-from ecoflap.run.config import RunConfig, RuntimeConfig, build, check_merged
+from ecoflap.run.config import RunConfig, RuntimeConfig, build
 from ecoflap.run.plan.automatic import settle
 from ecoflap.run.plan.checks import check
 from ecoflap.run.plan.parts import make
@@ -33,11 +33,9 @@ def make_plan(config: DictConfig, folder: Path, preflight: Preflight | None = No
     Raises:
         UserError: if a value is impossible, data are missing, or the model lacks what the plan needs.
     """
-    check_merged()
+    config = settle(config)
     parts = {group: build(group, config[group]) for group in ("model", "calibration", "tracking")}
-    parts["pruner"] = make("pruner", config.pruner)
-    config = settle(config, parts["pruner"])
-    parts["allocation"] = make("allocation", config.allocation)
+    parts |= {group: make(group, config[group]) for group in ("allocation", "pruner")}
     tasks = build_tasks(config.task)
     scored = "_target_" in config.score and parts["allocation"].requires.scores != "none"
     scorer = make("score", config.score) if scored else None
