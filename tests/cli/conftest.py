@@ -90,7 +90,16 @@ def text_run(tiny_llama: Path, token_file: Path, tmp_path: Path) -> list[str]:
 def composed(overrides: list[str]) -> DictConfig:
     """The config that main.py would get, with the published coarse stage unless one is chosen."""
     run_config.register()
-    if not any(one.startswith(("score=", "allocation=", "+experiment=", "+sweep")) for one in overrides):
+    chosen = (
+        "score=",
+        "allocation=",
+        "+experiment=",
+        "+sweep",
+        "pruner=global",
+        "pruner=upop",
+        "pruner=reap",
+    )
+    if not any(one.startswith(chosen) for one in overrides):
         overrides = ["score=zeroth_order", "allocation=water_filling", *overrides]
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("config", overrides=overrides)
