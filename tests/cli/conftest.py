@@ -89,7 +89,6 @@ def text_run(tiny_llama: Path, token_file: Path, tmp_path: Path) -> list[str]:
 
 def composed(overrides: list[str]) -> DictConfig:
     """The config that main.py would get, with the published coarse stage unless one is chosen."""
-    run_config.register()
     chosen = (
         "score=",
         "allocation=",
@@ -101,6 +100,12 @@ def composed(overrides: list[str]) -> DictConfig:
     )
     if not any(one.startswith(chosen) for one in overrides):
         overrides = ["score=zeroth_order", "allocation=water_filling", *overrides]
+    return composed_as_given(overrides)
+
+
+def composed_as_given(overrides: list[str]) -> DictConfig:
+    """The config that main.py would get."""
+    run_config.register()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("config", overrides=overrides)
 
