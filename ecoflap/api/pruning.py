@@ -86,9 +86,9 @@ def prune(
         model.reopen()
         method = choose_method(pruner, score, allocation, options)
         target = _target(sparsity, allocation)
+        propagate = propagate_of(propagate, method.pruner, method.in_trials)
         _check(model, method, target, batch_size, propagate, data)
         _check_tokens(method, tokens)
-        propagate = propagate_of(propagate, method.pruner, method.in_trials)
         return Work(model, method, target, seed, batch_size, propagate, tokens).run(data)
 
 

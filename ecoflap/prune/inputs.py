@@ -12,7 +12,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 
-PROPAGATE = ("auto", "pruned", "layer", "dense")
+PROPAGATE = ("pruned", "layer", "dense")
 
 
 def check_propagate(choice: str) -> None:
@@ -23,7 +23,7 @@ def check_propagate(choice: str) -> None:
     """
     if choice not in PROPAGATE:
         known = f"{', '.join(PROPAGATE[:-1])} or {PROPAGATE[-1]}"
-        raise UserError(f"propagate={choice} is not known; choose {known}")
+        raise UserError(f"propagate={choice} is not known; choose auto, {known}")
 
 
 @torch.no_grad()

@@ -145,7 +145,7 @@ def test_zeroth_order_probes_and_derivatives_agree() -> None:
 
 def test_marginals_equal_plain_autograd() -> None:
     model, calibration = build("mixtral"), samples(7, 7)
-    context = Context(Wanda(), calibration, batch_size=2, propagate="pruned", seed=0)
+    context = Context(Wanda(), calibration, batch_size=2, seed=0)
     keep, more, fewer = (WaterFilling()(model, None, sparsity).keep for sparsity in (0.5, 0.4, 0.6))
     batches = loss_batches(model, calibration, 2)
     with trial_pruner(model, context) as trial:
@@ -168,7 +168,7 @@ def test_marginals_equal_plain_autograd() -> None:
 
 def test_in_context_allocation_keeps_its_total_and_leaves_dense_weights() -> None:
     model, dense, calibration = build("qwen3_moe"), build("qwen3_moe"), samples(7, 7)
-    context = Context(Wanda(), calibration, batch_size=2, propagate="pruned", seed=0)
+    context = Context(Wanda(), calibration, batch_size=2, seed=0)
     found = InContext(samples=2, batch_size=2, ramp_steps=1, steps=2)(model, None, 0.6, context)
     assert sum(found.keep.values()) == sum(WaterFilling()(model, None, 0.6).keep.values())
     for (name, one), other in zip(model.module.named_parameters(), dense.module.parameters(), strict=True):

@@ -254,7 +254,8 @@ def slopes_by_autograd(
         for layer in model.layers:
             for draw in range(scorer.noises):
                 z = layer.oriented(gaussian(layer.shape, "zeroth_order", seed, index, layer.name, draw))
-                product = 0.0 if layer.weight.grad is None else float((layer.weight.grad.double() * z).sum())
+                whole = layer.parameter.grad
+                product = 0.0 if whole is None else float((layer.part(whole).double() * z).sum())
                 sums[layer.name] += len(next(iter(batch.values()))) * abs(product)
     return {
         name: total / len(calibration.take(scorer.samples)) / scorer.noises for name, total in sums.items()
