@@ -135,7 +135,8 @@ def test_choices_go_by_their_loss(folder: Path, model: PrunableModel) -> None:
 def test_the_loss_is_that_of_all_tokens_of_an_answer(model: PrunableModel) -> None:
     processor, module = model.processor, model.module
     text = "USER: <image>what shape is there ? ASSISTANT:"
-    inputs = processor(images=picture(0), text=f"{text} circle </s>", return_tensors="pt")
+    # This template writes ASSISTANT: behind every turn, so that ends an answer, too.
+    inputs = processor(images=picture(0), text=f"{text} circle ASSISTANT:", return_tensors="pt")
     with torch.no_grad():
         logits = module(**inputs).logits[0, :-1].log_softmax(dim=-1)
     wanted = logits.gather(1, inputs["input_ids"][0, 1:, None])[-2:].mean()
