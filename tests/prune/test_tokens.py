@@ -115,9 +115,9 @@ class ByHand:
                 while dense:
                     layer = next(iter(dense))
                     if propagate == "layer":
-                        layer = reference.next_of(
-                            self.model, block, dense, CalibrationSet("", ()), self.batches
-                        )
+                        with reference.calls_of(block, dense) as calls:
+                            reference.plain_passes(self.model, CalibrationSet("", ()), self.batches)
+                        layer = reference.first_of(calls) or layer
                     weight, masks[layer.name] = prune_layer(
                         layer.matrix().clone(), self.inputs(layer, counted), keep[layer.name]
                     )

@@ -137,7 +137,7 @@ def refresh(module: nn.Module) -> None:
 def reads_choices(module: nn.Module) -> bool:
     """Whether opened experts read tokens, the experts of each and their weights: transformers' interface."""
     forward = vars(module).get("forward")
-    return getattr(forward, "__func__", None) is _interface
+    return isinstance(forward, partial) and forward.func is _interface
 
 
 def open_experts(module: nn.Module, again: bool = False) -> None:
