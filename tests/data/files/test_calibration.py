@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 import transformers as hf
 
 import ecoflap
@@ -21,6 +22,9 @@ from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
 from tests.api.conftest import clip, llama, llava, texts, word_tokenizer
 from tests.data.files import rows as given
+
+if not hasattr(transformers, "LlavaForConditionalGeneration"):
+    pytest.skip(f"transformers {transformers.__version__} has no LLaVA", allow_module_level=True)
 
 TEMPLATE = (
     "{% for message in messages %}{{ message['role'] }} {{ message['content'] }} | {% endfor %}"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import transformers
 
 import ecoflap
 from ecoflap.data.files.calibration import Chat, Parquet, RowsCalibration, WebDataset
@@ -15,6 +16,9 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from tests.api.conftest import clip, llama, llava
 from tests.data.files import rows as given
+
+if not hasattr(transformers, "LlavaForConditionalGeneration"):
+    pytest.skip(f"transformers {transformers.__version__} has no LLaVA", allow_module_level=True)
 
 
 @pytest.fixture
