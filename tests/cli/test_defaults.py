@@ -17,6 +17,7 @@ from ecoflap.models.offload.load import KINDS
 from ecoflap.prune.inputs import PROPAGATE
 from ecoflap.run import registry, tables
 from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig, register
+from ecoflap.run.plan.automatic import AUTO
 from ecoflap.storage.cache.store import Mode
 from tests.cli.conftest import ROOT, composed
 
@@ -115,7 +116,7 @@ def test_allowed_names_are_those_that_are_checked() -> None:
         found: tuple[str, ...] = owner.__dataclass_fields__[option].metadata["choices"]  # type: ignore[attr-defined]
         return found
 
-    assert choices(RunConfig, "propagate") == PROPAGATE
+    assert choices(RunConfig, "propagate") == (AUTO, *PROPAGATE)
     assert choices(RunConfig, "tokens") == TOKENS
     assert choices(RunConfig, "cache_mode") == Mode.__args__  # type: ignore[attr-defined]
     assert choices(RuntimeConfig, "offload") == KINDS
