@@ -144,12 +144,12 @@ def tails(weight: Tensor, inputs: Tensor, keep: int) -> tuple[Tensor, Tensor]:
 
 
 def test_multiflow(start: Any, text_run: list[str]) -> None:
-    given = [*under(text_run), "model.save=true"]
+    given = [*under(text_run), "model.save=true", "propagate=pruned"]
     assert_masks(start([*command("pruner=multiflow"), *given]), text_run, multiflow)
 
 
 def test_a_statistic_of_ones_own(start: Any, text_run: list[str]) -> None:
-    given = [*under(text_run), "model.save=true"]
+    given = [*under(text_run), "model.save=true", "propagate=pruned"]
     assert_masks(start([*command("pruner=tails"), *given]), text_run, tails)
 
 

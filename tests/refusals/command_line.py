@@ -95,12 +95,30 @@ KEYS: list[Case] = [
     Case(("pruner.mask.x=row",), ("pruner.mask is a single value", "pruner.mask=VALUE")),
     Case(("+pruner.mask=row",), ("pruner.mask is there already", "leave the plus out: pruner.mask=row")),
     Case(("model.pth=x",), ("no option 'pth'", "did you mean path?")),
-    Case(("score.samplez=3",), ("no option 'samplez'", "did you mean samples")),
-    Case(("+score.sample=3",), ("score.sample is no option", "did you mean samples")),
-    Case(("score.measure=wanda",), ("no option 'measure'", "samples")),
+    Case(
+        (
+            "score=zeroth_order",
+            "score.samplez=3",
+        ),
+        ("no option 'samplez'", "did you mean samples"),
+    ),
+    Case(
+        (
+            "score=zeroth_order",
+            "+score.sample=3",
+        ),
+        ("score.sample is no option", "did you mean samples"),
+    ),
+    Case(("score=zeroth_order", "score.measure=wanda"), ("no option 'measure'", "samples")),
     Case(("task.limt=3",), ("no option 'limt'", "did you mean limit?")),
     Case(("calibration.smaples=3",), ("no option 'smaples'", "did you mean samples?")),
-    Case(("allocation.granularty=block",), ("no option 'granularty'", "did you mean granularity?")),
+    Case(
+        (
+            "allocation=water_filling",
+            "allocation.granularty=block",
+        ),
+        ("no option 'granularty'", "did you mean granularity?"),
+    ),
     Case(("finetune.lr=0.1",), ("no option 'lr'", "python main.py --cfg")),
     Case(("tracking.mode=online",), ("tracking.mode=online", "has no options", "tracking=OPTION")),
     Case(("runtime.ofload=disk",), ("no option 'ofload'", "did you mean offload?")),
@@ -148,7 +166,7 @@ CHOICES: list[Case] = [
     Case(("-m", "pruner=wanda,wnda"), ("no pruner 'wnda'", "did you mean wanda?")),
     Case(("model=blip_mini",), ("no model 'blip_mini'", "did you mean blip2_mini", "conf/model")),
     Case(("model=t5",), ("no model 't5'", "did you mean t5_mini")),
-    Case(("model=smolm2",), ("no model 'smolm2'", "smollm2_135m")),
+    Case(("model=smollm2_135",), ("no model 'smollm2_135'", "smollm2_135m")),
     Case(("model=qqqq",), ("no model 'qqqq'", "in all", "conf/model")),
     Case(("score=zeroth",), ("no score 'zeroth'", "did you mean zeroth_order?")),
     Case(("allocation=waterfilling",), ("no allocation 'waterfilling'", "did you mean water_filling?")),

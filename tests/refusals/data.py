@@ -552,7 +552,7 @@ UNUSED: list[Case] = [
         warns=True,
     ),
     Case(
-        ("calibration.samples=32", "score.samples=128"),
+        ("score=zeroth_order", "calibration.samples=32", "score.samples=128"),
         ("score.samples=128 is more than the 32 of calibration.samples",),
         warns=True,
     ),

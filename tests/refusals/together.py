@@ -43,6 +43,7 @@ CASES = [
     ),
     case(
         "score=BlockNorms",
+        "allocation=water_filling",
         "allocation.granularity=layer",
         says=("score=BlockNorms gives one number per block", "water_filling needs one per layer"),
     ),
@@ -54,7 +55,7 @@ CASES = [
     case(
         "allocation=Bare",
         says=(
-            "allocation._target_=tests.own_parts.Bare has no requires, footprint, check, check_pruner",
+            "allocation._target_=tests.own_parts.Bare has no requires, footprint, in_trials, check, check_pruner",
             "ecoflap.allocate.protocol.Allocator",
         ),
     ),

@@ -66,31 +66,124 @@ RUN: list[Case] = [
     Case(("steps=[score,calibrate]",), ("steps=[score,calibrate]", "in this order")),
     Case(("steps=[prune,prune]",), ("steps=[prune,prune]", "each once")),
     Case(("steps=[prune]",), ("prune needs allocate", "allocation=file")),
-    Case(("steps=[calibrate,allocate]",), ("allocate needs score", "add it")),
+    Case(
+        ("allocation=water_filling", "score=zeroth_order", "steps=[calibrate,allocate]"),
+        ("allocate needs score", "add it"),
+    ),
     Case(("steps=[score]",), ("score needs calibrate", "add it")),
     Case(("steps=[calibrate,finetune]",), ("finetune needs prune", "add it")),
 ]
 PARTS: list[Case] = [
-    Case(("score.samples=many",), ("score.samples=many is not a whole number",)),
-    Case(("score.samples=0",), ("score.samples=0 must be at least 1",)),
-    Case(("score.noises=0",), ("score.noises=0 must be at least 1",)),
-    Case(("score.batch_size=0",), ("score.batch_size=0 must be at least 1",)),
-    Case(("score.samples_per_pass=0",), ("score.samples_per_pass=0 must be at least 1",)),
-    Case(("score.eps=0",), ("score.eps=0", "more than 0", "0.001")),
-    Case(("score.eps=inf",), ("score.eps=inf", "finite", "0.001")),
-    Case(("score.eps=small",), ("score.eps=small is not a number",)),
-    Case(("score.probe=blocks",), ("score.probe=blocks is not known", "did you mean block?")),
+    Case(
+        (
+            "score=zeroth_order",
+            "score.samples=many",
+        ),
+        ("score.samples=many is not a whole number",),
+    ),
+    Case(
+        (
+            "score=zeroth_order",
+            "score.samples=0",
+        ),
+        ("score.samples=0 must be at least 1",),
+    ),
+    Case(
+        (
+            "score=zeroth_order",
+            "score.noises=0",
+        ),
+        ("score.noises=0 must be at least 1",),
+    ),
+    Case(
+        (
+            "score=zeroth_order",
+            "score.batch_size=0",
+        ),
+        ("score.batch_size=0 must be at least 1",),
+    ),
+    Case(
+        (
+            "score=zeroth_order",
+            "score.samples_per_pass=0",
+        ),
+        ("score.samples_per_pass=0 must be at least 1",),
+    ),
+    Case(
+        (
+            "score=zeroth_order",
+            "score.eps=0",
+        ),
+        ("score.eps=0", "more than 0", "0.001"),
+    ),
+    Case(
+        (
+            "score=zeroth_order",
+            "score.eps=inf",
+        ),
+        ("score.eps=inf", "finite", "0.001"),
+    ),
+    Case(
+        (
+            "score=zeroth_order",
+            "score.eps=small",
+        ),
+        ("score.eps=small is not a number",),
+    ),
+    Case(
+        (
+            "score=zeroth_order",
+            "score.probe=blocks",
+        ),
+        ("score.probe=blocks is not known", "did you mean block?"),
+    ),
     Case(
         ("score=first_order", "score.measure=grad"),
         ("score.measure=grad is not known", "did you mean gradient"),
     ),
     Case(("score=local", "score.measure=wand"), ("score.measure=wand is not known", "did you mean wanda?")),
-    Case(("allocation.granularity=blocks",), ("allocation.granularity=blocks", "layer, block, tower, model")),
-    Case(("allocation.scope=all",), ("allocation.scope=all", "model, tower")),
-    Case(("allocation.aggregate=mean",), ("allocation.aggregate=mean", "sum, average")),
-    Case(("allocation.cap=0.5",), ("allocation.cap=0.5 with sparsity=0.6", "between sparsity and 1")),
-    Case(("allocation.cap=2",), ("allocation.cap=2", "between sparsity and 1")),
-    Case(("allocation.cap=x",), ("allocation.cap=x is not a number",)),
+    Case(
+        (
+            "allocation=water_filling",
+            "allocation.granularity=blocks",
+        ),
+        ("allocation.granularity=blocks", "layer, block, tower, model"),
+    ),
+    Case(
+        (
+            "allocation=water_filling",
+            "allocation.scope=all",
+        ),
+        ("allocation.scope=all", "model, tower"),
+    ),
+    Case(
+        (
+            "allocation=water_filling",
+            "allocation.aggregate=mean",
+        ),
+        ("allocation.aggregate=mean", "sum, average"),
+    ),
+    Case(
+        (
+            "allocation=water_filling",
+            "allocation.cap=0.5",
+        ),
+        ("allocation.cap=0.5 with sparsity=0.6", "between sparsity and 1"),
+    ),
+    Case(
+        (
+            "allocation=water_filling",
+            "allocation.cap=2",
+        ),
+        ("allocation.cap=2", "between sparsity and 1"),
+    ),
+    Case(
+        (
+            "allocation=water_filling",
+            "allocation.cap=x",
+        ),
+        ("allocation.cap=x is not a number",),
+    ),
     Case(("allocation=owl", "allocation.spread=much"), ("allocation.spread=much", "number nor auto")),
     Case(("allocation=owl", "allocation.spread=-1"), ("allocation.spread=-1", "at least 0", "auto")),
     Case(("allocation=neuronal", "allocation.spreads=[a]"), ("allocation.spreads[0]=a is not a number",)),
@@ -119,7 +212,10 @@ PARTS: list[Case] = [
     Case(("pruner.mask=null",), ("pruner.mask=null", "a single text")),
     Case(("pruner.mask=[row]",), ("pruner.mask=[row] is not a single text",)),
     Case(("pruner.mask=2:4",), ("pruner.mask=2:4 removes 0.5", "set sparsity=0.5")),
-    Case(("pruner.mask=2:4", "sparsity=0.5"), ("pruner.mask=2:4 fixes every layer's sparsity", "score=none")),
+    Case(
+        ("score=zeroth_order", "pruner.mask=2:4", "sparsity=0.5"),
+        ("pruner.mask=2:4 fixes every layer's sparsity", "score=none"),
+    ),
     Case(("pruner.mask=3:5", "sparsity=0.4", "score=none"), ("pruner.mask=3:5", "32 columns", "skip_layers")),
     Case(("pruner=sparsegpt", "pruner.mask=row"), ("pruner.mask=row is not known", "matrix")),
     Case(("pruner=sparsegpt", "pruner.block=0"), ("pruner.block=0",)),
