@@ -109,7 +109,9 @@ KEYS: list[Case] = [
         ),
         ("score.sample is no option", "did you mean samples"),
     ),
-    Case(("score=zeroth_order", "score.measure=wanda"), ("no option 'measure'", "samples")),
+    Case(
+        ("score=zeroth_order", "score.measure=wanda"), ("no option 'measure'", "score=first_order or local")
+    ),
     Case(("task.limt=3",), ("no option 'limt'", "did you mean limit?")),
     Case(("calibration.smaples=3",), ("no option 'smaples'", "did you mean samples?")),
     Case(

@@ -53,7 +53,12 @@ def test_twelve_jobs_at_once_score_once(
 ) -> None:
     folder = tmp_path / "sweep"
     printed = ended(
-        sweep("sparsity=0.4,0.5,0.6", "pruner=wanda,sparsegpt", "allocation.granularity=layer,block")
+        sweep(
+            "sparsity=0.4,0.5,0.6",
+            "pruner=wanda,sparsegpt",
+            "allocation=water_filling",
+            "allocation.granularity=layer,block",
+        )
     )
     found = results(folder)
     assert sorted(found) == list(range(12)), printed
