@@ -55,7 +55,7 @@ CASES = [
     case(
         "allocation=Bare",
         says=(
-            "allocation._target_=tests.own_parts.Bare has no requires, footprint, in_trials, check, check_pruner",
+            "allocation._target_=tests.own_parts.Bare has no requires, footprint, in_trials, check,",
             "ecoflap.allocate.protocol.Allocator",
         ),
     ),
