@@ -15,7 +15,8 @@ import transformers
 from torch import Tensor, nn
 
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.models.core.experts import OPENED, SHARED_SINCE, ExpertSlice
+from ecoflap.models.core.expert_slices import OPENED, ExpertSlice
+from ecoflap.models.core.experts import SHARED_SINCE
 from ecoflap.models.core.prunable import PrunableModel
 from tests.zoo.decoders import DECODERS
 

@@ -7,21 +7,19 @@ it with. Which weights go is the pruner's choice.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from ecoflap.allocate.allocation import Allocation, keep_total
-from ecoflap.allocate.groups import parts
+from ecoflap.allocate.allocation import Allocation
+from ecoflap.allocate.groups import blocks_of
 from ecoflap.allocate.options import MultiflowOptions
 from ecoflap.allocate.protocol import Context, Requires
 from ecoflap.allocate.uneven import Uneven
-from ecoflap.errors import NumericalError, require_choices
+from ecoflap.errors import require_choices
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.core.towers import Block
-from ecoflap.ops import select_globally
+from ecoflap.prune.global_masks import choose_masks
 from ecoflap.score.scores import LAYER, Scores
 
 
@@ -52,21 +50,12 @@ class Multiflow(MultiflowOptions, Uneven):
             NumericalError: if a weight is NaN.
         """
         self.check(sparsity)
+        owners = {layer: block for block in blocks_of(model.towers) for layer in block.layers}
+
+        def absolute(layer: Layer) -> Tensor:
+            with model.placement.using(owners[layer]):
+                return layer.weight.detach().float().abs()
+
+        masks = choose_masks(model, self.scope, sparsity, absolute)
         sizes = {layer.name: layer.size for layer in model.layers}
-        keep: dict[str, int] = {}
-        for towers in parts(model, self.scope):
-            owners = {layer: block for tower in towers for block in tower.blocks for layer in block.layers}
-            total = keep_total([layer.size for layer in owners], sparsity)
-            reads = [partial(_absolute, model, block, layer) for layer, block in owners.items()]
-            try:
-                masks = select_globally(reads, total)
-            except ValueError as error:
-                raise NumericalError(f"tower {towers[0].name}: {error}; check the weights") from error
-            keep |= {layer.name: int(mask.sum()) for layer, mask in zip(owners, masks, strict=True)}
-        return Allocation({name: keep[name] for name in sizes}, sizes, sparsity, LAYER)
-
-
-def _absolute(model: PrunableModel, block: Block, layer: Layer) -> Tensor:
-    """The absolute values of a layer's weights, fp32, wherever they are stored."""
-    with model.placement.using(block):
-        return layer.weight.detach().float().abs()
+        return Allocation({name: int(masks[name].sum()) for name in sizes}, sizes, sparsity, LAYER)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ecoflap.models.core.experts import OPENED, all_slices
+from ecoflap.models.core.expert_slices import OPENED, all_slices
 from ecoflap.models.core.mixtures import COUNTS
 
 HOOKS = (

@@ -14,7 +14,7 @@ from ecoflap.blocks.statistics import counted_inputs
 from ecoflap.blocks.walk import Visit, walk
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError
-from ecoflap.models.core.experts import ExpertSlice
+from ecoflap.models.core.expert_slices import ExpertSlice
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.mixtures import Mixture
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward

@@ -15,14 +15,18 @@ def has_template(processor: Any) -> bool:
 
 
 def templated(
-    processor: Any, messages: list[dict[str, Any]], options: Mapping[str, Any] | None = None
+    processor: Any,
+    messages: list[dict[str, Any]],
+    options: Mapping[str, Any] | None = None,
+    begins_answer: bool = True,
 ) -> str:
-    """All before an answer, in the chat template, with its beginning of an answer.
+    """Messages in the chat template.
 
     Args:
         processor: a processor or tokenizer with a chat template.
         messages: see ``Conversation.asked``.
         options: of the template, such as ``enable_thinking``.
+        begins_answer: whether its beginning of an answer follows.
 
     Raises:
         UserError: if the template refuses the conversation, as some do for system turns.
@@ -31,7 +35,7 @@ def templated(
 
     try:
         text: str = processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False, **(options or {})
+            messages, add_generation_prompt=begins_answer, tokenize=False, **(options or {})
         )
     except TemplateError as error:
         roles = ", ".join(message["role"] for message in messages)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ecoflap.models.core.attention import OpenAttention
-from ecoflap.models.core.experts import ExpertSlice, Routed, slices_of
+from ecoflap.models.core.expert_slices import ExpertSlice, Routed, slices_of
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from ecoflap.errors import UserError
-from ecoflap.models.core.experts import ExpertSlice, open_experts, reads_choices, slices_of
+from ecoflap.models.core.expert_slices import ExpertSlice, slices_of
+from ecoflap.models.core.experts import open_experts, reads_choices
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 

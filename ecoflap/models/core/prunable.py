@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.errors import UserError
 from ecoflap.models.core.attention import open_attention
-from ecoflap.models.core.experts import ExpertSlice, all_slices, refresh, reopen
+from ecoflap.models.core.expert_slices import ExpertSlice, all_slices, refresh
+from ecoflap.models.core.experts import reopen
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.preparation import preparation, without_origin
 from ecoflap.models.core.towers import MATCHED, Block, Skipped, Tower

@@ -16,7 +16,7 @@ from torch import nn
 from ecoflap.console.progress import table
 from ecoflap.console.telemetry import free_memory
 from ecoflap.errors import UserError, did_you_mean
-from ecoflap.models.core.experts import refresh
+from ecoflap.models.core.expert_slices import refresh
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.checkpoint_folder import stored_in
 from ecoflap.models.loading.conversion import match_tensors, warn_unused

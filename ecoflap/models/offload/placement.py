@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.errors import NumericalError
-from ecoflap.models.core.experts import refresh
+from ecoflap.models.core.expert_slices import refresh
 from ecoflap.models.core.towers import Block
 
 AT_A_TIME = 2

@@ -6,6 +6,7 @@ beyond noise (docs/in_context.md). The published stage is a choice away: ``alloc
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -27,7 +28,7 @@ CLASSES = {
 
 
 def settle(config: DictConfig) -> DictConfig:
-    """A copy of a run's config that names what ``auto`` stands for.
+    """A run's config that names what ``auto`` stands for; itself where there is none.
 
     A run that scores and doesn't allocate scores for the allocation that goes by scores.
 
@@ -35,11 +36,13 @@ def settle(config: DictConfig) -> DictConfig:
         UserError: if ``auto`` is given an option that it lacks, or pruner or allocation can't be built.
     """
     check_merged()
+    if not (_is_auto(config.allocation) or _is_auto(config.score) or config.propagate == AUTO):
+        return config
     pruner: Pruner = make("pruner", config.pruner)
     settled, steps = config.copy(), config.steps
     OmegaConf.set_struct(settled, False)
-    _check_keys("allocation", config.allocation, IN_CONTEXT)
-    _check_keys("score", config.score, ZEROTH_ORDER)
+    _check_keys("allocation", config.allocation, {"name"}, IN_CONTEXT)
+    _check_keys("score", config.score, {"name", "samples", "batch_size"}, ZEROTH_ORDER)
     if _is_auto(config.allocation):
         unscored = _is_auto(config.score)
         calibrated = "calibrate" in steps
@@ -100,13 +103,13 @@ def _allocatable(pruner: Pruner) -> bool:
     return not pruner.allocates and pruner.rule.n_of_m is None
 
 
-def _check_keys(group: str, node: DictConfig, example: str) -> None:
+def _check_keys(group: str, node: DictConfig, known: Set[str], example: str) -> None:
     """Refuse options that ``auto`` lacks, which would be lost.
 
     Raises:
         UserError: if there is one.
     """
-    unknown = sorted(set(node) - {"name", "samples", "batch_size"}) if _is_auto(node) else []
+    unknown = sorted(set(node) - known) if _is_auto(node) else []
     if unknown:
         raise UserError(
             f"{group}.{unknown[0]} is no option of {group}=auto, which chooses by itself; name the {group}"

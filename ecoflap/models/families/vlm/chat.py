@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ecoflap.errors import UserError
+from ecoflap.models.core.chats import has_template, templated
 
 QUESTION, ANSWER = "@QUESTION@", "@ANSWER@"
 
@@ -20,19 +21,18 @@ def chat_prompt(processor: Any, options: Mapping[str, Any]) -> str:
     Raises:
         UserError: if it has no template, or the template has no such option.
     """
-    template = getattr(processor, "chat_template", None)
-    if not template:
+    if not has_template(processor):
         raise UserError(
             "this model's processor has no chat template; say how a question is put to it with model.prompt,"
             " such as 'USER: <image>\\n{} ASSISTANT:'"
         )
     for name in options:
-        if name not in str(template):
+        if name not in str(processor.chat_template):
             raise UserError(
                 f"model.chat.{name} is an option of a chat template, and that of this model has none of this"
                 " name; leave it out"
             )
-    text = _rendered(processor, options, add_generation_prompt=True)
+    text = templated(processor, [_asked()], options)
     return text.replace("{", "{{").replace("}", "}}").replace(QUESTION, "{}")
 
 
@@ -42,17 +42,13 @@ def end_of_answer(processor: Any, options: Mapping[str, Any]) -> int | None:
     Some models end their turns with another token than the end of text: Gemma 3 with ``<end_of_turn>``.
     """
     tokenizer = processor.tokenizer
-    _, answer, behind = _rendered(processor, options, answer=True).partition(ANSWER)
+    messages = [_asked(), {"role": "assistant", "content": [{"type": "text", "text": ANSWER}]}]
+    _, answer, behind = templated(processor, messages, options, begins_answer=False).partition(ANSWER)
     tokens = tokenizer(behind.lstrip(), add_special_tokens=False)["input_ids"] if answer else []
     added = tokenizer.added_tokens_decoder.get(tokens[0]) if tokens else None
     return int(tokens[0]) if added is not None and added.special else None
 
 
-def _rendered(processor: Any, options: Mapping[str, Any], answer: bool = False, **more: Any) -> str:
-    """The chat template for a question about a picture, and its answer if wanted."""
-    asked = [{"type": "image"}, {"type": "text", "text": QUESTION}]
-    messages = [{"role": "user", "content": asked}]
-    if answer:
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": ANSWER}]})
-    text: str = processor.apply_chat_template(messages, tokenize=False, **options, **more)
-    return text
+def _asked() -> dict[str, Any]:
+    """A question about a picture, as a message."""
+    return {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}
