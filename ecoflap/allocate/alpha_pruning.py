@@ -16,7 +16,7 @@ from typing import ClassVar
 from ecoflap.allocate.groups import blocks_of, size_of, split_all
 from ecoflap.allocate.options import AUTO, AlphaPruningOptions
 from ecoflap.allocate.parametric import Parametric, Values
-from ecoflap.blocks.statistics import InputStatistics
+from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block, Tower

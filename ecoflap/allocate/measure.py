@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 import torch
 
 from ecoflap.allocate.protocol import Context
+from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.statistics import InputStatistics, Statistic
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
 from ecoflap.errors import NumericalError

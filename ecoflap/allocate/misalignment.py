@@ -10,7 +10,8 @@ from torch.linalg import vector_norm
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.trial import restoring
-from ecoflap.blocks.statistics import InputStatistics, MeanSquare
+from ecoflap.blocks.input_statistics import InputStatistics
+from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
 from ecoflap.models.core.layers import Layer

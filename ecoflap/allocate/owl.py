@@ -14,7 +14,7 @@ from ecoflap.allocate.groups import size_of
 from ecoflap.allocate.options import OWLOptions
 from ecoflap.allocate.parametric import Values
 from ecoflap.allocate.weight_sizes import weight_sizes
-from ecoflap.blocks.statistics import InputStatistics
+from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.errors import UserError
 from ecoflap.models.core.towers import Block
 

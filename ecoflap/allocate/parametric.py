@@ -16,7 +16,8 @@ from ecoflap.allocate.options import AUTO, Parameter
 from ecoflap.allocate.protocol import Context, Requires, compute_again
 from ecoflap.allocate.uneven import Uneven
 from ecoflap.blocks.footprint import Footprint
-from ecoflap.blocks.statistics import InputStatistics, Statistic
+from ecoflap.blocks.input_statistics import InputStatistics
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.errors import UserError, require_choices, require_positive
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Block, Tower

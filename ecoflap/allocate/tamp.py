@@ -26,8 +26,8 @@ from ecoflap.allocate.options import TAMPOptions
 from ecoflap.allocate.parametric import Parametric, Values
 from ecoflap.allocate.protocol import Context, Requires
 from ecoflap.blocks.footprint import Footprint
+from ecoflap.blocks.input_statistics import ROUTED
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.statistics import ROUTED
 from ecoflap.blocks.token_choice import require_kinds
 from ecoflap.blocks.walk import Visit, walk
 from ecoflap.errors import NumericalError, UserError

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 from torch import Tensor
 
-from ecoflap.blocks.statistics import InputStatistics, MeanSquare
+from ecoflap.blocks.input_statistics import InputStatistics
+from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.models.core.towers import Block
 from ecoflap.ops import wanda_metric
 

@@ -17,7 +17,8 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from ecoflap.blocks.containers import version_of
-from ecoflap.blocks.statistics import InputsComplete, Statistic, counted_inputs, never_ran, require_tokens
+from ecoflap.blocks.input_statistics import InputsComplete, counted_inputs, never_ran, require_tokens
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.stream import Stream
 from ecoflap.blocks.token_choice import Masks
 from ecoflap.errors import UserError

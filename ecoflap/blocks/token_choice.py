@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from ecoflap.blocks.block_call import extract_hidden
-from ecoflap.blocks.statistics import ROUTED
+from ecoflap.blocks.input_statistics import ROUTED
 from ecoflap.blocks.stream import Stream
 from ecoflap.data.batch import Batch
 from ecoflap.errors import NumericalError, UserError

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ecoflap.blocks.capture import Flow, flows
+from ecoflap.blocks.input_statistics import InputsComplete, InputStatistics
 from ecoflap.blocks.layer_by_layer import LayerByLayer, PruneGroup
 from ecoflap.blocks.layer_calls import first_and_count
-from ecoflap.blocks.statistics import InputsComplete, InputStatistics, Statistic
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.structure import Structure
 from ecoflap.blocks.token_choice import Masks, choose_tokens, require_choice
 from ecoflap.console.progress import track

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ecoflap.blocks.statistics import counted_inputs
+from ecoflap.blocks.input_statistics import counted_inputs
 from ecoflap.blocks.walk import Visit, walk
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError

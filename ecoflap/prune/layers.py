@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.blocks.statistics import InputStatistics, Statistic
+from ecoflap.blocks.input_statistics import InputStatistics
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
 from ecoflap.prune.protocol import LayerPruner, Pruned

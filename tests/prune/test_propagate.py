@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ecoflap.blocks.statistics import InputsComplete, InputStatistics, MeanSquare
+from ecoflap.blocks.input_statistics import InputsComplete, InputStatistics
+from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.models.core.prunable import quiet_forward
 from ecoflap.prune.driver import prune
 from ecoflap.prune.inputs import measure_dense

@@ -11,7 +11,8 @@ import transformers
 from torch import Tensor, nn
 
 import ecoflap
-from ecoflap.blocks.statistics import Gram, InputStatistics, MeanSquare
+from ecoflap.blocks.input_statistics import InputStatistics
+from ecoflap.blocks.statistics import Gram, MeanSquare
 from ecoflap.blocks.token_choice import most_moved
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet

@@ -1,0 +1,193 @@
+"""Gather the statistics of the inputs of a block's layers while it runs.
+
+Layers that read the same tensor (q, k and v; gate and up) share one statistic.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from ecoflap.blocks.containers import version_of
+from ecoflap.blocks.statistics import Statistic
+from ecoflap.errors import UserError
+from ecoflap.models.core.layers import Layer
+
+ROUTED = re.compile(r"experts\.\d+\.")  # names of layers that read the tokens that a router sends them
+
+
+class InputsComplete(BaseException):
+    """Ends the run of a block once the inputs of all its layers are known.
+
+    It derives from BaseException so that no model code catches it.
+    """
+
+
+class InputStatistics:
+    """Statistics of the layers of one block, filled while the block runs under ``gathering``.
+
+    Attributes:
+        kind: the statistic to gather.
+        of: the statistic of each layer; layers that read the same input share one.
+    """
+
+    def __init__(self, kind: type[Statistic]) -> None:
+        self.kind = kind
+        self.of: dict[Layer, Statistic] = {}
+        self._counted: tuple[Tensor, ...] = ()
+        self._foreign: list[Tensor] = []
+        self._leaders: set[Layer] = set()
+        self._unseen: dict[Layer, Statistic] = {}
+        # Layers without a statistic, in this run: what each call read, and the tensors, which stay alive so
+        # that equal identity means the same input.
+        self._reads: dict[Layer, list[Statistic]] = {}
+        self._seen: list[tuple[Tensor, int, Statistic]] = []
+        self._calls: list[Layer] = []
+        self._repeats: bool | None = None  # whether a run calls some layer twice; None until one has ended
+
+    @contextmanager
+    def gathering(self, layers: Sequence[Layer], stop: bool = False) -> Iterator[None]:
+        """Gather the inputs of layers while the block runs in this context.
+
+        Args:
+            layers: layers of the block.
+            stop: raise ``InputsComplete`` in each run once the inputs of every layer are known, to save the
+                rest of the block's computation.
+        """
+
+        def watch(layer: Layer) -> Any:
+            def hook(_: nn.Module, arguments: tuple[Any, ...]) -> None:
+                self._observe(layer, arguments[0])
+                self._calls.append(layer)
+                # Not in the first run, which shows whether layers are called again after the last one was.
+                if stop and self._repeats is False and len(set(self._calls)) == len(layers):
+                    raise InputsComplete
+
+            return hook
+
+        handles = [layer.module.register_forward_pre_hook(watch(layer)) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._settle()
+
+    def begin_run(self, counted: tuple[Tensor, ...], foreign: list[Tensor]) -> None:
+        """Set the tokens that count in the next run of the block; called before each run.
+
+        Args:
+            counted: masks [batch, tokens] of the sequence and of parts that some layers read alone; empty
+                where all tokens count.
+            foreign: tensors from outside the tower, to which this tower's masks don't apply.
+        """
+        self._settle()
+        if self._calls:  # not the first run
+            self._repeats = bool(self._repeats) or len(set(self._calls)) < len(self._calls)
+        self._calls = []
+        self._counted, self._foreign = counted, foreign
+
+    def _observe(self, layer: Layer, inputs: Tensor) -> None:
+        """Add the inputs once per statistic; which layers share one is known after their first run."""
+        if layer not in self.of:
+            self._reads.setdefault(layer, []).append(self._of_tensor(layer, inputs))
+        elif layer in self._leaders:
+            self.of[layer].update(self._counted_of(layer, inputs))
+
+    def _of_tensor(self, layer: Layer, inputs: Tensor) -> Statistic:
+        """The statistic of one tensor; computed once for all layers that read it before it is written to."""
+        current = version_of(inputs)
+        for tensor, version, statistic in self._seen:
+            if tensor is inputs and version == current:
+                return statistic
+        statistic = self.kind(inputs.shape[-1], inputs.device)
+        statistic.update(self._counted_of(layer, inputs))
+        self._seen.append((inputs, current, statistic))
+        return statistic
+
+    def _settle(self) -> None:
+        """Share one statistic among the layers that read the same tensors in each of their calls of a run."""
+        leaders: dict[tuple[int, ...], Layer] = {}
+        for layer, reads in self._reads.items():
+            leader = leaders.setdefault(tuple(map(id, reads)), layer)
+            if leader is layer:
+                self._leaders.add(layer)
+                self.of[layer] = reads[0] if len(reads) == 1 else self._total(reads)
+            else:
+                self.of[layer] = self.of[leader]
+        self._reads.clear()
+        self._seen.clear()
+
+    def _total(self, reads: Sequence[Statistic]) -> Statistic:
+        """The sum of the statistics of several calls."""
+        total = self.kind(len(reads[0].sum), reads[0].sum.device)
+        for read in reads:
+            total.sum += read.sum
+            total.tokens += read.tokens
+        return total
+
+    def _counted_of(self, layer: Layer, inputs: Tensor) -> Tensor:
+        """The inputs of the tokens that count, [tokens, cols]."""
+        return counted_inputs(layer, inputs, self._counted, self._foreign)
+
+    def __getitem__(self, layer: Layer) -> Statistic:
+        if layer.is_expert and (layer not in self.of or not self.of[layer].tokens):
+            if layer not in self._unseen:
+                self._unseen[layer] = self.kind.unseen(layer.shape[1], layer.weight.device)
+            return self._unseen[layer]
+        if layer not in self.of:
+            raise never_ran(layer)
+        return require_tokens(layer, self.of[layer])
+
+
+def counted_inputs(
+    layer: Layer, inputs: Tensor, counted: Sequence[Tensor], foreign: Sequence[Tensor]
+) -> Tensor:
+    """The inputs of the tokens that count, [tokens, cols].
+
+    All that a layer reads counts where the masks say nothing of it: tokens that a router has selected unknown
+    to the layer, the sequence of another tower, tokens that were merged.
+
+    Args:
+        layer: reads the inputs, in a call that is under way.
+        inputs: [..., cols].
+        counted: masks of the tokens that count; see ``InputStatistics.begin_run``.
+        foreign: tensors that the masks don't apply to.
+    """
+    tokens, routed = inputs.detach().reshape(-1, inputs.shape[-1]), layer.routed
+    if routed is not None:
+        of_experts = next((mask for mask in counted if mask.numel() == routed.tokens), None)
+        return tokens if of_experts is None else tokens[of_experts.flatten()[routed.positions]]
+    rows = tuple(inputs.shape[:-1])
+    alike = (mask for mask in counted if rows in (mask.shape, (mask.numel(),), (1, mask.numel())))
+    mask = next(alike, None)
+    unknown = layer.is_expert or ROUTED.search(layer.name) is not None
+    if mask is None or unknown or any(inputs is other for other in foreign):
+        return tokens
+    return tokens[mask.flatten()]
+
+
+def require_tokens(layer: Layer, statistic: Statistic) -> Statistic:
+    """A statistic that holds tokens.
+
+    Raises:
+        UserError: if none of the tokens that the layer reads counts.
+    """
+    if not statistic.tokens:
+        raise UserError(
+            f"{layer.name} reads none of the tokens that count, so nothing is known of its inputs; leave it"
+            " out with skip_layers, or use tokens=all"
+        )
+    return statistic
+
+
+def never_ran(layer: Layer) -> UserError:
+    """The error of a layer that no batch reached."""
+    return UserError(
+        f"{layer.name} never ran on the calibration data, so nothing is known of its inputs; leave it out"
+        " with skip_layers"
+    )
