@@ -4,9 +4,26 @@ A process computes in one thread: pytest has a process per core, and models of t
 threads than they compute.
 """
 
+import logging
 import os
+from collections.abc import Iterator
+
+import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """Undo what a command run in this process did to the root logger, for the tests after it."""
+    root = logging.getLogger()
+    level, handlers = root.level, set(root.handlers)
+    yield
+    root.setLevel(level)
+    for handler in set(root.handlers) - handlers:
+        # By name, because pytest's own handlers come and go between the phases of a test.
+        if type(handler).__name__ == "ConsoleHandler":
+            root.removeHandler(handler)
