@@ -61,8 +61,9 @@ def prune(
         seed: seed of all random draws.
         batch_size: samples per forward pass of the pruner; changes nothing beyond rounding.
         propagate: what comes before a layer when its inputs are measured: ``"pruned"`` blocks and its own
-            block dense, everything pruned (``"layer"``), or ``"dense"`` blocks. ``"auto"`` is dense for a
-            pruner that leaves kept weights as they are, beside an allocation that prunes in trials.
+            block dense, everything pruned (``"layer"``), that with weights that are first compensated for it
+            (``"compensated"``), or ``"dense"`` blocks. ``"auto"`` is dense for a pruner that leaves kept
+            weights as they are, beside an allocation that prunes in trials.
         tokens: which tokens count then, in towers that read text and visual tokens: ``"all"``, ``"text"``,
             ``"answer"`` (those of the answer), or ``"atv"`` (text and the visual tokens that a block moves
             most).
@@ -152,7 +153,7 @@ def _check(
     """
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
-    check_propagate(propagate)
+    check_propagate(propagate, method.pruner)
     if data is None and method.requires_calibration:
         raise UserError(
             "data are missing: the pruner or the scores look at some; give data=, such as a list of texts or"

@@ -5,6 +5,9 @@ adds to the layer's statistic. Once all batches have come that far, the layer is
 again, through it, to the next one. The run that completes a statistic goes on instead; one that is the only
 one, as a single batch holds all samples, never ends early. Experts, which read tokens of their own, are
 pruned together: all first matrices, and then all second ones.
+
+With a ``DenseTwin``, each run follows one of the dense block, and each layer is pruned with the drift of its
+inputs from those in the dense model.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from ecoflap.blocks.containers import version_of
+from ecoflap.blocks.dense_twin import DenseTwin, Drift
 from ecoflap.blocks.input_statistics import InputsComplete, counted_inputs, never_ran, require_tokens
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.stream import Stream
@@ -27,13 +31,14 @@ from ecoflap.models.core.towers import Block
 
 Group = tuple[Layer, ...]
 Stage = tuple[int, bool]
-PruneGroup = Callable[[Group, Statistic], None]
+PruneGroup = Callable[[Group, Statistic, Tensor | None], None]
 
 
 class _Batch:
     """How far a batch has come.
 
     Attributes:
+        number: its index.
         stream: its hidden states and arguments.
         tokens: masks of the tokens that count; empty where all do.
         waits: the stage with the dense layers that it has reached; None while it reaches pruned ones, and
@@ -42,10 +47,12 @@ class _Batch:
         masks: of the tokens that count, and the tensors that they don't apply to; of the present run.
         called: the layers that the present run has called.
         given: the inputs, with their versions, of groups of which it has called some layers and not yet all.
+        dense_inputs: of dense layers, in the dense model.
     """
 
-    def __init__(self, stream: Stream, tokens: Masks) -> None:
-        self.stream, self.tokens = stream, tokens
+    def __init__(self, number: int, stream: Stream, tokens: Masks) -> None:
+        self.number, self.stream, self.tokens = number, stream, tokens
+        self.dense_inputs: dict[Layer, Tensor] = {}
         self.waits: Stage | None = None
         self.counted: set[Group] = set()
         self.begin([])
@@ -61,7 +68,12 @@ class LayerByLayer:
     """A block on its way from dense to pruned."""
 
     def __init__(
-        self, block: Block, groups: Sequence[Group], statistic: type[Statistic], prune: PruneGroup
+        self,
+        block: Block,
+        groups: Sequence[Group],
+        statistic: type[Statistic],
+        prune: PruneGroup,
+        twin: DenseTwin | None = None,
     ) -> None:
         """Prepare to run.
 
@@ -69,14 +81,17 @@ class LayerByLayer:
             block: dense.
             groups: its layers in call order, those together that read the same tensor.
             statistic: the statistic to gather of each group's input.
-            prune: prunes the layers of a group in place.
+            prune: prunes the layers of a group in place, given the statistic and, with a twin, the drift of
+                their inputs.
+            twin: the dense model, at the same block; None to prune without the drift.
         """
-        self.block, self.kind, self.prune = block, statistic, prune
+        self.block, self.kind, self.prune, self.twin = block, statistic, prune, twin
         self._of = {layer: group for group in groups for layer in group}
         self._stages: dict[Stage, list[Group]] = {}  # in call order
         for group in groups:
             self._stages.setdefault(group[0].stage, []).append(group)
         self._statistics: dict[Group, Statistic] = {}  # of groups that batches wait at
+        self._drifts: dict[Group, Drift] = {}
         self._pruned: set[Stage] = set()
         self._batches: list[_Batch] = []
         self._behind: list[_Batch] = []  # those that can go on, as the layers that they waited at are pruned
@@ -94,7 +109,8 @@ class LayerByLayer:
             UserError: if a batch calls a layer again after it was pruned, or layers that read the same tensor
                 in other batches don't in this one, or a layer never runs.
         """
-        self._batches = [_Batch(stream, masks) for stream, masks in zip(streams, tokens, strict=True)]
+        numbered = enumerate(zip(streams, tokens, strict=True))
+        self._batches = [_Batch(number, stream, masks) for number, (stream, masks) in numbered]
         self._behind = list(self._batches)
         with self._watching():
             while self._behind:
@@ -117,6 +133,10 @@ class LayerByLayer:
 
     def _run_on(self, batch: _Batch, index: int) -> None:
         """Run a batch from the beginning of the block to the next dense stage, or to the block's end."""
+        dense_end: tuple[Any, Any] | None = None
+        if self.twin is not None:
+            self._running = None
+            dense_end, batch.dense_inputs = self.twin.run(batch.number, index, self.block, batch.tokens)
         call = batch.stream.call(index)
         batch.begin(call.tensors)
         self._running = batch
@@ -126,11 +146,15 @@ class LayerByLayer:
                 _refuse(next(layer for layer in group if layer not in batch.called))
             if batch.waits is None:
                 batch.stream.leave(output, call)
+                if self.twin is not None and dense_end is not None:
+                    self.twin.streams[batch.number].leave(*dense_end)
+        batch.dense_inputs = {}
 
     def _reach(self, layer: Layer, _: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Let a run call a layer that is pruned, or end it in front of a dense one."""
         batch, group, inputs = self._running, self._of[layer], arguments[0]
-        assert batch is not None
+        if batch is None:  # the dense block runs
+            return
         if batch.waits not in (None, layer.stage):
             raise InputsComplete
         if layer in batch.called:
@@ -156,9 +180,7 @@ class LayerByLayer:
             if group not in batch.counted:
                 _refuse(group[0])
             return
-        if group not in self._statistics:
-            self._statistics[group] = self.kind(inputs.shape[-1], inputs.device)
-        self._statistics[group].update(counted_inputs(group[0], inputs, *batch.masks))
+        self._count(batch, group, counted_inputs(group[0], inputs, *batch.masks))
         batch.counted.add(group)
         batch.waits = stage
         if group[0].is_expert:
@@ -167,6 +189,17 @@ class LayerByLayer:
             raise InputsComplete
         batch.waits = None
         self._prune(stage)
+
+    def _count(self, batch: _Batch, group: Group, inputs: Tensor) -> None:
+        """Add the inputs [tokens, cols] of a batch to the statistic of a group, and to their drift."""
+        cols, device = inputs.shape[-1], inputs.device
+        if group not in self._statistics:
+            self._statistics[group] = self.kind(cols, device)
+            if self.twin is not None and not group[0].is_expert:
+                self._drifts[group] = Drift(cols, device)
+        self._statistics[group].update(inputs)
+        if group in self._drifts:
+            self._drifts[group].update(inputs, batch.dense_inputs.get(group[0]))
 
     def _earliest(self) -> Stage | None:
         """The stage that is called before all others that batches wait at."""
@@ -180,7 +213,11 @@ class LayerByLayer:
             if group[0].is_expert and (statistic is None or not statistic.tokens):
                 statistic = self.kind.unseen(group[0].shape[1], group[0].weight.device)
             assert statistic is not None
-            self.prune(group, require_tokens(group[0], statistic))
+            drift = self._drifts.pop(group, None)
+            if self.twin is not None:
+                self.twin.remember(group)
+            value = None if drift is None else drift.value
+            self.prune(group, require_tokens(group[0], statistic), value)
         self._pruned.add(stage)
         self._behind = [batch for batch in self._batches if batch.waits == stage]
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from ecoflap.blocks.capture import Flow, flows
+from ecoflap.blocks.dense_twin import DenseTwin
 from ecoflap.blocks.input_statistics import InputsComplete, InputStatistics
 from ecoflap.blocks.layer_by_layer import LayerByLayer, PruneGroup
 from ecoflap.blocks.layer_calls import first_and_count
@@ -81,12 +82,15 @@ class Visit:
                         stream.leave(output, call)
         return found
 
-    def prune_on_the_way(self, statistic: type[Statistic], prune: PruneGroup) -> None:
+    def prune_on_the_way(
+        self, statistic: type[Statistic], prune: PruneGroup, twin: DenseTwin | None = None
+    ) -> None:
         """Run the block, prune each layer as soon as its input is known in all batches, and leave the block.
 
         Args:
             statistic: the statistic to gather of each layer's input.
             prune: prunes layers that read the same input in place.
+            twin: the dense model, which has entered the block; None to do without.
 
         Raises:
             UserError: if some layer of the tower is called several times on the way of one batch.
@@ -95,7 +99,8 @@ class Visit:
         assert structure is not None
         self._require_one_call(structure)
         groups = structure.layer_orders[self.index].groups()
-        LayerByLayer(self.block, groups, statistic, prune).run(self.index, self.flow.streams, self.counted)
+        on_the_way = LayerByLayer(self.block, groups, statistic, prune, twin)
+        on_the_way.run(self.index, self.flow.streams, self.counted)
 
     def _require_one_call(self, structure: Structure) -> None:
         """Refuse a tower that calls a layer again on what came of its first call.

@@ -1,13 +1,14 @@
 """Pruning mathematics as pure functions on tensors.
 
 Masks with exact counts and their refinement by swaps, the metrics of Wanda and RIA, the solves of SparseGPT
-and ADMM and the inverses that they need, the water-filling, the ramps and the descent that share a budget of
-weights, and reproducible noise. Nothing here reads a config or a file, logs, or knows what a model is, so
-each file can be read, used and tested by itself.
+and ADMM, the inverses that they need and the compensation of earlier errors, the water-filling, the ramps and
+the descent that share a budget of weights, and reproducible noise. Nothing here reads a config or a file,
+logs, or knows what a model is, so each file can be read, used and tested by itself.
 """
 
 from ecoflap.ops.admm import NormalisedInverse, admm_repair, admm_solve, normalised_inverse
 from ecoflap.ops.budget_descent import descend, shift_to_budget
+from ecoflap.ops.compensation import compensate
 from ecoflap.ops.divergence import kl_divergence
 from ecoflap.ops.global_selection import select_globally
 from ecoflap.ops.greedy_removal import greedy_removal_error
@@ -31,6 +32,7 @@ __all__ = [
     "Solution",
     "admm_repair",
     "admm_solve",
+    "compensate",
     "descend",
     "eigenvalues",
     "gaussian",

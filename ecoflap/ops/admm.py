@@ -18,10 +18,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ecoflap.ops.hessian import unit_columns
 from ecoflap.ops.selection import Pattern, check_n_of_m, keep_n_of_m, select
 from ecoflap.ops.sparsegpt import Solution
-
-SMALLEST_NORM = 1e-8  # of the largest; weights of dead columns go first, and stay as they are where kept
 
 
 class NormalisedInverse(NamedTuple):
@@ -53,10 +52,7 @@ def normalised_inverse(gram: Tensor, damping: float = 0.1, penalty: float = 1.0)
             positive definite, or a number is out of range.
     """
     _check_gram(gram, damping, penalty)
-    norms = gram.diagonal().to(torch.float32).clamp_min(0).sqrt()
-    largest = norms.max()
-    norms = norms.clamp_min(float(SMALLEST_NORM * largest)) if largest > 0 else torch.ones_like(norms)
-    matrix = gram.to(torch.float32) / norms / norms[:, None]
+    matrix, norms = unit_columns(gram)
     matrix.diagonal().add_(damping * matrix.diagonal().mean() + penalty)
     lower, failed_at = torch.linalg.cholesky_ex(matrix)
     if failed_at.item():

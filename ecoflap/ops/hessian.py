@@ -15,6 +15,7 @@ from torch import Tensor
 SMALLEST_ESCALATION = 1e-4  # first damping to try after 0, which tenfold steps would never leave
 SMALL_TRIANGLE = 128  # columns; below it the calls cost more than the arithmetic
 LARGEST_DAMPING = 1.0  # beyond the mean diagonal the damping, not the data, decides
+SMALLEST_NORM = 1e-8  # of the largest, of columns scaled to unit norm
 
 
 class NotPositiveDefiniteError(ValueError):
@@ -71,6 +72,24 @@ def inverse_factor(hessian: Tensor, damping: float = 0.01) -> InverseFactor:
         f" of its mean diagonal {float(mean):.3g}; check that it is a symmetric Gram matrix accumulated in"
         " fp32, or use more calibration tokens"
     )
+
+
+def unit_columns(gram: Tensor) -> tuple[Tensor, Tensor]:
+    """A Gram matrix in input columns that are scaled to unit norm.
+
+    The norm of a dead column counts as a tiny one: in ADMM its weights go first, and stay as they are where
+    they are kept.
+
+    Args:
+        gram: c X^T X of inputs X [tokens, cols], any scale c: [cols, cols].
+
+    Returns:
+        gram / (n n^T), a copy [cols, cols] fp32, and the norms n [cols].
+    """
+    norms = gram.diagonal().to(torch.float32).clamp_min(0).sqrt()
+    largest = norms.max()
+    norms = norms.clamp_min(float(SMALLEST_NORM * largest)) if largest > 0 else torch.ones_like(norms)
+    return gram.to(torch.float32) / norms / norms[:, None], norms
 
 
 def _upper_inverse_factor(hessian: Tensor, diagonal: Tensor) -> Tensor | None:

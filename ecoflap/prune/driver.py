@@ -5,17 +5,19 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from functools import partial
 
 import torch
 from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
+from ecoflap.blocks.dense_twin import DenseTwin
 from ecoflap.blocks.layer_calls import require_calls
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.walk import Visit, walk
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError
+from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.layers import Statistics, prune_layers, prune_together
@@ -51,9 +53,10 @@ def prune(
         on_block: called after each block.
         propagate: what comes before a layer when its inputs are measured: ``pruned`` blocks, and its own
             block dense (as published; two passes over the data per block); everything before the ``layer``
-            itself pruned (one pass where a batch holds all samples); or ``dense`` blocks (one pass). Each
-            gives another result. With ``dense``, the last towers are pruned first, so that all predecessors
-            are still dense.
+            itself pruned (one pass where a batch holds all samples); that again, with weights that
+            are ``compensated`` first for what came of it (a dense pass beside it); or ``dense`` blocks (one
+            pass). Each gives another result. With ``dense``, the last towers are pruned first, so that all
+            predecessors are still dense.
         tokens: which tokens count in statistics, see ``ecoflap.blocks.token_choice.choose_tokens``.
         finished: stores blocks as soon as they are pruned; those that a stopped run has stored are applied
             instead of pruned.
@@ -66,6 +69,7 @@ def prune(
         UserError: if the inputs of a layer can't be captured, or the tokens can't be told apart.
     """
     report, dense = PruneReport(), propagate == "dense"
+    twin = DenseTwin() if propagate == "compensated" else None
     batches: Sequence[Batch] = []
     if calibration is not None and pruner.statistic is not None and precomputed_statistics is None:
         batches = calibration.batches(batch_size)
@@ -74,9 +78,15 @@ def prune(
     towers = tuple(reversed(model.towers)) if dense else model.towers
     with quiet_forward(model.module):
         for number, visit in enumerate(walk(model, towers, batches, "prune", dense, tokens)):
-            seconds = None if finished is None else _apply_finished(visit, finished, number, report, dense)
+            if twin is not None:
+                twin.enter(visit.flow, visit.index)
+            seconds = (
+                None if finished is None else _apply_finished(visit, finished, number, report, dense, twin)
+            )
             if seconds is None:
-                seconds = _prune_block(visit, pruner, allocation, report, propagate, precomputed_statistics)
+                seconds = _prune_block(
+                    visit, pruner, allocation, report, propagate, precomputed_statistics, twin
+                )
                 if finished is not None:
                     with model.placement.using(visit.block):
                         finished.write(number, visit.block.layers, report, seconds)
@@ -109,7 +119,12 @@ def _warn_of_experts(model: PrunableModel, report: PruneReport) -> None:
 
 
 def _apply_finished(
-    visit: Visit, finished: FinishedBlocks, number: int, report: PruneReport, dense: bool
+    visit: Visit,
+    finished: FinishedBlocks,
+    number: int,
+    report: PruneReport,
+    dense: bool,
+    twin: DenseTwin | None,
 ) -> float | None:
     """Apply a block that a stopped run has pruned, and pass the hidden states through it as that run did.
 
@@ -121,6 +136,8 @@ def _apply_finished(
         return None
     if dense:
         visit.leave()
+    if twin is not None:
+        twin.leave(visit.index)
     with placement.using(block):
         found.apply(block.layers, report)
         if block.layers:
@@ -137,12 +154,15 @@ def _prune_block(
     report: PruneReport,
     propagate: str,
     precomputed_statistics: Mapping[str, Tensor] | None,
+    twin: DenseTwin | None,
 ) -> float:
     """Prune a block and pass the hidden states through it; returns the seconds that this took."""
     started, block = time.perf_counter(), visit.block
-    if propagate == "layer" and visit.flow.batches and block.layers:
-        _prune_layer_by_layer(visit, pruner, allocation, report)
+    if propagate in ("layer", "compensated") and visit.flow.batches and block.layers:
+        _prune_layer_by_layer(visit, pruner, allocation, report, twin)
     else:
+        if twin is not None:
+            twin.leave(visit.index)
         _prune_whole(visit, pruner, allocation, report, propagate == "dense", precomputed_statistics)
     if not visit.finite:
         raise NumericalError(
@@ -153,14 +173,21 @@ def _prune_block(
 
 
 def _prune_layer_by_layer(
-    visit: Visit, pruner: LayerPruner, allocation: Allocation, report: PruneReport
+    visit: Visit,
+    pruner: LayerPruner,
+    allocation: Allocation,
+    report: PruneReport,
+    twin: DenseTwin | None,
 ) -> None:
     """Prune each layer of a block in the run that has reached it, and leave the block."""
     block, placement = visit.block, visit.flow.model.placement
     assert pruner.statistic is not None
-    together = partial(prune_together, pruner=pruner, allocation=allocation, report=report)
+
+    def together(layers: Sequence[Layer], statistic: Statistic, drift: Tensor | None) -> None:
+        prune_together(layers, statistic, pruner, allocation, report, drift)
+
     with placement.using(block):
-        visit.prune_on_the_way(pruner.statistic, together)
+        visit.prune_on_the_way(pruner.statistic, together, twin)
         placement.changed(block)
 
 

@@ -6,24 +6,31 @@ import torch
 from torch import Tensor
 
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.statistics import MeanSquare, Statistic
+from ecoflap.blocks.statistics import Gram, MeanSquare, Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.prune.protocol import Pruner
 
-PROPAGATE = ("pruned", "layer", "dense")
+PROPAGATE = ("pruned", "layer", "compensated", "dense")
 
 
-def check_propagate(choice: str) -> None:
-    """Refuse an unknown value of ``propagate``.
+def check_propagate(choice: str, pruner: Pruner) -> None:
+    """Refuse a value of ``propagate`` that is unknown, or that the pruner can't make use of.
 
     Raises:
-        UserError: if it is none of ``PROPAGATE``.
+        UserError: if it is none of ``PROPAGATE``, or ``compensated`` beside a pruner that changes no weight.
     """
     if choice not in PROPAGATE:
         known = f"{', '.join(PROPAGATE[:-1])} or {PROPAGATE[-1]}"
         raise UserError(f"propagate={choice} is not known; choose auto, {known}")
+    able = not pruner.allocates and pruner.corrects and pruner.statistic is Gram
+    if choice == "compensated" and not able:
+        raise UserError(
+            f"propagate=compensated changes the weights that stay, and pruner={pruner.name} leaves them as"
+            " they are; use pruner=admm or sparsegpt, or another value of propagate"
+        )
 
 
 @torch.no_grad()

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.input_statistics import InputStatistics
-from ecoflap.blocks.statistics import Statistic
+from ecoflap.blocks.statistics import Gram, Statistic
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
+from ecoflap.ops import compensate
 from ecoflap.prune.protocol import LayerPruner, Pruned
 from ecoflap.prune.report import PruneReport
 
@@ -59,6 +60,7 @@ def prune_together(
     pruner: LayerPruner,
     allocation: Allocation,
     report: PruneReport,
+    drift: Tensor | None = None,
 ) -> None:
     """Prune layers that share a statistic in place.
 
@@ -68,11 +70,16 @@ def prune_together(
         pruner: prunes one layer.
         allocation: how many weights each layer keeps.
         report: receives each layer's mask and error.
+        drift: of the input from that in the dense model, [cols, cols], see ``ecoflap.ops.compensate``; with
+            it, the error is that of the compensated weights.
 
     Raises:
         NumericalError: if a weight is not finite, before or after, or a mask misses its count.
     """
     dense = [layer.matrix().clone() for layer in layers]
+    if drift is not None:
+        assert isinstance(statistic, Gram)
+        dense = compensate(dense, statistic.value, drift)
     results = solve_layers(layers, dense, statistic, pruner, allocation.keep)
     for layer, before, pruned in zip(layers, dense, results, strict=True):
         if pruned.note:

@@ -61,7 +61,8 @@ class RunConfig:
         steps: which of calibrate, score, allocate, prune, finetune and evaluate to run, in this order.
         batch_size: samples per forward pass of the fine stage.
         propagate: what comes before a layer when the fine stage measures its inputs: pruned blocks and its
-            own block dense (pruned), everything pruned (layer; one pass where a batch holds all samples), or
+            own block dense (pruned), everything pruned (layer; one pass where a batch holds all samples),
+            everything pruned and the weights compensated for that before they are pruned (compensated), or
             dense blocks (dense; one pass). Each gives another result. auto is dense for a pruner that leaves
             kept weights as they are beside an allocation that prunes in trials, else pruned.
         tokens: which tokens count when the fine stage or an allocation measures inputs, in towers that read
@@ -90,7 +91,9 @@ class RunConfig:
     skip_layers: list[str] = field(default_factory=list)
     steps: list[str] = field(default_factory=lambda: [step for step in STEPS if step not in OPTIONAL_STEPS])
     batch_size: int = 16
-    propagate: str = field(default="auto", metadata={"choices": ("auto", "pruned", "layer", "dense")})
+    propagate: str = field(
+        default="auto", metadata={"choices": ("auto", "pruned", "layer", "compensated", "dense")}
+    )
     tokens: str = field(default="all", metadata={"choices": ("all", "text", "answer", "atv")})
     device: str = "auto"
     inspect: bool = False

@@ -45,7 +45,7 @@ def check_options(plan: Plan) -> None:
             " choose one such as seed=0"
         )
     check_towers(config.towers)
-    check_propagate(config.propagate)
+    check_propagate(config.propagate, plan.pruner)
     check_tokens(config.tokens)
     if config.tokens != "all" and plan.pruner.allocates:
         raise UserError(

@@ -1,0 +1,128 @@
+"""The dense model beside the pruned one: what layers would read if nothing before them were pruned.
+
+Where a forward pass gives a block's inputs (the first one's of a tower, and those that the model changes),
+both models begin with what the pruned one gives: a twin knows the errors of its tower's blocks since then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from copy import copy
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.blocks.capture import Flow
+from ecoflap.blocks.input_statistics import counted_inputs
+from ecoflap.blocks.statistics import TOKENS
+from ecoflap.blocks.stream import Stream
+from ecoflap.blocks.token_choice import Masks
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.towers import Block
+
+
+class DenseTwin:
+    """The streams of the batches through the dense blocks of a tower.
+
+    Attributes:
+        streams: of all batches, beside the flow's.
+    """
+
+    def __init__(self) -> None:
+        self.streams: list[Stream] = []
+        self._flow: Flow | None = None
+        self._dense: dict[Layer, Tensor] = {}
+
+    def enter(self, flow: Flow, index: int) -> None:
+        """Come to a dense block, which the flow has entered."""
+        structure = flow.structure
+        captured = structure is not None and index in structure.from_output | flow.from_start
+        follows = flow is self._flow and all(stream.block == index for stream in self.streams)
+        if captured or not follows:
+            self.streams = [copy(stream) for stream in flow.streams]
+        self._flow, self._dense = flow, {}
+
+    def remember(self, layers: tuple[Layer, ...]) -> None:
+        """Remember the weights of layers of the present block that are about to be pruned."""
+        self._dense |= {layer: layer.weight.detach().clone() for layer in layers}
+
+    def run(self, number: int, index: int, block: Block, counted: Masks) -> tuple[Any, dict[Layer, Tensor]]:
+        """Run the dense block on a batch.
+
+        Args:
+            number: the index of the stream.
+            index: the index of the block in its tower.
+            block: the block, some layers of which are pruned.
+            counted: masks of the tokens that count.
+
+        Returns:
+            What ``Stream.leave`` takes, and the inputs [tokens, cols] of the layers that are dense. Experts
+            are not among them: the dense model may route other tokens to them.
+        """
+        stream, found = self.streams[number], dict[Layer, Tensor]()
+        call = stream.call(index)
+
+        def note(layer: Layer, _: nn.Module, arguments: tuple[Any, ...]) -> None:
+            found[layer] = counted_inputs(layer, arguments[0], counted, call.tensors)
+
+        watched = [layer for layer in block.layers if layer not in self._dense and not layer.is_expert]
+        handles = [layer.module.register_forward_pre_hook(partial(note, layer)) for layer in watched]
+        try:
+            with self._restored():
+                output = call.run(block.module, stream.hidden)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return (output, call), found
+
+    def leave(self, index: int) -> None:
+        """Pass all batches through the present block, which is dense."""
+        for stream in self.streams:
+            call = stream.call(index)
+            assert self._flow is not None
+            stream.leave(call.run(self._flow.tower.blocks[index].module, stream.hidden), call)
+
+    @contextmanager
+    def _restored(self) -> Iterator[None]:
+        """Put the dense weights of pruned layers in place in this context."""
+        pruned = {layer: layer.weight.detach().clone() for layer in self._dense}
+        _write(self._dense)
+        try:
+            yield
+        finally:
+            _write(pruned)
+
+
+class Drift:
+    """Mean of (x - x~) x~^T over tokens, of a layer's inputs x in the dense and x~ in the pruned model.
+
+    Attributes:
+        sum: summed over tokens, [cols, cols], fp32.
+        tokens: how many there were.
+    """
+
+    def __init__(self, cols: int, device: torch.device) -> None:
+        self.sum = torch.zeros(cols, cols, device=device)
+        self.tokens = 0
+
+    def update(self, inputs: Tensor, dense: Tensor | None) -> None:
+        """Add the inputs [tokens, cols] of a batch in both models; unknown dense ones count as the same."""
+        self.tokens += len(inputs)
+        if dense is None or dense.shape != inputs.shape:
+            return
+        for part, other in zip(inputs.split(TOKENS), dense.split(TOKENS), strict=True):
+            wide = part.float()
+            self.sum.addmm_((other.float() - wide).t(), wide)
+
+    @property
+    def value(self) -> Tensor:
+        """The mean, [cols, cols]."""
+        return self.sum / self.tokens
+
+
+def _write(weights: Mapping[Layer, Tensor]) -> None:
+    for layer, weight in weights.items():
+        layer.weight.data.copy_(weight)

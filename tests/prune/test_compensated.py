@@ -1,0 +1,175 @@
+"""``propagate=compensated``: weights undo a part of what pruned layers before have done, then are pruned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from ecoflap.data.batch import Batch
+from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.errors import UserError
+from ecoflap.models.core.layers import Layer
+from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.prune.admm import ADMM
+from ecoflap.prune.driver import prune
+from ecoflap.prune.finished_blocks import FinishedBlocks
+from ecoflap.prune.inputs import check_propagate
+from ecoflap.prune.magnitude import Magnitude
+from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.report import BlockReport
+from ecoflap.prune.sparsegpt import SparseGPT
+from ecoflap.prune.wanda import Wanda
+from tests import tiny
+
+from . import reference
+from .test_families import EVERY_TOWER, PRUNERS, uneven, uniform
+from .test_layer_by_layer import CALLED_ONCE, assert_equal
+
+
+def compensated(weight: Tensor, inputs: Tensor, dense_inputs: Tensor) -> Tensor:
+    """Half of the step to the damped least squares solution, in fp64.
+
+    Args:
+        weight: [rows, cols].
+        inputs: in the pruned model, [tokens, cols].
+        dense_inputs: in the dense model, [tokens, cols].
+    """
+    x, clean, weight = inputs.double(), dense_inputs.double(), weight.double()
+    gram = x.t() @ x
+    alive = gram.diagonal() > 0
+    step = torch.zeros_like(weight)
+    damped = gram + 0.1 * alive.double().mean() * torch.diag(gram.diagonal())
+    missing = (weight @ (clean - x).t() @ x)[:, alive]  # what X~ lacks of the dense output, times X~^T
+    step[:, alive] = torch.linalg.solve(damped[alive][:, alive], missing.t()).t()
+    return (weight + 0.5 * step).float()
+
+
+@torch.no_grad()
+def prune_by_hand(
+    model: PrunableModel,
+    twin: PrunableModel,
+    calibration: CalibrationSet,
+    prune_layer: reference.PruneLayer,
+    keep: dict[str, int],
+    batches: list[Batch],
+) -> dict[str, Tensor]:
+    """Prune ``model`` layer by layer beside a ``twin`` whose present tower is dense; returns the masks."""
+    masks: dict[str, Tensor] = {}
+    for tower, dense_tower in zip(model.towers, twin.towers, strict=True):
+        dense_layers = {layer.name: layer for layer in dense_tower.layers}
+        for block in tower.blocks:
+            waiting = list(block.layers)
+            while waiting:
+                with reference.calls_of(block, waiting) as calls:
+                    inputs = reference.inputs_of_each(model, waiting, calibration, batches)
+                layer = reference.first_of(calls)
+                assert layer is not None
+                dense_inputs = reference.inputs_of(twin, dense_layers[layer.name], calibration, batches)
+                target = compensated(layer.matrix(), inputs[layer], dense_inputs)
+                weight, masks[layer.name] = prune_layer(target, inputs[layer], keep[layer.name])
+                layer.write(weight)
+                waiting.remove(layer)
+        for layer in tower.layers:
+            dense_layers[layer.name].write(layer.matrix())
+    return {layer.name: masks[layer.name] for layer in model.layers}
+
+
+@pytest.mark.parametrize("name", ["sparsegpt", "admm"])
+@pytest.mark.parametrize("family", CALLED_ONCE)
+def test_equals_full_forward_passes_of_both_models(family: str, name: str) -> None:
+    pruner, by_hand = PRUNERS[name]
+    calibration = tiny.samples(family, lengths=tiny.UNPADDED.get(family, (7, 9, 7)))
+    model, other, twin = (tiny.build(family, towers=EVERY_TOWER[family]) for _ in range(3))
+    allocation = uneven(model)
+    report = prune(model, calibration, pruner, allocation, batch_size=2, propagate="compensated")
+    one_by_one = tiny.one_by_one(family, calibration, 2)
+    with quiet_forward(other.module), quiet_forward(twin.module):
+        masks = prune_by_hand(other, twin, calibration, by_hand, allocation.keep, one_by_one)
+    assert_equal(model, report, other, masks)
+
+
+@pytest.mark.parametrize("family", [family for family in CALLED_ONCE if family not in tiny.MATCHING])
+def test_batch_size_changes_nothing(family: str) -> None:
+    models = [tiny.build(family) for _ in range(3)]
+    first, *others = (
+        prune(model, tiny.samples(family), ADMM(), uneven(model), size, propagate="compensated")
+        for model, size in zip(models, (1, 2, 100), strict=True)
+    )
+    for report, model in zip(others, models[1:], strict=True):
+        assert all(torch.equal(report.masks[name], mask) for name, mask in first.masks.items())
+        for layer, expected in zip(model.layers, models[0].layers, strict=True):
+            torch.testing.assert_close(layer.weight, expected.weight, rtol=1e-3, atol=1e-4)
+
+
+def test_one_sample_and_a_target_of_nothing() -> None:
+    calibration, model, dense = tiny.samples("llama", lengths=(5,)), tiny.build("llama"), tiny.build("llama")
+    prune(model, calibration, ADMM(), uniform(model), 8, propagate="compensated")
+    assert all(torch.isfinite(layer.weight).all() for layer in model.layers)
+    first = model.layers[0].name
+    # Nothing is pruned before the layers that read the embeddings, so they are as with propagate=layer.
+    prune(dense, calibration, ADMM(), uniform(dense), 8, propagate="layer")
+    same = {layer.name: layer.weight for layer in dense.layers}
+    assert torch.equal(model.layers[0].weight, same[first])
+    assert not torch.equal(model.layers[-1].weight, dense.layers[-1].weight)
+
+
+@torch.no_grad()
+def test_the_output_comes_closer_to_the_dense_model() -> None:
+    """On the tokens that it is fitted to; what it is worth on others is measured in docs/in_context.md."""
+    calibration, dense = tiny.samples("llama", lengths=(16,) * 32), tiny.build("llama")
+    last: Layer = dense.layers[-1]
+    errors = {}
+    with quiet_forward(dense.module):
+        expected = reference.inputs_of(dense, last, calibration)
+        for propagate in ("layer", "compensated"):
+            model = tiny.build("llama")
+            prune(model, calibration, ADMM(), uniform(model), 32, propagate=propagate)
+            with quiet_forward(model.module):
+                found = reference.inputs_of(model, model.layers[-1], calibration)
+            errors[propagate] = float((found - expected).norm() / expected.norm())
+    assert errors["compensated"] < errors["layer"]
+
+
+@pytest.mark.parametrize("size", [2, 100])
+def test_a_stopped_run_goes_on_to_the_same_weights(size: int, tmp_path: Path) -> None:
+    class StopError(Exception):
+        pass
+
+    def stop(_: BlockReport, blocks: list[BlockReport] = []) -> None:  # noqa: B006
+        blocks.append(_)
+        if len(blocks) == 1:
+            raise StopError
+
+    calibration, models = tiny.samples("llama"), [tiny.build("llama") for _ in range(3)]
+    finished = FinishedBlocks(tmp_path, "key")
+    whole = prune(models[0], calibration, ADMM(), uniform(models[0]), size, propagate="compensated")
+    with pytest.raises(StopError):
+        prune(
+            models[1], calibration, ADMM(), uniform(models[1]), size, stop, "compensated", finished=finished
+        )
+    resumed = prune(
+        models[2],
+        calibration,
+        ADMM(),
+        uniform(models[2]),
+        size,
+        propagate="compensated",
+        finished=finished,
+    )
+    assert all(torch.equal(whole.masks[name], mask) for name, mask in resumed.masks.items())
+    for layer, other in zip(models[0].layers, models[2].layers, strict=True):
+        assert torch.equal(layer.weight, other.weight), layer.name
+
+
+@pytest.mark.parametrize("pruner", [Wanda(), Magnitude(), Wanda(refine="swaps")])
+def test_pruners_that_change_no_weight_are_refused(pruner: LayerPruner) -> None:
+    with pytest.raises(UserError, match="propagate=compensated changes the weights that stay"):
+        check_propagate("compensated", pruner)
+
+
+@pytest.mark.parametrize("pruner", [ADMM(), SparseGPT(), Wanda(repair=True)])
+def test_pruners_that_correct_weights_are_taken(pruner: LayerPruner) -> None:
+    check_propagate("compensated", pruner)
