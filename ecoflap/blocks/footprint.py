@@ -28,6 +28,8 @@ class Footprint:
             with an offloaded model.
         batch_size: samples per pass; None for the run's own.
         float32: the weights are held in fp32, whatever the model's dtype.
+        beside_dense: the dense tower runs beside the pruned one, with hidden states, a statistic and a
+            block's weights of its own.
     """
 
     passes: Passes
@@ -38,3 +40,4 @@ class Footprint:
     trials: int = 0
     batch_size: int | None = None
     float32: bool = False
+    beside_dense: bool = False

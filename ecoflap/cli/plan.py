@@ -112,6 +112,8 @@ def show(config: DictConfig) -> None:
         show_model(model, config.sparsity)
         show_layers(model)
         offload, device = plan.config.runtime.offload, resolve_device(plan.config.device)
-        needs = needs_without_data(model, offload, device, plan.scoring, plan.pruner, plan.allocating)
+        needs = needs_without_data(
+            model, offload, device, plan.scoring, plan.pruner, plan.allocating, propagate
+        )
         show_needs_without_data(model, offload, needs)
     print("nothing speaks against this run")

@@ -74,6 +74,19 @@ def test_pruning(model: PrunableModel, pruner: Wanda) -> None:
         assert need.states + need.work < 2 * taken
 
 
+@pytest.mark.parametrize("size", [BATCH, SAMPLES])
+def test_pruning_beside_the_dense_model(model: PrunableModel, size: int) -> None:
+    calibration, pruner = tokens(SAMPLES, 64, 256), ADMM()
+    cost = sample_cost(model, calibration)
+    (need,) = memory_plan(model, cost, SAMPLES, size, None, pruner, propagate="compensated")
+    (alone,) = memory_plan(model, cost, SAMPLES, size, None, pruner, propagate="layer")
+    assert need.states == 2 * alone.states
+    allocation = WaterFilling()(model, None, 0.5)
+    taken = alive(lambda: prune(model, calibration, pruner, allocation, size, propagate="compensated"))
+    taken -= sum(layer.weight.nbytes for block in model.blocks[:-1] for layer in block.layers)
+    assert taken / 2 < need.states + need.work < 2 * taken
+
+
 @pytest.mark.parametrize(
     "scorer",
     [

@@ -113,8 +113,8 @@ def show_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
     """Print how much memory scoring and pruning will need."""
     assert state.calibration is not None
     cost, samples = sample_cost(model, state.calibration), len(state.calibration)
-    batch_size = plan.config.batch_size
-    needs = memory_plan(model, cost, samples, batch_size, plan.scoring, plan.pruner, plan.allocating)
+    size, propagate = plan.config.batch_size, plan.config.propagate
+    needs = memory_plan(model, cost, samples, size, plan.scoring, plan.pruner, plan.allocating, propagate)
     show_needs(model, needs)
 
 

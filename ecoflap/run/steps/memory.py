@@ -61,6 +61,7 @@ def memory_plan(
     scorer: Scorer | None,
     pruner: Pruner,
     allocating: Footprint | None = None,
+    propagate: str = "pruned",
 ) -> list[Need]:
     """How much memory scoring, allocating and pruning will need.
 
@@ -72,6 +73,7 @@ def memory_plan(
         scorer: None if nothing is scored.
         pruner: prunes layers or the whole model.
         allocating: what the allocator keeps in memory; None if it runs no samples.
+        propagate: what comes before a layer when the pruner measures its inputs.
     """
     needs = []
     if scorer is not None:
@@ -81,7 +83,8 @@ def memory_plan(
         beside, own = _with_trials(allocating, pruner.footprint), allocating.batch_size
         need = _need(model, "allocate", beside, cost, samples, own or batch_size)
         needs.append(replace(need, batch_size="batch_size" if own is None else "allocation.batch_size"))
-    return [*needs, _need(model, "prune", pruner.footprint, cost, samples, batch_size)]
+    pruning = replace(pruner.footprint, beside_dense=propagate == "compensated")
+    return [*needs, _need(model, "prune", pruning, cost, samples, batch_size)]
 
 
 def _with_trials(allocating: Footprint, pruning: Footprint) -> Footprint:
@@ -101,10 +104,11 @@ def _need(
     weights, cost = weights_in_use(model, WIDE if wide else 1), cost.in_float32(model) if wide else cost
     held = _held(model, footprint)
     if footprint.passes == "blocks":
-        waiting, work = samples * cost.states, batch * cost.block + held
+        streams = 2 if footprint.beside_dense else 1
+        waiting, work = streams * samples * cost.states, streams * batch * cost.block + held
         if model.placement.kind == "none":
             return Need(step, weights, waiting, work, wide=wide)
-        return Need(step, weights, batch * cost.states, work, waiting, wide)
+        return Need(step, weights, streams * batch * cost.states, work, waiting, wide)
     if footprint.passes == "backward":
         work = batch * 2 * max(cost.forward, cost.block)
     else:
@@ -125,6 +129,8 @@ def _held(model: PrunableModel, footprint: Footprint) -> int:
         columns = [[layer.shape[1] for layer in block.layers] for block in model.blocks if block.layers]
         sizes = list(map(footprint.statistic.size_of, columns))
         held += sum(sizes) if together else max(sizes)
+    if footprint.beside_dense:  # the drift of one input, and a block's dense and pruned weights
+        held += WIDE * max(layer.shape[1] for layer in layers) ** 2 + 2 * max(block_bytes(model.blocks))
     if on_cpu:
         held += WIDE * footprint.copies * sum(layer.size for layer in layers)
     if together:
@@ -146,6 +152,7 @@ def needs_without_data(
     scorer: Scorer | None,
     pruner: Pruner,
     allocating: Footprint | None = None,
+    propagate: str = "pruned",
 ) -> list[Need]:
     """How much memory the steps will need for weights and statistics, from the model's shapes alone.
 
@@ -156,9 +163,10 @@ def needs_without_data(
         scorer: None if nothing is scored.
         pruner: prunes layers or the whole model.
         allocating: what the allocator keeps in memory; None if it runs no samples.
+        propagate: what comes before a layer when the pruner measures its inputs.
     """
     planned = replace(model, placement=Planned(offload, device))
-    return memory_plan(planned, SampleCost(0, 0, 0, 0), 1, 1, scorer, pruner, allocating)
+    return memory_plan(planned, SampleCost(0, 0, 0, 0), 1, 1, scorer, pruner, allocating, propagate)
 
 
 def show_needs_without_data(model: PrunableModel, offload: str, needs: Sequence[Need]) -> None:
