@@ -63,6 +63,7 @@ PRUNERS = {
     "global_gradient": ["pruner=global_gradient", "pruner.samples=4", "pruner.batch_size=4"],
     "dense_inputs": ["score=none", "propagate=dense"],
     "layer_by_layer": ["score=none", "propagate=layer", "pruner=sparsegpt", "batch_size=2"],
+    "compensated": ["score=none", "propagate=compensated", "pruner=admm", "batch_size=2"],
 }
 IN_CONTEXT = [
     "allocation=in_context",
@@ -212,6 +213,7 @@ def test_units_are_cut(base: dict[str, list[str]], tmp_path: Path) -> None:
         ("gpt2", ["score=none", "propagate=dense"], "disk"),
         ("t5", ["score=none", "propagate=layer"], "disk"),
         ("blip2", ["score=none", "propagate=layer", "pruner=sparsegpt", "batch_size=2"], "cpu"),
+        ("llama", ["score=none", "propagate=compensated", "pruner=admm", "batch_size=2"], "disk"),
         ("llama", ["score=none", *IN_CONTEXT, "pruner=sparsegpt"], "cpu"),
         ("gpt2", ["score=none", *IN_CONTEXT, "pruner=admm"], "disk"),
         ("gpt2", [*SCORES["layer"], *SAMPLES], "disk"),

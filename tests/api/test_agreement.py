@@ -38,6 +38,10 @@ METHODS: dict[str, tuple[list[str], dict[str, Any]]] = {
         ["pruner=sparsegpt", "score=none", "propagate=layer"],
         {"pruner": "sparsegpt", "score": "none", "propagate": "layer"},
     ),
+    "compensated": (
+        ["pruner=admm", "score=none", "propagate=compensated"],
+        {"pruner": "admm", "score": "none", "propagate": "compensated"},
+    ),
     "global_gradient": (
         ["pruner=global_gradient", "pruner.batch_size=4"],
         {"pruner": ecoflap.GlobalGradient(batch_size=4)},

@@ -59,6 +59,7 @@ def without_scores(overrides: list[str]) -> list[str]:
         *((score, "wanda", "pruned") for score in COARSE),
         ("none", "sparsegpt", "pruned"),
         ("none", "sparsegpt", "layer"),
+        ("none", "sparsegpt", "compensated"),
     ],
 )
 def test_the_same_weights_scores_and_metrics(
@@ -116,6 +117,7 @@ class NoPlace(TorchFunctionMode):
         ["score=local"],
         ["score=none", "propagate=dense"],
         ["score=none", "propagate=layer"],
+        ["score=none", "pruner=admm", "propagate=compensated"],
         ["score=none", "pruner=sparsegpt"],
         ["score=none", "pruner=magnitude"],
     ],
@@ -174,7 +176,7 @@ def test_a_run_says_it_before_it_scores(
             r"model\.vision_from=RUN changes weights.*runtime\.offload=cpu",
         ),
         (["pruner=global_magnitude", "score=none", "runtime.offload=cpu"], "compares all weights at once"),
-        (["propagate=denser"], r"propagate=denser is not known; choose auto, pruned, layer or dense"),
+        (["propagate=denser"], r"propagate=denser is not known; choose auto, pruned, layer, compensated or dense"),
     ],
 )
 def test_refusals(run: Run, text_run: list[str], override: list[str], message: str) -> None:

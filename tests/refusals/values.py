@@ -43,7 +43,11 @@ RUN: list[Case] = [
     ),
     Case(("cache=",), ("cache= is no folder", "cache=outputs/cache")),
     Case(("cache={tmp}/file",), ("cache={tmp}/file is no folder", "another place"), taken),
-    Case(("propagate=sparse",), ("propagate=sparse is not known", "pruned, layer or dense")),
+    Case(("propagate=sparse",), ("propagate=sparse is not known", "pruned, layer, compensated or dense")),
+    Case(
+        ("propagate=compensated", "pruner=wanda"),
+        ("propagate=compensated changes the weights that stay", "pruner=wanda leaves them", "pruner=admm"),
+    ),
     Case(("tokens=visual",), ("tokens=visual is not known", "all, text, answer or atv")),
     Case(("tokens=text", "pruner=global_magnitude"), ("tokens=text", "measures no inputs", "tokens=all")),
     Case(
