@@ -127,6 +127,11 @@ class Checkpoint:
         self._stack.close()
 
 
+def weight_bytes(folder: Path) -> int:
+    """Bytes of the files with weights in a checkpoint folder."""
+    return sum(path.stat().st_size for pattern in WEIGHTS for path in Path(folder).glob(pattern))
+
+
 def _open_bitmask(folder: Path) -> BitmaskCheckpoint | None:
     """The bitmask checkpoint of a folder; None if there is none.
 

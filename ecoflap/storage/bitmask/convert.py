@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ecoflap.errors import UserError
 from ecoflap.storage.bitmask.encoding import bits_of
-from ecoflap.storage.bitmask.forms import CODED, DENSE, form_of
+from ecoflap.storage.bitmask.forms import CODED, DENSE, check_form
 from ecoflap.storage.bitmask.index import digest, shard_name, write_index
 from ecoflap.storage.bitmask.shards import ShardReader, found_shard, is_coded, write_shard
 from ecoflap.storage.disk_space import writing
@@ -46,7 +46,7 @@ def convert(folder: Path, out: Path, form: str) -> None:
         FileNotFoundError: if the folder holds no checkpoint, or a part of it is missing.
         ValueError: if the checkpoint is damaged.
     """
-    form_of(form, "form")
+    check_form(form, "form")
     if folder.resolve() in out.resolve().parents:
         raise UserError(f"{out} is inside of {folder}, which is copied there; choose a folder beside it")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
