@@ -93,7 +93,7 @@ def _fill(module: nn.Module, folder: Path, device: str | None) -> None:
             if device is not None:
                 module.to(device)
             for name in shapes:
-                own[name].data = checkpoint.tensor(name).to(own[name].device)
+                own[name].data = checkpoint.read(name).to(own[name].device)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} can't be loaded: {error}") from error
 

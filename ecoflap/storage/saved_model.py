@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import ExitStack
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from ecoflap.storage.bitmask.reader import BitmaskCheckpoint
+    from ecoflap.storage.stored_tensor import StoredTensor
 
 
 LAVIS = "model.pth"
@@ -104,11 +106,21 @@ class Checkpoint:
             return self._bitmask.shapes()
         if self._mapped is not None:
             return {name: tensor.to("meta") for name, tensor in self._mapped.items()}
+        return {name: tensor.on_meta() for name, tensor in self._stored.items()}
+
+    def read(self, name: str) -> Tensor:
+        """Read one tensor into memory of its own; as ``tensor``, which maps its file, in all else."""
+        if self._bitmask is not None or self._mapped is not None:
+            return self.tensor(name)
+        return self._stored[name].read()
+
+    @cached_property
+    def _stored(self) -> dict[str, StoredTensor]:
+        """The tensors of the safetensors files, in their order."""
         from ecoflap.storage.stored_tensor import stored_tensors  # it imports torch
 
         files = [self._single] if self._single else sorted(set(self._shards.values()))
-        stored = [stored_tensors(self.folder / file) for file in files]
-        return {name: tensor.on_meta() for tensors in stored for name, tensor in tensors.items()}
+        return {name: one for file in files for name, one in stored_tensors(self.folder / file).items()}
 
     def _file(self, shard: str) -> Any:
         """The open handle of one file."""

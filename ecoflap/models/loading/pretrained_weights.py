@@ -59,7 +59,7 @@ def _from_pretrained(model_class: Any, path: str, revision: str | None, options:
     config = options.pop("config", None) or AutoConfig.from_pretrained(path)
     device = options.get("device_map", {}).get("", "cpu")
     with Checkpoint(folder) as checkpoint:
-        state = {name: checkpoint.tensor(name).to(device) for name in checkpoint.names()}
+        state = {name: checkpoint.read(name).to(device) for name in checkpoint.names()}
     concrete: Any = type(skeleton(model_class, config))
     module, report = concrete.from_pretrained(None, config=config, state_dict=state, **options)
     read_generation_config(module, folder)

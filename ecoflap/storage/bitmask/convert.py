@@ -81,7 +81,7 @@ def rewrite(folder: Path, target: Path, form: str) -> None:
             if form == DENSE and not _is_written_dense(path, plan.names, source):
                 _write_dense(path, {name: shapes[name] for name in plan.names}, source)
             elif form != DENSE and not _is_written(path, plan.names, source, form == CODED):
-                write_shard(path, plan.names, source.tensor, form == CODED)
+                write_shard(path, plan.names, source.read, form == CODED)
         if form == DENSE:
             _write_dense_index(target, plans, shapes)
         else:
@@ -139,7 +139,7 @@ def _is_written(path: Path, names: Sequence[str], source: Checkpoint, coded: boo
         return (
             list(entries) == names
             and is_coded(path) == coded
-            and all(_equal(shard.tensor(name), source.tensor(name)) for name in names)
+            and all(_equal(shard.tensor(name), source.read(name)) for name in names)
         )
     except (OSError, ValueError):
         return False
@@ -151,7 +151,7 @@ def _is_written_dense(path: Path, names: Sequence[str], source: Checkpoint) -> b
         stored = stored_tensors(path)
     except OSError:
         return False
-    return list(stored) == names and all(_equal(stored[name].read(), source.tensor(name)) for name in names)
+    return list(stored) == names and all(_equal(stored[name].read(), source.read(name)) for name in names)
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
@@ -163,7 +163,7 @@ def _equal(one: Tensor, other: Tensor) -> bool:
 def _write_dense(path: Path, shapes: Mapping[str, Tensor], source: Checkpoint) -> None:
     """Write a dense shard with one tensor in memory at a time."""
     with replacing(path) as temporary:
-        write_in_parts(temporary, shapes, lambda name: [source.tensor(name)])
+        write_in_parts(temporary, shapes, lambda name: [source.read(name)])
 
 
 def _write_dense_index(target: Path, plans: Sequence[Plan], shapes: Mapping[str, Tensor]) -> None:

@@ -100,8 +100,8 @@ def _mask(encoding: str, read: Read, coded: bool, weights: int) -> NDArray[np.bo
     if encoding == BITMASK:
         packed = _bytes("mask", read, coded, -(-weights // 8))
         return np.unpackbits(packed, count=weights).view(bool)
-    n, of = (int(part) for part in encoding.split(":"))
-    if of != groups.GROUP or n not in groups.DIGITS or weights % groups.GROUP:
+    n = next((n for n in groups.DIGITS if encoding == f"{n}:4"), None)
+    if n is None or weights % groups.GROUP:
         raise ValueError(f"it has the encoding {encoding}, which does not exist for its shape")
     number = weights // groups.GROUP
     codes = _bytes("codes", read, coded, groups.code_bytes(number, n))

@@ -114,10 +114,13 @@ class ShardReader:
             stored = stored_tensors(self.path)
 
             def read(part: str) -> NDArray[Any]:
-                return bits_of(stored[f"{name}{BETWEEN}{part}" if part else name].read())
+                full = f"{name}{BETWEEN}{part}" if part else name
+                if full not in stored:
+                    raise ValueError(f"it has no part {part or name}")
+                return bits_of(stored[full].read())
 
             found = decode(entry.encoding, entry.coded, entry.shape, DTYPES[entry.dtype], read)
-        except (KeyError, OSError, ValueError) as error:
+        except (OSError, ValueError) as error:
             raise ValueError(f"{name} in {self.path} is damaged: {error}; copy the file anew") from error
         if digest(bits_of(found)) != entry.blake2b:
             raise ValueError(f"{name} in {self.path} is damaged: its BLAKE2b is another; copy the file anew")
