@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.storage.file_names import BITMASK_INDEX
-from ecoflap.storage.files import read_json, write_json
+from ecoflap.storage.files import read_json, replacing
 from ecoflap.storage.stored_tensor import DTYPES
 
 FORMAT, VERSION = "ecoflap-bitmask", 1
@@ -74,7 +74,8 @@ def write_index(folder: Path, index: Index) -> None:
         "version": VERSION,
         "shards": {file: asdict(shard) for file, shard in index.items()},
     }
-    write_json(folder / BITMASK_INDEX, {**content, "blake2b": _own_digest(content)})
+    with replacing(folder / BITMASK_INDEX) as temporary:
+        temporary.write_text(_compact({**content, "blake2b": _own_digest(content)}) + "\n", encoding="utf-8")
 
 
 def read_index(folder: Path) -> Index:
@@ -105,7 +106,7 @@ def read_index(folder: Path) -> Index:
 
 def entries_to_text(entries: Mapping[str, Entry]) -> str:
     """The entries of a shard, for its own header."""
-    return json.dumps({name: asdict(entry) for name, entry in entries.items()})
+    return _compact({name: asdict(entry) for name, entry in entries.items()})
 
 
 def entries_from_text(text: str) -> dict[str, Entry]:
@@ -118,6 +119,10 @@ def entries_from_text(text: str) -> dict[str, Entry]:
         return {name: _entry(values) for name, values in json.loads(text).items()}
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"the entries in the header are damaged ({error})") from error
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":"))
 
 
 def _own_digest(content: Mapping[str, Any]) -> str:

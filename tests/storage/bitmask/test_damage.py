@@ -84,9 +84,7 @@ def test_swapped_shards(small: Path) -> None:
 
 def test_without_an_index_it_is_no_checkpoint(small: Path) -> None:
     (small / INDEX).unlink()
-    with pytest.raises(
-        FileNotFoundError, match=f"has no {INDEX}, so .* was not finished"
-    ):
+    with pytest.raises(FileNotFoundError, match=f"has no {INDEX}, so .* was not finished"):
         Checkpoint(small)
 
 
