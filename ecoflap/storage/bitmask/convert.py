@@ -72,7 +72,7 @@ def rewrite(folder: Path, target: Path, form: str) -> None:
     with Checkpoint(folder) as source, writing("the checkpoint", target.parent):
         if source.in_lavis_format:
             raise UserError(f"{folder} holds a model in LAVIS' format ({LAVIS}), which has no other form")
-        shapes = source.shapes()
+        shapes = _shapes(source, form)
         plans = plan_shards(shapes, dense_name if form == DENSE else shard_name)
         _prepare(target, {plan.file for plan in plans})
         _copy_others(folder, target)
@@ -86,6 +86,18 @@ def rewrite(folder: Path, target: Path, form: str) -> None:
             _write_dense_index(target, plans, shapes)
         else:
             write_index(target, {plan.file: found_shard(target / plan.file) for plan in plans})
+
+
+def _shapes(source: Checkpoint, form: str) -> dict[str, Tensor]:
+    """Each tensor of a checkpoint on the meta device.
+
+    Raises:
+        UserError: if its files can't be read, or hold tensors of other dtypes.
+    """
+    try:
+        return source.shapes()
+    except OSError as error:
+        raise UserError(f"{source.folder} can't be written in the form {form}: {error}") from error
 
 
 def plan_shards(shapes: Mapping[str, Tensor], name: Callable[[int, int], str]) -> list[Plan]:

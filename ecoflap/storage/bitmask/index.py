@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
@@ -101,7 +102,8 @@ def read_index(folder: Path) -> Index:
         )
     if content.pop("blake2b", None) != _own_digest(content):
         raise ValueError(f"{path} is damaged: its BLAKE2b is another; copy it anew")
-    return {_file_name(path, file): _shard(shard) for file, shard in content["shards"].items()}
+    with _damage_of(str(path)):
+        return {_file_name(path, file): _shard(shard) for file, shard in content["shards"].items()}
 
 
 def entries_to_text(entries: Mapping[str, Entry]) -> str:
@@ -115,10 +117,17 @@ def entries_from_text(text: str) -> dict[str, Entry]:
     Raises:
         ValueError: if they are damaged.
     """
-    try:
+    with _damage_of("a shard's header"):
         return {name: _entry(values) for name, values in json.loads(text).items()}
+
+
+@contextmanager
+def _damage_of(what: str) -> Iterator[None]:
+    """Report fields that are missing or of another kind as damage of a file."""
+    try:
+        yield
     except (AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"the entries in the header are damaged ({error})") from error
+        raise ValueError(f"{what} is damaged ({error!r})") from error
 
 
 def _compact(value: Any) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from ecoflap.storage.bitmask.coding import planes_of, squeeze
 from ecoflap.storage.bitmask.encoding import DENSE, LEAST, Encoded, bits_of, decode, encode
 from ecoflap.storage.bitmask.index import DIGEST, Entry, Shard, digest, entries_from_text, entries_to_text
 from ecoflap.storage.files import replacing
-from ecoflap.storage.stored_tensor import DTYPES, NAMES, PART, stored_tensors, write_in_parts
+from ecoflap.storage.stored_tensor import DTYPES, NAMES, PART, StoredTensor, stored_tensors, write_in_parts
 
 ENTRIES, CODED = "tensors", "coded"
 """The keys of a shard's metadata: the entries of its tensors, and whether values were to be coded."""
@@ -111,20 +112,24 @@ class ShardReader:
         """
         entry = self.entries[name]
         try:
-            stored = stored_tensors(self.path)
-
-            def read(part: str) -> NDArray[Any]:
-                full = f"{name}{BETWEEN}{part}" if part else name
-                if full not in stored:
-                    raise ValueError(f"it has no part {part or name}")
-                return bits_of(stored[full].read())
-
+            read = partial(self._part, name)
             found = decode(entry.encoding, entry.coded, entry.shape, DTYPES[entry.dtype], read)
         except (OSError, ValueError) as error:
             raise ValueError(f"{name} in {self.path} is damaged: {error}; copy the file anew") from error
         if digest(bits_of(found)) != entry.blake2b:
             raise ValueError(f"{name} in {self.path} is damaged: its BLAKE2b is another; copy the file anew")
         return found
+
+    @cached_property
+    def _stored(self) -> dict[str, StoredTensor]:
+        return stored_tensors(self.path)
+
+    def _part(self, name: str, part: str) -> NDArray[Any]:
+        """The bits of a part of a tensor; "" is the tensor itself."""
+        full = f"{name}{BETWEEN}{part}" if part else name
+        if full not in self._stored:
+            raise ValueError(f"it has no part {part or name}")
+        return bits_of(self._stored[full].read())
 
 
 def open_shard(path: Path, shard: Shard) -> ShardReader:

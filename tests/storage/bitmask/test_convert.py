@@ -203,6 +203,13 @@ def test_refusals(dense: Path, tmp_path: Path) -> None:
         convert(tmp_path / "new", tmp_path / "out", "bitmask")
 
 
+def test_a_dtype_that_is_not_known_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    save_file({"a": torch.ones(2, dtype=torch.uint16)}, tmp_path / "source" / "model.safetensors")
+    with pytest.raises(UserError, match=r"can't be written in the form coded: .* of dtype U16; known"):
+        convert(tmp_path / "source", tmp_path / "out", "coded")
+
+
 def test_a_name_that_could_be_a_part_is_refused(tmp_path: Path) -> None:
     (tmp_path / "source").mkdir()
     save_file({"a": torch.ones(2), "a:mask": torch.ones(2)}, tmp_path / "source" / "model.safetensors")

@@ -107,6 +107,9 @@ def test_an_index_that_names_files_elsewhere_or_unknown_kinds(small: Path) -> No
     write_signed(small, {**index, "shards": {"../secret.safetensors": shard}})
     with pytest.raises(ValueError, match=r"names the file '../secret.safetensors', which is no shard"):
         Checkpoint(small)
+    write_signed(small, {**index, "shards": {file: {"bytes": 1, "blake2b": ""}}})
+    with pytest.raises(ValueError, match=r"bitmask\.index\.json is damaged \(KeyError\('tensors'\)\)"):
+        Checkpoint(small)
     for change, message in (
         ({"dtype": "F4"}, "there is a tensor of dtype F4"),
         ({"encoding": "7:4"}, "the encoding 7:4, which does not exist"),
