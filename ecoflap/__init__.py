@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from ecoflap.allocate.water_filling import WaterFilling as WaterFilling
     from ecoflap.api.calibration import calibrate as calibrate
     from ecoflap.api.loading import load as load
+    from ecoflap.api.pruned import load_pruned as load_pruned
     from ecoflap.api.pruning import prune as prune
     from ecoflap.api.result import PruneResult as PruneResult
     from ecoflap.api.saving import save as save
@@ -78,6 +79,7 @@ HOMES = {
     "ZerothOrder": "ecoflap.score.zeroth_order",
     "calibrate": "ecoflap.api.calibration",
     "load": "ecoflap.api.loading",
+    "load_pruned": "ecoflap.api.pruned",
     "save": "ecoflap.api.saving",
 }
 """{public name: the module that has it}."""

@@ -1,4 +1,4 @@
-"""Save a pruned model as a checkpoint for ``from_pretrained``."""
+"""Save a pruned model as a checkpoint."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from ecoflap.api.given import require
 from ecoflap.api.result import PruneResult
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.storage.bitmask.forms import DENSE, check_form
 from ecoflap.storage.checkpoint import write_checkpoint
-from ecoflap.storage.file_names import ALLOCATION, RESULT, SCORES
+from ecoflap.storage.file_names import ALLOCATION, BITMASK_INDEX, RESULT, SCORES
 from ecoflap.storage.files import write_json
 
-WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
+INDEXES = ("model.safetensors.index.json", BITMASK_INDEX)
+WEIGHTS = (*INDEXES, "*.safetensors")
 
 
-def save(model: PruneResult | PrunableModel, folder: str | Path) -> Path:
-    """Write a checkpoint that ``from_pretrained`` loads, with the tokenizer or processor.
+def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DENSE) -> Path:
+    """Write a checkpoint with the tokenizer or processor.
 
     The result of ``ecoflap.prune`` is saved with its masks (``masks.safetensors``, one bit per weight) and
     the ``result.json``, ``scores.json`` and ``allocation.json`` of a run. As with ``save_pretrained``, the
@@ -28,15 +30,19 @@ def save(model: PruneResult | PrunableModel, folder: str | Path) -> Path:
     Args:
         model: the result of ``ecoflap.prune`` or ``ecoflap.load``.
         folder: the folder of the checkpoint; created if needed.
+        form: ``"dense"``, which ``from_pretrained`` loads; ``"bitmask"``, without the zeros; or ``"coded"``,
+            with the exponents of the other weights coded as well. ``ecoflap.load_pruned`` loads each.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: if the model has no ``save_pretrained``, the folder is a file, or the disk is full.
+        UserError: if there is no such form, the model has no ``save_pretrained``, the folder is a file, or
+            the disk is full.
     """
     loaded = model.prunable if isinstance(model, PruneResult) else model
     require(loaded, PrunableModel, "ecoflap.load or ecoflap.prune")
+    check_form(form, "form")
     final = Path(folder).expanduser()
     if final.exists() and not final.is_dir():
         raise UserError(f"{final} is a file; choose a folder for the checkpoint")
@@ -48,7 +54,8 @@ def save(model: PruneResult | PrunableModel, folder: str | Path) -> Path:
     partial = final.with_name(f"{final.name}.partial")
     final.mkdir(parents=True, exist_ok=True)
     try:
-        write_checkpoint(loaded, model.masks if isinstance(model, PruneResult) else None, partial)
+        masks = model.masks if isinstance(model, PruneResult) else None
+        write_checkpoint(loaded, masks, partial, form)
         if isinstance(model, PruneResult):
             _write_record(model, partial)
         _move(partial, final)
@@ -66,11 +73,11 @@ def _write_record(result: PruneResult, folder: Path) -> None:
 
 
 def _move(partial: Path, final: Path) -> None:
-    """Move the new files into the folder, and remove the weights of an earlier checkpoint."""
+    """Remove the weights of an earlier checkpoint, and move the new files into the folder, indexes last."""
     for pattern in WEIGHTS:
         for old in final.glob(pattern):
             old.unlink()
-    for file in partial.iterdir():
+    for file in sorted(partial.iterdir(), key=lambda file: file.name in INDEXES):
         if file.is_dir():
             shutil.copytree(file, final / file.name, dirs_exist_ok=True)
         else:

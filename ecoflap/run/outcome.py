@@ -17,6 +17,7 @@ from ecoflap.models.offload.placement import WORK
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.run.plan import Plan
 from ecoflap.run.state import RunState
+from ecoflap.storage.bitmask.forms import form_of
 from ecoflap.storage.checkpoint import save_checkpoint
 from ecoflap.storage.file_names import BLOCKS, RESULT
 from ecoflap.storage.results import LayerCount, Result, environment, sparsity_section
@@ -25,8 +26,9 @@ from ecoflap.storage.results import LayerCount, Result, environment, sparsity_se
 def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
     """Verify the realised sparsity, save the checkpoint if requested, and write ``result.json`` last."""
     counts = count_layers(model, state.report)
-    report = state.report if plan.loader.save and is_first() else None
-    saved = save_checkpoint(model, report.masks, plan.folder) if report is not None else None
+    form, report, saved = form_of(plan.loader.save), state.report, None
+    if form is not None and report is not None and is_first():
+        saved = save_checkpoint(model, report.masks, plan.folder, form)
     shutil.rmtree(plan.folder / WORK, ignore_errors=True)
     surroundings = environment()
     result = Result(

@@ -9,9 +9,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer, by_parameter, whole_mask
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.conversion import saved_form
+from ecoflap.storage.bitmask.convert import rewrite
+from ecoflap.storage.bitmask.forms import DENSE
 from ecoflap.storage.disk_space import writing
 from ecoflap.storage.masks import FILE_NAME as MASKS
 from ecoflap.storage.masks import PackedMasks, Rows, save_masks
@@ -20,11 +23,19 @@ from ecoflap.storage.saved_model import Checkpoint
 FOLDER = "checkpoint"
 
 
-def save_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor], run_folder: Path) -> str:
+def save_checkpoint(
+    model: PrunableModel, masks: Mapping[str, Tensor], run_folder: Path, form: str = DENSE
+) -> str:
     """Save the model and its masks into ``run_folder/checkpoint``.
 
     Everything is written into a temporary folder first, so that an interrupted save leaves nothing that
     resembles a checkpoint.
+
+    Args:
+        model: the pruned model.
+        masks: its masks.
+        run_folder: folder of the run.
+        form: dense, bitmask, or coded.
 
     Returns:
         The name of the folder.
@@ -33,16 +44,50 @@ def save_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor], run_folde
         UserError: if the disk is full.
     """
     final, partial = run_folder / FOLDER, run_folder / f"{FOLDER}.partial"
-    write_checkpoint(model, masks, partial)
+    write_checkpoint(model, masks, partial, form)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
     return FOLDER
 
 
-def write_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor] | None, folder: Path) -> None:
-    """Write what ``from_pretrained`` loads, and the masks where there are some, into a new folder.
+def write_checkpoint(
+    model: PrunableModel, masks: Mapping[str, Tensor] | None, folder: Path, form: str = DENSE
+) -> None:
+    """Write a model, and its masks where there are some, into a folder.
 
-    A save that fails leaves no folder.
+    A save that fails leaves no folder. One that is killed leaves an unfinished one; the bitmask shards that
+    it has written are kept if the model is saved there again.
+
+    Args:
+        model: the pruned model.
+        masks: its masks; None for a model that was not pruned.
+        folder: the folder; what it holds is replaced.
+        form: dense (what ``from_pretrained`` loads), bitmask, or coded.
+
+    Raises:
+        UserError: if the disk is full, or the model can't be saved in this form.
+    """
+    if form == DENSE:
+        _write_dense(model, masks, folder)
+        return
+    dense = folder.with_name(f"{folder.name}.dense")
+    try:
+        _write_dense(model, masks, dense)
+        rewrite(dense, folder, form)
+    except FileNotFoundError as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise UserError(
+            f"{model.name} saves no safetensors, so there is nothing to write as {form}; use model.save=dense"
+        ) from error
+    except Exception:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    finally:
+        shutil.rmtree(dense, ignore_errors=True)
+
+
+def _write_dense(model: PrunableModel, masks: Mapping[str, Tensor] | None, folder: Path) -> None:
+    """Write what ``from_pretrained`` loads, and the masks where there are some, into a new folder.
 
     Raises:
         UserError: if the disk is full.

@@ -17,6 +17,10 @@ TRAINING = "finetune"
 PREDICTIONS = "predictions"
 BLOCKS = "blocks"
 
+# In the folder of a bitmask checkpoint: the index, and the pattern of its shards.
+BITMASK_INDEX = "bitmask.index.json"
+BITMASK_SHARDS = "bitmask-*.safetensors"
+
 # In a sweep's folder.
 JOBS = "jobs.json"
 

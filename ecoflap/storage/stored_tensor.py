@@ -29,6 +29,8 @@ DTYPES = {
     "I8": torch.int8,
     "U8": torch.uint8,
     "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
 }
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 PART = 2**22  # bytes
@@ -145,7 +147,10 @@ def stored_tensors(path: Path) -> dict[str, StoredTensor]:
 
 
 def write_in_parts(
-    path: Path, shapes: Mapping[str, Tensor], parts: Callable[[str], Iterable[Tensor]]
+    path: Path,
+    shapes: Mapping[str, Tensor],
+    parts: Callable[[str], Iterable[Tensor]],
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write a safetensors file with one part of it in memory at a time; safetensors copies all tensors first.
 
@@ -153,8 +158,9 @@ def write_in_parts(
         path: the file.
         shapes: for each name a tensor of the right shape and dtype; its values are not used.
         parts: returns the parts of a tensor by its name.
+        metadata: further texts for the header.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
     end = 0
     for name, like in shapes.items():
         start, end = end, end + like.numel() * like.dtype.itemsize

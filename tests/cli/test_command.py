@@ -42,7 +42,7 @@ def test_help_describes_every_subcommand(capsys: pytest.CaptureFixture[str]) -> 
 
 @pytest.mark.parametrize(
     "name",
-    ["run", "plan", "status", "report", "verify", "cache", "report cost", "report paired", "report recovery"],
+    [*command.SUBCOMMANDS, "report cost", "report paired", "report recovery"],
 )
 @pytest.mark.usefixtures("fresh_process")
 def test_each_subcommand_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,7 +56,7 @@ def test_each_subcommand_has_help(name: str, capsys: pytest.CaptureFixture[str])
     assert f"ecoflap {name}" in said.out or name == "run"
 
 
-@pytest.mark.parametrize("subcommand", ["", "status", "report", "cache"])
+@pytest.mark.parametrize("subcommand", ["", "status", "report", "cache", "convert"])
 def test_help_loads_neither_torch_nor_hydra(subcommand: str) -> None:
     finished = ecoflap(*subcommand.split(), "--help", python=("-X", "importtime"))
     assert finished.returncode == 0

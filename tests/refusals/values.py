@@ -249,7 +249,13 @@ PARTS: list[Case] = [
     Case(("pruner=upop", "pruner.learning_rate=0"), ("pruner.learning_rate=0",)),
     Case(("pruner=reap", "pruner.batch_size=0"), ("pruner.batch_size=0 must be at least 1",)),
     Case(("pruner=reap",), ("has no experts that share parameters", "choose another pruner")),
-    Case(("model.save=maybe",), ("model.save=maybe is not true or false",)),
+    Case(("model.save=maybe",), ("model.save=maybe is not known", "dense, bitmask, coded, true, false")),
+    Case(("model.save=bitmsk",), ("model.save=bitmsk is not known", "did you mean bitmask?")),
+    Case(("model.save=[a]",), ("model.save=[a] is not true or false",)),
+    Case(
+        ("model.save=bitmask", "model.save_lavis=true"),
+        ("model.save=bitmask", "LAVIS' format, which is dense", "model.save=dense"),
+    ),
     Case(("model.path=[a]",), ("model.path=[a] is not a single text",)),
     Case(
         ("tracking=wandb", "tracking.mode=loud"),

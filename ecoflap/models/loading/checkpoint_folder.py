@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ecoflap.errors import UserError
+from ecoflap.storage.file_names import BITMASK_INDEX
 from ecoflap.storage.stored_tensor import StoredTensor, read_header, stored_tensors
 
 INDEX = "model.safetensors.index.json"
@@ -36,14 +37,16 @@ def local_settings(folder: Path) -> dict[str, Any]:
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of a checkpoint folder, complete; none if its weights are in PyTorch's format.
+    """The safetensors files of a checkpoint folder, complete.
+
+    None if its weights are in PyTorch's format, or in a bitmask checkpoint.
 
     Raises:
         UserError: if there are no weights, or a file of them is missing, damaged or truncated.
     """
     single, index = folder / SINGLE, folder / INDEX
     if not single.is_file() and not index.is_file():
-        if any((folder / name).is_file() for name in PICKLES):
+        if any((folder / name).is_file() for name in (*PICKLES, BITMASK_INDEX)):
             return []
         found = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS)
         instead = f", only {found[0]}" if found else ""
@@ -74,6 +77,12 @@ def weight_files(folder: Path) -> list[Path]:
     return [folder / file for file in files]
 
 
+def is_bitmask(folder: Path) -> bool:
+    """Whether the weights of a checkpoint folder are in a bitmask checkpoint."""
+    has_dense = (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+    return not has_dense and (folder / BITMASK_INDEX).is_file()
+
+
 def stored_in(folder: Path) -> dict[str, StoredTensor]:
     """The tensors of a checkpoint folder by name.
 
@@ -81,6 +90,11 @@ def stored_in(folder: Path) -> dict[str, StoredTensor]:
         UserError: if it holds no safetensors, or a file of them is missing or damaged.
     """
     files = weight_files(folder)
+    if is_bitmask(folder):
+        raise UserError(
+            f"runtime.offload=disk reads dense safetensors, and {folder} holds a bitmask checkpoint; write it"
+            f" dense first: ecoflap convert {folder} OUT --to dense"
+        )
     if not files:
         raise UserError(
             f"runtime.offload=disk reads safetensors, and {folder} has none; save the model with"

@@ -19,7 +19,7 @@ class PretrainedOptions:
         dtype: dtype of the weights: auto (the checkpoint's), float32, float16 or bfloat16.
         revision: branch, tag or commit of the model on the hub; null for the default branch.
         towers: {tower: path of its block list}, where it should not be found from the tree.
-        save: write the pruned checkpoint into the run's folder.
+        save: write the pruned checkpoint into the run's folder: true or dense, bitmask, coded.
         architecture: the settings of the real model, so that ``inspect`` needs no download; a local folder's
             own settings come first.
     """
@@ -29,5 +29,5 @@ class PretrainedOptions:
     dtype: str = field(default="auto", metadata={"choices": ANY_DTYPE})
     revision: str | None = None
     towers: dict[str, str] | None = None
-    save: bool = False
+    save: bool | str = False
     architecture: dict[str, Any] | None = None

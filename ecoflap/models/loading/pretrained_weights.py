@@ -5,13 +5,17 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from ecoflap.errors import UserError
+from ecoflap.models.loading.checkpoint_folder import is_bitmask
 from ecoflap.models.loading.conversion import warn_unused
 from ecoflap.models.loading.hub import from_hub
+from ecoflap.models.loading.skeleton import read_generation_config, skeleton
+from ecoflap.storage.saved_model import Checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -30,9 +34,7 @@ def load_weights(model_class: Any, path: str, revision: str | None, options: Map
     """
     reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True, **options}
     with _without_tables():
-        module, report = from_hub(
-            lambda: model_class.from_pretrained(path, revision=revision, **reporting), path
-        )
+        module, report = from_hub(lambda: _from_pretrained(model_class, path, revision, reporting), path)
     if wrong := sorted(map(_mismatch, report["mismatched_keys"])):
         raise UserError(
             f"model.path={path} has {len(wrong)} weights of another shape than the model of its config.json, "
@@ -45,6 +47,23 @@ def load_weights(model_class: Any, path: str, revision: str | None, options: Map
         raise UserError(f"{lacks}; the checkpoint is damaged or of another model")
     warn_unused(path, module, map(str, report["unexpected_keys"]))
     return module  # type: ignore[no-any-return]
+
+
+def _from_pretrained(model_class: Any, path: str, revision: str | None, options: dict[str, Any]) -> Any:
+    """What ``from_pretrained`` returns; the tensors of a bitmask checkpoint go where the model will be."""
+    folder = Path(path)
+    if not is_bitmask(folder):
+        return model_class.from_pretrained(path, revision=revision, **options)
+    from transformers import AutoConfig
+
+    config = options.pop("config", None) or AutoConfig.from_pretrained(path)
+    device = options.get("device_map", {}).get("", "cpu")
+    with Checkpoint(folder) as checkpoint:
+        state = {name: checkpoint.read(name).to(device) for name in checkpoint.names()}
+    concrete: Any = type(skeleton(model_class, config))
+    module, report = concrete.from_pretrained(None, config=config, state_dict=state, **options)
+    read_generation_config(module, folder)
+    return module, report
 
 
 def _mismatch(entry: Any) -> str:

@@ -12,6 +12,7 @@ from ecoflap.prune.protocol import ModelPruner
 from ecoflap.run.config import STEPS
 from ecoflap.run.plan.plan import Plan
 from ecoflap.score.scores import IMPORTANCE
+from ecoflap.storage.bitmask.forms import DENSE, form_of
 
 SEEDS = 2**32
 
@@ -52,6 +53,7 @@ def check_options(plan: Plan) -> None:
             f"tokens={config.tokens}: pruner={plan.pruner.name} measures no inputs of layers, so no tokens"
             " count; use tokens=all"
         )
+    check_save(plan)
     check_offload(offload)
     if offload != "none" and plan.finetuner is not None:
         raise UserError(
@@ -66,6 +68,20 @@ def check_options(plan: Plan) -> None:
         raise UserError(
             f"pruner={plan.pruner.name} compares all weights at once, so they have to be in memory; use"
             " runtime.offload=none"
+        )
+
+
+def check_save(plan: Plan) -> None:
+    """Refuse a form of checkpoint that is unknown, or that the model's kind can't be saved in.
+
+    Raises:
+        UserError: if there is no such form.
+    """
+    form = form_of(plan.loader.save)
+    if form not in (None, DENSE) and getattr(plan.loader, "in_lavis_format", False):
+        raise UserError(
+            f"model.save={form}: {plan.loader.name} is saved in LAVIS' format, which is dense; use"
+            " model.save=dense"
         )
 
 

@@ -63,7 +63,7 @@ def _layer_differences(
     except KeyError:
         yield "is in the record but not in the checkpoint"
         return
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         yield f"its file in the checkpoint cannot be read ({error})"
         return
     yield from _weight_differences(weights, layer)

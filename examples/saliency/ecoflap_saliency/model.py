@@ -86,14 +86,14 @@ class VitSaliency:
         package: where the file lies.
         file: the ONNX file in it.
         dtype: float32 (what the file holds, and auto), float16 or bfloat16.
-        save: write the pruned checkpoint into the run's folder.
+        save: write the pruned checkpoint into the run's folder: true or dense, bitmask, coded.
     """
 
     name: str = "vit_s_saliency"
     package: str = vit_s.PACKAGE
     file: str = vit_s.FILE
     dtype: str = "float32"
-    save: bool = False
+    save: bool | str = False
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Read the weights from the package.

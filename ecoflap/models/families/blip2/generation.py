@@ -147,6 +147,11 @@ class Blip2(Blip2Options, Pretrained):
     def __post_init__(self) -> None:
         check_prompt(self.prompt)
 
+    @property
+    def in_lavis_format(self) -> bool:
+        """Whether its checkpoints have a dense file of LAVIS."""
+        return self.save_lavis
+
     def load(self, device: torch.device, selection: Selection) -> PrunableModel:
         """Load weights and processor.
 

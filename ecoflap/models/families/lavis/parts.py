@@ -129,6 +129,7 @@ class LavisPretrained(LavisPretrainedOptions):
     """A model of LAVIS; each family adds its class and its loss."""
 
     shapes_first: ClassVar[bool] = True
+    in_lavis_format: ClassVar[bool] = True
     in_float32: ClassVar[tuple[str, ...]] = ()
     """Parts that compute in fp32 whatever the dtype of the rest."""
 

@@ -30,7 +30,7 @@ class TorchvisionOptions:
         dtype: dtype of the weights: float32 (what auto means here too), float16 or bfloat16.
         loss: classification, or a function by its dotted path.
         towers: {tower: path of its block list}, where it should not be found from the tree.
-        save: write the pruned weights into the run's folder.
+        save: write the pruned weights into the run's folder: true or dense, bitmask, coded.
     """
 
     architecture: str
@@ -39,4 +39,4 @@ class TorchvisionOptions:
     dtype: str = field(default="float32", metadata={"choices": ANY_DTYPE})
     loss: str = "classification"
     towers: dict[str, str] | None = None
-    save: bool = False
+    save: bool | str = False

@@ -38,11 +38,11 @@ class LlavaSmolLM2Options:
         name: what logs and result files call it.
         prompt: how a question is put to the model, with one ``{}``.
         dtype: float32 (what auto means here), float16 or bfloat16.
-        save: write the pruned checkpoint into the run's folder.
+        save: write the pruned checkpoint into the run's folder: true or dense, bitmask, coded.
     """
 
     path: str
     name: str = "llava_smollm2"
     prompt: str = "<image>{}"
     dtype: str = field(default="float32", metadata={"choices": ANY_DTYPE})
-    save: bool = False
+    save: bool | str = False

@@ -1,0 +1,123 @@
+"""Load a saved model in any form of checkpoint, as it is: no towers, no tokenizer, ready to be used."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import torch
+from torch import Tensor, nn
+
+from ecoflap.errors import UserError, did_you_mean
+from ecoflap.models.loading.device import resolve_device
+from ecoflap.models.loading.hub import checkpoint_folder, from_hub, require_folder
+from ecoflap.models.loading.pretrained_weights import load_weights
+from ecoflap.models.loading.skeleton import DTYPE_OPTION, skeleton
+from ecoflap.storage.saved_model import Checkpoint
+
+Module = TypeVar("Module", bound=nn.Module)
+
+
+@overload
+def load_pruned(folder: str | Path, into: Module, *, device: str | None = None) -> Module: ...
+@overload
+def load_pruned(folder: str | Path, into: None = None, *, device: str | None = None) -> nn.Module: ...
+def load_pruned(folder: str | Path, into: nn.Module | None = None, *, device: str | None = None) -> nn.Module:
+    """Load a model that was saved dense, bitmask or coded, in its dtype and to the bit.
+
+    Each tensor is decoded, checked and moved to the device before the next one is read.
+
+    Args:
+        folder: a folder that ``ecoflap.save``, a run or ``ecoflap convert`` wrote, or a hub id of one.
+        into: a module that takes the weights, for models that transformers does not build; None to build
+            the model of the folder's ``config.json``.
+        device: ``"cpu"``, ``"cuda"``, ...; ``"meta"`` reads no weights; None for the accelerator, if there
+            is one, or for where ``into`` is.
+
+    Raises:
+        UserError: if there is no such checkpoint, it is unfinished or damaged, or does not fit the module.
+    """
+    path = str(checkpoint_folder(require_folder(str(folder), "folder"), None))
+    if into is not None:
+        _fill(into, Path(path), device)
+        return into
+    place = torch.device("meta") if device == "meta" else resolve_device(device or "auto")
+    from transformers import AutoConfig
+
+    if not (Path(path) / "config.json").is_file():
+        raise UserError(
+            f"{path} has no config.json, so transformers can't build its model; build it yourself and give"
+            " it: ecoflap.load_pruned(folder, model)"
+        )
+    config = from_hub(lambda: AutoConfig.from_pretrained(path), path)
+    model_class = _class_of(path, config)
+    if place.type == "meta":
+        return skeleton(model_class, config)
+    onto = {} if place.type == "cpu" else {"device_map": {"": place}}
+    return load_weights(model_class, path, None, {DTYPE_OPTION: "auto", **onto}).eval()
+
+
+def _class_of(path: str, config: Any) -> Any:
+    """The class that saved the model, which its config names.
+
+    Raises:
+        UserError: if the installed transformers has no such class.
+    """
+    import transformers
+
+    name = (getattr(config, "architectures", None) or [""])[0]
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise UserError(
+            f"{path} is of the class {name or '(none)'}, which transformers {transformers.__version__} does"
+            " not have; install a newer one, or give the model: ecoflap.load_pruned(folder, model)"
+        )
+    if getattr(config, "kept_units", None):
+        from ecoflap.models.core.units import narrowed
+
+        return narrowed(found, config)
+    return found
+
+
+def _fill(module: nn.Module, folder: Path, device: str | None) -> None:
+    """Give a module the tensors of a checkpoint, in their dtype.
+
+    Raises:
+        UserError: if it is not there or damaged, or its names or shapes are not the module's.
+    """
+    own = _tensors(module)
+    try:
+        with Checkpoint(folder) as checkpoint:
+            shapes = checkpoint.shapes()
+            _check_fits(folder, own, shapes, module)
+            if device is not None:
+                module.to(device)
+            for name in shapes:
+                own[name].data = checkpoint.read(name).to(own[name].device)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} can't be loaded: {error}") from error
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    """The parameters and buffers of a module's state dict, tied ones under each name."""
+    saved = module.state_dict().keys()
+    every: dict[str, Tensor] = {**dict(module.named_parameters(remove_duplicate=False))}
+    every |= dict(module.named_buffers(remove_duplicate=False))
+    return {name: tensor for name, tensor in every.items() if name in saved}
+
+
+def _check_fits(folder: Path, own: dict[str, Tensor], shapes: dict[str, Tensor], module: nn.Module) -> None:
+    """Refuse a checkpoint of another model.
+
+    Raises:
+        UserError: if a name or a shape is not the module's, or a tensor of the module is missing.
+    """
+    what = f"{folder} does not fit {type(module).__name__}"
+    if unknown := [name for name in shapes if name not in own]:
+        raise UserError(f"{what}, which has no {unknown[0]}; {did_you_mean(unknown[0], own)}")
+    if wrong := [name for name, like in shapes.items() if like.shape != own[name].shape]:
+        one = wrong[0]
+        raise UserError(f"{what}: {one} is {list(shapes[one].shape)} there and {list(own[one].shape)} here")
+    filled = {id(own[name]) for name in shapes}
+    if missing := [name for name, tensor in own.items() if id(tensor) not in filled]:
+        raise UserError(f"{what}: it has no {missing[0]}; give the model that was saved")

@@ -1,0 +1,188 @@
+"""Write a checkpoint in another form, shard by shard; one that was interrupted goes on where it stopped."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ecoflap.errors import UserError
+from ecoflap.storage.bitmask.encoding import bits_of
+from ecoflap.storage.bitmask.forms import CODED, DENSE, check_form
+from ecoflap.storage.bitmask.index import digest, shard_name, write_index
+from ecoflap.storage.bitmask.shards import ShardReader, found_shard, is_coded, write_shard
+from ecoflap.storage.disk_space import writing
+from ecoflap.storage.files import flush, replacing, write_json
+from ecoflap.storage.saved_model import INDEX, LAVIS, WEIGHTS, Checkpoint
+from ecoflap.storage.stored_tensor import stored_tensors, write_in_parts
+
+SHARD_BYTES = 2**30
+"""The most dense bytes of a shard, unless one tensor is larger."""
+
+
+class Plan(NamedTuple):
+    """The tensors of one file of the new checkpoint."""
+
+    file: str
+    names: list[str]
+
+
+def convert(folder: Path, out: Path, form: str) -> None:
+    """Write the checkpoint of a folder in another form, with the other files of the folder.
+
+    It is written into ``OUT.partial``, which becomes ``out`` at its end. Shards that an interrupted call left
+    there are kept, if they hold the same tensors.
+
+    Args:
+        folder: a checkpoint in any form.
+        out: the new folder; it may be there if it is empty.
+        form: dense, bitmask, or coded.
+
+    Raises:
+        UserError: if there is no such form, ``out`` holds something, or the disk is full.
+        FileNotFoundError: if the folder holds no checkpoint, or a part of it is missing.
+        ValueError: if the checkpoint is damaged.
+    """
+    check_form(form, "form")
+    if folder.resolve() in out.resolve().parents:
+        raise UserError(f"{out} is inside of {folder}, which is copied there; choose a folder beside it")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"{out} is there and holds something; choose a new folder")
+    partial = out.with_name(f"{out.name}.partial")
+    rewrite(folder, partial, form)
+    if out.exists():
+        out.rmdir()
+    partial.rename(out)
+    flush(out.parent)
+
+
+def rewrite(folder: Path, target: Path, form: str) -> None:
+    """Write the checkpoint of a folder in another form into a folder that may hold a part of it.
+
+    The file that makes it a checkpoint is written last.
+
+    Raises:
+        UserError: if the checkpoint is in LAVIS' format, or the disk is full.
+        FileNotFoundError: if the folder holds no checkpoint, or a part of it is missing.
+        ValueError: if the checkpoint is damaged.
+    """
+    with Checkpoint(folder) as source, writing("the checkpoint", target.parent):
+        if source.in_lavis_format:
+            raise UserError(f"{folder} holds a model in LAVIS' format ({LAVIS}), which has no other form")
+        shapes = _shapes(source, form)
+        plans = plan_shards(shapes, dense_name if form == DENSE else shard_name)
+        _prepare(target, {plan.file for plan in plans})
+        _copy_others(folder, target)
+        for plan in plans:
+            path = target / plan.file
+            if form == DENSE and not _is_written_dense(path, plan.names, source):
+                _write_dense(path, {name: shapes[name] for name in plan.names}, source)
+            elif form != DENSE and not _is_written(path, plan.names, source, form == CODED):
+                write_shard(path, plan.names, source.read, form == CODED)
+        if form == DENSE:
+            _write_dense_index(target, plans, shapes)
+        else:
+            write_index(target, {plan.file: found_shard(target / plan.file) for plan in plans})
+
+
+def _shapes(source: Checkpoint, form: str) -> dict[str, Tensor]:
+    """Each tensor of a checkpoint on the meta device.
+
+    Raises:
+        UserError: if its files can't be read, or hold tensors of other dtypes.
+    """
+    try:
+        return source.shapes()
+    except OSError as error:
+        raise UserError(f"{source.folder} can't be written in the form {form}: {error}") from error
+
+
+def plan_shards(shapes: Mapping[str, Tensor], name: Callable[[int, int], str]) -> list[Plan]:
+    """Which tensors each file gets, by their dense sizes alone, so that an interrupted save finds its files.
+
+    Args:
+        shapes: {tensor: one of its shape and dtype}.
+        name: returns the name of a file by its number from 1 and the number of files.
+    """
+    groups: list[list[str]] = [[]]
+    used = 0
+    for tensor, like in shapes.items():
+        if groups[-1] and used + like.nbytes > SHARD_BYTES:
+            groups.append([])
+            used = 0
+        groups[-1].append(tensor)
+        used += like.nbytes
+    return [Plan(name(number, len(groups)), names) for number, names in enumerate(groups, start=1)]
+
+
+def dense_name(number: int, of: int) -> str:
+    """The name of a shard that ``from_pretrained`` loads."""
+    return "model.safetensors" if of == 1 else f"model-{number:05d}-of-{of:05d}.safetensors"
+
+
+def _prepare(target: Path, files: set[str]) -> None:
+    """Make the folder; of what an interrupted call left there, only shards stay."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in target.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path)
+        elif path.name not in files:
+            path.unlink()
+
+
+def _copy_others(folder: Path, target: Path) -> None:
+    """Copy all but the weights."""
+    weights = {path.name for pattern in WEIGHTS for path in folder.glob(pattern)}
+    for path in folder.iterdir():
+        if path.is_dir():
+            shutil.copytree(path, target / path.name)
+        elif path.name not in weights:
+            shutil.copy(path, target / path.name)
+
+
+def _is_written(path: Path, names: Sequence[str], source: Checkpoint, coded: bool) -> bool:
+    """Whether a bitmask shard is there already, sound, and of the same tensors."""
+    try:
+        entries = found_shard(path).tensors
+        shard = ShardReader(path, entries)
+        return (
+            list(entries) == names
+            and is_coded(path) == coded
+            and all(_equal(shard.tensor(name), source.read(name)) for name in names)
+        )
+    except (OSError, ValueError):
+        return False
+
+
+def _is_written_dense(path: Path, names: Sequence[str], source: Checkpoint) -> bool:
+    """Whether a dense shard is there already, and has the same tensors."""
+    try:
+        stored = stored_tensors(path)
+    except OSError:
+        return False
+    return list(stored) == names and all(_equal(stored[name].read(), source.read(name)) for name in names)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    """Whether two tensors are the same to the bit."""
+    same_kind = one.dtype == other.dtype and one.shape == other.shape
+    return same_kind and digest(bits_of(one)) == digest(bits_of(other))
+
+
+def _write_dense(path: Path, shapes: Mapping[str, Tensor], source: Checkpoint) -> None:
+    """Write a dense shard with one tensor in memory at a time."""
+    with replacing(path) as temporary:
+        write_in_parts(temporary, shapes, lambda name: [source.read(name)])
+
+
+def _write_dense_index(target: Path, plans: Sequence[Plan], shapes: Mapping[str, Tensor]) -> None:
+    """Write the index of several dense shards; a single one needs none."""
+    if len(plans) == 1:
+        return
+    file_of = {name: plan.file for plan in plans for name in plan.names}
+    total = sum(like.nbytes for like in shapes.values())
+    index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))}
+    write_json(target / INDEX, index)

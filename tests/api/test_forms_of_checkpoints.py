@@ -1,0 +1,179 @@
+"""``ecoflap.save`` in each form, and ``ecoflap.load_pruned`` of it: the same model, to the bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers as hf
+from safetensors.torch import save_file
+from torch import nn
+
+import ecoflap
+from ecoflap.models.core.units import cut_all, find_units
+from ecoflap.models.loading import pretrained_weights
+from ecoflap.storage.results import verify
+from ecoflap.storage.saved_model import Checkpoint
+from tests import tiny
+from tests.api.conftest import Given, llama
+from tests.experts import build
+from tests.storage.bitmask.by_hand import pruned, same
+
+SPARSE = ("bitmask", "coded")
+
+
+def check_same(one: nn.Module, other: nn.Module) -> None:
+    mine, others = one.state_dict(), other.state_dict()
+    assert list(mine) == list(others)
+    assert all(same(mine[name], others[name]) for name in mine)
+
+
+def tied_llama(dtype: torch.dtype) -> hf.PreTrainedModel:
+    torch.manual_seed(0)
+    config = hf.LlamaConfig(**{**tiny.LLAMA, "pad_token_id": 3}, tie_word_embeddings=True)
+    module = hf.LlamaForCausalLM(config).to(dtype)
+    for name, weight in module.named_parameters():
+        if "proj" in name:
+            weight.data = pruned(tuple(weight.shape), 0.4, torch.int16).to(dtype)
+            weight.data[1, 1] = -0.0
+    return module
+
+
+@pytest.mark.parametrize("form", ["dense", *SPARSE])
+def test_a_result_is_saved_and_loaded(given: Given, form: str, tmp_path: Path) -> None:
+    result = ecoflap.prune(given.module, given.processor, data=given.data, sparsity=0.6, score="none")
+    ecoflap.save(result, tmp_path / "out", form=form)
+    loaded = ecoflap.load_pruned(tmp_path / "out", device="cpu")
+    assert type(loaded) is type(given.module)
+    assert not loaded.training
+    check_same(loaded, given.module)
+    assert verify(tmp_path / "out") == []
+    with torch.no_grad():
+        one, other = (model(**given.inputs()) for model in (loaded, given.module))
+    assert torch.equal(one[0], other[0])
+
+
+@pytest.mark.parametrize("form", SPARSE)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_tied_weights_negative_zeros_and_dtypes(dtype: torch.dtype, form: str, tmp_path: Path) -> None:
+    module = tied_llama(dtype)
+    ecoflap.save(ecoflap.load(module), tmp_path, form=form)
+    with Checkpoint(tmp_path) as checkpoint:
+        assert "lm_head.weight" not in checkpoint.names()
+    loaded: Any = ecoflap.load_pruned(tmp_path, device="cpu")
+    check_same(loaded, module)
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+    assert loaded.generation_config.pad_token_id == 3
+
+
+@pytest.mark.parametrize("form", SPARSE)
+def test_merged_experts_come_back(form: str, tmp_path: Path) -> None:
+    """Their names and shapes in the checkpoint are others than in the model."""
+    model = build("mixtral")
+    ecoflap.save(model, tmp_path, form=form)
+    check_same(ecoflap.load_pruned(tmp_path, device="cpu"), model.module)
+
+
+@pytest.mark.parametrize("form", ["dense", *SPARSE])
+def test_a_model_whose_units_were_cut_away(form: str, tmp_path: Path) -> None:
+    """As UPop leaves it; its class is narrower than the one that its config names."""
+    model = ecoflap.load("blip_vqa_mini", device="cpu")
+    units = find_units(model)
+    cut_all(model.module, units, [torch.arange(0, one.count, 2) for one in units])
+    ecoflap.save(model, tmp_path, form=form)
+    check_same(ecoflap.load_pruned(tmp_path, device="cpu"), model.module)
+
+
+def test_onto_the_meta_device_reads_no_weights(tmp_path: Path) -> None:
+    module = tied_llama(torch.bfloat16)
+    ecoflap.save(ecoflap.load(module), tmp_path, form="coded")
+    for shard in tmp_path.glob("bitmask-*"):
+        shard.unlink()
+    found = ecoflap.load_pruned(tmp_path, device="meta")
+    assert {name: (w.shape, w.dtype, w.device.type) for name, w in found.named_parameters()} == {
+        name: (w.shape, w.dtype, "meta") for name, w in module.named_parameters()
+    }
+
+
+def test_the_weights_are_where_they_were_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no second copy of the model."""
+    module = tied_llama(torch.bfloat16)
+    ecoflap.save(ecoflap.load(module), tmp_path, form="bitmask")
+    places = set()
+
+    class Noting(Checkpoint):
+        def read(self, name: str) -> torch.Tensor:
+            tensor = super().read(name)
+            places.add(tensor.data_ptr())
+            return tensor
+
+    monkeypatch.setattr(pretrained_weights, "Checkpoint", Noting)
+    loaded = ecoflap.load_pruned(tmp_path, device="cpu")
+    assert {weight.data_ptr() for weight in loaded.parameters()} == places
+
+
+@pytest.mark.parametrize("form", ["dense", *SPARSE])
+def test_into_a_model_that_transformers_does_not_build(form: str, tmp_path: Path) -> None:
+    from ecoflap.storage.bitmask.convert import convert
+
+    make = lambda: nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(64), nn.Linear(64, 64, bias=False))
+    torch.manual_seed(0)
+    module = make()
+    module[0].weight.data *= torch.rand(64, 64) < 0.4
+    (tmp_path / "dense").mkdir()
+    save_file(module.half().state_dict(), tmp_path / "dense" / "model.safetensors")
+    convert(tmp_path / "dense", tmp_path / "out", form)
+    other = make()
+    assert ecoflap.load_pruned(tmp_path / "out", other) is other
+    check_same(other, module)
+    with pytest.raises(ecoflap.UserError, match=r"no config\.json.*load_pruned\(folder, model\)"):
+        ecoflap.load_pruned(tmp_path / "out")
+    for wrong, message in (
+        (nn.Sequential(nn.Linear(64, 64)), r"does not fit Sequential, which has no 1\."),
+        (nn.Sequential(*make(), nn.Linear(2, 2)), r"it has no 3\.weight; give the model that was saved"),
+        (nn.Sequential(nn.Linear(64, 8), *list(make())[1:]), r"0\.\w+ is \[64.* there and \[8.* here"),
+    ):
+        with pytest.raises(ecoflap.UserError, match=message):
+            ecoflap.load_pruned(tmp_path / "out", wrong)
+
+
+def test_a_form_replaces_the_one_before(tmp_path: Path) -> None:
+    one = llama()
+    model = ecoflap.load(one.module, one.processor)
+    for form in ("dense", "coded", "dense", "bitmask"):
+        ecoflap.save(model, tmp_path, form=form)
+        kinds = {path.name.partition("-")[0].partition(".")[0] for path in tmp_path.glob("*.safetensors")}
+        assert kinds == {"model" if form == "dense" else "bitmask"}
+        assert (tmp_path / "bitmask.index.json").exists() == (form != "dense")
+        check_same(ecoflap.load_pruned(tmp_path, device="cpu"), one.module)
+        again = ecoflap.load(tmp_path, device="cpu")
+        check_same(again.module, one.module)
+    with pytest.raises(OSError, match=r"no file named model\.safetensors"):
+        hf.AutoModelForCausalLM.from_pretrained(tmp_path)
+
+
+def test_refusals(tmp_path: Path) -> None:
+    one = llama()
+    model = ecoflap.load(one.module, one.processor)
+    with pytest.raises(ecoflap.UserError, match=r"form=bitmsk is not known; did you mean bitmask\?"):
+        ecoflap.save(model, tmp_path / "out", form="bitmsk")
+    assert not (tmp_path / "out").exists()
+    ecoflap.save(model, tmp_path / "out", form="bitmask")
+    with pytest.raises(ecoflap.UserError, match="there is no such folder"):
+        ecoflap.load_pruned(tmp_path / "nowhere")
+    (shard,) = (tmp_path / "out").glob("bitmask-*")
+    content = bytearray(shard.read_bytes())
+    content[-5] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(ecoflap.UserError, match=r"is damaged.*BLAKE2b"):
+        ecoflap.load_pruned(tmp_path / "out", device="cpu")
+    (tmp_path / "out" / "bitmask.index.json").unlink()
+    with pytest.raises(ecoflap.UserError, match=r"no file named model\.safetensors|not finished"):
+        ecoflap.load_pruned(tmp_path / "out", device="cpu")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    (tmp_path / "out" / "config.json").write_text(json.dumps({**config, "architectures": ["NoSuchModel"]}))
+    with pytest.raises(ecoflap.UserError, match="class NoSuchModel"):
+        ecoflap.load_pruned(tmp_path / "out", device="cpu")
