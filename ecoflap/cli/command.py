@@ -30,6 +30,7 @@ SUBCOMMANDS = {
     "status": Subcommand("ecoflap.sweeps.status", "show how far a sweep is; --rerun-failed goes on with it"),
     "report": Subcommand("ecoflap.cli.report", "make the table, the plots and the page of a sweep"),
     "verify": Subcommand("ecoflap.cli.verify", "check a run's record against its saved weights"),
+    "push": Subcommand("ecoflap.cli.push", "upload a saved model to the hub, with its card and recipe"),
     "cache": Subcommand("ecoflap.cli.cache", "list, check or shrink the stage cache"),
     "explain": Subcommand("ecoflap.cli.explain", "say what a config group, or one of its options, means"),
 }

@@ -13,11 +13,12 @@ from ecoflap.models.core.layers import Layer, by_parameter, whole_mask
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.conversion import saved_form
 from ecoflap.storage.disk_space import writing
+from ecoflap.storage.file_names import CHECKPOINT
 from ecoflap.storage.masks import FILE_NAME as MASKS
 from ecoflap.storage.masks import PackedMasks, Rows, save_masks
 from ecoflap.storage.saved_model import Checkpoint
 
-FOLDER = "checkpoint"
+FOLDER = CHECKPOINT
 
 
 def save_checkpoint(model: PrunableModel, masks: Mapping[str, Tensor], run_folder: Path) -> str:

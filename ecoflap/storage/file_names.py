@@ -16,6 +16,12 @@ FINETUNE = "finetune.json"
 TRAINING = "finetune"
 PREDICTIONS = "predictions"
 BLOCKS = "blocks"
+CHECKPOINT = "checkpoint"
+BENCH = "bench.json"
+
+# Beside a saved model.
+CARD = "README.md"
+RECIPE = "recipe.yaml"
 
 # In a sweep's folder.
 JOBS = "jobs.json"

@@ -1,0 +1,102 @@
+"""What is known of the model that was pruned: its id on the hub, its license and its task."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ecoflap.storage.file_names import CARD
+
+TASKS = {
+    "ForCausalLM": "text-generation",
+    "ForImageClassification": "image-classification",
+    "BlipForQuestionAnswering": "visual-question-answering",
+    "CLIPModel": "zero-shot-image-classification",
+}
+"""{end of an architecture's name: what models of this kind do, in the hub's words}, where that is certain."""
+LICENSE = ("license", "license_name", "license_link")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The dense model.
+
+    Attributes:
+        id: its id on the hub; None for a local folder.
+        license: ``license``, ``license_name`` and ``license_link`` of its card, as far as it has them.
+        pipeline_tag: its task in the hub's words; None if unknown.
+        library: the library that loads the pruned model by ``from_pretrained``; None if unknown.
+    """
+
+    id: str | None
+    license: dict[str, Any]
+    pipeline_tag: str | None
+    library: str | None
+
+
+def describe_base(model: Mapping[str, Any], folder: Path) -> BaseModel:
+    """What the model's own card, which is on this machine or not at all, and the saved config say.
+
+    Args:
+        model: the ``model`` part of a config; {} if it was in memory.
+        folder: the folder of the pruned model.
+    """
+    path = model.get("path")
+    local = path is None or Path(path).expanduser().is_dir() or not _is_hub_id(str(path))
+    card = _front_matter(_card_of(str(path), local, model.get("revision"))) if path is not None else {}
+    settings = _read(folder / "config.json")
+    tag = card.get("pipeline_tag") or _task_of(settings)
+    return BaseModel(
+        None if local else str(path),
+        {key: card[key] for key in LICENSE if isinstance(card.get(key), str)},
+        tag if isinstance(tag, str) else None,
+        "transformers" if "transformers_version" in settings else None,
+    )
+
+
+def _is_hub_id(path: str) -> bool:
+    return path.count("/") <= 1 and not path.startswith((".", "/", "~"))
+
+
+def _card_of(path: str, local: bool, revision: str | None) -> Path | None:
+    """The card of a model in a folder, or in the hub's cache, without a download; None if there is none."""
+    if local:
+        file = Path(path).expanduser() / CARD
+        return file if file.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(path, CARD, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def _front_matter(file: Path | None) -> dict[str, Any]:
+    """The YAML at the head of a card; {} if it has none."""
+    if file is None:
+        return {}
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not lines or lines[0].strip() != "---" or "---" not in (rest := [line.strip() for line in lines[1:]]):
+        return {}
+    try:
+        values = yaml.safe_load("\n".join(lines[1 : 1 + rest.index("---")]))
+    except yaml.YAMLError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _task_of(settings: Mapping[str, Any]) -> str | None:
+    """The task of a model by the name of its architecture; None where that does not say."""
+    name = next(iter(settings.get("architectures") or ()), "")
+    return next((task for end, task in TASKS.items() if name.endswith(end)), None)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
