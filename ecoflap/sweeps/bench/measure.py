@@ -1,0 +1,123 @@
+"""Measure forms side by side: they take turns in one process, so that other load affects all alike."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from statistics import median
+from typing import Any
+
+import torch
+
+from ecoflap.console.progress import track
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.storage.results.bench import Bench, FormRow, Speed
+from ecoflap.storage.results.record import first_metric
+from ecoflap.sweeps.bench.forms import Form, SavedRun, forms_of, memory_bytes
+from ecoflap.sweeps.bench.speed import Workload, seconds_of, workload_for
+
+LOADS = 3
+
+
+def measure(runs: Sequence[SavedRun], sizes: Sequence[int], repeats: int, tokens: int) -> Bench:
+    """Load and time the dense model of some runs and every form of each.
+
+    Args:
+        runs: runs of one model.
+        sizes: batch sizes.
+        repeats: timed repeats of each form and batch size, after one that warms up.
+        tokens: number of tokens that a language model writes for each prompt.
+
+    Raises:
+        UserError: if the runs are of several models, or one can't be loaded.
+    """
+    forms = forms_of(runs)
+    models, loads = _load(forms)
+    workload = workload_for(models[0], runs[0].record.config.get("calibration"), tokens)
+    seconds = {size: _times(workload, models, size, repeats) for size in sizes}
+    metric = _headline(runs)
+    rows = []
+    for place, (form, model) in enumerate(zip(forms, models, strict=True)):
+        speed = {str(size): _speed(times[place], size * workload.items) for size, times in seconds.items()}
+        rows.append(
+            FormRow(
+                form.name,
+                form.kind,
+                form.disk_bytes(model),
+                memory_bytes(model.module),
+                median(loads[place]),
+                speed,
+                _value(form, metric),
+            )
+        )
+    named = None if metric is None else "/".join(metric)
+    name = str(runs[0].record.model["name"])
+    work, machine = workload.description, _machine(models[0])
+    return Bench(name, workload.unit, work, named, machine, repeats, rows, _notes(runs, models[0]))
+
+
+def _load(forms: Sequence[Form]) -> tuple[list[PrunableModel], list[list[float]]]:
+    """Load every form several times in turn; returns the last of each, and the seconds of each load."""
+    models: dict[int, PrunableModel] = {}
+    seconds: list[list[float]] = [[] for _ in forms]
+    rounds = [(place, form) for _ in range(LOADS) for place, form in enumerate(forms)]
+    for place, form in track(rounds, "load"):
+        models.pop(place, None)
+        started = time.perf_counter()
+        models[place] = form.load()
+        seconds[place].append(time.perf_counter() - started)
+    return [models[place] for place in range(len(forms))], seconds
+
+
+def _times(workload: Workload, models: Sequence[PrunableModel], size: int, repeats: int) -> list[list[float]]:
+    """Seconds of each repeat of each model, in an order that turns by one model at every repeat."""
+    inputs = workload.prepare(size)
+    for model in models:
+        seconds_of(workload, model, inputs)  # warms up
+    times: list[list[float]] = [[] for _ in models]
+    for repeat in track(range(repeats), f"batch of {size}", total=repeats):
+        for turn in range(len(models)):
+            place = (repeat + turn) % len(models)
+            times[place].append(seconds_of(workload, models[place], inputs))
+    return times
+
+
+def _speed(seconds: Sequence[float], items: int) -> Speed:
+    return Speed(items / median(seconds), items / max(seconds), items / min(seconds))
+
+
+def _headline(runs: Sequence[SavedRun]) -> tuple[str, str] | None:
+    """The first metric of the first task of the first run."""
+    for values in runs[0].record.metrics.values():
+        for task, metrics in values.items():
+            if (name := first_metric(metrics)) is not None:
+                return task, name
+    return None
+
+
+def _value(form: Form, metric: tuple[str, str] | None) -> float | None:
+    if metric is None:
+        return None
+    task, name = metric
+    return form.record.metrics.get(form.stage, {}).get(task, {}).get(name)
+
+
+def _machine(model: PrunableModel) -> dict[str, Any]:
+    device = model.device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    return {
+        "device": name,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "dtype": str(next(model.module.parameters()).dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+    }
+
+
+def _notes(runs: Sequence[SavedRun], model: PrunableModel) -> list[str]:
+    """What is not in the table, and why."""
+    notes = []
+    if any(run.pattern == "2:4" for run in runs) and model.device.type != "cuda":
+        notes.append("2:4 ran as dense matrices: its kernel is for CUDA GPUs with sparse tensor cores")
+    return notes
