@@ -36,7 +36,7 @@ def bench(options: argparse.Namespace) -> None:
         UserError: if the runs can't be measured together.
     """
     from ecoflap.storage.results.bench import cells_of, columns_of, machine_line
-    from ecoflap.sweeps.bench.forms import read_run
+    from ecoflap.sweeps.bench.forms import read_runs
     from ecoflap.sweeps.bench.measure import measure
 
     for name in ("repeats", "tokens"):
@@ -44,9 +44,8 @@ def bench(options: argparse.Namespace) -> None:
             raise UserError(f"--{name} {getattr(options, name)} must be at least 1")
     if min(options.batch_size) < 1:
         raise UserError(f"--batch-size {min(options.batch_size)} must be at least 1")
-    runs = [read_run(run) for run in options.runs]
     sizes = list(dict.fromkeys(options.batch_size))
-    measured = measure(runs, sizes, options.repeats, options.tokens)
+    measured = measure(read_runs(options.runs), sizes, options.repeats, options.tokens)
     files = [options.runs[0] / BENCH, *([options.json] if options.json else [])]
     for file in files:
         measured.write(file)

@@ -163,7 +163,10 @@ def test_shared_and_sliced_weights_count_once() -> None:
 def test_a_form_of_ones_own_is_one_function(
     language_runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runs = [forms.read_run(language_runs[0])]
+    runs = forms.read_runs([language_runs[0], language_runs[0]])
+    assert [run.name for run in runs] == [str(language_runs[0])] * 2, "two alike go by their paths"
+    runs = forms.read_runs([language_runs[0]])
+    assert [run.name for run in runs] == ["rows"]
 
     def twice(run: forms.SavedRun, device: torch.device):  # type: ignore[no-untyped-def]
         yield from forms.saved(run, device)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from ecoflap.storage.file_names import CARD
+from ecoflap.storage.files import read_json
 
 TASKS = {
     "ForCausalLM": "text-generation",
@@ -46,37 +46,42 @@ def describe_base(model: Mapping[str, Any], folder: Path) -> BaseModel:
         model: the ``model`` part of a config; {} if it was in memory.
         folder: the folder of the pruned model.
     """
-    path = model.get("path")
-    local = path is None or Path(path).expanduser().is_dir() or not _is_hub_id(str(path))
-    card = _front_matter(_card_of(str(path), local, model.get("revision"))) if path is not None else {}
-    settings = _read(folder / "config.json")
-    tag = card.get("pipeline_tag") or _task_of(settings)
+    path, revision = model.get("path"), model.get("revision")
+    settings, card, hub_id = saved_settings(folder), None, None
+    if path is not None and (local := Path(path).expanduser()).is_dir():
+        card = local / CARD
+    elif path is not None and _cached(str(path), "config.json", revision) is not None:
+        card, hub_id = _cached(str(path), CARD, revision), str(path)
+    said = _front_matter(card)
+    tag = said.get("pipeline_tag") or _task_of(settings)
     return BaseModel(
-        None if local else str(path),
-        {key: card[key] for key in LICENSE if isinstance(card.get(key), str)},
+        hub_id,
+        {key: said[key] for key in LICENSE if isinstance(said.get(key), str)},
         tag if isinstance(tag, str) else None,
         "transformers" if "transformers_version" in settings else None,
     )
 
 
-def _is_hub_id(path: str) -> bool:
-    return path.count("/") <= 1 and not path.startswith((".", "/", "~"))
+def saved_settings(folder: Path) -> dict[str, Any]:
+    """The config.json of a saved model; {} if there is none that can be read."""
+    settings = read_json(folder / "config.json")
+    return settings if isinstance(settings, dict) else {}
 
 
-def _card_of(path: str, local: bool, revision: str | None) -> Path | None:
-    """The card of a model in a folder, or in the hub's cache, without a download; None if there is none."""
-    if local:
-        file = Path(path).expanduser() / CARD
-        return file if file.is_file() else None
+def _cached(hub_id: str, name: str, revision: str | None) -> Path | None:
+    """A file of a model in the hub's cache; None if it is not there, as of what is no model of the hub."""
     from huggingface_hub import try_to_load_from_cache
 
-    found = try_to_load_from_cache(path, CARD, revision=revision)
+    try:
+        found = try_to_load_from_cache(hub_id, name, revision=revision)
+    except ValueError:
+        return None
     return Path(found) if isinstance(found, str) else None
 
 
 def _front_matter(file: Path | None) -> dict[str, Any]:
     """The YAML at the head of a card; {} if it has none."""
-    if file is None:
+    if file is None or not file.is_file():
         return {}
     lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
     if not lines or lines[0].strip() != "---" or "---" not in (rest := [line.strip() for line in lines[1:]]):
@@ -92,11 +97,3 @@ def _task_of(settings: Mapping[str, Any]) -> str | None:
     """The task of a model by the name of its architecture; None where that does not say."""
     name = next(iter(settings.get("architectures") or ()), "")
     return next((task for end, task in TASKS.items() if name.endswith(end)), None)
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        settings = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return settings if isinstance(settings, dict) else {}

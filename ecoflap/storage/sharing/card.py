@@ -12,7 +12,7 @@ from ecoflap.storage.file_names import CARD, RECIPE, RESULT
 from ecoflap.storage.files import replacing
 from ecoflap.storage.masks import FILE_NAME as MASKS
 from ecoflap.storage.results.record import COUNTS, Result
-from ecoflap.storage.sharing.base_model import BaseModel, describe_base
+from ecoflap.storage.sharing.base_model import BaseModel, describe_base, saved_settings
 
 MARK = "<!-- Written by ecoflap, which replaces a card with this line. -->"
 ERRORS = "_stderr"  # end of the name of a metric's standard error
@@ -159,7 +159,7 @@ def _figure(values: Mapping[str, Any], metric: str) -> str:
 def _gains(result: Result, folder: Path) -> Iterator[str]:
     if result.sparsity.get("total") == "units":
         yield SMALLER
-        if "kept_units" in (folder / "config.json").read_text(encoding="utf-8"):
+        if "kept_units" in saved_settings(folder):
             yield OWN_LOADING
         return
     yield MASKED

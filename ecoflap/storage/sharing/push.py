@@ -59,7 +59,7 @@ def prepare(place: Path) -> Prepared:
         for path in sorted(folder.rglob("*"))
         if path.is_file() and not any(path.relative_to(folder).match(pattern) for pattern in LEFT_OUT)
     }
-    return Prepared(folder, f"{result.model['name']} at sparsity {result.sparsity['target']:g}", sizes)
+    return Prepared(folder, f"{result.model['name']} at sparsity {result.config.get('sparsity')}", sizes)
 
 
 def push(prepared: Prepared, repo_id: str, private: bool, hub: Any) -> str:

@@ -6,7 +6,7 @@ A further form is one function that takes a run and yields forms, and an entry i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class SavedRun:
     """A run that saved its model.
 
     Attributes:
-        name: the name of its folder.
+        name: its name in the table.
         folder: the folder of the saved model.
         record: its record.
     """
@@ -73,6 +73,18 @@ class Form:
         if self.folder is None:
             return memory_bytes(model.module, buffers=False)
         return sum(file.stat().st_size for pattern in WEIGHTS for file in self.folder.glob(pattern))
+
+
+def read_runs(folders: Sequence[Path]) -> list[SavedRun]:
+    """Runs that saved their models, named by their folders, or by their paths where two folders are alike.
+
+    Raises:
+        UserError: see ``read_run``.
+    """
+    runs = [read_run(folder) for folder in folders]
+    if len({run.name for run in runs}) < len(runs):
+        runs = [replace(run, name=str(folder)) for run, folder in zip(runs, folders, strict=True)]
+    return runs
 
 
 def read_run(folder: Path) -> SavedRun:
