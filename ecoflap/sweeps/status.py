@@ -202,7 +202,7 @@ def rerun(folder: Path) -> int:
             " alone"
         )
     hydra = OmegaConf.load(file).hydra
-    if hydra.job.config_name != "config":
+    if OmegaConf.select(hydra, "job.config_name", default="config") != "config":
         raise UserError(
             f"{folder} was started from a recipe (--config FILE); give the same command again, with"
             f" hydra.run.dir={folder}"
