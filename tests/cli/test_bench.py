@@ -64,6 +64,7 @@ def test_language_models_side_by_side(
         ("pairs", "2:4"),
     ]
     assert bench.unit == "tokens"
+    assert {(one.low, one.high) for one in bench.rows[0].relative.values()} == {(1.0, 1.0)}
     assert bench.machine["threads"] == torch.get_num_threads()
     result = Result.read(language_runs[0] / "result.json")
     dense, rows, _ = bench.rows
@@ -77,7 +78,8 @@ def test_language_models_side_by_side(
     assert (dense.metric, rows.metric) == (result.metrics["dense"][task][name], metrics[name])
     for row in bench.rows:
         assert set(row.speed) == {"1", "2"}
-        assert all(0 < one.low <= one.median <= one.high for one in row.speed.values())
+        spreads = [*row.speed.values(), *row.relative.values()]
+        assert all(0 < one.low <= one.median <= one.high for one in spreads)
         assert row.name in printed
     assert any("2:4 ran as dense matrices" in note for note in bench.notes) == (not torch.cuda.is_available())
 

@@ -10,16 +10,17 @@ from ecoflap.storage.file_names import BENCH
 from ecoflap.storage.files import read_json, write_json
 
 SCHEMA_VERSION = 1
+SPREADS = ("speed", "relative")
 
 
 @dataclass(frozen=True)
-class Speed:
-    """The speed of a form at one batch size.
+class Spread:
+    """A figure over the repeats.
 
     Attributes:
-        median: items per second.
-        low: the slowest repeat.
-        high: the fastest repeat.
+        median: the median.
+        low: the least.
+        high: the largest.
     """
 
     median: float
@@ -37,7 +38,8 @@ class FormRow:
         disk_bytes: bytes of the weights on disk; of the dense model, as it would be saved in the same dtype.
         memory_bytes: bytes of all parameters and buffers in memory.
         load_seconds: median time to load it.
-        speed: {batch size: speed}.
+        speed: {batch size: items per second}.
+        relative: {batch size: the speed as a multiple of the dense model's in the same round}.
         metric: the value of the headline metric; None if the run did not measure it.
     """
 
@@ -46,7 +48,8 @@ class FormRow:
     disk_bytes: int
     memory_bytes: int
     load_seconds: float
-    speed: dict[str, Speed]
+    speed: dict[str, Spread]
+    relative: dict[str, Spread]
     metric: float | None
 
 
@@ -59,7 +62,7 @@ class Bench:
         unit: what the speed counts: ``tokens``, ``images`` or ``samples``.
         work: what was timed, in words.
         metric: TASK/METRIC; None if no run measured one.
-        machine: device, threads, cores, dtype and versions.
+        machine: device, threads, cores, clock, dtype and version of torch.
         repeats: timed repeats of each form and batch size.
         rows: the forms, the dense model first.
         notes: what could not be measured, and why.
@@ -78,10 +81,6 @@ class Bench:
         """Write the record as JSON."""
         write_json(file, {"schema": SCHEMA_VERSION, **asdict(self)})
 
-    def ratio(self, row: FormRow, batch: str) -> float:
-        """The speed of a form at a batch size, as a multiple of the dense model's."""
-        return row.speed[batch].median / self.rows[0].speed[batch].median
-
 
 def read_bench(folder: Path) -> Bench | None:
     """The bench in a run's folder; None if there is none that this version reads."""
@@ -90,12 +89,15 @@ def read_bench(folder: Path) -> Bench | None:
         return None
     try:
         rows = [
-            FormRow(**{**row, "speed": {size: Speed(**one) for size, one in row["speed"].items()}})
-            for row in values["rows"]
+            FormRow(**{**row, **{name: _spreads(row[name]) for name in SPREADS}}) for row in values["rows"]
         ]
         return Bench(**{**{one.name: values[one.name] for one in fields(Bench)}, "rows": rows})
     except (KeyError, TypeError, AttributeError):
         return None
+
+
+def _spreads(values: dict[str, Any]) -> dict[str, Spread]:
+    return {size: Spread(**one) for size, one in values.items()}
 
 
 def columns_of(bench: Bench) -> list[str]:
@@ -117,7 +119,7 @@ def cells_of(bench: Bench) -> list[list[str]]:
             *(
                 cell
                 for size, speed in row.speed.items()
-                for cell in (f"{speed.median:.4g}", f"{bench.ratio(row, size):.2f}")
+                for cell in (f"{speed.median:.4g}", _relative(row.relative[size]))
             ),
             "" if row.metric is None else f"{row.metric:.4g}",
         ]
@@ -125,10 +127,16 @@ def cells_of(bench: Bench) -> list[list[str]]:
     ]
 
 
+def _relative(ratio: Spread) -> str:
+    """The median with the range over the rounds."""
+    return f"{ratio.median:.2f} ({ratio.low:.2f}–{ratio.high:.2f})"
+
+
 def machine_line(bench: Bench) -> str:
     """The machine and the way of measuring, in a line."""
     known = bench.machine
     return (
         f"{known['device']}, {known['threads']} of {known['cores']} threads, {known['dtype']},"
-        f" torch {known['torch']}; median of {bench.repeats} repeats, the forms taking turns"
+        f" torch {known['torch']}; {known['clock']}, median (range) of {bench.repeats} rounds in which the"
+        " forms take turns"
     )

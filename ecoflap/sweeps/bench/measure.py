@@ -12,10 +12,10 @@ import torch
 
 from ecoflap.console.progress import track
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.storage.results.bench import Bench, FormRow, Speed
+from ecoflap.storage.results.bench import Bench, FormRow, Spread
 from ecoflap.storage.results.record import first_metric
 from ecoflap.sweeps.bench.forms import Form, SavedRun, forms_of, memory_bytes
-from ecoflap.sweeps.bench.speed import Workload, seconds_of, workload_for
+from ecoflap.sweeps.bench.speed import Workload, reads_cpu_time, seconds_of, workload_for
 
 LOADS = 3
 
@@ -37,24 +37,29 @@ def measure(runs: Sequence[SavedRun], sizes: Sequence[int], repeats: int, tokens
     workload = workload_for(models[0], runs[0].record.config.get("calibration"), tokens)
     seconds = {size: _times(workload, models, size, repeats) for size in sizes}
     metric = _headline(runs)
-    rows = []
-    for place, (form, model) in enumerate(zip(forms, models, strict=True)):
-        speed = {str(size): _speed(times[place], size * workload.items) for size, times in seconds.items()}
-        rows.append(
-            FormRow(
-                form.name,
-                form.kind,
-                form.disk_bytes(model),
-                memory_bytes(model.module),
-                median(loads[place]),
-                speed,
-                _value(form, metric),
-            )
+    rows = [
+        FormRow(
+            form.name,
+            form.kind,
+            form.disk_bytes(model),
+            memory_bytes(model.module),
+            median(loads[place]),
+            {str(size): _speed(times[place], size * workload.items) for size, times in seconds.items()},
+            {str(size): _relative(times[0], times[place]) for size, times in seconds.items()},
+            _value(form, metric),
         )
-    named = None if metric is None else "/".join(metric)
-    name = str(runs[0].record.model["name"])
-    work, machine = workload.description, _machine(models[0])
-    return Bench(name, workload.unit, work, named, machine, repeats, rows, _notes(runs, models[0]))
+        for place, (form, model) in enumerate(zip(forms, models, strict=True))
+    ]
+    return Bench(
+        str(runs[0].record.model["name"]),
+        workload.unit,
+        workload.description,
+        None if metric is None else "/".join(metric),
+        _machine(models[0]),
+        repeats,
+        rows,
+        _notes(runs, models[0]),
+    )
 
 
 def _load(forms: Sequence[Form]) -> tuple[list[PrunableModel], list[list[float]]]:
@@ -83,8 +88,16 @@ def _times(workload: Workload, models: Sequence[PrunableModel], size: int, repea
     return times
 
 
-def _speed(seconds: Sequence[float], items: int) -> Speed:
-    return Speed(items / median(seconds), items / max(seconds), items / min(seconds))
+def _speed(seconds: Sequence[float], items: int) -> Spread:
+    return _spread([items / one for one in seconds])
+
+
+def _relative(dense: Sequence[float], own: Sequence[float]) -> Spread:
+    return _spread([one / other for one, other in zip(dense, own, strict=True)])
+
+
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(median(values), min(values), max(values))
 
 
 def _headline(runs: Sequence[SavedRun]) -> tuple[str, str] | None:
@@ -110,6 +123,7 @@ def _machine(model: PrunableModel) -> dict[str, Any]:
         "device": name,
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
+        "clock": "CPU time" if reads_cpu_time(model) else "wall clock",
         "dtype": str(next(model.module.parameters()).dtype).removeprefix("torch."),
         "torch": torch.__version__,
     }

@@ -94,12 +94,18 @@ def _passing(model: PrunableModel, calibration: Any, unit: str) -> Workload:
     return Workload(unit, "a forward pass of calibration samples, with the loss", 1, prepare, run)
 
 
+def reads_cpu_time(model: PrunableModel) -> bool:
+    """Whether the CPU time of the process is the time of a repeat that no other process can lengthen."""
+    return model.device.type == "cpu" and torch.get_num_threads() == 1
+
+
 @torch.no_grad()
 def seconds_of(workload: Workload, model: PrunableModel, inputs: Any) -> float:
     """The time of one repeat, until the device has finished."""
+    clock = time.process_time if reads_cpu_time(model) else time.perf_counter
     synchronise = torch.accelerator.synchronize if model.device.type != "cpu" else lambda: None
     synchronise()
-    started = time.perf_counter()
+    started = clock()
     workload.run(model, inputs)
     synchronise()
-    return time.perf_counter() - started
+    return clock() - started
