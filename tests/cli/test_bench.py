@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ from ecoflap.models.core.layers import Layer
 from ecoflap.storage.results import Result
 from ecoflap.storage.results.bench import read_bench
 from ecoflap.sweeps.bench import forms, speed
+from ecoflap.sweeps.bench.measure import measure
 from tests.cli import forked
 
 QUICK = ("--repeats", "2", "--batch-size", "1", "2", "--tokens", "3")
@@ -170,12 +173,33 @@ def test_a_form_of_ones_own_is_one_function(
     runs = forms.read_runs([language_runs[0]])
     assert [run.name for run in runs] == ["rows"]
 
-    def twice(run: forms.SavedRun, device: torch.device):  # type: ignore[no-untyped-def]
+    def twice(run: forms.SavedRun, device: torch.device) -> Iterator[forms.Form]:
         yield from forms.saved(run, device)
         yield from forms.saved(run, device)
 
     monkeypatch.setattr(forms, "FORMS", (twice,))
     assert [form.kind for form in forms.forms_of(runs)] == ["dense", "masked", "masked"]
+
+
+def test_an_optional_form_that_cannot_be_loaded_is_left_out(
+    language_runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> NoReturn:
+        raise UserError("it needs another machine")
+
+    def with_broken(run: forms.SavedRun, device: torch.device) -> Iterator[forms.Form]:
+        for form in forms.saved(run, device):
+            yield replace(form, name="kernel", load=broken, optional=optional)
+            yield form
+
+    monkeypatch.setattr(forms, "FORMS", (with_broken,))
+    runs, optional = forms.read_runs([language_runs[0]]), True
+    bench = measure(runs, [1], repeats=1, tokens=2)
+    assert [row.name for row in bench.rows] == ["dense", "rows"]
+    assert bench.notes == ["kernel was not measured: it needs another machine"]
+    optional = False
+    with pytest.raises(UserError, match="another machine"):
+        measure(runs, [1], repeats=1, tokens=2)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the 2:4 kernel needs a CUDA GPU")

@@ -59,6 +59,7 @@ class Form:
         folder: where its weights lie; None for the dense model, which is not saved.
         record: the record that has its metric.
         stage: ``dense``, or the last of ``pruned`` and ``finetuned``.
+        optional: whether the others are measured without it where it can't be loaded.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Form:
     folder: Path | None
     record: Result
     stage: str
+    optional: bool = False
 
     def disk_bytes(self, model: PrunableModel) -> int:
         """Bytes of the weights on disk; those that saving would write, where nothing is saved."""
@@ -134,6 +136,7 @@ def semi_structured(run: SavedRun, device: torch.device) -> Iterator[Form]:
         stored.folder,
         stored.record,
         stored.stage,
+        optional=True,
     )
 
 

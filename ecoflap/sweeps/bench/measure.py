@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any
 
 import torch
 
 from ecoflap.console.progress import track
+from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.device import resolve_device
 from ecoflap.storage.results.bench import Bench, FormRow, Spread
 from ecoflap.storage.results.record import first_metric
 from ecoflap.sweeps.bench.forms import Form, SavedRun, forms_of, memory_bytes
@@ -32,8 +34,8 @@ def measure(runs: Sequence[SavedRun], sizes: Sequence[int], repeats: int, tokens
     Raises:
         UserError: if the runs are of several models, or one can't be loaded.
     """
-    forms = forms_of(runs)
-    models, loads = _load(forms)
+    notes = [*_notes(runs)]
+    forms, models, loads = _load(forms_of(runs), notes)
     workload = workload_for(models[0], runs[0].record.config.get("calibration"), tokens)
     seconds = {size: _times(workload, models, size, repeats) for size in sizes}
     metric = _headline(runs)
@@ -58,21 +60,48 @@ def measure(runs: Sequence[SavedRun], sizes: Sequence[int], repeats: int, tokens
         _machine(models[0]),
         repeats,
         rows,
-        _notes(runs, models[0]),
+        notes,
     )
 
 
-def _load(forms: Sequence[Form]) -> tuple[list[PrunableModel], list[list[float]]]:
-    """Load every form several times in turn; returns the last of each, and the seconds of each load."""
+def _load(
+    forms: Sequence[Form], notes: list[str]
+) -> tuple[list[Form], list[PrunableModel], list[list[float]]]:
+    """Load every form several times in turn.
+
+    Args:
+        forms: the forms.
+        notes: gets a line for each optional form that can't be loaded.
+
+    Returns:
+        The forms that were loaded, the last model of each, and the seconds of each load.
+
+    Raises:
+        UserError: if another form can't be loaded.
+    """
     models: dict[int, PrunableModel] = {}
     seconds: list[list[float]] = [[] for _ in forms]
+    left_out = set[int]()
     rounds = [(place, form) for _ in range(LOADS) for place, form in enumerate(forms)]
     for place, form in track(rounds, "load"):
         models.pop(place, None)
+        if place in left_out:
+            continue
         started = time.perf_counter()
-        models[place] = form.load()
+        try:
+            models[place] = form.load()
+        except UserError as error:
+            if not form.optional:
+                raise
+            left_out.add(place)
+            notes.append(f"{form.name} was not measured: {error}")
         seconds[place].append(time.perf_counter() - started)
-    return [models[place] for place in range(len(forms))], seconds
+    places = sorted(models)
+    return (
+        [forms[place] for place in places],
+        [models[place] for place in places],
+        [seconds[place] for place in places],
+    )
 
 
 def _times(workload: Workload, models: Sequence[PrunableModel], size: int, repeats: int) -> list[list[float]]:
@@ -129,9 +158,7 @@ def _machine(model: PrunableModel) -> dict[str, Any]:
     }
 
 
-def _notes(runs: Sequence[SavedRun], model: PrunableModel) -> list[str]:
+def _notes(runs: Sequence[SavedRun]) -> Iterator[str]:
     """What is not in the table, and why."""
-    notes = []
-    if any(run.pattern == "2:4" for run in runs) and model.device.type != "cuda":
-        notes.append("2:4 ran as dense matrices: its kernel is for CUDA GPUs with sparse tensor cores")
-    return notes
+    if any(run.pattern == "2:4" for run in runs) and resolve_device("auto").type != "cuda":
+        yield "2:4 ran as dense matrices: its kernel is for CUDA GPUs with sparse tensor cores"
