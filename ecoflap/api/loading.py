@@ -16,6 +16,7 @@ from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.hub import read_settings, require_folder
 from ecoflap.models.loading.kinds import option_of, options_for
 from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.run.saved_loader import recorded_node
 
 IN_MEMORY = "(in memory)"
 READ_WITHOUT_PROCESSOR = ("causal_lm", "seq2seq", "vlm", "image_classifier")
@@ -38,7 +39,8 @@ def load(
 
     Args:
         model: a hub id, a folder that ``save_pretrained`` wrote, a choice of the command line's ``model``
-            such as ``"blip2_mini"``, or a transformers model.
+            such as ``"blip2_mini"``, or a transformers model. A folder with the ``result.json`` of a run is
+            loaded with the options of that run.
         processor: the tokenizer or processor of a model in memory; None if the data will be model inputs.
         kind: the kind of model, if its config or class does not tell: a choice of ``model`` such as
             ``"causal_lm"``, ``"seq2seq"``, ``"vlm"``, ``"clip"`` or ``"image_classifier"``.
@@ -163,6 +165,8 @@ def _loader(path: str, kind: str | None, options: dict[str, Any]) -> Any:
         return built("model", {**named("model", path), **options})
     if kind is None:
         folder = require_folder(path)
+        if (recorded := recorded_node(Path(folder))) is not None:
+            return built("model", {**recorded, **options})
         model_type = read_settings(folder, options.get("revision")).get("model_type")
         kinds = options_for(str(model_type))
         if not kinds:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 from ecoflap.api.given import require
@@ -13,8 +13,10 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.storage.bitmask.forms import DENSE, check_form
 from ecoflap.storage.checkpoint import write_checkpoint
-from ecoflap.storage.file_names import ALLOCATION, BITMASK_INDEX, RESULT, SCORES
+from ecoflap.storage.file_names import ALLOCATION, BITMASK_INDEX, CARD, SCORES
 from ecoflap.storage.files import write_json
+from ecoflap.storage.sharing.card import has_own_card
+from ecoflap.storage.sharing.describe import describe
 
 INDEXES = ("model.safetensors.index.json", BITMASK_INDEX)
 WEIGHTS = (*INDEXES, "*.safetensors")
@@ -24,8 +26,9 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
     """Write a checkpoint with the tokenizer or processor.
 
     The result of ``ecoflap.prune`` is saved with its masks (``masks.safetensors``, one bit per weight) and
-    the ``result.json``, ``scores.json`` and ``allocation.json`` of a run. As with ``save_pretrained``, the
-    weights of an earlier checkpoint in the folder are replaced, and its other files stay.
+    the ``result.json``, ``scores.json`` and ``allocation.json`` of a run, a ``recipe.yaml`` of as much of it
+    as is known, and a model card (``README.md``). As with ``save_pretrained``, the weights of an earlier
+    checkpoint in the folder are replaced, and its other files stay, a card that ecoflap did not write too.
 
     Args:
         model: the result of ``ecoflap.prune`` or ``ecoflap.load``.
@@ -66,14 +69,19 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
 
 def _write_record(result: PruneResult, folder: Path) -> None:
     """Write how the model was pruned, in the files of a run."""
-    replace(result.record, checkpoint=".").write(folder / RESULT)
+    describe(folder, result.record)
     write_json(folder / ALLOCATION, asdict(result.allocation))
     if result.scores is not None:
         write_json(folder / SCORES, result.scores.to_json())
 
 
 def _move(partial: Path, final: Path) -> None:
-    """Remove the weights of an earlier checkpoint, and move the new files into the folder, indexes last."""
+    """Remove the weights of an earlier checkpoint, and move the new files into the folder, indexes last.
+
+    A model card that ecoflap did not write stays.
+    """
+    if has_own_card(final):
+        (partial / CARD).unlink(missing_ok=True)
     for pattern in WEIGHTS:
         for old in final.glob(pattern):
             old.unlink()

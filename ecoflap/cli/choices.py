@@ -18,6 +18,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from ecoflap.cli.recipe import primary_config
 from ecoflap.errors import UserError
 from ecoflap.run.import_path import COMMAND_LINE
 from ecoflap.run.registry import HIDDEN, options_of
@@ -83,7 +84,7 @@ class Choices:
     def compose(self, overrides: list[str]) -> DictConfig:
         """Compose the config of a command line, which may contain sweeps."""
         return self.loader.load_configuration(
-            "config", overrides, RunMode.MULTIRUN, validate_sweep_overrides=False
+            primary_config(), overrides, RunMode.MULTIRUN, validate_sweep_overrides=False
         )
 
 

@@ -29,8 +29,10 @@ SUBCOMMANDS = {
     "plan": Subcommand("ecoflap.cli.plan", "check a run and show what it would prune, without its weights"),
     "status": Subcommand("ecoflap.sweeps.status", "show how far a sweep is; --rerun-failed goes on with it"),
     "report": Subcommand("ecoflap.cli.report", "make the table, the plots and the page of a sweep"),
+    "bench": Subcommand("ecoflap.cli.bench", "measure size and speed of pruned models beside the dense one"),
     "verify": Subcommand("ecoflap.cli.verify", "check a run's record against its saved weights"),
     "convert": Subcommand("ecoflap.cli.convert", "write a saved model dense, bitmask, or coded"),
+    "push": Subcommand("ecoflap.cli.push", "upload a saved model to the hub, with its card and recipe"),
     "cache": Subcommand("ecoflap.cli.cache", "list, check or shrink the stage cache"),
     "explain": Subcommand("ecoflap.cli.explain", "say what a config group, or one of its options, means"),
 }

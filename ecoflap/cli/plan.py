@@ -22,6 +22,7 @@ from omegaconf import DictConfig, open_dict
 
 from ecoflap.cli.arguments import parsed, prepared
 from ecoflap.cli.choices import Choices
+from ecoflap.cli.recipe import primary_config, without_recipe
 from ecoflap.cli.run import complaint
 from ecoflap.console.progress import complain, install_logging, table
 from ecoflap.errors import UserError
@@ -34,7 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     run_config.register()
     try:
-        arguments = prepared(arguments)
+        arguments = prepared(without_recipe(arguments))
         flags = parsed(arguments)
         if flags.help:
             print(__doc__)
@@ -68,7 +69,7 @@ def composed(flags: Namespace) -> DictConfig:
         raise UserError("plan takes options and --config-dir; Hydra's other flags are for ecoflap run")
     setup_globals()
     loader = Choices(flags.config_dir, flags.overrides).loader
-    config = loader.load_configuration("config", flags.overrides, RunMode.RUN)
+    config = loader.load_configuration(primary_config(), flags.overrides, RunMode.RUN)
     HydraConfig.instance().set_config(config)
     with open_dict(config):
         del config["hydra"]

@@ -15,6 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from ecoflap.cli.arguments import parsed, prepared
+from ecoflap.cli.recipe import primary_config, without_recipe
 from ecoflap.cli.wrong import explain
 from ecoflap.errors import SweepFailed, UserError
 from ecoflap.run import config as run_config
@@ -36,14 +37,15 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     run_config.register()
     try:
-        sys.argv[1:] = arguments = prepared(arguments)
+        sys.argv[1:] = arguments = prepared(without_recipe(arguments))
         flags = parsed(arguments)
         if flags.help:
             from ecoflap.cli.usage import usage
 
             print(usage(flags))
         else:
-            hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(job)()
+            place = {"config_path": str(conf_folder()), "config_name": primary_config()}
+            hydra.main(version_base="1.3", **place)(job)()
     except BrokenPipeError:
         raise
     except Exception as error:

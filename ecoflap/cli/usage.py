@@ -17,6 +17,7 @@ EXAMPLES = {
     "model=smollm2_135m pruner=sparsegpt sparsity=0.5": "a real language model (make real-models)",
     "inspect=true model=causal_lm model.path=FOLDER": "only show what would be pruned",
     "-m sparsity=0.5,0.6,0.7 score=none,zeroth_order": "a sweep",
+    "--config RUN/checkpoint/recipe.yaml": "the run of a saved model again",
 }
 
 

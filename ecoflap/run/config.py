@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import json
 import re
 from dataclasses import dataclass, field, fields, is_dataclass
-from importlib.resources import files
-from pathlib import Path
 from typing import Any, get_args, get_origin, get_type_hints
 
 from hydra.core.config_store import ConfigStore
@@ -19,7 +16,8 @@ from ecoflap.errors import UserError, did_you_mean, wrong_type
 from ecoflap.run import registry, tables
 from ecoflap.run.invocation import sweep_name
 from ecoflap.run.moved import current_place
-from ecoflap.storage.file_names import CACHE, SNAPSHOT
+from ecoflap.storage.file_names import CACHE
+from ecoflap.storage.installation import package_origin
 
 STEPS = ("calibrate", "score", "allocate", "prune", "finetune", "evaluate")
 OPTIONAL_STEPS = ("finetune",)
@@ -136,11 +134,7 @@ def check_merged() -> None:
 
 def package_file(path: str) -> str:
     """The path of a file or folder inside the package; in a code snapshot, its path in the original code."""
-    package = Path(str(files("ecoflap")))
-    snapshot = package.parent / SNAPSHOT
-    if snapshot.is_file():
-        package = Path(json.loads(snapshot.read_text(encoding="utf-8"))["origin"]) / package.name
-    return str(package / path)
+    return str(package_origin() / path)
 
 
 def build(group: str, node: DictConfig) -> Any:

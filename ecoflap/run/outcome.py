@@ -21,6 +21,7 @@ from ecoflap.storage.bitmask.forms import form_of
 from ecoflap.storage.checkpoint import save_checkpoint
 from ecoflap.storage.file_names import BLOCKS, RESULT
 from ecoflap.storage.results import LayerCount, Result, environment, sparsity_section
+from ecoflap.storage.sharing.describe import describe
 
 
 def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
@@ -44,6 +45,8 @@ def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
         scores=None if state.scores is None else state.scores.to_json(),
         allocation=describe_allocation(state.allocation),
     )
+    if saved is not None:
+        describe(plan.folder / saved, result)
     result.write(plan.folder / RESULT)
     shutil.rmtree(plan.folder / BLOCKS, ignore_errors=True)
     return result

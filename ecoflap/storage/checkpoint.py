@@ -16,11 +16,12 @@ from ecoflap.models.loading.conversion import saved_form
 from ecoflap.storage.bitmask.convert import rewrite
 from ecoflap.storage.bitmask.forms import DENSE
 from ecoflap.storage.disk_space import writing
+from ecoflap.storage.file_names import CHECKPOINT
 from ecoflap.storage.masks import FILE_NAME as MASKS
 from ecoflap.storage.masks import PackedMasks, Rows, save_masks
 from ecoflap.storage.saved_model import Checkpoint
 
-FOLDER = "checkpoint"
+FOLDER = CHECKPOINT
 
 
 def save_checkpoint(

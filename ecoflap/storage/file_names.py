@@ -16,6 +16,12 @@ FINETUNE = "finetune.json"
 TRAINING = "finetune"
 PREDICTIONS = "predictions"
 BLOCKS = "blocks"
+CHECKPOINT = "checkpoint"
+BENCH = "bench.json"
+
+# Beside a saved model.
+CARD = "README.md"
+RECIPE = "recipe.yaml"
 
 # In the folder of a bitmask checkpoint: the index, and the pattern of its shards.
 BITMASK_INDEX = "bitmask.index.json"

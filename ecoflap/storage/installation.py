@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ecoflap.storage.file_names import SNAPSHOT
+from ecoflap.storage.files import read_json
+
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
@@ -16,6 +19,12 @@ def conf_folder() -> Path:
 def checkout() -> Path | None:
     """The checkout, or the snapshot of one, that contains the package; None if it is installed."""
     return PACKAGE.parent if conf_folder().parent == PACKAGE.parent else None
+
+
+def package_origin() -> Path:
+    """The folder of the package; in a code snapshot, that of the original code."""
+    snapshot = read_json(PACKAGE.parent / SNAPSHOT)
+    return PACKAGE if snapshot is None else Path(snapshot["origin"]) / PACKAGE.name
 
 
 def install_extra(name: str) -> str:

@@ -70,15 +70,21 @@ def save_masks(
         save_file(packed, temporary, metadata=metadata)
 
 
-def load_masks(path: Path) -> dict[str, Tensor]:
+def load_masks(path: Path, loaded: bool = False) -> dict[str, Tensor]:
     """Read every mask of a file as bool tensors on the CPU, True where the weight is kept.
+
+    Args:
+        path: The file.
+        loaded: Name each mask as the loaded model names its parameter, which transformers 5 may save under
+            another name. Experts that share a parameter keep the names of the checkpoint.
 
     Raises:
         FileNotFoundError: if there is no such file.
         ValueError: if the file is not a mask file.
     """
     with MaskFile(path) as file:
-        return {name: file[name] for name in file.shapes}
+        in_model = {stored: name for name, stored in file.names.items()} if loaded else {}
+        return {in_model.get(name, name): file[name] for name in file.shapes}
 
 
 class PackedMasks(MutableMapping[str, "Tensor"]):

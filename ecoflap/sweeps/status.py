@@ -202,6 +202,11 @@ def rerun(folder: Path) -> int:
             " alone"
         )
     hydra = OmegaConf.load(file).hydra
+    if OmegaConf.select(hydra, "job.config_name", default="config") != "config":
+        raise UserError(
+            f"{folder} was started from a recipe (--config FILE); give the same command again, with"
+            f" hydra.run.dir={folder}"
+        )
     # Without resume=false, which would repeat finished runs.
     overrides, started_in = hydra.overrides, Path(hydra.runtime.cwd)
     place = "hydra.sweep.dir" if file == sweep else "hydra.run.dir"

@@ -176,7 +176,10 @@ def test_a_run_says_it_before_it_scores(
             r"model\.vision_from=RUN changes weights.*runtime\.offload=cpu",
         ),
         (["pruner=global_magnitude", "score=none", "runtime.offload=cpu"], "compares all weights at once"),
-        (["propagate=denser"], r"propagate=denser is not known; choose auto, pruned, layer, compensated or dense"),
+        (
+            ["propagate=denser"],
+            r"propagate=denser is not known; choose auto, pruned, layer, compensated or dense",
+        ),
     ],
 )
 def test_refusals(run: Run, text_run: list[str], override: list[str], message: str) -> None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.file_names import CHECKPOINT, RESULT
 from ecoflap.storage.files import replacing
 from ecoflap.storage.results.environment import redact
 
@@ -32,6 +32,13 @@ COUNTS = ("questions", "pictures", "captions", "rows")
 def first_metric(values: Mapping[str, float]) -> str | None:
     """The name of a task's first metric; None if there are only counts."""
     return next((name for name in values if name not in COUNTS), None)
+
+
+def find_records(folder: Path) -> list[Path]:
+    """Every record of a run in or below a folder; the copy beside a run's saved model is not one of them."""
+    found = set(Path(folder).rglob(RESULT))
+    copies = {path.parent / CHECKPOINT / RESULT for path in found}
+    return sorted(found - copies)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from ecoflap.console.progress import ArgumentParser, complain
 from ecoflap.storage.file_names import RESULT
-from ecoflap.storage.results.record import Result
+from ecoflap.storage.results.record import Result, find_records
 
 # A column is a task and the first of these metrics that it has.
 COLUMNS = {
@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     folders: list[Path] = parser.parse_args(arguments).folders
     try:
-        rows = collect(sorted(path for folder in folders for path in folder.rglob(RESULT)))
+        rows = collect(sorted(path for folder in folders for path in find_records(folder)))
     except ValueError as error:
         return complain(f"no table: {error}")
     if not rows:

@@ -28,6 +28,7 @@ from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.loader import Selection
 from ecoflap.run.config import build
+from ecoflap.run.saved_loader import saved_node
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.results.record import Result
 
@@ -116,7 +117,7 @@ def measure(runs: Sequence[Path], batch_size: int, repeats: int) -> list[Cost]:
 def _load(config: dict[str, Any], folder: Path | None) -> PrunableModel:
     settings = {**config["model"], "save": False}
     if folder is not None:
-        settings["path"] = str(folder.resolve())
+        settings = saved_node(config["model"], folder)
     selection = Selection(config["towers"], config["skip_layers"])
     model: PrunableModel = build("model", _node(settings)).load(resolve_device("auto"), selection)
     return model

@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from ecoflap.storage.results.bench import Bench, cells_of, columns_of, machine_line, read_bench
 from ecoflap.sweeps.report.allocation_plot import are_few, plot_allocation
 from ecoflap.sweeps.report.allocations import lines_of
 from ecoflap.sweeps.report.cost_plot import costs_of, plot_costs
@@ -104,6 +105,7 @@ def write_page(
         origins=_origins(runs),
         metrics=list(dict.fromkeys(table.name for table in tables)),
         rows=[row for section, own in tables_of for row in _rows(section, own)],
+        benches=[_bench(run, found) for run in runs if (found := read_bench(run.folder)) is not None],
     )
     path = folder / NAME
     path.write_text(html, encoding="utf-8")
@@ -135,6 +137,17 @@ def _section(section: Section, tables: Sequence[MetricTable], plots: Plots) -> d
         "few": are_few(lines),
         "cost": plots(plot_costs(section.title, costs), section.title, "cost"),
         "costs": [(method.label, step, cost) for method, row in costs.items() for step, cost in row.items()],
+    }
+
+
+def _bench(run: Run, bench: Bench) -> dict[str, Any]:
+    """What ``ecoflap bench`` measured beside a run: its table, and how it was measured."""
+    return {
+        "run": run.name,
+        "record": bench,
+        "machine": machine_line(bench),
+        "columns": columns_of(bench),
+        "rows": cells_of(bench),
     }
 
 

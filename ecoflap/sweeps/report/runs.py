@@ -8,7 +8,7 @@ from typing import Any
 
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
-from ecoflap.storage.results.record import Result
+from ecoflap.storage.results.record import Result, find_records
 
 OVERRIDES = Path(".hydra") / "overrides.yaml"
 NEEDED = ("model.name", "pruner.name", "score.name", "sparsity", "seed")
@@ -72,7 +72,7 @@ def read_runs(folder: Path) -> list[Run]:
     """
     if not folder.is_dir():
         raise UserError(f"{folder} is not a folder: give the folder of a finished run or sweep")
-    paths = sorted(folder.rglob(RESULT), key=lambda path: (path.stat().st_mtime_ns, path))
+    paths = sorted(find_records(folder), key=lambda path: (path.stat().st_mtime_ns, path))
     if not paths:
         without = len(read_unfinished(folder))
         found = f"; {without} runs there left no result" if without else ""

@@ -1,0 +1,1 @@
+"""What lies beside a saved model: a model card, a recipe and the record; and their way to the hub."""

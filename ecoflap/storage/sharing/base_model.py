@@ -1,0 +1,99 @@
+"""What is known of the model that was pruned: its id on the hub, its license and its task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ecoflap.storage.file_names import CARD
+from ecoflap.storage.files import read_json
+
+TASKS = {
+    "ForCausalLM": "text-generation",
+    "ForImageClassification": "image-classification",
+    "BlipForQuestionAnswering": "visual-question-answering",
+    "CLIPModel": "zero-shot-image-classification",
+}
+"""{end of an architecture's name: what models of this kind do, in the hub's words}, where that is certain."""
+LICENSE = ("license", "license_name", "license_link")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """The dense model.
+
+    Attributes:
+        id: its id on the hub; None for a local folder.
+        license: ``license``, ``license_name`` and ``license_link`` of its card, as far as it has them.
+        pipeline_tag: its task in the hub's words; None if unknown.
+        library: the library that loads the pruned model by ``from_pretrained``; None if unknown.
+    """
+
+    id: str | None
+    license: dict[str, Any]
+    pipeline_tag: str | None
+    library: str | None
+
+
+def describe_base(model: Mapping[str, Any], folder: Path) -> BaseModel:
+    """What the model's own card, which is on this machine or not at all, and the saved config say.
+
+    Args:
+        model: the ``model`` part of a config; {} if it was in memory.
+        folder: the folder of the pruned model.
+    """
+    path, revision = model.get("path"), model.get("revision")
+    settings, card, hub_id = saved_settings(folder), None, None
+    if path is not None and (local := Path(path).expanduser()).is_dir():
+        card = local / CARD
+    elif path is not None and _cached(str(path), "config.json", revision) is not None:
+        card, hub_id = _cached(str(path), CARD, revision), str(path)
+    said = _front_matter(card)
+    tag = said.get("pipeline_tag") or _task_of(settings)
+    return BaseModel(
+        hub_id,
+        {key: said[key] for key in LICENSE if isinstance(said.get(key), str)},
+        tag if isinstance(tag, str) else None,
+        "transformers" if "transformers_version" in settings else None,
+    )
+
+
+def saved_settings(folder: Path) -> dict[str, Any]:
+    """The config.json of a saved model; {} if there is none that can be read."""
+    settings = read_json(folder / "config.json")
+    return settings if isinstance(settings, dict) else {}
+
+
+def _cached(hub_id: str, name: str, revision: str | None) -> Path | None:
+    """A file of a model in the hub's cache; None if it is not there, as of what is no model of the hub."""
+    from huggingface_hub import try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(hub_id, name, revision=revision)
+    except ValueError:
+        return None
+    return Path(found) if isinstance(found, str) else None
+
+
+def _front_matter(file: Path | None) -> dict[str, Any]:
+    """The YAML at the head of a card; {} if it has none."""
+    if file is None or not file.is_file():
+        return {}
+    lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
+    if not lines or lines[0].strip() != "---" or "---" not in (rest := [line.strip() for line in lines[1:]]):
+        return {}
+    try:
+        values = yaml.safe_load("\n".join(lines[1 : 1 + rest.index("---")]))
+    except yaml.YAMLError:
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _task_of(settings: Mapping[str, Any]) -> str | None:
+    """The task of a model by the name of its architecture; None where that does not say."""
+    name = next(iter(settings.get("architectures") or ()), "")
+    return next((task for end, task in TASKS.items() if name.endswith(end)), None)

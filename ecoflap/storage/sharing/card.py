@@ -1,0 +1,221 @@
+"""The model card of a pruned model, written from its record; what the record does not say is left out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ecoflap.storage.file_names import BITMASK_INDEX, CARD, RECIPE, RESULT
+from ecoflap.storage.files import replacing
+from ecoflap.storage.masks import FILE_NAME as MASKS
+from ecoflap.storage.results.record import COUNTS, Result
+from ecoflap.storage.sharing.base_model import BaseModel, describe_base, saved_settings
+
+MARK = "<!-- Written by ecoflap, which replaces a card with this line. -->"
+ERRORS = "_stderr"  # end of the name of a metric's standard error
+MASKED = """\
+The removed weights are stored as zeros in matrices of the old shape. Loaded as it is, this model takes as
+much disk and memory as the dense one, and runs as fast: zeros are multiplied like other numbers. What it
+gains is what a sparse format or kernel makes of the zeros."""
+WITHOUT_ZEROS = """\
+The files hold the weights that are not zero and where they belong; `ecoflap.load_pruned(FOLDER)` loads them,
+and `ecoflap convert FOLDER OUT --to dense` writes what plain `from_pretrained` loads. Once loaded, the model
+takes as much memory as the dense one and runs as fast: zeros are multiplied like other numbers."""
+N_OF_M = """\
+Its zeros lie in the pattern {pattern}. GPUs with sparse tensor cores can use the pattern 2:4, by
+`torch.sparse.to_sparse_semi_structured`; `ecoflap bench` measures whether that pays for this model."""
+SMALLER = """\
+Whole units were removed, so that the matrices themselves are smaller. The model takes less disk and memory,
+and does less work, without any special format or kernel."""
+OWN_LOADING = """\
+Its attentions and MLPs have widths that the class in transformers has no settings for: it loads with
+`ecoflap.load(FOLDER)`, not with plain `from_pretrained`."""
+
+
+def write_card(folder: Path, result: Result) -> Path | None:
+    """Write ``README.md`` into the folder of a saved model; None if it has a card that is not ours.
+
+    Args:
+        folder: the folder of the saved model.
+        result: the record of the run.
+    """
+    if has_own_card(folder):
+        return None
+    with replacing(folder / CARD) as temporary:
+        temporary.write_text(model_card(result, folder), encoding="utf-8")
+    return folder / CARD
+
+
+def has_own_card(folder: Path) -> bool:
+    """Whether a folder has a card that ecoflap did not write."""
+    file = folder / CARD
+    return file.is_file() and MARK not in file.read_text(encoding="utf-8", errors="replace")
+
+
+def model_card(result: Result, folder: Path) -> str:
+    """The card: front matter of the hub, then the method, sparsity, metrics, data, origin and use."""
+    base = describe_base(result.config.get("model") or {}, folder)
+    parts = [
+        _front_matter(result, base),
+        MARK,
+        f"# {result.model['name']}, {_extent(result)}",
+        _about(result, base),
+        "## Sparsity\n\n" + "\n".join(_sparsity(result)),
+        "## Metrics\n\n" + "\n".join(_metrics(result)),
+        "## What it gains\n\n" + "\n\n".join(_gains(result, folder)),
+        "## How it was made\n\n" + "\n".join(_origin(result, folder)),
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _front_matter(result: Result, base: BaseModel) -> str:
+    structured = result.sparsity.get("total") == "units"
+    tags = ["ecoflap", "pruned", "structured" if structured else "sparse", _name(result.config, "pruner")]
+    known = {
+        **base.license,
+        "base_model": base.id,
+        "library_name": base.library,
+        "pipeline_tag": base.pipeline_tag,
+        "tags": [tag for tag in dict.fromkeys([*tags, _pattern(result)]) if tag],
+    }
+    kept = {name: value for name, value in known.items() if value}
+    return f"---\n{yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)}---"
+
+
+def _about(result: Result, base: BaseModel) -> str:
+    """The method, in a sentence per thing that is known."""
+    target, coarse = result.sparsity.get("target"), result.sparsity.get("coarse")
+    origin = f"[{base.id}](https://huggingface.co/{base.id})" if base.id else f"`{result.model['name']}`"
+    lines = [f"{origin}, pruned in one shot by `{_name(result.config, 'pruner') or 'an unnamed pruner'}`"]
+    if pattern := _mask(result):
+        lines[0] += f" (mask: {pattern})"
+    lines[0] += "."
+    if target is not None:
+        lines.append(f"Target: {100 * target:g} % of the prunable weights.")
+    if coarse == "none":
+        lines.append("All layers have the same sparsity.")
+    elif coarse is not None:
+        per = (result.allocation or {}).get("granularity")
+        lines.append(f"Sparsities{f' per {per}' if per else ''} by `{coarse}`.")
+    if "finetuned" in result.metrics or "finetune" in result.data:
+        lines.append(f"Then fine-tuned by `{_name(result.config, 'finetune') or 'an unnamed method'}`.")
+    if not base.license:
+        lines.append("The license of the dense model was not found; look it up before you share this one.")
+    return "\n".join(lines)
+
+
+def _sparsity(result: Result) -> Iterator[str]:
+    section = result.sparsity
+    if section.get("total") == "units":
+        yield f"Whole units are gone: {result.model['parameters']:,} parameters are left."
+        return
+    yield from _table(["part", "weights", "zeros", "sparsity"], _parts(section, result.model))
+
+
+def _parts(section: Mapping[str, Any], model: Mapping[str, Any]) -> Iterator[list[str]]:
+    layers = section["layers"].values()
+    for tower in section["towers"]:
+        yield _counted(tower, [layer for layer in layers if layer["tower"] == tower])
+    yield _counted("all prunable layers", layers)
+    zeros = sum(layer["zeros"] for layer in layers)
+    yield ["whole model", f"{model['parameters']:,}", f"{zeros:,}", f"{100 * section['model']:.2f} %"]
+
+
+def _counted(name: str, layers: Iterable[Mapping[str, Any]]) -> list[str]:
+    counts = [(layer["size"], layer["zeros"]) for layer in layers]
+    size, zeros = sum(one for one, _ in counts), sum(one for _, one in counts)
+    return [name, f"{size:,}", f"{zeros:,}", f"{100 * zeros / max(size, 1):.2f} %"]
+
+
+def _metrics(result: Result) -> Iterator[str]:
+    """A row per metric, with its standard error where the run has one."""
+    stages = [stage for stage in ("dense", "pruned", "finetuned") if result.metrics.get(stage)]
+    if not stages:
+        yield "Not evaluated."
+        return
+    rows, errors = [], False
+    by_task = result.metrics[stages[-1]]
+    for task, values in by_task.items():
+        for metric in values:
+            if metric.endswith(ERRORS):
+                continue
+            cells = [_figure(result.metrics[stage].get(task, {}), metric) for stage in stages]
+            errors |= any("±" in cell for cell in cells)
+            rows.append([task, metric, *cells])
+    yield from _table(["task", "metric", *stages], rows)
+    yield ""
+    seed = result.config.get("seed")
+    spread = "± is the standard error" if errors else "The run has no intervals"
+    yield f"{spread}; one run{'' if seed is None else f', seed {seed}'}."
+
+
+def _figure(values: Mapping[str, Any], metric: str) -> str:
+    value, error = values.get(metric), values.get(f"{metric}{ERRORS}")
+    if not isinstance(value, int | float):
+        return "" if value is None else str(value)
+    shown = f"{value:,.0f}" if metric in COUNTS else f"{value:.4g}"
+    return shown if error is None else f"{shown} ± {error:.2g}"
+
+
+def _gains(result: Result, folder: Path) -> Iterator[str]:
+    if result.sparsity.get("total") == "units":
+        yield SMALLER
+        if "kept_units" in saved_settings(folder):
+            yield OWN_LOADING
+        return
+    yield WITHOUT_ZEROS if (folder / BITMASK_INDEX).is_file() else MASKED
+    if pattern := _pattern(result):
+        yield N_OF_M.format(pattern=pattern)
+
+
+def _origin(result: Result, folder: Path) -> Iterator[str]:
+    calibration = result.data.get("calibration")
+    if calibration is not None:
+        count, name = calibration["samples"], calibration["name"]
+        yield f"- Calibration: {count:,} samples of `{name}` (fingerprint `{calibration['fingerprint']}`)."
+    else:
+        yield "- Calibration: none."
+    yield f"- To repeat it: `ecoflap run --config {RECIPE}`."
+    known = {name: value for name, value in result.versions.items() if value and name != "code"}
+    yield "- Versions: " + ", ".join(f"{name} {value}" for name, value in known.items()) + "."
+    if result.git is not None:
+        changes = ", with uncommitted changes" if result.git["dirty"] else ""
+        yield f"- Commit of ecoflap: `{result.git['commit']}`{changes}."
+    if (folder / MASKS).is_file():
+        yield f"- `{MASKS}` has the masks, one bit per weight; `ecoflap.storage.masks.load_masks` reads them."
+    yield f"- `{RESULT}` is the whole record; `ecoflap verify FOLDER` checks the weights against it."
+
+
+def _extent(result: Result) -> str:
+    """How much is gone, for the title."""
+    if result.sparsity.get("total") == "units":
+        return "whole units removed"
+    return f"{100 * result.sparsity['prunable']:.4g} % sparse"
+
+
+def _mask(result: Result) -> str | None:
+    mask = (result.config.get("pruner") or {}).get("mask")
+    return str(mask) if mask is not None else None
+
+
+def _pattern(result: Result) -> str | None:
+    """N:M, if the zeros lie in such a pattern."""
+    return mask if (mask := _mask(result)) is not None and ":" in mask else None
+
+
+def _name(config: Mapping[str, Any], group: str) -> str | None:
+    """The name of a part; that of its class, if it has none."""
+    part = config.get(group) or {}
+    name = part.get("name") or str(part.get("_target_", "")).rpartition(".")[2]
+    return str(name) or None
+
+
+def _table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(columns)} |"
+    numbers = [column in ("task", "metric", "part") for column in columns]
+    yield "|" + "|".join("---" if text else "---:" for text in numbers) + "|"
+    for row in rows:
+        yield f"| {' | '.join(cell.replace('|', '/') for cell in row)} |"

@@ -1,0 +1,92 @@
+"""Upload a saved model to the hub, after it was checked against its record."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ecoflap.errors import UserError
+from ecoflap.storage.file_names import CARD, RECIPE, RESULT
+from ecoflap.storage.results.record import Result
+from ecoflap.storage.results.verification import verify
+from ecoflap.storage.sharing.describe import describe
+
+LEFT_OUT = (".cache/*", "*.partial/*", ".tmp-*")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A folder that is ready to be uploaded.
+
+    Attributes:
+        folder: the folder.
+        title: the model's name and method, for the commit.
+        files: {path below the folder: bytes}.
+    """
+
+    folder: Path
+    title: str
+    files: dict[str, int]
+
+
+def prepare(place: Path) -> Prepared:
+    """Check a saved model, and write what it lacks of card, recipe and record.
+
+    Args:
+        place: the folder of a run that saved its model, or of the saved model itself.
+
+    Raises:
+        UserError: if there is no record or saved model, or the two disagree.
+    """
+    try:
+        result = Result.read(place / RESULT)
+        differences = verify(place)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{place} can't be shared: {error}; give a run with model.save=true") from error
+    if differences:
+        raise UserError(
+            f"{place} can't be shared: the saved model is not as recorded ({differences[0]}"
+            f"{f', and {len(differences) - 1} more' if len(differences) > 1 else ''}); ecoflap verify {place}"
+            " lists it all; run it again"
+        )
+    assert result.checkpoint is not None
+    folder = place / result.checkpoint
+    if any(not (folder / name).is_file() for name in (CARD, RECIPE, RESULT)):
+        describe(folder, result)
+    sizes = {
+        path.relative_to(folder).as_posix(): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not any(path.relative_to(folder).match(pattern) for pattern in LEFT_OUT)
+    }
+    return Prepared(folder, f"{result.model['name']} at sparsity {result.config.get('sparsity')}", sizes)
+
+
+def push(prepared: Prepared, repo_id: str, private: bool, hub: Any) -> str:
+    """Create the repository if needed, and upload the folder in one commit; returns the repository's id.
+
+    Args:
+        prepared: the folder.
+        repo_id: NAME, or OWNER/NAME.
+        private: whether a new repository is private; one that exists stays as it is.
+        hub: ``huggingface_hub.HfApi()``.
+
+    Raises:
+        UserError: if the hub refuses, or can't be reached.
+    """
+    try:
+        created = hub.create_repo(repo_id, private=private, exist_ok=True)
+        full: str = getattr(created, "repo_id", repo_id)
+        hub.upload_folder(
+            repo_id=full,
+            folder_path=prepared.folder,
+            commit_message=f"Upload {prepared.title}",
+            ignore_patterns=list(LEFT_OUT),
+        )
+    except Exception as error:  # the hub and its network library raise errors of every kind
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise UserError(
+            f"{repo_id}: not uploaded ({lines[0]}); log in with hf auth login, and give a repository that"
+            " you may write to"
+        ) from error
+    return full

@@ -1,0 +1,245 @@
+"""``ecoflap bench``: what is counted is right, every form is there, and the report shows it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+import torch
+from torch import nn
+
+from ecoflap.cli import command
+from ecoflap.errors import UserError
+from ecoflap.models.core.layers import Layer
+from ecoflap.storage.results import Result
+from ecoflap.storage.results.bench import read_bench
+from ecoflap.storage.saved_model import weight_bytes
+from ecoflap.sweeps.bench import forms, speed
+from ecoflap.sweeps.bench.measure import measure
+from tests.cli import forked
+
+QUICK = ("--repeats", "2", "--batch-size", "1", "2", "--tokens", "3")
+
+
+def prune(folder: Path, *overrides: str) -> Path:
+    given = ["tracking=none", "device=cpu", "cache_mode=off", "model.save=true", f"hydra.run.dir={folder}"]
+    done = forked.main([*given, *overrides], folder.parent)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def language_runs(
+    tiny_llama: Path, token_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, Path, Path]:
+    """Runs of the tiny language model: by rows, 2:4, and by rows again, saved without the zeros."""
+    place = tmp_path_factory.mktemp("bench")
+    base = [
+        "model=causal_lm",
+        f"model.path={tiny_llama}",
+        "calibration=token_file",
+        f"calibration.path={token_file}",
+        "calibration.key=calibration",
+        "task=token_perplexity",
+        f"task.path={token_file}",
+        "task.key=test",
+        "score=none",
+        "sparsity=0.5",
+    ]
+    pairs = [*base, "pruner.mask=2:4"]
+    return (
+        prune(place / "rows", *base),
+        prune(place / "pairs", *pairs),
+        prune(place / "small", *base, "model.save=bitmask"),
+    )
+
+
+def test_language_models_side_by_side(
+    language_runs: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "figures.json"
+    assert command.main(["bench", *map(str, language_runs), "--json", str(file), *QUICK]) == 0
+    printed = capsys.readouterr().out
+    bench = read_bench(language_runs[0])
+    assert bench is not None
+    assert json.loads(file.read_text()) == json.loads((language_runs[0] / "bench.json").read_text())
+    assert [(row.name, row.form) for row in bench.rows] == [
+        ("dense", "dense"),
+        ("rows", "masked"),
+        ("pairs", "2:4"),
+        ("small", "masked, stored without zeros"),
+    ]
+    assert bench.unit == "tokens"
+    assert {(one.low, one.high) for one in bench.rows[0].relative.values()} == {(1.0, 1.0)}
+    assert bench.machine["threads"] == torch.get_num_threads()
+    result = Result.read(language_runs[0] / "result.json")
+    dense, rows, _, small = bench.rows
+    weights = 4 * result.model["parameters"]
+    assert dense.disk_bytes == weights
+    assert weights <= dense.memory_bytes == rows.memory_bytes, "zeros take as much memory as other weights"
+    assert rows.disk_bytes == (language_runs[0] / "checkpoint" / "model.safetensors").stat().st_size
+    assert small.disk_bytes == weight_bytes(language_runs[2] / "checkpoint")
+    assert small.memory_bytes == rows.memory_bytes
+    assert "ecoflap.load_pruned" in (language_runs[2] / "checkpoint" / "README.md").read_text()
+    ((task, metrics),) = result.metrics["pruned"].items()
+    name = next(iter(metrics))
+    assert bench.metric == f"{task}/{name}"
+    assert (dense.metric, rows.metric) == (result.metrics["dense"][task][name], metrics[name])
+    for row in bench.rows:
+        assert set(row.speed) == {"1", "2"}
+        spreads = [*row.speed.values(), *row.relative.values()]
+        assert all(0 < one.low <= one.median <= one.high for one in spreads)
+        assert row.name in printed
+    assert any("2:4 ran as dense matrices" in note for note in bench.notes) == (not torch.cuda.is_available())
+
+
+def test_the_report_has_a_section(
+    language_runs: tuple[Path, Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, page = language_runs[0], tmp_path / "report" / "index.html"
+    (run / "bench.json").unlink(missing_ok=True)
+    assert command.main(["report", str(run), "--output", str(page.parent)]) == 0
+    assert "Size and speed" not in page.read_text()
+    assert command.main(["bench", str(run), *QUICK]) == 0
+    assert command.main(["report", str(run), "--output", str(page.parent)]) == 0
+    text = page.read_text()
+    assert "Size and speed" in text
+    assert "tokens/s at 2" in text
+    (run / "bench.json").write_text('{"schema": 1, "rows": [3]}')
+    assert command.main(["report", str(run), "--output", str(page.parent)]) == 0, (
+        "a damaged bench is left out"
+    )
+    assert "Size and speed" not in page.read_text()
+
+
+def test_masked_and_cut_models_that_see(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = ["model=blip_vqa_mini", "calibration.samples=4", "sparsity=0.3"]
+    upop = ["pruner=upop", "pruner.steps=4", "pruner.interval=2", "steps=[calibrate,prune]"]
+    masked = ["pruner=magnitude", "allocation=water_filling", "score=none", "steps=[allocate,prune]"]
+    cut = prune(tmp_path / "cut", *base, *upop)
+    whole = prune(tmp_path / "whole", *base, *masked)
+    assert command.main(["bench", str(whole), str(cut), *QUICK]) == 0
+    bench = read_bench(whole)
+    assert bench is not None
+    dense, masked_row, cut_row = bench.rows
+    assert (bench.unit, bench.metric, masked_row.metric) == ("images", None, None)
+    assert (masked_row.form, cut_row.form) == ("masked", "structured")
+    assert cut_row.memory_bytes < 0.9 * dense.memory_bytes <= 0.9 * masked_row.memory_bytes
+    assert cut_row.disk_bytes < dense.disk_bytes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["{tmp}"], "no result record"),
+        (["{run}", "--repeats", "0"], "--repeats 0 must be at least 1"),
+        (["{run}", "--batch-size", "0"], "--batch-size 0 must be at least 1"),
+        (["{run}", "{tmp}/other"], "the runs pruned different models"),
+        (["{tmp}/unsaved"], "run it again with model.save=true"),
+        (["{tmp}/python"], "was pruned in Python"),
+    ],
+)
+def test_refusals(
+    language_runs: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    record = json.loads((language_runs[0] / "result.json").read_text())
+    changes: dict[str, dict[str, Any]] = {
+        "other": {"model": {**record["model"], "fingerprint": "of another model"}},
+        "unsaved": {"checkpoint": None},
+        "python": {"config": {"pruner": record["config"]["pruner"]}},
+    }
+    for name, change in changes.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "result.json").write_text(json.dumps({**record, **change}))
+    places = {"{tmp}": str(tmp_path), "{run}": str(language_runs[0])}
+    for name, place in places.items():
+        arguments = [argument.replace(name, place) for argument in arguments]
+    assert command.main(["bench", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_shared_and_sliced_weights_count_once() -> None:
+    module = nn.Module()
+    module.one, module.other = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+    module.other.weight = module.one.weight
+    module.register_buffer("table", torch.zeros(2, dtype=torch.float16))
+    assert forms.memory_bytes(module) == 4 * 16 + 2 * 2
+    assert forms.memory_bytes(module, buffers=False) == 4 * 16
+
+
+def test_a_form_of_ones_own_is_one_function(
+    language_runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs = forms.read_runs([language_runs[0], language_runs[0]])
+    assert [run.name for run in runs] == [str(language_runs[0])] * 2, "two alike go by their paths"
+    runs = forms.read_runs([language_runs[0]])
+    assert [run.name for run in runs] == ["rows"]
+
+    def twice(run: forms.SavedRun, device: torch.device) -> Iterator[forms.Form]:
+        yield from forms.saved(run, device)
+        yield from forms.saved(run, device)
+
+    monkeypatch.setattr(forms, "FORMS", (twice,))
+    assert [form.kind for form in forms.forms_of(runs)] == ["dense", "masked", "masked"]
+
+
+def test_an_optional_form_that_cannot_be_loaded_is_left_out(
+    language_runs: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken() -> NoReturn:
+        raise UserError("it needs another machine")
+
+    def with_broken(run: forms.SavedRun, device: torch.device) -> Iterator[forms.Form]:
+        for form in forms.saved(run, device):
+            yield replace(form, name="kernel", load=broken, optional=optional)
+            yield form
+
+    monkeypatch.setattr(forms, "FORMS", (with_broken,))
+    runs, optional = forms.read_runs([language_runs[0]]), True
+    bench = measure(runs, [1], repeats=1, tokens=2)
+    assert [row.name for row in bench.rows] == ["dense", "rows"]
+    assert bench.notes == ["kernel was not measured: it needs another machine"]
+    optional = False
+    with pytest.raises(UserError, match="another machine"):
+        measure(runs, [1], repeats=1, tokens=2)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="the 2:4 kernel needs a CUDA GPU")
+def test_the_kernel_of_2_4_gives_what_the_dense_product_gives() -> None:
+    torch.manual_seed(0)
+    linear = nn.Linear(128, 128, bias=False, device="cuda", dtype=torch.bfloat16)
+    with torch.no_grad():
+        linear.weight.view(-1, 4)[:, :2] = 0
+    inputs = torch.randn(64, 128, device="cuda", dtype=torch.bfloat16)
+    expected = linear(inputs)
+    dense = forms.memory_bytes(linear)
+
+    class Model:
+        layers = (Layer("weight", linear),)
+
+    forms.to_semi_structured(Model())  # type: ignore[arg-type]
+    assert torch.allclose(linear(inputs), expected, atol=2e-2, rtol=2e-2)
+    assert forms.memory_bytes(linear) < 0.7 * dense
+
+
+def test_the_kernel_of_2_4_refuses_full_precision() -> None:
+    class Model:
+        layers = (Layer("weight", nn.Linear(128, 128, bias=False)),)
+
+    with pytest.raises(UserError, match="needs half precision"):
+        forms.to_semi_structured(Model())  # type: ignore[arg-type]
+
+
+def test_a_run_without_calibration_has_no_passes_to_time(language_runs: tuple[Path, Path]) -> None:
+    run = forms.read_run(language_runs[0])
+    model = forms.dense(run, torch.device("cpu")).load()
+    with pytest.raises(UserError, match="no calibration set"):
+        speed._passing(model, None, "images")

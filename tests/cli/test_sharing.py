@@ -1,0 +1,286 @@
+"""A saved model can be shared: its card, its recipe that repeats the run, and its way to the hub."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar
+
+import huggingface_hub
+import pytest
+import torch
+import transformers as hf
+import yaml
+from safetensors.torch import load_file, save_file
+
+from ecoflap.cli import command
+from ecoflap.storage.masks import load_masks
+from ecoflap.storage.results import Result, verify
+from ecoflap.storage.results.identity import differences
+from ecoflap.storage.results.record import find_records
+from tests.cli import forked
+from tests.cli.conftest import ROOT
+
+OVERRIDES = (
+    "calibration=token_file",
+    "task=token_perplexity",
+    "tracking=none",
+    "device=cpu",
+    "cache_mode=off",
+)
+
+
+@pytest.fixture(scope="module")
+def saved(tiny_llama: Path, token_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run that saved its model."""
+    folder = tmp_path_factory.mktemp("sharing") / "run"
+    given = [
+        *OVERRIDES,
+        "model=causal_lm",
+        f"model.path={tiny_llama}",
+        f"calibration.path={token_file}",
+        "calibration.key=calibration",
+        f"task.path={token_file}",
+        "task.key=test",
+        "score=none",
+        "sparsity=0.5",
+        "pruner.mask=matrix",
+        "model.save=true",
+        f"hydra.run.dir={folder}",
+    ]
+    done = forked.main(given, folder.parent)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def copy(saved: Path, tmp_path: Path) -> Path:
+    """A copy of that folder, to be changed."""
+    import shutil
+
+    return Path(shutil.copytree(saved, tmp_path / "copy"))
+
+
+def repeat(recipe: Path, folder: Path, *overrides: str) -> Result:
+    device = ("tracking=none", "device=cpu", "cache_mode=off", f"hydra.run.dir={folder}")
+    done = forked.main(["--config", str(recipe), *device, *overrides], folder.parent)
+    assert done.returncode == 0, done.stderr
+    return Result.read(folder / "result.json")
+
+
+def test_the_recipe_repeats_the_run_to_the_bit(saved: Path, tmp_path: Path) -> None:
+    again = repeat(saved / "checkpoint" / "recipe.yaml", tmp_path / "again")
+    assert differences(Result.read(saved / "result.json").config, again.config) == []
+    readers: dict[str, Callable[[Path], dict[str, torch.Tensor]]] = {
+        "masks.safetensors": load_masks,
+        "model.safetensors": load_file,
+    }
+    for name, load in readers.items():
+        first, second = (load(folder / "checkpoint" / name) for folder in (saved, tmp_path / "again"))
+        assert list(first) == list(second)
+        assert all(torch.equal(first[key], second[key]) for key in first)
+    texts = [(folder / "checkpoint" / "recipe.yaml").read_text() for folder in (saved, tmp_path / "again")]
+    assert texts[0] == texts[1]
+
+
+def test_overrides_change_the_recipe(saved: Path, tmp_path: Path) -> None:
+    again = repeat(
+        saved / "checkpoint" / "recipe.yaml", tmp_path / "again", "pruner=magnitude", "sparsity=0.3"
+    )
+    changed = {
+        line.partition(":")[0]
+        for line in differences(Result.read(saved / "result.json").config, again.config)
+    }
+    assert {"pruner.name", "pruner._target_", "sparsity"} <= changed
+    assert {key.partition(".")[0] for key in changed} == {"pruner", "sparsity"}
+    assert again.sparsity["prunable"] == pytest.approx(0.3, abs=0.01)
+
+
+def test_a_plan_of_a_recipe(saved: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = saved / "checkpoint" / "recipe.yaml"
+    assert command.main(["plan", f"--config={recipe}", "tracking=none"]) == 0
+    assert "nothing speaks against this run" in capsys.readouterr().out
+    assert command.main(["plan", f"--config={recipe}", "pruner.mas=row"]) == 2
+    assert "did you mean mask" in capsys.readouterr().err
+    assert command.main(["plan", "tracking=none", "task.limit=5"]) == 0, "the recipe is gone with its command"
+    assert "blip2_mini" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--config", "{}/none.yaml"], "there is no such file"),
+        (["--config", "{}"], "give {}/recipe.yaml"),
+        (["--config"], "takes one file"),
+        (["--config", "{}/recipe.yaml", "--config={}/recipe.yaml"], "takes one file"),
+        (["--config", "{}/recipe.yaml", "-m", "seed=0,1"], "starts a sweep"),
+        (["--config", "{}/config.json"], "is no recipe"),
+        (["--config", "{}/model.safetensors"], "can't be read"),
+    ],
+)
+def test_what_is_no_recipe(
+    saved: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    place = str(saved / "checkpoint")
+    assert command.main(["run", *(argument.replace("{}", place) for argument in arguments)]) == 2
+    assert message.replace("{}", place) in capsys.readouterr().err
+
+
+def test_an_unknown_option_in_a_recipe(copy: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe = copy / "checkpoint" / "recipe.yaml"
+    recipe.write_text(recipe.read_text().replace("sparsity:", "sparsty:"))
+    assert command.main(["run", "--config", str(recipe)]) == 2
+    assert "there is no option 'sparsty'; did you mean sparsity" in capsys.readouterr().err
+
+
+def test_a_run_of_a_recipe_is_not_restarted_without_it(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    repeat(saved / "checkpoint" / "recipe.yaml", tmp_path / "again", "steps=[calibrate,allocate,prune]")
+    assert command.main(["status", str(tmp_path / "again"), "--rerun-failed"]) == 2
+    assert "was started from a recipe" in capsys.readouterr().err
+
+
+def test_the_card_says_what_the_record_says(saved: Path) -> None:
+    result, text = Result.read(saved / "result.json"), (saved / "checkpoint" / "README.md").read_text()
+    head = yaml.safe_load(text.split("---")[1])
+    assert head == {
+        "library_name": "transformers",
+        "pipeline_tag": "text-generation",
+        "tags": ["ecoflap", "pruned", "sparse", "wanda"],
+    }
+    zeros = sum(layer["zeros"] for layer in result.sparsity["layers"].values())
+    assert f"| all prunable layers | {result.model['prunable']:,} | {zeros:,} | 50.00 % |" in text
+    ((task, metrics),) = result.metrics["pruned"].items()
+    for name, value in metrics.items():
+        if name == "perplexity":
+            assert f"| {task} | {name} | {result.metrics['dense'][task][name]:.4g} | {value:.4g} |" in text
+    assert "license of the dense model was not found" in text
+    assert f"{result.data['calibration']['samples']} samples" in text
+    assert "runs as fast" in text
+
+
+def test_the_saved_folder_stands_alone(saved: Path) -> None:
+    assert verify(saved) == verify(saved / "checkpoint") == []
+    assert find_records(saved.parent) == [saved / "result.json"], "the copy is not another run"
+
+
+def test_masks_by_the_names_of_the_loaded_model(saved: Path) -> None:
+    model = hf.AutoModelForCausalLM.from_pretrained(saved / "checkpoint")
+    masks, weights = load_masks(saved / "checkpoint" / "masks.safetensors", loaded=True), model.state_dict()
+    assert set(masks) <= set(weights)
+    assert all(not weights[name][~mask].any() for name, mask in masks.items())
+
+
+class StubHub:
+    """Takes the place of ``huggingface_hub.HfApi``, and notes what it is asked for."""
+
+    calls: ClassVar[list[tuple[str, dict[str, Any]]]] = []
+
+    def create_repo(self, repo_id: str, **options: Any) -> Any:
+        self.calls.append(("create_repo", {"repo_id": repo_id, **options}))
+        return huggingface_hub.RepoUrl(f"https://huggingface.co/me/{repo_id.removeprefix('me/')}")
+
+    def upload_folder(self, **options: Any) -> None:
+        self.calls.append(("upload_folder", options))
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr(huggingface_hub, "HfApi", StubHub)
+    monkeypatch.setattr(StubHub, "calls", [])
+    return StubHub.calls
+
+
+@pytest.mark.parametrize("place", [".", "checkpoint"])
+def test_push_uploads_the_saved_folder(
+    saved: Path, hub: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str], place: str
+) -> None:
+    assert command.main(["push", str(saved / place), "tiny"]) == 0
+    (first, created), (second, uploaded) = hub
+    assert (first, second) == ("create_repo", "upload_folder")
+    assert created == {"repo_id": "tiny", "private": True, "exist_ok": True}
+    assert uploaded["repo_id"] == "me/tiny"
+    assert Path(uploaded["folder_path"]).resolve() == (saved / "checkpoint").resolve()
+    assert "https://huggingface.co/me/tiny" in capsys.readouterr().out
+
+
+def test_push_public(saved: Path, hub: list[tuple[str, dict[str, Any]]]) -> None:
+    assert command.main(["push", str(saved), "me/tiny", "--public"]) == 0
+    assert hub[0][1]["private"] is False
+
+
+@pytest.mark.parametrize("how", ["--dry-run", "--offline", "HF_HUB_OFFLINE"])
+def test_push_without_uploading_prepares_the_folder(
+    copy: Path,
+    hub: list[tuple[str, dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    how: str,
+) -> None:
+    for name in ("README.md", "recipe.yaml", "result.json"):  # as an earlier release saved it
+        (copy / "checkpoint" / name).unlink()
+    flags = [how] if how.startswith("--") else []
+    if not flags:
+        monkeypatch.setenv(how, "1")
+    assert command.main(["push", str(copy), "me/tiny", *flags]) == 0
+    assert hub == []
+    out = capsys.readouterr().out
+    assert "nothing was uploaded" in out
+    assert all(file.name in out for file in (copy / "checkpoint").iterdir())
+    assert {"README.md", "recipe.yaml", "result.json", "masks.safetensors"} <= {
+        file.name for file in (copy / "checkpoint").iterdir()
+    }
+    assert verify(copy / "checkpoint") == []
+
+
+def test_push_refuses_a_model_that_is_not_as_recorded(
+    copy: Path, hub: list[tuple[str, dict[str, Any]]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = copy / "checkpoint" / "model.safetensors"
+    weights = load_file(file)
+    name = next(name for name in load_masks(copy / "checkpoint" / "masks.safetensors"))
+    weights[name] = torch.ones_like(weights[name])
+    save_file(weights, file, metadata={"format": "pt"})
+    assert command.main(["push", str(copy), "tiny"]) == 2
+    assert "the saved model is not as recorded" in capsys.readouterr().err
+    file.unlink()
+    assert command.main(["push", str(copy), "tiny"]) == 2
+    assert "can't be shared" in capsys.readouterr().err
+    assert hub == []
+
+
+def test_push_of_no_run_and_to_a_hub_that_refuses(
+    saved: Path,
+    tmp_path: Path,
+    hub: list[tuple[str, dict[str, Any]]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert command.main(["push", str(tmp_path), "tiny"]) == 2
+    assert "no result record" in capsys.readouterr().err
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("403 Forbidden: you don't have the rights\nmore")
+
+    monkeypatch.setattr(StubHub, "create_repo", refuse)
+    assert command.main(["push", str(saved), "someone/tiny"]) == 2
+    assert "someone/tiny: not uploaded (403 Forbidden: you don't have the rights)" in capsys.readouterr().err
+
+
+def test_a_report_of_a_run_and_its_saved_folder_has_one_run(
+    saved: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert command.main(["report", str(saved), "--output", str(tmp_path / "report")]) == 0
+    assert "(n=1)" in capsys.readouterr().out
+    assert json.loads((saved / "checkpoint" / "result.json").read_text())["checkpoint"] == "."
+
+
+def test_sharing_is_on_the_list_of_commands(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["--help"]) == 0
+    out = capsys.readouterr().out
+    assert "ecoflap push" in out
+    assert "ecoflap bench" in out
+    assert (ROOT / "docs" / "sharing.md").is_file()

@@ -1,0 +1,158 @@
+"""Cards and recipes from records: nothing is invented, and nothing belongs to one machine."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from ecoflap.run import config as run_config
+from ecoflap.storage.installation import PACKAGE
+from ecoflap.storage.results import Result
+from ecoflap.storage.sharing.base_model import describe_base
+from ecoflap.storage.sharing.card import model_card, write_card
+from ecoflap.storage.sharing.recipe import read_recipe, recipe_of, write_recipe
+
+PRUNER = {"_target_": "ecoflap.prune.wanda.Wanda", "name": "wanda", "mask": "row"}
+LAYER = {"tower": "vision", "size": 8, "kept": 4, "zeros": 4, "error": None, "sparsity": 0.5}
+
+
+def record(**changes: Any) -> Result:
+    """A record of a model of one layer, whose run knew little."""
+    values: dict[str, Any] = {
+        "config": {"pruner": PRUNER, "seed": 3},
+        "versions": {"ecoflap": "9.9", "wandb": None, "code": "abc"},
+        "git": None,
+        "model": {"name": "tiny", "fingerprint": "f", "parameters": 16, "prunable": 8, "block_weights": 8},
+        "data": {},
+        "metrics": {},
+        "sparsity": {
+            "target": 0.5,
+            "total": "exact",
+            "allocated_by": "allocation",
+            "coarse": "none",
+            "prunable": 0.5,
+            "model": 0.25,
+            "towers": {"vision": 0.5},
+            "layers": {"w": LAYER},
+        },
+        "steps": {},
+        "checkpoint": ".",
+    }
+    return Result(**{**values, **changes})
+
+
+def head(card: str) -> dict[str, Any]:
+    values: dict[str, Any] = yaml.safe_load(card.split("---")[1])
+    return values
+
+
+def test_what_is_unknown_is_left_out(tmp_path: Path) -> None:
+    card = model_card(record(), tmp_path)
+    assert head(card) == {"tags": ["ecoflap", "pruned", "sparse", "wanda"]}
+    assert "Not evaluated." in card
+    assert "Calibration: none." in card
+    assert "license of the dense model was not found" in card
+    assert "None" not in card
+    assert "wandb" not in card
+    assert "| whole model | 16 | 4 | 25.00 % |" in card
+
+
+def test_license_task_and_origin_come_from_the_dense_models_own_card(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: some-terms\npipeline_tag: text-generation\n---\n# Dense\n"
+    )
+    base = describe_base({"path": str(source)}, tmp_path)
+    assert base.id is None, "a folder is no id"
+    assert base.license == {"license": "other", "license_name": "some-terms"}
+    assert base.pipeline_tag == "text-generation"
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: str(source / "README.md"))
+    card = model_card(record(config={"pruner": PRUNER, "model": {"path": "org/dense"}}), tmp_path)
+    assert head(card)["base_model"] == "org/dense"
+    assert head(card)["license"] == "other"
+    assert "was not found" not in card
+
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda *_, **__: None)
+    assert describe_base({"path": "org/dense"}, tmp_path).license == {}
+
+
+@pytest.mark.parametrize(
+    "text", ["", "# no head", "---\nlicense: [\n---\n", "---\n- a\n---\n", "---\nlicense: mit"]
+)
+def test_a_card_without_a_head_says_nothing(tmp_path: Path, text: str) -> None:
+    (tmp_path / "README.md").write_text(text)
+    assert describe_base({"path": str(tmp_path)}, tmp_path).license == {}
+
+
+def test_metrics_with_and_without_errors(tmp_path: Path) -> None:
+    dense, pruned = (
+        {"acc": 0.75, "acc_stderr": 0.01, "questions": 3000},
+        {"acc": float("nan"), "questions": 3000},
+    )
+    card = model_card(record(metrics={"dense": {"t|x": dense}, "pruned": {"t|x": pruned}}), tmp_path)
+    assert "| t/x | acc | 0.75 ± 0.01 | nan |" in card
+    assert "| t/x | questions | 3,000 | 3,000 |" in card
+    assert "± is the standard error; one run, seed 3." in card
+    card = model_card(record(metrics={"pruned": {"t": {"acc": 0.5}}}), tmp_path)
+    assert "| task | metric | pruned |" in card
+    assert "The run has no intervals; one run, seed 3." in card
+
+
+def test_n_of_m_and_whole_units_are_told_apart(tmp_path: Path) -> None:
+    card = model_card(record(config={"pruner": {**PRUNER, "mask": "2:4"}}), tmp_path)
+    assert "2:4" in head(card)["tags"]
+    assert "Its zeros lie in the pattern 2:4." in card
+
+    (tmp_path / "config.json").write_text(json.dumps({"kept_units": {"a": 1}}))
+    units = {**record().sparsity, "total": "units"}
+    card = model_card(record(sparsity=units, config={"pruner": {"name": "upop"}}), tmp_path)
+    assert head(card)["tags"] == ["ecoflap", "pruned", "structured", "upop"]
+    assert "16 parameters are left" in card
+    assert "not with plain `from_pretrained`" in card
+    assert "runs as fast" not in card
+
+
+def test_a_card_of_someone_else_stays(tmp_path: Path) -> None:
+    assert write_card(tmp_path, record()) is not None
+    assert write_card(tmp_path, replace(record(), checkpoint=None)) is not None, "ours is replaced"
+    (tmp_path / "README.md").write_text("# My own words\n")
+    assert write_card(tmp_path, record()) is None
+    assert (tmp_path / "README.md").read_text() == "# My own words\n"
+
+
+def test_a_recipe_is_of_no_machine(tmp_path: Path) -> None:
+    config = {
+        "model": {"_target_": "x.Y", "path": str(PACKAGE / "mini" / "blip2"), "hub_token": "hf_secret"},
+        "task": {"_target_": "x.Z", "prompt": "${not} {}", "rate": 1e-5, "files": ["/data/a"]},
+        "tracking": {"_target_": "x.W"},
+        "score": None,
+        "allocation": {"_target_": "x.A"},
+        "pruner": {"name": "given as an object"},
+        "towers": None,
+        "sparsity": 0.5,
+        "device": "cuda",
+        "cache": "/home/me/cache",
+        "runtime": {"offload": "disk"},
+    }
+    file = write_recipe(tmp_path, config, None)
+    text = file.read_text()
+    assert not any(word in text for word in ("hf_secret", "cuda", "/home/me", "offload", str(PACKAGE)))
+    assert "Not known here, to be given beside it: calibration, pruner" in text
+    values = read_recipe(file)
+    assert set(values) == {"model", "task", "score", "allocation", "towers", "sparsity"}
+    assert values["score"] == {"name": "none"}
+    run_config.register()
+    resolved: Any = OmegaConf.to_container(OmegaConf.create(values), resolve=True)
+    assert resolved["model"]["path"] == str(PACKAGE / "mini" / "blip2")
+    assert resolved["task"] == config["task"]
+    assert recipe_of(resolved) == recipe_of(config)
