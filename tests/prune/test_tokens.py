@@ -310,20 +310,6 @@ def test_a_layer_without_tokens_that_count_is_refused() -> None:
         statistics[layer]
 
 
-@pytest.mark.parametrize("family", ["llama", "clip", "blip_vqa"])
-def test_a_model_without_visual_tokens_is_refused(family: str) -> None:
-    model = tiny.build(family)
-    with pytest.raises(UserError, match="tokens=text tells text from visual tokens, and the loss of"):
-        prune(model, tiny.samples(family), Wanda(), uniform(model), 2, tokens="text")
-
-
-def test_samples_without_pictures_are_refused() -> None:
-    model = only_mixed("llava")
-    texts = [{"input_ids": torch.full((1, 5), 7), "labels": torch.full((1, 5), 7)}]
-    with pytest.raises(UserError, match="tokens=atv: the calibration samples have no visual tokens"):
-        prune(model, CalibrationSet("texts", tuple(texts)), Wanda(), uniform(model), 2, tokens="atv")
-
-
 def test_in_python() -> None:
     masks = {}
     for tokens in ("all", "text"):
