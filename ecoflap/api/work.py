@@ -17,7 +17,7 @@ from ecoflap.console.telemetry import measure
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
-from ecoflap.prune.inputs import measure_dense
+from ecoflap.prune.inputs import measure_dense, require_propagation
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.run.outcome import (
     count_layers,
@@ -86,6 +86,7 @@ class Work:
         if not self.method.pruner.allocates and self.method.pruner.requires_calibration:
             batches = calibration.batches(self.batch_size)
             require_calls(self.model, batches, every_layer=True)
+            require_propagation(self.model, batches, self.propagate, self.method.pruner.statistic)
             towers = [tower for tower in self.model.towers if tower.layers]
             require_choice(self.model, towers, batches, self.tokens)
 
