@@ -11,8 +11,10 @@ import pytest
 import torch
 import transformers as hf
 
+from tests.vlms.crossing import mllama
 from tests.vlms.gemma import gemma3
 from tests.vlms.qwen import DEEPSTACK, EXPERTS, THINKING, qwen
+from tests.vlms.routed import ernie4_5_vl_moe
 from tests.vlms.sizes import HYBRID, ROPE
 from tests.vlms.tiled import internvl3_5, llava_onevision, minicpm_v, smolvlm2
 
@@ -25,11 +27,13 @@ class Tiny:
         make: returns module and processor.
         kind: what the names of its classes in transformers begin with.
         package: that its processor needs beside transformers.
+        choice: the choice of ``model`` that loads it; None for that of its name.
     """
 
     make: Callable[[], tuple[Any, Any]]
     kind: str
     package: str | None = None
+    choice: str | None = None
 
     def build(self) -> tuple[Any, Any]:
         """The module and the processor; skips a test of a model that the installed packages lack."""
@@ -74,4 +78,6 @@ MODELS = {
     "llava_onevision": Tiny(llava_onevision, "LlavaOnevision"),
     "smolvlm2": Tiny(smolvlm2, "SmolVLM", "num2words"),
     "minicpm_v": Tiny(minicpm_v, "MiniCPMV4_6"),
+    "ernie4_5_vl_moe": Tiny(ernie4_5_vl_moe, "Ernie4_5_VLMoe", choice="vlm"),
+    "mllama": Tiny(mllama, "Mllama", choice="vlm"),
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,12 +65,42 @@ def match_tensors(path: str, module: nn.Module, stored: Mapping[str, StoredTenso
 
 
 def saved_form(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a model under the names, and in the parts, that ``save_pretrained`` writes."""
+    """Tensors of a model under the names, and in the parts, that ``save_pretrained`` writes.
+
+    Args:
+        module: the model.
+        tensors: some or all of its tensors, or others of their shapes, by name.
+    """
     try:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:  # before the fifth release
         return dict(tensors)
-    return dict(revert_weight_conversion(module, dict(tensors)))
+    try:
+        return dict(revert_weight_conversion(module, dict(tensors)))
+    except ValueError:  # a conversion of several tensors lacks some, which stand-ins without values take
+        absent = {name: value.to("meta") for name, value in _siblings(module, tensors).items()}
+        made = revert_weight_conversion(module, {**tensors, **absent})
+        return {name: value for name, value in made.items() if value.device.type != "meta"}
+
+
+def _siblings(module: nn.Module, names: Container[str]) -> dict[str, Tensor]:
+    """The stacks of experts, in modules beside those of some stacks, that are called as these are.
+
+    ERNIE has ``text_moe.experts.down_proj`` and ``vision_moe.experts.down_proj``, which its checkpoints
+    number as one list of experts.
+    """
+    stacks: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for name, parameter in module.named_parameters():
+        before, is_stack, inside = name.rpartition(".experts.")
+        if is_stack:
+            stacks.setdefault((before.rpartition(".")[0], inside), {})[name] = parameter.detach()
+    return {
+        name: stack
+        for beside in stacks.values()
+        if any(name in names for name in beside)
+        for name, stack in beside.items()
+        if name not in names
+    }
 
 
 def warn_unused(path: str, module: Any, names: Iterable[str]) -> None:
