@@ -24,6 +24,8 @@ ALONG_TOKENS = (
     "labels",
     "token_type_ids",
     "mm_token_type_ids",
+    "moe_mm_token_type_ids",
+    "cross_attention_mask",
     "position_ids",
 )
 IMAGE_TOKENS = ("image_token_id", "image_token_index", "video_token_id")
@@ -138,12 +140,12 @@ def _without_padding(sample: Sample, apart: bool) -> Sample:
     mask = sample.get("attention_mask")
     if mask is None or mask.shape != shape or bool(mask.all()):
         return kept
-    real = mask.bool().flatten()
-    if not real.any():
+    real = mask.flatten().nonzero().flatten()
+    if not len(real):
         raise UserError("a sample of the data is nothing but padding: its attention_mask is all zeros")
     for name in ALONG_TOKENS:
-        if name in kept and kept[name].shape == shape and not (apart and name == "labels"):
-            kept[name] = kept[name][..., real]
+        if name in kept and kept[name].shape[: len(shape)] == shape and not (apart and name == "labels"):
+            kept[name] = kept[name].index_select(len(shape) - 1, real)
     return kept
 
 

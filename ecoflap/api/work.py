@@ -17,7 +17,7 @@ from ecoflap.console.telemetry import measure
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
-from ecoflap.prune.inputs import measure_dense
+from ecoflap.prune.inputs import require_propagation
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.run.outcome import (
     count_layers,
@@ -86,6 +86,7 @@ class Work:
         if not self.method.pruner.allocates and self.method.pruner.requires_calibration:
             batches = calibration.batches(self.batch_size)
             require_calls(self.model, batches, every_layer=True)
+            require_propagation(self.model, batches, self.propagate, self.method.pruner.statistic)
             towers = [tower for tower in self.model.towers if tower.layers]
             require_choice(self.model, towers, batches, self.tokens)
 
@@ -111,10 +112,6 @@ class Work:
         if pruner.allocates:
             return pruner.prune(self.model, calibration, self.sparsity, log_block)
         assert allocation is not None
-        statistics, statistic = None, pruner.statistic
-        if self.propagate == "dense" and statistic is not None and statistic.storable:
-            assert calibration is not None
-            statistics = measure_dense(self.model, calibration, self.batch_size, True, statistic, self.tokens)
         report = driver.prune(
             self.model,
             calibration,
@@ -124,7 +121,6 @@ class Work:
             on_block=log_block,
             propagate=self.propagate,
             tokens=self.tokens,
-            precomputed_statistics=statistics,
             checked=True,
         )
         return allocation, report

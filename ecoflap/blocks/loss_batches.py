@@ -23,9 +23,8 @@ log = logging.getLogger(__name__)
 
 # The padding of each tensor [..., tokens]: any token, which the mask hides, and no target.
 FILLS = {
-    **dict.fromkeys(
-        ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "decoder_input_ids"), 0
-    ),
+    **dict.fromkeys(("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids"), 0),
+    **dict.fromkeys(("mm_token_type_ids", "moe_mm_token_type_ids"), 0),
     **dict.fromkeys(("qformer_input_ids", "qformer_attention_mask"), 0),
     "labels": IGNORED,
 }

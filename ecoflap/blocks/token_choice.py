@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -21,7 +22,7 @@ from ecoflap.blocks.stream import Stream
 from ecoflap.data.batch import Batch
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
-from ecoflap.models.core.token_kinds import TokenKinds, kinds_in
+from ecoflap.models.core.token_kinds import TokenKinds, misfit
 from ecoflap.models.core.towers import Block, Tower
 
 log = logging.getLogger(__name__)
@@ -33,13 +34,36 @@ Masks = tuple[Tensor, ...]
 def require_choice(
     model: PrunableModel, towers: Sequence[Tower], batches: Sequence[Batch], choice: str
 ) -> None:
-    """Refuse a choice of tokens for a model of whose tokens no kinds are known.
+    """Refuse a choice of tokens that no tower can honour, and log which towers count all tokens instead.
+
+    Args:
+        model: the model.
+        towers: the towers to look at.
+        batches: of the calibration set; empty if nothing is measured.
+        choice: of the tokens that count, see ``choose_tokens``.
 
     Raises:
         UserError: if the choice is not ``all``, and ``require_kinds`` refuses.
     """
-    if choice != "all" and batches:
-        require_kinds(model, towers, batches, f"tokens={choice}")
+    if choice == "all" or not batches:
+        return
+    asked, missed = f"tokens={choice}", _misfits(model, towers, batches[0])
+    known = _known(model, towers, missed, asked)
+    for tower in towers:
+        if tower not in known:
+            level = logging.WARNING if missed.get(tower.name) else logging.INFO
+            why = missed.get(tower.name, "the loss doesn't say which of them are visual")
+            _say_once(level, f"{asked}: all tokens of tower {tower.name} ({tower.path}) count: {why}")
+    routed = [layer for tower in known for layer in tower.layers if ROUTED.search(layer.name)]
+    if routed:
+        said = f"{asked}: in {len(routed)} layers of experts, all tokens count that a router sends them"
+        _say_once(logging.INFO, said)
+
+
+@cache
+def _say_once(level: int, message: str) -> None:
+    """Log once per process: a run walks over the same towers several times."""
+    log.log(level, "%s", message)
 
 
 def check_tokens(choice: str) -> None:
@@ -53,7 +77,6 @@ def check_tokens(choice: str) -> None:
         raise UserError(f"tokens={choice} is not known; choose {known}")
 
 
-@torch.no_grad()
 def require_kinds(
     model: PrunableModel, towers: Sequence[Tower], batches: Sequence[Batch], asked: str
 ) -> list[Tower]:
@@ -68,33 +91,56 @@ def require_kinds(
     Raises:
         UserError: if there are none.
     """
-    known: list[Tower] = []
-    handles = []
-    for tower in towers:
+    return _known(model, towers, _misfits(model, towers, batches[0]), asked)
 
-        def look(
-            _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any], of: Tower = tower
-        ) -> None:
-            if kinds_in(of.name, extract_hidden(arguments, keywords)[1]) is not None:
-                known.append(of)
 
-        handles.append(tower.blocks[0].module.register_forward_pre_hook(look, with_kwargs=True))
+def _misfits(model: PrunableModel, towers: Sequence[Tower], batch: Batch) -> dict[str, str]:
+    """How the kinds of tokens that the loss declares of each tower miss what its blocks read.
+
+    Args:
+        model: the model.
+        towers: the towers to look at.
+        batch: the first two samples are looked at.
+
+    Returns:
+        {tower: "" where they fit}; without the towers that the loss says nothing of.
+    """
+    found: dict[str, str] = {}
+
+    def look(tower: str, _: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> None:
+        missed = misfit(tower, extract_hidden(arguments, keywords)[1])
+        if missed is not None and found.get(tower) != "":  # a tower may be called several times
+            found[tower] = missed
+
+    handles = [
+        tower.blocks[0].module.register_forward_pre_hook(partial(look, tower.name), with_kwargs=True)
+        for tower in towers
+    ]
     try:
         with quiet_forward(model.module):
-            model.loss({name: tensor[:2] for name, tensor in batches[0].items()})
+            model.loss({name: tensor[:2] for name, tensor in batch.items()})
     finally:
         for handle in handles:
             handle.remove()
+    return found
+
+
+def _known(
+    model: PrunableModel, towers: Sequence[Tower], missed: Mapping[str, str], asked: str
+) -> list[Tower]:
+    """The towers whose kinds of tokens are known.
+
+    Raises:
+        UserError: if there are none.
+    """
+    known = [tower for tower in towers if missed.get(tower.name) == ""]
     if not known:
         names = ", ".join(tower.name for tower in towers)
+        whys = "".join(f"; in tower {name}, {why}" for name, why in missed.items())
         raise UserError(
             f"{asked} tells text from visual tokens, and the loss of {model.name} knows of no tower among"
-            f" {names} that reads both; choose another, or prune the tower that does"
+            f" {names} that reads both{whys}; choose another, or prune the tower that does"
         )
-    routed = [layer for tower in known for layer in tower.layers if ROUTED.search(layer.name)]
-    if routed:
-        message = "%s: in %d layers of experts, all tokens count that a router sends them"
-        log.info(message, asked, len(routed))
     return known
 
 

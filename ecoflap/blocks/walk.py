@@ -13,7 +13,6 @@ from ecoflap.blocks.input_statistics import InputsComplete, InputStatistics
 from ecoflap.blocks.layer_by_layer import LayerByLayer, PruneGroup
 from ecoflap.blocks.layer_calls import first_and_count
 from ecoflap.blocks.statistics import Statistic
-from ecoflap.blocks.structure import Structure
 from ecoflap.blocks.token_choice import Masks, choose_tokens, require_choice
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch
@@ -95,19 +94,21 @@ class Visit:
         Raises:
             UserError: if some layer of the tower is called several times on the way of one batch.
         """
+        self.require_one_call()
         structure = self.flow.structure
         assert structure is not None
-        self._require_one_call(structure)
         groups = structure.layer_orders[self.index].groups()
         on_the_way = LayerByLayer(self.block, groups, statistic, prune, twin)
         on_the_way.run(self.index, self.flow.streams, self.counted)
 
-    def _require_one_call(self, structure: Structure) -> None:
+    def require_one_call(self) -> None:
         """Refuse a tower that calls a layer again on what came of its first call.
 
         Raises:
             UserError: if it is such a tower.
         """
+        structure = self.flow.structure
+        assert structure is not None
         names = [layer.name for layer in self.tower.layers]
         repeated = {layer.name for order in structure.layer_orders.values() for layer in order.repeated}
         if structure.looped or (structure.backwards and self.flow.from_start):

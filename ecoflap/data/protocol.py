@@ -14,7 +14,8 @@ class Calibration(Protocol):
     """Draws the samples for scores and statistics.
 
     Before any weight is loaded it may refuse, as a task may (see ``ecoflap.evaluate.protocol``): in
-    ``check_data(group)`` missing data, in ``check_model(model)`` a model that can't read them.
+    ``check_data(group)`` missing data, in ``check_model(model)`` a model that can't read them, and in
+    ``check_rows(model, seed)`` samples among those that it will draw.
 
     Attributes:
         name: shown in logs and written to result files.

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,12 +21,16 @@ from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.prune.finished_blocks import FinishedBlocks
+from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.layers import Statistics, prune_layers, prune_together
 from ecoflap.prune.protocol import LayerPruner, OnBlock
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.storage.masks import PackedMasks
 
 log = logging.getLogger(__name__)
+
+RecallStatistics = Callable[[Callable[[], dict[str, Tensor]]], dict[str, Tensor]]
+"""Given how to compute them: stored statistics of all layers' inputs in the dense model, or computed ones."""
 
 
 @torch.no_grad()
@@ -39,7 +44,7 @@ def prune(
     propagate: str = "pruned",
     tokens: str = "all",
     finished: FinishedBlocks | None = None,
-    precomputed_statistics: Mapping[str, Tensor] | None = None,
+    recall: RecallStatistics | None = None,
     checked: bool = False,
 ) -> PruneReport:
     """Prune every tower of the model in order, in place.
@@ -55,26 +60,30 @@ def prune(
             block dense (as published; two passes over the data per block); everything before the ``layer``
             itself pruned (one pass where a batch holds all samples); that again, with weights that
             are ``compensated`` first for what came of it (a dense pass beside it); or ``dense`` blocks (one
-            pass). Each gives another result. With ``dense``, the last towers are pruned first, so that all
-            predecessors are still dense.
+            pass). Each gives another result. With ``dense``, storable statistics are gathered before anything
+            is pruned; for others, the last towers are pruned first, so that all predecessors are still dense.
         tokens: which tokens count in statistics, see ``ecoflap.blocks.token_choice.choose_tokens``.
         finished: stores blocks as soon as they are pruned; those that a stopped run has stored are applied
             instead of pruned.
-        precomputed_statistics: statistics from ``measure_dense`` to use instead of the data, for ``dense``
-            propagation.
+        recall: reads the statistics of the dense model that an earlier run has stored, or computes and stores
+            them.
         checked: whether ``require_calls`` has already accepted the model with all of the samples.
 
     Raises:
         NumericalError: if a weight or a hidden state is not finite, or a mask misses its count.
         UserError: if the inputs of a layer can't be captured, or the tokens can't be told apart.
     """
-    report, dense = PruneReport(), propagate == "dense"
+    report, dense, statistic = PruneReport(), propagate == "dense", pruner.statistic
     twin = DenseTwin() if propagate == "compensated" else None
     batches: Sequence[Batch] = []
-    if calibration is not None and pruner.statistic is not None and precomputed_statistics is None:
+    statistics: Mapping[str, Tensor] | None = None
+    if calibration is not None and statistic is not None:
         batches = calibration.batches(batch_size)
         if not checked:
             require_calls(model, batches, every_layer=True)
+        if dense and statistic.storable:
+            compute = partial(measure_dense, model, calibration, batch_size, True, statistic, tokens)
+            statistics, batches = compute() if recall is None else recall(compute), []
     towers = tuple(reversed(model.towers)) if dense else model.towers
     with quiet_forward(model.module):
         for number, visit in enumerate(walk(model, towers, batches, "prune", dense, tokens)):
@@ -84,9 +93,7 @@ def prune(
                 None if finished is None else _apply_finished(visit, finished, number, report, dense, twin)
             )
             if seconds is None:
-                seconds = _prune_block(
-                    visit, pruner, allocation, report, propagate, precomputed_statistics, twin
-                )
+                seconds = _prune_block(visit, pruner, allocation, report, propagate, statistics, twin)
                 if finished is not None:
                     with model.placement.using(visit.block):
                         finished.write(number, visit.block.layers, report, seconds)
@@ -153,7 +160,7 @@ def _prune_block(
     allocation: Allocation,
     report: PruneReport,
     propagate: str,
-    precomputed_statistics: Mapping[str, Tensor] | None,
+    stored: Mapping[str, Tensor] | None,
     twin: DenseTwin | None,
 ) -> float:
     """Prune a block and pass the hidden states through it; returns the seconds that this took."""
@@ -163,7 +170,7 @@ def _prune_block(
     else:
         if twin is not None:
             twin.leave(visit.index)
-        _prune_whole(visit, pruner, allocation, report, propagate == "dense", precomputed_statistics)
+        _prune_whole(visit, pruner, allocation, report, propagate == "dense", stored)
     if not visit.finite:
         raise NumericalError(
             f"the output of {block.name} is not finite after pruning; use model.dtype=float32 or bfloat16, or"
@@ -197,18 +204,18 @@ def _prune_whole(
     allocation: Allocation,
     report: PruneReport,
     dense: bool,
-    precomputed_statistics: Mapping[str, Tensor] | None,
+    stored: Mapping[str, Tensor] | None,
 ) -> None:
     """Prune all layers of a block with the statistics of the dense block, and leave it pruned or dense."""
     block, placement = visit.block, visit.flow.model.placement
     statistics: Statistics | None = None
-    if precomputed_statistics is None:
+    if stored is None:
         statistics = visit.measure(pruner.statistic, leave=dense)
     with placement.using(block):
-        if precomputed_statistics is not None:
+        if stored is not None:
             assert pruner.statistic is not None
             statistics = {
-                layer: pruner.statistic.restored(precomputed_statistics[layer.name], layer.weight.device)
+                layer: pruner.statistic.restored(stored[layer.name], layer.weight.device)
                 for layer in block.layers
             }
         prune_layers(block.layers, statistics, pruner, allocation, report)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import Gram, MeanSquare, Statistic
 from ecoflap.blocks.walk import walk
+from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
@@ -31,6 +34,36 @@ def check_propagate(choice: str, pruner: Pruner) -> None:
             f"propagate=compensated changes the weights that stay, and pruner={pruner.name} leaves them as"
             " they are; use pruner=admm or sparsegpt, or another value of propagate"
         )
+
+
+@torch.no_grad()
+def require_propagation(
+    model: PrunableModel, batches: Sequence[Batch], propagate: str, statistic: type[Statistic] | None
+) -> None:
+    """Refuse a model whose blocks can't be pruned from such inputs, before anything is scored or pruned.
+
+    ``layer`` needs towers that call each layer once. ``dense`` prunes the last towers first, so that a later
+    one may not feed an earlier one; a storable statistic is gathered before anything is pruned.
+
+    Args:
+        model: dense; it is run on two samples of each batch.
+        batches: of the calibration set.
+        propagate: what comes before a layer when its inputs are measured.
+        statistic: of a layer's inputs; None if the pruner looks at no data.
+
+    Raises:
+        UserError: if the model is refused.
+    """
+    dense = propagate == "dense"
+    if statistic is None or propagate == "pruned" or (dense and statistic.storable):
+        return
+    small = [{name: tensor[:2] for name, tensor in batch.items()} for batch in batches]
+    towers = tuple(reversed(model.towers)) if dense else model.towers
+    with quiet_forward(model.module):
+        for visit in walk(model, towers, small, "check", dense):
+            if not dense and visit.block.layers:
+                visit.require_one_call()
+            visit.leave()
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ from ecoflap.run.import_path import folders_of
 from ecoflap.storage.installation import checkout, conf_folder
 from ecoflap.sweeps.check import check_jobs
 from ecoflap.sweeps.jobs import Job, finished_values, numbered, raise_failures, record_jobs
+from ecoflap.sweeps.scoring import scoring_jobs
 
 log = logging.getLogger(__name__)
 
@@ -188,7 +189,8 @@ class SlurmLauncher(_Launcher):
     def submit(self, jobs: Sequence[Job], folder: Path) -> dict[int, JobReturn]:
         """Queue the array; with ``scores_first``, after an array of jobs that compute the scores."""
         dependency = self.params["dependency"]
-        if self.params["scores_first"] and (scoring := scoring_jobs(jobs)):
+        first = self.params["scores_first"]
+        if first and (scoring := scoring_jobs(self.hydra_context, self.config, jobs)):
             queued = self._queue(scoring, folder, dependency)
             array = queued[0].handle.job_id.split("_")[0]
             log.info("%d jobs compute scores first: %s", len(scoring), array)
@@ -219,37 +221,6 @@ class SlurmLauncher(_Launcher):
                 " such as partition"
             ) from None
         return [Submitted(job, handle) for job, handle in zip(jobs, handles, strict=True)]
-
-
-# Options on which the scores do not depend.
-AFTER_SCORES = ("sparsity", "pruner", "allocation", "task", "tracking", "model.save", "batch_size")
-
-
-def scoring_jobs(jobs: Sequence[Job]) -> list[Job]:
-    """One job per distinct set of scores of a sweep, which calibrates and scores only.
-
-    They have negative numbers.
-    """
-    found: dict[tuple[str, ...], Job] = {}
-    for job in jobs:
-        relevant = tuple(
-            override for override in job.overrides if not override.lstrip("+~").startswith(AFTER_SCORES)
-        )
-        if relevant not in found and _scores(job.overrides):
-            subdir = f"hydra.sweep.subdir=scores/{len(found)}"
-            overrides = [*job.overrides, "steps=[calibrate,score]", "tracking=none", subdir]
-            found[relevant] = Job(-1 - len(found), overrides)
-    return list(found.values())
-
-
-def _scores(overrides: Sequence[str]) -> bool:
-    """Whether the job of these overrides may score: an experiment, too, can choose a score."""
-    if "score=none" in overrides:
-        return False
-    named = [override.lstrip("+") for override in overrides]
-    return "allocation=water_filling" in named or any(
-        override.startswith(("score=", "sweep/coarse=", "experiment=")) for override in named
-    )
 
 
 def _collect(submitted: Sequence[Submitted]) -> dict[int, JobReturn]:

@@ -20,6 +20,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
 from tests.api.conftest import Given, clip, llama, llava, picture, texts, word_tokenizer
+from tests.vlms.folders import MODELS
 
 TEXTS = texts()
 FORMS_OF_TEXTS: dict[str, Callable[[], Any]] = {
@@ -278,3 +279,25 @@ def test_what_a_model_with_pictures_cannot_read_is_refused() -> None:
     refused(model, [{"image": 3, "target": "a circle"}], "int", "path")
     refused(model, [{"image": "nowhere.png", "target": "a circle"}], "nowhere.png")
     refused(model, [{"image": picture(0), "target": ["a", "b"]}], "list", "'a'")
+
+
+def test_what_a_token_of_mllama_sees_goes_with_the_padding() -> None:
+    module, processor = MODELS["mllama"].build()
+    processor.tokenizer.padding_side = "left"
+    model = ecoflap.load(module, processor)
+    asked = [
+        processor.apply_chat_template(chat(text), tokenize=False)
+        for text in ("what ?", "is it red or blue ?")
+    ]
+    images = [[picture(number)] for number in range(2)]
+    given = ecoflap.calibrate(
+        model, [processor(images=images, text=asked, padding=True, return_tensors="pt")]
+    )
+    for sample, image, text in zip(given.samples, images, asked, strict=True):
+        alone = processor(images=[image], text=[text], return_tensors="pt")
+        for one in ("input_ids", "cross_attention_mask"):
+            assert sample[one].equal(alone[one]), one
+
+
+def chat(text: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]

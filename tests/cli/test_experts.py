@@ -13,6 +13,7 @@ import transformers as hf
 
 from ecoflap.errors import UserError
 from ecoflap.storage.results import Result, verify
+from tests.cli import forked
 from tests.cli.conftest import ROOT, WORDS
 from tests.cli.test_offload_names import compare
 
@@ -114,6 +115,41 @@ def test_reap_saves_a_smaller_model_that_main_evaluates_the_same(
     loaded = run([*rest, f"model.path={folder / 'checkpoint'}", "score=none", "steps=[evaluate]"], "loaded")
     for task, values in result.metrics["pruned"].items():
         assert loaded.metrics["dense"][task] == pytest.approx(values, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fine",
+    [["pruner=wanda", "sparsity=0.5"], ["pruner=sparsegpt", "pruner.mask=2:4", "sparsity=0.5"]],
+    ids=["wanda", "2:4"],
+)
+def test_a_second_run_masks_the_experts_that_reap_has_left(
+    expert_run: list[str], tmp_path: Path, fine: list[str]
+) -> None:
+    """As docs/method.md says it: the checkpoint of the first run is the model of the second."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    given = next(one for one in expert_run if one.startswith("model.path="))
+    rest = [one for one in expert_run if one != given]
+    shared = [*rest, "steps=[calibrate,allocate,prune,evaluate]", "score=none"]
+    for folder, options in (
+        (first, [given, "pruner=reap", "sparsity=0.3"]),
+        (second, [f"model.path={first / 'checkpoint'}", "allocation=water_filling", *fine]),
+    ):
+        done = forked.main([*shared, *options, f"hydra.run.dir={folder}"], tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert verify(folder) == []
+    results = [Result.read(folder / "result.json") for folder in (first, second)]
+    for task, values in results[0].metrics["pruned"].items():
+        assert results[1].metrics["dense"][task] == pytest.approx(values, rel=1e-5)
+    assert results[1].sparsity["prunable"] == pytest.approx(0.5, abs=1e-3)
+    left, masked = (
+        hf.AutoModelForCausalLM.from_pretrained(folder / "checkpoint") for folder in (first, second)
+    )
+    assert masked.config.num_local_experts == left.config.num_local_experts < 6
+    stacks = dict(left.named_parameters())
+    for name, stack in masked.named_parameters():
+        assert stack.shape == stacks[name].shape
+        if stack.ndim == 3:
+            assert all(0.3 < float((expert == 0).float().mean()) < 0.7 for expert in stack), name
 
 
 @pytest.mark.parametrize("expert_run", ["GptOss"], indirect=True)

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,64 +21,17 @@ from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
 from tests.api.conftest import llava, picture
-
-HARNESS = pytest.mark.skipif(
-    importlib.util.find_spec("lmms_eval") is None,
-    reason="lmms-eval is not installed: see docs/experiments.md",
-)
-TASK = """
-task: {name}
-dataset_path: imagefolder
-dataset_kwargs: {{data_dir: {folder}/pictures}}
-test_split: train
-output_type: {kind}
-doc_to_visual: !function show.{show}
-doc_to_text: "what shape is there ?"
-doc_to_target: "answer"
-metric_list: [{{metric: {metric}, aggregation: mean, higher_is_better: true}}]
-"""
-WRITTEN = """generation_kwargs: {max_new_tokens: 3, temperature: 0, do_sample: false}
-process_results: !function show.score
-"""
-CHOSEN = """doc_to_choice: [circle, triangle]
-"""
-SHOW = """
-def one(doc):
-    return [doc["image"]]
-
-def two(doc):
-    return [doc["image"], doc["image"]]
-
-def none(doc):
-    return []
-
-def score(doc, results):
-    return {"length": len(results[0]), "dict": {"score": float(len(results[0]) > 5)}}
-"""
+from tests.evaluate.lmms_tasks import HARNESS, TASK, index_alone, write_tasks
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    (tmp_path / "pictures").mkdir()
-    rows = [{"file_name": f"{number}.png", "answer": number % 2} for number in range(5)]
-    for row, number in zip(rows, range(5), strict=True):
-        picture(number).save(tmp_path / "pictures" / str(row["file_name"]))
-    (tmp_path / "pictures" / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (tmp_path / "show.py").write_text(SHOW)
-    for name in ("one", "two", "none"):
-        text = TASK.format(name=name, folder=tmp_path, kind="generate_until", show=name, metric="length")
-        (tmp_path / f"{name}.yaml").write_text(text + WRITTEN)
-    text = TASK.format(name="choice", folder=tmp_path, kind="multiple_choice", show="one", metric="acc")
-    (tmp_path / "choice.yaml").write_text(text + CHOSEN)
-    return tmp_path
+    return write_tasks(tmp_path)
 
 
 @pytest.fixture
 def own_index(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only a test's own tasks: building the index of all takes seconds."""
-    from lmms_eval import tasks
-
-    monkeypatch.setattr(tasks, "TaskManager", partial(tasks.TaskManager, include_defaults=False))
+    index_alone(monkeypatch)
 
 
 @pytest.fixture(scope="module")

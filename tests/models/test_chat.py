@@ -7,9 +7,13 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from PIL import Image
 
+from ecoflap.data.conversation import Conversation, Picture, Turn
 from ecoflap.data.easy_vqa.calibration import read_questions
 from ecoflap.data.example import Generation
+from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
 from ecoflap.models.core.pictures import load_image
 from ecoflap.models.families.vlm.interface import VlmInterface
@@ -18,6 +22,7 @@ from ecoflap.models.loading.loader import Selection
 from tests.vlms.folders import MODELS
 
 QUESTION = read_questions("train")[0]
+THINKING = ("qwen3_5_vl", "qwen3_5_vl_moe")  # whose templates leave thoughts out of a whole conversation
 QUIET = {"enable_thinking": False}
 
 
@@ -34,18 +39,23 @@ def interface(name: str, **more: Any) -> VlmInterface:
     return VlmInterface(*built(name), None, **{"chat": options(name), **more})
 
 
-def by_the_template(name: str, answer: str | None = None) -> Any:
-    """What the processor makes of a whole conversation by itself."""
-    parts = [
-        {"type": "image", "image": load_image(QUESTION.image or "")},
-        {"type": "text", "text": QUESTION.text},
-    ]
-    messages = [{"role": "user", "content": parts}]
-    if answer is not None:
-        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+def asked(answer: str | None = None) -> list[Turn]:
+    """The question, and an answer."""
+    turns = [Turn("user", (Picture(QUESTION.image or ""), QUESTION.text))]
+    return turns if answer is None else [*turns, Turn("assistant", (answer,))]
+
+
+def by_the_template(name: str, turns: list[Turn]) -> Any:
+    """What the processor makes of turns by itself."""
+
+    def part(one: str | Picture) -> dict[str, Any]:
+        if isinstance(one, str):
+            return {"type": "text", "text": one}
+        return {"type": "image", "image": load_image(one.image)}
+
     return built(name)[1].apply_chat_template(
-        messages,
-        add_generation_prompt=answer is None,
+        [{"role": turn.role, "content": [part(one) for one in turn.parts]} for turn in turns],
+        add_generation_prompt=turns[-1].role == "user",
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
@@ -55,9 +65,9 @@ def by_the_template(name: str, answer: str | None = None) -> Any:
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_question_is_what_the_processor_makes_of_it(name: str) -> None:
-    sample, expected = interface(name).encode(QUESTION), by_the_template(name)
-    asked = int((sample["labels"] == -100).sum())
-    assert sample["input_ids"][:, :asked].equal(expected["input_ids"])
+    sample, expected = interface(name).encode(QUESTION), by_the_template(name, asked())
+    tokens = int((sample["labels"] == -100).sum())
+    assert sample["input_ids"][:, :tokens].equal(expected["input_ids"])
     assert set(sample) == {*expected, "labels"}
     assert sample["pixel_values"].equal(expected["pixel_values"])
 
@@ -66,7 +76,7 @@ def test_a_question_is_what_the_processor_makes_of_it(name: str) -> None:
 def test_an_answer_ends_as_in_a_conversation(name: str) -> None:
     sample = interface(name).encode(QUESTION)
     answer = sample["labels"][sample["labels"] != -100]
-    expected = by_the_template(name, QUESTION.target)["input_ids"][0]
+    expected = by_the_template(name, asked(QUESTION.target))["input_ids"][0]
     ends = [
         end
         for end in range(len(answer), len(expected) + 1)
@@ -75,6 +85,40 @@ def test_an_answer_ends_as_in_a_conversation(name: str) -> None:
     assert ends
     behind = built(name)[1].tokenizer.decode(expected[ends[-1] :])
     assert not behind.strip()
+
+
+WIDE = Picture(ImageInMemory(Image.new("RGB", (64, 32), "red")))
+TALKS = {
+    "question": asked(QUESTION.target),
+    "two pictures": [
+        *asked("no"),
+        Turn("user", (WIDE, QUESTION.text)),
+        Turn("assistant", (QUESTION.target,)),
+    ],
+    "no picture": [Turn("user", (QUESTION.text,)), Turn("assistant", (QUESTION.target,))],
+}
+
+
+@pytest.mark.parametrize("talk", TALKS)
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in THINKING])
+def test_a_conversation_is_what_the_processor_makes_of_it(name: str, talk: str) -> None:
+    """With all that it says of each token: its kind, or which pictures it may look at."""
+    module, processor = built(name)
+    sample = interface(name).encode_conversation(Conversation(tuple(TALKS[talk])))
+    whole = by_the_template(name, TALKS[talk])
+    tokens = sample["input_ids"].shape[1]
+    of_tokens = [one for one in whole if whole[one].shape[:2] == whole["input_ids"].shape]
+    assert sample.keys() == {*whole, "labels"}
+    for one in whole:
+        assert sample[one].equal(whole[one][:, :tokens] if one in of_tokens else whole[one]), one
+    model = VisionLanguage("anything").from_module(module, processor, Selection())
+    found = model.loss({one: tensor[None] for one, tensor in sample.items()})
+    with torch.no_grad():
+        logits = module(**{one: tensor for one, tensor in sample.items() if one != "labels"}).logits
+    answer = sample["labels"][0] != -100
+    wanted = logits[0, :-1][answer[1:]].float().log_softmax(dim=-1)
+    expected = -wanted.gather(1, sample["labels"][0, answer][:, None]).mean()
+    assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("name", MODELS)

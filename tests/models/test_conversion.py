@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -198,3 +199,33 @@ def test_one_parameter_reads_its_own_experts(tmp_path: Path, monkeypatch: pytest
     places[name].read()
     assert read
     assert all("layers.1." in one and one.endswith("w2.weight") for one in read)
+
+
+@pytest.mark.parametrize("way", ["read", "parts"])
+@pytest.mark.parametrize("name", ["experts.gate_up_proj", "experts.down_proj"])
+def test_experts_are_merged_one_at_a_time(
+    name: str, way: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: Any = make(MODELS["qwen2_moe"][0])
+    made.save_pretrained(tmp_path)
+    module = framework(hf.Qwen2MoeForCausalLM, made.config, torch.float32)
+    places = match_tensors(str(tmp_path), module, stored_in(tmp_path)).found
+    place = next((places[one] for one in places if one.endswith(name)), None)
+    if place is None:
+        pytest.skip(f"transformers {hf.__version__} has a module per expert")
+    alive: list[weakref.ref[Tensor]] = []
+    most, original = [0], StoredTensor.read
+
+    def read(self: StoredTensor) -> Tensor:
+        tensor = original(self)
+        alive.append(weakref.ref(tensor))
+        most[0] = max(most[0], sum(one().nbytes for one in alive if one() is not None))  # type: ignore[union-attr]
+        return tensor
+
+    monkeypatch.setattr(StoredTensor, "read", read)
+    whole = place.read() if way == "read" else torch.cat(list(place.parts()))
+    experts = made.config.num_experts
+    assert len(alive) >= experts
+    assert most[0] == whole.nbytes // experts, "the parts of one expert"
+    expected = next(tensor for one, tensor in made.named_parameters() if one.endswith(name))
+    assert torch.equal(whole.view_as(expected), expected)

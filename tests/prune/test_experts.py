@@ -84,12 +84,11 @@ def test_an_expert_that_no_token_reaches_is_pruned_by_its_weights_alone(
     model, calibration = build("mixtral"), samples(7, 9)
     layers = never_chosen(model)
     dense = {layer: layer.matrix().clone() for layer in layers}
-    stored = measure_dense(model, calibration, 2) if propagate == "dense" else None
+    measured = measure_dense(model, calibration, 2)
+    stored = (lambda _: measured) if propagate == "dense" else None
     allocation = uniform(model)
     with caplog.at_level(logging.WARNING):
-        report = prune(
-            model, calibration, Wanda(), allocation, 2, propagate=propagate, precomputed_statistics=stored
-        )
+        report = prune(model, calibration, Wanda(), allocation, 2, propagate=propagate, recall=stored)
     assert "no calibration token was routed to 2 of 16 matrices of experts" in caplog.text
     for layer in layers:
         expected = reference.wanda(dense[layer], torch.eye(layer.shape[1]), allocation.keep[layer.name])[1]

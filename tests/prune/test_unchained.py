@@ -141,7 +141,7 @@ def test_dense_inputs_need_the_towers_in_the_order_of_the_data() -> None:
             r"propagate=dense prunes tower .*merger_list.* before language .*, which reads what it puts out"
         ),
     ):
-        prune(model, calibration, PRUNERS["wanda"][0], allocation, 2, propagate="dense")
+        prune(model, calibration, PRUNERS["sparsegpt"][0], allocation, 2, propagate="dense")
 
 
 def test_the_default_method_in_python_needs_no_order_of_the_towers() -> None:
@@ -153,11 +153,11 @@ def test_the_default_method_in_python_needs_no_order_of_the_towers() -> None:
     statistics = measure_dense(other, calibration, 16)
     expected = prune(
         other,
-        None,
+        calibration,
         PRUNERS["wanda"][0],
         allocation,
         16,
         propagate="dense",
-        precomputed_statistics=statistics,
+        recall=lambda _: statistics,
     )
     assert all(torch.equal(mask, expected.masks[name]) for name, mask in found.masks.items())

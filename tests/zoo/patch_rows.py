@@ -22,7 +22,7 @@ from tests.zoo.parts import (
     text,
     vision_language,
 )
-from tests.zoo.pictures import VIDEO_TOKEN, patches
+from tests.zoo.pictures import VIDEO_TOKEN, ernie_sample, patches
 from tests.zoo.small import GROUPED
 
 COMPASS = {
@@ -149,7 +149,7 @@ PATCH_ROWS = [
             },
             **TOKENS,
         },
-        patches(3 * 4 * 4),
+        ernie_sample,
     ),
     vision_language(
         "video_llama_3",

@@ -45,6 +45,13 @@ def patches(features: int, grid: tuple[int, int] = (4, 4), merge: int = 2, types
     return sample
 
 
+def ernie_sample(draw: Draw) -> Sample:
+    """What says of each token whether experts of text or of pictures read it, behind those of ``patches``."""
+    sample = patches(3 * 4 * 4)(draw)
+    seen = torch.isin(sample["input_ids"], torch.tensor([IMAGE_TOKEN, VISION_START]))
+    return {**sample, "moe_mm_token_type_ids": seen.long()}
+
+
 def paligemma_sample(draw: Draw) -> Sample:
     sample = pixels(4)(draw)
     return {**sample, "token_type_ids": (sample["labels"] != -100).long()}

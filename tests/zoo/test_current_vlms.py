@@ -41,9 +41,10 @@ def test_both_towers_are_pruned_saved_and_answer(
     run: Callable[..., Result], name: str, method: str, tmp_path: Path
 ) -> None:
     MODELS[name].save(tmp_path / name)
-    result = run([f"model={name}", f"model.path={tmp_path / name}", *SMALL, *METHODS[method]])
+    choice = MODELS[name].choice or name
+    result = run([f"model={choice}", f"model.path={tmp_path / name}", *SMALL, *METHODS[method]])
     assert result.sparsity["prunable"] == pytest.approx(0.5, abs=1e-3)
-    assert set(result.sparsity["towers"]) == {"vision", "language"}
+    assert {"vision", "language"} <= set(result.sparsity["towers"])
     assert min(result.sparsity["towers"].values()) > 0
     assert result.metrics["pruned"]["easy_vqa"]["questions"] == 4
     if method == "wanda":

@@ -25,8 +25,9 @@ from ecoflap.data.files.fitting import (
     sees,
 )
 from ecoflap.data.files.options import ChatOptions, ParquetOptions, RowsOptions, WebDatasetOptions
+from ecoflap.data.files.pictures import Locate, locate, look_up
 from ecoflap.data.files.rows import Row, Rows, find_files
-from ecoflap.data.files.texts import of_texts
+from ecoflap.data.files.texts import beginning, of_texts
 from ecoflap.data.sources import file_source, picture_sources
 from ecoflap.errors import UserError, nearest, require_choices, require_positive
 from ecoflap.models.core.encoding import require_encoder
@@ -129,8 +130,8 @@ class RowsCalibration(RowsOptions, ABC):
         """
         return self.parsed(self.rows(group).read([0])[0])
 
-    def parsed(self, row: Row) -> Example | Conversation:
-        """What a row holds.
+    def parsed(self, row: Row, locate: Locate = locate) -> Example | Conversation:
+        """What a row holds, with its pictures as ``locate`` finds them.
 
         Raises:
             UserError: if its columns are unknown, or a value is of a wrong kind.
@@ -138,10 +139,10 @@ class RowsCalibration(RowsOptions, ABC):
         values = self._named(row)
         folder = row.folder if self.images is None else Path(self.images).expanduser()
         if has_chat(values):
-            found = conversation(values, folder, row.where)
+            found = conversation(values, folder, row.where, locate)
             return found if self.turns == "all" else found.first()
         pictured = any(values.get(name) is not None for name in COLUMNS["image"])
-        return example(values, pictured, folder, row.where)
+        return example(values, pictured, folder, row.where, locate)
 
     def _named(self, row: Row) -> Mapping[str, Any]:
         """A row's values, with the columns that options name under the names that are known.
@@ -170,7 +171,9 @@ class RowsCalibration(RowsOptions, ABC):
             )
         return values
 
-    def _drawn(self, model: PrunableModel, rows: Rows, seed: int) -> list[Example | Conversation]:
+    def _drawn(
+        self, model: PrunableModel, rows: Rows, seed: int, locate: Locate = locate
+    ) -> list[Example | Conversation]:
         """Rows in a random order, until there are enough; a model that sees reads only those with a picture.
 
         Raises:
@@ -179,7 +182,7 @@ class RowsCalibration(RowsOptions, ABC):
         found: list[Example | Conversation] = []
         blind = 0
         for row in self._shuffled(rows, seed):
-            one = fitting(model, self.parsed(row), f"calibration={self.name}", row.where)
+            one = fitting(model, self.parsed(row, locate), f"calibration={self.name}", row.where)
             if sees(model) and not images_of(one):
                 blind += 1
                 continue
@@ -220,6 +223,19 @@ class Chat(ChatOptions, RowsCalibration):
     """Rows of JSON files."""
 
     endings: ClassVar[tuple[str, ...]] = json_rows.ENDINGS
+
+    def check_rows(self, model: PrunableModel, seed: int) -> None:
+        """Refuse rows among those that this seed draws; pictures are looked up and not opened.
+
+        Raises:
+            UserError: if ``load`` refuses a row for anything but the pixels of a picture.
+        """
+        rows = self.rows("calibration")
+        if is_text(self.first("calibration")):
+            for _ in beginning(self._texts(rows, seed), self.samples, self.sequence_length):
+                pass
+        else:
+            self._drawn(model, rows, seed, look_up)
 
     def open(self, files: Sequence[Path]) -> Rows:
         """See ``RowsCalibration``."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.data.conversation import Conversation, Picture, Turn
-from ecoflap.data.files.pictures import locate
+from ecoflap.data.files.pictures import Locate, locate
 from ecoflap.errors import UserError, did_you_mean
 
 CHATS = ("conversations", "messages")
@@ -31,7 +31,9 @@ def has_chat(row: Mapping[str, Any]) -> bool:
     return any(row.get(name) is not None for name in CHATS)
 
 
-def conversation(row: Mapping[str, Any], folder: Path | None, where: str) -> Conversation:
+def conversation(
+    row: Mapping[str, Any], folder: Path | None, where: str, locate: Locate = locate
+) -> Conversation:
     """The conversation of a row, up to its last answer.
 
     A picture of the row stands where a text says ``<image>`` or a part of a message has the type image; where
@@ -41,6 +43,7 @@ def conversation(row: Mapping[str, Any], folder: Path | None, where: str) -> Con
         row: ``conversations`` or ``messages``, and ``image`` or ``images``.
         folder: see ``locate``.
         where: the row, for messages.
+        locate: finds its pictures.
 
     Raises:
         UserError: if there is no answer, a turn is of an unknown kind, or pictures are missing, or more or
@@ -58,7 +61,10 @@ def conversation(row: Mapping[str, Any], folder: Path | None, where: str) -> Con
     found = tuple(
         Turn(
             role,
-            tuple(_located(part, folder, where) if not isinstance(part, str) else part for part in parts),
+            tuple(
+                part if isinstance(part, str) else Picture(locate(part.image, folder, where))
+                for part in parts
+            ),
         )
         for role, parts in turns
     )
@@ -179,7 +185,3 @@ def _placed(turns: list[_Parts], images: list[Any], where: str) -> list[_Parts]:
     for part, image in zip(empty, images, strict=True):
         part.image = image
     return turns
-
-
-def _located(part: _Shown, folder: Path | None, where: str) -> Picture:
-    return Picture(locate(part.image, folder, where))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.data.example import Example
-from ecoflap.data.files.pictures import locate
+from ecoflap.data.files.pictures import Locate, locate
 from ecoflap.errors import UserError
 
 COLUMNS = {
@@ -21,7 +21,11 @@ COLUMNS = {
 
 
 def example(
-    row: Mapping[str, Any], captioned: bool, folder: Path | None = None, where: str = "an example"
+    row: Mapping[str, Any],
+    captioned: bool,
+    folder: Path | None = None,
+    where: str = "an example",
+    locate: Locate = locate,
 ) -> Example:
     """Build a raw example.
 
@@ -30,6 +34,7 @@ def example(
         captioned: whether the only text of an image is its caption, not a question.
         folder: see ``locate``.
         where: the row, for messages.
+        locate: finds its picture.
 
     Raises:
         UserError: if a value has a wrong type, or the picture is missing.

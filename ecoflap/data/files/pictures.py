@@ -5,13 +5,16 @@ from __future__ import annotations
 import base64
 import binascii
 import io
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
 
+Locate = Callable[[Any, Path | None, str], str]
+"""(picture as a row has it, folder of relative paths, the row for messages) -> its path, or one in memory."""
+IN_ROW = "a picture in its row"
 WANTED = 'a path, {"bytes": ..., "path": ...} or a picture of Pillow\'s'
 
 
@@ -28,21 +31,41 @@ def locate(image: Any, folder: Path | None, where: str) -> str:
     Raises:
         UserError: if it is nothing of the kind, is on the web, can't be read, or there is no such file.
     """
+    held = _held(image, folder, where)
+    if isinstance(held, str):
+        return held
+    return _decoded(held, where) if isinstance(held, bytes) else ImageInMemory(held)
+
+
+def look_up(image: Any, folder: Path | None, where: str) -> str:
+    """The same without opening a picture; of one that the row itself holds, a word for it.
+
+    Raises:
+        UserError: if ``locate`` refuses it without looking at its pixels.
+    """
+    held = _held(image, folder, where)
+    return held if isinstance(held, str) else IN_ROW
+
+
+def _held(image: Any, folder: Path | None, where: str) -> Any:
+    """A path, the bytes of a picture's file, or a picture of Pillow's; see ``locate``.
+
+    Raises:
+        UserError: if it is nothing of the kind, is on the web, or there is no such file.
+    """
     from PIL import Image
 
-    if isinstance(image, Image.Image):
-        return ImageInMemory(image)
-    if isinstance(image, bytes):
-        return _decoded(image, where)
+    if isinstance(image, Image.Image | bytes):
+        return image
     if isinstance(image, Mapping) and image.get("bytes") is not None:
-        return _decoded(image["bytes"], where)
+        return image["bytes"]
     if isinstance(image, Mapping) and image.get("path") is not None:
-        return locate(image["path"], folder, where)
+        return _held(image["path"], folder, where)
     if not isinstance(image, str | Path):
         raise UserError(f"image of {where} is a {type(image).__name__}; give {WANTED}")
     text = str(image)
     if text.startswith("data:"):
-        return _decoded(_from_data_url(text, where), where)
+        return _from_data_url(text, where)
     if text.startswith(("http://", "https://")):
         raise UserError(
             f"image of {where} is the address {text}; download the pictures, and give their paths"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.text.bos import bos_token
@@ -37,8 +37,7 @@ def of_texts(
     Raises:
         UserError: if the texts are too short, or the windows longer than the model reads.
     """
-    most = None if samples is None else MOST_BYTES * sequence_length * samples
-    read = list(_beginning(texts, most))
+    read = list(beginning(texts, samples, sequence_length))
     if isinstance(model.interface, Encodes):
         text = "\n".join(read)
         count = samples or text.count("\n") + 1
@@ -51,8 +50,9 @@ def of_texts(
     return CalibrationSet(name, tuple({"input_ids": row} for row in chosen), sources)
 
 
-def _beginning(texts: Iterable[str], most: int | None) -> Iterable[str]:
-    """The first texts, until they have so many bytes; None for all."""
+def beginning(texts: Iterable[str], samples: int | None, sequence_length: int) -> Iterator[str]:
+    """The first texts, until they have the bytes that so many windows need; all for None samples."""
+    most = None if samples is None else MOST_BYTES * sequence_length * samples
     size = 0
     for text in texts:
         yield text

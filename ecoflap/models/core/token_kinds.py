@@ -67,6 +67,25 @@ def kinds_in(tower: str, hidden: Tensor) -> TokenKinds | None:
     return kinds if kinds is not None and kinds.visual.shape == hidden.shape[:2] else None
 
 
+def misfit(tower: str, hidden: Tensor) -> str | None:
+    """How the kinds of tokens that the innermost ``declaring`` says of a tower miss its hidden states.
+
+    Args:
+        tower: its name.
+        hidden: as in ``kinds_in``.
+
+    Returns:
+        An empty text if they fit, None if it says nothing of this tower.
+    """
+    kinds = (_declared.get() or {}).get(tower)
+    if kinds is None:
+        return None
+    declared, read = list(kinds.visual.shape), list(hidden.shape[:2])
+    if declared == read:
+        return ""
+    return f"the loss declares the kinds of {declared} tokens, and its blocks read {read}"
+
+
 def placeholder_kinds(
     module: nn.Module, input_ids: Tensor | None, labels: Tensor | None
 ) -> TokenKinds | None:

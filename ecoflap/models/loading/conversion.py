@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from copy import deepcopy
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,49 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.errors import UserError
-from ecoflap.storage.stored_tensor import PART, StoredTensor
+from ecoflap.models.loading.converted_tensor import CheckpointTensor, ConvertedTensor, convert
+from ecoflap.storage.stored_tensor import StoredTensor
 
 log = logging.getLogger(__name__)
 
 # The first releases store positions 0, 1, 2, ... and rotary frequencies; later ones compute them.
 COMPUTED = (r"position_ids$", r"rotary_emb\.inv_freq$")
-
-
-@dataclass(frozen=True)
-class ConvertedTensor:
-    """A tensor that transformers computes from stored ones: merged experts, or a part of a fused projection.
-
-    Attributes:
-        name: its name in the model.
-        module: the model, whose config some conversions read.
-        converter: the conversion of transformers.
-        first: name of the first tensor that the conversion makes.
-        sources: the converter's pattern and the stored tensor, for each tensor that goes in.
-    """
-
-    name: str
-    module: nn.Module
-    converter: Any
-    first: str
-    sources: tuple[tuple[str, StoredTensor], ...]
-
-    def read(self) -> Tensor:
-        """The whole tensor."""
-        return _convert(self.module, self.converter, self.first, self.sources)[self.name].contiguous()
-
-    mapped = read
-
-    def rows(self, indices: Tensor) -> Tensor:
-        """Some of its rows, [indices, ...]."""
-        return self.read()[indices]
-
-    def parts(self) -> Iterator[Tensor]:
-        """The whole tensor, flat, in parts of a few megabytes."""
-        flat = self.read().reshape(-1)
-        yield from flat.split(PART // flat.dtype.itemsize)
-
-
-CheckpointTensor = StoredTensor | ConvertedTensor
 
 
 @dataclass(frozen=True)
@@ -102,12 +65,42 @@ def match_tensors(path: str, module: nn.Module, stored: Mapping[str, StoredTenso
 
 
 def saved_form(module: Any, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of a model under the names, and in the parts, that ``save_pretrained`` writes."""
+    """Tensors of a model under the names, and in the parts, that ``save_pretrained`` writes.
+
+    Args:
+        module: the model.
+        tensors: some or all of its tensors, or others of their shapes, by name.
+    """
     try:
         from transformers.core_model_loading import revert_weight_conversion
     except ImportError:  # before the fifth release
         return dict(tensors)
-    return dict(revert_weight_conversion(module, dict(tensors)))
+    try:
+        return dict(revert_weight_conversion(module, dict(tensors)))
+    except ValueError:  # a conversion of several tensors lacks some, which stand-ins without values take
+        absent = {name: value.to("meta") for name, value in _siblings(module, tensors).items()}
+        made = revert_weight_conversion(module, {**tensors, **absent})
+        return {name: value for name, value in made.items() if value.device.type != "meta"}
+
+
+def _siblings(module: nn.Module, names: Container[str]) -> dict[str, Tensor]:
+    """The stacks of experts, in modules beside those of some stacks, that are called as these are.
+
+    ERNIE has ``text_moe.experts.down_proj`` and ``vision_moe.experts.down_proj``, which its checkpoints
+    number as one list of experts.
+    """
+    stacks: dict[tuple[str, str], dict[str, Tensor]] = {}
+    for name, parameter in module.named_parameters():
+        before, is_stack, inside = name.rpartition(".experts.")
+        if is_stack:
+            stacks.setdefault((before.rpartition(".")[0], inside), {})[name] = parameter.detach()
+    return {
+        name: stack
+        for beside in stacks.values()
+        if any(name in names for name in beside)
+        for name, stack in beside.items()
+        if name not in names
+    }
 
 
 def warn_unused(path: str, module: Any, names: Iterable[str]) -> None:
@@ -141,7 +134,7 @@ def _converted(
         else:
             groups.setdefault(target, (converter, []))[1].append((pattern, stored[name]))
     for first, (converter, sources) in groups.items():
-        shapes = _convert(module, converter, first, sources, only_shapes=True)
+        shapes = convert(module, converter, first, sources, only_shapes=True)
         for target in shapes:
             found[target] = ConvertedTensor(target, module, converter, first, tuple(sources))
         _check_shapes(path, wanted, {target: shape.shape for target, shape in shapes.items()})
@@ -205,30 +198,6 @@ def _forms(module: Any, name: str) -> Iterator[str]:
     prefix = f"{module.base_model_prefix}."
     for form in (*converted[:1], name):
         yield from (form, prefix + form, form.removeprefix(prefix))
-
-
-def _convert(
-    module: Any,
-    converter: Any,
-    first: str,
-    sources: Iterable[tuple[str, StoredTensor]],
-    only_shapes: bool = False,
-) -> dict[str, Tensor]:
-    """The tensors that a converter makes from stored ones, by their names in the model.
-
-    Args:
-        module: the model.
-        converter: the conversion of transformers.
-        first: name of the first tensor that it makes.
-        sources: the converter's pattern and the stored tensor, for each tensor that goes in.
-        only_shapes: read nothing, and make tensors on the meta device.
-    """
-    one = deepcopy(converter)
-    for pattern, tensor in sources:
-        one.add_tensor(first, tensor.name, pattern, tensor.on_meta if only_shapes else tensor.read)
-    made = one.convert(first, model=module, config=module.config)
-    made = made[0] if isinstance(made, tuple) else made  # with its errors, in 5.0
-    return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in made.items()}
 
 
 def _missing(path: str, lost: list[str], unused: list[str]) -> str:

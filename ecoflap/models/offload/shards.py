@@ -16,7 +16,8 @@ from torch.nn.functional import embedding
 
 from ecoflap.errors import NumericalError
 from ecoflap.models.loading.checkpoint_folder import INDEX
-from ecoflap.models.loading.conversion import CheckpointTensor, saved_form
+from ecoflap.models.loading.conversion import saved_form
+from ecoflap.models.loading.converted_tensor import CheckpointTensor
 from ecoflap.models.offload.placement import Offloaded, Saves
 from ecoflap.storage.disk_space import writing
 from ecoflap.storage.stored_tensor import StoredTensor, stored_tensors, write_in_parts

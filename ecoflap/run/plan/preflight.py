@@ -36,6 +36,18 @@ class Preflight:
             model = self._once(f"model {plan.loader!r} {plan.selection!r}", partial(skeleton, plan))
             if model is not None:
                 check_model(plan, model)
+                self._check_rows(plan, model)
+
+    def _check_rows(self, plan: Plan, model: PrunableModel) -> None:
+        """Refuse samples that the run will draw, where they can be judged without reading all of them.
+
+        Raises:
+            UserError: if one of them is damaged, or the model can't read it.
+        """
+        seed, calibrator = plan.config.seed, plan.calibrator
+        if plan.reads_calibration and model.interface is not None and hasattr(calibrator, "check_rows"):
+            check = partial(calibrator.check_rows, model, seed)
+            self._once(f"rows {calibrator!r} {plan.loader!r} {seed}", check)
 
     def _once(self, key: str, read: Callable[[], Found]) -> Found:
         """The result of the first call with this key, or its error."""

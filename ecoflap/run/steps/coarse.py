@@ -21,6 +21,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.load import load_offloaded
 from ecoflap.models.offload.placement import WORK
+from ecoflap.prune.inputs import require_propagation
 from ecoflap.run import model_reuse
 from ecoflap.run.invocation import given_options, runs_in_sequence
 from ecoflap.run.plan import Plan, few_samples
@@ -100,12 +101,14 @@ def check_calls(plan: Plan, model: PrunableModel, state: RunState) -> None:
 
     Raises:
         UserError: if the calibration data do not reach a layer, the model uses its weight without calling its
-            module, or the tokens that ``tokens`` tells apart are not known.
+            module, its blocks can't be pruned from the inputs that ``propagate`` asks for, or the tokens that
+            ``tokens`` tells apart are not known.
     """
     if "prune" in plan.steps and not plan.pruner.allocates and plan.pruner.requires_calibration:
         assert state.calibration is not None
         batches = state.calibration.batches(plan.config.batch_size)
         require_calls(model, batches, every_layer=True)
+        require_propagation(model, batches, plan.config.propagate, plan.pruner.statistic)
         require_choice(model, [tower for tower in model.towers if tower.layers], batches, plan.config.tokens)
 
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
 
 from torch import Tensor
 
-from ecoflap.blocks.statistics import Statistic
 from ecoflap.console.telemetry import measure
 from ecoflap.console.tracking import Tracker
 from ecoflap.data.calibration_set import CalibrationSet
@@ -17,7 +17,6 @@ from ecoflap.finetune.training_set import read_everything
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune import driver
 from ecoflap.prune.finished_blocks import FinishedBlocks
-from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.report import PruneReport
 from ecoflap.run.plan import Plan
@@ -48,9 +47,6 @@ def _prune_layers(plan: Plan, pruner: LayerPruner, model: PrunableModel, state: 
     """Prune block by block as allocated; store the pruned blocks, unless ``resume`` is false."""
     assert state.allocation is not None
     finished = FinishedBlocks(plan.folder / BLOCKS, blocks_key(plan, state)) if plan.config.resume else None
-    statistics, statistic = None, pruner.statistic
-    if plan.config.propagate == "dense" and statistic is not None and statistic.storable:
-        statistics = _dense_statistics(plan, statistic, model, state)
     return driver.prune(
         model,
         state.calibration,
@@ -61,28 +57,22 @@ def _prune_layers(plan: Plan, pruner: LayerPruner, model: PrunableModel, state: 
         propagate=plan.config.propagate,
         tokens=plan.config.tokens,
         finished=finished,
-        precomputed_statistics=statistics,
+        recall=partial(_recall_statistics, plan, pruner, model, state),
         checked=True,
     )
 
 
-def _dense_statistics(
-    plan: Plan, statistic: type[Statistic], model: PrunableModel, state: RunState
+def _recall_statistics(
+    plan: Plan,
+    pruner: LayerPruner,
+    model: PrunableModel,
+    state: RunState,
+    compute: Callable[[], dict[str, Tensor]],
 ) -> dict[str, Tensor]:
-    """A storable statistic of all layers' inputs in the dense model, shared by all runs."""
-    assert state.calibration is not None
-    compute = partial(
-        measure_dense,
-        model,
-        state.calibration,
-        plan.config.batch_size,
-        checked=True,
-        statistic=statistic,
-        tokens=plan.config.tokens,
-    )
-    found: dict[str, Tensor] = plan.store.get_or_compute(
-        "statistics", statistics_key(plan, statistic, model, state), compute, AS_TENSORS
-    )[0]
+    """Statistics of all layers' inputs in the dense model, shared by all runs."""
+    assert pruner.statistic is not None
+    key = statistics_key(plan, pruner.statistic, model, state)
+    found: dict[str, Tensor] = plan.store.get_or_compute("statistics", key, compute, AS_TENSORS)[0]
     return found
 
 

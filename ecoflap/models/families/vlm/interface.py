@@ -18,6 +18,11 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.vlm.chat import chat_prompt, end_of_answer
 from ecoflap.models.loading.loader import generated_tokens
 
+WRITTEN = {"attention_mask": 1, "mm_token_type_ids": 0, "moe_mm_token_type_ids": 0}
+"""What processors say of tokens that are read and are text; ERNIE routes tokens by the last one."""
+SEEN = "cross_attention_mask"
+"""Which tiles of which pictures a token of Mllama attends to, [1, tokens, pictures, tiles]."""
+
 
 def writes_after_prompt(module: Any) -> bool:
     """Whether question and answer are one sequence, not two as in InstructBLIP with a T5."""
@@ -114,6 +119,9 @@ class VlmInterface:
     def _shown(self, text: str, images: list[Any]) -> dict[str, Any]:
         """Inputs of a text with any number of pictures, which processors take flat or by text.
 
+        By text is first, as chat templates have it: LLaVA-OneVision cuts the only picture of a text into
+        crops, and takes flat ones to be of a text each.
+
         Raises:
             UserError: if the processor can't read them.
         """
@@ -121,9 +129,9 @@ class VlmInterface:
             if not images:
                 return dict(self._inputs(None, [text]))
             try:
-                return dict(self._inputs(images, [text]))
-            except ValueError:
                 return dict(self._inputs([images], [text]))
+            except (ValueError, TypeError, IndexError, AttributeError):
+                return dict(self._inputs(images, [text]))
         except (ValueError, TypeError, IndexError) as error:
             raise UserError(
                 f"this model's processor can't read a conversation with {len(images)} pictures ({error});"
@@ -144,12 +152,14 @@ class VlmInterface:
         last = tokenizer.eos_token_id if self.end is None else self.end
         answer = torch.tensor([written(tokenizer, "\n" if self._is_paligemma else text, target, last)])
         asked = question["input_ids"]
-        fills = {"attention_mask": 1, "token_type_ids": int(self._is_paligemma), "mm_token_type_ids": 0}
+        fills = {**WRITTEN, "token_type_ids": int(self._is_paligemma)}
         longer = {
             name: torch.cat([question[name], torch.full_like(answer, fill)], dim=1)
             for name, fill in fills.items()
             if name in question
         }
+        if (seen := question.get(SEEN)) is not None:  # the answer sees what the question's last token sees
+            longer[SEEN] = torch.cat([seen, seen[:, -1:].expand(-1, answer.shape[1], -1, -1)], dim=1)
         labels = torch.cat([torch.full_like(asked, -100), answer], dim=1)
         return {**question, **longer, "input_ids": torch.cat([asked, answer], dim=1), "labels": labels}
 

@@ -1,0 +1,59 @@
+"""Which of the tokens that a layer reads count in its statistics: those of a mask, where it fits them."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ecoflap.blocks.input_statistics import InputStatistics
+from ecoflap.blocks.statistics import Gram, MeanSquare
+from ecoflap.errors import UserError
+from ecoflap.models.core.layers import Layer
+
+
+class Routed(nn.Module):
+    """A layer that reads all tokens, and an expert that reads them in another order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Linear(2, 2)
+        self.experts = nn.ModuleList([nn.Linear(2, 2)])
+        self.merged = nn.Linear(4, 2)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """[batch, tokens, features] -> the same."""
+        self.experts[0](hidden.flatten(0, 1).flip(0))
+        self.merged(hidden.flatten(1).unflatten(1, (-1, 4)))
+        self.first(hidden.transpose(0, 1))
+        output: Tensor = self.first(hidden.flatten(0, 1)).view_as(hidden)
+        return output
+
+
+@torch.no_grad()
+def test_masks_are_never_put_on_other_tokens() -> None:
+    """Flat rows are the tokens in their order; of selected, merged and transposed ones, all count."""
+    module = Routed()
+    names = {"first": module.first, "experts.0.": module.experts[0], "merged": module.merged}
+    layers = [Layer(name, one) for name, one in names.items()]
+    hidden = torch.arange(8.0).view(1, 4, 2)
+    mask, statistics = torch.tensor([[True, False, False, True]]), InputStatistics(MeanSquare)
+    with statistics.gathering(layers):
+        statistics.begin_run((mask,), [])
+        module(hidden)
+    assert [statistics[layer].tokens for layer in layers] == [4 + 2, 4, 2]
+    flat = InputStatistics(Gram)
+    with flat.gathering(layers[:1]):
+        flat.begin_run((mask,), [])
+        module.first(hidden.flatten(0, 1))
+    kept = hidden[0][mask[0]]
+    torch.testing.assert_close(flat[layers[0]].value, kept.t() @ kept / 2)
+
+
+def test_a_layer_without_tokens_that_count_is_refused() -> None:
+    layer, statistics = Layer("first", nn.Linear(2, 2)), InputStatistics(MeanSquare)
+    with statistics.gathering([layer]):
+        statistics.begin_run((torch.zeros(1, 3, dtype=torch.bool),), [])
+        layer.module(torch.ones(1, 3, 2))
+    with pytest.raises(UserError, match="first reads none of the tokens that count"):
+        statistics[layer]
