@@ -230,6 +230,6 @@ def _refuse(layer: Layer) -> NoReturn:
     """
     raise UserError(
         f"{layer.name} is called several times, or with another input than layers that it shares one with in"
-        " other batches, so its input is not known when propagate=layer prunes it; use propagate=pruned, or"
-        " leave it out with skip_layers"
+        " other batches, so its input is not known when propagate=layer or compensated prunes it; use"
+        " propagate=pruned, or leave it out with skip_layers"
     )

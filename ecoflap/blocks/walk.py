@@ -115,8 +115,8 @@ class Visit:
             repeated.update(names)
         if repeated:
             raise UserError(
-                f"propagate=layer prunes a layer before it is called, and tower {self.tower.name}"
-                f" ({self.tower.path}) calls {first_and_count(repeated, names)} several times; use"
+                "propagate=layer and compensated prune a layer before it is called, and tower"
+                f" {self.tower.name} ({self.tower.path}) calls {first_and_count(repeated, names)} several times; use"
                 " propagate=pruned, or leave the tower out of towers"
             )
 

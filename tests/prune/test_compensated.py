@@ -22,7 +22,7 @@ from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.report import BlockReport
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
-from tests import tiny
+from tests import handing, tiny
 
 from . import reference
 from .test_families import EVERY_TOWER, PRUNERS, uneven, uniform
@@ -162,6 +162,22 @@ def test_a_stopped_run_goes_on_to_the_same_weights(size: int, tmp_path: Path) ->
     assert all(torch.equal(whole.masks[name], mask) for name, mask in resumed.masks.items())
     for layer, other in zip(models[0].layers, models[2].layers, strict=True):
         assert torch.equal(layer.weight, other.weight), layer.name
+
+
+def test_layers_that_are_called_again_are_refused_as_by_layer() -> None:
+    model = handing.build("ByDict", 2)
+    with pytest.raises(UserError, match=r"calls .* several times"):
+        prune(model, handing.samples((5, 7, 5)), ADMM(), uneven(model), 2, propagate="compensated")
+
+
+@pytest.mark.parametrize("way", ["ByDict", "ByCache", "InPlace"])
+def test_blocks_that_hand_each_other_more_than_hidden_states(way: str) -> None:
+    """Where the model gives each block its inputs anew, the errors that are known are those of its layers."""
+    models = [handing.build(way, 1) for _ in range(2)]
+    for model, size in zip(models, (2, 100), strict=True):
+        prune(model, handing.samples((5, 5, 5)), ADMM(), uneven(model), size, propagate="compensated")
+    for layer, other in zip(*(model.layers for model in models), strict=True):
+        torch.testing.assert_close(layer.weight, other.weight, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("pruner", [Wanda(), Magnitude(), Wanda(refine="swaps")])
