@@ -116,8 +116,8 @@ class Visit:
         if repeated:
             raise UserError(
                 "propagate=layer and compensated prune a layer before it is called, and tower"
-                f" {self.tower.name} ({self.tower.path}) calls {first_and_count(repeated, names)} several times; use"
-                " propagate=pruned, or leave the tower out of towers"
+                f" {self.tower.name} ({self.tower.path}) calls {first_and_count(repeated, names)} several"
+                " times; use propagate=pruned, or leave the tower out of towers"
             )
 
     def leave(self) -> None:
