@@ -12,12 +12,12 @@ from copy import copy
 from functools import partial
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ecoflap.blocks.capture import Flow
+from ecoflap.blocks.drifts import Readings
 from ecoflap.blocks.input_statistics import counted_inputs
-from ecoflap.blocks.statistics import TOKENS
+from ecoflap.blocks.residual_streams import inputs_noted
 from ecoflap.blocks.stream import Stream
 from ecoflap.blocks.token_choice import Masks
 from ecoflap.models.core.layers import Layer
@@ -49,7 +49,7 @@ class DenseTwin:
         """Remember the weights of layers of the present block that are about to be pruned."""
         self._dense |= {layer: layer.weight.detach().clone() for layer in layers}
 
-    def run(self, number: int, index: int, block: Block, counted: Masks) -> tuple[Any, dict[Layer, Tensor]]:
+    def run(self, number: int, index: int, block: Block, counted: Masks) -> tuple[Any, Readings]:
         """Run the dense block on a batch.
 
         Args:
@@ -59,24 +59,33 @@ class DenseTwin:
             counted: masks of the tokens that count.
 
         Returns:
-            What ``Stream.leave`` takes, and the inputs [tokens, cols] of the layers that are dense. Experts
-            are not among them: the dense model may route other tokens to them.
+            What ``Stream.leave`` takes, and what the layers read that are dense. Experts are not among them:
+            the dense model may route other tokens to them.
         """
-        stream, found = self.streams[number], dict[Layer, Tensor]()
-        call = stream.call(index)
+        stream, found = self.streams[number], Readings({}, {})
+        call, raw = stream.call(index), dict[nn.Module, Tensor]()
+        sources = self.sources(index)
 
         def note(layer: Layer, _: nn.Module, arguments: tuple[Any, ...]) -> None:
-            found[layer] = counted_inputs(layer, arguments[0], counted, call.tensors)
+            found.inputs[layer] = counted_inputs(layer, arguments[0], counted, call.tensors)
+            if (source := sources.get(layer)) is not None and source in raw:
+                found.streams[layer] = counted_inputs(layer, raw[source], counted, call.tensors)
 
         watched = [layer for layer in block.layers if layer not in self._dense and not layer.is_expert]
-        handles = [layer.module.register_forward_pre_hook(partial(note, layer)) for layer in watched]
-        try:
-            with self._restored():
+        with self._restored(), inputs_noted(set(sources.values()), raw.__setitem__):
+            handles = [layer.module.register_forward_pre_hook(partial(note, layer)) for layer in watched]
+            try:
                 output = call.run(block.module, stream.hidden)
-        finally:
-            for handle in handles:
-                handle.remove()
+            finally:
+                for handle in handles:
+                    handle.remove()
         return (output, call), found
+
+    def sources(self, index: int) -> dict[Layer, nn.Module]:
+        """The layers of a block that write into a residual stream, and the modules that read it before."""
+        structure = None if self._flow is None else self._flow.structure
+        found = {} if structure is None else structure.residuals
+        return dict(found[index].read_by) if index in found else {}
 
     def leave(self, index: int) -> None:
         """Pass all batches through the present block, which is dense."""
@@ -94,33 +103,6 @@ class DenseTwin:
             yield
         finally:
             _write(pruned)
-
-
-class Drift:
-    """Mean of (x - x~) x~^T over tokens, of a layer's inputs x in the dense and x~ in the pruned model.
-
-    Attributes:
-        sum: summed over tokens, [cols, cols], fp32.
-        tokens: how many there were.
-    """
-
-    def __init__(self, cols: int, device: torch.device) -> None:
-        self.sum = torch.zeros(cols, cols, device=device)
-        self.tokens = 0
-
-    def update(self, inputs: Tensor, dense: Tensor | None) -> None:
-        """Add the inputs [tokens, cols] of a batch in both models; unknown dense ones count as the same."""
-        self.tokens += len(inputs)
-        if dense is None or dense.shape != inputs.shape:
-            return
-        for part, other in zip(inputs.split(TOKENS), dense.split(TOKENS), strict=True):
-            wide = part.float()
-            self.sum.addmm_((other.float() - wide).t(), wide)
-
-    @property
-    def value(self) -> Tensor:
-        """The mean, [cols, cols]."""
-        return self.sum / self.tokens
 
 
 def _write(weights: Mapping[Layer, Tensor]) -> None:

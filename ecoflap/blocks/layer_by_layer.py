@@ -20,8 +20,10 @@ from typing import Any, NoReturn
 from torch import Tensor, nn
 
 from ecoflap.blocks.containers import version_of
-from ecoflap.blocks.dense_twin import DenseTwin, Drift
+from ecoflap.blocks.dense_twin import DenseTwin
+from ecoflap.blocks.drifts import Drifts, GroupDrift, Readings
 from ecoflap.blocks.input_statistics import InputsComplete, counted_inputs, never_ran, require_tokens
+from ecoflap.blocks.residual_streams import inputs_noted
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.stream import Stream
 from ecoflap.blocks.token_choice import Masks
@@ -31,7 +33,7 @@ from ecoflap.models.core.towers import Block
 
 Group = tuple[Layer, ...]
 Stage = tuple[int, bool]
-PruneGroup = Callable[[Group, Statistic, Tensor | None], None]
+PruneGroup = Callable[[Group, Statistic, Drifts | None], None]
 
 
 class _Batch:
@@ -47,12 +49,13 @@ class _Batch:
         masks: of the tokens that count, and the tensors that they don't apply to; of the present run.
         called: the layers that the present run has called.
         given: the inputs, with their versions, of groups of which it has called some layers and not yet all.
-        dense_inputs: of dense layers, in the dense model.
+        dense: what layers read in the dense model.
+        streams: what the sources of residual streams have read in the present run.
     """
 
     def __init__(self, number: int, stream: Stream, tokens: Masks) -> None:
         self.number, self.stream, self.tokens = number, stream, tokens
-        self.dense_inputs: dict[Layer, Tensor] = {}
+        self.dense = Readings({}, {})
         self.waits: Stage | None = None
         self.counted: set[Group] = set()
         self.begin([])
@@ -60,6 +63,7 @@ class _Batch:
     def begin(self, foreign: list[Tensor]) -> None:
         """Begin a run."""
         self.waits, self.masks = None, (self.tokens, foreign)
+        self.streams: dict[nn.Module, Tensor] = {}
         self.called: set[Layer] = set()
         self.given: dict[Group, tuple[Tensor, int]] = {}
 
@@ -81,8 +85,7 @@ class LayerByLayer:
             block: dense.
             groups: its layers in call order, those together that read the same tensor.
             statistic: the statistic to gather of each group's input.
-            prune: prunes the layers of a group in place, given the statistic and, with a twin, the drift of
-                their inputs.
+            prune: prunes the layers of a group in place, given the statistic and, with a twin, the drifts.
             twin: the dense model, at the same block; None to prune without the drift.
         """
         self.block, self.kind, self.prune, self.twin = block, statistic, prune, twin
@@ -91,7 +94,8 @@ class LayerByLayer:
         for group in groups:
             self._stages.setdefault(group[0].stage, []).append(group)
         self._statistics: dict[Group, Statistic] = {}  # of groups that batches wait at
-        self._drifts: dict[Group, Drift] = {}
+        self._drifts: dict[Group, GroupDrift] = {}
+        self._sources: dict[Layer, nn.Module] = {}
         self._pruned: set[Stage] = set()
         self._batches: list[_Batch] = []
         self._behind: list[_Batch] = []  # those that can go on, as the layers that they waited at are pruned
@@ -112,6 +116,8 @@ class LayerByLayer:
         numbered = enumerate(zip(streams, tokens, strict=True))
         self._batches = [_Batch(number, stream, masks) for number, (stream, masks) in numbered]
         self._behind = list(self._batches)
+        if self.twin is not None:
+            self._sources = self.twin.sources(index)
         with self._watching():
             while self._behind:
                 self._run_on(self._behind.pop(), index)
@@ -124,19 +130,22 @@ class LayerByLayer:
     @contextmanager
     def _watching(self) -> Iterator[None]:
         """Observe the calls of the block's layers in this context."""
-        handles = [layer.module.register_forward_pre_hook(partial(self._reach, layer)) for layer in self._of]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
+        with inputs_noted(set(self._sources.values()), self._note_stream):
+            handles = [
+                layer.module.register_forward_pre_hook(partial(self._reach, layer)) for layer in self._of
+            ]
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
 
     def _run_on(self, batch: _Batch, index: int) -> None:
         """Run a batch from the beginning of the block to the next dense stage, or to the block's end."""
         dense_end: tuple[Any, Any] | None = None
         if self.twin is not None:
             self._running = None
-            dense_end, batch.dense_inputs = self.twin.run(batch.number, index, self.block, batch.tokens)
+            dense_end, batch.dense = self.twin.run(batch.number, index, self.block, batch.tokens)
         call = batch.stream.call(index)
         batch.begin(call.tensors)
         self._running = batch
@@ -148,7 +157,7 @@ class LayerByLayer:
                 batch.stream.leave(output, call)
                 if self.twin is not None and dense_end is not None:
                     self.twin.streams[batch.number].leave(*dense_end)
-        batch.dense_inputs = {}
+        batch.dense, batch.streams = Readings({}, {}), {}
 
     def _reach(self, layer: Layer, _: nn.Module, arguments: tuple[Any, ...]) -> None:
         """Let a run call a layer that is pruned, or end it in front of a dense one."""
@@ -192,14 +201,22 @@ class LayerByLayer:
 
     def _count(self, batch: _Batch, group: Group, inputs: Tensor) -> None:
         """Add the inputs [tokens, cols] of a batch to the statistic of a group, and to their drift."""
-        cols, device = inputs.shape[-1], inputs.device
         if group not in self._statistics:
-            self._statistics[group] = self.kind(cols, device)
+            self._statistics[group] = self.kind(inputs.shape[-1], inputs.device)
             if self.twin is not None and not group[0].is_expert:
-                self._drifts[group] = Drift(cols, device)
+                self._drifts[group] = GroupDrift(group, self._sources, inputs.device)
         self._statistics[group].update(inputs)
         if group in self._drifts:
-            self._drifts[group].update(inputs, batch.dense_inputs.get(group[0]))
+            streams = {
+                layer: counted_inputs(layer, batch.streams[source], *batch.masks)
+                for layer, source in self._sources.items()
+                if layer in group and source in batch.streams
+            }
+            self._drifts[group].update(batch.dense, inputs, streams)
+
+    def _note_stream(self, source: nn.Module, stream: Tensor) -> None:
+        if self._running is not None:  # not the dense block
+            self._running.streams[source] = stream
 
     def _earliest(self) -> Stage | None:
         """The stage that is called before all others that batches wait at."""
@@ -213,11 +230,10 @@ class LayerByLayer:
             if group[0].is_expert and (statistic is None or not statistic.tokens):
                 statistic = self.kind.unseen(group[0].shape[1], group[0].weight.device)
             assert statistic is not None
-            drift = self._drifts.pop(group, None)
             if self.twin is not None:
                 self.twin.remember(group)
-            value = None if drift is None else drift.value
-            self.prune(group, require_tokens(group[0], statistic), value)
+            drift = self._drifts.pop(group, None)
+            self.prune(group, require_tokens(group[0], statistic), None if drift is None else drift.value)
         self._pruned.add(stage)
         self._behind = [batch for batch in self._batches if batch.waits == stage]
 

@@ -20,6 +20,7 @@ from ecoflap.blocks.layer_calls import first_and_count, skip_layers_advice
 from ecoflap.blocks.layer_order import LayerOrder
 from ecoflap.blocks.perturbation import perturbing
 from ecoflap.blocks.recorder import BlockInput, BlockOutput, Recorder
+from ecoflap.blocks.residual_streams import ResidualStreams
 from ecoflap.console.telemetry import errors_suppressed, out_of_memory
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
@@ -71,7 +72,7 @@ def require_layers_inside_blocks(model: PrunableModel, tower: Tower) -> Iterator
 
 def require_standalone(
     model: PrunableModel, tower: Tower, plain: Recorder, others: Sequence[Batch]
-) -> dict[int, LayerOrder]:
+) -> tuple[dict[int, LayerOrder], dict[int, ResidualStreams]]:
     """Refuse blocks that read state beside their arguments.
 
     Args:
@@ -81,7 +82,7 @@ def require_standalone(
         others: other batches to run first, so that blocks which read state find that of the last one.
 
     Returns:
-        How each block calls its layers, by the block's index.
+        How each block calls its layers, and which of them write into a residual stream, by the block's index.
 
     Raises:
         UserError: if a block reads such state, or another batch runs the tower more often.
@@ -96,10 +97,11 @@ def require_standalone(
         index: list(zip(plain.inputs[index], plain.outputs[index], strict=True)) for index in plain.inputs
     }
     orders = {index: LayerOrder(tower.blocks[index].layers) for index in recorded}
+    residuals = {index: ResidualStreams(tower.blocks[index]) for index in recorded}
     # Running a block renews the state that it sets, so the blocks that read it have to run before.
     for index in reversed(plain.order):
         block, (given, left) = tower.blocks[index], recorded[index].pop()
-        with orders[index].recording():
+        with orders[index].recording(), residuals[index].recording():
             same = _reproduces(block, given, left)
         if not same:
             raise UserError(
@@ -107,7 +109,7 @@ def require_standalone(
                 f" what other modules leave behind in attributes; leave tower {tower.name} out of towers, or"
                 " choose what runs no block alone: pruner=magnitude, score=zeroth_order"
             )
-    return orders
+    return orders, residuals
 
 
 def _calls_with_perturbed_layers(model: PrunableModel, tower: Tower, batch: Batch) -> int:

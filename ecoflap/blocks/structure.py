@@ -20,6 +20,7 @@ from ecoflap.blocks.finished_towers import FinishedTower, TowerPasses
 from ecoflap.blocks.layer_order import LayerOrder
 from ecoflap.blocks.perturbation import perturbed
 from ecoflap.blocks.recorder import Recorder
+from ecoflap.blocks.residual_streams import ResidualStreams
 from ecoflap.blocks.standalone import require_standalone
 from ecoflap.blocks.trials import Reference, Trials, record_reference
 from ecoflap.data.batch import Batch
@@ -47,6 +48,7 @@ class Structure:
         writes: blocks write to tensors among their arguments.
         bypassed: finished towers that need not run.
         layer_orders: how each block calls its layers, by its index.
+        residuals: which layers of each block write into a residual stream, by its index.
     """
 
     passes: int
@@ -58,6 +60,7 @@ class Structure:
     writes: bool
     bypassed: tuple[FinishedTower, ...]
     layer_orders: Mapping[int, LayerOrder] = field(default_factory=dict)
+    residuals: Mapping[int, ResidualStreams] = field(default_factory=dict)
 
 
 def learn_structure(
@@ -83,7 +86,7 @@ def learn_structure(
             alone, or, with ``dense``, inputs depend on pruned weights.
     """
     references = [record_reference(model, tower, batch, finished)]
-    layer_orders = require_standalone(model, tower, references[0].plain, others)
+    layer_orders, residuals = require_standalone(model, tower, references[0].plain, others)
     unlike = [
         record_reference(model, tower, other, finished)
         for other in others
@@ -114,6 +117,7 @@ def learn_structure(
             if all(id(finished_tower) in ids for ids in bypassed)
         ),
         layer_orders=layer_orders,
+        residuals=residuals,
     )
 
 

@@ -5,11 +5,17 @@ closest to that on the calibration tokens are, in least squares,
 
     min over W* of ||W X - W* X~||^2:   W* = W + W (X - X~) X~^T inv(X~ X~^T)
 
+A layer that is added to a residual stream, s~ instead of s, can make up for the stream's error too: then
+
+    min over W* of ||S + W X - S~ - W* X~||^2:   W* = W + (W (X - X~) + S - S~) X~^T inv(X~ X~^T)
+
 All of it fits the calibration tokens and little else, so a share of the step is taken, as Arai and Ichikawa
 (2025, QEP) do for quantisation, and the matrix is damped in columns scaled to unit norm.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -21,7 +27,12 @@ DAMPING = 0.1  # share of the mean diagonal, ADMM's
 
 
 def compensate(
-    weights: list[Tensor], gram: Tensor, drift: Tensor, share: float = SHARE, damping: float = DAMPING
+    weights: Sequence[Tensor],
+    gram: Tensor,
+    drift: Tensor,
+    streams: Sequence[Tensor | None],
+    share: float = SHARE,
+    damping: float = DAMPING,
 ) -> list[Tensor]:
     """The weights that a pruner should reproduce on the inputs of the pruned model.
 
@@ -29,16 +40,22 @@ def compensate(
         weights: of layers that read the same input, each [rows, cols], any floating dtype.
         gram: mean of x~ x~^T, [cols, cols].
         drift: mean of (x - x~) x~^T over the same tokens, [cols, cols].
+        streams: of each layer the mean of (s - s~) x~^T, [rows, cols]; None if it writes into no residual
+            stream s.
         share: of the step, 0 to 1.
         damping: share of the mean diagonal that is added to the diagonal, above 0.
 
     Returns:
-        For each matrix W + share W drift inv(gram), [rows, cols] fp32. No argument is modified.
+        For each matrix W + share (W drift + stream) inv(gram), [rows, cols] fp32. No argument is modified.
     """
     matrix, norms = unit_columns(gram)
     matrix.diagonal().add_(damping * matrix.diagonal().mean())
-    # drift inv(gram) = the transpose of inv(gram) drift^T, with inv(gram) = inv(matrix) / (norms norms^T)
-    scaled = (drift / norms).t().contiguous()
-    step = (torch.cholesky_solve(scaled, torch.linalg.cholesky(matrix)) / norms[:, None]).t()
-    wide = [weight.detach().to(torch.float32) for weight in weights]
-    return [torch.addmm(weight, weight, step, alpha=share) for weight in wide]
+    lower = torch.linalg.cholesky(matrix)
+    compensated = []
+    for weight, stream in zip(weights, streams, strict=True):
+        wide = weight.detach().to(torch.float32)
+        missing = wide @ drift if stream is None else wide @ drift + stream
+        # missing inv(gram) is the transpose of inv(gram) missing^T; inv(gram) = inv(matrix) / (n n^T)
+        step = torch.cholesky_solve((missing / norms).t().contiguous(), lower).t() / norms
+        compensated.append(torch.add(wide, step, alpha=share))
+    return compensated

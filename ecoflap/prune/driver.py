@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.dense_twin import DenseTwin
+from ecoflap.blocks.drifts import Drifts
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.walk import Visit, walk
@@ -190,8 +191,8 @@ def _prune_layer_by_layer(
     block, placement = visit.block, visit.flow.model.placement
     assert pruner.statistic is not None
 
-    def together(layers: Sequence[Layer], statistic: Statistic, drift: Tensor | None) -> None:
-        prune_together(layers, statistic, pruner, allocation, report, drift)
+    def together(layers: Sequence[Layer], statistic: Statistic, drifts: Drifts | None) -> None:
+        prune_together(layers, statistic, pruner, allocation, report, drifts)
 
     with placement.using(block):
         visit.prune_on_the_way(pruner.statistic, together, twin)

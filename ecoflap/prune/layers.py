@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
+from ecoflap.blocks.drifts import Drifts
 from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.blocks.statistics import Gram, Statistic
 from ecoflap.errors import NumericalError
@@ -60,7 +61,7 @@ def prune_together(
     pruner: LayerPruner,
     allocation: Allocation,
     report: PruneReport,
-    drift: Tensor | None = None,
+    drifts: Drifts | None = None,
 ) -> None:
     """Prune layers that share a statistic in place.
 
@@ -70,16 +71,18 @@ def prune_together(
         pruner: prunes one layer.
         allocation: how many weights each layer keeps.
         report: receives each layer's mask and error.
-        drift: of the input from that in the dense model, [cols, cols], see ``ecoflap.ops.compensate``; with
-            it, the error is that of the compensated weights.
+        drifts: of the input and of residual streams from those in the dense model, for which the weights are
+            compensated first, see ``ecoflap.ops.compensation``; with them, the error is that of the
+            compensated weights.
 
     Raises:
         NumericalError: if a weight is not finite, before or after, or a mask misses its count.
     """
     dense = [layer.matrix().clone() for layer in layers]
-    if drift is not None:
+    if drifts is not None:
         assert isinstance(statistic, Gram)
-        dense = compensate(dense, statistic.value, drift)
+        streams = [drifts.streams.get(layer) for layer in layers]
+        dense = compensate(dense, statistic.value, drifts.inputs, streams)
     results = solve_layers(layers, dense, statistic, pruner, allocation.keep)
     for layer, before, pruned in zip(layers, dense, results, strict=True):
         if pruned.note:

@@ -129,8 +129,9 @@ def _held(model: PrunableModel, footprint: Footprint) -> int:
         columns = [[layer.shape[1] for layer in block.layers] for block in model.blocks if block.layers]
         sizes = list(map(footprint.statistic.size_of, columns))
         held += sum(sizes) if together else max(sizes)
-    if footprint.beside_dense:  # the drift of one input, and a block's dense and pruned weights
-        held += WIDE * max(layer.shape[1] for layer in layers) ** 2 + 2 * max(block_bytes(model.blocks))
+    if footprint.beside_dense:  # the drifts of an input and of a stream, a block's dense and pruned weights
+        held += WIDE * max(layer.shape[1] ** 2 + layer.size for layer in layers)
+        held += 2 * max(block_bytes(model.blocks))
     if on_cpu:
         held += WIDE * footprint.copies * sum(layer.size for layer in layers)
     if together:

@@ -1,0 +1,103 @@
+"""How far what layers read in the pruned model is from what they read in the dense one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ecoflap.blocks.statistics import TOKENS
+from ecoflap.models.core.layers import Layer
+
+
+class Readings(NamedTuple):
+    """What layers of a block read in one batch.
+
+    Attributes:
+        inputs: their inputs, [tokens, cols].
+        streams: of those that write into a residual stream, the stream before that, [tokens, rows].
+    """
+
+    inputs: dict[Layer, Tensor]
+    streams: dict[Layer, Tensor]
+
+
+class Drifts(NamedTuple):
+    """The drifts at layers that read the same input x~ of the pruned model.
+
+    Attributes:
+        inputs: mean of (x - x~) x~^T, [cols, cols], with x of the dense model.
+        streams: mean of (s - s~) x~^T, [rows, cols], of the layers that are added to a residual stream s.
+    """
+
+    inputs: Tensor
+    streams: Mapping[Layer, Tensor]
+
+
+class Drift:
+    """Mean of (d - d~) x~^T over tokens, of what the dense and the pruned model have beside an input x~.
+
+    Attributes:
+        sum: summed over tokens, [rows, cols], fp32.
+        tokens: how many there were.
+    """
+
+    def __init__(self, rows: int, cols: int, device: torch.device) -> None:
+        self.sum = torch.zeros(rows, cols, device=device)
+        self.tokens = 0
+
+    def update(self, dense: Tensor | None, pruned: Tensor, inputs: Tensor) -> None:
+        """Add a batch; what is not known of the dense model counts as what the pruned one has.
+
+        Args:
+            dense: [tokens, rows].
+            pruned: [tokens, rows].
+            inputs: of the layer in the pruned model, [tokens, cols].
+        """
+        self.tokens += len(inputs)
+        if dense is None or dense.shape != pruned.shape or len(pruned) != len(inputs):
+            return
+        parts = (one.split(TOKENS) for one in (dense, pruned, inputs))
+        for before, after, read in zip(*parts, strict=True):
+            self.sum.addmm_((before.float() - after.float()).t(), read.float())
+
+    @property
+    def value(self) -> Tensor:
+        """The mean, [rows, cols]."""
+        return self.sum / self.tokens
+
+
+class GroupDrift:
+    """The drifts of layers that read the same input, gathered batch by batch."""
+
+    def __init__(self, layers: Sequence[Layer], writers: Iterable[Layer], device: torch.device) -> None:
+        """Begin with no tokens.
+
+        Args:
+            layers: read the same input.
+            writers: layers that write into a residual stream.
+            device: of their inputs.
+        """
+        cols = layers[0].shape[1]
+        self.leader, self._inputs = layers[0], Drift(cols, cols, device)
+        own = [layer for layer in layers if layer in set(writers)]
+        self._streams = {layer: Drift(layer.shape[0], cols, device) for layer in own}
+
+    def update(self, dense: Readings, inputs: Tensor, streams: Mapping[Layer, Tensor]) -> None:
+        """Add a batch.
+
+        Args:
+            dense: what the layers read in the dense model.
+            inputs: what they read in the pruned one, [tokens, cols].
+            streams: the residual streams there, [tokens, rows].
+        """
+        self._inputs.update(dense.inputs.get(self.leader), inputs, inputs)
+        for layer, drift in self._streams.items():
+            drift.update(dense.streams.get(layer), streams.get(layer, inputs), inputs)
+
+    @property
+    def value(self) -> Drifts:
+        """The means."""
+        return Drifts(self._inputs.value, {layer: one.value for layer, one in self._streams.items()})
