@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,8 @@ ADVICE = {
 }
 RESUMABLE = (BLOCKS, PREDICTIONS, FINETUNE, TRAINING)
 """Products of a stopped run that save work when the same command is started again in its folder."""
-_made: set[Path] = set()
+_made: dict[Path, list[Path]] = {}
+"""{new folder of a run or a sweep: the folders above it that are new too, the nearest first}."""
 
 
 class RunFolder(Callback):
@@ -61,7 +63,7 @@ class RunFolder(Callback):
         try:
             folder = Path(str(place.dir)).absolute()
             if not folder.exists():
-                _made.add(folder)
+                _made[folder] = [parent for parent in folder.parents if not parent.exists()]
         except (OSError, OmegaConfBaseException):
             return  # Hydra raises the same error next; from a callback it would only be a warning
 
@@ -74,14 +76,22 @@ def is_resumable(folder: Path) -> bool:
 def remove_refused_run(folder: Path) -> None:
     """Remove the folder of a refused run if it is new and the run has left nothing to resume."""
     if folder.absolute() in _made and not is_resumable(folder):
-        shutil.rmtree(folder, ignore_errors=True)
+        _remove(folder.absolute())
 
 
 def remove_refused_sweeps() -> None:
     """Remove the new folders of sweeps that were refused before their first job."""
     for folder in _made:
         if folder.is_dir() and [entry.name for entry in folder.iterdir()] == ["multirun.yaml"]:
-            shutil.rmtree(folder, ignore_errors=True)
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a new folder, and the new ones above it that are empty then."""
+    shutil.rmtree(folder, ignore_errors=True)
+    with suppress(OSError):
+        for parent in _made[folder]:
+            parent.rmdir()
 
 
 def describe(error: BaseException) -> str | None:

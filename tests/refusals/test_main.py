@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
 from ecoflap.cli import command
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.run import pipeline
-from ecoflap.run.refusals import describe
+from ecoflap.run.refusals import RunFolder, describe, remove_refused_run
 
 Start = Callable[..., int]
 
@@ -112,6 +113,17 @@ def test_a_folder_that_was_there_stays(start: Start, tmp_path: Path) -> None:
     (tmp_path / "run" / "notes.txt").write_text("mine")
     assert start({0: UserError("no")}) == 2
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_new_folders_above_a_refused_run_go_too(tmp_path: Path, shared: bool) -> None:
+    folder = tmp_path / "outputs" / "runs" / "now"
+    RunFolder().on_run_start(OmegaConf.create({"hydra": {"run": {"dir": str(folder)}}}))
+    folder.mkdir(parents=True)
+    if shared:
+        (tmp_path / "outputs" / "cache").mkdir()
+    remove_refused_run(folder)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == (["cache", "outputs"] if shared else [])
 
 
 def test_a_bug_keeps_its_traceback(start: Start, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
