@@ -27,7 +27,7 @@ PUBLISHED = {"wanda": "wanda", "sparsegpt": "sparsegpt", "admm": "sparsegpt"}
 PROPAGATE = {
     "wanda": ("pruned", "dense"),
     "sparsegpt": ("pruned", "dense", "layer"),
-    "admm": ("pruned", "layer"),
+    "admm": ("pruned", "layer", "compensated"),
 }
 
 
@@ -52,7 +52,7 @@ def whole_run(
             plain.prune_by_sequences(model, calibration.batches(1), PUBLISHED[pruner], 0.5)
 
     def ours(propagate: str) -> None:
-        size = len(calibration) if propagate == "layer" else batch_size
+        size = len(calibration) if propagate in ("layer", "compensated") else batch_size
         prune(model, calibration, PRUNERS[pruner], allocation, size, propagate=propagate)
 
     sides: dict[str, Callable[[], Any]] = {"plain": published}
@@ -80,7 +80,7 @@ def whole_run(
             middle["plain"],
             middle[propagate],
             middle["plain"] / middle[propagate],
-            None if propagate == "dense" else (">=", target),
+            (">=", target) if propagate in ("pruned", "layer") else None,
             f"{same:.2%} of the mask" if propagate == "pruned" else "another result",
             {"seconds of each side": seconds} if propagate == "pruned" else {},
         )
