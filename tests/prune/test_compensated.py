@@ -154,7 +154,7 @@ def prune_by_hand(
 
 
 @pytest.mark.parametrize("name", ["sparsegpt", "admm"])
-@pytest.mark.parametrize("family", WRITERS)
+@pytest.mark.parametrize("family", [family for family in WRITERS if family in CALLED_ONCE])
 def test_equals_full_forward_passes_of_both_models(family: str, name: str) -> None:
     pruner, by_hand = PRUNERS[name]
     calibration = tiny.samples(family, lengths=tiny.UNPADDED.get(family, (7, 9, 7)))
