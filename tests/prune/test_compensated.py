@@ -171,7 +171,7 @@ def test_equals_full_forward_passes_of_both_models(family: str, name: str) -> No
 def test_batch_size_changes_nothing(family: str) -> None:
     models = [tiny.build(family) for _ in range(3)]
     first, *others = (
-        prune(model, tiny.samples(family), ADMM(), uneven(model), size, propagate="compensated")
+        prune(model, tiny.samples(family), SparseGPT(), uneven(model), size, propagate="compensated")
         for model, size in zip(models, (1, 2, 100), strict=True)
     )
     for report, model in zip(others, models[1:], strict=True):
