@@ -163,8 +163,7 @@ class Flow:
     def leave(self, index: int) -> None:
         """Run a block on each stream, and replace the stream's hidden states by its output."""
         for stream in self.streams:
-            call = stream.call(index)
-            stream.leave(call.run(self.tower.blocks[index].module, stream.hidden), call)
+            stream.pass_through(self.tower.blocks[index].module)
 
     def finished_tower(self) -> FinishedTower:
         """The tower with its outputs, once all blocks have run."""

@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ecoflap.blocks.block_call import BlockCall
 from ecoflap.blocks.capture import Flow
 from ecoflap.blocks.drifts import Readings
 from ecoflap.blocks.input_statistics import counted_inputs
@@ -34,6 +35,7 @@ class DenseTwin:
     def __init__(self) -> None:
         self.streams: list[Stream] = []
         self._flow: Flow | None = None
+        self._index = 0
         self._dense: dict[Layer, Tensor] = {}
 
     def enter(self, flow: Flow, index: int) -> None:
@@ -43,19 +45,30 @@ class DenseTwin:
         follows = flow is self._flow and all(stream.block == index for stream in self.streams)
         if captured or not follows:
             self.streams = [copy(stream) for stream in flow.streams]
-        self._flow, self._dense = flow, {}
+        self._flow, self._index, self._dense = flow, index, {}
+
+    @property
+    def block(self) -> Block:
+        """The present block."""
+        assert self._flow is not None
+        return self._flow.tower.blocks[self._index]
+
+    @property
+    def sources(self) -> dict[Layer, nn.Module]:
+        """The layers of the block that write into a residual stream, and the modules that read it before."""
+        structure = None if self._flow is None else self._flow.structure
+        found = {} if structure is None else structure.residuals
+        return dict(found[self._index].read_by) if self._index in found else {}
 
     def remember(self, layers: tuple[Layer, ...]) -> None:
-        """Remember the weights of layers of the present block that are about to be pruned."""
+        """Remember the weights of layers of the block that are about to be pruned."""
         self._dense |= {layer: layer.weight.detach().clone() for layer in layers}
 
-    def run(self, number: int, index: int, block: Block, counted: Masks) -> tuple[Any, Readings]:
-        """Run the dense block on a batch.
+    def run(self, number: int, counted: Masks) -> tuple[tuple[Tensor, BlockCall], Readings]:
+        """Run the block on a batch as if all of its layers were dense.
 
         Args:
             number: the index of the stream.
-            index: the index of the block in its tower.
-            block: the block, some layers of which are pruned.
             counted: masks of the tokens that count.
 
         Returns:
@@ -63,36 +76,27 @@ class DenseTwin:
             the dense model may route other tokens to them.
         """
         stream, found = self.streams[number], Readings({}, {})
-        call, raw = stream.call(index), dict[nn.Module, Tensor]()
-        sources = self.sources(index)
+        call, raw, sources = stream.call(self._index), dict[nn.Module, Tensor](), self.sources
 
         def note(layer: Layer, _: nn.Module, arguments: tuple[Any, ...]) -> None:
             found.inputs[layer] = counted_inputs(layer, arguments[0], counted, call.tensors)
             if (source := sources.get(layer)) is not None and source in raw:
                 found.streams[layer] = counted_inputs(layer, raw[source], counted, call.tensors)
 
-        watched = [layer for layer in block.layers if layer not in self._dense and not layer.is_expert]
+        watched = [layer for layer in self.block.layers if layer not in self._dense and not layer.is_expert]
         with self._restored(), inputs_noted(set(sources.values()), raw.__setitem__):
             handles = [layer.module.register_forward_pre_hook(partial(note, layer)) for layer in watched]
             try:
-                output = call.run(block.module, stream.hidden)
+                output = call.run(self.block.module, stream.hidden)
             finally:
                 for handle in handles:
                     handle.remove()
         return (output, call), found
 
-    def sources(self, index: int) -> dict[Layer, nn.Module]:
-        """The layers of a block that write into a residual stream, and the modules that read it before."""
-        structure = None if self._flow is None else self._flow.structure
-        found = {} if structure is None else structure.residuals
-        return dict(found[index].read_by) if index in found else {}
-
-    def leave(self, index: int) -> None:
-        """Pass all batches through the present block, which is dense."""
+    def leave(self) -> None:
+        """Pass all batches through the block, which is dense."""
         for stream in self.streams:
-            call = stream.call(index)
-            assert self._flow is not None
-            stream.leave(call.run(self._flow.tower.blocks[index].module, stream.hidden), call)
+            stream.pass_through(self.block.module)
 
     @contextmanager
     def _restored(self) -> Iterator[None]:

@@ -95,7 +95,7 @@ class LayerByLayer:
             self._stages.setdefault(group[0].stage, []).append(group)
         self._statistics: dict[Group, Statistic] = {}  # of groups that batches wait at
         self._drifts: dict[Group, GroupDrift] = {}
-        self._sources: dict[Layer, nn.Module] = {}
+        self._sources = {} if twin is None else twin.sources
         self._pruned: set[Stage] = set()
         self._batches: list[_Batch] = []
         self._behind: list[_Batch] = []  # those that can go on, as the layers that they waited at are pruned
@@ -116,8 +116,6 @@ class LayerByLayer:
         numbered = enumerate(zip(streams, tokens, strict=True))
         self._batches = [_Batch(number, stream, masks) for number, (stream, masks) in numbered]
         self._behind = list(self._batches)
-        if self.twin is not None:
-            self._sources = self.twin.sources(index)
         with self._watching():
             while self._behind:
                 self._run_on(self._behind.pop(), index)
@@ -142,10 +140,9 @@ class LayerByLayer:
 
     def _run_on(self, batch: _Batch, index: int) -> None:
         """Run a batch from the beginning of the block to the next dense stage, or to the block's end."""
-        dense_end: tuple[Any, Any] | None = None
         if self.twin is not None:
             self._running = None
-            dense_end, batch.dense = self.twin.run(batch.number, index, self.block, batch.tokens)
+            dense_end, batch.dense = self.twin.run(batch.number, batch.tokens)
         call = batch.stream.call(index)
         batch.begin(call.tensors)
         self._running = batch
@@ -155,7 +152,7 @@ class LayerByLayer:
                 _refuse(next(layer for layer in group if layer not in batch.called))
             if batch.waits is None:
                 batch.stream.leave(output, call)
-                if self.twin is not None and dense_end is not None:
+                if self.twin is not None:
                     self.twin.streams[batch.number].leave(*dense_end)
         batch.dense, batch.streams = Readings({}, {}), {}
 

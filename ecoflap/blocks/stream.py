@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ecoflap.blocks.activations import OffloadedTensor
 from ecoflap.blocks.block_call import BlockCall
@@ -69,6 +69,11 @@ class Stream:
         self.block, self.hidden = index, given.hidden
         self.counted, self.kinds = given.counted, given.kinds
         self._recaptured = offload_calls({index: given.call}, self._placement)
+
+    def pass_through(self, block: nn.Module) -> None:
+        """Run the next block, and proceed to the one behind it."""
+        call = self.call(self.block)
+        self.leave(call.run(block, self.hidden), call)
 
     def leave(self, output: Tensor, call: BlockCall) -> None:
         """Proceed to the next block.

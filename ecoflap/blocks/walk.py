@@ -29,11 +29,13 @@ class Visit:
         flow: the batches that pass through its tower.
         index: its index in the tower.
         tokens: which tokens count in statistics, see ``choose_tokens``.
+        twin: the dense model, at the same block; None if none runs beside this one.
     """
 
     flow: Flow
     index: int
     tokens: str = "all"
+    twin: DenseTwin | None = None
 
     @property
     def tower(self) -> Tower:
@@ -81,15 +83,12 @@ class Visit:
                         stream.leave(output, call)
         return found
 
-    def prune_on_the_way(
-        self, statistic: type[Statistic], prune: PruneGroup, twin: DenseTwin | None = None
-    ) -> None:
+    def prune_on_the_way(self, statistic: type[Statistic], prune: PruneGroup) -> None:
         """Run the block, prune each layer as soon as its input is known in all batches, and leave the block.
 
         Args:
             statistic: the statistic to gather of each layer's input.
             prune: prunes layers that read the same input in place.
-            twin: the dense model, which has entered the block; None to do without.
 
         Raises:
             UserError: if some layer of the tower is called several times on the way of one batch.
@@ -98,7 +97,7 @@ class Visit:
         structure = self.flow.structure
         assert structure is not None
         groups = structure.layer_orders[self.index].groups()
-        on_the_way = LayerByLayer(self.block, groups, statistic, prune, twin)
+        on_the_way = LayerByLayer(self.block, groups, statistic, prune, self.twin)
         on_the_way.run(self.index, self.flow.streams, self.counted)
 
     def require_one_call(self) -> None:
@@ -132,6 +131,7 @@ def walk(
     title: str,
     dense: bool = False,
     tokens: str = "all",
+    twin: DenseTwin | None = None,
 ) -> Iterator[Visit]:
     """Visit every block of the towers that have layers, once its inputs are known.
 
@@ -143,9 +143,10 @@ def walk(
         dense: give each block the outputs of dense blocks, although the caller changes blocks: blocks whose
             inputs come from a forward pass are visited last to first.
         tokens: which tokens count in statistics, see ``choose_tokens``.
+        twin: the dense model, which enters each block too.
 
     Yields:
-        Each block once; the caller has to leave it before the next one.
+        Each block once; the caller has to leave it before the next one, and the twin as well.
 
     Raises:
         UserError: if, with ``dense``, blocks would be changed before others that read their outputs, or the
@@ -153,14 +154,21 @@ def walk(
     """
     chosen = [tower for tower in towers if tower.layers]
     require_choice(model, chosen, batches, tokens)
-    visits = _visits(model, chosen, batches, dense, tokens)
+    visits = _visits(model, chosen, batches, dense, tokens, twin)
     for visit in track(visits, title, total=sum(len(tower.blocks) for tower in chosen)):
         visit.flow.enter(visit.index)
+        if twin is not None:
+            twin.enter(visit.flow, visit.index)
         yield visit
 
 
 def _visits(
-    model: PrunableModel, towers: Sequence[Tower], batches: Sequence[Batch], dense: bool, tokens: str
+    model: PrunableModel,
+    towers: Sequence[Tower],
+    batches: Sequence[Batch],
+    dense: bool,
+    tokens: str,
+    twin: DenseTwin | None,
 ) -> Iterator[Visit]:
     """The blocks in the order in which they are visited."""
     for flow in flows(model, towers, batches, dense):
@@ -172,4 +180,4 @@ def _visits(
                 " the tower out of towers"
             )
         for index in reversed(order) if dense and flow.from_start else order:
-            yield Visit(flow, index, tokens)
+            yield Visit(flow, index, tokens, twin)

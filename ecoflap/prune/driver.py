@@ -87,14 +87,10 @@ def prune(
             statistics, batches = compute() if recall is None else recall(compute), []
     towers = tuple(reversed(model.towers)) if dense else model.towers
     with quiet_forward(model.module):
-        for number, visit in enumerate(walk(model, towers, batches, "prune", dense, tokens)):
-            if twin is not None:
-                twin.enter(visit.flow, visit.index)
-            seconds = (
-                None if finished is None else _apply_finished(visit, finished, number, report, dense, twin)
-            )
+        for number, visit in enumerate(walk(model, towers, batches, "prune", dense, tokens, twin)):
+            seconds = None if finished is None else _apply_finished(visit, finished, number, report, dense)
             if seconds is None:
-                seconds = _prune_block(visit, pruner, allocation, report, propagate, statistics, twin)
+                seconds = _prune_block(visit, pruner, allocation, report, propagate, statistics)
                 if finished is not None:
                     with model.placement.using(visit.block):
                         finished.write(number, visit.block.layers, report, seconds)
@@ -127,12 +123,7 @@ def _warn_of_experts(model: PrunableModel, report: PruneReport) -> None:
 
 
 def _apply_finished(
-    visit: Visit,
-    finished: FinishedBlocks,
-    number: int,
-    report: PruneReport,
-    dense: bool,
-    twin: DenseTwin | None,
+    visit: Visit, finished: FinishedBlocks, number: int, report: PruneReport, dense: bool
 ) -> float | None:
     """Apply a block that a stopped run has pruned, and pass the hidden states through it as that run did.
 
@@ -144,8 +135,8 @@ def _apply_finished(
         return None
     if dense:
         visit.leave()
-    if twin is not None:
-        twin.leave(visit.index)
+    if visit.twin is not None:
+        visit.twin.leave()
     with placement.using(block):
         found.apply(block.layers, report)
         if block.layers:
@@ -162,15 +153,14 @@ def _prune_block(
     report: PruneReport,
     propagate: str,
     stored: Mapping[str, Tensor] | None,
-    twin: DenseTwin | None,
 ) -> float:
     """Prune a block and pass the hidden states through it; returns the seconds that this took."""
     started, block = time.perf_counter(), visit.block
     if propagate in ("layer", "compensated") and visit.flow.batches and block.layers:
-        _prune_layer_by_layer(visit, pruner, allocation, report, twin)
+        _prune_layer_by_layer(visit, pruner, allocation, report)
     else:
-        if twin is not None:
-            twin.leave(visit.index)
+        if visit.twin is not None:
+            visit.twin.leave()
         _prune_whole(visit, pruner, allocation, report, propagate == "dense", stored)
     if not visit.finite:
         raise NumericalError(
@@ -181,11 +171,7 @@ def _prune_block(
 
 
 def _prune_layer_by_layer(
-    visit: Visit,
-    pruner: LayerPruner,
-    allocation: Allocation,
-    report: PruneReport,
-    twin: DenseTwin | None,
+    visit: Visit, pruner: LayerPruner, allocation: Allocation, report: PruneReport
 ) -> None:
     """Prune each layer of a block in the run that has reached it, and leave the block."""
     block, placement = visit.block, visit.flow.model.placement
@@ -195,7 +181,7 @@ def _prune_layer_by_layer(
         prune_together(layers, statistic, pruner, allocation, report, drifts)
 
     with placement.using(block):
-        visit.prune_on_the_way(pruner.statistic, together, twin)
+        visit.prune_on_the_way(pruner.statistic, together)
         placement.changed(block)
 
 
