@@ -68,18 +68,25 @@ def token_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def on_text(model: Path, tokens: Path) -> list[str]:
+    """Overrides that put a language model and rows of tokens under any run."""
+    return [
+        "model=causal_lm",
+        f"model.path={model}",
+        "calibration=token_file",
+        f"calibration.path={tokens}",
+        "calibration.key=calibration",
+        "task=token_perplexity",
+        f"task.path={tokens}",
+        "task.key=test",
+    ]
+
+
 @pytest.fixture
 def text_run(tiny_llama: Path, token_file: Path, tmp_path: Path) -> list[str]:
     """Overrides that put the tiny language model and its token rows under any run."""
     return [
-        "model=causal_lm",
-        f"model.path={tiny_llama}",
-        "calibration=token_file",
-        f"calibration.path={token_file}",
-        "calibration.key=calibration",
-        "task=token_perplexity",
-        f"task.path={token_file}",
-        "task.key=test",
+        *on_text(tiny_llama, token_file),
         "score.batch_size=2",
         "tracking=none",
         "device=cpu",

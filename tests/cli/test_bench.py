@@ -21,6 +21,7 @@ from ecoflap.storage.saved_model import weight_bytes
 from ecoflap.sweeps.bench import forms, speed
 from ecoflap.sweeps.bench.measure import measure
 from tests.cli import forked
+from tests.cli.conftest import on_text
 
 QUICK = ("--repeats", "2", "--batch-size", "1", "2", "--tokens", "3")
 
@@ -38,18 +39,7 @@ def language_runs(
 ) -> tuple[Path, Path, Path]:
     """Runs of the tiny language model: by rows, 2:4, and by rows again, saved without the zeros."""
     place = tmp_path_factory.mktemp("bench")
-    base = [
-        "model=causal_lm",
-        f"model.path={tiny_llama}",
-        "calibration=token_file",
-        f"calibration.path={token_file}",
-        "calibration.key=calibration",
-        "task=token_perplexity",
-        f"task.path={token_file}",
-        "task.key=test",
-        "score=none",
-        "sparsity=0.5",
-    ]
+    base = [*on_text(tiny_llama, token_file), "score=none", "sparsity=0.5"]
     pairs = [*base, "pruner.mask=2:4"]
     return (
         prune(place / "rows", *base),

@@ -20,15 +20,7 @@ from ecoflap.storage.results import Result, verify
 from ecoflap.storage.results.identity import differences
 from ecoflap.storage.results.record import find_records
 from tests.cli import forked
-from tests.cli.conftest import ROOT
-
-OVERRIDES = (
-    "calibration=token_file",
-    "task=token_perplexity",
-    "tracking=none",
-    "device=cpu",
-    "cache_mode=off",
-)
+from tests.cli.conftest import ROOT, on_text
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +28,10 @@ def saved(tiny_llama: Path, token_file: Path, tmp_path_factory: pytest.TempPathF
     """The folder of a run that saved its model."""
     folder = tmp_path_factory.mktemp("sharing") / "run"
     given = [
-        *OVERRIDES,
-        "model=causal_lm",
-        f"model.path={tiny_llama}",
-        f"calibration.path={token_file}",
-        "calibration.key=calibration",
-        f"task.path={token_file}",
-        "task.key=test",
+        *on_text(tiny_llama, token_file),
+        "tracking=none",
+        "device=cpu",
+        "cache_mode=off",
         "score=none",
         "sparsity=0.5",
         "pruner.mask=matrix",
