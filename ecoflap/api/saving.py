@@ -13,12 +13,12 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.storage.bitmask.forms import DENSE, check_form
 from ecoflap.storage.checkpoint import write_checkpoint
-from ecoflap.storage.file_names import ALLOCATION, BITMASK_INDEX, CARD, SCORES
+from ecoflap.storage.file_names import ALLOCATION, BITMASK_INDEX, CARD, SCORES, WEIGHTS_INDEX
 from ecoflap.storage.files import write_json
 from ecoflap.storage.sharing.card import has_own_card
 from ecoflap.storage.sharing.describe import describe
 
-INDEXES = ("model.safetensors.index.json", BITMASK_INDEX)
+INDEXES = (WEIGHTS_INDEX, BITMASK_INDEX)
 WEIGHTS = (*INDEXES, "*.safetensors")
 
 

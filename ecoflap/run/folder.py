@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 from ecoflap.console import progress as console
 from ecoflap.errors import UserError
-from ecoflap.storage.checkpoint import FOLDER as CHECKPOINT
 from ecoflap.storage.file_names import (
     ALLOCATION,
     BLOCKS,
+    CHECKPOINT,
     FINETUNE,
     LEASE,
     PREDICTIONS,

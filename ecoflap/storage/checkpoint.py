@@ -21,8 +21,6 @@ from ecoflap.storage.masks import FILE_NAME as MASKS
 from ecoflap.storage.masks import PackedMasks, Rows, save_masks
 from ecoflap.storage.saved_model import Checkpoint
 
-FOLDER = CHECKPOINT
-
 
 def save_checkpoint(
     model: PrunableModel, masks: Mapping[str, Tensor], run_folder: Path, form: str = DENSE
@@ -44,11 +42,11 @@ def save_checkpoint(
     Raises:
         UserError: if the disk is full.
     """
-    final, partial = run_folder / FOLDER, run_folder / f"{FOLDER}.partial"
+    final, partial = run_folder / CHECKPOINT, run_folder / f"{CHECKPOINT}.partial"
     write_checkpoint(model, masks, partial, form)
     shutil.rmtree(final, ignore_errors=True)
     partial.rename(final)
-    return FOLDER
+    return CHECKPOINT
 
 
 def write_checkpoint(

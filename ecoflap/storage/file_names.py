@@ -23,6 +23,10 @@ BENCH = "bench.json"
 CARD = "README.md"
 RECIPE = "recipe.yaml"
 
+# In the folder of a model that save_pretrained wrote: its weights, or the index of several files with them.
+WEIGHTS_FILE = "model.safetensors"
+WEIGHTS_INDEX = "model.safetensors.index.json"
+
 # In the folder of a bitmask checkpoint: the index, and the pattern of its shards.
 BITMASK_INDEX = "bitmask.index.json"
 BITMASK_SHARDS = "bitmask-*.safetensors"

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ecoflap.storage.file_names import BITMASK_INDEX, BITMASK_SHARDS
+from ecoflap.storage.file_names import BITMASK_INDEX, BITMASK_SHARDS, WEIGHTS_FILE, WEIGHTS_INDEX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
 
 
 LAVIS = "model.pth"
-INDEX = "model.safetensors.index.json"
-WEIGHTS = (INDEX, "model.safetensors", "model-*.safetensors", BITMASK_INDEX, BITMASK_SHARDS)
+WEIGHTS = (WEIGHTS_INDEX, WEIGHTS_FILE, "model-*.safetensors", BITMASK_INDEX, BITMASK_SHARDS)
 """Patterns of the files with weights, except in LAVIS' format."""
 
 
@@ -42,9 +41,9 @@ class Checkpoint:
         self.folder = Path(folder)
         self._open: dict[str, Any] = {}
         self._stack = ExitStack()
-        index = self.folder / INDEX
+        index = self.folder / WEIGHTS_INDEX
         # Of a single file and shards, transformers prefers the single file, too.
-        self._single = "model.safetensors" if (self.folder / "model.safetensors").is_file() else None
+        self._single = WEIGHTS_FILE if (self.folder / WEIGHTS_FILE).is_file() else None
         has_safetensors = self._single is not None or index.is_file()
         self._bitmask = None if has_safetensors else _open_bitmask(self.folder)
         has_safetensors |= self._bitmask is not None

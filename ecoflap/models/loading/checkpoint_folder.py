@@ -10,11 +10,9 @@ from typing import Any
 import torch
 
 from ecoflap.errors import UserError
-from ecoflap.storage.file_names import BITMASK_INDEX
+from ecoflap.storage.file_names import BITMASK_INDEX, WEIGHTS_FILE, WEIGHTS_INDEX
 from ecoflap.storage.stored_tensor import StoredTensor, read_header, stored_tensors
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
 
@@ -44,42 +42,42 @@ def weight_files(folder: Path) -> list[Path]:
     Raises:
         UserError: if there are no weights, or a file of them is missing, damaged or truncated.
     """
-    single, index = folder / SINGLE, folder / INDEX
+    single, index = folder / WEIGHTS_FILE, folder / WEIGHTS_INDEX
     if not single.is_file() and not index.is_file():
         if any((folder / name).is_file() for name in (*PICKLES, BITMASK_INDEX)):
             return []
         found = sorted(path.name for path in folder.iterdir() if path.suffix in WEIGHTS)
         instead = f", only {found[0]}" if found else ""
         raise UserError(
-            f"model.path={folder} has no weights: no {SINGLE} and no {INDEX}{instead}; save the model there"
-            " with save_pretrained"
+            f"model.path={folder} has no weights: no {WEIGHTS_FILE} and no {WEIGHTS_INDEX}{instead}; save the"
+            " model there with save_pretrained"
         )
     if single.is_file():
         _whole(folder, single)
         return [single]
     file_of = _read_json(index).get("weight_map")
     if not isinstance(file_of, Mapping) or not file_of:
-        raise UserError(f"{INDEX} of model.path={folder} says of no weight where it is; copy it anew")
+        raise UserError(f"{WEIGHTS_INDEX} of model.path={folder} says of no weight where it is; copy it anew")
     files = sorted({str(file) for file in file_of.values()})
     missing = [file for file in files if not (folder / file).is_file()]
     if missing:
         raise UserError(
-            f"model.path={folder} lacks {missing[0]} ({len(missing)} of {len(files)} files that its {INDEX}"
-            " names); copy it there"
+            f"model.path={folder} lacks {missing[0]} ({len(missing)} of {len(files)} files that its"
+            f" {WEIGHTS_INDEX} names); copy it there"
         )
     inside = {file: _whole(folder, folder / file) for file in files}
     lost = [name for name, file in file_of.items() if name not in inside[file]]
     if lost:
         raise UserError(
-            f"{file_of[lost[0]]} of model.path={folder} has no {lost[0]}, which its {INDEX} looks for there;"
-            " copy both anew"
+            f"{file_of[lost[0]]} of model.path={folder} has no {lost[0]}, which its {WEIGHTS_INDEX} looks for"
+            " there; copy both anew"
         )
     return [folder / file for file in files]
 
 
 def is_bitmask(folder: Path) -> bool:
     """Whether the weights of a checkpoint folder are in a bitmask checkpoint."""
-    has_dense = (folder / SINGLE).is_file() or (folder / INDEX).is_file()
+    has_dense = (folder / WEIGHTS_FILE).is_file() or (folder / WEIGHTS_INDEX).is_file()
     return not has_dense and (folder / BITMASK_INDEX).is_file()
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.storage.file_names import WEIGHTS_FILE
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class SavesStateDict(PrunableModel):
     def save(self, folder: Path) -> None:
         """Write ``model.safetensors``."""
         state = {name: tensor.contiguous().clone() for name, tensor in self.module.state_dict().items()}
-        save_file(state, folder / "model.safetensors")
+        save_file(state, folder / WEIGHTS_FILE)
 
 
 def read_tensors(file: Path, option: str) -> Any:

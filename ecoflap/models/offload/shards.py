@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from ecoflap.errors import NumericalError
-from ecoflap.models.loading.checkpoint_folder import INDEX
 from ecoflap.models.loading.conversion import saved_form
 from ecoflap.models.loading.converted_tensor import CheckpointTensor
 from ecoflap.models.offload.placement import Offloaded, Saves
 from ecoflap.storage.disk_space import writing
+from ecoflap.storage.file_names import WEIGHTS_INDEX
 from ecoflap.storage.stored_tensor import StoredTensor, stored_tensors, write_in_parts
 
 M_MMAP_THRESHOLD = -3  # of malloc.h
@@ -114,7 +114,7 @@ class OnDisk(Offloaded):
         file_of |= dict.fromkeys(saved, "model-00000.safetensors")
         total += sum(tensor.nbytes for tensor in saved.values())
         index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+        (folder / WEIGHTS_INDEX).write_text(json.dumps(index, indent=2) + "\n")
         for settings in ("config", "generation_config"):
             if getattr(module, settings, None) is not None:
                 getattr(module, settings).save_pretrained(folder)

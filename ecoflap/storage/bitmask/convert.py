@@ -15,8 +15,9 @@ from ecoflap.storage.bitmask.forms import CODED, DENSE, check_form
 from ecoflap.storage.bitmask.index import digest, shard_name, write_index
 from ecoflap.storage.bitmask.shards import ShardReader, found_shard, is_coded, write_shard
 from ecoflap.storage.disk_space import writing
+from ecoflap.storage.file_names import WEIGHTS_FILE, WEIGHTS_INDEX
 from ecoflap.storage.files import flush, replacing, write_json
-from ecoflap.storage.saved_model import INDEX, LAVIS, WEIGHTS, Checkpoint
+from ecoflap.storage.saved_model import LAVIS, WEIGHTS, Checkpoint
 from ecoflap.storage.stored_tensor import stored_tensors, write_in_parts
 
 SHARD_BYTES = 2**30
@@ -120,7 +121,7 @@ def plan_shards(shapes: Mapping[str, Tensor], name: Callable[[int, int], str]) -
 
 def dense_name(number: int, of: int) -> str:
     """The name of a shard that ``from_pretrained`` loads."""
-    return "model.safetensors" if of == 1 else f"model-{number:05d}-of-{of:05d}.safetensors"
+    return WEIGHTS_FILE if of == 1 else f"model-{number:05d}-of-{of:05d}.safetensors"
 
 
 def _prepare(target: Path, files: set[str]) -> None:
@@ -185,4 +186,4 @@ def _write_dense_index(target: Path, plans: Sequence[Plan], shapes: Mapping[str,
     file_of = {name: plan.file for plan in plans for name in plan.names}
     total = sum(like.nbytes for like in shapes.values())
     index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(file_of.items()))}
-    write_json(target / INDEX, index)
+    write_json(target / WEIGHTS_INDEX, index)
