@@ -20,10 +20,10 @@ from ecoflap.models.core.expert_slices import refresh
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.checkpoint_folder import stored_in
 from ecoflap.models.loading.conversion import match_tensors, warn_unused
+from ecoflap.models.offload.copies import pinned
+from ecoflap.models.offload.offloaded import InMemory, OnCpu
 from ecoflap.models.offload.placement import (
     AT_A_TIME,
-    InMemory,
-    OnCpu,
     block_bytes,
     bytes_outside,
     own_parameters,
@@ -140,7 +140,7 @@ def _on_cpu(loader: Any, device: torch.device, selection: Any, work: Path) -> Pr
     show_plan("cpu", model, device)
     offloaded = own_parameters(model.module, model.blocks)
     parameters = {name: parameter for mine in offloaded.values() for name, parameter in mine.items()}
-    source = InMemory({name: parameter.data for name, parameter in parameters.items()})
+    source = InMemory(pinned({name: parameter.data for name, parameter in parameters.items()}, device))
     for parameter in parameters.values():
         parameter.data = placeholder(parameter.shape, parameter.dtype)
     refresh(model.module)
