@@ -39,7 +39,7 @@ class Placement:
         device: the device that blocks run on; None for that of the weights.
         folder: folder for what doesn't fit into memory; None where everything does.
         reads_ahead: whether the next block is loaded while one runs.
-        room: bytes of hidden states that may stay on the device of an offloaded model.
+        room: bytes of further hidden states that may stay on the device although the model is offloaded.
     """
 
     kind = "none"

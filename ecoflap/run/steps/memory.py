@@ -101,7 +101,8 @@ def _need(
     """How much memory a step with this footprint needs for batches of at most ``batch`` samples."""
     batch = min(batch, samples)
     wide = footprint.float32
-    weights, cost = weights_in_use(model, WIDE if wide else 1), cost.in_float32(model) if wide else cost
+    weights = weights_in_use(model, WIDE if wide else 1, footprint.passes == "backward")
+    cost = cost.in_float32(model) if wide else cost
     held = _held(model, footprint)
     if footprint.passes == "blocks":
         streams = 2 if footprint.beside_dense else 1
@@ -114,10 +115,12 @@ def _need(
     else:
         pair, pairs = 2 * batch * cost.forward, max(1, footprint.samples_per_pass // (2 * batch))
         work = min(pairs * pair, max(pair, SATURATION))
-    states = batch * cost.outputs
+    states, waiting = batch * cost.outputs, 0
     if footprint.trials:  # the statistics are gathered block by block
-        states = max(states, (samples if model.placement.kind == "none" else batch) * cost.states)
-    return Need(step, weights, states, work + held, wide=wide)
+        stays = model.placement.kind == "none"
+        states, waiting = max(states, (samples if stays else batch) * cost.states), samples * cost.states
+        waiting = 0 if stays else waiting
+    return Need(step, weights, states, work + held, waiting, wide)
 
 
 def _held(model: PrunableModel, footprint: Footprint) -> int:
@@ -139,11 +142,44 @@ def _held(model: PrunableModel, footprint: Footprint) -> int:
     return held
 
 
-def weights_in_use(model: PrunableModel, width: int = 1) -> int:
-    """Bytes of the weights on the device at a time, with at least ``width`` bytes per weight."""
-    blocks = block_bytes(model.blocks, width)
-    inside = sum(blocks) if model.placement.kind == "none" else AT_A_TIME * max(blocks)
+def weights_in_use(model: PrunableModel, width: int = 1, backward: bool = False) -> int:
+    """Bytes of the weights on the device at a time.
+
+    Args:
+        model: the model.
+        width: the least bytes per weight.
+        backward: whether there are backward passes, which need two blocks.
+    """
+    blocks, placement = block_bytes(model.blocks, width), model.placement
+    at_a_time = AT_A_TIME if placement.reads_ahead or backward else 1
+    inside = sum(blocks) if placement.kind == "none" else at_a_time * max(blocks)
     return bytes_outside(model.module, model.blocks, width) + inside
+
+
+def keep_states(model: PrunableModel, needs: Sequence[Need]) -> list[Need]:
+    """Let the hidden states of an offloaded model stay on its accelerator as far as they fit.
+
+    What is planned beside them counts twice, as it may be off by that much. On the CPU they stay where
+    ``runtime.offload`` puts them, as the memory that is free there may not be this process's to take.
+
+    Args:
+        model: the model; its placement gets the room.
+        needs: the memory that the steps need.
+
+    Returns:
+        The same with the hidden states that stay among the states, and the rest as offloaded.
+    """
+    placement, device = model.placement, model.device
+    waits = [need for need in needs if need.offloaded]
+    if not waits or device.type == "cpu":
+        return list(needs)
+    free = free_memory(device) + bytes_outside(model.module, model.blocks)  # those weights are loaded
+    placement.room = max(0, min(free - need.weights - 2 * (need.states + need.work) for need in waits))
+    stays = [min(need.offloaded, placement.room) for need in needs]
+    return [
+        replace(need, states=need.states + size, offloaded=need.offloaded - size)
+        for need, size in zip(needs, stays, strict=True)
+    ]
 
 
 def needs_without_data(
