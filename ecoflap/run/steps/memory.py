@@ -24,6 +24,8 @@ from ecoflap.score.protocol import Scorer
 
 log = logging.getLogger(__name__)
 
+WITHOUT_DATA = SampleCost(0, 0, 0, 0)
+
 
 @dataclass(frozen=True)
 class Need:
@@ -62,8 +64,12 @@ def memory_plan(
     pruner: Pruner,
     allocating: Footprint | None = None,
     propagate: str = "pruned",
+    devices: int = 1,
 ) -> list[Need]:
-    """How much memory scoring, allocating and pruning will need.
+    """How much memory scoring, allocating and pruning will need on each device.
+
+    Processes that share the samples have the same weights and statistics on their devices; where they share
+    the layers of a block to prune, each prunes one at a time as before.
 
     Args:
         model: the loaded model.
@@ -74,8 +80,9 @@ def memory_plan(
         pruner: prunes layers or the whole model.
         allocating: what the allocator keeps in memory; None if it runs no samples.
         propagate: what comes before a layer when the pruner measures its inputs.
+        devices: how many processes share the samples, with a device each.
     """
-    needs = []
+    needs, samples = [], -(-samples // devices)
     if scorer is not None:
         need = _need(model, "score", scorer.footprint, cost, samples, scorer.batch_size)
         needs.append(replace(need, batch_size="score.batch_size"))
@@ -190,8 +197,12 @@ def needs_without_data(
     pruner: Pruner,
     allocating: Footprint | None = None,
     propagate: str = "pruned",
+    cost: SampleCost = WITHOUT_DATA,
+    samples: int = 1,
+    batch_size: int = 1,
+    devices: int = 1,
 ) -> list[Need]:
-    """How much memory the steps will need for weights and statistics, from the model's shapes alone.
+    """How much memory the steps will need on each device, from the model's shapes alone.
 
     Args:
         model: the model, on the meta device.
@@ -201,9 +212,13 @@ def needs_without_data(
         pruner: prunes layers or the whole model.
         allocating: what the allocator keeps in memory; None if it runs no samples.
         propagate: what comes before a layer when the pruner measures its inputs.
+        cost: bytes of activations of one sample; by default none, which leaves weights and statistics.
+        samples: number of samples in the calibration set.
+        batch_size: samples per forward pass of the fine stage.
+        devices: how many processes share the samples, with a device each.
     """
     planned = replace(model, placement=Planned(offload, device))
-    return memory_plan(planned, SampleCost(0, 0, 0, 0), 1, 1, scorer, pruner, allocating, propagate)
+    return memory_plan(planned, cost, samples, batch_size, scorer, pruner, allocating, propagate, devices)
 
 
 def show_needs_without_data(model: PrunableModel, offload: str, needs: Sequence[Need]) -> None:
