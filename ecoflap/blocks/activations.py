@@ -1,4 +1,4 @@
-"""Hidden states between two blocks: kept on the device, or offloaded to the CPU or the disk."""
+"""Hidden states between two blocks: on the device while they fit, or offloaded to the CPU or the disk."""
 
 from __future__ import annotations
 
@@ -28,14 +28,21 @@ class OffloadedTensor:
 
         Args:
             tensor: any shape and dtype.
-            placement: where it is stored; kind ``none`` leaves it on its device.
+            placement: where it is stored; kind ``none`` leaves it on its device, and so do others while
+                there is room.
         """
-        self.device = tensor.device
+        self.device, self._placement = tensor.device, placement
         self.file: Path | None = None
         self._tensor: Tensor | None = tensor
-        if placement.kind == "cpu":
+        self._taken = 0  # of the placement's room
+        if placement.kind == "none":
+            return
+        if tensor.nbytes <= placement.room:
+            self._taken = tensor.nbytes
+            placement.room -= self._taken
+        elif placement.kind == "cpu":
             self._tensor = tensor.cpu()
-        elif placement.kind == "disk":
+        else:
             assert placement.folder is not None
             placement.folder.mkdir(parents=True, exist_ok=True)
             self.file, self._tensor = placement.folder / f"hidden-{next(_numbers)}.safetensors", None
@@ -49,6 +56,7 @@ class OffloadedTensor:
             return torch.clone(file.get_tensor("hidden")).to(self.device)
 
     def __del__(self) -> None:
-        """Delete the file."""
+        """Delete the file, or make room."""
+        self._placement.room += self._taken
         if self.file is not None:
             self.file.unlink(missing_ok=True)

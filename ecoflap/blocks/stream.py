@@ -62,6 +62,7 @@ class Stream:
     @hidden.setter
     def hidden(self, hidden: Tensor) -> None:
         self.finite = bool(torch.isfinite(hidden).all())
+        vars(self).pop("offloaded", None)  # what entered the block makes room for what leaves it
         self.offloaded = OffloadedTensor(hidden, self._placement)
 
     def enter(self, index: int, given: BlockInput) -> None:

@@ -86,6 +86,7 @@ def show(config: DictConfig) -> None:
     from ecoflap.run.plan import make_plan, unused
     from ecoflap.run.plan.preflight import skeleton
     from ecoflap.run.show import show_layers, show_model
+    from ecoflap.run.steps.devices import wanted_by
     from ecoflap.run.steps.memory import needs_without_data, show_needs_without_data
 
     install_logging()
@@ -117,4 +118,5 @@ def show(config: DictConfig) -> None:
             model, offload, device, plan.scoring, plan.pruner, plan.allocating, propagate
         )
         show_needs_without_data(model, offload, needs)
+        print(wanted_by(plan, model, device))
     print("nothing speaks against this run")

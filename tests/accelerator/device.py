@@ -5,8 +5,8 @@ A tensor on the device is an ordinary tensor of the CPU whose storage carries a 
 last bit. What a program sees of a tensor's place is replaced (``methods``); two modes follow what is computed
 (``modes``), and refuse what CUDA would (``rules``).
 
-``install`` changes PyTorch for the whole process, and follows the thread that calls it. There are no streams,
-everything is done at once; and no generators, because a device would draw other numbers than the CPU.
+``install`` changes PyTorch for the whole process, and follows the thread that calls it. Everything is done at
+once, in ``streams`` too; there are no generators, as a device would draw other numbers than the CPU.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils import backend_registration
 
-from tests.accelerator import methods
+from tests.accelerator import methods, streams
 from tests.accelerator.modes import Calls, Operations, followed
 from tests.accelerator.state import NAME, note
 
@@ -33,6 +33,9 @@ class Backend:
     _is_in_bad_fork = lambda self: False
     current_device = lambda self: 0
     device_count = lambda self: 1
+    Stream = streams.Stream
+    current_stream = staticmethod(streams.current_stream)
+    stream = staticmethod(streams.into)
 
     def manual_seed_all(self, seed: int) -> None: ...
 

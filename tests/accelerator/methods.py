@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _disable_current_modes
 
 from tests.accelerator.state import NAME, note, note_copy, on_device, place, storage
+from tests.accelerator.streams import check_seen
 
 _where = Tensor.device.__get__  # type: ignore[attr-defined]
 _to, _numpy, _tolist, _clone_storage = Tensor.to, Tensor.numpy, Tensor.tolist, torch.UntypedStorage.clone
@@ -31,7 +32,8 @@ def replaced() -> dict[str, Any]:
         "new_tensor": _new_tensor,
         "numpy": _as_array,
         "tolist": _as_list,
-        "pin_memory": _pinned,
+        "pin_memory": pinned,
+        "record_stream": lambda self, stream: None,
         "is_pinned": lambda self, device=None: getattr(storage(self), "pinned", False),
     }
 
@@ -51,6 +53,7 @@ class _Move(torch.autograd.Function):
 
 def _copied(tensor: Tensor, there: bool, options: dict[str, Any]) -> Tensor:
     note_copy(tensor, there, options.get("non_blocking", False))
+    check_seen(tensor, True)
     with _disable_current_modes():
         copy = _to(tensor, copy=True, **options)
     return place(copy, there)
@@ -94,7 +97,7 @@ def _as_list(self: Tensor) -> Any:
     return _tolist(self)
 
 
-def _pinned(self: Tensor, device: Any = None) -> Tensor:
+def pinned(self: Tensor, device: Any = None) -> Tensor:
     if on_device(self):
         raise RuntimeError(f"cannot pin a tensor on {NAME}; only dense tensors of the CPU can be pinned")
     copy = self if self.is_pinned() else self.clone()

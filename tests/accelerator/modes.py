@@ -8,9 +8,10 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tests.accelerator.methods import moved
+from tests.accelerator.methods import moved, pinned
 from tests.accelerator.rules import check, check_generator, tensors_in, waits
 from tests.accelerator.state import NAME, note, note_copy, on_device, place
+from tests.accelerator.streams import check_seen, note_issued
 
 FROM_DATA = (torch.tensor, torch.as_tensor, torch.asarray)
 COPY = torch.ops.aten.copy_.default
@@ -42,6 +43,8 @@ class Calls(TorchFunctionMode):
                 return moved(func(*args, **rest), kwargs["device"]).requires_grad_(
                     kwargs.get("requires_grad", False)
                 )
+            if func is torch.empty and kwargs.pop("pin_memory", False):
+                return pinned(func(*args, **kwargs))
             return func(*args, **kwargs)
         finally:
             Calls.inside, Calls.explicit = before
@@ -63,8 +66,14 @@ class Operations(TorchDispatchMode):
                 there = False
             else:  # the CPU, which nobody asked for
                 there = there or Calls.inside
-        if func is COPY and on_device(args[0]) != on_device(args[1]):
-            note_copy(args[0], on_device(args[0]), len(args) > 2 and bool(args[2]))
+        crosses = func is COPY and on_device(args[0]) != on_device(args[1])
+        for tensor in tensors_in(args[1:] if func is COPY else (*args, *kwargs.values())):
+            check_seen(tensor, there)
+        if crosses:
+            non_blocking = len(args) > 2 and bool(args[2])
+            note_copy(args[0], on_device(args[0]), non_blocking)
+            if non_blocking:
+                note_issued(args[0])
         elif there:
             note("wait" if waits(func, args) else "compute", str(func))
         result = func(*args, **kwargs)

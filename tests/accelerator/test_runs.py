@@ -16,7 +16,7 @@ from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.errors import UserError
 from ecoflap.finetune.masked_parameters import MaskedParameter
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.models.offload.placement import Offloaded
+from ecoflap.models.offload.offloaded import Offloaded
 from ecoflap.ops import sparsegpt
 from ecoflap.run import pipeline
 from ecoflap.score import derivative

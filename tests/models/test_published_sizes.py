@@ -77,6 +77,7 @@ TOTALS = {
     "internvl3_5_8b": (8_528_318_464, 0),
     "qwen3_vl_8b": (8_767_123_696, 0),
     "qwen3_vl_30b_a3b": (31_070_754_032, 0),
+    "qwen3_vl_235b_a22b": (235_670_022_896, 0),
     "mixtral_8x7b": (46_702_792_704, 0),
     "qwen3_30b_a3b": (30_532_122_624, 0),
     "deepseek_v3": (671_026_404_352, 0),  # without the head that guesses a second token ahead

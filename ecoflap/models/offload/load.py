@@ -20,10 +20,10 @@ from ecoflap.models.core.expert_slices import refresh
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.checkpoint_folder import stored_in
 from ecoflap.models.loading.conversion import match_tensors, warn_unused
+from ecoflap.models.offload.copies import pinned
+from ecoflap.models.offload.offloaded import InMemory, OnCpu
 from ecoflap.models.offload.placement import (
     AT_A_TIME,
-    InMemory,
-    OnCpu,
     block_bytes,
     bytes_outside,
     own_parameters,
@@ -137,15 +137,17 @@ def load_offloaded(loader: Any, device: torch.device, selection: Any, kind: str,
 
 def _on_cpu(loader: Any, device: torch.device, selection: Any, work: Path) -> PrunableModel:
     model: PrunableModel = loader.load(torch.device("cpu"), selection)
-    show_plan("cpu", model, device)
+    ahead = show_plan("cpu", model, device)
     offloaded = own_parameters(model.module, model.blocks)
     parameters = {name: parameter for mine in offloaded.values() for name, parameter in mine.items()}
-    source = InMemory({name: parameter.data for name, parameter in parameters.items()})
+    source = InMemory(pinned({name: parameter.data for name, parameter in parameters.items()}, device))
     for parameter in parameters.values():
         parameter.data = placeholder(parameter.shape, parameter.dtype)
     refresh(model.module)
     _move_rest(model.module, {id(parameter) for parameter in parameters.values()}, device)
-    return replace(model, placement=OnCpu("cpu", model.module, model.blocks, source, device, work))
+    placement = OnCpu("cpu", model.module, model.blocks, source, device, work)
+    placement.reads_ahead = ahead
+    return replace(model, placement=placement)
 
 
 def _on_disk(loader: Any, device: torch.device, selection: Any, work: Path) -> PrunableModel:
@@ -157,7 +159,7 @@ def _on_disk(loader: Any, device: torch.device, selection: Any, work: Path) -> P
             " once with model.save=true and give that folder to model=causal_lm or its kind, or use"
             " runtime.offload=cpu"
         )
-    show_plan("disk", model, device)
+    ahead = show_plan("disk", model, device)
     offloaded = own_parameters(model.module, model.blocks)
     matched = match_tensors(loader.path, model.module, stored_in(report.folder))
     warn_unused(loader.path, model.module, matched.unused)
@@ -171,6 +173,7 @@ def _on_disk(loader: Any, device: torch.device, selection: Any, work: Path) -> P
                 owner._parameters[attribute] = made.setdefault(id(parameter), offloaded_parameter)
     _move_rest(model.module, {id(parameter) for parameter in made.values()}, device)
     placement = OnDisk("disk", model.module, model.blocks, Shards(matched.found, work), device, work)
+    placement.reads_ahead = ahead
     return replace(model, placement=placement)
 
 
@@ -199,16 +202,23 @@ def show_weights(model: PrunableModel, title: str) -> None:
     table(title, ["what", "size"], rows)
 
 
-def show_plan(kind: str, model: PrunableModel, device: torch.device) -> None:
+def show_plan(kind: str, model: PrunableModel, device: torch.device) -> bool:
     """Print how much memory the weights will use, before anything is computed.
 
+    Returns:
+        Whether there is room for the next block while one runs.
+
     Raises:
-        UserError: if the weights in use at a time don't fit on the device.
+        UserError: if not even one block at a time fits on the device.
     """
     show_weights(model, f"memory (runtime.offload={kind}, on {device})")
-    needed, free = dict(memory_plan(model))["weights in use"], free_memory(device)
+    both, free = dict(memory_plan(model))["weights in use"], free_memory(device)
+    needed = both - (AT_A_TIME - 1) * max(block_bytes(model.blocks))
     if needed > free:
         raise UserError(
             f"runtime.offload={kind} still needs {needed / 2**30:.1f} GiB at a time and {device} has"
             f" {free / 2**30:.1f} GiB free; use model.dtype=bfloat16 or device=cpu"
         )
+    if both > free:
+        log.info("%s has room for one block at a time: none is loaded while another runs", device)
+    return both <= free

@@ -1,13 +1,8 @@
-"""Where the weights of a model's blocks are while they are not in use: in place, on the CPU, or on the disk.
-
-A block's weights are loaded when the block runs or is worked on, and the least recently used block is
-released in exchange. Two blocks are loaded at a time, because a backward pass still computes the gradients of
-one while it recomputes the block before.
-"""
+"""Where the weights of blocks are while they are not in use: in place, on the CPU, or on the disk."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,11 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from ecoflap.errors import NumericalError
-from ecoflap.models.core.expert_slices import refresh
 from ecoflap.models.core.towers import Block
 
-AT_A_TIME = 2
+AT_A_TIME = 2  # blocks: the one that runs and the next, or in a backward pass the one before
 WORK = "offload"  # folder inside a run's for pruned blocks and hidden states on the disk
 
 
@@ -45,19 +38,23 @@ class Placement:
         kind: none, cpu or disk.
         device: the device that blocks run on; None for that of the weights.
         folder: folder for what doesn't fit into memory; None where everything does.
+        reads_ahead: whether the next block is loaded while one runs.
+        room: bytes of further hidden states that may stay on the device although the model is offloaded.
     """
 
     kind = "none"
     device: torch.device | None = None
     folder: Path | None = None
+    reads_ahead: bool = True
+    room: int = 0
 
     @contextmanager
     def using(self, block: Block) -> Iterator[None]:
-        """Load a block's weights for this context; call ``changed`` before its end to keep changes."""
+        """Load a block's weights for this context; call ``changed`` in it to keep changes."""
         yield
 
     def changed(self, block: Block) -> None:
-        """Store the weights of a block as they are now."""
+        """Keep the changes to a block's weights."""
 
     def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Iterable[Tensor]]]:
         """The module's state dict: each name, a tensor of its shape and dtype, and its values in parts."""
@@ -85,131 +82,6 @@ class Planned(Placement):
             device: the device that blocks will run on.
         """
         self.kind, self.device = kind, device
-
-
-class Source(Protocol):
-    """Storage of the weights of offloaded blocks."""
-
-    def read(self, names: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-        """Weights by name, on the CPU in the given dtypes."""
-
-    def write(self, block: str, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the weights of a block."""
-
-
-class Offloaded(Placement):
-    """Blocks are stored in a source, and loaded to the device while in use."""
-
-    def __init__(
-        self,
-        kind: str,
-        module: nn.Module,
-        blocks: list[Block],
-        source: Source,
-        device: torch.device,
-        folder: Path,
-    ) -> None:
-        """Offload the blocks; from now on their ``forward`` loads their weights.
-
-        Args:
-            kind: cpu or disk.
-            module: the model.
-            blocks: its blocks.
-            source: storage of their weights.
-            device: the device that blocks run on.
-            folder: folder for what doesn't fit into memory.
-        """
-        self.kind, self.source, self.device, self.folder = kind, source, device, folder
-        self.parameters = own_parameters(module, blocks)
-        self.dtypes = {
-            block: {name: parameter.dtype for name, parameter in mine.items()}
-            for block, mine in self.parameters.items()
-        }
-        self._modules = {block.name: block.module for block in blocks}
-        self._loaded: list[str] = []  # names of blocks, least recently used first
-        self._checked: set[str] = set()
-        for block in blocks:
-            block.module.forward = self._entering(block, block.module.forward)
-
-    def _entering(self, block: Block, forward: Callable[..., Any]) -> Callable[..., Any]:
-        def enter(*arguments: Any, **keywords: Any) -> Any:
-            self._load(block.name)
-            return forward(*arguments, **keywords)
-
-        return enter
-
-    def _load(self, name: str) -> None:
-        if name in self._loaded:
-            self._loaded.remove(name)
-        else:
-            while len(self._loaded) >= AT_A_TIME:
-                self._release(self._loaded.pop(0))
-            mine = self.parameters[name]
-            for full, tensor in self.source.read(self.dtypes[name]).items():
-                if name not in self._checked and not torch.isfinite(tensor).all():
-                    raise NumericalError(
-                        f"{full} holds NaN or infinite weights; the checkpoint is damaged, nothing was pruned"
-                    )
-                # In the parameter's dtype, as a scorer may hold half-precision weights in fp32.
-                mine[full].data = tensor.to(self.device, mine[full].dtype)
-            self._checked.add(name)
-        self._loaded.append(name)
-
-    def _release(self, name: str) -> None:
-        for parameter in self.parameters[name].values():
-            parameter.data = placeholder(parameter.shape, parameter.dtype)
-        refresh(self._modules[name])
-
-    @contextmanager
-    def using(self, block: Block) -> Iterator[None]:
-        """Load a block's weights for this context."""
-        self._load(block.name)
-        yield
-
-    def changed(self, block: Block) -> None:
-        """Write the block's weights as they are now to the source."""
-        weights = {name: weight.detach().cpu() for name, weight in self.parameters[block.name].items()}
-        self.source.write(block.name, weights)
-
-    def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Iterable[Tensor]]]:
-        """The entries of the module's state dict; those of blocks are read one at a time."""
-        offloaded = {name: dtype for mine in self.dtypes.values() for name, dtype in mine.items()}
-        for name, tensor in module.state_dict().items():
-            is_offloaded = name in offloaded
-            values = self.source.read({name: offloaded[name]})[name] if is_offloaded else tensor
-            yield name, tensor, [values]
-
-
-class OnCpu(Offloaded):
-    """Blocks are stored in the CPU's memory."""
-
-    @contextmanager
-    def all_in_place(self) -> Iterator[None]:
-        """Load all blocks on the CPU for this context."""
-        self._loaded.clear()
-        for name, mine in self.parameters.items():
-            for full, tensor in self.source.read(self.dtypes[name]).items():
-                mine[full].data = tensor
-        try:
-            yield
-        finally:
-            for name in self.parameters:
-                self._release(name)
-
-
-class InMemory:
-    """A source that holds the tensors themselves."""
-
-    def __init__(self, tensors: dict[str, Tensor]) -> None:
-        self.tensors = tensors
-
-    def read(self, names: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
-        """The tensors; those that have the dtype already are not copied."""
-        return {name: self.tensors[name].to(dtype) for name, dtype in names.items()}
-
-    def write(self, block: str, tensors: Mapping[str, Tensor]) -> None:
-        """Replace some tensors."""
-        self.tensors.update(tensors)
 
 
 def block_bytes(blocks: Iterable[Block], width: int = 1) -> list[int]:

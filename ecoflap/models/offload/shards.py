@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from ecoflap.errors import NumericalError
 from ecoflap.models.loading.conversion import saved_form
 from ecoflap.models.loading.converted_tensor import CheckpointTensor
-from ecoflap.models.offload.placement import Offloaded, Saves
+from ecoflap.models.offload.offloaded import Offloaded
+from ecoflap.models.offload.placement import Saves
 from ecoflap.storage.disk_space import writing
 from ecoflap.storage.file_names import WEIGHTS_INDEX
 from ecoflap.storage.stored_tensor import StoredTensor, stored_tensors, write_in_parts
@@ -63,11 +63,7 @@ class Shards:
         path, beside = self.work / f"{block}.safetensors", self.work / f"{block}.partial"
         with writing("pruned blocks", self.work):
             self.work.mkdir(parents=True, exist_ok=True)
-            save_file(
-                {name: tensor.contiguous() for name, tensor in tensors.items()},
-                beside,
-                metadata={"format": "pt"},
-            )
+            write_in_parts(beside, tensors, lambda name: [tensors[name]])
         beside.replace(path)
         self.changed.update(stored_tensors(path))
 
@@ -76,6 +72,7 @@ class OnDisk(Offloaded):
     """Blocks are stored in safetensors shards."""
 
     source: Shards  # type: ignore[assignment]
+    slow = True
 
     def __init__(self, *arguments: Any) -> None:
         """As ``Offloaded``; the C allocator also returns large allocations to the system at once."""
@@ -93,6 +90,7 @@ class OnDisk(Offloaded):
 
     def save(self, model: Saves, folder: Path) -> None:
         """Write new shards, one per block and one for the rest, with their index, a block at a time."""
+        self.store_changes()
         module = model.module
         file_of: dict[str, str] = {}
         total = 0
@@ -122,6 +120,7 @@ class OnDisk(Offloaded):
 
     def tensors(self, module: nn.Module) -> Iterator[tuple[str, Tensor, Iterable[Tensor]]]:
         """The entries of the module's state dict, read part by part."""
+        self.store_changes()
         for name, tensor in module.state_dict().items():
             yield name, tensor, self._parts(name, tensor)
 

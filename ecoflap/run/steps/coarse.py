@@ -28,7 +28,7 @@ from ecoflap.run.plan import Plan, few_samples
 from ecoflap.run.show import show_allocation, show_model
 from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import allocate_key, computed_by, scores_key
-from ecoflap.run.steps.memory import memory_plan, show_needs
+from ecoflap.run.steps.memory import keep_states, memory_plan, show_needs
 from ecoflap.run.steps.sample_cost import sample_cost
 from ecoflap.run.stored_calibration import stored_calibration
 from ecoflap.score.scores import Scores
@@ -118,7 +118,7 @@ def show_memory(plan: Plan, model: PrunableModel, state: RunState) -> None:
     cost, samples = sample_cost(model, state.calibration), len(state.calibration)
     size, propagate = plan.config.batch_size, plan.config.propagate
     needs = memory_plan(model, cost, samples, size, plan.scoring, plan.pruner, plan.allocating, propagate)
-    show_needs(model, needs)
+    show_needs(model, keep_states(model, needs))
 
 
 def score(plan: Plan, model: PrunableModel, state: RunState) -> None:

@@ -24,6 +24,8 @@ from ecoflap.score.protocol import Scorer
 
 log = logging.getLogger(__name__)
 
+WITHOUT_DATA = SampleCost(0, 0, 0, 0)
+
 
 @dataclass(frozen=True)
 class Need:
@@ -62,8 +64,12 @@ def memory_plan(
     pruner: Pruner,
     allocating: Footprint | None = None,
     propagate: str = "pruned",
+    devices: int = 1,
 ) -> list[Need]:
-    """How much memory scoring, allocating and pruning will need.
+    """How much memory scoring, allocating and pruning will need on each device.
+
+    Processes that share the samples have the same weights and statistics on their devices; where they share
+    the layers of a block to prune, each prunes one at a time as before.
 
     Args:
         model: the loaded model.
@@ -74,8 +80,9 @@ def memory_plan(
         pruner: prunes layers or the whole model.
         allocating: what the allocator keeps in memory; None if it runs no samples.
         propagate: what comes before a layer when the pruner measures its inputs.
+        devices: how many processes share the samples, with a device each.
     """
-    needs = []
+    needs, samples = [], -(-samples // devices)
     if scorer is not None:
         need = _need(model, "score", scorer.footprint, cost, samples, scorer.batch_size)
         needs.append(replace(need, batch_size="score.batch_size"))
@@ -101,7 +108,8 @@ def _need(
     """How much memory a step with this footprint needs for batches of at most ``batch`` samples."""
     batch = min(batch, samples)
     wide = footprint.float32
-    weights, cost = weights_in_use(model, WIDE if wide else 1), cost.in_float32(model) if wide else cost
+    weights = weights_in_use(model, WIDE if wide else 1, footprint.passes == "backward")
+    cost = cost.in_float32(model) if wide else cost
     held = _held(model, footprint)
     if footprint.passes == "blocks":
         streams = 2 if footprint.beside_dense else 1
@@ -114,10 +122,12 @@ def _need(
     else:
         pair, pairs = 2 * batch * cost.forward, max(1, footprint.samples_per_pass // (2 * batch))
         work = min(pairs * pair, max(pair, SATURATION))
-    states = batch * cost.outputs
+    states, waiting = batch * cost.outputs, 0
     if footprint.trials:  # the statistics are gathered block by block
-        states = max(states, (samples if model.placement.kind == "none" else batch) * cost.states)
-    return Need(step, weights, states, work + held, wide=wide)
+        stays = model.placement.kind == "none"
+        states, waiting = max(states, (samples if stays else batch) * cost.states), samples * cost.states
+        waiting = 0 if stays else waiting
+    return Need(step, weights, states, work + held, waiting, wide)
 
 
 def _held(model: PrunableModel, footprint: Footprint) -> int:
@@ -139,11 +149,44 @@ def _held(model: PrunableModel, footprint: Footprint) -> int:
     return held
 
 
-def weights_in_use(model: PrunableModel, width: int = 1) -> int:
-    """Bytes of the weights on the device at a time, with at least ``width`` bytes per weight."""
-    blocks = block_bytes(model.blocks, width)
-    inside = sum(blocks) if model.placement.kind == "none" else AT_A_TIME * max(blocks)
+def weights_in_use(model: PrunableModel, width: int = 1, backward: bool = False) -> int:
+    """Bytes of the weights on the device at a time.
+
+    Args:
+        model: the model.
+        width: the least bytes per weight.
+        backward: whether there are backward passes, which need two blocks.
+    """
+    blocks, placement = block_bytes(model.blocks, width), model.placement
+    at_a_time = AT_A_TIME if placement.reads_ahead or backward else 1
+    inside = sum(blocks) if placement.kind == "none" else at_a_time * max(blocks)
     return bytes_outside(model.module, model.blocks, width) + inside
+
+
+def keep_states(model: PrunableModel, needs: Sequence[Need]) -> list[Need]:
+    """Let the hidden states of an offloaded model stay on its accelerator as far as they fit.
+
+    What is planned beside them counts twice, as it may be off by that much. On the CPU they stay where
+    ``runtime.offload`` puts them, as the memory that is free there may not be this process's to take.
+
+    Args:
+        model: the model; its placement gets the room.
+        needs: the memory that the steps need.
+
+    Returns:
+        The same with the hidden states that stay among the states, and the rest as offloaded.
+    """
+    placement, device = model.placement, model.device
+    waits = [need for need in needs if need.offloaded]
+    if not waits or device.type == "cpu":
+        return list(needs)
+    free = free_memory(device) + bytes_outside(model.module, model.blocks)  # those weights are loaded
+    placement.room = max(0, min(free - need.weights - 2 * (need.states + need.work) for need in waits))
+    stays = [min(need.offloaded, placement.room) for need in needs]
+    return [
+        replace(need, states=need.states + size, offloaded=need.offloaded - size)
+        for need, size in zip(needs, stays, strict=True)
+    ]
 
 
 def needs_without_data(
@@ -154,8 +197,12 @@ def needs_without_data(
     pruner: Pruner,
     allocating: Footprint | None = None,
     propagate: str = "pruned",
+    cost: SampleCost = WITHOUT_DATA,
+    samples: int = 1,
+    batch_size: int = 1,
+    devices: int = 1,
 ) -> list[Need]:
-    """How much memory the steps will need for weights and statistics, from the model's shapes alone.
+    """How much memory the steps will need on each device, from the model's shapes alone.
 
     Args:
         model: the model, on the meta device.
@@ -165,9 +212,13 @@ def needs_without_data(
         pruner: prunes layers or the whole model.
         allocating: what the allocator keeps in memory; None if it runs no samples.
         propagate: what comes before a layer when the pruner measures its inputs.
+        cost: bytes of activations of one sample; by default none, which leaves weights and statistics.
+        samples: number of samples in the calibration set.
+        batch_size: samples per forward pass of the fine stage.
+        devices: how many processes share the samples, with a device each.
     """
     planned = replace(model, placement=Planned(offload, device))
-    return memory_plan(planned, SampleCost(0, 0, 0, 0), 1, 1, scorer, pruner, allocating, propagate)
+    return memory_plan(planned, cost, samples, batch_size, scorer, pruner, allocating, propagate, devices)
 
 
 def show_needs_without_data(model: PrunableModel, offload: str, needs: Sequence[Need]) -> None:

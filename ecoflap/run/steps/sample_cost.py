@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,7 +16,7 @@ from ecoflap.blocks.block_call import extract_hidden, first_tensor
 from ecoflap.blocks.bypass import bypassing, without_head
 from ecoflap.data.calibration_set import CalibrationSet, stack
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
-from ecoflap.models.offload.placement import AT_A_TIME, block_bytes
+from ecoflap.models.core.towers import Block
 from ecoflap.score.pass_size import LiveBytes
 
 WIDE = 4  # bytes of an fp32 number
@@ -59,17 +60,15 @@ def sample_cost(model: PrunableModel, calibration: CalibrationSet) -> SampleCost
         bypassing(head),
         LiveBytes() as live,
         _arguments(model) as arguments,
-        _inside_blocks(model, live, outputs, head) as inside,
+        _peaks(model, live, outputs, head) as peaks,
     ):
         model.loss(stack([largest]))
     logits = sum(outputs.pop(module, 0) for module in head)
-    # The weights of offloaded blocks are loaded meanwhile, and are no activations.
-    loaded = 0 if model.placement.kind == "none" else max(block_bytes(model.blocks))
     return SampleCost(
         states=sum(outputs[module] for module in first) + sum(tensor.nbytes for tensor in arguments.values()),
         outputs=sum(outputs.values()),
-        block=max(max(inside) - loaded, 0),
-        forward=max(live.peak - AT_A_TIME * loaded, 0) + logits,
+        block=peaks.block,
+        forward=max(peaks.forward, live.peak - peaks.weights) + logits,
     )
 
 
@@ -89,11 +88,26 @@ def _arguments(model: PrunableModel) -> Iterator[dict[int, Tensor]]:
             handle.remove()
 
 
+@dataclass
+class _Peaks:
+    """The most bytes in a forward pass so far.
+
+    Attributes:
+        block: of activations in a call of a block.
+        forward: of activations at once.
+        weights: of offloaded blocks that are loaded now, which are no activations.
+    """
+
+    block: int = 0
+    forward: int = 0
+    weights: int = 0
+
+
 @contextmanager
-def _inside_blocks(
+def _peaks(
     model: PrunableModel, live: LiveBytes, outputs: Counter[nn.Module], head: Iterable[nn.Module]
-) -> Iterator[list[int]]:
-    """Count the bytes of activations in blocks during a forward pass.
+) -> Iterator[_Peaks]:
+    """Count the bytes of activations during a forward pass.
 
     Args:
         model: the model.
@@ -102,33 +116,39 @@ def _inside_blocks(
         head: the modules of the head.
 
     Yields:
-        The most bytes that are alive inside each call of a block, filled during the pass.
+        The peaks, filled during the pass; ``live.peak`` is what came after the last block.
     """
-    inside: list[int] = []
+    peaks = _Peaks()
     entered: list[tuple[int, int]] = []
 
-    def before(_: nn.Module, __: Any) -> None:
+    def before(block: Block, *_: Any) -> None:
+        peaks.forward, start = max(peaks.forward, live.peak - peaks.weights), live.alive
+        with model.placement.using(block):  # its weights are loaded before its activations are counted
+            peaks.weights += live.alive - start
         entered.append((live.alive, live.peak))
         live.peak = live.alive
 
     def after(module: nn.Module, _: Any, output: Any) -> None:
         alive, peak = entered.pop()
-        inside.append(live.peak - alive)
-        live.peak = max(live.peak, peak)
+        peaks.block = max(peaks.block, live.peak - alive)
+        peaks.forward = max(peaks.forward, live.peak - peaks.weights)
+        live.peak = max(live.peak, peak) if entered else live.alive
         count(module, _, output)
 
     def count(module: nn.Module, _: Any, output: Any) -> None:
         outputs[module] += first_tensor(output).nbytes
 
-    modules = [block.module for block in model.blocks]
     handles = [
         handle
-        for module in modules
-        for handle in (module.register_forward_pre_hook(before), module.register_forward_hook(after))
+        for block in model.blocks
+        for handle in (
+            block.module.register_forward_pre_hook(partial(before, block)),
+            block.module.register_forward_hook(after),
+        )
     ]
     handles += [module.register_forward_hook(count) for module in head]
     try:
-        yield inside
+        yield peaks
     finally:
         for handle in handles:
             handle.remove()
