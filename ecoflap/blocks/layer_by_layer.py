@@ -231,8 +231,10 @@ class LayerByLayer:
         them prunes it next.
         """
         if self._agreed is None:
-            waiting = set().union(*gathered({batch.waits for batch in self._batches}))
-            self._agreed = [next((stage for stage in self._stages if stage in waiting), None)]
+            stages = list(self._stages)
+            waiting = {stages.index(batch.waits) for batch in self._batches if batch.waits is not None}
+            first = min(set().union(*gathered(waiting)), default=None)
+            self._agreed = [None if first is None else stages[first]]
         return self._agreed[0]
 
     def _prune(self, stage: Stage) -> None:
