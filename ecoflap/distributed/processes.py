@@ -10,8 +10,9 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -26,10 +27,10 @@ log = logging.getLogger(__name__)
 PATIENCE = timedelta(days=1)
 """How long a process waits for the others: one of them may wait for what another run computes."""
 LAUNCHED = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
-FAILED = "ecoflap/failed"
+LINGER = 5.0  # seconds
 
 _store: distributed.Store | None = None  # of what processes tell each other beside collective operations
-_joined = False
+_joined, _times = False, 0
 
 
 def rank() -> int:
@@ -48,8 +49,47 @@ def is_first() -> bool:
 
 
 @contextmanager
-def joined(folder: Path, device: str) -> Iterator[Path]:
+def joined(device: str = "auto") -> Iterator[int]:
     """Join the other processes of the run, if torchrun or a similar launcher has started several.
+
+    What is pruned in this context, with the same arguments in all processes, is pruned by all of them
+    together::
+
+        with ecoflap.joined() as rank:
+            result = ecoflap.prune(model, tokenizer, data=texts, sparsity=0.6)
+            if rank == 0:
+                result.save("pruned")
+
+    Args:
+        device: ``cpu`` for processes without an accelerator; with any other, each process of a node takes an
+            accelerator of its own.
+
+    Yields:
+        The number of this process, from 0.
+
+    Raises:
+        UserError: if another process has failed, with its error.
+    """
+    global _joined, _times
+    if os.environ.get("WORLD_SIZE", "1") == "1" or not os.environ.keys() >= LAUNCHED:
+        yield 0
+        return
+    _times += 1
+    _initialise(device)
+    _joined = True
+    try:
+        yield rank()
+        distributed.barrier()
+    except BaseException as error:
+        _tell(error)
+        raise
+    finally:
+        _joined = False
+
+
+@contextmanager
+def joined_in(folder: Path, device: str) -> Iterator[Path]:
+    """Join the other processes of a run that writes to a folder; the first one alone logs and prints.
 
     Args:
         folder: the folder of the run.
@@ -61,31 +101,25 @@ def joined(folder: Path, device: str) -> Iterator[Path]:
     Raises:
         UserError: if another process has failed, with its error.
     """
-    global _joined
-    if os.environ.get("WORLD_SIZE", "1") == "1" or not os.environ.keys() >= LAUNCHED:
-        yield folder
-        return
-    _initialise(device)
-    _joined = True
-    try:
+    with joined(device) as number:
+        if size() == 1:
+            yield folder
+            return
         shared = [str(folder)]
         distributed.broadcast_object_list(shared, src=0)
-        own = Path(shared[0]) if is_first() else Path(shared[0]) / "processes" / os.environ["RANK"]
+        own = Path(shared[0]) if number == 0 else Path(shared[0]) / "processes" / str(number)
         own.mkdir(parents=True, exist_ok=True)
-        if is_first():
-            yield own
-        else:
+        if number > 0:
             logging.getLogger().setLevel(logging.ERROR)
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
                 yield own
-        distributed.barrier()
-    except BaseException as error:
-        _tell(error)
-        raise
-    finally:
-        if is_first():
+            distributed.barrier()
+            return
+        try:
+            yield own
+            distributed.barrier()
+        finally:
             shutil.rmtree(folder / "processes", ignore_errors=True)
-        _joined = False
 
 
 def shared_folder(folder: Path) -> Path:
@@ -118,32 +152,43 @@ def _initialise(device: str) -> None:
     if distributed.is_initialized():
         return
     backend = "cpu:gloo,cuda:nccl" if accelerated and torch.cuda.is_available() else "gloo"
-    _store, number, count = next(rendezvous("env://", timeout=PATIENCE))
+    if _store is None:
+        _store = next(rendezvous("env://", timeout=PATIENCE))[0]
     distributed.init_process_group(
         backend,
-        store=distributed.PrefixStore("ecoflap", _store),
-        rank=number,
-        world_size=count,
+        store=distributed.PrefixStore(_key("group"), _store),
+        rank=int(os.environ["RANK"]),
+        world_size=int(os.environ["WORLD_SIZE"]),
         timeout=PATIENCE,
     )
 
 
+def _key(name: str) -> str:
+    """A key of the store, for this time that the processes have joined each other."""
+    return f"ecoflap/{_times}/{name}"
+
+
 def _tell(error: BaseException) -> None:
-    """Tell the other processes why this one ends, unless it ends because of them."""
-    if _store is None or _failure() is not None:
+    """Tell the other processes why this one ends, unless it ends because of them.
+
+    The first process, which may hold the store, waits a little for the others to read it.
+    """
+    if _store is None:
         return
     said = f"{error}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
-    try:
-        _store.set(FAILED, f"process {rank() + 1} of {size()} has failed: {said}")
-    except RuntimeError:
-        log.debug("the others can't be told: the process that holds their store has ended")
+    with suppress(RuntimeError):  # the store has ended with the process that held it
+        if not _store.check([_key("failed")]):
+            _store.set(_key("failed"), f"process {rank() + 1} of {size()} has failed: {said}")
+        first, others = is_first(), size() - 1
+        distributed.destroy_process_group()  # what ends the others, as they wait for this one
+        until = time.monotonic() + LINGER
+        while _store.add(_key("ended"), 0 if first else 1) < others and first and time.monotonic() < until:
+            time.sleep(0.05)
 
 
 def _failure() -> str | None:
     """What a process that has failed has told; None if none has, or the store has gone with it."""
-    try:
-        if _store is not None and _store.check([FAILED]):
-            return str(_store.get(FAILED).decode())
-    except RuntimeError:
-        pass
+    with suppress(RuntimeError):
+        if _store is not None and _store.check([_key("failed")]):
+            return str(_store.get(_key("failed")).decode())
     return None

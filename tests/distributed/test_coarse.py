@@ -75,9 +75,14 @@ def recalled(name: Any, compute: Callable[[], Any]) -> Any:
     return compute()
 
 
+IN_CONTEXT = InContext(samples=3, batch_size=1, steps=2, ramp_steps=1)
 ALLOCATORS = {
     "in context": (InContext(samples=3, batch_size=1, steps=2, ramp_steps=1), "llama", Wanda()),
-    "in context, contrastive": (InContext(samples=4, batch_size=2, steps=2, ramp_steps=1), "clip", SparseGPT()),
+    "in context, contrastive": (
+        InContext(samples=4, batch_size=2, steps=2, ramp_steps=1),
+        "clip",
+        SparseGPT(),
+    ),
     "in context, ADMM": (InContext(samples=3, batch_size=1, steps=2, ramp_steps=1), "t5", ADMM()),
     "evopress by loss": (EvoPress(fitness="loss", **SMALL), "llama", Wanda()),
     "evopress by divergence": (EvoPress(fitness="kl", **SMALL), "llama", Wanda()),

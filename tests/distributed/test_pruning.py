@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import ecoflap
 from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.blocks.statistics import Gram, MeanSquare, Statistic
 from ecoflap.blocks.walk import walk
@@ -47,9 +48,7 @@ def pruned(family: str, way: str, batch_size: int = 2, finished: FinishedBlocks 
     """{layer: weight}, {layer: mask}, {layer: error} and {layer: tokens} of a pruned model."""
     pruner, propagate = WAYS[way]
     model, samples = model_and_samples(family)
-    report = prune(
-        model, samples, pruner, uneven(model), batch_size, propagate=propagate, finished=finished
-    )
+    report = prune(model, samples, pruner, uneven(model), batch_size, propagate=propagate, finished=finished)
     weights = {layer.name: layer.weight.detach().clone() for layer in model.layers}
     return weights, dict(report.masks), report.errors, report.tokens
 
@@ -180,3 +179,18 @@ def test_a_block_that_one_process_lacks_is_pruned_again(tmp_path: Path) -> None:
     expected = together(2, work)
     again = together(2, work)
     assert_same(again[1], expected[0])
+
+
+def test_from_python() -> None:
+    """``ecoflap.prune`` in processes that have joined each other."""
+
+    def work() -> Any:
+        model = tiny.build("llama")
+        data = tiny.samples("llama")
+        ecoflap.prune(model, data=data, sparsity=0.5, pruner="sparsegpt", batch_size=2)
+        return {layer.name: layer.weight.detach().clone() for layer in model.layers}
+
+    expected, found = work(), together(2, work)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[0][name], weight, rtol=1e-3, atol=1e-4)
+        assert torch.equal(found[0][name], found[1][name])

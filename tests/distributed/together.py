@@ -8,7 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,15 +21,20 @@ class ChildError(AssertionError):
     """What the processes that failed say, in the order of their ranks."""
 
 
-def together(count: int, work: Callable[[], Any]) -> list[Any]:
+def together(count: int, work: Callable[[], Any], joining: bool = True) -> list[Any]:
     """What the function returns in each of ``count`` processes.
+
+    Args:
+        count: of the processes.
+        work: the function.
+        joining: whether the processes have joined each other; otherwise the function does that.
 
     Raises:
         ChildError: if one of them fails.
     """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        children = [_fork(variables, work, folder) for variables in environments(count)]
+        children = [_fork(variables, work, folder, joining) for variables in environments(count)]
         codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
         if any(codes):
             said = [file.read_text() for file in sorted(folder.glob("*.txt"))]
@@ -53,20 +58,20 @@ def environments(count: int) -> Iterator[Mapping[str, str]]:
         }
 
 
-def _fork(variables: Mapping[str, str], work: Callable[[], Any], folder: Path) -> int:
+def _fork(variables: Mapping[str, str], work: Callable[[], Any], folder: Path, joining: bool) -> int:
     child = os.fork()
     if child == 0:
-        _run(variables, work, folder)
+        _run(variables, work, folder, joining)
     return child
 
 
-def _run(variables: Mapping[str, str], work: Callable[[], Any], folder: Path) -> NoReturn:
+def _run(variables: Mapping[str, str], work: Callable[[], Any], folder: Path, joining: bool) -> NoReturn:
     """What a copy does; it never returns to pytest."""
     code = 1
     try:
         torch.set_num_threads(1)
         os.environ.update(variables)
-        with joined(folder / "run", "cpu"):
+        with joined("cpu") if joining else nullcontext():
             torch.save(work(), folder / f"{variables['RANK']}.pt")
         code = 0
     except BaseException:
