@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 
 PATIENCE = timedelta(days=1)
 """How long a process waits for the others: one of them may wait for what another run computes."""
+START = timedelta(minutes=10)
+"""How long the first and the last process may start apart."""
 LAUNCHED = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 LINGER = 5.0  # seconds
 
@@ -153,7 +155,7 @@ def _initialise(device: str) -> None:
         return
     backend = "cpu:gloo,cuda:nccl" if accelerated and torch.cuda.is_available() else "gloo"
     if _store is None:
-        _store = next(rendezvous("env://", timeout=PATIENCE))[0]
+        _store = next(rendezvous("env://", timeout=START))[0]
     distributed.init_process_group(
         backend,
         store=distributed.PrefixStore(_key("group"), _store),
