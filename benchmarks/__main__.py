@@ -15,7 +15,7 @@ from typing import Any
 import torch
 import transformers
 
-from benchmarks import coarse, fine, growth, kernels, offload, structured
+from benchmarks import coarse, fine, growth, kernels, offload, processes, structured
 from benchmarks.measure import ROOT, Row
 from benchmarks.models import device
 from ecoflap.errors import UserError
@@ -25,6 +25,7 @@ GROUPS = {
     "coarse": coarse,
     "fine": fine,
     "offload": offload,
+    "processes": processes,
     "structured": structured,
     "growth": growth,
 }

@@ -7,6 +7,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -110,10 +111,39 @@ def in_child(function: str, **arguments: Any) -> dict[str, Any]:
     """Call ``module:function`` in a fresh process; its JSON result, with ``peak_bytes``: that process's
     maximum resident set.
     """
+    return _finished(_start(function, arguments), function, arguments)
+
+
+def in_children(count: int, function: str, **arguments: Any) -> list[dict[str, Any]]:
+    """Call ``module:function`` in fresh processes that can join each other; the JSON result of each."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    children = []
+    for rank in map(str, range(count)):
+        variables = {**address, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": str(count)}
+        children.append(_start(function, arguments, variables))
+    return [_finished(child, function, arguments) for child in children]
+
+
+def _start(
+    function: str, arguments: Mapping[str, Any], variables: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "benchmarks.child", function, json.dumps(arguments)]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{function}({arguments}) failed in its child process:\n{done.stderr[-2000:]}")
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+        **(variables or {}),
+    }
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def _finished(child: subprocess.Popen[str], function: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """What a child process has printed last."""
+    output, errors = child.communicate()
+    if child.returncode:
+        raise RuntimeError(f"{function}({arguments}) failed in its child process:\n{errors[-2000:]}")
+    result: dict[str, Any] = json.loads(output.splitlines()[-1])
     return result

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ecoflap.api.steps import allocate as allocate
     from ecoflap.api.steps import evaluate as evaluate
     from ecoflap.api.steps import score as score
+    from ecoflap.distributed.processes import joined as joined
     from ecoflap.errors import NumericalError as NumericalError
     from ecoflap.errors import UserError as UserError
     from ecoflap.prune.admm import ADMM as ADMM
@@ -78,6 +79,7 @@ HOMES = {
     "WaterFilling": "ecoflap.allocate.water_filling",
     "ZerothOrder": "ecoflap.score.zeroth_order",
     "calibrate": "ecoflap.api.calibration",
+    "joined": "ecoflap.distributed.processes",
     "load": "ecoflap.api.loading",
     "load_pruned": "ecoflap.api.pruned",
     "save": "ecoflap.api.saving",

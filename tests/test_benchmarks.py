@@ -10,7 +10,7 @@ import torch
 
 from benchmarks import __main__ as command
 from benchmarks import coarse, fine, growth, kernels, offload, plain, structured
-from benchmarks.measure import Row, in_child, interleaved, operations
+from benchmarks.measure import Row, in_child, in_children, interleaved, operations
 from benchmarks.models import llama, tokens
 from ecoflap.models.core.prunable import quiet_forward
 from tests import tiny
@@ -150,3 +150,9 @@ def test_the_table_replaces_the_one_before_and_nothing_else(
     assert (
         json.loads((tmp_path / "benchmarks.json").read_text())["groups"]["kernels"]["rows"][0]["met"] is False
     )
+
+
+@pytest.mark.parametrize("method", ["wanda", "sparsegpt", "admm"])
+def test_the_bytes_that_processes_send_are_those_of_the_arithmetic(method: str) -> None:
+    for found in in_children(2, "benchmarks.processes:measure", method=method, model="llama"):
+        assert found["sent"] == found["expected"] > 0

@@ -13,6 +13,7 @@ from ecoflap.allocate.trial import mean_loss
 from ecoflap.blocks.loss_batches import batching
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.distributed.collectives import share, summed
 from ecoflap.errors import UserError
 from ecoflap.models.core.logits import collecting_logits
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
@@ -64,18 +65,23 @@ class Distance:
             dense: list[list[Tensor]] = []
             if self._measure == KL:
                 self._trials.prune(self._trials.dense)
-                dense = [[logits.cpu() for logits in self._logits(batch)] for batch in batches]
+                dense = [[logits.cpu() for logits in self._logits(batch)] for batch in share(batches)]
             for keep in allocations:
                 self._trials.prune(keep)
-                found.append(self._divergence(batches, dense) if dense else mean_loss(self._model, batches))
+                if self._measure == KL:
+                    found.append(self._divergence(share(batches), dense))
+                else:
+                    found.append(mean_loss(self._model, batches))
         return found
 
     def _divergence(self, batches: Sequence[Batch], dense: Sequence[Sequence[Tensor]]) -> float:
+        """The mean over the targets of all processes, of which each has its batches."""
         total, targets = 0.0, 0
         for batch, wanted in zip(batches, dense, strict=True):
             for logits, target in zip(self._logits(batch), wanted, strict=True):
                 total += float(kl_divergence(logits, target.to(logits.device)).cpu().double().sum())
                 targets += len(logits)
+        total, targets = summed(torch.tensor([total, targets], dtype=torch.float64)).tolist()
         return total / targets
 
     def _logits(self, batch: Batch) -> list[Tensor]:

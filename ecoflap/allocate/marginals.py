@@ -16,10 +16,12 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from ecoflap.allocate.trial import TrialPruner
 from ecoflap.data.batch import Batch, samples_in
+from ecoflap.distributed.collectives import share, summed
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
@@ -65,16 +67,19 @@ def measure_marginals(
     """
     directions = _directions(trial, counts)
     trial.prune(counts.keep)
-    gain, samples = dict.fromkeys(counts.keep, 0.0), sum(map(samples_in, batches))
+    layers, samples = model.layers, sum(map(samples_in, batches))
+    gains = torch.zeros(len(layers), dtype=torch.float64)
+    places = {layer: place for place, layer in enumerate(layers)}
 
     def product(layer: Layer, gradient: Tensor) -> Tensor:
         return (gradient * directions[layer].to(gradient.device)).sum()
 
     with quiet_forward(model.module):
-        for batch in batches:
-            share = samples_in(batch) / samples
+        for batch in share(batches):
+            weight = samples_in(batch) / samples
             for layer, value in measure_gradients(model, batch, product, recompute).items():
-                gain[layer.name] -= share * value
+                gains[places[layer]] -= weight * value
+    gain = {layer.name: value for layer, value in zip(layers, summed(gains).tolist(), strict=True)}
     if not all(map(math.isfinite, gain.values())):
         raise NumericalError(
             "a gradient of the pruned model is not finite; the dtype overflows there: use model.dtype=float32"

@@ -30,6 +30,7 @@ from ecoflap.blocks.input_statistics import ROUTED
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.token_choice import require_kinds
 from ecoflap.blocks.walk import Visit, walk
+from ecoflap.distributed.collectives import gathered
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
@@ -113,7 +114,9 @@ def measure_diversity(model: PrunableModel, context: Context) -> dict[str, float
     found: dict[str, float] = {}
     with quiet_forward(model.module):
         for visit in walk(model, mixed, batches, "allocate"):
-            found |= {layer.name: fmean(values) for layer, values in _of_block(visit).items()}
+            own = {layer.name: values for layer, values in _of_block(visit).items()}
+            of_all = gathered(own)  # each process has its share of the samples
+            found |= {name: fmean(value for one in of_all for value in one[name]) for name in own}
     for name, value in found.items():
         if not value < float("inf"):
             raise NumericalError(

@@ -20,6 +20,7 @@ from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
+from ecoflap.distributed.collectives import gathered, share
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.towers import Block
@@ -106,7 +107,9 @@ class TrialPruner:
 def mean_loss(model: PrunableModel, batches: Sequence[Batch]) -> float:
     """The mean loss per sample, summed in fp64 on the CPU, as accelerators may have none."""
     with quiet_forward(model.module):
-        return float(torch.cat([model.loss(batch).cpu().double() for batch in batches]).mean())
+        own = [model.loss(batch).cpu().double() for batch in share(batches)]
+    losses = [loss for one in gathered(own) for loss in one]
+    return float(torch.cat(losses).mean())
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from ecoflap.blocks.stream import Stream
 from ecoflap.blocks.structure import Structure, learn_structure
 from ecoflap.blocks.trials import bypass_with_output
 from ecoflap.data.batch import Batch, samples_in
+from ecoflap.distributed.collectives import gathered, share_of_samples
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Tower
@@ -46,6 +47,7 @@ class Flow:
         batches: Sequence[Batch],
         finished: Sequence[FinishedTower] = (),
         dense: bool = False,
+        known: Sequence[Batch] | None = None,
     ) -> None:
         """Capture the inputs of the first block, through the model as it is now.
 
@@ -55,6 +57,8 @@ class Flow:
             batches: of the calibration set.
             finished: finished towers in the order in which they were pruned; they are bypassed if possible.
             dense: refuse a tower that reads the output of pruned ones.
+            known: the batches of all processes of the run, which learn the same structure from them; None if
+                each process has all batches.
 
         Raises:
             UserError: if ``dense`` refuses the tower, the forward pass never reaches it, or some batch calls
@@ -69,11 +73,14 @@ class Flow:
             # The structure is learned from two samples, as a contrastive loss may send a single one through a
             # tower less often. They are of the batch with the most tensors: samples with images have more of
             # them than texts alone.
-            richest = max(batches, key=lambda batch: (len(batch), samples_in(batch)))
-            others = [_two_of(batch) for batch in _others(richest, batches)]
+            known = batches if known is None else known
+            richest = max(known, key=lambda batch: (len(batch), samples_in(batch)))
+            others = [_two_of(batch) for batch in _others(richest, known)]
             self.structure = learn_structure(model, tower, _two_of(richest), others, finished, dense)
             self.from_start |= self.structure.from_start
             self._of_batches = [self._begin(self.structure, number) for number in range(len(batches))]
+            if known is not batches:
+                self.from_start = set().union(*gathered(self.from_start))
 
     @property
     def streams(self) -> list[Stream]:
@@ -197,11 +204,12 @@ def flows(
     Args:
         model: in evaluation mode.
         towers: in the order in which they are pruned.
-        batches: of the calibration set.
+        batches: of the calibration set; each process of the run has its share of the samples.
         dense: refuse a tower that reads the output of pruned ones.
     """
     finished: list[FinishedTower] = []
+    own = share_of_samples(batches)
     for tower in towers:
-        flow = Flow(model, tower, batches, finished, dense)
+        flow = Flow(model, tower, own, finished, dense, batches)
         yield flow
         finished.append(flow.finished_tower())

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.blocks.statistics import TOKENS
+from ecoflap.distributed.collectives import summed
 from ecoflap.models.core.layers import Layer
 
 
@@ -63,6 +64,11 @@ class Drift:
         for before, after, read in zip(*parts, strict=True):
             self.sum.addmm_((before.float() - after.float()).t(), read.float())
 
+    def combine(self) -> None:
+        """Add up the sums that the processes of the run have gathered, each over its samples."""
+        self.sum = summed(self.sum)
+        self.tokens = int(summed(torch.tensor(self.tokens)))
+
     @property
     def value(self) -> Tensor:
         """The mean, [rows, cols]."""
@@ -96,6 +102,11 @@ class GroupDrift:
         self._inputs.update(dense.inputs.get(self.leader), inputs, inputs)
         for layer, drift in self._streams.items():
             drift.update(dense.streams.get(layer), streams.get(layer, inputs), inputs)
+
+    def combine(self) -> None:
+        """Add up the sums that the processes of the run have gathered, each over its samples."""
+        for drift in (self._inputs, *self._streams.values()):
+            drift.combine()
 
     @property
     def value(self) -> Drifts:

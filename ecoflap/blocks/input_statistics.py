@@ -8,12 +8,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from copy import copy
 from typing import Any
 
 from torch import Tensor, nn
 
 from ecoflap.blocks.containers import version_of
 from ecoflap.blocks.statistics import Statistic
+from ecoflap.distributed.collectives import gathered
+from ecoflap.distributed.processes import size
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
 
@@ -129,6 +132,31 @@ class InputStatistics:
             total.sum += read.sum
             total.tokens += read.tokens
         return total
+
+    def combine(self, layers: Sequence[Layer]) -> None:
+        """Add up what the processes of the run have gathered, each over its samples.
+
+        Layers share a statistic if they do so in every process that has seen them; experts may be reached in
+        some processes alone.
+
+        Args:
+            layers: the layers of the block, the same in all processes.
+        """
+        if size() == 1:
+            return
+        places = {layer: place for place, layer in enumerate(layers)}
+        leaders = {id(self.of[layer]): places[layer] for layer in reversed(layers) if layer in self.of}
+        seen = gathered({places[layer]: leaders[id(statistic)] for layer, statistic in self.of.items()})
+        total: dict[tuple[int | None, ...], Statistic] = {}
+        for place, layer in enumerate(layers):
+            if all(place not in one for one in seen):
+                continue
+            group = tuple(one.get(place) for one in seen)
+            if group not in total:
+                own = self.of.get(layer) or self.kind(layer.shape[1], layer.weight.device)
+                total[group] = copy(own)
+                total[group].combine()
+            self.of[layer] = total[group]
 
     def _counted_of(self, layer: Layer, inputs: Tensor) -> Tensor:
         """The inputs of the tokens that count, [tokens, cols]."""

@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from ecoflap.blocks.containers import version_of
@@ -27,6 +28,7 @@ from ecoflap.blocks.residual_streams import inputs_noted
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.stream import Stream
 from ecoflap.blocks.token_choice import Masks
+from ecoflap.distributed.collectives import gathered
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.towers import Block
@@ -97,6 +99,7 @@ class LayerByLayer:
         self._drifts: dict[Group, GroupDrift] = {}
         self._sources = {} if twin is None else twin.sources
         self._pruned: set[Stage] = set()
+        self._agreed: list[Stage | None] | None = None
         self._batches: list[_Batch] = []
         self._behind: list[_Batch] = []  # those that can go on, as the layers that they waited at are pruned
         self._running: _Batch | None = None
@@ -117,10 +120,12 @@ class LayerByLayer:
         self._batches = [_Batch(number, stream, masks) for number, (stream, masks) in numbered]
         self._behind = list(self._batches)
         with self._watching():
-            while self._behind:
-                self._run_on(self._behind.pop(), index)
-                if not self._behind and (stage := self._earliest()) is not None:
-                    self._prune(stage)
+            while True:
+                while self._behind:
+                    self._run_on(self._behind.pop(), index)
+                if (stage := self._next()) is None:
+                    break
+                self._prune(stage)
         for stage, groups in self._stages.items():
             if stage not in self._pruned:
                 raise never_ran(groups[0][0])
@@ -191,17 +196,14 @@ class LayerByLayer:
         batch.waits = stage
         if group[0].is_expert:
             return
-        if self._behind or self._earliest() != stage:
+        if self._behind or self._next() != stage:
             raise InputsComplete
         batch.waits = None
         self._prune(stage)
 
     def _count(self, batch: _Batch, group: Group, inputs: Tensor) -> None:
         """Add the inputs [tokens, cols] of a batch to the statistic of a group, and to their drift."""
-        if group not in self._statistics:
-            self._statistics[group] = self.kind(inputs.shape[-1], inputs.device)
-            if self.twin is not None and not group[0].is_expert:
-                self._drifts[group] = GroupDrift(group, self._sources, inputs.device)
+        self._count_none(group, inputs.device)
         self._statistics[group].update(inputs)
         if group in self._drifts:
             streams = {
@@ -211,27 +213,45 @@ class LayerByLayer:
             }
             self._drifts[group].update(batch.dense, inputs, streams)
 
+    def _count_none(self, group: Group, device: torch.device) -> None:
+        """Begin the statistic and the drift of a group with no tokens, unless they have begun."""
+        if group not in self._statistics:
+            self._statistics[group] = self.kind(group[0].shape[1], device)
+            if self.twin is not None and not group[0].is_expert:
+                self._drifts[group] = GroupDrift(group, self._sources, device)
+
     def _note_stream(self, source: nn.Module, stream: Tensor) -> None:
         if self._running is not None:  # not the dense block
             self._running.streams[source] = stream
 
-    def _earliest(self) -> Stage | None:
-        """The stage that is called before all others that batches wait at."""
-        waiting = {batch.waits for batch in self._batches}
-        return next((stage for stage in self._stages if stage in waiting), None)
+    def _next(self) -> Stage | None:
+        """The stage that is called before all others that batches of any process wait at; None at the end.
+
+        The processes agree on it once, when all of their batches wait or have left the block, and each of
+        them prunes it next.
+        """
+        if self._agreed is None:
+            stages = list(self._stages)
+            waiting = {stages.index(batch.waits) for batch in self._batches if batch.waits is not None}
+            first = min(set().union(*gathered(waiting)), default=None)
+            self._agreed = [None if first is None else stages[first]]
+        return self._agreed[0]
 
     def _prune(self, stage: Stage) -> None:
         """Prune the layers of a stage; the batches that wait at it can go on."""
         for group in self._stages[stage]:
-            statistic = self._statistics.pop(group, None)
-            if group[0].is_expert and (statistic is None or not statistic.tokens):
+            self._count_none(group, group[0].weight.device)  # no batch of this process may have reached it
+            statistic, drift = self._statistics.pop(group), self._drifts.pop(group, None)
+            statistic.combine()
+            if group[0].is_expert and not statistic.tokens:
                 statistic = self.kind.unseen(group[0].shape[1], group[0].weight.device)
-            assert statistic is not None
             if self.twin is not None:
                 self.twin.remember(group)
-            drift = self._drifts.pop(group, None)
+            if drift is not None:
+                drift.combine()
             self.prune(group, require_tokens(group[0], statistic), None if drift is None else drift.value)
         self._pruned.add(stage)
+        self._agreed = None
         self._behind = [batch for batch in self._batches if batch.waits == stage]
 
 

@@ -8,6 +8,7 @@ from typing import ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from ecoflap.distributed.collectives import summed
 from ecoflap.ops import InverseFactor, NormalisedInverse, inverse_factor, normalised_inverse
 
 # Rows of a Gram matrix per product: enough for full speed, few enough to skip most of the lower half.
@@ -52,6 +53,11 @@ class Statistic(Protocol):
     def move(self, device: torch.device) -> None:
         """Move the sums to a device."""
         self.sum = self.sum.to(device)
+
+    def combine(self) -> None:
+        """Add up the sums that the processes of the run have gathered, each over its samples."""
+        self.sum = summed(self.sum)
+        self.tokens = int(summed(torch.tensor(self.tokens)))
 
     def kept(self) -> Tensor:
         """The sums and the number of tokens, negative if assumed, [cols + 1], fp64: nothing is rounded."""
@@ -183,6 +189,11 @@ class Gram(Statistic):
         if self._inverse is not None:
             inverse, norms, damping, penalty = self._inverse
             self._inverse = NormalisedInverse(inverse.to(device), norms.to(device), damping, penalty)
+
+    def combine(self) -> None:
+        """Add up the sums of all processes; what was computed of this one's is computed again."""
+        super().combine()
+        self._value = self._factor = self._inverse = None
 
     def output_energy(self, weight: Tensor) -> float:
         """Mean of ||W x||^2, exactly."""

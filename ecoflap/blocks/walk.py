@@ -81,6 +81,7 @@ class Visit:
                     output = call.run(self.block.module, stream.hidden)
                     if leave:
                         stream.leave(output, call)
+        found.combine(self.block.layers)
         return found
 
     def prune_on_the_way(self, statistic: type[Statistic], prune: PruneGroup) -> None:
@@ -138,7 +139,8 @@ def walk(
     Args:
         model: in evaluation mode.
         towers: in the order in which they are visited.
-        batches: batches of the calibration set; empty if no inputs are needed.
+        batches: batches of the calibration set; empty if no inputs are needed. Each process of the run walks
+            with its share of the samples.
         title: the title of the progress bar.
         dense: give each block the outputs of dense blocks, although the caller changes blocks: blocks whose
             inputs come from a forward pass are visited last to first.

@@ -13,6 +13,8 @@ import torch
 
 from ecoflap.console.progress import track
 from ecoflap.console.telemetry import out_of_memory
+from ecoflap.distributed.collectives import from_process, gathered
+from ecoflap.distributed.processes import is_first, rank, size
 
 log = logging.getLogger(__name__)
 
@@ -40,20 +42,24 @@ class PredictionLog:
     def run(self, batches: Sequence[list[Item]], compute: Callable[[list[Item]], Sequence[Any]]) -> list[Any]:
         """The predictions of all batches, in order; those in the log are not computed again.
 
+        The processes of a run take one batch each at a time, and the first one writes.
+
         Args:
             batches: the inputs, always in the same order.
             compute: returns the predictions of one batch, as plain JSON values, one per item.
         """
-        done = self._read()
+        done = from_process(self._read())
         complete = [len(line) == len(batch) for line, batch in zip(done, batches, strict=False)]
         reused = next((index for index, whole in enumerate(complete) if not whole), len(complete))
         self._start(done[:reused])
         predictions = [value for line in done[:reused] for value in line]
         rest = batches[reused:]
-        for batch in track(rest, "evaluate", total=len(rest)):
-            values = in_parts(compute, batch)
-            self._append(values)
-            predictions += values
+        rounds = [rest[start : start + size()] for start in range(0, len(rest), size())]
+        for several in track(rounds, "evaluate", total=len(rounds)):
+            own = in_parts(compute, several[rank()]) if rank() < len(several) else []
+            for values in gathered(own)[: len(several)]:
+                self._append(values)
+                predictions += values
         return predictions
 
     def _read(self) -> list[list[Any]]:
@@ -69,13 +75,13 @@ class PredictionLog:
         return lines[1:] if lines and lines[0] == {"key": self.key} else []
 
     def _start(self, done: list[list[Any]]) -> None:
-        if self.file is not None:
+        if self.file is not None and is_first():
             self.file.parent.mkdir(parents=True, exist_ok=True)
             text = "".join(json.dumps(line) + "\n" for line in [{"key": self.key}, *done])
             self.file.write_text(text, encoding="utf-8")
 
     def _append(self, values: list[Any]) -> None:
-        if self.file is not None:
+        if self.file is not None and is_first():
             with self.file.open("a", encoding="utf-8") as lines:
                 lines.write(json.dumps(values) + "\n")
 

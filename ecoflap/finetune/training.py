@@ -19,8 +19,9 @@ from transformers import EarlyStoppingCallback, TrainerCallback, TrainingArgumen
 from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
+from ecoflap.distributed.collectives import from_process
+from ecoflap.distributed.processes import is_first, size
 from ecoflap.errors import UserError
-from ecoflap.finetune.distributed import is_first
 from ecoflap.finetune.job import Job, Point
 from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.schedule import Schedule
@@ -69,10 +70,7 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
     device, model = job.model.device, job.model
     if schedule.loss is not None:
         model = replace(model, loss_function=find_loss(schedule.loss, {}))
-    processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
-    arguments = _arguments(
-        schedule.arguments(job.folder, job.seed, device, len(split.train), processes), device
-    )
+    arguments = _arguments(schedule.arguments(job.folder, job.seed, device, len(split.train), size()), device)
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several accelerators in one process would be nn.DataParallel
     callbacks: list[TrainerCallback] = [Curve(job.show)]
     if schedule.patience is not None:
@@ -93,7 +91,7 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
         "schedule": asdict(schedule),
         "samples": len(split.train),
         "seed": job.seed,
-        "processes": processes,
+        "processes": size(),
     }
     last = last_checkpoint(job.folder, {**job.identity, **identity})
     if last is not None:
@@ -187,10 +185,8 @@ def last_checkpoint(folder: Path, identity: dict[str, Any]) -> str | None:
             if not _is_whole(checkpoint):
                 log.warning("%s was not written to the end; it is removed", checkpoint)
                 shutil.rmtree(checkpoint)
-    last: list[str | None] = [get_last_checkpoint(str(folder)) if first else None]
-    if torch.distributed.is_initialized():  # another node may still see what was removed
-        torch.distributed.broadcast_object_list(last, src=0)
-    return last[0]
+    # Another node may still see what was removed.
+    return from_process(get_last_checkpoint(str(folder)) if first else None)
 
 
 def _is_whole(checkpoint: Path) -> bool:

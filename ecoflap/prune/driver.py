@@ -18,12 +18,14 @@ from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.walk import Visit, walk
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.distributed.collectives import gathered
+from ecoflap.distributed.processes import is_first
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.inputs import measure_dense
-from ecoflap.prune.layers import Statistics, prune_layers, prune_together
+from ecoflap.prune.layers import Group, Statistics, prune_groups, prune_layers
 from ecoflap.prune.protocol import LayerPruner, OnBlock
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.storage.masks import PackedMasks
@@ -91,7 +93,7 @@ def prune(
             seconds = None if finished is None else _apply_finished(visit, finished, number, report, dense)
             if seconds is None:
                 seconds = _prune_block(visit, pruner, allocation, report, propagate, statistics)
-                if finished is not None:
+                if finished is not None and is_first():
                     with model.placement.using(visit.block):
                         finished.write(number, visit.block.layers, report, seconds)
             report.blocks.append(_summary(visit, allocation, report, seconds))
@@ -131,8 +133,10 @@ def _apply_finished(
         The seconds that pruning it took; None if it is not stored.
     """
     block, placement = visit.block, visit.flow.model.placement
-    if (found := finished.read(number)) is None:
+    found = finished.read(number)
+    if not all(gathered(found is not None)):
         return None
+    assert found is not None
     if dense:
         visit.leave()
     if visit.twin is not None:
@@ -177,8 +181,8 @@ def _prune_layer_by_layer(
     block, placement = visit.block, visit.flow.model.placement
     assert pruner.statistic is not None
 
-    def together(layers: Sequence[Layer], statistic: Statistic, drifts: Drifts | None) -> None:
-        prune_together(layers, statistic, pruner, allocation, report, drifts)
+    def together(layers: tuple[Layer, ...], statistic: Statistic, drifts: Drifts | None) -> None:
+        prune_groups([Group(layers, statistic, drifts)], pruner, allocation, report)
 
     with placement.using(block):
         visit.prune_on_the_way(pruner.statistic, together)

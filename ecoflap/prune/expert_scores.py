@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ecoflap.blocks.input_statistics import counted_inputs
 from ecoflap.blocks.walk import Visit, walk
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.distributed.collectives import summed
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.expert_slices import ExpertSlice
 from ecoflap.models.core.layers import Layer
@@ -69,6 +70,8 @@ def score_experts(
             inside = [one for one in mixtures if one.name.startswith(f"{visit.block.name}.")]
             _score_block(visit, inside, scores)
     for name, found in scores.items():
+        found.sum.copy_(summed(found.sum))
+        found.tokens.copy_(summed(found.tokens))
         if not found.sum.isfinite().all():
             raise NumericalError(
                 f"an output of {name} is NaN or infinite; use model.dtype=float32 or bfloat16"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,6 +14,8 @@ from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.drifts import Drifts
 from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.blocks.statistics import Gram, Statistic
+from ecoflap.distributed.collectives import deal, gathered, tensor_from
+from ecoflap.distributed.processes import rank, size
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
 from ecoflap.ops import compensate
@@ -22,6 +25,21 @@ from ecoflap.prune.report import PruneReport
 log = logging.getLogger(__name__)
 
 Statistics = Mapping[Layer, Statistic] | InputStatistics
+
+
+class Group(NamedTuple):
+    """Layers of one block that read the same input.
+
+    Attributes:
+        layers: the layers.
+        statistic: of the input; None for a pruner that uses no data.
+        drifts: of the input and of residual streams from those in the dense model, for which the weights are
+            compensated first, see ``ecoflap.ops.compensation``; None to leave them as they are.
+    """
+
+    layers: tuple[Layer, ...]
+    statistic: Statistic | None
+    drifts: Drifts | None = None
 
 
 def prune_layers(
@@ -43,8 +61,72 @@ def prune_layers(
     Raises:
         NumericalError: if a weight is not finite, before or after, or a mask misses its count.
     """
-    for sharing in by_statistic(layers, statistics):
-        prune_together(sharing, statistics[sharing[0]] if statistics else None, pruner, allocation, report)
+    prune_groups(
+        [
+            Group(tuple(sharing), statistics[sharing[0]] if statistics else None)
+            for sharing in by_statistic(layers, statistics)
+        ],
+        pruner,
+        allocation,
+        report,
+    )
+
+
+def prune_groups(
+    groups: Sequence[Group], pruner: LayerPruner, allocation: Allocation, report: PruneReport
+) -> None:
+    """Prune groups of layers in place, dealt out over the processes of the run.
+
+    A pruner that corrects weights takes long, so that each layer is pruned by one process, which sends the
+    others the result; of other pruners, the statistics are enough to do so in each.
+
+    Args:
+        groups: layers and what is known of their inputs; the same in all processes.
+        pruner: prunes one layer.
+        allocation: how many weights each layer keeps.
+        report: receives each layer's mask and error.
+
+    Raises:
+        NumericalError: if a weight is not finite, before or after, or a mask misses its count.
+    """
+    layers = [layer for group in groups for layer in group.layers]
+    owners = dict.fromkeys(layers, rank())
+    if pruner.corrects:
+        costs = [float(layer.size * layer.shape[1]) for layer in layers]
+        owners = dict(zip(layers, deal(costs), strict=True))
+    for group in groups:
+        own = tuple(layer for layer in group.layers if owners[layer] == rank())
+        if own:
+            _prune_together(group._replace(layers=own), pruner, allocation, report)
+    if pruner.corrects:
+        _exchange(owners, report)
+    for layer in layers:
+        if layer.name in report.notes:
+            log.warning("%s: %s", layer.name, report.notes[layer.name])
+
+
+def _exchange(owners: Mapping[Layer, int], report: PruneReport) -> None:
+    """Give each process the layers that others have pruned.
+
+    Args:
+        owners: {layer: rank of the process that has pruned it}, in the same order in all processes.
+        report: holds the results of the layers that this process has pruned, and receives the others.
+    """
+    if size() == 1:
+        return
+    own = [layer.name for layer, owner in owners.items() if owner == rank()]
+    parts: Sequence[dict[str, Any]] = (report.errors, report.tokens, report.notes)
+    for found in gathered([{name: part[name] for name in own if name in part} for part in parts]):
+        for part, new in zip(parts, found, strict=True):
+            part.update(new)
+    for layer, owner in owners.items():
+        weight, mask = layer.matrix(), torch.zeros(layer.weight.shape, dtype=torch.bool)
+        if owner == rank():
+            mask = report.masks[layer.name]
+        weight, mask = tensor_from(weight, owner), tensor_from(mask, owner)
+        if owner != rank():
+            layer.write(weight)
+            report.masks[layer.name] = mask
 
 
 def by_statistic(layers: Sequence[Layer], statistics: Statistics | None) -> list[list[Layer]]:
@@ -55,29 +137,9 @@ def by_statistic(layers: Sequence[Layer], statistics: Statistics | None) -> list
     return list(groups.values())
 
 
-def prune_together(
-    layers: Sequence[Layer],
-    statistic: Statistic | None,
-    pruner: LayerPruner,
-    allocation: Allocation,
-    report: PruneReport,
-    drifts: Drifts | None = None,
-) -> None:
-    """Prune layers that share a statistic in place.
-
-    Args:
-        layers: the layers.
-        statistic: of the input that they read; None for a pruner that uses no data.
-        pruner: prunes one layer.
-        allocation: how many weights each layer keeps.
-        report: receives each layer's mask and error.
-        drifts: of the input and of residual streams from those in the dense model, for which the weights are
-            compensated first, see ``ecoflap.ops.compensation``; with them, the error is that of the
-            compensated weights.
-
-    Raises:
-        NumericalError: if a weight is not finite, before or after, or a mask misses its count.
-    """
+def _prune_together(group: Group, pruner: LayerPruner, allocation: Allocation, report: PruneReport) -> None:
+    """Prune the layers of a group in place; the error of compensated weights is that of pruning them."""
+    layers, statistic, drifts = group
     dense = [layer.matrix().clone() for layer in layers]
     if drifts is not None:
         assert isinstance(statistic, Gram)
@@ -86,7 +148,7 @@ def prune_together(
     results = solve_layers(layers, dense, statistic, pruner, allocation.keep)
     for layer, before, pruned in zip(layers, dense, results, strict=True):
         if pruned.note:
-            log.warning("%s: %s", layer.name, pruned.note)
+            report.notes[layer.name] = pruned.note
         _check(layer, pruned, allocation.keep[layer.name])
         layer.write(pruned.weight)
         after = layer.matrix()

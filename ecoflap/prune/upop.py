@@ -27,12 +27,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ecoflap.allocate.allocation import UNITS, Allocation
 from ecoflap.console.progress import track
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.distributed.processes import size
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.training_set import Collator, TrainingSet
@@ -74,7 +75,7 @@ class UPop(UPopOptions, ModelPruner):
             NumericalError: if a loss is NaN or infinite.
         """
         assert calibration is not None
-        if distributed.is_initialized():
+        if size() > 1:
             raise UserError(
                 f"pruner={self.name} searches in one process, and would find another model in each; start it"
                 " without torchrun"

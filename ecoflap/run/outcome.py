@@ -9,8 +9,8 @@ from typing import Any
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.console.tracking import Tracker
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.distributed.processes import is_first
 from ecoflap.errors import NumericalError
-from ecoflap.finetune.distributed import is_first
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import WORK

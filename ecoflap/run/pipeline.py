@@ -10,8 +10,9 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from ecoflap.console.tracking import NoTracker, Tracker
+from ecoflap.distributed.collectives import gathered
+from ecoflap.distributed.processes import is_first, joined_in, shared_folder
 from ecoflap.evaluate.overlap import refuse_overlap
-from ecoflap.finetune.distributed import is_first, joined, shared_folder
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.loader import Selection
@@ -49,7 +50,7 @@ def run(config: DictConfig, folder: Path) -> Result | None:
     config = settle(config)
     values: Any = OmegaConf.to_container(config, resolve=True)
     with (
-        joined(folder, config.device) as own,
+        joined_in(folder, config.device) as own,
         claimed(own, values, config.resume, shared_folder(own)) as earlier,
     ):
         if earlier.result is not None:
@@ -64,6 +65,7 @@ def run(config: DictConfig, folder: Path) -> Result | None:
             log.info("resuming the run in %s", own)
         else:
             discard_products(own)
+        gathered(None)  # no process looks for finished blocks before others are discarded
         return _run(plan)
 
 

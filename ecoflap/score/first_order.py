@@ -28,13 +28,14 @@ from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.distributed.collectives import share
 from ecoflap.errors import NumericalError, require_choices, require_positive
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.score.options import FirstOrderOptions
 from ecoflap.score.protocol import Scorer
 from ecoflap.score.recompute import recomputing
-from ecoflap.score.scores import Average, Scores, collect, zero_independent
+from ecoflap.score.scores import Average, Scores, collect, combine, zero_independent
 
 log = logging.getLogger(__name__)
 
@@ -87,11 +88,13 @@ class FirstOrder(FirstOrderOptions, Scorer):
         averages = {layer.name: Average() for layer in model.layers}
         batches = loss_batches(model, calibration.take(self.samples), self.batch_size)
         with quiet_forward(model.module):
-            for index, batch in enumerate(track(batches, "score", total=len(batches))):
+            own = share(list(enumerate(batches)))
+            for index, batch in track(own, "score", total=len(own)):
                 count = samples_in(batch)
                 values = measure_gradients(model, batch, measure, self.recompute)
                 for layer in model.layers:  # the gradient of an expert that the batch doesn't reach is zero
                     averages[layer.name].add(values.get(layer, 0.0), count, f"{layer.name} (batch {index})")
+        combine(averages)
         zero_independent(averages)
         samples = min(self.samples, len(calibration))
         return collect(self.name, averages, {**self.identity(), "samples": samples, "batches": len(batches)})

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ecoflap.distributed.collectives import gathered
 from ecoflap.errors import NumericalError, UserError, nearest
 from ecoflap.models.core.towers import Tower
 
@@ -113,6 +114,14 @@ class Average:
             return 0.0
         spread = math.fsum(w * w * (v - mean) ** 2 for w, v in zip(self.weights, self.values, strict=True))
         return math.sqrt(spread * count / (count - 1)) / total
+
+
+def combine(averages: dict[str, Average]) -> None:
+    """Join what all processes have measured, each on its share of the batches, in the batches' order."""
+    found = gathered({name: (average.values, average.weights) for name, average in averages.items()})
+    for name, average in averages.items():
+        average.values = [value for one in found for value in one[name][0]]
+        average.weights = [weight for one in found for weight in one[name][1]]
 
 
 def zero_independent(averages: dict[str, Average]) -> None:

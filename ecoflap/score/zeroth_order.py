@@ -39,6 +39,7 @@ from ecoflap.blocks.suffix import SuffixRunner, repeatable_modules
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.distributed.collectives import share
 from ecoflap.errors import NumericalError, UserError, require_choices, require_positive
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, in_float32, quiet_forward
@@ -48,7 +49,7 @@ from ecoflap.score.options import ZerothOrderOptions
 from ecoflap.score.pass_size import PassSize
 from ecoflap.score.probing import Noise, Probe, probing
 from ecoflap.score.protocol import Scorer
-from ecoflap.score.scores import Average, Scores, collect, zero_independent
+from ecoflap.score.scores import Average, Scores, collect, combine, zero_independent
 from ecoflap.score.stacking import can_stack
 
 log = logging.getLogger(__name__)
@@ -130,6 +131,7 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
             for layer, index, draw, value in estimate(model, batches, seed):
                 where = f"{layer.name} (batch {index}, draw {draw})"
                 averages[layer.name].add(value, samples_in(batches[index]), where)
+        combine(averages)
         zero_independent(averages)
         samples = min(self.samples, len(calibration))
         details = {**self.identity(), "samples": samples, "batches": len(batches), "seed": seed}
@@ -137,7 +139,8 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
 
     def _differentiate(self, model: PrunableModel, batches: Sequence[Batch], seed: int) -> Iterator[Estimate]:
         """Estimates from one backward pass per batch."""
-        for index, batch in enumerate(track(batches, "score", total=len(batches))):
+        own = share(list(enumerate(batches)))
+        for index, batch in track(own, "score", total=len(own)):
             noise = ("zeroth_order", seed, index)
             found = directional_derivatives(model, batch, self.noises, noise)
             for layer in model.layers:  # the derivative of an expert that the batch doesn't reach is zero
@@ -150,8 +153,9 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
         work = [(tower, block) for tower in model.towers for block in tower.blocks if block.layers]
         passes: dict[tuple[str, Kind], Passes] = {}
         sizes: dict[tuple[str, int], PassSize] = {}
-        tasks = self._tasks(model, batches, work)
-        for index, tower, block, runner in track(tasks, "score", total=len(batches) * len(work)):
+        own = share(list(enumerate(batches)))
+        tasks = self._tasks(model, own, work)
+        for index, tower, block, runner in track(tasks, "score", total=len(own) * len(work)):
             noise = ("zeroth_order", seed, index)
             # A model may run its blocks otherwise for texts alone, or for two images per sample.
             kind = tower.name, kind_of({name: tensor[0] for name, tensor in runner.batch.items()})
@@ -167,11 +171,14 @@ class ZerothOrder(ZerothOrderOptions, Scorer):
                     yield Estimate(layer, index, draw, layer.size / total * value)
 
     def _tasks(
-        self, model: PrunableModel, batches: Sequence[Batch], work: Sequence[tuple[Tower, Block]]
+        self,
+        model: PrunableModel,
+        numbered: Sequence[tuple[int, Batch]],
+        work: Sequence[tuple[Tower, Block]],
     ) -> Iterator[tuple[int, Tower, Block, SuffixRunner]]:
         """Every pair of a batch and a block; a batch's stored outputs are freed before the next one runs."""
-        around = repeatable_modules(model, batches[0])
-        for index, batch in enumerate(batches):
+        around = repeatable_modules(model, numbered[0][1]) if numbered else []
+        for index, batch in numbered:
             runner = SuffixRunner(model, batch, around)
             if not torch.isfinite(runner.losses).all():
                 raise NumericalError(

@@ -6,8 +6,12 @@ This module is pickled by value into each job, so it imports nothing of this pro
 from __future__ import annotations
 
 import os
+import socket
 import sys
 from typing import Any
+
+LAUNCH_NODE = "SLURM_LAUNCH_NODE_IPADDR"
+"""The variable with the address of the node that the tasks were launched from, which is the first."""
 
 
 class Bootstrap:
@@ -50,3 +54,12 @@ def _name_processes() -> None:
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False, overwrite=True)
         if job.num_nodes == 1:
             os.environ["MASTER_ADDR"] = "127.0.0.1"  # whatever the node's name resolves to
+        elif not _resolves(os.environ["MASTER_ADDR"]) and (address := os.environ.get(LAUNCH_NODE)):
+            os.environ["MASTER_ADDR"] = address
+
+
+def _resolves(host: str) -> bool:
+    try:
+        return bool(socket.getaddrinfo(host, None))
+    except OSError:
+        return False

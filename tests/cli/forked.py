@@ -8,7 +8,8 @@ import runpy
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, TextIO
 
@@ -17,15 +18,44 @@ from hydra.core.global_hydra import GlobalHydra
 ROOT = Path(__file__).parents[2]
 
 
+@dataclass
+class Started:
+    """A copy that runs.
+
+    Attributes:
+        arguments: of the command line.
+        pid: its process.
+        output: what it prints.
+        errors: what it prints to stderr.
+    """
+
+    arguments: Sequence[str]
+    pid: int
+    output: TextIO
+    errors: TextIO
+
+    def finished(self) -> subprocess.CompletedProcess[str]:
+        """Wait for it; returns what it printed and its exit code."""
+        _, status = os.waitpid(self.pid, 0)
+        printed = [file.seek(0) or file.read() for file in (self.output, self.errors)]
+        self.output.close()
+        self.errors.close()
+        return subprocess.CompletedProcess(list(self.arguments), os.waitstatus_to_exitcode(status), *printed)
+
+
+def start(arguments: Sequence[str], folder: Path, variables: Mapping[str, str] | None = None) -> Started:
+    """Start it in a folder, with some environment variables."""
+    output, errors = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
+    child = os.fork()
+    if child == 0:
+        os.environ.update(variables or {})
+        _run(arguments, folder, output, errors)
+    return Started(arguments, child, output, errors)
+
+
 def main(arguments: Sequence[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Run it in a folder, and return what it printed and its exit code."""
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        child = os.fork()
-        if child == 0:
-            _run(arguments, folder, output, errors)
-        _, status = os.waitpid(child, 0)
-        printed = [file.seek(0) or file.read() for file in (output, errors)]
-    return subprocess.CompletedProcess(list(arguments), os.waitstatus_to_exitcode(status), *printed)
+    return start(arguments, folder).finished()
 
 
 def _run(arguments: Sequence[str], folder: Path, output: TextIO, errors: TextIO) -> NoReturn:

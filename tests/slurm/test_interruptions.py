@@ -43,12 +43,6 @@ def started(process: subprocess.Popen[str], folder: Path) -> str:
     return str(job["id"])
 
 
-@pytest.fixture(scope="session")
-def undisturbed() -> dict[str, str]:
-    """The weights' hash of a run that nobody stopped, once one has ended."""
-    return {}
-
-
 def check(folder: Path, undisturbed: dict[str, str], printed: str, starts: int) -> None:
     """The run has ended, was started so often at least, and has the weights that every other one has."""
     assert (folder / "0" / "result.json").is_file(), printed

@@ -9,6 +9,7 @@ from typing import Any, get_args
 
 from omegaconf import DictConfig, OmegaConf
 
+from ecoflap.distributed.shared_store import SharedStore
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.evaluate.protocol import Task
 from ecoflap.prune import driver
@@ -120,4 +121,4 @@ def make_store(folder: str, mode: str) -> Store:
         )
     if mode not in get_args(Mode):
         raise UserError(f"cache_mode={mode} is not known; {did_you_mean(mode, get_args(Mode))}")
-    return Store(Path(folder), mode)  # type: ignore[arg-type]
+    return SharedStore(Path(folder), mode)  # type: ignore[arg-type]

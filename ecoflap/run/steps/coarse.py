@@ -17,6 +17,7 @@ from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.token_choice import require_choice
 from ecoflap.console.telemetry import measure
 from ecoflap.data.calibration_set import CalibrationSet
+from ecoflap.distributed.collectives import from_process
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.load import load_offloaded
@@ -149,7 +150,7 @@ def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
     )
     with measure(state.costs, "allocate"):
         allocation = plan.allocator(model, state.scores, plan.config.sparsity, context)
-        state.allocation = plan.pruner.fitted(allocation)
+        state.allocation = from_process(plan.pruner.fitted(allocation))
         check_counts(state.allocation, model.layers)
     write_json(plan.folder / ALLOCATION, asdict(state.allocation))
     show_allocation(model, state.allocation)

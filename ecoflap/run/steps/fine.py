@@ -11,7 +11,8 @@ from torch import Tensor
 from ecoflap.console.telemetry import measure
 from ecoflap.console.tracking import Tracker
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.finetune.distributed import agree, shared_folder
+from ecoflap.distributed.processes import shared_folder
+from ecoflap.finetune.agreement import agree
 from ecoflap.finetune.job import Job, masks_fingerprint
 from ecoflap.finetune.training_set import read_everything
 from ecoflap.models.core.prunable import PrunableModel
@@ -46,7 +47,9 @@ def prune(plan: Plan, model: PrunableModel, state: RunState) -> None:
 def _prune_layers(plan: Plan, pruner: LayerPruner, model: PrunableModel, state: RunState) -> PruneReport:
     """Prune block by block as allocated; store the pruned blocks, unless ``resume`` is false."""
     assert state.allocation is not None
-    finished = FinishedBlocks(plan.folder / BLOCKS, blocks_key(plan, state)) if plan.config.resume else None
+    finished = None
+    if plan.config.resume:
+        finished = FinishedBlocks(shared_folder(plan.folder) / BLOCKS, blocks_key(plan, state))
     return driver.prune(
         model,
         state.calibration,

@@ -1,0 +1,115 @@
+"""Rows of one run in several processes of one thread each: CPU seconds of the busiest, and bytes sent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from benchmarks.measure import Row, in_children
+from benchmarks.models import llama, smollm2, tokens
+from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.distributed.processes import joined
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.admm import ADMM
+from ecoflap.prune.driver import prune
+from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.sparsegpt import SparseGPT
+from ecoflap.prune.wanda import Wanda
+from ecoflap.score.first_order import FirstOrder
+
+COUNTS = (1, 2, 4)
+PRUNERS: Mapping[str, tuple[LayerPruner, str]] = {
+    "wanda": (Wanda(), "pruned"),
+    "sparsegpt": (SparseGPT(), "pruned"),
+    "admm": (ADMM(), "layer"),
+}
+SIZES = {"smollm2": (16, 256, 49152), "llama": (6, 16, 256)}
+
+
+def measure(method: str, model: str) -> dict[str, Any]:
+    """CPU seconds of this process, the bytes that it gave to collective operations, and those expected."""
+    torch.set_num_threads(1)
+    built = smollm2() if model == "smollm2" else llama(32, 3)
+    samples, length, vocabulary = SIZES[model]
+    calibration = tokens(samples, length, vocabulary)
+    allocation = WaterFilling()(built, None, 0.5)
+
+    def work() -> None:
+        if method == "first order":
+            FirstOrder(samples=samples, batch_size=2)(built, calibration, 0)
+        else:
+            pruner, propagate = PRUNERS[method]
+            prune(built, calibration, pruner, allocation, 4, propagate=propagate)
+
+    with joined("cpu"):
+        started = time.process_time()
+        sent = _counting(work)
+        seconds = time.process_time() - started
+    return {"seconds": seconds, "sent": sent, "expected": expected(method, built)}
+
+
+def _counting(work: Callable[[], None]) -> int:
+    """The bytes of the tensors that some work sums or broadcasts, whatever a backend makes of them."""
+    sent = 0
+    operations = {name: getattr(distributed, name) for name in ("all_reduce", "broadcast")}
+
+    def counted(operation: Callable[..., Any]) -> Callable[..., Any]:
+        def run(tensor: Tensor, *arguments: Any, **keywords: Any) -> Any:
+            nonlocal sent
+            sent += tensor.nbytes
+            return operation(tensor, *arguments, **keywords)
+
+        return run
+
+    for name, operation in operations.items():
+        setattr(distributed, name, counted(operation))
+    try:
+        work()
+    finally:
+        for name, operation in operations.items():
+            setattr(distributed, name, operation)
+    return sent
+
+
+def expected(method: str, model: PrunableModel) -> int:
+    """By arithmetic: fp32 sums of each input, with a count of tokens; weights and masks of what is dealt out.
+
+    Layers of LLaMA read four inputs in each block: q, k and v one, gate and up one, o and down one each.
+    """
+    if method == "first order":
+        return 0
+    total = 0
+    for block in (block for tower in model.towers for block in tower.blocks):
+        for name in ("q_proj", "o_proj", "gate_proj", "down_proj"):
+            cols = next(layer.shape[1] for layer in block.layers if f"{name}." in layer.name)
+            total += 8 + 4 * (cols if method == "wanda" else cols**2)
+        if method != "wanda":
+            total += sum(5 * layer.size for layer in block.layers)
+    return total
+
+
+def rows(runs: int, model: str = "smollm2") -> Iterator[Row]:
+    """Each method in each number of processes; one run, as the figures are of the CPU."""
+    for method in (*PRUNERS, "first order"):
+        alone = 0.0
+        for count in COUNTS:
+            found = in_children(count, "benchmarks.processes:measure", method=method, model=model)
+            busiest = max(one["seconds"] for one in found)
+            alone = busiest if count == 1 else alone
+            sent, arithmetic = max(one["sent"] for one in found), found[0]["expected"]
+            samples, length, _ = SIZES[model]
+            yield Row(
+                f"{method}, {model}, {samples} x {length}, {count} processes",
+                "one process",
+                "s",
+                alone,
+                busiest,
+                alone / busiest,
+                None,
+                f"{sent / 2**20:.1f} MiB sent, {arithmetic / 2**20:.1f} by arithmetic" if count > 1 else "-",
+                {"processes": found},
+            )

@@ -1,0 +1,1 @@
+"""One run in several processes: each has its share of the samples, all have the same result."""

@@ -1,0 +1,107 @@
+"""Shares of work, and the operations that make one result of what all processes have.
+
+In a run of one process, each share is everything, and the operations return what they are given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed
+
+from ecoflap.data.batch import Batch, samples_in
+from ecoflap.distributed.processes import naming_the_failed, rank, size
+from ecoflap.errors import UserError
+
+Item = TypeVar("Item")
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """This process's items: those of all processes, in the order of their ranks, are all items in order."""
+    start, end = _bounds(len(items))
+    return items[start:end]
+
+
+def share_of_samples(batches: Sequence[Batch]) -> list[Batch]:
+    """This process's samples, in batches; a batch that belongs to several processes is cut.
+
+    Raises:
+        UserError: if there are fewer samples than processes.
+    """
+    if size() == 1 or not batches:
+        return list(batches)
+    total = sum(map(samples_in, batches))
+    if total < size():
+        raise UserError(
+            f"{size()} processes share {total} calibration samples, and each needs one; start fewer"
+            " processes, or draw more calibration.samples"
+        )
+    start, end = _bounds(total)
+    own: list[Batch] = []
+    for batch in batches:
+        count = samples_in(batch)
+        first, last = max(start, 0), min(end, count)
+        if first < last:
+            own.append({name: tensor[first:last] for name, tensor in batch.items()})
+        start, end = start - count, end - count
+    return own
+
+
+def deal(costs: Sequence[float]) -> list[int]:
+    """The rank of the process that does each piece of work: the next largest goes to the least busy one."""
+    busy, owners = [0.0] * size(), [0] * len(costs)
+    for piece in sorted(range(len(costs)), key=lambda piece: -costs[piece]):
+        owners[piece] = busy.index(min(busy))
+        busy[owners[piece]] += costs[piece]
+    return owners
+
+
+def summed(tensor: Tensor) -> Tensor:
+    """The sum of a tensor over all processes, in its dtype and on its device."""
+    if size() == 1:
+        return tensor
+    total = _carried(tensor)
+    with naming_the_failed():
+        distributed.all_reduce(total)
+    return total.to(tensor.device)
+
+
+def gathered(value: Item) -> list[Item]:
+    """The values of all processes, in the order of their ranks."""
+    found: list[Any] = [value] * size()
+    if size() > 1:
+        with naming_the_failed():
+            distributed.all_gather_object(found, value)
+    return found
+
+
+def from_process(value: Item, owner: int = 0) -> Item:
+    """The value that one process has."""
+    found = [value]
+    if size() > 1:
+        with naming_the_failed():
+            distributed.broadcast_object_list(found, src=owner)
+    return found[0]
+
+
+def tensor_from(tensor: Tensor, owner: int = 0) -> Tensor:
+    """The tensor that one process has; all have one of its shape, dtype and device."""
+    if size() == 1:
+        return tensor
+    sent = _carried(tensor)
+    with naming_the_failed():
+        # As bytes, because not every backend knows every dtype.
+        distributed.broadcast(sent.flatten().view(torch.uint8), src=owner)
+    return sent.to(tensor.device)
+
+
+def _bounds(count: int) -> tuple[int, int]:
+    return count * rank() // size(), count * (rank() + 1) // size()
+
+
+def _carried(tensor: Tensor) -> Tensor:
+    """A copy of a tensor where a backend can carry it: on a CUDA device, or the CPU for all others."""
+    carried = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return carried if carried.device.type == "cuda" else carried.cpu()

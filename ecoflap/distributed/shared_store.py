@@ -1,0 +1,40 @@
+"""The store of stage values in a run of several processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ecoflap.distributed.collectives import from_process
+from ecoflap.distributed.processes import is_first, size
+from ecoflap.storage.cache.entries import AS_JSON, Codec
+from ecoflap.storage.cache.store import Store
+from ecoflap.storage.files import JSON
+
+COMPUTE = "compute"
+
+
+@dataclass
+class SharedStore(Store):
+    """A store that the first process reads and writes; what it lacks, all processes compute together."""
+
+    def get_or_compute(
+        self, stage: str, key: Mapping[str, JSON], compute: Callable[[], Any], codec: Codec = AS_JSON
+    ) -> tuple[Any, bool]:
+        """The value of a stage, the same in all processes; see ``Store.get_or_compute``."""
+        if size() == 1:
+            return super().get_or_compute(stage, key, compute, codec)
+        if is_first():
+
+            def together() -> Any:
+                from_process(COMPUTE)
+                return compute()
+
+            return from_process(super().get_or_compute(stage, key, together, codec))
+        told: Any = from_process(None)
+        if told == COMPUTE:
+            compute()
+            told = from_process(None)
+        value, stored = told
+        return value, stored

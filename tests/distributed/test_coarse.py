@@ -1,0 +1,111 @@
+"""Scores and allocations of several processes are those of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from ecoflap.allocate.dlp import DLP
+from ecoflap.allocate.evopress import EvoPress
+from ecoflap.allocate.in_context import InContext
+from ecoflap.allocate.neuronal import Neuronal
+from ecoflap.allocate.owl import OWL
+from ecoflap.allocate.protocol import Context
+from ecoflap.allocate.tamp import TAMP
+from ecoflap.prune.admm import ADMM
+from ecoflap.prune.sparsegpt import SparseGPT
+from ecoflap.prune.wanda import Wanda
+from ecoflap.score import first_order
+from ecoflap.score.first_order import FirstOrder
+from ecoflap.score.local import Local
+from ecoflap.score.protocol import Scorer
+from ecoflap.score.zeroth_order import ZerothOrder
+from tests import tiny
+from tests.allocate.test_evopress import SMALL
+
+from .together import together
+
+CHOSEN = [name for name in ("llama", "t5", "clip", "blip_vqa") if name in tiny.FAMILIES]
+SCORERS: dict[str, Scorer] = {
+    "zeroth order": ZerothOrder(samples=5, batch_size=2, noises=2),
+    "by block": ZerothOrder(samples=5, batch_size=2, probe="block"),
+    "by derivative": ZerothOrder(samples=5, batch_size=2, probe="derivative"),
+    "first order": FirstOrder(samples=5, batch_size=2),
+}
+
+
+def scored(family: str, scorer: Scorer) -> Any:
+    return scorer(tiny.build(family), tiny.samples(family), seed=0).to_json()
+
+
+@pytest.mark.parametrize("count", [2, 4])
+@pytest.mark.parametrize("name", SCORERS)
+@pytest.mark.parametrize("family", CHOSEN)
+def test_scores_are_those_of_one_process(family: str, name: str, count: int) -> None:
+    """To the last bit: the batches are the same. Of four processes, one has no batch."""
+    expected = scored(family, SCORERS[name])
+    assert together(count, lambda: scored(family, SCORERS[name])) == [expected] * count
+
+
+def test_local_scores() -> None:
+    expected = scored("llama", Local(samples=5, batch_size=2))
+    for found in together(2, lambda: scored("llama", Local(samples=5, batch_size=2))):
+        assert found["importance"] == pytest.approx(expected["importance"], rel=1e-5)
+
+
+def test_each_process_runs_its_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work() -> int:
+        calls: list[int] = []
+        differentiate = first_order.differentiate
+
+        def counting(*arguments: Any) -> None:
+            calls.append(1)
+            differentiate(*arguments)
+
+        monkeypatch.setattr(first_order, "differentiate", counting)
+        scored("llama", SCORERS["first order"])
+        return len(calls)
+
+    assert together(2, work) == [1, 2]
+
+
+def recalled(name: Any, compute: Callable[[], Any]) -> Any:
+    return compute()
+
+
+IN_CONTEXT = InContext(samples=3, batch_size=1, steps=2, ramp_steps=1)
+ALLOCATORS = {
+    "in context": (InContext(samples=3, batch_size=1, steps=2, ramp_steps=1), "llama", Wanda()),
+    "in context, contrastive": (
+        InContext(samples=4, batch_size=2, steps=2, ramp_steps=1),
+        "clip",
+        SparseGPT(),
+    ),
+    "in context, ADMM": (InContext(samples=3, batch_size=1, steps=2, ramp_steps=1), "t5", ADMM()),
+    "evopress by loss": (EvoPress(fitness="loss", **SMALL), "llama", Wanda()),
+    "evopress by divergence": (EvoPress(fitness="kl", **SMALL), "llama", Wanda()),
+    "owl": (OWL(), "llama", Wanda()),
+    "dlp": (DLP(), "llama", Wanda()),
+    "neuronal": (Neuronal(), "llama", Wanda()),
+    "tamp": (TAMP(), "llava", Wanda()),
+}
+
+
+@pytest.mark.parametrize("name", ALLOCATORS)
+def test_allocations_are_those_of_one_process(name: str) -> None:
+    allocator, family, pruner = ALLOCATORS[name]
+    if family not in tiny.FAMILIES:
+        pytest.skip(f"no {family}")
+
+    def allocated() -> Any:
+        context = Context(pruner, tiny.samples(family), batch_size=2, seed=0, recall=recalled)
+        return allocator(tiny.build(family), None, 0.5, context).keep
+
+    expected, found = allocated(), together(3, allocated)
+    assert found[1] == found[0]
+    assert found[2] == found[0]
+    sizes = {layer.name: layer.size for layer in tiny.build(family).layers}
+    moved = sum(abs(found[0][layer] - count) for layer, count in expected.items())
+    assert moved <= 0.01 * sum(sizes.values()), "counts round where sums differ in their last bits"

@@ -1,0 +1,130 @@
+"""Shares of work, and what processes make of them together."""
+
+from __future__ import annotations
+
+import math
+import time
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ecoflap.data.batch import samples_in
+from ecoflap.distributed.collectives import (
+    deal,
+    from_process,
+    gathered,
+    share,
+    share_of_samples,
+    summed,
+    tensor_from,
+)
+from ecoflap.distributed.processes import is_first, joined, rank, size
+from ecoflap.errors import UserError
+
+from .together import ChildError, as_process, together
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool)
+
+
+@given(st.integers(0, 40), st.integers(1, 9))
+def test_shares_are_all_items_in_order(count: int, processes: int) -> None:
+    shares = []
+    for number in range(processes):
+        with as_process(number, processes):
+            shares.append(share(list(range(count))))
+    assert [item for one in shares for item in one] == list(range(count))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(st.lists(st.integers(1, 7), min_size=1, max_size=6), st.integers(1, 6))
+def test_shares_of_samples_are_all_samples_in_order(lengths: list[int], processes: int) -> None:
+    total = sum(lengths)
+    batches = [
+        {"input_ids": part, "labels": -part} for part in torch.arange(total).reshape(-1, 1).split(lengths)
+    ]
+    found, counts = [], []
+    for number in range(processes):
+        with as_process(number, processes):
+            if total < processes:
+                with pytest.raises(UserError, match=f"{processes} processes share {total} calibration"):
+                    share_of_samples(batches)
+                return
+            own = share_of_samples(batches)
+        counts.append(sum(map(samples_in, own)))
+        found += [sample for batch in own for sample in batch["input_ids"].flatten().tolist()]
+        assert all(torch.equal(batch["labels"], -batch["input_ids"]) for batch in own)
+    assert found == list(range(total))
+    assert max(counts) - min(counts) <= 1
+
+
+def test_the_largest_pieces_are_dealt_first() -> None:
+    with as_process(0, 2):
+        assert deal([1, 5, 2, 2]) == [1, 0, 1, 1]
+        assert deal([]) == []
+    assert deal([3, 1]) == [0, 0]
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_all_have_the_same(count: int) -> None:
+    def work() -> list[object]:
+        own = float(rank() + 1)
+        several = torch.full((2, 3), own).t()  # not contiguous
+        chosen = [tensor_from(torch.full((2,), own).to(dtype), 1) for dtype in DTYPES]
+        scalar = tensor_from(torch.tensor(own), 1)
+        total = summed(several)
+        assert torch.equal(several, torch.full((3, 2), own)), "the argument stays"
+        words = from_process(f"from {rank()}", count - 1)
+        return [total.tolist(), gathered(rank()), words, [one.tolist() for one in chosen], scalar.item()]
+
+    found = together(count, work)
+    assert all(one == found[0] for one in found)
+    total, ranks, word, chosen, scalar = found[0]
+    assert total == [[math.comb(count + 1, 2)] * 2] * 3
+    assert ranks == list(range(count))
+    assert word == f"from {count - 1}"
+    assert chosen == [[2.0, 2.0]] * 4 + [[2, 2], [True, True]]
+    assert scalar == 2
+
+
+def test_one_process_has_everything() -> None:
+    tensor = torch.ones(2)
+    assert (rank(), size(), is_first()) == (0, 1, True)
+    assert summed(tensor) is tensor
+    assert tensor_from(tensor) is tensor
+    assert gathered("a") == ["a"]
+    assert from_process("a") == "a"
+
+
+@pytest.mark.parametrize("fails", [0, 1])
+def test_a_process_that_fails_ends_all_with_its_error(fails: int) -> None:
+    def work() -> None:
+        if rank() == fails:
+            time.sleep(0.5)  # the others wait for it
+            raise UserError("the data are not there")
+        gathered(rank())
+
+    with pytest.raises(ChildError) as caught:
+        together(3, work)
+    said = str(caught.value)
+    assert said.count("UserError: the data are not there") == 1
+    assert said.count(f"process {fails + 1} of 3 has failed: the data are not there") == 2
+
+
+def test_processes_join_again_after_an_error() -> None:
+    """As the jobs of a sweep in one process do."""
+
+    def fail() -> None:
+        with joined("cpu"):
+            if rank() == 0:
+                raise UserError("one is ill")
+            gathered(rank())
+
+    def work() -> list[int]:
+        with pytest.raises(UserError, match="one is ill"):
+            fail()
+        with joined("cpu"):
+            return gathered(rank())
+
+    assert together(2, work, joining=False) == [[0, 1]] * 2
