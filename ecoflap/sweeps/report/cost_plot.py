@@ -52,7 +52,7 @@ def costs_of(section: Section) -> Costs:
 
 
 @styled
-def plot_costs(title: str, costs: Costs) -> Figure:
+def plot_costs(costs: Costs) -> Figure:
     """Plot one bar of steps per method, and the memory of each step as a dot of its colour."""
     steps = _in_order({step for row in costs.values() for step in row})
     labels = [wrapped(method.label, 30) for method in costs]
@@ -75,7 +75,6 @@ def plot_costs(title: str, costs: Costs) -> Figure:
     for axes in (time, memory):
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-    figure.suptitle(wrapped(title, 80), x=0.01, ha="left", fontsize=11)
     legend_below(figure, [handles[step] for step in steps], steps)
     return figure
 

@@ -20,8 +20,8 @@ from matplotlib.figure import Figure
 INK = "#2b2c2e"
 """Colour of text, axes and reference lines; the page replaces it by the colour of its text."""
 COLOURS = ("#0072b2", "#d55e00", "#3399aa", "#aa4455", "#7788ff", "#4444ff")
-WIDTH = 6.6
-"""Width of a figure in inches; two fit next to each other on a page."""
+WIDTH = 5.2
+"""Width of a figure in inches; its words stay legible on a phone, and several fit on a page side by side."""
 MARKERS = "osD^vPX"
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 STYLE: Any = {

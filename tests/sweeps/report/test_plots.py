@@ -59,6 +59,14 @@ def test_lines_against_sparsity_with_bars_where_there_are_seeds(tmp_path: Path) 
     assert "dense 80" in [text.get_text() for text in axes.texts]
 
 
+def test_the_axis_is_the_realised_sparsity(tmp_path: Path) -> None:
+    for target, realised in ((0.5, 0.48), (0.6, 0.62)):
+        write_run(tmp_path, str(target), 70.0, sparsity=target, blocks={"text": [realised]})
+    axes = metric_figure(tmp_path).axes[0]
+    assert list(axes.lines[0].get_xdata()) == pytest.approx([0.48, 0.62])
+    assert axes.get_xlabel().startswith("realised sparsity")
+
+
 @pytest.mark.parametrize(("worst", "scale"), [(50.0, "linear"), (5000.0, "log")])
 def test_perplexities_over_decades_are_on_a_log_axis(tmp_path: Path, worst: float, scale: str) -> None:
     for seed, factor in enumerate((0.1, 1.9)):  # a deviation larger than its mean
@@ -144,7 +152,7 @@ def test_methods_that_share_an_allocation_share_a_line(tmp_path: Path) -> None:
     assert lines[0.5][1].block_values("text") == [pytest.approx([0.4, 0.3]), pytest.approx([0.6, 0.6])]
     assert lines[0.5][1].means("text") == pytest.approx([0.35, 0.6])
     assert lines[0.5][1].means("vision") == []
-    assert [text.get_text() for text in plot_allocation("tiny", lines).legends[0].get_texts()] == [
+    assert [text.get_text() for text in plot_allocation(lines).legends[0].get_texts()] == [
         "uniform",
         "zeroth order",
     ]
@@ -170,7 +178,7 @@ def test_panels_per_tower_and_target_as_lines_or_maps(tmp_path: Path, count: int
         for target in (0.5, 0.6)
         for rank in [0]
     }
-    figure = plot_allocation("a model", lines)
+    figure = plot_allocation(lines)
     panels = figure.axes[:6]
     assert [axes.get_title(loc="left") for axes in panels[:3]] == [
         f"{tower}, {length} blocks" for tower, length in towers.items()
@@ -214,7 +222,7 @@ def test_a_step_that_was_read_from_the_cache_costs_nothing(tmp_path: Path) -> No
 def test_steps_stand_in_their_order_and_unknown_ones_at_the_end(tmp_path: Path) -> None:
     cost: dict[str, Any] = {"seconds": 1.0, "peak_memory_bytes": 2**30}
     write_run(tmp_path, "a", 70.0, record={"steps": {step: cost for step in ("finetune", *reversed(STEPS))}})
-    figure = plot_costs("tiny", costs_of(section_of(tmp_path)))
+    figure = plot_costs(costs_of(section_of(tmp_path)))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*STEPS, "finetune"]
 
 

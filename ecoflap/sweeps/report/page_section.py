@@ -1,0 +1,119 @@
+"""A section of the page: one model on its tasks, with its charts and tables."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from ecoflap.sweeps.report.allocation_plot import are_few, plot_allocation
+from ecoflap.sweeps.report.allocations import lines_of
+from ecoflap.sweeps.report.cost_plot import costs_of, plot_costs
+from ecoflap.sweeps.report.metric_plot import plot_metric
+from ecoflap.sweeps.report.metrics import (
+    MetricTable,
+    best,
+    dense_mean,
+    other_sparsity,
+    other_tables,
+    pruned,
+    statistics,
+)
+from ecoflap.sweeps.report.sections import Section
+from ecoflap.sweeps.report.style import save
+from ecoflap.sweeps.report.table import cell, figure
+
+
+@dataclass
+class Plots:
+    """Saves figures in a folder, each under a unique name.
+
+    Attributes:
+        folder: the folder of their files.
+        names: how often each name was used.
+    """
+
+    folder: Path
+    names: Counter[str] = field(default_factory=Counter)
+
+    def __call__(self, drawn: Figure, *parts: str) -> dict[str, Any]:
+        """Save a figure.
+
+        Args:
+            drawn: the figure.
+            parts: parts of its name.
+
+        Returns:
+            The figure for the page, the name of its files, and its width in inches.
+        """
+        name = re.sub(r"[^A-Za-z0-9.-]+", "_", "_".join(parts)).strip("_.")[:120]
+        self.names[name] += 1
+        unique = name if self.names[name] == 1 else f"{name}_{self.names[name]}"
+        return {
+            "svg": Markup(save(drawn, self.folder, unique)),
+            "name": unique,
+            "inches": float(drawn.get_size_inches()[0]),
+        }
+
+
+def describe_section(section: Section, tables: Sequence[MetricTable], plots: Plots) -> dict[str, Any]:
+    """All that the page shows of one model on its tasks.
+
+    Args:
+        section: the runs.
+        tables: the metrics that have charts; the section's others are shown as tables.
+        plots: saves the charts.
+    """
+    ranks = {method: rank for rank, method in enumerate(section.by_method)}
+    lines, costs = lines_of(section, ranks), costs_of(section)
+    allocation = plots(plot_allocation(lines), section.title, "allocation") if lines else None
+    return {
+        "title": section.title,
+        "metrics": [
+            {
+                **_table(table),
+                "plot": plots(plot_metric(table, ranks), section.model, table.task, table.metric),
+                "best": list(best(table)),
+            }
+            for table in tables
+        ],
+        "others": [_table(table) for table in other_tables(section, tables)],
+        "allocation": allocation,
+        "few": are_few(lines),
+        "cost": plots(plot_costs(costs), section.title, "cost"),
+        "costs": [(method.label, step, cost) for method, row in costs.items() for step, cost in row.items()],
+    }
+
+
+def _table(table: MetricTable) -> dict[str, Any]:
+    """A metric's table."""
+    cells = [one for row in table.cells.values() for one in row.items()]
+    counts = {len(seeds) for _, seeds in cells}
+    return {
+        "table": table,
+        "rows": list(_table_rows(table, counted=len(counts) > 1)),
+        "elsewhere": any(other_sparsity(target, seeds) is not None for target, seeds in cells),
+        "repeated": max(counts) > 1,
+        "seeds": f"{counts.pop()} seeds" if len(counts) == 1 else "n seeds",
+    }
+
+
+def _table_rows(table: MetricTable, counted: bool) -> Iterator[dict[str, Any]]:
+    """Method, dense figure and one cell per sparsity, each with the number that it is sorted by."""
+    for method, row in table.cells.items():
+        cells = [
+            (statistics(pruned(row[at]))[0], cell(at, row[at], counted)) if at in row else (None, "")
+            for at in table.sparsities
+        ]
+        yield {
+            "method": method.label,
+            "dense": dense_mean(row),
+            "dense_text": figure(dense_mean(row)),
+            "cells": cells,
+        }
