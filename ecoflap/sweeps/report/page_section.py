@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -15,6 +16,9 @@ from matplotlib.figure import Figure
 from ecoflap.sweeps.report.allocation_plot import are_few, plot_allocation
 from ecoflap.sweeps.report.allocations import lines_of
 from ecoflap.sweeps.report.cost_plot import costs_of, plot_costs
+from ecoflap.sweeps.report.difference_plot import plot_differences
+from ecoflap.sweeps.report.differences import Difference, Row, rows_of
+from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.metric_plot import plot_metric
 from ecoflap.sweeps.report.metrics import (
     MetricTable,
@@ -73,6 +77,7 @@ def describe_section(section: Section, tables: Sequence[MetricTable], plots: Plo
     ranks = {method: rank for rank, method in enumerate(section.by_method)}
     lines, costs = lines_of(section, ranks), costs_of(section)
     allocation = plots(plot_allocation(lines), section.title, "allocation") if lines else None
+    differences = [rows_of(table) for table in tables]
     return {
         "title": section.title,
         "metrics": [
@@ -80,8 +85,9 @@ def describe_section(section: Section, tables: Sequence[MetricTable], plots: Plo
                 **_table(table),
                 "plot": plots(plot_metric(table, ranks), section.model, table.task, table.metric),
                 "best": list(best(table)),
+                "differences": _differences(table, rows, plots, ranks),
             }
-            for table in tables
+            for table, rows in zip(tables, differences, strict=True)
         ],
         "others": [_table(table) for table in other_tables(section, tables)],
         "allocation": allocation,
@@ -89,6 +95,33 @@ def describe_section(section: Section, tables: Sequence[MetricTable], plots: Plo
         "cost": plots(plot_costs(costs), section.title, "cost"),
         "costs": [(method.label, step, cost) for method, row in costs.items() for step, cost in row.items()],
     }
+
+
+def _differences(
+    table: MetricTable, rows: Sequence[Row], plots: Plots, ranks: dict[Method, int]
+) -> dict[str, Any] | None:
+    """The chart and the table of differences to the dense model and to uniform; None if there are none."""
+    known = [one for row in rows for one in (row.dense, row.uniform) if one is not None]
+    if not any(math.isfinite(one.mean) for one in known):
+        return None
+    drawn = plot_differences(table, rows, ranks)
+    return {
+        "plot": plots(drawn, table.model, table.task, table.metric, "differences"),
+        "rows": [(row, _difference(row.dense), _difference(row.uniform)) for row in rows],
+        "resampled": max(row.items for row in rows),
+        "bare": any(one.low is None for one in known),
+        "uniform": any(row.uniform is not None for row in rows),
+    }
+
+
+def _difference(one: Difference | None) -> str:
+    """A difference with its interval, as the page shows it."""
+    if one is None:
+        return ""
+    mean = f"{one.mean:+.3g}".replace("-", "−")
+    if one.low is None or one.high is None:
+        return mean
+    return f"{mean} [{one.low:+.3g}, {one.high:+.3g}]".replace("-", "−")
 
 
 def _table(table: MetricTable) -> dict[str, Any]:
