@@ -18,6 +18,8 @@ SHOWN = 12
 """Examples that are kept for reports."""
 SIDE = 224
 """The longest side of their pictures, in pixels."""
+SMALL = 96
+"""Pictures up to this side are kept without loss."""
 
 
 @dataclass(frozen=True)
@@ -105,5 +107,6 @@ def _data_uri(path: str | None) -> str | None:
     picture = load_image(path)
     picture.thumbnail((SIDE, SIDE))
     buffer = io.BytesIO()
-    picture.save(buffer, "jpeg", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    kind = "png" if max(picture.size) <= SMALL else "jpeg"
+    picture.save(buffer, kind, quality=82)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -18,6 +18,7 @@ from ecoflap.sweeps.report.allocations import lines_of
 from ecoflap.sweeps.report.cost_plot import costs_of, plot_costs
 from ecoflap.sweeps.report.difference_plot import plot_differences
 from ecoflap.sweeps.report.differences import Difference, Row, rows_of
+from ecoflap.sweeps.report.examples import examples_of
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.metric_plot import plot_metric
 from ecoflap.sweeps.report.metrics import (
@@ -86,6 +87,7 @@ def describe_section(section: Section, tables: Sequence[MetricTable], plots: Plo
                 "plot": plots(plot_metric(table, ranks), section.model, table.task, table.metric),
                 "best": list(best(table)),
                 "differences": _differences(table, rows, plots, ranks),
+                "examples": examples_of(table, len(tables)),
             }
             for table, rows in zip(tables, differences, strict=True)
         ],
