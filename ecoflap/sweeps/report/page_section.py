@@ -19,6 +19,7 @@ from ecoflap.sweeps.report.cost_plot import costs_of, plot_costs
 from ecoflap.sweeps.report.difference_plot import plot_differences
 from ecoflap.sweeps.report.differences import Difference, Row, rows_of
 from ecoflap.sweeps.report.examples import examples_of
+from ecoflap.sweeps.report.layer_maps import maps_of, plot_layers
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.metric_plot import plot_metric
 from ecoflap.sweeps.report.metrics import (
@@ -33,6 +34,12 @@ from ecoflap.sweeps.report.metrics import (
 from ecoflap.sweeps.report.sections import Section
 from ecoflap.sweeps.report.style import save
 from ecoflap.sweeps.report.table import cell, figure
+
+LAYERS = (
+    ("sparsity", "sparsity: share of the layer's weights removed", "viridis"),
+    ("error", "relative error of the output: |(W′ − W) X| / |W X|", "magma_r"),
+)
+"""Figure of each layer, what it means, and its colours."""
 
 
 @dataclass
@@ -93,6 +100,7 @@ def describe_section(section: Section, tables: Sequence[MetricTable], plots: Plo
         ],
         "others": [_table(table) for table in other_tables(section, tables)],
         "allocation": allocation,
+        "layers": [_layers(section, plots, *one) for one in LAYERS],
         "few": are_few(lines),
         "cost": plots(plot_costs(costs), section.title, "cost"),
         "costs": [(method.label, step, cost) for method, row in costs.items() for step, cost in row.items()],
@@ -124,6 +132,15 @@ def _difference(one: Difference | None) -> str:
     if one.low is None or one.high is None:
         return mean
     return f"{mean} [{one.low:+.3g}, {one.high:+.3g}]".replace("-", "−")
+
+
+def _layers(section: Section, plots: Plots, figure: str, label: str, colours: str) -> dict[str, Any] | None:
+    """The maps of a figure of each layer; None if no run has it."""
+    target, maps = maps_of(section, figure)
+    if not maps:
+        return None
+    drawn = plots(plot_layers(maps, label, colours), section.title, "layers", figure)
+    return {"figure": figure, "target": target, "plot": drawn}
 
 
 def _table(table: MetricTable) -> dict[str, Any]:

@@ -140,7 +140,7 @@ def test_what_it_says(html: str) -> None:
     ):
         assert any(cell in text for text in page.cells), cell
     assert "torch 2.6.0" in html
-    assert html.count("<svg") == html.count("<figure") == 7
+    assert html.count("<svg") == html.count("<figure") == 9
 
 
 def test_plots_stand_beside_the_page(sweep: Path, html: str) -> None:
@@ -209,7 +209,7 @@ def test_runs_that_were_not_evaluated_have_allocations_and_costs(
     assert out == ""
     assert "no table: no run was evaluated after pruning" in err
     assert "Sparsity of every block" in html
-    assert html.count("<svg") == 2
+    assert html.count("<svg") == 3
 
 
 def test_nothing_to_show_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
