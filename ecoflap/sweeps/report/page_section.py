@@ -32,6 +32,7 @@ from ecoflap.sweeps.report.metrics import (
     statistics,
 )
 from ecoflap.sweeps.report.sections import Section
+from ecoflap.sweeps.report.sizes import sizes_of
 from ecoflap.sweeps.report.style import save
 from ecoflap.sweeps.report.table import cell, figure
 
@@ -102,8 +103,9 @@ def describe_section(section: Section, tables: Sequence[MetricTable], plots: Plo
         "allocation": allocation,
         "layers": [_layers(section, plots, *one) for one in LAYERS],
         "few": are_few(lines),
+        "sizes": sizes_of(section),
         "cost": plots(plot_costs(costs), section.title, "cost"),
-        "costs": [(method.label, step, cost) for method, row in costs.items() for step, cost in row.items()],
+        "costs": [(label, step, cost) for label, row in costs.items() for step, cost in row.items()],
     }
 
 

@@ -217,8 +217,26 @@ def test_a_step_that_was_read_from_the_cache_costs_nothing(tmp_path: Path) -> No
             for step, cached in read.items()
         }
         write_run(tmp_path, str(seed), 70.0, seed=seed, record={"steps": steps})
+    assert costs_of(section_of(tmp_path)) == {
+        "once for zeroth order": {"score": (4.0, 1.0)},
+        "wanda, zeroth order": {},
+    }
+
+
+def test_shared_steps_stand_apart_whichever_run_came_first(tmp_path: Path) -> None:
+    first = {step: {"seconds": 5.0, "peak_memory_bytes": 2**30, "cached": False} for step in STEPS}
+    later = {
+        step: {**cost, "cached": step in ("calibrate", "evaluate_dense")} for step, cost in first.items()
+    }
+    write_run(tmp_path, "0", 70.0, score={"name": "none"}, record={"steps": first})
+    write_run(tmp_path, "1", 70.0, record={"steps": later})
     costs = costs_of(section_of(tmp_path))
-    assert [(step, *cost) for row in costs.values() for step, cost in row.items()] == [("score", 4.0, 1.0)]
+    assert list(costs) == ["once for all runs", "wanda, uniform", "wanda, zeroth order"]
+    assert list(costs["once for all runs"]) == ["calibrate", "evaluate_dense"]
+    own = ["load", "score", "allocate", "prune", "evaluate"]
+    assert list(costs["wanda, uniform"]) == list(costs["wanda, zeroth order"]) == own
+    labels = [text.get_text() for text in plot_costs(costs).axes[0].get_yticklabels()]
+    assert labels == list(costs)
 
 
 def test_steps_stand_in_their_order_and_unknown_ones_at_the_end(tmp_path: Path) -> None:
