@@ -1,6 +1,7 @@
 """The report of a sweep, or of one run: a table here, and a folder with a page, its plots and a CSV file.
 
     ecoflap report outputs/sweeps/SWEEP [--metric TASK/METRIC] [--output FOLDER] [--csv FILE] [--title TITLE]
+    ecoflap report SWEEP OTHER [OTHER ...]         the others against the first one
     ecoflap report cost RUN [RUN ...]              what pruned models cost beside the dense one
     ecoflap report paired SWEEP                    allocations against the uniform one, paired by seed
     ecoflap report recovery SWEEP                  how much accuracy fine-tuning recovers
@@ -51,13 +52,15 @@ def report(options: argparse.Namespace) -> None:
     # The plotting library takes a second to import.
     from ecoflap.sweeps.report.metrics import make_tables
     from ecoflap.sweeps.report.page import write_page
-    from ecoflap.sweeps.report.runs import read_runs, read_unfinished
+    from ecoflap.sweeps.report.runs import read_sweeps, read_unfinished
     from ecoflap.sweeps.report.sections import make_sections
     from ecoflap.sweeps.report.table import markdown, write_csv
 
-    folder: Path = options.folder
-    output = options.output or folder / "report"
-    sections, unfinished = make_sections(read_runs(folder)), read_unfinished(folder)
+    folders: list[Path] = options.folders
+    names = [folder.resolve().name for folder in folders]
+    output = options.output or folders[0] / "_".join(["report", *names[1:]])
+    sections = make_sections(read_sweeps(folders))
+    unfinished = [run for folder in folders for run in read_unfinished(folder)]
     tables = make_tables(sections, options.metric)
     if tables:
         print("\n".join(markdown(tables)))
@@ -66,8 +69,8 @@ def report(options: argparse.Namespace) -> None:
     for run in unfinished:
         print(f"no result: {run.name} ({' '.join(run.overrides)})", file=sys.stderr)
 
-    title = options.title or folder.resolve().name
-    page = write_page(output, title, sections, tables, unfinished, str(folder))
+    title = options.title or " and ".join(names)
+    page = write_page(output, title, sections, tables, unfinished, ", ".join(map(str, folders)))
     table = options.csv or output / "table.csv"
     write_csv(table, tables)
     print(f"page: {page}\ntable: {table}", file=sys.stderr)
@@ -80,7 +83,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "folder", type=Path, help="folder of a sweep or a run; every result.json below it is read"
+        "folders",
+        metavar="FOLDER",
+        nargs="+",
+        type=Path,
+        help="folder of a sweep or a run; every result.json below it is read",
     )
     parser.add_argument(
         "--metric",
@@ -90,7 +97,9 @@ def _parser() -> argparse.ArgumentParser:
         help="show this metric, not each task's first; may be repeated",
     )
     parser.add_argument(
-        "--output", type=Path, help="folder of the page and the plots (default: report/ inside the sweep)"
+        "--output",
+        type=Path,
+        help="folder of the page and the plots (default: report/ inside the first sweep)",
     )
     parser.add_argument(
         "--csv", type=Path, help="file of the table (default: table.csv in the output folder)"

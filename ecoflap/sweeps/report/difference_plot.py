@@ -1,4 +1,4 @@
-"""The chart of differences: to the dense model, and to the uniform allocation, with their intervals."""
+"""The chart of differences to the dense model, the uniform allocation and another sweep, with intervals."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def plot_differences(table: MetricTable, rows: Sequence[Row], ranks: dict[Any, i
         for title, differences in (
             ("to dense", [row.dense for row in rows]),
             ("to uniform", [row.uniform for row in rows]),
+            ("to first sweep", [row.sweep for row in rows]),
         )
         if any(one is not None and math.isfinite(one.mean) for one in differences)
     ]

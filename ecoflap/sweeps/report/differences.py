@@ -1,6 +1,6 @@
-"""Differences to the dense model and to the uniform allocation, each with a 95 % interval.
+"""Differences to the dense model, the uniform allocation and another sweep, each with a 95 % interval.
 
-Runs are paired: the same items, and for the uniform allocation the same seeds. Where runs keep the scores of
+Runs are paired: the same items, and but for the dense model the same seeds. Where runs keep the scores of
 their items, the interval is the percentile interval of a bootstrap over items and seeds, which are drawn
 independently of each other (a crossed bootstrap). Elsewhere it is Student's over seeds, and a single run has
 none.
@@ -19,6 +19,7 @@ from ecoflap.sweeps.report.item_scores import ItemScores, read_item_scores
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.metrics import Measured, MetricTable, statistics
 from ecoflap.sweeps.report.paired import interval, uniform_beside
+from ecoflap.sweeps.report.runs import SWEEP
 
 RESAMPLES = 2000
 AT_ONCE = 2**24
@@ -53,6 +54,7 @@ class Row(NamedTuple):
         items: number of resampled items; 0 if the interval is over seeds alone.
         dense: the difference to the dense model; None if it was not measured.
         uniform: the difference to the uniform allocation; None for itself, or without a paired one.
+        sweep: the difference to the same method of the first sweep; None for itself, or without a paired one.
     """
 
     method: Method
@@ -61,6 +63,7 @@ class Row(NamedTuple):
     items: int
     dense: Difference | None
     uniform: Difference | None
+    sweep: Difference | None = None
 
 
 def rows_of(table: MetricTable) -> list[Row]:
@@ -73,7 +76,8 @@ def rows_of(table: MetricTable) -> list[Row]:
             len(seeds),
             items if all((method, sparsity, seed) in resampled for seed in seeds) else 0,
             _to_dense(method, sparsity, seeds, resampled),
-            _to_uniform(table, method, sparsity, seeds, resampled),
+            _to_method(uniform_beside(method, table.cells), table, method, sparsity, resampled),
+            _to_method(_in_first_sweep(method, table), table, method, sparsity, resampled),
         )
         for method, by_sparsity in table.cells.items()
         for sparsity, seeds in by_sparsity.items()
@@ -93,17 +97,29 @@ def _to_dense(
     return _difference(list(pairs.values()), drawn)
 
 
-def _to_uniform(
-    table: MetricTable, method: Method, sparsity: float, seeds: dict[int, Measured], resampled: Resampled
+def _in_first_sweep(method: Method, table: MetricTable) -> Method | None:
+    """The same method of the first sweep; None in that sweep, or if it has no such method."""
+    first = table.section.runs[0].config.get(SWEEP)
+
+    def others(one: Method) -> tuple[object, ...]:
+        return one.pruner, one.score, tuple(setting for setting in one.settings if setting[0] != SWEEP)
+
+    if method.sweep == first:
+        return None
+    return next((one for one in table.cells if one.sweep == first and others(one) == others(method)), None)
+
+
+def _to_method(
+    baseline: Method | None, table: MetricTable, method: Method, sparsity: float, resampled: Resampled
 ) -> Difference | None:
-    baseline = uniform_beside(method, table.cells)
-    beside = {} if baseline is None else table.cells[baseline].get(sparsity, {})
+    if baseline is None:
+        return None
+    seeds, beside = table.cells[method][sparsity], table.cells[baseline].get(sparsity, {})
     shared = [seed for seed in seeds if seed in beside]
     drawn = [
         (mine[0], other[0])
         for seed in shared
-        if baseline is not None
-        and (mine := resampled.get((method, sparsity, seed))) is not None
+        if (mine := resampled.get((method, sparsity, seed))) is not None
         and (other := resampled.get((baseline, sparsity, seed))) is not None
     ]
     return _difference([(seeds[seed].pruned, beside[seed].pruned) for seed in shared], drawn)

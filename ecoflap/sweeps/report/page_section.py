@@ -113,16 +113,17 @@ def _differences(
     table: MetricTable, rows: Sequence[Row], plots: Plots, ranks: dict[Method, int]
 ) -> dict[str, Any] | None:
     """The chart and the table of differences to the dense model and to uniform; None if there are none."""
-    known = [one for row in rows for one in (row.dense, row.uniform) if one is not None]
+    known = [one for row in rows for one in (row.dense, row.uniform, row.sweep) if one is not None]
     if not any(math.isfinite(one.mean) for one in known):
         return None
     drawn = plot_differences(table, rows, ranks)
     return {
         "plot": plots(drawn, table.model, table.task, table.metric, "differences"),
-        "rows": [(row, _difference(row.dense), _difference(row.uniform)) for row in rows],
+        "rows": [(row, *map(_difference, (row.dense, row.uniform, row.sweep))) for row in rows],
         "resampled": max(row.items for row in rows),
         "bare": any(one.low is None for one in known),
         "uniform": any(row.uniform is not None for row in rows),
+        "sweep": any(row.sweep is not None for row in rows),
     }
 
 
