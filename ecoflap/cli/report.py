@@ -13,11 +13,16 @@ Exit code 0: written. 2: wrong usage, nothing to show, or a record cannot be rea
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
+from ecoflap.console.options import WandbOptions
 from ecoflap.console.progress import ArgumentParser, complain
+from ecoflap.console.tracking import WandbTracker
 from ecoflap.errors import UserError
 
 OTHERS = {
@@ -73,7 +78,45 @@ def report(options: argparse.Namespace) -> None:
     page = write_page(output, title, sections, tables, unfinished, ", ".join(map(str, folders)))
     table = options.csv or output / "table.csv"
     write_csv(table, tables)
+    if options.wandb is not None:
+        track(options.project, options.wandb, title, output, table)
     print(f"page: {page}\ntable: {table}", file=sys.stderr)
+
+
+def track(project: str, mode: str, title: str, output: Path, table: Path) -> None:
+    """Log the report's plots and its table to a W&B run, and its folder as an artefact of that run.
+
+    Args:
+        project: W&B project.
+        mode: ``offline`` or ``online``.
+        title: the report's heading, which names the run and its group.
+        output: folder of the page and the plots.
+        table: file of the table.
+
+    Raises:
+        UserError: if W&B is not installed or can't start.
+    """
+    with table.open(newline="", encoding="utf-8") as file:
+        columns, *texts = csv.reader(file)
+    rows = [[_number(text) for text in row] for row in texts]
+    with tempfile.TemporaryDirectory() as copy:  # what W&B writes beside the page is no part of it
+        shutil.copytree(output, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("wandb"))
+        tracker = WandbTracker(project, mode, title, f"report of {title}", ["report"], folder=output)
+        try:
+            tracker.log_table("report", columns, rows)
+            for plot in sorted(Path(copy).glob("*.png")):
+                tracker.log_image(f"report/{plot.stem}", plot.read_bytes)
+            tracker.log_folder("report", Path(copy))
+        finally:
+            tracker.close(failed=False)
+
+
+def _number(text: str) -> float | str | None:
+    """A cell of the table as a number if it is one; None if it is empty."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -105,4 +148,8 @@ def _parser() -> argparse.ArgumentParser:
         "--csv", type=Path, help="file of the table (default: table.csv in the output folder)"
     )
     parser.add_argument("--title", help="heading of the page (default: the folder's name)")
+    parser.add_argument(
+        "--wandb", choices=("offline", "online"), help="log the plots and the table to a W&B run as well"
+    )
+    parser.add_argument("--project", default=WandbOptions.project, help="its project (default: %(default)s)")
     return parser
