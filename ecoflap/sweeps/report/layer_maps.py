@@ -108,8 +108,8 @@ def plot_layers(maps: Maps, label: str, colours: str) -> Figure:
 
 def _draw(axes: Axes, one: LayerMap, tower: str, colours: str, scale: tuple[float, float]) -> QuadMesh:
     drawn = heat_map(axes, one.values, colours, *scale)
-    axes.set_title(tower, fontsize=8.5)
-    axes.set_yticks(range(len(one.kinds)), _short(one.kinds), fontsize=7.5)
+    axes.set_title(tower, fontsize=9)
+    axes.set_yticks(range(len(one.kinds)), _short(one.kinds), fontsize=8.5)
     axes.xaxis.set_major_locator(MaxNLocator(min(8, one.values.shape[1]), integer=True, min_n_ticks=1))
     axes.set_xlabel("block", fontsize=8.5)
     axes.tick_params(axis="x", labelsize=8)

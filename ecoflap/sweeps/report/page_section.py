@@ -103,6 +103,7 @@ def describe_section(section: Section, tables: Sequence[MetricTable], plots: Plo
         "allocation": allocation,
         "layers": [_layers(section, plots, *one) for one in LAYERS],
         "few": are_few(lines),
+        "methods": len(section.by_method),
         "sizes": sizes_of(section),
         "cost": plots(plot_costs(costs), section.title, "cost"),
         "costs": [(label, step, cost) for label, row in costs.items() for step, cost in row.items()],

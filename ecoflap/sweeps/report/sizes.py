@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.runs import Run
@@ -14,17 +14,17 @@ BYTES = {"float32": 4, "float16": 2, "bfloat16": 2, "auto": 2}
 
 
 class Size(NamedTuple):
-    """The sizes of one method's model at one sparsity, in MB (10^6 bytes).
+    """The sizes of a model at one sparsity, in MB (10^6 bytes).
 
     Attributes:
-        method: the method's name.
+        methods: the names of the methods whose model takes as much.
         sparsity: the target.
         dense: all weights, zeros or not: the dense model, and the pruned one as ``from_pretrained`` loads it.
         bitmask: a bit per prunable weight and the weights that are not zero.
         saved: the files of a run's checkpoint; None if no run saved one.
     """
 
-    method: str
+    methods: tuple[str, ...]
     sparsity: float
     dense: float
     bitmask: float
@@ -32,13 +32,16 @@ class Size(NamedTuple):
 
 
 def sizes_of(section: Section) -> list[Size]:
-    """The sizes by sparsity, then method; structured pruning, which keeps no zeros, has none."""
+    """The sizes by sparsity; structured pruning, which keeps no zeros, has none."""
     sizes = [
         _size(method, sparsity, [run for run in runs if run.sparsity == sparsity])
         for method, runs in section.by_method.items()
         for sparsity in sorted({run.sparsity for run in _masked(runs)})
     ]
-    return sorted(sizes, key=lambda size: size.sparsity)
+    alike: dict[tuple[Any, ...], list[str]] = {}
+    for size in sorted(sizes, key=lambda size: size.sparsity):
+        alike.setdefault(tuple(size[1:]), []).extend(size.methods)
+    return [Size(tuple(methods), *figures) for figures, methods in alike.items()]
 
 
 def _masked(runs: list[Run]) -> Iterator[Run]:
@@ -53,7 +56,7 @@ def _size(method: Method, sparsity: float, runs: list[Run]) -> Size:
     dense = width * run.result.model["parameters"]
     bitmask = dense - width * zeros + weights / 8
     saved = max((size for one in runs if (size := _on_disk(one)) is not None), default=None)
-    return Size(method.label, sparsity, dense / 1e6, bitmask / 1e6, None if saved is None else saved / 1e6)
+    return Size((method.label,), sparsity, dense / 1e6, bitmask / 1e6, None if saved is None else saved / 1e6)
 
 
 def _on_disk(run: Run) -> int | None:

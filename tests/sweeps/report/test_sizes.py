@@ -26,6 +26,13 @@ def test_a_bitmask_keeps_a_bit_per_prunable_weight_and_what_is_not_zero(tmp_path
     assert size.saved is None
 
 
+def test_methods_whose_models_take_as_much_share_a_row(tmp_path: Path) -> None:
+    for name, pruner, sparsity in (("a", "wanda", 0.5), ("b", "sparsegpt", 0.5), ("c", "wanda", 0.7)):
+        write_run(tmp_path, name, 70.0, pruner__name=pruner, sparsity=sparsity, blocks={"text": [sparsity]})
+    labels = ("sparsegpt, zeroth order", "wanda, zeroth order")
+    assert [(size.methods, size.sparsity) for size in sizes(tmp_path)] == [(labels, 0.5), (labels[1:], 0.7)]
+
+
 @pytest.mark.parametrize(("dtype", "width"), [("bfloat16", 2), ("auto", 2), (None, 2)])
 def test_bytes_of_a_weight(tmp_path: Path, dtype: str | None, width: int) -> None:
     write_run(tmp_path, "a", 70.0, **({} if dtype is None else {"model__dtype": dtype}))
