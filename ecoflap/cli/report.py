@@ -1,6 +1,7 @@
 """The report of a sweep, or of one run: a table here, and a folder with a page, its plots and a CSV file.
 
     ecoflap report outputs/sweeps/SWEEP [--metric TASK/METRIC] [--output FOLDER] [--csv FILE] [--title TITLE]
+    ecoflap report SWEEP OTHER [OTHER ...]         the others against the first one
     ecoflap report cost RUN [RUN ...]              what pruned models cost beside the dense one
     ecoflap report paired SWEEP                    allocations against the uniform one, paired by seed
     ecoflap report recovery SWEEP                  how much accuracy fine-tuning recovers
@@ -12,11 +13,16 @@ Exit code 0: written. 2: wrong usage, nothing to show, or a record cannot be rea
 from __future__ import annotations
 
 import argparse
+import csv
 import importlib
+import shutil
 import sys
+import tempfile
 from pathlib import Path
 
+from ecoflap.console.options import WandbOptions
 from ecoflap.console.progress import ArgumentParser, complain
+from ecoflap.console.tracking import WandbTracker
 from ecoflap.errors import UserError
 
 OTHERS = {
@@ -51,13 +57,15 @@ def report(options: argparse.Namespace) -> None:
     # The plotting library takes a second to import.
     from ecoflap.sweeps.report.metrics import make_tables
     from ecoflap.sweeps.report.page import write_page
-    from ecoflap.sweeps.report.runs import read_runs, read_unfinished
+    from ecoflap.sweeps.report.runs import read_sweeps, read_unfinished
     from ecoflap.sweeps.report.sections import make_sections
     from ecoflap.sweeps.report.table import markdown, write_csv
 
-    folder: Path = options.folder
-    output = options.output or folder / "report"
-    sections, unfinished = make_sections(read_runs(folder)), read_unfinished(folder)
+    folders: list[Path] = options.folders
+    names = [folder.resolve().name for folder in folders]
+    output = options.output or folders[0] / "_".join(["report", *names[1:]])
+    sections = make_sections(read_sweeps(folders))
+    unfinished = [run for folder in folders for run in read_unfinished(folder)]
     tables = make_tables(sections, options.metric)
     if tables:
         print("\n".join(markdown(tables)))
@@ -66,11 +74,49 @@ def report(options: argparse.Namespace) -> None:
     for run in unfinished:
         print(f"no result: {run.name} ({' '.join(run.overrides)})", file=sys.stderr)
 
-    title = options.title or folder.resolve().name
-    page = write_page(output, title, sections, tables, unfinished, str(folder))
+    title = options.title or " and ".join(names)
+    page = write_page(output, title, sections, tables, unfinished, ", ".join(map(str, folders)))
     table = options.csv or output / "table.csv"
     write_csv(table, tables)
+    if options.wandb is not None:
+        track(options.project, options.wandb, title, output, table)
     print(f"page: {page}\ntable: {table}", file=sys.stderr)
+
+
+def track(project: str, mode: str, title: str, output: Path, table: Path) -> None:
+    """Log the report's plots and its table to a W&B run, and its folder as an artefact of that run.
+
+    Args:
+        project: W&B project.
+        mode: ``offline`` or ``online``.
+        title: the report's heading, which names the run and its group.
+        output: folder of the page and the plots.
+        table: file of the table.
+
+    Raises:
+        UserError: if W&B is not installed or can't start.
+    """
+    with table.open(newline="", encoding="utf-8") as file:
+        columns, *texts = csv.reader(file)
+    rows = [[_number(text) for text in row] for row in texts]
+    with tempfile.TemporaryDirectory() as copy:  # what W&B writes beside the page is no part of it
+        shutil.copytree(output, copy, dirs_exist_ok=True, ignore=shutil.ignore_patterns("wandb"))
+        tracker = WandbTracker(project, mode, title, f"report of {title}", ["report"], folder=output)
+        try:
+            tracker.log_table("report", columns, rows)
+            for plot in sorted(Path(copy).glob("*.png")):
+                tracker.log_image(f"report/{plot.stem}", plot.read_bytes)
+            tracker.log_folder("report", Path(copy))
+        finally:
+            tracker.close(failed=False)
+
+
+def _number(text: str) -> float | str | None:
+    """A cell of the table as a number if it is one; None if it is empty."""
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return text
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -80,7 +126,11 @@ def _parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "folder", type=Path, help="folder of a sweep or a run; every result.json below it is read"
+        "folders",
+        metavar="FOLDER",
+        nargs="+",
+        type=Path,
+        help="folder of a sweep or a run; every result.json below it is read",
     )
     parser.add_argument(
         "--metric",
@@ -90,10 +140,16 @@ def _parser() -> argparse.ArgumentParser:
         help="show this metric, not each task's first; may be repeated",
     )
     parser.add_argument(
-        "--output", type=Path, help="folder of the page and the plots (default: report/ inside the sweep)"
+        "--output",
+        type=Path,
+        help="folder of the page and the plots (default: report/ inside the first sweep)",
     )
     parser.add_argument(
         "--csv", type=Path, help="file of the table (default: table.csv in the output folder)"
     )
     parser.add_argument("--title", help="heading of the page (default: the folder's name)")
+    parser.add_argument(
+        "--wandb", choices=("offline", "online"), help="log the plots and the table to a W&B run as well"
+    )
+    parser.add_argument("--project", default=WandbOptions.project, help="its project (default: %(default)s)")
     return parser

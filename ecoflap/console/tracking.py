@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,9 @@ from ecoflap.storage.results.environment import redact
 from ecoflap.storage.results.identity import run_id
 
 log = logging.getLogger(__name__)
+
+AGENT = "WANDB_SWEEP_ID"
+"""The variable that ``wandb agent`` sets for the processes that it starts."""
 
 
 class Tracker(Protocol):
@@ -75,7 +79,7 @@ class WandbTracker:
 
     def __init__(
         self,
-        project: str,
+        project: str | None,
         mode: str = "offline",
         group: str | None = None,
         name: str | None = None,
@@ -87,12 +91,12 @@ class WandbTracker:
         """Start the run, or resume the run with the same id, as a requeued job does.
 
         Args:
-            project: W&B project.
+            project: W&B project; None for that of the sweep whose agent started this process.
             mode: ``offline`` (files only), ``online`` or ``disabled``.
             group: Name shared by the runs of a sweep.
             name: Name of this run.
             tags: Labels to filter by.
-            id: Deterministic id, see ``run_id``.
+            id: Deterministic id, see ``run_id``; None for that of the agent, or a random one.
             config: The resolved config; secrets are redacted.
             folder: Parent of the ``wandb`` folder.
 
@@ -108,7 +112,7 @@ class WandbTracker:
             where: dict[str, Any] = {"project": project, "mode": mode, "group": group, "dir": str(folder)}
             settings = wandb.Settings(silent=True, console="off", disable_code=True)
             what = {"id": id, "name": name, "tags": list(tags), "config": redact(config or {})}
-            self._table, self._image = wandb.Table, wandb.Image
+            self._table, self._image, self._artifact = wandb.Table, wandb.Image, wandb.Artifact
             self._run = wandb.init(
                 **where, **what, resume="allow", reinit="finish_previous", settings=settings
             )
@@ -129,6 +133,13 @@ class WandbTracker:
         from PIL import Image
 
         self._run.log({name: self._image(Image.open(io.BytesIO(draw())))})
+
+    def log_folder(self, name: str, folder: Path) -> None:
+        """Log the files of a folder as one artefact."""
+        artifact = self._artifact(name, type="report")
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            artifact.add_file(str(file), name=file.relative_to(folder).as_posix())
+        self._run.log_artifact(artifact)
 
     def log_point(self, curve: str, point: Mapping[str, float]) -> None:
         """Log one point of live curves, named ``curve/figure``."""
@@ -167,7 +178,10 @@ class Wandb(WandbOptions):
     def start(self, config: dict[str, Any], name: str, folder: Path) -> Tracker:
         """Start a W&B run whose id follows from the group and the config.
 
-        A repeated job therefore updates its run instead of adding one.
+        A repeated job therefore updates its run instead of adding one. In a process that ``wandb agent``
+        started, the project and the id are the agent's, so that its sweep sees the run.
         """
+        if AGENT in os.environ:
+            return WandbTracker(None, self.mode, self.group, name, self.tags, None, config, folder)
         identity = run_id({**config, "group": self.group})
         return WandbTracker(self.project, self.mode, self.group, name, self.tags, identity, config, folder)

@@ -15,6 +15,7 @@ from ecoflap.console.progress import track
 from ecoflap.console.telemetry import out_of_memory
 from ecoflap.distributed.collectives import from_process, gathered
 from ecoflap.distributed.processes import is_first, rank, size
+from ecoflap.evaluate.items import Items
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +37,7 @@ class PredictionLog:
             key: everything that the predictions depend on, as plain JSON values.
         """
         self.file = file
+        self.items: Items | None = None
         text = json.dumps(key, sort_keys=True, default=str)
         self.key = hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
 
@@ -61,6 +63,11 @@ class PredictionLog:
                 self._append(values)
                 predictions += values
         return predictions
+
+    def note(self, items: Items) -> None:
+        """Keep what the evaluation knows of its items, for reports; a log in memory keeps nothing."""
+        if self.file is not None:
+            self.items = items
 
     def _read(self) -> list[list[Any]]:
         """The complete lines of an earlier run with the same key."""

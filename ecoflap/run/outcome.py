@@ -154,7 +154,8 @@ def show_in_tracker(tracker: Tracker, result: Result, state: RunState) -> None:
     costs = [(step, *(cost[column] for column in columns)) for step, cost in result.steps.items()]
     tracker.log_table("cost", ["step", *columns], costs)
     sparsity = {name: value for name, value in result.sparsity.items() if name != "layers"}
-    tracker.summary({"metrics": result.metrics, "sparsity": sparsity, "model": result.model})
+    headline = {} if (value := result.headline()) is None else {"headline": value}
+    tracker.summary({**headline, "metrics": result.metrics, "sparsity": sparsity, "model": result.model})
 
 
 def _draw_allocation(result: Result, allocation: Allocation) -> bytes:

@@ -15,6 +15,7 @@ ALLOCATION = "allocation.json"
 FINETUNE = "finetune.json"
 TRAINING = "finetune"
 PREDICTIONS = "predictions"
+ITEMS = "{task}_{state}_items.json"  # in the folder of predictions
 BLOCKS = "blocks"
 CHECKPOINT = "checkpoint"
 BENCH = "bench.json"

@@ -21,6 +21,7 @@ from ecoflap.data.example import Classes, Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
+from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Classifies, Describes, Embeds, Matches, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -124,7 +125,10 @@ class EasyClassification(EasyClassificationOptions, PictureTask):
             return logits.topk(5, dim=-1).indices.tolist()
 
         right = torch.tensor([names.index(one.target) for one in pictures])
-        best = torch.tensor(prediction_log.run(batches, best_five)) == right[:, None]
+        found = prediction_log.run(batches, best_five)
+        best = torch.tensor(found) == right[:, None]
+        answers = [names[row[0]] for row in found]
+        prediction_log.note(Items("accuracy", best[:, 0].tolist(), answers=answers, examples=pictures))
         return {"accuracy": percent(best[:, 0].tolist()), "top_5": percent(best.any(dim=-1).tolist())}
 
 
@@ -152,11 +156,9 @@ class EasyCaptions(EasyCaptionsOptions, PictureTask):
         """Accuracy in percent."""
         generation, batches = Generation(self.beams, self.max_new_tokens), parts(pictures, self.batch_size)
         captions = prediction_log.run(batches, lambda batch: interface.answer(model, batch, generation))
-        return {
-            "accuracy": percent(
-                [f" {one.target}" in f" {text.lower()}" for one, text in zip(pictures, captions, strict=True)]
-            )
-        }
+        right = [f" {one.target}" in f" {text.lower()}" for one, text in zip(pictures, captions, strict=True)]
+        prediction_log.note(Items("accuracy", right, answers=captions, examples=pictures))
+        return {"accuracy": percent(right)}
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from ecoflap.data.example import Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
+from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -93,7 +94,10 @@ class EasyVqaEvaluation:
         )
         batches = parts(self.questions, self.task.batch_size)
         answers = prediction_log.run(batches, lambda batch: self.interface.answer(model, batch, generation))
-        return _accuracies([answer.lower() for answer in answers], self.questions)
+        words = [answer.lower() for answer in answers]
+        right = [float(word == one.target) for word, one in zip(words, self.questions, strict=True)]
+        prediction_log.note(Items("accuracy", right, answers=words, examples=self.questions))
+        return _accuracies(words, self.questions)
 
 
 def _accuracies(predictions: Sequence[str], questions: Sequence[Example]) -> dict[str, float]:

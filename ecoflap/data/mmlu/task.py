@@ -15,6 +15,7 @@ from ecoflap.data.mmlu.categories import GROUPS
 from ecoflap.data.mmlu.options import MmluTaskOptions
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import parts, percent, spread
+from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Chooses, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -129,6 +130,7 @@ class MmluEvaluation:
         )
         confidence, choice = found.double().softmax(dim=-1).max(dim=-1)
         right = [LETTERS[index] == one.answer for index, one in zip(choice.tolist(), self.asked, strict=True)]
+        prediction_log.note(Items("accuracy", right))
         return {
             "accuracy": percent(right),
             **self._by_group(right),

@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from ecoflap.data.sources import file_source
 from ecoflap.data.text.bos import bos_token, check_bos
@@ -25,10 +26,14 @@ from ecoflap.data.text.options import TextPerplexityOptions, TokenPerplexityOpti
 from ecoflap.data.text.source import TextSource
 from ecoflap.errors import NumericalError, UserError, require_positive
 from ecoflap.evaluate.inputs import parts
+from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.losses import IGNORED, next_token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
+
+PASSAGE = 160
+"""Tokens of a text that a report shows."""
 
 
 @dataclass(frozen=True)
@@ -176,11 +181,27 @@ class PerplexityEvaluation:
                 f"the loss of {model.name} on this task is NaN; use model.dtype=float32 or bfloat16, or prune"
                 " less"
             )
+        if prediction_log.file is not None:  # else nobody would see the passage
+            shares = [
+                mean * tokens * len(losses) / sum(counted)
+                for mean, tokens in zip(losses, counted, strict=True)
+            ]
+            items = Items("perplexity", shares, exponential=True, passage=self._passage(model))
+            prediction_log.note(items)
         return {
             "perplexity": math.exp(loss) if loss < 700 else math.inf,
             "loss": loss,
             "rows": len(self.rows),
         }
+
+    def _passage(self, model: PrunableModel) -> list[tuple[str, float]]:
+        """The first tokens that are predicted in the first row, each with its loss in nats."""
+        rows, module = self.rows[:1, :PASSAGE], model.module
+        decode = getattr(model.processor, "decode", str)  # a model without a tokenizer reads ids from a file
+        words = [decode([token]) for token in rows[0, 1:].tolist()]
+        logits = module(input_ids=rows.to(model.device), use_cache=False).logits[0, :-1]
+        losses = cross_entropy(logits.float(), rows[0, 1:].to(logits.device), reduction="none")
+        return list(zip(words, losses.tolist(), strict=True))
 
     def _losses(self, model: PrunableModel, places: list[int]) -> Tensor:
         """Mean loss over the scored tokens of each row, [rows]."""

@@ -23,6 +23,7 @@ from ecoflap.data.vqa.options import PublishedQuestionsOptions
 from ecoflap.data.vqa.reading import Question, clean_question
 from ecoflap.errors import require_positive
 from ecoflap.evaluate.inputs import fingerprint_by_size, parts, spread
+from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -174,6 +175,8 @@ class QuestionsEvaluation:
             self._write_for_evalai(answers, prediction_log)
             return {"questions": len(answers)}
         scores = [self.task.score(answer, one) for answer, one in zip(answers, self.questions, strict=True)]
+        examples = [one.example() for one in self.questions]
+        prediction_log.note(Items("accuracy", scores, answers=answers, examples=examples))
         by_answer = _means(
             [f"accuracy_{one.answer_type.replace('/', '_')}" for one in self.questions], scores
         )

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from ecoflap.console.telemetry import measure
 from ecoflap.errors import UserError
+from ecoflap.evaluate.items import write_items
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.evaluate.protocol import Evaluation
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.run.plan import Plan
 from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import computed_by, dense_metrics_key
-from ecoflap.storage.file_names import PREDICTIONS
+from ecoflap.storage.file_names import ITEMS, PREDICTIONS
 
 
 def evaluate_dense(
@@ -28,8 +30,9 @@ def evaluate_dense(
             state.tasks[name] = evaluation.identity()
             prediction_log = _prediction_log(plan, name, "dense", state.fingerprint, evaluation)
             key = dense_metrics_key(plan, state, name)
-            compute = partial(evaluation, model, prediction_log)
-            metrics[name], cached = plan.store.get_or_compute("dense_metrics", key, compute)
+            compute = partial(_with_items, evaluation, model, prediction_log)
+            found, cached = plan.store.get_or_compute("dense_metrics", key, compute)
+            metrics[name], state.items[name] = found["metrics"], found["items"]
             cost["cached"] = cost["cached"] and cached
             with_mean({name: metrics[name]}, plan.mean)  # refuse a missing metric before the next task
     state.metrics["dense"] = with_mean(metrics, plan.mean)
@@ -43,10 +46,13 @@ def evaluate(
         return
     fingerprint = model.fingerprint()
     with measure(state.costs, "evaluate" if when == "pruned" else f"evaluate_{when}"):
-        metrics = {
-            name: evaluation(model, _prediction_log(plan, name, when, fingerprint, evaluation))
-            for name, evaluation in evaluations.items()
-        }
+        metrics = {}
+        for name, evaluation in evaluations.items():
+            prediction_log = _prediction_log(plan, name, when, fingerprint, evaluation)
+            metrics[name] = evaluation(model, prediction_log)
+            if prediction_log.items is not None:
+                file = plan.folder / PREDICTIONS / ITEMS.format(task=name, state=when)
+                write_items(file, state.items.get(name), prediction_log.items)
     state.metrics[when] = with_mean(metrics, plan.mean)
 
 
@@ -67,6 +73,15 @@ def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[
             raise UserError(f"task.mean={metric}: {task} has no such metric; it has {', '.join(values)}")
     mean = sum(values[metric] for values in metrics.values()) / len(metrics)
     return {"mean": {metric: mean, "tasks": float(len(metrics))}, **metrics}
+
+
+def _with_items(
+    evaluation: Evaluation, model: PrunableModel, prediction_log: PredictionLog
+) -> dict[str, Any]:
+    """The metrics, and what the evaluation notes of its items."""
+    metrics = evaluation(model, prediction_log)
+    noted = prediction_log.items
+    return {"metrics": metrics, "items": None if noted is None else noted.to_json()}
 
 
 def _prediction_log(

@@ -20,7 +20,7 @@ from ecoflap.storage.cache.entries import key_hash
 def dense_metrics_key(plan: Plan, state: RunState, task: str) -> dict[str, Any]:
     """The key of the dense model's metrics on a task."""
     return {
-        "version": 2,
+        "version": 3,
         **computed_by(plan, f"task {task}"),
         "model": state.fingerprint,
         "class": _name_of(plan.tasks[task]),

@@ -12,25 +12,22 @@ from matplotlib.ticker import MaxNLocator
 
 from ecoflap.sweeps.report.allocations import Line, Lines, block_counts
 from ecoflap.sweeps.report.blocks import block_sparsities
-from ecoflap.sweeps.report.style import INK, WIDTH, legend_below, look, new_figure, png, styled, wrapped
+from ecoflap.sweeps.report.style import INK, WIDTH, heat_map, legend_below, look, new_figure, png, styled
 
 FEW = 5
 """The most allocations that are legible as lines over dozens of blocks; more are shown as heat maps."""
 
 
 @styled
-def plot_allocation(title: str, lines: Lines) -> Figure:
+def plot_allocation(lines: Lines) -> Figure:
     """Plot the sparsity of every block in pruning order: lines for a few allocations, heat maps for many.
 
     Args:
-        title: the figure's title.
         lines: the allocations of each target.
     """
     counts = block_counts(lines)
     draw = _draw_lines if are_few(lines) else _draw_maps
-    figure = draw(lines, counts)
-    figure.suptitle(wrapped(title, 80), x=0.01, ha="left", fontsize=11)
-    return figure
+    return draw(lines, counts)
 
 
 def are_few(lines: Lines) -> bool:
@@ -49,7 +46,9 @@ def allocation_png(
         kept: number of weights that each layer keeps.
         target: the target sparsity.
     """
-    return png(plot_allocation(model, {target: [Line("", 0, [block_sparsities(layers, kept)])]}))
+    figure = plot_allocation({target: [Line("", 0, [block_sparsities(layers, kept)])]})
+    figure.suptitle(model, x=0.01, ha="left", fontsize=11)
+    return png(figure)
 
 
 def _draw_lines(lines: Lines, counts: Mapping[str, int]) -> Figure:
@@ -98,14 +97,10 @@ def _draw_maps(lines: Lines, counts: Mapping[str, int]) -> Figure:
             for index, line in enumerate(members):
                 means = line.means(tower)
                 cells[index, : len(means)] = np.subtract(means, target)
-            image = axes.imshow(
-                cells, cmap="PuOr_r", vmin=-furthest, vmax=furthest, aspect="auto", interpolation="none"
-            )
-            axes.grid(False)
-            axes.tick_params(axis="y", length=0)
+            drawn = heat_map(axes, cells, "PuOr_r", -furthest, furthest)
         row[0].set_yticks(range(len(members)), [_shortened(line.label) for line in members], fontsize=8)
         row[0].set_ylabel(f"target {target:g}")
-    bar = figure.colorbar(image, ax=grid, orientation="horizontal", aspect=45, shrink=0.6, pad=0.02)
+    bar = figure.colorbar(drawn, ax=grid, orientation="horizontal", aspect=45, shrink=0.6, pad=0.02)
     bar.set_label("sparsity of the block minus the target")
     return figure
 

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 
 from matplotlib.figure import Figure
 
-from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.runs import Run
 from ecoflap.sweeps.report.sections import Section
 from ecoflap.sweeps.report.style import COLOURS, WIDTH, legend_below, new_figure, rows_height, styled, wrapped
@@ -24,6 +23,8 @@ STEPS = {
     "evaluate": RED,
 }
 """The steps in the order of a run, each with its colour."""
+COARSE = ("score", "allocate")
+"""The steps that decide allocations."""
 HEIGHT = 0.66
 """Height of a method's bar, as a share of its row."""
 
@@ -40,22 +41,39 @@ class Cost(NamedTuple):
     gibibytes: float
 
 
-Costs = dict[Method, dict[str, Cost]]
+Costs = dict[str, dict[str, Cost]]
+"""Methods, after what runs share -> step -> its cost."""
 
 
 def costs_of(section: Section) -> Costs:
-    """The largest cost over the runs, for each method and step that some run did not read from the cache."""
-    return {
-        method: {step: _largest(runs, step) for step in _steps(runs)}
-        for method, runs in section.by_method.items()
+    """The largest cost of each step over the runs that did not read it from the cache.
+
+    A step that some run read from the cache is shared, and stands apart: what decides allocations under the
+    name of the coarse stage, everything else under that of all runs.
+    """
+    shared = {step for run in section.runs for step in run.result.steps if step not in _computed(run)}
+    together: dict[str, list[tuple[str, Run]]] = {}
+    for method, run in zip(section.methods, section.runs, strict=True):
+        for step in shared & _computed(run).keys():
+            owner = f"once for {method.coarse}" if step in COARSE else "once for all runs"
+            together.setdefault(owner, []).append((step, run))
+    costs = {
+        owner: {
+            step: _largest([run for one, run in members if one == step], step)
+            for step in _in_order({one for one, _ in members})
+        }
+        for owner, members in sorted(together.items(), key=lambda one: one[0] != "once for all runs")
     }
+    for method, runs in section.by_method.items():
+        costs[method.label] = {step: _largest(runs, step) for step in _steps(runs) if step not in shared}
+    return costs
 
 
 @styled
-def plot_costs(title: str, costs: Costs) -> Figure:
+def plot_costs(costs: Costs) -> Figure:
     """Plot one bar of steps per method, and the memory of each step as a dot of its colour."""
     steps = _in_order({step for row in costs.values() for step in row})
-    labels = [wrapped(method.label, 30) for method in costs]
+    labels = [wrapped(label, 30) for label in costs]
     figure = new_figure(WIDTH, 1.3 + rows_height(labels))
     time, memory = figure.subplots(1, 2, sharey=True, width_ratios=[3, 2])
     handles: dict[str, Any] = {}
@@ -75,7 +93,6 @@ def plot_costs(title: str, costs: Costs) -> Figure:
     for axes in (time, memory):
         axes.grid(axis="y", visible=False)
         axes.tick_params(axis="y", length=0)
-    figure.suptitle(wrapped(title, 80), x=0.01, ha="left", fontsize=11)
     legend_below(figure, [handles[step] for step in steps], steps)
     return figure
 

@@ -6,11 +6,10 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import PurePath
 from typing import Any
 
 from ecoflap.storage.results.identity import VOLATILE
-from ecoflap.sweeps.report.runs import Run
+from ecoflap.sweeps.report.runs import SWEEP, Run, short_paths
 
 AXES = ("sparsity", "seed")
 BESIDE = (*VOLATILE, "model.save", "model.save_lavis", "steps")
@@ -69,6 +68,11 @@ class Method:
         return COARSE.get(self.score, self.score.replace("_", " "))
 
     @property
+    def sweep(self) -> str | None:
+        """The name of its sweep; None if there is only one."""
+        return dict(self.settings).get(SWEEP)
+
+    @property
     def order(self) -> tuple[Any, ...]:
         """Sort key: uniform first, numbers by size."""
         settings = [(key, *_number_first(value)) for key, value in self.settings]
@@ -82,7 +86,7 @@ def name_methods(runs: Sequence[Run]) -> list[Method]:
     otherwise have the same method, sparsity and seed, such as runs with two allocation files.
     """
     configs = [flatten(run.config) for run in runs]
-    methods = [Method(run.config["pruner"]["name"], _coarse(run)) for run in runs]
+    methods = [Method(run.config["pruner"]["name"], _coarse(run), _sweep(run)) for run in runs]
     items = [item for config in configs for item in config.items()]
     paths_by_key = {key for key, value in items if is_path(key, value)}
     for key in sorted(
@@ -93,7 +97,7 @@ def name_methods(runs: Sequence[Run]) -> list[Method]:
         counts = Counter((method, run.sparsity, run.seed) for method, run in zip(methods, runs, strict=True))
         alike = {method for (method, *_), count in counts.items() if count > 1}
         paths = [shown(config.get(key)) for config in configs]
-        short = {"null": "null", **_short(path for path in paths if path != "null")}
+        short = {"null": "null", **short_paths(path for path in paths if path != "null")}
         methods = _split(methods, key, [short[path] for path in paths], alike)
     return methods
 
@@ -108,7 +112,7 @@ def name_models(runs: Sequence[Run]) -> list[str]:
     for run in runs:
         name, path = run.config["model"]["name"], _weights(run)
         ambiguous = min(len(weights[name]), len(paths[name])) > 1
-        names.append(f"{name} ({_short(paths[name])[path]})" if ambiguous else name)
+        names.append(f"{name} ({short_paths(paths[name])[path]})" if ambiguous else name)
     return names
 
 
@@ -165,6 +169,11 @@ def _overrides(settings: Iterable[tuple[str, str]]) -> str:
     return " ".join(f"{key}={value}" for key, value in settings)
 
 
+def _sweep(run: Run) -> tuple[tuple[str, str], ...]:
+    """The sweep, where several are compared: part of every method's name."""
+    return ((SWEEP, run.config[SWEEP]),) if SWEEP in run.config else ()
+
+
 def _coarse(run: Run) -> str:
     """The coarse stage's name; older records tell it by their config alone."""
     if _allocated_by(run) == "pruner":
@@ -202,17 +211,6 @@ def _split(
         settings = (*method.settings, (key, value)) if ambiguous else method.settings
         result.append(replace(method, settings=settings))
     return result
-
-
-def _short(paths: Iterable[str]) -> dict[str, str]:
-    """Paths without the folders that they share at the start and at the end."""
-    parts = {path: list(PurePath(path).parts) or [path] for path in paths}
-    lists = list(parts.values())
-    while all(len(one) > 1 for one in lists) and len({one[0] for one in lists}) == 1:
-        lists = [one[1:] for one in lists]
-    while all(len(one) > 1 for one in lists) and len({one[-1] for one in lists}) == 1:
-        lists = [one[:-1] for one in lists]
-    return {path: "/".join(one) for path, one in zip(parts, lists, strict=True)}
 
 
 def _rank(key: str) -> tuple[int, bool, str]:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from ecoflap.sweeps.report.metrics import MetricTable, pruned, statistics
+from ecoflap.sweeps.report.metrics import MetricTable, pruned, realised_mean, statistics
 from ecoflap.sweeps.report.style import (
     INK,
     WIDTH,
@@ -32,7 +32,7 @@ def plot_metric(table: MetricTable, ranks: dict[Any, int]) -> Figure:
     """
     plot = _against_sparsity if len(table.sparsities) > 1 else _by_method
     figure = plot(table, ranks)
-    figure.axes[0].set_title(wrapped(table.title, 80))
+    figure.axes[0].set_title(wrapped(table.title, 60), pad=16)  # above the name of the dense line
     return figure
 
 
@@ -52,11 +52,11 @@ def _against_sparsity(table: MetricTable, ranks: dict[Any, int]) -> Figure:
     handles = []
     for method, row in table.cells.items():
         means, deviations = _finite(row)
-        handles.append(axes.errorbar(list(row), means, deviations, **look(ranks[method]))[0])
+        handles.append(axes.errorbar(_realised(row), means, deviations, **look(ranks[method]))[0])
     _dense_line(axes, table, "y")
     _scale(axes, table, "y")
     axes.set_xticks(table.sparsities, [f"{sparsity:g}" for sparsity in table.sparsities])
-    axes.set_xlabel(_with_unshown("sparsity: share of the prunable weights removed", table))
+    axes.set_xlabel(_with_unshown(f"{_kind(table)}: share of the prunable weights removed", table))
     axes.set_ylabel(f"{table.metric} ({table.direction})")
     legend_below(figure, handles, [method.label for method in table.cells])
     return figure
@@ -76,6 +76,18 @@ def _by_method(table: MetricTable, ranks: dict[Any, int]) -> Figure:
     label = f"{table.metric} at sparsity {table.sparsities[0]:g} ({table.direction})"
     axes.set_xlabel(_with_unshown(label, table))
     return figure
+
+
+def _realised(row: dict[float, Any]) -> list[float]:
+    """The realised sparsity of each cell; the target of structured pruning, which removes whole units."""
+    means = [(target, realised_mean(seeds)) for target, seeds in row.items()]
+    return [target if realised is None else realised for target, realised in means]
+
+
+def _kind(table: MetricTable) -> str:
+    """Which sparsity the axis shows, by the words of its label."""
+    known = [realised_mean(seeds) is not None for row in table.cells.values() for seeds in row.values()]
+    return "realised sparsity" if all(known) else "realised or, for whole units, target sparsity"
 
 
 def _finite(row: dict[float, Any]) -> tuple[list[float], list[float] | None]:

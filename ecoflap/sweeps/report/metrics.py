@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import NamedTuple
 
 from ecoflap.errors import UserError, did_you_mean
-from ecoflap.storage.results.record import first_metric
+from ecoflap.storage.results.record import COUNTS, first_metric
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.sections import Section
 
@@ -108,13 +108,43 @@ def make_tables(sections: Sequence[Section], asked: Sequence[str] = ()) -> list[
                 f"--metric {metric}: no run here has it;"
                 f" {did_you_mean(metric, names) if names else 'none was evaluated after pruning'}"
             )
-    tables = []
-    for section in sections:
-        for name in asked or _headlines(section):
-            task, metric = name.split("/", 1)
-            if cells := _cells(section, task, metric):
-                tables.append(MetricTable(section, task, metric, cells))
-    return tables
+    return [table for section in sections for table in _tables_of(section, asked or _headlines(section))]
+
+
+def other_tables(section: Section, shown: Sequence[MetricTable]) -> list[MetricTable]:
+    """The tables of a section's metrics, without counts and without those that are shown already."""
+    names = {table.name for table in shown}
+    others = (name for name in dict.fromkeys(_metrics(section)) if name not in names)
+    return _tables_of(section, [name for name in others if name.partition("/")[2] not in (*COUNTS, "tasks")])
+
+
+class Best(NamedTuple):
+    """The method with the best mean at a sparsity.
+
+    Attributes:
+        sparsity: the target.
+        method: its name.
+        mean: its mean over seeds.
+        others: number of methods that it was compared with.
+    """
+
+    sparsity: float
+    method: str
+    mean: float
+    others: int
+
+
+def best(table: MetricTable) -> Iterator[Best]:
+    """The best method at each sparsity at which any has a finite mean."""
+    for sparsity in table.sparsities:
+        means = [
+            (mean, method.label)
+            for method, row in table.cells.items()
+            if sparsity in row and math.isfinite(mean := statistics(pruned(row[sparsity]))[0])
+        ]
+        if means:
+            mean, label = (min if table.smaller_is_better else max)(means, key=lambda one: one[0])
+            yield Best(sparsity, label, mean, len(means) - 1)
 
 
 def statistics(values: Sequence[float]) -> tuple[float, float | None]:
@@ -166,6 +196,16 @@ def _headlines(section: Section) -> list[str]:
     ]
     names = dict.fromkeys(f"{task}/{metric}" for task, metric in measured if metric is not None)
     return sorted(names, key=lambda name: section.tasks.index(name.split("/", 1)[0]))
+
+
+def _tables_of(section: Section, names: Sequence[str]) -> list[MetricTable]:
+    """The tables of metrics, given as ``task/metric``, that a section has."""
+    split = [name.split("/", 1) for name in names]
+    return [
+        MetricTable(section, task, metric, cells)
+        for task, metric in split
+        if (cells := _cells(section, task, metric))
+    ]
 
 
 def _cells(section: Section, task: str, metric: str) -> Cells:

@@ -2,62 +2,21 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
-from markupsafe import Markup
-from matplotlib.figure import Figure
 
 from ecoflap.storage.results.bench import Bench, cells_of, columns_of, machine_line, read_bench
-from ecoflap.sweeps.report.allocation_plot import are_few, plot_allocation
-from ecoflap.sweeps.report.allocations import lines_of
-from ecoflap.sweeps.report.cost_plot import costs_of, plot_costs
 from ecoflap.sweeps.report.methods import AXES, differences
-from ecoflap.sweeps.report.metric_plot import plot_metric
-from ecoflap.sweeps.report.metrics import MetricTable, dense_mean, other_sparsity, pruned, statistics
+from ecoflap.sweeps.report.metrics import MetricTable
+from ecoflap.sweeps.report.page_section import Plots, describe_section
 from ecoflap.sweeps.report.runs import Run, Unfinished
 from ecoflap.sweeps.report.sections import Section
-from ecoflap.sweeps.report.style import save
-from ecoflap.sweeps.report.table import cell, figure
 
 NAME = "index.html"
-
-
-@dataclass
-class Plots:
-    """Saves figures in a folder, each under a unique name.
-
-    Attributes:
-        folder: the folder of their files.
-        names: how often each name was used.
-    """
-
-    folder: Path
-    names: Counter[str] = field(default_factory=Counter)
-
-    def __call__(self, drawn: Figure, *parts: str) -> dict[str, Any]:
-        """Save a figure.
-
-        Args:
-            drawn: the figure.
-            parts: parts of its name.
-
-        Returns:
-            The figure for the page, the name of its files, and its width in inches.
-        """
-        name = re.sub(r"[^A-Za-z0-9.-]+", "_", "_".join(parts)).strip("_.")[:120]
-        self.names[name] += 1
-        unique = name if self.names[name] == 1 else f"{name}_{self.names[name]}"
-        return {
-            "svg": Markup(save(drawn, self.folder, unique)),
-            "name": unique,
-            "inches": float(drawn.get_size_inches()[0]),
-        }
 
 
 def write_page(
@@ -98,7 +57,7 @@ def write_page(
         title=title,
         source=source,
         runs=runs,
-        sections=[_section(section, own, plots) for section, own in tables_of],
+        sections=[describe_section(section, own, plots) for section, own in tables_of],
         unfinished=unfinished,
         constant=constant,
         varying=[(key, values, _part(key, named)) for key, values in varying.items()],
@@ -112,34 +71,6 @@ def write_page(
     return path
 
 
-def _section(section: Section, tables: Sequence[MetricTable], plots: Plots) -> dict[str, Any]:
-    """One model on its tasks: charts, tables and costs."""
-    ranks = {method: rank for rank, method in enumerate(section.by_method)}
-    lines, costs = lines_of(section, ranks), costs_of(section)
-    metrics, allocation = [], None
-    for table in tables:
-        cells = [one for row in table.cells.values() for one in row.items()]
-        metrics.append(
-            {
-                "table": table,
-                "plot": plots(plot_metric(table, ranks), section.model, table.task, table.metric),
-                "rows": list(_table_rows(table)),
-                "elsewhere": any(other_sparsity(target, seeds) is not None for target, seeds in cells),
-                "repeated": any(len(seeds) > 1 for _, seeds in cells),
-            }
-        )
-    if lines:
-        allocation = plots(plot_allocation(section.title, lines), section.title, "allocation")
-    return {
-        "title": section.title,
-        "metrics": metrics,
-        "allocation": allocation,
-        "few": are_few(lines),
-        "cost": plots(plot_costs(section.title, costs), section.title, "cost"),
-        "costs": [(method.label, step, cost) for method, row in costs.items() for step, cost in row.items()],
-    }
-
-
 def _bench(run: Run, bench: Bench) -> dict[str, Any]:
     """What ``ecoflap bench`` measured beside a run: its table, and how it was measured."""
     return {
@@ -149,21 +80,6 @@ def _bench(run: Run, bench: Bench) -> dict[str, Any]:
         "columns": columns_of(bench),
         "rows": cells_of(bench),
     }
-
-
-def _table_rows(table: MetricTable) -> Iterator[dict[str, Any]]:
-    """Method, dense figure and one cell per sparsity, each with the number that it is sorted by."""
-    for method, row in table.cells.items():
-        cells = [
-            (statistics(pruned(row[at]))[0], cell(at, row[at])) if at in row else (None, "")
-            for at in table.sparsities
-        ]
-        yield {
-            "method": method.label,
-            "dense": dense_mean(row),
-            "dense_text": figure(dense_mean(row)),
-            "cells": cells,
-        }
 
 
 def _rows(section: Section, tables: Sequence[MetricTable]) -> Iterator[dict[str, Any]]:

@@ -76,7 +76,7 @@ def rows(tables: Sequence[MetricTable]) -> Iterator[Row]:
     for table in tables:
         by_method = table.section.by_method
         for method, cells in table.cells.items():
-            baseline = _uniform_beside(method, table.cells)
+            baseline = uniform_beside(method, table.cells)
             if baseline is None:
                 continue
             for sparsity, seeds in cells.items():
@@ -93,7 +93,7 @@ def rows(tables: Sequence[MetricTable]) -> Iterator[Row]:
                     )
 
 
-def _uniform_beside(method: Method, cells: Cells) -> Method | None:
+def uniform_beside(method: Method, cells: Cells) -> Method | None:
     """The uniform allocation with the same pruner and settings; None for itself, or if there is none."""
     if method.score in ("none", "global"):
         return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
 from typing import Any
 
 from ecoflap.errors import UserError
@@ -61,6 +62,41 @@ class Unfinished:
 
     name: str
     overrides: list[str]
+
+
+SWEEP = "sweep"
+"""The config key under which runs of compared sweeps keep their sweep's name."""
+
+
+def read_sweeps(folders: Sequence[Path]) -> list[Run]:
+    """The runs of several sweeps, each with its sweep's name in its own and in its config.
+
+    Raises:
+        UserError: as for ``read_runs``, or if a folder is given twice.
+    """
+    if len(folders) == 1:
+        return read_runs(folders[0])
+    names = short_paths(str(folder.resolve()) for folder in folders)
+    if len(names) < len(folders):
+        raise UserError(
+            f"{' '.join(map(str, folders))}: a sweep can't be compared with itself; give two folders"
+        )
+    return [
+        Run(f"{name}/{run.name}", run.folder, replace(run.result, config={**run.config, SWEEP: name}))
+        for folder, name in zip(folders, names.values(), strict=True)
+        for run in read_runs(folder)
+    ]
+
+
+def short_paths(paths: Iterable[str]) -> dict[str, str]:
+    """Paths without the folders that they share at the start and at the end."""
+    parts = {path: list(PurePath(path).parts) or [path] for path in paths}
+    lists = list(parts.values())
+    while all(len(one) > 1 for one in lists) and len({one[0] for one in lists}) == 1:
+        lists = [one[1:] for one in lists]
+    while all(len(one) > 1 for one in lists) and len({one[-1] for one in lists}) == 1:
+        lists = [one[:-1] for one in lists]
+    return {path: "/".join(one) for path, one in zip(parts, lists, strict=True)}
 
 
 def read_runs(folder: Path) -> list[Run]:

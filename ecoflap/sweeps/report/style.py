@@ -15,13 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 
 INK = "#2b2c2e"
 """Colour of text, axes and reference lines; the page replaces it by the colour of its text."""
 COLOURS = ("#0072b2", "#d55e00", "#3399aa", "#aa4455", "#7788ff", "#4444ff")
-WIDTH = 6.6
-"""Width of a figure in inches; two fit next to each other on a page."""
+WIDTH = 5.2
+"""Width of a figure in inches; its words stay legible on a phone, and several fit on a page side by side."""
+MANY = 2000
+"""The most cells of a heat map that a page holds as shapes; more are an image."""
 MARKERS = "osD^vPX"
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 STYLE: Any = {
@@ -85,6 +91,35 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
     rows = -(-len(lines) // columns) + sum(line.count("\n") for line in lines) / columns
     figure.set_size_inches(width, height + 0.2 * rows + 0.1)
     figure.legend(handles, lines, loc="outside lower left", ncols=columns)
+
+
+def heat_map(axes: Axes, values: NDArray[Any], colours: str, low: float, high: float) -> QuadMesh:
+    """Draw a cell per value [rows, cols], the first row on top; NaN is left blank.
+
+    Args:
+        axes: where to draw.
+        values: the values.
+        colours: the colour map.
+        low: the value of its first colour.
+        high: the value of its last one.
+    """
+    rows, columns = values.shape
+    edges = (np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5)
+    many = values.size > MANY
+    drawn = axes.pcolormesh(
+        *edges,
+        np.ma.masked_invalid(values),
+        cmap=colours,
+        vmin=low,
+        vmax=high,
+        rasterized=many,
+        edgecolors="face",
+        linewidth=0.1,
+    )
+    axes.set_ylim(rows - 0.5, -0.5)
+    axes.grid(False)
+    axes.tick_params(axis="y", length=0)
+    return drawn
 
 
 @styled

@@ -48,11 +48,17 @@ def write_csv(path: Path, tables: Sequence[MetricTable]) -> None:
                     writer.writerow([*names, sparsity, realised_mean(seeds), len(seeds), *figures, dense])
 
 
-def cell(target: float, seeds: dict[int, Measured]) -> str:
-    """``mean ± deviation (n)``, and the realised sparsity if it differs from the target."""
+def cell(target: float, seeds: dict[int, Measured], counted: bool = True) -> str:
+    """``mean ± deviation (n)``, and the realised sparsity if it differs from the target.
+
+    Args:
+        target: the target sparsity.
+        seeds: the figures.
+        counted: whether the number of seeds is part of the text.
+    """
     mean, deviation = statistics(pruned(seeds))
     spread = "" if deviation is None else f" ± {deviation:.2g}"
-    shown = f"{mean:.4g}{spread} (n={len(seeds)})"
+    shown = f"{mean:.4g}{spread}" + (f" (n={len(seeds)})" if counted else "")
     realised = other_sparsity(target, seeds)
     return shown if realised is None else f"{shown} at {realised:.4f}"
 

@@ -62,7 +62,7 @@ def test_the_eleven_sets_under_one_root(run: Run, short: list[str], data: Path, 
     for name in ("imagenet", "caltech101", "stanford_cars", "sun397"):
         assert dense[name]["accuracy"] > 90
     assert {f"{name}_{which}.jsonl" for name in COOP for which in ("dense", "pruned")} == {
-        file.name for file in (tmp_path / "run" / "predictions").iterdir()
+        file.name for file in (tmp_path / "run" / "predictions").glob("*.jsonl")
     }
 
 

@@ -13,6 +13,7 @@ from ecoflap.cli.report import main
 from tests.sweeps.report.conftest import write_run
 from tests.sweeps.report.test_sections import start
 
+CELLS = {"td", "th", "caption"}
 VOID = {"meta", "input", "br", "hr", "img", "link"}
 
 
@@ -30,7 +31,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
         self.attributes += [(tag, name, value or "") for name, value in attributes]
-        if tag in {"td", "th"}:
+        if tag in CELLS:
             self.cells.append("")
         if tag not in VOID:
             self.open.append(tag)
@@ -42,7 +43,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag, f"</{tag}> closes another element"
 
     def handle_data(self, data: str) -> None:
-        if {"td", "th"} & set(self.open):
+        if CELLS & set(self.open):
             self.cells[-1] += data
 
     def values(self, attribute: str) -> list[str]:
@@ -126,8 +127,9 @@ def test_what_it_says(html: str) -> None:
     assert "llama<script>" not in html
     assert "tiny on vqa" in html
     for cell in (
-        "70.5 ± 0.71 (n=2)",
-        "inf (n=1)",
+        "70.5 ± 0.71",
+        "over 2 seeds",
+        "inf",
         "failed",
         "v00",
         "0123456789",
@@ -138,16 +140,29 @@ def test_what_it_says(html: str) -> None:
     ):
         assert any(cell in text for text in page.cells), cell
     assert "torch 2.6.0" in html
-    assert html.count("<svg") == html.count("<figure") == 6
+    assert html.count("<svg") == html.count("<figure") == 9
 
 
 def test_plots_stand_beside_the_page(sweep: Path, html: str) -> None:
     files = list((sweep / "report").iterdir())
     names = {path.stem for path in files if path.suffix == ".png"}
     assert names == {path.stem for path in files if path.suffix == ".pdf"}
-    assert names == set(re.findall(r"<code>([\w.-]+)\.png</code>", html))
+    assert names == set(Page(html).values("data-name"))
     assert {"tiny_vqa_accuracy", "tiny_on_vqa_allocation", "tiny_on_vqa_cost"} <= names
     assert all(path.stat().st_size > 1000 for path in files if path.suffix in {".png", ".pdf"})
+
+
+def test_the_result_comes_first(html: str) -> None:
+    section = html[html.index("tiny on vqa</h2>") :]
+    places = [section.index(text) for text in ('class="result"', "<figure", "<table", "What differs")]
+    assert places == sorted(places)
+    result = " ".join(section[: section.index("<figure")].split())
+    assert "dense 80; highest at sparsity 0.5 <b>71</b> (wanda, uniform" in result
+
+
+def test_every_metric_of_a_task_is_shown_once(sweep: Path, html: str) -> None:
+    for name in ("vqa/accuracy", "vqa/loss", "text/perplexity"):
+        assert len(re.findall(rf"<caption><span>{name} \(.*by target", html)) == 1
 
 
 def test_plots_take_the_colour_of_the_text(html: str) -> None:
@@ -167,7 +182,12 @@ def test_one_run_an_asked_metric_and_another_folder(sweep: Path, tmp_path: Path)
     assert "What differs" not in html
     assert "The same in this run" in html
     assert "(lower is better)" in html
-    assert "vqa/accuracy" not in html
+    page = Page(html)
+    assert [name for name in page.values("data-name") if "_vqa_" in name and "_on_" not in name] == [
+        "tiny_vqa_loss",
+        "tiny_vqa_loss_differences",
+    ]
+    assert html.count("vqa/accuracy (higher is better)") == 1  # among the other metrics
     assert "vqa/loss" in (folder / "table.csv").read_text()
     assert not (sweep / "v10" / "report").exists()
 
@@ -189,7 +209,7 @@ def test_runs_that_were_not_evaluated_have_allocations_and_costs(
     assert out == ""
     assert "no table: no run was evaluated after pruning" in err
     assert "Sparsity of every block" in html
-    assert html.count("<svg") == 2
+    assert html.count("<svg") == 3
 
 
 def test_nothing_to_show_is_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

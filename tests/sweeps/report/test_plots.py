@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from matplotlib.collections import QuadMesh
 from matplotlib.colors import to_rgb
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
@@ -57,6 +58,14 @@ def test_lines_against_sparsity_with_bars_where_there_are_seeds(tmp_path: Path) 
         "wanda, zeroth order",
     ]
     assert "dense 80" in [text.get_text() for text in axes.texts]
+
+
+def test_the_axis_is_the_realised_sparsity(tmp_path: Path) -> None:
+    for target, realised in ((0.5, 0.48), (0.6, 0.62)):
+        write_run(tmp_path, str(target), 70.0, sparsity=target, blocks={"text": [realised]})
+    axes = metric_figure(tmp_path).axes[0]
+    assert list(axes.lines[0].get_xdata()) == pytest.approx([0.48, 0.62])
+    assert axes.get_xlabel().startswith("realised sparsity")
 
 
 @pytest.mark.parametrize(("worst", "scale"), [(50.0, "linear"), (5000.0, "log")])
@@ -144,7 +153,7 @@ def test_methods_that_share_an_allocation_share_a_line(tmp_path: Path) -> None:
     assert lines[0.5][1].block_values("text") == [pytest.approx([0.4, 0.3]), pytest.approx([0.6, 0.6])]
     assert lines[0.5][1].means("text") == pytest.approx([0.35, 0.6])
     assert lines[0.5][1].means("vision") == []
-    assert [text.get_text() for text in plot_allocation("tiny", lines).legends[0].get_texts()] == [
+    assert [text.get_text() for text in plot_allocation(lines).legends[0].get_texts()] == [
         "uniform",
         "zeroth order",
     ]
@@ -170,15 +179,16 @@ def test_panels_per_tower_and_target_as_lines_or_maps(tmp_path: Path, count: int
         for target in (0.5, 0.6)
         for rank in [0]
     }
-    figure = plot_allocation("a model", lines)
+    figure = plot_allocation(lines)
     panels = figure.axes[:6]
     assert [axes.get_title(loc="left") for axes in panels[:3]] == [
         f"{tower}, {length} blocks" for tower, length in towers.items()
     ]
-    assert [bool(axes.images) for axes in panels] == [count > FEW] * 6
+    maps = [[drawn for drawn in axes.collections if isinstance(drawn, QuadMesh)] for axes in panels]
+    assert [len(drawn) for drawn in maps] == [int(count > FEW)] * 6
     if count > FEW:
-        assert panels[0].images[0].get_array().shape == (count, 39)
-        assert panels[0].images[0].get_array()[0, 10] == pytest.approx(0.1)
+        assert maps[0][0].get_array().shape == (count, 39)
+        assert maps[0][0].get_array()[0, 10] == pytest.approx(0.1)
     assert save(figure, tmp_path, "chart").startswith("<svg")
 
 
@@ -207,14 +217,32 @@ def test_a_step_that_was_read_from_the_cache_costs_nothing(tmp_path: Path) -> No
             for step, cached in read.items()
         }
         write_run(tmp_path, str(seed), 70.0, seed=seed, record={"steps": steps})
+    assert costs_of(section_of(tmp_path)) == {
+        "once for zeroth order": {"score": (4.0, 1.0)},
+        "wanda, zeroth order": {},
+    }
+
+
+def test_shared_steps_stand_apart_whichever_run_came_first(tmp_path: Path) -> None:
+    first = {step: {"seconds": 5.0, "peak_memory_bytes": 2**30, "cached": False} for step in STEPS}
+    later = {
+        step: {**cost, "cached": step in ("calibrate", "evaluate_dense")} for step, cost in first.items()
+    }
+    write_run(tmp_path, "0", 70.0, score={"name": "none"}, record={"steps": first})
+    write_run(tmp_path, "1", 70.0, record={"steps": later})
     costs = costs_of(section_of(tmp_path))
-    assert [(step, *cost) for row in costs.values() for step, cost in row.items()] == [("score", 4.0, 1.0)]
+    assert list(costs) == ["once for all runs", "wanda, uniform", "wanda, zeroth order"]
+    assert list(costs["once for all runs"]) == ["calibrate", "evaluate_dense"]
+    own = ["load", "score", "allocate", "prune", "evaluate"]
+    assert list(costs["wanda, uniform"]) == list(costs["wanda, zeroth order"]) == own
+    labels = [text.get_text() for text in plot_costs(costs).axes[0].get_yticklabels()]
+    assert labels == list(costs)
 
 
 def test_steps_stand_in_their_order_and_unknown_ones_at_the_end(tmp_path: Path) -> None:
     cost: dict[str, Any] = {"seconds": 1.0, "peak_memory_bytes": 2**30}
     write_run(tmp_path, "a", 70.0, record={"steps": {step: cost for step in ("finetune", *reversed(STEPS))}})
-    figure = plot_costs("tiny", costs_of(section_of(tmp_path)))
+    figure = plot_costs(costs_of(section_of(tmp_path)))
     assert [text.get_text() for text in figure.legends[0].get_texts()] == [*STEPS, "finetune"]
 
 

@@ -54,7 +54,7 @@ def test_a_realised_sparsity_that_is_not_the_target_is_shown(tmp_path: Path) -> 
         (row,) = csv.DictReader(file)
     assert (row["sparsity"], float(row["realised"])) == ("0.6", pytest.approx(0.7))
     page = write_page(tmp_path / "report", "title", [tables[0].section], tables, [], "here").read_text()
-    assert "70 (n=1) at 0.7000" in page
+    assert "70 at 0.7000" in page
     assert "the realised sparsity, where it is not the target" in page
 
 

@@ -32,3 +32,64 @@ document.getElementById("filter").addEventListener("input", (event) => {
     row.hidden = !words.every((word) => text.includes(word));
   }
 });
+
+// Every table copies as it is sorted and filtered, into Markdown or LaTeX (with booktabs).
+const cellsOf = (table) => [...table.rows].filter((row) => !row.hidden).map((row) => [...row.cells].map((cell) => cell.textContent.trim().replace(/\s+/g, " ")));
+const areNumbers = (table) => [...table.rows[0].cells].map((cell) => cell.classList.contains("number"));
+const markdown = (table) => {
+  const [head, ...body] = cellsOf(table).map((row) => `| ${row.map((cell) => cell.replaceAll("|", "\\|")).join(" | ")} |`);
+  return [head, `|${areNumbers(table).map((number) => (number ? " ---: " : " --- ")).join("|")}|`, ...body].join("\n");
+};
+const SIGNS = { "\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}", "±": "$\\pm$", "−": "$-$", "×": "$\\times$", "–": "--", "…": "\\dots{}", "→": "$\\to$" };
+const escaped = (text) => text.replace(/[\\~^±−×–…→&%$#_{}]/g, (sign) => SIGNS[sign] ?? `\\${sign}`);
+const latex = (table) => {
+  const [head, ...body] = cellsOf(table).map((row) => `${row.map(escaped).join(" & ")} \\\\`);
+  const columns = areNumbers(table).map((number) => (number ? "r" : "l")).join("");
+  return [`\\begin{tabular}{${columns}}`, "\\toprule", head, "\\midrule", ...body, "\\bottomrule", "\\end{tabular}"].join("\n");
+};
+const addButton = (bar, label, about, act) => {
+  const button = document.createElement("button");
+  button.type = "button";
+  button.textContent = label;
+  button.setAttribute("aria-label", `${label}: ${about}`);
+  button.addEventListener("click", async () => {
+    await act();
+    button.textContent = "done";
+    setTimeout(() => (button.textContent = label), 1200);
+  });
+  bar.append(button);
+};
+const makeBar = () => Object.assign(document.createElement("div"), { className: "tools" });
+const copy = async (text) => {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const area = Object.assign(document.createElement("textarea"), { value: text });
+    document.body.append(area);
+    area.select();
+    document.execCommand("copy");
+    area.remove();
+  }
+};
+for (const table of document.querySelectorAll("table.sortable")) {
+  const bar = makeBar();
+  const about = table.caption?.textContent ?? "this table";
+  addButton(bar, "copy Markdown", about, () => copy(markdown(table)));
+  addButton(bar, "copy LaTeX", about, () => copy(latex(table)));
+  table.parentElement.after(bar);
+}
+
+// Every plot downloads as an SVG file in the colours of paper.
+for (const figure of document.querySelectorAll("figure[data-name]")) {
+  const bar = makeBar();
+  addButton(bar, "download SVG", figure.dataset.name, () => {
+    const drawing = figure.querySelector("svg").cloneNode(true);
+    drawing.setAttribute("xmlns", "http://www.w3.org/2000/svg");
+    drawing.setAttribute("color", "#22252a");
+    const file = new Blob([new XMLSerializer().serializeToString(drawing)], { type: "image/svg+xml" });
+    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(file), download: `${figure.dataset.name}.svg` });
+    link.click();
+    URL.revokeObjectURL(link.href);
+  });
+  figure.append(bar);
+}

@@ -1,0 +1,181 @@
+"""Heat maps of single layers, by block and kind: what each one was given, and the error that it makes."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from ecoflap.sweeps.report.blocks import block_names
+from ecoflap.sweeps.report.methods import Method
+from ecoflap.sweeps.report.runs import Run
+from ecoflap.sweeps.report.sections import Section
+from ecoflap.sweeps.report.style import WIDTH, heat_map, new_figure, styled, wrapped
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LayerMap:
+    """A figure of every layer of a tower.
+
+    Attributes:
+        kinds: what the layers do in their block, such as ``mlp.fc1``.
+        values: [kinds, blocks]; NaN where a block has no such layer.
+    """
+
+    kinds: tuple[str, ...]
+    values: Array
+
+
+Maps = dict[str, dict[str, LayerMap]]
+"""Methods -> tower -> map."""
+
+
+def maps_of(section: Section, figure: str) -> tuple[float, Maps]:
+    """The maps of each method at the highest target that a run has, means over seeds.
+
+    Methods with equal maps share one.
+
+    Args:
+        section: the runs.
+        figure: ``sparsity`` or ``error``.
+
+    Returns:
+        The target, and the maps.
+    """
+    target = max(run.sparsity for run in section.runs)
+    found: dict[Method, dict[str, LayerMap]] = {}
+    for method, runs in section.by_method.items():
+        of_seeds = [_read(run, figure) for run in runs if run.sparsity == target]
+        if of_seeds and all(of_seeds):
+            found[method] = {tower: _mean([one[tower] for one in of_seeds]) for tower in of_seeds[0]}
+    groups: list[list[Method]] = []
+    for method, towers in found.items():
+        same = next((group for group in groups if _equal(found[group[0]], towers)), None)
+        groups.append([method]) if same is None else same.append(method)
+    return target, {_name(group): found[group[0]] for group in groups}
+
+
+@styled
+def plot_layers(maps: Maps, label: str, colours: str) -> Figure:
+    """Plot one row of maps per method and one column per tower, on one scale.
+
+    Args:
+        maps: the maps.
+        label: what the colours mean, with its unit.
+        colours: the colour map.
+    """
+    towers = list(dict.fromkeys(tower for row in maps.values() for tower in row))
+    blocks = [max(row[tower].values.shape[1] for row in maps.values() if tower in row) for tower in towers]
+    kinds = [max(len(one.kinds) for one in row.values()) for row in maps.values()]
+    finite = np.concatenate(
+        [one.values[np.isfinite(one.values)] for row in maps.values() for one in row.values()]
+    )
+    low, high = float(finite.min()), float(finite.max())
+    scale = (low, high) if high - low > 0.01 else (low - 0.02, high + 0.02)  # rounding has no colour
+    width = min(max(WIDTH, 1.1 * len(towers) + 0.11 * sum(blocks)), 13)
+    figure = new_figure(width, 1.0 + sum(0.42 + 0.19 * count for count in kinds))
+    grid = figure.subplots(
+        len(maps), len(towers), squeeze=False, height_ratios=kinds, width_ratios=_widths(blocks)
+    )
+    for axes_of_row, (name, row) in zip(grid, maps.items(), strict=True):
+        axes_of_row[0].annotate(
+            wrapped(name, 70),
+            (0, 1),
+            (0, 16),
+            xycoords="axes fraction",
+            textcoords="offset points",
+            fontsize=9.5,
+        )
+        for axes, tower in zip(axes_of_row, towers, strict=True):
+            if tower in row:
+                drawn = _draw(axes, row[tower], tower, colours, scale)
+            else:
+                axes.set_axis_off()
+    bar = figure.colorbar(drawn, ax=grid, orientation="horizontal", aspect=40, shrink=0.8, pad=0.02)
+    bar.set_label(label)
+    return figure
+
+
+def _draw(axes: Axes, one: LayerMap, tower: str, colours: str, scale: tuple[float, float]) -> QuadMesh:
+    drawn = heat_map(axes, one.values, colours, *scale)
+    axes.set_title(tower, fontsize=9)
+    axes.set_yticks(range(len(one.kinds)), _short(one.kinds), fontsize=8.5)
+    axes.xaxis.set_major_locator(MaxNLocator(min(8, one.values.shape[1]), integer=True, min_n_ticks=1))
+    axes.set_xlabel("block", fontsize=8.5)
+    axes.tick_params(axis="x", labelsize=8)
+    return drawn
+
+
+def _widths(blocks: Sequence[int]) -> list[float]:
+    """No map is too narrow for its title."""
+    return [max(count, 0.3 * max(blocks)) for count in blocks]
+
+
+def _read(run: Run, figure: str) -> dict[str, LayerMap]:
+    """A run's maps by tower, means over layers of one block and kind, such as experts; {} without any."""
+    layers: Mapping[str, Mapping[str, float | None]] = run.result.sparsity.get("layers", {})
+    if "prune" not in run.result.steps:
+        return {}
+    towers = defaultdict(list)
+    for name, layer in layers.items():
+        if layer.get(figure) is not None:
+            towers[str(layer["tower"])].append(name)
+    return {tower: _map(names, layers, figure) for tower, names in towers.items()}
+
+
+def _map(names: Sequence[str], layers: Mapping[str, Mapping[str, float | None]], figure: str) -> LayerMap:
+    blocks = block_names(names)
+    places = {block: place for place, block in enumerate(dict.fromkeys(blocks.values()))}
+    found = defaultdict(list)
+    for name in names:
+        kind = re.sub(
+            r"\.\d+(?=\.|$)", ".*", name.removeprefix(blocks[name]).strip(".").removesuffix(".weight")
+        )
+        found[kind, places[blocks[name]]].append(float(layers[name][figure] or 0))
+    kinds = tuple(dict.fromkeys(kind for kind, _ in found))
+    values = np.full((len(kinds), len(places)), np.nan)
+    for (kind, place), figures in found.items():
+        values[kinds.index(kind), place] = np.mean(figures)
+    return LayerMap(kinds, values)
+
+
+def _mean(maps: Sequence[LayerMap]) -> LayerMap:
+    """The mean of those maps that have the layers of the first."""
+    alike = [
+        one.values for one in maps if one.kinds == maps[0].kinds and one.values.shape == maps[0].values.shape
+    ]
+    return LayerMap(maps[0].kinds, np.mean(alike, axis=0))
+
+
+def _equal(one: Mapping[str, LayerMap], other: Mapping[str, LayerMap]) -> bool:
+    return one.keys() == other.keys() and all(
+        one[tower].kinds == other[tower].kinds
+        and one[tower].values.shape == other[tower].values.shape
+        and np.allclose(one[tower].values, other[tower].values, atol=1e-3, equal_nan=True)
+        for tower in one
+    )
+
+
+def _name(group: Sequence[Method]) -> str:
+    """The coarse stage that the methods share, or all their names."""
+    coarse = {method.coarse for method in group}
+    return (
+        coarse.pop() if len(group) > 1 and len(coarse) == 1 else " = ".join(method.label for method in group)
+    )
+
+
+def _short(kinds: Sequence[str]) -> list[str]:
+    """The last word of each kind, after the beginning of the one before where kinds share their last."""
+    words = [kind.split(".") for kind in kinds]
+    ends = Counter(one[-1] for one in words)
+    return [one[-1] if ends[one[-1]] == 1 or len(one) < 2 else f"{one[-2][:9]}.{one[-1]}" for one in words]

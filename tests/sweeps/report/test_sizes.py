@@ -1,0 +1,49 @@
+"""Sizes on disk, from records with known counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ecoflap.cli.report import main
+from ecoflap.sweeps.report.runs import read_runs
+from ecoflap.sweeps.report.sections import make_sections
+from ecoflap.sweeps.report.sizes import Size, sizes_of
+from tests.sweeps.report.conftest import write_run
+
+
+def sizes(folder: Path) -> list[Size]:
+    (section,) = make_sections(read_runs(folder))
+    return sizes_of(section)
+
+
+def test_a_bitmask_keeps_a_bit_per_prunable_weight_and_what_is_not_zero(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", 70.0, model__dtype="float32", blocks={"text": [0.5, 0.7]})
+    (size,) = sizes(tmp_path)
+    assert size.dense == pytest.approx(2000 * 4 / 1e6)  # 400 prunable weights in 4 layers
+    assert size.bitmask == pytest.approx((2000 * 4 - 240 * 4 + 400 / 8) / 1e6)
+    assert size.saved is None
+
+
+def test_methods_whose_models_take_as_much_share_a_row(tmp_path: Path) -> None:
+    for name, pruner, sparsity in (("a", "wanda", 0.5), ("b", "sparsegpt", 0.5), ("c", "wanda", 0.7)):
+        write_run(tmp_path, name, 70.0, pruner__name=pruner, sparsity=sparsity, blocks={"text": [sparsity]})
+    labels = ("sparsegpt, zeroth order", "wanda, zeroth order")
+    assert [(size.methods, size.sparsity) for size in sizes(tmp_path)] == [(labels, 0.5), (labels[1:], 0.7)]
+
+
+@pytest.mark.parametrize(("dtype", "width"), [("bfloat16", 2), ("auto", 2), (None, 2)])
+def test_bytes_of_a_weight(tmp_path: Path, dtype: str | None, width: int) -> None:
+    write_run(tmp_path, "a", 70.0, **({} if dtype is None else {"model__dtype": dtype}))
+    assert sizes(tmp_path)[0].dense == pytest.approx(2000 * width / 1e6)
+
+
+def test_a_saved_checkpoint_is_measured(tmp_path: Path) -> None:
+    path = write_run(tmp_path, "a", 70.0, record={"checkpoint": "checkpoint"})
+    assert sizes(tmp_path)[0].saved is None  # moved away
+    (path.parent / "checkpoint").mkdir()
+    (path.parent / "checkpoint" / "model.safetensors").write_bytes(bytes(1500))
+    assert sizes(tmp_path)[0].saved == pytest.approx(0.0015)
+    assert main([str(tmp_path)]) == 0
+    assert "measured where a run saved its model" in (tmp_path / "report" / "index.html").read_text()
