@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from ecoflap.cli.arguments import parsed, prepared
 from ecoflap.cli.recipe import primary_config, without_recipe
 from ecoflap.cli.wrong import explain
+from ecoflap.console.progress import complain
 from ecoflap.errors import SweepFailed, UserError
 from ecoflap.run import config as run_config
 from ecoflap.run import invocation, refusals
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         if message is None:
             traceback.print_exc()
             return 1
-        print(f"error: {message}", file=sys.stderr)
+        complain(message)
         refusals.remove_refused_sweeps()
         return error.code if isinstance(error, SweepFailed) else 2
     return 0
