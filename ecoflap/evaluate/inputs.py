@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -46,6 +47,14 @@ def parts(items: Sequence[Item], size: int) -> list[list[Item]]:
 def percent(right: Sequence[bool]) -> float:
     """Share of true values, in percent."""
     return 100 * sum(right) / len(right) if right else float("nan")
+
+
+def error_of_mean(values: Sequence[float]) -> float:
+    """The standard error of the mean of independent values, s / sqrt(n); NaN for fewer than two."""
+    if len(values) < 2:
+        return float("nan")
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
 def interface_settings(interface: Any) -> bytes:

@@ -19,7 +19,10 @@ class Evaluation(Protocol):
         """Everything that the metrics depend on beside the model."""
 
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """The model's metrics; the first one is the headline."""
+        """The model's metrics; the first one is the headline.
+
+        ``NAME_stderr`` is the standard error of the metric ``NAME``, for those that have one.
+        """
 
 
 class Task(Protocol):

@@ -20,6 +20,7 @@ class RunState:
         fingerprint: hash of the dense weights.
         costs: {step: seconds and peak memory}.
         metrics: {dense, pruned or finetuned: {task: {metric: value}}}.
+        standard_errors: {dense, pruned or finetuned: {task: {metric: its standard error}}}, where known.
         tasks: {task: what its metrics depend on beside the model}.
         calibration: the samples.
         training_split: {number of samples, None for all: the samples of the training split}.
@@ -32,6 +33,7 @@ class RunState:
     fingerprint: str
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    standard_errors: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibration: CalibrationSet | None = None
     training_split: dict[int | None, CalibrationSet] = field(default_factory=dict)

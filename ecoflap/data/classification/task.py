@@ -21,7 +21,7 @@ from ecoflap.data.easy_vqa.pictures import check_templates
 from ecoflap.data.example import Classes, Example
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import NumericalError, UserError, require_positive
-from ecoflap.evaluate.inputs import parts, percent, spread
+from ecoflap.evaluate.inputs import error_of_mean, parts, percent, spread
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Classifies, Embeds, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -141,11 +141,13 @@ class ClassificationEvaluation:
 
         best = prediction_log.run(parts(self.pictures.examples, self.task.batch_size), five_best)
         first = [row[0] for row in best]
+        hits = [one == right for one, right in zip(first, self.right, strict=True)]
         return {
-            "accuracy": percent([one == right for one, right in zip(first, self.right, strict=True)]),
+            "accuracy": percent(hits),
             "top_5": percent([right in row for row, right in zip(best, self.right, strict=True)]),
             "macro_f1": macro_f1(first, self.right),
             "images": len(best),
+            "accuracy_stderr": 100 * error_of_mean(hits),
         }
 
     def _logits(self, model: PrunableModel, batch: list[Example], texts: Tensor | None) -> Tensor:

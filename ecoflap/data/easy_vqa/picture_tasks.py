@@ -20,7 +20,7 @@ from ecoflap.data.easy_vqa.pictures import NAMES, check_templates, read_pictures
 from ecoflap.data.example import Classes, Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
+from ecoflap.evaluate.inputs import error_of_mean, fingerprint, parts, percent, spread
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Classifies, Describes, Embeds, Matches, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -125,7 +125,12 @@ class EasyClassification(EasyClassificationOptions, PictureTask):
 
         right = torch.tensor([names.index(one.target) for one in pictures])
         best = torch.tensor(prediction_log.run(batches, best_five)) == right[:, None]
-        return {"accuracy": percent(best[:, 0].tolist()), "top_5": percent(best.any(dim=-1).tolist())}
+        first = best[:, 0].tolist()
+        return {
+            "accuracy": percent(first),
+            "top_5": percent(best.any(dim=-1).tolist()),
+            "accuracy_stderr": 100 * error_of_mean(first),
+        }
 
 
 @dataclass(frozen=True)
@@ -152,11 +157,8 @@ class EasyCaptions(EasyCaptionsOptions, PictureTask):
         """Accuracy in percent."""
         generation, batches = Generation(self.beams, self.max_new_tokens), parts(pictures, self.batch_size)
         captions = prediction_log.run(batches, lambda batch: interface.answer(model, batch, generation))
-        return {
-            "accuracy": percent(
-                [f" {one.target}" in f" {text.lower()}" for one, text in zip(pictures, captions, strict=True)]
-            )
-        }
+        right = [f" {one.target}" in f" {text.lower()}" for one, text in zip(pictures, captions, strict=True)]
+        return {"accuracy": percent(right), "accuracy_stderr": 100 * error_of_mean(right)}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ecoflap.data.easy_vqa.options import EasyVqaTaskOptions
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
-from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
+from ecoflap.evaluate.inputs import error_of_mean, fingerprint, parts, percent, spread
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -106,4 +106,5 @@ def _accuracies(predictions: Sequence[str], questions: Sequence[Example]) -> dic
         "accuracy_yes_no": percent([r for r, c in zip(right, closed, strict=True) if c]),
         "accuracy_open": percent([r for r, c in zip(right, closed, strict=True) if not c]),
         "questions": len(right),
+        "accuracy_stderr": 100 * error_of_mean(right),
     }

@@ -14,7 +14,7 @@ from ecoflap.data.mmlu.calibration_error import expected_calibration_error, rms_
 from ecoflap.data.mmlu.categories import GROUPS
 from ecoflap.data.mmlu.options import MmluTaskOptions
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.inputs import parts, percent, spread
+from ecoflap.evaluate.inputs import error_of_mean, parts, percent, spread
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Chooses, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -135,6 +135,7 @@ class MmluEvaluation:
             "rms_calibration_error": rms_calibration_error(confidence, torch.tensor(right)),
             "expected_calibration_error": expected_calibration_error(confidence, torch.tensor(right)),
             "questions": len(right),
+            "accuracy_stderr": 100 * error_of_mean(right),
         }
 
     def _by_group(self, right: list[bool]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from ecoflap.data.nlvr2.options import Nlvr2TaskOptions
 from ecoflap.data.nlvr2.reading import OBTAIN, check_splits, read_pairs
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.inputs import fingerprint_by_size, parts, percent, spread
+from ecoflap.evaluate.inputs import error_of_mean, fingerprint_by_size, parts, percent, spread
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Classifies, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -116,11 +116,12 @@ class Nlvr2Evaluation:
                 parts(everything, self.task.batch_size), lambda batch: self._judge(model, batch)
             )
         )
-        accuracies = {
-            f"accuracy_{split}": percent([next(judged) == one.label for one in of_it])
-            for split, of_it in self.pairs.items()
+        right = {split: [next(judged) == one.label for one in of_it] for split, of_it in self.pairs.items()}
+        return {
+            **{f"accuracy_{split}": percent(of_it) for split, of_it in right.items()},
+            "sentences": len(everything),
+            **{f"accuracy_{split}_stderr": 100 * error_of_mean(of_it) for split, of_it in right.items()},
         }
-        return {**accuracies, "sentences": len(everything)}
 
     def _everything(self) -> list[Example]:
         return [one for of_it in self.pairs.values() for one in of_it]

@@ -24,7 +24,7 @@ from ecoflap.data.text.calibration import (
 from ecoflap.data.text.options import TextPerplexityOptions, TokenPerplexityOptions
 from ecoflap.data.text.source import TextSource
 from ecoflap.errors import NumericalError, UserError, require_positive
-from ecoflap.evaluate.inputs import parts
+from ecoflap.evaluate.inputs import error_of_mean, parts
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.losses import IGNORED, next_token_loss
 from ecoflap.models.core.prunable import PrunableModel
@@ -180,6 +180,8 @@ class PerplexityEvaluation:
             "perplexity": math.exp(loss) if loss < 700 else math.inf,
             "loss": loss,
             "rows": len(self.rows),
+            "perplexity_stderr": math.exp(loss) * error_of_mean(losses) if loss < 700 else math.inf,
+            "loss_stderr": error_of_mean(losses),
         }
 
     def _losses(self, model: PrunableModel, places: list[int]) -> Tensor:

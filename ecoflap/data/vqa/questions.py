@@ -22,7 +22,7 @@ from ecoflap.data.vqa.hub import HubQuestions
 from ecoflap.data.vqa.options import PublishedQuestionsOptions
 from ecoflap.data.vqa.reading import Question, clean_question
 from ecoflap.errors import require_positive
-from ecoflap.evaluate.inputs import fingerprint_by_size, parts, spread
+from ecoflap.evaluate.inputs import error_of_mean, fingerprint_by_size, parts, spread
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -178,7 +178,13 @@ class QuestionsEvaluation:
             [f"accuracy_{one.answer_type.replace('/', '_')}" for one in self.questions], scores
         )
         by_question = _means([one.question_type for one in self.questions], scores)
-        return {"accuracy": 100 * fmean(scores), **by_answer, **by_question, "questions": len(scores)}
+        return {
+            "accuracy": 100 * fmean(scores),
+            **by_answer,
+            **by_question,
+            "questions": len(scores),
+            "accuracy_stderr": 100 * error_of_mean(scores),
+        }
 
     def _ask(self, model: PrunableModel, questions: Sequence[Question]) -> list[str]:
         examples = [one.example() for one in questions]

@@ -13,6 +13,7 @@ from ecoflap.run.plan import Plan
 from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import computed_by, dense_metrics_key
 from ecoflap.storage.file_names import PREDICTIONS
+from ecoflap.storage.results.record import without_errors
 
 
 def evaluate_dense(
@@ -32,7 +33,7 @@ def evaluate_dense(
             metrics[name], cached = plan.store.get_or_compute("dense_metrics", key, compute)
             cost["cached"] = cost["cached"] and cached
             with_mean({name: metrics[name]}, plan.mean)  # refuse a missing metric before the next task
-    state.metrics["dense"] = with_mean(metrics, plan.mean)
+    _keep(metrics, plan, state, "dense")
 
 
 def evaluate(
@@ -47,7 +48,14 @@ def evaluate(
             name: evaluation(model, _prediction_log(plan, name, when, fingerprint, evaluation))
             for name, evaluation in evaluations.items()
         }
-    state.metrics[when] = with_mean(metrics, plan.mean)
+    _keep(metrics, plan, state, when)
+
+
+def _keep(metrics: dict[str, dict[str, float]], plan: Plan, state: RunState, when: str) -> None:
+    """Put the metrics into the run state, and their standard errors beside them."""
+    apart = {task: without_errors(values) for task, values in metrics.items()}
+    state.metrics[when] = with_mean({task: values for task, (values, _) in apart.items()}, plan.mean)
+    state.standard_errors[when] = {task: errors for task, (_, errors) in apart.items() if errors}
 
 
 def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[str, dict[str, float]]:
