@@ -79,13 +79,17 @@ def job(config: DictConfig) -> float | None:
     try:
         if refusal := invocation.submits_without_sweep():
             raise UserError(refusal)
-        result = pipeline.run(config, Path(HydraConfig.get().runtime.output_dir))
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        result = pipeline.run(config, folder)
     except KeyboardInterrupt:
         log.error("interrupted: no result was written; %s", invocation.how_to_resume())
         sys.exit(130)
     except Exception as error:
         _fail(error)
-    return result.headline() if result is not None else None
+    if result is None:
+        refusals.remove_empty_run(folder)
+        return None
+    return result.headline()
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -103,5 +107,5 @@ def _fail(error: Exception) -> NoReturn:
     folder = Path(HydraConfig.get().runtime.output_dir)
     rest = f"; {invocation.how_to_resume()}" if refusals.is_resumable(folder) else ""
     log.error("%s%s", message, rest)
-    refusals.remove_refused_run(folder)
+    refusals.remove_empty_run(folder)
     sys.exit(2)

@@ -137,6 +137,15 @@ def _cell(value: Any) -> str:
     return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
+def in_words(seconds: float) -> str:
+    """A time as a person says it: 9 s, 2 min 05 s, 3 h 20 min."""
+    minutes, rest = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes:02d} min"
+    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+
+
 class ArgumentParser(argparse.ArgumentParser):
     """argparse's parser, with a one-line error message instead of the usage."""
 

@@ -144,7 +144,7 @@ class WandbTracker:
         """Finish the run, with exit code 1 if it failed, and log where to see it."""
         self._run.finish(exit_code=int(failed))
         if self._mode == "offline":
-            log.info("W&B run kept offline; upload it with: wandb sync %s", typed(Path(self._run.dir).parent))
+            log.info("W&B run kept offline; to upload it: wandb sync %s", typed(Path(self._run.dir).parent))
         elif self._mode == "online":
             log.info("W&B run: %s", self._run.url)
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -47,6 +48,12 @@ def parts(items: Sequence[Item], size: int) -> list[list[Item]]:
 def percent(right: Sequence[bool]) -> float:
     """Share of true values, in percent."""
     return 100 * sum(right) / len(right) if right else float("nan")
+
+
+def commonest(answers: Iterable[Hashable]) -> float:
+    """The accuracy in percent of giving the commonest answer each time; NaN without any."""
+    counts = Counter(answers)
+    return 100 * max(counts.values()) / counts.total() if counts else float("nan")
 
 
 def error_of_mean(values: Sequence[float]) -> float:

@@ -12,7 +12,7 @@ class Evaluation(Protocol):
     """A task with its data in memory.
 
     It may have ``sources``, the names of what it reads (see ``ecoflap.data.sources``); a calibration set with
-    one of them is refused.
+    one of them is refused. It may have ``chance()``, the headline that a constant answer reaches, in percent.
     """
 
     def identity(self) -> dict[str, Any]:

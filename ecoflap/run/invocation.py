@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+LONGEST_LABEL = 80  # characters
 
 
 def sweep_name() -> str | None:
@@ -14,6 +18,22 @@ def sweep_name() -> str | None:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     return Path(HydraConfig.get().sweep.dir).name
+
+
+def run_label(*, _root_: Any) -> str:
+    """What a run's folder says of it: model, pruner, chosen allocation and sparsity.
+
+    Args:
+        _root_: the whole config; what it lacks is left out, for the run to refuse.
+    """
+    chosen = [
+        OmegaConf.select(_root_, f"{group}.name", default=None, throw_on_missing=False)
+        for group in ("model", "pruner", "allocation")
+    ]
+    sparsity = OmegaConf.select(_root_, "sparsity", default=None, throw_on_missing=False)
+    parts = [str(name) for name in chosen if name not in (None, "auto")]
+    parts += [] if sparsity is None else [f"s{sparsity}"]
+    return re.sub(r"[^\w.-]+", "-", "_".join(parts))[:LONGEST_LABEL]
 
 
 def submits_without_sweep() -> str | None:

@@ -16,6 +16,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.loader import Selection
 from ecoflap.models.offload.load import show_weights
+from ecoflap.run.closing import show_closing
 from ecoflap.run.config import build
 from ecoflap.run.folder import claimed, discard_products
 from ecoflap.run.invocation import given_options, sweep_name
@@ -78,7 +79,7 @@ def _run(plan: Plan) -> Result:
         failed = False
     finally:
         tracker.close(failed)
-    log.info("result: %s", plan.folder / RESULT)
+    show_closing(result, plan.folder)
     return result
 
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ecoflap.console.progress import ArgumentParser, complain, table
+from ecoflap.console.progress import ArgumentParser, complain, in_words, table
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import JOBS, LEASE, STATUS
 from ecoflap.storage.files import read_json
@@ -153,7 +153,10 @@ def slurm_states(ids: Sequence[str]) -> dict[str, str]:
 
 def show(folder: Path, lines: Sequence[Line]) -> None:
     """Print the runs, the number of runs in each state, and the time left."""
-    rows = [(line.name, line.state, line.where, _in_words(line.seconds), line.note) for line in lines]
+    rows = [
+        (line.name, line.state, line.where, "" if line.seconds is None else in_words(line.seconds), line.note)
+        for line in lines
+    ]
     table(str(folder), ["run", "state", "at", "for", "what"], rows)
     counts = Counter(line.state for line in lines)
     print(", ".join(f"{count} {state}" for state, count in counts.items()) + time_left(lines))
@@ -168,17 +171,7 @@ def time_left(lines: Sequence[Line]) -> str:
         return ""
     mean = sum(took) / len(took)
     rest = sum(max(mean - seconds, 0.0) for seconds in running) + queued * mean
-    return f"; about {_in_words(rest / len(running))} left"
-
-
-def _in_words(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"; about {in_words(rest / len(running))} left"
 
 
 def rerun(folder: Path) -> int:

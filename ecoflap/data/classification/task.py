@@ -21,7 +21,7 @@ from ecoflap.data.easy_vqa.pictures import check_templates
 from ecoflap.data.example import Classes, Example
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import NumericalError, UserError, require_positive
-from ecoflap.evaluate.inputs import error_of_mean, parts, percent, spread
+from ecoflap.evaluate.inputs import commonest, error_of_mean, parts, percent, spread
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Classifies, Embeds, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -119,6 +119,10 @@ class ClassificationEvaluation:
             "dataset": self.task.dataset,
             "inputs": self.inputs,
         }
+
+    def chance(self) -> float:
+        """The accuracy of naming the commonest class each time, in percent."""
+        return commonest(self.right)
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:

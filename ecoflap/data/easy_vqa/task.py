@@ -13,7 +13,7 @@ from ecoflap.data.easy_vqa.options import EasyVqaTaskOptions
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
-from ecoflap.evaluate.inputs import error_of_mean, fingerprint, parts, percent, spread
+from ecoflap.evaluate.inputs import commonest, error_of_mean, fingerprint, parts, percent, spread
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -83,6 +83,10 @@ class EasyVqaEvaluation:
             "length_penalty": self.task.length_penalty,
         }
         return {"metric": "exact match", "inputs": fingerprint(self.questions, self.interface), **generation}
+
+    def chance(self) -> float:
+        """The accuracy of giving the commonest answer to each question, in percent."""
+        return commonest(question.target for question in self.questions)
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:

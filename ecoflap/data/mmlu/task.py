@@ -14,7 +14,7 @@ from ecoflap.data.mmlu.calibration_error import expected_calibration_error, rms_
 from ecoflap.data.mmlu.categories import GROUPS
 from ecoflap.data.mmlu.options import MmluTaskOptions
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.inputs import error_of_mean, parts, percent, spread
+from ecoflap.evaluate.inputs import commonest, error_of_mean, parts, percent, spread
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Chooses, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -115,6 +115,10 @@ class MmluEvaluation:
         """Everything that the metrics depend on beside the model."""
         digest = hashlib.blake2b(repr(self.asked).encode(), digest_size=16)
         return {"metric": "accuracy of the likeliest letter", "inputs": digest.hexdigest()}
+
+    def chance(self) -> float:
+        """The accuracy of choosing the commonest letter each time, in percent."""
+        return commonest(one.answer for one in self.asked)
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:

@@ -15,7 +15,7 @@ from ecoflap.data.nlvr2.options import Nlvr2TaskOptions
 from ecoflap.data.nlvr2.reading import OBTAIN, check_splits, read_pairs
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.inputs import error_of_mean, fingerprint_by_size, parts, percent, spread
+from ecoflap.evaluate.inputs import commonest, error_of_mean, fingerprint_by_size, parts, percent, spread
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Classifies, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -105,6 +105,10 @@ class Nlvr2Evaluation:
             "inputs": inputs,
             "splits": {split: len(of_it) for split, of_it in self.pairs.items()},
         }
+
+    def chance(self) -> float:
+        """The accuracy of saying the commoner of true and false each time, in percent, on the first split."""
+        return commonest(one.label for one in next(iter(self.pairs.values())))
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:

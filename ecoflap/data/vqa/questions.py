@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -159,6 +160,14 @@ class QuestionsEvaluation:
         if self.choices is not None:
             choices = hashlib.blake2b(repr(self.choices).encode(), digest_size=16).hexdigest()
         return {"metric": self.task.metric, "inputs": inputs, "choices": choices, **options}
+
+    def chance(self) -> float:
+        """The accuracy of giving the commonest answer to each question, in percent; NaN if none is public."""
+        counts = Counter(answer for one in self.questions for answer in one.answers)
+        if not counts:
+            return float("nan")
+        answer = counts.most_common(1)[0][0]
+        return 100 * fmean(self.task.score(answer, one) for one in self.questions)
 
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
