@@ -13,6 +13,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ecoflap.cli.arguments import PLACES
 from ecoflap.cli.choices import Choices
 from ecoflap.cli.descriptions import Description, described, summary_of
 from ecoflap.console.progress import complain, wrapped
@@ -104,7 +105,7 @@ class _Explainer:
         """A line for each choice of a group."""
         names = self.choices.options(group)
         width = max(map(len, names))
-        sign = "+" if group in ("experiment", "sweep") else ""
+        sign = "+" if group in PLACES else ""
         head = f"{sign}{group}=CHOICE; ecoflap explain {group}=CHOICE lists its options"
         return "\n".join([head, *(f"  {name:{width}}  {self.about(group, name)}".rstrip() for name in names)])
 
@@ -120,7 +121,7 @@ class _Explainer:
 
     def choice(self, group: str, name: str) -> str:
         """The options of a choice with their values."""
-        sign = "+" if group in ("experiment", "sweep") else ""
+        sign = "+" if group in PLACES else ""
         head = f"{sign}{group}={name}: {self.about(group, name, whole=True)}".rstrip(": ")
         lines = textwrap.wrap(head, _width(), break_on_hyphens=False)
         if group not in METHODS:
