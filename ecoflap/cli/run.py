@@ -76,6 +76,8 @@ def job(config: DictConfig) -> float | None:
     from ecoflap.run import pipeline
 
     console.install_logging()
+    if (place := invocation.place_in_sweep()) is not None:
+        log.info("%s", place)
     try:
         if refusal := invocation.submits_without_sweep():
             raise UserError(refusal)

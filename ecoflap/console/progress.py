@@ -1,7 +1,7 @@
 """Console output: a live progress line, log lines that do not break it, and aligned tables.
 
 Bars and log lines share one console on stderr; tables go to stdout, so that they can be piped. Without a
-terminal there are no bars.
+terminal there are no bars, but a line a minute.
 """
 
 from __future__ import annotations
@@ -15,6 +15,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+
+from ecoflap.console.live import logged, shown
+from ecoflap.console.pace import Pace
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -52,7 +55,7 @@ def watching(watcher: Watcher) -> Iterator[None]:
 
 
 def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Pass items through, show a live line with counts, elapsed and remaining time, and call the watchers.
+    """Pass items through, show live lines of the time elapsed and left, and call the watchers.
 
     Args:
         iterable: The items.
@@ -60,32 +63,14 @@ def track(iterable: Iterable[Item], description: str, total: int | None = None) 
         total: Number of items; by default ``len(iterable)`` if it has one, otherwise unknown.
 
     Yields:
-        The items, unchanged. Nothing is shown if stderr is not a terminal.
+        The items, unchanged. If stderr is not a terminal, a line a minute is logged.
     """
     size = len(iterable) if total is None and isinstance(iterable, Sized) else total
-    items = _watched(iterable, description, size)
+    items, pace = _watched(iterable, description, size), Pace(description, size)
     if not sys.stderr.isatty() or shared_console().is_dumb_terminal:
-        yield from items
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    # Standard output on the same terminal is printed above the bar; redirected output is left alone.
-    with Progress(*columns, console=shared_console(), redirect_stdout=sys.stdout.isatty()) as progress:
-        yield from progress.track(items, total=size, description=description)
+        yield from logged(items, pace)
+    else:
+        yield from shown(items, pace, shared_console())
 
 
 def _watched(iterable: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
@@ -135,15 +120,6 @@ def _cell(value: Any) -> str:
     if value is None:
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def in_words(seconds: float) -> str:
-    """A time as a person says it: 9 s, 2 min 05 s, 3 h 20 min."""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
 
 
 class ArgumentParser(argparse.ArgumentParser):

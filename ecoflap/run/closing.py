@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator
 from pathlib import Path
 
-from ecoflap.console.progress import in_words
+from ecoflap.console.pace import in_words
 from ecoflap.run.invocation import sweep_name
 from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.files import typed

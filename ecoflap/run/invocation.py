@@ -7,8 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import filter_overrides
 from hydra.types import RunMode
 from omegaconf import OmegaConf
+
+from ecoflap.storage.file_names import JOBS
+from ecoflap.storage.files import read_json
 
 LONGEST_LABEL = 80  # characters
 
@@ -52,6 +56,16 @@ def submits_without_sweep() -> str | None:
             " add -m (a sweep may have one job)"
         )
     return None
+
+
+def place_in_sweep() -> str | None:
+    """Such as ``job 3 of 8: sparsity=0.5``, counted from one; None in a single run."""
+    if sweep_name() is None:
+        return None
+    hydra = HydraConfig.get()
+    listed = (read_json(Path(str(hydra.sweep.dir)) / JOBS) or {}).get("jobs", [])
+    of = f" of {count}" if (count := sum(job["number"] >= 0 for job in listed)) else ""
+    return f"job {hydra.job.num + 1}{of}: {' '.join(filter_overrides(hydra.overrides.task))}"
 
 
 def how_to_resume() -> str:

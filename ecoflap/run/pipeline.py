@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ecoflap.console.pace import RunPace, run_pace
 from ecoflap.console.tracking import NoTracker, Tracker
 from ecoflap.evaluate.overlap import refuse_overlap
 from ecoflap.finetune.distributed import is_first, joined, shared_folder
@@ -74,7 +75,8 @@ def _run(plan: Plan) -> Result:
     tracker = plan.tracking.start(plan.record, plan.name, plan.folder) if is_first() else NoTracker()
     failed = True
     try:
-        result, state = _work(plan, device, tracker)
+        with run_pace() as pace:
+            result, state = _work(plan, device, tracker, pace)
         show_in_tracker(tracker, result, state)
         failed = False
     finally:
@@ -97,7 +99,7 @@ def inspect(config: DictConfig) -> None:
     show_layers(model)
 
 
-def _work(plan: Plan, device: torch.device, tracker: Tracker) -> tuple[Result, RunState]:
+def _work(plan: Plan, device: torch.device, tracker: Tracker, pace: RunPace) -> tuple[Result, RunState]:
     """Run the steps; a run is complete once ``result.json`` exists, which is written last."""
     model, state = coarse.load(plan, device)
     tasks = plan.tasks if "evaluate" in plan.steps else {}
@@ -109,12 +111,15 @@ def _work(plan: Plan, device: torch.device, tracker: Tracker) -> tuple[Result, R
     if evaluations and (training := fine.trained_on(plan, model, state)) is not None:
         refuse_overlap(training, evaluations, published=True)
     evaluate_dense(plan, model, evaluations, state)
+    if "prune" in plan.steps and evaluations and not state.costs["evaluate_dense"]["cached"]:
+        pace.to_come["evaluate"] = float(state.costs["evaluate_dense"]["seconds"])
     if "score" in plan.steps and plan.scorer is not None:
         coarse.score(plan, model, state)
     if "allocate" in plan.steps and not plan.pruner.allocates:
         coarse.allocate(plan, model, state)
     if "prune" in plan.steps:
         fine.prune(plan, model, state)
+        pace.to_come.clear()
         evaluate(plan, model, evaluations, state, "pruned")
     if plan.finetuner is not None:
         fine.finetune(plan, model, state, tracker)

@@ -15,6 +15,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.towers import Skipped
 from ecoflap.prune.report import BlockReport
 from ecoflap.run.alike import joined
+from ecoflap.run.invocation import runs_in_sequence
 
 log = logging.getLogger(__name__)
 
@@ -25,8 +26,28 @@ Metrics = Mapping[str, float]
 DENSE_IN_BLOCKS = 0.1
 
 
+_said: set[str] = set()
+
+
+def said_before(what: str) -> bool:
+    """Whether an earlier job of this process's sweep has said the same; False in a single run."""
+    if not runs_in_sequence() or what not in _said:
+        _said.add(what)
+        return False
+    return True
+
+
 def show_model(model: PrunableModel, sparsity: float) -> None:
-    """Print the towers with their layers, and what stays dense and why; warn if that is much."""
+    """Print the towers with their layers, and what stays dense and why; warn if that is much.
+
+    In a sweep, what an earlier job has printed is left out.
+    """
+    if not said_before(f"{model.name} {[(tower.name, len(tower.layers)) for tower in model.towers]}"):
+        _show_towers(model)
+    _warn_of_dense_blocks(model, sparsity)
+
+
+def _show_towers(model: PrunableModel) -> None:
     total = model.parameter_count()
     prunable = sum(layer.size for layer in model.layers)
     rows = [
@@ -42,7 +63,6 @@ def show_model(model: PrunableModel, sparsity: float) -> None:
     if weights:
         dense = [(reason, tensors[reason], f"{size:,}") for reason, size in weights.most_common()]
         table("left dense", ["reason", "tensors", "weights"], dense)
-    _warn_of_dense_blocks(model, sparsity)
 
 
 def _size(layers: Iterable[Layer]) -> int:
