@@ -14,11 +14,12 @@ from typing import NoReturn
 from hydra._internal.utils import get_args_parser
 
 from ecoflap.cli.choices import Choices, searched
+from ecoflap.cli.presets import with_presets
 from ecoflap.errors import UserError, did_you_mean, typed_command
 from ecoflap.run.config import METHODS, RunConfig
 from ecoflap.run.import_path import beside, extend_import_path
 
-PLACES = ("experiment", "sweep")  # groups without a default, which need a plus
+PLACES = ("experiment", "sweep", "preset")  # groups without a default, which need a plus
 KNOWN = (*(entry.name for entry in fields(RunConfig)), "cluster", "hydra")
 WITHOUT = {
     "score": ", or score=none",
@@ -42,6 +43,8 @@ def prepared(arguments: list[str]) -> list[str]:
         UserError: if it is no list of options with values, or names an unknown option.
     """
     arguments = with_suites([OLD_SWEEP.sub("sweep", argument) for argument in arguments])
+    flags = parsed(arguments)
+    arguments = with_presets(arguments, flags.config_dir)
     flags = parsed(arguments)
     if flags.config_dir is not None:
         extend_import_path([beside(flags.config_dir)])

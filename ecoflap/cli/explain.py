@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sys
 import textwrap
 from argparse import ArgumentParser
@@ -12,8 +13,10 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from ecoflap.cli.arguments import PLACES
 from ecoflap.cli.choices import Choices
 from ecoflap.cli.descriptions import Description, described, summary_of
+from ecoflap.console.progress import complain, wrapped
 from ecoflap.errors import UserError, did_you_mean, written
 from ecoflap.run import config as run_config
 from ecoflap.run import registry, tables
@@ -40,12 +43,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--config-dir", "-cd", help="a folder with more choices")
     asked = parser.parse_args(arguments)
     try:
-        print("\n\n".join(explain_options(what, asked.config_dir) for what in asked.what or [""]))
+        text = "\n\n".join(explain_options(what, asked.config_dir) for what in asked.what or [""])
+        print(wrapped(text, sys.stdout))
     except Exception as error:
         if (message := describe(error)) is None:
             raise
-        print(f"error: {message}", file=sys.stderr)
-        return 2
+        return complain(message)
     return 0
 
 
@@ -102,7 +105,7 @@ class _Explainer:
         """A line for each choice of a group."""
         names = self.choices.options(group)
         width = max(map(len, names))
-        sign = "+" if group in ("experiment", "sweep") else ""
+        sign = "+" if group in PLACES else ""
         head = f"{sign}{group}=CHOICE; ecoflap explain {group}=CHOICE lists its options"
         return "\n".join([head, *(f"  {name:{width}}  {self.about(group, name)}".rstrip() for name in names)])
 
@@ -118,9 +121,9 @@ class _Explainer:
 
     def choice(self, group: str, name: str) -> str:
         """The options of a choice with their values."""
-        sign = "+" if group in ("experiment", "sweep") else ""
+        sign = "+" if group in PLACES else ""
         head = f"{sign}{group}={name}: {self.about(group, name, whole=True)}".rstrip(": ")
-        lines = textwrap.wrap(head, WIDTH, break_on_hyphens=False)
+        lines = textwrap.wrap(head, _width(), break_on_hyphens=False)
         if group not in METHODS:
             return "\n".join(lines)
         config = self.choices.compose([f"{group}={name}"])
@@ -192,6 +195,11 @@ def _describe(node: Any) -> dict[str, Description]:
     return described(kind) if kind is not None else {}
 
 
+def _width() -> int:
+    """Columns of an explanation."""
+    return min(WIDTH, shutil.get_terminal_size().columns) if sys.stdout.isatty() else WIDTH
+
+
 def _few(names: list[str], count: int = 12) -> str:
     return ", ".join(names[:count]) + (f", ... ({len(names)})" if len(names) > count else "")
 
@@ -216,6 +224,10 @@ def _block(key: str, value: str, description: Description, where: str = "") -> s
     kind = f"   ({description.kind}{one_of})" if description.kind else ""
     first = f"  {key}={value}{kind}" + (f"   {where}" if where else "")
     meaning = textwrap.fill(
-        description.meaning, WIDTH, initial_indent=" " * 6, subsequent_indent=" " * 6, break_on_hyphens=False
+        description.meaning,
+        _width(),
+        initial_indent=" " * 6,
+        subsequent_indent=" " * 6,
+        break_on_hyphens=False,
     )
     return "\n".join(filter(None, [first, meaning]))

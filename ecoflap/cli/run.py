@@ -17,6 +17,7 @@ from omegaconf import DictConfig
 from ecoflap.cli.arguments import parsed, prepared
 from ecoflap.cli.recipe import primary_config, without_recipe
 from ecoflap.cli.wrong import explain
+from ecoflap.console.progress import complain
 from ecoflap.errors import SweepFailed, UserError
 from ecoflap.run import config as run_config
 from ecoflap.run import invocation, refusals
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
         if message is None:
             traceback.print_exc()
             return 1
-        print(f"error: {message}", file=sys.stderr)
+        complain(message)
         refusals.remove_refused_sweeps()
         return error.code if isinstance(error, SweepFailed) else 2
     return 0
@@ -75,16 +76,22 @@ def job(config: DictConfig) -> float | None:
     from ecoflap.run import pipeline
 
     console.install_logging()
+    if (place := invocation.place_in_sweep()) is not None:
+        log.info("%s", place)
     try:
         if refusal := invocation.submits_without_sweep():
             raise UserError(refusal)
-        result = pipeline.run(config, Path(HydraConfig.get().runtime.output_dir))
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        result = pipeline.run(config, folder)
     except KeyboardInterrupt:
         log.error("interrupted: no result was written; %s", invocation.how_to_resume())
         sys.exit(130)
     except Exception as error:
         _fail(error)
-    return result.headline() if result is not None else None
+    if result is None:
+        refusals.remove_empty_run(folder)
+        return None
+    return result.headline()
 
 
 def _fail(error: Exception) -> NoReturn:
@@ -102,5 +109,5 @@ def _fail(error: Exception) -> NoReturn:
     folder = Path(HydraConfig.get().runtime.output_dir)
     rest = f"; {invocation.how_to_resume()}" if refusals.is_resumable(folder) else ""
     log.error("%s%s", message, rest)
-    refusals.remove_refused_run(folder)
+    refusals.remove_empty_run(folder)
     sys.exit(2)

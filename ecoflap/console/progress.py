@@ -1,25 +1,30 @@
 """Console output: a live progress line, log lines that do not break it, and aligned tables.
 
 Bars and log lines share one console on stderr; tables go to stdout, so that they can be piped. Without a
-terminal there are no bars.
+terminal there are no bars, but a line a minute.
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from contextlib import contextmanager
 from functools import cache
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO, TypeVar
+
+from ecoflap.console.live import logged, shown
+from ecoflap.console.pace import Pace
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Item = TypeVar("Item")
 
-WIDTH_WITHOUT_TERMINAL = 240
+UNBOUNDED = 10_000
 """Columns of a table in a file or a pipe, where rich would assume 80 and fold the cells."""
 
 
@@ -50,7 +55,7 @@ def watching(watcher: Watcher) -> Iterator[None]:
 
 
 def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
-    """Pass items through, show a live line with counts, elapsed and remaining time, and call the watchers.
+    """Pass items through, show live lines of the time elapsed and left, and call the watchers.
 
     Args:
         iterable: The items.
@@ -58,32 +63,14 @@ def track(iterable: Iterable[Item], description: str, total: int | None = None) 
         total: Number of items; by default ``len(iterable)`` if it has one, otherwise unknown.
 
     Yields:
-        The items, unchanged. Nothing is shown if stderr is not a terminal.
+        The items, unchanged. If stderr is not a terminal, a line a minute is logged.
     """
     size = len(iterable) if total is None and isinstance(iterable, Sized) else total
-    items = _watched(iterable, description, size)
+    items, pace = _watched(iterable, description, size), Pace(description, size)
     if not sys.stderr.isatty() or shared_console().is_dumb_terminal:
-        yield from items
-        return
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    # Standard output on the same terminal is printed above the bar; redirected output is left alone.
-    with Progress(*columns, console=shared_console(), redirect_stdout=sys.stdout.isatty()) as progress:
-        yield from progress.track(items, total=size, description=description)
+        yield from logged(items, pace)
+    else:
+        yield from shown(items, pace, shared_console())
 
 
 def _watched(iterable: Iterable[Item], description: str, total: int | None) -> Iterator[Item]:
@@ -109,13 +96,23 @@ def table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> 
     cells = [list(row) for row in rows]
     grid = Table(box=SIMPLE_HEAD)
     for index, column in enumerate(columns):
-        numeric = all(isinstance(row[index], int | float | None) for row in cells)
+        numeric = all(_is_number(row[index]) for row in cells)
         grid.add_column(Text(column), justify="right" if numeric else "left", overflow="fold")
     for row in cells:
         grid.add_row(*(Text(_cell(value)) for value in row))
-    console = Console(width=None if sys.stdout.isatty() else WIDTH_WITHOUT_TERMINAL)
-    console.print(Text(title, style="bold"))  # a title of the grid would be wrapped to the grid's width
-    console.print(grid)
+    console = Console(width=None if sys.stdout.isatty() else UNBOUNDED)
+    with console.capture() as drawn:
+        console.print(Text(title, style="bold"))  # a title of the grid would be wrapped to the grid's width
+        console.print(grid)
+    text = drawn.get()
+    if not sys.stdout.isatty():  # no cell is padded at the end of a line
+        text = "\n".join(line.rstrip() for line in text.split("\n"))
+    print(text, end="")
+
+
+def _is_number(value: Any) -> bool:
+    """Whether a cell is a number, a text such as 57,344, or empty."""
+    return isinstance(value, int | float | None) or str(value).replace(",", "").isdecimal()
 
 
 def _cell(value: Any) -> str:
@@ -135,8 +132,31 @@ class ArgumentParser(argparse.ArgumentParser):
 
 def complain(message: object) -> int:
     """Print a one-line error to stderr; returns the exit code of wrong usage."""
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(wrapped(f"error: {' '.join(str(message).split())}", sys.stderr), file=sys.stderr)
     return 2
+
+
+def wrapped(text: str, stream: TextIO) -> str:
+    """Break lines between words where they are longer than the terminal; elsewhere they stay whole.
+
+    Continued lines are indented. Paths and commands without spaces are not broken.
+
+    Args:
+        text: the lines.
+        stream: where they will be printed.
+    """
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return "\n".join(_broken(line, width) if len(line) > width else line for line in text.split("\n"))
+
+
+def _broken(line: str, width: int) -> str:
+    """A line broken between words; what follows is indented two columns deeper."""
+    deeper = " " * (len(line) - len(line.lstrip()) + 2)
+    return textwrap.fill(
+        line, width, subsequent_indent=deeper, break_long_words=False, break_on_hyphens=False
+    )
 
 
 def install_logging(level: int | str = logging.INFO) -> None:
@@ -162,12 +182,11 @@ class ConsoleHandler(logging.Handler):
     """Prints the message alone for INFO and ``level: message`` for everything else."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Print one record on the shared console, unwrapped and without markup."""
+        """Print one record on the shared console, broken between words if at all, and without markup."""
         try:
             prefix = "" if record.levelno == logging.INFO else f"{record.levelname.lower()}: "
-            shared_console().print(
-                prefix + self.format(record), markup=False, highlight=False, soft_wrap=True
-            )
+            text = wrapped(prefix + self.format(record), sys.stderr)
+            shared_console().print(text, markup=False, highlight=False, soft_wrap=True)
         except Exception:
             # As in all of logging, a line that can't be printed must not stop the program.
             self.handleError(record)

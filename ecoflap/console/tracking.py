@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from ecoflap.console.options import WandbOptions
 from ecoflap.errors import UserError, require_choices
+from ecoflap.storage.files import typed
 from ecoflap.storage.results.environment import redact
 from ecoflap.storage.results.identity import run_id
 
@@ -154,7 +155,7 @@ class WandbTracker:
         """Finish the run, with exit code 1 if it failed, and log where to see it."""
         self._run.finish(exit_code=int(failed))
         if self._mode == "offline":
-            log.info("W&B run kept offline; upload it with: wandb sync %s", Path(self._run.dir).parent)
+            log.info("W&B run kept offline; to upload it: wandb sync %s", typed(Path(self._run.dir).parent))
         elif self._mode == "online":
             log.info("W&B run: %s", self._run.url)
 

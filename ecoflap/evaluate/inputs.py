@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+import math
+from collections import Counter
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -46,6 +48,20 @@ def parts(items: Sequence[Item], size: int) -> list[list[Item]]:
 def percent(right: Sequence[bool]) -> float:
     """Share of true values, in percent."""
     return 100 * sum(right) / len(right) if right else float("nan")
+
+
+def commonest(answers: Iterable[Hashable]) -> float:
+    """The accuracy in percent of giving the commonest answer each time; NaN without any."""
+    counts = Counter(answers)
+    return 100 * max(counts.values()) / counts.total() if counts else float("nan")
+
+
+def error_of_mean(values: Sequence[float]) -> float:
+    """The standard error of the mean of independent values, s / sqrt(n); NaN for fewer than two."""
+    if len(values) < 2:
+        return float("nan")
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
 def interface_settings(interface: Any) -> bytes:

@@ -12,14 +12,17 @@ class Evaluation(Protocol):
     """A task with its data in memory.
 
     It may have ``sources``, the names of what it reads (see ``ecoflap.data.sources``); a calibration set with
-    one of them is refused.
+    one of them is refused. It may have ``chance()``, the headline that a constant answer reaches, in percent.
     """
 
     def identity(self) -> dict[str, Any]:
         """Everything that the metrics depend on beside the model."""
 
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
-        """The model's metrics; the first one is the headline."""
+        """The model's metrics; the first one is the headline.
+
+        ``NAME_stderr`` is the standard error of the metric ``NAME``, for those that have one.
+        """
 
 
 class Task(Protocol):

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from ecoflap.errors import UserError, did_you_mean, wrong_type
 from ecoflap.run import registry, tables
-from ecoflap.run.invocation import sweep_name
+from ecoflap.run.invocation import run_label, sweep_name
 from ecoflap.run.moved import current_place
 from ecoflap.storage.file_names import CACHE
 from ecoflap.storage.installation import package_origin
@@ -108,6 +108,7 @@ def register() -> None:
     tables.register()
     OmegaConf.register_new_resolver("package_file", package_file, replace=True)
     OmegaConf.register_new_resolver("sweep_name", sweep_name, replace=True)
+    OmegaConf.register_new_resolver("run_label", run_label, replace=True)
 
 
 def check_merged() -> None:

@@ -55,6 +55,7 @@ class Status:
         step: the current step.
         done: items of the step that are done.
         total: items of the step; None if unknown.
+        since: when the step began, in seconds since the epoch; None before the first.
         reason: why the run failed or stopped.
         started: when it was started, in seconds since the epoch.
         updated: when this file was written, in seconds since the epoch.
@@ -69,6 +70,7 @@ class Status:
     step: str = "start"
     done: int = 0
     total: int | None = None
+    since: float | None = None
     reason: str | None = None
     started: float = field(default_factory=time.time)
     updated: float = field(default_factory=time.time)
@@ -190,9 +192,13 @@ def _status_updates(file: Path, status: Status) -> Iterator[None]:
             last, status.updated = time.monotonic(), time.time()
             _try_to_write(file, status)
 
+    def progressed(step: str, done: int, total: int | None) -> None:
+        since = time.time() if done == 0 else status.since
+        write(step=step, done=done, total=total, since=since)
+
     write(state="running")
     try:
-        with console.watching(lambda step, done, total: write(step=step, done=done, total=total)):
+        with console.watching(progressed):
             yield
     except Exception as error:
         reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import filter_overrides
 from hydra.types import RunMode
+from omegaconf import OmegaConf
+
+from ecoflap.storage.file_names import JOBS
+from ecoflap.storage.files import read_json
+
+LONGEST_LABEL = 80  # characters
 
 
 def sweep_name() -> str | None:
@@ -14,6 +22,22 @@ def sweep_name() -> str | None:
     if not HydraConfig.initialized() or HydraConfig.get().mode != RunMode.MULTIRUN:
         return None
     return Path(HydraConfig.get().sweep.dir).name
+
+
+def run_label(*, _root_: Any) -> str:
+    """What a run's folder says of it: model, pruner, chosen allocation and sparsity.
+
+    Args:
+        _root_: the whole config; what it lacks is left out, for the run to refuse.
+    """
+    chosen = [
+        OmegaConf.select(_root_, f"{group}.name", default=None, throw_on_missing=False)
+        for group in ("model", "pruner", "allocation")
+    ]
+    sparsity = OmegaConf.select(_root_, "sparsity", default=None, throw_on_missing=False)
+    parts = [str(name) for name in chosen if name not in (None, "auto")]
+    parts += [] if sparsity is None else [f"s{sparsity}"]
+    return re.sub(r"[^\w.-]+", "-", "_".join(parts))[:LONGEST_LABEL]
 
 
 def submits_without_sweep() -> str | None:
@@ -32,6 +56,16 @@ def submits_without_sweep() -> str | None:
             " add -m (a sweep may have one job)"
         )
     return None
+
+
+def place_in_sweep() -> str | None:
+    """Such as ``job 3 of 8: sparsity=0.5``, counted from one; None in a single run."""
+    if sweep_name() is None:
+        return None
+    hydra = HydraConfig.get()
+    listed = (read_json(Path(str(hydra.sweep.dir)) / JOBS) or {}).get("jobs", [])
+    of = f" of {count}" if (count := sum(job["number"] >= 0 for job in listed)) else ""
+    return f"job {hydra.job.num + 1}{of}: {' '.join(filter_overrides(hydra.overrides.task))}"
 
 
 def how_to_resume() -> str:

@@ -39,6 +39,7 @@ def conclude(plan: Plan, model: PrunableModel, state: RunState) -> Result:
         model=describe_model(model, state.fingerprint),
         data=_data(state),
         metrics=state.metrics,
+        standard_errors=state.standard_errors,
         sparsity=_sparsity(plan, state, counts, model.parameter_count()),
         steps=state.costs,
         checkpoint=saved,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from ecoflap.console.pace import RunPace, run_pace
 from ecoflap.console.tracking import NoTracker, Tracker
 from ecoflap.distributed.collectives import gathered
 from ecoflap.distributed.processes import is_first, joined_in, shared_folder
@@ -17,6 +18,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.loader import Selection
 from ecoflap.models.offload.load import show_weights
+from ecoflap.run.closing import show_closing
 from ecoflap.run.config import build
 from ecoflap.run.folder import claimed, discard_products
 from ecoflap.run.invocation import given_options, sweep_name
@@ -75,12 +77,13 @@ def _run(plan: Plan) -> Result:
     tracker = plan.tracking.start(plan.record, plan.name, plan.folder) if is_first() else NoTracker()
     failed = True
     try:
-        result, state = _work(plan, device, tracker)
+        with run_pace() as pace:
+            result, state = _work(plan, device, tracker, pace)
         show_in_tracker(tracker, result, state)
         failed = False
     finally:
         tracker.close(failed)
-    log.info("result: %s", plan.folder / RESULT)
+    show_closing(result, plan.folder)
     return result
 
 
@@ -98,7 +101,7 @@ def inspect(config: DictConfig) -> None:
     show_layers(model)
 
 
-def _work(plan: Plan, device: torch.device, tracker: Tracker) -> tuple[Result, RunState]:
+def _work(plan: Plan, device: torch.device, tracker: Tracker, pace: RunPace) -> tuple[Result, RunState]:
     """Run the steps; a run is complete once ``result.json`` exists, which is written last."""
     model, state = coarse.load(plan, device)
     tasks = plan.tasks if "evaluate" in plan.steps else {}
@@ -110,12 +113,15 @@ def _work(plan: Plan, device: torch.device, tracker: Tracker) -> tuple[Result, R
     if evaluations and (training := fine.trained_on(plan, model, state)) is not None:
         refuse_overlap(training, evaluations, published=True)
     evaluate_dense(plan, model, evaluations, state)
+    if "prune" in plan.steps and evaluations and not state.costs["evaluate_dense"]["cached"]:
+        pace.to_come["evaluate"] = float(state.costs["evaluate_dense"]["seconds"])
     if "score" in plan.steps and plan.scorer is not None:
         coarse.score(plan, model, state)
     if "allocate" in plan.steps and not plan.pruner.allocates:
         coarse.allocate(plan, model, state)
     if "prune" in plan.steps:
         fine.prune(plan, model, state)
+        pace.to_come.clear()
         evaluate(plan, model, evaluations, state, "pruned")
     if plan.finetuner is not None:
         fine.finetune(plan, model, state, tracker)

@@ -73,8 +73,8 @@ def is_resumable(folder: Path) -> bool:
     return any((folder / name).exists() for name in RESUMABLE)
 
 
-def remove_refused_run(folder: Path) -> None:
-    """Remove the folder of a refused run if it is new and the run has left nothing to resume."""
+def remove_empty_run(folder: Path) -> None:
+    """Remove the folder of a run that has done nothing: if it is new and holds nothing to resume."""
     if folder.absolute() in _made and not is_resumable(folder):
         _remove(folder.absolute())
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
@@ -11,7 +12,10 @@ from ecoflap.console.progress import table
 from ecoflap.console.telemetry import peak_memory_bytes
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.core.towers import Skipped
 from ecoflap.prune.report import BlockReport
+from ecoflap.run.alike import joined
+from ecoflap.run.invocation import runs_in_sequence
 
 log = logging.getLogger(__name__)
 
@@ -22,8 +26,28 @@ Metrics = Mapping[str, float]
 DENSE_IN_BLOCKS = 0.1
 
 
+_said: set[str] = set()
+
+
+def said_before(what: str) -> bool:
+    """Whether an earlier job of this process's sweep has said the same; False in a single run."""
+    if not runs_in_sequence() or what not in _said:
+        _said.add(what)
+        return False
+    return True
+
+
 def show_model(model: PrunableModel, sparsity: float) -> None:
-    """Print the towers with their layers, and what stays dense and why; warn if that is much."""
+    """Print the towers with their layers, and what stays dense and why; warn if that is much.
+
+    In a sweep, what an earlier job has printed is left out.
+    """
+    if not said_before(f"{model.name} {[(tower.name, len(tower.layers)) for tower in model.towers]}"):
+        _show_towers(model)
+    _warn_of_dense_blocks(model, sparsity)
+
+
+def _show_towers(model: PrunableModel) -> None:
     total = model.parameter_count()
     prunable = sum(layer.size for layer in model.layers)
     rows = [
@@ -39,7 +63,6 @@ def show_model(model: PrunableModel, sparsity: float) -> None:
     if weights:
         dense = [(reason, tensors[reason], f"{size:,}") for reason, size in weights.most_common()]
         table("left dense", ["reason", "tensors", "weights"], dense)
-    _warn_of_dense_blocks(model, sparsity)
 
 
 def _size(layers: Iterable[Layer]) -> int:
@@ -69,24 +92,33 @@ def _warn_of_dense_blocks(model: PrunableModel, sparsity: float) -> None:
 
 
 def show_layers(model: PrunableModel) -> None:
-    """Print every layer with its shape, and every tensor that stays dense, for ``inspect=true``."""
-    rows = [
-        (tower.name, layer.name, *layer.shape, f"{layer.size:,}")
-        for tower in model.towers
-        for layer in tower.layers
-    ]
-    table("layers", ["tower", "layer", "rows", "cols", "weights"], rows)
-    dense = [(skipped.name, f"{skipped.size:,}", skipped.reason) for skipped in model.skipped]
-    table("left dense, one by one", ["tensor", "weights", "reason"], dense)
+    """Print the layers of each tower with their shapes, and the tensors that stay dense, for each reason.
+
+    Layers and tensors that differ only in the numbers in their names share a line.
+    """
+    for tower in model.towers:
+        inside = [(layer.name.removeprefix(f"{tower.path}."), tuple(layer.shape)) for layer in tower.layers]
+        rows = [
+            (one.name, *one.what, one.count, f"{one.count * math.prod(one.what):,}") for one in joined(inside)
+        ]
+        title = f"{tower.name}: layers in {tower.path}"
+        table(title, ["layer", "rows", "cols", "layers", "weights"], rows)
+    by_reason: dict[str, list[Skipped]] = {}
+    for skipped in model.skipped:
+        by_reason.setdefault(skipped.reason, []).append(skipped)
+    for reason, tensors in by_reason.items():
+        alike = joined((skipped.name, skipped.size) for skipped in tensors)
+        dense = [(f"{one.count * one.what:,}", one.count, one.name) for one in alike]
+        table(f"left dense: {reason}", ["weights", "tensors", "name"], dense)
 
 
 def show_block(block: BlockReport) -> None:
     """Log a line about a pruned block."""
     error = "" if block.error is None else f"  error {block.error:.3f}"
     log.info(
-        "%-10s %-40s sparsity %.3f%s  %.2f s  %.2f GiB",
+        "%-10s block %-3s  sparsity %.3f%s  %.2f s  %.2f GiB",
         block.tower,
-        block.block,
+        block.block.rpartition(".")[2],
         block.sparsity,
         error,
         block.seconds,

@@ -21,6 +21,7 @@ class RunState:
         costs: {step: seconds and peak memory}.
         metrics: {dense, pruned or finetuned: {task: {metric: value}}}.
         items: {task: the scores and answers of the dense model's items, if the task notes them}.
+        standard_errors: {dense, pruned or finetuned: {task: {metric: its standard error}}}, where known.
         tasks: {task: what its metrics depend on beside the model}.
         calibration: the samples.
         training_split: {number of samples, None for all: the samples of the training split}.
@@ -34,6 +35,7 @@ class RunState:
     costs: dict[str, dict[str, Any]] = field(default_factory=dict)
     metrics: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     items: dict[str, dict[str, Any] | None] = field(default_factory=dict)
+    standard_errors: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     calibration: CalibrationSet | None = None
     training_split: dict[int | None, CalibrationSet] = field(default_factory=dict)

@@ -44,6 +44,14 @@ def read_json(path: Path) -> JSON | None:
         return None
 
 
+def typed(path: Path) -> Path:
+    """A path as it is typed in the working directory: relative where it is inside, else absolute."""
+    try:
+        return Path(path).absolute().relative_to(Path.cwd())
+    except (ValueError, OSError):
+        return Path(path).absolute()
+
+
 def discard(folder: Path) -> None:
     """Delete a folder atomically: it is renamed first, so that no reader sees a part of it."""
     aside = beside(folder)

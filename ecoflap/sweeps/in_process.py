@@ -9,7 +9,7 @@ from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra.core.utils import JobReturn
 
 from ecoflap.sweeps.check import check_jobs
-from ecoflap.sweeps.jobs import finished_values, numbered, raise_failures
+from ecoflap.sweeps.jobs import finished_values, numbered, raise_failures, record_jobs
 
 
 class InProcessLauncher(BasicLauncher):
@@ -22,6 +22,7 @@ class InProcessLauncher(BasicLauncher):
         jobs, folder = numbered(job_overrides, initial_job_idx), Path(str(self.config.hydra.sweep.dir))
         values = finished_values(self.hydra_context, self.config, jobs, folder)
         check_jobs(self.hydra_context, self.config, [job for job in jobs if values[job.number] is None])
+        record_jobs(folder, "none", [(job, None) for job in jobs])
         returns = super().launch(job_overrides, initial_job_idx)
         raise_failures(self.config, jobs, returns)
         return returns

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ecoflap.console.pace import in_words
 from ecoflap.console.progress import ArgumentParser, complain, table
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import JOBS, LEASE, STATUS
@@ -42,6 +43,7 @@ class Line:
         state: queued, running, stopped, done, failed or died.
         where: its current step, and how far that is.
         seconds: the time that it has run, or took; None before it starts.
+        left: seconds that its step will take; None if unknown.
         note: its overrides, or why it failed.
     """
 
@@ -50,6 +52,7 @@ class Line:
     where: str
     seconds: float | None
     note: str
+    left: float | None = None
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -108,7 +111,17 @@ def _line(run: Path, job: Mapping[str, Any], slurm: Mapping[str, str]) -> Line:
     if state == "died":
         killed = f"killed ({queued})" if queued else "killed"
         note = f"{killed}, the last sign of life at step {status.get('step', 'none')}"
-    return Line(run.name, state, status.get("step", "") + done, seconds, note or " ".join(overrides))
+    left = _left_of_step(status) if state == "running" else None
+    return Line(run.name, state, status.get("step", "") + done, seconds, note or " ".join(overrides), left)
+
+
+def _left_of_step(status: Mapping[str, Any]) -> float | None:
+    """Seconds that a running step will take at its pace so far; None before its first item is done."""
+    done, total, since = status.get("done"), status.get("total"), status.get("since")
+    if not done or not total or since is None:
+        return None
+    each = (status["updated"] - since) / done
+    return max(float(since + each * total - time.time()), 0.0)
 
 
 def _state(run: Path, status: Mapping[str, Any], queued: str) -> str:
@@ -153,10 +166,16 @@ def slurm_states(ids: Sequence[str]) -> dict[str, str]:
 
 def show(folder: Path, lines: Sequence[Line]) -> None:
     """Print the runs, the number of runs in each state, and the time left."""
-    rows = [(line.name, line.state, line.where, _in_words(line.seconds), line.note) for line in lines]
-    table(str(folder), ["run", "state", "at", "for", "what"], rows)
+    rows = [
+        (one.name, one.state, one.where, _words(one.seconds), _words(one.left), one.note) for one in lines
+    ]
+    table(str(folder), ["run", "state", "at", "for", "step left", "what"], rows)
     counts = Counter(line.state for line in lines)
     print(", ".join(f"{count} {state}" for state, count in counts.items()) + time_left(lines))
+
+
+def _words(seconds: float | None) -> str:
+    return "" if seconds is None else in_words(seconds)
 
 
 def time_left(lines: Sequence[Line]) -> str:
@@ -168,17 +187,7 @@ def time_left(lines: Sequence[Line]) -> str:
         return ""
     mean = sum(took) / len(took)
     rest = sum(max(mean - seconds, 0.0) for seconds in running) + queued * mean
-    return f"; about {_in_words(rest / len(running))} left"
-
-
-def _in_words(seconds: float | None) -> str:
-    if seconds is None:
-        return ""
-    minutes, rest = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes:02d} min"
-    return f"{minutes} min {rest:02d} s" if minutes else f"{rest} s"
+    return f"; about {in_words(rest / len(running))} left"
 
 
 def rerun(folder: Path) -> int:

@@ -58,6 +58,19 @@ def test_one_load_for_many_runs_gives_the_results_of_separate_processes(
     assert "4 of 4 jobs have finished before" in again.stdout + again.stderr
 
 
+def test_a_sweep_says_which_job_it_is_at_and_tables_once(text_run: list[str], tmp_path: Path) -> None:
+    done = sweep("-m", *text_run, "sparsity=0.4,0.5,0.6", f"hydra.sweep.dir={tmp_path / 'sweep'}")
+    assert done.returncode == 0, done.stderr
+    for number in (1, 2, 3):
+        assert f"job {number} of 3: " in done.stderr
+    assert done.stdout.count("left dense") == 1
+    assert done.stdout.count("memory at a time") == 1
+    assert done.stdout.count("sparsity (target") == 3
+    jobs = json.loads((tmp_path / "sweep" / "jobs.json").read_text())["jobs"]
+    assert [job["number"] for job in jobs] == [0, 1, 2]
+    assert all(line == line.rstrip() for line in done.stdout.splitlines())
+
+
 @pytest.fixture
 def broken_llama(tiny_llama: Path, tmp_path: Path) -> Path:
     """A model of which only its weights show that it can't be pruned."""

@@ -133,6 +133,27 @@ def test_table_is_aligned_and_whole_without_a_terminal(
     assert first.rindex("2") == second.rindex("-")
 
 
+def test_no_line_of_a_table_is_padded_without_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    table("sizes", ["weights", "note"], [["57,344", "long enough"], ["8", ""], [None, "x"]])
+    lines = capsys.readouterr().out.split("\n")
+    assert all(line == line.rstrip() for line in lines)
+    ends = [line.index(cell) + len(cell) for line in lines for cell in ("57,344", " 8") if cell in line]
+    assert len(set(ends)) == 1  # numbers are aligned on the right, with or without separators
+
+
+def test_long_lines_break_between_words_on_a_terminal() -> None:
+    path = "outputs/" + "x" * 110
+    script = (
+        "import logging; from ecoflap.console.progress import complain, install_logging; install_logging();"
+        f"logging.warning('{'word ' * 30}{path}'); complain('{'other ' * 30}')"
+    )
+    lines = [line.rstrip() for line in run_in_terminal(script).replace("\r\n", "\n").split("\n")]
+    assert all(len(line) <= 100 for line in lines if path not in line)
+    assert f"  {path}" in lines
+    said = " ".join(" ".join(lines).split())
+    assert said == f"warning: {'word ' * 30}{path} error: {('other ' * 30).strip()}"
+
+
 def test_table_without_rows(capsys: pytest.CaptureFixture[str]) -> None:
     table("empty", ["a", "b"], [])
     assert "empty" in capsys.readouterr().out

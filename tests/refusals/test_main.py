@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from ecoflap.cli import command
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.run import pipeline
-from ecoflap.run.refusals import RunFolder, describe, remove_refused_run
+from ecoflap.run.refusals import RunFolder, describe, remove_empty_run
 
 Start = Callable[..., int]
 
@@ -122,7 +122,7 @@ def test_new_folders_above_a_refused_run_go_too(tmp_path: Path, shared: bool) ->
     folder.mkdir(parents=True)
     if shared:
         (tmp_path / "outputs" / "cache").mkdir()
-    remove_refused_run(folder)
+    remove_empty_run(folder)
     assert sorted(path.name for path in tmp_path.rglob("*")) == (["cache", "outputs"] if shared else [])
 
 

@@ -6,11 +6,9 @@ import os
 import signal
 from pathlib import Path
 
-import pytest
-
 from ecoflap.storage.files import read_json
 from ecoflap.storage.results import verify
-from tests.slurm.cluster import Cluster, wait_for
+from tests.slurm.cluster import Cluster
 from tests.slurm.conftest import Sweep, ended
 from tests.slurm.test_interruptions import SLOW, check, run_status, started
 from tests.slurm.test_sweeps import logs
@@ -31,7 +29,9 @@ def test_two_nodes_make_the_model_of_one_process(
     assert len(list(folder.glob(f".submitit/{job['id']}*/*_1_log.out"))) == 1, "a process on the second node"
 
 
-def test_one_process_is_killed(slurm: Cluster, sweep: Sweep, tmp_path: Path, undisturbed: dict[str, str]) -> None:
+def test_one_process_is_killed(
+    slurm: Cluster, sweep: Sweep, tmp_path: Path, undisturbed: dict[str, str]
+) -> None:
     """All of the job end, with a word about it; started again in one process, the run goes on."""
     folder = tmp_path / "sweep"
     process = sweep(*SLOW, *TOGETHER)

@@ -96,16 +96,17 @@ def test_a_card_without_a_head_says_nothing(tmp_path: Path, text: str) -> None:
 
 def test_metrics_with_and_without_errors(tmp_path: Path) -> None:
     dense, pruned = (
-        {"acc": 0.75, "acc_stderr": 0.01, "questions": 3000},
+        {"acc": 0.75, "questions": 3000},
         {"acc": float("nan"), "questions": 3000},
     )
-    card = model_card(record(metrics={"dense": {"t|x": dense}, "pruned": {"t|x": pruned}}), tmp_path)
+    metrics, errors = {"dense": {"t|x": dense}, "pruned": {"t|x": pruned}}, {"dense": {"t|x": {"acc": 0.01}}}
+    card = model_card(record(metrics=metrics, standard_errors=errors), tmp_path)
     assert "| t/x | acc | 0.75 ± 0.01 | nan |" in card
     assert "| t/x | questions | 3,000 | 3,000 |" in card
-    assert "± is the standard error; one run, seed 3." in card
+    assert "± is the standard error over a task's items; one run, seed 3." in card
     card = model_card(record(metrics={"pruned": {"t": {"acc": 0.5}}}), tmp_path)
     assert "| task | metric | pruned |" in card
-    assert "The run has no intervals; one run, seed 3." in card
+    assert "No standard errors are known; one run, seed 3." in card
 
 
 def test_n_of_m_and_whole_units_are_told_apart(tmp_path: Path) -> None:

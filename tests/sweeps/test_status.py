@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from argparse import Namespace
 from pathlib import Path
@@ -45,6 +46,23 @@ def test_every_state(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "no such file" in shown
     assert "sparsity=0.4" in shown
     assert "left" in shown
+
+
+def test_the_time_left_of_a_single_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """At the pace of its step so far, which began long after the run."""
+    now = time.time()
+    write(tmp_path, state="running", step="score", done=3, total=12, started=now - 5000, since=now - 300)
+    lease = Lease(tmp_path / ".lease")
+    assert lease.acquire()
+    (line,) = status.read(tmp_path)
+    assert line.left == pytest.approx(900, abs=5)
+    assert status.main([str(tmp_path)]) == 0
+    assert re.search("14 min 5. s|15 min 0. s", capsys.readouterr().out)
+    write(tmp_path, state="running", step="score", done=0, total=12, since=now)
+    assert status.read(tmp_path)[0].left is None
+    write(tmp_path, state="running", step="score", done=3, total=12)  # of a release before this
+    assert status.read(tmp_path)[0].left is None
+    lease.release()
 
 
 def test_slurm_knows_what_a_killed_job_could_not_write(sweep: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from ecoflap.data.easy_vqa.pictures import check_templates
 from ecoflap.data.example import Classes, Example
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import NumericalError, UserError, require_positive
-from ecoflap.evaluate.inputs import parts, percent, spread
+from ecoflap.evaluate.inputs import commonest, error_of_mean, parts, percent, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Classifies, Embeds, require
@@ -121,6 +121,10 @@ class ClassificationEvaluation:
             "inputs": self.inputs,
         }
 
+    def chance(self) -> float:
+        """The accuracy of naming the commonest class each time, in percent."""
+        return commonest(self.right)
+
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Top-1 and top-5 accuracy and the mean F1 of the classes, in percent, and the number of pictures.
@@ -149,6 +153,7 @@ class ClassificationEvaluation:
             "top_5": percent([right in row for row, right in zip(best, self.right, strict=True)]),
             "macro_f1": macro_f1(first, self.right),
             "images": len(best),
+            "accuracy_stderr": 100 * error_of_mean(hits),
         }
 
     def _logits(self, model: PrunableModel, batch: list[Example], texts: Tensor | None) -> Tensor:

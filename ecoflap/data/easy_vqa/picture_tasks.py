@@ -20,7 +20,7 @@ from ecoflap.data.easy_vqa.pictures import NAMES, check_templates, read_pictures
 from ecoflap.data.example import Classes, Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
+from ecoflap.evaluate.inputs import error_of_mean, fingerprint, parts, percent, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Classifies, Describes, Embeds, Matches, require
@@ -127,9 +127,13 @@ class EasyClassification(EasyClassificationOptions, PictureTask):
         right = torch.tensor([names.index(one.target) for one in pictures])
         found = prediction_log.run(batches, best_five)
         best = torch.tensor(found) == right[:, None]
-        answers = [names[row[0]] for row in found]
-        prediction_log.note(Items("accuracy", best[:, 0].tolist(), answers=answers, examples=pictures))
-        return {"accuracy": percent(best[:, 0].tolist()), "top_5": percent(best.any(dim=-1).tolist())}
+        first, answers = best[:, 0].tolist(), [names[row[0]] for row in found]
+        prediction_log.note(Items("accuracy", first, answers=answers, examples=pictures))
+        return {
+            "accuracy": percent(first),
+            "top_5": percent(best.any(dim=-1).tolist()),
+            "accuracy_stderr": 100 * error_of_mean(first),
+        }
 
 
 @dataclass(frozen=True)
@@ -158,7 +162,7 @@ class EasyCaptions(EasyCaptionsOptions, PictureTask):
         captions = prediction_log.run(batches, lambda batch: interface.answer(model, batch, generation))
         right = [f" {one.target}" in f" {text.lower()}" for one, text in zip(pictures, captions, strict=True)]
         prediction_log.note(Items("accuracy", right, answers=captions, examples=pictures))
-        return {"accuracy": percent(right)}
+        return {"accuracy": percent(right), "accuracy_stderr": 100 * error_of_mean(right)}
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from ecoflap.data.easy_vqa.options import EasyVqaTaskOptions
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import require_positive
-from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
+from ecoflap.evaluate.inputs import commonest, error_of_mean, fingerprint, parts, percent, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
@@ -85,6 +85,10 @@ class EasyVqaEvaluation:
         }
         return {"metric": "exact match", "inputs": fingerprint(self.questions, self.interface), **generation}
 
+    def chance(self) -> float:
+        """The accuracy of giving the commonest answer to each question, in percent."""
+        return commonest(question.target for question in self.questions)
+
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Accuracy in percent, over all, yes/no and other questions, and the number of questions."""
@@ -110,4 +114,5 @@ def _accuracies(predictions: Sequence[str], questions: Sequence[Example]) -> dic
         "accuracy_yes_no": percent([r for r, c in zip(right, closed, strict=True) if c]),
         "accuracy_open": percent([r for r, c in zip(right, closed, strict=True) if not c]),
         "questions": len(right),
+        "accuracy_stderr": 100 * error_of_mean(right),
     }

@@ -14,7 +14,7 @@ from ecoflap.data.mmlu.calibration_error import expected_calibration_error, rms_
 from ecoflap.data.mmlu.categories import GROUPS
 from ecoflap.data.mmlu.options import MmluTaskOptions
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.inputs import parts, percent, spread
+from ecoflap.evaluate.inputs import commonest, error_of_mean, parts, percent, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Chooses, require
@@ -117,6 +117,10 @@ class MmluEvaluation:
         digest = hashlib.blake2b(repr(self.asked).encode(), digest_size=16)
         return {"metric": "accuracy of the likeliest letter", "inputs": digest.hexdigest()}
 
+    def chance(self) -> float:
+        """The accuracy of choosing the commonest letter each time, in percent."""
+        return commonest(one.answer for one in self.asked)
+
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Accuracy and calibration errors in percent, and the number of questions."""
@@ -137,6 +141,7 @@ class MmluEvaluation:
             "rms_calibration_error": rms_calibration_error(confidence, torch.tensor(right)),
             "expected_calibration_error": expected_calibration_error(confidence, torch.tensor(right)),
             "questions": len(right),
+            "accuracy_stderr": 100 * error_of_mean(right),
         }
 
     def _by_group(self, right: list[bool]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from ecoflap.data.nlvr2.options import Nlvr2TaskOptions
 from ecoflap.data.nlvr2.reading import OBTAIN, check_splits, read_pairs
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.inputs import fingerprint_by_size, parts, percent, spread
+from ecoflap.evaluate.inputs import commonest, error_of_mean, fingerprint_by_size, parts, percent, spread
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Classifies, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -106,6 +106,10 @@ class Nlvr2Evaluation:
             "splits": {split: len(of_it) for split, of_it in self.pairs.items()},
         }
 
+    def chance(self) -> float:
+        """The accuracy of saying the commoner of true and false each time, in percent, on the first split."""
+        return commonest(one.label for one in next(iter(self.pairs.values())))
+
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Accuracy in percent on each split, and the number of sentences."""
@@ -116,11 +120,12 @@ class Nlvr2Evaluation:
                 parts(everything, self.task.batch_size), lambda batch: self._judge(model, batch)
             )
         )
-        accuracies = {
-            f"accuracy_{split}": percent([next(judged) == one.label for one in of_it])
-            for split, of_it in self.pairs.items()
+        right = {split: [next(judged) == one.label for one in of_it] for split, of_it in self.pairs.items()}
+        return {
+            **{f"accuracy_{split}": percent(of_it) for split, of_it in right.items()},
+            "sentences": len(everything),
+            **{f"accuracy_{split}_stderr": 100 * error_of_mean(of_it) for split, of_it in right.items()},
         }
-        return {**accuracies, "sentences": len(everything)}
 
     def _everything(self) -> list[Example]:
         return [one for of_it in self.pairs.values() for one in of_it]

@@ -25,7 +25,7 @@ from ecoflap.data.text.calibration import (
 from ecoflap.data.text.options import TextPerplexityOptions, TokenPerplexityOptions
 from ecoflap.data.text.source import TextSource
 from ecoflap.errors import NumericalError, UserError, require_positive
-from ecoflap.evaluate.inputs import parts
+from ecoflap.evaluate.inputs import error_of_mean, parts
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.losses import IGNORED, next_token_loss
@@ -192,6 +192,8 @@ class PerplexityEvaluation:
             "perplexity": math.exp(loss) if loss < 700 else math.inf,
             "loss": loss,
             "rows": len(self.rows),
+            "perplexity_stderr": math.exp(loss) * error_of_mean(losses) if loss < 700 else math.inf,
+            "loss_stderr": error_of_mean(losses),
         }
 
     def _passage(self, model: PrunableModel) -> list[tuple[str, float]]:

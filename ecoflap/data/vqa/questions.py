@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from ecoflap.data.vqa.hub import HubQuestions
 from ecoflap.data.vqa.options import PublishedQuestionsOptions
 from ecoflap.data.vqa.reading import Question, clean_question
 from ecoflap.errors import require_positive
-from ecoflap.evaluate.inputs import fingerprint_by_size, parts, spread
+from ecoflap.evaluate.inputs import error_of_mean, fingerprint_by_size, parts, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
@@ -161,6 +162,14 @@ class QuestionsEvaluation:
             choices = hashlib.blake2b(repr(self.choices).encode(), digest_size=16).hexdigest()
         return {"metric": self.task.metric, "inputs": inputs, "choices": choices, **options}
 
+    def chance(self) -> float:
+        """The accuracy of giving the commonest answer to each question, in percent; NaN if none is public."""
+        counts = Counter(answer for one in self.questions for answer in one.answers)
+        if not counts:
+            return float("nan")
+        answer = counts.most_common(1)[0][0]
+        return 100 * fmean(self.task.score(answer, one) for one in self.questions)
+
     @torch.no_grad()
     def __call__(self, model: PrunableModel, prediction_log: PredictionLog = IN_MEMORY) -> dict[str, float]:
         """Accuracy in percent over all questions, per answer type and per question type, and their number.
@@ -181,7 +190,13 @@ class QuestionsEvaluation:
             [f"accuracy_{one.answer_type.replace('/', '_')}" for one in self.questions], scores
         )
         by_question = _means([one.question_type for one in self.questions], scores)
-        return {"accuracy": 100 * fmean(scores), **by_answer, **by_question, "questions": len(scores)}
+        return {
+            "accuracy": 100 * fmean(scores),
+            **by_answer,
+            **by_question,
+            "questions": len(scores),
+            "accuracy_stderr": 100 * error_of_mean(scores),
+        }
 
     def _ask(self, model: PrunableModel, questions: Sequence[Question]) -> list[str]:
         examples = [one.example() for one in questions]

@@ -105,7 +105,11 @@ def build_tasks(node: DictConfig) -> dict[str, Task]:
             f"task: {inner[0]} is a suite itself and can't be one task of another; name its tasks, or run it"
             " by itself"
         )
-    return {str(name): build(f"task.tasks.{name}", member) for name, member in node.tasks.items()}
+    limit = {"limit": node.limit} if "limit" in node else {}  # of each task, as a preset gives it
+    return {
+        str(name): build(f"task.tasks.{name}", OmegaConf.create({**member, **limit}))
+        for name, member in node.tasks.items()
+    }
 
 
 def make_store(folder: str, mode: str) -> Store:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -15,6 +17,11 @@ from ecoflap.run.plan import Plan
 from ecoflap.run.state import RunState
 from ecoflap.run.steps.keys import computed_by, dense_metrics_key
 from ecoflap.storage.file_names import ITEMS, PREDICTIONS
+from ecoflap.storage.results.record import STANDARD_ERROR, first_metric, without_errors
+
+log = logging.getLogger(__name__)
+
+NEAR = 2.0  # standard errors above chance
 
 
 def evaluate_dense(
@@ -34,8 +41,10 @@ def evaluate_dense(
             found, cached = plan.store.get_or_compute("dense_metrics", key, compute)
             metrics[name], state.items[name] = found["metrics"], found["items"]
             cost["cached"] = cost["cached"] and cached
+            if (remark := near_chance(model.name, name, evaluation, metrics[name])) is not None:
+                log.warning("%s", remark)
             with_mean({name: metrics[name]}, plan.mean)  # refuse a missing metric before the next task
-    state.metrics["dense"] = with_mean(metrics, plan.mean)
+    _keep(metrics, plan, state, "dense")
 
 
 def evaluate(
@@ -53,7 +62,37 @@ def evaluate(
             if prediction_log.items is not None:
                 file = plan.folder / PREDICTIONS / ITEMS.format(task=name, state=when)
                 write_items(file, state.items.get(name), prediction_log.items)
-    state.metrics[when] = with_mean(metrics, plan.mean)
+    _keep(metrics, plan, state, when)
+
+
+def _keep(metrics: dict[str, dict[str, float]], plan: Plan, state: RunState, when: str) -> None:
+    """Put the metrics into the run state, and their standard errors beside them."""
+    apart = {task: without_errors(values) for task, values in metrics.items()}
+    state.metrics[when] = with_mean({task: values for task, (values, _) in apart.items()}, plan.mean)
+    state.standard_errors[when] = {task: errors for task, (_, errors) in apart.items() if errors}
+
+
+def near_chance(model: str, task: str, evaluation: Evaluation, metrics: Mapping[str, float]) -> str | None:
+    """A remark on a dense model that is about as right as a constant answer; None for one that is better.
+
+    Args:
+        model: the name of the model.
+        task: the name of the task.
+        evaluation: the task with its data.
+        metrics: of the dense model.
+    """
+    metric = first_metric(metrics)
+    if metric is None or not hasattr(evaluation, "chance"):
+        return None
+    chance, found = float(evaluation.chance()), metrics[metric]
+    error = metrics.get(f"{metric}{STANDARD_ERROR}", 0.0)
+    if not found <= chance + NEAR * error:
+        return None
+    return (
+        f"dense, {model} reaches {metric} {found:.1f} on {task}, where the commonest answer alone reaches"
+        f" {chance:.1f}: it can't do this task as it is asked, so that pruning has nothing to lose; check the"
+        " prompt (model.prompt), and that the weights are those of this task"
+    )
 
 
 def with_mean(metrics: dict[str, dict[str, float]], metric: str | None) -> dict[str, dict[str, float]]:

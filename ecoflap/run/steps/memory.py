@@ -18,6 +18,7 @@ from ecoflap.console.telemetry import free_memory
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import AT_A_TIME, Planned, block_bytes, bytes_outside
 from ecoflap.prune.protocol import Pruner
+from ecoflap.run.show import said_before
 from ecoflap.run.steps.sample_cost import WIDE, SampleCost
 from ecoflap.score.pass_size import SATURATION
 from ecoflap.score.protocol import Scorer
@@ -241,11 +242,12 @@ def show_needs(model: PrunableModel, needs: Sequence[Need]) -> None:
         sizes = [need.weights, need.states, need.work, need.total]
         rows.append((need.step, *map(mebibytes, [*sizes, need.offloaded] if kind != "none" else sizes)))
     columns = ["step", "weights", "hidden states", "one pass", "altogether"]
-    table(
-        f"memory at a time, about, on {model.device} ({mebibytes(free)} free beside the loaded weights)",
-        columns if kind == "none" else [*columns, f"waiting on {kind}"],
-        rows,
-    )
+    if not said_before(f"memory {model.name} {rows}"):
+        table(
+            f"memory at a time, about, on {model.device} ({mebibytes(free)} free beside the loaded weights)",
+            columns if kind == "none" else [*columns, f"waiting on {kind}"],
+            rows,
+        )
     loaded = weights_in_use(model) if kind == "none" else 0
     for need in needs:
         if (missing := need.total - loaded) > free:

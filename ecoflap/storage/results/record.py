@@ -21,17 +21,32 @@ from ecoflap.storage.results.environment import redact
 
 SCHEMA_VERSION = 1
 
-_NUMERIC_FIELDS = ("metrics", "sparsity", "steps")
-_LATER_FIELDS = ("scores", "allocation")  # which the first records of this schema lack
+_NUMERIC_FIELDS = ("metrics", "standard_errors", "sparsity", "steps")
+_LATER_FIELDS = ("scores", "allocation", "standard_errors")  # which the first records of this schema lack
 _NOT_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 COUNTS = ("questions", "pictures", "captions", "rows")
 """Counts among a task's metrics; a task with nothing else, such as one that a server scores, has none."""
 
 
+STANDARD_ERROR = "_stderr"
+"""End of the name under which a task returns a metric's standard error."""
+
+
 def first_metric(values: Mapping[str, float]) -> str | None:
     """The name of a task's first metric; None if there are only counts."""
     return next((name for name in values if name not in COUNTS), None)
+
+
+def without_errors(values: Mapping[str, float]) -> tuple[dict[str, float], dict[str, float]]:
+    """A task's metrics without their standard errors, and {metric: its standard error}, where it is known."""
+    errors = {
+        name.removesuffix(STANDARD_ERROR): value
+        for name, value in values.items()
+        if name.endswith(STANDARD_ERROR)
+    }
+    metrics = {name: value for name, value in values.items() if not name.endswith(STANDARD_ERROR)}
+    return metrics, {name: value for name, value in errors.items() if math.isfinite(value)}
 
 
 def find_records(folder: Path) -> list[Path]:
@@ -63,6 +78,7 @@ class Result:
         scores: The scores of the coarse stage with their standard errors, or None without scores.
         allocation: ``granularity`` and ``details`` of the allocation, or None without one; its counts are in
             ``sparsity``.
+        standard_errors: Of the metrics that have one, laid out as they are; None in older records.
     """
 
     schema: int = SCHEMA_VERSION
@@ -78,6 +94,7 @@ class Result:
     checkpoint: str | None = None
     scores: dict[str, Any] | None = None
     allocation: dict[str, Any] | None = None
+    standard_errors: dict[str, dict[str, dict[str, float]]] | None = None
 
     def headline(self) -> float | None:
         """The first metric of the first task, of the fine-tuned, else the pruned, else the dense model."""

@@ -15,7 +15,6 @@ from ecoflap.storage.results.record import COUNTS, Result
 from ecoflap.storage.sharing.base_model import BaseModel, describe_base, saved_settings
 
 MARK = "<!-- Written by ecoflap, which replaces a card with this line. -->"
-ERRORS = "_stderr"  # end of the name of a metric's standard error
 MASKED = """\
 The removed weights are stored as zeros in matrices of the old shape. Loaded as it is, this model takes as
 much disk and memory as the dense one, and runs as fast: zeros are multiplied like other numbers. What it
@@ -138,22 +137,22 @@ def _metrics(result: Result) -> Iterator[str]:
         return
     rows, errors = [], False
     by_task = result.metrics[stages[-1]]
+    known = result.standard_errors or {}
     for task, values in by_task.items():
+        errors_of = {stage: known.get(stage, {}).get(task, {}) for stage in stages}
         for metric in values:
-            if metric.endswith(ERRORS):
-                continue
-            cells = [_figure(result.metrics[stage].get(task, {}), metric) for stage in stages]
+            found = {stage: result.metrics[stage].get(task, {}).get(metric) for stage in stages}
+            cells = [_figure(metric, found[stage], errors_of[stage].get(metric)) for stage in stages]
             errors |= any("±" in cell for cell in cells)
             rows.append([task, metric, *cells])
     yield from _table(["task", "metric", *stages], rows)
     yield ""
     seed = result.config.get("seed")
-    spread = "± is the standard error" if errors else "The run has no intervals"
+    spread = "± is the standard error over a task's items" if errors else "No standard errors are known"
     yield f"{spread}; one run{'' if seed is None else f', seed {seed}'}."
 
 
-def _figure(values: Mapping[str, Any], metric: str) -> str:
-    value, error = values.get(metric), values.get(f"{metric}{ERRORS}")
+def _figure(metric: str, value: Any, error: float | None) -> str:
     if not isinstance(value, int | float):
         return "" if value is None else str(value)
     shown = f"{value:,.0f}" if metric in COUNTS else f"{value:.4g}"

@@ -111,7 +111,7 @@ EXPECTED = {"accuracy": 100 * 23 / 24, "macro_f1": 100 * (22 + 2 / 3) / 24, "ima
 @pytest.mark.parametrize("interface", [Classifier(), Towers()])
 def test_by_a_classifiers_own_classes_and_zero_shot(dtd: Path, interface: object) -> None:
     found = task(dtd, batch_size=10).load(model(interface))(model(interface))
-    assert list(found) == ["accuracy", "top_5", "macro_f1", "images"]
+    assert list(found) == ["accuracy", "top_5", "macro_f1", "images", "accuracy_stderr"]
     assert {name: found[name] for name in EXPECTED} == pytest.approx(EXPECTED)
     assert 100 >= found["top_5"] >= found["accuracy"]
 
@@ -142,7 +142,7 @@ def test_fewer_classes_than_five(tmp_path: Path) -> None:
             return torch.eye(3)[[LABELS[Path(one.image or "").read_bytes()] % 3 for one in examples]]
 
     found = task(tmp_path, "image_folder").load(model(Shapes()))(model(Shapes()))
-    assert found == {"accuracy": 100, "top_5": 100, "macro_f1": 100, "images": 48}
+    assert found == {"accuracy": 100, "top_5": 100, "macro_f1": 100, "images": 48, "accuracy_stderr": 0}
 
 
 def test_macro_f1_by_hand() -> None:

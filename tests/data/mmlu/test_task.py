@@ -108,7 +108,9 @@ def test_accuracy_over_questions_and_per_subject(folder: Path) -> None:
         "law",
         *errors,
         "questions",
+        "accuracy_stderr",
     ]
+    assert found["accuracy_stderr"] == pytest.approx(100 / 3)  # of 1, 0 and 1: s is sqrt(1/3)
     assert found["accuracy"] == pytest.approx(200 / 3)
     assert (
         found["category/STEM"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -55,16 +56,22 @@ def test_accuracy_by_split(folder: Path) -> None:
         "accuracy_dev": 100,
         "accuracy_test1": 100,
         "sentences": 22,
+        "accuracy_dev_stderr": 0,
+        "accuracy_test1_stderr": 0,
     }
     true = pytest.approx(400 / 11)
+    error = pytest.approx(100 * math.sqrt(4 / 11 * 7 / 11 / 10))  # s / sqrt(n) of 4 ones among 11
     assert Nlvr2(str(folder), batch_size=4).load(says_true)(says_true) == {
         "accuracy_dev": true,
         "accuracy_test1": true,
         "sentences": 22,
+        "accuracy_dev_stderr": error,
+        "accuracy_test1_stderr": error,
     }
     assert list(Nlvr2(str(folder), splits=["test1"], limit=3).load(knows)(knows)) == [
         "accuracy_test1",
         "sentences",
+        "accuracy_test1_stderr",
     ]
 
 

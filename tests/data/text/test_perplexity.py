@@ -80,6 +80,11 @@ def test_loss_is_that_of_a_plain_loop(
         assert metrics["loss"] == pytest.approx(expected, rel=1e-5)
         assert metrics["perplexity"] == pytest.approx(math.exp(expected), rel=1e-5)
         assert metrics["rows"] == (50 - length) // (stride or length) + 1
+        if metrics["rows"] > 1:
+            ratio = metrics["perplexity_stderr"] / metrics["loss_stderr"]
+            assert ratio == pytest.approx(metrics["perplexity"])
+        else:
+            assert math.isnan(metrics["loss_stderr"])
 
 
 def test_every_token_but_the_first_counts_once(model: PrunableModel, path: str) -> None:

@@ -1,0 +1,78 @@
+"""The closing lines of a run: its figures with intervals, where everything is, and what can be done next."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+
+from ecoflap.console.pace import in_words
+from ecoflap.run.invocation import sweep_name
+from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.files import typed
+from ecoflap.storage.results import Result
+from ecoflap.storage.results.record import first_metric
+
+log = logging.getLogger(__name__)
+
+NORMAL = 1.96  # standard errors on each side of a 95 % interval
+
+
+def show_closing(result: Result, folder: Path) -> None:
+    """Log the closing lines of a finished run."""
+    for line in closing(result, folder):
+        log.info("%s", line)
+
+
+def closing(result: Result, folder: Path) -> Iterator[str]:
+    """The lines.
+
+    Args:
+        result: the record of the run.
+        folder: the folder of the run.
+    """
+    seconds = sum(float(step["seconds"]) for step in result.steps.values())
+    peak = max((int(step["peak_memory_bytes"]) for step in result.steps.values()), default=0)
+    yield f"done in {in_words(seconds)}, with {peak / 2**30:.2f} GiB at most"
+    tasks = next(iter(result.metrics.values()), {})
+    figures = [line for task in tasks if (line := _figures(result, task)) is not None]
+    yield from figures
+    if any("±" in line for line in figures):
+        yield "  (±: 95 % intervals over the items of a task)"
+    prunable, whole = result.sparsity.get("prunable"), result.sparsity.get("model")
+    if result.sparsity.get("total") == "units":
+        yield f"  whole units are gone: {result.model['parameters']:,} parameters are left"
+    elif prunable is not None and whole is not None:
+        yield f"  sparsity: {100 * prunable:.2f} % of the prunable weights, {100 * whole:.2f} % of all"
+    yield from _places(result, folder)
+
+
+def _places(result: Result, folder: Path) -> Iterator[str]:
+    """What the folder holds, and which commands read it."""
+    yield f"  folder: {typed(folder)}"
+    if result.checkpoint is not None:
+        files = (folder / result.checkpoint).rglob("*")
+        size = sum(file.stat().st_size for file in files if file.is_file())
+        yield f"  it holds {RESULT} and {result.checkpoint}/ ({size / 2**20:,.1f} MiB)"
+        following = "ecoflap verify, ecoflap bench or ecoflap report, with this folder"
+    else:
+        kept = "; model.save=true keeps the weights too" if "pruned" in result.metrics else ""
+        yield f"  it holds {RESULT}{kept}"
+        following = "ecoflap report, with this folder"
+    if sweep_name() is None:
+        yield f"  next: {following}"
+
+
+def _figures(result: Result, task: str) -> str | None:
+    """The first metric of a task in each state of the model; None if there are only counts."""
+    by_state = {when: tasks[task] for when, tasks in result.metrics.items() if task in tasks}
+    metric = first_metric(next(iter(by_state.values())))
+    if metric is None:
+        return None
+    errors = result.standard_errors or {}
+    halves = {when: NORMAL * errors.get(when, {}).get(task, {}).get(metric, 0.0) for when in by_state}
+    figures = [
+        f"{when} {values[metric]:.2f}" + (f" ± {halves[when]:.2f}" if halves[when] else "")
+        for when, values in by_state.items()
+    ]
+    return f"  {task} {metric}: {', '.join(figures)}"
