@@ -38,6 +38,7 @@ def shared_console() -> Console:
 
 Watcher = Callable[[str, int, int | None], None]
 _watchers: list[Watcher] = []
+_quiet = False
 
 
 @contextmanager
@@ -54,6 +55,17 @@ def watching(watcher: Watcher) -> Iterator[None]:
         _watchers.remove(watcher)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Show no live lines in this context: of the processes of one run, the first one alone does."""
+    global _quiet
+    _quiet = True
+    try:
+        yield
+    finally:
+        _quiet = False
+
+
 def track(iterable: Iterable[Item], description: str, total: int | None = None) -> Iterator[Item]:
     """Pass items through, show live lines of the time elapsed and left, and call the watchers.
 
@@ -67,7 +79,7 @@ def track(iterable: Iterable[Item], description: str, total: int | None = None) 
     """
     size = len(iterable) if total is None and isinstance(iterable, Sized) else total
     items, pace = _watched(iterable, description, size), Pace(description, size)
-    if not sys.stderr.isatty() or shared_console().is_dumb_terminal:
+    if _quiet or not sys.stderr.isatty() or shared_console().is_dumb_terminal:
         yield from logged(items, pace)
     else:
         yield from shown(items, pace, shared_console())

@@ -20,6 +20,7 @@ import torch
 from torch import distributed
 from torch.distributed.rendezvous import rendezvous
 
+from ecoflap.console.progress import quiet
 from ecoflap.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -113,7 +114,7 @@ def joined_in(folder: Path, device: str) -> Iterator[Path]:
         own.mkdir(parents=True, exist_ok=True)
         if number > 0:
             logging.getLogger().setLevel(logging.ERROR)
-            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
+            with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), quiet():
                 yield own
             distributed.barrier()
             return
