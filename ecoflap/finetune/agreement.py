@@ -1,7 +1,6 @@
-"""What the processes of a run train: all begin with the first one's weights and masks.
+"""What the processes of a run evaluate and train: the first one's weights and masks.
 
-They have pruned together, but the first one alone may have read the weights, and two accelerators need not
-agree to the last bit.
+Where each has pruned the whole model by itself, two accelerators need not agree to the last bit.
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ def prune_groups(
 ) -> None:
     """Prune groups of layers in place, dealt out over the processes of the run.
 
-    A pruner that corrects weights takes long, so that each layer is pruned by one process, which sends the
-    others the result; of other pruners, the statistics are enough to do so in each.
+    Pruners that solve with a Gram matrix take long, so that each layer is pruned by one process, which sends
+    the others the result; all others prune every layer in each process, from the same statistics.
 
     Args:
         groups: layers and what is known of their inputs; the same in all processes.
@@ -91,14 +91,15 @@ def prune_groups(
     """
     layers = [layer for group in groups for layer in group.layers]
     owners = dict.fromkeys(layers, rank())
-    if pruner.corrects:
+    dealt = pruner.statistic is Gram
+    if dealt:
         costs = [float(layer.size * layer.shape[1]) for layer in layers]
         owners = dict(zip(layers, deal(costs), strict=True))
     for group in groups:
         own = tuple(layer for layer in group.layers if owners[layer] == rank())
         if own:
             _prune_together(group._replace(layers=own), pruner, allocation, report)
-    if pruner.corrects:
+    if dealt:
         _exchange(owners, report)
     for layer in layers:
         if layer.name in report.notes:

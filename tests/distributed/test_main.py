@@ -91,6 +91,14 @@ def test_the_result_is_that_of_one_process(model: str, method: str, tmp_path: Pa
     assert_same_model(tmp_path / "together", tmp_path / "alone")
 
 
+@pytest.mark.parametrize("pruner", ["global_gradient", "global_magnitude"])
+def test_pruners_of_the_whole_model(pruner: str, text_run: list[str], tmp_path: Path) -> None:
+    overrides = [*text_run, "score=none", f"pruner={pruner}", "model.save=true"]
+    succeed(1, overrides, tmp_path / "alone")
+    succeed(2, overrides, tmp_path / "together")
+    assert_same_model(tmp_path / "together", tmp_path / "alone")
+
+
 def test_a_second_run_reads_what_the_first_has_stored(text_run: list[str], tmp_path: Path) -> None:
     scored = [*text_run, "score=first_order", "allocation=water_filling"]
     succeed(2, scored, tmp_path / "one")

@@ -40,6 +40,7 @@ WAYS: dict[str, tuple[LayerPruner, str]] = {
     "admm": (ADMM(), "pruned"),
     "admm by layer": (ADMM(), "layer"),
     "admm compensated": (ADMM(), "compensated"),
+    "wanda refined by swaps": (Wanda(refine="swaps"), "pruned"),
     "magnitude": (Magnitude(), "pruned"),
 }
 

@@ -16,19 +16,6 @@ from tests.slurm.test_sweeps import logs
 TOGETHER = ("hydra.launcher.nodes=2", "hydra.launcher.tasks_per_node=1")
 
 
-def test_two_nodes_make_the_model_of_one_process(
-    sweep: Sweep, tmp_path: Path, undisturbed: dict[str, str]
-) -> None:
-    folder, alone = tmp_path / "sweep", tmp_path / "alone"
-    if not undisturbed:
-        check(alone, undisturbed, ended(sweep(*SLOW, f"hydra.sweep.dir={alone}")), 1)
-    check(folder, undisturbed, ended(sweep(*SLOW, *TOGETHER)), 1)
-    assert verify(folder / "0") == []
-    assert not (folder / "0" / "processes").exists()
-    (job,) = read_json(folder / "jobs.json")["jobs"]
-    assert len(list(folder.glob(f".submitit/{job['id']}*/*_1_log.out"))) == 1, "a process on the second node"
-
-
 def test_one_process_is_killed(
     slurm: Cluster, sweep: Sweep, tmp_path: Path, undisturbed: dict[str, str]
 ) -> None:
@@ -53,3 +40,7 @@ def test_preempted_on_two_nodes(
     started(process, folder)
     slurm.run("srun", "-p", "urgent", "-N4", "--exclusive", "sleep", "2", timeout=120)
     check(folder, undisturbed, ended(process), 2)
+    assert verify(folder / "0") == []
+    assert not (folder / "0" / "processes").exists()
+    (job,) = read_json(folder / "jobs.json")["jobs"]
+    assert len(list(folder.glob(f".submitit/{job['id']}*/*_1_log.out"))) == 1, "a process on the second node"

@@ -36,6 +36,7 @@ def prune(plan: Plan, model: PrunableModel, state: RunState) -> None:
             samples = read_training(plan, model, state) if plan.pruner.trains else state.calibration
             pruned = plan.pruner.prune(model, samples, plan.config.sparsity, show_block)
             state.allocation, state.report = pruned
+            agree(model, state.report.masks)  # each process has pruned the whole model by itself
         else:
             state.report = _prune_layers(plan, plan.pruner, model, state)
     if plan.pruner.allocates:
