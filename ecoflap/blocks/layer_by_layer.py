@@ -35,7 +35,7 @@ from ecoflap.models.core.towers import Block
 
 Group = tuple[Layer, ...]
 Stage = tuple[int, bool]
-PruneGroup = Callable[[Group, Statistic, Drifts | None], None]
+PruneGroups = Callable[[Sequence[tuple[Group, Statistic, Drifts | None]]], None]
 
 
 class _Batch:
@@ -78,7 +78,7 @@ class LayerByLayer:
         block: Block,
         groups: Sequence[Group],
         statistic: type[Statistic],
-        prune: PruneGroup,
+        prune: PruneGroups,
         twin: DenseTwin | None = None,
     ) -> None:
         """Prepare to run.
@@ -87,7 +87,7 @@ class LayerByLayer:
             block: dense.
             groups: its layers in call order, those together that read the same tensor.
             statistic: the statistic to gather of each group's input.
-            prune: prunes the layers of a group in place, given the statistic and, with a twin, the drifts.
+            prune: prunes groups of layers in place, each with its statistic and, with a twin, its drifts.
             twin: the dense model, at the same block; None to prune without the drift.
         """
         self.block, self.kind, self.prune, self.twin = block, statistic, prune, twin
@@ -239,6 +239,7 @@ class LayerByLayer:
 
     def _prune(self, stage: Stage) -> None:
         """Prune the layers of a stage; the batches that wait at it can go on."""
+        known: list[tuple[Group, Statistic, Drifts | None]] = []
         for group in self._stages[stage]:
             self._count_none(group, group[0].weight.device)  # no batch of this process may have reached it
             statistic, drift = self._statistics.pop(group), self._drifts.pop(group, None)
@@ -249,7 +250,8 @@ class LayerByLayer:
                 self.twin.remember(group)
             if drift is not None:
                 drift.combine()
-            self.prune(group, require_tokens(group[0], statistic), None if drift is None else drift.value)
+            known.append((group, require_tokens(group[0], statistic), None if drift is None else drift.value))
+        self.prune(known)
         self._pruned.add(stage)
         self._agreed = None
         self._behind = [batch for batch in self._batches if batch.waits == stage]

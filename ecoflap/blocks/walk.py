@@ -10,7 +10,7 @@ from functools import cached_property
 from ecoflap.blocks.capture import Flow, flows
 from ecoflap.blocks.dense_twin import DenseTwin
 from ecoflap.blocks.input_statistics import InputsComplete, InputStatistics
-from ecoflap.blocks.layer_by_layer import LayerByLayer, PruneGroup
+from ecoflap.blocks.layer_by_layer import LayerByLayer, PruneGroups
 from ecoflap.blocks.layer_calls import first_and_count
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.token_choice import Masks, choose_tokens, require_choice
@@ -84,12 +84,12 @@ class Visit:
         found.combine(self.block.layers)
         return found
 
-    def prune_on_the_way(self, statistic: type[Statistic], prune: PruneGroup) -> None:
+    def prune_on_the_way(self, statistic: type[Statistic], prune: PruneGroups) -> None:
         """Run the block, prune each layer as soon as its input is known in all batches, and leave the block.
 
         Args:
             statistic: the statistic to gather of each layer's input.
-            prune: prunes layers that read the same input in place.
+            prune: prunes groups of layers that read the same input in place.
 
         Raises:
             UserError: if some layer of the tower is called several times on the way of one batch.

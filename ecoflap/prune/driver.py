@@ -181,8 +181,8 @@ def _prune_layer_by_layer(
     block, placement = visit.block, visit.flow.model.placement
     assert pruner.statistic is not None
 
-    def together(layers: tuple[Layer, ...], statistic: Statistic, drifts: Drifts | None) -> None:
-        prune_groups([Group(layers, statistic, drifts)], pruner, allocation, report)
+    def together(groups: Sequence[tuple[tuple[Layer, ...], Statistic, Drifts | None]]) -> None:
+        prune_groups([Group(*group) for group in groups], pruner, allocation, report)
 
     with placement.using(block):
         visit.prune_on_the_way(pruner.statistic, together)
