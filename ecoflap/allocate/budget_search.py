@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,8 +15,9 @@ from torch import Tensor
 from ecoflap.allocate.groups import group_layers, size_of
 from ecoflap.allocate.marginals import Counts, measure_marginals
 from ecoflap.allocate.options import InContextOptions
+from ecoflap.allocate.propagated_trial import propagates, trial_as_used
 from ecoflap.allocate.protocol import Context
-from ecoflap.allocate.trial import TrialPruner, trial_pruner
+from ecoflap.allocate.trial import TrialPruner
 from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.data.batch import Batch
 from ecoflap.errors import NumericalError
@@ -51,6 +53,7 @@ class BudgetSearch:
         """
         self._options, self._model, self._context = options, model, context
         self._stack, self._varying = stack, context.pruner.rule.varying
+        self._settled: Tensor | None = None  # where the inputs were measured
         # A mask n:M keeps at least one of every M weights; its check of the target has the same tolerance.
         self._highest = min(highest, 1 - 1 / self._varying + 1e-9) if self._varying else highest
         self._groups = group_layers(model.towers, options.granularity)
@@ -59,7 +62,7 @@ class BudgetSearch:
 
     @cached_property
     def _trial(self) -> TrialPruner:
-        return self._stack.enter_context(trial_pruner(self._model, self._context))
+        return self._stack.enter_context(trial_as_used(self._model, self._context))
 
     def uniform(self, budget: float) -> Tensor:
         """The same sparsity for all groups."""
@@ -73,22 +76,26 @@ class BudgetSearch:
         """Sparsities shifted to a budget, each at most ``highest``."""
         return shift_to_budget(point, self._sizes, budget, 0.0, self._highest)
 
-    def step(self, point: Tensor, budget: float, turn: int, rate: float) -> Tensor:
+    def step(self, point: Tensor, settled: Tensor, budget: float, turn: int, rate: float) -> Tensor:
         """The sparsities after one step.
 
         Args:
             point: the sparsities now.
+            settled: those at which the inputs of layers are measured, if they depend on what is pruned.
             budget: of all groups together, before and after.
             turn: the number of the step, which decides on the samples.
             rate: half of the largest change of a sparsity.
         """
-        name = {"step": turn, "sparsities": point.tolist()}
-        found = self._context.recall(name, partial(self._measure, point, turn))
+        name: dict[str, Any] = {"step": turn, "sparsities": point.tolist()}
+        if propagates(self._context):
+            name |= {"propagate": self._context.propagate, "settled": settled.tolist()}
+        found = self._context.recall(name, partial(self._measure, point, settled, turn))
         following = descend(point, torch.tensor(found, dtype=torch.float64), self._sizes, rate)
         return self.shifted(following, budget)
 
-    def _measure(self, point: Tensor, turn: int) -> list[float]:
+    def _measure(self, point: Tensor, settled: Tensor, turn: int) -> list[float]:
         """The marginal of each group: the fall of the loss per weight that it keeps in addition."""
+        self._settle(settled)
         # A mask n:M has no count nearer than one more or one fewer of every M weights.
         band = max(self._options.band, 1 / self._varying if self._varying else 0.0)
         more, fewer = (point - band).clamp(0, 1), (point + band).clamp(0, 1)
@@ -115,7 +122,10 @@ class BudgetSearch:
         """
         losses: dict[str, float] = {}
         for name, point in candidates.items():
-            found = self._context.recall({"loss": point.tolist()}, partial(self._loss, point))
+            key: dict[str, Any] = {"loss": point.tolist()}
+            if propagates(self._context):
+                key["propagate"] = self._context.propagate
+            found = self._context.recall(key, partial(self._loss, point))
             losses[name] = math.inf if found is None else found
         least = min(losses, key=losses.__getitem__)
         if not math.isfinite(losses[least]):
@@ -127,9 +137,15 @@ class BudgetSearch:
 
     def _loss(self, point: Tensor) -> float | None:
         """The mean loss at some sparsities; None if it is not finite."""
-        self._trial.prune(self.counts(point))
+        self._settle(point)
         loss = self._trial.loss(self._all_batches)
         return loss if math.isfinite(loss) else None
+
+    def _settle(self, point: Tensor) -> None:
+        if self._settled is not point:
+            self._settled = None
+            self._trial.settle(self.counts(point))
+            self._settled = point
 
     @cached_property
     def _all_batches(self) -> Sequence[Batch]:

@@ -22,6 +22,8 @@ from ecoflap.score.scores import Scores
 
 HIGHEST = 0.98
 """The largest sparsity of a layer or block."""
+SETTLED = 2
+"""In a run that prunes layer by layer, every so many steps the inputs of layers are measured anew."""
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,14 @@ class InContext(InContextOptions, Allocator):
         steps = self.steps_to(sparsity)
         with ExitStack() as stack:
             search = BudgetSearch(self, model, context, stack, HIGHEST)
-            point, visited = search.uniform(steps[0].budget), []
+            settled = point = search.uniform(steps[0].budget)
+            visited = []
             for step in track(steps, "allocate", total=len(steps)):
                 point = search.shifted(point, step.budget)
                 visited.append((step, point))
-                point = search.step(point, step.budget, step.turn, step.rate)
+                if step.number % SETTLED == 0:
+                    settled = point
+                point = search.step(point, settled, step.budget, step.turn, step.rate)
             at_target = [point for step, point in visited if step.budget == sparsity]
             candidates = {
                 "last": point,

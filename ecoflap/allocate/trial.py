@@ -78,8 +78,7 @@ class TrialPruner:
         Raises:
             UserError: if there are none.
         """
-        layers = [layer for group in self.groups for layer in group.layers if layer.name in keep]
-        sizes = {layer.name: layer.size for layer in layers}
+        sizes = {layer.name: layer.size for layer in self._model.layers if layer.name in keep}
         sparsity = 1 - sum(keep.values()) / sum(sizes.values())
         return self._pruner.fitted(Allocation(dict(keep), sizes, sparsity, LAYER)).keep
 
@@ -88,6 +87,10 @@ class TrialPruner:
         keep = self.fitted(keep)
         for group in self.groups:
             self.write(group, self.solve(group, keep))
+
+    def settle(self, keep: Mapping[str, int]) -> None:
+        """Prune every layer to the given counts; the inputs are those of the dense model and stay the same."""
+        self.prune(keep)
 
     def write(self, group: Group, weights: Sequence[Tensor]) -> None:
         """Replace the weights of a group's layers, [rows, cols] each."""
@@ -136,11 +139,17 @@ def restoring(model: PrunableModel) -> Iterator[dict[Layer, Tensor]]:
     try:
         yield copies
     finally:
-        for block in blocks:
-            with placement.using(block):
-                for layer in block.layers:
-                    layer.write(copies[layer])
-                placement.changed(block)
+        write_weights(model, copies)
+
+
+def write_weights(model: PrunableModel, weights: Mapping[Layer, Tensor]) -> None:
+    """Replace the weights of all layers, [rows, cols] each."""
+    placement = model.placement
+    for block in blocks_of(model.towers):
+        with placement.using(block):
+            for layer in block.layers:
+                layer.write(weights[layer])
+            placement.changed(block)
 
 
 def idle_device(model: PrunableModel) -> torch.device:
