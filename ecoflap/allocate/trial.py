@@ -89,7 +89,7 @@ class TrialPruner:
             self.write(group, self.solve(group, keep))
 
     def settle(self, keep: Mapping[str, int]) -> None:
-        """Prune every layer to the given counts; the inputs are those of the dense model and stay the same."""
+        """Prune every layer to the given counts; inputs are those of the dense model and stay the same."""
         self.prune(keep)
 
     def write(self, group: Group, weights: Sequence[Tensor]) -> None:
