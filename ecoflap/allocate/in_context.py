@@ -62,7 +62,7 @@ class InContext(InContextOptions, Allocator):
     @property
     def footprint(self) -> Footprint:
         """A backward pass beside the dense weights and the directions of all layers."""
-        return Footprint("backward", layers=3, trials=2, batch_size=self.batch_size)
+        return Footprint("backward", layers=3, trials=2, as_used=True, batch_size=self.batch_size)
 
     def check(self, sparsity: float) -> None:
         """Refuse an impossible target before any work is done.
