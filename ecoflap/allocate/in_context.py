@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
-from ecoflap.allocate.budget_search import BudgetSearch
+from ecoflap.allocate.budget_search import SETTLED, BudgetSearch, Settled
 from ecoflap.allocate.options import InContextOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
 from ecoflap.blocks.footprint import Footprint
@@ -22,8 +22,6 @@ from ecoflap.score.scores import Scores
 
 HIGHEST = 0.98
 """The largest sparsity of a layer or block."""
-SETTLED = 2
-"""In a run that prunes layer by layer, every so many steps the inputs of layers are measured anew."""
 
 
 @dataclass(frozen=True)
@@ -95,13 +93,13 @@ class InContext(InContextOptions, Allocator):
         steps = self.steps_to(sparsity)
         with ExitStack() as stack:
             search = BudgetSearch(self, model, context, stack, HIGHEST)
-            settled = point = search.uniform(steps[0].budget)
-            visited = []
+            point, visited = search.uniform(steps[0].budget), []
+            settled = Settled(point, 0)
             for step in track(steps, "allocate", total=len(steps)):
                 point = search.shifted(point, step.budget)
                 visited.append((step, point))
                 if step.number % SETTLED == 0:
-                    settled = point
+                    settled = Settled(point, step.turn)
                 point = search.step(point, settled, step.budget, step.turn, step.rate)
             at_target = [point for step, point in visited if step.budget == sparsity]
             candidates = {

@@ -21,6 +21,7 @@ from ecoflap.blocks.drifts import Drifts
 from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.walk import Visit, walk
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
@@ -40,12 +41,15 @@ class PropagatedTrial(TrialPruner):
         """
         super().__init__(model, context.pruner, [])
         self._context, self._dense = context, dense
-        self._batches = context.samples.batches(context.batch_size)
-        require_calls(model, self._batches, every_layer=True)
+        require_calls(model, context.samples.batches(context.batch_size), every_layer=True)
 
     @torch.no_grad()
-    def settle(self, keep: Mapping[str, int]) -> None:
+    def settle(self, keep: Mapping[str, int], calibration: CalibrationSet) -> None:
         """Prune the dense model layer by layer to the given counts, or the nearest that the mask can have.
+
+        Args:
+            keep: {layer: number of weights to keep}.
+            calibration: the samples to prune with.
 
         Raises:
             NumericalError: if the pruner can't compute with the weights or the inputs.
@@ -53,10 +57,10 @@ class PropagatedTrial(TrialPruner):
         """
         context, model, keep = self._context, self._model, self.fitted(keep)
         write_weights(model, self._dense)
-        self.groups = []
+        self.groups, batches = [], calibration.batches(context.batch_size)
         twin = DenseTwin() if context.propagate == "compensated" else None
         with quiet_forward(model.module):
-            for visit in walk(model, model.towers, self._batches, "prune", tokens=context.tokens, twin=twin):
+            for visit in walk(model, model.towers, batches, "prune", tokens=context.tokens, twin=twin):
                 self._prune_block(visit, keep)
 
     def _prune_block(self, visit: Visit, keep: Mapping[str, int]) -> None:

@@ -20,6 +20,7 @@ from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.towers import Block
@@ -88,8 +89,8 @@ class TrialPruner:
         for group in self.groups:
             self.write(group, self.solve(group, keep))
 
-    def settle(self, keep: Mapping[str, int]) -> None:
-        """Prune every layer to the given counts; inputs are those of the dense model and stay the same."""
+    def settle(self, keep: Mapping[str, int], calibration: CalibrationSet) -> None:
+        """Prune every layer to the given counts; its input is that of the dense model and stays the same."""
         self.prune(keep)
 
     def write(self, group: Group, weights: Sequence[Tensor]) -> None:

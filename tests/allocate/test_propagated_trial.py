@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 
+from ecoflap.allocate import budget_search
 from ecoflap.allocate.in_context import InContext
 from ecoflap.allocate.marginals import measure_marginals
-from ecoflap.allocate.propagated_trial import trial_as_used
+from ecoflap.allocate.propagated_trial import PropagatedTrial, trial_as_used
 from ecoflap.allocate.protocol import Context
 from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
@@ -45,12 +48,12 @@ def pruned(family: str, keep: Mapping[str, int], propagate: str, pruner: LayerPr
 @pytest.mark.parametrize("name", PRUNERS)
 @pytest.mark.parametrize("family", ["llama", "gpt2", "t5", "clip", "blip2_t5", "llava"])
 def test_a_trial_prunes_as_the_fine_stage_does(family: str, name: str, propagate: str) -> None:
-    model, pruner = tiny.build(family), PRUNERS[name]
+    model, pruner, calibration = tiny.build(family), PRUNERS[name], tiny.samples(family)
     keep, before = WaterFilling()(model, None, 0.5).keep, model.fingerprint()
     other = pruned(family, keep, propagate, pruner)
     with trial_as_used(model, context(family, propagate, pruner)) as trial:
-        trial.settle(WaterFilling()(model, None, 0.8).keep)  # a trial starts from the dense weights
-        trial.settle(keep)
+        trial.settle(WaterFilling()(model, None, 0.8).keep, calibration)  # from the dense weights
+        trial.settle(keep, calibration)
         for layer, expected in zip(model.layers, other.layers, strict=True):
             assert torch.equal(layer.weight, expected.weight), layer.name
         trial.prune(keep)
@@ -69,7 +72,7 @@ def test_marginals_equal_those_of_whole_runs_with_one_layer_changed(
     pruner, model, calibration = PRUNERS[name], tiny.build(family), tiny.samples(family)
     counts, batches = counts_around(model), loss_batches(model, calibration, 2)
     with trial_as_used(model, context(family, propagate, pruner)) as trial:
-        trial.settle(counts.keep)
+        trial.settle(counts.keep, calibration)
         found = measure_marginals(model, trial, counts, batches, recompute=True)
     at = pruned(family, counts.keep, propagate, pruner)
     total = torch.cat([at.loss(batch) for batch in batches]).sum() / len(calibration)
@@ -122,6 +125,36 @@ def test_runs_of_another_propagation_recall_nothing_of_each_other() -> None:
         assert memory.computed == before + 8
     QUICK(tiny.build("llama"), None, 0.6, replace(context("llama", "pruned"), recall=memory))
     assert memory.computed == 24, "from dense inputs in both cases"
+
+
+@pytest.mark.parametrize(("count", "seen"), [(9, 5), (8, 4), (3, 1), (2, 0), (1, 0)])
+def test_marginals_are_of_samples_that_the_trial_was_not_fitted_to(
+    count: int, seen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Half of the set at most is left out; of one or two samples, all are seen."""
+    fitted, overlaps = set[str](), list[int]()
+    settle, measure = PropagatedTrial.settle, budget_search.measure_marginals
+
+    def told_apart(tokens: torch.Tensor) -> set[str]:
+        return {str(row.tolist()) for row in tokens}
+
+    def watched(self: PropagatedTrial, keep: Mapping[str, int], given: CalibrationSet) -> None:
+        fitted.clear()
+        fitted.update(*(told_apart(sample["input_ids"][None]) for sample in given.samples))
+        settle(self, keep, given)
+
+    def measured(model: PrunableModel, trial: Any, counts: Any, batches: Any, recompute: bool) -> Any:
+        overlaps.append(sum(len(told_apart(batch["input_ids"]) & fitted) for batch in batches))
+        assert len(fitted) == (seen or count)
+        return measure(model, trial, counts, batches, recompute)
+
+    monkeypatch.setattr(PropagatedTrial, "settle", watched)
+    monkeypatch.setattr(budget_search, "measure_marginals", measured)
+    calibration = tiny.samples("llama", lengths=(7,) * count)
+    assert len({str(sample["input_ids"].tolist()) for sample in calibration.samples}) == count
+    QUICK(tiny.build("llama"), None, 0.6, replace(context("llama", "layer"), calibration=calibration))
+    assert len(overlaps) == 5
+    assert any(overlaps) == (count <= 2)
 
 
 def test_a_pruner_without_data_is_tried_as_ever() -> None:
