@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
-from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,30 +14,13 @@ from torch import Tensor
 from ecoflap.allocate.groups import group_layers, size_of
 from ecoflap.allocate.marginals import Counts, measure_marginals
 from ecoflap.allocate.options import InContextOptions
-from ecoflap.allocate.propagated_trial import propagates, trial_as_used
 from ecoflap.allocate.protocol import Context
-from ecoflap.allocate.trial import TrialPruner
+from ecoflap.allocate.trial import TrialPruner, trial_pruner
 from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.data.batch import Batch
-from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import descend, round_to_total, shift_to_budget
-
-SETTLED = 2
-"""Steps from one pass that measures the inputs of layers to the next, in a run that prunes layer by layer."""
-
-
-class Settled(NamedTuple):
-    """Where a run that prunes layer by layer has measured the inputs of layers.
-
-    Attributes:
-        point: the sparsities.
-        turn: the step that came next.
-    """
-
-    point: Tensor
-    turn: int
 
 
 class BudgetSearch:
@@ -69,7 +51,6 @@ class BudgetSearch:
         """
         self._options, self._model, self._context = options, model, context
         self._stack, self._varying = stack, context.pruner.rule.varying
-        self._settled: Settled | None = None
         # A mask n:M keeps at least one of every M weights; its check of the target has the same tolerance.
         self._highest = min(highest, 1 - 1 / self._varying + 1e-9) if self._varying else highest
         self._groups = group_layers(model.towers, options.granularity)
@@ -78,7 +59,7 @@ class BudgetSearch:
 
     @cached_property
     def _trial(self) -> TrialPruner:
-        return self._stack.enter_context(trial_as_used(self._model, self._context))
+        return self._stack.enter_context(trial_pruner(self._model, self._context))
 
     def uniform(self, budget: float) -> Tensor:
         """The same sparsity for all groups."""
@@ -92,28 +73,22 @@ class BudgetSearch:
         """Sparsities shifted to a budget, each at most ``highest``."""
         return shift_to_budget(point, self._sizes, budget, 0.0, self._highest)
 
-    def step(self, point: Tensor, settled: Settled, budget: float, turn: int, rate: float) -> Tensor:
+    def step(self, point: Tensor, budget: float, turn: int, rate: float) -> Tensor:
         """The sparsities after one step.
 
         Args:
             point: the sparsities now.
-            settled: where the inputs of layers are measured, if they depend on what is pruned.
             budget: of all groups together, before and after.
             turn: the number of the step, which decides on the samples.
             rate: half of the largest change of a sparsity.
         """
-        name: dict[str, Any] = {"step": turn, "sparsities": point.tolist()}
-        if propagates(self._context):
-            name |= {"propagate": self._context.propagate, "settled": [settled.point.tolist(), settled.turn]}
-        found = self._context.recall(name, partial(self._measure, point, settled, turn))
+        name = {"step": turn, "sparsities": point.tolist()}
+        found = self._context.recall(name, partial(self._measure, point, turn))
         following = descend(point, torch.tensor(found, dtype=torch.float64), self._sizes, rate)
         return self.shifted(following, budget)
 
-    def _measure(self, point: Tensor, settled: Settled, turn: int) -> list[float]:
+    def _measure(self, point: Tensor, turn: int) -> list[float]:
         """The marginal of each group: the fall of the loss per weight that it keeps in addition."""
-        if self._settled is not settled:
-            self._settle(settled.point, self._others(settled.turn))
-            self._settled = settled
         # A mask n:M has no count nearer than one more or one fewer of every M weights.
         band = max(self._options.band, 1 / self._varying if self._varying else 0.0)
         more, fewer = (point - band).clamp(0, 1), (point + band).clamp(0, 1)
@@ -128,27 +103,9 @@ class BudgetSearch:
 
     def _samples(self, turn: int) -> list[dict[str, Tensor]]:
         """The batches of a step: the next samples of the calibration set, from the first again at its end."""
-        calibration = self._context.samples
-        chosen = [calibration.samples[place] for place in self._places(turn, 1)]
+        calibration, count = self._context.samples, min(self._options.samples, len(self._context.samples))
+        chosen = [calibration.samples[(turn * count + place) % len(calibration)] for place in range(count)]
         return loss_batches(self._model, replace(calibration, samples=chosen), self._options.batch_size)
-
-    def _places(self, turn: int, turns: int) -> list[int]:
-        """The places of the samples of some steps in the calibration set."""
-        total = len(self._context.samples)
-        most = max(1, total // (2 * SETTLED)) if propagates(self._context) else total
-        count = min(self._options.samples, most)
-        return [place % total for place in range(turn * count, (turn + turns) * count)]
-
-    def _others(self, turn: int) -> CalibrationSet:
-        """The samples that the steps from one on, up to the next pass, leave to the pruner.
-
-        Weights that are fitted to samples tell little of the loss on others. All samples, where those that
-        are left would be none, or lack a kind.
-        """
-        calibration, taken = self._context.samples, set(self._places(turn, SETTLED))
-        others = [sample for place, sample in enumerate(calibration.samples) if place not in taken]
-        kinds, left = ({frozenset(sample) for sample in some} for some in (calibration.samples, others))
-        return replace(calibration, samples=others) if kinds == left else calibration
 
     def best(self, candidates: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """The candidate of least loss on all calibration samples, and the loss of each.
@@ -158,10 +115,7 @@ class BudgetSearch:
         """
         losses: dict[str, float] = {}
         for name, point in candidates.items():
-            key: dict[str, Any] = {"loss": point.tolist()}
-            if propagates(self._context):
-                key["propagate"] = self._context.propagate
-            found = self._context.recall(key, partial(self._loss, point))
+            found = self._context.recall({"loss": point.tolist()}, partial(self._loss, point))
             losses[name] = math.inf if found is None else found
         least = min(losses, key=losses.__getitem__)
         if not math.isfinite(losses[least]):
@@ -173,13 +127,9 @@ class BudgetSearch:
 
     def _loss(self, point: Tensor) -> float | None:
         """The mean loss at some sparsities; None if it is not finite."""
-        self._settle(point, self._context.samples)
+        self._trial.prune(self.counts(point))
         loss = self._trial.loss(self._all_batches)
         return loss if math.isfinite(loss) else None
-
-    def _settle(self, point: Tensor, calibration: CalibrationSet) -> None:
-        self._settled = None
-        self._trial.settle(self.counts(point), calibration)
 
     @cached_property
     def _all_batches(self) -> Sequence[Batch]:

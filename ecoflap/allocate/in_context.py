@@ -11,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
-from ecoflap.allocate.budget_search import SETTLED, BudgetSearch, Settled
+from ecoflap.allocate.budget_search import BudgetSearch
 from ecoflap.allocate.options import InContextOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
 from ecoflap.blocks.footprint import Footprint
@@ -60,7 +60,7 @@ class InContext(InContextOptions, Allocator):
     @property
     def footprint(self) -> Footprint:
         """A backward pass beside the dense weights and the directions of all layers."""
-        return Footprint("backward", layers=3, trials=2, as_used=True, batch_size=self.batch_size)
+        return Footprint("backward", layers=3, trials=2, batch_size=self.batch_size)
 
     def check(self, sparsity: float) -> None:
         """Refuse an impossible target before any work is done.
@@ -94,13 +94,10 @@ class InContext(InContextOptions, Allocator):
         with ExitStack() as stack:
             search = BudgetSearch(self, model, context, stack, HIGHEST)
             point, visited = search.uniform(steps[0].budget), []
-            settled = Settled(point, 0)
             for step in track(steps, "allocate", total=len(steps)):
                 point = search.shifted(point, step.budget)
                 visited.append((step, point))
-                if step.number % SETTLED == 0:
-                    settled = Settled(point, step.turn)
-                point = search.step(point, settled, step.budget, step.turn, step.rate)
+                point = search.step(point, step.budget, step.turn, step.rate)
             at_target = [point for step, point in visited if step.budget == sparsity]
             candidates = {
                 "last": point,

@@ -34,8 +34,6 @@ class Context:
         batch_size: samples per forward pass of the fine stage.
         seed: seed of all random draws.
         tokens: which tokens count in statistics, see ``ecoflap.blocks.token_choice.choose_tokens``.
-        propagate: what comes before a layer when the fine stage measures its inputs, see
-            ``ecoflap.prune.driver.prune``.
         recall: reads an intermediate result (plain JSON values) that an earlier run of the same model,
             samples, pruner and allocator has stored under a name, or computes and stores it.
     """
@@ -45,7 +43,6 @@ class Context:
     batch_size: int
     seed: int
     tokens: str = "all"
-    propagate: str = "pruned"
     recall: Recall = compute_again
 
     @property

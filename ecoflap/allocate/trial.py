@@ -20,7 +20,6 @@ from ecoflap.blocks.layer_calls import require_calls
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
-from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.towers import Block
@@ -79,7 +78,8 @@ class TrialPruner:
         Raises:
             UserError: if there are none.
         """
-        sizes = {layer.name: layer.size for layer in self._model.layers if layer.name in keep}
+        layers = [layer for group in self.groups for layer in group.layers if layer.name in keep]
+        sizes = {layer.name: layer.size for layer in layers}
         sparsity = 1 - sum(keep.values()) / sum(sizes.values())
         return self._pruner.fitted(Allocation(dict(keep), sizes, sparsity, LAYER)).keep
 
@@ -88,10 +88,6 @@ class TrialPruner:
         keep = self.fitted(keep)
         for group in self.groups:
             self.write(group, self.solve(group, keep))
-
-    def settle(self, keep: Mapping[str, int], calibration: CalibrationSet) -> None:
-        """Prune every layer to the given counts; its input is that of the dense model and stays the same."""
-        self.prune(keep)
 
     def write(self, group: Group, weights: Sequence[Tensor]) -> None:
         """Replace the weights of a group's layers, [rows, cols] each."""
@@ -140,17 +136,11 @@ def restoring(model: PrunableModel) -> Iterator[dict[Layer, Tensor]]:
     try:
         yield copies
     finally:
-        write_weights(model, copies)
-
-
-def write_weights(model: PrunableModel, weights: Mapping[Layer, Tensor]) -> None:
-    """Replace the weights of all layers, [rows, cols] each."""
-    placement = model.placement
-    for block in blocks_of(model.towers):
-        with placement.using(block):
-            for layer in block.layers:
-                layer.write(weights[layer])
-            placement.changed(block)
+        for block in blocks:
+            with placement.using(block):
+                for layer in block.layers:
+                    layer.write(copies[layer])
+                placement.changed(block)
 
 
 def idle_device(model: PrunableModel) -> torch.device:

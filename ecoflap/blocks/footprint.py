@@ -26,7 +26,6 @@ class Footprint:
         trials: copies of all layers in the model's dtype, of a part that prunes in trials; the pruner's
             statistics of all layers' inputs come in addition. They are on the model's device, or on the CPU
             with an offloaded model.
-        as_used: whether its trials prune layer by layer where the run does.
         batch_size: samples per pass; None for the run's own.
         float32: the weights are held in fp32, whatever the model's dtype.
         beside_dense: the dense tower runs beside the pruned one, with hidden states, a statistic and a
@@ -39,7 +38,6 @@ class Footprint:
     layers: int = 0
     copies: int = 0
     trials: int = 0
-    as_used: bool = False
     batch_size: int | None = None
     float32: bool = False
     beside_dense: bool = False

@@ -78,7 +78,11 @@ def prune_together(
     Raises:
         NumericalError: if a weight is not finite, before or after, or a mask misses its count.
     """
-    dense = weights_to_prune(layers, statistic, drifts)
+    dense = [layer.matrix().clone() for layer in layers]
+    if drifts is not None:
+        assert isinstance(statistic, Gram)
+        streams = [drifts.streams.get(layer) for layer in layers]
+        dense = compensate(dense, statistic.value, drifts.inputs, streams)
     results = solve_layers(layers, dense, statistic, pruner, allocation.keep)
     for layer, before, pruned in zip(layers, dense, results, strict=True):
         if pruned.note:
@@ -91,24 +95,6 @@ def prune_together(
         report.errors[layer.name] = None if known is None else _relative_error(known, before, after)
         if layer.is_expert and statistic is not None:
             report.tokens[layer.name] = 0 if known is None else known.tokens
-
-
-def weights_to_prune(
-    layers: Sequence[Layer], statistic: Statistic | None, drifts: Drifts | None
-) -> list[Tensor]:
-    """Copies of the weights [rows, cols] of dense layers that share a statistic, compensated for the drifts.
-
-    Args:
-        layers: the layers.
-        statistic: of the input that they read, a Gram matrix where there are drifts.
-        drifts: of the input and of residual streams from those in the dense model; None for dense weights.
-    """
-    dense = [layer.matrix().clone() for layer in layers]
-    if drifts is None:
-        return dense
-    assert isinstance(statistic, Gram)
-    streams = [drifts.streams.get(layer) for layer in layers]
-    return compensate(dense, statistic.value, drifts.inputs, streams)
 
 
 def solve_layers(

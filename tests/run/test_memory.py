@@ -123,17 +123,6 @@ def test_allocating_in_trials(model: PrunableModel, allocator: Allocator, pruner
     assert taken / 2 < need.states + need.work < 2 * taken
 
 
-@pytest.mark.parametrize("propagate", ["layer", "compensated"])
-def test_allocating_in_trials_of_the_runs_own_propagation(model: PrunableModel, propagate: str) -> None:
-    calibration, pruner = tokens(SAMPLES, 64, 256), ADMM()
-    allocator = InContext(samples=4, batch_size=4, steps=1, ramp_steps=1)
-    cost = sample_cost(model, calibration)
-    need, _ = memory_plan(model, cost, SAMPLES, BATCH, None, pruner, allocator.footprint, propagate)
-    context = Context(pruner, calibration, BATCH, 0, propagate=propagate)
-    taken = alive(lambda: allocator(model, None, 0.6, context))
-    assert taken / 2 < need.states + need.work < 2 * taken
-
-
 def test_statistics_of_trials_are_on_the_cpu_with_an_offloaded_model(model: PrunableModel) -> None:
     cost = sample_cost(model, tokens(SAMPLES, 64, 256))
     placement = Placement()

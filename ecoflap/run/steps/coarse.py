@@ -144,7 +144,6 @@ def allocate(plan: Plan, model: PrunableModel, state: RunState) -> None:
         plan.config.batch_size,
         plan.config.seed,
         plan.config.tokens,
-        plan.config.propagate,
         # One line per step of an allocation would bury the others.
         recall=partial(_recall, replace(plan.store, level=logging.DEBUG), plan, model, state),
     )

@@ -80,25 +80,19 @@ def memory_plan(
         need = _need(model, "score", scorer.footprint, cost, samples, scorer.batch_size)
         needs.append(replace(need, batch_size="score.batch_size"))
     if allocating is not None:
-        beside, own = _with_trials(allocating, pruner.footprint, propagate), allocating.batch_size
+        beside, own = _with_trials(allocating, pruner.footprint), allocating.batch_size
         need = _need(model, "allocate", beside, cost, samples, own or batch_size)
         needs.append(replace(need, batch_size="batch_size" if own is None else "allocation.batch_size"))
     pruning = replace(pruner.footprint, beside_dense=propagate == "compensated")
     return [*needs, _need(model, "prune", pruning, cost, samples, batch_size)]
 
 
-def _with_trials(allocating: Footprint, pruning: Footprint, propagate: str) -> Footprint:
-    """The footprint of an allocation, with the pruner's statistic and workspace if it prunes in trials.
-
-    Trials that compensate keep the compensated weights of all layers, and run the dense tower beside.
-    """
+def _with_trials(allocating: Footprint, pruning: Footprint) -> Footprint:
+    """The footprint of an allocation, with the pruner's statistic and workspace if it prunes in trials."""
     if not allocating.trials:
         return allocating
     layers = max(allocating.layers, pruning.layers)
-    found = replace(allocating, statistic=pruning.statistic, layers=layers)
-    if allocating.as_used and propagate == "compensated":
-        found = replace(found, trials=found.trials + 1, beside_dense=True)
-    return found
+    return replace(allocating, statistic=pruning.statistic, layers=layers)
 
 
 def _need(
@@ -122,8 +116,7 @@ def _need(
         work = min(pairs * pair, max(pair, SATURATION))
     states = batch * cost.outputs
     if footprint.trials:  # the statistics are gathered block by block
-        waiting = (samples if model.placement.kind == "none" else batch) * cost.states
-        states = max(states, 2 * waiting if footprint.beside_dense else waiting)
+        states = max(states, (samples if model.placement.kind == "none" else batch) * cost.states)
     return Need(step, weights, states, work + held, wide=wide)
 
 
