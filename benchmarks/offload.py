@@ -1,10 +1,12 @@
-"""The row of disk offload: a run from safetensors shards into safetensors shards, in processes of their
-own.
+"""The rows of disk offload: a run from safetensors shards into safetensors shards, and passes that read the
+next block ahead, in processes of their own.
 """
 
 from __future__ import annotations
 
+import os
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,13 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from benchmarks.measure import Row, in_child
+from benchmarks.measure import Row, in_child, medians
 from benchmarks.models import smollm2, tokens
 from ecoflap.blocks.capture import Flow
 from ecoflap.models.core.prunable import quiet_forward
+from ecoflap.models.families.language.causal_lm import CausalLM
+from ecoflap.models.loading.loader import Selection
+from ecoflap.models.offload.load import load_offloaded
 from ecoflap.score.pass_size import LiveBytes
 
 SAMPLES, LENGTH, BATCH = 16, 256, 8
@@ -94,6 +99,38 @@ def run(folder: str, offload: str) -> dict[str, Any]:
     return {}
 
 
+def passes(folder: str, runs: int, cached: bool) -> dict[str, Any]:
+    """Wall-clock seconds of forward passes with and without the next block read ahead, in turns, the median;
+    and whether the losses are the same. The pages of the files are forgotten before each pass that is to read
+    them from the disk.
+    """
+    torch.set_num_threads(1)
+    loader, work = CausalLM(path=f"{folder}/model"), Path(folder) / "work"
+    model = load_offloaded(loader, torch.device("cpu"), Selection(), "disk", work)
+    batch, files = tokens(2, LENGTH, 49152).batches(2)[0], sorted(Path(folder, "model").glob("*.safetensors"))
+    seconds: dict[str, list[float]] = {"without": [], "ahead": []}
+    losses = []
+    with quiet_forward(model.module), torch.no_grad():
+        for _ in range(runs + 1):
+            for side, taken in seconds.items():
+                model.placement.reads_ahead = side == "ahead"
+                if not cached:
+                    forget(files)
+                started = time.perf_counter()
+                losses.append(model.loss(batch))
+                taken.append(time.perf_counter() - started)
+    same = all(torch.equal(loss, losses[0]) for loss in losses)
+    return {"same": same, **medians({side: taken[1:] for side, taken in seconds.items()})}
+
+
+def forget(files: list[Path]) -> None:
+    """Take files out of the page cache."""
+    for path in files:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def same_weights(one: Path, other: Path) -> bool:
     """Whether two checkpoint folders hold the same weights, bit for bit; tied ones may be stored once."""
     first, second = _tensors(one), _tensors(other)
@@ -109,7 +146,6 @@ def _tensors(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def rows(runs: int) -> Iterator[Row]:
-    del runs
     with tempfile.TemporaryDirectory() as folder:
         sizes = in_child("benchmarks.offload:prepare", folder=folder)
         idle = in_child("benchmarks.offload:baseline")["peak_bytes"]
@@ -118,6 +154,10 @@ def rows(runs: int) -> Iterator[Row]:
             for kind in ("none", "disk")
         }
         same = same_weights(Path(folder) / "none" / "checkpoint", Path(folder) / "disk" / "checkpoint")
+        read = {
+            where: in_child("benchmarks.offload:passes", folder=folder, runs=max(runs, 5), cached=cached)
+            for where, cached in (("from the page cache", True), ("from the disk", False))
+        }
     share = (peaks["disk"] - sizes["activation_bytes"]) / sizes["model_bytes"]
     megabytes = {kind: peak / 2**20 for kind, peak in peaks.items()}
     details = {"baseline_bytes": idle, **sizes}
@@ -132,3 +172,15 @@ def rows(runs: int) -> Iterator[Row]:
         "same weights bit for bit" if same else "WEIGHTS DIFFER",
         details,
     )
+    for where, found in read.items():
+        yield Row(
+            f"disk offload, SmolLM2, a pass of 2 x {LENGTH}, blocks {where}, wall clock",
+            "without reading the next block ahead",
+            "s",
+            found["without"],
+            found["ahead"],
+            found["without"] / found["ahead"],
+            None,
+            "same losses bit for bit" if found["same"] else "LOSSES DIFFER",
+            found,
+        )
