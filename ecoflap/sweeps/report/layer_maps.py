@@ -77,11 +77,8 @@ def plot_layers(maps: Maps, label: str, colours: str) -> Figure:
     towers = list(dict.fromkeys(tower for row in maps.values() for tower in row))
     blocks = [max(row[tower].values.shape[1] for row in maps.values() if tower in row) for tower in towers]
     kinds = [max(len(one.kinds) for one in row.values()) for row in maps.values()]
-    finite = np.concatenate(
-        [one.values[np.isfinite(one.values)] for row in maps.values() for one in row.values()]
-    )
-    low, high = float(finite.min()), float(finite.max())
-    scale = (low, high) if high - low > 0.01 else (low - 0.02, high + 0.02)  # rounding has no colour
+    figures = np.concatenate([one.values.ravel() for row in maps.values() for one in row.values()])
+    scale = _scale(figures[np.isfinite(figures)])
     width = min(max(WIDTH, 1.1 * len(towers) + 0.11 * sum(blocks)), 13)
     figure = new_figure(width, 1.0 + sum(0.42 + 0.19 * count for count in kinds))
     grid = figure.subplots(
@@ -98,7 +95,7 @@ def plot_layers(maps: Maps, label: str, colours: str) -> Figure:
         )
         for axes, tower in zip(axes_of_row, towers, strict=True):
             if tower in row:
-                drawn = _draw(axes, row[tower], tower, colours, scale)
+                drawn = _draw(axes, row[tower], tower, colours, scale, len(figures))
             else:
                 axes.set_axis_off()
     bar = figure.colorbar(drawn, ax=grid, orientation="horizontal", aspect=40, shrink=0.8, pad=0.02)
@@ -106,8 +103,18 @@ def plot_layers(maps: Maps, label: str, colours: str) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, one: LayerMap, tower: str, colours: str, scale: tuple[float, float]) -> QuadMesh:
-    drawn = heat_map(axes, one.values, colours, *scale)
+def _scale(figures: Array) -> tuple[float, float]:
+    """The values of the first and the last colour; differences below one percent, of rounding, have none."""
+    if not len(figures):
+        return 0.0, 1.0
+    low, high = float(figures.min()), float(figures.max())
+    return (low, high) if high - low > 0.01 * high else (low - 0.02, high + 0.02)
+
+
+def _draw(
+    axes: Axes, one: LayerMap, tower: str, colours: str, scale: tuple[float, float], cells: int
+) -> QuadMesh:
+    drawn = heat_map(axes, one.values, colours, scale, cells)
     axes.set_title(tower, fontsize=9)
     axes.set_yticks(range(len(one.kinds)), _short(one.kinds), fontsize=8.5)
     axes.xaxis.set_major_locator(MaxNLocator(min(8, one.values.shape[1]), integer=True, min_n_ticks=1))

@@ -92,3 +92,17 @@ def test_one_scale_for_all_maps_and_shapes_on_the_page(tmp_path: Path) -> None:
     plot = plot[: plot.index("</figure>")]
     assert plot.count("#fde725") >= 2  # the last colour of the map
     assert len(re.findall("<path", plot)) > 12
+
+
+def test_a_page_of_many_methods_on_a_large_model_stays_small(tmp_path: Path) -> None:
+    for index in range(12):
+        blocks = {"vision": [0.4 + index / 100] * 39, "text": [0.5 + index / 100] * 48}
+        write_run(tmp_path, str(index), 70.0, blocks=blocks, allocation__cap=index / 12)
+    assert main([str(tmp_path)]) == 0
+    assert (tmp_path / "report" / "index.html").stat().st_size < 1e6
+
+
+def test_errors_that_are_not_finite_are_blank(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", 70.0, record=record({"layers.0.q.weight": (0.5, float("nan"))}))
+    maps = maps_of(section_of(tmp_path), "error")[1]
+    assert plot_layers(maps, "error", "magma").axes[0].collections
