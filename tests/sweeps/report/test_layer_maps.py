@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -106,3 +107,14 @@ def test_errors_that_are_not_finite_are_blank(tmp_path: Path) -> None:
     write_run(tmp_path, "a", 70.0, record=record({"layers.0.q.weight": (0.5, float("nan"))}))
     maps = maps_of(section_of(tmp_path), "error")[1]
     assert plot_layers(maps, "error", "magma").axes[0].collections
+
+
+def test_long_names_of_methods_leave_the_maps_their_room(tmp_path: Path) -> None:
+    blocks = {"vision": [0.5, 0.6], "encoder": [0.5, 0.6], "decoder": [0.5, 0.6]}
+    write_run(tmp_path, "a", 70.0, blocks=blocks)
+    (towers,) = maps_of(section_of(tmp_path), "sparsity")[1].values()
+    figure = plot_layers({"a rather long name, " * 5: towers}, "sparsity", "viridis")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.draw_without_rendering()
+    assert all(axes.get_window_extent().width > 50 for axes in figure.axes[:3])
