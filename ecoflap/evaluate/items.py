@@ -28,7 +28,7 @@ class Items:
 
     Attributes:
         metric: the metric that the scores are the items' shares of.
-        scores: the score of each item.
+        scores: the score of each item; empty if the metric is no mean over items, such as CIDEr.
         exponential: whether the metric is exp of the scores' mean, not their mean in percent.
         answers: what the model answered to each item, in words; empty if it wrote none.
         examples: the items; empty if they have no pictures.
@@ -76,11 +76,12 @@ def write_items(file: Path, dense: dict[str, Any] | None, pruned: Items) -> None
 
 
 def _examples(dense: dict[str, Any], pruned: Items) -> list[dict[str, Any]]:
-    """The examples whose score fell most, then those with another answer, then others."""
+    """The examples whose score fell most; of equal ones, those whose answers share the fewest words."""
 
-    def change(place: int) -> tuple[float, bool]:
-        fallen = dense["scores"][place] - pruned.scores[place]
-        return fallen, dense["answers"][place] != pruned.answers[place]
+    def change(place: int) -> tuple[float, float]:
+        fallen = dense["scores"][place] - pruned.scores[place] if pruned.scores else 0.0
+        before, after = (set(answers[place].split()) for answers in (dense["answers"], pruned.answers))
+        return fallen, -len(before & after) / max(len(before | after), 1)
 
     places = sorted(range(len(pruned.examples)), key=change, reverse=True)[:SHOWN]
     return [

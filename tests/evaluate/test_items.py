@@ -43,6 +43,20 @@ def test_examples_whose_answer_became_wrong_come_first(tmp_path: Path, pictures:
     assert found["dense"] == [1.0] * 19 + [0.0]
 
 
+def test_of_captions_without_scores_those_that_share_the_fewest_words_come_first(
+    tmp_path: Path, pictures: list[Example]
+) -> None:
+    dense = Items("cider", (), answers=["a red cat"] * 20, examples=pictures)
+    answers = ["a red cat"] * 20
+    answers[4], answers[9] = "a red dog", "two birds"
+    write_items(
+        tmp_path / "items.json", dense.to_json(), Items("cider", (), answers=answers, examples=pictures)
+    )
+    found = read(tmp_path / "items.json")
+    assert [one["pruned"] for one in found["examples"][:3]] == ["two birds", "a red dog", "a red cat"]
+    assert found["pruned"] == []
+
+
 @pytest.mark.parametrize("scores", [None, [1.0]])
 def test_without_the_dense_scores_of_the_same_items_no_example_is_kept(
     tmp_path: Path, pictures: list[Example], scores: list[float] | None

@@ -15,6 +15,7 @@ from ecoflap.data.example import Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import fingerprint, parts, spread
+from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -113,8 +114,11 @@ class CaptioningEvaluation:
         """
         model.module.eval()
         generation = Generation(self.task.beams, self.task.max_new_tokens, self.task.min_new_tokens)
-        batches = parts(self._examples(), self.task.batch_size)
+        examples = self._examples()
+        batches = parts(examples, self.task.batch_size)
         captions = prediction_log.run(batches, lambda batch: self.interface.answer(model, batch, generation))
+        shown = [Example(target="".join(one.captions[:1]), image=one.image) for one in self.pictures]
+        prediction_log.note(Items("cider", (), answers=captions, examples=shown))
         references = self.metrics.words([one.captions for one in self.pictures])
         predictions = self.metrics.words([[caption] for caption in captions])
         scorers = self.metrics.scorers()

@@ -147,7 +147,7 @@ class ClassificationEvaluation:
         best = prediction_log.run(parts(self.pictures.examples, self.task.batch_size), five_best)
         first = [row[0] for row in best]
         hits = [one == right for one, right in zip(first, self.right, strict=True)]
-        prediction_log.note(Items("accuracy", hits))
+        prediction_log.note(self._items(first, hits))
         return {
             "accuracy": percent(hits),
             "top_5": percent([right in row for row, right in zip(best, self.right, strict=True)]),
@@ -155,6 +155,14 @@ class ClassificationEvaluation:
             "images": len(best),
             "accuracy_stderr": 100 * error_of_mean(hits),
         }
+
+    def _items(self, found: Sequence[int], hits: Sequence[bool]) -> Items:
+        names = self.interface.names if self.classes is None else self.classes.names
+        examples = [
+            replace(one, target=names[right])
+            for one, right in zip(self.pictures.examples, self.right, strict=True)
+        ]
+        return Items("accuracy", hits, answers=[names[one] for one in found], examples=examples)
 
     def _logits(self, model: PrunableModel, batch: list[Example], texts: Tensor | None) -> Tensor:
         """Logits of the classes, [pictures, classes]."""

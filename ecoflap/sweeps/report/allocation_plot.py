@@ -88,6 +88,7 @@ def _draw_maps(lines: Lines, counts: Mapping[str, int]) -> Figure:
         for tower in counts
         for value in line.means(tower)
     )
+    total = sum(counts.values()) * sum(map(len, lines.values()))
     longest = max(len(line.label) for members in lines.values() for line in members)
     heights = [0.35 + 0.2 * len(members) for members in lines.values()]
     figure, grid = _panels(counts, heights, side=min(0.6 + 0.075 * longest, 4))
@@ -97,7 +98,7 @@ def _draw_maps(lines: Lines, counts: Mapping[str, int]) -> Figure:
             for index, line in enumerate(members):
                 means = line.means(tower)
                 cells[index, : len(means)] = np.subtract(means, target)
-            drawn = heat_map(axes, cells, "PuOr_r", -furthest, furthest)
+            drawn = heat_map(axes, cells, "PuOr_r", (-furthest, furthest), total)
         row[0].set_yticks(range(len(members)), [_shortened(line.label) for line in members], fontsize=8)
         row[0].set_ylabel(f"target {target:g}")
     bar = figure.colorbar(drawn, ax=grid, orientation="horizontal", aspect=45, shrink=0.6, pad=0.02)

@@ -87,8 +87,8 @@ def plot_costs(costs: Costs) -> Figure:
             start += row[step].seconds
     time.set_yticks(range(len(labels)), labels)
     time.set_ylim(len(labels) - 0.45, -0.55)
-    time.set_xlabel("seconds")
-    memory.set_xlabel("peak memory, GiB")
+    time.set_xlabel("wall-clock time, s")
+    memory.set_xlabel("peak memory,\nGiB")
     memory.set_xlim(0, 1.08 * max(cost.gibibytes for row in costs.values() for cost in row.values()))
     for axes in (time, memory):
         axes.grid(axis="y", visible=False)

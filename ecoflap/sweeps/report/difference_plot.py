@@ -48,7 +48,7 @@ def plot_differences(table: MetricTable, rows: Sequence[Row], ranks: dict[Any, i
         axes.grid(axis="y", visible=False)
     grid[0].set_yticks(range(len(rows)), labels, fontsize=9)
     grid[0].set_ylim(len(rows) - 0.5, -0.5)
-    unit = "" if table.smaller_is_better else " points"
+    unit = {"%": ", percentage points", "nats": ", nats"}.get(table.unit, "")
     figure.supxlabel(f"difference in {table.metric}{unit} ({table.direction})", fontsize=10)
     return figure
 

@@ -77,28 +77,26 @@ def plot_layers(maps: Maps, label: str, colours: str) -> Figure:
     towers = list(dict.fromkeys(tower for row in maps.values() for tower in row))
     blocks = [max(row[tower].values.shape[1] for row in maps.values() if tower in row) for tower in towers]
     kinds = [max(len(one.kinds) for one in row.values()) for row in maps.values()]
-    finite = np.concatenate(
-        [one.values[np.isfinite(one.values)] for row in maps.values() for one in row.values()]
-    )
-    low, high = float(finite.min()), float(finite.max())
-    scale = (low, high) if high - low > 0.01 else (low - 0.02, high + 0.02)  # rounding has no colour
+    figures = np.concatenate([one.values.ravel() for row in maps.values() for one in row.values()])
+    scale = _scale(figures[np.isfinite(figures)])
     width = min(max(WIDTH, 1.1 * len(towers) + 0.11 * sum(blocks)), 13)
-    figure = new_figure(width, 1.0 + sum(0.42 + 0.19 * count for count in kinds))
+    figure = new_figure(width, 1.0 + sum(0.5 + 0.19 * count for count in kinds))
     grid = figure.subplots(
         len(maps), len(towers), squeeze=False, height_ratios=kinds, width_ratios=_widths(blocks)
     )
     for axes_of_row, (name, row) in zip(grid, maps.items(), strict=True):
-        axes_of_row[0].annotate(
-            wrapped(name, 70),
+        heading = axes_of_row[0].annotate(
+            wrapped(name, 70).split("\n")[0],
             (0, 1),
-            (0, 16),
+            (0, 17),
             xycoords="axes fraction",
             textcoords="offset points",
             fontsize=9.5,
         )
+        heading.set_in_layout(False)  # it may be wider than its column, over the room in the titles
         for axes, tower in zip(axes_of_row, towers, strict=True):
             if tower in row:
-                drawn = _draw(axes, row[tower], tower, colours, scale)
+                drawn = _draw(axes, row[tower], tower, colours, scale, len(figures))
             else:
                 axes.set_axis_off()
     bar = figure.colorbar(drawn, ax=grid, orientation="horizontal", aspect=40, shrink=0.8, pad=0.02)
@@ -106,9 +104,19 @@ def plot_layers(maps: Maps, label: str, colours: str) -> Figure:
     return figure
 
 
-def _draw(axes: Axes, one: LayerMap, tower: str, colours: str, scale: tuple[float, float]) -> QuadMesh:
-    drawn = heat_map(axes, one.values, colours, *scale)
-    axes.set_title(tower, fontsize=9)
+def _scale(figures: Array) -> tuple[float, float]:
+    """The values of the first and the last colour; differences below one percent, of rounding, have none."""
+    if not len(figures):
+        return 0.0, 1.0
+    low, high = float(figures.min()), float(figures.max())
+    return (low, high) if high - low > 0.01 * high else (low - 0.02, high + 0.02)
+
+
+def _draw(
+    axes: Axes, one: LayerMap, tower: str, colours: str, scale: tuple[float, float], cells: int
+) -> QuadMesh:
+    drawn = heat_map(axes, one.values, colours, scale, cells)
+    axes.set_title(f"\n{tower}", fontsize=9)
     axes.set_yticks(range(len(one.kinds)), _short(one.kinds), fontsize=8.5)
     axes.xaxis.set_major_locator(MaxNLocator(min(8, one.values.shape[1]), integer=True, min_n_ticks=1))
     axes.set_xlabel("block", fontsize=8.5)
@@ -167,11 +175,11 @@ def _equal(one: Mapping[str, LayerMap], other: Mapping[str, LayerMap]) -> bool:
 
 
 def _name(group: Sequence[Method]) -> str:
-    """The coarse stage that the methods share, or all their names."""
+    """The coarse stage that the methods share, or the name of the first and how many more there are."""
+    if len(group) == 1:
+        return group[0].label
     coarse = {method.coarse for method in group}
-    return (
-        coarse.pop() if len(group) > 1 and len(coarse) == 1 else " = ".join(method.label for method in group)
-    )
+    return coarse.pop() if len(coarse) == 1 else f"{group[0].label} and {len(group) - 1} more"
 
 
 def _short(kinds: Sequence[str]) -> list[str]:

@@ -57,7 +57,7 @@ def _against_sparsity(table: MetricTable, ranks: dict[Any, int]) -> Figure:
     _scale(axes, table, "y")
     axes.set_xticks(table.sparsities, [f"{sparsity:g}" for sparsity in table.sparsities])
     axes.set_xlabel(_with_unshown(f"{_kind(table)}: share of the prunable weights removed", table))
-    axes.set_ylabel(f"{table.metric} ({table.direction})")
+    axes.set_ylabel(table.label)
     legend_below(figure, handles, [method.label for method in table.cells])
     return figure
 
@@ -73,8 +73,7 @@ def _by_method(table: MetricTable, ranks: dict[Any, int]) -> Figure:
     axes.set_ylim(len(labels) - 0.4, -0.6)  # first method on top, as in the table
     _dense_line(axes, table, "x")
     _scale(axes, table, "x")
-    label = f"{table.metric} at sparsity {table.sparsities[0]:g} ({table.direction})"
-    axes.set_xlabel(_with_unshown(label, table))
+    axes.set_xlabel(_with_unshown(f"{table.label}, at sparsity {table.sparsities[0]:g}", table))
     return figure
 
 

@@ -14,6 +14,7 @@ from ecoflap.storage.results.record import COUNTS, first_metric
 from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.sections import Section
 
+PERCENT = {"accuracy", "recall", "top"}
 SMALLER_IS_BETTER = {"perplexity", "ppl", "loss", "nll", "error", "wer", "mae", "mse", "bits", "brier", "ece"}
 
 
@@ -71,7 +72,23 @@ class MetricTable:
     @property
     def smaller_is_better(self) -> bool:
         """Whether smaller is better, by the words of the metric's name."""
-        return not SMALLER_IS_BETTER.isdisjoint(re.split(r"[^a-z]+", self.metric.lower()))
+        return not SMALLER_IS_BETTER.isdisjoint(self._words)
+
+    @property
+    def unit(self) -> str:
+        """The metric's unit, by the words of its name; empty if it has none."""
+        if not PERCENT.isdisjoint(self._words):
+            return "%"
+        return "nats" if self.metric == "loss" else ""
+
+    @property
+    def label(self) -> str:
+        """The metric with its unit and direction, for an axis."""
+        return f"{self.metric}{', ' * bool(self.unit)}{self.unit} ({self.direction})"
+
+    @property
+    def _words(self) -> list[str]:
+        return re.split(r"[^a-z]+", self.metric.lower())
 
     @property
     def direction(self) -> str:

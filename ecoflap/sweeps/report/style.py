@@ -27,7 +27,7 @@ COLOURS = ("#0072b2", "#d55e00", "#3399aa", "#aa4455", "#7788ff", "#4444ff")
 WIDTH = 5.2
 """Width of a figure in inches; its words stay legible on a phone, and several fit on a page side by side."""
 MANY = 2000
-"""The most cells of a heat map that a page holds as shapes; more are an image."""
+"""The most cells of heat maps in a figure that are shapes; more are images, which take less of a page."""
 MARKERS = "osD^vPX"
 DASHES = ("-", (0, (5, 2)), (0, (1, 1.5)), (0, (5, 1.5, 1, 1.5)))
 STYLE: Any = {
@@ -93,26 +93,27 @@ def legend_below(figure: Figure, handles: Sequence[Any], labels: Sequence[str]) 
     figure.legend(handles, lines, loc="outside lower left", ncols=columns)
 
 
-def heat_map(axes: Axes, values: NDArray[Any], colours: str, low: float, high: float) -> QuadMesh:
+def heat_map(
+    axes: Axes, values: NDArray[Any], colours: str, scale: tuple[float, float], cells: int
+) -> QuadMesh:
     """Draw a cell per value [rows, cols], the first row on top; NaN is left blank.
 
     Args:
         axes: where to draw.
         values: the values.
         colours: the colour map.
-        low: the value of its first colour.
-        high: the value of its last one.
+        scale: the values of its first and last colour.
+        cells: number of cells in the whole figure.
     """
     rows, columns = values.shape
     edges = (np.arange(columns + 1) - 0.5, np.arange(rows + 1) - 0.5)
-    many = values.size > MANY
     drawn = axes.pcolormesh(
         *edges,
         np.ma.masked_invalid(values),
         cmap=colours,
-        vmin=low,
-        vmax=high,
-        rasterized=many,
+        vmin=scale[0],
+        vmax=scale[1],
+        rasterized=cells > MANY,
         edgecolors="face",
         linewidth=0.1,
     )

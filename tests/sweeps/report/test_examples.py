@@ -44,7 +44,7 @@ def test_the_examples_are_those_of_the_best_method_at_the_highest_sparsity(tmp_p
     assert "mild&gt;?" not in html
     assert "worse&gt;?" not in html
     assert html.count(f'<img src="{DOT}" alt=""') == 1
-    assert re.search(r"dense: red ✓<br>pruned: blue</p>", html)
+    assert re.search(r"dense: red&nbsp;✓<br>pruned: blue</p>", html)
 
 
 def test_a_text_is_coloured_by_the_loss_of_each_token_of_both_models(tmp_path: Path) -> None:

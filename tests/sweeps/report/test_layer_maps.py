@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +93,28 @@ def test_one_scale_for_all_maps_and_shapes_on_the_page(tmp_path: Path) -> None:
     plot = plot[: plot.index("</figure>")]
     assert plot.count("#fde725") >= 2  # the last colour of the map
     assert len(re.findall("<path", plot)) > 12
+
+
+def test_a_page_of_many_methods_on_a_large_model_stays_small(tmp_path: Path) -> None:
+    for index in range(12):
+        blocks = {"vision": [0.4 + index / 100] * 39, "text": [0.5 + index / 100] * 48}
+        write_run(tmp_path, str(index), 70.0, blocks=blocks, allocation__cap=index / 12)
+    assert main([str(tmp_path)]) == 0
+    assert (tmp_path / "report" / "index.html").stat().st_size < 1e6
+
+
+def test_errors_that_are_not_finite_are_blank(tmp_path: Path) -> None:
+    write_run(tmp_path, "a", 70.0, record=record({"layers.0.q.weight": (0.5, float("nan"))}))
+    maps = maps_of(section_of(tmp_path), "error")[1]
+    assert plot_layers(maps, "error", "magma").axes[0].collections
+
+
+def test_long_names_of_methods_leave_the_maps_their_room(tmp_path: Path) -> None:
+    blocks = {"vision": [0.5, 0.6], "encoder": [0.5, 0.6], "decoder": [0.5, 0.6]}
+    write_run(tmp_path, "a", 70.0, blocks=blocks)
+    (towers,) = maps_of(section_of(tmp_path), "sparsity")[1].values()
+    figure = plot_layers({"a rather long name, " * 5: towers}, "sparsity", "viridis")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.draw_without_rendering()
+    assert all(axes.get_window_extent().width > 50 for axes in figure.axes[:3])

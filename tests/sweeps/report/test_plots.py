@@ -101,7 +101,7 @@ def test_one_sparsity_gives_a_row_per_method(tmp_path: Path) -> None:
     assert [text.get_text().replace("\n", " ") for text in figure.axes[0].get_yticklabels()] == [
         f"wanda, zeroth order, allocation.cap={cap}" for cap in ("0.6", "0.8", "1")
     ]
-    assert "accuracy at sparsity 0.5 (higher is better)" in figure.axes[0].get_xlabel()
+    assert "accuracy, % (higher is better), at sparsity 0.5" in figure.axes[0].get_xlabel()
     assert not figure.legends
 
 
