@@ -26,7 +26,9 @@ class Subcommand(NamedTuple):
 
 SUBCOMMANDS = {
     "run": Subcommand("ecoflap.cli.run", "prune a model, or start a sweep (-m): group=option key=value ..."),
-    "plan": Subcommand("ecoflap.cli.plan", "check a run and show what it would prune, without its weights"),
+    "plan": Subcommand(
+        "ecoflap.cli.plan", "check a run or a sweep; say what it would prune and how long it takes"
+    ),
     "status": Subcommand("ecoflap.sweeps.status", "show how far a sweep is; --rerun-failed goes on with it"),
     "report": Subcommand("ecoflap.cli.report", "make the table, the plots and the page of a sweep"),
     "bench": Subcommand("ecoflap.cli.bench", "measure size and speed of pruned models beside the dense one"),

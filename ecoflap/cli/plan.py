@@ -1,11 +1,13 @@
 """Check a run before it is started, and show what it would prune.
 
-    ecoflap plan [group=option ...] [key=value ...]
+    ecoflap plan [-m] [group=option ...] [key=value ...]
 
-The options are those of ``ecoflap run``. The config and the data are checked, and the shapes of the model
+The options are those of ``ecoflap run``, where plan=true is the same. Of a sweep (-m) all jobs are checked,
+and the first is shown. The config and the data are checked, and the shapes of the model
 if its family can be built without weights; with these, the memory that each step needs beside activations
-is shown. Nothing is computed or written: which weights are removed, and how much accuracy that costs, only a
-run can tell. Exit code 0: the run passes all checks. 2: it can't be done, for the reason given.
+is shown. Where the weights are at hand, each step is measured on one sample and on one batch: about how long
+the run will take. Nothing is written: which weights are removed, and how much accuracy that costs, only a run
+can tell. Exit code 0: the run passes all checks. 2: it can't be done, for the reason given.
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ from omegaconf import DictConfig, open_dict
 
 from ecoflap.cli.arguments import parsed, prepared
 from ecoflap.cli.choices import Choices
+from ecoflap.cli.plan_sweep import check_sweep
 from ecoflap.cli.recipe import primary_config, without_recipe
 from ecoflap.cli.run import complaint
+from ecoflap.console.pace import in_words
 from ecoflap.console.progress import complain, install_logging, table
 from ecoflap.errors import UserError
 from ecoflap.run import config as run_config
@@ -40,7 +44,11 @@ def main(arguments: list[str] | None = None) -> int:
         if flags.help:
             print(__doc__)
         else:
-            show(composed(flags))
+            config, jobs = composed(flags)
+            seconds = show(config)
+            if jobs > 1 and seconds is not None:
+                each = f"{jobs} jobs like the first take about {in_words(jobs * seconds)} one after the other"
+                print(f"{each}, less what they share")
     except BrokenPipeError:
         raise
     except Exception as error:
@@ -52,36 +60,41 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def composed(flags: Namespace) -> DictConfig:
-    """Compose the config of a single run, and set Hydra's own config to that of the run.
+def composed(flags: Namespace) -> tuple[DictConfig, int]:
+    """Compose the config of a run, of a sweep's first, and set Hydra's own config to that of the run.
 
     Args:
         flags: the command line, as Hydra parses it.
 
+    Returns:
+        The config, and the number of jobs.
+
     Raises:
-        UserError: if the command line starts a sweep, or something else than a run.
+        UserError: if a job of a sweep can't run, or the command line starts something else than a run.
     """
-    if flags.multirun:
-        raise UserError(
-            "a plan is of one run: leave -m out; ecoflap run -m checks all jobs before the first starts"
-        )
     if flags.cfg or flags.info is not None or flags.hydra_help or flags.shell_completion:
         raise UserError("plan takes options and --config-dir; Hydra's other flags are for ecoflap run")
+    if flags.multirun:
+        return check_sweep(flags)
     setup_globals()
     loader = Choices(flags.config_dir, flags.overrides).loader
     config = loader.load_configuration(primary_config(), flags.overrides, RunMode.RUN)
     HydraConfig.instance().set_config(config)
     with open_dict(config):
         del config["hydra"]
-    return config
+    return config, 1
 
 
-def show(config: DictConfig) -> None:
-    """Check the run, then print its parts and the model's towers and layers.
+def show(config: DictConfig) -> float | None:
+    """Check the run, then print its parts, the model's towers and layers, and what it will take.
+
+    Returns:
+        Seconds of the run, about; None if they can't be measured here.
 
     Raises:
         UserError: if the run can't be done.
     """
+    from ecoflap.cli.plan_times import show_times
     from ecoflap.models.loading.device import resolve_device
     from ecoflap.run.plan import make_plan, unused
     from ecoflap.run.plan.preflight import skeleton
@@ -119,4 +132,6 @@ def show(config: DictConfig) -> None:
         )
         show_needs_without_data(model, offload, needs)
         print(wanted_by(plan, model, device))
+    seconds = show_times(plan, model)
     print("nothing speaks against this run")
+    return seconds

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -151,8 +153,38 @@ class TestPlan:
         shown = capsys.readouterr().out
         assert "blip2_mini/wanda/in_context/s0.5/seed0" in shown
         assert "16,384 prunable" in shown
-        assert "language_model.encoder.block.1.layer.1.DenseReluDense.wo.weight" in shown
+        assert "0-1.layer.1.DenseReluDense.wo.weight" in shown
+        times = shown[shown.index("time, about, on") :]
+        for step in ("evaluate_dense", "allocate", "prune", "evaluate", "altogether"):
+            assert re.search(rf"^ +{step} +\d+ (s|min)", times, re.MULTILINE), times
         assert files(tmp_path) == []
+
+    def test_a_sweep_is_planned_job_by_job(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert (
+            command.main(["run", "plan=true", "-m", "model=t5_mini", "task.limit=4", "sparsity=0.5,0.6"]) == 0
+        )
+        shown = capsys.readouterr().out
+        assert "2 jobs, which can all run" in shown
+        assert "2 jobs like the first take about" in shown
+        assert re.search(r"^ +1 +.*sparsity=0.6", shown, re.MULTILINE)
+        assert "t5_mini/wanda/in_context/s0.5/seed0" in shown
+        assert files(tmp_path) == []
+        assert command.main(["plan", "-m", "model=t5_mini", "sparsity=0.5,1.6"]) == 2
+        assert "job 1 (sparsity=1.6)" in capsys.readouterr().err
+
+    def test_without_weights_there_are_no_times(
+        self, text_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = tmp_path / "config_only"
+        given = next(one for one in text_run if one.startswith("model.path=")).removeprefix("model.path=")
+        shutil.copytree(given, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+        assert command.main(["plan", *text_run, f"model.path={folder}"]) == 0
+        shown = capsys.readouterr().out
+        assert "no times: " in shown
+        assert "nothing speaks against this run" in shown
 
     def test_names_options_that_change_nothing(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert command.main(["plan", "steps=[calibrate,score]", "propagate=dense"]) == 0

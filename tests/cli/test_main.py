@@ -75,7 +75,7 @@ def test_a_run_leaves_a_result_that_verifies(text_run: list[str], tmp_path: Path
     assert record["steps"].keys() >= {"load", "calibrate", "score", "allocate", "prune", "evaluate"}
     assert list((folder / "wandb").glob("offline-run-*/files/media/images/allocation_*.png"))
     assert "perplexity" in finished.stdout
-    assert "model.layers.1" in finished.stderr
+    assert "language   block 1    sparsity" in finished.stderr
     verified = subprocess.run(
         [sys.executable, "-m", "ecoflap", "verify", str(folder)],
         capture_output=True,

@@ -1,0 +1,58 @@
+"""What ``ecoflap plan`` measures: the time and the memory of each step, where the weights are at hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ecoflap.console.pace import in_words
+from ecoflap.console.progress import table
+from ecoflap.console.telemetry import free_memory
+from ecoflap.errors import NumericalError, UserError
+from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.models.loading.device import resolve_device
+from ecoflap.run.plan import Plan
+from ecoflap.run.state import RunState
+from ecoflap.run.steps import coarse
+from ecoflap.run.steps.timing import step_times
+
+
+def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
+    """Load the model, measure each step on a few samples, and print what the run will take.
+
+    Args:
+        plan: the plan of a run.
+        shapes: the model without weights; None if it can't be built so.
+
+    Returns:
+        Seconds of the whole run; None if it can't be measured here, which is printed with the reason.
+    """
+    device = resolve_device(plan.config.device)
+    if plan.config.runtime.offload != "none":
+        print("no times: they are not measured with runtime.offload")
+        return None
+    if shapes is not None:
+        size = sum(one.numel() * one.element_size() for one in shapes.module.parameters())
+        if size > (free := free_memory(device)):
+            print(f"no times: the weights take {size / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are free")
+            return None
+    try:
+        model = plan.loader.load(device, plan.selection)
+        calibration = None
+        if "calibrate" in plan.steps:
+            alone = replace(plan, store=replace(plan.store, mode="off"))
+            calibration = coarse.calibrate(alone, model, RunState(""))
+        times = step_times(plan, model, calibration)
+    except (UserError, NumericalError) as error:
+        print(f"no times: {error}")
+        return None
+    rows = [(step, in_words(seconds)) for step, seconds in times.items()]
+    total = sum(times.values())
+    table(
+        f"time, about, on {device}: measured on one sample and one batch",
+        ["step", "time"],
+        [*rows, ("altogether", in_words(total))],
+    )
+    for step in [one for one in ("score", "allocate", "prune", "finetune") if one in plan.steps]:
+        if step not in times and not (step == "score" and plan.scorer is None):
+            print(f"the time of {step} is not known, and comes on top")
+    return total
