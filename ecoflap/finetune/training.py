@@ -20,7 +20,7 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from ecoflap.distributed.collectives import from_process
-from ecoflap.distributed.processes import is_first, size
+from ecoflap.distributed.processes import is_first, naming_the_failed, size
 from ecoflap.errors import UserError
 from ecoflap.finetune.job import Job, Point
 from ecoflap.finetune.learner import Learner
@@ -99,7 +99,7 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
     last = last_checkpoint(job.folder, {**job.identity, **identity})
     if last is not None:
         log.info("finetune: goes on from %s", last)
-    with ExitStack() as context:
+    with naming_the_failed(), ExitStack() as context:
         if shard:
             context.enter_context(sharded(learner, model.blocks))
             trainer.prepare_alone()

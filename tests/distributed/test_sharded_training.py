@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,11 +13,12 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers.trainer import TRAINER_STATE_NAME
 
 from ecoflap.storage.results.verification import verify
 from tests.cli.test_finetune import QUICK, close, curve, weights
 
-from .test_main import main, succeed
+from .test_main import main, started, succeed
 
 
 def sharded(overrides: Sequence[str], folder: Path) -> dict[str, Any]:
@@ -60,17 +64,25 @@ def test_shards_take_every_option_of_the_schedule(text_run: list[str], tmp_path:
     assert_same_curve(tmp_path / "copies", tmp_path / "shards")
 
 
-def test_a_run_goes_on_from_its_checkpoint(text_run: list[str], tmp_path: Path) -> None:
-    overrides = [*text_run, *QUICK, "finetune.steps=6", "finetune.every=2", "finetune.held_out=2"]
-    sharded(overrides, tmp_path / "run")
-    expected, points = weights(tmp_path / "run"), curve(tmp_path / "run")
-    (tmp_path / "run" / "finetune" / "checkpoint-6" / "trainer_state.json").write_text("{")
-    (tmp_path / "run" / "result.json").unlink()
-    ended = main(2, [*overrides, "finetune.shard=true"], tmp_path / "run")
-    assert "checkpoint-6 was not written to the end" in ended[0].stderr + ended[0].stdout
-    assert "goes on from" in ended[0].stderr + ended[0].stdout
-    assert curve(tmp_path / "run") == points
-    assert all(torch.equal(weight, expected[name]) for name, weight in weights(tmp_path / "run").items())
+def test_a_killed_run_goes_on_from_its_checkpoint(text_run: list[str], tmp_path: Path) -> None:
+    """kill -9 of one process as soon as there is a checkpoint."""
+    overrides = [*text_run, *QUICK, "finetune.steps=60", "finetune.every=10", "finetune.held_out=2"]
+    folder, shards = tmp_path / "run", "finetune.shard=true"
+    children, deadline = started(2, [*overrides, shards], folder), time.monotonic() + 60
+    while not (folder / "finetune" / "checkpoint-10" / TRAINER_STATE_NAME).exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    os.kill(children[1].pid, signal.SIGKILL)
+    ended = [one.finished() for one in children]
+    assert ended[1].returncode == -signal.SIGKILL
+    assert not (folder / "result.json").exists(), "it was killed before its training ended"
+    assert "another process of the run has ended" in ended[0].stderr
+    again = main(2, [*overrides, shards], folder)
+    assert "goes on from" in again[0].stderr
+    sharded(overrides, tmp_path / "whole")
+    assert curve(folder) == curve(tmp_path / "whole")
+    expected = weights(tmp_path / "whole")
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights(folder).items())
 
 
 def test_a_model_of_two_towers_is_sharded(tmp_path: Path) -> None:
