@@ -11,7 +11,7 @@ would do to the whole matrix with a masked gradient. Optimisers that use the row
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from torch import Tensor, nn
@@ -32,6 +32,8 @@ class MaskedParameter(nn.Module):
 
     def forward(self, values: Tensor) -> Tensor:
         """Values [kept] -> the weights, in the mask's shape."""
+        if hasattr(values, "full_tensor"):  # a shard, where the model looks at a weight before its block runs
+            values = values.full_tensor()
         return values.new_zeros(self.mask.shape).masked_scatter(self.mask, values)
 
     def right_inverse(self, weight: Tensor) -> Tensor:
@@ -51,6 +53,18 @@ def masked_parameters(module: nn.Module, layers: list[Layer], masks: Mapping[str
         masks: {layer: bool mask as the parameter is stored}.
     """
     held = [(parts[0].parameter, whole_mask(parts, masks)) for _, parts in by_parameter(layers)]
+    with vectors(module, held):
+        yield
+
+
+@contextmanager
+def vectors(module: nn.Module, held: Sequence[tuple[nn.Parameter, Tensor]]) -> Iterator[None]:
+    """Replace parameters of a module by the vectors of what their masks keep, and restore them afterwards.
+
+    Args:
+        module: the whole model, in which a parameter may have several owners.
+        held: each parameter with its mask, bool, of the same shape.
+    """
     owners = _owners(module, [weight for weight, _ in held])
     orders = {owner: list(owner._parameters) for known in owners.values() for owner, _ in known}
     for weight, mask in held:

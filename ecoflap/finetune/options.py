@@ -28,6 +28,8 @@ class ScheduleOptions:
         precision: auto (bfloat16 where the accelerator has it, else float32), float32, bfloat16 or float16;
             weights are held in fp32 throughout.
         recompute: recompute activations in the backward pass instead of keeping them.
+        shard: share weights, gradients and optimizer states out over the processes (FSDP); false trains a
+            whole copy in each (DDP).
         every: steps between two checkpoints, each with a held-out loss; null for one per epoch.
         patience: stop after so many checkpoints without a better held-out loss; null to go on to the end.
         log_every: steps between two points of the curve.
@@ -48,6 +50,7 @@ class ScheduleOptions:
     clip: float = 1.0
     precision: str = field(default="auto", metadata={"choices": ("auto", "float32", "bfloat16", "float16")})
     recompute: bool = False
+    shard: bool = False
     every: int | None = None
     patience: int | None = None
     log_every: int = 50

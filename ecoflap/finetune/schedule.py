@@ -42,6 +42,11 @@ class Schedule(ScheduleOptions):
                 f"finetune.warmup={self.warmup} must be in [0, 1): the share of the steps in which the"
                 " learning rate rises"
             )
+        if self.shard and self.precision == "float16":
+            raise UserError(
+                "finetune.shard=true can't scale gradients, as finetune.precision=float16 needs; use bfloat16"
+                " or float32"
+            )
         if self.loss is not None:
             find_loss(self.loss, {}, "finetune.loss")
         if self.patience is not None and not self.held_out:

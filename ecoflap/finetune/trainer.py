@@ -15,14 +15,17 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
+from transformers.trainer import SCHEDULER_NAME
 
 from ecoflap.console.progress import track
 from ecoflap.errors import NumericalError
 from ecoflap.finetune.job import Point
+from ecoflap.finetune.sharding import copy_whole, is_sharded, load_states, reshard, save_states, unsharded
 
 log = logging.getLogger(__name__)
 
 VALUES = "trained.safetensors"
+STATES = "optimizer"  # a folder, of shards
 
 
 class PrunedTrainer(Trainer):
@@ -44,6 +47,12 @@ class PrunedTrainer(Trainer):
             )
         return (loss, None) if return_outputs else loss
 
+    def prepare_alone(self) -> None:
+        """Prepare the model for its precision as accelerate would, but without DDP around it."""
+        assert self.model is not None
+        prepared: Any = self.accelerator.prepare_model(self.model, evaluation_mode=True)
+        prepared._is_accelerate_prepared = True
+
     @torch.no_grad()
     def prediction_step(
         self, model: nn.Module, inputs: dict[str, Any], *_: Any, **__: Any
@@ -53,18 +62,38 @@ class PrunedTrainer(Trainer):
         with self.compute_loss_context_manager():
             return self.compute_loss(model, inputs).detach(), None, None
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """Save the trained values, from the first process."""
         folder = Path(output_dir or self.args.output_dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(
-            {name: value.detach().contiguous() for name, value in self._trained().items()}, folder / VALUES
-        )
+        values = {}
+        for name, value in self._trained().items():
+            whole = unsharded(value)  # by all processes
+            if self.args.should_save:
+                values[name] = whole.cpu().contiguous()
+        if self.args.should_save:
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(values, folder / VALUES)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         saved = load_file(Path(resume_from_checkpoint) / VALUES)
         with torch.no_grad():
             for name, value in self._trained().items():
-                value.copy_(saved[name])
+                copy_whole(saved[name], value)
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not is_sharded(self.model):
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        save_states(self.model, self.optimizer, Path(output_dir) / STATES)
+        if self.args.should_save:
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not is_sharded(self.model):
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        load_states(self.model, self.optimizer, Path(checkpoint) / STATES)
+        self.lr_scheduler.load_state_dict(torch.load(Path(checkpoint) / SCHEDULER_NAME, weights_only=True))
 
     def _load_best_model(self) -> None:
         self._load_from_checkpoint(str(self.state.best_model_checkpoint))
@@ -72,6 +101,7 @@ class PrunedTrainer(Trainer):
     def _trained(self) -> dict[str, nn.Parameter]:
         """The trained values by name, shared ones once."""
         assert self.model is not None
+        reshard(self.model)
         return {name: value for name, value in self.model.named_parameters() if value.requires_grad}
 
 

@@ -20,11 +20,12 @@ from transformers.trainer import TRAINER_STATE_NAME
 from transformers.trainer_utils import get_last_checkpoint
 
 from ecoflap.distributed.collectives import from_process
-from ecoflap.distributed.processes import is_first, size
+from ecoflap.distributed.processes import is_first, naming_the_failed, size
 from ecoflap.errors import UserError
 from ecoflap.finetune.job import Job, Point
 from ecoflap.finetune.learner import Learner
 from ecoflap.finetune.schedule import Schedule
+from ecoflap.finetune.sharding import sharded
 from ecoflap.finetune.trainer import Curve, PrunedTrainer, to_point
 from ecoflap.finetune.training_set import Collator, Split, divide
 from ecoflap.models.core.losses import find_loss
@@ -68,6 +69,7 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
             " install a newer one"
         )
     device, model = job.model.device, job.model
+    shard = schedule.shard and size() > 1
     if schedule.loss is not None:
         model = replace(model, loss_function=find_loss(schedule.loss, {}))
     arguments = _arguments(schedule.arguments(job.folder, job.seed, device, len(split.train), size()), device)
@@ -75,8 +77,9 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
     callbacks: list[TrainerCallback] = [Curve(job.show)]
     if schedule.patience is not None:
         callbacks.append(EarlyStoppingCallback(schedule.patience))
+    learner = Learner(model, shard)
     trainer = PrunedTrainer(
-        model=Learner(model),
+        model=learner,
         args=arguments,
         data_collator=Collator(model),
         train_dataset=split.train,
@@ -96,7 +99,11 @@ def train(schedule: Schedule, job: Job, split: Split) -> list[Point]:
     last = last_checkpoint(job.folder, {**job.identity, **identity})
     if last is not None:
         log.info("finetune: goes on from %s", last)
-    with _training_mode(job.model.module, schedule):
+    with naming_the_failed(), ExitStack() as context:
+        if shard:
+            context.enter_context(sharded(learner, model.blocks))
+            trainer.prepare_alone()
+        context.enter_context(_training_mode(job.model.module, schedule))
         trainer.train(resume_from_checkpoint=last)
     return [point for entry in trainer.state.log_history if (point := to_point(entry)) is not None]
 
