@@ -122,6 +122,7 @@ def _differences(
         "plot": plots(drawn, table.model, table.task, table.metric, "differences"),
         "rows": [(row, *map(_difference, (row.dense, row.uniform, row.sweep))) for row in rows],
         "resampled": max(row.items for row in rows),
+        "seeds": max(row.seeds for row in rows),
         "bare": any(one.low is None for one in known),
         "uniform": any(row.uniform is not None for row in rows),
         "sweep": any(row.sweep is not None for row in rows),

@@ -122,7 +122,7 @@ def test_the_page_shows_them_with_what_was_resampled(tmp_path: Path) -> None:
     scored(tmp_path, "z", [1.0] * 300 + [0.0] * 100)
     assert main([str(tmp_path)]) == 0
     html = (tmp_path / "report" / "index.html").read_text()
-    assert "bootstrap over 400 items and the seeds" in html
+    assert "bootstrap over 400 items, paired" in html  # of one seed each
     assert "+25 [" in html
     assert "−50 [" in html
     assert "± standard" not in html
