@@ -38,6 +38,8 @@ SUBCOMMANDS = {
     "cache": Subcommand("ecoflap.cli.cache", "list, check or shrink the stage cache"),
     "explain": Subcommand("ecoflap.cli.explain", "say what a config group, or one of its options, means"),
 }
+PLAN = "plan=true"
+"""The option that makes a run a plan of it."""
 HELP = ("-h", "--help", "help")
 
 
@@ -75,6 +77,8 @@ def _dispatch(arguments: list[str]) -> int:
         if "=" in name or name == "-m":
             return complain(f"{asked}; a run is started with ecoflap run {' '.join(arguments)}")
         return complain(f"{asked}; {did_you_mean(name, list(SUBCOMMANDS))}")
+    if name == "run" and PLAN in rest:
+        name, rest = "plan", [argument for argument in rest if argument != PLAN]
     code: int = importlib.import_module(SUBCOMMANDS[name].module).main(rest)
     return code
 

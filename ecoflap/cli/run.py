@@ -23,9 +23,6 @@ from ecoflap.run import config as run_config
 from ecoflap.run import invocation, refusals
 from ecoflap.storage.installation import conf_folder
 
-PLAN = "plan=true"
-"""What makes a run a plan of it."""
-
 log = logging.getLogger(__name__)
 
 
@@ -39,10 +36,6 @@ def main(arguments: list[str] | None = None) -> int:
     """
     os.environ["HYDRA_FULL_ERROR"] = "1"  # makes Hydra raise errors, instead of printing them and exiting
     arguments = sys.argv[1:] if arguments is None else arguments
-    if PLAN in arguments:
-        from ecoflap.cli import plan
-
-        return plan.main([argument for argument in arguments if argument != PLAN])
     run_config.register()
     try:
         sys.argv[1:] = arguments = prepared(without_recipe(arguments))

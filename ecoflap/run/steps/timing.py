@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Context
@@ -25,6 +25,18 @@ from ecoflap.score.scores import Scores
 
 LONGEST = 60.0
 """Seconds after which a measurement stops, and goes by the units that it has done."""
+
+
+class Estimate(NamedTuple):
+    """About how long a step will take.
+
+    Attributes:
+        seconds: the time.
+        at_most: whether a part that does not depend on the number of samples may be counted for each.
+    """
+
+    seconds: float
+    at_most: bool = False
 
 
 class _Enough(Exception):
@@ -49,8 +61,8 @@ class FirstBatch(PredictionLog):
         raise _Enough((time.perf_counter() - start) * len(batches))
 
 
-def step_times(plan: Plan, model: PrunableModel, calibration: CalibrationSet | None) -> dict[str, float]:
-    """{step: about how many seconds it will take}, for the steps that few samples can tell of.
+def step_times(plan: Plan, model: PrunableModel, calibration: CalibrationSet | None) -> dict[str, Estimate]:
+    """{step: about how long it will take}, for the steps that few samples can tell of.
 
     The model is pruned meanwhile, and of no use afterwards.
 
@@ -59,12 +71,12 @@ def step_times(plan: Plan, model: PrunableModel, calibration: CalibrationSet | N
         model: the loaded model.
         calibration: the samples that the run will draw; None if it draws none.
     """
-    times: dict[str, float] = {}
+    times: dict[str, Estimate] = {}
     with _quiet():
         if "evaluate" in plan.steps:
             evaluations = [task.load(model) for task in plan.tasks.values()]
             each = sum(_seconds(partial(evaluation, model, FirstBatch())) for evaluation in evaluations)
-            times["evaluate_dense"] = each
+            times["evaluate_dense"] = Estimate(each)
         scores = _time_score(plan, model, calibration, times)
         allocation = _time_allocate(plan, model, calibration, scores, times)
         if "prune" in plan.steps and not plan.pruner_trains:
@@ -75,7 +87,7 @@ def step_times(plan: Plan, model: PrunableModel, calibration: CalibrationSet | N
 
 
 def _time_score(
-    plan: Plan, model: PrunableModel, calibration: CalibrationSet | None, times: dict[str, float]
+    plan: Plan, model: PrunableModel, calibration: CalibrationSet | None, times: dict[str, Estimate]
 ) -> Scores | None:
     """Time the scoring; returns the scores of the last measurement, or None if it stopped early."""
     if (scorer := plan.scoring) is None or calibration is None:
@@ -94,7 +106,7 @@ def _time_allocate(
     model: PrunableModel,
     calibration: CalibrationSet | None,
     scores: Scores | None,
-    times: dict[str, float],
+    times: dict[str, Estimate],
 ) -> Allocation | None:
     """Time the allocation; returns that of the last measurement, or None if it stopped early."""
     if "allocate" not in plan.steps or plan.pruner.allocates:
@@ -110,7 +122,7 @@ def _time_allocate(
     times["allocate"] = (
         _extrapolated(allocate, calibration, config.batch_size)
         if plan.allocates_from_data and calibration is not None
-        else _seconds(partial(allocate, calibration))
+        else Estimate(_seconds(partial(allocate, calibration)))
     )
     return found[-1] if found else None
 
@@ -120,7 +132,7 @@ def _time_prune(
     model: PrunableModel,
     calibration: CalibrationSet | None,
     allocation: Allocation | None,
-    times: dict[str, float],
+    times: dict[str, Estimate],
 ) -> None:
     config, pruner = plan.config, plan.pruner
 
@@ -144,20 +156,20 @@ def _time_prune(
     if not pruner.allocates and allocation is None:
         return
     if calibration is None:
-        times["prune"] = _seconds(partial(prune, None))
+        times["prune"] = Estimate(_seconds(partial(prune, None)))
     else:
         times["prune"] = _extrapolated(prune, calibration, config.batch_size)
 
 
-def _extrapolated(work: Callable[[CalibrationSet], None], samples: CalibrationSet, batch: int) -> float:
-    """Seconds for all samples, from the times for one and for one batch."""
+def _extrapolated(work: Callable[[CalibrationSet], None], samples: CalibrationSet, batch: int) -> Estimate:
+    """The time for all samples, from those for one and one batch; for one alone if a batch takes too long."""
     if len(samples) <= batch or batch < 2:
-        return _seconds(partial(work, samples))
+        return Estimate(_seconds(partial(work, samples)))
     one = _seconds(partial(work, samples.take(1)))
     if one * batch > LONGEST:
-        return one * len(samples)
+        return Estimate(one * len(samples), at_most=True)
     each = max(_seconds(partial(work, samples.take(batch))) - one, 0.0) / (batch - 1)
-    return one + each * (len(samples) - 1)
+    return Estimate(one + each * (len(samples) - 1))
 
 
 def _seconds(work: Callable[[], Any]) -> float:
