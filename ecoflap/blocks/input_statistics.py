@@ -129,8 +129,7 @@ class InputStatistics:
         """The sum of the statistics of several calls."""
         total = self.kind(len(reads[0].sum), reads[0].sum.device)
         for read in reads:
-            total.sum += read.sum
-            total.tokens += read.tokens
+            total.add(read)
         return total
 
     def combine(self, layers: Sequence[Layer]) -> None:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.distributed.collectives import summed
+from ecoflap.distributed.processes import size
 from ecoflap.ops import InverseFactor, NormalisedInverse, inverse_factor, normalised_inverse
 
 # Rows of a Gram matrix per product: enough for full speed, few enough to skip most of the lower half.
@@ -44,6 +45,11 @@ class Statistic(Protocol):
 
     def output_energy(self, weight: Tensor) -> float:
         """Mean over tokens of ||W x||^2 for a weight [rows, cols]: the unit of the relative error."""
+
+    def add(self: Own, other: Own) -> None:
+        """Add what another statistic of the same inputs holds."""
+        self.sum = self.sum + other.sum
+        self.tokens += other.tokens
 
     @classmethod
     def size_of(cls, cols: Sequence[int]) -> int:
@@ -87,22 +93,52 @@ class Statistic(Protocol):
 class MeanSquare(Statistic):
     """Mean square of each input column, [cols]: the diagonal of the Gram matrix, all that Wanda needs.
 
+    The sum is compensated (Kahan 1965), so that neither the order of the batches nor their distribution over
+    processes shows in it.
+
     Attributes:
         sum: sum of squares per column, [cols], fp32.
+        excess: what rounding has added to the sum, [cols], fp32.
         tokens: number of tokens in the sum.
     """
 
     storable: ClassVar[bool] = True
 
     def __init__(self, cols: int, device: torch.device) -> None:
-        self.sum = torch.zeros(cols, device=device)
+        self.sum, self.excess = torch.zeros(2, cols, device=device)
         self.tokens = 0
 
     def update(self, inputs: Tensor) -> None:
         """Add the squares of inputs [tokens, cols]."""
         wide = torch.promote_types(inputs.dtype, torch.float32)
-        self.sum += torch.linalg.vector_norm(inputs, dim=0, dtype=wide).square()
-        self.tokens += len(inputs)
+        self._add(torch.linalg.vector_norm(inputs, dim=0, dtype=wide).square(), len(inputs))
+
+    def add(self, other: MeanSquare) -> None:
+        """Add what another statistic holds."""
+        self._add(other.sum, other.tokens)
+        self.excess = self.excess + other.excess
+
+    def _add(self, squares: Tensor, tokens: int) -> None:
+        """Add sums of squares [cols] over some tokens."""
+        missing = squares - self.excess
+        total = self.sum + missing
+        self.excess, self.sum = (total - self.sum) - missing, total
+        self.tokens += tokens
+
+    def move(self, device: torch.device) -> None:
+        """Move the sums to a device."""
+        super().move(device)
+        self.excess = self.excess.to(device)
+
+    def combine(self) -> None:
+        """Add up the sums of all processes, in fp64 on the CPU, as some accelerators have none."""
+        if size() == 1:
+            return
+        device = self.sum.device
+        exact = summed(self.sum.cpu().double() - self.excess.cpu().double())
+        self.sum = exact.float().to(device)
+        self.excess = (exact.float().double() - exact).float().to(device)
+        self.tokens = int(summed(torch.tensor(self.tokens)))
 
     @property
     def value(self) -> Tensor:

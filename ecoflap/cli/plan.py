@@ -26,7 +26,7 @@ from ecoflap.cli.arguments import parsed, prepared
 from ecoflap.cli.choices import Choices
 from ecoflap.cli.plan_sweep import check_sweep
 from ecoflap.cli.recipe import primary_config, without_recipe
-from ecoflap.cli.run import complaint
+from ecoflap.cli.wrong import what_is_wrong
 from ecoflap.console.pace import in_words
 from ecoflap.console.progress import complain, install_logging, table
 from ecoflap.errors import UserError
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        message = complaint(arguments, error)
+        message = what_is_wrong(arguments, error)
         if message is None:
             traceback.print_exc()
             return 1

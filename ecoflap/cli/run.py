@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from ecoflap.cli.arguments import parsed, prepared
 from ecoflap.cli.recipe import primary_config, without_recipe
-from ecoflap.cli.wrong import explain
+from ecoflap.cli.wrong import what_is_wrong
 from ecoflap.console.progress import complain
 from ecoflap.errors import SweepFailed, UserError
 from ecoflap.run import config as run_config
@@ -50,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
     except BrokenPipeError:
         raise
     except Exception as error:
-        message = complaint(arguments, error)
+        message = what_is_wrong(arguments, error)
         if message is None:
             traceback.print_exc()
             return 1
@@ -58,16 +58,6 @@ def main(arguments: list[str] | None = None) -> int:
         refusals.remove_refused_sweeps()
         return error.code if isinstance(error, SweepFailed) else 2
     return 0
-
-
-def complaint(arguments: list[str], error: Exception) -> str | None:
-    """What is wrong with a command line, in one line; None for a bug.
-
-    Args:
-        arguments: the command line.
-        error: the error that it led to.
-    """
-    return refusals.describe(error) or explain(arguments, error) or refusals.of_hydra(error)
 
 
 def job(config: DictConfig) -> float | None:

@@ -15,10 +15,21 @@ from omegaconf.errors import OmegaConfBaseException
 from ecoflap.cli.arguments import KNOWN, PLACES, lister, parsed, quoted
 from ecoflap.cli.choices import Choices, keys, not_utf8
 from ecoflap.errors import FEW, did_you_mean, typed_command, written, wrong_type
+from ecoflap.run import refusals
 from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig, kind_of
 from ecoflap.run.registry import PARTS, defaults
 
 OPENS = {"[": "]", "{": "}"}
+
+
+def what_is_wrong(arguments: list[str], error: Exception) -> str | None:
+    """What is wrong with a command line, in one line; None for a bug.
+
+    Args:
+        arguments: the command line.
+        error: the error that it led to.
+    """
+    return refusals.describe(error) or explain(arguments, error) or refusals.of_hydra(error)
 
 
 def explain(arguments: list[str], error: Exception) -> str | None:

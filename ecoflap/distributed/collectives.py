@@ -25,13 +25,13 @@ def share(items: Sequence[Item]) -> Sequence[Item]:
 
 
 def share_of_samples(batches: Sequence[Batch]) -> list[Batch]:
-    """This process's samples, in batches; a batch that belongs to several processes is cut.
+    """This process's samples, in batches, which are cut only if there are fewer than processes.
 
     Raises:
         UserError: if there are fewer samples than processes.
     """
-    if size() == 1 or not batches:
-        return list(batches)
+    if len(batches) >= size() or not batches:
+        return list(share(batches))
     total = sum(map(samples_in, batches))
     if total < size():
         raise UserError(
