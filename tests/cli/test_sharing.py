@@ -142,9 +142,12 @@ def test_the_card_says_what_the_record_says(saved: Path) -> None:
     zeros = sum(layer["zeros"] for layer in result.sparsity["layers"].values())
     assert f"| all prunable layers | {result.model['prunable']:,} | {zeros:,} | 50.00 % |" in text
     ((task, metrics),) = result.metrics["pruned"].items()
-    for name, value in metrics.items():
-        if name == "perplexity":
-            assert f"| {task} | {name} | {result.metrics['dense'][task][name]:.4g} | {value:.4g} |" in text
+    errors = {when: by_task[task]["perplexity"] for when, by_task in (result.standard_errors or {}).items()}
+    figures = [
+        f"{values['perplexity']:.4g} ± {errors[when]:.2g}"
+        for when, values in (("dense", result.metrics["dense"][task]), ("pruned", metrics))
+    ]
+    assert f"| {task} | perplexity | {figures[0]} | {figures[1]} |" in text
     assert "license of the dense model was not found" in text
     assert f"{result.data['calibration']['samples']} samples" in text
     assert "runs as fast" in text
