@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, distributed
 
 from ecoflap.data.batch import Batch, samples_in
-from ecoflap.distributed.processes import naming_the_failed, rank, size
+from ecoflap.distributed.processes import naming_the_failed, rank, size, words
 from ecoflap.errors import UserError
 
 Item = TypeVar("Item")
@@ -73,7 +73,7 @@ def gathered(value: Item) -> list[Item]:
     found: list[Any] = [value] * size()
     if size() > 1:
         with naming_the_failed():
-            distributed.all_gather_object(found, value)
+            distributed.all_gather_object(found, value, group=words())
     return found
 
 
@@ -82,7 +82,7 @@ def from_process(value: Item, owner: int = 0) -> Item:
     found = [value]
     if size() > 1:
         with naming_the_failed():
-            distributed.broadcast_object_list(found, src=owner)
+            distributed.broadcast_object_list(found, src=owner, group=words())
     return found[0]
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import distributed
@@ -26,13 +27,14 @@ from ecoflap.errors import UserError
 log = logging.getLogger(__name__)
 
 PATIENCE = timedelta(days=1)
-"""How long a process waits for the others: one of them may wait for what another run computes."""
+"""How long a process waits for a word of the others: one of them may wait for what another run computes."""
 START = timedelta(minutes=10)
 """How long the first and the last process may start apart."""
 LAUNCHED = {"RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"}
 LINGER = 5.0  # seconds
 
 _store: distributed.Store | None = None  # of what processes tell each other beside collective operations
+_words: Any = None  # the group for words
 _joined, _times = False, 0
 
 
@@ -44,6 +46,15 @@ def rank() -> int:
 def size() -> int:
     """The number of processes of the run."""
     return distributed.get_world_size() if _joined else 1
+
+
+def words() -> Any:
+    """The group for words, which are no tensors: patient, and on the CPU whatever carries tensors.
+
+    Sums and weights go through the default group, whose limit of half an hour ends processes that wait on
+    accelerators for one that is gone.
+    """
+    return _words
 
 
 def is_first() -> bool:
@@ -82,7 +93,7 @@ def joined(device: str = "auto") -> Iterator[int]:
     _joined = True
     try:
         yield rank()
-        distributed.barrier()
+        distributed.barrier(group=words())
     except BaseException as error:
         _tell(error)
         raise
@@ -109,18 +120,18 @@ def joined_in(folder: Path, device: str) -> Iterator[Path]:
             yield folder
             return
         shared = [str(folder)]
-        distributed.broadcast_object_list(shared, src=0)
+        distributed.broadcast_object_list(shared, src=0, group=words())
         own = Path(shared[0]) if number == 0 else Path(shared[0]) / "processes" / str(number)
         own.mkdir(parents=True, exist_ok=True)
         if number > 0:
             logging.getLogger().setLevel(logging.ERROR)
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), quiet():
                 yield own
-            distributed.barrier()
+            distributed.barrier(group=words())
             return
         try:
             yield own
-            distributed.barrier()
+            distributed.barrier(group=words())
         finally:
             shutil.rmtree(folder / "processes", ignore_errors=True)
 
@@ -148,7 +159,7 @@ def naming_the_failed() -> Iterator[None]:
 
 def _initialise(device: str) -> None:
     """Make the group of processes; a sweep's next run finds that of the one before."""
-    global _store
+    global _store, _words
     accelerated = device != "cpu" and torch.accelerator.is_available()
     if accelerated:
         torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
@@ -162,8 +173,8 @@ def _initialise(device: str) -> None:
         store=distributed.PrefixStore(_key("group"), _store),
         rank=int(os.environ["RANK"]),
         world_size=int(os.environ["WORLD_SIZE"]),
-        timeout=PATIENCE,
     )
+    _words = distributed.new_group(backend="gloo", timeout=PATIENCE)
 
 
 def _key(name: str) -> str:
@@ -176,6 +187,7 @@ def _tell(error: BaseException) -> None:
 
     The first process, which may hold the store, waits a little for the others to read it.
     """
+    global _words
     if _store is None:
         return
     said = f"{error}" if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
@@ -183,6 +195,7 @@ def _tell(error: BaseException) -> None:
         if not _store.check([_key("failed")]):
             _store.set(_key("failed"), f"process {rank() + 1} of {size()} has failed: {said}")
         first, others = is_first(), size() - 1
+        _words = None  # whose connections would stay
         distributed.destroy_process_group()  # what ends the others, as they wait for this one
         until = time.monotonic() + LINGER
         while _store.add(_key("ended"), 0 if first else 1) < others and first and time.monotonic() < until:
