@@ -76,7 +76,8 @@ def _counting(work: Callable[[], None]) -> int:
 
 
 def expected(method: str, model: PrunableModel) -> int:
-    """By arithmetic: fp32 sums of each input, with a count of tokens; weights and masks of what is dealt out.
+    """By arithmetic: sums of each input, of squares in fp64 and of products in fp32, with a count of tokens;
+    weights and masks of what is dealt out.
 
     Layers of LLaMA read four inputs in each block: q, k and v one, gate and up one, o and down one each.
     """
@@ -86,7 +87,7 @@ def expected(method: str, model: PrunableModel) -> int:
     for block in (block for tower in model.towers for block in tower.blocks):
         for name in ("q_proj", "o_proj", "gate_proj", "down_proj"):
             cols = next(layer.shape[1] for layer in block.layers if f"{name}." in layer.name)
-            total += 8 + 4 * (cols if method == "wanda" else cols**2)
+            total += 8 + (8 * cols if method == "wanda" else 4 * cols**2)
         if method != "wanda":
             total += sum(5 * layer.size for layer in block.layers)
     return total

@@ -120,7 +120,7 @@ class MeanSquare(Statistic):
 
     def _add(self, squares: Tensor, tokens: int) -> None:
         """Add sums of squares [cols] over some tokens."""
-        missing = squares - self.excess
+        missing = squares.to(self.sum.dtype) - self.excess
         total = self.sum + missing
         self.excess, self.sum = (total - self.sum) - missing, total
         self.tokens += tokens

@@ -72,7 +72,7 @@ def joined(device: str = "auto") -> Iterator[int]:
         with ecoflap.joined() as rank:
             result = ecoflap.prune(model, tokenizer, data=texts, sparsity=0.6)
             if rank == 0:
-                result.save("pruned")
+                ecoflap.save(result, "pruned")
 
     Args:
         device: ``cpu`` for processes without an accelerator; with any other, each process of a node takes an

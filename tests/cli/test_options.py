@@ -21,7 +21,7 @@ Run = Callable[..., Result]
 GROUPS = {
     group.name: sorted(file.stem for file in group.glob("*.yaml"))
     for group in (ROOT / "conf").iterdir()
-    if group.is_dir() and group.name != "sweep"
+    if group.is_dir() and group.name not in ("sweep", "preset")
 }
 
 

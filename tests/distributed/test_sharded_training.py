@@ -78,6 +78,7 @@ def test_a_killed_run_goes_on_from_its_checkpoint(text_run: list[str], tmp_path:
     assert not (folder / "result.json").exists(), "it was killed before its training ended"
     assert "another process of the run has ended" in ended[0].stderr
     again = main(2, [*overrides, shards], folder)
+    assert [one.returncode for one in again] == [0, 0], "\n".join(one.stderr for one in again)
     assert "goes on from" in again[0].stderr
     sharded(overrides, tmp_path / "whole")
     assert curve(folder) == curve(tmp_path / "whole")

@@ -26,6 +26,8 @@ from ecoflap.run.steps.sample_cost import sample_cost
 from tests.cli.conftest import tiny_llama  # noqa: F401 - a fixture
 from tests.models.deep import BATCH, BLOCKS, TOKENS, deepened, offloaded
 
+pytestmark = pytest.mark.any_release  # old ones lack LlamaConfig
+
 LAYER = "model.layers.3.mlp.up_proj.weight"
 SOON = 30  # seconds
 

@@ -105,11 +105,11 @@ def build_tasks(node: DictConfig) -> dict[str, Task]:
             f"task: {inner[0]} is a suite itself and can't be one task of another; name its tasks, or run it"
             " by itself"
         )
-    limit = {"limit": node.limit} if "limit" in node else {}  # of each task, as a preset gives it
-    return {
-        str(name): build(f"task.tasks.{name}", OmegaConf.create({**member, **limit}))
-        for name, member in node.tasks.items()
-    }
+    members = {str(name): member for name, member in node.tasks.items()}
+    own = any(OmegaConf.is_interpolation(member, "limit") for member in members.values())
+    if node.get("limit") is not None and not own:  # of a preset, for a suite that does not pass it on itself
+        members = {name: OmegaConf.create({**one, "limit": node.limit}) for name, one in members.items()}
+    return {name: build(f"task.tasks.{name}", member) for name, member in members.items()}
 
 
 def make_store(folder: str, mode: str) -> Store:
