@@ -18,6 +18,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.trainer import SCHEDULER_NAME
 
 from ecoflap.console.progress import track
+from ecoflap.distributed.collectives import gathered
 from ecoflap.errors import NumericalError
 from ecoflap.finetune.job import Point
 from ecoflap.finetune.sharding import copy_whole, is_sharded, load_states, reshard, save_states, unsharded
@@ -73,6 +74,10 @@ class PrunedTrainer(Trainer):
         if self.args.should_save:
             folder.mkdir(parents=True, exist_ok=True)
             save_file(values, folder / VALUES)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        gathered(None)  # the state that the first process writes next says that all files are whole
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         saved = load_file(Path(resume_from_checkpoint) / VALUES)
