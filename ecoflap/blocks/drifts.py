@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ecoflap.blocks.statistics import TOKENS
+from ecoflap.blocks.statistics import TOKENS, Statistic
 from ecoflap.distributed.collectives import summed
 from ecoflap.models.core.layers import Layer
 
@@ -35,6 +35,21 @@ class Drifts(NamedTuple):
 
     inputs: Tensor
     streams: Mapping[Layer, Tensor]
+
+
+class SharedInput(NamedTuple):
+    """Layers of one block that read the same input.
+
+    Attributes:
+        layers: the layers.
+        statistic: of the input; None for a pruner that uses no data.
+        drifts: of the input and of residual streams from those in the dense model, for which the weights are
+            compensated first, see ``ecoflap.ops.compensation``; None to leave them as they are.
+    """
+
+    layers: tuple[Layer, ...]
+    statistic: Statistic | None
+    drifts: Drifts | None = None
 
 
 class Drift:

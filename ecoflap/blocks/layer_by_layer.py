@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from ecoflap.blocks.containers import version_of
 from ecoflap.blocks.dense_twin import DenseTwin
-from ecoflap.blocks.drifts import Drifts, GroupDrift, Readings
+from ecoflap.blocks.drifts import GroupDrift, Readings, SharedInput
 from ecoflap.blocks.input_statistics import InputsComplete, counted_inputs, never_ran, require_tokens
 from ecoflap.blocks.residual_streams import inputs_noted
 from ecoflap.blocks.statistics import Statistic
@@ -35,7 +35,7 @@ from ecoflap.models.core.towers import Block
 
 Group = tuple[Layer, ...]
 Stage = tuple[int, bool]
-PruneGroups = Callable[[Sequence[tuple[Group, Statistic, Drifts | None]]], None]
+PruneGroups = Callable[[Sequence[SharedInput]], None]
 
 
 class _Batch:
@@ -239,7 +239,7 @@ class LayerByLayer:
 
     def _prune(self, stage: Stage) -> None:
         """Prune the layers of a stage; the batches that wait at it can go on."""
-        known: list[tuple[Group, Statistic, Drifts | None]] = []
+        known: list[SharedInput] = []
         for group in self._stages[stage]:
             self._count_none(group, group[0].weight.device)  # no batch of this process may have reached it
             statistic, drift = self._statistics.pop(group), self._drifts.pop(group, None)
@@ -250,7 +250,8 @@ class LayerByLayer:
                 self.twin.remember(group)
             if drift is not None:
                 drift.combine()
-            known.append((group, require_tokens(group[0], statistic), None if drift is None else drift.value))
+            drifts = None if drift is None else drift.value
+            known.append(SharedInput(group, require_tokens(group[0], statistic), drifts))
         self.prune(known)
         self._pruned.add(stage)
         self._agreed = None

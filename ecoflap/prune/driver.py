@@ -12,20 +12,17 @@ from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.dense_twin import DenseTwin
-from ecoflap.blocks.drifts import Drifts
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.walk import Visit, walk
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.collectives import gathered
 from ecoflap.distributed.processes import is_first
 from ecoflap.errors import NumericalError
-from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.inputs import measure_dense
-from ecoflap.prune.layers import Group, Statistics, prune_groups, prune_layers
+from ecoflap.prune.layers import Statistics, prune_groups, prune_layers
 from ecoflap.prune.protocol import LayerPruner, OnBlock
 from ecoflap.prune.report import BlockReport, PruneReport
 from ecoflap.storage.masks import PackedMasks
@@ -181,9 +178,7 @@ def _prune_layer_by_layer(
     block, placement = visit.block, visit.flow.model.placement
     assert pruner.statistic is not None
 
-    def together(groups: Sequence[tuple[tuple[Layer, ...], Statistic, Drifts | None]]) -> None:
-        prune_groups([Group(*group) for group in groups], pruner, allocation, report)
-
+    together = partial(prune_groups, pruner=pruner, allocation=allocation, report=report)
     with placement.using(block):
         visit.prune_on_the_way(pruner.statistic, together)
         placement.changed(block)

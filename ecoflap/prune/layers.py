@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
-from ecoflap.blocks.drifts import Drifts
+from ecoflap.blocks.drifts import SharedInput
 from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.blocks.statistics import Gram, Statistic
 from ecoflap.distributed.collectives import deal, gathered, tensor_from
@@ -25,21 +25,6 @@ from ecoflap.prune.report import PruneReport
 log = logging.getLogger(__name__)
 
 Statistics = Mapping[Layer, Statistic] | InputStatistics
-
-
-class Group(NamedTuple):
-    """Layers of one block that read the same input.
-
-    Attributes:
-        layers: the layers.
-        statistic: of the input; None for a pruner that uses no data.
-        drifts: of the input and of residual streams from those in the dense model, for which the weights are
-            compensated first, see ``ecoflap.ops.compensation``; None to leave them as they are.
-    """
-
-    layers: tuple[Layer, ...]
-    statistic: Statistic | None
-    drifts: Drifts | None = None
 
 
 def prune_layers(
@@ -63,7 +48,7 @@ def prune_layers(
     """
     prune_groups(
         [
-            Group(tuple(sharing), statistics[sharing[0]] if statistics else None)
+            SharedInput(tuple(sharing), statistics[sharing[0]] if statistics else None)
             for sharing in by_statistic(layers, statistics)
         ],
         pruner,
@@ -73,7 +58,7 @@ def prune_layers(
 
 
 def prune_groups(
-    groups: Sequence[Group], pruner: LayerPruner, allocation: Allocation, report: PruneReport
+    groups: Sequence[SharedInput], pruner: LayerPruner, allocation: Allocation, report: PruneReport
 ) -> None:
     """Prune groups of layers in place, dealt out over the processes of the run.
 
@@ -138,7 +123,9 @@ def by_statistic(layers: Sequence[Layer], statistics: Statistics | None) -> list
     return list(groups.values())
 
 
-def _prune_together(group: Group, pruner: LayerPruner, allocation: Allocation, report: PruneReport) -> None:
+def _prune_together(
+    group: SharedInput, pruner: LayerPruner, allocation: Allocation, report: PruneReport
+) -> None:
     """Prune the layers of a group in place; the error of compensated weights is that of pruning them."""
     layers, statistic, drifts = group
     dense = [layer.matrix().clone() for layer in layers]

@@ -91,7 +91,7 @@ def check_seen(tensor: Tensor, there: bool) -> None:
     """Refuse to read a copy too early, on the device or on the host.
 
     Raises:
-        TooEarlyError: so it is.
+        TooEarlyError: if the copy was not waited for.
     """
     stream, issued = getattr(storage(tensor), "copied", (None, 0))
     reader = current_stream() if there else HOST

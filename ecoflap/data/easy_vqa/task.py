@@ -99,15 +99,12 @@ class EasyVqaEvaluation:
         batches = parts(self.questions, self.task.batch_size)
         answers = prediction_log.run(batches, lambda batch: self.interface.answer(model, batch, generation))
         words = [answer.lower() for answer in answers]
-        right = [float(word == one.target) for word, one in zip(words, self.questions, strict=True)]
+        right = [word == one.target for word, one in zip(words, self.questions, strict=True)]
         prediction_log.note(Items("accuracy", right, answers=words, examples=self.questions))
-        return _accuracies(words, self.questions)
+        return _accuracies(right, self.questions)
 
 
-def _accuracies(predictions: Sequence[str], questions: Sequence[Example]) -> dict[str, float]:
-    right = [
-        prediction == question.target for prediction, question in zip(predictions, questions, strict=True)
-    ]
+def _accuracies(right: Sequence[bool], questions: Sequence[Example]) -> dict[str, float]:
     closed = [question.target in ("yes", "no") for question in questions]
     return {
         "accuracy": percent(right),

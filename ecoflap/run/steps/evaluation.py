@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from ecoflap.console.telemetry import measure
+from ecoflap.distributed.processes import is_first
 from ecoflap.errors import UserError
 from ecoflap.evaluate.items import write_items
 from ecoflap.evaluate.prediction_log import PredictionLog
@@ -59,7 +60,7 @@ def evaluate(
         for name, evaluation in evaluations.items():
             prediction_log = _prediction_log(plan, name, when, fingerprint, evaluation)
             metrics[name] = evaluation(model, prediction_log)
-            if prediction_log.items is not None:
+            if prediction_log.items is not None and is_first():
                 file = plan.folder / PREDICTIONS / ITEMS.format(task=name, state=when)
                 write_items(file, state.items.get(name), prediction_log.items)
     _keep(metrics, plan, state, when)
