@@ -12,7 +12,7 @@ from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.drifts import SharedInput
 from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.blocks.statistics import Gram, Statistic
-from ecoflap.distributed.processes import rank
+from ecoflap.distributed.processes import rank, size
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
 from ecoflap.ops import Part, compensate
@@ -74,21 +74,26 @@ def prune_groups(
     Raises:
         NumericalError: if a weight is not finite, before or after, or a mask misses its count.
     """
-    layers = [layer for group in groups for layer in group.layers]
-    dealt = {layer: Dealt.to(rank(), layer.shape[0]) for layer in layers}
-    if pruner.statistic is Gram:
+    statistics = {layer: group.statistic for group in groups for layer in group.layers}
+    dealt = {layer: Dealt.to(rank(), layer.shape[0]) for layer in statistics}
+    exchanging = pruner.statistic is Gram and size() > 1
+    if exchanging:
         dealt = dealt_out(groups, pruner.by_rows)
     pieces: dict[Layer, Piece] = {}
     for shared in (True, False):  # first what processes have to do at the same time
         for group in groups:
             own = [layer for layer in group.layers if dealt[layer].mine and dealt[layer].shared == shared]
-            if own:
-                pieces |= _prune_together(group._replace(layers=tuple(own)), dealt, pruner, allocation)
-    if pruner.statistic is Gram:
-        pieces = exchanged(dealt, pieces)
-    for group in groups:
-        for layer in group.layers:
-            _record(layer, pieces[layer], group.statistic, allocation, report)
+            found = (
+                _prune_together(group._replace(layers=tuple(own)), dealt, pruner, allocation) if own else {}
+            )
+            if exchanging:
+                pieces |= found
+                continue
+            for layer, piece in found.items():
+                _record(layer, piece, group.statistic, allocation, report)
+    if exchanging:
+        for layer, piece in exchanged(dealt, pieces):
+            _record(layer, piece, statistics[layer], allocation, report)
 
 
 def _record(

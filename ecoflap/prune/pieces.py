@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ecoflap.distributed.collectives import gathered, tensor_from
-from ecoflap.distributed.processes import rank, size
+from ecoflap.distributed.processes import rank
 from ecoflap.models.core.layers import Layer
 from ecoflap.prune.dealing import Dealt
 
@@ -37,26 +37,23 @@ class Piece(NamedTuple):
         return math.sqrt(max(error, 0.0) / output) if output > 0 else 0.0
 
 
-def exchanged(dealt: Mapping[Layer, Dealt], pieces: Mapping[Layer, Piece]) -> dict[Layer, Piece]:
+def exchanged(dealt: Mapping[Layer, Dealt], pieces: dict[Layer, Piece]) -> Iterator[tuple[Layer, Piece]]:
     """Give each process the rows that others have pruned.
 
     Args:
         dealt: which process has pruned which rows of each layer, in the same order in all processes.
-        pieces: the rows that this process has pruned; the layers hold their weights.
+        pieces: the rows that this process has pruned, whose weights the layers hold; empty afterwards.
 
-    Returns:
-        All layers, whole; they hold their weights.
+    Yields:
+        Each layer and the piece that is all of it; the layer holds its weights.
     """
-    if size() == 1:
-        return dict(pieces)
     said = gathered([pieces[layer][1:] if layer in pieces else None for layer in dealt])
-    whole: dict[Layer, Piece] = {}
     for layer, *of_layer in zip(dealt, *said, strict=True):
         known = [one for one in of_layer if one is not None]
         outputs = [energies for energies, _ in known if energies is not None]
         energies = (sum(one for one, _ in outputs), sum(one for _, one in outputs)) if outputs else None
-        whole[layer] = Piece(_exchange_rows(layer, dealt[layer], pieces.get(layer)), energies, known[0][1])
-    return whole
+        mask = _exchange_rows(layer, dealt[layer], pieces.pop(layer, None))
+        yield layer, Piece(mask, energies, known[0][1])
 
 
 def _exchange_rows(layer: Layer, dealt: Dealt, piece: Piece | None) -> Tensor:
