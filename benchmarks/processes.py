@@ -28,7 +28,7 @@ from ecoflap.score.first_order import FirstOrder
 COUNTS = (1, 2, 4)
 PRUNERS: Mapping[str, tuple[LayerPruner, str]] = {
     "wanda": (Wanda(), "pruned"),
-    "sparsegpt": (SparseGPT(), "pruned"),
+    "sparsegpt": (SparseGPT(), "layer"),
     "admm": (ADMM(), "layer"),
 }
 INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
