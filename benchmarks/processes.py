@@ -11,10 +11,14 @@ from torch import Tensor, distributed
 
 from benchmarks.measure import Row, in_children
 from benchmarks.models import llama, smollm2, tokens
+from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.blocks.drifts import SharedInput
 from ecoflap.distributed.processes import joined
+from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.admm import ADMM
+from ecoflap.prune.dealing import dealt_out
 from ecoflap.prune.driver import prune
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.sparsegpt import SparseGPT
@@ -24,9 +28,10 @@ from ecoflap.score.first_order import FirstOrder
 COUNTS = (1, 2, 4)
 PRUNERS: Mapping[str, tuple[LayerPruner, str]] = {
     "wanda": (Wanda(), "pruned"),
-    "sparsegpt": (SparseGPT(), "pruned"),
+    "sparsegpt": (SparseGPT(), "layer"),
     "admm": (ADMM(), "layer"),
 }
+INPUTS = (("q_proj", "k_proj", "v_proj"), ("o_proj",), ("gate_proj", "up_proj"), ("down_proj",))
 SIZES = {"smollm2": (16, 256, 49152), "llama": (6, 16, 256)}
 
 
@@ -49,7 +54,8 @@ def measure(method: str, model: str) -> dict[str, Any]:
         started = time.process_time()
         sent = _counting(work)
         seconds = time.process_time() - started
-    return {"seconds": seconds, "sent": sent, "expected": expected(method, built)}
+        arithmetic = expected(method, built, allocation)
+    return {"seconds": seconds, "sent": sent, "expected": arithmetic}
 
 
 def _counting(work: Callable[[], None]) -> int:
@@ -75,22 +81,36 @@ def _counting(work: Callable[[], None]) -> int:
     return sent
 
 
-def expected(method: str, model: PrunableModel) -> int:
+def expected(method: str, model: PrunableModel, allocation: Allocation) -> int:
     """By arithmetic: sums of each input, of squares in fp64 and of products in fp32, with a count of tokens;
-    weights and masks of what is dealt out.
-
-    Layers of LLaMA read four inputs in each block: q, k and v one, gate and up one, o and down one each.
+    weights and masks of what is dealt out, and what competes across the rows of layers that are shared.
     """
     if method == "first order":
         return 0
     total = 0
     for block in (block for tower in model.towers for block in tower.blocks):
-        for name in ("q_proj", "o_proj", "gate_proj", "down_proj"):
-            cols = next(layer.shape[1] for layer in block.layers if f"{name}." in layer.name)
+        groups = [
+            SharedInput(tuple(one for one in block.layers if one.name.split(".")[-2] in names), None)
+            for names in INPUTS
+        ]
+        for group in groups:
+            cols = group.layers[0].shape[1]
             total += 8 + (8 * cols if method == "wanda" else 4 * cols**2)
-        if method != "wanda":
-            total += sum(5 * layer.size for layer in block.layers)
+        if method == "wanda":
+            continue
+        pruner, propagate = PRUNERS[method]
+        for together in [groups] if propagate == "pruned" else [[group] for group in groups]:
+            for layer, dealt in dealt_out(together, pruner.by_rows).items():
+                total += 5 * layer.size + dealt.shared * _competing(method, layer, allocation)
     return total
+
+
+def _competing(method: str, layer: Layer, allocation: Allocation) -> int:
+    """Bytes of the scores that compete across the rows of a layer: all of SparseGPT's, block of columns by
+    block of columns; of a mask by rows, the best pruned one of each row where the count leaves a remainder.
+    """
+    rows = layer.shape[0]
+    return 4 * layer.size if method == "sparsegpt" else 4 * rows * (allocation.keep[layer.name] % rows > 0)
 
 
 def rows(runs: int, model: str = "smollm2") -> Iterator[Row]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ecoflap.allocate.trial import TrialPruner
+from ecoflap.allocate.trial import Group, TrialPruner
 from ecoflap.data.batch import Batch, samples_in
 from ecoflap.distributed.collectives import share, summed
 from ecoflap.errors import NumericalError
@@ -90,9 +90,13 @@ def measure_marginals(
 
 def _directions(trial: TrialPruner, counts: Counts) -> dict[Layer, Tensor]:
     """{layer: W(k+) - W(k-), as the parameter is stored, in dtype and place of the layer's dense copy}."""
-    found: dict[Layer, Tensor] = {}
-    for group in trial.groups:
+
+    def changes(group: Group) -> list[Tensor]:
         pairs = zip(trial.solve(group, counts.more), trial.solve(group, counts.fewer), strict=True)
-        for layer, dense, (more, fewer) in zip(group.layers, group.dense, pairs, strict=True):
-            found[layer] = layer.oriented((more - fewer).to(dense))
-    return found
+        return [more - fewer for more, fewer in pairs]
+
+    return {
+        layer: layer.oriented(change)
+        for group, found in trial.of_each(changes)
+        for layer, change in zip(group.layers, found, strict=True)
+    }

@@ -6,7 +6,7 @@ the dense model's inputs, which are gathered once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -17,13 +17,15 @@ from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.groups import blocks_of
 from ecoflap.allocate.protocol import Context
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.statistics import Statistic
+from ecoflap.blocks.statistics import Gram, Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
-from ecoflap.distributed.collectives import gathered, share
+from ecoflap.distributed.collectives import deal, gathered, share, tensor_from
+from ecoflap.distributed.processes import rank, size
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.towers import Block
+from ecoflap.prune.dealing import INVERSE
 from ecoflap.prune.layers import by_statistic, solve_layers
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.score.scores import LAYER
@@ -44,6 +46,16 @@ class Group:
     layers: tuple[Layer, ...]
     dense: tuple[Tensor, ...]
     statistic: Statistic | None
+
+    @property
+    def cost(self) -> float:
+        """The operations of a solve with a Gram matrix, up to a factor."""
+        cols = self.dense[0].shape[1]
+        return cols**2 * (sum(map(len, self.dense)) + INVERSE * cols)
+
+
+IN_TURN = 4
+"""How many groups each process solves before all exchange what they have: about a block's."""
 
 
 class TrialPruner:
@@ -87,8 +99,34 @@ class TrialPruner:
     def prune(self, keep: Mapping[str, int]) -> None:
         """Prune every layer to the given counts, or the nearest that the mask can have."""
         keep = self.fitted(keep)
-        for group in self.groups:
-            self.write(group, self.solve(group, keep))
+        for group, weights in self.of_each(lambda group: self.solve(group, keep)):
+            self.write(group, weights)
+
+    def of_each(self, work: Callable[[Group], Sequence[Tensor]]) -> Iterator[tuple[Group, list[Tensor]]]:
+        """What a function returns for each group, which one process of the run computes and gives the others.
+
+        Solves with Gram matrices take long enough for that; for other pruners, each process computes all.
+
+        Args:
+            work: returns a tensor [rows, cols] for each layer of a group, which is converted to the dtype and
+                device of the layer's dense weights.
+
+        Yields:
+            Each group and what is returned for it, the same bits in all processes.
+        """
+        exchanging = self._pruner.statistic is Gram and size() > 1
+        step = IN_TURN * size() if exchanging else 1
+        for start in range(0, len(self.groups), step):
+            groups = self.groups[start : start + step]
+            owners = deal([group.cost for group in groups]) if exchanging else [rank()]
+            found = {
+                place: [one.to(dense) for one, dense in zip(work(group), group.dense, strict=True)]
+                for place, group in enumerate(groups)
+                if owners[place] == rank()
+            }
+            for place, group in enumerate(groups):
+                own = found.pop(place, list(group.dense))
+                yield group, [tensor_from(one, owners[place]) for one in own] if exchanging else own
 
     def write(self, group: Group, weights: Sequence[Tensor]) -> None:
         """Replace the weights of a group's layers, [rows, cols] each."""

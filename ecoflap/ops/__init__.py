@@ -18,6 +18,7 @@ from ecoflap.ops.ramp import ramp, shift_to_total
 from ecoflap.ops.ria import ria_metric
 from ecoflap.ops.rounding import round_to_total
 from ecoflap.ops.selection import Pattern, select, select_in_matrix, select_in_rows, select_n_of_m
+from ecoflap.ops.shared_selection import Part, select_part
 from ecoflap.ops.sparsegpt import Solution, solve_together, solve_with_factor, sparsegpt_solve
 from ecoflap.ops.spectrum import eigenvalues, tail_exponent
 from ecoflap.ops.swaps import swap_masks
@@ -28,6 +29,7 @@ __all__ = [
     "InverseFactor",
     "NormalisedInverse",
     "NotPositiveDefiniteError",
+    "Part",
     "Pattern",
     "Solution",
     "admm_repair",
@@ -50,6 +52,7 @@ __all__ = [
     "select_in_matrix",
     "select_in_rows",
     "select_n_of_m",
+    "select_part",
     "shift_to_budget",
     "shift_to_total",
     "solve_together",

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ecoflap.ops.hessian import unit_columns
-from ecoflap.ops.selection import Pattern, check_n_of_m, keep_n_of_m, select
+from ecoflap.ops.selection import Pattern, check_n_of_m, keep_n_of_m
+from ecoflap.ops.shared_selection import Part, select_part
 from ecoflap.ops.sparsegpt import Solution
 
 
@@ -71,6 +72,7 @@ def admm_solve(
     iterations: int,
     schedule: int,
     relaxation: float,
+    parts: Sequence[Part] | None = None,
 ) -> list[Solution]:
     """Prune matrices that read the same input: the mask of each of the first iterations is sparser.
 
@@ -80,12 +82,13 @@ def admm_solve(
     Args:
         weights: each [rows, cols], any floating dtype, on the inverse's device; rows may differ.
         inverse: of the Gram matrix of their inputs.
-        keeps: for each matrix the number of weights to keep.
+        keeps: for each matrix the number of weights to keep, of all of its rows.
         patterns: for each matrix which weights compete. Between a pattern (n, m) and its mask, weights beside
             the n largest of each group compete in the whole matrix.
         iterations: in all (published: 20); at least those of the schedule.
         schedule: iterations that choose a mask (published: 15).
         relaxation: r, from 1 (published) to below 2.
+        parts: which rows each matrix is, where others are pruned elsewhere at the same time; by default all.
 
     Returns:
         For each matrix the pruned weight, its mask and the damping; rows that lose nothing keep their weights
@@ -99,24 +102,25 @@ def admm_solve(
         raise ValueError(
             f"asked for {iterations} iterations, of which {schedule} choose a mask; 1 to all can"
         )
-    for weight, keep, pattern in zip(weights, keeps, patterns, strict=True):
-        if not 0 <= keep <= weight.numel():
+    parts = list(map(Part.whole, weights)) if parts is None else parts
+    for weight, keep, pattern, part in zip(weights, keeps, patterns, parts, strict=True):
+        if not 0 <= keep <= part.rows * weight.shape[1]:
             raise ValueError(
-                f"asked to keep {keep} weights of a {tuple(weight.shape)} matrix; valid counts are 0 to"
-                f" {weight.numel()}"
+                f"asked to keep {keep} weights of a {(part.rows, weight.shape[1])} matrix; valid counts are 0"
+                f" to {part.rows * weight.shape[1]}"
             )
         if isinstance(pattern, tuple):
             check_n_of_m(weight.shape[1], *pattern)
     scaled = _scaled(weights, inverse)
-    state, mask, parts = scaled.clone(), torch.ones_like(scaled, dtype=torch.bool), _parts(weights)
+    state, mask, spans = scaled.clone(), torch.ones_like(scaled, dtype=torch.bool), _spans_of(weights)
     for iteration in range(iterations):
         if iteration < schedule:
             gone = 1 - (1 - (iteration + 1) / schedule) ** 3
-            for part, keep, pattern in zip(parts, keeps, patterns, strict=True):
-                mask[part] = _gradual_mask(state[part].abs(), keep, gone, pattern)
+            for span, keep, pattern, part in zip(spans, keeps, patterns, parts, strict=True):
+                mask[span] = _gradual_mask(state[span].abs(), keep, gone, pattern, part)
         _step(state, scaled, mask, inverse, relaxation)
     solved = _unscaled(state, mask, weights, inverse)
-    return [Solution(solved[part], mask[part], inverse.damping) for part in parts]
+    return [Solution(solved[span], mask[span], inverse.damping) for span in spans]
 
 
 def admm_repair(
@@ -149,7 +153,7 @@ def admm_repair(
     for _ in range(iterations):
         _step(state, scaled, mask, inverse, relaxation)
     solved = _unscaled(state, mask, weights, inverse)
-    return [solved[part] for part in _parts(weights)]
+    return [solved[span] for span in _spans_of(weights)]
 
 
 def _step(state: Tensor, scaled: Tensor, mask: Tensor, inverse: NormalisedInverse, relaxation: float) -> None:
@@ -160,17 +164,18 @@ def _step(state: Tensor, scaled: Tensor, mask: Tensor, inverse: NormalisedInvers
     state.addmm_(target, inverse.inverse, alpha=relaxation * inverse.penalty)
 
 
-def _gradual_mask(metric: Tensor, keep: int, gone: float, pattern: Pattern) -> Tensor:
+def _gradual_mask(metric: Tensor, keep: int, gone: float, pattern: Pattern, part: Part) -> Tensor:
     """The mask [rows, cols] once the share ``gone`` of what has to go is gone."""
-    if gone == 1 or keep == metric.numel():
-        return select(metric, keep, pattern)
-    prune = int((metric.numel() - keep) * gone)
+    size = part.rows * metric.shape[1]
+    if gone == 1 or keep == size:
+        return select_part(metric, keep, pattern, part)
+    prune = int((size - keep) * gone)
     if isinstance(pattern, tuple):
         protected = keep_n_of_m(metric, *pattern)
-        return select(metric.masked_fill_(protected, math.inf), metric.numel() - prune, "matrix")
+        return select_part(metric.masked_fill_(protected, math.inf), size - prune, "matrix", part)
     if pattern == "row":  # whole rows of weights: no row has to be chosen for a remainder
-        prune -= prune % len(metric)
-    return select(metric, metric.numel() - prune, pattern)
+        prune -= prune % part.rows
+    return select_part(metric, size - prune, pattern, part)
 
 
 def _scaled(weights: Sequence[Tensor], inverse: NormalisedInverse) -> Tensor:
@@ -187,7 +192,7 @@ def _unscaled(state: Tensor, mask: Tensor, weights: Sequence[Tensor], inverse: N
     return solved
 
 
-def _parts(weights: Sequence[Tensor]) -> list[slice]:
+def _spans_of(weights: Sequence[Tensor]) -> list[slice]:
     """The rows of each matrix among those of all."""
     ends = accumulate(map(len, weights))
     return [slice(end - len(weight), end) for end, weight in zip(ends, weights, strict=True)]

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from ecoflap.ops.hessian import InverseFactor, inverse_factor
-from ecoflap.ops.selection import check_n_of_m, keep_n_of_m, select_in_matrix
+from ecoflap.ops.selection import check_n_of_m, keep_n_of_m
+from ecoflap.ops.shared_selection import Part, select_part
 
 BLOCKS_PER_UPDATE = 2  # far columns are read and written once for so many blocks
 
@@ -86,6 +87,7 @@ def solve_together(
     n_of_m: tuple[int, int] | None = None,
     block: int = 128,
     leaf: int = 16,
+    parts: Sequence[Part] | None = None,
 ) -> list[Solution]:
     """Prune matrices that read the same input, given its factor U.
 
@@ -99,10 +101,11 @@ def solve_together(
     Args:
         weights: each [rows, cols], any floating dtype, on the factor's device; rows may differ.
         factor: from `inverse_factor` of the Hessian [cols, cols].
-        keeps: for each matrix the number of weights to keep, or None with `n_of_m`.
+        keeps: for each matrix the number of weights to keep, of all of its rows, or None with `n_of_m`.
         n_of_m: (n, m) to keep n of every m consecutive columns of a row, or None with `keeps`.
         block: columns per mask decision.
         leaf: columns per triangular solve; n:m uses m.
+        parts: which rows each matrix is, where others are pruned elsewhere at the same time; by default all.
 
     Returns:
         For each matrix the pruned weight, its mask and the damping used. No argument is modified.
@@ -110,7 +113,8 @@ def solve_together(
     Raises:
         ValueError: if arguments do not match each other, or a weight is not finite.
     """
-    _check(weights, factor, keeps, n_of_m, block, leaf)
+    parts = list(map(Part.whole, weights)) if parts is None else parts
+    _check(weights, factor, keeps, n_of_m, block, leaf, parts)
     cols = weights[0].shape[1]
     if n_of_m is not None:
         leaf = n_of_m[1]  # a group's mask depends on weights updated by the groups before it
@@ -126,9 +130,9 @@ def solve_together(
         for columns in _spans(several.start, several.stop, block):
             if keeps is not None:
                 saliency = _saliency(solved, factor, columns)
-                for keep, rows in zip(keeps, matrices, strict=True):
-                    share = _share(keep, cols, columns.start, columns.stop)
-                    mask[columns, rows] = select_in_matrix(saliency[:, rows].contiguous().t(), share).t()
+                for keep, rows, part in zip(keeps, matrices, parts, strict=True):
+                    share, scores = _share(keep, cols, columns.start, columns.stop), saliency[:, rows]
+                    mask[columns, rows] = select_part(scores.contiguous().t(), share, "matrix", part).t()
             for inner in _spans(columns.start, columns.stop, leaf):
                 if n_of_m is not None:
                     mask[inner] = keep_n_of_m(_saliency(solved, factor, inner).t(), *n_of_m).t()
@@ -220,6 +224,7 @@ def _check(
     n_of_m: tuple[int, int] | None,
     block: int,
     leaf: int,
+    parts: Sequence[Part],
 ) -> None:
     for weight in weights:
         if weight.ndim != 2 or factor.upper.shape != (weight.shape[1], weight.shape[1]):
@@ -238,13 +243,14 @@ def _check(
         raise ValueError(
             f"give either keep or n_of_m, not both and not neither; found keep={found}, n_of_m={n_of_m}"
         )
-    for keep, weight in zip(keeps or (), weights if keeps is not None else (), strict=True):
-        if not 0 <= keep <= weight.numel():
+    cols = weights[0].shape[1]
+    for keep, part in zip(keeps or (), parts if keeps is not None else (), strict=True):
+        if not 0 <= keep <= part.rows * cols:
             raise ValueError(
-                f"asked to keep {keep} weights of a {tuple(weight.shape)} matrix; valid counts are 0 to"
-                f" {weight.numel()}"
+                f"asked to keep {keep} weights of a {(part.rows, cols)} matrix; valid counts are 0 to"
+                f" {part.rows * cols}"
             )
     if n_of_m is not None:
-        check_n_of_m(weights[0].shape[1], *n_of_m)
+        check_n_of_m(cols, *n_of_m)
     if block < 1 or leaf < 1:
         raise ValueError(f"block and leaf are column counts of at least 1; found block={block}, leaf={leaf}")

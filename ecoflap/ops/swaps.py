@@ -55,13 +55,15 @@ def swap_masks(weight: Tensor, gram: Tensor, mask: Tensor, swaps: int, group: in
     """
     _check(weight, gram, mask)
     weight, gram, mask = weight.detach().to(torch.float32), gram.to(torch.float32), mask.clone()
-    active, left = torch.arange(len(weight), device=weight.device), swaps
-    while left > 0 and len(active):
+    active = torch.arange(len(weight), device=weight.device)
+    left = torch.full_like(active, swaps)
+    while len(active):
         rows, part = weight[active], mask[active]
         changes, worth = _changes(rows, gram, part, group)
         made = _best_swaps(changes, worth, part, left, within=group is not None)
-        mask[active] = part
-        active, left = active[made > 0], left - int(made.max())
+        mask[active], left = part, left - made
+        more = (made > 0) & (left > 0)
+        active, left = active[more], left[more]
     return mask
 
 
@@ -122,14 +124,14 @@ def _best_pairs(steps: Tensor, losses: Tensor, kept: Tensor, blocks: Tensor) -> 
     return best, pair
 
 
-def _best_swaps(changes: _Changes, worth: Tensor, mask: Tensor, most: int, within: bool) -> Tensor:
+def _best_swaps(changes: _Changes, worth: Tensor, mask: Tensor, most: Tensor, within: bool) -> Tensor:
     """Make swaps among the candidates, each time the best of a row; changes the mask.
 
     Args:
         changes: the candidates.
         worth: what a swap has to gain [rows].
         mask: [rows, cols].
-        most: most swaps per row.
+        most: most swaps of each row [rows].
         within: whether only candidates of the same place pair, as those of a group do.
 
     Returns:
@@ -140,10 +142,10 @@ def _best_swaps(changes: _Changes, worth: Tensor, mask: Tensor, most: int, withi
     if within:
         between.masked_fill_(~torch.eye(half, dtype=torch.bool, device=device), math.inf)
     made = torch.zeros(len(mask), dtype=torch.int64, device=device)
-    for _ in range(min(most, half)):
+    for _ in range(half):
         sums = between + losses[:, :half, None] + losses[:, None, half:]
         change, pair = sums.flatten(1).min(dim=1)
-        rows = (change < -worth).nonzero().flatten()
+        rows = ((change < -worth) & (made < most)).nonzero().flatten()
         if not len(rows):
             break
         pair = pair[rows]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.statistics import Gram, Statistic
 from ecoflap.errors import UserError
-from ecoflap.ops import admm_solve
+from ecoflap.ops import Part, admm_solve
 from ecoflap.prune.masks import MaskRule
 from ecoflap.prune.options import ADMMOptions
 from ecoflap.prune.protocol import LayerPruner, Pruned
@@ -23,6 +23,7 @@ class ADMM(ADMMOptions, LayerPruner):
     """Remove weights in steps, between which the ones that stay adapt."""
 
     statistic: ClassVar[type[Statistic] | None] = Gram
+    by_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 1 <= self.schedule <= self.iterations:
@@ -54,15 +55,24 @@ class ADMM(ADMMOptions, LayerPruner):
         return self.together([weight], statistic, [keep])[0]
 
     def together(
-        self, weights: Sequence[Tensor], statistic: Statistic | None, keeps: Sequence[int]
+        self,
+        weights: Sequence[Tensor],
+        statistic: Statistic | None,
+        keeps: Sequence[int],
+        parts: Sequence[Part] | None = None,
     ) -> list[Pruned]:
         """Prune layers that read the same input, as one matrix of all their rows."""
         assert isinstance(statistic, Gram)
         inverse = statistic.normalised_inverse(self.damping, self.penalty)
-        patterns = [
-            self.rule.pattern(weight.numel(), keep) for weight, keep in zip(weights, keeps, strict=True)
-        ]
+        parts = list(map(Part.whole, weights)) if parts is None else parts
         solutions = admm_solve(
-            weights, inverse, keeps, patterns, self.iterations, self.schedule, self.relaxation
+            weights,
+            inverse,
+            keeps,
+            self.rule.patterns(weights, keeps, parts),
+            self.iterations,
+            self.schedule,
+            self.relaxation,
+            parts,
         )
         return [Pruned(solution.weight, solution.mask) for solution in solutions]

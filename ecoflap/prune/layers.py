@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,11 +12,12 @@ from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.drifts import SharedInput
 from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.blocks.statistics import Gram, Statistic
-from ecoflap.distributed.collectives import deal, gathered, tensor_from
 from ecoflap.distributed.processes import rank, size
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
-from ecoflap.ops import compensate
+from ecoflap.ops import Part, compensate
+from ecoflap.prune.dealing import Dealt, dealt_out
+from ecoflap.prune.pieces import Piece, exchanged
 from ecoflap.prune.protocol import LayerPruner, Pruned
 from ecoflap.prune.report import PruneReport
 
@@ -62,8 +61,9 @@ def prune_groups(
 ) -> None:
     """Prune groups of layers in place, dealt out over the processes of the run.
 
-    Pruners that solve with a Gram matrix take long, so that each layer is pruned by one process, which sends
-    the others the result; all others prune every layer in each process, from the same statistics.
+    Pruners that solve with a Gram matrix take long, so that each process solves for some layers, or some rows
+    of them, and all give each other the results; all others prune every layer in each process, from the same
+    statistics.
 
     Args:
         groups: layers and what is known of their inputs; the same in all processes.
@@ -74,45 +74,42 @@ def prune_groups(
     Raises:
         NumericalError: if a weight is not finite, before or after, or a mask misses its count.
     """
-    layers = [layer for group in groups for layer in group.layers]
-    owners = dict.fromkeys(layers, rank())
-    dealt = pruner.statistic is Gram
-    if dealt:
-        costs = [float(layer.size * layer.shape[1]) for layer in layers]
-        owners = dict(zip(layers, deal(costs), strict=True))
-    for group in groups:
-        own = tuple(layer for layer in group.layers if owners[layer] == rank())
-        if own:
-            _prune_together(group._replace(layers=own), pruner, allocation, report)
-    if dealt:
-        _exchange(owners, report)
-    for layer in layers:
-        if layer.name in report.notes:
-            log.warning("%s: %s", layer.name, report.notes[layer.name])
+    statistics = {layer: group.statistic for group in groups for layer in group.layers}
+    dealt = {layer: Dealt.to(rank(), layer.shape[0]) for layer in statistics}
+    exchanging = pruner.statistic is Gram and size() > 1
+    if exchanging:
+        dealt = dealt_out(groups, pruner.by_rows)
+    pieces: dict[Layer, Piece] = {}
+    for shared in (True, False):  # first what processes have to do at the same time
+        for group in groups:
+            own = [layer for layer in group.layers if dealt[layer].mine and dealt[layer].shared == shared]
+            found = (
+                _prune_together(group._replace(layers=tuple(own)), dealt, pruner, allocation) if own else {}
+            )
+            if exchanging:
+                pieces |= found
+                continue
+            for layer, piece in found.items():
+                _record(layer, piece, group.statistic, allocation, report)
+    if exchanging:
+        for layer, piece in exchanged(dealt, pieces):
+            _record(layer, piece, statistics[layer], allocation, report)
 
 
-def _exchange(owners: Mapping[Layer, int], report: PruneReport) -> None:
-    """Give each process the layers that others have pruned.
-
-    Args:
-        owners: {layer: rank of the process that has pruned it}, in the same order in all processes.
-        report: holds the results of the layers that this process has pruned, and receives the others.
-    """
-    if size() == 1:
-        return
-    own = [layer.name for layer, owner in owners.items() if owner == rank()]
-    parts: Sequence[dict[str, Any]] = (report.errors, report.tokens, report.notes)
-    for found in gathered([{name: part[name] for name in own if name in part} for part in parts]):
-        for part, new in zip(parts, found, strict=True):
-            part.update(new)
-    for layer, owner in owners.items():
-        weight, mask = layer.matrix(), torch.zeros(layer.weight.shape, dtype=torch.bool)
-        if owner == rank():
-            mask = report.masks[layer.name]
-        weight, mask = tensor_from(weight, owner), tensor_from(mask, owner)
-        if owner != rank():
-            layer.write(weight)
-            report.masks[layer.name] = mask
+def _record(
+    layer: Layer, piece: Piece, statistic: Statistic | None, allocation: Allocation, report: PruneReport
+) -> None:
+    """Report a layer that has been pruned, whichever process has done that."""
+    kept, keep = int(piece.mask.sum()), allocation.keep[layer.name]
+    if kept != keep:
+        raise NumericalError(f"{layer.name}: the mask keeps {kept} weights and the allocation says {keep}")
+    report.masks[layer.name] = layer.oriented(piece.mask).contiguous()
+    report.errors[layer.name] = piece.relative_error
+    if layer.is_expert and statistic is not None:
+        report.tokens[layer.name] = 0 if statistic.assumed else statistic.tokens
+    if piece.note:
+        report.notes[layer.name] = piece.note
+        log.warning("%s: %s", layer.name, piece.note)
 
 
 def by_statistic(layers: Sequence[Layer], statistics: Statistics | None) -> list[list[Layer]]:
@@ -124,27 +121,39 @@ def by_statistic(layers: Sequence[Layer], statistics: Statistics | None) -> list
 
 
 def _prune_together(
-    group: SharedInput, pruner: LayerPruner, allocation: Allocation, report: PruneReport
-) -> None:
-    """Prune the layers of a group in place; the error of compensated weights is that of pruning them."""
+    group: SharedInput, dealt: Mapping[Layer, Dealt], pruner: LayerPruner, allocation: Allocation
+) -> dict[Layer, Piece]:
+    """Prune this process's rows of a group's layers in place.
+
+    The error of compensated weights is that of pruning them.
+    """
     layers, statistic, drifts = group
-    dense = [layer.matrix().clone() for layer in layers]
+    views = [layer.matrix()[dealt[layer].own] for layer in layers]
+    dense = [view.clone() for view in views]
     if drifts is not None:
         assert isinstance(statistic, Gram)
         streams = [drifts.streams.get(layer) for layer in layers]
-        dense = compensate(dense, statistic.value, drifts.inputs, streams)
-    results = solve_layers(layers, dense, statistic, pruner, allocation.keep)
-    for layer, before, pruned in zip(layers, dense, results, strict=True):
-        if pruned.note:
-            report.notes[layer.name] = pruned.note
-        _check(layer, pruned, allocation.keep[layer.name])
-        layer.write(pruned.weight)
-        after = layer.matrix()
-        report.masks[layer.name] = layer.oriented(pruned.mask).contiguous().cpu()
-        known = None if statistic is None or statistic.assumed else statistic
-        report.errors[layer.name] = None if known is None else _relative_error(known, before, after)
-        if layer.is_expert and statistic is not None:
-            report.tokens[layer.name] = 0 if known is None else known.tokens
+        own = [
+            None if stream is None else stream[dealt[layer].own]
+            for layer, stream in zip(layers, streams, strict=True)
+        ]
+        dense = compensate(dense, statistic.value, drifts.inputs, own)
+    parts = [dealt[layer].part for layer in layers] if dealt[layers[0]].shared else None
+    results = solve_layers(layers, dense, statistic, pruner, allocation.keep, parts)
+    pieces: dict[Layer, Piece] = {}
+    for layer, view, before, pruned in zip(layers, views, dense, results, strict=True):
+        if not torch.isfinite(pruned.weight).all():
+            raise NumericalError(
+                f"{layer.name}: pruning made weights that are not finite; use more calibration samples or a"
+                " larger pruner.damping"
+            )
+        view.copy_(pruned.weight)
+        energies = None
+        if statistic is not None and not statistic.assumed:
+            error = statistic.output_energy(view.float() - before.float())
+            energies = (statistic.output_energy(before), error)
+        pieces[layer] = Piece(pruned.mask.cpu(), energies, pruned.note)
+    return pieces
 
 
 def solve_layers(
@@ -153,42 +162,27 @@ def solve_layers(
     statistic: Statistic | None,
     pruner: LayerPruner,
     keep: Mapping[str, int],
+    parts: Sequence[Part] | None = None,
 ) -> list[Pruned]:
     """The pruned weights of layers that share a statistic; the layers stay as they are.
 
     Args:
         layers: the layers.
-        dense: their dense weights, [rows, cols] each.
+        dense: their dense weights, or some rows of them, [rows, cols] each.
         statistic: of the input that they read; None for a pruner that uses no data.
         pruner: prunes one layer.
         keep: {layer: number of weights to keep}.
+        parts: which rows of the layers the weights are; by default all.
 
     Raises:
         NumericalError: if the pruner can't compute with the weights or the inputs.
     """
     try:
-        return pruner.together(dense, statistic, [keep[layer.name] for layer in layers])
+        counts = [keep[layer.name] for layer in layers]
+        if parts is None:
+            return pruner.together(dense, statistic, counts)
+        return pruner.together(dense, statistic, counts, parts)
     except ValueError as error:
         finite = [bool(torch.isfinite(weight).all()) for weight in dense]
         culprit = layers[0] if all(finite) else layers[finite.index(False)]
         raise NumericalError(f"{culprit.name}: {error}") from error
-
-
-def _check(layer: Layer, pruned: Pruned, keep: int) -> None:
-    """Refuse a pruned layer whose mask misses its count, or whose weights are not finite."""
-    kept = int(pruned.mask.sum())
-    if kept != keep:
-        raise NumericalError(f"{layer.name}: the mask keeps {kept} weights and the allocation says {keep}")
-    if not torch.isfinite(pruned.weight).all():
-        raise NumericalError(
-            f"{layer.name}: pruning made weights that are not finite; use more calibration samples or a"
-            " larger pruner.damping"
-        )
-
-
-def _relative_error(statistic: Statistic, dense: Tensor, pruned: Tensor) -> float:
-    """sqrt(||(W' - W) X||^2 / ||W X||^2) of weights [rows, cols]; 0 for an output of zeros."""
-    energy = statistic.output_energy(dense)
-    if energy <= 0:
-        return 0.0
-    return math.sqrt(max(statistic.output_energy(pruned.float() - dense.float()), 0.0) / energy)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
-from ecoflap.ops import Pattern, select
+from ecoflap.ops import Part, Pattern, select
 from ecoflap.prune.whole_groups import in_whole_groups
 
 
@@ -128,6 +128,19 @@ class MaskRule:
                 f" {keep} of {size}"
             )
         return (n, self.varying) if n else "matrix"
+
+    def patterns(
+        self, weights: Sequence[Tensor], keeps: Sequence[int], parts: Sequence[Part]
+    ) -> list[Pattern]:
+        """Which weights of each of some layers compete; see ``pattern``.
+
+        Args:
+            weights: some rows of each layer, or all of them, [rows, cols].
+            keeps: weights that each whole layer keeps.
+            parts: which rows they are.
+        """
+        sizes = [part.rows * weight.shape[1] for weight, part in zip(weights, parts, strict=True)]
+        return list(map(self.pattern, sizes, keeps))
 
     def select(self, metric: Tensor, keep: int) -> Tensor:
         """The mask [rows, cols], True where kept, of the ``keep`` largest metrics under the rule.

@@ -17,6 +17,7 @@ from ecoflap.blocks.statistics import Statistic
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.ops import Part
 from ecoflap.prune.masks import MaskRule
 from ecoflap.prune.report import BlockReport, PruneReport
 
@@ -67,10 +68,27 @@ class LayerPruner(Protocol):
     def __call__(self, weight: Tensor, statistic: Statistic | None, keep: int) -> Pruned:
         """Prune a weight [rows, cols] to ``keep`` weights."""
 
+    @property
+    def by_rows(self) -> bool:
+        """Whether it can prune some rows of a layer, see ``together``; by default, it can't."""
+        return False
+
     def together(
-        self, weights: Sequence[Tensor], statistic: Statistic | None, keeps: Sequence[int]
+        self,
+        weights: Sequence[Tensor],
+        statistic: Statistic | None,
+        keeps: Sequence[int],
+        parts: Sequence[Part] | None = None,
     ) -> list[Pruned]:
-        """Prune layers that read the same input; by default, one by one."""
+        """Prune layers that read the same input; by default, one by one.
+
+        Args:
+            weights: of the layers, [rows, cols] each.
+            statistic: of their input.
+            keeps: the number of weights that each layer keeps.
+            parts: given to pruners that are ``by_rows`` alone: the weights are these rows of the layers, and
+                other processes prune the others at the same time.
+        """
         return [self(weight, statistic, keep) for weight, keep in zip(weights, keeps, strict=True)]
 
     @property

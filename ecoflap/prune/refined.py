@@ -12,7 +12,7 @@ from torch import Tensor
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.statistics import Gram, Statistic
 from ecoflap.errors import require_choices, require_positive
-from ecoflap.ops import admm_repair, swap_masks
+from ecoflap.ops import Part, admm_repair, select_part, swap_masks
 from ecoflap.prune.by_metric import ByMetric
 from ecoflap.prune.options import ADMMOptions, MetricOptions
 from ecoflap.prune.protocol import Pruned
@@ -26,9 +26,11 @@ class RefinedMetric(MetricOptions, ByMetric):
 
     Attributes:
         of_metric: the statistic that the metric alone reads; None if it looks at no data.
+        by_rows: whether the metric of a weight depends on its own row alone.
     """
 
     of_metric: ClassVar[type[Statistic] | None] = None
+    by_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,14 +64,19 @@ class RefinedMetric(MetricOptions, ByMetric):
         return self.together([weight], statistic, [keep])[0]
 
     def together(
-        self, weights: Sequence[Tensor], statistic: Statistic | None, keeps: Sequence[int]
+        self,
+        weights: Sequence[Tensor],
+        statistic: Statistic | None,
+        keeps: Sequence[int],
+        parts: Sequence[Part] | None = None,
     ) -> list[Pruned]:
         """Prune layers that read the same input."""
         if not self._adapts:
             return super().together(weights, statistic, keeps)
         assert isinstance(statistic, Gram)
-        by_metric = super().__call__
-        masks = [by_metric(weight, statistic, keep).mask for weight, keep in zip(weights, keeps, strict=True)]
+        parts = list(map(Part.whole, weights)) if parts is None else parts
+        metrics = [self.metric(weight, statistic) for weight in weights]
+        masks = list(map(select_part, metrics, keeps, self.rule.patterns(weights, keeps, parts), parts))
         if self.refine == "swaps":
             swapped = swap_masks(
                 torch.cat(list(weights)), statistic.value, torch.cat(masks), self.swaps, self.rule.group

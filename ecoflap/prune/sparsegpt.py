@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ecoflap.blocks.statistics import Gram, Statistic
 from ecoflap.errors import UserError
-from ecoflap.ops import Solution, solve_together
+from ecoflap.ops import Part, Solution, solve_together
 from ecoflap.prune.masks import MaskRule
 from ecoflap.prune.options import SparseGPTOptions
 from ecoflap.prune.protocol import LayerPruner, Pruned
@@ -21,6 +21,7 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
     """Remove weights and correct the ones that stay."""
 
     statistic: ClassVar[type[Statistic] | None] = Gram
+    by_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.damping < 0 or self.block < 1:
@@ -40,14 +41,17 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
         return self.together([weight], statistic, [keep])[0]
 
     def together(
-        self, weights: Sequence[Tensor], statistic: Statistic | None, keeps: Sequence[int]
+        self,
+        weights: Sequence[Tensor],
+        statistic: Statistic | None,
+        keeps: Sequence[int],
+        parts: Sequence[Part] | None = None,
     ) -> list[Pruned]:
         """Prune layers that read the same input, as one matrix of all their rows."""
         assert isinstance(statistic, Gram)
         factor = statistic.factor(self.damping)
-        patterns = [
-            self.rule.pattern(weight.numel(), keep) for weight, keep in zip(weights, keeps, strict=True)
-        ]
+        parts = list(map(Part.whole, weights)) if parts is None else parts
+        patterns = self.rule.patterns(weights, keeps, parts)
         solutions: dict[int, Solution] = {}
         for pattern in dict.fromkeys(patterns):  # one, unless layers have an n of their own
             places = [place for place, other in enumerate(patterns) if other == pattern]
@@ -57,6 +61,7 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
                 None if isinstance(pattern, tuple) else [keeps[place] for place in places],
                 pattern if isinstance(pattern, tuple) else None,
                 self.block,
+                parts=[parts[place] for place in places],
             )
             solutions |= dict(zip(places, solved, strict=True))
         note = None

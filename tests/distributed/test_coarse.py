@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from ecoflap.allocate.dlp import DLP
 from ecoflap.allocate.evopress import EvoPress
@@ -14,7 +15,10 @@ from ecoflap.allocate.neuronal import Neuronal
 from ecoflap.allocate.owl import OWL
 from ecoflap.allocate.protocol import Context
 from ecoflap.allocate.tamp import TAMP
+from ecoflap.allocate.trial import Group, TrialPruner, trial_pruner
+from ecoflap.blocks.statistics import Gram
 from ecoflap.prune.admm import ADMM
+from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from ecoflap.score import first_order
@@ -91,6 +95,39 @@ ALLOCATORS = {
     "neuronal": (Neuronal(), "llama", Wanda()),
     "tamp": (TAMP(), "llava", Wanda()),
 }
+
+
+@pytest.mark.parametrize("pruner", [Wanda(), ADMM()])
+def test_each_trial_solve_is_made_by_one_process(
+    pruner: LayerPruner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it takes a Gram matrix; the model ends with the same bits in all processes."""
+
+    def work() -> Any:
+        solved: list[str] = []
+        solve = TrialPruner.solve
+
+        def noting(self: TrialPruner, group: Group, keep: Any) -> Any:
+            solved.extend(layer.name for layer in group.layers)
+            return solve(self, group, keep)
+
+        monkeypatch.setattr(TrialPruner, "solve", noting)
+        model = tiny.build("llama")
+        context = Context(pruner, tiny.samples("llama"), batch_size=2, seed=0, recall=recalled)
+        with trial_pruner(model, context) as trial:
+            trial.prune({layer.name: layer.size // 2 for layer in model.layers})
+            return solved, {layer.name: layer.weight.detach().clone() for layer in model.layers}
+
+    (_, expected), found = work(), together(3, work)
+    names = sorted(expected)
+    if pruner.statistic is Gram:
+        assert sorted(name for solved, _ in found for name in solved) == names
+        assert all(solved for solved, _ in found)
+    else:
+        assert all(sorted(solved) == names for solved, _ in found)
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[0][1][name], weight, rtol=1e-3, atol=1e-4)
+        assert all(torch.equal(weights[name], found[0][1][name]) for _, weights in found)
 
 
 @pytest.mark.parametrize("name", ALLOCATORS)

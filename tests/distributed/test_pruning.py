@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 import ecoflap
+from benchmarks import models
+from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.blocks.statistics import Gram, MeanSquare, Statistic
 from ecoflap.blocks.walk import walk
@@ -22,6 +24,7 @@ from ecoflap.prune.driver import prune
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.ria import RIA
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import experts, tiny
@@ -100,6 +103,51 @@ def test_four_processes_share_one_batch(way: str) -> None:
 def test_experts_that_only_some_processes_reach(way: str) -> None:
     expected, found = pruned("mixtral", way), together(4, lambda: pruned("mixtral", way))
     assert_same(found[0], expected)
+
+
+WIDE: dict[str, tuple[LayerPruner, str]] = {
+    "sparsegpt": (SparseGPT(), "pruned"),
+    "sparsegpt by layer": (SparseGPT(), "layer"),
+    "admm": (ADMM(), "layer"),
+    "admm matrix": (ADMM(mask="matrix"), "pruned"),
+    "admm 2:4": (ADMM(mask="2:4"), "layer"),
+    "admm compensated": (ADMM(), "compensated"),
+    "swaps": (Wanda(refine="swaps", repair=True), "layer"),
+    "ria": (RIA(refine="swaps"), "layer"),
+}
+
+
+@pytest.mark.parametrize("way", WIDE)
+def test_rows_of_one_layer_in_several_processes(way: str) -> None:
+    """Of a model wide enough, with the same samples in all processes; weights are the same bit for bit."""
+    (pruner, propagate), rows = WIDE[way], []
+
+    def work() -> Any:
+        model = models.llama(32, 2)
+        samples = models.tokens(4, 16, 256)
+        allocation = WaterFilling()(model, None, 0.5)
+        report = prune(model, samples, pruner, allocation, 1, propagate=propagate)
+        weights = {layer.name: layer.weight.detach().clone() for layer in model.layers}
+        return (weights, dict(report.masks), report.errors, report.tokens), list(rows)
+
+    solve = solving.solve_layers
+
+    def noting(layers: Any, dense: Any, *rest: Any) -> Any:
+        rows.extend(
+            (layer.name, len(weight), len(layer.matrix()))
+            for layer, weight in zip(layers, dense, strict=True)
+        )
+        return solve(layers, dense, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(solving, "solve_layers", noting)
+        (expected, _), found = work(), together(2, work)
+    (first, solved), (second, others) = found
+    assert_same(first, expected)
+    for one, other in zip(first[:2], second[:2], strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one), "bit for bit in all processes"
+    parts = [one for one in (*solved, *others) if one[1] < one[2]]
+    assert bool(parts) == pruner.by_rows, "some layers have rows in both"
 
 
 def statistics(family: str, kind: type[Statistic]) -> dict[str, tuple[Tensor, int]]:

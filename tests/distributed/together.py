@@ -8,7 +8,7 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -88,6 +88,9 @@ def as_process(rank: int, size: int) -> Iterator[None]:
     from unittest.mock import patch
 
     from ecoflap.distributed import collectives
+    from ecoflap.prune import dealing
 
-    with patch.object(collectives, "rank", lambda: rank), patch.object(collectives, "size", lambda: size):
+    with ExitStack() as stack:
+        for module in (collectives, dealing):
+            stack.enter_context(patch.multiple(module, rank=lambda: rank, size=lambda: size))
         yield

@@ -70,7 +70,7 @@ def memory_plan(
     """How much memory scoring, allocating and pruning will need on each device.
 
     Processes that share the samples have the same weights and statistics on their devices; where they share
-    the layers of a block to prune, each prunes one at a time as before.
+    the layers of a block to prune, each prunes one at a time as before, or some of its rows.
 
     Args:
         model: the loaded model.

@@ -1,0 +1,79 @@
+"""Masks of matrices whose rows several processes share: those of one process, to the last weight.
+
+Where rows do not compete, each process selects among its own. The scores of a whole matrix that do are put
+together first, and of rows that compete for a remainder one score each: few operations beside a solve.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ecoflap.ops.selection import Pattern, select, select_in_matrix, select_in_rows
+
+
+class Part(NamedTuple):
+    """Some consecutive rows of a matrix, or all of them.
+
+    Attributes:
+        start: the first row.
+        rows: of the whole matrix.
+        summed: gives the sum of a tensor over all parts of the matrix; all of them call it alike.
+    """
+
+    start: int
+    rows: int
+    summed: Callable[[Tensor], Tensor]
+
+    @classmethod
+    def whole(cls, matrix: Tensor) -> Part:
+        """The part that a whole matrix [rows, cols] is."""
+        return cls(0, len(matrix), lambda tensor: tensor)
+
+    def of_all(self, values: Tensor) -> Tensor:
+        """The values of all rows of the matrix [rows, ...], from those of this part [some rows, ...]."""
+        whole = values.new_zeros(self.rows, *values.shape[1:])
+        whole[self.start : self.start + len(values)] = values
+        return self.summed(whole)
+
+
+def select_part(metric: Tensor, keep: int, pattern: Pattern, part: Part) -> Tensor:
+    """The rows of a part in the mask that ``select`` gives the whole matrix.
+
+    Args:
+        metric: scores of the part's rows [some rows, cols].
+        keep: number of weights to keep of the whole matrix; a pattern (n, m) says so itself.
+        pattern: which weights compete.
+        part: which rows they are.
+
+    Returns:
+        Boolean mask [some rows, cols].
+
+    Raises:
+        ValueError: if the metric is not a matrix or holds NaN, or ``keep`` is out of range.
+    """
+    if part.rows == len(metric) or isinstance(pattern, tuple):
+        return select(metric, keep, pattern)
+    if not 0 <= keep <= part.rows * metric.shape[1]:
+        raise ValueError(
+            f"asked to keep {keep} weights of a matrix of {part.rows} rows and {metric.shape[1]} columns"
+        )
+    if pattern == "matrix":
+        return select_in_matrix(part.of_all(metric), keep)[part.start : part.start + len(metric)]
+    return _in_rows(metric, keep, part)
+
+
+def _in_rows(metric: Tensor, keep: int, part: Part) -> Tensor:
+    """The part of ``select_in_rows``."""
+    each, extra = divmod(keep, part.rows)
+    mask = select_in_rows(metric, each * len(metric))
+    if extra:
+        best_pruned = part.of_all(metric.masked_fill(mask, -math.inf).amax(dim=1))
+        spared = best_pruned.sort(descending=True, stable=True).indices[:extra] - part.start
+        own = spared[(spared >= 0) & (spared < len(metric))]
+        if len(own):
+            mask[own] = select_in_rows(metric[own], (each + 1) * len(own))
+    return mask

@@ -1,0 +1,110 @@
+"""Which process solves for which rows of a block's layers, so that the busiest one has least to do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from ecoflap.blocks.drifts import SharedInput
+from ecoflap.distributed.collectives import deal, summed
+from ecoflap.distributed.processes import rank, size
+from ecoflap.models.core.layers import Layer
+from ecoflap.ops import Part
+
+INVERSE = 0.2
+"""What inverting a Gram matrix [cols, cols] takes, as a share of what solving for cols rows takes."""
+FEWEST = 8
+"""The fewest rows of a layer that a process solves for."""
+
+
+class Dealt(NamedTuple):
+    """The rows of a layer that each process solves for: consecutive ones, in the order of the ranks.
+
+    Attributes:
+        ends: behind the last row of each process; processes without rows end where the one before does.
+    """
+
+    ends: tuple[int, ...]
+
+    @classmethod
+    def to(cls, owner: int, rows: int) -> Dealt:
+        """All rows to one process."""
+        return cls(tuple(rows if process >= owner else 0 for process in range(size())))
+
+    @classmethod
+    def out(cls, rows: int) -> Dealt:
+        """As many rows to each process, up to one."""
+        return cls(tuple(rows * (process + 1) // size() for process in range(size())))
+
+    def span(self, process: int) -> slice:
+        """The rows of a process."""
+        return slice(self.ends[process - 1] if process else 0, self.ends[process])
+
+    @property
+    def own(self) -> slice:
+        """The rows of this process."""
+        return self.span(rank())
+
+    @property
+    def owners(self) -> list[int]:
+        """The ranks of the processes that have rows."""
+        return [process for process in range(len(self.ends)) if _length(self.span(process))]
+
+    @property
+    def part(self) -> Part:
+        """What the rows of this process are to a pruner that is ``by_rows``."""
+        return Part(self.own.start, self.ends[-1], summed)
+
+    @property
+    def shared(self) -> bool:
+        """Whether several processes have rows."""
+        return len(self.owners) > 1
+
+    @property
+    def mine(self) -> bool:
+        """Whether this process has rows."""
+        return rank() in self.owners
+
+
+def dealt_out(groups: Sequence[SharedInput], by_rows: bool) -> dict[Layer, Dealt]:
+    """The rows of each layer that each process solves for.
+
+    Whole layers go to one process each, the largest first. If the pruner allows it, the largest ones are
+    shared out by rows instead, as many as make the busiest process least busy: each of the processes that
+    share a layer has to invert the Gram matrix of its input.
+
+    Args:
+        groups: layers that share an input, the same in all processes.
+        by_rows: whether rows of a layer can be solved for separately.
+    """
+    costs = {layer: float(layer.size * layer.shape[1]) for group in groups for layer in group.layers}
+    large = [cost for layer, cost in costs.items() if by_rows and layer.shape[0] >= FEWEST * size()]
+    plans = [_plan(costs, smallest) for smallest in [float("inf"), *sorted(set(large), reverse=True)]]
+    return min(plans, key=lambda plan: _busiest(groups, plan))
+
+
+def _plan(costs: Mapping[Layer, float], smallest: float) -> dict[Layer, Dealt]:
+    """Layers of at least some cost shared out, the others dealt whole."""
+    shared = {layer for layer, cost in costs.items() if cost >= smallest}
+    shared = {layer for layer in shared if layer.shape[0] >= FEWEST * size()}
+    whole = [layer for layer in costs if layer not in shared]
+    owners = dict(zip(whole, deal([costs[layer] for layer in whole]), strict=True))
+    return {
+        layer: Dealt.out(layer.shape[0]) if layer in shared else Dealt.to(owners[layer], layer.shape[0])
+        for layer in costs
+    }
+
+
+def _busiest(groups: Sequence[SharedInput], plan: Mapping[Layer, Dealt]) -> float:
+    """The operations of the busiest process, up to a factor."""
+    busy = [0.0] * size()
+    for group in groups:
+        for process in range(size()):
+            rows = sum(_length(plan[layer].span(process)) for layer in group.layers)
+            cols = group.layers[0].shape[1]
+            busy[process] += cols**2 * (rows + INVERSE * cols * (rows > 0))
+    return max(busy)
+
+
+def _length(span: slice) -> int:
+    return span.stop - span.start
