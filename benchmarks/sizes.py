@@ -75,7 +75,8 @@ def sizes_of(model: PrunableModel) -> Iterator[Size]:
 def pruned(weight: Tensor, sparsity: float | None) -> Tensor:
     """A matrix without its smallest weights, as it is stored."""
     keep = 0 if sparsity is None else round((1 - sparsity) * weight.numel())
-    return weight * select(weight.abs(), keep, (2, 4) if sparsity is None else "row")
+    mask = select(weight.abs(), keep, (2, 4) if sparsity is None else "row")
+    return torch.where(mask, weight, 0)  # a product would leave negative zeros, which are stored
 
 
 def ratios(tensors: Mapping[str, Tensor]) -> list[float]:
