@@ -138,7 +138,7 @@ def _prune_together(
         if pruned.note:
             report.notes[layer.name] = pruned.note
         _check(layer, pruned, allocation.keep[layer.name])
-        layer.write(pruned.weight)
+        layer.write(pruned.weight + 0.0)  # no negative zeros: a bitmask checkpoint would store them
         after = layer.matrix()
         report.masks[layer.name] = layer.oriented(pruned.mask).contiguous().cpu()
         known = None if statistic is None or statistic.assumed else statistic

@@ -12,7 +12,6 @@ from torch.nn.functional import linear, pad
 
 from ecoflap.errors import UserError
 from ecoflap.models.sparse.library import LANES, MOST_TOKENS, PADDING, products
-from ecoflap.storage.bitmask.encoding import bits_of
 
 PART = 2**20
 """Bytes of the dense matrix that are made at a time; they stay in the processor's cache."""
@@ -22,8 +21,8 @@ class SparseLinear(nn.Module):
     """``nn.Linear`` on the CPU, with a bit per weight and the values that are not zero.
 
     Of a few tokens, as when text is written, the product reads only what is stored. For more, as of a
-    prompt, and where a gradient is asked for, some rows of the dense matrix are made at a time. A value is
-    zero if none of its bits is set, as in a bitmask checkpoint. The state dict is the dense layer's.
+    prompt, and where a gradient is asked for, some rows of the dense matrix are made at a time. The state
+    dict is the dense layer's, with zeros for negative zeros.
 
     Attributes:
         mask: a bit per weight, uint8 [rows, bytes]; the first weight is the lowest bit.
@@ -48,11 +47,11 @@ class SparseLinear(nn.Module):
         self.dtype, self.bias = weight.dtype, dense.bias
         self._words = -(-self.in_features // LANES[weight.dtype])
         products(weight.dtype)
-        bits = bits_of(weight).reshape(weight.shape)
-        there = np.pad(bits != 0, ((0, 0), (0, self._padding)))
+        nonzero = weight != 0
+        there = np.pad(nonzero.numpy(), ((0, 0), (0, self._padding)))
         ends = np.count_nonzero(there, axis=1).cumsum()
         values = torch.zeros(int(ends[-1]) + PADDING // weight.itemsize, dtype=weight.dtype)
-        bits_of(values)[: ends[-1]] = bits[bits != 0]
+        values[: ends[-1]] = weight[nonzero]
         stored = {
             "mask": torch.from_numpy(np.packbits(there, axis=1, bitorder="little")),
             "values": values,

