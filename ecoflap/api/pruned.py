@@ -13,16 +13,23 @@ from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.hub import checkpoint_folder, from_hub, require_folder
 from ecoflap.models.loading.pretrained_weights import load_weights
 from ecoflap.models.loading.skeleton import DTYPE_OPTION, skeleton
+from ecoflap.models.sparse.sparsify import sparsify_if_possible
 from ecoflap.storage.saved_model import Checkpoint
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @overload
-def load_pruned(folder: str | Path, into: Module, *, device: str | None = None) -> Module: ...
+def load_pruned(
+    folder: str | Path, into: Module, *, device: str | None = None, sparse: bool = False
+) -> Module: ...
 @overload
-def load_pruned(folder: str | Path, into: None = None, *, device: str | None = None) -> nn.Module: ...
-def load_pruned(folder: str | Path, into: nn.Module | None = None, *, device: str | None = None) -> nn.Module:
+def load_pruned(
+    folder: str | Path, into: None = None, *, device: str | None = None, sparse: bool = False
+) -> nn.Module: ...
+def load_pruned(
+    folder: str | Path, into: nn.Module | None = None, *, device: str | None = None, sparse: bool = False
+) -> nn.Module:
     """Load a model that was saved dense, bitmask or coded, in its dtype and to the bit.
 
     Each tensor is decoded, checked and moved to the device before the next one is read.
@@ -32,11 +39,22 @@ def load_pruned(folder: str | Path, into: nn.Module | None = None, *, device: st
         into: a module that takes the weights, for models that transformers does not build; None to build
             the model of the folder's ``config.json``.
         device: ``"cpu"``, ``"cuda"``, ...; ``"meta"`` reads no weights; None for the accelerator, if there
-            is one, or for where ``into`` is.
+            is one, or for where ``into`` is. With ``sparse`` it is the CPU.
+        sparse: keep linear layers in memory without their zeros, and multiply without them, in fp32 and
+            bf16. This needs a C compiler and AVX-512; without them the weights stay dense, with a warning.
 
     Raises:
-        UserError: if there is no such checkpoint, it is unfinished or damaged, or does not fit the module.
+        UserError: if there is no such checkpoint, it is unfinished or damaged, or does not fit the module,
+            or ``sparse`` is asked for on another device.
     """
+    if sparse:
+        if device not in (None, "cpu"):
+            raise UserError(
+                f"sparse=True is for the CPU, not for device={device!r}; leave out one of the two"
+            )
+        module = load_pruned(folder, into, device="cpu")
+        sparsify_if_possible(module)
+        return module
     path = str(checkpoint_folder(require_folder(str(folder), "folder"), None))
     if into is not None:
         _fill(into, Path(path), device)

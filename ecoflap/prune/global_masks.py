@@ -52,7 +52,7 @@ def choose_masks(
 def apply_masks(model: PrunableModel, masks: dict[str, Tensor]) -> None:
     """Set the removed weights to zero."""
     for layer in model.layers:
-        layer.weight.mul_(masks[layer.name].to(layer.weight.device))
+        layer.weight.masked_fill_(~masks[layer.name].to(layer.weight.device), 0)
 
 
 def apply_and_report(

@@ -147,7 +147,7 @@ def _prune_together(
                 f"{layer.name}: pruning made weights that are not finite; use more calibration samples or a"
                 " larger pruner.damping"
             )
-        view.copy_(pruned.weight)
+        view.copy_(pruned.weight + 0.0)  # no negative zeros: a bitmask checkpoint would store them
         energies = None
         if statistic is not None and not statistic.assumed:
             error = statistic.output_energy(view.float() - before.float())

@@ -15,6 +15,8 @@ from torch import nn
 from ecoflap.cli import command
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
+from ecoflap.models.sparse import sparsify
+from ecoflap.models.sparse.library import products
 from ecoflap.storage.results import Result
 from ecoflap.storage.results.bench import read_bench
 from ecoflap.storage.saved_model import weight_bytes
@@ -200,6 +202,31 @@ def test_an_optional_form_that_cannot_be_loaded_is_left_out(
     optional = False
     with pytest.raises(UserError, match="another machine"):
         measure(runs, [1], repeats=1, tokens=2)
+
+
+def test_a_model_without_zeros_in_memory(
+    language_runs: tuple[Path, Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It takes less memory than the dense model; where nothing can be left out, that is said."""
+    runs = forms.read_runs([language_runs[2]])
+    bench = measure(runs, [1], repeats=1, tokens=2)
+    assert bench.notes == [
+        "small, sparse was not measured: no linear layer is large enough with enough zeros"
+    ]
+    try:
+        products(torch.float32)
+    except UserError as error:
+        pytest.skip(str(error))
+    monkeypatch.setattr(sparsify, "LEAST_WEIGHTS", 1)
+    bench = measure(runs, [1], repeats=1, tokens=2)
+    assert [(row.name, row.form) for row in bench.rows[1:]] == [
+        ("small", "masked, stored without zeros"),
+        ("small, sparse", "sparse in memory"),
+    ]
+    dense, masked, sparse = bench.rows
+    assert sparse.disk_bytes == masked.disk_bytes
+    assert sparse.metric == masked.metric
+    assert sparse.memory_bytes < dense.memory_bytes == masked.memory_bytes
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="the 2:4 kernel needs a CUDA GPU")

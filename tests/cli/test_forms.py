@@ -18,6 +18,7 @@ from ecoflap.errors import UserError
 from ecoflap.run.plan.checks import check_save
 from ecoflap.storage import checkpoint as saving
 from ecoflap.storage.file_names import CARD, RECIPE, RESULT
+from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result, verify
 from ecoflap.storage.saved_model import Checkpoint, weight_bytes
 from tests.cli.forked import main
@@ -85,6 +86,29 @@ def test_the_same_weights_as_a_dense_save(
         assert run(evaluated, f"{name}_again").metrics["dense"] == small.metrics["pruned"]
     with pytest.raises(UserError, match=r"holds a bitmask checkpoint; .*ecoflap convert .*small"):
         run([*evaluated, "runtime.offload=disk"], "refused")
+
+
+@pytest.mark.parametrize(
+    "pruner",
+    [
+        "magnitude",
+        "global_magnitude",
+        "wanda",
+        "wanda pruner.refine=swaps",
+        "sparsegpt",
+        "admm",
+    ],
+)
+def test_only_kept_weights_are_stored(run: Run, text_run: list[str], tmp_path: Path, pruner: str) -> None:
+    """No pruned weight is a negative zero, which a bitmask has to store."""
+    run([*text_run, *f"pruner={pruner}".split(), "score=none", "model.save=bitmask"], "small")
+    checkpoint = tmp_path / "small" / "checkpoint"
+    masks = load_masks(checkpoint / "masks.safetensors")
+    (shard,) = checkpoint.glob("bitmask-*")
+    stored = load_file(shard)
+    found = {name: len(stored[f"{name}:values"]) for name in masks if f"{name}:values" in stored}
+    assert found
+    assert found == {name: int(masks[name].sum()) for name in found}
 
 
 def test_experts_are_verified_row_by_row(run: Run, expert_run: list[str], tmp_path: Path) -> None:

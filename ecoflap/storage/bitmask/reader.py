@@ -37,8 +37,12 @@ class BitmaskCheckpoint:
         self._open: dict[str, ShardReader] = {}
         self._last: tuple[str, Tensor] | None = None
 
-    def tensor(self, name: str) -> Tensor:
-        """Decode a tensor.
+    def names(self) -> list[str]:
+        """The names of all tensors, sorted."""
+        return sorted(self.entries)
+
+    def tensor(self, name: str, start: int | None = None, stop: int | None = None) -> Tensor:
+        """Decode a tensor, and take some of its first dimension.
 
         Raises:
             KeyError: if there is no such tensor.
@@ -48,7 +52,11 @@ class BitmaskCheckpoint:
         if self._last is None or self._last[0] != name:
             self._last = None  # before the next one is made
             self._last = name, self._shard(self._file_of[name]).tensor(name)
-        return self._last[1]
+        return self._last[1] if start is None else self._last[1][start:stop]
+
+    def read(self, name: str) -> Tensor:
+        """Decode a tensor."""
+        return self.tensor(name)
 
     def shapes(self) -> dict[str, Tensor]:
         """Each tensor on the meta device, by name."""
@@ -56,6 +64,9 @@ class BitmaskCheckpoint:
             name: torch.empty(entry.shape, dtype=DTYPES[entry.dtype], device="meta")
             for name, entry in self.entries.items()
         }
+
+    def close(self) -> None:
+        """Nothing stays open."""
 
     def _shard(self, file: str) -> ShardReader:
         if file not in self._open:

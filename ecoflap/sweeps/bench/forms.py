@@ -18,6 +18,7 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.loading.device import resolve_device
 from ecoflap.models.loading.loader import Selection
+from ecoflap.models.sparse.sparsify import sparsify
 from ecoflap.run.config import build
 from ecoflap.run.saved_loader import saved_node
 from ecoflap.storage.file_names import BITMASK_INDEX, RESULT
@@ -46,6 +47,11 @@ class SavedRun:
         """N:M, if its zeros lie in such a pattern."""
         mask = (self.record.config.get("pruner") or {}).get("mask")
         return mask if isinstance(mask, str) and ":" in mask else None
+
+    @property
+    def is_structured(self) -> bool:
+        """Whether whole units or experts were removed, instead of weights set to zero."""
+        return self.record.sparsity.get("total") == "units"
 
 
 @dataclass(frozen=True)
@@ -117,8 +123,7 @@ def dense(run: SavedRun, device: torch.device) -> Form:
 
 def saved(run: SavedRun, device: torch.device) -> Iterator[Form]:
     """A saved model as it lies there."""
-    structured = run.record.sparsity.get("total") == "units"
-    kind = "structured" if structured else run.pattern or "masked"
+    kind = "structured" if run.is_structured else run.pattern or "masked"
     if (run.folder / BITMASK_INDEX).is_file():
         kind += ", stored without zeros"
     node = saved_node(run.record.config["model"], run.folder)
@@ -142,7 +147,21 @@ def semi_structured(run: SavedRun, device: torch.device) -> Iterator[Form]:
     )
 
 
-FORMS: Sequence[Callable[[SavedRun, torch.device], Iterator[Form]]] = (saved, semi_structured)
+def without_zeros(run: SavedRun, device: torch.device) -> Iterator[Form]:
+    """A model whose zeros are left out in memory, and multiplied without, on the CPU."""
+    if run.is_structured or device.type != "cpu":
+        return
+    (stored,) = saved(run, device)
+    yield replace(
+        stored,
+        name=f"{run.name}, sparse",
+        kind="sparse in memory",
+        load=lambda: _sparsified(stored.load()),
+        optional=True,
+    )
+
+
+FORMS: Sequence[Callable[[SavedRun, torch.device], Iterator[Form]]] = (saved, semi_structured, without_zeros)
 
 
 def forms_of(runs: Sequence[SavedRun]) -> list[Form]:
@@ -182,6 +201,17 @@ def to_semi_structured(model: PrunableModel) -> PrunableModel:
         converted += 1
     if not converted:
         raise UserError("no layer has a shape that the 2:4 kernel takes")
+    return model
+
+
+def _sparsified(model: PrunableModel) -> PrunableModel:
+    """A model without the zeros of its linear layers, in place.
+
+    Raises:
+        UserError: if no layer can be multiplied so on this machine.
+    """
+    if not sparsify(model.module):
+        raise UserError("no linear layer is large enough with enough zeros")
     return model
 
 

@@ -123,7 +123,7 @@ def kill_at(number: int) -> Callable[[], None]:
     return start
 
 
-@pytest.mark.parametrize("form", ["dense", "coded"])
+@pytest.mark.parametrize("form", FORMS)
 def test_killed_at_20_random_moments(
     dense: Path, tensors: dict[str, Tensor], tmp_path: Path, form: str
 ) -> None:

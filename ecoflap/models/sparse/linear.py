@@ -1,0 +1,142 @@
+"""A linear layer that stores only the weights that are not zero, and multiplies a few tokens with them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear, pad
+
+from ecoflap.errors import UserError
+from ecoflap.models.sparse.library import LANES, MOST_TOKENS, PADDING, products
+
+PART = 2**20
+"""Bytes of the dense matrix that are made at a time; they stay in the processor's cache."""
+
+
+class SparseLinear(nn.Module):
+    """``nn.Linear`` on the CPU, with a bit per weight and the values that are not zero.
+
+    Of a few tokens, as when text is written, the product reads only what is stored. For more, as of a
+    prompt, and where a gradient is asked for, some rows of the dense matrix are made at a time. The state
+    dict is the dense layer's, with zeros for negative zeros.
+
+    Attributes:
+        mask: a bit per weight, uint8 [rows, bytes]; the first weight is the lowest bit.
+        values: [kept], and zeros behind them.
+        starts: where the values of each row begin, int64 [rows].
+        bias: [rows], or None.
+    """
+
+    mask: Tensor
+    values: Tensor
+    starts: Tensor
+
+    def __init__(self, dense: nn.Linear) -> None:
+        """Keep what is not zero of a layer on the CPU.
+
+        Raises:
+            UserError: if this machine has no product for its dtype.
+        """
+        super().__init__()
+        weight = dense.weight.detach()
+        self.in_features, self.out_features = dense.in_features, dense.out_features
+        self.dtype, self.bias = weight.dtype, dense.bias
+        self._words = -(-self.in_features // LANES[weight.dtype])
+        products(weight.dtype)
+        nonzero = weight != 0
+        there = np.pad(nonzero.numpy(), ((0, 0), (0, self._padding)))
+        ends = np.count_nonzero(there, axis=1).cumsum()
+        values = torch.zeros(int(ends[-1]) + PADDING // weight.itemsize, dtype=weight.dtype)
+        values[: ends[-1]] = weight[nonzero]
+        stored = {
+            "mask": torch.from_numpy(np.packbits(there, axis=1, bitorder="little")),
+            "values": values,
+            "starts": torch.from_numpy(np.concatenate([[0], ends[:-1]])),
+        }
+        for name, tensor in stored.items():
+            self.register_buffer(name, tensor, persistent=False)
+
+    @property
+    def weight(self) -> Tensor:
+        """The dense matrix [rows, cols], made anew each time."""
+        return self._made(0, self.out_features)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """[..., cols] -> [..., rows]."""
+        needs_gradient = torch.is_grad_enabled() and inputs.requires_grad
+        if inputs.shape[-1] != self.in_features or inputs.dtype != self.dtype:
+            return linear(inputs, self.weight, self.bias)  # it says what is wrong
+        tokens = inputs.numel() // self.in_features
+        if 0 < tokens <= MOST_TOKENS and not needs_gradient:
+            return self._product(inputs, tokens)
+        step = max(PART // (self.dtype.itemsize * self.in_features), 1)
+        return torch.cat([self._rows(inputs, at, at + step) for at in range(0, self.out_features, step)], -1)
+
+    def _rows(self, inputs: Tensor, start: int, stop: int) -> Tensor:
+        """The results of some rows of the dense matrix, [..., stop - start]."""
+        bias = None if self.bias is None else self.bias[start:stop]
+        return linear(inputs, self._made(start, min(stop, self.out_features)), bias)
+
+    def _product(self, inputs: Tensor, tokens: int) -> Tensor:
+        padded = pad(inputs, (0, self._padding)) if self._padding else inputs.contiguous()
+        sums = torch.empty(*inputs.shape[:-1], self.out_features)
+        products(self.dtype).product(
+            self.mask.data_ptr(),
+            self.values.data_ptr(),
+            self.starts.data_ptr(),
+            padded.data_ptr(),
+            sums.data_ptr(),
+            self.out_features,
+            self._words,
+            tokens,
+        )
+        if self.bias is not None:
+            sums += self.bias.detach()
+        return sums.to(self.dtype)
+
+    def _made(self, start: int, stop: int) -> Tensor:
+        """Rows of the dense matrix, [stop - start, cols]."""
+        out = torch.empty(stop - start, self.in_features, dtype=self.dtype)
+        products(self.dtype).dense(
+            self.mask[start:].data_ptr(),
+            self.values.data_ptr(),
+            self.starts[start:].data_ptr(),
+            out.data_ptr(),
+            stop - start,
+            self._words,
+            self.in_features,
+        )
+        return out
+
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> SparseLinear:
+        """Refuse what ``to`` and its like would do to the stored weights.
+
+        Raises:
+            UserError: if the weights would get another dtype or device.
+        """
+        super()._apply(fn, recurse)
+        if self.values.dtype != self.dtype or self.values.device.type != "cpu":
+            raise UserError(
+                f"sparse layers of {self.dtype} on the CPU can't become {self.values.dtype} on"
+                f" {self.values.device}; load the model with sparse=False"
+            )
+        return self
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[f"{prefix}weight"] = self.weight
+
+    def extra_repr(self) -> str:
+        """Shape and zeros, for ``print(model)``."""
+        kept = self.values.numel() - PADDING // self.dtype.itemsize
+        share = 1 - kept / (self.in_features * self.out_features)
+        return f"in_features={self.in_features}, out_features={self.out_features}, sparsity={share:.2f}"
+
+    @property
+    def _padding(self) -> int:
+        """Columns to the end of the last word of a row."""
+        return self._words * LANES[self.dtype] - self.in_features

@@ -1,0 +1,137 @@
+"""The files that a saved model's tensors lie in: safetensors, or one in LAVIS' format."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from ecoflap.storage.file_names import WEIGHTS_FILE, WEIGHTS_INDEX
+from ecoflap.storage.stored_tensor import StoredTensor, stored_tensors
+
+
+class TensorFiles(Protocol):
+    """Tensors in files of one format; a file is opened when it is first needed."""
+
+    def names(self) -> list[str]:
+        """The names of all tensors, sorted."""
+
+    def tensor(self, name: str, start: int | None = None, stop: int | None = None) -> Tensor:
+        """One tensor on the CPU, or some of its first dimension; it may be mapped from its file.
+
+        Raises:
+            KeyError: if there is no such tensor.
+            OSError, ValueError, SafetensorError: if its file is missing or damaged.
+        """
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, in memory of its own where the format allows it."""
+
+    def shapes(self) -> dict[str, Tensor]:
+        """Each tensor on the meta device, by name, in the order of the files."""
+
+    def close(self) -> None:
+        """Close every file."""
+
+
+class SafetensorFiles:
+    """``model.safetensors``, or shards with an index, as ``save_pretrained`` writes them."""
+
+    def __init__(self, folder: Path) -> None:
+        """Find the file of every tensor; a single file comes before shards, as in transformers.
+
+        Raises:
+            FileNotFoundError: if there is neither.
+        """
+        self._folder = folder
+        self._open: dict[str, Any] = {}
+        self._stack = ExitStack()
+        self._file_of: dict[str, str] = {}
+        if not (folder / WEIGHTS_FILE).is_file():
+            index = json.loads((folder / WEIGHTS_INDEX).read_text(encoding="utf-8"))
+            self._file_of = index["weight_map"]
+
+    def names(self) -> list[str]:
+        """The names of all tensors, sorted."""
+        return sorted(self._file_of or self._file(WEIGHTS_FILE).keys())
+
+    def tensor(self, name: str, start: int | None = None, stop: int | None = None) -> Tensor:
+        """One tensor, mapped from its file, or some of its first dimension.
+
+        Raises:
+            KeyError: if there is no such tensor.
+            FileNotFoundError: if a shard is missing.
+            safetensors.SafetensorError: if a file is damaged.
+        """
+        file = self._file(self._file_of[name] if self._file_of else WEIGHTS_FILE)
+        if name not in file.keys():  # noqa: SIM118 - a safetensors handle is not a mapping
+            raise KeyError(name)
+        tensor: Tensor = file.get_tensor(name) if start is None else file.get_slice(name)[start:stop]
+        return tensor
+
+    def read(self, name: str) -> Tensor:
+        """One tensor in memory of its own."""
+        return self._stored[name].read()
+
+    def shapes(self) -> dict[str, Tensor]:
+        """Each tensor on the meta device, by name, in the order of the files.
+
+        Raises:
+            OSError: if a file is missing or damaged, or holds tensors of other dtypes.
+        """
+        return {name: tensor.on_meta() for name, tensor in self._stored.items()}
+
+    def close(self) -> None:
+        """Close every file."""
+        self._stack.close()
+
+    @cached_property
+    def _stored(self) -> dict[str, StoredTensor]:
+        """The tensors in the order of the files."""
+        files = sorted(set(self._file_of.values())) or [WEIGHTS_FILE]
+        return {name: one for file in files for name, one in stored_tensors(self._folder / file).items()}
+
+    def _file(self, file: str) -> Any:
+        """The open handle of one file."""
+        if file not in self._open:
+            handle = safe_open(str(self._folder / file), framework="pt")
+            self._open[file] = self._stack.enter_context(handle)
+        return self._open[file]
+
+
+class LavisFile:
+    """``model.pth`` in LAVIS' format, mapped; only tensors are read from it."""
+
+    def __init__(self, file: Path) -> None:
+        """Map a file."""
+        state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        self._tensors: dict[str, Tensor] = state["model"]
+
+    def names(self) -> list[str]:
+        """The names of all tensors, sorted."""
+        return sorted(self._tensors)
+
+    def tensor(self, name: str, start: int | None = None, stop: int | None = None) -> Tensor:
+        """One tensor, mapped from the file, or some of its first dimension.
+
+        Raises:
+            KeyError: if there is no such tensor.
+        """
+        return self._tensors[name] if start is None else self._tensors[name][start:stop]
+
+    def read(self, name: str) -> Tensor:
+        """One tensor, mapped from the file."""
+        return self._tensors[name]
+
+    def shapes(self) -> dict[str, Tensor]:
+        """Each tensor on the meta device, by name, in the order of the file."""
+        return {name: tensor.to("meta") for name, tensor in self._tensors.items()}
+
+    def close(self) -> None:
+        """Nothing stays open but the map, which ends with the last tensor."""

@@ -1,0 +1,131 @@
+"""A sparse layer gives what the dense one gives, up to the rounding of sums."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from ecoflap.errors import UserError
+from ecoflap.models.sparse.library import MOST_TOKENS
+from ecoflap.models.sparse.linear import SparseLinear
+from tests.storage.bitmask.by_hand import same
+
+TOKENS = (1, 2, 3, 5, MOST_TOKENS, MOST_TOKENS + 1, 40)
+
+
+def layer(rows: int, cols: int, dtype: torch.dtype, sparsity: float = 0.6, bias: bool = True) -> nn.Linear:
+    generator = torch.Generator().manual_seed(rows + cols)
+    dense = nn.Linear(cols, rows, bias=bias)
+    weight = torch.randn(rows, cols, generator=generator)
+    dense.weight.data = torch.where(torch.rand(rows, cols, generator=generator) < sparsity, 0, weight)
+    if bias:
+        dense.bias.data = torch.randn(rows, generator=generator)
+    return dense.to(dtype)
+
+
+def check(dense: nn.Linear, inputs: Tensor) -> None:
+    """Compare with sums in double precision, within what rounding them in fp32 and the result can make."""
+    found = SparseLinear(dense)(inputs)
+    weight, bias = dense.weight.double(), 0 if dense.bias is None else dense.bias.double()
+    expected = inputs.double() @ weight.T + bias
+    size = inputs.double().abs() @ weight.abs().T
+    room = 2e-6 * size + torch.finfo(dense.weight.dtype).eps * expected.abs() + 1e-30
+    assert found.dtype == inputs.dtype
+    assert found.shape == expected.shape
+    assert ((found.double() - expected).abs() <= room).all()
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 15), (5, 33), (7, 64), (40, 129), (33, 500)], ids=str)
+@torch.no_grad()
+def test_every_number_of_tokens_and_odd_shapes(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    rows, cols = shape
+    for tokens in TOKENS:
+        for bias in (True, False):
+            check(layer(rows, cols, dtype, bias=bias), torch.randn(tokens, cols).to(dtype))
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.97, 1.0])
+@torch.no_grad()
+def test_no_zeros_few_weights_and_none(sparsity: float, dtype: torch.dtype) -> None:
+    """At 97 % some rows of the matrix are empty."""
+    check(layer(20, 70, dtype, sparsity), torch.randn(4, 70).to(dtype))
+
+
+@torch.no_grad()
+def test_empty_rows_at_both_ends(dtype: torch.dtype) -> None:
+    dense = layer(6, 50, dtype)
+    dense.weight[[0, 3, 5]] = 0
+    check(dense, torch.randn(2, 50).to(dtype))
+
+
+@torch.no_grad()
+def test_inputs_of_any_layout(dtype: torch.dtype) -> None:
+    dense = layer(12, 64, dtype)
+    batch = torch.randn(2, 3, 64).to(dtype)
+    for inputs in (batch, batch.transpose(0, 1), torch.randn(64, 4).to(dtype).T, batch[:, 1], batch[0, 0]):
+        check(dense, inputs)
+    assert SparseLinear(dense)(batch[:0]).shape == (0, 3, 12)
+
+
+@torch.no_grad()
+def test_what_is_not_finite_is_multiplied_as_by_the_dense_layer(dtype: torch.dtype) -> None:
+    """A zero times infinity is no number, wherever the zero is stored."""
+    dense = layer(8, 40, dtype)
+    dense.weight[2, 3], dense.weight[4, 5] = float("nan"), float("inf")
+    inputs = torch.randn(3, 40).to(dtype)
+    inputs[1, 7] = float("inf")
+    found, expected = SparseLinear(dense)(inputs), dense(inputs)
+    assert torch.equal(found.isnan(), expected.isnan())
+    assert torch.equal(found[found.isinf()], expected[expected.isinf()])
+
+
+def test_the_weight_comes_back_to_the_bit(dtype: torch.dtype) -> None:
+    dense = layer(9, 45, dtype)
+    with torch.no_grad():
+        dense.weight[1, 1], dense.weight[2, 2] = -0.0, float("nan")
+    sparse = SparseLinear(dense)
+    assert same(sparse.weight[1, 1], torch.zeros((), dtype=dtype)), "a negative zero is not stored"
+    dense.weight.data[1, 1] = 0
+    assert same(sparse.weight, dense.weight.detach())
+    mine, others = sparse.state_dict(), dense.state_dict()
+    assert mine.keys() == others.keys()
+    assert all(same(mine[name], others[name]) for name in mine)
+    assert "sparsity=0.6" in repr(sparse)
+
+
+def test_gradients_reach_the_inputs(dtype: torch.dtype) -> None:
+    dense = layer(9, 45, dtype)
+    inputs, same_inputs = (torch.ones(2, 45, dtype=dtype, requires_grad=True) for _ in range(2))
+    SparseLinear(dense)(inputs).sum().backward()
+    dense(same_inputs).sum().backward()
+    assert inputs.grad is not None
+    assert torch.equal(inputs.grad, same_inputs.grad)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def test_a_large_input_is_multiplied_part_by_part(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ecoflap.models.sparse.linear.PART", 45 * dtype.itemsize * 2)
+    check(layer(9, 45, dtype), torch.randn(20, 45).to(dtype))
+
+
+def test_copies_and_moves(dtype: torch.dtype) -> None:
+    sparse = SparseLinear(layer(9, 45, dtype))
+    other = copy.deepcopy(sparse).eval().to("cpu").to(dtype)
+    assert same(other.weight, sparse.weight)
+    with pytest.raises(UserError, match="load the model with sparse=False"):
+        sparse.to(torch.float16)
+    with pytest.raises(UserError, match="on meta"):
+        other.to("meta")
+
+
+def test_inputs_that_do_not_fit_are_refused_as_by_the_dense_layer(dtype: torch.dtype) -> None:
+    sparse = SparseLinear(layer(9, 45, dtype))
+    with pytest.raises(RuntimeError):
+        sparse(torch.ones(2, 44, dtype=dtype))
+    with pytest.raises(RuntimeError):
+        sparse(torch.ones(2, 45, dtype=torch.float64))
