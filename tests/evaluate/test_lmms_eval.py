@@ -15,7 +15,8 @@ import ecoflap
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
-from ecoflap.evaluate.lmms_eval_harness import LmmsEval, changes, dense_scores, reported, scores
+from ecoflap.evaluate.harness_scores import reported, scores
+from ecoflap.evaluate.lmms_eval_harness import LmmsEval, changes, dense_scores
 from ecoflap.evaluate.lmms_eval_model import Asker, cut, generation_of, loss_of, question
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
