@@ -58,6 +58,11 @@ class InContext(InContextOptions, Allocator):
         return Requires("none", calibration=True)
 
     @property
+    def samples_of_a_step(self) -> int:
+        """See ``Allocator``."""
+        return self.samples
+
+    @property
     def footprint(self) -> Footprint:
         """A backward pass beside the dense weights and the directions of all layers."""
         return Footprint("backward", layers=3, trials=2, batch_size=self.batch_size)

@@ -55,6 +55,11 @@ class Neuronal(NeuronalOptions, Uneven):
         return Requires("none", weights=True, calibration=True)
 
     @property
+    def samples_of_a_step(self) -> int:
+        """See ``Allocator``."""
+        return self.samples
+
+    @property
     def footprint(self) -> Footprint:
         """The fine stage's, beside the dense weights."""
         return Footprint("blocks", layers=4, copies=1)

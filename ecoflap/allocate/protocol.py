@@ -116,6 +116,11 @@ class Allocator(Protocol):
         return None
 
     @property
+    def samples_of_a_step(self) -> int | None:
+        """How many samples each of its steps runs, where that is most of its time; None for all of them."""
+        return None
+
+    @property
     def in_trials(self) -> bool:
         """Whether it decides by pruning the model in trials, from dense inputs."""
         return self.footprint is not None and self.footprint.trials > 0

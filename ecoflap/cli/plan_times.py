@@ -13,7 +13,7 @@ from ecoflap.models.loading.device import resolve_device
 from ecoflap.run.plan import Plan
 from ecoflap.run.state import RunState
 from ecoflap.run.steps import coarse
-from ecoflap.run.steps.timing import Estimate, step_times
+from ecoflap.run.steps.timing import step_times
 
 
 def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
@@ -45,19 +45,13 @@ def show_times(plan: Plan, shapes: PrunableModel | None) -> float | None:
     except (UserError, NumericalError) as error:
         print(f"no times: {error}")
         return None
-    rows = [(step, _words(one)) for step, one in times.items()]
-    total = sum(one.seconds for one in times.values())
-    bounded = any(one.at_most for one in times.values())
+    total = sum(times.values())
     table(
         f"time, about, on {device}: measured on one sample and one batch",
         ["step", "time"],
-        [*rows, ("altogether", _words(Estimate(total, bounded)))],
+        [(step, in_words(seconds)) for step, seconds in {**times, "altogether": total}.items()],
     )
     for step in [one for one in ("score", "allocate", "prune", "finetune") if one in plan.steps]:
         if step not in times and not (step == "score" and plan.scorer is None):
             print(f"the time of {step} is not known, and comes on top")
     return total
-
-
-def _words(time: Estimate) -> str:
-    return f"{'at most ' if time.at_most else ''}{in_words(time.seconds)}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError, require_positive
+from ecoflap.evaluate.harness_scores import errors, noted, reported, scores
 from ecoflap.evaluate.lm_eval_tasks import fingerprint, read_task, task_manager
 from ecoflap.evaluate.options import LmEvalOptions
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
@@ -130,14 +131,17 @@ class LmEvalEvaluation:
         every = {name: value for measured in found for name, value in measured["metrics"].items()}
         accuracies = [every[f"{name}/acc"] for name in names if f"{name}/acc" in every]
         mean = {"mean/acc": sum(accuracies) / len(names)} if len(accuracies) == len(names) > 1 else {}
-        return mean | every
+        by_task = {task: of_it for measured in found for task, of_it in measured["scores"].items()}
+        if (items := noted(mean | every, by_task)) is not None:
+            prediction_log.note(items)
+        return mean | every | errors(by_task)
 
     def _measure(self, model: PrunableModel, name: str) -> dict[str, Any]:
         """Evaluate one task or group.
 
         Returns:
-            ``metrics``, without standard errors and with the number of examples, and ``samples``, the model's
-            answers.
+            ``metrics``, without standard errors and with the number of examples; ``scores`` of each example;
+            and ``samples``, the model's answers.
         """
         from lm_eval import simple_evaluate
 
@@ -153,7 +157,22 @@ class LmEvalEvaluation:
         samples = {task: [logged(sample) for sample in of_it] for task, of_it in found["samples"].items()}
         documents = {task: {sample["doc_id"] for sample in of_it} for task, of_it in samples.items()}
         counts = {f"{task}/samples": float(len(ids)) for task, ids in documents.items()}
-        return {"metrics": flatten(found["results"]) | counts, "samples": samples}
+        values = flatten(found["results"])
+        scored = {task: by_filter(of_it, reported(values, task)) for task, of_it in found["samples"].items()}
+        return {"metrics": values | counts, "scores": scored, "samples": samples}
+
+
+def by_filter(
+    samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]
+) -> dict[str, dict[str, float]]:
+    """{metric: {document: score}}, see ``scores``; a metric after a comma names the filter of its samples."""
+    found: dict[str, dict[str, float]] = {}
+    for name, value in metrics.items():
+        metric, _, rule = name.partition(",")
+        filtered = [one for one in samples if one["filter"] == (rule or "none")]
+        if metric in (each := scores(filtered, {metric: value})):
+            found[name] = each[metric]
+    return found
 
 
 def logged(sample: Mapping[str, Any]) -> dict[str, Any]:

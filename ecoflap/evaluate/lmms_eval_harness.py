@@ -7,12 +7,12 @@ import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
-from math import isclose
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 from ecoflap.errors import UserError, require_positive
+from ecoflap.evaluate.harness_scores import Scores, errors, noted, reported, scores
 from ecoflap.evaluate.inputs import interface_settings
 from ecoflap.evaluate.lm_eval_harness import flatten
 from ecoflap.evaluate.lmms_eval_model import harness_model
@@ -25,9 +25,6 @@ from ecoflap.models.core.prunable import PrunableModel
 log = logging.getLogger(__name__)
 
 SEED = 1234  # of examples before a question, as lmms-eval draws them
-
-Scores = dict[str, dict[str, dict[str, float]]]
-"""{task: {metric: {document: score}}}."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,10 @@ class LmmsEvalEvaluation:
         dense = dense_scores(prediction_log.file)
         for measured in found if dense else ():
             every |= changes(dense, measured["scores"])
-        return every
+        by_task = {task: of_it for measured in found for task, of_it in measured["scores"].items()}
+        if (items := noted(every, by_task)) is not None:
+            prediction_log.note(items)
+        return every | errors(by_task)
 
     def _measure(self, model: PrunableModel, name: str) -> dict[str, Any]:
         """Evaluate one task or group.
@@ -144,36 +144,6 @@ def _logged(sample: Mapping[str, Any]) -> dict[str, Any]:
     values = {name: sample.get(name) for name in ("doc_id", "target", "filtered_resps")}
     plain: dict[str, Any] = json.loads(json.dumps(values, default=str))
     return plain
-
-
-def reported(values: Mapping[str, float], task: str) -> dict[str, float]:
-    """{metric: value} of one task, among values by task/metric."""
-    return {
-        name.removeprefix(f"{task}/"): value for name, value in values.items() if name.startswith(f"{task}/")
-    }
-
-
-def scores(samples: list[dict[str, Any]], metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """{metric: {document: score}} of the metrics that are the mean of a score per example.
-
-    Others have such scores too: each of POPE's metrics, also F1, says of each example whether it is right.
-
-    Args:
-        samples: of lmms-eval; a metric's value is a number, or a dict with ``score``.
-        metrics: the value of each metric.
-    """
-    found: dict[str, dict[str, float]] = {}
-    for metric, mean in metrics.items():
-        each = {str(sample["doc_id"]): _score(sample.get(metric)) for sample in samples}
-        known = {document: value for document, value in each.items() if value is not None}
-        if known and len(known) == len(samples) and isclose(fmean(known.values()), mean, abs_tol=1e-9):
-            found[metric] = known
-    return found
-
-
-def _score(value: Any) -> float | None:
-    inside = value.get("score") if isinstance(value, Mapping) else value
-    return float(inside) if isinstance(inside, int | float) else None
 
 
 def dense_scores(file: Path | None) -> Scores:

@@ -64,6 +64,13 @@ def test_the_preset_wins_wherever_it_stands() -> None:
         with_presets(["+experiment=clip/wanda,llama/wanda", "+preset=mini"])
 
 
+@pytest.mark.parametrize("finetuner", ["full", "lora", "reconstruct"])
+def test_debug_shortens_every_finetuning(finetuner: str) -> None:
+    given = ["+preset=debug", f"finetune={finetuner}", "steps=[calibrate,allocate,prune,finetune]"]
+    chosen = composed_as_given(given).finetune
+    assert (chosen.name, chosen.samples, chosen.epochs) == (finetuner, 64, 1)
+
+
 def test_a_limit_of_a_suite_is_that_of_each_task() -> None:
     tasks = build_tasks(composed_as_given(["model=clip_mini", "task=easy_suite", "+preset=debug"]).task)
     limits = {name: vars(task)["limit"] for name, task in tasks.items()}

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from ecoflap.errors import UserError
-from ecoflap.evaluate.lm_eval_harness import LmEval, flatten, untied
+from ecoflap.evaluate.lm_eval_harness import LmEval, by_filter, flatten, untied
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.language.causal_lm import CausalLM
@@ -103,7 +103,19 @@ def test_accuracy_of_own_tasks_on_the_model_in_memory(folder: Path, llama: Pruna
     evaluation = LmEval(["one"], include_path=str(folder), batch_size=5).load(llama)
     dense = accuracy(llama)
     # Choices of one word; the norm is of their letters.
-    assert evaluation(llama) == pytest.approx({"one/acc": dense, "one/acc_norm": dense, "one/samples": 12})
+    error = (dense * (1 - dense) / 11) ** 0.5  # s / sqrt(n) of zeros and ones
+    assert evaluation(llama, log := PredictionLog(folder / "log.jsonl")) == pytest.approx(
+        {
+            "one/acc": dense,
+            "one/acc_norm": dense,
+            "one/samples": 12,
+            "one/acc_stderr": error,
+            "one/acc_norm_stderr": error,
+        }
+    )
+    assert log.items is not None
+    assert (log.items.metric, len(log.items.scores)) == ("one/acc", 12)
+    assert 100 * sum(log.items.scores) / 12 == pytest.approx(dense)  # the report takes a mean in percent
     with torch.no_grad():
         llama.module.model.layers[0].mlp.down_proj.weight.mul_(-3)
         llama.module.lm_head.weight.mul_(-1)
@@ -119,8 +131,9 @@ def test_several_tasks_their_mean_first_and_a_journal(
 ) -> None:
     task = LmEval(["one", "other"], num_fewshot=1, limit=3, include_path=str(folder))
     evaluation = task.load(llama)
-    found = evaluation(llama, PredictionLog(tmp_path / "tasks.jsonl", "key"))
-    assert list(found) == [
+    found = evaluation(llama, log := PredictionLog(tmp_path / "tasks.jsonl", "key"))
+    assert log.items is None  # a mean of tasks is none of items
+    assert [name for name in found if not name.endswith("_stderr")] == [
         "mean/acc",
         "one/acc",
         "one/acc_norm",
@@ -184,7 +197,13 @@ def test_pictures_through_the_processor_in_memory(folder: Path) -> None:
     )
     model.module.config._name_or_path = "nowhere"
     found = LmEval(["shapes", "one"], include_path=str(folder)).load(model)(model)
-    assert list(found) == ["shapes/exact_match", "shapes/samples", "one/acc", "one/acc_norm", "one/samples"]
+    assert [name for name in found if not name.endswith("_stderr")] == [
+        "shapes/exact_match",
+        "shapes/samples",
+        "one/acc",
+        "one/acc_norm",
+        "one/samples",
+    ]
 
 
 @HARNESS
@@ -214,6 +233,16 @@ def test_options_that_are_refused_without_the_harness(
         UserError, match=r"task=lm_eval needs lm-evaluation-harness .*pip install -e '\.\[lm-eval\]'"
     ):
         LmEval(["one"]).load(tiny.build("llama"))
+
+
+def test_examples_are_scored_by_filter() -> None:
+    samples = [
+        {"doc_id": document, "filter": rule, "exact_match": float(right)}
+        for rule, rights in (("strict-match", (1, 0, 0)), ("flexible-extract", (1, 1, 0)))
+        for document, right in enumerate(rights)
+    ]
+    found = by_filter(samples, {"exact_match,strict-match": 1 / 3, "exact_match,flexible-extract": 0.5})
+    assert found == {"exact_match,strict-match": {"0": 1, "1": 0, "2": 0}}  # the other one is no mean of them
 
 
 def test_flatten_names_filters_and_leaves_standard_errors_out() -> None:

@@ -6,6 +6,7 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 import pytest
@@ -15,7 +16,8 @@ import ecoflap
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.image_in_memory import ImageInMemory
 from ecoflap.errors import UserError
-from ecoflap.evaluate.lmms_eval_harness import LmmsEval, changes, dense_scores, reported, scores
+from ecoflap.evaluate.harness_scores import reported, scores
+from ecoflap.evaluate.lmms_eval_harness import LmmsEval, changes, dense_scores
 from ecoflap.evaluate.lmms_eval_model import Asker, cut, generation_of, loss_of, question
 from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
@@ -65,7 +67,10 @@ def test_answers_are_those_of_the_model_in_memory(
     assert found == {
         f"{name}/length": pytest.approx(sum(map(len, answers)) / 5),
         f"{name}/samples": 5,
+        f"{name}/length_stderr": pytest.approx(stdev(map(len, answers)) / 5**0.5),
     }
+    assert log.items is not None
+    assert log.items.metric == f"{name}/length"
     assert log.file is not None
     line = json.loads(log.file.read_text().splitlines()[1])[0]
     assert [sample["filtered_resps"] for sample in line["samples"][name]] == [[one] for one in answers]
@@ -80,7 +85,11 @@ def test_choices_go_by_their_loss(folder: Path, model: PrunableModel) -> None:
     for number in range(3):
         rows = [question("what shape is there ?", [picture(number)], word) for word in ("circle", "triangle")]
         right.append(int(torch.tensor([loss_of(model, row) for row in rows]).argmin()) == number % 2)
-    assert found == {"choice/acc": pytest.approx(sum(right) / 3), "choice/samples": 3}
+    assert found == {
+        "choice/acc": pytest.approx(sum(right) / 3),
+        "choice/samples": 3,
+        "choice/acc_stderr": pytest.approx(stdev(right) / 3**0.5),
+    }
 
 
 def test_the_loss_is_that_of_all_tokens_of_an_answer(model: PrunableModel) -> None:

@@ -211,6 +211,22 @@ def test_the_largest_of_the_remaining_lists_is_the_language_model() -> None:
     }
 
 
+def test_lists_of_projectors_are_connectors() -> None:
+    """Granite 4 Vision's paths, one of which a tiny model makes larger than its language model."""
+    sizes = {
+        "model.vision_tower.encoder.layers": 3,
+        "model.language_model.layers": 4,
+        "model.layerwise_projectors": 2,
+        "model.spatial_projectors": 5,
+    }
+    assert named(sizes) == {
+        "model.vision_tower.encoder.layers": "vision",
+        "model.language_model.layers": "language",
+        "model.layerwise_projectors": "connector_layerwise_projectors",
+        "model.spatial_projectors": "connector",
+    }
+
+
 def test_names_of_one_kind_are_told_apart_by_as_much_of_their_paths_as_it_takes() -> None:
     sizes = {
         "visual.stages.3.blocks": 5,

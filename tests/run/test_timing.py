@@ -28,19 +28,37 @@ def test_a_fixed_part_and_a_part_per_sample_are_told_apart(
     def work(samples: CalibrationSet) -> None:
         clock.seconds += fixed + each * len(samples)
 
-    found = timing._extrapolated(work, SAMPLES, 16)
-    assert found == timing.Estimate(pytest.approx(fixed + 128 * each))  # type: ignore[arg-type]
+    assert timing._extrapolated(work, SAMPLES, 16) == pytest.approx(fixed + 128 * each)
     assert clock.seconds == pytest.approx(2 * fixed + 17 * each)  # one sample and one batch were run
 
 
-def test_what_takes_too_long_stops_and_is_an_upper_bound(clock: SimpleNamespace) -> None:
+def test_what_takes_too_long_goes_by_the_units_that_are_done(clock: SimpleNamespace) -> None:
     def work(samples: CalibrationSet) -> None:
-        for _ in track(range(100), "solve"):
-            clock.seconds += 25.0
+        for step in track(range(100), "solve"):
+            clock.seconds += 5.0 + 0.5 * len(samples) + (30.0 if step == 0 else 0.0)
 
-    found = timing._extrapolated(work, SAMPLES, 16)
-    assert found == timing.Estimate(100 * 25.0 * 128, at_most=True)
-    assert clock.seconds == 75.0  # three units of a hundred
+    assert timing._extrapolated(work, SAMPLES, 16) == pytest.approx(30.0 + 100 * (5.0 + 0.5 * 128))
+    assert clock.seconds == pytest.approx(2 * 30.0 + 2 * (5.5 + 13.0))  # two of a hundred units, twice
+
+
+def test_a_loop_inside_the_first_unit_of_another_stops_nothing(clock: SimpleNamespace) -> None:
+    def work() -> None:
+        for step in track(range(10), "allocate"):
+            for _ in track(range(30 if step == 0 else 2), "statistics"):
+                clock.seconds += 3.0
+
+    assert timing._seconds(work) == 90.0 + 9 * 6.0
+    assert clock.seconds == 96.0
+
+
+def test_a_loop_that_has_ended_stops_nothing(clock: SimpleNamespace) -> None:
+    def work() -> None:
+        for loop, each in (("statistics", 1.0), ("prune", 4.0)):
+            for _ in track(range(10), loop):
+                clock.seconds += each
+
+    assert timing._seconds(work) == 50.0
+    assert clock.seconds == 22.0
 
 
 def test_an_evaluation_is_its_first_batch_times_their_number(clock: SimpleNamespace) -> None:

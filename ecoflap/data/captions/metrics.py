@@ -28,6 +28,9 @@ Words = dict[int, list[str]]
 # The names of a scorer's metrics, and the function that computes them.
 Scorer = tuple[tuple[str, ...], Callable[[Words, Words], tuple[Any, Any]]]
 BLEU = ("bleu_1", "bleu_2", "bleu_3", "bleu_4")
+MEANS = ("cider", "rouge_l")
+"""Metrics that are the mean of a score per picture; CIDEr weighs words by the references alone. BLEU and
+METEOR are ratios of sums over all pictures."""
 SPICE_MODEL = "stanford-corenlp-3.6.0-models.jar"
 
 WORD = re.compile(
@@ -136,11 +139,25 @@ class CaptionMetrics:
         return [*found, (("spice",), _spice)] if self.spice else found
 
 
-def scores(scorers: Sequence[Scorer], references: Words, predictions: Words) -> dict[str, float]:
-    """Each metric over all pictures, times 100; one that could not be computed is left out."""
+def scores(
+    scorers: Sequence[Scorer],
+    references: Words,
+    predictions: Words,
+    note: Callable[[str, list[float]], None] = lambda *_: None,
+) -> dict[str, float]:
+    """Each metric over all pictures, times 100; one that could not be computed is left out.
+
+    Args:
+        scorers: see ``CaptionMetrics.scorers``.
+        references: the right captions of each picture.
+        predictions: one caption of each picture.
+        note: called with the name and the pictures' scores of each metric that is their mean.
+    """
     found: dict[str, float] = {}
     for names, score in scorers:
-        value = score(references, predictions)[0]
+        value, of_pictures = score(references, predictions)
+        if names[0] in MEANS:
+            note(names[0], [float(one) for one in of_pictures])
         found |= {
             name: 100 * float(one)
             for name, one in zip(names, value if isinstance(value, list) else [value], strict=True)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +15,18 @@ from torch import Tensor
 from ecoflap.console.progress import track
 from ecoflap.data.captions.layouts import Picture
 from ecoflap.data.captions.options import RetrievalOptions
+from ecoflap.data.captions.ranking import RANKS, Found, nearest, rank_again, recall_errors, recalls, search
 from ecoflap.data.captions.reading import CaptionSource, clean
 from ecoflap.data.easy_vqa.picture_tasks import similarity
 from ecoflap.data.example import Example
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import NumericalError, require_positive
-from ecoflap.evaluate.inputs import fingerprint, parts, percent, spread
+from ecoflap.evaluate.inputs import fingerprint, parts, spread
+from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Embeds, Matches, require
 from ecoflap.models.core.prunable import PrunableModel
 
-RANKS = (1, 5, 10)
 BLOCK = 2**25  # similarities in memory at once
 
 
@@ -75,54 +77,6 @@ class Retrieval(RetrievalOptions, CaptionSource):
         return RetrievalEvaluation(
             self, [one.image for one in pictures], texts, torch.tensor(owner), model.interface
         )
-
-
-@dataclass(frozen=True)
-class Found:
-    """The nearest candidates of one direction.
-
-    Attributes:
-        ranks: how many wrong ones are at least as good as the best right one, per query.
-        wrong: how many wrong ones there are, per query.
-        best: the best candidates, [queries, k].
-        scores: theirs.
-        right: which of them are right.
-    """
-
-    ranks: Tensor
-    wrong: Tensor
-    best: Tensor
-    scores: Tensor
-    right: Tensor
-
-
-def search(score: Callable[[Tensor], Tensor], asks: Tensor, has: Tensor, count: int, block: int) -> Found:
-    """Find the nearest candidates of each query, ``block`` queries at a time.
-
-    Args:
-        score: similarities of some queries with all candidates, [queries, candidates].
-        asks: the picture of each query, [queries].
-        has: the picture of each candidate, [candidates].
-        count: number of candidates to keep per query.
-        block: queries at a time.
-    """
-    found = []
-    for rows in torch.arange(len(asks)).split(block):
-        scores, right = score(rows), asks[rows, None] == has
-        values, best = scores.topk(min(count, len(has)), dim=1)
-        found.append((rank(scores, right), (~right).sum(dim=1), best, values, right.gather(1, best)))
-    return Found(*(torch.cat(column) for column in zip(*found, strict=True)))
-
-
-def rank(scores: Tensor, right: Tensor) -> Tensor:
-    """The number of wrong candidates before the first right one, [queries]; in ties, right ones come last."""
-    first = scores.masked_fill(~right, float("-inf")).amax(dim=1, keepdim=True)
-    return ((scores >= first) & ~right).sum(dim=1)
-
-
-def rank_again(found: Found, logits: Tensor) -> Tensor:
-    """Ranks after matching the best candidates; all others follow them, right ones last."""
-    return torch.where(found.right.any(dim=1), rank(found.scores + logits, found.right), found.wrong)
 
 
 @dataclass
@@ -179,18 +133,36 @@ class RetrievalEvaluation:
         by_image = search(lambda rows: similarity(images[rows], texts), pictures, self.owner, k, sizes[0])
         by_text = search(lambda rows: similarity(images, texts[rows]).t(), self.owner, pictures, k, sizes[1])
         self._write_down(prediction_log, by_image.best, by_text.best)
-        found = {
-            **_recalls(by_image.ranks, by_text.ranks, ""),
-            "pictures": len(images),
-            "captions": len(texts),
-        }
-        if not self.task.k_test or not isinstance(self.interface, Matches):
-            return found
-        logits = self._match(model, prediction_log, by_image.best, by_text.best)
-        return {
-            **_recalls(rank_again(by_image, logits[0]), rank_again(by_text, logits[1]), "_match"),
-            **found,
-        }
+        counts = {"pictures": len(images), "captions": len(texts)}
+        found: dict[str, float] = {}
+        ranks = {"": (by_image.ranks, by_text.ranks)}
+        if self.task.k_test and isinstance(self.interface, Matches):
+            logits = self._match(model, prediction_log, by_image.best, by_text.best)
+            ranks = {"_match": (rank_again(by_image, logits[0]), rank_again(by_text, logits[1])), **ranks}
+            by_image = replace(by_image, scores=by_image.scores + logits[0])
+        for suffix, (of_images, of_texts) in ranks.items():
+            found |= recalls(of_images, of_texts, suffix)
+        self._note(prediction_log, by_image, *next(iter(ranks.items())))
+        errors = [recall_errors(*both, self.owner, suffix) for suffix, both in ranks.items()]
+        return {**found, **counts, **dict(chain.from_iterable(one.items() for one in errors))}
+
+    def _note(
+        self, prediction_log: PredictionLog, found: Found, suffix: str, ranks: tuple[Tensor, Tensor]
+    ) -> None:
+        """Note whether each picture finds one of its captions first, and the caption that it finds."""
+        first = [""] * len(self.images)
+        for owner, text in zip(reversed(self.owner.tolist()), reversed(self.texts), strict=True):
+            first[owner] = text
+        prediction_log.note(
+            Items(
+                f"text_recall_1{suffix}",
+                (ranks[0] < 1).tolist(),
+                answers=[self.texts[best] for best in nearest(found).tolist()],
+                examples=[
+                    Example(target=text, image=image) for text, image in zip(first, self.images, strict=True)
+                ],
+            )
+        )
 
     def _features(self, items: Sequence[str], embed: Callable[[list[str]], Tensor]) -> Tensor:
         batches = parts(items, self.task.batch_size)
@@ -256,17 +228,3 @@ def _finite(values: Tensor) -> Tensor:
             " prune less"
         )
     return values
-
-
-def _recalls(texts: Tensor, images: Tensor, suffix: str) -> dict[str, float]:
-    """Recalls of both directions by the ranks of their queries."""
-    found: dict[str, float] = {}
-    for kind, ranks in (("text", texts), ("image", images)):
-        recalls = {str(most): percent((ranks < most).tolist()) for most in RANKS}
-        found |= {
-            f"{kind}_recall_{most}{suffix}": value
-            for most, value in {**recalls, "mean": sum(recalls.values()) / len(RANKS)}.items()
-        }
-    return found | {
-        f"recall_mean{suffix}": (found[f"text_recall_mean{suffix}"] + found[f"image_recall_mean{suffix}"]) / 2
-    }

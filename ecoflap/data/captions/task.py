@@ -14,12 +14,13 @@ from ecoflap.data.captions.reading import CaptionSource
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.inputs import fingerprint, parts, spread
+from ecoflap.evaluate.inputs import error_of_mean, fingerprint, parts, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
+from ecoflap.storage.results.record import STANDARD_ERROR
 
 DOMAINS = ("in", "near", "out")
 
@@ -117,16 +118,20 @@ class CaptioningEvaluation:
         examples = self._examples()
         batches = parts(examples, self.task.batch_size)
         captions = prediction_log.run(batches, lambda batch: self.interface.answer(model, batch, generation))
-        shown = [Example(target="".join(one.captions[:1]), image=one.image) for one in self.pictures]
-        prediction_log.note(Items("cider", (), answers=captions, examples=shown))
         references = self.metrics.words([one.captions for one in self.pictures])
         predictions = self.metrics.words([[caption] for caption in captions])
         scorers = self.metrics.scorers()
-        found = scores(scorers, references, predictions)
+        by_picture: dict[str, list[float]] = {}
+        found = scores(scorers, references, predictions, by_picture.__setitem__)
+        shown = [Example(target="".join(one.captions[:1]), image=one.image) for one in self.pictures]
+        prediction_log.note(Items("cider", by_picture["cider"], answers=captions, examples=shown))
         for domain in DOMAINS:
             rows = [row for row, one in enumerate(self.pictures) if one.domain == domain]
             if rows:  # as for NoCaps, a domain's own references decide which words are rare
                 own_references = {row: references[row] for row in rows}
                 of_domain = scores(scorers, own_references, {row: predictions[row] for row in rows})
                 found |= {f"{name}_{domain}": score for name, score in of_domain.items()}
-        return {**found, "pictures": len(captions)}
+        errors = {
+            f"{name}{STANDARD_ERROR}": 100 * error_of_mean(values) for name, values in by_picture.items()
+        }
+        return {**found, "pictures": len(captions), **errors}

@@ -27,6 +27,7 @@ from ecoflap.models.core.protocols import Classifies, Describes, Embeds, Matches
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
 from ecoflap.models.families.clip.clip import class_features
+from ecoflap.storage.results.record import STANDARD_ERROR
 
 
 @dataclass
@@ -201,10 +202,10 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
             [similarity(interface.embed_images(model, part), texts) for part in parts(paths, self.batch_size)]
         )
         labels = torch.tensor([one.label for one in pictures])
-        found = {
-            "text_recall_1": _text_recall(scores, labels),
-            "image_recall_1": _image_recall(scores, labels),
-        }
+        found, best = _recalls(scores, labels), scores.argmax(dim=1)
+        answers = [captions[place] for place in best.tolist()]
+        right = (best == labels).tolist()
+        prediction_log.note(Items("text_recall_1", right, answers=answers, examples=pictures))
         if not self.rerank or not isinstance(interface, Matches):
             return found
         rows, columns = self._closest(scores)
@@ -216,10 +217,7 @@ class EasyRetrieval(EasyRetrievalOptions, PictureTask):
             ).tolist(),
         )
         scores[rows, columns] += 1e3 + torch.tensor(logits)  # above all pairs that were not matched
-        return found | {
-            "text_recall_1_match": _text_recall(scores, labels),
-            "image_recall_1_match": _image_recall(scores, labels),
-        }
+        return found | _recalls(scores, labels, "_match")
 
     def _closest(self, scores: Tensor) -> tuple[list[int], list[int]]:
         """(pictures, captions) of the pairs to match: the best captions of each picture."""
@@ -234,10 +232,12 @@ def similarity(images: Tensor, texts: Tensor) -> Tensor:
     return (images @ texts.t()).max(dim=1).values
 
 
-def _text_recall(scores: Tensor, labels: Tensor) -> float:
-    return percent((scores.argmax(dim=1) == labels).tolist())
-
-
-def _image_recall(scores: Tensor, labels: Tensor) -> float:
+def _recalls(scores: Tensor, labels: Tensor, suffix: str = "") -> dict[str, float]:
+    """Recall at 1 of both directions in percent, with their standard errors."""
     asked = [label for label in range(scores.shape[1]) if (labels == label).any()]
-    return percent([bool(labels[scores[:, label].argmax()] == label) for label in asked])
+    hits = {
+        f"text_recall_1{suffix}": (scores.argmax(dim=1) == labels).tolist(),
+        f"image_recall_1{suffix}": [bool(labels[scores[:, label].argmax()] == label) for label in asked],
+    }
+    errors = {f"{name}{STANDARD_ERROR}": 100 * error_of_mean(values) for name, values in hits.items()}
+    return {name: percent(values) for name, values in hits.items()} | errors

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.conversation import Conversation
 from ecoflap.data.example import Example
 from ecoflap.data.files import json_rows, parquet, webdataset
-from ecoflap.data.files.chat import CHATS, conversation, has_chat
+from ecoflap.data.files.chat import conversation, has_chat
 from ecoflap.data.files.columns import COLUMNS, example
 from ecoflap.data.files.fitting import (
     encode_fitting,
@@ -24,12 +24,13 @@ from ecoflap.data.files.fitting import (
     require_reader,
     sees,
 )
+from ecoflap.data.files.names import KINDS, named
 from ecoflap.data.files.options import ChatOptions, ParquetOptions, RowsOptions, WebDatasetOptions
 from ecoflap.data.files.pictures import Locate, locate, look_up
 from ecoflap.data.files.rows import Row, Rows, find_files
 from ecoflap.data.files.texts import beginning, of_texts
 from ecoflap.data.sources import file_source, picture_sources
-from ecoflap.errors import UserError, nearest, require_choices, require_positive
+from ecoflap.errors import UserError, require_choices, require_positive
 from ecoflap.models.core.encoding import require_encoder
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -79,6 +80,19 @@ class RowsCalibration(RowsOptions, ABC):
                 f"calibration={self.name}: its rows are texts, and {model.name} reads pictures; give rows"
                 " with an image and an answer or caption, or choose another calibration"
             )
+
+    def check_rows(self, model: PrunableModel, seed: int) -> None:
+        """Refuse rows among those that this seed draws; pictures are looked up and not opened.
+
+        Raises:
+            UserError: if ``load`` refuses a row for anything but the pixels of a picture.
+        """
+        rows = self.rows("calibration")
+        if is_text(self.first("calibration")):
+            for _ in beginning(self._texts(rows, seed), self.samples, self.sequence_length):
+                pass
+        else:
+            self._drawn(model, rows, seed, look_up)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
         """Draw rows and encode them.
@@ -136,40 +150,13 @@ class RowsCalibration(RowsOptions, ABC):
         Raises:
             UserError: if its columns are unknown, or a value is of a wrong kind.
         """
-        values = self._named(row)
+        values = named(row, {kind: getattr(self, f"{kind}_column") for kind in KINDS})
         folder = row.folder if self.images is None else Path(self.images).expanduser()
         if has_chat(values):
             found = conversation(values, folder, row.where, locate)
             return found if self.turns == "all" else found.first()
         pictured = any(values.get(name) is not None for name in COLUMNS["image"])
         return example(values, pictured, folder, row.where, locate)
-
-    def _named(self, row: Row) -> Mapping[str, Any]:
-        """A row's values, with the columns that options name under the names that are known.
-
-        Raises:
-            UserError: if it lacks such a column, or has none that is known.
-        """
-        values = dict(row.values)
-        known = {"chat": CHATS, **{name: COLUMNS[name] for name in ("image", "text", "target")}}
-        for kind, names in known.items():
-            column = getattr(self, f"{kind}_column")
-            if column is None:
-                continue
-            if column not in row.values:
-                raise UserError(
-                    f"calibration.{kind}_column={column}: {row.where} has {nearest(column, row.values, 8)}"
-                )
-            values = {name: value for name, value in values.items() if name not in names}
-            values[names[0]] = row.values[column]
-        every = [*CHATS, *(name for names in COLUMNS.values() for name in names)]
-        if all(values.get(name) is None for name in every):
-            raise UserError(
-                f"{row.where} has {', '.join(map(str, row.values)) or 'no columns'}, and none of"
-                f" {', '.join(every)}; name its columns with calibration.text_column=NAME, target_column,"
-                " image_column or chat_column"
-            )
-        return values
 
     def _drawn(
         self, model: PrunableModel, rows: Rows, seed: int, locate: Locate = locate
@@ -223,19 +210,6 @@ class Chat(ChatOptions, RowsCalibration):
     """Rows of JSON files."""
 
     endings: ClassVar[tuple[str, ...]] = json_rows.ENDINGS
-
-    def check_rows(self, model: PrunableModel, seed: int) -> None:
-        """Refuse rows among those that this seed draws; pictures are looked up and not opened.
-
-        Raises:
-            UserError: if ``load`` refuses a row for anything but the pixels of a picture.
-        """
-        rows = self.rows("calibration")
-        if is_text(self.first("calibration")):
-            for _ in beginning(self._texts(rows, seed), self.samples, self.sequence_length):
-                pass
-        else:
-            self._drawn(model, rows, seed, look_up)
 
     def open(self, files: Sequence[Path]) -> Rows:
         """See ``RowsCalibration``."""

@@ -16,6 +16,7 @@ from ecoflap.data.nlvr2.reading import OBTAIN, check_splits, read_pairs
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
 from ecoflap.evaluate.inputs import commonest, error_of_mean, fingerprint_by_size, parts, percent, spread
+from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Classifies, require
 from ecoflap.models.core.prunable import PrunableModel
@@ -121,6 +122,8 @@ class Nlvr2Evaluation:
             )
         )
         right = {split: [next(judged) == one.label for one in of_it] for split, of_it in self.pairs.items()}
+        first, of_first = next(iter(right.items()))
+        prediction_log.note(Items(f"accuracy_{first}", of_first))
         return {
             **{f"accuracy_{split}": percent(of_it) for split, of_it in right.items()},
             "sentences": len(everything),

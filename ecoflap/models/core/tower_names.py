@@ -35,7 +35,7 @@ WORDS = {
     "qformer": "q_?former",
     "perceiver": "perceiver|resampler|abstractor",
     "merger": "mergers?",
-    "connector": "connector|projector|adapter|adaptor|aligner",
+    "connector": "connector|projectors?|adapter|adaptor|aligner",
     "video": "video",
     "vision": "vision|visual|image|img|vit",
     "audio": "audio|speech|acoustic",

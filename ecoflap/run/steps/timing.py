@@ -1,7 +1,8 @@
 """About how long each step of a run will take, measured on one sample and on one batch.
 
 A step's time is a fixed part, such as the solves of a pruner, and a part per sample; two measurements tell
-them apart. An evaluation is one batch, times the number of batches. No result of a measurement is kept.
+them apart. Each stops when it has taken long enough, and goes by the steps or blocks that it has done. An
+evaluation is one batch, times the number of batches. No result of a measurement is kept.
 """
 
 from __future__ import annotations
@@ -11,10 +12,11 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Context
+from ecoflap.allocate.water_filling import WaterFilling
 from ecoflap.console.progress import watching
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.evaluate.prediction_log import Item, PredictionLog
@@ -23,20 +25,8 @@ from ecoflap.prune import driver
 from ecoflap.run.plan import Plan
 from ecoflap.score.scores import Scores
 
-LONGEST = 60.0
+LONGEST = 20.0
 """Seconds after which a measurement stops, and goes by the units that it has done."""
-
-
-class Estimate(NamedTuple):
-    """About how long a step will take.
-
-    Attributes:
-        seconds: the time.
-        at_most: whether a part that does not depend on the number of samples may be counted for each.
-    """
-
-    seconds: float
-    at_most: bool = False
 
 
 class _Enough(Exception):
@@ -61,8 +51,8 @@ class FirstBatch(PredictionLog):
         raise _Enough((time.perf_counter() - start) * len(batches))
 
 
-def step_times(plan: Plan, model: PrunableModel, calibration: CalibrationSet | None) -> dict[str, Estimate]:
-    """{step: about how long it will take}, for the steps that few samples can tell of.
+def step_times(plan: Plan, model: PrunableModel, calibration: CalibrationSet | None) -> dict[str, float]:
+    """{step: about how long it will take, in seconds}, for the steps that few samples can tell of.
 
     The model is pruned meanwhile, and of no use afterwards.
 
@@ -71,12 +61,12 @@ def step_times(plan: Plan, model: PrunableModel, calibration: CalibrationSet | N
         model: the loaded model.
         calibration: the samples that the run will draw; None if it draws none.
     """
-    times: dict[str, Estimate] = {}
+    times: dict[str, float] = {}
     with _quiet():
         if "evaluate" in plan.steps:
             evaluations = [task.load(model) for task in plan.tasks.values()]
             each = sum(_seconds(partial(evaluation, model, FirstBatch())) for evaluation in evaluations)
-            times["evaluate_dense"] = Estimate(each)
+            times["evaluate_dense"] = each
         scores = _time_score(plan, model, calibration, times)
         allocation = _time_allocate(plan, model, calibration, scores, times)
         if "prune" in plan.steps and not plan.pruner_trains:
@@ -87,7 +77,7 @@ def step_times(plan: Plan, model: PrunableModel, calibration: CalibrationSet | N
 
 
 def _time_score(
-    plan: Plan, model: PrunableModel, calibration: CalibrationSet | None, times: dict[str, Estimate]
+    plan: Plan, model: PrunableModel, calibration: CalibrationSet | None, times: dict[str, float]
 ) -> Scores | None:
     """Time the scoring; returns the scores of the last measurement, or None if it stopped early."""
     if (scorer := plan.scoring) is None or calibration is None:
@@ -106,7 +96,7 @@ def _time_allocate(
     model: PrunableModel,
     calibration: CalibrationSet | None,
     scores: Scores | None,
-    times: dict[str, Estimate],
+    times: dict[str, float],
 ) -> Allocation | None:
     """Time the allocation; returns that of the last measurement, or None if it stopped early."""
     if "allocate" not in plan.steps or plan.pruner.allocates:
@@ -119,11 +109,11 @@ def _time_allocate(
         context = Context(plan.pruner, samples, config.batch_size, config.seed, config.tokens)  # type: ignore[arg-type]
         found.append(plan.pruner.fitted(plan.allocator(model, scores, config.sparsity, context)))  # type: ignore[union-attr]
 
-    times["allocate"] = (
-        _extrapolated(allocate, calibration, config.batch_size)
-        if plan.allocates_from_data and calibration is not None
-        else Estimate(_seconds(partial(allocate, calibration)))
-    )
+    if plan.allocates_from_data and calibration is not None:
+        of_each_step = calibration.take(plan.allocator.samples_of_a_step or len(calibration))
+        times["allocate"] = _extrapolated(allocate, of_each_step, config.batch_size)
+    else:
+        times["allocate"] = _seconds(partial(allocate, calibration))
     return found[-1] if found else None
 
 
@@ -132,7 +122,7 @@ def _time_prune(
     model: PrunableModel,
     calibration: CalibrationSet | None,
     allocation: Allocation | None,
-    times: dict[str, Estimate],
+    times: dict[str, float],
 ) -> None:
     config, pruner = plan.config, plan.pruner
 
@@ -140,12 +130,11 @@ def _time_prune(
         if pruner.allocates:
             pruner.prune(model, samples, config.sparsity, lambda _: None)
             return
-        assert allocation is not None
         driver.prune(
             model,
             samples,
             pruner,
-            allocation,
+            allocation or pruner.fitted(WaterFilling()(model, None, config.sparsity)),
             config.batch_size,
             on_block=lambda _: None,
             propagate=config.propagate,
@@ -153,40 +142,59 @@ def _time_prune(
             checked=True,
         )
 
-    if not pruner.allocates and allocation is None:
-        return
     if calibration is None:
-        times["prune"] = Estimate(_seconds(partial(prune, None)))
+        times["prune"] = _seconds(partial(prune, None))
     else:
         times["prune"] = _extrapolated(prune, calibration, config.batch_size)
 
 
-def _extrapolated(work: Callable[[CalibrationSet], None], samples: CalibrationSet, batch: int) -> Estimate:
-    """The time for all samples, from those for one and one batch; for one alone if a batch takes too long."""
-    if len(samples) <= batch or batch < 2:
-        return Estimate(_seconds(partial(work, samples)))
+def _extrapolated(work: Callable[[CalibrationSet], None], samples: CalibrationSet, batch: int) -> float:
+    """The seconds that all samples will take, from those of one and of one batch."""
+    more = min(max(batch, 2), len(samples))
+    if more == len(samples):
+        return _seconds(partial(work, samples))
     one = _seconds(partial(work, samples.take(1)))
-    if one * batch > LONGEST:
-        return Estimate(one * len(samples), at_most=True)
-    each = max(_seconds(partial(work, samples.take(batch))) - one, 0.0) / (batch - 1)
-    return Estimate(one + each * (len(samples) - 1))
+    each = max(_seconds(partial(work, samples.take(more))) - one, 0.0) / (more - 1)
+    return one + each * (len(samples) - 1)
 
 
 def _seconds(work: Callable[[], Any]) -> float:
-    """The time that something takes; where that is too long, what it would take by the units done so far."""
-    start = time.perf_counter()
-
-    def watch(_: str, done: int, total: int | None) -> None:
-        elapsed = time.perf_counter() - start
-        if done and total and elapsed > LONGEST:
-            raise _Enough(elapsed * total / done)
-
+    """The seconds that something takes; where they are too many, what it would take by the units done."""
     try:
-        with watching(watch):
+        with watching(_Stopwatch()):
+            start = time.perf_counter()
             work()
     except _Enough as enough:
         return enough.seconds
     return time.perf_counter() - start
+
+
+class _Stopwatch:
+    """A watcher that stops work when it has taken ``LONGEST``, with the time that the whole would take.
+
+    It stops only between two units of the outermost loop that is not at its end, when two of them are done:
+    the first unit may hold what is done once, such as gathering statistics.
+    """
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._first: dict[str, float] = {}  # when a loop had done its first unit
+        self._left: dict[str, int] = {}  # units of each loop, in the order in which they began
+
+    def __call__(self, loop: str, done: int, total: int | None) -> None:
+        """Note the progress of a loop.
+
+        Raises:
+            _Enough: if the work is too long.
+        """
+        now = time.perf_counter()
+        self._left[loop] = total - done if total else 0
+        if done == 1:
+            self._first[loop] = now
+        outermost = next((one for one, left in self._left.items() if left > 1), None)
+        if total and done > 1 and loop == outermost and now - self._start > LONGEST:
+            first = self._first[loop]
+            raise _Enough(first - self._start + (now - first) * (total - 1) / (done - 1))
 
 
 @contextmanager

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -12,7 +14,9 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from ecoflap.data.captions import retrieval
-from ecoflap.data.captions.retrieval import RANKS, Retrieval
+from ecoflap.data.captions.ranking import RANKS, recall_errors
+from ecoflap.data.captions.reading import clean
+from ecoflap.data.captions.retrieval import Retrieval
 from ecoflap.data.easy_vqa.pictures import NAMES
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.evaluate.prediction_log import PredictionLog
@@ -122,6 +126,30 @@ def by_brute_force(interface: Together, folder: Path, k_test: int) -> dict[str, 
                 for most in RANKS
             }
     return found
+
+
+@pytest.mark.parametrize("looks", [True, False])
+def test_pictures_are_the_items(folder: Path, tmp_path: Path, looks: bool) -> None:
+    finds = model(Together() if looks else Apart())
+    found = task(folder).load(finds)(finds, log := PredictionLog(tmp_path / "log.jsonl"))
+    assert log.items is not None
+    assert log.items.metric == next(iter(found)) == f"text_recall_1{'_match' if looks else ''}"
+    scores, count = [float(one) for one in log.items.scores], int(found["pictures"])
+    assert len(scores) == len(log.items.answers) == len(log.items.examples) == count
+    assert found[log.items.metric] == pytest.approx(100 * fmean(scores))
+    assert found[f"{log.items.metric}_stderr"] == pytest.approx(100 * stdev(scores) / math.sqrt(count))
+    of_it = {picture.image: picture.captions for picture in task(folder).chosen("task")}
+    for answer, example, right in zip(log.items.answers, log.items.examples, scores, strict=True):
+        assert (answer in [clean(caption) for caption in of_it[example.image or ""]]) == bool(right)
+
+
+def test_captions_of_one_picture_count_as_one_item() -> None:
+    owner = torch.tensor([0, 0, 1, 1, 2, 2, 3, 3])
+    ranks = torch.tensor([0, 0, 9, 9, 0, 0, 9, 9])
+    errors = recall_errors(torch.tensor([0, 9, 0, 9]), ranks, owner, "")
+    assert errors["image_recall_1_stderr"] == pytest.approx(errors["text_recall_1_stderr"])
+    assert errors["image_recall_1_stderr"] == pytest.approx(100 * stdev([1, 0, 1, 0]) / 2)
+    assert errors["image_recall_10_stderr"] == 0
 
 
 @pytest.mark.parametrize("k_test", [12, 24, 128])

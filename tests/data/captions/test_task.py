@@ -7,9 +7,11 @@ from __future__ import annotations
 import importlib.util
 import json
 import logging
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from ecoflap.data.captions.reading import CaptionSource
 from ecoflap.data.captions.task import Captioning
 from ecoflap.data.example import Example, Generation
 from ecoflap.errors import UserError
+from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from tests.data import caption_folders as folders
 
@@ -178,6 +181,21 @@ def test_a_domain_is_scored_by_its_own_references(tmp_path: Path) -> None:
     predictions = metrics.words([[writes.interface.captions[one.image]] for one in pictures])
     alone = scores(metrics.scorers(), metrics.words([one.captions for one in pictures]), predictions)
     assert {f"{name}_out": value for name, value in alone.items()}.items() <= found.items()
+
+
+@needs_package
+@pytest.mark.usefixtures("without_java")
+def test_cider_is_the_mean_of_its_items(tmp_path: Path) -> None:
+    folders.nocaps(tmp_path)
+    half = model(Writes(tmp_path, right=False))
+    found = nocaps(tmp_path).load(half)(half, log := PredictionLog(tmp_path / "log.jsonl"))
+    assert log.items is not None
+    scores_of = list(log.items.scores)
+    assert (log.items.metric, len(scores_of)) == ("cider", 24)
+    assert found["cider"] == pytest.approx(100 * fmean(scores_of))
+    assert found["cider_stderr"] == pytest.approx(100 * stdev(scores_of) / math.sqrt(24))
+    assert found["rouge_l_stderr"] > 0
+    assert "bleu_4_stderr" not in found
 
 
 @needs_package

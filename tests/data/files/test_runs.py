@@ -119,6 +119,30 @@ def test_only_rows_that_are_drawn_are_looked_at_and_no_picture_is_opened(tmp_pat
         calibration.check_rows(model, with_it)
 
 
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+def test_a_bad_later_row_is_found_before_weights_are_read(
+    kind: str, tmp_path: Path, run: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coarse, "load", lambda *_: pytest.fail("weights were read"))
+    if kind == "parquet":
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        given.write_pictures(tmp_path, 8)
+        rows = [{"image": f"{number}.png", "answer": "circle"} for number in range(9)]
+        file, words = tmp_path / "a.parquet", r"row 9: there is no picture .*8\.png"
+        parquet.write_table(pa.Table.from_pylist(rows), file, row_group_size=2)
+    else:
+        members = {
+            f"{n}.{end}": held for n in range(8) for end, held in (("png", given.png(n)), ("txt", b"a"))
+        }
+        file, words = given.write_shard(tmp_path / "a.tar", members | {"8.json": b"{"}), "sample 8: its JSON"
+    options = [*OPTIONS, "model=blip2_mini", f"calibration={kind}", f"calibration.path={file}"]
+    with pytest.raises(UserError, match=words) as caught:
+        run([*options, "calibration.samples=null"])
+    assert str(file) in str(caught.value)
+
+
 def test_rows_of_text_are_looked_at_as_far_as_windows_need_them(tmp_path: Path) -> None:
     rows = [{"text": "the cat sees a dog " * 20} for _ in range(40)]
     file = str(given.write_lines(tmp_path / "a.jsonl", [*rows, {"text": 3}]))

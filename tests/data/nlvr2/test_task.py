@@ -14,6 +14,7 @@ from ecoflap.data.example import Example
 from ecoflap.data.nlvr2.calibration import Nlvr2 as Nlvr2Calibration
 from ecoflap.data.nlvr2.task import Nlvr2
 from ecoflap.errors import UserError
+from ecoflap.evaluate.prediction_log import PredictionLog
 from ecoflap.models.core.prunable import PrunableModel
 from tests.data.vqa_folders import write_nlvr2
 
@@ -73,6 +74,14 @@ def test_accuracy_by_split(folder: Path) -> None:
         "sentences",
         "accuracy_test1_stderr",
     ]
+
+
+def test_the_items_are_those_of_the_first_split(folder: Path, tmp_path: Path) -> None:
+    says_true = model(Judge())
+    found = Nlvr2(str(folder)).load(says_true)(says_true, log := PredictionLog(tmp_path / "log.jsonl"))
+    assert log.items is not None
+    assert log.items.metric == next(iter(found)) == "accuracy_dev"
+    assert (len(log.items.scores), sum(log.items.scores)) == (11, 4)
 
 
 def test_identity_changes_with_what_the_numbers_depend_on(folder: Path) -> None:

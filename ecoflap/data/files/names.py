@@ -1,0 +1,44 @@
+"""Names of columns: those that are known, and those that options give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ecoflap.data.files.chat import CHATS
+from ecoflap.data.files.columns import COLUMNS
+from ecoflap.data.files.rows import Row
+from ecoflap.errors import UserError, nearest
+
+KINDS = {"chat": CHATS, **{name: COLUMNS[name] for name in ("image", "text", "target")}}
+"""{what a column holds: its known names}; ``calibration.KIND_column`` gives another one."""
+
+
+def named(row: Row, given: Mapping[str, str | None]) -> Mapping[str, Any]:
+    """A row's values, with the columns that options name under the names that are known.
+
+    Args:
+        row: as it is in its file.
+        given: {kind: the column that an option names, or None}.
+
+    Raises:
+        UserError: if it lacks such a column, or has none that is known.
+    """
+    values = dict(row.values)
+    for kind, column in given.items():
+        if column is None:
+            continue
+        if column not in row.values:
+            raise UserError(
+                f"calibration.{kind}_column={column}: {row.where} has {nearest(column, row.values, 8)}"
+            )
+        values = {name: value for name, value in values.items() if name not in KINDS[kind]}
+        values[KINDS[kind][0]] = row.values[column]
+    every = [*CHATS, *(name for names in COLUMNS.values() for name in names)]
+    if all(values.get(name) is None for name in every):
+        raise UserError(
+            f"{row.where} has {', '.join(map(str, row.values)) or 'no columns'}, and none of"
+            f" {', '.join(every)}; name its columns with calibration.text_column=NAME, target_column,"
+            " image_column or chat_column"
+        )
+    return values

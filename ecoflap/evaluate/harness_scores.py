@@ -1,0 +1,69 @@
+"""Scores of single examples that the harnesses report: which metrics are means of them, with what error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from math import isclose
+from statistics import fmean
+from typing import Any
+
+from ecoflap.evaluate.inputs import error_of_mean
+from ecoflap.evaluate.items import Items
+from ecoflap.storage.results.record import STANDARD_ERROR, first_metric
+
+Scores = dict[str, dict[str, dict[str, float]]]
+"""{task: {metric: {document: score}}}."""
+
+
+def reported(values: Mapping[str, float], task: str) -> dict[str, float]:
+    """{metric: value} of one task, among values by task/metric."""
+    return {
+        name.removeprefix(f"{task}/"): value for name, value in values.items() if name.startswith(f"{task}/")
+    }
+
+
+def scores(samples: Sequence[Mapping[str, Any]], metrics: Mapping[str, float]) -> dict[str, dict[str, float]]:
+    """{metric: {document: score}} of the metrics that are the mean of a score per example.
+
+    Others have such scores too: each of POPE's metrics, also F1, says of each example whether it is right.
+
+    Args:
+        samples: of a harness; a metric's value is a number, or a dict with ``score``.
+        metrics: the value of each metric.
+    """
+    found: dict[str, dict[str, float]] = {}
+    for metric, mean in metrics.items():
+        each = {str(sample["doc_id"]): _score(sample.get(metric)) for sample in samples}
+        known = {document: value for document, value in each.items() if value is not None}
+        if known and len(known) == len(samples) and isclose(fmean(known.values()), mean, abs_tol=1e-9):
+            found[metric] = known
+    return found
+
+
+def _score(value: Any) -> float | None:
+    inside = value.get("score") if isinstance(value, Mapping) else value
+    return float(inside) if isinstance(inside, int | float) else None
+
+
+def errors(found: Scores) -> dict[str, float]:
+    """Standard errors by task/metric, under the names that ``without_errors`` knows."""
+    return {
+        f"{task}/{metric}{STANDARD_ERROR}": error_of_mean(list(values.values()))
+        for task, metrics in found.items()
+        for metric, values in metrics.items()
+    }
+
+
+def noted(metrics: Mapping[str, float], found: Scores) -> Items | None:
+    """The items of the first metric; None if that is no mean over them, such as the mean of several tasks.
+
+    Args:
+        metrics: by task/metric, on the harness's scale, where 1 is the most that an accuracy can be.
+        found: the scores of their examples.
+    """
+    name = first_metric(metrics) or ""
+    task, _, metric = name.partition("/")
+    values = found.get(task, {}).get(metric)
+    if values is None:
+        return None
+    return Items(name, [value / 100 for value in values.values()])  # a mean of items is taken for percent
