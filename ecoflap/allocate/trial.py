@@ -17,7 +17,7 @@ from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.groups import blocks_of
 from ecoflap.allocate.protocol import Context
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.statistics import Gram, Statistic
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
 from ecoflap.distributed.collectives import deal, gathered, share, tensor_from
@@ -25,7 +25,7 @@ from ecoflap.distributed.processes import rank, size
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.towers import Block
-from ecoflap.prune.dealing import INVERSE
+from ecoflap.prune.dealing import deals_out, operations
 from ecoflap.prune.layers import by_statistic, solve_layers
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.score.scores import LAYER
@@ -50,8 +50,7 @@ class Group:
     @property
     def cost(self) -> float:
         """The operations of a solve with a Gram matrix, up to a factor."""
-        cols = self.dense[0].shape[1]
-        return cols**2 * (sum(map(len, self.dense)) + INVERSE * cols)
+        return operations(sum(map(len, self.dense)), self.dense[0].shape[1])
 
 
 IN_TURN = 4
@@ -114,7 +113,7 @@ class TrialPruner:
         Yields:
             Each group and what is returned for it, the same bits in all processes.
         """
-        exchanging = self._pruner.statistic is Gram and size() > 1
+        exchanging = deals_out(self._pruner)
         step = IN_TURN * size() if exchanging else 1
         for start in range(0, len(self.groups), step):
             groups = self.groups[start : start + step]

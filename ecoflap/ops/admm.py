@@ -102,7 +102,7 @@ def admm_solve(
         raise ValueError(
             f"asked for {iterations} iterations, of which {schedule} choose a mask; 1 to all can"
         )
-    parts = list(map(Part.whole, weights)) if parts is None else parts
+    parts = Part.each(weights, parts)
     for weight, keep, pattern, part in zip(weights, keeps, patterns, parts, strict=True):
         if not 0 <= keep <= part.rows * weight.shape[1]:
             raise ValueError(

@@ -7,7 +7,7 @@ together first, and of rows that compete for a remainder one score each: few ope
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from torch import Tensor
@@ -32,6 +32,11 @@ class Part(NamedTuple):
     def whole(cls, matrix: Tensor) -> Part:
         """The part that a whole matrix [rows, cols] is."""
         return cls(0, len(matrix), lambda tensor: tensor)
+
+    @classmethod
+    def each(cls, matrices: Sequence[Tensor], given: Sequence[Part] | None) -> Sequence[Part]:
+        """The parts that matrices are: those that are given, or else whole ones."""
+        return [cls.whole(matrix) for matrix in matrices] if given is None else given
 
     def of_all(self, values: Tensor) -> Tensor:
         """The values of all rows of the matrix [rows, ...], from those of this part [some rows, ...]."""

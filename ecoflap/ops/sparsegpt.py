@@ -113,7 +113,7 @@ def solve_together(
     Raises:
         ValueError: if arguments do not match each other, or a weight is not finite.
     """
-    parts = list(map(Part.whole, weights)) if parts is None else parts
+    parts = Part.each(weights, parts)
     _check(weights, factor, keeps, n_of_m, block, leaf, parts)
     cols = weights[0].shape[1]
     if n_of_m is not None:

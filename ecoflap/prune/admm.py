@@ -64,7 +64,7 @@ class ADMM(ADMMOptions, LayerPruner):
         """Prune layers that read the same input, as one matrix of all their rows."""
         assert isinstance(statistic, Gram)
         inverse = statistic.normalised_inverse(self.damping, self.penalty)
-        parts = list(map(Part.whole, weights)) if parts is None else parts
+        parts = Part.each(weights, parts)
         solutions = admm_solve(
             weights,
             inverse,

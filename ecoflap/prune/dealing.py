@@ -6,10 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ecoflap.blocks.drifts import SharedInput
+from ecoflap.blocks.statistics import Gram
 from ecoflap.distributed.collectives import deal, summed
 from ecoflap.distributed.processes import rank, size
 from ecoflap.models.core.layers import Layer
 from ecoflap.ops import Part
+from ecoflap.prune.protocol import LayerPruner
 
 INVERSE = 0.2
 """What inverting a Gram matrix [cols, cols] takes, as a share of what solving for cols rows takes."""
@@ -66,6 +68,16 @@ class Dealt(NamedTuple):
         return rank() in self.owners
 
 
+def deals_out(pruner: LayerPruner) -> bool:
+    """Whether the processes of the run share out a pruner's solves: those with a Gram matrix take long."""
+    return pruner.statistic is Gram and size() > 1
+
+
+def operations(rows: int, cols: int) -> float:
+    """Of solving for some rows that read one input, with the inverse of its Gram matrix, up to a factor."""
+    return cols**2 * (rows + INVERSE * cols) if rows else 0.0
+
+
 def dealt_out(groups: Sequence[SharedInput], by_rows: bool) -> dict[Layer, Dealt]:
     """The rows of each layer that each process solves for.
 
@@ -101,8 +113,7 @@ def _busiest(groups: Sequence[SharedInput], plan: Mapping[Layer, Dealt]) -> floa
     for group in groups:
         for process in range(size()):
             rows = sum(_length(plan[layer].span(process)) for layer in group.layers)
-            cols = group.layers[0].shape[1]
-            busy[process] += cols**2 * (rows + INVERSE * cols * (rows > 0))
+            busy[process] += operations(rows, group.layers[0].shape[1])
     return max(busy)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -12,11 +12,11 @@ from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.drifts import SharedInput
 from ecoflap.blocks.input_statistics import InputStatistics
 from ecoflap.blocks.statistics import Gram, Statistic
-from ecoflap.distributed.processes import rank, size
+from ecoflap.distributed.processes import rank
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
 from ecoflap.ops import Part, compensate
-from ecoflap.prune.dealing import Dealt, dealt_out
+from ecoflap.prune.dealing import Dealt, deals_out, dealt_out
 from ecoflap.prune.pieces import Piece, exchanged
 from ecoflap.prune.protocol import LayerPruner, Pruned
 from ecoflap.prune.report import PruneReport
@@ -75,25 +75,27 @@ def prune_groups(
         NumericalError: if a weight is not finite, before or after, or a mask misses its count.
     """
     statistics = {layer: group.statistic for group in groups for layer in group.layers}
-    dealt = {layer: Dealt.to(rank(), layer.shape[0]) for layer in statistics}
-    exchanging = pruner.statistic is Gram and size() > 1
-    if exchanging:
+    if deals_out(pruner):
         dealt = dealt_out(groups, pruner.by_rows)
-    pieces: dict[Layer, Piece] = {}
+        found = exchanged(dealt, dict(_solved(groups, dealt, pruner, allocation)))
+    else:
+        dealt = {layer: Dealt.to(rank(), layer.shape[0]) for layer in statistics}
+        found = _solved(groups, dealt, pruner, allocation)
+    for layer, piece in found:
+        _record(layer, piece, statistics[layer], allocation, report)
+
+
+def _solved(
+    groups: Sequence[SharedInput], dealt: Mapping[Layer, Dealt], pruner: LayerPruner, allocation: Allocation
+) -> Iterator[tuple[Layer, Piece]]:
+    """Prune this process's rows of all groups in place; yields each of its layers and what became of it."""
     for shared in (True, False):  # first what processes have to do at the same time
         for group in groups:
-            own = [layer for layer in group.layers if dealt[layer].mine and dealt[layer].shared == shared]
-            found = (
-                _prune_together(group._replace(layers=tuple(own)), dealt, pruner, allocation) if own else {}
+            own = tuple(
+                layer for layer in group.layers if dealt[layer].mine and dealt[layer].shared == shared
             )
-            if exchanging:
-                pieces |= found
-                continue
-            for layer, piece in found.items():
-                _record(layer, piece, group.statistic, allocation, report)
-    if exchanging:
-        for layer, piece in exchanged(dealt, pieces):
-            _record(layer, piece, statistics[layer], allocation, report)
+            if own:
+                yield from _prune_together(group._replace(layers=own), dealt, pruner, allocation).items()
 
 
 def _record(

@@ -74,7 +74,7 @@ class RefinedMetric(MetricOptions, ByMetric):
         if not self._adapts:
             return super().together(weights, statistic, keeps)
         assert isinstance(statistic, Gram)
-        parts = list(map(Part.whole, weights)) if parts is None else parts
+        parts = Part.each(weights, parts)
         metrics = [self.metric(weight, statistic) for weight in weights]
         masks = list(map(select_part, metrics, keeps, self.rule.patterns(weights, keeps, parts), parts))
         if self.refine == "swaps":

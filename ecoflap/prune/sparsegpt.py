@@ -50,7 +50,7 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
         """Prune layers that read the same input, as one matrix of all their rows."""
         assert isinstance(statistic, Gram)
         factor = statistic.factor(self.damping)
-        parts = list(map(Part.whole, weights)) if parts is None else parts
+        parts = Part.each(weights, parts)
         patterns = self.rule.patterns(weights, keeps, parts)
         solutions: dict[int, Solution] = {}
         for pattern in dict.fromkeys(patterns):  # one, unless layers have an n of their own
