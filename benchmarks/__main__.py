@@ -16,7 +16,7 @@ import torch
 import transformers
 
 from benchmarks import coarse, fine, growth, kernels, offload, processes, structured
-from benchmarks.measure import ROOT, Row
+from benchmarks.measure import ROOT, Row, write_between
 from benchmarks.models import device
 from ecoflap.errors import UserError
 
@@ -113,10 +113,9 @@ def write_table(path: Path, groups: dict[str, Any]) -> None:
     machines = sorted(
         {", ".join(f"{key} {value}" for key, value in groups[group]["machine"].items()) for group in groups}
     )
-    table = "\n".join([BEGIN, "", *machines, "", *lines, "", END])
-    text = path.read_text(encoding="utf-8") if path.is_file() else f"# Benchmarks\n\n{BEGIN}\n{END}\n"
-    before, _, rest = text.partition(BEGIN)
-    path.write_text(before + table + rest.partition(END)[2], encoding="utf-8")
+    if not path.is_file():
+        path.write_text(f"# Benchmarks\n\n{BEGIN}\n{END}\n", encoding="utf-8")
+    write_between(path, BEGIN, END, [*machines, "", *lines])
 
 
 if __name__ == "__main__":

@@ -59,6 +59,13 @@ class Row:
         return self.ratio >= value if sign == ">=" else self.ratio <= value
 
 
+def write_between(path: Path, begin: str, end: str, lines: Sequence[str]) -> None:
+    """Put lines between two marks of a page; what people wrote around them stays."""
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    text = "\n".join([begin, "", *lines, "", end])
+    path.write_text(before + text + rest.partition(end)[2], encoding="utf-8")
+
+
 def interleaved(sides: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
     """Seconds of each run of each side, the sides taking turns, so that a busy moment of the machine hits all
     of them alike.

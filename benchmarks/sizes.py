@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import ecoflap
-from benchmarks.measure import ROOT
+from benchmarks.measure import ROOT, write_between
 from benchmarks.models import smollm2
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
@@ -115,10 +115,7 @@ def main() -> None:
             cells = [f"{size.matrices[place]:.3f} ({size.whole[place]:.3f})" for size in sizes]
             lines.append(f"| {'' if place else name} | `{form}` | {' | '.join(cells)} |")
             print(lines[-1], flush=True)
-    page = ROOT / "docs" / "sharing.md"
-    before, _, rest = page.read_text(encoding="utf-8").partition(BEGIN)
-    table = "\n".join([BEGIN, "", *lines, "", END])
-    page.write_text(before + table + rest.partition(END)[2], encoding="utf-8")
+    write_between(ROOT / "docs" / "sharing.md", BEGIN, END, lines)
 
 
 if __name__ == "__main__":
