@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from ecoflap.data.example import Example
 from ecoflap.errors import UserError
+from ecoflap.storage.results.record import STANDARD_ERROR
 
 Item = TypeVar("Item")
 
@@ -62,6 +63,11 @@ def error_of_mean(values: Sequence[float]) -> float:
         return float("nan")
     mean = math.fsum(values) / len(values)
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def percent_errors(items: Mapping[str, Sequence[float]]) -> dict[str, float]:
+    """The standard errors, in percent, of metrics that are means of their items' scores."""
+    return {f"{name}{STANDARD_ERROR}": 100 * error_of_mean(values) for name, values in items.items()}
 
 
 def interface_settings(interface: Any) -> bytes:

@@ -14,13 +14,12 @@ from ecoflap.data.captions.reading import CaptionSource
 from ecoflap.data.example import Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.inputs import error_of_mean, fingerprint, parts, spread
+from ecoflap.evaluate.inputs import fingerprint, parts, percent_errors, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Describes, require
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
-from ecoflap.storage.results.record import STANDARD_ERROR
 
 DOMAINS = ("in", "near", "out")
 
@@ -131,7 +130,4 @@ class CaptioningEvaluation:
                 own_references = {row: references[row] for row in rows}
                 of_domain = scores(scorers, own_references, {row: predictions[row] for row in rows})
                 found |= {f"{name}_{domain}": score for name, score in of_domain.items()}
-        errors = {
-            f"{name}{STANDARD_ERROR}": 100 * error_of_mean(values) for name, values in by_picture.items()
-        }
-        return {**found, "pictures": len(captions), **errors}
+        return {**found, "pictures": len(captions), **percent_errors(by_picture)}

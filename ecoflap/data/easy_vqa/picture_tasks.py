@@ -20,14 +20,13 @@ from ecoflap.data.easy_vqa.pictures import NAMES, check_templates, read_pictures
 from ecoflap.data.example import Classes, Example, Generation
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.inputs import error_of_mean, fingerprint, parts, percent, spread
+from ecoflap.evaluate.inputs import error_of_mean, fingerprint, parts, percent, percent_errors, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Classifies, Describes, Embeds, Matches, require
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.text_length import require_length
 from ecoflap.models.families.clip.clip import class_features
-from ecoflap.storage.results.record import STANDARD_ERROR
 
 
 @dataclass
@@ -239,5 +238,4 @@ def _recalls(scores: Tensor, labels: Tensor, suffix: str = "") -> dict[str, floa
         f"text_recall_1{suffix}": (scores.argmax(dim=1) == labels).tolist(),
         f"image_recall_1{suffix}": [bool(labels[scores[:, label].argmax()] == label) for label in asked],
     }
-    errors = {f"{name}{STANDARD_ERROR}": 100 * error_of_mean(values) for name, values in hits.items()}
-    return {name: percent(values) for name, values in hits.items()} | errors
+    return {name: percent(values) for name, values in hits.items()} | percent_errors(hits)

@@ -15,7 +15,7 @@ from ecoflap.data.nlvr2.options import Nlvr2TaskOptions
 from ecoflap.data.nlvr2.reading import OBTAIN, check_splits, read_pairs
 from ecoflap.data.sources import picture_sources
 from ecoflap.errors import UserError, require_positive
-from ecoflap.evaluate.inputs import commonest, error_of_mean, fingerprint_by_size, parts, percent, spread
+from ecoflap.evaluate.inputs import commonest, fingerprint_by_size, parts, percent, percent_errors, spread
 from ecoflap.evaluate.items import Items
 from ecoflap.evaluate.prediction_log import IN_MEMORY, PredictionLog
 from ecoflap.models.core.protocols import Classifies, require
@@ -121,13 +121,15 @@ class Nlvr2Evaluation:
                 parts(everything, self.task.batch_size), lambda batch: self._judge(model, batch)
             )
         )
-        right = {split: [next(judged) == one.label for one in of_it] for split, of_it in self.pairs.items()}
-        first, of_first = next(iter(right.items()))
-        prediction_log.note(Items(f"accuracy_{first}", of_first))
+        right = {
+            f"accuracy_{split}": [next(judged) == one.label for one in of_it]
+            for split, of_it in self.pairs.items()
+        }
+        prediction_log.note(Items(*next(iter(right.items()))))
         return {
-            **{f"accuracy_{split}": percent(of_it) for split, of_it in right.items()},
+            **{name: percent(of_it) for name, of_it in right.items()},
             "sentences": len(everything),
-            **{f"accuracy_{split}_stderr": 100 * error_of_mean(of_it) for split, of_it in right.items()},
+            **percent_errors(right),
         }
 
     def _everything(self) -> list[Example]:
