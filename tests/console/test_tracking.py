@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import logging
 import subprocess
@@ -18,6 +17,7 @@ from PIL import Image
 
 from ecoflap.console.tracking import Nothing, Tracker, Wandb, WandbTracker, run_id
 from ecoflap.errors import UserError
+from tests.scripts import loaded
 
 READER = Path(__file__).parents[3] / "shared" / "tools" / "wandb_read.py"
 CONFIG = {"model": {"name": "tiny"}, "sparsity": 0.5, "seed": 0, "data": {"hf_token": "hf_private"}}
@@ -37,12 +37,7 @@ def run_file(folder: Path) -> Path:
 def load_reader() -> Any:
     if not READER.is_file():
         pytest.skip(f"{READER} is needed to read W&B's own file format")
-    spec = importlib.util.spec_from_file_location("wandb_read", READER)
-    assert spec is not None
-    assert spec.loader is not None
-    reader = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(reader)
-    return reader
+    return loaded(READER)
 
 
 def picture() -> bytes:

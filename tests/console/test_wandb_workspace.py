@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.cli.conftest import composed
+from tests.scripts import loaded
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "wandb_workspace.py"
 
 
-def load() -> Any:
-    spec = importlib.util.spec_from_file_location("wandb_workspace", EXAMPLE)
-    assert spec is not None
-    assert spec.loader is not None
-    example = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(example)
-    return example
-
-
 def test_the_workspace_groups_runs_and_shows_what_they_log() -> None:
     pytest.importorskip("wandb_workspaces", reason="pip install wandb-workspaces")
-    built = load().workspace("me", "ecoflap")
+    built = loaded(EXAMPLE).workspace("me", "ecoflap")
     (runs,) = built._to_model().spec.section.run_sets
     assert [key.name for key in runs.grouping] == ["pruner.value.name", "score.value.name"]
     scatter, choices, media, *tables = [panel for section in built.sections for panel in section.panels]
