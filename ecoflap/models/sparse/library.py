@@ -21,10 +21,10 @@ FLAGS: Mapping[torch.dtype, tuple[str, ...]] = {
     torch.float32: (),
     torch.bfloat16: ("-DBF16", "-mavx512bw", "-mavx512vbmi2", "-mavx512bf16"),
 }
-LANES: Mapping[torch.dtype, int] = {torch.float32: 16, torch.bfloat16: 32}
-"""Weights to a word of the mask, by dtype."""
 MOST_TOKENS = 8
 """What ``product`` takes at a time."""
+COLUMNS = 32
+"""A row of the mask has a multiple of them."""
 PADDING = 64
 """Bytes that must be readable behind the last value."""
 
