@@ -82,9 +82,11 @@ class SparseLinear(nn.Module):
         return linear(inputs, self._made(start, min(stop, self.out_features)), bias)
 
     def _product(self, inputs: Tensor, tokens: int) -> Tensor:
+        ours = products(self.dtype)
+        inputs = inputs.to(ours.inputs)
         padded = pad(inputs, (0, self._padding)) if self._padding else inputs.contiguous()
         sums = torch.empty(*inputs.shape[:-1], self.out_features)
-        products(self.dtype).product(
+        ours.product(
             self.mask.data_ptr(),
             self.values.data_ptr(),
             self.starts.data_ptr(),

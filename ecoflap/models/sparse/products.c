@@ -5,12 +5,15 @@
  * begin at values[starts[row]]; behind the last value of the matrix 64 bytes must be readable.
  *
  * Compiled with -DBF16 values are bfloat16, otherwise float. Sums are float in both. Words, and how a processor
- * expands and multiplies them, are in a file of their own.
+ * expands and multiplies them, are in a file for each set of instructions.
  */
 #include <string.h>
 
+#ifdef __AVX512F__
 #include "avx512.h"
-
+#else
+#include "avx2.h"
+#endif
 #define LANES (8 * (int)sizeof(word))
 #define MOST_ROWS 4
 #define AHEAD 2048 /* bytes of values that are prefetched */
