@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from ecoflap.errors import UserError
-from ecoflap.models.sparse.library import LANES, MOST_TOKENS, PADDING, products
+from ecoflap.models.sparse.library import COLUMNS, MOST_TOKENS, PADDING, products
 
 PART = 2**20
 """Bytes of the dense matrix that are made at a time; they stay in the processor's cache."""
@@ -45,7 +45,7 @@ class SparseLinear(nn.Module):
         weight = dense.weight.detach()
         self.in_features, self.out_features = dense.in_features, dense.out_features
         self.dtype, self.bias = weight.dtype, dense.bias
-        self._words = -(-self.in_features // LANES[weight.dtype])
+        self._padding = -self.in_features % COLUMNS
         products(weight.dtype)
         nonzero = weight != 0
         there = np.pad(nonzero.numpy(), ((0, 0), (0, self._padding)))
@@ -82,16 +82,18 @@ class SparseLinear(nn.Module):
         return linear(inputs, self._made(start, min(stop, self.out_features)), bias)
 
     def _product(self, inputs: Tensor, tokens: int) -> Tensor:
+        ours = products(self.dtype)
+        inputs = inputs.to(ours.inputs)
         padded = pad(inputs, (0, self._padding)) if self._padding else inputs.contiguous()
         sums = torch.empty(*inputs.shape[:-1], self.out_features)
-        products(self.dtype).product(
+        ours.product(
             self.mask.data_ptr(),
             self.values.data_ptr(),
             self.starts.data_ptr(),
             padded.data_ptr(),
             sums.data_ptr(),
             self.out_features,
-            self._words,
+            self.in_features + self._padding,
             tokens,
         )
         if self.bias is not None:
@@ -107,7 +109,7 @@ class SparseLinear(nn.Module):
             self.starts[start:].data_ptr(),
             out.data_ptr(),
             stop - start,
-            self._words,
+            self.in_features + self._padding,
             self.in_features,
         )
         return out
@@ -135,8 +137,3 @@ class SparseLinear(nn.Module):
         kept = self.values.numel() - PADDING // self.dtype.itemsize
         share = 1 - kept / (self.in_features * self.out_features)
         return f"in_features={self.in_features}, out_features={self.out_features}, sparsity={share:.2f}"
-
-    @property
-    def _padding(self) -> int:
-        """Columns to the end of the last word of a row."""
-        return self._words * LANES[self.dtype] - self.in_features

@@ -1,104 +1,100 @@
 /* Products with matrices of which only a bit per weight and the values that are not zero are stored.
  *
- * Each row is read in words of LANES bits, the first weight in the lowest bit. The values that belong to a word
- * are loaded at once and expanded to their places, with zeros between them, in a register of 512 bits. The
- * values of a row begin at values[starts[row]]; behind the last value of the matrix 64 bytes must be readable.
+ * A row has a multiple of 32 columns, the first in the lowest bit. It is read in words: the values that belong to a
+ * word are loaded at once and expanded to their places in a register, with zeros between them. The values of a row
+ * begin at values[starts[row]]; behind the last value of the matrix 64 bytes must be readable.
  *
- * Compiled with -DBF16 values and inputs are bfloat16, otherwise float. Sums are float in both.
+ * Compiled with -DBF16 values are bfloat16, otherwise float. Sums are float in both. Words, and how a processor
+ * expands and multiplies them, are in a file for each set of instructions.
  */
-#include <immintrin.h>
-#include <stdint.h>
+#include <string.h>
 
-#ifdef BF16
-#define LANES 32
-typedef uint16_t value;
-typedef uint32_t word;
-#define EXPAND _mm512_maskz_expand_epi16
-#define MULTIPLY_ADD(sum, one, other) _mm512_dpbf16_ps(sum, (__m512bh)(one), (__m512bh)(other))
-#define STORE _mm512_mask_storeu_epi16
+#ifdef __AVX512F__
+#include "avx512.h"
 #else
-#define LANES 16
-typedef float value;
-typedef uint16_t word;
-#define EXPAND _mm512_maskz_expand_epi32
-#define MULTIPLY_ADD(sum, one, other) _mm512_fmadd_ps(_mm512_castsi512_ps(one), _mm512_castsi512_ps(other), sum)
-#define STORE _mm512_mask_storeu_epi32
+#include "avx2.h"
 #endif
-#define MOST 8     /* tokens; the sums of more do not fit in the registers */
+#define LANES (8 * (int)sizeof(word))
+#define MOST_ROWS 4
 #define AHEAD 2048 /* bytes of values that are prefetched */
 
-int supported(void) {
-    int found = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("popcnt");
-#ifdef BF16
-    found = found && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vbmi2") &&
-            __builtin_cpu_supports("avx512bf16");
-#endif
-    return found;
-}
+int supported(void) { return supported_here() && __builtin_cpu_supports("popcnt"); }
 
-/* The LANES weights of a word; the values move on to those of the next one. */
-static inline __m512i expand(word mask, const value **values) {
-    __m512i packed = _mm512_loadu_si512(*values);
-    __asm__("" : "+v"(packed)); /* an expansion that reads memory itself takes twice as long on Zen 5 */
+/* The weights of a word; the values move on to those of the next one. */
+static inline vector next(word mask, const value **values) {
+    vector weights = expand(mask, *values);
     _mm_prefetch((const char *)*values + AHEAD, _MM_HINT_T0);
     *values += __builtin_popcount(mask);
-    return EXPAND(mask, packed);
+    return weights;
 }
 
-/* y[token * rows], of one row, for a fixed number of tokens; x is [tokens, words * LANES]. */
-static inline __attribute__((always_inline)) void row_product(const int tokens, const word *mask, const value *values,
-                                                              const value *x, float *y, int64_t rows, int64_t words) {
-    __m512 even[MOST], odd[MOST];
-    for (int token = 0; token < tokens; token++) even[token] = odd[token] = _mm512_setzero_ps();
-    int64_t at = 0;
-    for (; at + 2 <= words; at += 2) {
-        __m512i first = expand(mask[at], &values), second = expand(mask[at + 1], &values);
+/* y[tokens, rows] at `together` rows that lie `apart`, for fixed numbers of them and of tokens. */
+static inline __attribute__((always_inline)) void some_rows(const int tokens, const int together, int64_t row,
+                                                            int64_t apart, const word *mask, const value *values,
+                                                            const int64_t *starts, const input *x, float *y,
+                                                            int64_t rows, int64_t words) {
+    const word *bits[MOST_ROWS];
+    const value *kept[MOST_ROWS];
+    sums sum[MOST_ROWS][MOST_SUMS];
+    for (int i = 0; i < together; i++) {
+        bits[i] = mask + (row + i * apart) * words;
+        kept[i] = values + starts[row + i * apart];
+        for (int token = 0; token < tokens; token++) sum[i][token] = ZEROS;
+    }
+    for (int64_t at = 0; at < words; at++) {
+        vector weights[MOST_ROWS];
+        for (int i = 0; i < together; i++) weights[i] = next(bits[i][at], &kept[i]);
         for (int token = 0; token < tokens; token++) {
-            const value *inputs = x + (token * words + at) * LANES;
-            even[token] = MULTIPLY_ADD(even[token], first, _mm512_loadu_si512(inputs));
-            odd[token] = MULTIPLY_ADD(odd[token], second, _mm512_loadu_si512(inputs + LANES));
+            vector inputs = LOAD(x + (token * words + at) * LANES);
+            for (int i = 0; i < together; i++) sum[i][token] = MULTIPLY_ADD(weights[i], inputs, sum[i][token]);
         }
     }
-    if (at < words) {
-        __m512i last = expand(mask[at], &values);
-        for (int token = 0; token < tokens; token++)
-            even[token] = MULTIPLY_ADD(even[token], last, _mm512_loadu_si512(x + (token * words + at) * LANES));
-    }
-    for (int token = 0; token < tokens; token++)
-        y[token * rows] = _mm512_reduce_add_ps(_mm512_add_ps(even[token], odd[token]));
+    for (int i = 0; i < together; i++)
+        for (int token = 0; token < tokens; token++) y[token * rows + row + i * apart] = TOTAL(sum[i][token]);
 }
 
-/* y[tokens, rows] = x[tokens, words * LANES] times the transposed matrix [rows, words * LANES], for at most MOST
- * tokens. */
-void product(const word *mask, const value *values, const int64_t *starts, const value *x, float *y, int64_t rows,
-             int64_t words, int64_t tokens) {
-#pragma omp parallel for schedule(static)
-    for (int64_t row = 0; row < rows; row++) {
-        const word *bits = mask + row * words;
-        const value *kept = values + starts[row];
-        switch (tokens) {
-        case 1: row_product(1, bits, kept, x, y + row, rows, words); break;
-        case 2: row_product(2, bits, kept, x, y + row, rows, words); break;
-        case 3: row_product(3, bits, kept, x, y + row, rows, words); break;
-        case 4: row_product(4, bits, kept, x, y + row, rows, words); break;
-        case 5: row_product(5, bits, kept, x, y + row, rows, words); break;
-        case 6: row_product(6, bits, kept, x, y + row, rows, words); break;
-        case 7: row_product(7, bits, kept, x, y + row, rows, words); break;
-        case MOST: row_product(MOST, bits, kept, x, y + row, rows, words);
-        }
+/* Rows that share the inputs, as many as there are registers for their sums. They lie far apart, so that each is
+ * followed in memory by its row of the next group. */
+#define TOGETHER(tokens) (MOST_SUMS / (tokens) < MOST_ROWS ? MOST_SUMS / (tokens) : MOST_ROWS)
+#define ALL_ROWS(tokens)                                                                                               \
+    case tokens: {                                                                                                     \
+        const int64_t groups = rows / TOGETHER(tokens);                                                                \
+        _Pragma("omp parallel for schedule(static)") for (int64_t row = 0; row < groups; row++)                        \
+            some_rows(tokens, TOGETHER(tokens), row, groups, mask, values, starts, x, y, rows, words);                 \
+        for (int64_t row = groups * TOGETHER(tokens); row < rows; row++)                                               \
+            some_rows(tokens, 1, row, 0, mask, values, starts, x, y, rows, words);                                     \
+        break;                                                                                                         \
+    }
+
+/* y[tokens, rows] = x[tokens, cols] times the transposed matrix [rows, cols], for at most 8 tokens. */
+void product(const word *mask, const value *values, const int64_t *starts, const input *x, float *y, int64_t rows,
+             int64_t cols, int64_t tokens) {
+    const int64_t words = cols / LANES;
+    switch (tokens) {
+        ALL_ROWS(1)
+        ALL_ROWS(2)
+        ALL_ROWS(3)
+        ALL_ROWS(4)
+        ALL_ROWS(5)
+        ALL_ROWS(6)
+        ALL_ROWS(7)
+        ALL_ROWS(8)
     }
 }
 
-/* out[rows, cols], the matrix itself. */
-void dense(const word *mask, const value *values, const int64_t *starts, value *out, int64_t rows, int64_t words,
-           int64_t cols) {
+/* out[rows, wanted], the first columns of the matrix itself. */
+void dense(const word *mask, const value *values, const int64_t *starts, value *out, int64_t rows, int64_t cols,
+           int64_t wanted) {
+    const int64_t words = cols / LANES;
 #pragma omp parallel for schedule(static)
     for (int64_t row = 0; row < rows; row++) {
         const value *kept = values + starts[row];
-        for (int64_t at = 0; at < words; at++) {
-            int64_t left = cols - at * LANES;
-            word there = left < LANES ? ((word)1 << left) - 1 : (word)-1;
-            STORE(out + row * cols + at * LANES, there, expand(mask[row * words + at], &kept));
+        value *to = out + row * wanted, last[LANES];
+        int64_t at = 0;
+        for (; (at + 1) * LANES <= wanted; at++) STORE(to + at * LANES, next(mask[row * words + at], &kept));
+        if (at * LANES < wanted) {
+            STORE(last, next(mask[row * words + at], &kept));
+            memcpy(to + at * LANES, last, (wanted - at * LANES) * sizeof(value));
         }
     }
 }

@@ -23,7 +23,7 @@ WITHOUT_ZEROS = """\
 The files hold the weights that are not zero and where they belong; `ecoflap.load_pruned(FOLDER)` loads them,
 and `ecoflap convert FOLDER OUT --to dense` writes what plain `from_pretrained` loads. Once loaded, the model
 takes as much memory as the dense one and runs as fast: zeros are multiplied like other numbers. On a CPU with
-AVX-512, `ecoflap.load_pruned(FOLDER, sparse=True)` leaves them out of memory and of products."""
+AVX2 or AVX-512, `ecoflap.load_pruned(FOLDER, sparse=True)` leaves them out of memory and of products."""
 N_OF_M = """\
 Its zeros lie in the pattern {pattern}. GPUs with sparse tensor cores can use the pattern 2:4, by
 `torch.sparse.to_sparse_semi_structured`; `ecoflap bench` measures whether that pays for this model."""

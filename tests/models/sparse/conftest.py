@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 
 from ecoflap.errors import UserError
-from ecoflap.models.sparse.library import FLAGS, products
+from ecoflap.models.sparse import library
+
+VARIANTS = {
+    f"{dtype}, {variant.instructions}": (dtype, variant)
+    for dtype, variants in library.VARIANTS.items()
+    for variant in variants
+}
 
 
-@pytest.fixture(params=FLAGS, ids=str)
-def dtype(request: pytest.FixtureRequest) -> torch.dtype:
-    """Each dtype that this machine has sparse products for."""
-    chosen: torch.dtype = request.param
+@pytest.fixture(params=VARIANTS.values(), ids=VARIANTS)
+def dtype(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch.dtype]:
+    """Each dtype, for each variant of its products that this machine has, which is then the only one."""
+    chosen, variant = request.param
     try:
-        products(chosen)
+        library.compiled(variant)
     except UserError as error:
         pytest.skip(str(error))
-    return chosen
+    monkeypatch.setitem(library.VARIANTS, chosen, (variant,))  # type: ignore[arg-type]
+    library.products.cache_clear()
+    yield chosen
+    library.products.cache_clear()

@@ -13,7 +13,7 @@ from ecoflap.models.sparse.library import MOST_TOKENS
 from ecoflap.models.sparse.linear import SparseLinear
 from tests.storage.bitmask.by_hand import same
 
-TOKENS = (1, 2, 3, 5, MOST_TOKENS, MOST_TOKENS + 1, 40)
+TOKENS = (*range(1, MOST_TOKENS + 2), 40)
 
 
 def layer(rows: int, cols: int, dtype: torch.dtype, sparsity: float = 0.6, bias: bool = True) -> nn.Linear:
@@ -59,6 +59,24 @@ def test_empty_rows_at_both_ends(dtype: torch.dtype) -> None:
     dense = layer(6, 50, dtype)
     dense.weight[[0, 3, 5]] = 0
     check(dense, torch.randn(2, 50).to(dtype))
+
+
+@torch.no_grad()
+def test_threads_share_the_rows(dtype: torch.dtype) -> None:
+    """Two give to the bit what one gives, for rows that come out even and others."""
+    before = torch.get_num_threads()
+    try:
+        for rows in (1, 2, 37, 64):
+            sparse = SparseLinear(layer(rows, 100, dtype))
+            for tokens in (1, 3, MOST_TOKENS):
+                inputs, found = torch.randn(tokens, 100).to(dtype), []
+                for threads in (1, 2):
+                    torch.set_num_threads(threads)
+                    found.append((sparse(inputs), sparse.weight))
+                assert all(map(torch.equal, *found))
+                check(layer(rows, 100, dtype), inputs)
+    finally:
+        torch.set_num_threads(before)
 
 
 @torch.no_grad()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +27,9 @@ def any_size(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def compiled_anew() -> Iterator[None]:
-    library.products.cache_clear()
-    yield
-    library.products.cache_clear()
+def compiled_anew(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile at each call, after what ``dtype`` has found."""
+    monkeypatch.setattr(library, "compiled", library.compiled.__wrapped__)
 
 
 @torch.no_grad()
