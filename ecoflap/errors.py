@@ -11,6 +11,8 @@ from pathlib import Path
 
 FEW = 12
 """The most choices that a message lists completely."""
+SEEDS = 2**32
+"""One above the largest seed of NumPy's generators; torch's take more."""
 KINDS = {
     "float": "a number",
     "int": "a whole number",
@@ -38,6 +40,19 @@ class SweepFailed(UserError):
 
 class NumericalError(Exception):
     """A NaN or an infinity appeared; the message says where."""
+
+
+def require_seed(seed: int) -> None:
+    """Refuse a seed that a random generator does not take.
+
+    Raises:
+        UserError: if it is outside [0, 2**32).
+    """
+    if not 0 <= seed < SEEDS:
+        raise UserError(
+            f"seed={seed} is outside [0, 2**32), the seeds that every random generator takes; choose one such"
+            " as seed=0"
+        )
 
 
 def require_positive(group: str, part: object, *options: str) -> None:

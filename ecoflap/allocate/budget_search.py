@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cached_property, partial
@@ -16,8 +16,9 @@ from ecoflap.allocate.marginals import Counts, measure_marginals
 from ecoflap.allocate.options import InContextOptions
 from ecoflap.allocate.protocol import Context
 from ecoflap.allocate.trial import TrialPruner, trial_pruner
-from ecoflap.blocks.loss_batches import loss_batches
+from ecoflap.blocks.loss_batches import batching
 from ecoflap.data.batch import Batch
+from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import descend, round_to_total, shift_to_budget
@@ -105,7 +106,7 @@ class BudgetSearch:
         """The batches of a step: the next samples of the calibration set, from the first again at its end."""
         calibration, count = self._context.samples, min(self._options.samples, len(self._context.samples))
         chosen = [calibration.samples[(turn * count + place) % len(calibration)] for place in range(count)]
-        return loss_batches(self._model, replace(calibration, samples=chosen), self._options.batch_size)
+        return self._batches(replace(calibration, samples=chosen))
 
     def best(self, candidates: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, float]]:
         """The candidate of least loss on all calibration samples, and the loss of each.
@@ -133,7 +134,12 @@ class BudgetSearch:
 
     @cached_property
     def _all_batches(self) -> Sequence[Batch]:
-        return loss_batches(self._model, self._context.samples, self._options.batch_size)
+        return self._batches(self._context.samples)
+
+    @cached_property
+    def _batches(self) -> Callable[[CalibrationSet], list[dict[str, Tensor]]]:
+        """How batches are made of some samples; the model's loss is tried for it once."""
+        return batching(self._model, self._context.samples, self._options.batch_size)
 
     def counts(self, point: Tensor, total: int | None = None) -> dict[str, int]:
         """The counts of all layers at some sparsities.

@@ -22,6 +22,8 @@ from ecoflap.score.scores import Scores
 
 HIGHEST = 0.98
 """The largest sparsity of a layer or block."""
+CANDIDATES = 3
+"""Allocations of which the loss on all samples decides."""
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,6 @@ class InContext(InContextOptions, Allocator):
         return Requires("none", calibration=True)
 
     @property
-    def samples_of_a_step(self) -> int:
-        """See ``Allocator``."""
-        return self.samples
-
-    @property
     def footprint(self) -> Footprint:
         """A backward pass beside the dense weights and the directions of all layers."""
         return Footprint("backward", layers=3, trials=2, batch_size=self.batch_size)
@@ -79,6 +76,11 @@ class InContext(InContextOptions, Allocator):
                 f"allocation={self.name} makes no layer sparser than {HIGHEST}, and sparsity={sparsity} was"
                 " asked for; use allocation=water_filling score=none"
             )
+
+    def passes(self, samples: int, sparsity: float) -> float:
+        """In forward passes: three for a step's gradients, one for the statistics, one for each candidate."""
+        in_steps = 3 * len(self.steps_to(sparsity)) * min(samples, self.samples)
+        return in_steps + (1 + CANDIDATES) * samples
 
     def __call__(
         self,

@@ -55,14 +55,13 @@ class Neuronal(NeuronalOptions, Uneven):
         return Requires("none", weights=True, calibration=True)
 
     @property
-    def samples_of_a_step(self) -> int:
-        """See ``Allocator``."""
-        return self.samples
-
-    @property
     def footprint(self) -> Footprint:
         """The fine stage's, beside the dense weights."""
         return Footprint("blocks", layers=4, copies=1)
+
+    def passes(self, samples: int, sparsity: float) -> float:
+        """The most time goes into passes that read ``samples`` of the calibration set."""
+        return min(samples, self.samples)
 
     def __call__(
         self,

@@ -116,11 +116,6 @@ class Allocator(Protocol):
         return None
 
     @property
-    def samples_of_a_step(self) -> int | None:
-        """How many samples each of its steps runs, where that is most of its time; None for all of them."""
-        return None
-
-    @property
     def in_trials(self) -> bool:
         """Whether it decides by pruning the model in trials, from dense inputs."""
         return self.footprint is not None and self.footprint.trials > 0
@@ -136,6 +131,13 @@ class Allocator(Protocol):
     def check_pruner(self, pruner: LayerPruner) -> None:
         """Refuse a pruner that it can't allocate for, before any work is done; by default, none."""
         return
+
+    def passes(self, samples: int, sparsity: float) -> float:
+        """How many samples all of its passes together read, in any unit, for an estimate of its time.
+
+        By default, each pass reads all of them.
+        """
+        return samples
 
     @abstractmethod
     def __call__(

@@ -23,7 +23,7 @@ from ecoflap.data.text.bos import bos_token
 from ecoflap.data.text.calibration import Text, tokenize, windows
 from ecoflap.data.text.prefix import GivenText, PrefixText
 from ecoflap.data.text.source import MOST_BYTES
-from ecoflap.errors import UserError, require_positive
+from ecoflap.errors import UserError, require_positive, require_seed
 from ecoflap.models.core.encoding import encode_all, pad_together
 from ecoflap.models.core.protocols import Answers, Encodes
 from ecoflap.models.core.prunable import PrunableModel
@@ -76,6 +76,7 @@ def calibrate(
     numbers = {"samples": samples, "sequence_length": sequence_length}
     given = {name: value for name, value in numbers.items() if value is not None}
     require(model, PrunableModel, "ecoflap.load")
+    require_seed(seed)
     if isinstance(data, CalibrationSet):
         return data if samples is None else data.take(Amount(samples).samples)
     with unchanged(model.module, model.processor):

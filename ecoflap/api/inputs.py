@@ -63,7 +63,8 @@ def _joins(model: PrunableModel) -> bool:
 def _tensors(model: PrunableModel, item: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of model inputs, on the CPU.
 
-    Lists of numbers become tensors if the model's forward has a parameter of that name.
+    Lists of numbers become tensors if the model's forward has a parameter of that name. Single numbers and
+    booleans, such as ``return_loss=True``, belong to no sample and are left out.
 
     Raises:
         UserError: if such a list can't become a tensor, or there are no tensors.
@@ -73,7 +74,7 @@ def _tensors(model: PrunableModel, item: Mapping[str, Any]) -> dict[str, Tensor]
     for name, value in item.items():
         if isinstance(value, Tensor):
             found[str(name)] = value.detach().cpu().contiguous()
-        elif name in asked and value is not None:
+        elif name in asked and value is not None and not isinstance(value, bool | int | float):
             try:
                 found[str(name)] = torch.as_tensor(value)
             except (TypeError, ValueError, RuntimeError):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from ecoflap.api.parts import built, named, names
 from ecoflap.errors import UserError, did_you_mean
@@ -19,7 +20,7 @@ from ecoflap.models.loading.loader import Selection, prunable
 from ecoflap.run.saved_loader import recorded_node
 
 IN_MEMORY = "(in memory)"
-READ_WITHOUT_PROCESSOR = ("causal_lm", "seq2seq", "vlm", "image_classifier")
+READ_WITHOUT_PROCESSOR = ("causal_lm", "seq2seq", "vlm", "image_classifier", "clip")
 
 
 def load(
@@ -90,8 +91,9 @@ def _prepare(
     """Prepare a model in memory for pruning, and leave its training modes unchanged.
 
     Raises:
-        UserError: if its kind is unknown, or takes no model in memory, or needs a processor.
+        UserError: if it is wrapped, its kind is unknown, or takes no model in memory, or needs a processor.
     """
+    _refuse_wrapped(module)
     _refuse_spread(module)
     training = [(child, child.training) for child in module.modules()]
     option = kind or option_of(module)
@@ -119,6 +121,24 @@ def _prepare(
     finally:
         for child, mode in training:
             child.training = mode
+
+
+def _refuse_wrapped(module: nn.Module) -> None:
+    """Refuse a model inside another module, whose layers would run or be named in another way.
+
+    Raises:
+        UserError: if it is compiled, parallel or has adapters.
+    """
+    wrapped = type(module).__name__
+    if isinstance(module, DataParallel | DistributedDataParallel):
+        raise UserError(f"{wrapped} holds the model that is pruned; give its .module")
+    if hasattr(module, "_orig_mod"):
+        raise UserError(f"{wrapped}: a compiled model is pruned as it was before; give its ._orig_mod")
+    if hasattr(module, "merge_and_unload"):
+        raise UserError(
+            f"{wrapped} adds adapters to a model; give what its .merge_and_unload() returns, or .unload() to"
+            " prune it without them"
+        )
 
 
 def _check_processor(module: nn.Module, processor: Any) -> None:

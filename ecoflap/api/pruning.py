@@ -16,7 +16,7 @@ from ecoflap.api.steps import check_scores
 from ecoflap.api.unchanged import unchanged
 from ecoflap.api.work import Work
 from ecoflap.blocks.token_choice import check_tokens
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, require_seed
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.inputs import check_propagate
 from ecoflap.prune.protocol import Pruner
@@ -90,6 +90,7 @@ def prune(
         propagate = propagate_of(propagate, method.pruner, method.in_trials)
         _check(model, method, target, batch_size, propagate, data)
         _check_tokens(method, tokens)
+        require_seed(seed)
         return Work(model, method, target, seed, batch_size, propagate, tokens).run(data)
 
 

@@ -17,7 +17,7 @@ from ecoflap.api.result import PruneResult
 from ecoflap.api.unchanged import unchanged
 from ecoflap.blocks.token_choice import check_tokens
 from ecoflap.data.calibration_set import CalibrationSet
-from ecoflap.errors import UserError
+from ecoflap.errors import UserError, require_seed
 from ecoflap.evaluate.protocol import Task
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.protocol import Pruner
@@ -54,6 +54,7 @@ def score(
     """
     require(model, PrunableModel, "ecoflap.load")
     require(data, CalibrationSet, "ecoflap.calibrate")
+    require_seed(seed)
     chosen = ZEROTH_ORDER if method in (None, AUTO) else method
     scorer: Scorer | None = part("score", chosen, options)
     if scorer is None:
@@ -120,6 +121,7 @@ def allocate(
     if batch_size < 1:
         raise UserError(f"batch_size={batch_size} must be at least 1")
     check_tokens(tokens)
+    require_seed(seed)
     context = Context(chosen_pruner, data, batch_size, seed, tokens)
     with unchanged(model.module):
         model.reopen()

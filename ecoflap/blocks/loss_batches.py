@@ -41,8 +41,8 @@ def batching(
 ) -> Callable[[CalibrationSet], list[dict[str, Tensor]]]:
     """How to make batches of ``size`` of some of the samples, in their order.
 
-    Texts of different lengths are padded at their end and get an ``attention_mask``. The first mixed batch
-    shows whether the model's loss respects the mask. If padding changes a sample's loss (a custom loss that
+    Texts of different lengths are padded at their end and get an ``attention_mask``. One mixed batch shows
+    whether the model's loss respects the mask. If padding changes a sample's loss (a custom loss that
     counts padding, or one that compares samples), or other tensors than texts differ in shape, each batch
     holds samples of one shape only.
 
@@ -51,7 +51,7 @@ def batching(
         calibration: all samples.
         size: samples per batch.
     """
-    mixed = next((part for part in _parts(calibration, size) if len(set(map(_shapes, part))) > 1), None)
+    mixed = _mixed(calibration, size)
     if mixed is not None and not _padding_keeps_losses(model, mixed):
         log.info(
             "score: %s is scored on batches of texts of one length: its loss is another one when they are"
@@ -60,6 +60,16 @@ def batching(
         )
         return lambda some: some.batches(size)
     return lambda some: [padded(part) for part in _parts(some, size)]
+
+
+def _mixed(calibration: CalibrationSet, size: int) -> list[Sample] | None:
+    """Samples of different lengths that could share a batch; the first batch of such, if there is one."""
+    groups = _alike(calibration.samples) if size > 1 else []
+    for samples in [*_parts(calibration, size), *groups]:
+        other = next((one for one in samples if _shapes(one) != _shapes(samples[0])), None)
+        if other is not None:
+            return samples if len(samples) <= size else [samples[0], other]
+    return None
 
 
 def _parts(calibration: CalibrationSet, size: int) -> list[list[Sample]]:

@@ -93,19 +93,19 @@ class Statistic(Protocol):
 class MeanSquare(Statistic):
     """Mean square of each input column, [cols]: the diagonal of the Gram matrix, all that Wanda needs.
 
-    The sum is compensated (Kahan 1965), so that neither the order of the batches nor their distribution over
-    processes shows in it.
+    The sum is held in two numbers, of about 48 bits together (Dekker 1971), so that neither the order of the
+    batches nor their distribution over processes shows in the first of them.
 
     Attributes:
-        sum: sum of squares per column, [cols], fp32.
-        excess: what rounding has added to the sum, [cols], fp32.
+        sum: sum of squares per column, rounded to the nearest, [cols], fp32.
+        rest: what rounding has taken from the sum, [cols], fp32.
         tokens: number of tokens in the sum.
     """
 
     storable: ClassVar[bool] = True
 
     def __init__(self, cols: int, device: torch.device) -> None:
-        self.sum, self.excess = torch.zeros(2, cols, device=device)
+        self.sum, self.rest = torch.zeros(2, cols, device=device)
         self.tokens = 0
 
     def update(self, inputs: Tensor) -> None:
@@ -116,28 +116,31 @@ class MeanSquare(Statistic):
     def add(self, other: MeanSquare) -> None:
         """Add what another statistic holds."""
         self._add(other.sum, other.tokens)
-        self.excess = self.excess + other.excess
+        self._add(other.rest, 0)
 
     def _add(self, squares: Tensor, tokens: int) -> None:
         """Add sums of squares [cols] over some tokens."""
-        missing = squares.to(self.sum.dtype) - self.excess
-        total = self.sum + missing
-        self.excess, self.sum = (total - self.sum) - missing, total
+        squares = squares.to(self.sum.dtype)
+        total = self.sum + squares
+        added = total - self.sum
+        rest = self.rest + ((self.sum - (total - added)) + (squares - added))
+        self.sum = total + rest
+        self.rest = rest - (self.sum - total)
         self.tokens += tokens
 
     def move(self, device: torch.device) -> None:
         """Move the sums to a device."""
         super().move(device)
-        self.excess = self.excess.to(device)
+        self.rest = self.rest.to(device)
 
     def combine(self) -> None:
         """Add up the sums of all processes, in fp64 on the CPU, as some accelerators have none."""
         if size() == 1:
             return
         device = self.sum.device
-        exact = summed(self.sum.cpu().double() - self.excess.cpu().double())
+        exact = summed(self.sum.cpu().double() + self.rest.cpu().double())
         self.sum = exact.float().to(device)
-        self.excess = (exact.float().double() - exact).float().to(device)
+        self.rest = (exact - exact.float().double()).float().to(device)
         self.tokens = int(summed(torch.tensor(self.tokens)))
 
     @property

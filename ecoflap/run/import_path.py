@@ -25,10 +25,10 @@ def extend_import_path(folders: Iterable[str]) -> None:
     sys.path += [folder for folder in dict.fromkeys(folders) if folder not in sys.path]
 
 
-def folders_of(search_path: ConfigSearchPath) -> list[str]:
-    """The folders that the jobs of a sweep import from: those of the submitting command line."""
+def config_folders(search_path: ConfigSearchPath) -> list[str]:
+    """The folders of configs that the command line has added."""
     return [
-        beside(element.path.removeprefix("file://"))
+        element.path.removeprefix("file://")
         for element in search_path.get_path()
         if element.provider == COMMAND_LINE
     ]

@@ -144,7 +144,8 @@ def loss_is_independent() -> UserError:
     """The error for a loss that depends on none of the layers."""
     return UserError(
         "the loss depends on none of the layers; leave their towers out of towers, or choose another"
-        " model.loss"
+        " model.loss. One that compares the samples of a batch, such as contrastive, needs two at least:"
+        " give more samples, or a larger batch_size"
     )
 
 

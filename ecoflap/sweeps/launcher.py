@@ -13,10 +13,10 @@ import re
 import shutil
 import time
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from types import SimpleNamespace
+from types import MappingProxyType, SimpleNamespace
 from typing import Any, NamedTuple
 
 from hydra.core.singleton import Singleton
@@ -26,7 +26,7 @@ from hydra_plugins.hydra_submitit_launcher.config import BaseQueueConf
 from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmititLauncher
 
 from ecoflap.errors import UserError, require_positive
-from ecoflap.run.import_path import folders_of
+from ecoflap.run.import_path import beside, config_folders
 from ecoflap.storage.installation import checkout, conf_folder
 from ecoflap.sweeps.check import check_jobs
 from ecoflap.sweeps.jobs import Job, finished_values, numbered, raise_failures, record_jobs
@@ -52,10 +52,19 @@ class Submitted(NamedTuple):
 
 
 class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
-    """The base of both launchers."""
+    """The base of both launchers.
+
+    Attributes:
+        parts: {file: hash} of the parts outside the package, as the jobs were submitted with them.
+    """
+
+    parts: Mapping[str, str] = MappingProxyType({})
 
     def __call__(self, *arguments: Any) -> JobReturn:  # type: ignore[override]
         """Run a job where it was sent to; raise its error, so that the queue sees the failure."""
+        from ecoflap.sweeps.snapshot import require_unchanged
+
+        require_unchanged(self.parts)
         done = super().__call__(*arguments)
         if done.status == JobStatus.FAILED:
             raise done._return_value
@@ -112,12 +121,15 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         import cloudpickle
 
         from ecoflap.sweeps import bootstrap
-        from ecoflap.sweeps.snapshot import take_snapshot
+        from ecoflap.sweeps.snapshot import hashes_of_parts, take_snapshot
 
         project = checkout() if self.params["snapshot"] else None
         code = take_snapshot(folder, project) if project is not None else None
         launcher, state = self._with_configs_of(code) if code else self, Singleton.get_state()
-        parts = folders_of(self.hydra_context.config_loader.get_search_path())
+        configs = config_folders(self.hydra_context.config_loader.get_search_path())
+        parts = [beside(folder) for folder in configs]
+        if self.params["snapshot"]:
+            launcher.parts = hashes_of_parts(Path(folder) for folder in configs)
         cloudpickle.register_pickle_by_value(bootstrap)
         packed = []
         for job in jobs:

@@ -1,14 +1,21 @@
-"""Code snapshots: jobs run a copy of the checkout's code, so that later edits do not change queued jobs."""
+"""Code snapshots: jobs run a copy of the checkout's code, so that later edits do not change queued jobs.
+
+Parts outside the package lie in a user's folder, beside anything else, so they are not copied: a job whose
+parts have changed since it was submitted is refused.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import shutil
+import sys
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import SNAPSHOT
 from ecoflap.storage.files import beside, rename, write_json
+from ecoflap.storage.installation import PACKAGE
 from ecoflap.storage.results.environment import git_diff, git_state
 
 PARTS = ("main.py", "conf", "sweeps", "ecoflap", "hydra_plugins")
@@ -44,6 +51,42 @@ def take_snapshot(folder: Path, project: Path) -> Path:
     finally:
         shutil.rmtree(copy, ignore_errors=True)
     return target
+
+
+def hashes_of_parts(configs: Iterable[Path]) -> dict[str, str]:
+    """{file: hash} of configs outside the package, and of the modules beside them that are imported by now.
+
+    Args:
+        configs: the folders of ``--config-dir``.
+    """
+    folders = [folder.resolve() for folder in configs]
+    files = {file for folder in folders for file in folder.rglob("*.yaml")}
+    roots = [folder.parent for folder in folders]
+    modules = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    sources = {Path(name).resolve() for name in modules if name and name.endswith(".py")}
+    files |= {file for file in sources if any(map(file.is_relative_to, roots))}
+    return {str(file): _file_hash(file) for file in sorted(files) if not file.is_relative_to(PACKAGE)}
+
+
+def require_unchanged(hashes: Mapping[str, str]) -> None:
+    """Refuse to run a job with other parts than those that it was submitted with.
+
+    Args:
+        hashes: what ``hashes_of_parts`` returned then.
+
+    Raises:
+        UserError: if a file has changed or is gone.
+    """
+    for name, known in hashes.items():
+        if not Path(name).is_file() or _file_hash(Path(name)) != known:
+            raise UserError(
+                f"{name} has changed since this job was submitted; submit it again, or with"
+                " hydra.launcher.snapshot=false to run what is there when it starts"
+            )
+
+
+def _file_hash(file: Path) -> str:
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -17,6 +17,7 @@ from ecoflap.allocate.marginals import Counts, measure_marginals
 from ecoflap.allocate.protocol import Context
 from ecoflap.allocate.trial import TrialPruner, trial_pruner
 from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.blocks import loss_batches as loss_batching
 from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
@@ -259,3 +260,38 @@ def test_impossible_targets_are_refused() -> None:
         QUICK.check(0.99)
     with pytest.raises(UserError, match="outside"):
         QUICK.check(1.0)
+
+
+def samples_read(allocator: InContext, samples: int) -> int:
+    """How many samples go through the last block in a search over so many of one length."""
+    model, read = tiny.build("llama"), [0]
+    given = replace(tiny.samples("llama"), samples=[tiny.samples("llama").samples[0]] * samples)
+
+    def count(_: Any, inputs: tuple[torch.Tensor, ...], __: Any) -> None:
+        read[0] += len(inputs[0])
+
+    handle = model.blocks[-1].module.register_forward_hook(count)
+    allocator(model, None, 0.6, replace(context("llama"), calibration=given))
+    handle.remove()
+    return read[0]
+
+
+def test_the_passes_of_an_estimate_are_those_of_the_search() -> None:
+    """A backward pass counts as two forward passes; without ``recompute`` it is not seen here."""
+    few = replace(QUICK, recompute=False)
+    one_more = replace(few, steps=few.steps + 1)
+    assert few.passes(6, 0.6) - few.passes(4, 0.6) == samples_read(few, 6) - samples_read(few, 4)
+    for samples, in_a_step in ((4, 2), (1, 1)):
+        assert samples_read(one_more, samples) - samples_read(few, samples) == in_a_step
+        assert one_more.passes(samples, 0.6) - few.passes(samples, 0.6) == 3 * in_a_step
+
+
+def test_padding_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    keeps = loss_batching._padding_keeps_losses
+    monkeypatch.setattr(
+        loss_batching, "_padding_keeps_losses", lambda *given: tried.append(given) or keeps(*given)
+    )
+    assert len({len(sample["input_ids"]) for sample in tiny.samples("llama").samples}) > 1
+    allocate("llama")
+    assert len(tried) == 1

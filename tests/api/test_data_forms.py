@@ -155,6 +155,42 @@ def test_examples_with_pictures_in_any_form(make: Callable[[], Given], pictures:
     assert not wanted.sources
 
 
+def test_a_clip_without_a_processor_reads_what_its_processor_gives() -> None:
+    one = clip()
+    texts, images = ([row[name] for row in one.data] for name in ("text", "image"))
+    inputs = {
+        **one.processor(text=texts, images=images, return_tensors="pt", padding=True),
+        "return_loss": True,
+    }
+    found = []
+    for processor in (one.processor, None):
+        model = ecoflap.load(one.module, processor)
+        data = ecoflap.calibrate(model, [inputs])
+        found.append(ecoflap.score(model, data, "first_order", batch_size=4))
+    assert found[0].importance == found[1].importance
+    assert all(value > 0 for value in found[0].importance.values())
+
+
+def test_a_clip_without_a_processor_reads_nothing_raw() -> None:
+    one = clip()
+    model = ecoflap.load(one.module)
+    refused(model, one.data, "no tokenizer", "model inputs")
+    refused(model, [row["text"] for row in one.data], "no tokenizer", "model inputs")
+    with pytest.raises(UserError, match="CLIPModel"):
+        ecoflap.evaluate(model, "easy_retrieval")
+
+
+def test_one_pair_has_nothing_to_be_compared_with() -> None:
+    one = clip()
+    model = ecoflap.load(one.module, one.processor)
+    data = ecoflap.calibrate(model, one.data[:1])
+    for score in ("first_order", "zeroth_order"):
+        with pytest.raises(
+            UserError, match="compares the samples of a batch, such as contrastive, needs two"
+        ):
+            ecoflap.score(model, data, score)
+
+
 def test_what_a_clip_processor_gives_is_what_its_examples_give() -> None:
     one = clip()
     model = ecoflap.load(one.module, one.processor)

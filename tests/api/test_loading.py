@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
+from peft import LoraConfig, get_peft_model
 
 import ecoflap
 from ecoflap.errors import UserError
@@ -65,6 +66,20 @@ def test_a_suite_is_named_task_by_task() -> None:
     assert {name.partition("/")[0] for name in metrics} == {"easy_classification", "easy_retrieval"}
 
 
+@pytest.mark.parametrize("shown", [True, False])
+def test_loading_leaves_the_progress_bars_of_transformers_as_they_were(shown: bool, tmp_path: Path) -> None:
+    one, bars = llama(), hf.logging
+    one.module.save_pretrained(tmp_path)
+    one.processor.save_pretrained(tmp_path)
+    before = bars.is_progress_bar_enabled()
+    (bars.enable_progress_bar if shown else bars.disable_progress_bar)()
+    try:
+        ecoflap.load(str(tmp_path), device="cpu")
+        assert bars.is_progress_bar_enabled() is shown
+    finally:
+        (bars.enable_progress_bar if before else bars.disable_progress_bar)()
+
+
 def test_what_is_pruned_is_chosen_where_the_model_is_loaded() -> None:
     one = llama()
     model = ecoflap.load(one.module, one.processor, skip_layers=[r"layers\.0\."])
@@ -101,7 +116,7 @@ def test_what_cannot_be_taken_is_refused(tmp_path: Path) -> None:
     refused("device=cpu", "in memory", model=one.module, device="cpu")
     refused("loaded with its own", model=str(tmp_path), processor=one.processor)
     refused("tower", "langage", "language", model=one.module, towers=["langage"])
-    refused("CLIPModel", "processor", model=clip().module)
+    refused("Blip2", "processor", model=tiny.build(next(iter(tiny.BLIP2))).module)
     refused("eva_clip_g", "no model in memory", model=one.module, kind="eva_clip_g")
     refused("Linear", "kind=", "loss=", model=torch.nn.Linear(2, 2))
     refused("a NoneType", "hub id", model=None)
@@ -111,6 +126,10 @@ def test_what_cannot_be_taken_is_refused(tmp_path: Path) -> None:
         empty = hf.LlamaForCausalLM(one.module.config)
     refused("meta", "device_map", model=empty)
     bert = hf.BertForMaskedLM(hf.BertConfig(**tiny.TEXT))
+    refused("compiled", "_orig_mod", model=torch.compile(one.module))
+    refused("DataParallel", ".module", model=torch.nn.DataParallel(one.module))
+    adapted = get_peft_model(llama().module, LoraConfig(target_modules=["q_proj"]))
+    refused("adapters", "merge_and_unload", model=adapted)
     refused("BertForMaskedLM", "known kind", model=bert, processor=word_tokenizer())
 
 
@@ -147,6 +166,7 @@ def test_what_cannot_be_pruned_is_refused_before_any_work(monkeypatch: pytest.Mo
     prune_refused("data are missing", sparsity=0.5, data=None)
     prune_refused("batch_size=0", sparsity=0.5, batch_size=0)
     prune_refused("propagate=sparse", sparsity=0.5, propagate="sparse")
+    prune_refused("seed=-1", sparsity=0.5, seed=-1)
 
 
 def test_what_a_pruner_or_an_allocation_would_not_look_at_is_refused(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from ecoflap.blocks.loss_batches import loss_batches, padded
+from ecoflap.blocks.loss_batches import batching, loss_batches, padded
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet, stack
 from ecoflap.models.core.losses import token_loss
@@ -93,6 +95,19 @@ def test_a_loss_that_counts_padding_gets_batches_of_one_length(caplog: pytest.Lo
         batches = loss_batches(model, calibration, 8)
     assert [tuple(batch["input_ids"].shape) for batch in batches] == [(2, 5), (1, 6), (1, 7), (1, 9)]
     assert "batches of texts of one length" in caplog.text
+
+
+def test_some_of_the_samples_can_be_mixed_where_all_of_them_are_not() -> None:
+    """All make two batches of one length each, and the second and the third one of two lengths."""
+    model = tiny.build("llama")
+    rows = [torch.arange(1, length + 1) for length in (5, 5, 7, 7)]
+    every = CalibrationSet("rows", [{"input_ids": row} for row in rows])
+    some = replace(every, samples=every.samples[1:3])
+    [batch] = batching(model, every, 2)(some)
+    assert batch["input_ids"].shape == (2, 7)
+    other = replace(model, loss_function=counts_padding)
+    assert [len(one["input_ids"]) for one in batching(other, every, 2)(some)] == [1, 1]
+    assert [len(one["input_ids"]) for one in batching(model, every, 1)(some)] == [1, 1]
 
 
 def test_captions_of_many_lengths_make_whole_batches() -> None:

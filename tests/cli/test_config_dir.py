@@ -131,6 +131,42 @@ def test_jobs_and_a_sweep_that_is_started_again(mine: Path, data: list[str], tmp
     assert names(sweep) == ["opposite", "opposite"]
 
 
+EDITS_ITSELF = """
+from pathlib import Path
+
+from ecoflap.prune.wanda import Wanda
+
+
+class Edited(Wanda):
+    def __call__(self, *given, **options):
+        file = Path(__file__)
+        file.write_text(file.read_text() + "# edited")
+        return super().__call__(*given, **options)
+"""
+
+
+@pytest.mark.parametrize(("snapshot", "done"), [("true", [True, False]), ("false", [True, True])])
+def test_an_edit_of_a_part_while_jobs_wait(
+    mine: Path, data: list[str], tmp_path: Path, snapshot: str, done: list[bool]
+) -> None:
+    """The first of two jobs edits the pruner that the second was submitted with."""
+    (mine / "edited.py").write_text(EDITS_ITSELF)
+    (mine / "conf" / "pruner" / "edited.yaml").write_text("_target_: edited.Edited\n")
+    sweep = tmp_path / "sweep"
+    options = ["pruner=edited", f"hydra.launcher.snapshot={snapshot}", "sparsity=0.4,0.6", "cluster=local"]
+    arguments = ["-m", "--config-dir", "mine/conf", *data, *options, f"hydra.sweep.dir={sweep}"]
+    command = [sys.executable, str(ROOT / "main.py"), *arguments, "hydra.launcher.parallel=1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    said = ended.stdout + ended.stderr
+    assert [(sweep / str(job) / "result.json").is_file() for job in range(2)] == done, said
+    assert ended.returncode == (0 if all(done) else 2), said
+    assert ("edited.py has changed since this job was submitted" in said) is not all(done)
+    assert "Traceback" not in said
+
+
 @pytest.fixture
 def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A package with a pruner and a group of its own."""

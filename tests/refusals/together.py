@@ -55,7 +55,7 @@ CASES = [
     case(
         "allocation=Bare",
         says=(
-            "allocation._target_=tests.own_parts.Bare has no requires, footprint, samples_of_a_step,",
+            "allocation._target_=tests.own_parts.Bare has no requires, footprint, in_trials,",
             "ecoflap.allocate.protocol.Allocator",
         ),
     ),

@@ -32,6 +32,20 @@ def test_a_fixed_part_and_a_part_per_sample_are_told_apart(
     assert clock.seconds == pytest.approx(2 * fixed + 17 * each)  # one sample and one batch were run
 
 
+def test_passes_over_a_part_of_the_samples_do_not_grow_with_them(clock: SimpleNamespace) -> None:
+    """Ten passes over 32 samples, and two over all of them."""
+
+    def passes(samples: int) -> float:
+        return 10 * min(samples, 32) + 2 * samples
+
+    def work(samples: CalibrationSet) -> None:
+        clock.seconds += 3.0 + 0.25 * passes(len(samples))
+
+    assert timing._extrapolated(work, SAMPLES, 16, passes) == pytest.approx(3.0 + 0.25 * (320 + 256))
+    assert timing._extrapolated(work, SAMPLES, 64, passes) == pytest.approx(3.0 + 0.25 * (320 + 256))
+    assert timing._extrapolated(work, SAMPLES, 16, lambda samples: 1.0) == pytest.approx(3.0 + 0.25 * 12)
+
+
 def test_what_takes_too_long_goes_by_the_units_that_are_done(clock: SimpleNamespace) -> None:
     def work(samples: CalibrationSet) -> None:
         for step in track(range(100), "solve"):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -41,16 +42,28 @@ def from_hub(load: Callable[[], Any], path: str, part: str = "") -> Any:
     Raises:
         UserError: if nothing can be loaded from the path.
     """
-    from transformers.utils.logging import disable_progress_bar
-
-    disable_progress_bar()  # its bars would break ours
     try:
-        return load()
+        with _no_progress_bar():
+            return load()
     except (UserError, NumericalError):
         raise
     # transformers, the hub and the libraries that they read files with raise errors of every kind.
     except Exception as error:
         raise UserError(f"{part}model.path={path} {_in_short(error, Path(path).is_dir())}") from error
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Turn transformers' progress bars off, which would break ours."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _in_short(error: Exception, local: bool) -> str:

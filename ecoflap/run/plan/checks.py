@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ecoflap.allocate.allocation import check_sparsity
 from ecoflap.blocks.token_choice import check_tokens
-from ecoflap.errors import UserError, did_you_mean, written
+from ecoflap.errors import UserError, did_you_mean, require_seed, written
 from ecoflap.evaluate.protocol import Task
 from ecoflap.models.offload.load import check_offload
 from ecoflap.prune.inputs import check_propagate
@@ -13,8 +13,6 @@ from ecoflap.run.config import STEPS
 from ecoflap.run.plan.plan import Plan
 from ecoflap.score.scores import IMPORTANCE
 from ecoflap.storage.bitmask.forms import DENSE, form_of
-
-SEEDS = 2**32
 
 
 def check(plan: Plan) -> None:
@@ -40,11 +38,7 @@ def check_options(plan: Plan) -> None:
     plan.allocator.check(config.sparsity)
     if config.batch_size < 1:
         raise UserError(f"batch_size={config.batch_size} must be at least 1")
-    if not 0 <= config.seed < SEEDS:
-        raise UserError(
-            f"seed={config.seed} is outside [0, 2**32), the seeds that every random generator takes;"
-            " choose one such as seed=0"
-        )
+    require_seed(config.seed)
     check_towers(config.towers)
     check_propagate(config.propagate, plan.pruner)
     check_tokens(config.tokens)

@@ -110,8 +110,8 @@ def _time_allocate(
         found.append(plan.pruner.fitted(plan.allocator(model, scores, config.sparsity, context)))  # type: ignore[union-attr]
 
     if plan.allocates_from_data and calibration is not None:
-        of_each_step = calibration.take(plan.allocator.samples_of_a_step or len(calibration))
-        times["allocate"] = _extrapolated(allocate, of_each_step, config.batch_size)
+        passes = partial(plan.allocator.passes, sparsity=config.sparsity)
+        times["allocate"] = _extrapolated(allocate, calibration, config.batch_size, passes)
     else:
         times["allocate"] = _seconds(partial(allocate, calibration))
     return found[-1] if found else None
@@ -148,14 +148,27 @@ def _time_prune(
         times["prune"] = _extrapolated(prune, calibration, config.batch_size)
 
 
-def _extrapolated(work: Callable[[CalibrationSet], None], samples: CalibrationSet, batch: int) -> float:
-    """The seconds that all samples will take, from those of one and of one batch."""
+def _extrapolated(
+    work: Callable[[CalibrationSet], None],
+    samples: CalibrationSet,
+    batch: int,
+    passes: Callable[[int], float] = float,
+) -> float:
+    """The seconds that all samples will take, from those of one and of one batch.
+
+    Args:
+        work: what is timed.
+        samples: all of them.
+        batch: how many are a batch.
+        passes: how many samples all passes together read, by the number of samples.
+    """
     more = min(max(batch, 2), len(samples))
     if more == len(samples):
         return _seconds(partial(work, samples))
     one = _seconds(partial(work, samples.take(1)))
-    each = max(_seconds(partial(work, samples.take(more))) - one, 0.0) / (more - 1)
-    return one + each * (len(samples) - 1)
+    rest = max(_seconds(partial(work, samples.take(more))) - one, 0.0)
+    seen, asked = (passes(count) - passes(1) for count in (more, len(samples)))
+    return one + rest * asked / seen if seen else one
 
 
 def _seconds(work: Callable[[], Any]) -> float:

@@ -23,22 +23,19 @@ from ecoflap.models.loading.loader import Pretrained, Selection, prunable
 LOSSES = ("contrastive", "classification")
 
 
-class DualInterface:
-    """Pictures and captions of a model with two towers, embedded by functions of the family.
+class DualFeatures:
+    """Features of inputs of a model with two towers, by functions of the family.
 
     Attributes:
-        longest: most tokens of a text; None for the tokenizer's own limit.
         pad_token_id: the token that shorter texts are padded with. Padding follows the end of the text and
             has no effect.
         classes: features of the classes [classes, features], for the classification loss.
     """
 
     sees = True
-    longest: ClassVar[int | None] = None
 
-    def __init__(self, pixels: Pixels, tokenizer: Any, pad_token_id: int, classification: bool) -> None:
-        self.pixels, self.tokenizer, self.pad_token_id = pixels, tokenizer, pad_token_id
-        self.classification = classification
+    def __init__(self, pad_token_id: int) -> None:
+        self.pad_token_id = pad_token_id
         self.classes: Tensor | None = None
 
     def image_features(self, module: Any, pixels: Tensor) -> Tensor:
@@ -51,6 +48,20 @@ class DualInterface:
         with counting(attention_mask):
             pooled = module.text_model(input_ids=input_ids, attention_mask=attention_mask).pooler_output
         return normalize(module.text_projection(pooled), dim=-1)
+
+
+class DualInterface(DualFeatures):
+    """Pictures and captions of a model with two towers, embedded by functions of the family.
+
+    Attributes:
+        longest: most tokens of a text; None for the tokenizer's own limit.
+    """
+
+    longest: ClassVar[int | None] = None
+
+    def __init__(self, pixels: Pixels, tokenizer: Any, pad_token_id: int, classification: bool) -> None:
+        super().__init__(pad_token_id)
+        self.pixels, self.tokenizer, self.classification = pixels, tokenizer, classification
 
     def encode(self, example: Example) -> Sample:
         """A picture with its caption, or with its label where the loss is classification."""
@@ -106,7 +117,7 @@ def class_features(interface: Any, model: PrunableModel, classes: Classes) -> Te
     return normalize(torch.stack(rows), dim=-1)
 
 
-def dual_loss(name: str, interface: DualInterface | None) -> Loss:
+def dual_loss(name: str, interface: DualFeatures | None) -> Loss:
     """A loss at the model's own temperature, [batch].
 
     ``contrastive`` is symmetric over the batch; ``classification`` uses the zero-shot classifier.
@@ -153,13 +164,16 @@ class Clip(ClipOptions, Pretrained):
         return self.from_module(*self.read(CLIPConfig, CLIPModel, CLIPProcessor, device), selection)
 
     def from_module(self, module: nn.Module, processor: Any, selection: Selection) -> PrunableModel:
-        """Wrap a transformers model in memory and its processor, which may be None.
+        """Wrap a transformers model in memory and its processor; None if its inputs are ready.
 
         Raises:
             UserError: if there is no such loss or tower.
         """
-        interface = None
-        if processor is not None:
+        interface: DualFeatures
+        if processor is None:
+            config: Any = module.config
+            interface = DualFeatures(config.text_config.pad_token_id or 0)
+        else:
             tokenizer = processor.tokenizer
             interface = DualInterface(
                 Pixels.of(processor.image_processor),
