@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -18,16 +18,32 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
+from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 
-PRUNERS: dict[str, Any] = {"wanda": Wanda(), "sparsegpt": SparseGPT(), "admm": ADMM()}
-PUBLISHED = {"wanda": "wanda", "sparsegpt": "sparsegpt", "admm": "sparsegpt"}
-"""{pruner: the published loop that it is measured against}."""
-PROPAGATE = {
-    "wanda": ("pruned", "dense"),
-    "sparsegpt": ("pruned", "dense", "layer"),
-    "admm": ("pruned", "layer", "compensated"),
+
+class Case(NamedTuple):
+    """A pruner, and what it is measured against.
+
+    Attributes:
+        pruner: ours.
+        published: the published loop.
+        propagate: the inputs that ours prunes from.
+        target: how many times as fast ours should be with ``pruned`` and ``layer``.
+    """
+
+    pruner: LayerPruner
+    published: str
+    propagate: tuple[str, ...]
+    target: float
+
+
+CASES = {
+    "wanda": Case(Wanda(), "wanda", ("pruned", "dense"), 1.5),
+    "sparsegpt": Case(SparseGPT(), "sparsegpt", ("pruned", "dense", "layer"), 2.0),
+    "admm": Case(ADMM(), "sparsegpt", ("pruned", "layer", "compensated"), 1.0),
+    "admm of 4 iterations": Case(ADMM(iterations=4, schedule=3), "sparsegpt", ("layer",), 2.0),
 }
 
 
@@ -35,28 +51,27 @@ def whole_run(
     name: str,
     model: PrunableModel,
     calibration: CalibrationSet,
-    pruner: str,
+    case: Case,
     batch_size: int,
     runs: int,
-    target: float,
 ) -> list[Row]:
     """The published loop, and ours with each kind of inputs; the model is dense again before each.
 
-    The target is of the first kind, and of ``layer``, whose batch holds all samples.
+    With ``layer`` and ``compensated`` a batch holds all samples.
     """
     dense, allocation = Dense(model), WaterFilling()(model, None, 0.5)
     masks: dict[str, dict[str, torch.Tensor]] = {}
 
     def published() -> None:
         with quiet_forward(model.module):
-            plain.prune_by_sequences(model, calibration.batches(1), PUBLISHED[pruner], 0.5)
+            plain.prune_by_sequences(model, calibration.batches(1), case.published, 0.5)
 
     def ours(propagate: str) -> None:
         size = len(calibration) if propagate in ("layer", "compensated") else batch_size
-        prune(model, calibration, PRUNERS[pruner], allocation, size, propagate=propagate)
+        prune(model, calibration, case.pruner, allocation, size, propagate=propagate)
 
     sides: dict[str, Callable[[], Any]] = {"plain": published}
-    sides |= {propagate: partial(ours, propagate) for propagate in PROPAGATE[pruner]}
+    sides |= {propagate: partial(ours, propagate) for propagate in case.propagate}
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     for _ in range(runs):
         for side, work in sides.items():
@@ -67,11 +82,15 @@ def whole_run(
             masks[side] = {layer.name: layer.weight.detach() != 0 for layer in model.layers}
     dense.restore(model)
     middle, against = medians(seconds), "one sequence at a time, a statistic per layer, two passes"
-    if PUBLISHED[pruner] != pruner:
-        against = f"{PUBLISHED[pruner]}, {against}"
-    same = sum(int((masks["pruned"][key] == mask).sum()) for key, mask in masks["plain"].items()) / sum(
-        mask.numel() for mask in masks["plain"].values()
-    )
+    if case.published != case.pruner.name:
+        against = f"{case.published}, {against}"
+
+    def agreement(propagate: str) -> str:
+        if propagate != "pruned":
+            return "another result"
+        same = sum(int((masks[propagate][key] == mask).sum()) for key, mask in masks["plain"].items())
+        return f"{same / sum(mask.numel() for mask in masks['plain'].values()):.2%} of the mask"
+
     return [
         Row(
             name if propagate == "pruned" else f"{name}, propagate={propagate}",
@@ -80,17 +99,15 @@ def whole_run(
             middle["plain"],
             middle[propagate],
             middle["plain"] / middle[propagate],
-            (">=", target) if propagate in ("pruned", "layer") else None,
-            f"{same:.2%} of the mask" if propagate == "pruned" else "another result",
-            {"seconds of each side": seconds} if propagate == "pruned" else {},
+            (">=", case.target) if propagate in ("pruned", "layer") else None,
+            agreement(propagate),
+            {"seconds of each side": seconds} if propagate == case.propagate[0] else {},
         )
-        for propagate in PROPAGATE[pruner]
+        for propagate in case.propagate
     ]
 
 
 def rows(runs: int) -> Iterator[Row]:
     model = smollm2()
-    for pruner, target in (("wanda", 1.5), ("sparsegpt", 2.0), ("admm", 1.0)):
-        yield from whole_run(
-            f"{pruner}, SmolLM2, 64 x 256", model, tokens(64, 256, 49152), pruner, 4, runs, target
-        )
+    for name, case in CASES.items():
+        yield from whole_run(f"{name}, SmolLM2, 64 x 256", model, tokens(64, 256, 49152), case, 4, runs)

@@ -49,17 +49,17 @@ def test_zeroth_order_rows() -> None:
     assert block.agreement == "another estimator, by definition"
 
 
-@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt", "admm"])
-def test_whole_run_rows(pruner: str) -> None:
-    model = llama(32, 3)
+@pytest.mark.parametrize("name", fine.CASES)
+def test_whole_run_rows(name: str) -> None:
+    model, case = llama(32, 3), fine.CASES[name]
     before = model.fingerprint()
-    pruned, *others = fine.whole_run(
-        "tiny", model, tokens(5, 20, 256), pruner, batch_size=2, runs=1, target=1.0
-    )
-    # The published loop rounds counts per row, and so do two orders of summation. ADMM is another method.
-    agree = float(pruned.agreement.removesuffix("% of the mask"))
-    assert agree > 98 or (pruner == "admm" and "sparsegpt" in pruned.against)
-    assert {row.name.partition("propagate=")[2] for row in others if row.target} <= {"layer"}
+    rows = fine.whole_run(name, model, tokens(5, 20, 256), case, batch_size=2, runs=1)
+    assert [row.name.partition("propagate=")[2] or "pruned" for row in rows] == list(case.propagate)
+    assert {row.name.partition("propagate=")[2] for row in rows if row.target} <= {"", "layer"}
+    assert all(row.against.startswith("sparsegpt") is ("admm" in name) for row in rows)
+    if case.propagate[0] == "pruned" and case.published == case.pruner.name:
+        # The published loop rounds counts per row, and so do two orders of summation.
+        assert float(rows[0].agreement.removesuffix("% of the mask")) > 98
     assert model.fingerprint() == before
 
 
