@@ -35,6 +35,17 @@ def part(group: str, chosen: Any, options: Mapping[str, Any]) -> Any:
     """
     if isinstance(chosen, str):
         return built(group, {**named(group, chosen), **options})
+    refuse_options(group, chosen, options)
+    require_members(group, chosen, f"{group}={type(chosen).__name__}")
+    return chosen
+
+
+def refuse_options(group: str, chosen: Any, options: Mapping[str, Any]) -> None:
+    """Refuse a class, and options of an object that is made already.
+
+    Raises:
+        UserError: if it is a class, or options are given.
+    """
     if isinstance(chosen, type):
         raise UserError(f"{group}={chosen.__name__} is a class; give an object: {chosen.__name__}(...)")
     if options:
@@ -42,8 +53,6 @@ def part(group: str, chosen: Any, options: Mapping[str, Any]) -> Any:
             f"{', '.join(options)}: options go with the name of a {group}; give them to"
             f" {type(chosen).__name__}(...), which is made already"
         )
-    require_members(group, chosen, f"{group}={type(chosen).__name__}")
-    return chosen
 
 
 def built(group: str, node: Mapping[str, Any]) -> Any:
