@@ -110,3 +110,23 @@ class Bare:
         context: Context | None = None,
     ) -> Allocation:
         return WaterFilling("model")(model, None, sparsity)
+
+
+@dataclass(frozen=True)
+class Unsaved:
+    """A loader that does not say whether to save."""
+
+    name: str = "unsaved"
+
+    def load(self, device: Any, selection: Any) -> PrunableModel:
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Unlimited:
+    """A calibration set that does not say how many samples it draws."""
+
+    name: str = "unlimited"
+
+    def load(self, model: PrunableModel, seed: int) -> Any:
+        raise NotImplementedError

@@ -15,8 +15,8 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from ecoflap.errors import UserError, did_you_mean
-from ecoflap.run.config import build, register
-from ecoflap.run.plan.parts import BASES, make, require_members
+from ecoflap.run.config import register
+from ecoflap.run.plan.parts import make, require_members
 from ecoflap.storage.installation import conf_folder
 
 COMPOSING = RLock()  # Hydra's registries are the process's, and one thread at a time may borrow them
@@ -35,6 +35,17 @@ def part(group: str, chosen: Any, options: Mapping[str, Any]) -> Any:
     """
     if isinstance(chosen, str):
         return built(group, {**named(group, chosen), **options})
+    refuse_options(group, chosen, options)
+    require_members(group, chosen, f"{group}={type(chosen).__name__}")
+    return chosen
+
+
+def refuse_options(group: str, chosen: Any, options: Mapping[str, Any]) -> None:
+    """Refuse a class, and options of an object that is made already.
+
+    Raises:
+        UserError: if it is a class, or options are given.
+    """
     if isinstance(chosen, type):
         raise UserError(f"{group}={chosen.__name__} is a class; give an object: {chosen.__name__}(...)")
     if options:
@@ -42,20 +53,17 @@ def part(group: str, chosen: Any, options: Mapping[str, Any]) -> Any:
             f"{', '.join(options)}: options go with the name of a {group}; give them to"
             f" {type(chosen).__name__}(...), which is made already"
         )
-    if group in BASES:
-        require_members(group, chosen, f"{group}={type(chosen).__name__}")
-    return chosen
 
 
 def built(group: str, node: Mapping[str, Any]) -> Any:
     """The object that a node of the config describes; None if it names no class.
 
     Raises:
-        UserError: as ``ecoflap.run.config.build`` and ``ecoflap.run.plan.parts.make``.
+        UserError: as ``ecoflap.run.plan.parts.make``.
     """
     if "_target_" not in node:
         return None
-    return (make if group in BASES else build)(group, OmegaConf.create(dict(node)))
+    return make(group, OmegaConf.create(dict(node)))
 
 
 def named(group: str, name: str) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import nn
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.protocol import Allocator, Context
 from ecoflap.api.given import require
-from ecoflap.api.parts import default, named, part
+from ecoflap.api.parts import default, named, part, refuse_options
 from ecoflap.api.result import PruneResult
 from ecoflap.api.unchanged import unchanged
 from ecoflap.blocks.token_choice import check_tokens
@@ -170,7 +170,7 @@ def evaluate(
         if isinstance(task, str):
             found = {name: one.load(loaded)(loaded) for name, one in _tasks(task, options).items()}
             return next(iter(found.values())) if len(found) == 1 else _joined(found)
-        part("task", task, options)  # refuses options of an object
+        refuse_options("task", task, options)
         if hasattr(task, "load"):
             return task.load(loaded)(loaded)
         loaded.module.eval()

@@ -10,6 +10,8 @@ GROUPS = {
     "score": ("BlockNorms", "LayerNorms"),
     "allocation": ("ByNorms", "Bare"),
     "pruner": ("FirstWeights", "Unfinished"),
+    "model": ("Unsaved",),
+    "calibration": ("Unlimited",),
 }
 
 
@@ -57,6 +59,20 @@ CASES = [
         says=(
             "allocation._target_=tests.own_parts.Bare has no requires, footprint, in_trials,",
             "ecoflap.allocate.protocol.Allocator",
+        ),
+    ),
+    case(
+        "model=Unsaved",
+        says=(
+            "model._target_=tests.own_parts.Unsaved has no save",
+            "ecoflap.models.loading.protocol.Loader says what a part of model has",
+        ),
+    ),
+    case(
+        "calibration=Unlimited",
+        says=(
+            "calibration._target_=tests.own_parts.Unlimited has no samples",
+            "ecoflap.data.protocol.Calibration says what a part of calibration has",
         ),
     ),
     case("pruner=Unfinished", says=("tests.own_parts.Unfinished has no __call__ of its own",)),

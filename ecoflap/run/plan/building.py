@@ -13,7 +13,7 @@ from ecoflap.distributed.shared_store import SharedStore
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.evaluate.protocol import Task
 from ecoflap.prune import driver
-from ecoflap.run.config import RunConfig, RuntimeConfig, build
+from ecoflap.run.config import RunConfig, RuntimeConfig
 from ecoflap.run.plan.automatic import settle
 from ecoflap.run.plan.checks import check
 from ecoflap.run.plan.parts import make
@@ -35,8 +35,8 @@ def make_plan(config: DictConfig, folder: Path, preflight: Preflight | None = No
         UserError: if a value is impossible, data are missing, or the model lacks what the plan needs.
     """
     config = settle(config)
-    parts = {group: build(group, config[group]) for group in ("model", "calibration", "tracking")}
-    parts |= {group: make(group, config[group]) for group in ("allocation", "pruner")}
+    always = ("model", "calibration", "allocation", "pruner", "tracking")
+    parts = {group: make(group, config[group]) for group in always}
     tasks = build_tasks(config.task)
     scored = "_target_" in config.score and parts["allocation"].requires.scores != "none"
     scorer = make("score", config.score) if scored else None
@@ -93,7 +93,7 @@ def build_tasks(node: DictConfig) -> dict[str, Task]:
         UserError: if a value is impossible.
     """
     if "tasks" not in node:
-        task = build("task", node)
+        task = make("task", node)
         return {task.name: task}
     if not node.tasks:
         raise UserError(
@@ -109,7 +109,7 @@ def build_tasks(node: DictConfig) -> dict[str, Task]:
     own = any(OmegaConf.is_interpolation(member, "limit") for member in members.values())
     if node.get("limit") is not None and not own:  # of a preset, for a suite that does not pass it on itself
         members = {name: OmegaConf.create({**one, "limit": node.limit}) for name, one in members.items()}
-    return {name: build(f"task.tasks.{name}", member) for name, member in members.items()}
+    return {name: make(f"task.tasks.{name}", member) for name, member in members.items()}
 
 
 def make_store(folder: str, mode: str) -> Store:
