@@ -129,7 +129,7 @@ class _Launcher(BaseSubmititLauncher):  # type: ignore[misc]
         configs = config_folders(self.hydra_context.config_loader.get_search_path())
         parts = [beside(folder) for folder in configs]
         if self.params["snapshot"]:
-            launcher.parts = hashes_of_parts(Path(folder) for folder in configs)
+            launcher.parts = hashes_of_parts(configs, parts)
         cloudpickle.register_pickle_by_value(bootstrap)
         packed = []
         for job in jobs:

@@ -53,15 +53,15 @@ def take_snapshot(folder: Path, project: Path) -> Path:
     return target
 
 
-def hashes_of_parts(configs: Iterable[Path]) -> dict[str, str]:
+def hashes_of_parts(configs: Iterable[str], folders: Iterable[str]) -> dict[str, str]:
     """{file: hash} of configs outside the package, and of the modules beside them that are imported by now.
 
     Args:
         configs: the folders of ``--config-dir``.
+        folders: those beside them, which modules are imported from.
     """
-    folders = [folder.resolve() for folder in configs]
-    files = {file for folder in folders for file in folder.rglob("*.yaml")}
-    roots = [folder.parent for folder in folders]
+    files = {file.resolve() for folder in configs for file in Path(folder).rglob("*.yaml")}
+    roots = [Path(folder).resolve() for folder in folders]
     modules = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
     sources = {Path(name).resolve() for name in modules if name and name.endswith(".py")}
     files |= {file for file in sources if any(map(file.is_relative_to, roots))}

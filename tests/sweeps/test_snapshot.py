@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import importlib
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
 
 from ecoflap.errors import UserError
-from ecoflap.sweeps.snapshot import PARTS, take_snapshot
+from ecoflap.sweeps.snapshot import PARTS, hashes_of_parts, require_unchanged, take_snapshot
 
 
 @pytest.fixture
@@ -41,3 +43,27 @@ def test_a_missing_part_is_an_error(project: Path, tmp_path: Path, part: str) ->
     with pytest.raises(UserError, match=f"has no {part}"):
         take_snapshot(tmp_path / "sweep", project)
     assert not (tmp_path / "sweep").exists()
+
+
+def test_the_modules_of_parts_lie_beside_a_link_to_their_configs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder that is imported from is that of the link, not that of the folder which it points to."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "elsewhere" / "conf").mkdir(parents=True)
+    (tmp_path / "elsewhere" / "conf" / "own.yaml").write_text("name: own\n")
+    (tmp_path / "mine" / "conf").symlink_to(tmp_path / "elsewhere" / "conf")
+    module = tmp_path / "mine" / "linked_part.py"
+    module.write_text("VALUE = 1\n")
+    monkeypatch.syspath_prepend(str(module.parent))
+    importlib.import_module("linked_part")
+    known = hashes_of_parts([str(module.parent / "conf")], [str(module.parent)])
+    sys.modules.pop("linked_part")
+    assert {Path(name).name for name in known} == {"linked_part.py", "own.yaml"}
+    require_unchanged(known)
+    module.write_text("VALUE = 2\n")
+    with pytest.raises(UserError, match=r"linked_part\.py has changed since this job was submitted"):
+        require_unchanged(known)
+    module.unlink()
+    with pytest.raises(UserError, match="linked_part"):
+        require_unchanged(known)
