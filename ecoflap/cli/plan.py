@@ -3,11 +3,11 @@
     ecoflap plan [-m] [group=option ...] [key=value ...]
 
 The options are those of ``ecoflap run``, where plan=true is the same. Of a sweep (-m) all jobs are checked,
-and the first is shown. The config and the data are checked, and the shapes of the model
-if its family can be built without weights; with these, the memory that each step needs beside activations
-is shown. Where the weights are at hand, each step is measured on one sample and on one batch: about how long
-the run will take. Nothing is written: which weights are removed, and how much accuracy that costs, only a run
-can tell. Exit code 0: the run passes all checks. 2: it can't be done, for the reason given.
+and the first is shown. The config and the data are checked, and the shapes of the model if its family can be
+built without weights; with these, the memory that each step needs beside activations is shown. Where the
+weights are at hand, each step is measured on two samples and on one batch: about how long the run will take.
+Nothing is written: which weights are removed, and how much accuracy that costs, only a run can tell. Exit
+code 0: the run passes all checks. 2: it can't be done, for the reason given.
 """
 
 from __future__ import annotations

@@ -175,6 +175,12 @@ class TestPlan:
         assert command.main(["plan", "-m", "model=t5_mini", "sparsity=0.5,1.6"]) == 2
         assert "job 1 (sparsity=1.6)" in capsys.readouterr().err
 
+    def test_times_a_loss_that_compares_samples(self, capsys: pytest.CaptureFixture[str]) -> None:
+        """Contrastive, which says nothing of one sample."""
+        assert command.main(["plan", "model=clip_mini", "score=first_order", "task.limit=4"]) == 0
+        times = capsys.readouterr().out.partition("time, about, on")[2]
+        assert re.search(r"^ +score +\d+ (s|min)", times, re.MULTILINE), times
+
     def test_without_weights_there_are_no_times(
         self, text_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:

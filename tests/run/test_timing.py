@@ -29,7 +29,23 @@ def test_a_fixed_part_and_a_part_per_sample_are_told_apart(
         clock.seconds += fixed + each * len(samples)
 
     assert timing._extrapolated(work, SAMPLES, 16) == pytest.approx(fixed + 128 * each)
-    assert clock.seconds == pytest.approx(2 * fixed + 17 * each)  # one sample and one batch were run
+    assert clock.seconds == pytest.approx(2 * fixed + 18 * each)  # two samples and one batch were run
+
+
+@pytest.mark.parametrize(
+    ("batch", "asked"), [(1, [1, 2]), (2, [2, 4]), (3, [2, 4]), (64, [2, 64]), (128, [128])]
+)
+def test_two_numbers_of_samples_are_run_in_batches_of_two_at_least(
+    clock: SimpleNamespace, batch: int, asked: list[int]
+) -> None:
+    seen: list[int] = []
+
+    def work(samples: CalibrationSet) -> None:
+        seen.append(len(samples))
+        clock.seconds += 2.0 + 0.5 * len(samples)
+
+    assert timing._extrapolated(work, SAMPLES, batch) == 2.0 + 0.5 * 128
+    assert seen == asked
 
 
 def test_passes_over_a_part_of_the_samples_do_not_grow_with_them(clock: SimpleNamespace) -> None:
@@ -43,7 +59,7 @@ def test_passes_over_a_part_of_the_samples_do_not_grow_with_them(clock: SimpleNa
 
     assert timing._extrapolated(work, SAMPLES, 16, passes) == pytest.approx(3.0 + 0.25 * (320 + 256))
     assert timing._extrapolated(work, SAMPLES, 64, passes) == pytest.approx(3.0 + 0.25 * (320 + 256))
-    assert timing._extrapolated(work, SAMPLES, 16, lambda samples: 1.0) == pytest.approx(3.0 + 0.25 * 12)
+    assert timing._extrapolated(work, SAMPLES, 16, lambda samples: 1.0) == pytest.approx(3.0 + 0.25 * 24)
 
 
 def test_what_takes_too_long_goes_by_the_units_that_are_done(clock: SimpleNamespace) -> None:
@@ -52,7 +68,7 @@ def test_what_takes_too_long_goes_by_the_units_that_are_done(clock: SimpleNamesp
             clock.seconds += 5.0 + 0.5 * len(samples) + (30.0 if step == 0 else 0.0)
 
     assert timing._extrapolated(work, SAMPLES, 16) == pytest.approx(30.0 + 100 * (5.0 + 0.5 * 128))
-    assert clock.seconds == pytest.approx(2 * 30.0 + 2 * (5.5 + 13.0))  # two of a hundred units, twice
+    assert clock.seconds == pytest.approx(2 * 30.0 + 2 * (6.0 + 13.0))  # two of a hundred units, twice
 
 
 def test_a_loop_inside_the_first_unit_of_another_stops_nothing(clock: SimpleNamespace) -> None:

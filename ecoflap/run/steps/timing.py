@@ -1,4 +1,4 @@
-"""About how long each step of a run will take, measured on one sample and on one batch.
+"""About how long each step of a run will take, measured on two samples and on one batch.
 
 A step's time is a fixed part, such as the solves of a pruner, and a part per sample; two measurements tell
 them apart. Each stops when it has taken long enough, and goes by the steps or blocks that it has done. An
@@ -154,7 +154,9 @@ def _extrapolated(
     batch: int,
     passes: Callable[[int], float] = float,
 ) -> float:
-    """The seconds that all samples will take, from those of one and of one batch.
+    """The seconds that all samples will take, from those of two and of one batch.
+
+    Two, as a loss that compares the samples of a batch, such as contrastive, says nothing of one.
 
     Args:
         work: what is timed.
@@ -162,13 +164,14 @@ def _extrapolated(
         batch: how many are a batch.
         passes: how many samples all passes together read, by the number of samples.
     """
-    more = min(max(batch, 2), len(samples))
+    few = min(batch, 2)
+    more = min(max(batch, 2 * few), len(samples))
     if more == len(samples):
         return _seconds(partial(work, samples))
-    one = _seconds(partial(work, samples.take(1)))
-    rest = max(_seconds(partial(work, samples.take(more))) - one, 0.0)
-    seen, asked = (passes(count) - passes(1) for count in (more, len(samples)))
-    return one + rest * asked / seen if seen else one
+    first = _seconds(partial(work, samples.take(few)))
+    rest = max(_seconds(partial(work, samples.take(more))) - first, 0.0)
+    seen, asked = (passes(count) - passes(few) for count in (more, len(samples)))
+    return first + rest * asked / seen if seen else first
 
 
 def _seconds(work: Callable[[], Any]) -> float:
