@@ -8,7 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ecoflap.blocks.statistics import TOKENS, Statistic
+from ecoflap.blocks.statistics import STRIP, TOKENS, Statistic, exact_dtype
 from ecoflap.distributed.collectives import summed
 from ecoflap.models.core.layers import Layer
 
@@ -56,12 +56,12 @@ class Drift:
     """Mean of (d - d~) x~^T over tokens, of what the dense and the pruned model have beside an input x~.
 
     Attributes:
-        sum: summed over tokens, [rows, cols], fp32.
+        sum: summed over tokens, [rows, cols], in ``exact_dtype``.
         tokens: how many there were.
     """
 
     def __init__(self, rows: int, cols: int, device: torch.device) -> None:
-        self.sum = torch.zeros(rows, cols, device=device)
+        self.sum = torch.zeros(rows, cols, dtype=exact_dtype(device), device=device)
         self.tokens = 0
 
     def update(self, dense: Tensor | None, pruned: Tensor, inputs: Tensor) -> None:
@@ -77,7 +77,9 @@ class Drift:
             return
         parts = (one.split(TOKENS) for one in (dense, pruned, inputs))
         for before, after, read in zip(*parts, strict=True):
-            self.sum.addmm_((before.float() - after.float()).t(), read.float())
+            drift, wide = (before.float() - after.float()).t(), read.float()
+            for start in range(0, len(drift), STRIP):
+                self.sum[start : start + STRIP].add_(drift[start : start + STRIP] @ wide)
 
     def combine(self) -> None:
         """Add up the sums that the processes of the run have gathered, each over its samples."""
@@ -86,8 +88,8 @@ class Drift:
 
     @property
     def value(self) -> Tensor:
-        """The mean, [rows, cols]."""
-        return self.sum / self.tokens
+        """The mean, [rows, cols], fp32."""
+        return (self.sum / self.tokens).float()
 
 
 class GroupDrift:

@@ -119,15 +119,15 @@ class InputStatistics:
             leader = leaders.setdefault(tuple(map(id, reads)), layer)
             if leader is layer:
                 self._leaders.add(layer)
-                self.of[layer] = reads[0] if len(reads) == 1 else self._total(reads)
+                self.of[layer] = reads[0] if len(reads) == 1 else self._total(layer, reads)
             else:
                 self.of[layer] = self.of[leader]
         self._reads.clear()
         self._seen.clear()
 
-    def _total(self, reads: Sequence[Statistic]) -> Statistic:
-        """The sum of the statistics of several calls."""
-        total = self.kind(len(reads[0].sum), reads[0].sum.device)
+    def _total(self, layer: Layer, reads: Sequence[Statistic]) -> Statistic:
+        """The sum of the statistics of several calls of a layer."""
+        total = self.kind(layer.shape[1], reads[0].sum.device)
         for read in reads:
             total.add(read)
         return total

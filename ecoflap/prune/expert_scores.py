@@ -23,10 +23,10 @@ from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 
 @dataclass(frozen=True)
 class ExpertScores:
-    """What the tokens that reached each expert of a mixture add up to, fp32 on the CPU.
+    """What the tokens that reached each expert of a mixture add up to, on the CPU.
 
     Attributes:
-        sum: of router weight times norm of the expert's output, [experts].
+        sum: of router weight times norm of the expert's output, [experts], fp64.
         tokens: how many there were, [experts].
     """
 
@@ -57,7 +57,9 @@ def score_experts(
         NumericalError: if a score is NaN or infinite.
     """
     scores = {
-        one.name: ExpertScores(torch.zeros(one.count), torch.zeros(one.count, dtype=torch.long))
+        one.name: ExpertScores(
+            torch.zeros(one.count, dtype=torch.float64), torch.zeros(one.count, dtype=torch.long)
+        )
         for one in mixtures
     }
     towers = [

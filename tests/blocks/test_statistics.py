@@ -1,4 +1,4 @@
-"""Sums of squares that do not depend on the order in which batches are added."""
+"""Sums that do not depend on the order in which batches are added."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from ecoflap.blocks.statistics import MeanSquare
+from ecoflap.blocks.drifts import Drift
+from ecoflap.blocks.statistics import STRIP, Gram, MeanSquare
 
 CPU = torch.device("cpu")
 COLS = 2048
@@ -70,3 +71,62 @@ def test_an_input_that_is_not_finite_shows(batches: list[Tensor], wrong: float) 
     assert not value[5].isfinite()
     assert value[:5].isfinite().all()
     assert value[6:].isfinite().all()
+
+
+@pytest.fixture(params=[1, 48, STRIP, STRIP + 1, 2 * STRIP + 100])
+def products(request: pytest.FixtureRequest) -> list[Tensor]:
+    """Batches with columns of very different sizes, some of them zero."""
+    torch.manual_seed(1)
+    scales = torch.logspace(-3, 3, request.param)
+    scales[1 : request.param : 40] = 0.0
+    return [torch.randn(16, request.param) * scales for _ in range(12)]
+
+
+def gram(batches: list[Tensor]) -> Gram:
+    statistic = Gram(batches[0].shape[1], CPU)
+    for batch in batches:
+        statistic.update(batch)
+    return statistic
+
+
+def test_a_gram_matrix_is_the_mean_of_the_outer_products(products: list[Tensor]) -> None:
+    tokens = torch.cat(products).double()
+    value, scale = gram(products).value, tokens.square().sum(dim=0).sqrt()
+    assert value.equal(value.t())
+    error = (value.double() * len(tokens) - tokens.t() @ tokens).abs()
+    assert (error <= 1e-6 * scale[:, None] * scale).all()
+
+
+def test_a_gram_matrix_is_the_same_in_any_order_and_in_any_parts(products: list[Tensor]) -> None:
+    whole = gram(products)
+    for seed in range(5):
+        order = torch.randperm(len(products), generator=torch.Generator().manual_seed(seed)).tolist()
+        shuffled = [products[index] for index in order]
+        assert gram(shuffled).value.equal(whole.value)
+        total = Gram(whole.cols, CPU)
+        for part in (shuffled[:3], shuffled[3:5], shuffled[5:]):
+            total.add(gram(part))
+        assert total.value.equal(whole.value)
+        assert total.tokens == whole.tokens
+
+
+def test_what_follows_from_a_gram_matrix_is_computed_again_when_it_grows(products: list[Tensor]) -> None:
+    first, other = gram(products[:6]), gram(products[6:])
+    assert not first.value.equal(gram(products).value)
+    first.add(other)
+    assert first.value.equal(gram(products).value)
+
+
+def test_a_drift_is_the_same_in_any_order(products: list[Tensor]) -> None:
+    def drift(batches: list[Tensor]) -> Tensor:
+        found = Drift(products[0].shape[1], products[0].shape[1], CPU)
+        for batch in batches:
+            found.update(batch, batch.roll(1, dims=0), batch)
+        return found.value
+
+    tokens = torch.cat(products).double()
+    rolled = torch.cat([batch.roll(1, dims=0) for batch in products]).double()
+    scale = tokens.square().sum(dim=0).sqrt()
+    error = (drift(products).double() * len(tokens) - (tokens - rolled).t() @ tokens).abs()
+    assert (error <= 1e-5 * scale[:, None] * scale).all()
+    assert drift(products).equal(drift(products[::-1]))

@@ -64,7 +64,11 @@ def model_and_samples(family: str) -> tuple[PrunableModel, Any]:
 
 
 def assert_same(found: Any, expected: Any) -> None:
-    """The same masks but where metrics tie to rounding, and the same weights and errors up to rounding."""
+    """The same masks but where metrics tie to rounding, and the same weights and errors up to rounding.
+
+    Statistics are the same to the last bit where no batch is cut; but a solve of some of the layers or rows
+    of a tiny block multiplies matrices of other shapes.
+    """
     (weights, masks, errors, tokens), (exact, wanted, relative, counts) = found, expected
     total = sum(mask.numel() for mask in wanted.values())
     different = {name: masks[name] != mask for name, mask in wanted.items()}
@@ -90,6 +94,14 @@ def test_two_processes_prune_as_one(family: str, way: str) -> None:
     assert_same(found[0], expected)
     for one, other in zip(found[0][:2], found[1][:2], strict=True):
         assert all(torch.equal(one[name], other[name]) for name in one), "bit for bit in all processes"
+
+
+@pytest.mark.parametrize("way", ["wanda", "wanda by layer"])
+def test_masks_of_wanda_are_those_of_one_process_bit_for_bit(way: str) -> None:
+    expected = pruned("llama", way)
+    for found in together(3, lambda: pruned("llama", way)):
+        assert all(torch.equal(found[1][name], mask) for name, mask in expected[1].items())
+        assert all(torch.equal(found[0][name], weight) for name, weight in expected[0].items())
 
 
 @pytest.mark.parametrize("way", ["sparsegpt", "admm compensated", "wanda by layer"])
@@ -173,7 +185,7 @@ def test_statistics_are_of_all_samples(family: str, kind: type[Statistic]) -> No
         assert found.keys() == expected.keys()
         for name, (value, tokens) in expected.items():
             assert found[name][1] == tokens
-            torch.testing.assert_close(found[name][0], value, rtol=1e-4, atol=1e-5)
+            assert torch.equal(found[name][0], value), "to the last bit, as no batch is cut"
 
 
 def test_each_process_runs_its_share(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,9 @@ log = logging.getLogger(__name__)
 
 WITHOUT_DATA = SampleCost(0, 0, 0, 0)
 
+DRIFT = 12
+"""Bytes per number of a drift: the sum, and the mean beside it."""
+
 
 @dataclass(frozen=True)
 class Need:
@@ -141,7 +144,7 @@ def _held(model: PrunableModel, footprint: Footprint) -> int:
         sizes = list(map(footprint.statistic.size_of, columns))
         held += sum(sizes) if together else max(sizes)
     if footprint.beside_dense:  # the drifts of an input and of a stream, a block's dense and pruned weights
-        held += WIDE * max(layer.shape[1] ** 2 + layer.size for layer in layers)
+        held += DRIFT * max(layer.shape[1] ** 2 + layer.size for layer in layers)
         held += 2 * max(block_bytes(model.blocks))
     if on_cpu:
         held += WIDE * footprint.copies * sum(layer.size for layer in layers)
