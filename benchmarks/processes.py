@@ -82,8 +82,8 @@ def _counting(work: Callable[[], None]) -> int:
 
 
 def expected(method: str, model: PrunableModel, allocation: Allocation) -> int:
-    """By arithmetic: sums of each input, of squares in fp64 and of products in fp32, with a count of tokens;
-    weights and masks of what is dealt out, and what competes across the rows of layers that are shared.
+    """By arithmetic: sums in fp64 of each input's squares or products, with a count of tokens; weights and
+    masks of what is dealt out, and what competes across the rows of layers that are shared.
     """
     if method == "first order":
         return 0
@@ -95,7 +95,7 @@ def expected(method: str, model: PrunableModel, allocation: Allocation) -> int:
         ]
         for group in groups:
             cols = group.layers[0].shape[1]
-            total += 8 + (8 * cols if method == "wanda" else 4 * cols**2)
+            total += 8 + 8 * (cols if method == "wanda" else upper_half(cols))
         if method == "wanda":
             continue
         pruner, propagate = PRUNERS[method]
@@ -103,6 +103,12 @@ def expected(method: str, model: PrunableModel, allocation: Allocation) -> int:
             for layer, dealt in dealt_out(together, pruner.by_rows).items():
                 total += 5 * layer.size + dealt.shared * _competing(method, layer, allocation)
     return total
+
+
+def upper_half(cols: int) -> int:
+    """Numbers in the upper half of a Gram matrix, in strips of 256 rows from the diagonal on."""
+    strips, rest = divmod(cols, 256)
+    return 256 * sum(cols - 256 * strip for strip in range(strips)) + rest**2
 
 
 def _competing(method: str, layer: Layer, allocation: Allocation) -> int:
