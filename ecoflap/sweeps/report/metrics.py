@@ -136,23 +136,23 @@ def other_tables(section: Section, shown: Sequence[MetricTable]) -> list[MetricT
 
 
 class Best(NamedTuple):
-    """The method with the best mean at a sparsity.
+    """The methods with the best mean at a sparsity; several if they have the same.
 
     Attributes:
         sparsity: the target.
-        method: its name.
-        mean: its mean over seeds.
-        others: number of methods that it was compared with.
+        methods: their names.
+        mean: the mean over seeds.
+        others: number of methods with another mean.
     """
 
     sparsity: float
-    method: str
+    methods: tuple[str, ...]
     mean: float
     others: int
 
 
 def best(table: MetricTable) -> Iterator[Best]:
-    """The best method at each sparsity at which any has a finite mean."""
+    """The best methods at each sparsity at which any has a finite mean."""
     for sparsity in table.sparsities:
         means = [
             (mean, method.label)
@@ -160,8 +160,9 @@ def best(table: MetricTable) -> Iterator[Best]:
             if sparsity in row and math.isfinite(mean := statistics(pruned(row[sparsity]))[0])
         ]
         if means:
-            mean, label = (min if table.smaller_is_better else max)(means, key=lambda one: one[0])
-            yield Best(sparsity, label, mean, len(means) - 1)
+            highest = (min if table.smaller_is_better else max)(mean for mean, _ in means)
+            methods = tuple(label for mean, label in means if mean == highest)
+            yield Best(sparsity, methods, highest, len(means) - len(methods))
 
 
 def statistics(values: Sequence[float]) -> tuple[float, float | None]:

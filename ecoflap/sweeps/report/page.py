@@ -15,6 +15,7 @@ from ecoflap.sweeps.report.metrics import MetricTable
 from ecoflap.sweeps.report.page_section import Plots, describe_section
 from ecoflap.sweeps.report.runs import Run, Unfinished
 from ecoflap.sweeps.report.sections import Section
+from ecoflap.sweeps.report.table import figure
 
 NAME = "index.html"
 
@@ -52,6 +53,7 @@ def write_page(
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    environment.filters["figure"] = figure
     tables_of = [(section, [table for table in tables if table.section is section]) for section in sections]
     html = environment.get_template("page.html").render(
         title=title,

@@ -18,6 +18,7 @@ from ecoflap.sweeps.report.methods import Method
 from ecoflap.sweeps.report.metrics import Cells, MetricTable, make_tables, statistics
 from ecoflap.sweeps.report.runs import Run, read_runs
 from ecoflap.sweeps.report.sections import make_sections
+from ecoflap.sweeps.report.table import figure
 
 COARSE_STEPS = ("score", "allocate")
 OF_COARSE = ("score.", "allocation.")
@@ -145,8 +146,8 @@ def markdown(found: Sequence[Row]) -> Iterator[str]:
                 row.method.pruner,
                 row.method.coarse,
                 len(differences),
-                f"{statistics(row.uniform)[0]:.4g}",
-                f"{statistics(row.figures)[0]:.4g}",
+                figure(statistics(row.uniform)[0]),
+                figure(statistics(row.figures)[0]),
                 f"{mean:+.3g}" if half is None else f"{mean:+.3g} ± {half:.2g}",
                 _verdict(mean, half, row.table.smaller_is_better),
                 "" if row.seconds is None else f"{row.seconds:.3g}",

@@ -19,7 +19,7 @@ from ecoflap.storage.file_names import RESULT
 from ecoflap.storage.results.record import first_metric
 from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
-from ecoflap.sweeps.report.table import statistics
+from ecoflap.sweeps.report.table import figure, statistics, with_deviation
 
 STATES = ("dense", "pruned", "finetuned")
 
@@ -120,7 +120,7 @@ def markdown(runs: Runs) -> Iterator[str]:
 
 def _cell(values: list[float]) -> str:
     mean, deviation = statistics(values)
-    return f"{mean:.4g}" if not deviation or deviation < 1e-9 * abs(mean) else f"{mean:.4g} ± {deviation:.2g}"
+    return figure(mean) if not deviation or deviation < 1e-9 * abs(mean) else with_deviation(mean, deviation)
 
 
 def _line(cells: Iterable[object]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,15 +58,24 @@ def cell(target: float, seeds: dict[int, Measured], counted: bool = True) -> str
         counted: whether the number of seeds is part of the text.
     """
     mean, deviation = statistics(pruned(seeds))
-    spread = "" if deviation is None else f" ± {deviation:.2g}"
-    shown = f"{mean:.4g}{spread}" + (f" (n={len(seeds)})" if counted else "")
+    shown = figure(mean) if deviation is None else with_deviation(mean, deviation)
+    if counted:
+        shown += f" (n={len(seeds)})"
     realised = other_sparsity(target, seeds)
     return shown if realised is None else f"{shown} at {realised:.4f}"
 
 
 def figure(value: float | None) -> str:
-    """A number with four digits; empty for None."""
-    return "" if value is None else f"{value:.4g}"
+    """A number with four digits, zeros among them; empty for None."""
+    return "" if value is None else f"{value:#.4g}".rstrip(".")
+
+
+def with_deviation(mean: float, deviation: float) -> str:
+    """``mean ± standard deviation``, with as many decimals of both."""
+    shown = figure(mean)
+    if "e" in shown or not math.isfinite(mean):
+        return f"{shown} ± {deviation:.2g}"
+    return f"{shown} ± {deviation:.{len(shown.partition('.')[2])}f}"
 
 
 def _names(table: MetricTable, method: Method) -> tuple[str, ...]:

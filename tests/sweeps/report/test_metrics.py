@@ -10,7 +10,7 @@ import pytest
 
 from ecoflap.errors import UserError
 from ecoflap.storage.results import Result
-from ecoflap.sweeps.report.metrics import MetricTable, make_tables, statistics
+from ecoflap.sweeps.report.metrics import MetricTable, best, make_tables, statistics
 from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from tests.sweeps.report.conftest import write_run
@@ -32,6 +32,15 @@ def test_statistics_are_those_of_the_standard_library() -> None:
     assert mean == pytest.approx(reference.fmean(values))
     assert deviation == pytest.approx(reference.stdev(values))
     assert statistics([3.0]) == (3.0, None)
+
+
+def test_all_that_share_the_best_mean_are_named(tmp_path: Path) -> None:
+    for pruner, figure in (("wanda", 75.0), ("sparsegpt", 75.0), ("magnitude", 60.0)):
+        write_run(tmp_path, pruner, figure, pruner__name=pruner)
+    (table,) = tables(tmp_path)
+    (found,) = best(table)
+    assert {label.partition(",")[0] for label in found.methods} == {"wanda", "sparsegpt"}
+    assert (found.sparsity, found.mean, found.others) == (0.5, 75.0, 1)
 
 
 def test_a_suite_shows_its_mean_and_each_task(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_what_it_says(html: str) -> None:
     assert "llama<script>" not in html
     assert "tiny on vqa" in html
     for cell in (
-        "70.5 ± 0.71",
+        "70.50 ± 0.71",
         "over 2 seeds",
         "inf",
         "failed",
@@ -157,7 +157,7 @@ def test_the_result_comes_first(html: str) -> None:
     places = [section.index(text) for text in ('class="result"', "<figure", "<table", "What differs")]
     assert places == sorted(places)
     result = " ".join(section[: section.index("<figure")].split())
-    assert "dense 80; highest at sparsity 0.5 <b>71</b> (wanda, uniform" in result
+    assert "dense 80.00; highest at sparsity 0.5 <b>71.00</b> (wanda, uniform" in result
 
 
 def test_every_metric_of_a_task_is_shown_once(sweep: Path, html: str) -> None:

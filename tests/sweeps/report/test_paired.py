@@ -54,8 +54,8 @@ def test_differences_are_taken_seed_by_seed(tmp_path: Path, capsys: pytest.Captu
     write(tmp_path, [72.0, 83.0, 91.0], "in_context", seconds=7.5)
     (row,) = table(tmp_path, capsys)
     # The differences are 2, 3 and 1: mean 2, deviation 1, t = 4.303, sqrt(3) = 1.732.
-    expected = ["m", "accuracy", "0.5", "wanda", "in context", "3", "80", "82", "+2 ± 2.5", "no difference"]
-    assert row == [*expected, "7.5"]
+    expected = ["m", "accuracy", "0.5", "wanda", "in context", "3", "80.00", "82.00"]
+    assert row == [*expected, "+2 ± 2.5", "no difference", "7.5"]
 
 
 def test_a_difference_beyond_its_interval_is_named(
@@ -84,7 +84,7 @@ def test_only_shared_seeds_and_equal_pruners_are_paired(
     write(tmp_path, [99.0], "in_context", pruner="admm")
     write(tmp_path, [50.0], "in_context", sparsity=0.7)
     (row,) = table(tmp_path, capsys)
-    assert row[5:9] == ["2", "75", "76.5", "+1.5 ± 6.4"]
+    assert row[5:9] == ["2", "75.00", "76.50", "+1.5 ± 6.4"]
 
 
 def test_one_seed_has_no_interval_and_a_cached_stage_no_cost(

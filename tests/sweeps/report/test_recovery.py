@@ -41,7 +41,9 @@ def test_means_over_seeds_and_the_recovered_share(tmp_path: Path, capsys: pytest
     write(tmp_path / "2", 2, {"dense": 90.0, "pruned": 10.0})  # was not fine-tuned
     assert main([str(tmp_path)]) == 0
     row = capsys.readouterr().out.splitlines()[2]
-    assert row == "| m | wanda | none | full | accuracy | 0.5 | 2 | 90 | 65 ± 7.1 | 82.5 ± 3.5 | 70% |"
+    assert (
+        row == "| m | wanda | none | full | accuracy | 0.5 | 2 | 90.00 | 65.00 ± 7.07 | 82.50 ± 3.54 | 70% |"
+    )
 
 
 def test_nothing_lost_is_nothing_to_recover(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,5 +74,5 @@ def test_only_seeds_are_averaged(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert main([str(tmp_path)]) == 0
     captured = capsys.readouterr()
     assert "the newer one" in captured.err
-    assert "| 85 |" in captured.out
-    assert "| 70 |" not in captured.out
+    assert "| 85.00 |" in captured.out
+    assert "| 70.00 |" not in captured.out

@@ -13,7 +13,7 @@ from ecoflap.sweeps.report.metrics import make_tables
 from ecoflap.sweeps.report.page import write_page
 from ecoflap.sweeps.report.runs import read_runs
 from ecoflap.sweeps.report.sections import make_sections
-from ecoflap.sweeps.report.table import markdown, write_csv
+from ecoflap.sweeps.report.table import figure, markdown, with_deviation, write_csv
 from tests.sweeps.report.conftest import write_run
 
 
@@ -29,8 +29,8 @@ def test_mean_deviation_and_count_over_seeds(tmp_path: Path) -> None:
     assert lines(tmp_path) == [
         "| model | pruner | score | metric | dense | 0.5 | 0.7 |",
         "| --- | --- | --- | --- | ---: | ---: | ---: |",
-        "| tiny | sparsegpt | zeroth_order | vqa/accuracy | 80 | 75 (n=1) |  |",
-        "| tiny | wanda | zeroth_order | vqa/accuracy | 80 | 72 ± 2 (n=3) | 60 (n=1) |",
+        "| tiny | sparsegpt | zeroth_order | vqa/accuracy | 80.00 | 75.00 (n=1) |  |",
+        "| tiny | wanda | zeroth_order | vqa/accuracy | 80.00 | 72.00 ± 2.00 (n=3) | 60.00 (n=1) |",
     ]
     write_csv(tmp_path / "table.csv", make_tables(make_sections(read_runs(tmp_path))))
     with (tmp_path / "table.csv").open() as file:
@@ -45,16 +45,47 @@ def test_mean_deviation_and_count_over_seeds(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [
+        (97.0, "97.00"),
+        (100.0, "100.0"),
+        (0.25, "0.2500"),
+        (1234.0, "1234"),
+        (123456.0, "1.235e+05"),
+        (0.0, "0.000"),
+        (math.inf, "inf"),
+        (None, ""),
+    ],
+)
+def test_figures_have_four_digits(value: float | None, shown: str) -> None:
+    assert figure(value) == shown
+
+
+@pytest.mark.parametrize(
+    ("mean", "deviation", "shown"),
+    [
+        (89.0, 1.0, "89.00 ± 1.00"),
+        (96.03, 0.0, "96.03 ± 0.00"),
+        (1234.0, 56.7, "1234 ± 57"),
+        (123456.0, 789.0, "1.235e+05 ± 7.9e+02"),
+        (math.nan, math.nan, "nan ± nan"),
+    ],
+)
+def test_deviations_have_the_decimals_of_their_mean(mean: float, deviation: float, shown: str) -> None:
+    assert with_deviation(mean, deviation) == shown
+
+
 def test_a_realised_sparsity_that_is_not_the_target_is_shown(tmp_path: Path) -> None:
     write_run(tmp_path, "edited", 70.0, sparsity=0.6, blocks={"vision": [0.6, 0.8], "text": [0.7]})
-    assert lines(tmp_path)[-1].endswith("| 70 (n=1) at 0.7000 |")
+    assert lines(tmp_path)[-1].endswith("| 70.00 (n=1) at 0.7000 |")
     tables = make_tables(make_sections(read_runs(tmp_path)))
     write_csv(tmp_path / "table.csv", tables)
     with (tmp_path / "table.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert (row["sparsity"], float(row["realised"])) == ("0.6", pytest.approx(0.7))
     page = write_page(tmp_path / "report", "title", [tables[0].section], tables, [], "here").read_text()
-    assert "70 at 0.7000" in page
+    assert "70.00 at 0.7000" in page
     assert "the realised sparsity, where it is not the target" in page
 
 
@@ -62,7 +93,7 @@ def test_runs_on_other_tasks_get_their_own_row(tmp_path: Path) -> None:
     write_run(tmp_path, "a", 70.0)
     write_run(tmp_path, "b", {"text": {"perplexity": math.inf}}, dense=None)
     out = "\n".join(lines(tmp_path))
-    assert "| vqa/accuracy | 80 | 70 (n=1) |" in out
+    assert "| vqa/accuracy | 80.00 | 70.00 (n=1) |" in out
     assert "| text/perplexity |  | inf (n=1) |" in out
 
 
