@@ -58,9 +58,7 @@ def bench(options: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(
-        prog="ecoflap bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(prog="ecoflap bench", description=__doc__)
     parser.add_argument(
         "runs", type=Path, nargs="+", metavar="RUN", help=f"folder of a run, with {RESULT} and a saved model"
     )

@@ -25,11 +25,7 @@ UNITS = ("", "K", "M", "G", "T")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = ArgumentParser(
-        prog="ecoflap cache",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser(prog="ecoflap cache", description=__doc__)
     parser.add_argument("command", choices=("ls", "verify", "gc"))
     parser.add_argument(
         "--cache",

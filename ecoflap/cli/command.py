@@ -25,13 +25,11 @@ class Subcommand(NamedTuple):
 
 
 SUBCOMMANDS = {
-    "run": Subcommand("ecoflap.cli.run", "prune a model, or start a sweep (-m): group=option key=value ..."),
-    "plan": Subcommand(
-        "ecoflap.cli.plan", "check a run or a sweep; say what it would prune and how long it takes"
-    ),
+    "run": Subcommand("ecoflap.cli.run", "prune a model; a sweep with -m: group=option key=value ..."),
+    "plan": Subcommand("ecoflap.cli.plan", "say what a run or a sweep would do, and how long it takes"),
     "status": Subcommand("ecoflap.sweeps.status", "show how far a sweep is; --rerun-failed goes on with it"),
     "report": Subcommand("ecoflap.cli.report", "make the table, the plots and the page of a sweep"),
-    "bench": Subcommand("ecoflap.cli.bench", "measure size and speed of pruned models beside the dense one"),
+    "bench": Subcommand("ecoflap.cli.bench", "measure size and speed of pruned and dense models"),
     "verify": Subcommand("ecoflap.cli.verify", "check a run's record against its saved weights"),
     "convert": Subcommand("ecoflap.cli.convert", "write a saved model dense, bitmask, or coded"),
     "push": Subcommand("ecoflap.cli.push", "upload a saved model to the hub, with its card and recipe"),

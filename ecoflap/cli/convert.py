@@ -9,7 +9,6 @@ interrupted one stopped. Exit code 2: the folder has no sound checkpoint, or OUT
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from ecoflap.console.progress import ArgumentParser, complain
@@ -19,11 +18,7 @@ from ecoflap.storage.bitmask.forms import FORMS
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = ArgumentParser(
-        prog="ecoflap convert",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser(prog="ecoflap convert", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of a saved model")
     parser.add_argument("out", type=Path, help="folder to write; it is new, or empty")
     parser.add_argument("--to", choices=FORMS, required=True, help="the form to write")

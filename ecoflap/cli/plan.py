@@ -28,7 +28,7 @@ from ecoflap.cli.plan_sweep import check_sweep
 from ecoflap.cli.recipe import primary_config, without_recipe
 from ecoflap.cli.wrong import what_is_wrong
 from ecoflap.console.pace import in_words
-from ecoflap.console.progress import complain, install_logging, table
+from ecoflap.console.progress import complain, install_logging, paragraphs, table
 from ecoflap.errors import UserError
 from ecoflap.run import config as run_config
 from ecoflap.run import invocation
@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         arguments = prepared(without_recipe(arguments))
         flags = parsed(arguments)
         if flags.help:
-            print(__doc__)
+            print(paragraphs(__doc__ or ""))
         else:
             config, jobs = composed(flags)
             seconds = show(config)

@@ -54,9 +54,7 @@ def _show(prepared: Prepared, repo_id: str) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(
-        prog="ecoflap push", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = ArgumentParser(prog="ecoflap push", description=__doc__)
     parser.add_argument("place", type=Path, help="folder of a run with model.save=true, or of a saved model")
     parser.add_argument("repo_id", help="NAME, or OWNER/NAME")
     parser.add_argument("--public", action="store_true", help="make a new repository public, not private")

@@ -1,11 +1,11 @@
 """The report of a sweep, or of one run: a table here, and a folder with a page, its plots and a CSV file.
 
     ecoflap report outputs/sweeps/SWEEP [--metric TASK/METRIC] [--output FOLDER] [--csv FILE] [--title TITLE]
-    ecoflap report SWEEP OTHER [OTHER ...]         the others against the first one
-    ecoflap report cost RUN [RUN ...]              what pruned models cost beside the dense one
-    ecoflap report paired SWEEP                    allocations against the uniform one, paired by seed
-    ecoflap report recovery SWEEP                  how much accuracy fine-tuning recovers
-    ecoflap report blip2-table SWEEP [SWEEP ...]   table 1 of the paper
+    ecoflap report SWEEP OTHER [OTHER ...]        the others against the first
+    ecoflap report cost RUN [RUN ...]             cost beside the dense model
+    ecoflap report paired SWEEP                   against uniform, seed by seed
+    ecoflap report recovery SWEEP                 what fine-tuning recovers
+    ecoflap report blip2-table SWEEP [SWEEP ...]  table 1 of the paper
 
 Exit code 0: written. 2: wrong usage, nothing to show, or a record cannot be read.
 """
@@ -120,11 +120,7 @@ def _number(text: str) -> float | str | None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = ArgumentParser(
-        prog="ecoflap report",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser(prog="ecoflap report", description=__doc__)
     parser.add_argument(
         "folders",
         metavar="FOLDER",

@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from ecoflap.cli.arguments import parsed, prepared
 from ecoflap.cli.recipe import primary_config, without_recipe
 from ecoflap.cli.wrong import what_is_wrong
-from ecoflap.console.progress import complain
+from ecoflap.console.progress import complain, wrapped
 from ecoflap.errors import SweepFailed, UserError
 from ecoflap.run import config as run_config
 from ecoflap.run import invocation, refusals
@@ -43,7 +43,7 @@ def main(arguments: list[str] | None = None) -> int:
         if flags.help:
             from ecoflap.cli.usage import usage
 
-            print(usage(flags))
+            print(wrapped(usage(flags), sys.stdout))
         else:
             place = {"config_path": str(conf_folder()), "config_name": primary_config()}
             hydra.main(version_base="1.3", **place)(job)()

@@ -39,7 +39,6 @@ def usage(flags: Namespace) -> str:
         del config["hydra"]
     commands = {f"{typed_command()} {options}".rstrip(): about for options, about in EXAMPLES.items()}
     commands["ecoflap explain pruner=wanda"] = "what a choice does, and what each of its options means"
-    width = max(map(len, commands))
     return "\n".join(
         [
             "Prune vision-language models and LLMs in one pass:"
@@ -49,6 +48,7 @@ def usage(flags: Namespace) -> str:
             "",
             "== Config of this command (key=value overrides it) ==",
             OmegaConf.to_yaml(config),
-            *(f"{command:{width}}   {about}" for command, about in commands.items()),
+            "== Examples ==",
+            *(f"# {about}\n{command}" for command, about in commands.items()),
         ]
     )

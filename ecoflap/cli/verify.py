@@ -7,7 +7,6 @@ Exit code 0: equal. 1: there are differences, each printed on a line. 2: wrong u
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 from ecoflap.console.progress import ArgumentParser, complain, table
@@ -16,11 +15,7 @@ from ecoflap.storage.file_names import RESULT
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = ArgumentParser(
-        prog="ecoflap verify",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser(prog="ecoflap verify", description=__doc__)
     parser.add_argument("run", type=Path, help=f"folder of a run, holding {RESULT} and the saved checkpoint")
     run = parser.parse_args(arguments).run
     from ecoflap.storage.results.verification import verify  # it imports torch

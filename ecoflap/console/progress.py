@@ -135,7 +135,20 @@ def _cell(value: Any) -> str:
 
 
 class ArgumentParser(argparse.ArgumentParser):
-    """argparse's parser, with a one-line error message instead of the usage."""
+    """argparse's parser, with help that fits the terminal, and an error message instead of the usage."""
+
+    def __init__(self, *, description: str | None = None, **options: Any) -> None:
+        """Begin without arguments.
+
+        Args:
+            description: paragraphs, which fill the lines, and indented lines.
+            options: those of argparse.
+        """
+        super().__init__(
+            description=description and paragraphs(description),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **options,
+        )
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong, and exit with 2."""
@@ -161,6 +174,17 @@ def wrapped(text: str, stream: TextIO) -> str:
         return text
     width = shutil.get_terminal_size().columns
     return "\n".join(_broken(line, width) if len(line) > width else line for line in text.split("\n"))
+
+
+def paragraphs(text: str) -> str:
+    """Text for stdout whose paragraphs fill the lines of the terminal; indented lines stay on their own."""
+    width = shutil.get_terminal_size().columns
+    return "\n\n".join(
+        wrapped(part, sys.stdout)
+        if part.startswith(" ")
+        else textwrap.fill(" ".join(part.split()), width, break_long_words=False, break_on_hyphens=False)
+        for part in text.strip("\n").split("\n\n")
+    )
 
 
 def _broken(line: str, width: int) -> str:

@@ -10,7 +10,6 @@ Exit code 0: no run has failed. 1: a run failed or died. 2: wrong usage.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import subprocess
@@ -43,25 +42,23 @@ class Line:
         state: queued, running, stopped, done, failed or died.
         where: its current step, and how far that is.
         seconds: the time that it has run, or took; None before it starts.
+        overrides: what it was started with.
+        reason: why it failed or stopped; None if it didn't.
         left: seconds that its step will take; None if unknown.
-        note: its overrides, or why it failed.
     """
 
     name: str
     state: str
     where: str
     seconds: float | None
-    note: str
+    overrides: Sequence[str] = ()
+    reason: str | None = None
     left: float | None = None
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    parser = ArgumentParser(
-        prog="ecoflap status",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser(prog="ecoflap status", description=__doc__)
     parser.add_argument("folder", type=Path, help="folder of a sweep, or of a run")
     parser.add_argument(
         "--rerun-failed", action="store_true", help="start what has not finished again, in the same folders"
@@ -107,12 +104,12 @@ def _line(run: Path, job: Mapping[str, Any], slurm: Mapping[str, str]) -> Line:
     done = f" {status['done']} of {status['total']}" if status.get("total") and state != "done" else ""
     end = time.time() if state == "running" else status.get("updated", 0)
     seconds = end - status["started"] if "started" in status else None
-    note = status.get("reason") if state in ("failed", "stopped") else None
+    reason = status.get("reason") if state in ("failed", "stopped") else None
     if state == "died":
         killed = f"killed ({queued})" if queued else "killed"
-        note = f"{killed}, the last sign of life at step {status.get('step', 'none')}"
+        reason = f"{killed}, the last sign of life at step {status.get('step', 'none')}"
     left = _left_of_step(status) if state == "running" else None
-    return Line(run.name, state, status.get("step", "") + done, seconds, note or " ".join(overrides), left)
+    return Line(run.name, state, status.get("step", "") + done, seconds, overrides, reason, left)
 
 
 def _left_of_step(status: Mapping[str, Any]) -> float | None:
@@ -165,11 +162,22 @@ def slurm_states(ids: Sequence[str]) -> dict[str, str]:
 
 
 def show(folder: Path, lines: Sequence[Line]) -> None:
-    """Print the runs, the number of runs in each state, and the time left."""
+    """Print the runs, the number of runs in each state, and the time left; what all runs share once."""
+    several = len(lines) > 1
+    shared = [one for one in lines[0].overrides if several and all(one in line.overrides for line in lines)]
     rows = [
-        (one.name, one.state, one.where, _words(one.seconds), _words(one.left), one.note) for one in lines
+        (
+            line.name,
+            line.state,
+            line.where,
+            _words(line.seconds),
+            _words(line.left),
+            line.reason or " ".join(one for one in line.overrides if one not in shared),
+        )
+        for line in lines
     ]
-    table(str(folder), ["run", "state", "at", "for", "step left", "what"], rows)
+    title = f"{folder}: all with {' '.join(shared)}" if shared else str(folder)
+    table(title, ["run", "state", "at", "for", "step left", "what"], rows)
     counts = Counter(line.state for line in lines)
     print(", ".join(f"{count} {state}" for state, count in counts.items()) + time_left(lines))
 

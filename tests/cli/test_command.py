@@ -40,6 +40,7 @@ def test_help_describes_every_subcommand(capsys: pytest.CaptureFixture[str]) -> 
     for name, subcommand in command.SUBCOMMANDS.items():
         assert f"ecoflap {name} " in shown
         assert subcommand.summary in shown
+    assert max(map(len, shown.splitlines())) <= 80
 
 
 @pytest.mark.parametrize(
@@ -47,7 +48,11 @@ def test_help_describes_every_subcommand(capsys: pytest.CaptureFixture[str]) -> 
     [*command.SUBCOMMANDS, "report cost", "report paired", "report recovery"],
 )
 @pytest.mark.usefixtures("fresh_process")
-def test_each_subcommand_has_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_each_subcommand_has_help(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     try:
         code = command.main([*name.split(), "--help"])
     except SystemExit as stopped:  # argparse's
@@ -56,6 +61,7 @@ def test_each_subcommand_has_help(name: str, capsys: pytest.CaptureFixture[str])
     said = capsys.readouterr()
     assert said.err == ""
     assert f"ecoflap {name}" in said.out or name == "run"
+    assert [line for line in said.out.splitlines() if len(line) > 80] == []
 
 
 @pytest.mark.parametrize("subcommand", ["", "status", "report", "cache", "convert"])

@@ -48,6 +48,19 @@ def test_every_state(sweep: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "left" in shown
 
 
+def test_what_all_runs_share_is_said_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = [
+        {"number": number, "overrides": ["model=clip_mini", f"seed={number}", "task.limit=4"], "id": None}
+        for number in range(3)
+    ]
+    write_json(tmp_path / "jobs.json", {"launcher": "local", "jobs": jobs})
+    assert status.main([str(tmp_path)]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"{tmp_path}: all with model=clip_mini task.limit=4\n")
+    assert shown.count("model=clip_mini") == 1
+    assert re.search(r"^ +1 +queued .*seed=1$", shown, re.MULTILINE)
+
+
 def test_the_time_left_of_a_single_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """At the pace of its step so far, which began long after the run."""
     now = time.time()
@@ -77,7 +90,7 @@ def test_slurm_knows_what_a_killed_job_could_not_write(sweep: Path, monkeypatch:
     )
     found = {line.name: line for line in status.read(sweep)}
     assert [found[name].state for name in "01234"] == ["done", "failed", "queued", "died", "died"]
-    assert "OUT_OF_MEMORY" in found["3"].note
+    assert "OUT_OF_MEMORY" in found["3"].reason
 
 
 def test_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,7 +7,6 @@ The folders are those of the sweeps blip2_table1, blip2_table1_nocaps and blip2_
 
 from __future__ import annotations
 
-import argparse
 import itertools
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
@@ -50,11 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     Returns:
         The exit code: 2 if there is nothing to show, or a record can't be read.
     """
-    parser = ArgumentParser(
-        prog="ecoflap report blip2-table",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser(prog="ecoflap report blip2-table", description=__doc__)
     parser.add_argument(
         "folders", type=Path, nargs="+", help=f"folders of runs or sweeps; every {RESULT} below them is read"
     )

@@ -9,7 +9,6 @@ A pass computes the loss, including targets.
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -60,11 +59,7 @@ class Cost:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 2 if there is nothing to measure."""
-    parser = ArgumentParser(
-        prog="ecoflap report cost",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser(prog="ecoflap report cost", description=__doc__)
     parser.add_argument(
         "runs", type=Path, nargs="+", help=f"folder of a run, with {RESULT} and a saved model"
     )

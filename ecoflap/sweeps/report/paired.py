@@ -5,7 +5,6 @@ ecoflap report paired SWEEP [--metric TASK/METRIC]
 
 from __future__ import annotations
 
-import argparse
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -49,11 +48,7 @@ class Row(NamedTuple):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 2 if there is nothing to show."""
-    parser = ArgumentParser(
-        prog="ecoflap report paired",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser(prog="ecoflap report paired", description=__doc__)
     parser.add_argument("folder", type=Path, help=f"folder of a sweep; every {RESULT} below it is read")
     parser.add_argument(
         "--metric", action="append", default=[], help="TASK/METRIC instead of each task's first; repeatable"

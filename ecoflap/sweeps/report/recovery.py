@@ -5,7 +5,6 @@ ecoflap report recovery SWEEP [--metric METRIC]
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import math
 from collections import defaultdict
@@ -41,11 +40,7 @@ Runs = dict[Kind, list[tuple[float, float, float]]]
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code: 2 if there is nothing to show."""
-    parser = ArgumentParser(
-        prog="ecoflap report recovery",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = ArgumentParser(prog="ecoflap report recovery", description=__doc__)
     parser.add_argument(
         "folder", type=Path, help=f"folder of a sweep; every {RESULT} of a fine-tuned model below it is read"
     )
