@@ -16,8 +16,9 @@ from ecoflap.allocate.block_ramp import BlockRamp, spread_at
 from ecoflap.allocate.groups import blocks_of
 from ecoflap.allocate.options import LSAOptions
 from ecoflap.allocate.parametric import Values
+from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.input_statistics import InputStatistics
-from ecoflap.blocks.statistics import Gram, Statistic
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.errors import UserError, require_positive
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.towers import Block, Tower

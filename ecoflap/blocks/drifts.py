@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ecoflap.blocks.statistics import STRIP, TOKENS, Statistic, exact_dtype
+from ecoflap.blocks.gram import STRIP, TOKENS, place_of_sums
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.distributed.collectives import summed
 from ecoflap.models.core.layers import Layer
 
@@ -56,12 +57,14 @@ class Drift:
     """Mean of (d - d~) x~^T over tokens, of what the dense and the pruned model have beside an input x~.
 
     Attributes:
-        sum: summed over tokens, [rows, cols], in ``exact_dtype``.
+        device: of the inputs.
+        sum: summed over tokens, [rows, cols], fp64; see ``place_of_sums``.
         tokens: how many there were.
     """
 
     def __init__(self, rows: int, cols: int, device: torch.device) -> None:
-        self.sum = torch.zeros(rows, cols, dtype=exact_dtype(device), device=device)
+        self.device = device
+        self.sum = torch.zeros(rows, cols, dtype=torch.float64, device=place_of_sums(device))
         self.tokens = 0
 
     def update(self, dense: Tensor | None, pruned: Tensor, inputs: Tensor) -> None:
@@ -79,7 +82,8 @@ class Drift:
         for before, after, read in zip(*parts, strict=True):
             drift, wide = (before.float() - after.float()).t(), read.float()
             for start in range(0, len(drift), STRIP):
-                self.sum[start : start + STRIP].add_(drift[start : start + STRIP] @ wide)
+                product = drift[start : start + STRIP] @ wide
+                self.sum[start : start + STRIP].add_(product.to(self.sum.device))
 
     def combine(self) -> None:
         """Add up the sums that the processes of the run have gathered, each over its samples."""
@@ -89,7 +93,7 @@ class Drift:
     @property
     def value(self) -> Tensor:
         """The mean, [rows, cols], fp32."""
-        return (self.sum / self.tokens).float()
+        return (self.sum / self.tokens).float().to(self.device)
 
 
 class GroupDrift:

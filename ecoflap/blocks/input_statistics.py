@@ -127,7 +127,7 @@ class InputStatistics:
 
     def _total(self, layer: Layer, reads: Sequence[Statistic]) -> Statistic:
         """The sum of the statistics of several calls of a layer."""
-        total = self.kind(layer.shape[1], reads[0].sum.device)
+        total = self.kind(layer.shape[1], layer.weight.device)
         for read in reads:
             total.add(read)
         return total

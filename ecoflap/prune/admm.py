@@ -10,7 +10,8 @@ from typing import ClassVar
 from torch import Tensor
 
 from ecoflap.blocks.footprint import Footprint
-from ecoflap.blocks.statistics import Gram, Statistic
+from ecoflap.blocks.gram import Gram
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.errors import UserError
 from ecoflap.ops import Part, admm_solve
 from ecoflap.prune.masks import MaskRule

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from ecoflap.blocks.drifts import SharedInput
-from ecoflap.blocks.statistics import Gram
+from ecoflap.blocks.gram import Gram
 from ecoflap.distributed.collectives import deal, summed
 from ecoflap.distributed.processes import rank, size
 from ecoflap.models.core.layers import Layer

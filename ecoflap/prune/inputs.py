@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.statistics import Gram, MeanSquare, Statistic
+from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet

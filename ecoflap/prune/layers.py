@@ -10,8 +10,9 @@ from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.blocks.drifts import SharedInput
+from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.input_statistics import InputStatistics
-from ecoflap.blocks.statistics import Gram, Statistic
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.distributed.processes import rank
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ecoflap.blocks.footprint import Footprint
-from ecoflap.blocks.statistics import Gram, Statistic
+from ecoflap.blocks.gram import Gram
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.errors import require_choices, require_positive
 from ecoflap.ops import Part, admm_repair, select_part, swap_masks
 from ecoflap.prune.by_metric import ByMetric

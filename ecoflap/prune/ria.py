@@ -11,7 +11,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ecoflap.blocks.statistics import Gram, MeanSquare, Statistic
+from ecoflap.blocks.gram import Gram
+from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.errors import UserError
 from ecoflap.ops import ria_metric
 from ecoflap.prune.options import RIAOptions

@@ -8,7 +8,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ecoflap.blocks.statistics import Gram, Statistic
+from ecoflap.blocks.gram import Gram
+from ecoflap.blocks.statistics import Statistic
 from ecoflap.errors import UserError
 from ecoflap.ops import Part, Solution, solve_together
 from ecoflap.prune.masks import MaskRule

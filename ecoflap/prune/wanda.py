@@ -7,7 +7,8 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from ecoflap.blocks.statistics import Gram, MeanSquare, Statistic
+from ecoflap.blocks.gram import Gram
+from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.ops import wanda_metric
 from ecoflap.prune.options import WandaOptions
 from ecoflap.prune.refined import RefinedMetric

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from ecoflap.blocks.footprint import Footprint
+from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.layer_calls import require_calls
-from ecoflap.blocks.statistics import Gram, MeanSquare, Statistic
+from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import require_choices, require_positive

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.input_statistics import InputStatistics
-from ecoflap.blocks.statistics import Gram, MeanSquare
+from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
 

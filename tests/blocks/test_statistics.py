@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ecoflap.blocks.drifts import Drift
-from ecoflap.blocks.statistics import STRIP, Gram, MeanSquare
+from ecoflap.blocks.gram import STRIP, Gram
+from ecoflap.blocks.statistics import MeanSquare
 
 CPU = torch.device("cpu")
 COLS = 2048

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ecoflap.blocks.statistics import Gram, MeanSquare, Statistic
+from ecoflap.blocks.gram import Gram
+from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from tests import tiny

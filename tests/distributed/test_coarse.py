@@ -16,7 +16,7 @@ from ecoflap.allocate.owl import OWL
 from ecoflap.allocate.protocol import Context
 from ecoflap.allocate.tamp import TAMP
 from ecoflap.allocate.trial import Group, TrialPruner, trial_pruner
-from ecoflap.blocks.statistics import Gram
+from ecoflap.blocks.gram import Gram
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.protocol import LayerPruner
 from ecoflap.prune.sparsegpt import SparseGPT

@@ -13,8 +13,9 @@ from torch import Tensor
 import ecoflap
 from benchmarks import models
 from ecoflap.allocate.water_filling import WaterFilling
+from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.input_statistics import InputStatistics
-from ecoflap.blocks.statistics import Gram, MeanSquare, Statistic
+from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.blocks.walk import walk
 from ecoflap.distributed.processes import rank
 from ecoflap.models.core.prunable import PrunableModel

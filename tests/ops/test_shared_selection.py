@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from ecoflap.blocks.statistics import Gram
+from ecoflap.blocks.gram import Gram
 from ecoflap.ops import Part, Pattern, select, select_part
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.magnitude import Magnitude

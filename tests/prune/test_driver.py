@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.allocate.allocation import Allocation
+from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.input_statistics import InputStatistics
-from ecoflap.blocks.statistics import Gram, MeanSquare
+from ecoflap.blocks.statistics import MeanSquare
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.layers import Layer

@@ -5,7 +5,8 @@ import torch
 
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.allocate.water_filling import WaterFilling
-from ecoflap.blocks.statistics import Gram, MeanSquare, Statistic
+from ecoflap.blocks.gram import Gram
+from ecoflap.blocks.statistics import MeanSquare, Statistic
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.prune.admm import ADMM

@@ -1,0 +1,135 @@
+"""The Gram matrix of the inputs of layers, and what SparseGPT and ADMM compute of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from ecoflap.blocks.statistics import Statistic
+from ecoflap.ops import InverseFactor, NormalisedInverse, inverse_factor, normalised_inverse
+
+# Rows of a Gram matrix per product: enough for full speed, few enough to skip most of the lower half.
+STRIP = 256
+TOKENS = 2**15  # that are converted to fp32 at a time
+
+
+@cache
+def place_of_sums(device: torch.device) -> torch.device:
+    """Where products of batches on a device are summed in fp64: there, or on the CPU if it has no fp64.
+
+    Sums of a few numbers of 24 bits are exact in fp64 unless one of them is less than a 2^28th of another. So
+    neither the order of the batches nor their distribution over processes shows.
+    """
+    try:
+        return torch.zeros(1, dtype=torch.float64, device=device).device
+    except (RuntimeError, TypeError):
+        return torch.device("cpu")
+
+
+class Gram(Statistic):
+    """Mean of x x^T over all tokens, [cols, cols], in fp32: SparseGPT's Hessian up to a factor that cancels.
+
+    Attributes:
+        cols: number of columns.
+        device: the inputs' device.
+        sum: upper half of the sum of x x^T, in strips of rows from the diagonal on, one after the other,
+            fp64; see ``place_of_sums``.
+        tokens: number of tokens in the sum.
+    """
+
+    def __init__(self, cols: int, device: torch.device) -> None:
+        self.cols, self.device = cols, device
+        self.sum = torch.zeros(self._numbers(cols), dtype=torch.float64, device=place_of_sums(device))
+        self.tokens = 0
+        self._forget()
+
+    def update(self, inputs: Tensor) -> None:
+        """Add the outer products of inputs [tokens, cols]; those of one call are summed in fp32."""
+        for part in inputs.split(TOKENS):
+            wide = part.float()
+            for start, strip in self._strips():
+                product = wide[:, start : start + STRIP].t() @ wide[:, start:]
+                strip.add_(product.to(strip.device))
+        self.tokens += len(inputs)
+        self._forget()
+
+    def add(self, other: Gram) -> None:
+        """Add what another statistic holds."""
+        super().add(other)
+        self._forget()
+
+    def _strips(self) -> Iterator[tuple[int, Tensor]]:
+        """The first row of each strip of the sum, and the strip, [rows, cols from the diagonal on]."""
+        end = 0
+        for start in range(0, self.cols, STRIP):
+            rows, cols = min(STRIP, self.cols - start), self.cols - start
+            begin, end = end, end + rows * cols
+            yield start, self.sum[begin:end].view(rows, cols)
+
+    @staticmethod
+    def _numbers(cols: int) -> int:
+        """How many numbers are in the strips."""
+        return sum(min(STRIP, cols - start) * (cols - start) for start in range(0, cols, STRIP))
+
+    def _forget(self) -> None:
+        """Compute what follows from the sum again when it is needed."""
+        self._value: Tensor | None = None
+        self._factor: InverseFactor | None = None
+        self._inverse: NormalisedInverse | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """Mean over tokens, [cols, cols]; computed once for all layers that share the input."""
+        if self._value is None:
+            upper = torch.zeros(self.cols, self.cols, device=self.device)
+            for start, strip in self._strips():
+                upper[start : start + STRIP, start:] = (strip / self.tokens).float().to(self.device)
+            self._value = upper.triu_() + upper.triu(1).t()
+        return self._value
+
+    @property
+    def mean_square(self) -> Tensor:
+        """Mean square of each input column, [cols]."""
+        return self.value.diagonal()
+
+    @classmethod
+    def size_of(cls, cols: Sequence[int]) -> int:
+        """Bytes for the layers of one block; mean, factor and workspace are of the largest matrix's size."""
+        return 8 * sum(map(cls._numbers, cols)) + 4 * 3 * max(cols) ** 2
+
+    def factor(self, damping: float) -> InverseFactor:
+        """The factored inverse; computed once for all layers that share the input."""
+        if self._factor is None:
+            self._factor = inverse_factor(self.value, damping)
+        return self._factor
+
+    def normalised_inverse(self, damping: float, penalty: float) -> NormalisedInverse:
+        """The inverse of ADMM; computed once for all layers that share the input and all of their solves."""
+        known = self._inverse
+        if known is None or (known.damping, known.penalty) != (damping, penalty):
+            known = self._inverse = normalised_inverse(self.value, damping, penalty)
+        return known
+
+    def move(self, device: torch.device) -> None:
+        """Move the sums and what was computed of them; the mean is computed again where it is needed."""
+        self.device, self.sum = device, self.sum.to(place_of_sums(device))
+        self._value = None
+        if self._factor is not None:
+            upper, dead, damping = self._factor
+            self._factor = InverseFactor(upper.to(device), dead.to(device), damping)
+        if self._inverse is not None:
+            inverse, norms, damping, penalty = self._inverse
+            self._inverse = NormalisedInverse(inverse.to(device), norms.to(device), damping, penalty)
+
+    def combine(self) -> None:
+        """Add up the sums of all processes; what was computed of this one's is computed again."""
+        super().combine()
+        self._forget()
+
+    def output_energy(self, weight: Tensor) -> float:
+        """Mean of ||W x||^2, exactly."""
+        weight = weight.float()
+        return float(((weight @ self.value) * weight).sum())
