@@ -20,7 +20,7 @@ class Statistic(Protocol):
     A new one derives from this class and needs its own ``__init__``, ``update`` and ``output_energy``.
 
     Attributes:
-        sum: what is summed over tokens, [cols, ...].
+        sum: what is summed over tokens; [cols] if it is storable.
         tokens: how many there were.
         assumed: no token was seen, and others are assumed; see ``unseen``.
         storable: the sums are [cols], small enough to be kept for other runs.
