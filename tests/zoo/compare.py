@@ -80,6 +80,7 @@ def pruned(
     calibration: CalibrationSet,
     pruner: Wanda | SparseGPT,
     propagate: str = "pruned",
+    allocate: Callable[[PrunableModel], Allocation] = uniform,
 ) -> Comparison:
     """Prune one copy, walk through another, and compare each block's statistics, masks and weights.
 
@@ -87,7 +88,7 @@ def pruned(
     nowhere else.
     """
     result, model, walked = Comparison(), build(), build()
-    allocation, seen = uniform(model), dict[str, Tensor]()
+    allocation, seen = allocate(model), dict[str, Tensor]()
     try:
         watched = recording(pruner, model, seen)
         report = prune(model, calibration, watched, allocation, batch_size=2, propagate=propagate)
