@@ -8,8 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ecoflap.blocks.gram import STRIP, TOKENS, place_of_sums
-from ecoflap.blocks.statistics import Statistic
+from ecoflap.blocks.gram import STRIP, TOKENS
+from ecoflap.blocks.statistics import Statistic, place_of_sums
 from ecoflap.distributed.collectives import summed
 from ecoflap.models.core.layers import Layer
 

@@ -3,30 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
-from ecoflap.blocks.statistics import Statistic
+from ecoflap.blocks.statistics import Statistic, place_of_sums
 from ecoflap.ops import InverseFactor, NormalisedInverse, inverse_factor, normalised_inverse
 
 # Rows of a Gram matrix per product: enough for full speed, few enough to skip most of the lower half.
 STRIP = 256
 TOKENS = 2**15  # that are converted to fp32 at a time
-
-
-@cache
-def place_of_sums(device: torch.device) -> torch.device:
-    """Where products of batches on a device are summed in fp64: there, or on the CPU if it has no fp64.
-
-    Sums of a few numbers of 24 bits are exact in fp64 unless one of them is less than a 2^28th of another. So
-    neither the order of the batches nor their distribution over processes shows.
-    """
-    try:
-        return torch.zeros(1, dtype=torch.float64, device=device).device
-    except (RuntimeError, TypeError):
-        return torch.device("cpu")
 
 
 class Gram(Statistic):
@@ -115,7 +101,7 @@ class Gram(Statistic):
 
     def move(self, device: torch.device) -> None:
         """Move the sums and what was computed of them; the mean is computed again where it is needed."""
-        self.device, self.sum = device, self.sum.to(place_of_sums(device))
+        super().move(device)
         self._value = None
         if self._factor is not None:
             upper, dead, damping = self._factor

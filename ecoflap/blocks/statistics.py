@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 from typing import ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from ecoflap.distributed.collectives import summed
-from ecoflap.distributed.processes import size
 
 Own = TypeVar("Own", bound="Statistic")
+
+
+@cache
+def place_of_sums(device: torch.device) -> torch.device:
+    """Where numbers of batches on a device are summed in fp64: there, or on the CPU if it has no fp64.
+
+    Sums of a few numbers of 24 bits are exact in fp64 unless one of them is less than a 2^28th of another. So
+    neither the order of the batches nor their distribution over processes shows.
+    """
+    try:
+        return torch.zeros(1, dtype=torch.float64, device=device).device
+    except (RuntimeError, TypeError):
+        return torch.device("cpu")
 
 
 class Statistic(Protocol):
@@ -20,12 +33,14 @@ class Statistic(Protocol):
     A new one derives from this class and needs its own ``__init__``, ``update`` and ``output_energy``.
 
     Attributes:
-        sum: what is summed over tokens; [cols] if it is storable.
+        device: the inputs' device.
+        sum: what is summed over tokens, fp64, see ``place_of_sums``; [cols] if it is storable.
         tokens: how many there were.
         assumed: no token was seen, and others are assumed; see ``unseen``.
         storable: the sums are [cols], small enough to be kept for other runs.
     """
 
+    device: torch.device
     sum: Tensor
     tokens: int
     assumed: bool = False
@@ -48,11 +63,11 @@ class Statistic(Protocol):
     @classmethod
     def size_of(cls, cols: Sequence[int]) -> int:
         """Bytes for the layers of one block, each with so many input columns and an input of its own."""
-        return 4 * sum(cols)
+        return 8 * sum(cols)
 
     def move(self, device: torch.device) -> None:
-        """Move the sums to a device."""
-        self.sum = self.sum.to(device)
+        """Move the sums to where inputs on a device are summed."""
+        self.device, self.sum = device, self.sum.to(place_of_sums(device))
 
     def combine(self) -> None:
         """Add up the sums that the processes of the run have gathered, each over its samples."""
@@ -62,13 +77,13 @@ class Statistic(Protocol):
     def kept(self) -> Tensor:
         """The sums and the number of tokens, negative if assumed, [cols + 1], fp64: nothing is rounded."""
         tokens = float(-self.tokens if self.assumed else self.tokens)
-        return torch.cat([self.sum.cpu().double(), torch.tensor([tokens], dtype=torch.float64)])
+        return torch.cat([self.sum.cpu(), torch.tensor([tokens], dtype=torch.float64)])
 
     @classmethod
     def restored(cls: type[Own], kept: Tensor, device: torch.device) -> Own:
-        """The statistic that ``kept`` returned, on a device, which need not support fp64."""
+        """The statistic that ``kept`` returned, of inputs on a device."""
         statistic = cls(len(kept) - 1, device)
-        statistic.sum, statistic.tokens = kept[:-1].float().to(device), abs(int(kept[-1]))
+        statistic.sum, statistic.tokens = kept[:-1].to(statistic.sum.device), abs(int(kept[-1]))
         statistic.assumed = bool(kept[-1] < 0)
         return statistic
 
@@ -85,62 +100,25 @@ class Statistic(Protocol):
 
 
 class MeanSquare(Statistic):
-    """Mean square of each input column, [cols]: the diagonal of the Gram matrix, all that Wanda needs.
-
-    The sum is held in two numbers, of about 48 bits together (Dekker 1971), so that neither the order of the
-    batches nor their distribution over processes shows in the first of them.
-
-    Attributes:
-        sum: sum of squares per column, rounded to the nearest, [cols], fp32.
-        rest: what rounding has taken from the sum, [cols], fp32.
-        tokens: number of tokens in the sum.
-    """
+    """Mean square of each input column, [cols], fp32: the Gram matrix's diagonal, all that Wanda needs."""
 
     storable: ClassVar[bool] = True
 
     def __init__(self, cols: int, device: torch.device) -> None:
-        self.sum, self.rest = torch.zeros(2, cols, device=device)
-        self.tokens = 0
+        self.device, self.tokens = device, 0
+        self.sum = torch.zeros(cols, dtype=torch.float64, device=place_of_sums(device))
 
     def update(self, inputs: Tensor) -> None:
-        """Add the squares of inputs [tokens, cols]."""
+        """Add the squares of inputs [tokens, cols]; those of one call are summed in fp32."""
         wide = torch.promote_types(inputs.dtype, torch.float32)
-        self._add(torch.linalg.vector_norm(inputs, dim=0, dtype=wide).square(), len(inputs))
-
-    def add(self, other: MeanSquare) -> None:
-        """Add what another statistic holds."""
-        self._add(other.sum, other.tokens)
-        self._add(other.rest, 0)
-
-    def _add(self, squares: Tensor, tokens: int) -> None:
-        """Add sums of squares [cols] over some tokens."""
-        squares = squares.to(self.sum.dtype)
-        total = self.sum + squares
-        added = total - self.sum
-        rest = self.rest + ((self.sum - (total - added)) + (squares - added))
-        self.sum = total + rest
-        self.rest = rest - (self.sum - total)
-        self.tokens += tokens
-
-    def move(self, device: torch.device) -> None:
-        """Move the sums to a device."""
-        super().move(device)
-        self.rest = self.rest.to(device)
-
-    def combine(self) -> None:
-        """Add up the sums of all processes, in fp64 on the CPU, as some accelerators have none."""
-        if size() == 1:
-            return
-        device = self.sum.device
-        exact = summed(self.sum.cpu().double() + self.rest.cpu().double())
-        self.sum = exact.float().to(device)
-        self.rest = (exact - exact.float().double()).float().to(device)
-        self.tokens = int(summed(torch.tensor(self.tokens)))
+        squares = torch.linalg.vector_norm(inputs, dim=0, dtype=wide).square()
+        self.sum = self.sum + squares.to(self.sum.device)
+        self.tokens += len(inputs)
 
     @property
     def value(self) -> Tensor:
         """Mean over tokens, [cols]."""
-        return self.sum / self.tokens
+        return self.sum.float().to(self.device) / self.tokens
 
     @property
     def mean_square(self) -> Tensor:
