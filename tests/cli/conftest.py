@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 from safetensors.torch import save_file
 
+from ecoflap.data.captions.metrics import CaptionMetrics
 from ecoflap.run import config as run_config
 from ecoflap.run import pipeline
 from ecoflap.storage.installation import conf_folder
@@ -115,6 +116,12 @@ def composed_as_given(overrides: list[str]) -> DictConfig:
     run_config.register()
     with initialize_config_dir(str(conf_folder()), version_base="1.3"):
         return compose("config", overrides=overrides)
+
+
+@pytest.fixture(autouse=True)
+def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Score captions without METEOR, whose program takes longer to start than a small run takes."""
+    monkeypatch.setattr(CaptionMetrics, "here", classmethod(lambda metrics, _: metrics(False, False)))
 
 
 @pytest.fixture

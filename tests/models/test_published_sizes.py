@@ -95,8 +95,9 @@ def config_of(name: str) -> DictConfig:
     return composed([*overrides, *(f"model.{key}=anything" for key in missing)]) if missing else config
 
 
+@cache
 def inspected(name: str) -> PrunableModel:
-    """The model as inspect=true shows it."""
+    """The model as inspect=true shows it; releases with a module per expert take long to build it."""
     config = config_of(name)
     known = CLASSES.get(str(config.model._target_).rpartition(".")[2])
     if known is not None and not hasattr(transformers, known):

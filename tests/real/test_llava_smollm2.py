@@ -87,11 +87,8 @@ def test_every_weight_is_the_packages_and_what_was_trained(model: PrunableModel)
 
 @NEEDS
 def test_questions_are_put_as_in_training(model: PrunableModel) -> None:
-    questions = [
-        question
-        for question in read_questions("train")[:200]
-        if question.image == read_questions("train")[0].image
-    ]
+    first = read_questions("train")[:200]
+    questions = [question for question in first if question.image == first[0].image]
     texts = ([one.text for one in questions], [one.target for one in questions], [0] * len(questions))
     nothing = Pictures(torch.empty(0), torch.empty(0), torch.tensor([-1]))
     (row,) = rows_of(texts, nothing, model.processor.tokenizer)
