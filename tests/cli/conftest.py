@@ -5,6 +5,7 @@ process.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,7 +122,8 @@ def composed_as_given(overrides: list[str]) -> DictConfig:
 @pytest.fixture(autouse=True)
 def without_java(monkeypatch: pytest.MonkeyPatch) -> None:
     """Score captions without METEOR, whose program takes longer to start than a small run takes."""
-    monkeypatch.setattr(CaptionMetrics, "here", classmethod(lambda metrics, _: metrics(False, False)))
+    here = CaptionMetrics.here
+    monkeypatch.setattr(CaptionMetrics, "here", lambda option: replace(here(option), java=False, spice=False))
 
 
 @pytest.fixture

@@ -6,14 +6,13 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from ecoflap.storage.results import Result
-from tests.cli.conftest import composed, run  # noqa: F401 - a fixture
+from tests.cli.conftest import composed, run, without_java  # noqa: F401 - fixtures
 from tests.data import caption_folders as folders
 
 OPTIONS = [
@@ -31,10 +30,7 @@ def metrics(result: Result, task: str) -> tuple[dict[str, float], dict[str, floa
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pycocoevalcap") is None, reason="pip install -e '.[captions]'")
-def test_captions_of_coco(
-    run: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(shutil, "which", lambda _: None)  # METEOR's program needs seconds to start
+def test_captions_of_coco(run: Callable[..., Result], tmp_path: Path) -> None:
     data = folders.karpathy(tmp_path / "coco")
     options = [f"task.path={data}", f"calibration.path={data}", "task.limit=20", "task.batch_size=8"]
     dense, pruned = metrics(
