@@ -50,6 +50,8 @@ def read_everything(
 ) -> CalibrationSet:
     """Read all samples that the calibrator draws from, in a random order, encoded when they are used.
 
+    Rows that the calibrator lets the dense model generate are no part of them.
+
     Raises:
         UserError: if the data have no labels of their own.
     """
@@ -58,10 +60,11 @@ def read_everything(
             f"calibration={reader.name} has no labels but the dense model's own maps; use"
             " finetune=reconstruct, which needs none"
         )
+    changes = {"samples": sys.maxsize if samples is None else samples}
+    if hasattr(reader, "generated"):
+        changes["generated"] = 0
     with encoding_on_demand():
-        everything: CalibrationSet = replace(
-            reader, samples=sys.maxsize if samples is None else samples
-        ).load(model, seed)
+        everything: CalibrationSet = replace(reader, **changes).load(model, seed)
     return everything
 
 

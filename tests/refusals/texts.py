@@ -37,6 +37,19 @@ CASES: list[Case] = [
         BINARY,
     ),
     Case(
+        (*CALIBRATED, *WINDOWS, "calibration.generated=2"),
+        ("calibration.generated=2", "not below calibration.samples=2", "begin with a piece of the others"),
+        GOOD,
+    ),
+    Case(
+        (*CALIBRATED, *WINDOWS, "calibration.generated=-1"), ("calibration.generated=-1", "0 or more"), GOOD
+    ),
+    Case(
+        ("model=t5_mini", *CALIBRATED[2:], *WINDOWS, "calibration.generated=1"),
+        ("calibration.generated=1", "does not continue texts", "use calibration.generated=0"),
+        GOOD,
+    ),
+    Case(
         (*MEASURED, "task.sequence_length=8", "seed=1"),
         ("{tmp}/text.txt", "not text in UTF-8", "latin-1"),
         LATIN,

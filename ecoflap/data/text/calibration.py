@@ -14,6 +14,7 @@ from torch import Tensor
 from ecoflap.data.calibration_set import CalibrationSet, draw
 from ecoflap.data.sources import file_source
 from ecoflap.data.text.bos import begin, bos_token, check_bos
+from ecoflap.data.text.generated import check_generated, require_generates, with_generated
 from ecoflap.data.text.options import DocumentsOptions, TextOptions, TokenFileOptions
 from ecoflap.data.text.source import TextSource
 from ecoflap.errors import UserError, did_you_mean, require_positive
@@ -156,6 +157,7 @@ class Text(TextOptions, TextSource):
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples", "sequence_length", "documents")
         check_bos("calibration.bos", self.bos)
+        check_generated(self)
         if self.sequence_length == 1:
             raise UserError(
                 "calibration.sequence_length=1: a language model's loss is over the next token, so a window"
@@ -174,28 +176,29 @@ class Text(TextOptions, TextSource):
                 few tokens.
         """
         require_language_model(model, f"calibration={self.name}")
+        require_generates(self, model)
         require_length(model, self.sequence_length, f"calibration.sequence_length={self.sequence_length}")
         if self.is_short(self.sequence_length, "calibration"):
             self.draw(model.processor, seed=0)
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Draw the windows.
+        """Draw the windows, and let the model generate others if asked.
 
         Raises:
             UserError: if the model is no language model or reads no windows of this length, or the text is
                 missing or too short.
         """
         self.check_model(model)
-        rows = self.draw(model.processor, seed)
+        rows = with_generated(self, model, self.draw(model.processor, seed), seed)
         return CalibrationSet(self.name, tuple({"input_ids": row} for row in rows), self.sources)
 
     def draw(self, tokenizer: Any, seed: int) -> Sequence[Tensor]:
-        """The windows, each [tokens]."""
+        """The windows of the text, each [tokens]."""
         token = bos_token(tokenizer, "calibration.bos", self.bos)
         rows = windows(
             tokenize(tokenizer, self.read_text("calibration")), self.sequence_length, "calibration", bos=token
         )
-        return list(rows[draw(len(rows), self.samples, seed)])
+        return list(rows[draw(len(rows), self.samples - self.generated, seed)])
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ class Documents(DocumentsOptions, Text):
             if len(tokens) > length:
                 start = place.randint(0, len(tokens) - length)
                 rows.append(begin(tokens[None, start : start + length], token)[0])
-            if len(rows) == self.samples:
+            if len(rows) == self.samples - self.generated:
                 break
         if not rows:
             raise UserError(
@@ -235,6 +238,7 @@ class TokenFile(TokenFileOptions):
 
     def __post_init__(self) -> None:
         require_positive("calibration", self, "samples")
+        check_generated(self)
 
     def check_data(self, group: str) -> None:
         """Refuse a file without such rows.
@@ -251,15 +255,19 @@ class TokenFile(TokenFileOptions):
             UserError: if the model can't read the rows.
         """
         require_language_model(model, f"calibration={self.name}")
+        require_generates(self, model)
         require_readable(model, read_token_rows(self.path, self.key, "calibration"), self.key, "calibration")
 
     def load(self, model: PrunableModel, seed: int) -> CalibrationSet:
-        """Read the first rows, in the order of the file.
+        """Read the first rows, in the order of the file, and let the model generate others if asked.
 
         Raises:
             UserError: see ``check_data`` and ``check_model``.
         """
         self.check_model(model)
         rows = read_token_rows(self.path, self.key, "calibration")
-        samples = tuple({"input_ids": row} for row in rows[: self.samples].contiguous())
+        drawn = rows if self.samples is None else rows[: self.samples - self.generated]
+        samples = tuple(
+            {"input_ids": row} for row in with_generated(self, model, list(drawn.contiguous()), seed)
+        )
         return CalibrationSet(self.name, samples, file_source(self.path, self.key))

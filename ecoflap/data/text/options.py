@@ -43,6 +43,8 @@ class TextOptions(TextSourceOptions):
     Attributes:
         samples: number of windows.
         sequence_length: tokens per window.
+        generated: how many of the samples the dense model generates itself, each after an eighth of a drawn
+            one; 0 for none.
         bos: whether a window begins with the token that begins texts: auto (as the tokenizer does it), true
             or false.
         name: what logs and result files call it.
@@ -51,6 +53,7 @@ class TextOptions(TextSourceOptions):
     split: str = "train"
     samples: int = 128
     sequence_length: int = 512
+    generated: int = 0
     bos: str = field(default="auto", metadata={"choices": BOS})
     name: str = "text"
 
@@ -77,12 +80,15 @@ class TokenFileOptions:
         path: a safetensors file.
         key: the name of an integer tensor [rows, tokens] in it.
         samples: how many rows, from the first; null for all.
+        generated: how many rows the dense model generates itself, each after an eighth of one of the file's;
+            they count among the samples. 0 for none.
         name: what logs and result files call it.
     """
 
     path: str
     key: str
     samples: int | None = None
+    generated: int = 0
     name: str = "token_file"
 
 

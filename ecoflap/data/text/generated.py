@@ -1,0 +1,107 @@
+"""Calibration rows that the dense model generates, beside those of a text.
+
+Williams, Chrysostomou and Aletras (2024), Self-calibration for Language Model Quantization and Pruning,
+calibrate on nothing else and begin each row with the BOS token. Here a row begins with a part of a drawn one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from itertools import cycle, islice
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ecoflap.data.text.options import TextOptions, TokenFileOptions
+from ecoflap.errors import UserError
+from ecoflap.models.core.prunable import PrunableModel
+
+log = logging.getLogger(__name__)
+
+PROMPT = 8
+"""A row begins with an eighth of a drawn one."""
+BATCH = 16
+"""Rows that are generated at once."""
+
+
+Options = TextOptions | TokenFileOptions
+
+
+def check_generated(options: Options) -> None:
+    """Refuse a number of generated rows that leaves none to begin them with.
+
+    Raises:
+        UserError: if it is negative, or not below the number of samples.
+    """
+    if options.generated < 0:
+        raise UserError(f"calibration.generated={options.generated} must be 0 or more")
+    if options.samples is not None and 0 < options.generated >= options.samples:
+        raise UserError(
+            f"calibration.generated={options.generated} is not below calibration.samples={options.samples},"
+            " of which it is a part: generated rows begin with a piece of the others"
+        )
+
+
+def require_generates(options: Options, model: PrunableModel) -> None:
+    """Refuse to generate with a model that does not continue texts.
+
+    Raises:
+        UserError: if rows are to be generated and the model is no decoder of transformers.
+    """
+    module: Any = model.module
+    decodes = hasattr(module, "can_generate") and module.can_generate()
+    if options.generated and (not decodes or module.config.is_encoder_decoder):
+        raise UserError(
+            f"calibration.generated={options.generated}: {model.name} does not continue texts; use"
+            " calibration.generated=0"
+        )
+
+
+def with_generated(
+    options: Options, model: PrunableModel, drawn: Sequence[Tensor], seed: int
+) -> list[Tensor]:
+    """The drawn rows [tokens], and those that the model generates.
+
+    Tokens are sampled from the model's distribution, at temperature 1 and without the end-of-text token, up
+    to the length of a drawn row. The first generated row begins as the first drawn one, and so on, again from
+    the first after the last.
+
+    Args:
+        options: the number of generated rows.
+        model: the dense model.
+        drawn: rows of one length.
+        seed: seed of the sampling.
+    """
+    if not options.generated:
+        return list(drawn)
+    length = len(drawn[0])
+    prompts = torch.stack(
+        [row[: max(1, length // PROMPT)] for row in islice(cycle(drawn), options.generated)]
+    )
+    log.info("calibrate: the dense model generates %d rows of %d tokens", options.generated, length)
+    with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        generated = [_continued(model, batch, length) for batch in prompts.split(BATCH)]
+    return [*drawn, *torch.cat(generated)]
+
+
+@torch.no_grad()
+def _continued(model: PrunableModel, prompts: Tensor, length: int) -> Tensor:
+    """Rows [rows, length] that begin with the prompts [rows, tokens]."""
+    module: Any = model.module
+    written: Tensor = module.generate(
+        input_ids=prompts.to(model.device),
+        attention_mask=torch.ones_like(prompts, device=model.device),
+        min_new_tokens=length - prompts.shape[1],
+        max_new_tokens=length - prompts.shape[1],
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        repetition_penalty=1.0,
+        num_beams=1,
+        use_cache=True,
+    )
+    return written.to(prompts)
