@@ -29,6 +29,7 @@ FLOORS: tuple[tuple[str, ...], ...] = (
         "data/easy_vqa/*.py",
         "data/files/fitting.py",
         "data/files/texts.py",
+        "data/text/generated.py",
         "data/text/perplexity.py",
         "data/text/prefix.py",
         "data/vqa/questions.py",

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.data.text.options import TextOptions, TokenFileOptions
+from ecoflap.distributed.collectives import from_process
 from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 
@@ -66,7 +67,7 @@ def with_generated(
 
     Tokens are sampled from the model's distribution, at temperature 1 and without the end-of-text token, up
     to the length of a drawn row. The first generated row begins as the first drawn one, and so on, again from
-    the first after the last.
+    the first after the last. Several processes get the rows of the first one.
 
     Args:
         options: the number of generated rows.
@@ -83,8 +84,8 @@ def with_generated(
     log.info("calibrate: the dense model generates %d rows of %d tokens", options.generated, length)
     with torch.random.fork_rng([model.device] if model.device.type == "cuda" else []):
         torch.manual_seed(seed)
-        generated = [_continued(model, batch, length) for batch in prompts.split(BATCH)]
-    return [*drawn, *torch.cat(generated)]
+        generated = torch.cat([_continued(model, batch, length) for batch in prompts.split(BATCH)])
+    return [*drawn, *from_process(generated)]
 
 
 @torch.no_grad()

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from ecoflap.data.text.calibration import Text, TokenFile
 from ecoflap.data.text.generated import PROMPT
+from ecoflap.distributed.processes import rank
 from ecoflap.errors import UserError
 from ecoflap.finetune.training_set import read_everything
 from ecoflap.models.core.prunable import PrunableModel
 from tests import tiny
 from tests.data.text.test_calibration import Letters
+from tests.distributed.together import together
 
 END = 2
 
@@ -75,6 +77,12 @@ def test_the_seed_alone_decides(model: PrunableModel, rows: TokenFile) -> None:
     assert rows.load(model, seed=1).fingerprint() == first.fingerprint()
     assert rows.load(model, seed=2).fingerprint() != first.fingerprint()
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_several_processes_have_the_rows_of_the_first(model: PrunableModel, rows: TokenFile) -> None:
+    """Also where their devices sample differently, as here other seeds do."""
+    first = rows.load(model, seed=0).fingerprint()
+    assert together(2, lambda: rows.load(model, seed=rank()).fingerprint()) == [first, first]
 
 
 def test_all_rows_of_the_file_and_those_beside_them(model: PrunableModel, rows: TokenFile) -> None:
