@@ -6,8 +6,8 @@ READY := $(VENV)/.ready
 LAVIS := .venv-lavis
 MIXED := .venv-mixed
 # What has to pass on every release of transformers that pyproject.toml allows: all that a release can change but
-# whole runs of the embedded models, which old releases lack or read otherwise.
-PORTABLE := tests/models tests/blocks tests/data tests/score tests/prune tests/allocate --ignore-glob="*/test_runs.py" -m "not any_release"
+# whole runs of the embedded models, which old releases lack or read otherwise. Allocations come from what these check.
+PORTABLE := tests/models tests/blocks tests/data tests/score tests/prune --ignore-glob="*/test_runs.py" -m "not any_release"
 # What importing LAVIS needs beside $(VENV), and a datasets that can live with this transformers. LAVIS' own pins are for transformers 4.26.
 MIXED_PACKAGES := transformers==4.51.3 datasets timm fairscale iopath einops decord opencv-python-headless webdataset pycocotools spacy
 # The folders whose tests run whole pipelines or train. All others are fast but for a few files, and so are a few files of these.

@@ -7,12 +7,11 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from ecoflap.data.classification.clip_sets import SETS
 from ecoflap.data.vqa.reading import OKVQA, VQAV2
@@ -183,30 +182,34 @@ def test_an_experiment_composes_as_published(experiment: str) -> None:
     assert f"# ecoflap run +experiment={experiment}" in first
 
 
+REPLACED = [
+    "score=none",
+    "allocation=file",
+    "allocation.path=FILE",
+    "pruner=magnitude",
+    "task=easy_vqa",
+    "calibration=easy_vqa",
+]
+
+
+@pytest.fixture(scope="module")
+def options_alone() -> DictConfig:
+    return composed(REPLACED)
+
+
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name not in CARRIED])
-@pytest.mark.parametrize(
-    "instead", ["score=none", "allocation=file", "pruner=magnitude", "task=easy_vqa", "calibration=easy_vqa"]
-)
-def test_no_option_is_left_of_a_choice_that_is_replaced(experiment: str, instead: str) -> None:
+def test_no_option_is_left_of_a_choice_that_is_replaced(experiment: str, options_alone: DictConfig) -> None:
     """Those that an experiment alone sets, and the command line can leave out, are named when they are in the
     way.
     """
-    group = instead.split("=")[0]
-    keys, alone = options_of(instead, f"+experiment={experiment}"), options_of(instead)
+    config = composed([f"+experiment={experiment}", *REPLACED])
     known = {
         "allocation": {"aggregate"} if "flan_t5" in experiment else set(),
         "score": {"measure", "batch_size"},
+        "pruner": {"scope", "iterations", "samples", "batch_size"},
     }
-    known["pruner"] = {"scope", "iterations", "samples", "batch_size"}
-    assert keys - alone <= known.get(group, set())
-
-
-@cache
-def options_of(choice: str, *overrides: str) -> set[str]:
-    """The options of a group's choice."""
-    group = choice.split("=")[0]
-    asked = {"allocation": ["allocation.path=FILE"]}.get(group, [])
-    return set(composed([*overrides, choice, *asked])[group])
+    for group in ("score", "allocation", "pruner", "task", "calibration"):
+        assert set(config[group]) - set(options_alone[group]) <= known.get(group, set()), group
 
 
 @pytest.mark.parametrize("experiment", RUN_HERE)

@@ -7,8 +7,16 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from hydra._internal.hydra import Hydra
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+
+
+def mode_of_overrides(_: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
+    """``Hydra.get_mode`` without the config, which Hydra composes once more for it; no file of ours sets it."""
+    given = [one.partition("=")[2] for one in overrides if one.startswith("hydra.mode=")]
+    return RunMode[given[-1]] if given and given[-1] in RunMode.__members__ else None
 
 
 @pytest.fixture
@@ -18,6 +26,7 @@ def fresh_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     handlers, level = list(root.handlers), root.level
     monkeypatch.setattr(sys, "argv", ["main.py"])
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    monkeypatch.setattr(Hydra, "get_mode", mode_of_overrides)
     yield
     for handler in set(root.handlers) - set(handlers):
         handler.close()
