@@ -14,7 +14,7 @@ from hydra.types import RunMode
 
 
 def mode_of_overrides(_: Hydra, config_name: str | None, overrides: list[str]) -> RunMode | None:
-    """``Hydra.get_mode`` without the config, which Hydra composes once more for it; no file of ours sets it."""
+    """``Hydra.get_mode`` without composing the config, of which no file sets the mode."""
     given = [one.partition("=")[2] for one in overrides if one.startswith("hydra.mode=")]
     return RunMode[given[-1]] if given and given[-1] in RunMode.__members__ else None
 

@@ -10,13 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 from safetensors import SafetensorError
 
 from ecoflap.cli import command
 from ecoflap.errors import NumericalError, UserError
+from ecoflap.run import config as run_config
 from ecoflap.run import pipeline
 from ecoflap.run.refusals import RunFolder, describe, remove_empty_run
+from ecoflap.storage.installation import conf_folder
+from tests.refusals.conftest import mode_of_overrides
 
 Start = Callable[..., int]
 
@@ -45,6 +50,17 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fresh_process: None) 
             return int(str(stopped.code))
 
     return begin
+
+
+@pytest.mark.parametrize(
+    "overrides", [[], ["hydra.mode=RUN"], ["hydra.mode=MULTIRUN"], ["hydra.mode=BOTH"], ["+sweep=blip_table"]]
+)
+def test_these_tests_find_the_mode_that_hydra_finds(overrides: list[str]) -> None:
+    run_config.register()
+    with initialize_config_dir(str(conf_folder()), version_base="1.3"):
+        hydra = GlobalHydra.instance().hydra
+        assert hydra is not None
+        assert mode_of_overrides(hydra, "config", overrides) == hydra.get_mode("config", overrides)
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,6 @@ PROMPT = 8
 """A row begins with an eighth of a drawn one."""
 BATCH = 16
 """Rows that are generated at once."""
-
-
 Options = TextOptions | TokenFileOptions
 
 
@@ -104,5 +102,6 @@ def _continued(model: PrunableModel, prompts: Tensor, length: int) -> Tensor:
         repetition_penalty=1.0,
         num_beams=1,
         use_cache=True,
+        pad_token_id=0,  # of no use, as all rows end together; transformers would warn of a missing one
     )
     return written.to(prompts)
