@@ -12,6 +12,7 @@ from typing import Any
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
 from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.default_element import ConfigDefault
 from hydra.core.object_type import ObjectType
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
@@ -80,6 +81,20 @@ class Choices:
         """What may follow ``group=``, in folders below it too."""
         inside = [inner for inner in self.groups if inner == group or inner.startswith(f"{group}/")]
         return [f"{inner}/{name}".removeprefix(f"{group}/") for inner in inside for name in self.files(inner)]
+
+    def with_option(self, group: str, option: str) -> list[str]:
+        """The options of a group that have an option of this name, or build on one that has."""
+        return [name for name in self.options(group) if option in self._keys(f"{group}/{name}")]
+
+    def _keys(self, path: str) -> set[str]:
+        """The options in a config file, and in what its defaults list."""
+        loaded = self.loader.repository.load_config(path)
+        found = set(keys(loaded.config)) if loaded is not None else set()
+        for default in loaded.defaults_list or () if loaded is not None else ():
+            if isinstance(default, ConfigDefault) and default.path not in (None, "_self_"):
+                beside = f"{path.rpartition('/')[0]}/{default.path}"
+                found |= self._keys(default.path[1:] if default.path.startswith("/") else beside)
+        return found
 
     def compose(self, overrides: list[str]) -> DictConfig:
         """Compose the config of a command line, which may contain sweeps."""

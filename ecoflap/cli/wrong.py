@@ -17,9 +17,10 @@ from ecoflap.cli.choices import Choices, keys, not_utf8
 from ecoflap.errors import FEW, did_you_mean, typed_command, written, wrong_type
 from ecoflap.run import refusals
 from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig, kind_of
-from ecoflap.run.registry import PARTS, defaults
 
 OPENS = {"[": "]", "{": "}"}
+SHOWN = 8
+"""As many choices that have an option are named."""
 
 
 def what_is_wrong(arguments: list[str], error: Exception) -> str | None:
@@ -180,7 +181,7 @@ def _wrong_value(override: Override, base: DictConfig, choices: Choices) -> str 
     if override.is_add() and there and not isinstance(override.value(), dict | list):
         return f"{line}: {key} is there already; leave the plus out: {line.lstrip('+')}"
     if not there and not (override.is_add() or override.is_force_add()):
-        return _no_such_key(line, key, parent, name, node)
+        return _no_such_key(line, key, parent, name, node, choices)
     inside = OmegaConf.select(base, key, throw_on_missing=False)
     if OmegaConf.is_dict(inside) and not isinstance(override.value(), dict) and not override.is_delete():
         names = ", ".join(f"{key}.{inner}" for inner in keys(inside))
@@ -213,7 +214,7 @@ def _deepest(base: DictConfig, key: str) -> tuple[str, str]:
     return "", parts[0]
 
 
-def _no_such_key(line: str, key: str, parent: str, name: str, node: Any) -> str:
+def _no_such_key(line: str, key: str, parent: str, name: str, node: Any, choices: Choices) -> str:
     known = keys(node)
     if key.startswith("cluster."):
         launcher = f"hydra.launcher.{key.partition('.')[2]}"
@@ -225,17 +226,12 @@ def _no_such_key(line: str, key: str, parent: str, name: str, node: Any) -> str:
     if name in known:  # an option of the class that its file does not list
         return f"{line}: {key} has its default and is not listed; add it with a plus: +{line.lstrip('~')}"
     where = f"{parent} has no option {name!r}" if parent else f"there is no option {name!r}"
-    if owners := _owners(parent, name):
-        where, others = f"{parent}={node.get('name')} has no option {name!r}", " or ".join(owners)
-        return f"{line}: {where}; choose one that has it: {parent}={others}"
+    if owners := choices.with_option(parent, name):
+        where = f"{parent}={node.get('name')} has no option {name!r}"
+        more = f" or {len(owners) - SHOWN} others" if len(owners) > SHOWN else ""
+        return f"{line}: {where}; choose one that has it: {parent}={' or '.join(owners[:SHOWN])}{more}"
     listing = f"{typed_command()} --cfg all --package {parent} lists them"
     return f"{line}: {where}; {did_you_mean(name, known, listing)}"
-
-
-def _owners(group: str, option: str) -> list[str]:
-    """The choices of a group that have an option, of this package's."""
-    known = [defaults(options) for options in PARTS.get(group, {}).values()]
-    return [str(values["name"]) for values in known if option in values and "name" in values]
 
 
 def _kind(key: str) -> str | None:

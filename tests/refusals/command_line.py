@@ -122,6 +122,14 @@ KEYS: list[Case] = [
         ("no option 'granularty'", "did you mean granularity?"),
     ),
     Case(("finetune.lr=0.1",), ("no option 'lr'", "python main.py --cfg")),
+    Case(
+        ("calibration.generated=3",),
+        (
+            "calibration=easy_vqa has no option 'generated'",
+            "calibration=c4 or c4_no_bos or ptb or token_file",
+        ),
+    ),
+    Case(("model=t5_mini", "model.prompt=x"), ("choose one that has it: model=", "others")),
     Case(("tracking.mode=online",), ("tracking.mode=online", "has no options", "tracking=OPTION")),
     Case(("runtime.ofload=disk",), ("no option 'ofload'", "did you mean offload?")),
     Case(("runtime=disk",), ("runtime is a group of options", "runtime.offload")),
