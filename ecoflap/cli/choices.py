@@ -83,14 +83,16 @@ class Choices:
         return [f"{inner}/{name}".removeprefix(f"{group}/") for inner in inside for name in self.files(inner)]
 
     def with_option(self, group: str, option: str) -> list[str]:
-        """The options of a group that have an option of this name, or build on one that has."""
+        """What may follow ``group=`` and has an option of this name, by itself or by its defaults."""
         return [name for name in self.options(group) if option in self._keys(f"{group}/{name}")]
 
     def _keys(self, path: str) -> set[str]:
         """The options in a config file, and in what its defaults list."""
         loaded = self.loader.repository.load_config(path)
-        found = set(keys(loaded.config)) if loaded is not None else set()
-        for default in loaded.defaults_list or () if loaded is not None else ():
+        if loaded is None:
+            return set()
+        found = set(keys(loaded.config))
+        for default in loaded.defaults_list or ():
             if isinstance(default, ConfigDefault) and default.path not in (None, "_self_"):
                 beside = f"{path.rpartition('/')[0]}/{default.path}"
                 found |= self._keys(default.path[1:] if default.path.startswith("/") else beside)

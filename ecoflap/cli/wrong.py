@@ -19,8 +19,6 @@ from ecoflap.run import refusals
 from ecoflap.run.config import METHODS, RunConfig, RuntimeConfig, kind_of
 
 OPENS = {"[": "]", "{": "}"}
-SHOWN = 8
-"""As many choices that have an option are named."""
 
 
 def what_is_wrong(arguments: list[str], error: Exception) -> str | None:
@@ -228,8 +226,8 @@ def _no_such_key(line: str, key: str, parent: str, name: str, node: Any, choices
     where = f"{parent} has no option {name!r}" if parent else f"there is no option {name!r}"
     if owners := choices.with_option(parent, name):
         where = f"{parent}={node.get('name')} has no option {name!r}"
-        more = f" or {len(owners) - SHOWN} others" if len(owners) > SHOWN else ""
-        return f"{line}: {where}; choose one that has it: {parent}={' or '.join(owners[:SHOWN])}{more}"
+        more = f" or {len(owners) - FEW} others" if len(owners) > FEW else ""
+        return f"{line}: {where}; choose one that has it: {parent}={' or '.join(owners[:FEW])}{more}"
     listing = f"{typed_command()} --cfg all --package {parent} lists them"
     return f"{line}: {where}; {did_you_mean(name, known, listing)}"
 

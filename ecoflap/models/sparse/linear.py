@@ -67,10 +67,9 @@ class SparseLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., cols] -> [..., rows]."""
-        if inputs.shape[-1] != self.in_features or inputs.dtype != self.dtype:
-            return linear(inputs, self.weight, self.bias)  # it says what is wrong
-        if torch.is_grad_enabled() and inputs.requires_grad:
-            return linear(inputs, self.weight, self.bias)
+        unfit = inputs.shape[-1] != self.in_features or inputs.dtype != self.dtype
+        if unfit or (torch.is_grad_enabled() and inputs.requires_grad):
+            return linear(inputs, self.weight, self.bias)  # of inputs that don't fit, it says what is wrong
         tokens = inputs.numel() // self.in_features
         few = 0 < tokens <= MOST_TOKENS
         return self._product(inputs, tokens) if few else self._in_parts(inputs)
