@@ -41,7 +41,7 @@ def load_pruned(
         device: ``"cpu"``, ``"cuda"``, ...; ``"meta"`` reads no weights; None for the accelerator, if there
             is one, or for where ``into`` is. With ``sparse`` it is the CPU.
         sparse: keep linear layers in memory without their zeros, and multiply without them, in fp32 and
-            bf16. This needs a C compiler and AVX2 or AVX-512; without them the weights stay dense, with a
+            bf16. This needs gcc and AVX2 or AVX-512; without them the weights stay dense, with a
             warning.
 
     Raises:

@@ -11,6 +11,14 @@ typedef __m256 sums;
 #define LOAD _mm256_loadu_ps
 #define MULTIPLY_ADD _mm256_fmadd_ps
 
+/* Vectors of tokens. */
+#define FLOATS 8
+#define IN_FLIGHT 8 /* additions that a processor makes at the same time */
+#define ADD_PRODUCT _mm256_fmadd_ps
+#define ADD _mm256_add_ps
+#define LOAD_SUMS _mm256_load_ps
+#define STORE_SUMS _mm256_store_ps
+
 /* MASKS is a table [256, 8] of what ENTRY gives for each mask and bit. BEFORE counts the values before the bit's. */
 #define BEFORE(mask, bit) __builtin_popcount((mask) & ((1 << (bit)) - 1))
 #define BITS(mask)                                                                                                     \
@@ -36,6 +44,8 @@ static inline vector expand(word mask, const value *values) {
     return _mm256_castsi256_ps(_mm256_shuffle_epi8(packed, *(const __m256i *)bytes[mask]));
 }
 
+#define BROADCAST(value) _mm256_castsi256_ps(_mm256_set1_epi32((uint32_t)*(value) << 16))
+
 static inline void STORE(value *out, vector weights) {
     __m256i halves = _mm256_srli_epi32(_mm256_castps_si256(weights), 16);
     halves = _mm256_permute4x64_epi64(_mm256_packus_epi32(halves, halves), 0xd8);
@@ -55,6 +65,7 @@ static inline vector expand(word mask, const value *values) {
 }
 
 #define STORE _mm256_storeu_ps
+#define BROADCAST(value) _mm256_set1_ps(*(value))
 #endif
 
 static inline float TOTAL(sums all) {

@@ -13,6 +13,14 @@ typedef uint16_t word;
 #define EXPAND _mm512_maskz_expand_epi32
 #define MULTIPLY_ADD(weights, inputs, sum)                                                                             \
     _mm512_fmadd_ps(_mm512_castsi512_ps(weights), _mm512_castsi512_ps(inputs), sum)
+/* Vectors of tokens. In bfloat16 torch's dense product, two columns at a time, is faster. */
+#define FLOATS 16
+#define IN_FLIGHT 4 /* additions that a processor makes at the same time */
+#define BROADCAST(value) _mm512_set1_ps(*(value))
+#define ADD_PRODUCT _mm512_fmadd_ps
+#define ADD _mm512_add_ps
+#define LOAD_SUMS _mm512_load_ps
+#define STORE_SUMS _mm512_store_ps
 #endif
 typedef value input;
 typedef __m512i vector;

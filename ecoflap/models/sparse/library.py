@@ -18,10 +18,12 @@ import torch
 from ecoflap.errors import UserError
 
 SOURCE = Path(__file__).with_name("products.c")
-COMPILE = ("-O3", "-fopenmp", "-shared", "-fPIC", "-mpopcnt")
-MOST_TOKENS = 8
-"""What ``product`` takes at a time."""
-COLUMNS = 32
+COMPILE = ("-O3", "-fopenmp", "-shared", "-fPIC", "-mpopcnt", "-mbmi")
+FEW_TOKENS = 8
+"""What ``product`` takes in every variant."""
+BLOCK = 64
+"""Tokens for which ``product`` needs scratch, of one float per column and token; more come in blocks."""
+COLUMNS = 64
 """A row of the mask has a multiple of them."""
 PADDING = 64
 """Bytes that must be readable behind the last value."""
@@ -34,11 +36,13 @@ class Variant(NamedTuple):
         instructions: what the processor must have.
         flags: what lets the compiler use them.
         inputs: the dtype of what is multiplied with the weights.
+        many: whether ``product`` takes more than ``FEW_TOKENS`` tokens.
     """
 
     instructions: str
     flags: tuple[str, ...]
     inputs: torch.dtype
+    many: bool = True
 
 
 VARIANTS: Mapping[torch.dtype, tuple[Variant, ...]] = {
@@ -51,6 +55,7 @@ VARIANTS: Mapping[torch.dtype, tuple[Variant, ...]] = {
             "AVX-512 with VBMI2 and BF16",
             ("-DBF16", "-mavx512f", "-mavx512bw", "-mavx512vbmi2", "-mavx512bf16"),
             torch.bfloat16,
+            many=False,
         ),
         Variant("AVX2 and FMA", ("-DBF16", "-mavx2", "-mfma"), torch.float32),
     ),
@@ -59,9 +64,10 @@ VARIANTS: Mapping[torch.dtype, tuple[Variant, ...]] = {
 
 
 class Products(NamedTuple):
-    """The functions of ``products.c``, and the dtype of the inputs that ``product`` takes."""
+    """The functions of ``products.c``, and which inputs ``product`` takes, as in ``Variant``."""
 
     inputs: torch.dtype
+    many: bool
     product: Any
     dense: Any
 
@@ -71,7 +77,7 @@ def products(dtype: torch.dtype) -> Products:
     """The products for weights of a dtype, in the first variant that this machine has.
 
     They are compiled once in a process, each that is tried in about a second, by the compiler that ``CC``
-    names or ``cc``. OpenMP's threads are those that torch has started.
+    names or ``gcc``. OpenMP's threads are those that torch has started.
 
     Raises:
         UserError: if there are none for the dtype, no compiler, or the processor lacks the instructions.
@@ -92,9 +98,9 @@ def compiled(variant: Variant) -> Products:
     Raises:
         UserError: if there is no compiler, it fails, or the processor lacks the instructions.
     """
-    compiler = shutil.which(os.environ.get("CC", "cc"))
+    compiler = shutil.which(os.environ.get("CC", "gcc"))
     if compiler is None:
-        raise UserError("sparse products need a C compiler; install gcc or clang, or name one in CC")
+        raise UserError("sparse products need gcc; install it, or name it in CC")
     with TemporaryDirectory(prefix="ecoflap-") as folder:
         file = Path(folder) / "products.so"
         command = [compiler, *COMPILE, *variant.flags, str(SOURCE), "-o", str(file)]
@@ -106,6 +112,6 @@ def compiled(variant: Variant) -> Products:
         raise UserError(f"this processor lacks the instructions of sparse products: {variant.instructions}")
     pointer, count = ctypes.c_void_p, ctypes.c_int64
     library.product.restype = library.dense.restype = None
-    library.product.argtypes = [*5 * [pointer], *3 * [count]]
+    library.product.argtypes = [*6 * [pointer], *3 * [count]]
     library.dense.argtypes = [*4 * [pointer], *3 * [count]]
-    return Products(variant.inputs, library.product, library.dense)
+    return Products(variant.inputs, variant.many, library.product, library.dense)

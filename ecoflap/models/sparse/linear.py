@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isfinite
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn.functional import linear, pad
 
 from ecoflap.errors import UserError
-from ecoflap.models.sparse.library import COLUMNS, MOST_TOKENS, PADDING, products
+from ecoflap.models.sparse.library import BLOCK, COLUMNS, FEW_TOKENS, PADDING, products
 
 PART = 2**22
 """Bytes of the dense matrix that are made at a time: small beside a model, enough for a fast product."""
@@ -20,8 +22,8 @@ PART = 2**22
 class SparseLinear(nn.Module):
     """``nn.Linear`` on the CPU, with a bit per weight and the values that are not zero.
 
-    Of a few tokens, as when text is written, the product reads only what is stored. For more, as of a
-    prompt, some rows of the dense matrix are made at a time; where a gradient is asked for, all are. The
+    The product reads only what is stored. For many tokens, as of a prompt, in bf16 with AVX-512 some rows
+    of the dense matrix are made at a time. Gradients reach the inputs, and neither weight nor bias. The
     state dict is the dense layer's, with zeros for negative zeros.
 
     Attributes:
@@ -44,7 +46,8 @@ class SparseLinear(nn.Module):
         super().__init__()
         weight = dense.weight.detach()
         self.in_features, self.out_features = dense.in_features, dense.out_features
-        self.dtype, self.bias = weight.dtype, dense.bias
+        self.dtype = weight.dtype
+        self.bias = None if dense.bias is None else nn.Parameter(dense.bias.detach(), requires_grad=False)
         self._padding = -self.in_features % COLUMNS
         products(weight.dtype)
         nonzero = weight != 0
@@ -68,11 +71,23 @@ class SparseLinear(nn.Module):
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., cols] -> [..., rows]."""
         unfit = inputs.shape[-1] != self.in_features or inputs.dtype != self.dtype
-        if unfit or (torch.is_grad_enabled() and inputs.requires_grad):
-            return linear(inputs, self.weight, self.bias)  # of inputs that don't fit, it says what is wrong
+        if unfit:
+            return linear(inputs, self.weight, self.bias)  # it says what is wrong
+        if torch.is_grad_enabled() and inputs.requires_grad:
+            found: Tensor = _Product.apply(inputs, self)
+            return found
+        return self.multiplied(inputs)
+
+    def multiplied(self, inputs: Tensor) -> Tensor:
+        """As ``forward``, for inputs that fit, and without a gradient."""
         tokens = inputs.numel() // self.in_features
-        few = 0 < tokens <= MOST_TOKENS
-        return self._product(inputs, tokens) if few else self._in_parts(inputs)
+        return self._product(inputs, tokens) if self._takes(inputs, tokens) else self._in_parts(inputs)
+
+    def _takes(self, inputs: Tensor, tokens: int) -> bool:
+        """Whether a product is written for so many tokens. For many, it skips zeros times infinity, too."""
+        if tokens <= FEW_TOKENS:
+            return tokens > 0
+        return products(self.dtype).many and isfinite(inputs.sum())
 
     def _in_parts(self, inputs: Tensor) -> Tensor:
         """The product with some rows of the dense matrix at a time."""
@@ -93,12 +108,14 @@ class SparseLinear(nn.Module):
         inputs = inputs.to(ours.inputs)
         padded = pad(inputs, (0, self._padding)) if self._padding else inputs.contiguous()
         sums = torch.empty(*inputs.shape[:-1], self.out_features)
+        columns = torch.empty(padded.shape[-1] * BLOCK if tokens > FEW_TOKENS else 0)
         ours.product(
             self.mask.data_ptr(),
             self.values.data_ptr(),
             self.starts.data_ptr(),
             padded.data_ptr(),
             sums.data_ptr(),
+            columns.data_ptr(),
             self.out_features,
             self.in_features + self._padding,
             tokens,
@@ -144,3 +161,17 @@ class SparseLinear(nn.Module):
         kept = self.values.numel() - PADDING // self.dtype.itemsize
         share = 1 - kept / (self.in_features * self.out_features)
         return f"in_features={self.in_features}, out_features={self.out_features}, sparsity={share:.2f}"
+
+
+class _Product(torch.autograd.Function):
+    """The product of a sparse layer, with the gradient of its inputs."""
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, layer: SparseLinear) -> Tensor:
+        ctx.layer = layer
+        return layer.multiplied(inputs)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient @ ctx.layer.weight, None

@@ -1,12 +1,18 @@
 /* Products with matrices of which only a bit per weight and the values that are not zero are stored.
  *
- * A row has a multiple of 32 columns, the first in the lowest bit. It is read in words: the values that belong to a
- * word are loaded at once and expanded to their places in a register, with zeros between them. The values of a row
- * begin at values[starts[row]]; behind the last value of the matrix 64 bytes must be readable.
+ * A row has a multiple of 64 columns, the first in the lowest bit. The values of a row begin at values[starts[row]];
+ * behind the last value of the matrix 64 bytes must be readable.
+ *
+ * For a few tokens a row is read in words: the values that belong to a word are loaded at once and expanded to their
+ * places in a register, with zeros between them. For more tokens a vector holds one column of the inputs for several
+ * tokens, each value is multiplied with the vectors of its column, and zeros cost nothing.
  *
  * Compiled with -DBF16 values are bfloat16, otherwise float. Sums are float in both. Words, and how a processor
  * expands and multiplies them, are in a file for each set of instructions.
  */
+#ifdef __clang__
+#error "threads of clang compete with those of torch, which makes products slower than dense ones; use gcc"
+#endif
 #include <string.h>
 
 #ifdef __AVX512F__
@@ -18,7 +24,9 @@
 #define MOST_ROWS 4
 #define AHEAD 2048 /* bytes of values that are prefetched */
 
-int supported(void) { return supported_here() && __builtin_cpu_supports("popcnt"); }
+int supported(void) {
+    return supported_here() && __builtin_cpu_supports("popcnt") && __builtin_cpu_supports("bmi");
+}
 
 /* The weights of a word; the values move on to those of the next one. */
 static inline vector next(word mask, const value **values) {
@@ -66,10 +74,8 @@ static inline __attribute__((always_inline)) void some_rows(const int tokens, co
         break;                                                                                                         \
     }
 
-/* y[tokens, rows] = x[tokens, cols] times the transposed matrix [rows, cols], for at most 8 tokens. */
-void product(const word *mask, const value *values, const int64_t *starts, const input *x, float *y, int64_t rows,
-             int64_t cols, int64_t tokens) {
-    const int64_t words = cols / LANES;
+static void few_tokens(const word *mask, const value *values, const int64_t *starts, const input *x, float *y,
+                       int64_t rows, int64_t words, int64_t tokens) {
     switch (tokens) {
         ALL_ROWS(1)
         ALL_ROWS(2)
@@ -80,6 +86,103 @@ void product(const word *mask, const value *values, const int64_t *starts, const
         ALL_ROWS(7)
         ALL_ROWS(8)
     }
+}
+
+#ifdef FLOATS
+#define BLOCK 64 /* tokens at a time, and columns of a bit each in 64 bits */
+#define MOST_VECTORS (BLOCK / FLOATS)
+#define GROUP 16 /* rows that take turns with the same columns of the inputs */
+#define SPAN 2   /* 64 bits of a row at a turn: their columns of the inputs fill the first cache */
+/* Sums of which each gets every so many values of a row, so that an addition needn't wait for the one before. */
+#define CHAINS(vectors) ((IN_FLIGHT + (vectors) - 1) / (vectors))
+
+/* sum[vectors] plus the next value of a row times its column of x[64, tokens]. */
+static inline __attribute__((always_inline)) void add_one(const int vectors, uint64_t *mask, const value **kept,
+                                                          const float *x, sums *sum) {
+    const float *column = x + __builtin_ctzll(*mask) * vectors * FLOATS;
+    sums weight = BROADCAST((*kept)++);
+    for (int i = 0; i < vectors; i++) sum[i] = ADD_PRODUCT(weight, LOAD_SUMS(column + i * FLOATS), sum[i]);
+    *mask &= *mask - 1;
+}
+
+/* y[tokens, rows] at the rows of a group, for a fixed number of vectors of tokens. x is [cols, vectors of tokens]. */
+static inline __attribute__((always_inline)) void some_tokens(const int vectors, int64_t first, int64_t rows,
+                                                              const uint64_t *mask, const value *values,
+                                                              const int64_t *starts, const float *x, float *y,
+                                                              int64_t words, int64_t tokens) {
+    const int64_t together = rows - first < GROUP ? rows - first : GROUP;
+    float totals[GROUP][BLOCK] __attribute__((aligned(64)));
+    const value *kept[GROUP];
+    for (int64_t i = 0; i < together; i++) kept[i] = values + starts[first + i];
+    memset(totals, 0, sizeof totals);
+    for (int64_t span = 0; span < words; span += SPAN)
+        for (int64_t i = 0; i < together; i++) {
+            sums sum[IN_FLIGHT][MOST_VECTORS];
+            for (int chain = 0; chain < CHAINS(vectors); chain++)
+                for (int j = 0; j < vectors; j++) sum[chain][j] = chain ? ZEROS : LOAD_SUMS(totals[i] + j * FLOATS);
+            const int64_t ahead = first + GROUP + i < rows ? starts[first + GROUP + i] - starts[first + i] : 0;
+            for (int64_t at = span; at < span + SPAN && at < words; at++) {
+                uint64_t left = mask[(first + i) * words + at];
+                int count = __builtin_popcountll(left);
+                _mm_prefetch((const char *)(kept[i] + ahead), _MM_HINT_T0);
+                _mm_prefetch((const char *)(kept[i] + ahead) + 64, _MM_HINT_T0);
+                for (; count >= CHAINS(vectors); count -= CHAINS(vectors))
+                    for (int chain = 0; chain < CHAINS(vectors); chain++)
+                        add_one(vectors, &left, &kept[i], x + at * 64 * vectors * FLOATS, sum[chain]);
+                for (; count > 0; count--) add_one(vectors, &left, &kept[i], x + at * 64 * vectors * FLOATS, sum[0]);
+            }
+            for (int j = 0; j < vectors; j++) {
+                for (int chain = 1; chain < CHAINS(vectors); chain++) sum[0][j] = ADD(sum[0][j], sum[chain][j]);
+                STORE_SUMS(totals[i] + j * FLOATS, sum[0][j]);
+            }
+        }
+    for (int64_t token = 0; token < tokens; token++)
+        for (int64_t i = 0; i < together; i++) y[token * rows + first + i] = totals[i][token];
+}
+#define ALL_GROUPS(vectors)                                                                                            \
+    case vectors:                                                                                                      \
+        _Pragma("omp for schedule(static)") for (int64_t row = 0; row < rows; row += GROUP)                            \
+            some_tokens(vectors, row, rows, mask, values, starts, columns, y, words, tokens);                          \
+        break;
+
+/* The same for at most 64 tokens; columns is scratch of [cols, 64]. */
+static void block_of_tokens(const uint64_t *mask, const value *values, const int64_t *starts, const float *x, float *y,
+                            float *columns, int64_t rows, int64_t words, int64_t tokens) {
+    const int64_t cols = 64 * words, vectors = (tokens + FLOATS - 1) / FLOATS, width = vectors * FLOATS;
+#pragma omp parallel
+    {
+#pragma omp for schedule(static)
+        for (int64_t begin = 0; begin < cols; begin += 16)
+            for (int64_t token = 0; token < width; token++)
+                for (int64_t col = begin; col < begin + 16; col++)
+                    columns[col * width + token] = token < tokens ? x[token * cols + col] : 0;
+        switch (vectors) {
+            ALL_GROUPS(1)
+            ALL_GROUPS(2)
+            ALL_GROUPS(3)
+            ALL_GROUPS(4)
+#if MOST_VECTORS == 8
+            ALL_GROUPS(5)
+            ALL_GROUPS(6)
+            ALL_GROUPS(7)
+            ALL_GROUPS(8)
+#endif
+        }
+    }
+}
+#endif
+
+/* y[tokens, rows] = x[tokens, cols] times the transposed matrix [rows, cols]. For more than 8 tokens, which take
+ * vectors of tokens, columns is scratch of [cols, 64]. */
+void product(const void *mask, const value *values, const int64_t *starts, const input *x, float *y, float *columns,
+             int64_t rows, int64_t cols, int64_t tokens) {
+    if (tokens <= 8) few_tokens(mask, values, starts, x, y, rows, cols / LANES, tokens);
+#ifdef FLOATS
+    else
+        for (int64_t token = 0; token < tokens; token += BLOCK)
+            block_of_tokens(mask, values, starts, x + token * cols, y + token * rows, columns, rows, cols / 64,
+                            tokens - token < BLOCK ? tokens - token : BLOCK);
+#endif
 }
 
 /* out[rows, wanted], the first columns of the matrix itself. */

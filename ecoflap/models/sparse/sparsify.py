@@ -33,7 +33,7 @@ def sparsify(module: nn.Module) -> int:
     """Store the linear layers of a model on the CPU without their zeros, in place.
 
     Layers stay dense that are small, have few zeros, or whose weight the module around them reads itself, as
-    T5 does. The parameters that remain want no gradient any more.
+    T5 does. Weights and biases of those that are replaced get no gradients any more.
 
     Returns:
         The number of layers that were replaced.
@@ -44,7 +44,6 @@ def sparsify(module: nn.Module) -> int:
     places = list(_places(module))
     for dtype in {place.linear.weight.dtype for place in places}:
         products(dtype)
-    module.requires_grad_(False)
     for parent, name, dense in places:
         setattr(parent, name, SparseLinear(dense))
     return len(places)

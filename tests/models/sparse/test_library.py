@@ -46,6 +46,11 @@ def test_where_all_lack_something_the_least_is_said(
         library.products(dtype)
 
 
+def test_clang_is_refused() -> None:
+    with pytest.raises(UserError, match="use gcc"):
+        library.compiled(Variant("clang's", ("-D__clang__", "-mavx2", "-mfma"), torch.float32))
+
+
 @pytest.mark.parametrize("weights", VARIANTS, ids=str)
 @torch.no_grad()
 def test_all_variants_read_what_one_has_stored(weights: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:

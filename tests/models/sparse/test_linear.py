@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from ecoflap.errors import UserError
-from ecoflap.models.sparse.library import MOST_TOKENS
+from ecoflap.models.sparse.library import BLOCK, FEW_TOKENS
 from ecoflap.models.sparse.linear import SparseLinear
 from tests.storage.bitmask.by_hand import same
 
-TOKENS = (*range(1, MOST_TOKENS + 2), 40)
+TOKENS = (*range(1, FEW_TOKENS + 2), *range(16, BLOCK, 8), BLOCK - 1, BLOCK, 2 * BLOCK + 5)
+
+Product = Callable[[SparseLinear, Tensor], Tensor]
 
 
 def layer(rows: int, cols: int, dtype: torch.dtype, sparsity: float = 0.6, bias: bool = True) -> nn.Linear:
@@ -26,9 +29,9 @@ def layer(rows: int, cols: int, dtype: torch.dtype, sparsity: float = 0.6, bias:
     return dense.to(dtype)
 
 
-def check(dense: nn.Linear, inputs: Tensor) -> None:
+def check(dense: nn.Linear, inputs: Tensor, product: Product = SparseLinear.forward) -> None:
     """Compare with sums in double precision, within what rounding them in fp32 and the result can make."""
-    found = SparseLinear(dense)(inputs)
+    found = product(SparseLinear(dense), inputs)
     weight, bias = dense.weight.double(), 0 if dense.bias is None else dense.bias.double()
     expected = inputs.double() @ weight.T + bias
     size = inputs.double().abs() @ weight.abs().T
@@ -68,7 +71,7 @@ def test_threads_share_the_rows(dtype: torch.dtype) -> None:
     try:
         for rows in (1, 2, 37, 64):
             sparse = SparseLinear(layer(rows, 100, dtype))
-            for tokens in (1, 3, MOST_TOKENS):
+            for tokens in (1, 3, FEW_TOKENS, 20, BLOCK + 1):
                 inputs, found = torch.randn(tokens, 100).to(dtype), []
                 for threads in (1, 2):
                     torch.set_num_threads(threads)
@@ -88,16 +91,29 @@ def test_inputs_of_any_layout(dtype: torch.dtype) -> None:
     assert SparseLinear(dense)(batch[:0]).shape == (0, 3, 12)
 
 
+@pytest.mark.parametrize("tokens", [3, 20])
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 @torch.no_grad()
-def test_what_is_not_finite_is_multiplied_as_by_the_dense_layer(dtype: torch.dtype) -> None:
-    """A zero times infinity is no number, wherever the zero is stored."""
+def test_what_is_not_finite_is_multiplied_as_by_the_dense_layer(
+    value: float, tokens: int, dtype: torch.dtype
+) -> None:
+    """A zero times infinity is no number, though products with many tokens skip zeros."""
     dense = layer(8, 40, dtype)
     dense.weight[2, 3], dense.weight[4, 5] = float("nan"), float("inf")
-    inputs = torch.randn(3, 40).to(dtype)
-    inputs[1, 7] = float("inf")
+    inputs = torch.randn(tokens, 40).to(dtype)
+    inputs[1, 7] = value
     found, expected = SparseLinear(dense)(inputs), dense(inputs)
     assert torch.equal(found.isnan(), expected.isnan())
     assert torch.equal(found[found.isinf()], expected[expected.isinf()])
+
+
+@torch.no_grad()
+def test_finite_inputs_of_an_infinite_sum(dtype: torch.dtype) -> None:
+    dense = layer(8, 40, dtype)
+    inputs = torch.full((20, 40), torch.finfo(dtype).max / 100).to(dtype)
+    assert inputs.sum().isinf()
+    assert torch.equal(SparseLinear(dense)(inputs).isfinite(), dense(inputs).isfinite())
+    check(dense, inputs / 1e6)
 
 
 def test_the_weight_comes_back_to_the_bit(dtype: torch.dtype) -> None:
@@ -114,21 +130,29 @@ def test_the_weight_comes_back_to_the_bit(dtype: torch.dtype) -> None:
     assert "sparsity=0.6" in repr(sparse)
 
 
-def test_gradients_reach_the_inputs(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("shape", [(2, 45), (2, 10, 45)], ids=str)
+def test_gradients_reach_the_inputs(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     dense = layer(9, 45, dtype)
-    inputs, same_inputs = (torch.ones(2, 45, dtype=dtype, requires_grad=True) for _ in range(2))
-    SparseLinear(dense)(inputs).sum().backward()
-    dense(same_inputs).sum().backward()
+    inputs, same_inputs = (torch.ones(shape, dtype=dtype, requires_grad=True) for _ in range(2))
+    sparse = SparseLinear(dense)
+    found = sparse(inputs)
+    with torch.no_grad():
+        assert torch.equal(found, sparse(inputs)), "the product is the same"
+    (found * found.detach()).sum().backward()
+    expected = dense(same_inputs)
+    (expected * found.detach()).sum().backward()
     assert inputs.grad is not None
     assert torch.equal(inputs.grad, same_inputs.grad)  # type: ignore[arg-type]
+    assert not any(parameter.requires_grad for parameter in sparse.parameters())
 
 
 @torch.no_grad()
-def test_a_large_input_is_multiplied_part_by_part(
+def test_the_dense_matrix_is_made_and_multiplied_part_by_part(
     dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As where no product takes many tokens."""
     monkeypatch.setattr("ecoflap.models.sparse.linear.PART", 45 * dtype.itemsize * 2)
-    check(layer(9, 45, dtype), torch.randn(20, 45).to(dtype))
+    check(layer(9, 45, dtype), torch.randn(20, 45).to(dtype), SparseLinear._in_parts)
 
 
 def test_copies_and_moves(dtype: torch.dtype) -> None:
