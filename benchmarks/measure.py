@@ -114,11 +114,11 @@ def operations(run: Callable[[], Any]) -> int:
     return counter.count
 
 
-def in_child(function: str, **arguments: Any) -> dict[str, Any]:
-    """Call ``module:function`` in a fresh process; its JSON result, with ``peak_bytes``: that process's
-    maximum resident set.
+def in_child(function: str, variables: Mapping[str, str] | None = None, **arguments: Any) -> dict[str, Any]:
+    """Call ``module:function`` in a fresh process with variables of the environment; its JSON result, with
+    ``peak_bytes``: that process's maximum resident set.
     """
-    return _finished(_start(function, arguments), function, arguments)
+    return _finished(_start(function, arguments, variables), function, arguments)
 
 
 def in_children(count: int, function: str, **arguments: Any) -> list[dict[str, Any]]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from benchmarks import __main__ as command
-from benchmarks import coarse, fine, growth, kernels, offload, plain, structured
+from benchmarks import coarse, fine, growth, kernels, offload, plain, sparse, structured
 from benchmarks.measure import Row, in_child, in_children, interleaved, operations
 from benchmarks.models import llama, tokens
 from ecoflap.models.core.prunable import quiet_forward
+from ecoflap.models.sparse import library
 from tests import tiny
 
 
@@ -156,3 +158,32 @@ def test_the_table_replaces_the_one_before_and_nothing_else(
 def test_the_bytes_that_processes_send_are_those_of_the_arithmetic(method: str) -> None:
     for found in in_children(2, "benchmarks.processes:measure", method=method, model="llama"):
         assert found["sent"] == found["expected"] > 0
+
+
+def test_speeds_without_the_zeros(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row for each variant that this machine has and sparsity, a column for each number of tokens."""
+    for name, value in (("SHAPES", ((40, 70),)), ("TOKENS", (1, 20)), ("ROUNDS", 1), ("CACHE", 2**14)):
+        monkeypatch.setattr(sparse, name, value)
+
+    all_variants = library.VARIANTS
+
+    def here(function: str, held: dict[str, str], **where: Any) -> dict[str, Any]:
+        """Measure in this process, where the chosen variant must not stay the only one."""
+        library.products.cache_clear()
+        found = getattr(sparse, function.partition(":")[2])(**where)
+        library.VARIANTS = all_variants
+        return {**found, "peak_bytes": 0}
+
+    monkeypatch.setattr(sparse, "in_child", here)
+    before = torch.get_num_threads()
+    try:
+        heading, _, *rows = sparse.table("products", ["1 token", "20 tokens"], before)
+    finally:
+        library.VARIANTS = all_variants
+        library.products.cache_clear()
+    there = list(sparse.variants())
+    assert heading == "| dense time / sparse time | | | 1 token | 20 tokens |"
+    assert len(rows) <= len(there) * len(sparse.SPARSITIES)
+    for row in rows:
+        assert row.startswith("| 40 x 70 | ")
+        assert all(float(cell) > 0 for cell in row.split("|")[4:6])
