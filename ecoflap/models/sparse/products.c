@@ -105,39 +105,45 @@ static inline __attribute__((always_inline)) void add_one(const int vectors, uin
     *mask &= *mask - 1;
 }
 
+/* totals[vectors] plus the next values of a row, of which mask[words] has the bits, times their columns of x. The same
+ * values of the row that lies `ahead` are prefetched. */
+static inline __attribute__((always_inline)) void add_span(const int vectors, const uint64_t *mask, int64_t words,
+                                                           const value **kept, int64_t ahead, const float *x,
+                                                           float *totals) {
+    sums sum[IN_FLIGHT][MOST_VECTORS];
+    for (int chain = 0; chain < CHAINS(vectors); chain++)
+        for (int i = 0; i < vectors; i++) sum[chain][i] = chain ? ZEROS : LOAD_SUMS(totals + i * FLOATS);
+    for (int64_t at = 0; at < words; at++, x += 64 * vectors * FLOATS) {
+        uint64_t left = mask[at];
+        int count = __builtin_popcountll(left);
+        _mm_prefetch((const char *)(*kept + ahead), _MM_HINT_T0);
+        _mm_prefetch((const char *)(*kept + ahead) + 64, _MM_HINT_T0);
+        for (; count >= CHAINS(vectors); count -= CHAINS(vectors))
+            for (int chain = 0; chain < CHAINS(vectors); chain++) add_one(vectors, &left, kept, x, sum[chain]);
+        for (; count > 0; count--) add_one(vectors, &left, kept, x, sum[0]);
+    }
+    for (int i = 0; i < vectors; i++) {
+        for (int chain = 1; chain < CHAINS(vectors); chain++) sum[0][i] = ADD(sum[0][i], sum[chain][i]);
+        STORE_SUMS(totals + i * FLOATS, sum[0][i]);
+    }
+}
+
 /* y[tokens, rows] at the rows of a group, for a fixed number of vectors of tokens. x is [cols, vectors of tokens]. */
 static inline __attribute__((always_inline)) void some_tokens(const int vectors, int64_t first, int64_t rows,
                                                               const uint64_t *mask, const value *values,
                                                               const int64_t *starts, const float *x, float *y,
                                                               int64_t words, int64_t tokens) {
-    const int64_t together = rows - first < GROUP ? rows - first : GROUP;
-    float totals[GROUP][BLOCK] __attribute__((aligned(64)));
+    const int64_t last = first + GROUP < rows ? first + GROUP : rows;
+    float totals[GROUP][BLOCK] __attribute__((aligned(64))) = {0};
     const value *kept[GROUP];
-    for (int64_t i = 0; i < together; i++) kept[i] = values + starts[first + i];
-    memset(totals, 0, sizeof totals);
+    for (int64_t row = first; row < last; row++) kept[row - first] = values + starts[row];
     for (int64_t span = 0; span < words; span += SPAN)
-        for (int64_t i = 0; i < together; i++) {
-            sums sum[IN_FLIGHT][MOST_VECTORS];
-            for (int chain = 0; chain < CHAINS(vectors); chain++)
-                for (int j = 0; j < vectors; j++) sum[chain][j] = chain ? ZEROS : LOAD_SUMS(totals[i] + j * FLOATS);
-            const int64_t ahead = first + GROUP + i < rows ? starts[first + GROUP + i] - starts[first + i] : 0;
-            for (int64_t at = span; at < span + SPAN && at < words; at++) {
-                uint64_t left = mask[(first + i) * words + at];
-                int count = __builtin_popcountll(left);
-                _mm_prefetch((const char *)(kept[i] + ahead), _MM_HINT_T0);
-                _mm_prefetch((const char *)(kept[i] + ahead) + 64, _MM_HINT_T0);
-                for (; count >= CHAINS(vectors); count -= CHAINS(vectors))
-                    for (int chain = 0; chain < CHAINS(vectors); chain++)
-                        add_one(vectors, &left, &kept[i], x + at * 64 * vectors * FLOATS, sum[chain]);
-                for (; count > 0; count--) add_one(vectors, &left, &kept[i], x + at * 64 * vectors * FLOATS, sum[0]);
-            }
-            for (int j = 0; j < vectors; j++) {
-                for (int chain = 1; chain < CHAINS(vectors); chain++) sum[0][j] = ADD(sum[0][j], sum[chain][j]);
-                STORE_SUMS(totals[i] + j * FLOATS, sum[0][j]);
-            }
-        }
+        for (int64_t row = first; row < last; row++)
+            add_span(vectors, mask + row * words + span, span + SPAN < words ? SPAN : words - span, &kept[row - first],
+                     row + GROUP < rows ? starts[row + GROUP] - starts[row] : 0, x + span * 64 * vectors * FLOATS,
+                     totals[row - first]);
     for (int64_t token = 0; token < tokens; token++)
-        for (int64_t i = 0; i < together; i++) y[token * rows + first + i] = totals[i][token];
+        for (int64_t row = first; row < last; row++) y[token * rows + row] = totals[row - first][token];
 }
 #define ALL_GROUPS(vectors)                                                                                            \
     case vectors:                                                                                                      \
