@@ -66,20 +66,6 @@ def write_between(path: Path, begin: str, end: str, lines: Sequence[str]) -> Non
     path.write_text(before + text + rest.partition(end)[2], encoding="utf-8")
 
 
-def interleaved(sides: Mapping[str, Callable[[], Any]], runs: int) -> dict[str, list[float]]:
-    """Seconds of each run of each side, the sides taking turns, so that a busy moment of the machine hits all
-    of them alike.
-    """
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    for _ in range(runs):
-        for name, side in sides.items():
-            gc.collect()
-            started = clock()
-            side()
-            seconds[name].append(clock() - started)
-    return seconds
-
-
 def clock() -> float:
     """Seconds: the accelerator's work waited for where there is one; on the CPU those of this process, which
     other work on the machine can't take.
@@ -88,6 +74,22 @@ def clock() -> float:
         torch.accelerator.synchronize()
         return time.perf_counter()
     return time.process_time()
+
+
+def interleaved(
+    sides: Mapping[str, Callable[[], Any]], runs: int, read: Callable[[], float] = clock
+) -> dict[str, list[float]]:
+    """Seconds of each run of each side by the clock that is read. The sides take turns, so that a busy moment
+    of the machine hits all of them alike.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for _ in range(runs):
+        for name, side in sides.items():
+            gc.collect()
+            started = read()
+            side()
+            seconds[name].append(read() - started)
+    return seconds
 
 
 def medians(seconds: Mapping[str, Sequence[float]]) -> dict[str, float]:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.measure import ROOT, in_child, write_between
+from benchmarks.measure import ROOT, clock, in_child, interleaved, write_between
 from benchmarks.models import smollm2
 from benchmarks.sizes import pruned
 from ecoflap.errors import UserError
@@ -36,14 +36,9 @@ AVX2 = {"ATEN_CPU_CAPABILITY": "avx2", "ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_ENABLE
 
 def faster(dense: Callable[[], Any], sparse: Callable[[], Any]) -> float:
     """The least time of the dense side over the least of the sparse one; they take turns."""
-    clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
-    least = {dense: float("inf"), sparse: float("inf")}
-    for _ in range(1 + ROUNDS):
-        for side in least:
-            started = clock()
-            side()
-            least[side] = min(least[side], clock() - started)
-    return least[dense] / least[sparse]
+    read = clock if torch.get_num_threads() == 1 else time.perf_counter
+    seconds = interleaved({"dense": dense, "sparse": sparse}, 1 + ROUNDS, read)
+    return min(seconds["dense"]) / min(seconds["sparse"])
 
 
 def use(dtype: str, place: int) -> torch.dtype:

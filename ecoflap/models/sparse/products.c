@@ -89,7 +89,7 @@ static void few_tokens(const word *mask, const value *values, const int64_t *sta
 }
 
 #ifdef FLOATS
-#define BLOCK 64 /* tokens at a time, and columns of a bit each in 64 bits */
+#define BLOCK 64 /* tokens at a time */
 #define MOST_VECTORS (BLOCK / FLOATS)
 #define GROUP 16 /* rows that take turns with the same columns of the inputs */
 #define SPAN 2   /* 64 bits of a row at a turn: their columns of the inputs fill the first cache */
@@ -151,7 +151,7 @@ static inline __attribute__((always_inline)) void some_tokens(const int vectors,
             some_tokens(vectors, row, rows, mask, values, starts, columns, y, words, tokens);                          \
         break;
 
-/* The same for at most 64 tokens; columns is scratch of [cols, 64]. */
+/* y[tokens, rows] for at most a block of tokens; columns is scratch of [cols, BLOCK]. */
 static void block_of_tokens(const uint64_t *mask, const value *values, const int64_t *starts, const float *x, float *y,
                             float *columns, int64_t rows, int64_t words, int64_t tokens) {
     const int64_t cols = 64 * words, vectors = (tokens + FLOATS - 1) / FLOATS, width = vectors * FLOATS;
@@ -179,7 +179,7 @@ static void block_of_tokens(const uint64_t *mask, const value *values, const int
 #endif
 
 /* y[tokens, rows] = x[tokens, cols] times the transposed matrix [rows, cols]. For more than 8 tokens, which take
- * vectors of tokens, columns is scratch of [cols, 64]. */
+ * vectors of tokens, columns is scratch of [cols, BLOCK]. */
 void product(const void *mask, const value *values, const int64_t *starts, const input *x, float *y, float *columns,
              int64_t rows, int64_t cols, int64_t tokens) {
     if (tokens <= 8) few_tokens(mask, values, starts, x, y, rows, cols / LANES, tokens);
