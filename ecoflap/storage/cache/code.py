@@ -88,7 +88,7 @@ def _read(module: str) -> tuple[str, tuple[str, ...]]:
 
 def _imports(tree: ast.AST, package: str) -> Iterator[str]:
     """The modules that a source imports, beside those under ``if TYPE_CHECKING``, which never run."""
-    for node in _walk_runtime(tree):
+    for node in _statements(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -101,13 +101,14 @@ def _imports(tree: ast.AST, package: str) -> Iterator[str]:
                 yield from (name for alias in node.names if _spec(name := f"{base}.{alias.name}") is not None)
 
 
-def _walk_runtime(tree: ast.AST) -> Iterator[ast.AST]:
-    """Every node that may run."""
-    for node in ast.iter_child_nodes(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
-            continue
-        yield node
-        yield from _walk_runtime(node)
+def _statements(node: ast.AST) -> Iterator[ast.AST]:
+    """Every statement in a node that may run; expressions import nothing."""
+    for block in ("body", "handlers", "cases", "orelse", "finalbody"):
+        for child in getattr(node, block, ()):
+            if isinstance(child, ast.If) and ast.unparse(child.test) == "TYPE_CHECKING":
+                continue
+            yield child
+            yield from _statements(child)
 
 
 def _with_parents(module: str) -> list[str]:
