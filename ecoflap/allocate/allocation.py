@@ -9,9 +9,12 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ecoflap.errors import UserError, nearest
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.towers import Tower
+from ecoflap.ops import Keep
 
 EXACT, GROUPS, UNITS = "exact", "groups", "units"
 
@@ -24,11 +27,12 @@ class Allocation:
         keep: {layer: number of weights to keep}, in pruning order.
         sizes: {layer: number of weights}.
         target: the requested sparsity.
-        granularity: what shares one sparsity: layer, block, tower or model.
+        granularity: what shares one sparsity: row, layer, block, tower or model.
         total: how the counts add up: ``exact`` (to the target), ``as_given`` (by a file), ``groups`` (to
             whole groups of a mask n:m) or ``units`` (to whole structural units).
         details: what the allocator did to find the counts, as plain JSON values.
         in_trials: whether models pruned from dense inputs decided on the counts.
+        rows: {layer: number of weights that each of its rows keeps}, where rows have sparsities of their own.
     """
 
     keep: dict[str, int]
@@ -38,6 +42,11 @@ class Allocation:
     total: str = EXACT
     details: dict[str, Any] = field(default_factory=dict)
     in_trials: bool = False
+    rows: dict[str, list[int]] = field(default_factory=dict)
+
+    def count(self, layer: str) -> Keep:
+        """The number of weights that a layer keeps, or that each of its rows does."""
+        return torch.tensor(self.rows[layer]) if layer in self.rows else self.keep[layer]
 
     @property
     def sparsity(self) -> float:
@@ -92,6 +101,7 @@ def read_file(path: str) -> Allocation:
             float(value["target"]),
             value["granularity"],
             in_trials=bool(value.get("in_trials", False)),
+            rows=dict(value.get("rows", {})),
         )
     except (FileNotFoundError, IsADirectoryError):
         raise UserError(
@@ -141,8 +151,19 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
             f"allocation.path={path}: {unknown} is not a layer to prune here (nearest:"
             f" {nearest(unknown, sizes)}); check towers and skip_layers"
         )
+    layers = [layer for tower in towers for layer in tower.layers]
+    for layer in layers:
+        if not _rows_fit(allocation, layer):
+            raise UserError(
+                f"allocation.path={path}: the counts of rows of {layer.name} are not {layer.shape[0]} whole"
+                f" numbers up to {layer.shape[1]} that add up to {allocation.keep[layer.name]}"
+            )
     found = replace(
-        allocation, keep={name: allocation.keep[name] for name in sizes}, sizes=sizes, total=total
+        allocation,
+        keep={name: allocation.keep[name] for name in sizes},
+        sizes=sizes,
+        total=total,
+        rows={name: allocation.rows[name] for name in sizes if name in allocation.rows},
     )
     if total == EXACT:
         _check_total(found, towers, path)
@@ -167,6 +188,16 @@ def _check_total(allocation: Allocation, towers: tuple[Tower, ...], path: str) -
         )
 
 
+def _rows_fit(allocation: Allocation, layer: Layer) -> bool:
+    """Whether the counts of a layer's rows, if there are any, are possible and add up to the layer's."""
+    rows, cols = layer.shape
+    counts = allocation.rows.get(layer.name)
+    if counts is None:
+        return True
+    whole = len(counts) == rows and all(isinstance(count, int) and 0 <= count <= cols for count in counts)
+    return whole and sum(counts) == allocation.keep[layer.name]
+
+
 def check_counts(allocation: Allocation, layers: Sequence[Layer]) -> None:
     """Refuse an allocation that was made for other layers.
 
@@ -174,6 +205,12 @@ def check_counts(allocation: Allocation, layers: Sequence[Layer]) -> None:
         UserError: if it has no count for a layer, one too many, or one that a layer can't keep.
     """
     sizes = {layer.name: layer.size for layer in layers}
+    for layer in layers:
+        if layer.name in allocation.keep and not _rows_fit(allocation, layer):
+            raise UserError(
+                f"the allocation was made for other layers: its counts of rows of {layer.name} don't fit"
+                f" {layer.shape[0]} rows of {layer.shape[1]} weights; allocate for the model that is pruned"
+            )
     for name in {**sizes, **allocation.keep}:
         size, kept = sizes.get(name), allocation.keep.get(name)
         if size is None or kept is None or allocation.sizes.get(name) != size or not 0 <= kept <= size:

@@ -11,17 +11,17 @@ from functools import cached_property, partial
 import torch
 from torch import Tensor
 
-from ecoflap.allocate.groups import group_layers, size_of
 from ecoflap.allocate.marginals import Counts, measure_marginals
 from ecoflap.allocate.options import InContextOptions
 from ecoflap.allocate.protocol import Context
+from ecoflap.allocate.sparsity_groups import ROW, LayerGroups, RowGroups, SparsityGroups
 from ecoflap.allocate.trial import TrialPruner, trial_pruner
 from ecoflap.blocks.loss_batches import batching
 from ecoflap.data.batch import Batch
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.ops import descend, round_to_total, shift_to_budget
+from ecoflap.ops import descend, shift_to_budget
 
 
 class BudgetSearch:
@@ -30,7 +30,7 @@ class BudgetSearch:
     It prunes nothing as long as every step is recalled.
 
     Attributes:
-        layer_sizes: number of weights of each layer, in the order of the groups.
+        groups: what shares one sparsity.
     """
 
     def __init__(
@@ -51,12 +51,11 @@ class BudgetSearch:
             highest: the largest sparsity of a group.
         """
         self._options, self._model, self._context = options, model, context
-        self._stack, self._varying = stack, context.pruner.rule.varying
+        self._stack, varying = stack, context.pruner.rule.varying
         # A mask n:M keeps at least one of every M weights; its check of the target has the same tolerance.
-        self._highest = min(highest, 1 - 1 / self._varying + 1e-9) if self._varying else highest
-        self._groups = group_layers(model.towers, options.granularity)
-        self._sizes = torch.tensor([size_of(group) for group in self._groups], dtype=torch.float64)
-        self.layer_sizes = [layer.size for group in self._groups for layer in group]
+        self._highest = min(highest, 1 - 1 / varying + 1e-9) if varying else highest
+        of_layers = partial(LayerGroups, model, options.granularity, varying)
+        self.groups: SparsityGroups = RowGroups(model) if options.granularity == ROW else of_layers()
 
     @cached_property
     def _trial(self) -> TrialPruner:
@@ -64,7 +63,7 @@ class BudgetSearch:
 
     def uniform(self, budget: float) -> Tensor:
         """The same sparsity for all groups."""
-        return torch.full((len(self._groups),), budget, dtype=torch.float64)
+        return torch.full((len(self.groups.sizes),), budget, dtype=torch.float64)
 
     def mean(self, points: Sequence[Tensor]) -> Tensor:
         """The mean of several sparsities."""
@@ -72,7 +71,7 @@ class BudgetSearch:
 
     def shifted(self, point: Tensor, budget: float) -> Tensor:
         """Sparsities shifted to a budget, each at most ``highest``."""
-        return shift_to_budget(point, self._sizes, budget, 0.0, self._highest)
+        return shift_to_budget(point, self.groups.sizes, budget, 0.0, self._highest)
 
     def step(self, point: Tensor, budget: float, turn: int, rate: float) -> Tensor:
         """The sparsities after one step.
@@ -85,22 +84,17 @@ class BudgetSearch:
         """
         name = {"step": turn, "sparsities": point.tolist()}
         found = self._context.recall(name, partial(self._measure, point, turn))
-        following = descend(point, torch.tensor(found, dtype=torch.float64), self._sizes, rate)
+        following = descend(point, torch.tensor(found, dtype=torch.float64), self.groups.sizes, rate)
         return self.shifted(following, budget)
 
     def _measure(self, point: Tensor, turn: int) -> list[float]:
         """The marginal of each group: the fall of the loss per weight that it keeps in addition."""
-        # A mask n:M has no count nearer than one more or one fewer of every M weights.
-        band = max(self._options.band, 1 / self._varying if self._varying else 0.0)
+        band = self.groups.finest.clamp(min=self._options.band)
         more, fewer = (point - band).clamp(0, 1), (point + band).clamp(0, 1)
-        counts = Counts(self.counts(point), self.counts(more), self.counts(fewer))
+        counts = Counts(*map(self.groups.counts, (point, more, fewer)))
         batches, recompute = self._samples(turn), self._options.recompute
-        gain = measure_marginals(self._model, self._trial, counts, batches, recompute)
-        return [
-            sum(gain[layer.name] for layer in group)
-            / max(1, sum(counts.more[layer.name] - counts.fewer[layer.name] for layer in group))
-            for group in self._groups
-        ]
+        gain = measure_marginals(self._model, self._trial, counts, batches, recompute, self.groups.by_row)
+        return self.groups.marginals(gain, counts)
 
     def _samples(self, turn: int) -> list[dict[str, Tensor]]:
         """The batches of a step: the next samples of the calibration set, from the first again at its end."""
@@ -128,7 +122,7 @@ class BudgetSearch:
 
     def _loss(self, point: Tensor) -> float | None:
         """The mean loss at some sparsities; None if it is not finite."""
-        self._trial.prune(self.counts(point))
+        self._trial.prune(self.groups.counts(point))
         loss = self._trial.loss(self._all_batches)
         return loss if math.isfinite(loss) else None
 
@@ -140,23 +134,3 @@ class BudgetSearch:
     def _batches(self) -> Callable[[CalibrationSet], list[dict[str, Tensor]]]:
         """How batches are made of some samples; the model's loss is tried for it once."""
         return batching(self._model, self._context.samples, self._options.batch_size)
-
-    def counts(self, point: Tensor, total: int | None = None) -> dict[str, int]:
-        """The counts of all layers at some sparsities.
-
-        Args:
-            point: the sparsities.
-            total: the sum of the counts; None for the nearest counts that the mask can have.
-        """
-        layers = [
-            (layer, 1 - float(sparsity))
-            for sparsity, group in zip(point, self._groups, strict=True)
-            for layer in group
-        ]
-        exact = [layer.size * share for layer, share in layers]
-        units = [layer.size // self._varying if self._varying else 1 for layer, _ in layers]
-        counts = [round(count / unit) * unit for count, unit in zip(exact, units, strict=True)]
-        if total is not None:
-            counts = round_to_total(exact, self.layer_sizes, total)
-        found = {layer.name: count for (layer, _), count in zip(layers, counts, strict=True)}
-        return {layer.name: found[layer.name] for layer in self._model.layers}

@@ -10,14 +10,19 @@ from __future__ import annotations
 from contextlib import ExitStack
 from dataclasses import dataclass
 
+import torch
+from torch import Tensor
+
 from ecoflap.allocate.allocation import Allocation, check_sparsity, keep_total
 from ecoflap.allocate.budget_search import BudgetSearch
 from ecoflap.allocate.options import InContextOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
+from ecoflap.allocate.sparsity_groups import ROW
 from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.progress import track
 from ecoflap.errors import UserError, require_choices, require_positive
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.protocol import LayerPruner
 from ecoflap.score.scores import Scores
 
 HIGHEST = 0.98
@@ -77,6 +82,15 @@ class InContext(InContextOptions, Allocator):
                 " asked for; use allocation=water_filling score=none"
             )
 
+    def check_pruner(self, pruner: LayerPruner) -> None:
+        """Refuse a pruner whose mask can't give rows counts of their own, before any work is done.
+
+        Raises:
+            UserError: if rows get sparsities of their own and the mask is not ``row``.
+        """
+        if self.granularity == ROW:
+            pruner.rule.require_rows()
+
     def passes(self, samples: int, sparsity: float) -> float:
         """In forward passes: three for a step's gradients, one for the statistics, one for each candidate."""
         in_steps = 3 * len(self.steps_to(sparsity)) * min(samples, self.samples)
@@ -112,10 +126,17 @@ class InContext(InContextOptions, Allocator):
                 "uniform": search.uniform(sparsity),
             }
             chosen, losses = search.best(candidates)
-            keep = search.counts(chosen, keep_total(search.layer_sizes, sparsity))
-        sizes = {layer.name: layer.size for layer in model.layers}
-        details = {"losses": losses}
-        return Allocation(keep, sizes, sparsity, self.granularity, details=details, in_trials=True)
+            total = keep_total([layer.size for layer in model.layers], sparsity)
+            counts = search.groups.counts(chosen, total)
+        return Allocation(
+            {name: int(torch.as_tensor(count).sum()) for name, count in counts.items()},
+            {layer.name: layer.size for layer in model.layers},
+            sparsity,
+            self.granularity,
+            details={"losses": losses},
+            in_trials=True,
+            rows={name: count.tolist() for name, count in counts.items() if isinstance(count, Tensor)},
+        )
 
     def steps_to(self, sparsity: float) -> list[Step]:
         """The steps to a target; two targets share those of their ramps."""

@@ -1,4 +1,4 @@
-"""What the next weights of each layer are worth, measured at the pruned model.
+"""What the next weights of each layer, or of each row of it, are worth, measured at the pruned model.
 
 With W(k) the weights that the pruner makes of a layer at k kept weights, G = dL/dW at the pruned model, and
 counts k- < k < k+ on both sides of the layer's own:
@@ -12,7 +12,6 @@ of -G w over the band; one that corrects weights moves all of them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -25,12 +24,13 @@ from ecoflap.distributed.collectives import share, summed
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
+from ecoflap.ops import Keep
 from ecoflap.score.first_order import measure_gradients
 
 
 @dataclass(frozen=True)
 class Counts:
-    """Numbers of weights that each layer keeps, and on both sides of it.
+    """Numbers of weights that each layer keeps, or each of its rows, and on both sides of it.
 
     Attributes:
         keep: {layer: count} of the pruned model.
@@ -38,9 +38,9 @@ class Counts:
         fewer: smaller counts.
     """
 
-    keep: Mapping[str, int]
-    more: Mapping[str, int]
-    fewer: Mapping[str, int]
+    keep: Mapping[str, Keep]
+    more: Mapping[str, Keep]
+    fewer: Mapping[str, Keep]
 
 
 def measure_marginals(
@@ -49,8 +49,9 @@ def measure_marginals(
     counts: Counts,
     batches: Sequence[Batch],
     recompute: bool,
-) -> dict[str, float]:
-    """Prune the model to the counts, and measure what more weights of each layer are worth.
+    by_row: bool = False,
+) -> dict[str, Tensor]:
+    """Prune the model to the counts, and measure what more weights of each layer or row are worth.
 
     Args:
         model: the model; it stays pruned.
@@ -58,9 +59,11 @@ def measure_marginals(
         counts: what each layer keeps.
         batches: the samples.
         recompute: recompute the blocks' activations in the backward pass instead of keeping them.
+        by_row: measure the rows of each layer one by one.
 
     Returns:
-        {layer: the fall of the mean loss when it keeps ``more`` instead of ``fewer`` weights}.
+        {layer: the fall of the mean loss when it keeps ``more`` instead of ``fewer`` weights, [1], or when
+        each of its rows does, [rows]}, fp64.
 
     Raises:
         NumericalError: if the loss or a gradient is not finite.
@@ -68,24 +71,31 @@ def measure_marginals(
     directions = _directions(trial, counts)
     trial.prune(counts.keep)
     layers, samples = model.layers, sum(map(samples_in, batches))
-    gains = torch.zeros(len(layers), dtype=torch.float64)
-    places = {layer: place for place, layer in enumerate(layers)}
+    lengths = [layer.shape[0] if by_row else 1 for layer in layers]
+    gains = {
+        layer: torch.zeros(length, dtype=torch.float64) for layer, length in zip(layers, lengths, strict=True)
+    }
+    products: dict[Layer, Tensor] = {}
 
     def product(layer: Layer, gradient: Tensor) -> Tensor:
-        return (gradient * directions[layer].to(gradient.device)).sum()
+        found = gradient * directions[layer].to(gradient.device)
+        products[layer] = layer.oriented(found).sum(dim=1) if by_row else found.sum().reshape(1)
+        return products[layer].sum()
 
     with quiet_forward(model.module):
         for batch in share(batches):
             weight = samples_in(batch) / samples
-            for layer, value in measure_gradients(model, batch, product, recompute).items():
-                gains[places[layer]] -= weight * value
-    gain = {layer.name: value for layer, value in zip(layers, summed(gains).tolist(), strict=True)}
-    if not all(map(math.isfinite, gain.values())):
+            products.clear()
+            measure_gradients(model, batch, product, recompute)
+            for layer, value in products.items():
+                gains[layer] -= weight * value.cpu().double()
+    of_all = summed(torch.cat(list(gains.values())))
+    if not of_all.isfinite().all():
         raise NumericalError(
             "a gradient of the pruned model is not finite; the dtype overflows there: use model.dtype=float32"
             " or bfloat16"
         )
-    return gain
+    return {layer.name: gain for layer, gain in zip(layers, of_all.split(lengths), strict=True)}
 
 
 def _directions(trial: TrialPruner, counts: Counts) -> dict[Layer, Tensor]:

@@ -195,7 +195,7 @@ class InContextOptions:
     """Small steps of the sparsities down the pruned model's own loss.
 
     Attributes:
-        granularity: what shares one sparsity: layer or block.
+        granularity: what shares one sparsity: layer or block; row needs a pruner with pruner.mask=row.
         samples: samples of each step; the steps take turns through the calibration set.
         batch_size: samples that share a backward pass.
         ramp_start: the first budget of the ramp; a target below it has none.
@@ -208,7 +208,7 @@ class InContextOptions:
         name: what logs and result files call it.
     """
 
-    granularity: str = field(default="layer", metadata={"choices": ("layer", "block")})
+    granularity: str = field(default="layer", metadata={"choices": ("row", "layer", "block")})
     samples: int = 16
     batch_size: int = 16
     ramp_start: float = 0.5

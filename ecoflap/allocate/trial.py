@@ -25,6 +25,7 @@ from ecoflap.distributed.processes import rank, size
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.core.towers import Block
+from ecoflap.ops import Keep
 from ecoflap.prune.dealing import deals_out, operations
 from ecoflap.prune.layers import by_statistic, solve_layers
 from ecoflap.prune.protocol import LayerPruner
@@ -69,7 +70,7 @@ class TrialPruner:
         self._model, self._pruner = model, pruner
 
     @torch.no_grad()
-    def solve(self, group: Group, keep: Mapping[str, int]) -> list[Tensor]:
+    def solve(self, group: Group, keep: Mapping[str, Keep]) -> list[Tensor]:
         """The pruned weights of a group's layers, [rows, cols] each, at the given counts.
 
         Raises:
@@ -95,9 +96,10 @@ class TrialPruner:
         sparsity = 1 - sum(keep.values()) / sum(sizes.values())
         return self._pruner.fitted(Allocation(dict(keep), sizes, sparsity, LAYER)).keep
 
-    def prune(self, keep: Mapping[str, int]) -> None:
+    def prune(self, keep: Mapping[str, Keep]) -> None:
         """Prune every layer to the given counts, or the nearest that the mask can have."""
-        keep = self.fitted(keep)
+        of_layers = {name: count for name, count in keep.items() if isinstance(count, int)}
+        keep = {**keep, **(self.fitted(of_layers) if of_layers else {})}
         for group, weights in self.of_each(lambda group: self.solve(group, keep)):
             self.write(group, weights)
 

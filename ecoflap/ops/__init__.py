@@ -17,7 +17,16 @@ from ecoflap.ops.noise import gaussian, seed_for
 from ecoflap.ops.ramp import ramp, shift_to_total
 from ecoflap.ops.ria import ria_metric
 from ecoflap.ops.rounding import round_to_total
-from ecoflap.ops.selection import Pattern, select, select_in_matrix, select_in_rows, select_n_of_m
+from ecoflap.ops.selection import (
+    Keep,
+    Pattern,
+    check_keep,
+    select,
+    select_by_row,
+    select_in_matrix,
+    select_in_rows,
+    select_n_of_m,
+)
 from ecoflap.ops.shared_selection import Part, select_part
 from ecoflap.ops.sparsegpt import Solution, solve_together, solve_with_factor, sparsegpt_solve
 from ecoflap.ops.spectrum import eigenvalues, tail_exponent
@@ -27,6 +36,7 @@ from ecoflap.ops.water_filling import proportional, water_fill
 
 __all__ = [
     "InverseFactor",
+    "Keep",
     "NormalisedInverse",
     "NotPositiveDefiniteError",
     "Part",
@@ -34,6 +44,7 @@ __all__ = [
     "Solution",
     "admm_repair",
     "admm_solve",
+    "check_keep",
     "compensate",
     "descend",
     "eigenvalues",
@@ -48,6 +59,7 @@ __all__ = [
     "round_to_total",
     "seed_for",
     "select",
+    "select_by_row",
     "select_globally",
     "select_in_matrix",
     "select_in_rows",

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.ops.hessian import unit_columns
-from ecoflap.ops.selection import Pattern, check_n_of_m, keep_n_of_m
+from ecoflap.ops.selection import Keep, Pattern, check_keep, check_n_of_m, keep_n_of_m
 from ecoflap.ops.shared_selection import Part, select_part
 from ecoflap.ops.sparsegpt import Solution
 
@@ -67,7 +67,7 @@ def normalised_inverse(gram: Tensor, damping: float = 0.1, penalty: float = 1.0)
 def admm_solve(
     weights: Sequence[Tensor],
     inverse: NormalisedInverse,
-    keeps: Sequence[int],
+    keeps: Sequence[Keep],
     patterns: Sequence[Pattern],
     iterations: int,
     schedule: int,
@@ -82,7 +82,7 @@ def admm_solve(
     Args:
         weights: each [rows, cols], any floating dtype, on the inverse's device; rows may differ.
         inverse: of the Gram matrix of their inputs.
-        keeps: for each matrix the number of weights to keep, of all of its rows.
+        keeps: for each matrix the number of weights to keep, of all of its rows, or of each of them.
         patterns: for each matrix which weights compete. Between a pattern (n, m) and its mask, weights beside
             the n largest of each group compete in the whole matrix.
         iterations: in all (published: 20); at least those of the schedule.
@@ -104,11 +104,7 @@ def admm_solve(
         )
     parts = Part.each(weights, parts)
     for weight, keep, pattern, part in zip(weights, keeps, patterns, parts, strict=True):
-        if not 0 <= keep <= part.rows * weight.shape[1]:
-            raise ValueError(
-                f"asked to keep {keep} weights of a {(part.rows, weight.shape[1])} matrix; valid counts are 0"
-                f" to {part.rows * weight.shape[1]}"
-            )
+        check_keep((part.rows, weight.shape[1]), keep)
         if isinstance(pattern, tuple):
             check_n_of_m(weight.shape[1], *pattern)
     scaled = _scaled(weights, inverse)
@@ -164,8 +160,11 @@ def _step(state: Tensor, scaled: Tensor, mask: Tensor, inverse: NormalisedInvers
     state.addmm_(target, inverse.inverse, alpha=relaxation * inverse.penalty)
 
 
-def _gradual_mask(metric: Tensor, keep: int, gone: float, pattern: Pattern, part: Part) -> Tensor:
+def _gradual_mask(metric: Tensor, keep: Keep, gone: float, pattern: Pattern, part: Part) -> Tensor:
     """The mask [rows, cols] once the share ``gone`` of what has to go is gone."""
+    if isinstance(keep, Tensor):
+        removed = (metric.shape[1] - keep).double().mul(gone).long()
+        return select_part(metric, metric.shape[1] - removed, pattern, part)
     size = part.rows * metric.shape[1]
     if gone == 1 or keep == size:
         return select_part(metric, keep, pattern, part)

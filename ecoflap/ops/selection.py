@@ -8,6 +8,7 @@ fill the rest of the count with the first entries equal to it.
 Throughout, True in a mask means that the weight is kept.
 """
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -17,18 +18,24 @@ from torch import Tensor
 Pattern = Literal["row", "matrix"] | tuple[int, int]
 """Which weights of a matrix compete: those of each row, all, or (n, m) for n of every m columns of a row."""
 
+Keep = int | Tensor
+"""How many weights of a matrix stay: of all of its rows together, or of each, [rows] int64 on the CPU."""
+
 PARTITIONED = 2**20  # scores per partition on the CPU
 LARGEST_COMPARED = 8  # largest n:m group, in columns, of which all pairs are compared
 
 
-def select(metric: Tensor, keep: int, pattern: Pattern) -> Tensor:
+def select(metric: Tensor, keep: Keep, pattern: Pattern) -> Tensor:
     """Keep the highest scores under a pattern: `select_in_rows`, `select_in_matrix` or `select_n_of_m`.
 
     Args:
         metric: scores [rows, cols].
-        keep: number of weights to keep; a pattern (n, m) says so itself.
+        keep: number of weights to keep; a pattern (n, m) says so itself. Counts of rows need no pattern:
+            `select_by_row`.
         pattern: which weights compete.
     """
+    if isinstance(keep, Tensor):
+        return select_by_row(metric, keep)
     if isinstance(pattern, tuple):
         return select_n_of_m(metric, *pattern)
     return select_in_rows(metric, keep) if pattern == "row" else select_in_matrix(metric, keep)
@@ -51,7 +58,7 @@ def select_in_matrix(metric: Tensor, keep: int) -> Tensor:
         ValueError: if the metric is not a matrix or holds NaN, or `keep` is out of range.
     """
     _check_metric(metric)
-    _check_keep(metric, keep)
+    check_keep(metric.shape, keep)
     if keep < metric.numel() and not metric.is_contiguous() and metric.t().is_contiguous():
         # Stored column by column. The order of the scores matters only for ties.
         scores = metric.t().reshape(1, -1)
@@ -79,10 +86,28 @@ def select_in_rows(metric: Tensor, keep: int) -> Tensor:
         ValueError: if the metric is not a matrix or holds NaN, or `keep` is out of range.
     """
     _check_metric(metric)
-    _check_keep(metric, keep)
+    check_keep(metric.shape, keep)
     rows, cols = metric.shape
     each, extra = divmod(keep, rows)
     return _keep_highest(metric, cols - each, spared_groups=extra)
+
+
+def select_by_row(metric: Tensor, keep: Tensor) -> Tensor:
+    """Keep the highest scores of each row, as many as its own count says.
+
+    Args:
+        metric: scores [rows, cols], any real dtype; infinities are ordinary scores.
+        keep: number of weights of each row to keep, 0 to cols: [rows] int64.
+
+    Returns:
+        Boolean mask [rows, cols]; each row has exactly its count of True entries.
+
+    Raises:
+        ValueError: if the metric is not a matrix or holds NaN, or a count is missing or out of range.
+    """
+    _check_metric(metric)
+    check_keep(metric.shape, keep)
+    return _keep_highest(metric, (metric.shape[1] - keep).unsqueeze(1).to(metric.device))
 
 
 def select_n_of_m(metric: Tensor, n: int, m: int) -> Tensor:
@@ -147,25 +172,28 @@ def check_n_of_m(cols: int, n: int, m: int) -> None:
         )
 
 
-def _keep_highest(scores: Tensor, prune: int, spared_groups: int = 0) -> Tensor:
+def _keep_highest(scores: Tensor, prune: int | Tensor, spared_groups: int = 0) -> Tensor:
     """Prune the `prune` lowest scores of each group, and one fewer in some groups.
 
     Args:
         scores: [groups, items].
-        prune: items to prune per group, at least 1 when groups are spared.
+        prune: items to prune per group, at least 1 when groups are spared; or those of each, [groups, 1].
         spared_groups: number of groups that prune one item fewer; those whose threshold is highest are
             chosen.
 
     Returns:
         Boolean mask [groups, items], True for the items that are kept.
     """
-    if prune == 0:
+    if isinstance(prune, Tensor):
+        threshold, pruned = _order_statistics(scores, prune.clamp(min=1)), int(prune.sum())
+    elif prune == 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    threshold = _order_statistic(scores, prune)
+    else:
+        threshold, pruned = _order_statistic(scores, prune), len(scores) * prune
     above = scores > threshold
     # No group has more scores above its threshold than it keeps. If the total is met, each group's count is,
     # and no tie has to be broken.
-    if not spared_groups and int(above.count_nonzero()) == len(scores) * (scores.shape[1] - prune):
+    if not spared_groups and int(above.count_nonzero()) == scores.numel() - pruned:
         return above
     below = scores < threshold
     ties_to_prune = prune - below.sum(dim=1, keepdim=True)
@@ -193,6 +221,13 @@ def _order_statistic(scores: Tensor, rank: int) -> Tensor:
     return scores.topk(from_top, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
 
 
+def _order_statistics(scores: Tensor, ranks: Tensor) -> Tensor:
+    """The smallest score of each group that has its own rank [groups, 1], from scores [groups, items]."""
+    if scores.device.type == "cpu" and scores.dtype in (torch.float32, torch.float64):
+        return torch.from_numpy(np.sort(scores.numpy(), axis=1)).gather(1, ranks - 1)  # vectorised
+    return scores.sort(dim=1).values.gather(1, ranks - 1)
+
+
 def _check_metric(metric: Tensor) -> None:
     if metric.ndim != 2 or metric.numel() == 0:
         raise ValueError(
@@ -205,9 +240,20 @@ def _check_metric(metric: Tensor) -> None:
         )
 
 
-def _check_keep(metric: Tensor, keep: int) -> None:
-    if not 0 <= keep <= metric.numel():
+def check_keep(shape: Sequence[int], keep: Keep) -> None:
+    """Refuse counts that a matrix [rows, cols] can't have.
+
+    Raises:
+        ValueError: if a count is out of range, or there is not one for each row.
+    """
+    rows, cols = shape
+    if isinstance(keep, Tensor):
+        if keep.shape != (rows,) or int(keep.min()) < 0 or int(keep.max()) > cols:
+            raise ValueError(
+                f"asked to keep {int(keep.min())} to {int(keep.max())} weights of each of {len(keep)} rows;"
+                f" the matrix has {rows} rows of {cols}"
+            )
+    elif not 0 <= keep <= rows * cols:
         raise ValueError(
-            f"asked to keep {keep} weights of a {tuple(metric.shape)} matrix; valid counts are 0 to"
-            f" {metric.numel()}"
+            f"asked to keep {keep} weights of a {(rows, cols)} matrix; valid counts are 0 to {rows * cols}"
         )

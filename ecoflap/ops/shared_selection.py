@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from ecoflap.ops.selection import Pattern, select, select_in_matrix, select_in_rows
+from ecoflap.ops.selection import Keep, Pattern, select, select_by_row, select_in_matrix, select_in_rows
 
 
 class Part(NamedTuple):
@@ -45,12 +45,13 @@ class Part(NamedTuple):
         return self.summed(whole)
 
 
-def select_part(metric: Tensor, keep: int, pattern: Pattern, part: Part) -> Tensor:
+def select_part(metric: Tensor, keep: Keep, pattern: Pattern, part: Part) -> Tensor:
     """The rows of a part in the mask that ``select`` gives the whole matrix.
 
     Args:
         metric: scores of the part's rows [some rows, cols].
-        keep: number of weights to keep of the whole matrix; a pattern (n, m) says so itself.
+        keep: number of weights to keep of the whole matrix, or of each of all rows; a pattern (n, m) says so
+            itself.
         pattern: which weights compete.
         part: which rows they are.
 
@@ -60,6 +61,8 @@ def select_part(metric: Tensor, keep: int, pattern: Pattern, part: Part) -> Tens
     Raises:
         ValueError: if the metric is not a matrix or holds NaN, or ``keep`` is out of range.
     """
+    if isinstance(keep, Tensor):
+        return select_by_row(metric, keep[part.start : part.start + len(metric)])
     if part.rows == len(metric) or isinstance(pattern, tuple):
         return select(metric, keep, pattern)
     if not 0 <= keep <= part.rows * metric.shape[1]:

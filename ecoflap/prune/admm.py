@@ -13,7 +13,7 @@ from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.errors import UserError
-from ecoflap.ops import Part, admm_solve
+from ecoflap.ops import Keep, Part, admm_solve
 from ecoflap.prune.masks import MaskRule
 from ecoflap.prune.options import ADMMOptions
 from ecoflap.prune.protocol import LayerPruner, Pruned
@@ -51,7 +51,7 @@ class ADMM(ADMMOptions, LayerPruner):
         """What it keeps in memory: six copies of the weights, and of another layer's that share an input."""
         return Footprint("blocks", statistic=self.statistic, layers=12)
 
-    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: int) -> Pruned:
+    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
         """Prune a weight [rows, cols] to ``keep`` weights."""
         return self.together([weight], statistic, [keep])[0]
 
@@ -59,7 +59,7 @@ class ADMM(ADMMOptions, LayerPruner):
         self,
         weights: Sequence[Tensor],
         statistic: Statistic | None,
-        keeps: Sequence[int],
+        keeps: Sequence[Keep],
         parts: Sequence[Part] | None = None,
     ) -> list[Pruned]:
         """Prune layers that read the same input, as one matrix of all their rows."""

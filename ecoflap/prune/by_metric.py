@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from ecoflap.blocks.statistics import Statistic
+from ecoflap.ops import Keep
 from ecoflap.prune.masks import MaskRule
 from ecoflap.prune.protocol import LayerPruner, Pruned
 
@@ -44,7 +45,7 @@ class ByMetric(LayerPruner):
             statistic: of the layer's inputs; None if the pruner gathers none.
         """
 
-    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: int) -> Pruned:
+    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
         """Prune a weight [rows, cols] to ``keep`` weights."""
         mask = self.rule.select(self.metric(weight, statistic), keep)
         return Pruned(weight * mask, mask)

@@ -16,7 +16,7 @@ from ecoflap.blocks.statistics import Statistic
 from ecoflap.distributed.processes import rank
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.layers import Layer
-from ecoflap.ops import Part, compensate
+from ecoflap.ops import Keep, Part, compensate
 from ecoflap.prune.dealing import Dealt, deals_out, dealt_out
 from ecoflap.prune.pieces import Piece, exchanged
 from ecoflap.prune.protocol import LayerPruner, Pruned
@@ -106,6 +106,8 @@ def _record(
     kept, keep = int(piece.mask.sum()), allocation.keep[layer.name]
     if kept != keep:
         raise NumericalError(f"{layer.name}: the mask keeps {kept} weights and the allocation says {keep}")
+    if layer.name in allocation.rows and piece.mask.sum(dim=1).tolist() != allocation.rows[layer.name]:
+        raise NumericalError(f"{layer.name}: a row of the mask does not keep what the allocation says")
     report.masks[layer.name] = layer.oriented(piece.mask).contiguous()
     report.errors[layer.name] = piece.relative_error
     if layer.is_expert and statistic is not None:
@@ -142,7 +144,8 @@ def _prune_together(
         ]
         dense = compensate(dense, statistic.value, drifts.inputs, own)
     parts = [dealt[layer].part for layer in layers] if dealt[layers[0]].shared else None
-    results = solve_layers(layers, dense, statistic, pruner, allocation.keep, parts)
+    counts = {layer.name: allocation.count(layer.name) for layer in layers}
+    results = solve_layers(layers, dense, statistic, pruner, counts, parts)
     pieces: dict[Layer, Piece] = {}
     for layer, view, before, pruned in zip(layers, views, dense, results, strict=True):
         if not torch.isfinite(pruned.weight).all():
@@ -164,7 +167,7 @@ def solve_layers(
     dense: Sequence[Tensor],
     statistic: Statistic | None,
     pruner: LayerPruner,
-    keep: Mapping[str, int],
+    keep: Mapping[str, Keep],
     parts: Sequence[Part] | None = None,
 ) -> list[Pruned]:
     """The pruned weights of layers that share a statistic; the layers stay as they are.
@@ -174,7 +177,7 @@ def solve_layers(
         dense: their dense weights, or some rows of them, [rows, cols] each.
         statistic: of the input that they read; None for a pruner that uses no data.
         pruner: prunes one layer.
-        keep: {layer: number of weights to keep}.
+        keep: {layer: number of weights to keep, or of each of its rows}.
         parts: which rows of the layers the weights are; by default all.
 
     Raises:

@@ -12,7 +12,7 @@ from torch import Tensor
 from ecoflap.allocate.allocation import Allocation
 from ecoflap.errors import UserError
 from ecoflap.models.core.layers import Layer
-from ecoflap.ops import Part, Pattern, select
+from ecoflap.ops import Keep, Part, Pattern, select
 from ecoflap.prune.whole_groups import in_whole_groups
 
 
@@ -99,15 +99,30 @@ class MaskRule:
                     " does not divide; leave it out with skip_layers"
                 )
 
+    def require_rows(self) -> None:
+        """Refuse a rule under which the rows of a layer can't have counts of their own.
+
+        Raises:
+            UserError: if it is not ``row``.
+        """
+        if self.name != "row":
+            raise UserError(
+                f"the allocation gives each row a count of its own, and pruner.mask={self.name} decides"
+                " otherwise; use pruner.mask=row (pruner=wanda, ria, admm or magnitude), or"
+                " allocation.granularity=layer"
+            )
+
     def fitted(self, allocation: Allocation) -> Allocation:
         """The allocation with counts that the rule can have: for n:m, n of every m weights of each layer.
 
         Raises:
-            UserError: if that needs layers without any weight.
+            UserError: if that needs layers without any weight, or rows have counts that the rule can't have.
         """
+        if allocation.rows:
+            self.require_rows()
         return allocation if self.varying is None else in_whole_groups(allocation, self.varying)
 
-    def pattern(self, size: int, keep: int) -> Pattern:
+    def pattern(self, size: int, keep: Keep) -> Pattern:
         """Which weights of a layer compete.
 
         Args:
@@ -119,7 +134,7 @@ class MaskRule:
         """
         if self.n_of_m is not None:
             return self.n_of_m
-        if self.varying is None:
+        if self.varying is None or isinstance(keep, Tensor):
             return cast("Literal['row', 'matrix']", self.name)
         n, rest = divmod(keep * self.varying, size)
         if rest:
@@ -130,24 +145,24 @@ class MaskRule:
         return (n, self.varying) if n else "matrix"
 
     def patterns(
-        self, weights: Sequence[Tensor], keeps: Sequence[int], parts: Sequence[Part]
+        self, weights: Sequence[Tensor], keeps: Sequence[Keep], parts: Sequence[Part]
     ) -> list[Pattern]:
         """Which weights of each of some layers compete; see ``pattern``.
 
         Args:
             weights: some rows of each layer, or all of them, [rows, cols].
-            keeps: weights that each whole layer keeps.
+            keeps: weights that each whole layer keeps, or each of its rows.
             parts: which rows they are.
         """
         sizes = [part.rows * weight.shape[1] for weight, part in zip(weights, parts, strict=True)]
         return list(map(self.pattern, sizes, keeps))
 
-    def select(self, metric: Tensor, keep: int) -> Tensor:
+    def select(self, metric: Tensor, keep: Keep) -> Tensor:
         """The mask [rows, cols], True where kept, of the ``keep`` largest metrics under the rule.
 
         Args:
             metric: [rows, cols].
-            keep: the number of weights to keep; an N:M rule fixes it.
+            keep: the number of weights to keep, or that of each row; an N:M rule fixes it.
 
         Raises:
             ValueError: if the rule can't have this count.

@@ -17,7 +17,7 @@ from ecoflap.blocks.statistics import Statistic
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.ops import Part
+from ecoflap.ops import Keep, Part
 from ecoflap.prune.masks import MaskRule
 from ecoflap.prune.report import BlockReport, PruneReport
 
@@ -65,8 +65,11 @@ class LayerPruner(Protocol):
         return True
 
     @abstractmethod
-    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: int) -> Pruned:
-        """Prune a weight [rows, cols] to ``keep`` weights."""
+    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
+        """Prune a weight [rows, cols] to ``keep`` weights, or rows to as many as each may keep.
+
+        Counts of rows [rows] are given only to a pruner with ``pruner.mask=row``.
+        """
 
     @property
     def by_rows(self) -> bool:
@@ -77,7 +80,7 @@ class LayerPruner(Protocol):
         self,
         weights: Sequence[Tensor],
         statistic: Statistic | None,
-        keeps: Sequence[int],
+        keeps: Sequence[Keep],
         parts: Sequence[Part] | None = None,
     ) -> list[Pruned]:
         """Prune layers that read the same input; by default, one by one.
@@ -85,7 +88,7 @@ class LayerPruner(Protocol):
         Args:
             weights: of the layers, [rows, cols] each.
             statistic: of their input.
-            keeps: the number of weights that each layer keeps.
+            keeps: the number of weights that each layer keeps, or that each of its rows does.
             parts: given to pruners that are ``by_rows`` alone: the weights are these rows of the layers, and
                 other processes prune the others at the same time.
         """

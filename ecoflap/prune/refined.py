@@ -13,7 +13,7 @@ from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.errors import require_choices, require_positive
-from ecoflap.ops import Part, admm_repair, select_part, swap_masks
+from ecoflap.ops import Keep, Part, admm_repair, select_part, swap_masks
 from ecoflap.prune.by_metric import ByMetric
 from ecoflap.prune.options import ADMMOptions, MetricOptions
 from ecoflap.prune.protocol import Pruned
@@ -58,7 +58,7 @@ class RefinedMetric(MetricOptions, ByMetric):
         """What it keeps in memory; refinement and repair work on two layers that share an input at once."""
         return Footprint("blocks", statistic=self.statistic, layers=12 if self.statistic is Gram else 4)
 
-    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: int) -> Pruned:
+    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
         """Prune a weight [rows, cols] to ``keep`` weights."""
         if not self._adapts:
             return super().__call__(weight, statistic, keep)
@@ -68,7 +68,7 @@ class RefinedMetric(MetricOptions, ByMetric):
         self,
         weights: Sequence[Tensor],
         statistic: Statistic | None,
-        keeps: Sequence[int],
+        keeps: Sequence[Keep],
         parts: Sequence[Part] | None = None,
     ) -> list[Pruned]:
         """Prune layers that read the same input."""

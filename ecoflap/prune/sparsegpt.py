@@ -11,7 +11,7 @@ from torch import Tensor
 from ecoflap.blocks.gram import Gram
 from ecoflap.blocks.statistics import Statistic
 from ecoflap.errors import UserError
-from ecoflap.ops import Part, Solution, solve_together
+from ecoflap.ops import Keep, Part, Solution, solve_together
 from ecoflap.prune.masks import MaskRule
 from ecoflap.prune.options import SparseGPTOptions
 from ecoflap.prune.protocol import LayerPruner, Pruned
@@ -37,7 +37,7 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
         """Which weights of a layer compete with each other."""
         return MaskRule.parse(self.mask, ("matrix",))
 
-    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: int) -> Pruned:
+    def __call__(self, weight: Tensor, statistic: Statistic | None, keep: Keep) -> Pruned:
         """Prune a weight [rows, cols] to ``keep`` weights."""
         return self.together([weight], statistic, [keep])[0]
 
@@ -45,7 +45,7 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
         self,
         weights: Sequence[Tensor],
         statistic: Statistic | None,
-        keeps: Sequence[int],
+        keeps: Sequence[Keep],
         parts: Sequence[Part] | None = None,
     ) -> list[Pruned]:
         """Prune layers that read the same input, as one matrix of all their rows."""
@@ -59,7 +59,7 @@ class SparseGPT(SparseGPTOptions, LayerPruner):
             solved = solve_together(
                 [weights[place] for place in places],
                 factor,
-                None if isinstance(pattern, tuple) else [keeps[place] for place in places],
+                None if isinstance(pattern, tuple) else [int(keeps[place]) for place in places],
                 pattern if isinstance(pattern, tuple) else None,
                 self.block,
                 parts=[parts[place] for place in places],

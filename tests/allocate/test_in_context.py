@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from ecoflap.allocate import budget_search
-from ecoflap.allocate.allocation import keep_total
+from ecoflap.allocate.allocation import check_counts, keep_total
 from ecoflap.allocate.in_context import InContext
 from ecoflap.allocate.marginals import Counts, measure_marginals
 from ecoflap.allocate.protocol import Context
@@ -22,14 +23,22 @@ from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
 from ecoflap.prune.magnitude import Magnitude
 from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.ria import RIA
 from ecoflap.prune.sparsegpt import SparseGPT
 from ecoflap.prune.wanda import Wanda
 from tests import tiny
 
 PRUNERS: dict[str, LayerPruner] = {"magnitude": Magnitude(), "wanda": Wanda(), "sparsegpt": SparseGPT()}
+BY_ROW: dict[str, LayerPruner] = {
+    "magnitude": Magnitude(mask="row"),
+    "wanda": Wanda(),
+    "ria": RIA(mask="row"),
+    "admm": ADMM(),
+}
 QUICK = InContext(samples=2, batch_size=2, ramp_steps=1, steps=2)
 
 
@@ -65,10 +74,16 @@ def counts_around(model: PrunableModel) -> Counts:
 
 
 def pruned(
-    family: str, calibration: CalibrationSet, pruner: LayerPruner, keep: Mapping[str, int]
+    family: str,
+    calibration: CalibrationSet,
+    pruner: LayerPruner,
+    keep: Mapping[str, int] | None = None,
+    of_rows: Mapping[str, Tensor] | None = None,
 ) -> PrunableModel:
     model = tiny.build(family)
-    allocation = replace(WaterFilling()(model, None, 0.5), keep=dict(keep))
+    rows = {name: counts.tolist() for name, counts in (of_rows or {}).items()}
+    keep = {name: sum(counts) for name, counts in rows.items()} if keep is None else keep
+    allocation = replace(WaterFilling()(model, None, 0.5), keep=dict(keep), rows=rows)
     prune(model, calibration, pruner, allocation, batch_size=2, propagate="dense")
     return model
 
@@ -91,7 +106,38 @@ def test_marginals_equal_plain_autograd_at_the_pruned_model(family: str, name: s
         for layer, gradient, a, b in zip(at.layers, gradients, more.layers, fewer.layers, strict=True)
     }
     largest = max(map(abs, expected.values()))
-    assert found == pytest.approx(expected, rel=1e-3, abs=1e-4 * largest)
+    assert {name: gain.item() for name, gain in found.items()} == pytest.approx(
+        expected, rel=1e-3, abs=1e-4 * largest
+    )
+
+
+def rows_around(model: PrunableModel) -> tuple[dict[str, Tensor], ...]:
+    """Other counts for each row of a layer, about half of its weights; and a few more, and fewer."""
+    keep = {layer.name: layer.shape[1] // 2 + torch.arange(layer.shape[0]) % 3 - 1 for layer in model.layers}
+    more = {layer.name: (keep[layer.name] + 2).clamp(max=layer.shape[1]) for layer in model.layers}
+    fewer = {layer.name: (keep[layer.name] - 2).clamp(min=0) for layer in model.layers}
+    return keep, more, fewer
+
+
+@pytest.mark.parametrize("name", BY_ROW)
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_marginals_of_rows_equal_plain_autograd(family: str, name: str) -> None:
+    """The gain of a row is that of its own weights, at counts that differ from row to row."""
+    pruner, calibration, model = BY_ROW[name], tiny.samples(family), tiny.build(family)
+    counts, batches = rows_around(model), loss_batches(model, calibration, 2)
+    with trial_pruner(model, context(family, pruner)) as trial:
+        found = measure_marginals(model, trial, Counts(*counts), batches, recompute=True, by_row=True)
+    at, more, fewer = (pruned(family, calibration, pruner, of_rows=rows) for rows in counts)
+    for layer in at.layers:
+        assert torch.count_nonzero(layer.matrix(), dim=1).le(counts[0][layer.name]).all()
+    total = torch.cat([at.loss(batch) for batch in batches]).sum() / len(calibration)
+    weights = [layer.weight for layer in at.layers]
+    gradients = torch.autograd.grad(total, weights, allow_unused=True)
+    largest = max(float(gain.abs().max()) for gain in found.values())
+    for layer, gradient, a, b in zip(at.layers, gradients, more.layers, fewer.layers, strict=True):
+        by_weight = torch.zeros(layer.shape) if gradient is None else layer.oriented(gradient)
+        expected = -(by_weight * (a.matrix() - b.matrix())).sum(dim=1).double()
+        torch.testing.assert_close(found[layer.name], expected, rtol=1e-3, atol=1e-4 * largest)
 
 
 @pytest.mark.parametrize("recompute", [False, True])
@@ -114,7 +160,7 @@ def test_marginals_predict_what_one_layer_gains() -> None:
         keep, {**keep, layer.name: keep[layer.name] + 1}, {**keep, layer.name: keep[layer.name] - 1}
     )
     with trial_pruner(model, context("llama")) as trial:
-        gain = measure_marginals(model, trial, counts, batches, recompute=False)[layer.name]
+        gain = measure_marginals(model, trial, counts, batches, recompute=False)[layer.name].item()
         trial.prune(counts.more)
         more = trial.loss(batches)
         trial.prune(counts.fewer)
@@ -122,7 +168,7 @@ def test_marginals_predict_what_one_layer_gains() -> None:
     assert gain == pytest.approx(fewer - more, rel=0.2)
 
 
-@pytest.mark.parametrize("granularity", ["layer", "block"])
+@pytest.mark.parametrize("granularity", ["row", "layer", "block"])
 @pytest.mark.parametrize("family", tiny.FAMILIES)
 def test_the_total_is_exact_and_the_model_unchanged(family: str, granularity: str) -> None:
     model = tiny.build(family)
@@ -133,6 +179,8 @@ def test_the_total_is_exact_and_the_model_unchanged(family: str, granularity: st
     assert list(allocation.keep) == [layer.name for layer in model.layers]
     assert all(0 <= count <= allocation.sizes[name] for name, count in allocation.keep.items())
     assert model.fingerprint() == before
+    assert set(allocation.rows) == (set(allocation.keep) if granularity == "row" else set())
+    check_counts(allocation, model.layers)
     if granularity == "block":
         for tower in model.towers:
             for block in tower.blocks:
@@ -174,8 +222,8 @@ def test_a_mask_of_n_of_m_leaves_no_layer_empty(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_equal_marginals_stay_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
-    def flat(model: PrunableModel, *_: Any) -> dict[str, float]:
-        return {layer.name: 0.0 for layer in model.layers}
+    def flat(model: PrunableModel, *_: Any) -> dict[str, Tensor]:
+        return {layer.name: torch.zeros(1) for layer in model.layers}
 
     monkeypatch.setattr(budget_search, "measure_marginals", flat)
     uniform = WaterFilling()(tiny.build("llama"), None, 0.6).keep
@@ -206,16 +254,17 @@ def test_nothing_is_pruned_when_every_step_is_recalled(monkeypatch: pytest.Monke
     assert allocate("llama", recall=memory) == first
 
 
+@pytest.mark.parametrize("granularity", ["row", "layer"])
 @pytest.mark.parametrize("stopped_after", [0, 1, 3, 5])
-def test_a_stopped_allocation_resumes_and_ends_the_same(stopped_after: int) -> None:
-    memory = Memory(fail_after=stopped_after)
+def test_a_stopped_allocation_resumes_and_ends_the_same(stopped_after: int, granularity: str) -> None:
+    memory, allocator = Memory(fail_after=stopped_after), replace(QUICK, granularity=granularity)
     model = tiny.build("llama")
     before = model.fingerprint()
     with pytest.raises(KeyboardInterrupt):
-        QUICK(model, None, 0.6, replace(context("llama"), recall=memory))
+        allocator(model, None, 0.6, replace(context("llama"), recall=memory))
     assert model.fingerprint() == before
     memory.fail_after = None
-    assert allocate("llama", recall=memory) == allocate("llama")
+    assert allocate("llama", allocator=allocator, recall=memory) == allocate("llama", allocator=allocator)
 
 
 def test_the_batch_size_changes_nothing() -> None:
@@ -224,12 +273,51 @@ def test_the_batch_size_changes_nothing() -> None:
     assert all(abs(count - other[name]) <= 2 for name, count in keep.items())
 
 
-def test_one_sample_and_no_sparsity() -> None:
-    family = "llama"
-    one = allocate(family, calibration=tiny.samples(family).take(1))
+@pytest.mark.parametrize("granularity", ["row", "layer"])
+def test_one_sample_and_no_sparsity(granularity: str) -> None:
+    family, allocator = "llama", replace(QUICK, granularity=granularity)
+    one = allocate(family, allocator=allocator, calibration=tiny.samples(family).take(1))
     assert sum(one.keep.values()) == keep_total(list(one.sizes.values()), 0.6)
-    none = allocate(family, 0.0)
+    none = allocate(family, 0.0, allocator)
     assert none.keep == none.sizes
+
+
+@pytest.mark.parametrize("pruner", [Magnitude(), SparseGPT(), Wanda(mask="n:4"), Wanda(mask="2:4")])
+def test_rows_need_a_mask_by_rows(pruner: LayerPruner) -> None:
+    with pytest.raises(UserError, match=r"pruner\.mask=row .*allocation\.granularity=layer"):
+        replace(QUICK, granularity="row").check_pruner(pruner)
+
+
+def test_rows_of_equal_marginals_stay_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        budget_search,
+        "measure_marginals",
+        lambda model, trial, counts, *_: {
+            name: (counts.more[name] - counts.fewer[name]).double() for name in counts.keep
+        },
+    )
+    allocation = allocate("llama", 0.5, replace(QUICK, granularity="row"))
+    cols = {layer.name: layer.shape[1] for layer in tiny.build("llama").layers}
+    assert all(set(counts) == {cols[name] // 2} for name, counts in allocation.rows.items())
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        lambda counts: counts[:-1],
+        lambda counts: [counts[0] + 1, *counts[1:]],
+        lambda counts: [-1, *counts[1:]],
+    ],
+)
+def test_counts_of_rows_that_do_not_fit_are_refused(changed: Callable[[list[int]], list[int]]) -> None:
+    allocation, layers = (
+        allocate("llama", allocator=replace(QUICK, granularity="row")),
+        tiny.build("llama").layers,
+    )
+    name = layers[0].name
+    wrong = replace(allocation, rows={**allocation.rows, name: changed(allocation.rows[name])})
+    with pytest.raises(UserError, match=f"its counts of rows of {name} don't fit"):
+        check_counts(wrong, layers)
 
 
 def test_a_loss_that_is_not_finite_is_reported() -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from ecoflap.allocate import budget_search
 from ecoflap.errors import UserError
+from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result, verify
 
 Run = Callable[..., Result]
@@ -39,13 +41,49 @@ def test_every_layer_pruner_is_allocated_for(
     assert verify(tmp_path / "run") == []
 
 
+@pytest.mark.parametrize("pruner", ["wanda", "ria", "admm"])
+def test_rows_have_sparsities_of_their_own(
+    run: Run, text_run: list[str], tmp_path: Path, pruner: str
+) -> None:
+    """The masks have them, and a run that takes the file has the same masks."""
+    fine = [f"pruner={pruner}", "pruner.mask=row"]
+    result = run([*text_run, *IN_CONTEXT, *fine, "allocation.granularity=row", "model.save=true"])
+    assert result.sparsity["prunable"] == pytest.approx(0.6, abs=1e-3)
+    assert verify(tmp_path / "run") == []
+    rows = json.loads((tmp_path / "run" / "allocation.json").read_text())["rows"]
+    masks = load_masks(tmp_path / "run" / "checkpoint" / "masks.safetensors")
+    assert {name: mask.sum(dim=1).tolist() for name, mask in masks.items()} == rows
+    assert any(max(counts) - min(counts) > 1 for counts in rows.values())
+    file = ["allocation=file", f"allocation.path={tmp_path / 'run' / 'allocation.json'}"]
+    again = run(
+        [*text_run, *fine, *file, f"propagate={result.config['propagate']}", "model.save=true"], "again"
+    )
+    others = load_masks(tmp_path / "again" / "checkpoint" / "masks.safetensors")
+    assert all(torch.equal(mask, others[name]) for name, mask in masks.items())
+    assert again.metrics == result.metrics
+
+
+def test_a_file_of_rows_needs_a_mask_by_rows(run: Run, text_run: list[str], tmp_path: Path) -> None:
+    run([*text_run, *IN_CONTEXT, "allocation.granularity=row", "pruner=wanda"])
+    file = tmp_path / "run" / "allocation.json"
+    taken = ["allocation=file", f"allocation.path={file}"]
+    with pytest.raises(UserError, match=r"pruner\.mask=matrix decides otherwise"):
+        run([*text_run, *taken, "pruner=sparsegpt"], "sparsegpt")
+    value = json.loads(file.read_text())
+    name, counts = next(iter(value["rows"].items()))
+    value["rows"][name] = [counts[0] + 1, *counts[1:]]
+    file.write_text(json.dumps(value))
+    with pytest.raises(UserError, match=f"the counts of rows of {name} are not"):
+        run([*text_run, *taken, "pruner=wanda"], "changed")
+
+
 def test_a_sweep_over_sparsities_measures_the_ramp_once(
     run: Run, text_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[Any] = []
     measure = budget_search.measure_marginals
 
-    def counted(*parts: Any) -> dict[str, float]:
+    def counted(*parts: Any) -> dict[str, torch.Tensor]:
         measured.append(parts)
         return measure(*parts)
 
@@ -62,11 +100,14 @@ def test_a_sweep_over_sparsities_measures_the_ramp_once(
 
 
 @pytest.mark.parametrize("offload", ["cpu", "disk"])
-@pytest.mark.parametrize("pruner", ["wanda", "sparsegpt"])
+@pytest.mark.parametrize(
+    ("pruner", "granularity"), [("wanda", "layer"), ("sparsegpt", "layer"), ("wanda", "row"), ("admm", "row")]
+)
 def test_offloading_changes_nothing(
-    run: Run, text_run: list[str], tmp_path: Path, offload: str, pruner: str
+    run: Run, text_run: list[str], tmp_path: Path, offload: str, pruner: str, granularity: str
 ) -> None:
-    overrides = [*text_run, *IN_CONTEXT, f"pruner={pruner}", "cache_mode=off"]
+    method = [f"pruner={pruner}", f"allocation.granularity={granularity}"]
+    overrides = [*text_run, *IN_CONTEXT, *method, "cache_mode=off"]
     expected = run(overrides, "plain")
     result = run([*overrides, f"runtime.offload={offload}"], "offloaded")
     assert kept(tmp_path / "offloaded") == kept(tmp_path / "plain")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -87,6 +88,8 @@ ALLOCATORS = {
         "clip",
         SparseGPT(),
     ),
+    "in context, by row": (replace(IN_CONTEXT, granularity="row"), "llama", Wanda()),
+    "in context by row, ADMM": (replace(IN_CONTEXT, granularity="row"), "t5", ADMM()),
     "in context, ADMM": (InContext(samples=3, batch_size=1, steps=2, ramp_steps=1), "t5", ADMM()),
     "evopress by loss": (EvoPress(fitness="loss", **SMALL), "llama", Wanda()),
     "evopress by divergence": (EvoPress(fitness="kl", **SMALL), "llama", Wanda()),

@@ -96,6 +96,19 @@ def test_equals_the_reference(rows: int, cols: int, keep: int, pattern: Pattern,
     torch.testing.assert_close(solution.weight.double(), expected, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("relaxation", [1.0, 1.8])
+def test_counts_of_rows_equal_the_reference_of_each_row(relaxation: float) -> None:
+    """Rows are independent, so each is a problem of its own, in which all of its weights compete."""
+    weight, gram = problem(12, 20)
+    keep = torch.tensor([0, 1, 2, 5, 7, 9, 10, 13, 17, 18, 19, 20])
+    (solution,) = admm_solve([weight], normalised_inverse(gram), [keep], ["row"], 20, 15, relaxation)
+    for row, count in enumerate(keep.tolist()):
+        expected, mask = reference.admm(weight[row : row + 1], gram, count, "matrix", relaxation=relaxation)
+        assert torch.equal(solution.mask[row], mask[0])
+        torch.testing.assert_close(solution.weight[row].double(), expected[0], rtol=1e-3, atol=1e-4)
+    assert torch.equal(solution.weight[-1], weight[-1])
+
+
 @pytest.mark.parametrize("pattern", ["row", "matrix"])
 @pytest.mark.parametrize("keep", [0, 1, 299, 300, 301, 599, 600])
 def test_exact_count_and_exact_zeros(keep: int, pattern: Pattern) -> None:

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from ecoflap.ops.selection import select_in_matrix, select_in_rows, select_n_of_m
+from ecoflap.ops.selection import select_by_row, select_in_matrix, select_in_rows, select_n_of_m
 
 from . import reference
 
@@ -43,6 +43,26 @@ def test_rows_equal_stable_sort_with_exact_total(metric: Tensor, data: st.DataOb
     assert int(counts.sum()) == keep
     assert int(counts.max() - counts.min()) <= 1
     assert torch.equal(mask, reference.row_mask(metric, keep))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(metrics(), st.data())
+def test_counts_of_rows_equal_a_stable_sort_of_each(metric: Tensor, data: st.DataObject) -> None:
+    rows, cols = metric.shape
+    keep = torch.tensor(data.draw(st.lists(st.integers(0, cols), min_size=rows, max_size=rows)))
+    mask = select_by_row(metric, keep)
+    assert mask.dtype == torch.bool
+    assert torch.equal(mask.sum(dim=1), keep)
+    expected = [
+        reference.matrix_mask(row.unsqueeze(0), int(count)) for row, count in zip(metric, keep, strict=True)
+    ]
+    assert torch.equal(mask, torch.cat(expected))
+
+
+@pytest.mark.parametrize("keep", [[3, 3], [3, 3, 3, 3], [3, -1, 3], [3, 6, 3]])
+def test_impossible_counts_of_rows(keep: list[int]) -> None:
+    with pytest.raises(ValueError, match="the matrix has 3 rows of 5"):
+        select_by_row(torch.ones(3, 5), torch.tensor(keep))
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)

@@ -56,6 +56,19 @@ def test_masks_are_those_of_the_whole_matrix(scores: str, pattern: Pattern, coun
         assert torch.equal(torch.cat(in_parts([metric], count, mask)), select(metric, keep, pattern))
 
 
+@pytest.mark.parametrize("count", [2, ROWS])
+@pytest.mark.parametrize("scores", SCORES)
+def test_counts_of_rows_are_those_of_the_whole_matrix(scores: str, count: int) -> None:
+    metric, keep = SCORES[scores](), torch.arange(ROWS) % (COLS + 1)
+
+    def mask(rows: Sequence[Tensor], parts: Sequence[Part]) -> Tensor:
+        return select_part(rows[0], keep, "row", parts[0])
+
+    found = torch.cat(in_parts([metric], count, mask))
+    assert torch.equal(found, select(metric, keep, "row"))
+    assert torch.equal(found.sum(dim=1), keep)
+
+
 def test_nan_and_impossible_counts_are_refused() -> None:
     metric = normal()
     with pytest.raises(ValueError, match="asked to keep 157 weights"):

@@ -200,6 +200,10 @@ PARTS: list[Case] = [
     ),
     Case(("allocation=in_context", "steps=[allocate]"), ("allocation=in_context looks at data", "calibrate")),
     Case(("allocation=in_context", "allocation.band=2"), ("allocation.band=2", "(0, 1)")),
+    Case(
+        ("allocation=in_context", "allocation.granularity=row", "pruner=sparsegpt"),
+        ("pruner.mask=matrix", "pruner.mask=row", "allocation.granularity=layer"),
+    ),
     Case(("allocation=in_context", "sparsity=0.99"), ("0.98", "allocation=water_filling")),
     Case(("allocation=file",), ("allocation.path is required", "allocation.path=VALUE")),
     Case(("calibration.samples=0",), ("calibration.samples=0 must be at least 1",)),

@@ -81,6 +81,7 @@ def blocks_key(plan: Plan, state: RunState) -> str:
         "calibration": None if state.calibration is None else state.calibration.fingerprint(),
         "pruner": plan.config.pruner,
         "keep": None if state.allocation is None else state.allocation.keep,
+        "rows": None if state.allocation is None else state.allocation.rows,
         "batch_size": plan.config.batch_size,
         "propagate": plan.config.propagate,
         "tokens": plan.config.tokens,
