@@ -194,7 +194,9 @@ def _rows_fit(allocation: Allocation, layer: Layer) -> bool:
     counts = allocation.rows.get(layer.name)
     if counts is None:
         return True
-    whole = len(counts) == rows and all(isinstance(count, int) and 0 <= count <= cols for count in counts)
+    if not isinstance(counts, list) or len(counts) != rows:
+        return False
+    whole = all(isinstance(count, int) and 0 <= count <= cols for count in counts)
     return whole and sum(counts) == allocation.keep[layer.name]
 
 

@@ -71,10 +71,11 @@ def test_a_file_of_rows_needs_a_mask_by_rows(run: Run, text_run: list[str], tmp_
         run([*text_run, *taken, "pruner=sparsegpt"], "sparsegpt")
     value = json.loads(file.read_text())
     name, counts = next(iter(value["rows"].items()))
-    value["rows"][name] = [counts[0] + 1, *counts[1:]]
-    file.write_text(json.dumps(value))
-    with pytest.raises(UserError, match=f"the counts of rows of {name} are not"):
-        run([*text_run, *taken, "pruner=wanda"], "changed")
+    for wrong in ([counts[0] + 1, *counts[1:]], counts[1:], sum(counts), ["1", *counts[1:]]):
+        value["rows"][name] = wrong
+        file.write_text(json.dumps(value))
+        with pytest.raises(UserError, match=f"the counts of rows of {name} are not"):
+            run([*text_run, *taken, "pruner=wanda"], "changed")
 
 
 def test_a_sweep_over_sparsities_measures_the_ramp_once(
