@@ -129,7 +129,8 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
     Raises:
         UserError: if it was made for other layers, or its counts have to meet the target and do not.
     """
-    sizes = {layer.name: layer.size for tower in towers for layer in tower.layers}
+    layers = [layer for tower in towers for layer in tower.layers]
+    sizes = {layer.name: layer.size for layer in layers}
     for name, size in sizes.items():
         if name not in allocation.keep:
             raise UserError(
@@ -151,7 +152,6 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
             f"allocation.path={path}: {unknown} is not a layer to prune here (nearest:"
             f" {nearest(unknown, sizes)}); check towers and skip_layers"
         )
-    layers = [layer for tower in towers for layer in tower.layers]
     for layer in layers:
         if not _rows_fit(allocation, layer):
             raise UserError(

@@ -54,8 +54,11 @@ class BudgetSearch:
         self._stack, varying = stack, context.pruner.rule.varying
         # A mask n:M keeps at least one of every M weights; its check of the target has the same tolerance.
         self._highest = min(highest, 1 - 1 / varying + 1e-9) if varying else highest
-        of_layers = partial(LayerGroups, model, options.granularity, varying)
-        self.groups: SparsityGroups = RowGroups(model) if options.granularity == ROW else of_layers()
+        self.groups: SparsityGroups = (
+            RowGroups(model)
+            if options.granularity == ROW
+            else LayerGroups(model, options.granularity, varying)
+        )
 
     @cached_property
     def _trial(self) -> TrialPruner:

@@ -75,20 +75,16 @@ def measure_marginals(
     gains = {
         layer: torch.zeros(length, dtype=torch.float64) for layer, length in zip(layers, lengths, strict=True)
     }
-    products: dict[Layer, Tensor] = {}
 
     def product(layer: Layer, gradient: Tensor) -> Tensor:
         found = gradient * directions[layer].to(gradient.device)
-        products[layer] = layer.oriented(found).sum(dim=1) if by_row else found.sum().reshape(1)
-        return products[layer].sum()
+        return layer.oriented(found).sum(dim=1) if by_row else found.sum().reshape(1)
 
     with quiet_forward(model.module):
         for batch in share(batches):
             weight = samples_in(batch) / samples
-            products.clear()
-            measure_gradients(model, batch, product, recompute)
-            for layer, value in products.items():
-                gains[layer] -= weight * value.cpu().double()
+            for layer, value in measure_gradients(model, batch, product, recompute).items():
+                gains[layer] -= weight * value.double()
     of_all = summed(torch.cat(list(gains.values())))
     if not of_all.isfinite().all():
         raise NumericalError(

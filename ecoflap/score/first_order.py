@@ -14,7 +14,6 @@ With g_b the gradient of the mean loss of batch b with respect to a layer W, and
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -93,7 +92,9 @@ class FirstOrder(FirstOrderOptions, Scorer):
                 count = samples_in(batch)
                 values = measure_gradients(model, batch, measure, self.recompute)
                 for layer in model.layers:  # the gradient of an expert that the batch doesn't reach is zero
-                    averages[layer.name].add(values.get(layer, 0.0), count, f"{layer.name} (batch {index})")
+                    averages[layer.name].add(
+                        float(values.get(layer, 0.0)), count, f"{layer.name} (batch {index})"
+                    )
         combine(averages)
         zero_independent(averages)
         samples = min(self.samples, len(calibration))
@@ -102,20 +103,23 @@ class FirstOrder(FirstOrderOptions, Scorer):
 
 def measure_gradients(
     model: PrunableModel, batch: Batch, measure: Callable[[Layer, Tensor], Tensor], recompute: bool
-) -> dict[Layer, float]:
+) -> dict[Layer, Tensor]:
     """Measure the gradient of a batch's mean loss for each layer that the loss depends on.
 
     Args:
         model: the model as it is.
         batch: the samples.
         measure: called with a layer, whose weight is in place, and its gradient in fp32, as the parameter is
-            stored.
+            stored; returns a small tensor of any shape.
         recompute: recompute the activations of blocks in the backward pass instead of storing them.
+
+    Returns:
+        {layer: what ``measure`` returns}, on the CPU.
 
     Raises:
         NumericalError: if the loss is not finite.
     """
-    found, values = dict[Layer, Tensor](), dict[Layer, float]()
+    found, values = dict[Layer, Tensor](), dict[Layer, Tensor]()
     # Offloaded blocks are always recomputed: their weights are released after the forward pass, and
     # recomputing a block loads them again.
     recomputed = model.blocks if recompute or model.placement.kind != "none" else ()
@@ -131,8 +135,8 @@ def measure_gradients(
         ):
             differentiate(model, batch, scale)
         # Copying after the pass spares the host from waiting for the accelerator at every layer.
-        values = {layer: value.item() for layer, value in found.items()}
-        if all(map(math.isfinite, values.values())):
+        values = {layer: value.cpu() for layer, value in found.items()}
+        if all(bool(value.isfinite().all()) for value in values.values()):
             break
     return values
 
