@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import socket
@@ -14,6 +15,7 @@ from typing import Any, TypeAlias
 
 JSON: TypeAlias = Any
 """What ``json.dumps`` takes; floats, NaN and infinities are read back bit for bit."""
+_NUMBERS = re.compile(r"\[\n([-+\d.eE,\s]+)\]")
 
 
 @contextmanager
@@ -31,9 +33,12 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_json(path: Path, value: JSON) -> None:
-    """Write a value atomically, as indented JSON."""
+    """Write a value atomically, as indented JSON with each list of numbers on one line."""
+    text = json.dumps(value, indent=2)
+    # No string matches, as JSON writes a line break in one as two characters.
+    text = _NUMBERS.sub(lambda numbers: f"[{' '.join(numbers[1].split())}]", text)
     with replacing(Path(path)) as temporary:
-        temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        temporary.write_text(text + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> JSON | None:

@@ -108,7 +108,7 @@ def write_entry(
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             "seconds": seconds,
         }
-        for name, part in ((codec.file, content), (META, json.dumps(meta, indent=1).encode())):
+        for name, part in ((codec.file, content), (META, json.dumps(meta).encode())):
             (temporary / name).write_bytes(part)
             flush(temporary / name)
         flush(temporary)
