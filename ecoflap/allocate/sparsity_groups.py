@@ -12,7 +12,7 @@ from ecoflap.allocate.groups import group_layers, size_of
 from ecoflap.allocate.marginals import Counts
 from ecoflap.models.core.layers import Layer
 from ecoflap.models.core.prunable import PrunableModel
-from ecoflap.ops import Keep, round_to_total
+from ecoflap.ops import Keep, round_in_turn, round_to_total
 
 ROW = "row"
 
@@ -109,10 +109,8 @@ class RowGroups(SparsityGroups):
     def counts(self, point: Tensor, total: int | None = None) -> dict[str, Keep]:
         """See the protocol."""
         exact = self._cols * (1 - point)
-        counts = exact.round().long()
-        if total is not None:
-            counts = torch.tensor(round_to_total(exact.tolist(), self._cols.tolist(), total))
-        parts = counts.split(self._rows)
+        # Rows are short and many are equally sparse: rounded one by one, they would miss the budget together.
+        parts = round_in_turn(exact, round(float(exact.sum())) if total is None else total).split(self._rows)
         return {layer.name: part for layer, part in zip(self._layers, parts, strict=True)}
 
     def marginals(self, gain: Mapping[str, Tensor], counts: Counts) -> list[float]:

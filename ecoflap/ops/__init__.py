@@ -16,7 +16,7 @@ from ecoflap.ops.hessian import InverseFactor, NotPositiveDefiniteError, inverse
 from ecoflap.ops.noise import gaussian, seed_for
 from ecoflap.ops.ramp import ramp, shift_to_total
 from ecoflap.ops.ria import ria_metric
-from ecoflap.ops.rounding import round_to_total
+from ecoflap.ops.rounding import round_in_turn, round_to_total
 from ecoflap.ops.selection import (
     Keep,
     Pattern,
@@ -56,6 +56,7 @@ __all__ = [
     "proportional",
     "ramp",
     "ria_metric",
+    "round_in_turn",
     "round_to_total",
     "seed_for",
     "select",
