@@ -207,11 +207,6 @@ def _check_gram(gram: Tensor, damping: float, penalty: float) -> None:
             f"damping is 0 or more (0.1 is usual) and penalty above 0 (1 is usual); found {damping} and"
             f" {penalty}"
         )
-    if not gram.isfinite().all():
-        raise ValueError(
-            f"{int((~gram.isfinite()).sum())} of {gram.numel()} entries of the Gram matrix are NaN or"
-            " infinite; check the layer's calibration inputs and accumulate in fp32"
-        )
 
 
 def _check_weights(weights: Sequence[Tensor], inverse: NormalisedInverse) -> None:

@@ -47,6 +47,9 @@ def compensate(
 
     Returns:
         For each matrix W + share (W drift + stream) inv(gram), [rows, cols] fp32. No argument is modified.
+
+    Raises:
+        ValueError: if the Gram matrix is not finite.
     """
     matrix, norms = unit_columns(gram)
     matrix.diagonal().add_(damping * matrix.diagonal().mean())

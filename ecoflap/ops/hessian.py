@@ -85,7 +85,15 @@ def unit_columns(gram: Tensor) -> tuple[Tensor, Tensor]:
 
     Returns:
         gram / (n n^T), a copy [cols, cols] fp32, and the norms n [cols].
+
+    Raises:
+        ValueError: if the Gram matrix is not finite.
     """
+    if not gram.isfinite().all():
+        raise ValueError(
+            f"{int((~gram.isfinite()).sum())} of {gram.numel()} entries of the Gram matrix are NaN or"
+            " infinite; check the layer's calibration inputs and accumulate in fp32"
+        )
     norms = gram.diagonal().to(torch.float32).clamp_min(0).sqrt()
     largest = norms.max()
     norms = norms.clamp_min(float(SMALLEST_NORM * largest)) if largest > 0 else torch.ones_like(norms)

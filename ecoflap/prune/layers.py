@@ -113,7 +113,6 @@ def _record(
     if layer.is_expert and statistic is not None:
         report.tokens[layer.name] = 0 if statistic.assumed else statistic.tokens
     if piece.note:
-        report.notes[layer.name] = piece.note
         log.warning("%s: %s", layer.name, piece.note)
 
 
@@ -136,13 +135,7 @@ def _prune_together(
     views = [layer.matrix()[dealt[layer].own] for layer in layers]
     dense = [view.clone() for view in views]
     if drifts is not None:
-        assert isinstance(statistic, Gram)
-        streams = [drifts.streams.get(layer) for layer in layers]
-        own = [
-            None if stream is None else stream[dealt[layer].own]
-            for layer, stream in zip(layers, streams, strict=True)
-        ]
-        dense = compensate(dense, statistic.value, drifts.inputs, own)
+        dense = _compensated(group, dealt, dense)
     parts = [dealt[layer].part for layer in layers] if dealt[layers[0]].shared else None
     counts = {layer.name: allocation.count(layer.name) for layer in layers}
     results = solve_layers(layers, dense, statistic, pruner, counts, parts)
@@ -160,6 +153,26 @@ def _prune_together(
             energies = (statistic.output_energy(before), error)
         pieces[layer] = Piece(pruned.mask.cpu(), energies, pruned.note)
     return pieces
+
+
+def _compensated(group: SharedInput, dealt: Mapping[Layer, Dealt], dense: Sequence[Tensor]) -> list[Tensor]:
+    """This process's rows of a group's dense weights, compensated for what the layers before have changed.
+
+    Raises:
+        NumericalError: if the Gram matrix of their inputs is not finite.
+    """
+    layers, statistic, drifts = group
+    assert isinstance(statistic, Gram)
+    assert drifts is not None
+    streams = [drifts.streams.get(layer) for layer in layers]
+    own = [
+        None if stream is None else stream[dealt[layer].own]
+        for layer, stream in zip(layers, streams, strict=True)
+    ]
+    try:
+        return compensate(dense, statistic.value, drifts.inputs, own)
+    except ValueError as error:
+        raise NumericalError(f"{layers[0].name}: {error}") from error
 
 
 def solve_layers(

@@ -18,6 +18,7 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.prunable import PrunableModel, quiet_forward
 from ecoflap.models.loading.loader import Selection, prunable
+from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
 from ecoflap.prune.finished_blocks import FinishedBlocks
 from ecoflap.prune.report import BlockReport, PruneReport
@@ -257,6 +258,16 @@ def test_a_weight_that_is_not_finite_names_its_layer() -> None:
     with pytest.raises(NumericalError, match=r"^model\.layers\.1\.self_attn\.v_proj\.weight: .*NaN"):
         prune(model, tiny.samples("llama"), Wanda(), uniform(model), 2, propagate="layer")
     assert not any(module._forward_pre_hooks for module in model.module.modules())
+
+
+@pytest.mark.parametrize("propagate", ["layer", "compensated"])
+def test_inputs_that_overflow_name_the_layer_that_reads_them(propagate: str) -> None:
+    model = tiny.build("llama")
+    with torch.no_grad():
+        model.module.model.layers[0].mlp.gate_proj.weight *= 1e22
+        model.module.model.layers[0].mlp.up_proj.weight *= 1e22
+    with pytest.raises(NumericalError, match=r"^model\.layers\.0\.mlp\.down_proj\.weight: .*Gram matrix"):
+        prune(model, tiny.samples("llama"), ADMM(), uniform(model), 2, propagate=propagate)
 
 
 @pytest.mark.parametrize("size", [2, 8])
