@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ecoflap.allocate.allocation import Allocation
+from ecoflap.blocks.footprint import Footprint
 from ecoflap.blocks.loss_batches import loss_batches
 from ecoflap.console.progress import track
 from ecoflap.data.batch import Batch, samples_in
@@ -37,6 +38,11 @@ class GlobalGradient(GlobalGradientOptions, ModelPruner):
     def __post_init__(self) -> None:
         require_choices("pruner", self)
         require_positive("pruner", self, "iterations", "samples", "batch_size")
+
+    @property
+    def footprint(self) -> Footprint:
+        """What it keeps in memory: a backward pass, and sums and gradients of all weights."""
+        return Footprint("backward", copies=2, batch_size=self.batch_size)
 
     def prune(
         self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock

@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from ecoflap.allocate.allocation import UNITS, Allocation
+from ecoflap.blocks.footprint import Footprint
 from ecoflap.console.progress import track
 from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.distributed.processes import size
@@ -64,6 +65,11 @@ class UPop(UPopOptions, ModelPruner):
             raise UserError(f"pruner.learning_rate={self.learning_rate} must be above 0")
         if self.weight_decay < 0:
             raise UserError(f"pruner.weight_decay={self.weight_decay} must be at least 0")
+
+    @property
+    def footprint(self) -> Footprint:
+        """What it keeps in memory: a backward pass in fp32, and sums and gradients of all weights."""
+        return Footprint("backward", copies=2, batch_size=self.batch_size, float32=True)
 
     def prune(
         self, model: PrunableModel, calibration: CalibrationSet | None, sparsity: float, on_block: OnBlock

@@ -20,10 +20,13 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.offload.placement import Placement
 from ecoflap.prune.admm import ADMM
 from ecoflap.prune.driver import prune
+from ecoflap.prune.global_gradient import GlobalGradient
 from ecoflap.prune.global_magnitude import GlobalMagnitude
 from ecoflap.prune.magnitude import Magnitude
-from ecoflap.prune.protocol import LayerPruner
+from ecoflap.prune.protocol import LayerPruner, Pruner
+from ecoflap.prune.reap import REAP
 from ecoflap.prune.sparsegpt import SparseGPT
+from ecoflap.prune.upop import UPop
 from ecoflap.prune.wanda import Wanda
 from ecoflap.run.steps.memory import Need, memory_plan, show_needs, weights_in_use, what_helps
 from ecoflap.run.steps.sample_cost import sample_cost
@@ -145,6 +148,18 @@ def test_the_allocators_own_batch_size_counts(model: PrunableModel) -> None:
     )
     assert small.work < large.work
     assert "allocation.batch_size" in what_helps(large, "none")
+
+
+@pytest.mark.parametrize("pruner", [REAP, GlobalGradient, UPop])
+def test_the_plan_uses_the_pruners_own_batch_size(model: PrunableModel, pruner: type[Pruner]) -> None:
+    calibration = tokens(SAMPLES, 64, 256)
+    cost = sample_cost(model, calibration)
+    small, large = (
+        memory_plan(model, cost, SAMPLES, BATCH, None, pruner(batch_size=size))[0]  # type: ignore[call-arg]
+        for size in (1, 8)
+    )
+    assert small.work < large.work
+    assert large.batch_size == "pruner.batch_size"
 
 
 @pytest.mark.parametrize("probe", ["layer", "derivative"])

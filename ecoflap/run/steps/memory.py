@@ -91,11 +91,17 @@ def memory_plan(
         need = _need(model, "score", scorer.footprint, cost, samples, scorer.batch_size)
         needs.append(replace(need, batch_size="score.batch_size"))
     if allocating is not None:
-        beside, own = _with_trials(allocating, pruner.footprint), allocating.batch_size
-        need = _need(model, "allocate", beside, cost, samples, own or batch_size)
-        needs.append(replace(need, batch_size="batch_size" if own is None else "allocation.batch_size"))
+        beside = _with_trials(allocating, pruner.footprint)
+        need = _need(model, "allocate", beside, cost, samples, allocating.batch_size or batch_size)
+        needs.append(replace(need, batch_size=_option("allocation", allocating)))
     pruning = replace(pruner.footprint, beside_dense=propagate == "compensated")
-    return [*needs, _need(model, "prune", pruning, cost, samples, batch_size)]
+    need = _need(model, "prune", pruning, cost, samples, pruning.batch_size or batch_size)
+    return [*needs, replace(need, batch_size=_option("pruner", pruning))]
+
+
+def _option(group: str, footprint: Footprint) -> str:
+    """The option that sets the samples per pass of a part."""
+    return "batch_size" if footprint.batch_size is None else f"{group}.batch_size"
 
 
 def _with_trials(allocating: Footprint, pruning: Footprint) -> Footprint:
