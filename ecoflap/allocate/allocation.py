@@ -146,7 +146,8 @@ def fitted(allocation: Allocation, towers: tuple[Tower, ...], path: str, total: 
                 f"allocation.path={path}: {name} keeps {allocation.keep[name]} of"
                 f" {allocation.sizes.get(name)}, but has {size} weights here"
             )
-    unknown = next((name for name in allocation.keep if name not in sizes), None)
+    named = (*allocation.keep, *allocation.rows)
+    unknown = next((name for name in named if name not in sizes), None)
     if unknown is not None:
         raise UserError(
             f"allocation.path={path}: {unknown} is not a layer to prune here (nearest:"

@@ -10,6 +10,7 @@ from ecoflap.allocate.options import FromFileOptions
 from ecoflap.allocate.protocol import Allocator, Context, Requires
 from ecoflap.errors import UserError, require_choices
 from ecoflap.models.core.prunable import PrunableModel
+from ecoflap.prune.protocol import LayerPruner
 from ecoflap.score.scores import Scores
 
 
@@ -47,6 +48,15 @@ class FromFile(FromFileOptions, Allocator):
                 f"allocation.path={self.path} was made for sparsity={target}, and sparsity={sparsity} was"
                 f" asked for; set sparsity={target}"
             )
+
+    def check_pruner(self, pruner: LayerPruner) -> None:
+        """Refuse counts of rows beside a pruner whose mask can't have them, before any work is done.
+
+        Raises:
+            UserError: if the file has counts of rows and the mask is not ``row``.
+        """
+        if self.allocation.rows:
+            pruner.rule.require_rows()
 
     def __call__(
         self,

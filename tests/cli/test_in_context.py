@@ -12,8 +12,10 @@ import torch
 
 from ecoflap.allocate import budget_search
 from ecoflap.errors import UserError
+from ecoflap.run.plan import make_plan
 from ecoflap.storage.masks import load_masks
 from ecoflap.storage.results import Result, verify
+from tests.cli.conftest import composed
 
 Run = Callable[..., Result]
 IN_CONTEXT = [
@@ -68,9 +70,12 @@ def test_a_file_of_rows_needs_a_mask_by_rows(run: Run, text_run: list[str], tmp_
     file = tmp_path / "run" / "allocation.json"
     taken = ["allocation=file", f"allocation.path={file}"]
     with pytest.raises(UserError, match=r"pruner\.mask=matrix decides otherwise"):
-        run([*text_run, *taken, "pruner=sparsegpt"], "sparsegpt")
+        make_plan(composed([*text_run, *taken, "pruner=sparsegpt"]), tmp_path / "sparsegpt")
     value = json.loads(file.read_text())
     name, counts = next(iter(value["rows"].items()))
+    file.write_text(json.dumps(value | {"rows": {**value["rows"], f"{name}_typo": counts}}))
+    with pytest.raises(UserError, match=f"{name}_typo is not a layer to prune here"):
+        run([*text_run, *taken, "pruner=wanda"], "unknown")
     for wrong in ([counts[0] + 1, *counts[1:]], counts[1:], sum(counts), ["1", *counts[1:]]):
         value["rows"][name] = wrong
         file.write_text(json.dumps(value))
