@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,6 +23,9 @@ from ecoflap.data.calibration_set import CalibrationSet
 from ecoflap.errors import NumericalError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.ops import descend, shift_to_budget
+
+TOLERANCE = 1e-9
+"""By how much a target may pass the largest sparsity of a mask, as in the mask's own check of the target."""
 
 
 class BudgetSearch:
@@ -52,8 +56,8 @@ class BudgetSearch:
         """
         self._options, self._model, self._context = options, model, context
         self._stack, varying = stack, context.pruner.rule.varying
-        # A mask n:M keeps at least one of every M weights; its check of the target has the same tolerance.
-        self._highest = min(highest, 1 - 1 / varying + 1e-9) if varying else highest
+        # A mask n:M keeps at least one of every M weights.
+        self._highest = min(highest, 1 - 1 / varying + TOLERANCE) if varying else highest
         self.groups: SparsityGroups = (
             RowGroups(model)
             if options.granularity == ROW
@@ -63,6 +67,10 @@ class BudgetSearch:
     @cached_property
     def _trial(self) -> TrialPruner:
         return self._stack.enter_context(trial_pruner(self._model, self._context))
+
+    def decided(self, budget: float) -> bool:
+        """Whether a budget leaves nothing to decide: all weights, or as few as every group can have."""
+        return budget == 0 or budget >= self._highest - 2 * TOLERANCE
 
     def uniform(self, budget: float) -> Tensor:
         """The same sparsity for all groups."""
@@ -85,7 +93,7 @@ class BudgetSearch:
             turn: the number of the step, which decides on the samples.
             rate: half of the largest change of a sparsity.
         """
-        name = {"step": turn, "sparsities": point.tolist()}
+        name = {"step": turn, "sparsities": _digest(point)}
         found = self._context.recall(name, partial(self._measure, point, turn))
         following = descend(point, torch.tensor(found, dtype=torch.float64), self.groups.sizes, rate)
         return self.shifted(following, budget)
@@ -113,7 +121,7 @@ class BudgetSearch:
         """
         losses: dict[str, float] = {}
         for name, point in candidates.items():
-            found = self._context.recall({"loss": point.tolist()}, partial(self._loss, point))
+            found = self._context.recall({"loss": _digest(point)}, partial(self._loss, point))
             losses[name] = math.inf if found is None else found
         least = min(losses, key=losses.__getitem__)
         if not math.isfinite(losses[least]):
@@ -137,3 +145,8 @@ class BudgetSearch:
     def _batches(self) -> Callable[[CalibrationSet], list[dict[str, Tensor]]]:
         """How batches are made of some samples; the model's loss is tried for it once."""
         return batching(self._model, self._context.samples, self._options.batch_size)
+
+
+def _digest(point: Tensor) -> str:
+    """Names some sparsities in a key: those of the rows of a large model are millions of numbers."""
+    return hashlib.sha256(point.numpy().tobytes()).hexdigest()

@@ -26,7 +26,7 @@ from ecoflap.prune.protocol import LayerPruner
 from ecoflap.score.scores import Scores
 
 HIGHEST = 0.98
-"""The largest sparsity of a layer or block."""
+"""The largest sparsity of a layer, block or row, before counts are rounded."""
 CANDIDATES = 3
 """Allocations of which the loss on all samples decides."""
 
@@ -111,21 +111,9 @@ class InContext(InContextOptions, Allocator):
         """
         self.check(sparsity)
         assert context is not None
-        steps = self.steps_to(sparsity)
         with ExitStack() as stack:
             search = BudgetSearch(self, model, context, stack, HIGHEST)
-            point, visited = search.uniform(steps[0].budget), []
-            for step in track(steps, "allocate", total=len(steps)):
-                point = search.shifted(point, step.budget)
-                visited.append((step, point))
-                point = search.step(point, step.budget, step.turn, step.rate)
-            at_target = [point for step, point in visited if step.budget == sparsity]
-            candidates = {
-                "last": point,
-                "mean": search.shifted(search.mean([*at_target[len(at_target) // 2 :], point]), sparsity),
-                "uniform": search.uniform(sparsity),
-            }
-            chosen, losses = search.best(candidates)
+            chosen, losses = self._search(search, sparsity)
             total = keep_total([layer.size for layer in model.layers], sparsity)
             counts = search.groups.counts(chosen, total)
         return Allocation(
@@ -137,6 +125,24 @@ class InContext(InContextOptions, Allocator):
             in_trials=True,
             rows={name: count.tolist() for name, count in counts.items() if isinstance(count, Tensor)},
         )
+
+    def _search(self, search: BudgetSearch, sparsity: float) -> tuple[Tensor, dict[str, float]]:
+        """Take all steps to a target; the best sparsities, and the loss of each candidate."""
+        if search.decided(sparsity):
+            return search.uniform(sparsity), {}
+        steps = self.steps_to(sparsity)
+        point, visited = search.uniform(steps[0].budget), []
+        for step in track(steps, "allocate", total=len(steps)):
+            point = search.shifted(point, step.budget)
+            visited.append((step, point))
+            point = search.step(point, step.budget, step.turn, step.rate)
+        at_target = [point for step, point in visited if step.budget == sparsity]
+        candidates = {
+            "last": point,
+            "mean": search.shifted(search.mean([*at_target[len(at_target) // 2 :], point]), sparsity),
+            "uniform": search.uniform(sparsity),
+        }
+        return search.best(candidates)
 
     def steps_to(self, sparsity: float) -> list[Step]:
         """The steps to a target; two targets share those of their ramps."""

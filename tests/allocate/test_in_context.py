@@ -288,7 +288,9 @@ def test_rows_need_a_mask_by_rows(pruner: LayerPruner) -> None:
         replace(QUICK, granularity="row").check_pruner(pruner)
 
 
-def test_rows_of_equal_marginals_stay_uniform(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("sparsity", [0.5, 0.6, 0.7, 0.93])
+def test_rows_of_equal_marginals_stay_uniform(monkeypatch: pytest.MonkeyPatch, sparsity: float) -> None:
+    """In each trial too: rows that round alike would miss the budget together."""
     monkeypatch.setattr(
         budget_search,
         "measure_marginals",
@@ -296,9 +298,37 @@ def test_rows_of_equal_marginals_stay_uniform(monkeypatch: pytest.MonkeyPatch) -
             name: (counts.more[name] - counts.fewer[name]).double() for name in counts.keep
         },
     )
-    allocation = allocate("llama", 0.5, replace(QUICK, granularity="row"))
-    cols = {layer.name: layer.shape[1] for layer in tiny.build("llama").layers}
-    assert all(set(counts) == {cols[name] // 2} for name, counts in allocation.rows.items())
+    tried: list[int] = []
+    prune_trial = TrialPruner.prune
+
+    def watched(self: TrialPruner, keep: Mapping[str, Tensor]) -> None:
+        tried.append(int(sum(counts.sum() for counts in keep.values())))
+        prune_trial(self, keep)
+
+    monkeypatch.setattr(TrialPruner, "prune", watched)
+    allocation = allocate("llama", sparsity, replace(QUICK, granularity="row", ramp_start=0.9))
+    for layer in tiny.build("llama").layers:
+        share = layer.shape[1] * (1 - sparsity)
+        assert all(abs(count - share) < 1 for count in allocation.rows[layer.name])
+        assert abs(allocation.keep[layer.name] - layer.shape[0] * share) <= 1
+    at_target = [count for count in tried if abs(count - sum(allocation.keep.values())) <= 1]
+    assert len(at_target) >= len(tried) - (2 if sparsity > 0.9 else 0), "the ramp's step is at another budget"
+
+
+@pytest.mark.parametrize(
+    ("sparsity", "pruner"),
+    [(0.0, Wanda()), (0.98, Wanda()), (0.98, Wanda(mask="matrix")), (0.75, Wanda(mask="n:4"))],
+)
+def test_nothing_is_measured_where_the_budget_decides_alone(
+    monkeypatch: pytest.MonkeyPatch, sparsity: float, pruner: LayerPruner
+) -> None:
+    def fail(*_: Any) -> None:
+        raise AssertionError("the model was pruned")
+
+    monkeypatch.setattr(budget_search, "trial_pruner", fail)
+    allocation = allocate("llama", sparsity, pruner=pruner)
+    assert allocation.keep == WaterFilling()(tiny.build("llama"), None, sparsity).keep
+    assert allocation.details == {"losses": {}}
 
 
 @pytest.mark.parametrize(
