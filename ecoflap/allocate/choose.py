@@ -19,7 +19,7 @@ from ecoflap.models.core.prunable import PrunableModel
 
 log = logging.getLogger(__name__)
 
-Counts = Callable[[float], Mapping[str, int]]
+CountsAt = Callable[[float], Mapping[str, int]]
 """Given a candidate: how many weights each layer keeps, by name."""
 Losses = dict[float, float | None]
 """{candidate: the mean loss of the pruned model}; None where it is not finite."""
@@ -29,7 +29,7 @@ def choose(
     model: PrunableModel,
     context: Context,
     candidates: Sequence[float],
-    counts: Counts,
+    counts: CountsAt,
     name: Mapping[str, Any],
     samples: int,
 ) -> tuple[float, Losses]:
@@ -69,7 +69,7 @@ class _Trials:
     def __init__(self, model: PrunableModel, context: Context, samples: int, stack: ExitStack) -> None:
         self._model, self._context, self._samples, self._stack = model, context, samples, stack
 
-    def loss(self, counts: Counts, candidate: float) -> float | None:
+    def loss(self, counts: CountsAt, candidate: float) -> float | None:
         """The mean loss of the model pruned at a candidate; None if it is not finite."""
         self._pruner.prune(counts(candidate))
         loss = self._pruner.loss(self._batches)

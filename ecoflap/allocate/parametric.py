@@ -9,7 +9,7 @@ from functools import partial
 from typing import ClassVar
 
 from ecoflap.allocate.allocation import Allocation, keep_total
-from ecoflap.allocate.choose import Counts, Losses, choose
+from ecoflap.allocate.choose import CountsAt, Losses, choose
 from ecoflap.allocate.groups import parts, split
 from ecoflap.allocate.measure import measure_blocks
 from ecoflap.allocate.options import AUTO, Parameter
@@ -155,7 +155,7 @@ class Parametric(Uneven):
         return keep
 
     def _parameter(
-        self, model: PrunableModel, sparsity: float, context: Context | None, counts: Counts
+        self, model: PrunableModel, sparsity: float, context: Context | None, counts: CountsAt
     ) -> tuple[float, Losses]:
         """The free parameter, and the losses of the candidates if any were tried."""
         given = self.given

@@ -38,12 +38,10 @@ class PruneReport:
         errors: {layer: relative output error sqrt(||(W' - W) X||^2 / ||W X||^2)}. A Gram matrix gives it
             exactly, mean squares give it for uncorrelated columns; None for a pruner that uses no data.
         tokens: {layer of an expert: how many tokens were routed to it}; empty for a pruner that uses no data.
-        notes: {layer: a warning of the pruner}.
         blocks: one report per block, in pruning order.
     """
 
     masks: MutableMapping[str, Tensor] = field(default_factory=PackedMasks)
     errors: dict[str, float | None] = field(default_factory=dict)
     tokens: dict[str, int] = field(default_factory=dict)
-    notes: dict[str, str] = field(default_factory=dict)
     blocks: list[BlockReport] = field(default_factory=list)
