@@ -8,7 +8,7 @@ were.
 Three things differ from the authors' code. A tower of unequal blocks meets the target in weights, and a ramp
 that leaves 0..1 is clipped there and shifted until it does, instead of being clipped to 0.01..0.99. Each
 tower has a lambda of its own. The row step, which gives the rows of a layer sparsities of their own, is left
-out: an allocation holds one count per layer. Their code skips that step with SparseGPT, too.
+out; in-context allocation has rows of another kind. Their code skips that step with SparseGPT, too.
 """
 
 from __future__ import annotations
