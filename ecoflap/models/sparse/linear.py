@@ -15,6 +15,8 @@ from torch.nn.functional import linear, pad
 from ecoflap.errors import UserError
 from ecoflap.models.sparse.library import BLOCK, COLUMNS, FEW_TOKENS, PADDING, products
 
+CPU = torch.device("cpu")
+
 PART = 2**22
 """Bytes of the dense matrix that are made at a time: small beside a model, enough for a fast product."""
 
@@ -53,7 +55,7 @@ class SparseLinear(nn.Module):
         nonzero = weight != 0
         there = np.pad(nonzero.numpy(), ((0, 0), (0, self._padding)))
         ends = np.count_nonzero(there, axis=1).cumsum()
-        values = torch.zeros(int(ends[-1]) + PADDING // weight.itemsize, dtype=weight.dtype)
+        values = torch.zeros(int(ends[-1]) + PADDING // weight.itemsize, dtype=weight.dtype, device=CPU)
         values[: ends[-1]] = weight[nonzero]
         stored = {
             "mask": torch.from_numpy(np.packbits(there, axis=1, bitorder="little")),
@@ -70,8 +72,8 @@ class SparseLinear(nn.Module):
 
     def forward(self, inputs: Tensor) -> Tensor:
         """[..., cols] -> [..., rows]."""
-        unfit = inputs.shape[-1] != self.in_features or inputs.dtype != self.dtype
-        if unfit:
+        fits = inputs.shape[-1] == self.in_features and inputs.dtype == self.dtype and inputs.device == CPU
+        if not fits:
             return linear(inputs, self.weight, self.bias)  # it says what is wrong
         if torch.is_grad_enabled() and inputs.requires_grad:
             found: Tensor = _Product.apply(inputs, self)
@@ -106,9 +108,11 @@ class SparseLinear(nn.Module):
     def _product(self, inputs: Tensor, tokens: int) -> Tensor:
         ours = products(self.dtype)
         inputs = inputs.to(ours.inputs)
-        padded = pad(inputs, (0, self._padding)) if self._padding else inputs.contiguous()
-        sums = torch.empty(*inputs.shape[:-1], self.out_features)
-        columns = torch.empty(padded.shape[-1] * BLOCK if tokens > FEW_TOKENS else 0)
+        padded = pad(inputs, (0, self._padding)).contiguous()  # padding keeps other strides
+        # The C code writes floats, whatever torch's default dtype and device are.
+        sums = torch.empty(*inputs.shape[:-1], self.out_features, dtype=torch.float32, device=CPU)
+        work = padded.shape[-1] * BLOCK if tokens > FEW_TOKENS else 0
+        columns = torch.empty(work, dtype=torch.float32, device=CPU)
         ours.product(
             self.mask.data_ptr(),
             self.values.data_ptr(),
@@ -126,7 +130,7 @@ class SparseLinear(nn.Module):
 
     def _made(self, start: int, stop: int) -> Tensor:
         """Rows of the dense matrix, [stop - start, cols]."""
-        out = torch.empty(stop - start, self.in_features, dtype=self.dtype)
+        out = torch.empty(stop - start, self.in_features, dtype=self.dtype, device=CPU)
         products(self.dtype).dense(
             self.mask[start:].data_ptr(),
             self.values.data_ptr(),

@@ -171,3 +171,45 @@ def test_inputs_that_do_not_fit_are_refused_as_by_the_dense_layer(dtype: torch.d
         sparse(torch.ones(2, 44, dtype=dtype))
     with pytest.raises(RuntimeError):
         sparse(torch.ones(2, 45, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
+@torch.no_grad()
+def test_torchs_default_dtype_changes_nothing(default: torch.dtype, dtype: torch.dtype) -> None:
+    dense, inputs = layer(40, 129, dtype), [torch.randn(tokens, 129).to(dtype) for tokens in (1, 5, 70)]
+    expected = [SparseLinear(dense)(one) for one in inputs]
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(default)
+    try:
+        found = [SparseLinear(dense)(one) for one in inputs]
+    finally:
+        torch.set_default_dtype(before)
+    assert all(same(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@torch.no_grad()
+def test_torchs_default_device_changes_nothing(dtype: torch.dtype) -> None:
+    dense, inputs = layer(40, 129, dtype), torch.randn(70, 129).to(dtype)
+    expected, sparse = SparseLinear(dense)(inputs), SparseLinear(dense)
+    with torch.device("meta"):
+        found, weight = sparse(inputs), sparse.weight
+    assert same(found, expected)
+    assert same(weight, sparse.weight)
+
+
+@pytest.mark.parametrize("cols", [64, 100])
+@torch.no_grad()
+def test_inputs_of_other_strides(cols: int, dtype: torch.dtype) -> None:
+    """Padding a picture whose channels come last keeps its strides."""
+    pictures = torch.randn(2, cols, 3, 4).to(dtype).to(memory_format=torch.channels_last)
+    for order in ((0, 2, 3, 1), (0, 3, 2, 1)):
+        check(layer(20, cols, dtype), pictures.permute(*order))
+    tokens_last = torch.randn(2, 5, cols, 3).to(dtype).permute(0, 1, 3, 2)
+    check(layer(20, cols, dtype), tokens_last)
+    check(layer(20, cols, dtype), torch.randn(2, 3, 5, cols).to(dtype).permute(0, 2, 1, 3))
+
+
+@torch.no_grad()
+def test_inputs_on_another_device_are_refused(dtype: torch.dtype) -> None:
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        SparseLinear(layer(5, 33, dtype))(torch.empty(2, 33, dtype=dtype, device="meta"))
