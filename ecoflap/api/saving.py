@@ -13,13 +13,16 @@ from ecoflap.errors import UserError
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.storage.bitmask.forms import DENSE, check_form
 from ecoflap.storage.checkpoint import write_checkpoint
-from ecoflap.storage.file_names import ALLOCATION, BITMASK_INDEX, CARD, SCORES, WEIGHTS_INDEX
-from ecoflap.storage.files import write_json
+from ecoflap.storage.file_names import ALLOCATION, BITMASK_INDEX, CARD, RECIPE, RESULT, SCORES, WEIGHTS_INDEX
+from ecoflap.storage.files import beside, write_json
+from ecoflap.storage.masks import FILE_NAME as MASKS
+from ecoflap.storage.saved_model import WEIGHTS
 from ecoflap.storage.sharing.card import has_own_card
 from ecoflap.storage.sharing.describe import describe
 
 INDEXES = (WEIGHTS_INDEX, BITMASK_INDEX)
-WEIGHTS = (*INDEXES, "*.safetensors")
+REPLACED = (*INDEXES, *WEIGHTS, MASKS, RESULT, RECIPE, ALLOCATION, SCORES)
+"""Patterns of the files of an earlier checkpoint that do not stay beside other weights; indexes first."""
 
 
 def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DENSE) -> Path:
@@ -27,8 +30,8 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
 
     The result of ``ecoflap.prune`` is saved with its masks (``masks.safetensors``, one bit per weight) and
     the ``result.json``, ``scores.json`` and ``allocation.json`` of a run, a ``recipe.yaml`` of as much of it
-    as is known, and a model card (``README.md``). As with ``save_pretrained``, the weights of an earlier
-    checkpoint in the folder are replaced, and its other files stay, a card that ecoflap did not write too.
+    as is known, and a model card (``README.md``). The weights of an earlier checkpoint in the
+    folder and these files are replaced or removed; all others stay, a card that ecoflap did not write too.
 
     Args:
         model: the result of ``ecoflap.prune`` or ``ecoflap.load``.
@@ -54,16 +57,24 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
             f"{loaded.name} has no save_pretrained; save its state_dict() and the masks of the result"
             " yourself"
         )
-    partial = final.with_name(f"{final.name}.partial")
     final.mkdir(parents=True, exist_ok=True)
+    partial = beside(
+        final / CARD
+    )  # in the folder, as a link or a mount may be on another disk than its parent
     try:
         masks = model.masks if isinstance(model, PruneResult) else None
         write_checkpoint(loaded, masks, partial, form)
         if isinstance(model, PruneResult):
             _write_record(model, partial)
-        _move(partial, final)
-    finally:
+    except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        raise
+    try:
+        _move(partial, final)
+    except OSError as error:
+        raise UserError(
+            f"the checkpoint in {final} could not be replaced ({error}); the new one is in {partial}"
+        ) from error
     return final
 
 
@@ -76,17 +87,20 @@ def _write_record(result: PruneResult, folder: Path) -> None:
 
 
 def _move(partial: Path, final: Path) -> None:
-    """Remove the weights of an earlier checkpoint, and move the new files into the folder, indexes last.
+    """Remove an earlier checkpoint, and move the new files into the folder, indexes last.
 
     A model card that ecoflap did not write stays.
     """
     if has_own_card(final):
         (partial / CARD).unlink(missing_ok=True)
-    for pattern in WEIGHTS:
+    else:
+        (final / CARD).unlink(missing_ok=True)
+    for pattern in REPLACED:
         for old in final.glob(pattern):
-            old.unlink()
+            old.unlink(missing_ok=True)
     for file in sorted(partial.iterdir(), key=lambda file: file.name in INDEXES):
         if file.is_dir():
             shutil.copytree(file, final / file.name, dirs_exist_ok=True)
         else:
             os.replace(file, final / file.name)
+    shutil.rmtree(partial)

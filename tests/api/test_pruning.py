@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -93,11 +94,60 @@ def test_a_saved_model_replaces_the_weights_of_an_earlier_one_and_nothing_else(t
     one = llama()
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / "model-00001-of-00002.safetensors").write_text("of an earlier checkpoint")
+    (tmp_path / "adapter_model.safetensors").write_text("mine too")
     ecoflap.save(ecoflap.load(one.module, one.processor), tmp_path)
     assert (tmp_path / "notes.txt").read_text() == "mine"
-    assert [file.name for file in tmp_path.glob("*.safetensors")] == ["model.safetensors"]
-    assert not (tmp_path.with_name(f"{tmp_path.name}.partial")).exists()
+    assert {file.name for file in tmp_path.glob("*.safetensors")} == {
+        "adapter_model.safetensors",
+        "model.safetensors",
+    }
+    assert list(tmp_path.glob(".tmp-*")) == []
     assert outputs(one.again.from_pretrained(tmp_path), one.inputs()).shape[-1]
+
+
+def test_a_dense_model_takes_the_record_of_a_pruned_one_away(tmp_path: Path) -> None:
+    one = llama()
+    result = ecoflap.prune(one.module, one.processor, pruner="magnitude", score="none", sparsity=0.5)
+    ecoflap.save(result, tmp_path)
+    record = {"result.json", "recipe.yaml", "allocation.json", "README.md", "masks.safetensors"}
+    assert record <= {file.name for file in tmp_path.iterdir()}
+    ecoflap.save(ecoflap.load(one.module, one.processor), tmp_path)
+    assert not record & {file.name for file in tmp_path.iterdir()}
+
+
+def test_a_folder_on_another_disk_and_the_working_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = llama()
+    model = ecoflap.load(one.module, one.processor)
+    memory = Path("/dev/shm")
+    if not memory.is_dir() or memory.stat().st_dev == tmp_path.stat().st_dev:
+        pytest.skip("needs a second file system at /dev/shm")
+    with tempfile.TemporaryDirectory(dir=memory) as other:
+        (tmp_path / "link").symlink_to(other)
+        for _ in range(2):
+            ecoflap.save(model, tmp_path / "link")
+        assert (Path(other) / "model.safetensors").is_file()
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    ecoflap.save(model, ".")
+    assert (tmp_path / "here" / "model.safetensors").is_file()
+
+
+def test_a_checkpoint_that_can_not_be_replaced_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = llama()
+    model = ecoflap.load(one.module, one.processor)
+
+    def fail(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("ecoflap.api.saving.os.replace", fail)
+    with pytest.raises(ecoflap.UserError, match="the new one is in"):
+        ecoflap.save(model, tmp_path)
+    (partial,) = tmp_path.glob(".tmp-*")
+    assert (partial / "model.safetensors").is_file()
 
 
 @pytest.mark.parametrize(
