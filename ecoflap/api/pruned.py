@@ -73,7 +73,19 @@ def load_pruned(
     if place.type == "meta":
         return skeleton(model_class, config)
     onto = {} if place.type == "cpu" else {"device_map": {"": place}}
-    return load_weights(model_class, path, None, {DTYPE_OPTION: "auto", **onto}).eval()
+    module = load_weights(model_class, path, None, {DTYPE_OPTION: "auto", **onto}).eval()
+    _restore_wide(module, Path(path))
+    return module
+
+
+def _restore_wide(module: nn.Module, folder: Path) -> None:
+    """Read tensors again that are wider than the config's dtype, to which transformers casts all."""
+    with Checkpoint(folder) as checkpoint:
+        stored = checkpoint.shapes()
+        for name, tensor in _tensors(module).items():
+            like = stored.get(name)
+            if like is not None and like.is_floating_point() and like.itemsize > tensor.itemsize:
+                tensor.data = checkpoint.read(name).to(tensor.device)
 
 
 def _class_of(path: str, config: Any) -> Any:
@@ -105,12 +117,16 @@ def _fill(module: nn.Module, folder: Path, device: str | None) -> None:
         UserError: if it is not there or damaged, or its names or shapes are not the module's.
     """
     own = _tensors(module)
+    if any(tensor.is_meta for tensor in own.values()):
+        raise UserError(
+            f"{type(module).__name__} is on the meta device, and can't take weights; build it on the CPU"
+        )
     try:
         with Checkpoint(folder) as checkpoint:
             shapes = checkpoint.shapes()
             _check_fits(folder, own, shapes, module)
             if device is not None:
-                module.to(device)
+                module.to(device if device == "meta" else resolve_device(device))
             for name in shapes:
                 own[name].data = checkpoint.read(name).to(own[name].device)
     except (OSError, ValueError) as error:

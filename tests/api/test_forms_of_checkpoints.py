@@ -56,6 +56,29 @@ def test_a_result_is_saved_and_loaded(given: Given, form: str, tmp_path: Path) -
     assert torch.equal(one[0], other[0])
 
 
+@pytest.mark.parametrize("form", ["dense", *SPARSE])
+def test_a_model_of_several_dtypes_is_loaded_to_the_bit(form: str, tmp_path: Path) -> None:
+    """Transformers casts all weights to the config's dtype as it loads them."""
+    module = tied_llama(torch.bfloat16)
+    module.model.norm.weight.data = 1 + torch.randn(module.config.hidden_size) / 3
+    ecoflap.save(ecoflap.load(module, llama().processor), tmp_path / "out", form=form)
+    loaded = ecoflap.load_pruned(tmp_path / "out", device="cpu")
+    check_same(loaded, module)
+    assert loaded.model.norm.weight.dtype == torch.float32
+    assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
+
+
+def test_a_module_on_the_meta_device_and_a_device_that_is_missing(tmp_path: Path) -> None:
+    module = tied_llama(torch.float32)
+    ecoflap.save(ecoflap.load(module, llama().processor), tmp_path / "out")
+    with torch.device("meta"):
+        empty = type(module)(module.config)
+    with pytest.raises(ecoflap.UserError, match="is on the meta device"):
+        ecoflap.load_pruned(tmp_path / "out", empty)
+    with pytest.raises(ecoflap.UserError, match="is not usable here"):
+        ecoflap.load_pruned(tmp_path / "out", tied_llama(torch.float32), device="nonesuch")
+
+
 @pytest.mark.parametrize("form", SPARSE)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_tied_weights_negative_zeros_and_dtypes(dtype: torch.dtype, form: str, tmp_path: Path) -> None:
