@@ -53,6 +53,10 @@ def convert(folder: Path, out: Path, form: str) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out} is there and holds something; choose a new folder")
     partial = out.with_name(f"{out.name}.partial")
+    if partial.resolve() == folder.resolve():
+        raise UserError(
+            f"{folder} is where the new checkpoint would be written; choose another name than {out}"
+        )
     rewrite(folder, partial, form)
     if out.exists():
         out.rmdir()

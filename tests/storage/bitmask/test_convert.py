@@ -267,3 +267,12 @@ def test_an_open_checkpoint_reads_rows(dense: Path, tensors: dict[str, Tensor], 
     assert {name: (like.shape, like.dtype) for name, like in shapes.items()} == {
         name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()
     }
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_checkpoint_in_the_place_of_the_new_one_is_refused(dense: Path, tmp_path: Path, form: str) -> None:
+    source = dense.rename(tmp_path / "out.partial")
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="choose another name"):
+        convert(source, tmp_path / "out", form)
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
