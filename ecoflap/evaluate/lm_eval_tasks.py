@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import re
 from collections.abc import Mapping
 from itertools import chain
 from pathlib import Path
@@ -10,6 +12,9 @@ from typing import Any
 
 from ecoflap.errors import UserError, did_you_mean
 from ecoflap.storage.installation import install_extra
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""Of a function in memory, which changes from run to run."""
 
 
 def task_manager(include_path: str | None) -> Any:
@@ -58,7 +63,8 @@ def fingerprint(tasks: Mapping[str, Mapping[str, Any]], num_fewshot: int | None)
     """A hash of all inputs of the tasks, including the examples that are shown before questions."""
     digest = hashlib.blake2b(digest_size=16)
     for name, task in chain.from_iterable(members.items() for members in tasks.values()):
-        digest.update(f"{name} {task.VERSION} {task.OUTPUT_TYPE}\n".encode())
+        settings = settings_of(task.dump_config())
+        digest.update(f"{name} {task.VERSION} {task.OUTPUT_TYPE} {settings}\n".encode())
         shots = task.get_config("num_fewshot") if num_fewshot is None else num_fewshot
         for document in chain(task.eval_docs, task.fewshot_docs() if shots else ()):
             choices = task.doc_to_choice(document) if task.OUTPUT_TYPE == "multiple_choice" else None
@@ -68,6 +74,12 @@ def fingerprint(tasks: Mapping[str, Mapping[str, Any]], num_fewshot: int | None)
             for image in pictures_of(task, document):
                 digest.update(image.tobytes())
     return digest.hexdigest()
+
+
+def settings_of(config: Mapping[str, Any]) -> str:
+    """How a task asks and scores, but for the number of examples, which is an option of the run."""
+    asked = {name: value for name, value in config.items() if name != "num_fewshot"}
+    return ADDRESS.sub("", json.dumps(asked, sort_keys=True, default=str))
 
 
 def pictures_of(task: Any, document: Any) -> list[Any]:

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import re
 from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError, did_you_mean
+from ecoflap.evaluate.lm_eval_tasks import settings_of
 from ecoflap.storage.installation import install_extra
 
 PACKAGE = "lmms-eval>=0.7.3,<0.8"
-ADDRESS = re.compile(r" at 0x[0-9a-f]+")
-"""Of a function in memory, which changes from run to run."""
 READ = ("generate_until", "multiple_choice")
 """The kinds of tasks that are asked."""
 
@@ -93,8 +90,7 @@ def fingerprint(tasks: Mapping[str, dict[Any, Any]], limit: int | None) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for of_name in tasks.values():
         for name, task in members(of_name).items():
-            settings = ADDRESS.sub("", json.dumps(task.dump_config(), sort_keys=True, default=str))
-            digest.update(f"{name} {task.VERSION} {settings}\n".encode())
+            digest.update(f"{name} {task.VERSION} {settings_of(task.dump_config())}\n".encode())
             for document in islice(documents(task), limit):
                 digest.update(f"{task.doc_to_text(document)!r} {task.doc_to_target(document)!r}\n".encode())
                 for picture in task.doc_to_visual(document) or ():

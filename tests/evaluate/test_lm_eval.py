@@ -163,6 +163,15 @@ def test_identity_changes_with_what_the_numbers_depend_on(folder: Path, llama: P
     assert json.loads(json.dumps(identity)) == identity
     assert identity == LmEval(["one"], include_path=str(folder), batch_size=1).load(llama).identity()
     assert identity != LmEval(["one"], include_path=str(folder), limit=3).load(llama).identity()
+    file = folder / "one.yaml"
+    as_it_was = file.read_text()
+    for line in ("description: Choose.", 'target_delimiter: ""', "repeats: 2"):
+        file.write_text(f"{as_it_was}{line}\n")
+        assert identity != LmEval(["one"], include_path=str(folder)).load(llama).identity()
+    file.write_text(as_it_was.replace(", {metric: acc_norm}", ""))
+    assert identity != LmEval(["one"], include_path=str(folder)).load(llama).identity()
+    file.write_text(as_it_was)
+    assert identity == LmEval(["one"], include_path=str(folder)).load(llama).identity()
     changed = [{**questions()[0], "choices": ["cat", "dog"]}, *questions()[1:]]
     (folder / "lines.jsonl").write_text("".join(json.dumps(question) + "\n" for question in changed))
     assert identity != LmEval(["one"], include_path=str(folder)).load(llama).identity()
