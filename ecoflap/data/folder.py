@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ecoflap.errors import UserError
+
+UTF8 = "utf-8-sig"
+"""UTF-8, with a byte order mark or without: Excel, Notepad and PowerShell write one."""
+ESCAPED_NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 
 
 def require_files(folder: str | None, wanted: str, option: str, name: str, obtain: str) -> Path:
@@ -63,7 +68,7 @@ def read_text(file: Path) -> str:
         UserError: if it is not UTF-8.
     """
     try:
-        return require_no_nul(file.read_text(encoding="utf-8"), str(file))
+        return require_no_nul(file.read_text(encoding=UTF8), str(file))
     except UnicodeDecodeError as error:
         found = looks_like(file)
         raise UserError(
@@ -102,7 +107,7 @@ def parse_json(text: str) -> Any:
     Raises:
         ValueError: if it is no JSON, or a string in it holds an escaped NUL.
     """
-    if "\\u0000" in text:
+    if ESCAPED_NUL.search(text):
         raise ValueError("a text in it holds a NUL, \\u0000")
     return json.loads(text)
 

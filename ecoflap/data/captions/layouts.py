@@ -106,7 +106,7 @@ def _cc3m(file: Path, root: Path) -> Iterator[Picture]:
 
 
 def _cc3m_tsv(file: Path, root: Path) -> Iterator[Picture]:
-    for line in read_text(file).splitlines():
+    for line in filter(None, read_text(file).split("\n")):
         caption, image = line.split("\t")[:2]
         yield Picture.of(image, [caption], "train")
 
@@ -130,7 +130,7 @@ def _captions(file: Path) -> Iterator[tuple[str, list[str]]]:
         beside = (file.with_suffix(ending) for small in PICTURES for ending in (small, small.upper()))
         picture = next((one for one in beside if one.is_file()), None)
         if picture is not None:
-            yield picture.name, [line.strip() for line in read_text(file).splitlines() if line.strip()]
+            yield picture.name, [line.strip() for line in read_text(file).split("\n") if line.strip()]
         return
     for line, row in _rows(file):
         try:
@@ -149,7 +149,7 @@ def _rows(file: Path) -> Iterator[tuple[int, Any]]:
         reader = csv.DictReader(io.StringIO(read_text(file), newline=""))
         yield from ((reader.line_num, row) for row in reader)
         return
-    for number, line in enumerate(read_text(file).splitlines(), 1):
+    for number, line in enumerate(read_text(file).split("\n"), 1):
         if line.strip():
             yield number, parse_json(line)
 

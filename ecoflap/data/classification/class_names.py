@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from ecoflap.storage.installation import install_extra
 
 OPENAI = "openai"
 PACKAGES = ("open_clip", "torchvision")
+WORDNET = re.compile(r"n\d{8}")  # the name of a class in ImageNet's files
 
 
 def openai_templates(option: str) -> list[str]:
@@ -76,6 +78,9 @@ def name_classes(found: Sequence[str], lines: Sequence[str], asked: str) -> tupl
     order = {key: index for index, (key, _, _) in enumerate(pairs)}
     if len({bool(name) for _, _, name in pairs}) == 1 and set(found) <= set(order):
         return [spaced(name or key) for key, _, name in pairs], [order[key] for key in found]
+    if all(map(WORDNET.fullmatch, order)):
+        lacking = next(name for name in found if name not in order)
+        raise UserError(f"{asked} has no line for the class {lacking}; add it, or give the file of this set")
     if len(lines) != len(found):
         raise UserError(
             f"{asked} has {len(lines)} names, and the pictures have {len(found)} classes; give a file with a"
@@ -119,4 +124,4 @@ def spaced(name: str) -> str:
 
 def text_lines(file: Path) -> list[str]:
     """The lines of a text file that are not empty."""
-    return [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    return [line.strip() for line in read_text(file).split("\n") if line.strip()]

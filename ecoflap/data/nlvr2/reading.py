@@ -47,7 +47,7 @@ def read_pairs(folder: str | None, split: str, option: str) -> list[Example]:
     """
     file = require_files(folder, f"{split}.json", option, "nlvr2", OBTAIN) / f"{split}.json"
     place = _places(file.parent, split)
-    lines = enumerate(read_text(file).splitlines(), start=1)
+    lines = enumerate(read_text(file).split("\n"), start=1)
     pairs = [_pair(line, place, f"{file}, line {number}") for number, line in lines if line.strip()]
     if not pairs:
         raise UserError(f"{file} holds no sentences; download it again. {OBTAIN}")

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
-from ecoflap.data.folder import parse_json, read_text
+from ecoflap.data.folder import UTF8, parse_json, read_text
 from ecoflap.data.sources import file_source
 from ecoflap.data.text.options import TextSourceOptions
 from ecoflap.errors import UserError, nearest
@@ -127,7 +127,7 @@ def _json_texts(file: Path, column: str, option: str) -> Iterator[str]:
     number = 0
     try:
         with (
-            gzip.open(file, "rt", encoding="utf-8") if file.suffix == ".gz" else file.open(encoding="utf-8")
+            gzip.open(file, "rt", encoding=UTF8) if file.suffix == ".gz" else file.open(encoding=UTF8)
         ) as lines:
             for number, line in enumerate(lines, start=1):
                 yield _json_text(line, column, option, f"{option}.path={file}, line {number}")

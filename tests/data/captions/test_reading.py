@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ecoflap.data.captions.calibration import Captions
+from ecoflap.data.captions.layouts import _rows
 from ecoflap.data.captions.reading import CaptionSource, clean
 from ecoflap.data.easy_vqa.pictures import NAMES
 from ecoflap.data.example import Example
@@ -207,3 +208,11 @@ def test_calibration_refuses_what_is_measured(tmp_path: Path) -> None:
         UserError, match=r"calibration=captions: 1 of its pictures are in another split too, such as 0"
     ):
         drawn(Captions(str(twice(tmp_path)), "coco"))
+
+
+def test_lines_of_json_end_at_line_feeds_alone(tmp_path: Path) -> None:
+    """A caption may hold other separators of lines, and the file begin with a byte order mark."""
+    rows = [{"file_name": "a.jpg", "text": "one\u2028two\x85three"}, {"file_name": "b.jpg", "text": "four"}]
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows]
+    (tmp_path / "metadata.jsonl").write_text("\n".join([*lines, ""]), encoding="utf-8-sig")
+    assert list(_rows(tmp_path / "metadata.jsonl")) == list(enumerate(rows, start=1))

@@ -93,6 +93,9 @@ def test_a_file_names_the_classes(tmp_path: Path) -> None:
     (tmp_path / "names.txt").write_text("".join(f"texture_{index}\n" for index in range(24)))
     read = source("dtd", tmp_path, classes=str(tmp_path / "names.txt")).read("task", named=True)
     assert (read.names[3], read.examples[-1].target) == ("texture 3", "texture 23")
+    text = (tmp_path / "names.txt").read_text()
+    (tmp_path / "names.txt").write_text(text, encoding="utf-8-sig")  # as Excel and Notepad write it
+    assert source("dtd", tmp_path, classes=str(tmp_path / "names.txt")).read("task", named=True) == read
 
 
 def test_a_file_with_folders_may_name_more_classes() -> None:
@@ -105,6 +108,10 @@ def test_a_file_with_folders_may_name_more_classes() -> None:
         ["great white shark", "x"],
         [0, 1],
     )
+    keyed = ["n01440764 tench", "n01443537 goldfish"]
+    for found in (["n01440764", "n01443538"], ["n02084071", "n02121808"]):
+        with pytest.raises(UserError, match=f"task=i has no line for the class {found[-1]}|{found[0]}"):
+            name_classes(found, keyed, "task=i")
     with pytest.raises(UserError, match=r"task\.classes=f has 1 names, and the pictures have 2 classes"):
         name_classes(["x", "y"], ["a"], "task.classes=f")
 

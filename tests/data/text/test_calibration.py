@@ -78,6 +78,18 @@ def test_text_file_is_taken_as_it_is_or_cut_at_blank_lines(tmp_path: Path) -> No
     assert source.read_documents("task") == ["a\nb", "\nc\n"]
 
 
+@pytest.mark.parametrize("name", ["c4.jsonl", "c4.json.gz"])
+def test_a_byte_order_mark_and_the_name_of_a_nul(tmp_path: Path, name: str) -> None:
+    """Excel and PowerShell write the mark; code may speak of a NUL, and a text may not hold one."""
+    file = Path(json_lines(tmp_path / name, r"if (c == '\u0000')", "one\u2028line"))
+    content = gzip.decompress(file.read_bytes()) if name.endswith(".gz") else file.read_bytes()
+    content = "\ufeff".encode() + content
+    file.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+    assert TextSource(str(file)).read_documents("task") == [r"if (c == '\u0000')", "one\u2028line"]
+    with pytest.raises(UserError, match="holds a NUL"):
+        TextSource(json_lines(tmp_path / f"nul_{name}", r"a \u0000 and a", "\0")).read_documents("task")
+
+
 def test_line_that_is_no_json(tmp_path: Path) -> None:
     (tmp_path / "text.jsonl").write_text('{"text": "a"}\nb\n')
     with pytest.raises(UserError, match=r"calibration\.path=.*text\.jsonl, line 2: expected a JSON object"):
