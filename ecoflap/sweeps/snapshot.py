@@ -63,7 +63,9 @@ def hashes_of_parts(configs: Iterable[str], folders: Iterable[str]) -> dict[str,
     files = {file.resolve() for folder in configs for file in Path(folder).rglob("*.yaml")}
     roots = [Path(folder).resolve() for folder in folders]
     modules = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
-    sources = {Path(name).resolve() for name in modules if name and name.endswith(".py")}
+    named = [Path(name) for name in modules if name and name.endswith(".py")]
+    # torch.ops and torch.classes name files that are nowhere.
+    sources = {file.resolve() for file in named if file.is_absolute() and file.is_file()}
     files |= {file for file in sources if any(map(file.is_relative_to, roots))}
     return {str(file): _file_hash(file) for file in sorted(files) if not file.is_relative_to(PACKAGE)}
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from ecoflap.errors import UserError
 from ecoflap.sweeps.snapshot import PARTS, hashes_of_parts, require_unchanged, take_snapshot
@@ -67,3 +68,15 @@ def test_the_modules_of_parts_lie_beside_a_link_to_their_configs(
     module.unlink()
     with pytest.raises(UserError, match="linked_part"):
         require_unchanged(known)
+
+
+def test_modules_that_name_files_that_are_nowhere_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As ``torch.ops`` and ``torch.classes`` do, relative to the working directory."""
+    (tmp_path / "my_conf" / "model").mkdir(parents=True)
+    (tmp_path / "my_conf" / "model" / "mine.yaml").write_text("name: mine\n")
+    monkeypatch.chdir(tmp_path)
+    assert any(not Path(name).is_absolute() for name in (torch.ops.__file__, torch.classes.__file__))
+    hashes = hashes_of_parts([tmp_path / "my_conf"], [tmp_path])
+    assert list(hashes) == [str(tmp_path / "my_conf" / "model" / "mine.yaml")]
