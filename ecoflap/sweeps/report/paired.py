@@ -23,7 +23,7 @@ COARSE_STEPS = ("score", "allocate")
 OF_COARSE = ("score.", "allocation.")
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}
 """{number of differences: the 97.5 % quantile of Student's t with one degree of freedom less}."""
-NORMAL = 1.96  # beyond ten differences
+NORMAL = 1.959964  # the quantile of the normal distribution
 
 
 class Row(NamedTuple):
@@ -120,8 +120,18 @@ def interval(differences: Sequence[float]) -> float | None:
     deviation = statistics(differences)[1]
     if deviation is None:
         return None
-    count = len(differences)
-    return STUDENT.get(count, NORMAL) * deviation / math.sqrt(count)
+    return student(len(differences)) * deviation / math.sqrt(len(differences))
+
+
+def student(count: int) -> float:
+    """The 97.5 % quantile of Student's t for a number of differences of at least two.
+
+    Beyond ten, by its expansion in one over the degrees of freedom (Abramowitz and Stegun, 26.7.5).
+    """
+    if count in STUDENT:
+        return STUDENT[count]
+    z, freedom = NORMAL, count - 1
+    return z + (z**3 + z) / (4 * freedom) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
 
 
 def markdown(found: Sequence[Row]) -> Iterator[str]:
