@@ -13,7 +13,7 @@ import shutil
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -125,7 +125,8 @@ def claimed(
         result = finished(results or folder, config) if resume else None
         unfinished = resume and earlier.get("key") == key
         status = Status(key=key, starts=int(earlier.get("starts", 0)) + 1 if unfinished else 1)
-        with _status_updates(folder / STATUS, status):
+        ended = result is not None and earlier.get("state") == "done"  # its times stay as they are
+        with nullcontext() if ended else _status_updates(folder / STATUS, status):
             yield Found(result, unfinished)
     finally:
         lease.release()

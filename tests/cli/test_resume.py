@@ -56,7 +56,8 @@ def test_a_finished_run_is_not_done_again(
     run: Run, text_run: list[str], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     first = run(text_run)
-    assert status(tmp_path / "run")["state"] == "done"
+    ended = status(tmp_path / "run")
+    assert ended["state"] == "done"
     stamp = (tmp_path / "run" / "result.json").stat().st_mtime_ns
     with caplog.at_level(logging.INFO):
         second = run([*text_run, "cache_mode=readonly"])  # where values are kept is no difference
@@ -64,6 +65,7 @@ def test_a_finished_run_is_not_done_again(
     assert (tmp_path / "run" / "result.json").stat().st_mtime_ns == stamp
     assert any("finished already" in message for message in caplog.messages)
     assert not (tmp_path / "run" / LEASE).exists()
+    assert status(tmp_path / "run") == ended, "its times are still those of the work"
 
 
 def test_a_result_of_other_code_is_said_to_be_one(
