@@ -50,7 +50,22 @@ def prepared(arguments: list[str]) -> list[str]:
         extend_import_path([beside(flags.config_dir)])
     if not flags.shell_completion:
         check(flags.overrides, flags.config_dir)
+        _check_folder(flags.overrides, flags.multirun or "hydra.mode=MULTIRUN" in flags.overrides)
     return arguments
+
+
+def _check_folder(overrides: list[str], multirun: bool) -> None:
+    """Refuse the folder of a single run for a sweep, and the reverse, as nothing would read it.
+
+    Raises:
+        UserError: if it is given.
+    """
+    ignored, read = ("hydra.sweep.dir", "hydra.run.dir")[:: -1 if multirun else 1]
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == ignored and "," not in value:
+            kind, other = ("a sweep", "leave out -m") if multirun else ("a single run", "add -m for a sweep")
+            raise UserError(f"{override}: {kind} doesn't read {ignored}; write {read}={value}, or {other}")
 
 
 def with_suites(arguments: list[str]) -> list[str]:
