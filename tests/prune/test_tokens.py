@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import transformers
+from torch import Tensor
 
 import ecoflap
 from ecoflap.blocks.token_choice import most_moved
 from ecoflap.errors import NumericalError, UserError
 from ecoflap.models.core.token_kinds import TokenKinds
+from ecoflap.models.families.vlm.vlm import _real_patches
 from ecoflap.prune.driver import prune
 from ecoflap.prune.inputs import measure_dense
 from ecoflap.prune.wanda import Wanda
@@ -138,3 +142,35 @@ def test_in_python() -> None:
         ecoflap.prune(model, data=samples("llava"), sparsity=0.5, tokens="visual")
     with pytest.raises(UserError, match="pruner=global_magnitude measures no inputs"):
         ecoflap.prune(model, sparsity=0.5, pruner="global_magnitude", tokens="text")
+
+
+def test_patches_that_pad_a_picture_do_not_count() -> None:
+    """LFM2-VL pads pictures to a number of patches, and its vision tower computes with the padding."""
+    architecture = ARCHITECTURES["lfm2_vl"]
+    model = architecture.prunable()
+    calibration = architecture.samples()
+    padding = {"pixel_values": 9, "pixel_attention_mask": 9}
+    padded = replace(
+        calibration,
+        samples=[
+            {name: pad(value, padding.get(name, 0)) for name, value in sample.items()}
+            for sample in calibration.samples
+        ],
+    )
+    expected, found = (measure_dense(model, one, 2) for one in (calibration, padded))
+    assert any("vision" in name for name in expected)
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-4, atol=1e-7)
+
+
+def pad(value: Tensor, count: int) -> Tensor:
+    """Zeros behind the second dimension, [pictures, patches, ...]."""
+    return torch.cat([value, value.new_zeros(len(value), count, *value.shape[2:])], dim=1) if count else value
+
+
+def test_masks_of_real_patches() -> None:
+    mask, places = torch.tensor([[1, 1, 0]]), torch.tensor([[[0, 0], [0, 1], [-1, -1]]])
+    assert [one.tolist() for one in _real_patches({"pixel_attention_mask": mask})] == [[[1, 1, 0]]]
+    assert [one.tolist() for one in _real_patches({"image_position_ids": places})] == [[[True, True, False]]]
+    assert _real_patches({"pixel_attention_mask": torch.ones(1, 2, 4, 4)}) == []
+    assert _real_patches({"input_ids": mask}) == []

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ecoflap.data.batch import Batch
 from ecoflap.errors import UserError
-from ecoflap.models.core.losses import find_loss, next_token_loss, token_loss
+from ecoflap.models.core.losses import counting, find_loss, next_token_loss, token_loss
 from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.core.token_kinds import declaring, placeholder_kinds
 from ecoflap.models.families.vlm.interface import VlmInterface, writes_after_prompt
@@ -44,15 +44,27 @@ def answer_loss(module: nn.Module, batch: Batch, copies: int = 1) -> Tensor:
     inputs = joined(module, batch)
     input_ids, labels = inputs.get("input_ids"), inputs["labels"]
     if not writes_after_prompt(module):
-        with declaring(encoder=placeholder_kinds(module, input_ids, None)):
+        with counting(*_real_patches(inputs)), declaring(encoder=placeholder_kinds(module, input_ids, None)):
             return token_loss(module(**inputs).logits, labels)
     # With labels, most models would compute a loss of their own over all tokens. In some releases, a
     # PaliGemma attends to later tokens of the answer unless it receives them.
     if kind != "paligemma":
         del inputs["labels"]
-    with declaring(language=placeholder_kinds(module, input_ids, labels)):
+    kinds = placeholder_kinds(module, input_ids, labels)
+    with counting(*_real_patches(inputs)), declaring(language=kinds):
         logits = module(**inputs).logits
     return next_token_loss(logits[:, -labels.shape[1] :], labels)  # GIT's begin with those of the picture
+
+
+def _real_patches(inputs: Batch) -> list[Tensor]:
+    """Where patches are real, [pictures, patches], if the processor pads pictures to a number of patches.
+
+    LFM2-VL marks real ones by 1, Gemma 4 padding by a position of -1; masks of pixels have more dimensions.
+    """
+    mask, places = inputs.get("pixel_attention_mask"), inputs.get("image_position_ids")
+    if mask is not None and mask.ndim == 2:
+        return [mask]
+    return [(places != -1).any(dim=-1)] if places is not None and places.ndim == 3 else []
 
 
 @dataclass(frozen=True)
