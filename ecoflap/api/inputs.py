@@ -17,6 +17,7 @@ from ecoflap.models.core.prunable import PrunableModel
 from ecoflap.models.families.vlm.interface import VlmInterface
 from ecoflap.models.loading.kinds import option_of
 
+OF_TARGETS = ("labels", "decoder_input_ids", "decoder_attention_mask")
 RANKS = {"input_ids": 2, "pixel_values": 4}  # dimensions of a batch
 ALONG_TOKENS = (
     "input_ids",
@@ -137,7 +138,10 @@ def _without_padding(sample: Sample, apart: bool) -> Sample:
     """
     kept, shape = dict(sample), sample["input_ids"].shape
     if apart and "labels" in sample:
-        kept["labels"] = sample["labels"][sample["labels"] != IGNORED]
+        target = sample["labels"] != IGNORED
+        for name in OF_TARGETS:
+            if name in kept and kept[name].shape == target.shape:
+                kept[name] = kept[name][target]
     mask = sample.get("attention_mask")
     if mask is None or mask.shape != shape or bool(mask.all()):
         return kept

@@ -263,6 +263,12 @@ def test_encoder_decoders_read_pairs_or_texts() -> None:
         assert all(
             torch.equal(sample[name], other[name]) for name in ("input_ids", "attention_mask", "labels")
         )
+    collated = {"decoder_input_ids": module.prepare_decoder_input_ids_from_labels(padded_labels)}
+    for sample in ecoflap.calibrate(model, [{**batch, "labels": padded_labels, **collated}]).samples:
+        assert torch.equal(
+            sample["decoder_input_ids"],
+            module.prepare_decoder_input_ids_from_labels(sample["labels"][None])[0],
+        )
     for sample in ecoflap.calibrate(model, TEXTS, samples=3).samples:
         assert set(sample) == {"input_ids", "attention_mask", "labels"}
 
