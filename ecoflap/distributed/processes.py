@@ -93,7 +93,8 @@ def joined(device: str = "auto") -> Iterator[int]:
     _joined = True
     try:
         yield rank()
-        distributed.barrier(group=words())
+        with naming_the_failed():
+            distributed.barrier(group=words())
     except BaseException as error:
         _tell(error)
         raise
@@ -120,18 +121,21 @@ def joined_in(folder: Path, device: str) -> Iterator[Path]:
             yield folder
             return
         shared = [str(folder)]
-        distributed.broadcast_object_list(shared, src=0, group=words())
+        with naming_the_failed():
+            distributed.broadcast_object_list(shared, src=0, group=words())
         own = Path(shared[0]) if number == 0 else Path(shared[0]) / "processes" / str(number)
         own.mkdir(parents=True, exist_ok=True)
         if number > 0:
             logging.getLogger().setLevel(logging.ERROR)
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), quiet():
                 yield own
-            distributed.barrier(group=words())
+            with naming_the_failed():
+                distributed.barrier(group=words())
             return
         try:
             yield own
-            distributed.barrier(group=words())
+            with naming_the_failed():
+                distributed.barrier(group=words())
         finally:
             shutil.rmtree(folder / "processes", ignore_errors=True)
 

@@ -112,6 +112,21 @@ def test_a_process_that_fails_ends_all_with_its_error(fails: int) -> None:
     assert said.count(f"process {fails + 1} of 3 has failed: the data are not there") == 2
 
 
+@pytest.mark.parametrize("fails", [0, 2])
+def test_an_error_while_the_others_are_done_reaches_them(fails: int) -> None:
+    def work() -> None:
+        with joined("cpu") as number:
+            if number == fails:
+                time.sleep(1)
+                raise UserError("the disk is full")
+
+    with pytest.raises(ChildError) as caught:
+        together(3, work, joining=False)
+    said = str(caught.value)
+    assert said.count(f"process {fails + 1} of 3 has failed: the disk is full") == 2
+    assert "gloo" not in said
+
+
 def test_processes_join_again_after_an_error() -> None:
     """As the jobs of a sweep in one process do."""
 
