@@ -58,14 +58,13 @@ def _check_folder(overrides: list[str], multirun: bool) -> None:
     """Refuse the folder of a single run for a sweep, and the reverse, as nothing would read it.
 
     Raises:
-        UserError: if it is given.
+        UserError: if it is given, and the other one isn't.
     """
     ignored, read = ("hydra.sweep.dir", "hydra.run.dir")[:: -1 if multirun else 1]
-    for override in overrides:
-        key, _, value = override.partition("=")
-        if key == ignored and "," not in value:
-            kind, other = ("a sweep", "leave out -m") if multirun else ("a single run", "add -m for a sweep")
-            raise UserError(f"{override}: {kind} doesn't read {ignored}; write {read}={value}, or {other}")
+    given = dict(override.partition("=")[::2] for override in overrides)
+    if (value := given.get(ignored)) is not None and read not in given and "," not in value:
+        kind, other = ("a sweep", "leave out -m") if multirun else ("a single run", "add -m for a sweep")
+        raise UserError(f"{ignored}={value}: {kind} doesn't read it; write {read}={value}, or {other}")
 
 
 def with_suites(arguments: list[str]) -> list[str]:

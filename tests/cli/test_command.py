@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from ecoflap.cli import command
-from ecoflap.errors import typed_command
+from ecoflap.cli.arguments import prepared
+from ecoflap.errors import UserError, typed_command
 from tests.cli.conftest import ROOT
 from tests.refusals.conftest import fresh_process  # noqa: F401 - a fixture
 
@@ -227,3 +228,20 @@ class TestPlan:
         with pytest.raises(SystemExit, match="2"):
             command.main(["run", *options, *places])
         assert planned.strip() in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["-m", "seed=0,1", "hydra.run.dir=a"],
+            "hydra.run.dir=a: a sweep doesn't read it; write hydra.sweep.dir=a",
+        ),
+        (["hydra.mode=MULTIRUN", "hydra.run.dir=a"], "leave out -m"),
+        (["hydra.sweep.dir=a"], "a single run doesn't read it; write hydra.run.dir=a, or add -m"),
+    ],
+)
+def test_a_folder_that_nothing_would_read_is_refused(arguments: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)):
+        prepared(arguments)
+    prepared([*arguments, "hydra.run.dir=a", "hydra.sweep.dir=b"])

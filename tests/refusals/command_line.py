@@ -155,14 +155,6 @@ KEYS: list[Case] = [
         ("hydra.launcher.parallel=0 must be at least 1",),
     ),
     Case(("-m", "hydra.run.dir={tmp}/a,{tmp}/b"), ("can't be swept", "choose one value")),
-    Case(
-        ("-m", "seed=0,1", "hydra.run.dir={tmp}/a"),
-        ("a sweep doesn't read hydra.run.dir", "hydra.sweep.dir={tmp}/a"),
-    ),
-    Case(
-        ("hydra.sweep.dir={tmp}/a",),
-        ("a single run doesn't read hydra.sweep.dir", "hydra.run.dir={tmp}/a", "-m"),
-    ),
     Case(("-m", "sparsity=range(0)"), ("the sweep has no jobs", "key=VALUE,VALUE")),
     Case(("-m", "cluster=slurm"), ("cluster=slurm", "no Slurm on this machine", "cluster=local")),
 ]
