@@ -76,7 +76,7 @@ def rows_of(table: MetricTable) -> list[Row]:
             len(seeds),
             items if all((method, sparsity, seed) in resampled for seed in seeds) else 0,
             _to_dense(method, sparsity, seeds, resampled),
-            _to_method(uniform_beside(method, table.cells), table, method, sparsity, resampled),
+            _to_method(uniform_beside(method, table), table, method, sparsity, resampled),
             _to_method(_in_first_sweep(method, table), table, method, sparsity, resampled),
         )
         for method, by_sparsity in table.cells.items()

@@ -13,9 +13,9 @@ from typing import NamedTuple
 from ecoflap.console.progress import ArgumentParser, complain
 from ecoflap.errors import UserError
 from ecoflap.storage.file_names import RESULT
-from ecoflap.sweeps.report.methods import Method
-from ecoflap.sweeps.report.metrics import Cells, MetricTable, make_tables, statistics
-from ecoflap.sweeps.report.runs import Run, read_runs
+from ecoflap.sweeps.report.methods import AXES, Method, flatten, is_path, shown
+from ecoflap.sweeps.report.metrics import MetricTable, make_tables, statistics
+from ecoflap.sweeps.report.runs import SWEEP, Run, read_runs
 from ecoflap.sweeps.report.sections import make_sections
 from ecoflap.sweeps.report.table import figure
 
@@ -72,7 +72,7 @@ def rows(tables: Sequence[MetricTable]) -> Iterator[Row]:
     for table in tables:
         by_method = table.section.by_method
         for method, cells in table.cells.items():
-            baseline = uniform_beside(method, table.cells)
+            baseline = uniform_beside(method, table)
             if baseline is None:
                 continue
             for sparsity, seeds in cells.items():
@@ -89,20 +89,35 @@ def rows(tables: Sequence[MetricTable]) -> Iterator[Row]:
                     )
 
 
-def uniform_beside(method: Method, cells: Cells) -> Method | None:
-    """The uniform allocation with the same pruner and settings; None for itself, or if there is none."""
+def uniform_beside(method: Method, table: MetricTable) -> Method | None:
+    """The uniform allocation that was run as the method was; None for itself, or if there is none.
+
+    Nothing may differ but score and allocation, and ``propagate``, which ``auto`` chooses by the allocation.
+    Keys that older records lack are not compared.
+    """
     if method.score in ("none", "global"):
         return None
+    runs = table.section.by_method
+    own = _others(runs[method][0])
 
-    def others(one: Method) -> tuple[tuple[str, str], ...]:
-        return tuple(setting for setting in one.settings if not setting[0].startswith(OF_COARSE))
+    def is_beside(one: Method) -> bool:
+        if (one.score, one.pruner, one.sweep) != ("none", method.pruner, method.sweep):
+            return False
+        others = _others(runs[one][0])
+        return all(others[key] == own[key] for key in others.keys() & own.keys())
 
-    alike = (
-        one
-        for one in cells
-        if one.score == "none" and one.pruner == method.pruner and others(one) == others(method)
-    )
-    return next(alike, None)
+    return next(filter(is_beside, table.cells), None)
+
+
+def _others(run: Run) -> dict[str, str]:
+    """The config of a run but for its coarse stage, its place in the sweep, and paths."""
+    return {
+        key: shown(value)
+        for key, value in flatten(run.config).items()
+        if key not in (*AXES, SWEEP, "propagate")
+        and not key.startswith(OF_COARSE)
+        and not is_path(key, value)
+    }
 
 
 def _coarse_seconds(runs: Iterable[Run]) -> float | None:

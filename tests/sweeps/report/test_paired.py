@@ -20,10 +20,12 @@ def write(
     metric: str = "accuracy",
     seconds: float = 1.0,
     cached: bool = False,
+    samples: int = 128,
+    propagate: str = "pruned",
 ) -> None:
     """One run per seed."""
     for seed, figure in enumerate(figures):
-        place = folder / f"{coarse}_{pruner}_{sparsity}_{seed}"
+        place = folder / f"{coarse}_{pruner}_{sparsity}_{samples}_{seed}"
         place.mkdir(parents=True)
         Result(
             config={
@@ -31,6 +33,8 @@ def write(
                 "pruner": {"name": pruner},
                 "score": {"name": "none"},
                 "allocation": {"name": coarse},
+                "calibration": {"name": "vqa", "samples": samples},
+                "propagate": propagate,
                 "sparsity": sparsity,
                 "seed": seed,
             },
@@ -47,6 +51,17 @@ def write(
 def table(folder: Path, capsys: pytest.CaptureFixture[str]) -> list[list[str]]:
     assert main([str(folder)]) == 0
     return [line.strip("| ").split(" | ") for line in capsys.readouterr().out.splitlines()[2:]]
+
+
+def test_runs_of_other_settings_are_no_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another calibration set tells a method apart only where one method has two; it never makes a pair."""
+    write(tmp_path, [70.0, 80.0, 90.0], samples=16)
+    write(tmp_path, [72.0, 83.0, 91.0], "in_context", samples=64, propagate="dense")
+    assert main([str(tmp_path)]) == 2
+    assert "no allocation has the seed, sparsity and pruner of a uniform one" in capsys.readouterr().err
+    write(tmp_path, [60.0, 70.0, 80.0], samples=64)
+    (row,) = table(tmp_path, capsys)
+    assert row[5:10] == ["3", "70.00", "82.00", "+12 ± 2.5", "better"]
 
 
 def test_differences_are_taken_seed_by_seed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
