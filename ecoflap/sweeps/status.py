@@ -30,6 +30,7 @@ from ecoflap.storage.installation import checkout
 from ecoflap.storage.lease import DEAD_AFTER, is_held
 
 FAILED = ("failed", "died")
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED")
 ENDED_BADLY = ("FAILED", "CANCELLED", "TIMEOUT", "OUT_OF_MEMORY", "NODE_FAIL", "BOOT_FAIL", "DEADLINE")
 
 
@@ -127,8 +128,10 @@ def _state(run: Path, status: Mapping[str, Any], queued: str) -> str:
     if not status:
         return "died" if ended_badly else "queued"
     state: str = status["state"]
+    if state != "done" and queued in WAITING and not is_held(run / LEASE, DEAD_AFTER * 2):
+        return "queued"  # anew: it was preempted, or is run again
     if state == "running" and not is_held(run / LEASE, DEAD_AFTER * 2):
-        return "queued" if queued in ("PENDING", "REQUEUED") else "died"
+        return "died"
     return "died" if state == "stopped" and ended_badly else state
 
 

@@ -91,6 +91,10 @@ def test_slurm_knows_what_a_killed_job_could_not_write(sweep: Path, monkeypatch:
     found = {line.name: line for line in status.read(sweep)}
     assert [found[name].state for name in "01234"] == ["done", "failed", "queued", "died", "died"]
     assert "OUT_OF_MEMORY" in found["3"].reason
+    write(sweep / "2", state="stopped", reason="ended from outside")
+    again = {f"7_{number}": "PENDING" for number in range(4)}
+    monkeypatch.setattr(status, "slurm_states", lambda ids: again)
+    assert [line.state for line in status.read(sweep)] == ["done", "queued", "queued", "queued", "queued"]
 
 
 def test_all_is_well(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
