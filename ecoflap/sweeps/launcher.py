@@ -27,7 +27,10 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmitit
 
 from ecoflap.console.startup import collect_less_garbage
 from ecoflap.errors import UserError, require_positive
+from ecoflap.run.folder import Status
 from ecoflap.run.import_path import beside, config_folders
+from ecoflap.storage.file_names import STATUS
+from ecoflap.storage.files import write_json
 from ecoflap.storage.installation import checkout, conf_folder
 from ecoflap.sweeps.check import check_jobs
 from ecoflap.sweeps.jobs import Job, finished_values, numbered, raise_failures, record_jobs
@@ -184,7 +187,7 @@ class LocalLauncher(_Launcher):
             for one in submitted:
                 one.handle.cancel()
             raise
-        return _collect(submitted)
+        return _collect(submitted, folder)
 
 
 class SlurmLauncher(_Launcher):
@@ -215,7 +218,7 @@ class SlurmLauncher(_Launcher):
         log.info("%d jobs queued; ecoflap status %s", len(submitted), folder)
         if not self.params["wait"]:
             return {one.job.number: _completed(None) for one in submitted}
-        return _collect(submitted)
+        return _collect(submitted, folder)
 
     def _queue(self, jobs: Sequence[Job], folder: Path, dependency: str | None) -> list[Submitted]:
         extra = dict(self.params.get("additional_parameters") or {})
@@ -237,30 +240,34 @@ class SlurmLauncher(_Launcher):
         return [Submitted(job, handle) for job, handle in zip(jobs, handles, strict=True)]
 
 
-def _collect(submitted: Sequence[Submitted]) -> dict[int, JobReturn]:
-    """Wait for all jobs; returns {number: how the job ended}."""
+def _collect(submitted: Sequence[Submitted], folder: Path) -> dict[int, JobReturn]:
+    """Wait for all jobs of the sweep in a folder; returns {number: how the job ended}."""
     ended = {}
     for job, handle in submitted:
         try:
             ended[job.number] = handle.results()[0]
         except Exception as error:  # submitit's, for a job that failed, was cancelled or ran out of memory
-            ended[job.number] = _failed(job, _last_line(error), handle.paths.stderr)
+            ended[job.number] = _failed(job, _last_line(error), handle.paths.stderr, folder)
     return ended
 
 
-def _failed(job: Job, last: str, stderr: Path) -> JobReturn:
-    """Log that a job failed; returns that it did.
+def _failed(job: Job, last: str, stderr: Path, folder: Path) -> JobReturn:
+    """Log that a job failed, and write it into its status if it has none; returns that it did.
 
     Args:
         job: the job.
         last: the last line of its traceback.
         stderr: the file of its log.
+        folder: of the sweep.
     """
     refused = re.match(r"ecoflap\.errors\.\w+: ", last)
     reason = last[refused.end() :] if refused else last
     overrides = " ".join(filter_overrides(job.overrides))
     message = f"job {job.number} ({overrides}) failed: {reason}; its log: {stderr}"
     log.error(message)
+    status = folder / str(job.number) / STATUS
+    if not status.is_file():  # it failed before its run began
+        write_json(status, vars(Status(state="failed", reason=reason)))
     error = UserError(message) if refused else RuntimeError(message)
     return JobReturn(status=JobStatus.FAILED, _return_value=error)
 

@@ -18,6 +18,7 @@ from ecoflap.cli.arguments import prepared
 from ecoflap.cli.choices import Choices
 from ecoflap.errors import UserError
 from ecoflap.storage.cache import code
+from ecoflap.sweeps import status
 from tests.cli.conftest import ROOT
 from tests.refusals.conftest import fresh_process  # noqa: F401 - a fixture
 
@@ -165,6 +166,9 @@ def test_an_edit_of_a_part_while_jobs_wait(
     assert ended.returncode == (0 if all(done) else 2), said
     assert ("edited.py has changed since this job was submitted" in said) is not all(done)
     assert "Traceback" not in said
+    lines = status.read(sweep)
+    assert [line.state for line in lines] == ["done", "done" if all(done) else "failed"]
+    assert all(done) or "has changed since this job was submitted" in str(lines[1].reason)
 
 
 @pytest.fixture

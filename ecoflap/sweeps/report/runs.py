@@ -8,7 +8,8 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ecoflap.errors import UserError
-from ecoflap.storage.file_names import RESULT
+from ecoflap.storage.file_names import JOBS, RESULT
+from ecoflap.storage.files import read_json
 from ecoflap.storage.results.record import Result, find_records
 
 OVERRIDES = Path(".hydra") / "overrides.yaml"
@@ -117,13 +118,19 @@ def read_runs(folder: Path) -> list[Run]:
 
 
 def read_unfinished(folder: Path) -> list[Unfinished]:
-    """The runs that Hydra started in or below a folder and that have no result."""
+    """The runs in or below a folder that have no result: Hydra started them, or a sweep lists them."""
     from omegaconf import OmegaConf
 
-    starts = [path.parents[1] for path in folder.rglob(str(OVERRIDES))]
+    overrides = {
+        listing.parent / str(job["number"]): job["overrides"]
+        for listing in folder.rglob(JOBS)
+        for job in (read_json(listing) or {}).get("jobs", [])
+        if job["number"] >= 0
+    }
+    overrides |= {path.parents[1]: OmegaConf.load(path) for path in folder.rglob(str(OVERRIDES))}
     return [
-        Unfinished(_name(run, folder), [str(override) for override in OmegaConf.load(run / OVERRIDES)])
-        for run in sorted(starts, key=lambda run: (len(run.name), run))
+        Unfinished(_name(run, folder), list(map(str, overrides[run])))
+        for run in sorted(overrides, key=lambda run: (len(run.name), run))
         if not (run / RESULT).is_file()
     ]
 

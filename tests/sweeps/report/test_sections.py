@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from ecoflap.errors import UserError
+from ecoflap.storage.files import write_json
 from ecoflap.sweeps.report.runs import read_runs, read_unfinished
 from ecoflap.sweeps.report.sections import make_sections
 from tests.sweeps.report.conftest import write_run
@@ -63,6 +64,15 @@ def test_one_run_is_named_by_its_own_folder(tmp_path: Path) -> None:
     assert [run.name for run in read_runs(tmp_path / "run")] == ["run"]
     start(tmp_path, "stopped")
     assert [run.name for run in read_unfinished(tmp_path / "stopped")] == ["stopped"]
+
+
+def test_a_job_that_never_began_is_without_a_result(tmp_path: Path) -> None:
+    """Hydra writes nothing into the folder of a job that fails as it is started."""
+    jobs = [{"number": number, "overrides": [f"seed={number}"], "id": None} for number in (-1, 0, 1)]
+    write_json(tmp_path / "sweep" / "jobs.json", {"launcher": "local", "jobs": jobs})
+    write_run(tmp_path, "sweep/0", 70.0)
+    found = read_unfinished(tmp_path)
+    assert [(run.name, run.overrides) for run in found] == [("sweep/1", ["seed=1"])]
 
 
 def test_nothing_to_show(tmp_path: Path) -> None:
