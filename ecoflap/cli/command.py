@@ -38,7 +38,7 @@ SUBCOMMANDS = {
     "explain": Subcommand("ecoflap.cli.explain", "say what a config group, or one of its options, means"),
 }
 PLAN = "plan=true"
-"""The option that makes a run a plan of it."""
+"""The option that makes a run a plan of it, in any case, as Hydra reads booleans."""
 HELP = ("-h", "--help", "help")
 
 
@@ -77,8 +77,9 @@ def _dispatch(arguments: list[str]) -> int:
         if "=" in name or name == "-m":
             return complain(f"{asked}; a run is started with ecoflap run {' '.join(arguments)}")
         return complain(f"{asked}; {did_you_mean(name, list(SUBCOMMANDS))}")
-    if name == "run" and PLAN in rest:
-        name, rest = "plan", [argument for argument in rest if argument != PLAN]
+    others = [argument for argument in rest if argument.lower() != PLAN]
+    if name == "run" and others != rest:
+        name, rest = "plan", others
     code: int = importlib.import_module(SUBCOMMANDS[name].module).main(rest)
     return code
 

@@ -134,6 +134,8 @@ def _unknown_choice(override: Override, choices: Choices) -> str | None:
         start = f"{group if suite else override.get_key_element()}={asked}: there is no {noun} {asked!r}; "
         if inside := [name for name in options if name.startswith(f"{asked}/")]:
             return f"{start}{asked} is a folder of several: {', '.join(inside[:FEW])}"
+        if (group, asked) == ("allocation", "uniform"):
+            return f"{start}the same sparsity everywhere is score=none allocation=water_filling"
         return start + did_you_mean(asked, options, f"conf/{group} has them")
     return None
 

@@ -171,7 +171,7 @@ class TestPlan:
     ) -> None:
         monkeypatch.chdir(tmp_path)
         assert (
-            command.main(["run", "plan=true", "-m", "model=t5_mini", "task.limit=4", "sparsity=0.5,0.6"]) == 0
+            command.main(["run", "plan=True", "-m", "model=t5_mini", "task.limit=4", "sparsity=0.5,0.6"]) == 0
         )
         shown = capsys.readouterr().out
         assert "2 jobs, which can all run" in shown
