@@ -56,6 +56,15 @@ def test_a_result_is_saved_and_loaded(given: Given, form: str, tmp_path: Path) -
     assert torch.equal(one[0], other[0])
 
 
+@pytest.mark.parametrize("form", SPARSE)
+def test_an_unfinished_checkpoint_says_that_it_is_one(form: str, tmp_path: Path) -> None:
+    ecoflap.save(ecoflap.load(tied_llama(torch.float32), llama().processor), tmp_path, form=form)
+    (tmp_path / "bitmask.index.json").unlink()
+    for into in (None, tied_llama(torch.float32)):
+        with pytest.raises(ecoflap.UserError, match="was not finished"):
+            ecoflap.load_pruned(tmp_path, into, device="cpu")
+
+
 @pytest.mark.parametrize("form", ["dense", *SPARSE])
 def test_a_model_of_several_dtypes_is_loaded_to_the_bit(form: str, tmp_path: Path) -> None:
     """Transformers casts all weights to the config's dtype as it loads them."""

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ecoflap.errors import UserError
-from ecoflap.storage.file_names import BITMASK_INDEX, WEIGHTS_FILE, WEIGHTS_INDEX
+from ecoflap.storage.file_names import BITMASK_INDEX, BITMASK_SHARDS, WEIGHTS_FILE, WEIGHTS_INDEX
 from ecoflap.storage.stored_tensor import StoredTensor, read_header, stored_tensors
 
 PICKLES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -76,9 +76,9 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def is_bitmask(folder: Path) -> bool:
-    """Whether the weights of a checkpoint folder are in a bitmask checkpoint."""
+    """Whether the weights of a checkpoint folder are in a bitmask checkpoint, finished or not."""
     has_dense = (folder / WEIGHTS_FILE).is_file() or (folder / WEIGHTS_INDEX).is_file()
-    return not has_dense and (folder / BITMASK_INDEX).is_file()
+    return not has_dense and ((folder / BITMASK_INDEX).is_file() or any(folder.glob(BITMASK_SHARDS)))
 
 
 def stored_in(folder: Path) -> dict[str, StoredTensor]:

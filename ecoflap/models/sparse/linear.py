@@ -64,6 +64,7 @@ class SparseLinear(nn.Module):
         }
         for name, tensor in stored.items():
             self.register_buffer(name, tensor, persistent=False)
+        self.train(dense.training)
 
     @property
     def weight(self) -> Tensor:

@@ -56,6 +56,7 @@ def test_a_loaded_model_is_sparse_and_writes_the_same(form: str, dtype: torch.dt
     kinds = {
         name: type(layer) for name, layer in loaded.named_modules() if name.endswith(("proj", "lm_head"))
     }
+    assert not any(module.training for module in loaded.modules())
     assert kinds.pop("lm_head") is nn.Linear
     assert set(kinds.values()) == {SparseLinear}
     assert len(kinds) == sum(name.endswith("proj") for name, _ in dense.named_modules())
