@@ -201,11 +201,19 @@ def time_left(lines: Sequence[Line]) -> str:
     return f"; about {in_words(rest / len(running))} left"
 
 
+def _in_slurm(folder: Path) -> list[str]:
+    """The ids of a sweep's jobs that wait in Slurm's queue or run."""
+    listed = (read_json(folder / JOBS) or {}).get("jobs", [])
+    states = slurm_states([job["id"] for job in listed if job.get("id")])
+    return [job for job, state in states.items() if state in (*WAITING, "CONFIGURING", "RUNNING")]
+
+
 def rerun(folder: Path) -> int:
     """Start a sweep or a run again, with its command in its working directory; returns the exit code.
 
     Raises:
-        UserError: if Hydra did not record the command, or the run is one of a sweep.
+        UserError: if Hydra did not record the command, the run is one of a sweep, or Slurm still has jobs
+            of it.
     """
     from omegaconf import OmegaConf
 
@@ -220,6 +228,11 @@ def rerun(folder: Path) -> int:
         raise UserError(
             f"{folder} is one run of a sweep; give {folder.resolve().parent}, where finished runs are left"
             " alone"
+        )
+    if alive := _in_slurm(folder):
+        raise UserError(
+            f"{folder}: Slurm has {len(alive)} of its jobs in the queue or at work, such as {alive[0]}, which"
+            " would be submitted twice; wait for them, or cancel them with scancel"
         )
     hydra = OmegaConf.load(file).hydra
     if OmegaConf.select(hydra, "job.config_name", default="config") != "config":
