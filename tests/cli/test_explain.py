@@ -141,3 +141,9 @@ print({{"torch", "transformers", "numpy", "PIL", "datasets"}} & set(sys.modules)
     command = [sys.executable, "-c", code]
     finished = subprocess.run(command, check=True, cwd=ROOT, capture_output=True, text=True)
     assert finished.stdout.splitlines()[-1] == "set()"
+
+
+@pytest.mark.parametrize("argument", ["sparsegpt", "pruner/sparsegpt"])
+def test_a_choice_without_its_group_leads_to_it(argument: str) -> None:
+    with pytest.raises(UserError, match="sparsegpt is a choice of pruner: ecoflap explain pruner=sparsegpt"):
+        explain_options(argument)
