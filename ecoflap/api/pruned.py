@@ -14,7 +14,7 @@ from ecoflap.models.loading.hub import checkpoint_folder, from_hub, require_fold
 from ecoflap.models.loading.pretrained_weights import load_weights
 from ecoflap.models.loading.skeleton import DTYPE_OPTION, skeleton
 from ecoflap.models.sparse.sparsify import sparsify_if_possible
-from ecoflap.storage.saved_model import Checkpoint
+from ecoflap.storage.saved_model import WEIGHTS, Checkpoint
 
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -80,6 +80,8 @@ def load_pruned(
 
 def _restore_wide(module: nn.Module, folder: Path) -> None:
     """Read tensors again that are wider than the config's dtype, to which transformers casts all."""
+    if not any(any(folder.glob(pattern)) for pattern in WEIGHTS):
+        return  # pickled, by others
     with Checkpoint(folder) as checkpoint:
         stored = checkpoint.shapes()
         for name, tensor in _tensors(module).items():

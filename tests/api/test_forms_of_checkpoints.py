@@ -77,6 +77,14 @@ def test_a_model_of_several_dtypes_is_loaded_to_the_bit(form: str, tmp_path: Pat
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
 
 
+def test_a_pickled_checkpoint_of_others_is_loaded(tmp_path: Path) -> None:
+    module = tied_llama(torch.float32)
+    module.save_pretrained(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    torch.save(module.state_dict(), tmp_path / "pytorch_model.bin")
+    check_same(ecoflap.load_pruned(tmp_path, device="cpu"), module)
+
+
 def test_a_module_on_the_meta_device_and_a_device_that_is_missing(tmp_path: Path) -> None:
     module = tied_llama(torch.float32)
     ecoflap.save(ecoflap.load(module, llama().processor), tmp_path / "out")
