@@ -58,9 +58,8 @@ def save(model: PruneResult | PrunableModel, folder: str | Path, form: str = DEN
             " yourself"
         )
     final.mkdir(parents=True, exist_ok=True)
-    partial = beside(
-        final / CARD
-    )  # in the folder, as a link or a mount may be on another disk than its parent
+    # In the folder, as that of a link or a mount may be on another disk than its parent.
+    partial = beside(final / CARD)
     try:
         masks = model.masks if isinstance(model, PruneResult) else None
         write_checkpoint(loaded, masks, partial, form)

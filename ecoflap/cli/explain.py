@@ -92,9 +92,10 @@ class _Explainer:
         if found := [key for key in self.own if key == argument or key.startswith(f"{argument}.")]:
             return self.options("", self.own, found, self.choices.compose([]))
         name = argument.rpartition("/")[2]
-        instead = did_you_mean(argument, [*self.groups, *self.own], "ecoflap explain lists them")
         if groups := [group for group in self.groups if name in self.choices.options(group)]:
             instead = f"{name} is a choice of {groups[0]}: ecoflap explain {groups[0]}={name}"
+        else:
+            instead = did_you_mean(argument, [*self.groups, *self.own], "ecoflap explain lists them")
         raise UserError(f"{argument}: there is no such group or option; {instead}")
 
     def everything(self) -> str:

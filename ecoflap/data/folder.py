@@ -77,6 +77,14 @@ def read_text(file: Path) -> str:
         ) from None
 
 
+def text_lines(file: Path) -> list[str]:
+    """The lines of a text file that are not empty, without the spaces around them.
+
+    They end at line feeds alone, as a text may hold other separators of lines.
+    """
+    return [line.strip() for line in read_text(file).split("\n") if line.strip()]
+
+
 def looks_like(file: Path) -> str:
     """What a file that is not UTF-8 may be, judging by its first bytes."""
     with file.open("rb") as content:

@@ -93,8 +93,7 @@ def joined(device: str = "auto") -> Iterator[int]:
     _joined = True
     try:
         yield rank()
-        with naming_the_failed():
-            distributed.barrier(group=words())
+        _wait_for_all()
     except BaseException as error:
         _tell(error)
         raise
@@ -129,13 +128,11 @@ def joined_in(folder: Path, device: str) -> Iterator[Path]:
             logging.getLogger().setLevel(logging.ERROR)
             with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), quiet():
                 yield own
-            with naming_the_failed():
-                distributed.barrier(group=words())
+            _wait_for_all()
             return
         try:
             yield own
-            with naming_the_failed():
-                distributed.barrier(group=words())
+            _wait_for_all()
         finally:
             shutil.rmtree(folder / "processes", ignore_errors=True)
 
@@ -143,6 +140,16 @@ def joined_in(folder: Path, device: str) -> Iterator[Path]:
 def shared_folder(folder: Path) -> Path:
     """The folder of the run, from the folder of any process."""
     return folder if is_first() else folder.parents[1]
+
+
+def _wait_for_all() -> None:
+    """Wait until all processes have come here.
+
+    Raises:
+        UserError: if another process has failed.
+    """
+    with naming_the_failed():
+        distributed.barrier(group=words())
 
 
 @contextmanager

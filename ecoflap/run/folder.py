@@ -212,6 +212,12 @@ def _status_updates(file: Path, status: Status) -> Iterator[None]:
     write(state="done", step="done", reason=None)
 
 
+def record_refusal(folder: Path, reason: str) -> None:
+    """Write that a run failed before it began; nothing if its folder has a status."""
+    if not (folder / STATUS).is_file():
+        _try_to_write(folder / STATUS, Status(state="failed", reason=reason))
+
+
 def _try_to_write(file: Path, status: Status) -> None:
     try:
         write_json(file, asdict(status))

@@ -27,10 +27,7 @@ from hydra_plugins.hydra_submitit_launcher.submitit_launcher import BaseSubmitit
 
 from ecoflap.console.startup import collect_less_garbage
 from ecoflap.errors import UserError, require_positive
-from ecoflap.run.folder import Status
 from ecoflap.run.import_path import beside, config_folders
-from ecoflap.storage.file_names import STATUS
-from ecoflap.storage.files import write_json
 from ecoflap.storage.installation import checkout, conf_folder
 from ecoflap.sweeps.check import check_jobs
 from ecoflap.sweeps.jobs import Job, finished_values, numbered, raise_failures, record_jobs
@@ -260,14 +257,14 @@ def _failed(job: Job, last: str, stderr: Path, folder: Path) -> JobReturn:
         stderr: the file of its log.
         folder: of the sweep.
     """
+    from ecoflap.run.folder import record_refusal
+
     refused = re.match(r"ecoflap\.errors\.\w+: ", last)
     reason = last[refused.end() :] if refused else last
     overrides = " ".join(filter_overrides(job.overrides))
     message = f"job {job.number} ({overrides}) failed: {reason}; its log: {stderr}"
     log.error(message)
-    status = folder / str(job.number) / STATUS
-    if not status.is_file():  # it failed before its run began
-        write_json(status, vars(Status(state="failed", reason=reason)))
+    record_refusal(folder / str(job.number), reason)
     error = UserError(message) if refused else RuntimeError(message)
     return JobReturn(status=JobStatus.FAILED, _return_value=error)
 

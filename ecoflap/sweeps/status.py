@@ -81,7 +81,7 @@ def read(folder: Path) -> list[Line]:
     Raises:
         UserError: if the folder holds neither a sweep nor a run.
     """
-    listed = (read_json(folder / JOBS) or {}).get("jobs", [])
+    listed = _listed(folder)
     jobs: dict[str, Mapping[str, Any]] = {str(job["number"]): job for job in listed if job["number"] >= 0}
     if (folder / STATUS).is_file():
         return [_line(folder, {}, {})]
@@ -96,6 +96,12 @@ def read(folder: Path) -> list[Line]:
     slurm = slurm_states([job["id"] for job in jobs.values() if job.get("id")])
     names = sorted(jobs, key=lambda name: (not name.isdigit(), int(name) if name.isdigit() else 0, name))
     return [_line(folder / name, jobs[name], slurm) for name in names]
+
+
+def _listed(folder: Path) -> list[dict[str, Any]]:
+    """The jobs of a sweep; none in the folder of a single run."""
+    jobs: list[dict[str, Any]] = (read_json(folder / JOBS) or {}).get("jobs", [])
+    return jobs
 
 
 def _line(run: Path, job: Mapping[str, Any], slurm: Mapping[str, str]) -> Line:
@@ -128,10 +134,11 @@ def _state(run: Path, status: Mapping[str, Any], queued: str) -> str:
     if not status:
         return "died" if ended_badly else "queued"
     state: str = status["state"]
-    if state != "done" and queued in WAITING and not is_held(run / LEASE, DEAD_AFTER * 2):
-        return "queued"  # anew: it was preempted, or is run again
-    if state == "running" and not is_held(run / LEASE, DEAD_AFTER * 2):
-        return "died"
+    if state != "done" and not is_held(run / LEASE, DEAD_AFTER * 2):
+        if queued in WAITING:
+            return "queued"  # anew: it was preempted, or is run again
+        if state == "running":
+            return "died"
     return "died" if state == "stopped" and ended_badly else state
 
 
@@ -203,8 +210,7 @@ def time_left(lines: Sequence[Line]) -> str:
 
 def _in_slurm(folder: Path) -> list[str]:
     """The ids of a sweep's jobs that wait in Slurm's queue or run."""
-    listed = (read_json(folder / JOBS) or {}).get("jobs", [])
-    states = slurm_states([job["id"] for job in listed if job.get("id")])
+    states = slurm_states([job["id"] for job in _listed(folder) if job.get("id")])
     return [job for job, state in states.items() if state in (*WAITING, "CONFIGURING", "RUNNING")]
 
 

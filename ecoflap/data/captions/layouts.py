@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ecoflap.data.folder import parse_json, read_json, read_text
+from ecoflap.data.folder import parse_json, read_json, read_text, text_lines
 from ecoflap.data.sources import PICTURES, coco_number
 from ecoflap.errors import UserError
 
@@ -130,7 +130,7 @@ def _captions(file: Path) -> Iterator[tuple[str, list[str]]]:
         beside = (file.with_suffix(ending) for small in PICTURES for ending in (small, small.upper()))
         picture = next((one for one in beside if one.is_file()), None)
         if picture is not None:
-            yield picture.name, [line.strip() for line in read_text(file).split("\n") if line.strip()]
+            yield picture.name, text_lines(file)
         return
     for line, row in _rows(file):
         try:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ecoflap.data.folder import read_text
+from ecoflap.data.folder import text_lines
 from ecoflap.errors import UserError, nearest
 from ecoflap.storage.installation import install_extra
 
@@ -120,8 +120,3 @@ def own_labels(own: Sequence[str], names: Sequence[str], asked: str, indexed: bo
 def spaced(name: str) -> str:
     """A class name with spaces in place of underscores."""
     return name.replace("_", " ")
-
-
-def text_lines(file: Path) -> list[str]:
-    """The lines of a text file that are not empty."""
-    return [line.strip() for line in read_text(file).split("\n") if line.strip()]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +11,16 @@ from typing import NamedTuple
 from ecoflap.data.classification.class_names import (
     OPENAI,
     PACKAGES,
+    WORDNET,
     class_lines,
     name_classes,
     openai_templates,
     spaced,
-    text_lines,
 )
 from ecoflap.data.classification.clip_sets import PictureSet, find_set
 from ecoflap.data.classification.options import PictureSourceOptions
 from ecoflap.data.example import Example
-from ecoflap.data.folder import read_json, require_files
+from ecoflap.data.folder import read_json, require_files, text_lines
 from ecoflap.errors import UserError
 
 OBTAIN = "DATASETS.md of CoOp (https://github.com/KaiyangZhou/CoOp) says where to get its files."
@@ -129,7 +128,7 @@ class PictureSource(PictureSourceOptions):
     def _names(self, found: Sequence[str], option: str, named: bool) -> tuple[list[str], list[int]]:
         """The names of the classes, and the name's index for each class in the files."""
         if self.classes is None or (self.classes in PACKAGES and not named):
-            if named and all(re.fullmatch(r"n\d{8}", name) for name in found):
+            if named and all(WORDNET.fullmatch(name) for name in found):
                 raise UserError(
                     f"{option}={self.dataset}: the folders are WordNet's numbers; name them by"
                     f" {option}.classes=open_clip, or =FILE"
